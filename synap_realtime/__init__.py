@@ -1,0 +1,61 @@
+"""The moment a background job moves, the user who waits for it sees it."""
+
+from __future__ import annotations
+
+from .broadcast import (
+    AsyncBroadcaster,
+    Broadcaster,
+    BroadcastResult,
+    broadcast_error,
+    broadcast_error_sync,
+    broadcast_notification,
+    broadcast_notification_sync,
+    broadcast_success,
+    broadcast_success_sync,
+)
+from .errors import (
+    BroadcastError,
+    ConfigurationError,
+    InvalidArgumentError,
+    InvalidInputError,
+    JobError,
+    SynapRealtimeError,
+)
+from .protocol.notification import Notification, Status
+from .protocol.payloads import (
+    JobFailed,
+    NoteCreated,
+    ProjectCreated,
+    ResponseGenerated,
+    TaskCompleted,
+    TaskCreated,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncBroadcaster",
+    "BroadcastError",
+    "BroadcastResult",
+    "Broadcaster",
+    "ConfigurationError",
+    "InvalidArgumentError",
+    "InvalidInputError",
+    "JobError",
+    "JobFailed",
+    "NoteCreated",
+    "Notification",
+    "ProjectCreated",
+    "ResponseGenerated",
+    "Status",
+    "SynapRealtimeError",
+    "TaskCompleted",
+    "TaskCreated",
+    "__version__",
+    "broadcast_error",
+    "broadcast_error_sync",
+    "broadcast_notification",
+    "broadcast_notification_sync",
+    "broadcast_success",
+    "broadcast_success_sync",
+]

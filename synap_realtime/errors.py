@@ -1,0 +1,50 @@
+"""The errors that callers of this package can meet.
+
+::
+
+    SynapRealtimeError
+    ├── InvalidArgumentError   a wrong argument; names the field. Also a ValueError
+    ├── ConfigurationError     the settings cannot work; says which to change
+    ├── BroadcastError         BroadcastResult.raise_for_status() on a failed broadcast
+    └── JobError               a job failed, and its message is meant for the user
+        └── InvalidInputError  the job's input is wrong: no retry can mend it
+"""
+
+from __future__ import annotations
+
+
+class SynapRealtimeError(Exception):
+    """The root: everything that this package raises on purpose."""
+
+
+class InvalidArgumentError(SynapRealtimeError, ValueError):
+    """A caller's argument is wrong. Retrying cannot help.
+
+    Attributes:
+        field: the argument's name, as the caller writes it (``"user_id"``, ``"data"``).
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class ConfigurationError(SynapRealtimeError):
+    """The settings, or the way that parts were put together, cannot work."""
+
+
+class BroadcastError(SynapRealtimeError):
+    """A notification was not accepted. The message says by whom and why."""
+
+
+class JobError(SynapRealtimeError):
+    """A job's attempt failed, and the message may be shown to the user.
+
+    The framework may try again; only when it gives up does the user read the message. Any other
+    exception reaches the user as "Something went wrong", never with its own text.
+    """
+
+
+class InvalidInputError(JobError):
+    """The job's input is wrong. No retry can mend it: the job fails at once."""

@@ -1,0 +1,25 @@
+"""What a connection says beside notifications: keepalive and close codes.
+
+See PROTOCOL.md, "Subscribing" and "Close codes".
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+PING = "ping"
+PONG = "pong"
+SILENCE_LIMIT_S = 75.0
+"""A connection from which nothing has come for so long is closed."""
+
+MAX_CLIENT_TEXT_BYTES = 4 * 1024
+"""The longest text that a client may send."""
+
+
+class CloseCode(IntEnum):
+    """4000 to 4499: come back with the last cursor. 4500 to 4999: don't."""
+
+    TOO_SLOW = 4008
+    SILENT = 4009
+    DRAINING = 4012
+    CONTRACT_BROKEN = 4540

@@ -1,0 +1,36 @@
+"""Positions in a room's log, opaque to clients. See PROTOCOL.md, "Words" and "Subscribing"."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ..errors import InvalidArgumentError
+
+_CURSOR = re.compile(r"([A-Za-z0-9]{1,32})-([0-9]{1,18})")
+
+
+class Cursor(NamedTuple):
+    """A position: which log, and how far in it.
+
+    ``epoch`` names one life of a store, so that a cursor from a log that is gone is recognised.
+    ``offset`` grows within a room; 0 is before the first notification.
+    """
+
+    epoch: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.offset}"
+
+
+def parse_cursor(text: str) -> Cursor:
+    """Read a cursor that :meth:`Cursor.__str__` wrote.
+
+    Raises:
+        InvalidArgumentError: it was not written by a server of ours.
+    """
+    match = _CURSOR.fullmatch(text)
+    if match is None:
+        raise InvalidArgumentError("after", "expected a cursor, 'earliest' or 'latest'")
+    return Cursor(match[1], int(match[2]))

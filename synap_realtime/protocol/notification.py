@@ -1,0 +1,158 @@
+"""The notification: what is sent to rooms. See PROTOCOL.md, "Notification"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import pydantic
+import pydantic_core
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from ..errors import InvalidArgumentError
+
+MAX_NOTIFICATION_BYTES = 256 * 1024
+"""The largest notification, as UTF-8 JSON."""
+
+MAX_BATCH_BYTES = 1024 * 1024
+MAX_BATCH_NOTIFICATIONS = 1000
+
+Status = Literal["pending", "success", "error"]
+"""How the job stands: progress and retries are ``pending``."""
+
+
+def _not_reserved(value: str) -> str:
+    if value.startswith("synap."):
+        raise ValueError("the prefix 'synap.' is reserved")
+    return value
+
+
+def to_utc_timestamp(value: str) -> str:
+    """Any RFC 3339 time as UTC with milliseconds and ``Z``, as ``PROTOCOL.md`` has it.
+
+    Raises:
+        ValueError: it is not an RFC 3339 date and time with an offset.
+    """
+    try:
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            raise ValueError("no offset")
+        return format_timestamp(moment)
+    except (ValueError, OverflowError):
+        raise ValueError("expected an RFC 3339 time such as 2026-01-31T12:00:00.000Z") from None
+
+
+def format_timestamp(moment: datetime) -> str:
+    """An aware datetime as ``2026-01-31T12:00:00.000Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _is_unicode(value: str) -> str:
+    """Refuse a lone surrogate: JSON can spell it, UTF-8 cannot carry it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("contains a lone surrogate, which is not Unicode text") from None
+    return value
+
+
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_is_unicode)]
+
+
+class WireModel(BaseModel):
+    """snake_case in Python, camelCase on the wire; both spellings are read."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class Notification(WireModel):
+    """One thing that happened, for everyone in a room.
+
+    Unknown members are kept and delivered (``notification.model_extra``).
+
+    Attributes:
+        type: 1 to 128 characters, dotted: ``note.creation.completed``.
+        data: the payload, a JSON object. One notification is at most 256 KiB encoded.
+        id: 1 to 128 characters. The same id is the same notification, however often it is sent;
+            the SDK makes a UUIDv7 when there is none.
+        request_id: the request that this answers.
+        status: ``pending``, ``success`` or ``error``.
+        timestamp: RFC 3339 in UTC with milliseconds; the server fills it in.
+        room, cursor: added by the server on delivery.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: Annotated[_Name, AfterValidator(_not_reserved)]
+    data: dict[str, Any]
+    id: _Name | None = None
+    request_id: str | None = None
+    status: Status | None = None
+    timestamp: Annotated[str, AfterValidator(to_utc_timestamp)] | None = None
+    room: str | None = None
+    cursor: str | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON object: camelCase, without the members that are not set."""
+        known = {
+            to_camel(name): value
+            for name in type(self).model_fields
+            if (value := getattr(self, name)) is not None
+        }
+        return {**known, **(self.model_extra or {})}
+
+
+def parse_notification(value: object) -> Notification:
+    """Check a decoded JSON value.
+
+    Raises:
+        InvalidArgumentError: names the first member that is wrong, by its wire name.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentError("notification", "expected a JSON object")
+    try:
+        return Notification.model_validate(value)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "notification"
+        raise InvalidArgumentError(field, first["msg"].removeprefix("Value error, ")) from None
+
+
+def to_json_object(field: str, value: object) -> dict[str, Any]:
+    """A mapping or a model as plain JSON data (dates, UUIDs and the like become strings).
+
+    Raises:
+        InvalidArgumentError: it is neither, or something in it has no JSON form.
+    """
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentError(
+            field, f"expected a mapping or a pydantic model, got {type(value).__name__}"
+        )
+    try:
+        plain = pydantic_core.to_jsonable_python(
+            dict(value), by_alias=True, inf_nan_mode="constants"
+        )
+    except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
+        raise InvalidArgumentError(field, f"cannot be JSON: {error}") from error
+    assert isinstance(plain, dict)  # noqa: S101 - a mapping in, a mapping out
+    return plain
+
+
+def encode_json(field: str, value: object) -> bytes:
+    """UTF-8 JSON, strictly: no NaN, no lone surrogates.
+
+    Raises:
+        InvalidArgumentError: the value has no such form.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(field, "contains a lone surrogate, which is not text") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgumentError(field, f"cannot be JSON: {error}") from error

@@ -1,0 +1,62 @@
+"""Room ids: who may hear a notification. See PROTOCOL.md, "Words"."""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+from ..errors import InvalidArgumentError
+
+Room = NewType("Room", str)
+"""A checked room id: ``user_42``, ``request_7f3a``, ``workspace_7``."""
+
+_KEY = r"[A-Za-z0-9._~:@|=+\-]{1,200}"
+_ROOM = re.compile(rf"[a-z][a-z0-9-]{{0,31}}_{_KEY}")
+_ALLOWED = "1 to 200 of A-Z a-z 0-9 . _ ~ : @ | = + -"
+
+
+def parse_room(text: str) -> Room:
+    """Check a room id.
+
+    Raises:
+        InvalidArgumentError: it is not a kind, ``_`` and a key.
+    """
+    _require_text("room", text)
+    if not _ROOM.fullmatch(text):
+        raise InvalidArgumentError(
+            "room",
+            f"expected a kind, '_' and a key of {_ALLOWED}, such as 'user_42'; got {_shown(text)}",
+        )
+    return Room(text)
+
+
+def user_room(user_id: str) -> Room:
+    """The room of everything that concerns one user."""
+    return _room_of("user", "user_id", user_id)
+
+
+def request_room(request_id: str) -> Room:
+    """The room of one request: it replays from its start to whoever comes late."""
+    return _room_of("request", "request_id", request_id)
+
+
+def is_request_room(room: Room) -> bool:
+    return room.startswith("request_")
+
+
+def _room_of(kind: str, field: str, key: str) -> Room:
+    _require_text(field, key)
+    if not re.fullmatch(_KEY, key):
+        raise InvalidArgumentError(field, f"expected {_ALLOWED}; got {_shown(key)}")
+    return Room(f"{kind}_{key}")
+
+
+def _require_text(field: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidArgumentError(field, f"expected a string, got {type(value).__name__}")
+
+
+def _shown(value: object) -> str:
+    """A value short enough for an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
