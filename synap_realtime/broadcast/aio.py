@@ -1,0 +1,194 @@
+"""The asynchronous client: lifecycle and await, nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import tenacity
+from pydantic import BaseModel
+
+from ..protocol.notification import Notification
+from ..protocol.rooms import Room, parse_room
+from . import requests, retry
+from .result import BroadcastResult
+
+
+class AsyncBroadcaster:
+    """Publishes notifications and keeps its connections open between them.
+
+    Use it as a context manager, or call :meth:`aclose` at the end. One instance serves all tasks,
+    and event loops, of a process. A wrong argument raises at once and names the field; delivery
+    never raises.
+
+    ::
+
+        async with AsyncBroadcaster("http://127.0.0.1:8787") as broadcaster:
+            await broadcaster.broadcast_success("42", "note.creation.completed", {"entityId": "n1"})
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = retry.TIMEOUT_S,
+        deadline_s: float = retry.DEADLINE_S,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Make a client; nothing is connected yet.
+
+        Args:
+            url: the room server, default ``REALTIME_URL``, else ``http://127.0.0.1:8787``.
+            api_key: sent as a bearer token, default ``REALTIME_API_KEY``.
+            timeout_s: how long one attempt may take.
+            deadline_s: how long one broadcast may take in all, retries included.
+            transport: another way to reach the server, such as ``httpx.ASGITransport``.
+
+        Raises:
+            ConfigurationError: the URL is not an ``http`` or ``https`` one.
+        """
+        self._endpoint = requests.Endpoint(url, api_key)
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._transport = transport
+        # A pool of connections belongs to one event loop; some frameworks run several.
+        self._pools: dict[
+            asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]
+        ] = {}
+
+    async def broadcast_notification(
+        self,
+        *,
+        user_id: str | None = None,
+        request_id: str | None = None,
+        message: Notification | Mapping[str, Any],
+    ) -> BroadcastResult:
+        """Send one notification to a user's room, a request's room, or both.
+
+        Args:
+            user_id: goes to the room ``user_{user_id}``.
+            request_id: goes to the room ``request_{request_id}``, and into the message.
+            message: a :class:`Notification` or a mapping with at least ``type`` and ``data``.
+
+        Raises:
+            InvalidArgumentError: names the argument that is wrong.
+
+        See PROTOCOL.md, "HTTP".
+        """
+        rooms = requests.rooms_for(user_id, request_id)
+        return await self._deliver(rooms, requests.prepare(message, request_id))
+
+    async def broadcast_success(
+        self,
+        user_id: str | None,
+        type: str,
+        data: Mapping[str, Any] | BaseModel,
+        request_id: str | None = None,
+        *,
+        id: str | None = None,
+    ) -> BroadcastResult:
+        """Send a notification with ``status: "success"``. ``id`` makes it idempotent."""
+        message = requests.message_of(type, data, "success", id=id)
+        return await self.broadcast_notification(
+            user_id=user_id, request_id=request_id, message=message
+        )
+
+    async def broadcast_error(
+        self,
+        user_id: str | None,
+        type: str,
+        error: str,
+        request_id: str | None = None,
+        *,
+        id: str | None = None,
+    ) -> BroadcastResult:
+        """Send a notification with ``status: "error"`` and ``data: {"error": …}``."""
+        message = requests.message_of(type, requests.error_data(error), "error", id=id)
+        return await self.broadcast_notification(
+            user_id=user_id, request_id=request_id, message=message
+        )
+
+    async def broadcast(
+        self, room: str, message: Notification | Mapping[str, Any]
+    ) -> BroadcastResult:
+        """Send one notification to any one room, such as ``workspace_7``."""
+        return await self._deliver((parse_room(room),), requests.prepare(message))
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop."""
+        pool = self._pools.get(asyncio.get_running_loop())
+        if pool is not None:
+            await pool[1].aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
+        client = await self._client()
+        deadline = time.monotonic() + self._deadline_s
+        steps = requests.delivery(self._endpoint, rooms, message)
+        call = next(steps)
+        while True:
+            answer = await self._call(client, call, deadline)
+            try:
+                call = steps.send(answer)
+            except StopIteration as done:
+                result: BroadcastResult = done.value
+                return result
+
+    async def _call(
+        self, client: httpx.AsyncClient, call: requests.Call, deadline: float
+    ) -> requests.Answer:
+        attempts = 0
+
+        async def attempt() -> requests.Answer:
+            nonlocal attempts
+            attempts += 1
+            budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
+            try:
+                async with asyncio.timeout(budget):
+                    response = await client.post(
+                        self._endpoint.url + call.path,
+                        content=call.body,
+                        headers=self._endpoint.headers,
+                    )
+            except TimeoutError:
+                return requests.Answer(error=f"timed out after {budget:.2g} s")
+            except httpx.RequestError as error:
+                return requests.read_failure(error)
+            return requests.read_response(response)
+
+        retrying = tenacity.AsyncRetrying(**retry.policy(deadline - time.monotonic()))
+        return retry.counted(await retrying(attempt), attempts)
+
+    async def _client(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            client = httpx.AsyncClient(timeout=self._timeout_s, transport=self._transport)
+            pool = self._pools[loop] = (client, self._until_loop_ends(loop, client))
+            await anext(pool[1])
+        return pool[0]
+
+    async def _until_loop_ends(
+        self, loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient
+    ) -> AsyncGenerator[None]:
+        """Close the client with its loop: ``asyncio.run`` finishes async generators."""
+        try:
+            yield
+        finally:
+            self._pools.pop(loop, None)
+            await client.aclose()

@@ -1,0 +1,117 @@
+"""The SDK as plain functions, on one shared client for each server and key."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..protocol.notification import Notification
+from .aio import AsyncBroadcaster
+from .result import BroadcastResult
+from .sync import Broadcaster
+
+
+async def broadcast_notification(
+    *,
+    user_id: str | None = None,
+    request_id: str | None = None,
+    message: Notification | Mapping[str, Any],
+) -> BroadcastResult:
+    """Send one notification to a user's room, a request's room, or both.
+
+    The server is ``REALTIME_URL``, the key ``REALTIME_API_KEY``. Connections stay open and are
+    closed with the event loop. Delivery never raises: look at ``result.success``.
+
+    Raises:
+        InvalidArgumentError: names the argument that is wrong.
+        ConfigurationError: ``REALTIME_URL`` is not an http or https URL.
+    """
+    return await _shared(*_environment()).broadcast_notification(
+        user_id=user_id, request_id=request_id, message=message
+    )
+
+
+async def broadcast_success(
+    user_id: str | None,
+    type: str,
+    data: Mapping[str, Any] | BaseModel,
+    request_id: str | None = None,
+    *,
+    id: str | None = None,
+) -> BroadcastResult:
+    """Send a notification with ``status: "success"``; see :func:`broadcast_notification`."""
+    return await _shared(*_environment()).broadcast_success(user_id, type, data, request_id, id=id)
+
+
+async def broadcast_error(
+    user_id: str | None,
+    type: str,
+    error: str,
+    request_id: str | None = None,
+    *,
+    id: str | None = None,
+) -> BroadcastResult:
+    """Send a notification with ``status: "error"``; see :func:`broadcast_notification`."""
+    return await _shared(*_environment()).broadcast_error(user_id, type, error, request_id, id=id)
+
+
+def broadcast_notification_sync(
+    *,
+    user_id: str | None = None,
+    request_id: str | None = None,
+    message: Notification | Mapping[str, Any],
+) -> BroadcastResult:
+    """:func:`broadcast_notification` for code that does not await."""
+    return _shared_sync(*_environment()).broadcast_notification(
+        user_id=user_id, request_id=request_id, message=message
+    )
+
+
+def broadcast_success_sync(
+    user_id: str | None,
+    type: str,
+    data: Mapping[str, Any] | BaseModel,
+    request_id: str | None = None,
+    *,
+    id: str | None = None,
+) -> BroadcastResult:
+    """:func:`broadcast_success` for code that does not await."""
+    return _shared_sync(*_environment()).broadcast_success(user_id, type, data, request_id, id=id)
+
+
+def broadcast_error_sync(
+    user_id: str | None,
+    type: str,
+    error: str,
+    request_id: str | None = None,
+    *,
+    id: str | None = None,
+) -> BroadcastResult:
+    """:func:`broadcast_error` for code that does not await."""
+    return _shared_sync(*_environment()).broadcast_error(user_id, type, error, request_id, id=id)
+
+
+def _environment() -> tuple[str | None, str | None]:
+    return os.environ.get("REALTIME_URL"), os.environ.get("REALTIME_API_KEY")
+
+
+@functools.lru_cache(maxsize=8)
+def _shared(url: str | None, api_key: str | None) -> AsyncBroadcaster:
+    return AsyncBroadcaster(url, api_key)
+
+
+@functools.lru_cache(maxsize=8)
+def _shared_sync(url: str | None, api_key: str | None) -> Broadcaster:
+    broadcaster = Broadcaster(url, api_key)
+    atexit.register(broadcaster.close)
+    return broadcaster
+
+
+# A forked worker must not write on its parent's connections.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shared_sync.cache_clear)

@@ -1,0 +1,315 @@
+"""What to send and how to read the answer: pure, shared by both clients.
+
+:func:`delivery` is a generator that holds the whole logic: it yields calls, is sent back their
+answers, and returns the result. The clients only run it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import uuid_utils
+from pydantic import BaseModel
+
+from ..errors import ConfigurationError, InvalidArgumentError
+from ..protocol.notification import (
+    MAX_NOTIFICATION_BYTES,
+    Notification,
+    Status,
+    encode_json,
+    format_timestamp,
+    parse_notification,
+    to_json_object,
+)
+from ..protocol.rooms import Room, request_room, user_room
+from .result import BroadcastResult
+
+DEFAULT_URL = "http://127.0.0.1:8787"
+"""Where ``synap-realtime serve`` listens unless told otherwise."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One ``POST``: a path below the server's URL and a JSON body."""
+
+    path: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a call: a status and its body, or why there is none.
+
+    ``retry_after_s`` is what the server asked for, 0 if nothing.
+    """
+
+    attempts: int = 1
+    status: int | None = None
+    body: object = None
+    error: str | None = None
+    retry_after_s: float = 0.0
+
+    @property
+    def retriable(self) -> bool:
+        """Connection errors, timeouts, 429 and 5xx; never another 4xx."""
+        return self.status is None or self.status == 429 or self.status >= 500
+
+
+Delivery = Generator[Call, Answer, BroadcastResult]
+
+
+class Endpoint:
+    """One room server: its address, its key, and what is known of its routes."""
+
+    def __init__(self, url: str | None, api_key: str | None) -> None:
+        """Take the arguments, else ``REALTIME_URL`` and ``REALTIME_API_KEY``.
+
+        Raises:
+            ConfigurationError: the URL is not an ``http`` or ``https`` one.
+        """
+        source = "url" if url else "REALTIME_URL"
+        text = url or os.environ.get("REALTIME_URL") or DEFAULT_URL
+        try:
+            parsed = httpx.URL(text)
+        except (httpx.InvalidURL, TypeError) as error:
+            raise ConfigurationError(f"{source}: {error}") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ConfigurationError(f"{source}: expected http://… or https://…, got {text!r}")
+        self.url = str(parsed).rstrip("/")
+        key = api_key or os.environ.get("REALTIME_API_KEY")
+        if key and (not key.isascii() or not key.isprintable() or " " in key):
+            raise ConfigurationError(
+                f"{'api_key' if api_key else 'REALTIME_API_KEY'}: holds a character that an HTTP "
+                "header cannot carry; is there a line end in it?"
+            )
+        self.headers = {"Content-Type": "application/json"}
+        if key:
+            self.headers["Authorization"] = f"Bearer {key}"
+        self.has_batch_route = True
+
+
+def read_response(response: httpx.Response) -> Answer:
+    """A response as an answer; a body that is not JSON stays text."""
+    try:
+        body: object = response.json()
+    except ValueError:
+        body = response.text[:200]
+    return Answer(
+        status=response.status_code,
+        body=body,
+        error=None if response.is_success else _describe(response.status_code, body),
+        retry_after_s=_retry_after(response.headers.get("Retry-After")),
+    )
+
+
+def read_failure(error: httpx.RequestError) -> Answer:
+    """A connection error or a timeout as an answer."""
+    what = "timed out" if isinstance(error, httpx.TimeoutException) else "could not reach it"
+    return Answer(error=f"the server: {what}: {str(error) or type(error).__name__}")
+
+
+def rooms_for(user_id: str | None, request_id: str | None) -> tuple[Room, ...]:
+    """The user's room and the request's room, whichever is given.
+
+    Raises:
+        InvalidArgumentError: neither is given, or one cannot be part of a room id.
+    """
+    rooms = []
+    if user_id is not None:
+        rooms.append(user_room(user_id))
+    if request_id is not None:
+        rooms.append(request_room(request_id))
+    if not rooms:
+        raise InvalidArgumentError("user_id", "give user_id, request_id or both")
+    return tuple(rooms)
+
+
+def prepare(
+    message: Notification | Mapping[str, Any], request_id: str | None = None
+) -> Notification:
+    """Check a message and give it an id and a time.
+
+    Raises:
+        InvalidArgumentError: names the member that is wrong.
+    """
+    if isinstance(message, Notification):
+        wire = message.to_wire()
+    elif isinstance(message, Mapping):
+        wire = dict(message)
+    else:
+        raise InvalidArgumentError(
+            "message", f"expected a Notification or a mapping, got {type(message).__name__}"
+        )
+    if "request_id" in wire:
+        wire["requestId"] = wire.pop("request_id")
+    if "data" in wire:
+        wire["data"] = to_json_object("data", wire["data"])
+    if wire.get("requestId") is None and request_id is not None:
+        wire["requestId"] = request_id
+    if wire.get("id") is None:
+        wire["id"] = str(uuid_utils.uuid7())
+    if wire.get("timestamp") is None:
+        wire["timestamp"] = format_timestamp(datetime.now(UTC))
+    return parse_notification(wire)
+
+
+def message_of(
+    type: str,
+    data: Mapping[str, Any] | BaseModel,
+    status: Status,
+    *,
+    id: str | None,
+) -> dict[str, Any]:
+    """The message of ``broadcast_success`` and ``broadcast_error``."""
+    return {"id": id, "type": type, "data": to_json_object("data", data), "status": status}
+
+
+def error_data(error: str) -> dict[str, Any]:
+    """The ``data`` of an error notification, as the report has it."""
+    if not isinstance(error, str):
+        raise InvalidArgumentError(
+            "error", f"expected text that the user may read, got {type(error).__name__}"
+        )
+    return {"error": error}
+
+
+def delivery(endpoint: Endpoint, rooms: tuple[Room, ...], notification: Notification) -> Delivery:
+    """Publish one notification to its rooms; see PROTOCOL.md, "HTTP".
+
+    One ``POST /broadcast``. A server of the original report has no such route: then one
+    ``POST /rooms/{room}/broadcast`` for each room, and the endpoint remembers.
+
+    Raises:
+        InvalidArgumentError: the notification is over 256 KiB or cannot be JSON.
+    """
+    wire = notification.to_wire()
+    single = encode_json("data", wire)
+    if len(single) > MAX_NOTIFICATION_BYTES:
+        raise InvalidArgumentError(
+            "data",
+            f"the notification has {len(single)} bytes; at most {MAX_NOTIFICATION_BYTES} are "
+            "allowed. Send a link to what is large",
+        )
+    return _delivery(endpoint, rooms, str(notification.id), wire, single)
+
+
+def _delivery(
+    endpoint: Endpoint, rooms: tuple[Room, ...], id: str, wire: dict[str, Any], single: bytes
+) -> Delivery:
+    attempts = 0
+    if endpoint.has_batch_route:
+        body = encode_json("data", {"notifications": [{**wire, "rooms": list(rooms)}]})
+        answer = yield Call("/broadcast", body)
+        attempts += answer.attempts
+        if not _is_unknown_route(answer):
+            return _read_batch(answer, id, rooms, attempts)
+        endpoint.has_batch_route = False
+
+    count = 0
+    reached: list[str] = []
+    errors: list[str] = []
+    for room in rooms:
+        answer = yield Call(f"/rooms/{quote(room, safe='')}/broadcast", single)
+        attempts += answer.attempts
+        error = _read_single(answer)
+        if error is None:
+            reached.append(room)
+            count += _count(answer.body)
+        else:
+            errors.append(f"{room}: {error}")
+    return BroadcastResult(
+        success=not errors,
+        broadcast_count=count,
+        id=id,
+        rooms=tuple(reached),
+        attempts=attempts,
+        error="; ".join(errors) or None,
+    )
+
+
+def _is_unknown_route(answer: Answer) -> bool:
+    """Whether the server has no ``POST /broadcast``.
+
+    The report's Worker answers 400 with plain text there; ours answers 400 with a ``code``.
+    """
+    if answer.status == 400:
+        return not (isinstance(answer.body, dict) and "code" in answer.body)
+    return answer.status in (404, 405)
+
+
+def _read_batch(answer: Answer, id: str, rooms: tuple[Room, ...], attempts: int) -> BroadcastResult:
+    error = answer.error
+    count = 0
+    if error is None:
+        match answer.body:
+            case {"results": [{"success": True} as result]}:
+                count = _count(result)
+            case {"results": [{"error": str(reason)} as result]}:
+                error = f"{reason}: {result.get('details')}"
+            case _:
+                error = _not_ours(answer)
+    return BroadcastResult(
+        success=error is None,
+        broadcast_count=count,
+        id=id,
+        rooms=tuple(rooms) if error is None else (),
+        attempts=attempts,
+        error=error,
+    )
+
+
+def _read_single(answer: Answer) -> str | None:
+    if answer.error is not None:
+        return answer.error
+    match answer.body:
+        case {"success": True}:
+            return None
+        case {"success": False, "error": str(reason)}:
+            return reason
+        case _:
+            return _not_ours(answer)
+
+
+def _not_ours(answer: Answer) -> str:
+    return f"the server answered {answer.status}, but not as a room server does; check the URL"
+
+
+def _count(body: object) -> int:
+    count = body.get("broadcastCount") if isinstance(body, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else 0
+
+
+def _describe(status: int, body: object) -> str:
+    match body:
+        case {"error": str(error), "details": str(details)}:
+            return f"the server answered {status}: {error}: {details}"
+        case {"error": str(error)}:
+            return f"the server answered {status}: {error}"
+        case str(text) if text.strip():
+            return f"the server answered {status}: {text.strip()}"
+        case _:
+            return f"the server answered {status}"
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds to wait, from either form of the header (RFC 9110, section 10.2.3)."""
+    if not value:
+        return 0.0
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

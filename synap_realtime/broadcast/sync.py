@@ -1,0 +1,125 @@
+"""The synchronous client: lifecycle, nothing more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import tenacity
+from pydantic import BaseModel
+
+from ..protocol.notification import Notification
+from ..protocol.rooms import Room, parse_room
+from . import requests, retry
+from .result import BroadcastResult
+
+
+class Broadcaster:
+    """:class:`AsyncBroadcaster` for code that does not await. Safe to share between threads."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = retry.TIMEOUT_S,
+        deadline_s: float = retry.DEADLINE_S,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Make a client; the arguments are those of :class:`AsyncBroadcaster`."""
+        self._endpoint = requests.Endpoint(url, api_key)
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._client = httpx.Client(timeout=timeout_s, transport=transport)
+
+    def broadcast_notification(
+        self,
+        *,
+        user_id: str | None = None,
+        request_id: str | None = None,
+        message: Notification | Mapping[str, Any],
+    ) -> BroadcastResult:
+        """See :meth:`AsyncBroadcaster.broadcast_notification`."""
+        rooms = requests.rooms_for(user_id, request_id)
+        return self._deliver(rooms, requests.prepare(message, request_id))
+
+    def broadcast_success(
+        self,
+        user_id: str | None,
+        type: str,
+        data: Mapping[str, Any] | BaseModel,
+        request_id: str | None = None,
+        *,
+        id: str | None = None,
+    ) -> BroadcastResult:
+        """See :meth:`AsyncBroadcaster.broadcast_success`."""
+        message = requests.message_of(type, data, "success", id=id)
+        return self.broadcast_notification(user_id=user_id, request_id=request_id, message=message)
+
+    def broadcast_error(
+        self,
+        user_id: str | None,
+        type: str,
+        error: str,
+        request_id: str | None = None,
+        *,
+        id: str | None = None,
+    ) -> BroadcastResult:
+        """See :meth:`AsyncBroadcaster.broadcast_error`."""
+        message = requests.message_of(type, requests.error_data(error), "error", id=id)
+        return self.broadcast_notification(user_id=user_id, request_id=request_id, message=message)
+
+    def broadcast(self, room: str, message: Notification | Mapping[str, Any]) -> BroadcastResult:
+        """See :meth:`AsyncBroadcaster.broadcast`."""
+        return self._deliver((parse_room(room),), requests.prepare(message))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
+        deadline = time.monotonic() + self._deadline_s
+        steps = requests.delivery(self._endpoint, rooms, message)
+        call = next(steps)
+        while True:
+            answer = self._call(call, deadline)
+            try:
+                call = steps.send(answer)
+            except StopIteration as done:
+                result: BroadcastResult = done.value
+                return result
+
+    def _call(self, call: requests.Call, deadline: float) -> requests.Answer:
+        attempts = 0
+
+        def attempt() -> requests.Answer:
+            nonlocal attempts
+            attempts += 1
+            budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
+            try:
+                response = self._client.post(
+                    self._endpoint.url + call.path,
+                    content=call.body,
+                    headers=self._endpoint.headers,
+                    timeout=budget,
+                )
+            except httpx.RequestError as error:
+                return requests.read_failure(error)
+            return requests.read_response(response)
+
+        retrying = tenacity.Retrying(**retry.policy(deadline - time.monotonic()))
+        return retry.counted(retrying(attempt), attempts)
