@@ -1,0 +1,92 @@
+"""The command ``synap-realtime``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .errors import SynapRealtimeError
+
+app = typer.Typer(
+    name="synap-realtime",
+    help="The moment a background job moves, the user who waits for it sees it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _setting(name: str, text: str) -> str:
+    return f"{text} [env: SYNAP_REALTIME_{name}]"
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help=_setting("HOST", "Loopback address; default 127.0.0.1."))
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help=_setting("PORT", "Default 8787; 0 takes a free one."))
+    ] = None,
+    allowed_origins: Annotated[
+        str | None,
+        typer.Option(help=_setting("ALLOWED_ORIGINS", "Browsers' origins, comma-separated.")),
+    ] = None,
+    retention_count: Annotated[
+        int | None,
+        typer.Option(help=_setting("RETENTION_COUNT", "Notifications a room keeps; 1000.")),
+    ] = None,
+    retention_s: Annotated[
+        float | None,
+        typer.Option(help=_setting("RETENTION_S", "For so many seconds; 86400.")),
+    ] = None,
+    request_retention_s: Annotated[
+        float | None,
+        typer.Option(help=_setting("REQUEST_RETENTION_S", "In a request's room; 3600.")),
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help=_setting("LOG_LEVEL", "debug, info, warning or error."))
+    ] = None,
+) -> None:
+    """Run the room server."""
+    from .server.serve import run
+    from .server.settings import load_settings
+
+    run(
+        load_settings(
+            host=host,
+            port=port,
+            allowed_origins=allowed_origins,
+            retention_count=retention_count,
+            retention_s=retention_s,
+            request_retention_s=request_retention_s,
+            log_level=log_level,
+        )
+    )
+
+
+def main() -> None:
+    """Entry point: an error that we know is one line, not a traceback."""
+    try:
+        app()
+    except SynapRealtimeError as error:
+        print(f"synap-realtime: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ImportError as error:
+        print(
+            f"synap-realtime: {error}; install it with: pip install 'synap-realtime[server,cli]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None

@@ -1,0 +1,124 @@
+"""Front 2: the room server as a program of its own, on uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+import uvicorn
+
+from ..errors import ConfigurationError
+from ..protocol.control import MAX_CLIENT_TEXT_BYTES
+from .asgi import RoomServer, create_app
+from .settings import ServerSettings, is_loopback
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S = 5
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers; who runs it says when it stops."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if isinstance(app := self.config.app, RoomServer):
+            await app.drain()  # before uvicorn closes the sockets with a code of its own
+        await super().shutdown(sockets)
+
+
+@contextlib.asynccontextmanager
+async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGenerator[str]:
+    """Serve an ASGI app inside this event loop: a room server, or what stands beside it.
+
+    Yields:
+        Its address, ``http://127.0.0.1:8787``. Requests are taken from then on, and answered as
+        soon as the app has started.
+
+    Raises:
+        ConfigurationError: the address cannot be had, or is open to others.
+    """
+    if not is_loopback(host):
+        raise ConfigurationError(
+            f"--host {host} would let every machine that reaches this one publish and listen: "
+            "this server has no keys. Use 127.0.0.1, and put a proxy that authenticates in front"
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(
+            f"could not listen on {host}:{port} ({error.strerror}); "
+            "choose another port, or 0 for a free one"
+        ) from error
+    config = uvicorn.Config(
+        app,
+        ws="websockets-sansio",
+        # Room for a clear close code (4540) where a client sends a little too much.
+        ws_max_size=4 * MAX_CLIENT_TEXT_BYTES,
+        ws_per_message_deflate=False,
+        log_config=None,
+        # Its own lines at "info" hold whole addresses, and an address can hold a token.
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        yield f"http://{shown}:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
+
+
+async def until_stopped() -> None:
+    """Wait for SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await stop.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def serve(settings: ServerSettings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigurationError: the settings cannot work, or the port is taken.
+    """
+    async with running(create_app(settings), settings.host, settings.port) as url:
+        logger.info("listening on %s", url)
+        logger.info("memory store: fast, for this process only; its rooms are lost when it ends")
+        await until_stopped()
+        logger.info("stopping")
+
+
+def run(settings: ServerSettings) -> None:
+    """:func:`serve`, with logging and, where there is one, uvloop."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        runner = asyncio.Runner()
+    with runner:
+        runner.run(serve(settings))

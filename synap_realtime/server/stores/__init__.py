@@ -1,0 +1,1 @@
+"""Where rooms keep their notifications. ``base.py`` is the contract."""
