@@ -1,0 +1,88 @@
+"""A message in a conversation, and the reply to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TypedDict
+
+from ..jobs import JobRun
+from ..jobs.family import CONVERSATION_MESSAGE
+from ..protocol.payloads import ResponseGenerated
+from . import inputs
+from .ports import Message, Services
+
+logger = logging.getLogger(__name__)
+
+FALLBACK_REPLY = "I could not write a reply just now. Please try again in a moment."
+REPLY_TIMEOUT_S = 60.0
+
+
+class _Reply(TypedDict):
+    response: str
+    fallback: bool
+
+
+async def handle_conversation_message(run: JobRun, services: Services) -> ResponseGenerated:
+    """Append the user's ``content`` to ``conversationId`` (or ``threadId``), reply, append that.
+
+    When no reply can be had, a stand-in is the reply, and the payload says so.
+
+    Raises:
+        InvalidInputError: the message is empty, or names no conversation.
+    """
+    user_id = inputs.user_of(run)
+    content = inputs.text(run.data, "content", label="The message")
+    key = "conversationId" if "conversationId" in run.data else "threadId"
+    conversation_id = inputs.text(run.data, key, label="The conversation's id", limit=200)
+    asked = Message(
+        id=inputs.stable_id(run, "message"),
+        conversation_id=conversation_id,
+        user_id=user_id,
+        role="user",
+        content=content,
+    )
+
+    async def append_asked() -> None:
+        await services.messages.append(asked)
+
+    async def generate() -> _Reply:
+        history = await services.messages.history(conversation_id, user_id)
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                reply = await services.responder.reply(history)
+        except Exception as error:  # noqa: BLE001 - whatever a model does, the user gets a reply
+            logger.warning("run %s: no reply, sending the stand-in: %r", run.run_id, error)
+            reply = ""
+        if not reply.strip():
+            return {"response": FALLBACK_REPLY, "fallback": True}
+        return {"response": reply, "fallback": False}
+
+    await run.step("append-user-message", append_asked)
+    reply = await run.step("generate-reply", generate)
+    answer = Message(
+        id=inputs.stable_id(run, "reply"),
+        conversation_id=conversation_id,
+        user_id=user_id,
+        role="assistant",
+        content=reply["response"],
+    )
+
+    async def append_answer() -> None:
+        await services.messages.append(answer)
+
+    await run.step("append-reply", append_answer)
+    generated = ResponseGenerated(
+        conversation_id=conversation_id,
+        thread_id=conversation_id,
+        user_message_id=asked.id,
+        assistant_message_id=answer.id,
+        response=answer.content,
+        fallback=reply["fallback"],
+    )
+    await run.send_event(
+        "publish-generated",
+        CONVERSATION_MESSAGE.completed,
+        {**generated.model_dump(by_alias=True), "userId": user_id, "requestId": run.request_id},
+    )
+    return generated

@@ -1,0 +1,28 @@
+"""A task is done."""
+
+from __future__ import annotations
+
+from ..errors import InvalidInputError
+from ..jobs import JobRun
+from ..protocol.payloads import TaskCompleted
+from . import inputs
+from .ports import Services
+
+
+async def handle_task_completion(run: JobRun, services: Services) -> TaskCompleted:
+    """Set the task ``entityId`` to done.
+
+    Raises:
+        InvalidInputError: there is no id, or this user has no such task.
+    """
+    user_id = inputs.user_of(run)
+    entity_id = inputs.text(run.data, "entityId", label="The task's id", limit=200)
+
+    async def complete() -> str:
+        completed_at = await services.entities.complete_task(entity_id, user_id)
+        if completed_at is None:
+            raise InvalidInputError("There is no such task.")
+        return completed_at
+
+    completed_at = await run.step("complete-task", complete)
+    return TaskCompleted(entity_id=entity_id, status="done", completed_at=completed_at)

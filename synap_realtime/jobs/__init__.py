@@ -1,0 +1,9 @@
+"""What a job is, on any framework: its family, its run, and what the user hears of it."""
+
+from __future__ import annotations
+
+from .family import Family
+from .lifecycle import Lifecycle
+from .run import JobRun
+
+__all__ = ["Family", "JobRun", "Lifecycle"]
