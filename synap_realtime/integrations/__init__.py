@@ -1,0 +1,1 @@
+"""Adapters: one job framework a module. Each only translates."""

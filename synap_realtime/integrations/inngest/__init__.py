@@ -1,0 +1,10 @@
+"""Inngest: functions that tell their user how they stand, and an embedded Inngest server.
+
+``LocalInngest`` is in :mod:`synap_realtime.integrations.inngest.local`.
+"""
+
+from __future__ import annotations
+
+from .functions import create_function, create_functions
+
+__all__ = ["create_function", "create_functions"]

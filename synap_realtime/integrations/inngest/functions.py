@@ -1,0 +1,303 @@
+"""Inngest functions that tell their user: started, retrying, completed, failed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import inngest
+from pydantic import BaseModel
+
+from ... import handlers
+from ...broadcast import AsyncBroadcaster, Broadcaster
+from ...errors import ConfigurationError, InvalidArgumentError
+from ...jobs import Family, JobRun, Lifecycle, family
+from ...jobs.lifecycle import readable_error
+from ...protocol.notification import Notification
+from .run import InngestRun, is_final, readable_failure, to_inngest
+from .sender import sender, sender_sync
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RETRIES = 3
+"""Inngest's own, where a function does not say."""
+
+_COMPLETED_STEP = "synap-realtime:completed"
+
+Trigger = inngest.TriggerEvent | inngest.TriggerCron
+Handler = Callable[[Any], Any]
+Failure = Callable[[Any], Any]
+
+
+def create_function(
+    client: inngest.Inngest,
+    *,
+    family: Family | str,
+    fn_id: str,
+    trigger: Trigger | list[Trigger],
+    broadcaster: AsyncBroadcaster | Broadcaster | None = None,
+    retries: int | None = None,
+    on_failure: Failure | None = None,
+    middleware: Sequence[Any] = (),
+    **options: Any,
+) -> Callable[[Handler], inngest.Function[Any]]:
+    """``client.create_function``, for a function whose user hears how it stands.
+
+    The user hears ``{family}.started``; ``{family}.retrying`` when an attempt of the function
+    failed and another will come; then exactly one of ``{family}.completed`` with what the function
+    returned, or ``{family}.failed`` when Inngest has given up. The user is the event's
+    ``data.userId``, the request its ``data.requestId`` (or ``user_id``, ``request_id``). An event
+    without a user is logged, and the function runs.
+
+    A notification that cannot be delivered never fails the function.
+
+    ::
+
+        @create_function(client, family="report.creation", fn_id="create-report",
+                         trigger=inngest.TriggerEvent(event="report.creation.requested"))
+        async def create_report(ctx: inngest.Context) -> dict[str, object]:
+            return {"url": await ctx.step.run("render", render)}
+
+    Args:
+        client: the Inngest client.
+        family: the name before the dot, or a :class:`Family`.
+        broadcaster: an :class:`AsyncBroadcaster` for an async function, a :class:`Broadcaster` for
+            another; default: the server of ``REALTIME_URL``.
+        on_failure: the function's own failure handler; it runs after the user was told.
+        options: everything else that ``client.create_function`` takes.
+
+    Raises:
+        ConfigurationError: the broadcaster does not fit the function.
+    """
+    told = Family(family) if isinstance(family, str) else family
+
+    def decorate(handler: Handler) -> inngest.Function[Any]:
+        conductor = _Conductor(told, (DEFAULT_RETRIES if retries is None else retries) + 1)
+        if inspect.iscoroutinefunction(handler):
+            run, failed = _wrap_async(handler, on_failure, conductor, broadcaster)
+        else:
+            run, failed = _wrap_sync(handler, on_failure, conductor, broadcaster)
+        conductor.is_serialized = "output_type" in options
+        return client.create_function(
+            fn_id=fn_id,
+            trigger=trigger,
+            retries=retries,
+            on_failure=failed,
+            middleware=[*middleware, _CountMemos],
+            **options,
+        )(run)
+
+    return decorate
+
+
+def create_functions(
+    client: inngest.Inngest,
+    services: handlers.Services,
+    broadcaster: AsyncBroadcaster | None = None,
+    *,
+    retries: int | None = None,
+) -> list[inngest.Function[Any]]:
+    """The five handlers as Inngest functions, to pass to Inngest's ``serve``.
+
+    Each is triggered by its family's event (``note.creation.requested``, …,
+    ``conversation.message.sent``).
+
+    Args:
+        client: the Inngest client.
+        services: what the handlers need from the application.
+        broadcaster: default: the server of ``REALTIME_URL``.
+        retries: how often a failed step is tried again; default: Inngest's (3).
+    """
+    return [
+        _job(client, services, broadcaster, retries, told, handler)
+        for told, handler in (
+            (family.NOTE_CREATION, handlers.handle_note_creation),
+            (family.TASK_CREATION, handlers.handle_task_creation),
+            (family.TASK_COMPLETION, handlers.handle_task_completion),
+            (family.PROJECT_CREATION, handlers.handle_project_creation),
+            (family.CONVERSATION_MESSAGE, handlers.handle_conversation_message),
+        )
+    ]
+
+
+def _job(
+    client: inngest.Inngest,
+    services: handlers.Services,
+    broadcaster: AsyncBroadcaster | None,
+    retries: int | None,
+    told: Family,
+    handler: Callable[[JobRun, handlers.Services], Awaitable[BaseModel]],
+) -> inngest.Function[Any]:
+    max_attempts = (DEFAULT_RETRIES if retries is None else retries) + 1
+    send = sender(broadcaster)
+
+    @create_function(
+        client,
+        family=told,
+        fn_id=told.name.replace(".", "-"),
+        trigger=inngest.TriggerEvent(event=told.requested),
+        broadcaster=broadcaster,
+        retries=retries,
+    )
+    async def run(ctx: inngest.Context) -> dict[str, Any]:
+        job = InngestRun(ctx, Lifecycle(told, ctx.run_id), max_attempts, send)
+        payload = await handler(job, services)
+        return payload.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    return run
+
+
+class _Conductor:
+    """Which notification is due when: pure, shared by the async and the sync wrapper."""
+
+    is_serialized = False
+
+    def __init__(self, told: Family, max_attempts: int) -> None:
+        self._family = told
+        self._max_attempts = max_attempts
+
+    def before(self, ctx: inngest.Context | inngest.ContextSync) -> Notification | None:
+        if ctx.attempt > 0 or _memos.get() > 0:
+            return None
+        return Lifecycle(self._family, ctx.run_id).started()
+
+    def after_error(
+        self, ctx: inngest.Context | inngest.ContextSync, error: Exception
+    ) -> Notification | None:
+        next_attempt = ctx.attempt + 2
+        if is_final(error) or next_attempt > self._max_attempts:
+            return None  # Inngest calls the failure handler, and that tells the user
+        reason = readable_error(error, ctx.run_id)
+        lifecycle = Lifecycle(self._family, ctx.run_id)
+        return lifecycle.retrying(next_attempt, self._max_attempts, reason, f"run:{_memos.get()}")
+
+    def after_return(
+        self, ctx: inngest.Context | inngest.ContextSync, result: object
+    ) -> Notification | None:
+        """The terminal notification; None if the SDK is about to refuse the result."""
+        lifecycle = Lifecycle(self._family, ctx.run_id)
+        if not self.is_serialized:
+            try:
+                json.dumps(result)
+            except (TypeError, ValueError, RecursionError):
+                return None
+        try:
+            return lifecycle.completed(_as_payload(result))
+        except InvalidArgumentError as error:
+            logger.warning("run %s: its result is not told: %s", ctx.run_id, error)
+            return lifecycle.completed({})
+
+    def failed(
+        self, ctx: inngest.Context | inngest.ContextSync
+    ) -> tuple[inngest.Event, Notification | None]:
+        """What an ``inngest/function.failed`` event tells, and about whose event."""
+        data: Any = ctx.event.data
+        original = inngest.Event(name=data["event"]["name"], data=data["event"].get("data") or {})
+        if _memos.get() > 0:
+            return original, None
+        run_id = data["run_id"]
+        reason = readable_failure(data.get("error"), run_id)
+        return original, Lifecycle(self._family, run_id).failed(reason)
+
+
+def _as_payload(result: object) -> Mapping[str, Any] | BaseModel:
+    if isinstance(result, Mapping | BaseModel):
+        return result
+    return {} if result is None else {"result": result}
+
+
+def _wrap_async(
+    handler: Handler,
+    on_failure: Failure | None,
+    conductor: _Conductor,
+    broadcaster: AsyncBroadcaster | Broadcaster | None,
+) -> tuple[Handler, Failure]:
+    if isinstance(broadcaster, Broadcaster):
+        raise ConfigurationError("broadcaster: an async function needs an AsyncBroadcaster")
+    send = sender(broadcaster)
+
+    @functools.wraps(handler)
+    async def run(ctx: inngest.Context) -> Any:
+        replayed = _memos.get() > 0
+        if (notification := conductor.before(ctx)) is not None:
+            await send(ctx.event, notification)
+        try:
+            result = await handler(ctx)
+        except Exception as error:
+            if (notification := conductor.after_error(ctx, error)) is not None:
+                await send(ctx.event, notification)
+            raise to_inngest(error) from error
+        if (last := conductor.after_return(ctx, result)) is not None:
+            # A function with steps is replayed, so its last word is one; a function without steps
+            # must not become one that is replayed, or its body would run twice.
+            if replayed:
+                await ctx.step.run(_COMPLETED_STEP, lambda: send(ctx.event, last))
+            else:
+                await send(ctx.event, last)
+        return result
+
+    async def failed(ctx: inngest.Context) -> Any:
+        event, notification = conductor.failed(ctx)
+        if notification is not None:
+            await send(event, notification)
+        return None if on_failure is None else await on_failure(ctx)
+
+    return run, failed
+
+
+def _wrap_sync(
+    handler: Handler,
+    on_failure: Failure | None,
+    conductor: _Conductor,
+    broadcaster: AsyncBroadcaster | Broadcaster | None,
+) -> tuple[Handler, Failure]:
+    if isinstance(broadcaster, AsyncBroadcaster):
+        raise ConfigurationError("broadcaster: a function that is not async needs a Broadcaster")
+    send = sender_sync(broadcaster)
+
+    @functools.wraps(handler)
+    def run(ctx: inngest.ContextSync) -> Any:
+        replayed = _memos.get() > 0
+        if (notification := conductor.before(ctx)) is not None:
+            send(ctx.event, notification)
+        try:
+            result = handler(ctx)
+        except Exception as error:
+            if (notification := conductor.after_error(ctx, error)) is not None:
+                send(ctx.event, notification)
+            raise to_inngest(error) from error
+        if (last := conductor.after_return(ctx, result)) is not None:
+            if replayed:
+                ctx.step.run(_COMPLETED_STEP, lambda: send(ctx.event, last))
+            else:
+                send(ctx.event, last)
+        return result
+
+    def failed(ctx: inngest.ContextSync) -> Any:
+        event, notification = conductor.failed(ctx)
+        if notification is not None:
+            send(event, notification)
+        return None if on_failure is None else on_failure(ctx)
+
+    return run, failed
+
+
+_memos: ContextVar[int] = ContextVar("synap_realtime_memos", default=0)
+"""How many finished steps this call of a function was given."""
+
+
+class _CountMemos(inngest.MiddlewareSync):
+    """Runs in async functions too: the SDK awaits only what can be awaited."""
+
+    def transform_input(
+        self,
+        ctx: inngest.Context | inngest.ContextSync,  # noqa: ARG002 - the SDK's signature
+        function: inngest.Function[Any],  # noqa: ARG002
+        steps: inngest.StepMemos,
+    ) -> None:
+        _memos.set(steps.size)

@@ -1,0 +1,11 @@
+"""LocalInngest: an Inngest server inside your process, for a laptop and for tests.
+
+It is not durable: events and runs live in memory and end with the process. It is for one machine.
+The same app runs unchanged on the Inngest Dev Server (``npx inngest-cli dev``) and on Inngest.
+"""
+
+from __future__ import annotations
+
+from .app import LocalInngest
+
+__all__ = ["LocalInngest"]

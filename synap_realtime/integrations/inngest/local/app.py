@@ -1,0 +1,204 @@
+"""The Inngest HTTP API of the embedded server: events in, apps registered, runs started."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import httpx
+import uuid_utils
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from .registry import RegistrationError, Registry
+from .runs import Backoff, Event, Executor, Run, RunFailedError
+
+logger = logging.getLogger(__name__)
+
+MAX_EVENTS_BYTES = 4 * 1024 * 1024
+_SEEN_S = 24 * 3600
+_SEEN_COUNT = 100_000
+_CALL_TIMEOUT_S = 3600.0
+
+
+class LocalInngest:
+    """An Inngest server inside your process: an ASGI app that also runs functions.
+
+    ::
+
+        inngest_server = LocalInngest(apps=["http://127.0.0.1:8000/api/inngest"])
+        uvicorn.run(inngest_server, port=8288)
+
+    Not durable and for one machine: events and runs end with the process. It knows ``step.run``,
+    ``step.sleep``, ``step.send_event``, ``step.wait_for_event``, ``step.invoke``, parallel groups,
+    retries, ``on_failure``; an operation that it does not know fails the run with a clear error.
+    """
+
+    def __init__(
+        self,
+        apps: Sequence[str] = (),
+        *,
+        backoff: Backoff | None = None,
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        """Make a server; it runs between ``async with`` (or an ASGI lifespan) and its end.
+
+        Args:
+            apps: addresses at which apps serve Inngest; each is asked to register itself.
+            backoff: waits between attempts, short by default.
+            client: how apps are reached.
+        """
+        self._apps = tuple(apps)
+        self._registry = Registry()
+        self._client = client or httpx.AsyncClient(timeout=_CALL_TIMEOUT_S)
+        self._executor = Executor(
+            self._client, self._publish, self._registry.get, backoff or Backoff()
+        )
+        self._runs: set[asyncio.Task[None]] = set()
+        self._seen: OrderedDict[str, float] = OrderedDict()
+        self._asgi = Starlette(
+            routes=[
+                Route("/e/{key}", self._receive_events, methods=["POST"]),
+                Route("/fn/register", self._register, methods=["POST"]),
+                Route("/health", self._health),
+            ],
+            lifespan=self._lifespan,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._asgi(scope, receive, send)
+
+    async def __aenter__(self) -> Self:
+        logger.info("LocalInngest: for one machine, not durable; runs end with this process")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._runs:
+            logger.warning("LocalInngest stops: %d unfinished runs are lost", len(self._runs))
+        for task in tuple(self._runs):
+            task.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+        await self._client.aclose()
+
+    async def sync(self, *, timeout_s: float = 30.0) -> None:
+        """Ask every app to register its functions, until each has answered.
+
+        Raises:
+            TimeoutError: names the app that did not, and what it said.
+        """
+        for url in self._apps:
+            deadline = time.monotonic() + timeout_s
+            problem = "no answer"
+            while time.monotonic() < deadline:
+                try:
+                    response = await self._client.put(
+                        url, headers={"X-Inngest-Server-Kind": "dev"}, timeout=5.0
+                    )
+                except httpx.RequestError as error:
+                    problem = repr(error)
+                else:
+                    if response.is_success:
+                        break
+                    problem = f"{response.status_code} {response.text[:200]}"
+                await asyncio.sleep(0.1)
+            else:
+                raise TimeoutError(f"the app at {url} did not register: {problem}")
+
+    async def idle(self) -> None:
+        """Wait until no run is under way: for tests."""
+        while self._runs:
+            await asyncio.gather(*self._runs, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
+        async with self:
+            syncing = asyncio.create_task(self._sync_or_log())
+            try:
+                yield
+            finally:
+                syncing.cancel()
+                await asyncio.gather(syncing, return_exceptions=True)
+
+    async def _sync_or_log(self) -> None:
+        try:
+            await self.sync()
+        except TimeoutError as error:
+            logger.error("%s", error)
+
+    async def _receive_events(self, request: Request) -> JSONResponse:
+        body = await request.body()
+        if len(body) > MAX_EVENTS_BYTES:
+            return _error(413, f"events have at most {MAX_EVENTS_BYTES} bytes in one request")
+        try:
+            given = await request.json()
+            events = [_read_event(item) for item in (given if isinstance(given, list) else [given])]
+        except (ValueError, RecursionError) as error:
+            return _error(400, f"not an event: {error}")
+        return JSONResponse(
+            {"ids": [await self._publish(event) for event in events], "status": 200}
+        )
+
+    async def _register(self, request: Request) -> JSONResponse:
+        try:
+            name, count = self._registry.register(await request.json())
+        except (ValueError, RecursionError, RegistrationError) as error:
+            return _error(400, str(error))
+        logger.info("app %s registered %d functions", name, count)
+        return JSONResponse({"ok": True, "modified": True})
+
+    async def _health(self, _: Request) -> JSONResponse:
+        return JSONResponse({"status": 200, "message": "OK"})
+
+    async def _publish(self, event: Event) -> str:
+        """Take an event: start what it triggers, wake who waits. An id that was seen does nothing.
+
+        Returns:
+            The event's id.
+        """
+        event = {"id": str(uuid_utils.uuid7()), "ts": int(time.time() * 1000), **event}
+        id = str(event["id"])
+        if self._is_seen(id):
+            return id
+        self._executor.waiters.offer(event)
+        for function in self._registry.triggered_by(event):
+            task = asyncio.create_task(self._run(Run(function, event)))
+            self._runs.add(task)
+            task.add_done_callback(self._runs.discard)
+        return id
+
+    async def _run(self, run: Run) -> None:
+        try:
+            await self._executor.execute(run)
+        except RunFailedError:
+            pass  # it was logged, and its failure handler is under way
+        except Exception:
+            logger.exception("run %s of %s: LocalInngest itself failed", run.id, run.function.id)
+
+    def _is_seen(self, id: str) -> bool:
+        now = time.monotonic()
+        while self._seen and (
+            len(self._seen) > _SEEN_COUNT or next(iter(self._seen.values())) < now - _SEEN_S
+        ):
+            self._seen.popitem(last=False)
+        return self._seen.setdefault(id, now) != now
+
+
+def _read_event(item: Any) -> Event:
+    match item:
+        case {"name": str(name)} if name and isinstance(item.get("data") or {}, dict):
+            data = item.get("data") or {}
+            rest = {key: value for key, value in item.items() if value not in (None, "")}
+            return {**rest, "name": name, "data": data}
+    raise ValueError("an event needs a name, and data that is an object")
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": message, "status": status}, status_code=status)

@@ -1,0 +1,29 @@
+"""Conditions on events, in CEL, as Inngest writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ExpressionError(Exception):
+    """A condition that cannot be evaluated; the message holds it and says why."""
+
+
+def matches(expression: str, **variables: Any) -> bool:
+    """Whether a condition holds. A member that an event does not have makes it false.
+
+    Args:
+        expression: CEL, such as ``event.data.userId == async.data.userId``.
+        variables: what it may name.
+
+    Raises:
+        ExpressionError: it is not CEL, or names something else.
+    """
+    import cel  # loads slowly, and only conditions need it
+
+    try:
+        return cel.evaluate(expression, variables) is True
+    except KeyError:
+        return False
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ExpressionError(f"condition {expression!r} cannot be evaluated: {error}") from error

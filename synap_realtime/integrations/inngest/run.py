@@ -1,0 +1,105 @@
+"""An Inngest run as a :class:`JobRun`, and its errors as Inngest's."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import inngest
+
+from ...errors import InvalidInputError, JobError
+from ...jobs import Lifecycle
+from ...jobs.lifecycle import neutral_error, readable_error
+from ...protocol.notification import Notification
+
+T = TypeVar("T")
+
+
+class SynapJobError(Exception):
+    """A :class:`JobError` on its way through Inngest, which keeps an error's name and message."""
+
+
+class SynapInvalidInputError(inngest.NonRetriableError):
+    """An :class:`InvalidInputError` on its way through Inngest: no retry."""
+
+
+_READABLE = {SynapJobError.__name__, SynapInvalidInputError.__name__}
+
+
+def to_inngest(error: Exception) -> Exception:
+    """A job's error as Inngest must see it; any other stays what it is."""
+    if isinstance(error, InvalidInputError):
+        return SynapInvalidInputError(str(error))
+    if isinstance(error, JobError):
+        return SynapJobError(str(error))
+    return error
+
+
+def is_final(error: Exception) -> bool:
+    """Whether Inngest will not try again after this error."""
+    return isinstance(error, inngest.NonRetriableError | inngest.StepError | InvalidInputError)
+
+
+def readable_failure(error: object, run_id: str) -> str:
+    """What a user may read of the ``error`` in an ``inngest/function.failed`` event."""
+    match error:
+        case {"name": str(name), "message": str(message)} if name in _READABLE and message:
+            return message
+    return neutral_error(run_id)
+
+
+def person(event: inngest.Event) -> tuple[str | None, str | None]:
+    """Who waits, and for which request, by the names that both worlds use."""
+    return _text(event, "userId", "user_id"), _text(event, "requestId", "request_id")
+
+
+def _text(event: inngest.Event, *names: str) -> str | None:
+    for name in names:
+        value = event.data.get(name)
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+class InngestRun:
+    """See :class:`JobRun`. Reports a part that failed and will be tried again."""
+
+    def __init__(
+        self,
+        ctx: inngest.Context,
+        lifecycle: Lifecycle,
+        max_attempts: int,
+        report: Callable[[inngest.Event, Notification], Awaitable[None]],
+    ) -> None:
+        self._ctx = ctx
+        self._lifecycle = lifecycle
+        self._max_attempts = max_attempts
+        self._report = report
+        self.user_id, self.request_id = person(ctx.event)
+
+    @property
+    def run_id(self) -> str:
+        return self._ctx.run_id
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        return self._ctx.event.data
+
+    async def step(self, id: str, do: Callable[[], Awaitable[T]]) -> T:
+        async def attempt() -> T:
+            try:
+                return await do()
+            except Exception as error:
+                next_attempt = self._ctx.attempt + 2
+                if not is_final(error) and next_attempt <= self._max_attempts:
+                    reason = readable_error(error, self.run_id)
+                    notification = self._lifecycle.retrying(
+                        next_attempt, self._max_attempts, reason, id
+                    )
+                    await self._report(self._ctx.event, notification)
+                raise to_inngest(error) from error
+
+        return await self._ctx.step.run(id, attempt)
+
+    async def send_event(self, id: str, name: str, data: Mapping[str, Any]) -> None:
+        await self._ctx.step.send_event(id, inngest.Event(name=name, data=dict(data)))

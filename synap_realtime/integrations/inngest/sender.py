@@ -1,0 +1,93 @@
+"""Sending a run's notifications to an event's user: a failure is logged, and fails no job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import inngest
+
+from ...broadcast import (
+    AsyncBroadcaster,
+    Broadcaster,
+    BroadcastResult,
+    broadcast_notification,
+    broadcast_notification_sync,
+)
+from ...errors import InvalidArgumentError
+from ...protocol.notification import Notification
+from .run import person
+
+logger = logging.getLogger(__name__)
+
+
+def sender(
+    broadcaster: AsyncBroadcaster | None,
+) -> Callable[[inngest.Event, Notification], Awaitable[None]]:
+    """How async functions tell an event's user; by default the server of ``REALTIME_URL``."""
+    publish = broadcast_notification if broadcaster is None else broadcaster.broadcast_notification
+
+    async def send(event: inngest.Event, notification: Notification) -> None:
+        user_id, request_id = _addressee(event, notification)
+        if user_id is None and request_id is None:
+            return
+        try:
+            try:
+                result = await publish(user_id=user_id, request_id=request_id, message=notification)
+            except InvalidArgumentError as error:
+                smaller = _without_data(notification, error)
+                result = await publish(user_id=user_id, request_id=request_id, message=smaller)
+        except InvalidArgumentError as error:
+            logger.error("notification %s cannot be sent: %s", notification.id, error)
+            return
+        _log(notification, result)
+
+    return send
+
+
+def sender_sync(
+    broadcaster: Broadcaster | None,
+) -> Callable[[inngest.Event, Notification], None]:
+    """:func:`sender` for functions that do not await."""
+    publish = (
+        broadcast_notification_sync if broadcaster is None else broadcaster.broadcast_notification
+    )
+
+    def send(event: inngest.Event, notification: Notification) -> None:
+        user_id, request_id = _addressee(event, notification)
+        if user_id is None and request_id is None:
+            return
+        try:
+            try:
+                result = publish(user_id=user_id, request_id=request_id, message=notification)
+            except InvalidArgumentError as error:
+                smaller = _without_data(notification, error)
+                result = publish(user_id=user_id, request_id=request_id, message=smaller)
+        except InvalidArgumentError as error:
+            logger.error("notification %s cannot be sent: %s", notification.id, error)
+            return
+        _log(notification, result)
+
+    return send
+
+
+def _addressee(event: inngest.Event, notification: Notification) -> tuple[str | None, str | None]:
+    user_id, request_id = person(event)
+    if user_id is None:
+        logger.warning(
+            "event %s names no user (data.userId): %s is not sent to a user's room",
+            event.name,
+            notification.type,
+        )
+    return user_id, request_id
+
+
+def _without_data(notification: Notification, error: InvalidArgumentError) -> Notification:
+    """The same news without its payload, for one that is too large."""
+    logger.warning("notification %s is sent without its data: %s", notification.id, error)
+    return notification.model_copy(update={"data": {"truncated": True}})
+
+
+def _log(notification: Notification, result: BroadcastResult) -> None:
+    if not result.success:
+        logger.warning("notification %s was not sent: %s", notification.id, result.error)
