@@ -1,0 +1,156 @@
+"""The web app: every request is answered at once with ``pending``, and a job does the work."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import fastapi
+import inngest
+import inngest.fast_api
+from fastapi import Header, HTTPException
+from fastapi.responses import HTMLResponse, Response
+from pydantic import BaseModel
+
+from synap_realtime import AsyncBroadcaster
+from synap_realtime.handlers import Services
+from synap_realtime.integrations.inngest import create_functions
+from synap_realtime.jobs import Family, family
+
+from .config import Config
+from .database import Database
+from .replies import ModelResponder
+from .storage import ObjectStorage, TroubledStorage
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("page.html")
+
+# A real app takes the user from its session; here the browser says who it is.
+User = Annotated[str, Header(alias="X-User-Id", pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class NewNote(BaseModel):
+    content: str = ""
+    title: str | None = None
+
+
+class NewTask(BaseModel):
+    title: str = ""
+    description: str | None = None
+    priority: str | None = None
+    due_date: str | None = None
+    project_id: str | None = None
+
+
+class NewProject(BaseModel):
+    title: str = ""
+    description: str | None = None
+    start_date: str | None = None
+    end_date: str | None = None
+
+
+class NewMessage(BaseModel):
+    content: str = ""
+
+
+class Pending(BaseModel):
+    status: str = "pending"
+    requestId: str  # noqa: N815 - the name of the wire
+
+
+def create_app(config: Config) -> fastapi.FastAPI:
+    """Put the app together; nothing is opened before it starts."""
+    database = Database(config.database_url)
+    storage = ObjectStorage(config.storage_url, config.app_url)
+    services = Services(
+        entities=database,
+        messages=database,
+        storage=TroubledStorage(storage),
+        responder=ModelResponder(config.model),
+    )
+    broadcaster = AsyncBroadcaster(config.realtime_url)
+    client = inngest.Inngest(
+        app_id="notes_app",
+        is_production=False,
+        api_base_url=config.inngest_url,
+        event_api_base_url=config.inngest_url,
+        logger=logging.getLogger("notes_app.inngest"),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: fastapi.FastAPI) -> AsyncGenerator[None]:
+        await database.create_tables()
+        yield
+        await broadcaster.aclose()
+        await database.close()
+
+    app = fastapi.FastAPI(title="notes_app", lifespan=lifespan)
+
+    async def request(job: Family, user_id: str, data: dict[str, Any]) -> Pending:
+        """Ask for a job; the answer names the request, and its room tells how it goes."""
+        request_id = str(uuid.uuid4())
+        data = {**data, "userId": user_id, "requestId": request_id}
+        try:
+            await client.send(inngest.Event(name=job.requested, data=data))
+        except Exception as error:
+            logger.exception("the job could not be requested")
+            raise HTTPException(503, "The job could not be requested; try again.") from error
+        return Pending(requestId=request_id)
+
+    @app.post("/api/notes", status_code=202)
+    async def create_note(note: NewNote, x_user_id: User = "demo") -> Pending:
+        return await request(family.NOTE_CREATION, x_user_id, note.model_dump())
+
+    @app.post("/api/tasks", status_code=202)
+    async def create_task(task: NewTask, x_user_id: User = "demo") -> Pending:
+        data = {
+            "title": task.title,
+            "description": task.description,
+            "priority": task.priority,
+            "dueDate": task.due_date,
+            "projectId": task.project_id,
+        }
+        return await request(family.TASK_CREATION, x_user_id, data)
+
+    @app.post("/api/tasks/{id}/complete", status_code=202)
+    async def complete_task(id: str, x_user_id: User = "demo") -> Pending:
+        return await request(family.TASK_COMPLETION, x_user_id, {"entityId": id})
+
+    @app.post("/api/projects", status_code=202)
+    async def create_project(project: NewProject, x_user_id: User = "demo") -> Pending:
+        data = {
+            "title": project.title,
+            "description": project.description,
+            "startDate": project.start_date,
+            "endDate": project.end_date,
+        }
+        return await request(family.PROJECT_CREATION, x_user_id, data)
+
+    @app.post("/api/conversations/{id}/messages", status_code=202)
+    async def send_message(id: str, message: NewMessage, x_user_id: User = "demo") -> Pending:
+        data = {"conversationId": id, "content": message.content}
+        return await request(family.CONVERSATION_MESSAGE, x_user_id, data)
+
+    @app.get("/api/config")
+    async def get_config() -> dict[str, str]:
+        return {"realtimeUrl": config.realtime_url}
+
+    @app.get("/files/{path:path}")
+    async def get_file(path: str) -> Response:
+        content = await storage.get(path)
+        if content is None:
+            raise HTTPException(404, "There is no such file.")
+        headers = {"X-Content-Type-Options": "nosniff"}
+        return Response(content, media_type="text/plain; charset=utf-8", headers=headers)
+
+    @app.get("/")
+    async def get_page() -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text("utf-8"))
+
+    inngest.fast_api.serve(app, client, create_functions(client, services, broadcaster))
+    return app

@@ -1,0 +1,31 @@
+"""Where the app keeps things and whom it talks to, from the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DATA = Path(os.environ.get("NOTES_DATA", ".demo")).absolute()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attributes:
+    database_url: SQLAlchemy's: ``sqlite+aiosqlite:///…`` or ``postgresql+psycopg://…``.
+    storage_url: ``file:///…``, ``s3://bucket/prefix`` or another that obstore knows.
+    model: a model that pydantic-ai knows, such as ``openai:gpt-5``; ``offline`` needs none.
+    """
+
+    database_url: str = field(
+        default_factory=lambda: os.environ.get(
+            "NOTES_DATABASE_URL", f"sqlite+aiosqlite:///{DATA / 'notes.db'}"
+        )
+    )
+    storage_url: str = field(
+        default_factory=lambda: os.environ.get("NOTES_STORAGE_URL", (DATA / "files").as_uri())
+    )
+    model: str = field(default_factory=lambda: os.environ.get("NOTES_MODEL", "offline"))
+    app_url: str = "http://127.0.0.1:8000"
+    realtime_url: str = "http://127.0.0.1:8787"
+    inngest_url: str = "http://127.0.0.1:8288"

@@ -1,0 +1,83 @@
+"""Each of the five jobs once, as a user would: POST, then listen on a WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from typing import Any
+
+import httpx
+import websockets
+
+WAIT_S = 60.0
+
+EXPECTED = {
+    "note": "note.creation.completed",
+    "task": "task.creation.completed",
+    "task done": "task.completion.completed",
+    "project": "project.creation.completed",
+    "conversation": "conversation.response.generated",
+}
+
+
+async def do_each_once(app_url: str, realtime_url: str) -> int:
+    """Returns 0 only if all five ended as they should."""
+    user = f"once-{uuid.uuid4().hex[:8]}"
+    ok = 0
+    async with httpx.AsyncClient(
+        base_url=app_url, headers={"X-User-Id": user}, timeout=30
+    ) as client:
+        user_room = Listening(realtime_url, client)
+        note = await user_room.see("note", "/api/notes", {"content": "# Milk\nand bread"})
+        task = await user_room.see("task", "/api/tasks", {"title": "Buy milk", "priority": "high"})
+        done = await user_room.see("task done", f"/api/tasks/{_entity(task)}/complete", {})
+        dates = {"start_date": "2026-01-01", "end_date": "2026-12-31"}
+        project = await user_room.see("project", "/api/projects", {"title": "House", **dates})
+        reply = await user_room.see(
+            "conversation", f"/api/conversations/{user}/messages", {"content": "What is next?"}
+        )
+        ok = sum(result is not None for result in (note, task, done, project, reply))
+    print(f"\n{ok} of {len(EXPECTED)} jobs ended as they should.", flush=True)
+    return 0 if ok == len(EXPECTED) else 1
+
+
+class Listening:
+    """Asks for jobs and listens to each request's room until the job has ended."""
+
+    def __init__(self, realtime_url: str, client: httpx.AsyncClient) -> None:
+        self._ws_url = realtime_url.replace("http", "ws", 1)
+        self._client = client
+
+    async def see(self, name: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Print what the user hears of one job.
+
+        Returns:
+            The terminal notification, None if the job did not end as it should.
+        """
+        start = time.monotonic()
+        response = await self._client.post(path, json=body)
+        if response.status_code != 202:
+            print(f"{name:<13} POST {path}: {response.status_code} {response.text}", flush=True)
+            return None
+        request_id = response.json()["requestId"]
+        try:
+            async with (
+                asyncio.timeout(WAIT_S),
+                websockets.connect(f"{self._ws_url}/rooms/request_{request_id}/subscribe") as ws,
+            ):
+                async for text in ws:
+                    heard = json.loads(text)
+                    delay_ms = (time.monotonic() - start) * 1000
+                    shown = json.dumps(heard["data"], ensure_ascii=False)
+                    print(f"{name:<13} {delay_ms:7.0f} ms  {heard['type']:<34} {shown}", flush=True)
+                    if heard["status"] != "pending":
+                        return heard if heard["type"] == EXPECTED[name] else None
+        except TimeoutError:
+            print(f"{name:<13} nothing within {WAIT_S:.0f} s", flush=True)
+        return None
+
+
+def _entity(task: dict[str, Any] | None) -> str:
+    return str(task["data"]["entityId"]) if task else "missing"

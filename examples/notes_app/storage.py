@@ -1,0 +1,57 @@
+"""Contents as files: a folder by default, S3 and others by URL (obstore)."""
+
+from __future__ import annotations
+
+import obstore
+from obstore.store import ObjectStore, from_url
+
+from synap_realtime import JobError
+from synap_realtime.handlers import Storage
+
+
+class ObjectStorage:
+    """See :class:`Storage`. What it keeps is read at ``{app_url}/files/{path}``."""
+
+    def __init__(self, url: str, app_url: str) -> None:
+        self._app_url = app_url
+        if url.startswith("file:"):
+            self._store: ObjectStore = from_url(url, mkdir=True)
+        else:
+            self._store = from_url(url)
+
+    async def put(self, path: str, content: bytes, content_type: str) -> str:
+        attributes = {} if self._is_folder else {"Content-Type": content_type}
+        await obstore.put_async(self._store, path, content, attributes=attributes)
+        return f"{self._app_url}/files/{path}"
+
+    async def get(self, path: str) -> bytes | None:
+        try:
+            result = await obstore.get_async(self._store, path)
+        except FileNotFoundError:
+            return None
+        return bytes(await result.bytes_async())
+
+    @property
+    def _is_folder(self) -> bool:
+        return type(self._store).__name__ == "LocalStore"  # a folder keeps no content types
+
+
+class TroubledStorage:
+    """A storage with trouble on request, so that the page can show retries and failure.
+
+    A content with ``#fail-twice`` is refused on its first two attempts, one with ``#fail-always``
+    on each.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._refused: dict[str, int] = {}
+
+    async def put(self, path: str, content: bytes, content_type: str) -> str:
+        if b"#fail-always" in content:
+            raise JobError("The storage refuses this note, as it was asked to.")
+        if b"#fail-twice" in content and self._refused.setdefault(path, 0) < 2:
+            self._refused[path] += 1
+            raise JobError("The storage is busy.")
+        self._refused.pop(path, None)
+        return await self._storage.put(path, content, content_type)
