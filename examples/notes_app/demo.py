@@ -36,14 +36,14 @@ from .once import do_each_once
 @asynccontextmanager
 async def started(config: Config) -> AsyncGenerator[Config]:
     """Start all parts; yields where they are. An ``INNGEST_DEV`` address replaces the embedded."""
-    external = os.environ.get("INNGEST_DEV", "")
+    external = inngest_dev()
     async with AsyncExitStack() as stack:
         rooms = await stack.enter_async_context(running(create_room_server(), port=free_port(8787)))
         say("room server", rooms)
         app_port = free_port(8000)
         config = replace(config, realtime_url=rooms, app_url=f"http://127.0.0.1:{app_port}")
-        if external.startswith("http"):
-            config = replace(config, inngest_url=external.rstrip("/"))
+        if external is not None:
+            config = replace(config, inngest_url=external)
             say("inngest", f"{config.inngest_url} (from INNGEST_DEV)")
             await stack.enter_async_context(running(create_app(config), port=app_port))
             await register(config.app_url)
@@ -53,9 +53,18 @@ async def started(config: Config) -> AsyncGenerator[Config]:
             config = replace(config, inngest_url=url)
             say("inngest", f"{url} (embedded: not durable, for one machine)")
             await stack.enter_async_context(running(create_app(config), port=app_port))
-            await local.sync()
+            async with asyncio.timeout(30):
+                await local.registered()
         say("notes app", f"{config.app_url}   <- open this")
         yield config
+
+
+def inngest_dev() -> str | None:
+    """The Inngest server of ``INNGEST_DEV``: an address, or 1 for the Dev Server's usual one."""
+    value = os.environ.get("INNGEST_DEV", "").rstrip("/")
+    if value in ("", "0", "false"):
+        return None
+    return value if value.startswith("http") else "http://127.0.0.1:8288"
 
 
 async def register(app_url: str) -> None:

@@ -63,6 +63,7 @@ class LocalInngest:
             self._client, self._publish, self._registry.get, backoff or Backoff()
         )
         self._runs: set[asyncio.Task[None]] = set()
+        self._registering: asyncio.Task[None] | None = None
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._asgi = Starlette(
             routes=[
@@ -78,39 +79,41 @@ class LocalInngest:
 
     async def __aenter__(self) -> Self:
         logger.info("LocalInngest: for one machine, not durable; runs end with this process")
+        self._registering = asyncio.create_task(self._register_apps())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._runs:
             logger.warning("LocalInngest stops: %d unfinished runs are lost", len(self._runs))
-        for task in tuple(self._runs):
+        tasks = [*self._runs, *([self._registering] if self._registering else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._runs, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
 
-    async def sync(self, *, timeout_s: float = 30.0) -> None:
-        """Ask every app to register its functions, until each has answered.
+    async def registered(self) -> None:
+        """Wait until every app of ``apps`` has registered its functions."""
+        while self._registering is None:
+            await asyncio.sleep(0.01)  # the ASGI server has not started this app yet
+        await asyncio.shield(self._registering)
 
-        Raises:
-            TimeoutError: names the app that did not, and what it said.
-        """
+    async def _register_apps(self) -> None:
         for url in self._apps:
-            deadline = time.monotonic() + timeout_s
-            problem = "no answer"
-            while time.monotonic() < deadline:
-                try:
-                    response = await self._client.put(
-                        url, headers={"X-Inngest-Server-Kind": "dev"}, timeout=5.0
-                    )
-                except httpx.RequestError as error:
-                    problem = repr(error)
-                else:
-                    if response.is_success:
-                        break
-                    problem = f"{response.status_code} {response.text[:200]}"
+            told = False
+            while (problem := await self._ask_to_register(url)) is not None:
+                if not told:
+                    logger.info("waiting for the app at %s to register: %s", url, problem)
+                told = True
                 await asyncio.sleep(0.1)
-            else:
-                raise TimeoutError(f"the app at {url} did not register: {problem}")
+
+    async def _ask_to_register(self, url: str) -> str | None:
+        """One try; returns what is wrong, None if nothing is."""
+        headers = {"X-Inngest-Server-Kind": "dev"}
+        try:
+            response = await self._client.put(url, headers=headers, timeout=5.0)
+        except httpx.RequestError as error:
+            return repr(error)
+        return None if response.is_success else f"{response.status_code} {response.text[:200]}"
 
     async def idle(self) -> None:
         """Wait until no run is under way: for tests."""
@@ -120,18 +123,7 @@ class LocalInngest:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
         async with self:
-            syncing = asyncio.create_task(self._sync_or_log())
-            try:
-                yield
-            finally:
-                syncing.cancel()
-                await asyncio.gather(syncing, return_exceptions=True)
-
-    async def _sync_or_log(self) -> None:
-        try:
-            await self.sync()
-        except TimeoutError as error:
-            logger.error("%s", error)
+            yield
 
     async def _receive_events(self, request: Request) -> JSONResponse:
         body = await request.body()

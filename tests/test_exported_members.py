@@ -1,0 +1,36 @@
+"""The public names are a promise: this test is where they change."""
+
+from __future__ import annotations
+
+import synap_realtime
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(synap_realtime.__all__) == {
+        "AsyncBroadcaster",
+        "BroadcastError",
+        "BroadcastResult",
+        "Broadcaster",
+        "ConfigurationError",
+        "InvalidArgumentError",
+        "InvalidInputError",
+        "JobError",
+        "JobFailed",
+        "NoteCreated",
+        "Notification",
+        "ProjectCreated",
+        "ResponseGenerated",
+        "Status",
+        "SynapRealtimeError",
+        "TaskCompleted",
+        "TaskCreated",
+        "__version__",
+        "broadcast_error",
+        "broadcast_error_sync",
+        "broadcast_notification",
+        "broadcast_notification_sync",
+        "broadcast_success",
+        "broadcast_success_sync",
+    }
+    for name in synap_realtime.__all__:
+        assert hasattr(synap_realtime, name)

@@ -1,0 +1,34 @@
+"""Uses that the type checker must accept: checked, never run."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from synap_realtime import (
+    AsyncBroadcaster,
+    Broadcaster,
+    BroadcastResult,
+    NoteCreated,
+    Notification,
+    broadcast_notification,
+    broadcast_success_sync,
+)
+
+
+async def broadcast() -> None:
+    async with AsyncBroadcaster("http://127.0.0.1:8787", timeout_s=1) as broadcaster:
+        payload = NoteCreated(entity_id="e", title="t", file_url="u", file_path="p")
+        result = await broadcaster.broadcast_success("42", "note.creation.completed", payload)
+        assert_type(result, BroadcastResult)
+        assert_type(result.raise_for_status().rooms, tuple[str, ...])
+    message = Notification(type="note.creation.completed", data={"entityId": "e"})
+    assert_type(
+        await broadcast_notification(user_id="42", request_id=None, message=message),
+        BroadcastResult,
+    )
+
+
+def broadcast_sync() -> None:
+    with Broadcaster() as broadcaster:
+        broadcaster.broadcast_error("42", "note.creation.failed", "The note is empty.")
+    assert_type(broadcast_success_sync("42", "x.completed", {"a": [1]}), BroadcastResult)
