@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 import tenacity
@@ -16,6 +16,17 @@ from ..protocol.notification import Notification
 from ..protocol.rooms import Room, parse_room
 from . import requests, retry
 from .result import BroadcastResult
+
+CONCURRENT_REQUESTS = 32
+"""Requests under way at once; more wait here, where waiting is not taken for a slow server."""
+
+
+class _Pool(NamedTuple):
+    """The connections of one event loop."""
+
+    client: httpx.AsyncClient
+    slots: asyncio.Semaphore
+    guard: AsyncGenerator[None]
 
 
 class AsyncBroadcaster:
@@ -57,9 +68,7 @@ class AsyncBroadcaster:
         self._deadline_s = deadline_s
         self._transport = transport
         # A pool of connections belongs to one event loop; some frameworks run several.
-        self._pools: dict[
-            asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]
-        ] = {}
+        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
     async def broadcast_notification(
         self,
@@ -123,7 +132,7 @@ class AsyncBroadcaster:
         """Close the connections of the running event loop."""
         pool = self._pools.get(asyncio.get_running_loop())
         if pool is not None:
-            await pool[1].aclose()
+            await pool.guard.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,51 +146,52 @@ class AsyncBroadcaster:
         await self.aclose()
 
     async def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
-        client = await self._client()
+        pool = await self._pool()
         deadline = time.monotonic() + self._deadline_s
         steps = requests.delivery(self._endpoint, rooms, message)
         call = next(steps)
         while True:
-            answer = await self._call(client, call, deadline)
+            answer = await self._call(pool, call, deadline)
             try:
                 call = steps.send(answer)
             except StopIteration as done:
                 result: BroadcastResult = done.value
                 return result
 
-    async def _call(
-        self, client: httpx.AsyncClient, call: requests.Call, deadline: float
-    ) -> requests.Answer:
+    async def _call(self, pool: _Pool, call: requests.Call, deadline: float) -> requests.Answer:
         attempts = 0
 
         async def attempt() -> requests.Answer:
             nonlocal attempts
             attempts += 1
-            budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
-            try:
-                async with asyncio.timeout(budget):
-                    response = await client.post(
-                        self._endpoint.url + call.path,
-                        content=call.body,
-                        headers=self._endpoint.headers,
-                    )
-            except TimeoutError:
-                return requests.Answer(error=f"timed out after {budget:.2g} s")
-            except httpx.RequestError as error:
-                return requests.read_failure(error)
-            return requests.read_response(response)
+            async with pool.slots:
+                budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
+                try:
+                    async with asyncio.timeout(budget):
+                        response = await pool.client.post(
+                            self._endpoint.url + call.path,
+                            content=call.body,
+                            headers=self._endpoint.headers,
+                        )
+                except TimeoutError:
+                    return requests.Answer(error=f"the server: timed out after {budget:.2g} s")
+                except httpx.RequestError as error:
+                    return requests.read_failure(error)
+                return requests.read_response(response)
 
         retrying = tenacity.AsyncRetrying(**retry.policy(deadline - time.monotonic()))
         return retry.counted(await retrying(attempt), attempts)
 
-    async def _client(self) -> httpx.AsyncClient:
+    async def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
             client = httpx.AsyncClient(timeout=self._timeout_s, transport=self._transport)
-            pool = self._pools[loop] = (client, self._until_loop_ends(loop, client))
-            await anext(pool[1])
-        return pool[0]
+            guard = self._until_loop_ends(loop, client)
+            pool = _Pool(client, asyncio.Semaphore(CONCURRENT_REQUESTS), guard)
+            self._pools[loop] = pool
+            await anext(guard)
+        return pool
 
     async def _until_loop_ends(
         self, loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient

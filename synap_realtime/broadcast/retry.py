@@ -19,7 +19,8 @@ DEADLINE_S = 10.0
 TIMEOUT_S = 5.0
 """How long one attempt may take."""
 
-_backoff = tenacity.wait_exponential_jitter(multiplier=0.1, max=3.0, jitter=0.1)
+backoff_s = tenacity.wait_exponential_jitter(multiplier=0.1, max=3.0, jitter=0.1)
+"""Seconds before the next attempt: about 0.1, 0.2, 0.4, … and at most 3."""
 
 
 def policy(remaining_s: float) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def counted(answer: Answer, attempts: int) -> Answer:
 
 def _wait(state: tenacity.RetryCallState) -> float:
     asked = state.outcome.result().retry_after_s if state.outcome else 0.0
-    return max(asked, _backoff(state))
+    return max(asked, backoff_s(state))
 
 
 def _last_answer(state: tenacity.RetryCallState) -> Answer:

@@ -58,6 +58,7 @@ class RoomServer:
         self._api = Api(store, self._hub)
         self._origins = frozenset(settings.allowed_origins)
         self._subscriptions: set[Subscription] = set()
+        self._left = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -71,10 +72,15 @@ class RoomServer:
                 raise RuntimeError(f"the room server does not speak {other!r}")
 
     async def drain(self) -> None:
-        """Take no more publishes, and ask every subscriber to come back elsewhere."""
+        """Take no more publishes, ask every subscriber to come back, wait until they have left."""
         self._api.draining = True
         for subscription in tuple(self._subscriptions):
             subscription.close(CloseCode.DRAINING)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                while self._subscriptions:
+                    self._left.clear()
+                    await self._left.wait()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -164,6 +170,7 @@ class RoomServer:
             logger.debug("a subscriber of %s went away", room)
         finally:
             self._subscriptions.discard(subscription)
+            self._left.set()
 
     def _subscribe_target(self, scope: Scope) -> tuple[Room, str | None]:
         match _segments(scope):

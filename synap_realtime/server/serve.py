@@ -103,8 +103,8 @@ async def serve(settings: ServerSettings) -> None:
         ConfigurationError: the settings cannot work, or the port is taken.
     """
     async with running(create_app(settings), settings.host, settings.port) as url:
-        logger.info("listening on %s", url)
         logger.info("memory store: fast, for this process only; its rooms are lost when it ends")
+        logger.info("listening on %s", url)
         await until_stopped()
         logger.info("stopping")
 

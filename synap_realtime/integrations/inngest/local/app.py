@@ -64,6 +64,7 @@ class LocalInngest:
         )
         self._runs: set[asyncio.Task[None]] = set()
         self._registering: asyncio.Task[None] | None = None
+        self._registered = asyncio.Event()
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._asgi = Starlette(
             routes=[
@@ -93,9 +94,7 @@ class LocalInngest:
 
     async def registered(self) -> None:
         """Wait until every app of ``apps`` has registered its functions."""
-        while self._registering is None:
-            await asyncio.sleep(0.01)  # the ASGI server has not started this app yet
-        await asyncio.shield(self._registering)
+        await self._registered.wait()
 
     async def _register_apps(self) -> None:
         for url in self._apps:
@@ -105,6 +104,7 @@ class LocalInngest:
                     logger.info("waiting for the app at %s to register: %s", url, problem)
                 told = True
                 await asyncio.sleep(0.1)
+        self._registered.set()
 
     async def _ask_to_register(self, url: str) -> str | None:
         """One try; returns what is wrong, None if nothing is."""

@@ -1,0 +1,216 @@
+"""PROTOCOL.md, "HTTP": every route of a real server, with good and bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+NOTE: dict[str, Any] = {"type": "note.creation.completed", "data": {"entityId": "e1"}}
+
+
+async def post(rooms: str, path: str, **kwargs: Any) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=rooms) as client:
+        return await client.post(path, **kwargs)
+
+
+async def get(rooms: str, path: str, **kwargs: Any) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=rooms) as client:
+        return await client.get(path, **kwargs)
+
+
+async def test_one_broadcast_answers_as_the_report_does_and_more(rooms: str) -> None:
+    response = await post(rooms, "/rooms/user_1/broadcast", json=NOTE)
+    assert response.status_code == 200
+    body = response.json()
+    assert body["success"] is True
+    assert body["broadcastCount"] == 0
+    assert body["message"] == "Notification broadcasted"
+    assert body["duplicate"] is False
+    assert body["id"]
+    assert body["cursor"]
+
+
+async def test_the_same_id_again_answers_with_the_first_result(rooms: str) -> None:
+    answers = [
+        (await post(rooms, "/rooms/user_1/broadcast", json={**NOTE, "id": "n1"})).json()
+        for _ in range(2)
+    ]
+    assert [answer["duplicate"] for answer in answers] == [False, True]
+    assert answers[0]["cursor"] == answers[1]["cursor"]
+
+
+async def test_a_batch_answers_for_each_in_order_and_a_bad_one_fails_alone(rooms: str) -> None:
+    items = [
+        {**NOTE, "rooms": ["user_1", "request_1"], "id": "a"},
+        {**NOTE, "rooms": ["user/1"]},
+        {**NOTE, "rooms": []},
+        {**NOTE, "rooms": "user_1"},
+        {**NOTE, "rooms": [7]},
+        {**NOTE, "rooms": ["user_1"], "type": "synap.closing"},
+        {"rooms": ["user_1"], "type": "x"},
+        "notification",
+        {**NOTE, "rooms": ["user_1"], "data": {"x": "y" * 300_000}},
+        {**NOTE, "rooms": ["user_1", "user_1"], "id": "z"},
+    ]
+    response = await post(rooms, "/broadcast", json={"notifications": items})
+    assert response.status_code == 200
+    body = response.json()
+    assert body["success"] is False
+    results = body["results"]
+    assert [r["success"] for r in results] == [True, *[False] * 8, True]
+    assert results[0]["id"] == "a"
+    assert set(results[0]["rooms"]) == {"user_1", "request_1"}
+    assert set(results[-1]["rooms"]) == {"user_1"}
+    assert all({"error", "details", "code"} <= set(r) for r in results if not r["success"])
+    assert results[-2]["code"] == "too_large"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"nonsense", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"null", b"[]",
+        b'"text"', b"7", b"{}", b'{"type":"a"}', b'{"data":{}}', b'{"type":"a","data":[]}',
+        b'{"type":"a","data":null}', b'{"type":7,"data":{}}', b'{"type":"","data":{}}',
+        b'{"type":"a","data":{"x":NaN}}', b'{"type":"a","data":{"x":Infinity}}',
+        b'{"type":"a","data":{"x":"\\ud800"}}', b'{"type":"a","data":{},"id":7}',
+        b'{"type":"a","data":{},"status":"done"}', b'{"type":"a","data":{},"timestamp":"now"}',
+        b'{"type":"synap.x","data":{}}', b'{"type":"a","data":{},"requestId":{}}',
+    ],
+)  # fmt: skip
+async def test_a_bad_body_gets_a_clear_400(rooms: str, body: bytes) -> None:
+    response = await post(rooms, "/rooms/user_1/broadcast", content=body)
+    assert response.status_code == 400
+    answer = response.json()
+    assert answer["code"] == "malformed"
+    assert answer["error"]
+    assert answer["details"]
+    assert "Traceback" not in response.text
+    assert (await get(rooms, "/health")).status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"notifications":[]}', b'{"notifications":{}}', b"[]"])
+async def test_a_bad_batch_gets_a_clear_400(rooms: str, body: bytes) -> None:
+    response = await post(rooms, "/broadcast", content=body)
+    assert (response.status_code, response.json()["code"]) == (400, "malformed")
+
+
+async def test_too_much_gets_a_413(rooms: str) -> None:
+    big = {**NOTE, "data": {"x": "y" * 256 * 1024}}
+    huge = {**NOTE, "data": {"x": "y" * 2 * 1024 * 1024}}
+    many = {"notifications": [{**NOTE, "rooms": ["user_1"]}] * 1001}
+    for path, body in [
+        ("/rooms/user_1/broadcast", big),
+        ("/rooms/user_1/broadcast", huge),
+        ("/broadcast", {"notifications": [huge]}),
+        ("/broadcast", many),
+    ]:
+        response = await post(rooms, path, json=body)
+        assert (response.status_code, response.json()["code"]) == (413, "too_large")
+
+
+async def test_a_body_without_a_declared_length_is_bounded_too(rooms: str) -> None:
+    async def endless() -> Any:
+        for _ in range(40):
+            yield b" " * 65536
+
+    response = await post(rooms, "/broadcast", content=endless())
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "room",
+    ["user", "user_", "USER_1", "user_a%2Fb", "user_%00", "user_a%20b", "x" * 10_000,
+     "user_%ff", "user_" + "x" * 201],
+)  # fmt: skip
+async def test_a_bad_room_gets_a_clear_400(rooms: str, room: str) -> None:
+    for path in (f"/rooms/{room}/broadcast", f"/rooms/{room}/health"):
+        method = "POST" if path.endswith("broadcast") else "GET"
+        async with httpx.AsyncClient() as client:
+            response = await client.request(method, rooms + path, json=NOTE)
+        assert (response.status_code, response.json()["code"]) == (400, "malformed")
+        assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/rooms/user_1", 404, "not_found"),
+        ("GET", "/rooms/user_1/broadcast", 405, "method_not_allowed"),
+        ("POST", "/rooms/user_1/subscribe", 405, "method_not_allowed"),
+        ("GET", "/broadcast", 405, "method_not_allowed"),
+        ("GET", "/rooms/user_1/subscribe", 426, "upgrade_required"),
+    ],
+)
+async def test_other_routes_and_methods_say_so(
+    rooms: str, method: str, path: str, status: int, code: str
+) -> None:
+    async with httpx.AsyncClient(base_url=rooms) as client:
+        response = await client.request(method, path)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    if status == 405:
+        assert response.headers["Allow"] in ("GET", "POST")
+    if status == 426:
+        assert response.headers["Upgrade"] == "websocket"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json", 200),
+        ("application/json; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+    ],
+)
+async def test_only_json_is_taken(rooms: str, content_type: str, status: int) -> None:
+    headers = {"Content-Type": content_type}
+    body = json.dumps(NOTE)
+    response = await post(rooms, "/rooms/user_1/broadcast", content=body, headers=headers)
+    assert response.status_code == status
+
+
+async def test_health_counts_the_connections_of_a_room(rooms: str) -> None:
+    assert (await get(rooms, "/health")).json() == {"status": "ok"}
+    assert (await get(rooms, "/ready")).json() == {"status": "ready"}
+    health = (await get(rooms, "/rooms/user_1/health")).json()
+    assert health == {"status": "ok", "connections": 0, "roomId": "user_1"}
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1:8000", 200),
+        ("https://evil.example", 403),
+        ("http://127.0.0.1.evil.example", 403),
+        ("null", 403),
+    ],
+)
+async def test_a_page_of_another_origin_cannot_publish(
+    rooms: str, origin: str, status: int
+) -> None:
+    headers = {"Origin": origin}
+    response = await post(rooms, "/rooms/user_1/broadcast", json=NOTE, headers=headers)
+    assert response.status_code == status
+
+
+async def test_half_a_request_and_garbage_do_not_stop_the_server(rooms: str) -> None:
+    where = urlsplit(rooms)
+    for sent in (
+        b"POST /broadcast HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+        b"\x00" * 1000,
+        b"GET /health HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ):
+        with socket.create_connection((str(where.hostname), int(where.port or 0))) as client:
+            client.sendall(sent)
+        await asyncio.sleep(0)
+    assert (await get(rooms, "/health")).status_code == 200

@@ -1,0 +1,124 @@
+"""``synap-realtime serve`` as an operator runs it: a process, its settings, its errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from synap_realtime import ConfigurationError
+from synap_realtime.server.settings import is_loopback, load_settings
+
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+@contextmanager
+def served(**environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0"],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        first, second = process.stderr.readline(), process.stderr.readline()
+        assert "memory store" in first
+        found = re.search(r"listening on (http://\S+)", second)
+        assert found, second
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_serves_and_stops_on_sigterm() -> None:
+    with served() as (process, url):
+        note = {"type": "a", "data": {}, "id": "n1"}
+        with connect(url.replace("http", "ws") + "/rooms/user_1/subscribe") as ws:
+            assert httpx.post(f"{url}/rooms/user_1/broadcast", json=note).status_code == 200
+            assert '"id":"n1"' in str(ws.recv(timeout=5))
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=15)
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+
+
+def test_each_option_is_also_in_the_environment() -> None:
+    with served(SYNAP_REALTIME_RETENTION_COUNT="1") as (_, url):
+        for id in ("n1", "n2"):
+            note = {"type": "a", "data": {}, "id": id}
+            httpx.post(f"{url}/rooms/user_1/broadcast", json=note)
+        with connect(url.replace("http", "ws") + "/rooms/user_1/subscribe") as ws:
+            assert '"id":"n2"' in str(ws.recv(timeout=5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "70000"], "--port (SYNAP_REALTIME_PORT)"),
+        (["--retention-count", "0"], "--retention-count"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--host", "0.0.0.0"], "this server has no keys"),
+        (["--host", "::"], "this server has no keys"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_says_what_to_do(arguments: list[str], said: str) -> None:
+    done = run("serve", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_variable_is_named() -> None:
+    done = run("serve", SYNAP_REALTIME_PORT="many")
+    assert done.returncode == 2
+    assert "SYNAP_REALTIME_PORT" in done.stderr
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2
+    assert "could not listen" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNAP_REALTIME_PORT", "1111")
+    assert load_settings().port == 1111
+    assert load_settings(port=2222).port == 2222
+    with pytest.raises(ConfigurationError, match="--nonsense"):
+        load_settings(nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True),
+     ("::ffff:127.0.0.1", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False),
+     ("localhost.evil.example", False), ("", False)],
+)  # fmt: skip
+def test_what_loopback_is(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback

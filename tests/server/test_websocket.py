@@ -1,0 +1,231 @@
+"""PROTOCOL.md, "Subscribing" and "Close codes", over real WebSockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import fastapi
+import httpx
+import pytest
+import websockets
+from websockets.asyncio.client import ClientConnection
+
+from synap_realtime import AsyncBroadcaster
+from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+
+
+@asynccontextmanager
+async def listening(base: str, path: str, **options: str) -> AsyncIterator[ClientConnection]:
+    url = base.replace("http", "ws") + path
+    async with websockets.connect(url, **options) as ws:  # type: ignore[arg-type]
+        yield ws
+
+
+async def heard(ws: ClientConnection) -> str:
+    async with asyncio.timeout(5):
+        id: str = json.loads(await ws.recv())["id"]
+        return id
+
+
+async def closed_with(ws: ClientConnection) -> int:
+    async with asyncio.timeout(5):
+        await ws.wait_closed()
+    return int(ws.close_code or 0)
+
+
+async def connections(rooms: str, room: str) -> int:
+    async with httpx.AsyncClient(base_url=rooms) as client:
+        return int((await client.get(f"/rooms/{room}/health")).json()["connections"])
+
+
+async def until_connections(rooms: str, room: str, count: int) -> None:
+    async with asyncio.timeout(5):
+        while await connections(rooms, room) != count:  # noqa: ASYNC110 - across a process border
+            await asyncio.sleep(0.01)
+
+
+async def test_ping_is_answered_by_pong(rooms: str) -> None:
+    async with listening(rooms, "/rooms/user_1/subscribe") as ws:
+        await ws.send("ping")
+        assert await ws.recv() == "pong"
+
+
+async def test_everyone_in_the_room_hears_it_and_nobody_else(rooms: str) -> None:
+    async with (
+        AsyncBroadcaster(rooms) as broadcaster,
+        listening(rooms, "/rooms/user_1/subscribe") as first,
+        listening(rooms, "/rooms/user_1/subscribe") as second,
+        listening(rooms, "/rooms/user_2/subscribe") as other,
+    ):
+        result = await broadcaster.broadcast_success("1", "a.completed", {}, id="n1")
+        assert result.broadcast_count == 2
+        assert [await heard(first), await heard(second)] == ["n1", "n1"]
+        await broadcaster.broadcast_success("2", "a.completed", {}, id="n2")
+        assert await heard(other) == "n2"
+
+
+async def test_a_disconnect_is_cleaned_up(rooms: str) -> None:
+    async with listening(rooms, "/rooms/user_1/subscribe"):
+        assert await connections(rooms, "user_1") == 1
+    await until_connections(rooms, "user_1", 0)
+
+
+async def test_a_peer_that_vanishes_is_cleaned_up(rooms: str) -> None:
+    async with listening(rooms, "/rooms/user_1/subscribe") as ws:
+        ws.transport.abort()
+    await until_connections(rooms, "user_1", 0)
+
+
+async def test_a_request_that_ended_before_anyone_listened_is_seen(rooms: str) -> None:
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        await broadcaster.broadcast_success("1", "a.completed", {}, "r1", id="n1")
+        async with listening(rooms, "/rooms/request_r1/subscribe") as ws:
+            assert await heard(ws) == "n1"
+
+
+async def test_a_cursor_resumes(rooms: str) -> None:
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        for n in range(3):
+            await broadcaster.broadcast_success("1", "a.completed", {}, id=f"n{n}")
+        async with listening(rooms, "/rooms/user_1/subscribe?after=earliest") as ws:
+            cursor = json.loads(await ws.recv())["cursor"]
+        async with listening(rooms, f"/rooms/user_1/subscribe?after={cursor}") as ws:
+            assert [await heard(ws), await heard(ws)] == ["n1", "n2"]
+
+
+async def test_what_a_client_says_beside_ping_is_ignored(rooms: str) -> None:
+    async with listening(rooms, "/rooms/user_1/subscribe") as ws:
+        for text in ("hello", '{"action":"dance"}', "", "x" * 4096):
+            await ws.send(text)
+        await ws.send("ping")
+        assert await ws.recv() == "pong"
+
+
+@pytest.mark.parametrize("message", [b"binary", "x" * 4097, "é" * 2049])
+async def test_a_client_that_breaks_the_contract_is_closed_with_4540(
+    rooms: str, message: str | bytes
+) -> None:
+    async with listening(rooms, "/rooms/user_1/subscribe") as ws:
+        await ws.send(message)
+        assert await closed_with(ws) == 4540
+
+
+async def test_a_silent_client_is_closed_with_4009(
+    rooms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.server.asgi.SILENCE_LIMIT_S", 0.2)
+    async with listening(rooms, "/rooms/user_1/subscribe") as ws:
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            await ws.send("ping")
+            assert await ws.recv() == "pong"
+        assert await closed_with(ws) == 4009
+
+
+async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(rooms: str) -> None:
+    async with (
+        AsyncBroadcaster(rooms) as broadcaster,
+        listening(rooms, "/rooms/user_1/subscribe") as reader,
+        listening(rooms, "/rooms/user_1/subscribe") as sleeper,
+    ):
+        sleeper.transport.pause_reading()
+        for n in range(200):
+            result = await broadcaster.broadcast_success(
+                "1", "a.x", {"x": "y" * 100_000}, id=f"{n}"
+            )
+            assert result.success
+            assert await heard(reader) == f"{n}"
+            if result.broadcast_count == 1:
+                break
+        else:
+            pytest.fail("the sleeper was never let go")
+        await until_connections(rooms, "user_1", 1)
+        sleeper.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/rooms/user/subscribe", 400),
+        ("/rooms/user_1/subscribe?after=nowhere", 400),
+        ("/rooms/user_1/listen", 404),
+        ("/", 404),
+    ],
+)
+async def test_a_bad_handshake_is_refused_with_its_reason(
+    rooms: str, path: str, status: int
+) -> None:
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with listening(rooms, path):
+            pass
+    assert refused.value.response.status_code == status
+    assert json.loads(refused.value.response.body)["error"]
+
+
+async def test_a_page_of_another_origin_cannot_listen(rooms: str) -> None:
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with listening(rooms, "/rooms/user_1/subscribe", origin="https://evil.example"):
+            pass
+    assert refused.value.response.status_code == 403
+
+
+async def test_an_allowed_origin_can_listen() -> None:
+    settings = load_settings(allowed_origins="https://app.example, https://b.example/")
+    async with running(create_app(settings)) as url:
+        for origin in ("https://app.example", "https://b.example", "http://localhost:3000"):
+            async with listening(url, "/rooms/user_1/subscribe", origin=origin) as ws:
+                await ws.send("ping")
+                assert await ws.recv() == "pong"
+
+
+async def test_a_server_that_stops_asks_its_subscribers_to_come_back() -> None:
+    async with running(create_app()) as url:
+        ws = await websockets.connect(url.replace("http", "ws") + "/rooms/user_1/subscribe")
+    assert await closed_with(ws) == 4012
+
+
+async def test_while_draining_publishes_are_answered_503() -> None:
+    server = create_app()
+    await server.drain()
+    transport = httpx.ASGITransport(server)
+    async with httpx.AsyncClient(transport=transport, base_url="http://rooms") as client:
+        for path in ("/rooms/user_1/broadcast", "/broadcast"):
+            response = await client.post(path, json={"type": "a", "data": {}})
+            assert response.status_code == 503
+            assert int(response.headers["Retry-After"]) > 0
+        assert (await client.get("/ready")).status_code == 503
+        assert (await client.get("/health")).status_code == 200
+
+
+async def test_it_can_be_mounted_in_another_app() -> None:
+    app = fastapi.FastAPI()
+    app.mount("/realtime/v1", create_app())
+    async with (
+        running(app) as url,
+        AsyncBroadcaster(f"{url}/realtime/v1") as broadcaster,
+        listening(url, "/realtime/v1/rooms/user_1/subscribe") as ws,
+    ):
+        assert (await broadcaster.broadcast_success("1", "a.completed", {}, id="n1")).success
+        assert await heard(ws) == "n1"
+        with pytest.raises(websockets.InvalidStatus):
+            async with listening(url, "/realtime/v1/rooms/nope/subscribe"):
+                pass
+
+
+async def test_without_keys_it_answers_this_machine_only() -> None:
+    transport = httpx.ASGITransport(create_app(), client=("203.0.113.7", 1234))
+    async with httpx.AsyncClient(transport=transport, base_url="http://rooms") as client:
+        response = await client.get("/health")
+    assert response.status_code == 403
+    assert "no keys" in response.json()["error"]
+
+
+def test_an_unknown_kind_of_scope_is_an_error() -> None:
+    server: RoomServer = create_app()
+    with pytest.raises(RuntimeError, match="does not speak"):
+        asyncio.run(server({"type": "carrier-pigeon"}, None, None))  # type: ignore[arg-type]
