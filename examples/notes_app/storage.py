@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import obstore
 from obstore.store import ObjectStore, from_url
 
@@ -17,7 +19,9 @@ class ObjectStorage:
         if url.startswith("file:"):
             self._store: ObjectStore = from_url(url, mkdir=True)
         else:
-            self._store = from_url(url)
+            # The job has retries of its own: do not make the user wait for two kinds.
+            patience = timedelta(seconds=5)
+            self._store = from_url(url, retry_config={"max_retries": 1, "retry_timeout": patience})
 
     async def put(self, path: str, content: bytes, content_type: str) -> str:
         attributes = {} if self._is_folder else {"Content-Type": content_type}

@@ -64,8 +64,8 @@ class AsyncBroadcaster:
             ConfigurationError: the URL is not an ``http`` or ``https`` one.
         """
         self._endpoint = requests.Endpoint(url, api_key)
-        self._timeout_s = timeout_s
-        self._deadline_s = deadline_s
+        self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
+        self._deadline_s = requests.check_seconds("deadline_s", deadline_s)
         self._transport = transport
         # A pool of connections belongs to one event loop; some frameworks run several.
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
@@ -168,19 +168,26 @@ class AsyncBroadcaster:
                 budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
                 try:
                     async with asyncio.timeout(budget):
-                        response = await pool.client.post(
-                            self._endpoint.url + call.path,
-                            content=call.body,
-                            headers=self._endpoint.headers,
-                        )
+                        return await self._post(pool.client, call)
                 except TimeoutError:
                     return requests.Answer(error=f"the server: timed out after {budget:.2g} s")
-                except httpx.RequestError as error:
+                except requests.UNSENDABLE as error:
                     return requests.read_failure(error)
-                return requests.read_response(response)
 
         retrying = tenacity.AsyncRetrying(**retry.policy(deadline - time.monotonic()))
         return retry.counted(await retrying(attempt), attempts)
+
+    async def _post(self, client: httpx.AsyncClient, call: requests.Call) -> requests.Answer:
+        url = self._endpoint.url + call.path
+        content = b""
+        async with client.stream(
+            "POST", url, content=call.body, headers=self._endpoint.headers
+        ) as response:
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > requests.MAX_ANSWER_BYTES:
+                    break
+        return requests.read_response(response.status_code, response.headers, content)
 
     async def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()

@@ -110,8 +110,3 @@ def _shared_sync(url: str | None, api_key: str | None) -> Broadcaster:
     broadcaster = Broadcaster(url, api_key)
     atexit.register(broadcaster.close)
     return broadcaster
-
-
-# A forked worker must not write on its parent's connections.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared_sync.cache_clear)

@@ -6,6 +6,7 @@ answers, and returns the result. The clients only run it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,24 @@ class Answer:
         return self.status is None or self.status == 429 or self.status >= 500
 
 
+MAX_ANSWER_BYTES = 1024 * 1024
+"""No room server answers with more."""
+
+UNSENDABLE = (httpx.RequestError, OSError, UnicodeError)
+"""What an HTTP client raises when there is no answer, or no such host can be."""
+
+
+def check_seconds(field: str, value: object) -> float:
+    """A time that makes sense.
+
+    Raises:
+        InvalidArgumentError: it is not a positive number of seconds.
+    """
+    if not isinstance(value, int | float) or not 0 < value < 86400:
+        raise InvalidArgumentError(field, f"expected seconds, more than 0; got {value!r}")
+    return float(value)
+
+
 Delivery = Generator[Call, Answer, BroadcastResult]
 
 
@@ -80,13 +99,15 @@ class Endpoint:
         text = url or os.environ.get("REALTIME_URL") or DEFAULT_URL
         try:
             parsed = httpx.URL(text)
-        except (httpx.InvalidURL, TypeError) as error:
+        except (httpx.InvalidURL, TypeError, ValueError) as error:
             raise ConfigurationError(f"{source}: {error}") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ConfigurationError(f"{source}: expected http://… or https://…, got {text!r}")
+        if parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 65536:
+            raise ConfigurationError(f"{source}: expected a host, a port and a path, got {text!r}")
         self.url = str(parsed).rstrip("/")
-        key = api_key or os.environ.get("REALTIME_API_KEY")
-        if key and (not key.isascii() or not key.isprintable() or " " in key):
+        key: object = api_key or os.environ.get("REALTIME_API_KEY")
+        if key and not (isinstance(key, str) and key.isascii() and key.isprintable()):
             raise ConfigurationError(
                 f"{'api_key' if api_key else 'REALTIME_API_KEY'}: holds a character that an HTTP "
                 "header cannot carry; is there a line end in it?"
@@ -97,21 +118,21 @@ class Endpoint:
         self.has_batch_route = True
 
 
-def read_response(response: httpx.Response) -> Answer:
+def read_response(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
     """A response as an answer; a body that is not JSON stays text."""
     try:
-        body: object = response.json()
-    except ValueError:
-        body = response.text[:200]
+        body: object = json.loads(content)
+    except (ValueError, RecursionError):
+        body = content[:200].decode(errors="replace")
     return Answer(
-        status=response.status_code,
+        status=status,
         body=body,
-        error=None if response.is_success else _describe(response.status_code, body),
-        retry_after_s=_retry_after(response.headers.get("Retry-After")),
+        error=None if 200 <= status < 300 else _describe(status, body),
+        retry_after_s=_retry_after(headers.get("Retry-After")),
     )
 
 
-def read_failure(error: httpx.RequestError) -> Answer:
+def read_failure(error: Exception) -> Answer:
     """A connection error or a timeout as an answer."""
     what = "timed out" if isinstance(error, httpx.TimeoutException) else "could not reach it"
     return Answer(error=f"the server: {what}: {str(error) or type(error).__name__}")
@@ -149,8 +170,8 @@ def prepare(
         raise InvalidArgumentError(
             "message", f"expected a Notification or a mapping, got {type(message).__name__}"
         )
-    if "request_id" in wire:
-        wire["requestId"] = wire.pop("request_id")
+    if (snake := wire.pop("request_id", None)) is not None:
+        wire["requestId"] = snake
     if "data" in wire:
         wire["data"] = to_json_object("data", wire["data"])
     if wire.get("requestId") is None and request_id is not None:
@@ -304,12 +325,12 @@ def _retry_after(value: str | None) -> float:
     """Seconds to wait, from either form of the header (RFC 9110, section 10.2.3)."""
     if not value:
         return 0.0
-    if value.strip().isdigit():
-        return float(value)
+    if value.isascii() and value.strip().isdigit():
+        return float(value[:12])
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
         return 0.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

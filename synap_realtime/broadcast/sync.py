@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -31,9 +32,14 @@ class Broadcaster:
     ) -> None:
         """Make a client; the arguments are those of :class:`AsyncBroadcaster`."""
         self._endpoint = requests.Endpoint(url, api_key)
-        self._timeout_s = timeout_s
-        self._deadline_s = deadline_s
-        self._client = httpx.Client(timeout=timeout_s, transport=transport)
+        self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
+        self._deadline_s = requests.check_seconds("deadline_s", deadline_s)
+        self._transport = transport
+        self._open()
+
+    def _open(self) -> None:
+        self._client = httpx.Client(timeout=self._timeout_s, transport=self._transport)
+        self._pid = os.getpid()
 
     def broadcast_notification(
         self,
@@ -92,6 +98,8 @@ class Broadcaster:
         self.close()
 
     def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
+        if self._pid != os.getpid():
+            self._open()  # a forked child must not write on its parent's connections
         deadline = time.monotonic() + self._deadline_s
         steps = requests.delivery(self._endpoint, rooms, message)
         call = next(steps)
@@ -111,15 +119,27 @@ class Broadcaster:
             attempts += 1
             budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
             try:
-                response = self._client.post(
-                    self._endpoint.url + call.path,
-                    content=call.body,
-                    headers=self._endpoint.headers,
-                    timeout=budget,
-                )
-            except httpx.RequestError as error:
+                return self._post(call, budget)
+            except TimeoutError:
+                return requests.Answer(error=f"the server: timed out after {budget:.2g} s")
+            except requests.UNSENDABLE as error:
                 return requests.read_failure(error)
-            return requests.read_response(response)
 
         retrying = tenacity.Retrying(**retry.policy(deadline - time.monotonic()))
         return retry.counted(retrying(attempt), attempts)
+
+    def _post(self, call: requests.Call, budget_s: float) -> requests.Answer:
+        """One attempt. httpx bounds each read; the sum of them is bounded here."""
+        end = time.monotonic() + budget_s
+        url = self._endpoint.url + call.path
+        content = b""
+        with self._client.stream(
+            "POST", url, content=call.body, headers=self._endpoint.headers, timeout=budget_s
+        ) as response:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if time.monotonic() > end:
+                    raise TimeoutError
+                if len(content) > requests.MAX_ANSWER_BYTES:
+                    break
+        return requests.read_response(response.status_code, response.headers, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -19,6 +20,8 @@ MAX_NOTIFICATION_BYTES = 256 * 1024
 
 MAX_BATCH_BYTES = 1024 * 1024
 MAX_BATCH_NOTIFICATIONS = 1000
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 Status = Literal["pending", "success", "error"]
 """How the job stands: progress and retries are ``pending``."""
@@ -37,10 +40,9 @@ def to_utc_timestamp(value: str) -> str:
         ValueError: it is not an RFC 3339 date and time with an offset.
     """
     try:
-        moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            raise ValueError("no offset")
-        return format_timestamp(moment)
+        if not _RFC_3339.fullmatch(value):
+            raise ValueError("not the shape of RFC 3339, section 5.6")
+        return format_timestamp(datetime.fromisoformat(value.upper()))
     except (ValueError, OverflowError):
         raise ValueError("expected an RFC 3339 time such as 2026-01-31T12:00:00.000Z") from None
 
@@ -127,17 +129,17 @@ def to_json_object(field: str, value: object) -> dict[str, Any]:
     Raises:
         InvalidArgumentError: it is neither, or something in it has no JSON form.
     """
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", by_alias=True, exclude_none=True)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping | BaseModel):
         raise InvalidArgumentError(
             field, f"expected a mapping or a pydantic model, got {type(value).__name__}"
         )
     try:
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json", by_alias=True, exclude_none=True)
         plain = pydantic_core.to_jsonable_python(
             dict(value), by_alias=True, inf_nan_mode="constants"
         )
-    except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # pydantic's own is a ValueError
         raise InvalidArgumentError(field, f"cannot be JSON: {error}") from error
     assert isinstance(plain, dict)  # noqa: S101 - a mapping in, a mapping out
     return plain

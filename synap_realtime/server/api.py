@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -178,8 +179,6 @@ class Api:
     async def _broadcast_one(self, request: Request) -> Response:
         self._refuse_while_draining()
         room = room_of(request.segments[1])
-        if len(request.body) > MAX_NOTIFICATION_BYTES:
-            raise too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
         id, wire = self._check(_decode(request))
         receipt = await self._publish(room, id, wire)
         return Response(
@@ -202,6 +201,12 @@ class Api:
             raise malformed("Invalid batch", "notifications: expected a list of at least one")
         if len(items) > MAX_BATCH_NOTIFICATIONS:
             raise too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
+        pairs = sum(len(item["rooms"]) for item in items if _has_rooms(item))
+        if pairs > MAX_BATCH_NOTIFICATIONS:
+            raise too_large(
+                f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its "
+                "notifications"
+            )
         results = [await self._broadcast_item(item) for item in items]
         return Response(200, {"success": all(r["success"] for r in results), "results": results})
 
@@ -210,10 +215,9 @@ class Api:
         try:
             if not isinstance(item, dict):
                 raise malformed("Invalid notification", "expected a JSON object")
-            names = item.get("rooms")
-            if not isinstance(names, list) or not names:
+            if not _has_rooms(item):
                 raise malformed("Invalid notification", "rooms: expected a list of at least one")
-            rooms = [room_of(name) for name in dict.fromkeys(map(_room_name, names))]
+            rooms = [room_of(name) for name in dict.fromkeys(map(_room_name, item["rooms"]))]
             id, wire = self._check({k: v for k, v in item.items() if k != "rooms"})
             receipts = {room: await self._publish(room, id, wire) for room in rooms}
         except RequestError as error:
@@ -256,9 +260,16 @@ class Api:
         return str(id), wire
 
     async def _publish(self, room: Room, id: str, wire: dict[str, Any]) -> Receipt:
-        return await self._store.publish(
+        receipt = await self._store.publish(
             room, id, wire, lambda entry: self._hub.deliver(room, entry)
         )
+        # However much one request publishes, subscribers read along and others are answered.
+        await asyncio.sleep(0)
+        return receipt
+
+
+def _has_rooms(item: object) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("rooms"), list) and bool(item["rooms"])
 
 
 def _room_name(value: object) -> str:

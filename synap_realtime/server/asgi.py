@@ -141,8 +141,7 @@ class RoomServer:
         origin = headers.get("origin")
         if origin is None or origin in self._origins:
             return
-        host = urlsplit(origin).hostname
-        if host is None or not is_loopback(host):
+        if not _is_loopback_origin(origin):
             raise RequestError(
                 403,
                 "forbidden",
@@ -228,15 +227,15 @@ async def _listen(receive: Receive, write: Callable[[str], Awaitable[None]]) -> 
         try:
             async with asyncio.timeout(SILENCE_LIMIT_S):
                 message = await receive()
+                if message["type"] == "websocket.disconnect":
+                    raise _DisconnectedError
+                text = message.get("text")
+                if text is None or len(text.encode()) > MAX_CLIENT_TEXT_BYTES:
+                    return CloseCode.CONTRACT_BROKEN
+                if text == PING:
+                    await write(PONG)
         except TimeoutError:
             return CloseCode.SILENT
-        if message["type"] == "websocket.disconnect":
-            raise _DisconnectedError
-        text = message.get("text")
-        if text is None or len(text.encode()) > MAX_CLIENT_TEXT_BYTES:
-            return CloseCode.CONTRACT_BROKEN
-        if text == PING:
-            await write(PONG)
 
 
 async def _publish(
@@ -310,10 +309,20 @@ def _segments(scope: Scope) -> tuple[str, ...]:
     raw = scope.get("raw_path")
     path = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]
     segments = split_path(path)
-    mounted = [part for part in scope.get("root_path", "").split("/") if part]
-    if list(segments[: len(mounted)]) == mounted:
-        return segments[len(mounted) :]
+    mounted = tuple(part for part in scope.get("root_path", "").split("/") if part)
+    for start in range(len(mounted)):  # a proxy may have taken a first part of the root away
+        prefix = mounted[start:]
+        if segments[: len(prefix)] == prefix:
+            return segments[len(prefix) :]
     return segments
+
+
+def _is_loopback_origin(origin: str) -> bool:
+    try:
+        host = urlsplit(origin).hostname
+    except ValueError:
+        return False
+    return host is not None and is_loopback(host)
 
 
 def create_app(settings: ServerSettings | None = None, store: Store | None = None) -> RoomServer:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ..errors import ConfigurationError
 from ..protocol.control import MAX_CLIENT_TEXT_BYTES
@@ -20,6 +21,7 @@ from .settings import ServerSettings, is_loopback
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 5
+CLOSE_HANDSHAKE_S = 10.0
 
 
 class _Server(uvicorn.Server):
@@ -33,6 +35,14 @@ class _Server(uvicorn.Server):
         if isinstance(app := self.config.app, RoomServer):
             await app.drain()  # before uvicorn closes the sockets with a code of its own
         await super().shutdown(sockets)
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's, but a peer that does not read cannot keep its socket after its end."""
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        self.loop.call_later(CLOSE_HANDSHAKE_S, self.transport.abort)
 
 
 @contextlib.asynccontextmanager
@@ -61,9 +71,10 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGene
         ) from error
     config = uvicorn.Config(
         app,
-        ws="websockets-sansio",
+        ws=_WebSocket,
         # Room for a clear close code (4540) where a client sends a little too much.
-        ws_max_size=4 * MAX_CLIENT_TEXT_BYTES,
+        ws_max_size=16 * MAX_CLIENT_TEXT_BYTES,
+        proxy_headers=False,  # the peer is who it is; what a header says of it is not asked
         ws_per_message_deflate=False,
         log_config=None,
         # Its own lines at "info" hold whole addresses, and an address can hold a token.

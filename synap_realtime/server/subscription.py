@@ -18,7 +18,10 @@ from .stores.base import Entry, Store
 MAX_WAITING_BYTES = 1024 * 1024
 """More than this unsent, and the subscriber is too slow."""
 
-_PAGE = 100
+SEND_TIMEOUT_S = 20.0
+"""A subscriber that takes nothing for so long is too slow, however little waits."""
+
+_PAGE = 16  # entries read at once: at most 4 MiB that a reader who stalls can hold on to
 
 Send = Callable[[str], Awaitable[None]]
 
@@ -49,7 +52,7 @@ class Subscription:
         self._newest = entry.offset
         if self._live:
             self._waiting.append(entry)
-            self._waiting_bytes += len(entry.text)
+            self._waiting_bytes += entry.size
             if self._waiting_bytes > MAX_WAITING_BYTES:
                 self.close(CloseCode.TOO_SLOW)
                 return False
@@ -109,6 +112,8 @@ class Subscription:
             if not page.recovered:
                 position = self._store.earliest()
             for entry in page.entries:
+                if self._ended.is_set():
+                    return position
                 await self._hand_over(entry, send)
                 position = Cursor(self._store.earliest().epoch, entry.offset)
             # Nothing was offered since the empty page was read: from here on, live.
@@ -121,7 +126,7 @@ class Subscription:
         while self._closing is None:
             while self._waiting:
                 entry = self._waiting.popleft()
-                self._waiting_bytes -= len(entry.text)
+                self._waiting_bytes -= entry.size
                 if entry.offset > position.offset:
                     await self._hand_over(entry, send)
             self._wake.clear()
@@ -129,6 +134,11 @@ class Subscription:
                 await self._wake.wait()
 
     async def _hand_over(self, entry: Entry, send: Send) -> None:
-        await send(entry.text)
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send(entry.text)
+        except TimeoutError:
+            self.close(CloseCode.TOO_SLOW)
+            return
         mark = Cursor(self._store.earliest().epoch, entry.offset)
         await self._store.set_received_mark(self._room, mark)

@@ -160,6 +160,20 @@ async def test_other_routes_and_methods_say_so(
         assert response.headers["Upgrade"] == "websocket"
 
 
+async def test_escaped_text_is_measured_as_it_is_delivered(rooms: str) -> None:
+    text = json.dumps({**NOTE, "data": {"x": "é" * 100_000}}, ensure_ascii=True)
+    assert len(text) > 256 * 1024
+    response = await post(rooms, "/rooms/user_1/broadcast", content=text)
+    assert response.status_code == 200
+
+
+async def test_one_request_reaches_a_thousand_rooms_and_not_more(rooms: str) -> None:
+    names = [f"user_{n}" for n in range(1001)]
+    for count, status in ((1000, 200), (1001, 413)):
+        body = {"notifications": [{**NOTE, "rooms": names[:count]}]}
+        assert (await post(rooms, "/broadcast", json=body)).status_code == status
+
+
 @pytest.mark.parametrize(
     ("content_type", "status"),
     [
@@ -192,6 +206,7 @@ async def test_health_counts_the_connections_of_a_room(rooms: str) -> None:
         ("https://evil.example", 403),
         ("http://127.0.0.1.evil.example", 403),
         ("null", 403),
+        ("http://[", 403),
     ],
 )
 async def test_a_page_of_another_origin_cannot_publish(

@@ -150,6 +150,21 @@ async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
         assert len(await again.until(node.count - 1)) == node.count - 1
 
 
+async def test_one_who_stalls_in_the_replay_is_closed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("synap_realtime.server.subscription.SEND_TIMEOUT_S", 0.05)
+    node, reader = Node(), Reader()
+    for _ in range(3):
+        await node.publish(USER)
+    reader.gate.clear()
+    subscription = Subscription(node.store, node.hub, USER)
+    async with asyncio.timeout(5):
+        await subscription.run(None, reader.send)
+        assert await subscription.closed() is CloseCode.TOO_SLOW
+    assert await node.store.received_mark(USER) is None, "what was not taken was not received"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["publish", "leave", "join", "pause", "go"]), max_size=60))
 def test_any_interleaving_delivers_everything_once_and_in_order(actions: list[str]) -> None:

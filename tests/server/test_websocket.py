@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import fastapi
 import httpx
@@ -148,6 +149,20 @@ async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(rooms: str
         sleeper.transport.abort()
 
 
+async def test_a_full_batch_harms_no_subscriber_who_reads(rooms: str) -> None:
+    items = [
+        {"rooms": ["user_1"], "type": "a", "data": {"x": "y" * 950}, "id": f"n{n}"}
+        for n in range(1000)
+    ]
+    async with (
+        listening(rooms, "/rooms/user_1/subscribe") as ws,
+        httpx.AsyncClient(base_url=rooms) as client,
+    ):
+        response = await client.post("/broadcast", json={"notifications": items})
+        assert response.json()["success"]
+        assert [await heard(ws) for _ in items] == [item["id"] for item in items]
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -215,6 +230,18 @@ async def test_it_can_be_mounted_in_another_app() -> None:
         with pytest.raises(websockets.InvalidStatus):
             async with listening(url, "/realtime/v1/rooms/nope/subscribe"):
                 pass
+
+
+async def test_it_can_be_mounted_behind_a_proxy_that_takes_the_root_away() -> None:
+    app = create_app()
+
+    async def mounted(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "root_path": "/api/realtime"}, receive, send)
+
+    for path in ("/rooms", "/realtime/rooms", "/api/realtime/rooms"):
+        async with running(mounted) as url, listening(url, f"{path}/user_1/subscribe") as ws:
+            await ws.send("ping")
+            assert await ws.recv() == "pong"
 
 
 async def test_without_keys_it_answers_this_machine_only() -> None:

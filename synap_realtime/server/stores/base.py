@@ -32,10 +32,12 @@ class Entry:
     Attributes:
         offset: its position; grows within a room, never reused in a store's life.
         text: the JSON as every subscriber gets it, ``room`` and ``cursor`` included.
+        size: its bytes in UTF-8.
     """
 
     offset: int
     text: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class MemoryStore:
         wire = {**notification, "room": room, "cursor": str(cursor)}
         text = json.dumps(wire, ensure_ascii=False, separators=(",", ":"))
         self._offset += 1
-        entry = Entry(self._offset, text)
+        entry = Entry(self._offset, text, len(text.encode()))
         log.entries.append((now, entry))
         if len(log.entries) > self._retention.count:
             log.forgotten = log.entries.popleft()[1].offset

@@ -185,11 +185,14 @@ class LocalInngest:
 
 def _read_event(item: Any) -> Event:
     match item:
-        case {"name": str(name)} if name and isinstance(item.get("data") or {}, dict):
-            data = item.get("data") or {}
-            rest = {key: value for key, value in item.items() if value not in (None, "")}
-            return {**rest, "name": name, "data": data}
-    raise ValueError("an event needs a name, and data that is an object")
+        case {"name": str(name), "data": dict() | None} if name:
+            pass
+        case {"name": str(name)} if name and "data" not in item:
+            pass
+        case _:
+            raise ValueError("an event needs a name, and data that is an object")
+    given = {key: value for key, value in item.items() if value not in (None, "")}
+    return {"data": {}, **given}
 
 
 def _error(status: int, message: str) -> JSONResponse:

