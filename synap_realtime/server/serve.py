@@ -40,6 +40,11 @@ class _Server(uvicorn.Server):
 class _WebSocket(WebSocketsSansIOProtocol):
     """uvicorn's, but a peer that does not read cannot keep its socket after its end."""
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # else uvicorn logs a refusal as an error of the app
+
     async def run_asgi(self) -> None:
         await super().run_asgi()
         self.loop.call_later(CLOSE_HANDSHAKE_S, self.transport.abort)

@@ -173,13 +173,14 @@ async def test_a_full_batch_harms_no_subscriber_who_reads(rooms: str) -> None:
     ],
 )
 async def test_a_bad_handshake_is_refused_with_its_reason(
-    rooms: str, path: str, status: int
+    rooms: str, path: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(websockets.InvalidStatus) as refused:
         async with listening(rooms, path):
             pass
     assert refused.value.response.status_code == status
     assert json.loads(refused.value.response.body)["error"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_page_of_another_origin_cannot_listen(rooms: str) -> None:
@@ -238,10 +239,11 @@ async def test_it_can_be_mounted_behind_a_proxy_that_takes_the_root_away() -> No
     async def mounted(scope: Any, receive: Any, send: Any) -> None:
         await app({**scope, "root_path": "/api/realtime"}, receive, send)
 
-    for path in ("/rooms", "/realtime/rooms", "/api/realtime/rooms"):
-        async with running(mounted) as url, listening(url, f"{path}/user_1/subscribe") as ws:
-            await ws.send("ping")
-            assert await ws.recv() == "pong"
+    async with running(mounted) as url:
+        for path in ("/rooms", "/realtime/rooms", "/api/realtime/rooms"):
+            async with listening(url, f"{path}/user_1/subscribe") as ws:
+                await ws.send("ping")
+                assert await ws.recv() == "pong"
 
 
 async def test_without_keys_it_answers_this_machine_only() -> None:
