@@ -97,18 +97,12 @@ class RoomServer:
             response = error.response
         except _DisconnectedError:
             return
-        headers = [(k.lower().encode(), v.encode()) for k, v in response.headers.items()]
         body = response.encoded()
         await send(
             {
                 "type": "http.response.start",
                 "status": response.status,
-                "headers": [
-                    (b"content-type", b"application/json"),
-                    (b"content-length", str(len(body)).encode()),
-                    (b"cache-control", b"no-store"),
-                    *headers,
-                ],
+                "headers": _header_list(response, body),
             }
         )
         await send({"type": "http.response.body", "body": body})
@@ -265,14 +259,19 @@ async def _deny(scope: Scope, send: Send, response: Response) -> None:
         {
             "type": "websocket.http.response.start",
             "status": response.status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                *((k.lower().encode(), v.encode()) for k, v in response.headers.items()),
-            ],
+            "headers": _header_list(response, body),
         }
     )
     await send({"type": "websocket.http.response.body", "body": body})
+
+
+def _header_list(response: Response, body: bytes) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        *((name.lower().encode(), value.encode()) for name, value in response.headers.items()),
+    ]
 
 
 async def _read_body(headers: dict[str, str], receive: Receive) -> bytes:
