@@ -12,20 +12,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synap_realtime.protocol.control import CloseCode
+from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.hub import Hub
-from synap_realtime.server.stores.base import Retention
+from synap_realtime.server.stores.base import Page
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.subscription import MAX_WAITING_BYTES, Subscription
 
 USER, REQUEST = Room("user_1"), Room("request_1")
 
 
+class SlowStore(MemoryStore):
+    """A store whose pages are old by the time that they arrive, as a database's are."""
+
+    async def read(self, room: Room, after: Cursor, limit: int) -> Page:
+        page = await super().read(room, after, limit)
+        await asyncio.sleep(0)
+        return page
+
+
 class Node:
     """A store, a hub, and publishing to both, as the server does it."""
 
-    def __init__(self, retention: Retention | None = None) -> None:
-        self.store = MemoryStore(retention)
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self.store = store or MemoryStore()
         self.hub = Hub()
         self.count = 0
 
@@ -132,6 +142,13 @@ async def test_what_comes_during_the_replay_is_neither_lost_nor_doubled() -> Non
         assert await reader.until(501) == [f"n{n}" for n in range(1, 502)]
 
 
+async def test_what_comes_while_the_last_page_is_read_is_not_lost() -> None:
+    node = Node(SlowStore())
+    async with subscribed(node, REQUEST) as reader:
+        await node.publish(REQUEST)  # the empty page is on its way
+        assert await reader.until(1) == ["n1"]
+
+
 async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
     node = Node()
     reader = Reader()
@@ -166,12 +183,17 @@ async def test_one_who_stalls_in_the_replay_is_closed_too(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(["publish", "leave", "join", "pause", "go"]), max_size=60))
-def test_any_interleaving_delivers_everything_once_and_in_order(actions: list[str]) -> None:
+@given(
+    st.lists(st.sampled_from(["publish", "leave", "join", "pause", "go"]), max_size=60),
+    st.sampled_from([MemoryStore, SlowStore]),
+)
+def test_any_interleaving_delivers_everything_once_and_in_order(
+    actions: list[str], store: type[MemoryStore]
+) -> None:
     """Against the plain model: a subscriber that resumes sees each notification once."""
 
     async def run() -> None:
-        node, reader = Node(), Reader()
+        node, reader = Node(store()), Reader()
         last: str | None = "earliest"
         task: asyncio.Task[None] | None = None
         subscription: Subscription | None = None
