@@ -31,7 +31,7 @@ class ObjectStorage:
     async def get(self, path: str) -> bytes | None:
         try:
             result = await obstore.get_async(self._store, path)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # not there, or no path at all
             return None
         return bytes(await result.bytes_async())
 

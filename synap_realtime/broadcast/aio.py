@@ -169,10 +169,8 @@ class AsyncBroadcaster:
                 try:
                     async with asyncio.timeout(budget):
                         return await self._post(pool.client, call)
-                except TimeoutError:
-                    return requests.Answer(error=f"the server: timed out after {budget:.2g} s")
-                except requests.UNSENDABLE as error:
-                    return requests.read_failure(error)
+                except (TimeoutError, *requests.UNSENDABLE) as error:
+                    return requests.read_failure(self._endpoint, error)
 
         retrying = tenacity.AsyncRetrying(**retry.policy(deadline - time.monotonic()))
         return retry.counted(await retrying(attempt), attempts)

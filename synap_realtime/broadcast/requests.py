@@ -106,6 +106,7 @@ class Endpoint:
         if parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 65536:
             raise ConfigurationError(f"{source}: expected a host, a port and a path, got {text!r}")
         self.url = str(parsed).rstrip("/")
+        self.shown = str(parsed.copy_with(username=None, password=None)).rstrip("/")
         key: object = api_key or os.environ.get("REALTIME_API_KEY")
         if key and not (isinstance(key, str) and key.isascii() and key.isprintable()):
             raise ConfigurationError(
@@ -132,10 +133,12 @@ def read_response(status: int, headers: Mapping[str, str], content: bytes) -> An
     )
 
 
-def read_failure(error: Exception) -> Answer:
+def read_failure(endpoint: Endpoint, error: Exception) -> Answer:
     """A connection error or a timeout as an answer."""
-    what = "timed out" if isinstance(error, httpx.TimeoutException) else "could not reach it"
-    return Answer(error=f"the server: {what}: {str(error) or type(error).__name__}")
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return Answer(error=f"{endpoint.shown} did not answer in time (REALTIME_URL)")
+    reason = str(error) or type(error).__name__
+    return Answer(error=f"{endpoint.shown} could not be reached (REALTIME_URL): {reason}")
 
 
 def rooms_for(user_id: str | None, request_id: str | None) -> tuple[Room, ...]:

@@ -120,10 +120,8 @@ class Broadcaster:
             budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
             try:
                 return self._post(call, budget)
-            except TimeoutError:
-                return requests.Answer(error=f"the server: timed out after {budget:.2g} s")
-            except requests.UNSENDABLE as error:
-                return requests.read_failure(error)
+            except (TimeoutError, *requests.UNSENDABLE) as error:
+                return requests.read_failure(self._endpoint, error)
 
         retrying = tenacity.Retrying(**retry.policy(deadline - time.monotonic()))
         return retry.counted(retrying(attempt), attempts)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from synap_realtime import ConfigurationError
+from synap_realtime import ConfigurationError, __version__
 from synap_realtime.server.settings import is_loopback, load_settings
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
@@ -104,6 +104,11 @@ def test_a_port_that_is_taken_is_said() -> None:
     assert done.returncode == 2
     assert "could not listen" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_and_the_variables_are_shown() -> None:
+    assert run("--version").stdout.strip() == __version__
+    assert "SYNAP_REALTIME_PORT" in run("serve", "--help").stdout
 
 
 def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

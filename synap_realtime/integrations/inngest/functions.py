@@ -27,11 +27,13 @@ logger = logging.getLogger(__name__)
 DEFAULT_RETRIES = 3
 """Inngest's own, where a function does not say."""
 
+_FAILED_EVENT = "inngest/function.failed"
 _COMPLETED_STEP = "synap-realtime:completed"
 
 Trigger = inngest.TriggerEvent | inngest.TriggerCron
 Handler = Callable[[Any], Any]
 Failure = Callable[[Any], Any]
+Context = inngest.Context | inngest.ContextSync
 
 
 def create_function(
@@ -48,8 +50,8 @@ def create_function(
 ) -> Callable[[Handler], inngest.Function[Any]]:
     """``client.create_function``, for a function whose user hears how it stands.
 
-    The user hears ``{family}.started``; ``{family}.retrying`` when an attempt of the function
-    failed and another will come; then exactly one of ``{family}.completed`` with what the function
+    The user hears ``{family}.started``; ``{family}.retrying`` when an attempt of a step or of the
+    function failed and another will come; then exactly one of ``{family}.completed`` with what the function
     returned, or ``{family}.failed`` when Inngest has given up. The user is the event's
     ``data.userId``, the request its ``data.requestId`` (or ``user_id``, ``request_id``). An event
     without a user is logged, and the function runs.
@@ -79,16 +81,16 @@ def create_function(
     def decorate(handler: Handler) -> inngest.Function[Any]:
         conductor = _Conductor(told, (DEFAULT_RETRIES if retries is None else retries) + 1)
         if inspect.iscoroutinefunction(handler):
-            run, failed = _wrap_async(handler, on_failure, conductor, broadcaster)
+            run, failed, telling = _wrap_async(handler, on_failure, conductor, broadcaster)
         else:
-            run, failed = _wrap_sync(handler, on_failure, conductor, broadcaster)
+            run, failed, telling = _wrap_sync(handler, on_failure, conductor, broadcaster)
         conductor.is_serialized = "output_type" in options
         return client.create_function(
             fn_id=fn_id,
             trigger=trigger,
             retries=retries,
             on_failure=failed,
-            middleware=[*middleware, _CountMemos],
+            middleware=[*middleware, telling],
             **options,
         )(run)
 
@@ -133,9 +135,6 @@ def _job(
     told: Family,
     handler: Callable[[JobRun, handlers.Services], Awaitable[BaseModel]],
 ) -> inngest.Function[Any]:
-    max_attempts = (DEFAULT_RETRIES if retries is None else retries) + 1
-    send = sender(broadcaster)
-
     @create_function(
         client,
         family=told,
@@ -145,8 +144,7 @@ def _job(
         retries=retries,
     )
     async def run(ctx: inngest.Context) -> dict[str, Any]:
-        job = InngestRun(ctx, Lifecycle(told, ctx.run_id), max_attempts, send)
-        payload = await handler(job, services)
+        payload = await handler(InngestRun(ctx), services)
         return payload.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     return run
@@ -161,24 +159,31 @@ class _Conductor:
         self._family = told
         self._max_attempts = max_attempts
 
-    def before(self, ctx: inngest.Context | inngest.ContextSync) -> Notification | None:
+    def before(self, ctx: Context) -> Notification | None:
         if ctx.attempt > 0 or _memos.get() > 0:
             return None
         return Lifecycle(self._family, ctx.run_id).started()
 
     def after_error(
-        self, ctx: inngest.Context | inngest.ContextSync, error: Exception
+        self,
+        ctx: Context,
+        result: inngest.TransformOutputResult,
     ) -> Notification | None:
+        """What an error of a step, or of the function, tells; it goes on as Inngest must see it."""
+        error = result.error
+        if error is None or ctx.event.name == _FAILED_EVENT:
+            return None
+        result.error = to_inngest(error)
         next_attempt = ctx.attempt + 2
         if is_final(error) or next_attempt > self._max_attempts:
             return None  # Inngest calls the failure handler, and that tells the user
+        part = f"step:{result.step.id}" if result.step else "run"
         reason = readable_error(error, ctx.run_id)
         lifecycle = Lifecycle(self._family, ctx.run_id)
-        return lifecycle.retrying(next_attempt, self._max_attempts, reason, f"run:{_memos.get()}")
+        part = f"{part}:{_memos.get()}"
+        return lifecycle.retrying(next_attempt, self._max_attempts, reason, part)
 
-    def after_return(
-        self, ctx: inngest.Context | inngest.ContextSync, result: object
-    ) -> Notification | None:
+    def after_return(self, ctx: Context, result: object) -> Notification | None:
         """The terminal notification; None if the SDK is about to refuse the result."""
         lifecycle = Lifecycle(self._family, ctx.run_id)
         if not self.is_serialized:
@@ -192,9 +197,7 @@ class _Conductor:
             logger.warning("run %s: its result is not told: %s", ctx.run_id, error)
             return lifecycle.completed({})
 
-    def failed(
-        self, ctx: inngest.Context | inngest.ContextSync
-    ) -> tuple[inngest.Event, Notification | None]:
+    def failed(self, ctx: Context) -> tuple[inngest.Event, Notification | None]:
         """What an ``inngest/function.failed`` event tells, and about whose event."""
         data: Any = ctx.event.data
         original = inngest.Event(name=data["event"]["name"], data=data["event"].get("data") or {})
@@ -216,7 +219,7 @@ def _wrap_async(
     on_failure: Failure | None,
     conductor: _Conductor,
     broadcaster: AsyncBroadcaster | Broadcaster | None,
-) -> tuple[Handler, Failure]:
+) -> tuple[Handler, Failure, Any]:
     if isinstance(broadcaster, Broadcaster):
         raise ConfigurationError("broadcaster: an async function needs an AsyncBroadcaster")
     send = sender(broadcaster)
@@ -226,12 +229,7 @@ def _wrap_async(
         replayed = _memos.get() > 0
         if (notification := conductor.before(ctx)) is not None:
             await send(ctx.event, notification)
-        try:
-            result = await handler(ctx)
-        except Exception as error:
-            if (notification := conductor.after_error(ctx, error)) is not None:
-                await send(ctx.event, notification)
-            raise to_inngest(error) from error
+        result = await handler(ctx)
         if (last := conductor.after_return(ctx, result)) is not None:
             # A function with steps is replayed, so its last word is one; a function without steps
             # must not become one that is replayed, or its body would run twice.
@@ -247,7 +245,15 @@ def _wrap_async(
             await send(event, notification)
         return None if on_failure is None else await on_failure(ctx)
 
-    return run, failed
+    class Telling(_Telling, inngest.Middleware):
+        async def transform_input(self, ctx: Context, function: Any, steps: Any) -> None:
+            self.begin(ctx, function, steps)
+
+        async def transform_output(self, result: inngest.TransformOutputResult) -> None:
+            if (notification := conductor.after_error(self.ctx, result)) is not None:
+                await send(self.ctx.event, notification)
+
+    return run, failed, Telling
 
 
 def _wrap_sync(
@@ -255,7 +261,7 @@ def _wrap_sync(
     on_failure: Failure | None,
     conductor: _Conductor,
     broadcaster: AsyncBroadcaster | Broadcaster | None,
-) -> tuple[Handler, Failure]:
+) -> tuple[Handler, Failure, Any]:
     if isinstance(broadcaster, AsyncBroadcaster):
         raise ConfigurationError("broadcaster: a function that is not async needs a Broadcaster")
     send = sender_sync(broadcaster)
@@ -265,12 +271,7 @@ def _wrap_sync(
         replayed = _memos.get() > 0
         if (notification := conductor.before(ctx)) is not None:
             send(ctx.event, notification)
-        try:
-            result = handler(ctx)
-        except Exception as error:
-            if (notification := conductor.after_error(ctx, error)) is not None:
-                send(ctx.event, notification)
-            raise to_inngest(error) from error
+        result = handler(ctx)
         if (last := conductor.after_return(ctx, result)) is not None:
             if replayed:
                 ctx.step.run(_COMPLETED_STEP, lambda: send(ctx.event, last))
@@ -284,20 +285,26 @@ def _wrap_sync(
             send(event, notification)
         return None if on_failure is None else on_failure(ctx)
 
-    return run, failed
+    class Telling(_Telling, inngest.MiddlewareSync):
+        def transform_input(self, ctx: Context, function: Any, steps: Any) -> None:
+            self.begin(ctx, function, steps)
+
+        def transform_output(self, result: inngest.TransformOutputResult) -> None:
+            if (notification := conductor.after_error(self.ctx, result)) is not None:
+                send(self.ctx.event, notification)
+
+    return run, failed, Telling
 
 
 _memos: ContextVar[int] = ContextVar("synap_realtime_memos", default=0)
 """How many finished steps this call of a function was given."""
 
 
-class _CountMemos(inngest.MiddlewareSync):
-    """Runs in async functions too: the SDK awaits only what can be awaited."""
+class _Telling:
+    """Middleware: Inngest makes one for each call of a function, and shows it every error."""
 
-    def transform_input(
-        self,
-        ctx: inngest.Context | inngest.ContextSync,  # noqa: ARG002 - the SDK's signature
-        function: inngest.Function[Any],  # noqa: ARG002
-        steps: inngest.StepMemos,
-    ) -> None:
+    ctx: Context
+
+    def begin(self, ctx: Context, _: inngest.Function[Any], steps: inngest.StepMemos) -> None:
+        self.ctx = ctx
         _memos.set(steps.size)

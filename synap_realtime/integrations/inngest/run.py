@@ -8,9 +8,7 @@ from typing import Any, TypeVar
 import inngest
 
 from ...errors import InvalidInputError, JobError
-from ...jobs import Lifecycle
-from ...jobs.lifecycle import neutral_error, readable_error
-from ...protocol.notification import Notification
+from ...jobs.lifecycle import neutral_error
 
 T = TypeVar("T")
 
@@ -28,11 +26,12 @@ _READABLE = {SynapJobError.__name__, SynapInvalidInputError.__name__}
 
 def to_inngest(error: Exception) -> Exception:
     """A job's error as Inngest must see it; any other stays what it is."""
-    if isinstance(error, InvalidInputError):
-        return SynapInvalidInputError(str(error))
-    if isinstance(error, JobError):
-        return SynapJobError(str(error))
-    return error
+    if not isinstance(error, JobError):
+        return error
+    kind = SynapInvalidInputError if isinstance(error, InvalidInputError) else SynapJobError
+    translated = kind(str(error))
+    translated.__cause__ = error
+    return translated
 
 
 def is_final(error: Exception) -> bool:
@@ -62,19 +61,10 @@ def _text(event: inngest.Event, *names: str) -> str | None:
 
 
 class InngestRun:
-    """See :class:`JobRun`. Reports a part that failed and will be tried again."""
+    """See :class:`JobRun`."""
 
-    def __init__(
-        self,
-        ctx: inngest.Context,
-        lifecycle: Lifecycle,
-        max_attempts: int,
-        report: Callable[[inngest.Event, Notification], Awaitable[None]],
-    ) -> None:
+    def __init__(self, ctx: inngest.Context) -> None:
         self._ctx = ctx
-        self._lifecycle = lifecycle
-        self._max_attempts = max_attempts
-        self._report = report
         self.user_id, self.request_id = person(ctx.event)
 
     @property
@@ -86,20 +76,7 @@ class InngestRun:
         return self._ctx.event.data
 
     async def step(self, id: str, do: Callable[[], Awaitable[T]]) -> T:
-        async def attempt() -> T:
-            try:
-                return await do()
-            except Exception as error:
-                next_attempt = self._ctx.attempt + 2
-                if not is_final(error) and next_attempt <= self._max_attempts:
-                    reason = readable_error(error, self.run_id)
-                    notification = self._lifecycle.retrying(
-                        next_attempt, self._max_attempts, reason, id
-                    )
-                    await self._report(self._ctx.event, notification)
-                raise to_inngest(error) from error
-
-        return await self._ctx.step.run(id, attempt)
+        return await self._ctx.step.run(id, do)
 
     async def send_event(self, id: str, name: str, data: Mapping[str, Any]) -> None:
         await self._ctx.step.send_event(id, inngest.Event(name=name, data=dict(data)))

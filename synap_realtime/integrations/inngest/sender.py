@@ -16,6 +16,7 @@ from ...broadcast import (
 )
 from ...errors import InvalidArgumentError
 from ...protocol.notification import Notification
+from ...protocol.rooms import user_room
 from .run import person
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ def sender(
             try:
                 result = await publish(user_id=user_id, request_id=request_id, message=notification)
             except InvalidArgumentError as error:
+                if error.field != "data":
+                    raise
                 smaller = _without_data(notification, error)
                 result = await publish(user_id=user_id, request_id=request_id, message=smaller)
         except InvalidArgumentError as error:
@@ -61,6 +64,8 @@ def sender_sync(
             try:
                 result = publish(user_id=user_id, request_id=request_id, message=notification)
             except InvalidArgumentError as error:
+                if error.field != "data":
+                    raise
                 smaller = _without_data(notification, error)
                 result = publish(user_id=user_id, request_id=request_id, message=smaller)
         except InvalidArgumentError as error:
@@ -73,11 +78,15 @@ def sender_sync(
 
 def _addressee(event: inngest.Event, notification: Notification) -> tuple[str | None, str | None]:
     user_id, request_id = person(event)
-    if user_id is None:
+    problem = "names no user (data.userId)" if user_id is None else None
+    try:
+        if user_id is not None:
+            user_room(user_id)
+    except InvalidArgumentError as error:
+        problem, user_id = str(error), None
+    if problem is not None:
         logger.warning(
-            "event %s names no user (data.userId): %s is not sent to a user's room",
-            event.name,
-            notification.type,
+            "event %s: %s; %s is not sent to a user's room", event.name, problem, notification.type
         )
     return user_id, request_id
 

@@ -107,6 +107,60 @@ async def test_a_retry_is_no_failure(stage: Stage, kind: str) -> None:
     assert retries[0]["error"] == "The printer is busy."
 
 
+async def test_a_steps_own_retries_are_told_too(stage: Stage, kind: str) -> None:
+    def render(attempt: int) -> str:
+        if attempt < 2:
+            raise JobError("The printer is busy.")
+        return "done"
+
+    async def render_async(attempt: int) -> str:
+        return render(attempt)
+
+    async def async_body(ctx: inngest.Context) -> str:
+        return await ctx.step.run("render", render_async, ctx.attempt)
+
+    def sync_body(ctx: inngest.ContextSync) -> str:
+        return ctx.step.run("render", render, ctx.attempt)
+
+    await stage.serve(function(stage, kind, async_body if kind == "async" else sync_body))
+    await stage.send("go", userId="42", requestId="r1")
+    await stage.finish()
+    assert await stage.told("42") == ["started", "retrying", "retrying", "completed"]
+    retries = [m["data"] for m in await stage.heard("request_r1") if "retrying" in m["type"]]
+    assert [(r["attempt"], r["maxAttempts"]) for r in retries] == [(2, 4), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("error", "heard", "said"),
+    [
+        (InvalidInputError("Bad page."), ["started", "failed"], "Bad page."),
+        (JobError("No paper."), ["started", "retrying", "failed"], "No paper."),
+        (RuntimeError("password"), ["started", "retrying", "failed"], "Something went wrong"),
+    ],
+)
+async def test_a_steps_errors_reach_the_user_as_the_functions_do(
+    stage: Stage, kind: str, error: Exception, heard: list[str], said: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    async def fail_async() -> None:
+        raise error
+
+    async def async_body(ctx: inngest.Context) -> None:
+        await ctx.step.run("fail", fail_async)
+
+    def sync_body(ctx: inngest.ContextSync) -> None:
+        ctx.step.run("fail", fail)
+
+    body = async_body if kind == "async" else sync_body
+    await stage.serve(function(stage, kind, body, retries=1))
+    await stage.send("go", userId="42")
+    await stage.finish()
+    assert await stage.told("42") == heard
+    assert said in (await stage.heard("user_42"))[-1]["data"]["error"]
+
+
 async def test_failed_comes_once_when_inngest_has_given_up(stage: Stage, kind: str) -> None:
     def body(ctx: Any) -> None:
         raise RuntimeError("password=hunter2")
@@ -202,10 +256,14 @@ async def test_a_user_id_that_is_no_room_fails_no_job(
 ) -> None:
     calls: list[int] = []
     await stage.serve(function(stage, kind, lambda ctx: calls.append(ctx.attempt)))
-    await stage.send("go", userId="a/b")
+    await stage.send("go", userId="a/b", requestId="r1")
     await stage.finish()
     assert calls == [0]
-    assert "cannot be sent: user_id" in caplog.text
+    assert "user_id: expected" in caplog.text
+    assert [m["type"] for m in await stage.heard("request_r1")] == [
+        f"{REPORT}.started",
+        f"{REPORT}.completed",
+    ]
 
 
 def test_a_broadcaster_that_does_not_fit_is_said_at_once() -> None:
