@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
 
 # A real app takes the user from its session; here the browser says who it is.
-User = Annotated[str, Header(alias="X-User-Id", pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+User = Annotated[str, Header(alias="X-User-Id", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class NewNote(BaseModel):

@@ -29,9 +29,11 @@ class ObjectStorage:
         return f"{self._app_url}/files/{path}"
 
     async def get(self, path: str) -> bytes | None:
+        if any(part in ("", ".", "..") for part in path.split("/")):
+            return None
         try:
             result = await obstore.get_async(self._store, path)
-        except (FileNotFoundError, ValueError):  # not there, or no path at all
+        except FileNotFoundError:
             return None
         return bytes(await result.bytes_async())
 

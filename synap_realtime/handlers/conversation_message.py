@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TypedDict
 
 from ..jobs import JobRun
@@ -33,7 +34,7 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
     """
     user_id = inputs.user_of(run)
     content = inputs.text(run.data, "content", label="The message")
-    key = "conversationId" if "conversationId" in run.data else "threadId"
+    key = "conversationId" if run.data.get("conversationId") is not None else "threadId"
     conversation_id = inputs.text(run.data, key, label="The conversation's id", limit=200)
     asked = Message(
         id=inputs.stable_id(run, "message"),
@@ -47,7 +48,7 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
         await services.messages.append(asked)
 
     async def generate() -> _Reply:
-        history = await services.messages.history(conversation_id, user_id)
+        history = _up_to(asked, await services.messages.history(conversation_id, user_id))
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 reply = await services.responder.reply(history)
@@ -86,3 +87,9 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
         {**generated.model_dump(by_alias=True), "userId": user_id, "requestId": run.request_id},
     )
     return generated
+
+
+def _up_to(asked: Message, history: Sequence[Message]) -> Sequence[Message]:
+    """The history that ends with this message: another may have been sent since."""
+    ids = [message.id for message in history]
+    return history[: ids.index(asked.id) + 1] if asked.id in ids else history

@@ -96,6 +96,8 @@ def test_the_demo_shows_its_page_and_stops_cleanly(tmp_path: Path, number: signa
         page = httpx.get(url)
         assert page.status_code == 200
         assert "notes_app" in page.text
+        for path in ("", "x", "..%2F..%2Fetc/passwd", "%2e%2e/x"):
+            assert httpx.get(f"{url}/files/{path}").status_code == 404
         process.send_signal(number)
         _, errors = process.communicate(timeout=15)
         assert process.returncode == 0, errors

@@ -120,6 +120,21 @@ async def test_a_message_is_replied_to(world: World) -> None:
     assert await world.database.history("c1", "somebody else") == []
 
 
+async def test_each_of_two_messages_gets_the_reply_to_itself(world: World) -> None:
+    later = Message("later", "c1", "42", "user", "beta")
+    append = world.database.append
+
+    async def append_both(message: Message) -> None:
+        await append(message)
+        if message.role == "user":
+            await append(later)
+
+    world.database.append = append_both  # type: ignore[method-assign]
+    given = {"conversationId": None, "threadId": "c1", "content": "alpha"}
+    answer = await handle_conversation_message(PlainRun(given), world.services)
+    assert "alpha" in answer.response
+
+
 async def test_without_a_reply_there_is_a_stand_in(world: World) -> None:
     run = PlainRun({"conversationId": "c1", "content": "#no-reply"})
     answer = await handle_conversation_message(run, world.services)

@@ -28,7 +28,6 @@ DEFAULT_RETRIES = 3
 """Inngest's own, where a function does not say."""
 
 _FAILED_EVENT = "inngest/function.failed"
-_COMPLETED_STEP = "synap-realtime:completed"
 
 Trigger = inngest.TriggerEvent | inngest.TriggerCron
 Handler = Callable[[Any], Any]
@@ -51,8 +50,8 @@ def create_function(
     """``client.create_function``, for a function whose user hears how it stands.
 
     The user hears ``{family}.started``; ``{family}.retrying`` when an attempt of a step or of the
-    function failed and another will come; then exactly one of ``{family}.completed`` with what the function
-    returned, or ``{family}.failed`` when Inngest has given up. The user is the event's
+    function failed and another will come; then exactly one of ``{family}.completed`` with what the
+    function returned, or ``{family}.failed`` when Inngest has given up. The user is the event's
     ``data.userId``, the request its ``data.requestId`` (or ``user_id``, ``request_id``). An event
     without a user is logged, and the function runs.
 
@@ -74,17 +73,19 @@ def create_function(
         options: everything else that ``client.create_function`` takes.
 
     Raises:
-        ConfigurationError: the broadcaster does not fit the function.
+        ConfigurationError: the broadcaster or the failure handler does not fit the function, or
+            the function takes batches of events.
     """
     told = Family(family) if isinstance(family, str) else family
 
     def decorate(handler: Handler) -> inngest.Function[Any]:
+        _check_fit(handler, on_failure, options)
         conductor = _Conductor(told, (DEFAULT_RETRIES if retries is None else retries) + 1)
+        conductor.is_serialized = "output_type" in options and client._serializer is not None
         if inspect.iscoroutinefunction(handler):
             run, failed, telling = _wrap_async(handler, on_failure, conductor, broadcaster)
         else:
             run, failed, telling = _wrap_sync(handler, on_failure, conductor, broadcaster)
-        conductor.is_serialized = "output_type" in options
         return client.create_function(
             fn_id=fn_id,
             trigger=trigger,
@@ -148,6 +149,16 @@ def _job(
         return payload.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     return run
+
+
+def _check_fit(handler: Handler, on_failure: Failure | None, options: dict[str, Any]) -> None:
+    is_async = inspect.iscoroutinefunction(handler)
+    if on_failure is not None and inspect.iscoroutinefunction(on_failure) is not is_async:
+        raise ConfigurationError("on_failure: must be async if the function is, and only then")
+    if options.get("batch_events") is not None:
+        raise ConfigurationError(
+            "batch_events: only one event's user could be told; use client.create_function"
+        )
 
 
 class _Conductor:
@@ -226,17 +237,13 @@ def _wrap_async(
 
     @functools.wraps(handler)
     async def run(ctx: inngest.Context) -> Any:
-        replayed = _memos.get() > 0
         if (notification := conductor.before(ctx)) is not None:
             await send(ctx.event, notification)
         result = await handler(ctx)
         if (last := conductor.after_return(ctx, result)) is not None:
-            # A function with steps is replayed, so its last word is one; a function without steps
-            # must not become one that is replayed, or its body would run twice.
-            if replayed:
-                await ctx.step.run(_COMPLETED_STEP, lambda: send(ctx.event, last))
-            else:
-                await send(ctx.event, last)
+            # Not through a step: that would make Inngest replay the function once more, and run
+            # again what stands after its last step. A repeat has the same id, and is dropped.
+            await send(ctx.event, last)
         return result
 
     async def failed(ctx: inngest.Context) -> Any:
@@ -268,15 +275,11 @@ def _wrap_sync(
 
     @functools.wraps(handler)
     def run(ctx: inngest.ContextSync) -> Any:
-        replayed = _memos.get() > 0
         if (notification := conductor.before(ctx)) is not None:
             send(ctx.event, notification)
         result = handler(ctx)
         if (last := conductor.after_return(ctx, result)) is not None:
-            if replayed:
-                ctx.step.run(_COMPLETED_STEP, lambda: send(ctx.event, last))
-            else:
-                send(ctx.event, last)
+            send(ctx.event, last)
         return result
 
     def failed(ctx: inngest.ContextSync) -> Any:

@@ -16,7 +16,7 @@ from ...broadcast import (
 )
 from ...errors import InvalidArgumentError
 from ...protocol.notification import Notification
-from ...protocol.rooms import user_room
+from ...protocol.rooms import Room, request_room, user_room
 from .run import person
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ def sender(
             try:
                 result = await publish(user_id=user_id, request_id=request_id, message=notification)
             except InvalidArgumentError as error:
-                if error.field != "data":
-                    raise
                 smaller = _without_data(notification, error)
                 result = await publish(user_id=user_id, request_id=request_id, message=smaller)
         except InvalidArgumentError as error:
@@ -64,8 +62,6 @@ def sender_sync(
             try:
                 result = publish(user_id=user_id, request_id=request_id, message=notification)
             except InvalidArgumentError as error:
-                if error.field != "data":
-                    raise
                 smaller = _without_data(notification, error)
                 result = publish(user_id=user_id, request_id=request_id, message=smaller)
         except InvalidArgumentError as error:
@@ -78,17 +74,30 @@ def sender_sync(
 
 def _addressee(event: inngest.Event, notification: Notification) -> tuple[str | None, str | None]:
     user_id, request_id = person(event)
-    problem = "names no user (data.userId)" if user_id is None else None
+    if user_id is None:
+        _log_addressee(event, notification, "it names no user (data.userId)")
+    return (
+        _checked(user_room, user_id, event, notification),
+        _checked(request_room, request_id, event, notification),
+    )
+
+
+def _checked(
+    room_of: Callable[[str], Room], key: str | None, event: inngest.Event, told: Notification
+) -> str | None:
+    """An id that can be part of a room's; the other addressee is told all the same."""
+    if key is None:
+        return None
     try:
-        if user_id is not None:
-            user_room(user_id)
+        room_of(key)
     except InvalidArgumentError as error:
-        problem, user_id = str(error), None
-    if problem is not None:
-        logger.warning(
-            "event %s: %s; %s is not sent to a user's room", event.name, problem, notification.type
-        )
-    return user_id, request_id
+        _log_addressee(event, told, str(error))
+        return None
+    return key
+
+
+def _log_addressee(event: inngest.Event, told: Notification, problem: str) -> None:
+    logger.warning("event %s, notification %s: %s", event.name, told.id, problem)
 
 
 def _without_data(notification: Notification, error: InvalidArgumentError) -> Notification:

@@ -266,6 +266,65 @@ async def test_a_user_id_that_is_no_room_fails_no_job(
     ]
 
 
+async def test_what_stands_after_the_last_step_runs_once(stage: Stage, kind: str) -> None:
+    tail: list[int] = []
+
+    async def async_body(ctx: inngest.Context) -> None:
+        async def step() -> None: ...
+
+        await ctx.step.run("a", step)
+        tail.append(1)
+
+    def sync_body(ctx: inngest.ContextSync) -> None:
+        ctx.step.run("a", lambda: None)
+        tail.append(1)
+
+    await stage.serve(function(stage, kind, async_body if kind == "async" else sync_body))
+    await stage.send("go", userId="42")
+    await stage.finish()
+    assert tail == [1]
+    assert await stage.told("42") == ["started", "completed"]
+
+
+async def test_a_step_that_asks_to_wait_is_told_once(stage: Stage) -> None:
+    async def body(ctx: inngest.Context) -> None:
+        async def later() -> None:
+            if ctx.attempt == 0:
+                raise inngest.RetryAfterError("later", 10)
+
+        await ctx.step.run("a", later)
+
+    await stage.serve(function(stage, "async", body))
+    await stage.send("go", userId="42")
+    await stage.finish()
+    assert await stage.told("42") == ["started", "retrying", "completed"]
+
+
+async def test_a_bad_request_id_does_not_silence_the_user(stage: Stage, kind: str) -> None:
+    await stage.serve(function(stage, kind, lambda ctx: None))
+    await stage.send("go", userId="42", requestId="a/b")
+    await stage.finish()
+    assert await stage.told("42") == ["started", "completed"]
+
+
+def test_what_cannot_be_told_rightly_is_refused() -> None:
+    client = inngest.Inngest(app_id="app", is_production=False)
+
+    async def f(ctx: inngest.Context) -> None: ...
+    def g(ctx: inngest.ContextSync) -> None: ...
+
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (f, {"on_failure": g}, "on_failure: "),
+        (g, {"on_failure": f}, "on_failure: "),
+        (f, {"batch_events": inngest.Batch(max_size=2)}, "batch_events: "),
+    ]
+    for handler, options, said in wrong:
+        decorate = create_function(client, family=REPORT, fn_id="f", trigger=on("go"), **options)
+        with pytest.raises(ConfigurationError, match=said):
+            decorate(handler)
+    client._http_client._http_client_sync.close()
+
+
 def test_a_broadcaster_that_does_not_fit_is_said_at_once() -> None:
     client = inngest.Inngest(app_id="app", is_production=False)
 

@@ -252,6 +252,88 @@ async def test_a_function_invokes_another(stage: Stage) -> None:
     assert ended == [42]
 
 
+async def test_an_invoked_function_that_fails_has_its_failure_handler(stage: Stage) -> None:
+    heard: list[str] = []
+
+    async def failed(ctx: inngest.Context) -> None:
+        heard.append("handler")
+
+    @stage.client.create_function(fn_id="g", trigger=on("no"), retries=0, on_failure=failed)
+    async def g(ctx: inngest.Context) -> None:
+        raise RuntimeError("broken")
+
+    @stage.client.create_function(fn_id="f", trigger=on("go"), retries=0)
+    async def f(ctx: inngest.Context) -> None:
+        try:
+            await ctx.step.invoke("call", function=g)
+        except inngest.StepError as error:
+            heard.append(error.message)
+
+    await stage.serve(g, f)
+    await stage.send("go")
+    await stage.finish()
+    assert sorted(heard) == ["broken", "handler"]
+
+
+async def test_streamed_answers_are_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INNGEST_STREAMING", "force")
+    calls: list[str] = []
+
+    @stage.client.create_function(fn_id="f", trigger=on("go"))
+    async def f(ctx: inngest.Context) -> None:
+        calls.append("body")
+
+        async def step() -> None:
+            calls.append("step")
+
+        await ctx.step.run("a", step)
+
+    await stage.serve(f)
+    await stage.send("go")
+    await stage.finish()
+    assert calls == ["body", "step", "body"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), "\ud800"])
+async def test_a_result_that_cannot_be_sent_back_ends_the_run(stage: Stage, value: Any) -> None:
+    ended: list[str] = []
+
+    async def failed(ctx: inngest.Context) -> None:
+        ended.append("failed")
+
+    @stage.client.create_function(fn_id="f", trigger=on("go"), on_failure=failed)
+    async def f(ctx: inngest.Context) -> None:
+        async def step() -> Any:
+            return value
+
+        await ctx.step.run("a", step)
+        ended.append("completed")
+
+    await stage.serve(f)
+    await stage.send("go")
+    await stage.finish()
+    assert len(ended) == 1
+
+
+async def test_the_same_request_twice_is_the_same_events(stage: Stage) -> None:
+    ran: list[str] = []
+
+    @stage.client.create_function(fn_id="f", trigger=on("go"))
+    async def f(ctx: inngest.Context) -> None:
+        ran.append(ctx.event.name)
+
+    await stage.serve(f)
+    async with httpx.AsyncClient() as client:
+        for seed in ("1,a", "1,a", "2,b"):
+            await client.post(
+                f"{stage.inngest_url}/e/key",
+                json=[{"name": "go"}, {"name": "go"}],
+                headers={"x-inngest-event-id-seed": seed},
+            )
+    await stage.finish()
+    assert len(ran) == 4
+
+
 async def test_an_unknown_operation_fails_with_a_clear_error(stage: Stage) -> None:
     failures: list[Any] = []
 

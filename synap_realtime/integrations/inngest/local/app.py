@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -59,6 +60,7 @@ class LocalInngest:
         self._apps = tuple(apps)
         self._registry = Registry()
         self._client = client or httpx.AsyncClient(timeout=_CALL_TIMEOUT_S)
+        self._owns_client = client is None
         self._executor = Executor(
             self._client, self._publish, self._registry.get, backoff or Backoff()
         )
@@ -90,21 +92,25 @@ class LocalInngest:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._client.aclose()
+        if self._owns_client:
+            await self._client.aclose()
 
     async def registered(self) -> None:
         """Wait until every app of ``apps`` has registered its functions."""
         await self._registered.wait()
 
     async def _register_apps(self) -> None:
-        for url in self._apps:
-            told = False
-            while (problem := await self._ask_to_register(url)) is not None:
-                if not told:
-                    logger.info("waiting for the app at %s to register: %s", url, problem)
-                told = True
-                await asyncio.sleep(0.1)
+        await asyncio.gather(*(self.register(url) for url in self._apps))
         self._registered.set()
+
+    async def register(self, url: str) -> None:
+        """Ask the app that serves Inngest at this address to register, until it has."""
+        told = False
+        while (problem := await self._ask_to_register(url)) is not None:
+            if not told:
+                logger.info("waiting for the app at %s to register: %s", url, problem)
+            told = True
+            await asyncio.sleep(0.1)
 
     async def _ask_to_register(self, url: str) -> str | None:
         """One try; returns what is wrong, None if nothing is."""
@@ -134,9 +140,11 @@ class LocalInngest:
             events = [_read_event(item) for item in (given if isinstance(given, list) else [given])]
         except (ValueError, RecursionError) as error:
             return _error(400, f"not an event: {error}")
-        return JSONResponse(
-            {"ids": [await self._publish(event) for event in events], "status": 200}
-        )
+        # The SDK repeats a request whose answer was lost, with the same seed: the same events.
+        if seed := request.headers.get("x-inngest-event-id-seed"):
+            events = [{"id": f"{seed}:{n}", **event} for n, event in enumerate(events)]
+        ids = [await self._publish(event) for event in events]
+        return JSONResponse({"ids": ids, "status": 200})
 
     async def _register(self, request: Request) -> JSONResponse:
         try:
@@ -167,12 +175,9 @@ class LocalInngest:
         return id
 
     async def _run(self, run: Run) -> None:
-        try:
+        # A failure was logged, and its failure handler is under way.
+        with contextlib.suppress(RunFailedError):
             await self._executor.execute(run)
-        except RunFailedError:
-            pass  # it was logged, and its failure handler is under way
-        except Exception:
-            logger.exception("run %s of %s: LocalInngest itself failed", run.id, run.function.id)
 
     def _is_seen(self, id: str) -> bool:
         now = time.monotonic()

@@ -26,6 +26,7 @@ Event = dict[str, Any]
 Publish = Callable[[Event], Awaitable[object]]
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_ENDINGS = ("inngest/function.failed", "inngest/function.finished")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 
 
@@ -154,17 +155,19 @@ class Executor:
             "event": run.event,
             "events": [run.event],
         }
+        is_told = run.event["name"] not in _ENDINGS
         try:
             output = await self._drive(run)
-        except RunFailedError as failed:
+        except Exception as error:
+            failed = _as_failure(error)
             logger.warning("run %s of %s failed: %s", run.id, run.function.id, failed)
-            if not run.event["name"].startswith("inngest/function."):
+            if is_told:
                 data = {**finished, "error": failed.error}
                 await self._publish({"name": "inngest/function.finished", "data": data})
                 await self._publish({"name": "inngest/function.failed", "data": data})
-            raise
+            raise failed from error
         logger.info("run %s of %s completed", run.id, run.function.id)
-        if not run.event["name"].startswith("inngest/function."):
+        if is_told:
             data = {**finished, "result": output}
             await self._publish({"name": "inngest/function.finished", "data": data})
         return output
@@ -176,6 +179,12 @@ class Executor:
                 return outcome.output
             if len(outcome) > 1:
                 run.had_group = True
+                if any((op.get("opts") or {}).get("parallelMode") == "race" for op in outcome):
+                    logger.warning(
+                        "run %s of %s: LocalInngest waits for a whole group, also in race mode",
+                        run.id,
+                        run.function.id,
+                    )
             try:
                 async with asyncio.TaskGroup() as group:
                     for operation in outcome:
@@ -279,12 +288,19 @@ class Executor:
         }
         try:
             async with asyncio.timeout(_seconds(opts.get("timeout") or "1w")):
-                return {"data": await self._drive(Run(function, event))}
+                return {"data": await self.execute(Run(function, event))}
         except RunFailedError as failed:
             return {"error": failed.error}
         except TimeoutError:
             message = "the invoked function did not end in time"
             return {"error": {"name": "InvokeTimeout", "message": message}}
+
+
+def _as_failure(error: Exception) -> RunFailedError:
+    if isinstance(error, RunFailedError):
+        return error
+    logger.error("LocalInngest itself failed", exc_info=error)
+    return RunFailedError({"name": type(error).__name__, "message": str(error)})
 
 
 async def _sleep_until(moment: str) -> None:

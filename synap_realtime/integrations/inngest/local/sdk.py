@@ -5,6 +5,7 @@ See the Inngest SDK specification, sections 4.4, "Call Requests", and 5.1, "Repo
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -57,9 +58,17 @@ async def call(
         step_id: the hashed id of the one step to run, in a parallel group.
         request_id: names this request in the app's logs.
     """
-    headers = {"X-Inngest-Server-Kind": "dev", "X-Request-Id": request_id}
+    headers = {
+        "Content-Type": "application/json",
+        "X-Inngest-Server-Kind": "dev",
+        "X-Request-Id": request_id,
+    }
     try:
-        response = await client.post(_with_step(url, step_id), json=body, headers=headers)
+        content = json.dumps(body, allow_nan=False).encode()
+    except ValueError as error:
+        return Failure({"name": "OutputError", "message": f"a step's result: {error}"}, False)
+    try:
+        response = await client.post(_with_step(url, step_id), content=content, headers=headers)
     except httpx.RequestError as error:
         return _failure("RequestError", f"the app could not be reached: {error!r}")
     if "x-inngest-sdk" not in response.headers:
@@ -67,17 +76,22 @@ async def call(
             "ResponseError",
             f"what answered {response.status_code} at {urlsplit(url).path} is no Inngest SDK",
         )
+    status, answered = response.status_code, dict(response.headers)
     try:
         answer = response.json()
-    except ValueError:
-        return _failure("ResponseError", "the app's answer is not JSON")
-    retriable = response.headers.get("x-inngest-no-retry") != "true"
-    if response.status_code == 206 and isinstance(answer, list):
+        if status == 201:  # streamed: blanks, then the real answer in an envelope (section 9)
+            status = int(answer["status"])
+            answered |= {name.lower(): value for name, value in answer["headers"].items()}
+            answer = json.loads(answer["body"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return _failure("ResponseError", "the app's answer is not what the SDK sends")
+    retriable = answered.get("x-inngest-no-retry") != "true"
+    if status == 206 and isinstance(answer, list):
         return Steps(answer, retriable)
-    if response.status_code == 200:
+    if status == 200:
         return Returned(answer)
     told = answer if isinstance(answer, dict) else {"name": "Error", "message": str(answer)}
-    return Failure(told, retriable, _retry_at(response.headers.get("retry-after")))
+    return Failure(told, retriable, _retry_at(answered.get("retry-after")))
 
 
 def _failure(name: str, message: str) -> Failure:
