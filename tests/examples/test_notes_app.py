@@ -89,9 +89,11 @@ def test_the_demo_shows_its_page_and_stops_cleanly(tmp_path: Path, number: signa
     try:
         assert process.stdout is not None
         lines: dict[str, str] = {}
-        while "notes" not in lines:
-            part, _, rest = process.stdout.readline().partition(" ")
+        for line in process.stdout:
+            part, _, rest = line.partition(" ")
             lines[part] = rest
+            if part == "notes":
+                break
         url = lines["notes"].split()[1]
         page = httpx.get(url)
         assert page.status_code == 200
