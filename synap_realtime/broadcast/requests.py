@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -34,8 +34,6 @@ from .result import BroadcastResult
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 """Where ``synap-realtime serve`` listens unless told otherwise."""
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +191,8 @@ def message_of(
     *,
     id: str | None,
 ) -> dict[str, Any]:
-    """The message of ``broadcast_success`` and ``broadcast_error``."""
-    return {"id": id, "type": type, "data": to_json_object("data", data), "status": status}
+    """The message of ``broadcast_success`` and ``broadcast_error``; :func:`prepare` checks it."""
+    return {"id": id, "type": type, "data": data, "status": status}
 
 
 def error_data(error: str) -> dict[str, Any]:

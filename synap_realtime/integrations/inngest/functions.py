@@ -80,8 +80,11 @@ def create_function(
 
     def decorate(handler: Handler) -> inngest.Function[Any]:
         _check_fit(handler, on_failure, options)
-        conductor = _Conductor(told, (DEFAULT_RETRIES if retries is None else retries) + 1)
-        conductor.is_serialized = "output_type" in options and client._serializer is not None
+        conductor = _Conductor(
+            told,
+            max_attempts=(DEFAULT_RETRIES if retries is None else retries) + 1,
+            is_serialized="output_type" in options and client._serializer is not None,
+        )
         if inspect.iscoroutinefunction(handler):
             run, failed, telling = _wrap_async(handler, on_failure, conductor, broadcaster)
         else:
@@ -164,11 +167,10 @@ def _check_fit(handler: Handler, on_failure: Failure | None, options: dict[str, 
 class _Conductor:
     """Which notification is due when: pure, shared by the async and the sync wrapper."""
 
-    is_serialized = False
-
-    def __init__(self, told: Family, max_attempts: int) -> None:
+    def __init__(self, told: Family, *, max_attempts: int, is_serialized: bool) -> None:
         self._family = told
         self._max_attempts = max_attempts
+        self._is_serialized = is_serialized
 
     def before(self, ctx: Context) -> Notification | None:
         if ctx.attempt > 0 or _memos.get() > 0:
@@ -188,16 +190,15 @@ class _Conductor:
         next_attempt = ctx.attempt + 2
         if is_final(error) or next_attempt > self._max_attempts:
             return None  # Inngest calls the failure handler, and that tells the user
-        part = f"step:{result.step.id}" if result.step else "run"
+        part = f"{f'step:{result.step.id}' if result.step else 'run'}:{_memos.get()}"
         reason = readable_error(error, ctx.run_id)
         lifecycle = Lifecycle(self._family, ctx.run_id)
-        part = f"{part}:{_memos.get()}"
         return lifecycle.retrying(next_attempt, self._max_attempts, reason, part)
 
     def after_return(self, ctx: Context, result: object) -> Notification | None:
         """The terminal notification; None if the SDK is about to refuse the result."""
         lifecycle = Lifecycle(self._family, ctx.run_id)
-        if not self.is_serialized:
+        if not self._is_serialized:
             try:
                 json.dumps(result)
             except (TypeError, ValueError, RecursionError):

@@ -33,14 +33,10 @@ def sender(
         if user_id is None and request_id is None:
             return
         try:
-            try:
-                result = await publish(user_id=user_id, request_id=request_id, message=notification)
-            except InvalidArgumentError as error:
-                smaller = _without_data(notification, error)
-                result = await publish(user_id=user_id, request_id=request_id, message=smaller)
-        except InvalidArgumentError as error:
-            logger.error("notification %s cannot be sent: %s", notification.id, error)
-            return
+            result = await publish(user_id=user_id, request_id=request_id, message=notification)
+        except InvalidArgumentError as error:  # the ids were checked: it is the data
+            smaller = _without_data(notification, error)
+            result = await publish(user_id=user_id, request_id=request_id, message=smaller)
         _log(notification, result)
 
     return send
@@ -59,14 +55,10 @@ def sender_sync(
         if user_id is None and request_id is None:
             return
         try:
-            try:
-                result = publish(user_id=user_id, request_id=request_id, message=notification)
-            except InvalidArgumentError as error:
-                smaller = _without_data(notification, error)
-                result = publish(user_id=user_id, request_id=request_id, message=smaller)
-        except InvalidArgumentError as error:
-            logger.error("notification %s cannot be sent: %s", notification.id, error)
-            return
+            result = publish(user_id=user_id, request_id=request_id, message=notification)
+        except InvalidArgumentError as error:  # the ids were checked: it is the data
+            smaller = _without_data(notification, error)
+            result = publish(user_id=user_id, request_id=request_id, message=smaller)
         _log(notification, result)
 
     return send

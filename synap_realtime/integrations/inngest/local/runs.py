@@ -147,7 +147,10 @@ class Executor:
         """Run a function to its end, and tell it: ``inngest/function.finished`` and ``.failed``.
 
         Returns:
-            What the function returned; None if it failed.
+            What the function returned.
+
+        Raises:
+            RunFailedError: it failed, and that was told.
         """
         finished: Event = {
             "function_id": run.function.id,
