@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -95,14 +96,15 @@ class Endpoint:
         """
         source = "url" if url else "REALTIME_URL"
         text = url or os.environ.get("REALTIME_URL") or DEFAULT_URL
+        shown = re.sub(r"//[^/]*@", "//…@", str(text))  # a URL can hold a password
         try:
             parsed = httpx.URL(text)
         except (httpx.InvalidURL, TypeError, ValueError) as error:
             raise ConfigurationError(f"{source}: {error}") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ConfigurationError(f"{source}: expected http://… or https://…, got {text!r}")
+            raise ConfigurationError(f"{source}: expected http://… or https://…, got {shown!r}")
         if parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 65536:
-            raise ConfigurationError(f"{source}: expected a host, a port and a path, got {text!r}")
+            raise ConfigurationError(f"{source}: expected a host, a port and a path, got {shown!r}")
         self.url = str(parsed).rstrip("/")
         self.shown = str(parsed.copy_with(username=None, password=None)).rstrip("/")
         key: object = api_key or os.environ.get("REALTIME_API_KEY")

@@ -264,6 +264,13 @@ def test_a_wrong_url_raises_at_once(publish: Publish, url: str) -> None:
         publish("broadcast_success", "1", "a", {}, options={"url": url})
 
 
+@pytest.mark.parametrize("url", ["ftp://u:s3cret@x", "http://u:s3cret@x?y=1"])
+def test_a_password_in_a_wrong_url_is_not_shown(publish: Publish, url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        publish("broadcast_success", "1", "a", {}, options={"url": url})
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_key_that_no_header_can_carry_is_not_shown(publish: Publish) -> None:
     with pytest.raises(ConfigurationError, match="line end") as caught:
         publish("broadcast_success", "1", "a", {}, options={"url": URL, "api_key": "s3cret\n"})
