@@ -244,7 +244,8 @@ class Api:
         else:  # all up to the head was read; an empty room has a position, too
             position = max(position, head, key=lambda cursor: cursor.offset)
         around = {"room": room, "cursor": str(position), "recovered": recovered, "more": more}
-        content = f'{json.dumps(around)[:-1]},"notifications":[{",".join(texts)}]}}'
+        opening = json.dumps(around, separators=(",", ":"))[:-1]
+        content = f'{opening},"notifications":[{",".join(texts)}]}}'
         return Response(200, content.encode())
 
     async def _broadcast_one(self, request: Request) -> Response:

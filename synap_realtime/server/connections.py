@@ -23,6 +23,9 @@ CLOSE_TIMEOUT_S = 2.0
 HEARTBEAT_S = 15.0
 """An event stream carries a comment line so often: proxies cut what is silent for longer."""
 
+RETRY_MS = 1000
+"""When a browser comes back after a stream has ended."""
+
 ABORT_EXTENSION = "synap.abort"
 """A server that can cut a connection at once offers the function to do it under this name."""
 
@@ -99,9 +102,13 @@ async def run_event_stream(
         if isinstance(message, Entry):
             await put(f"id: {message.cursor}\ndata: {message.text}\n\n")
         else:
-            position = f"id: {message.data['cursor']}\n" if "cursor" in message.data else ""
+            fields = ""
+            if cursor := message.data.get("cursor"):
+                fields += f"id: {cursor}\n"
+            if retry_ms := message.data.get("reconnectAfterMs"):
+                fields += f"retry: {retry_ms}\n"
             data = json.dumps(message.data, separators=(",", ":"))
-            await put(f"event: {message.type}\n{position}data: {data}\n\n")
+            await put(f"event: {message.type}\n{fields}data: {data}\n\n")
 
     async def listen() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -109,9 +116,10 @@ async def run_event_stream(
         raise DisconnectedError
 
     async def beat() -> None:
+        await put(f"retry: {RETRY_MS}\n\n")
         while True:
-            await put(":\n\n")
             await asyncio.sleep(HEARTBEAT_S)
+            await put(":\n\n")
 
     try:
         await _run_until_closed(subscription, listen(), beat(), _follow(subscription, after, write))
