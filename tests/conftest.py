@@ -10,6 +10,10 @@ from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rounds", type=int, default=5, help="deaths of the server in tests/faults")
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own environment changes no test."""

@@ -1,0 +1,157 @@
+"""``kill -9`` of the server: what was answered 200 reaches everyone who resumes, once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import httpx
+import pytest
+import websockets
+
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+ROOMS = ["user_1", "user_2", "request_1"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Server:
+    """The real program, on one file and one port, through all its lives."""
+
+    def __init__(self, store: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._store = store
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            COMMAND,
+            *("serve", "--port", str(self.port), "--store", f"sqlite:///{self._store}"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stderr is not None
+        async with asyncio.timeout(20):
+            while line := await self._process.stderr.readline():
+                if b"listening on" in line:
+                    return
+        raise AssertionError("the server did not start")
+
+    async def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            await self._process.communicate()
+            self._process = None
+
+
+class Publisher:
+    """Publishes to a room, one after the other, each until it is answered 200."""
+
+    def __init__(self, url: str, room: str, name: str) -> None:
+        self.acknowledged: list[str] = []
+        self._url, self._room, self._name = url, room, name
+
+    async def run(self, stop: asyncio.Event) -> None:
+        number = 0
+        async with httpx.AsyncClient(timeout=2) as client:
+            while not stop.is_set():
+                number += 1
+                body = {"type": "a", "data": {"n": number}, "id": f"{self._name}-{number}"}
+                while not await self._is_kept(client, body):  # noqa: ASYNC110 - it is away
+                    await asyncio.sleep(0.05)
+                self.acknowledged.append(str(body["id"]))
+                await asyncio.sleep(0.01)  # at most 1,000 a room: the retention
+
+    async def _is_kept(self, client: httpx.AsyncClient, body: object) -> bool:
+        try:
+            response = await client.post(f"{self._url}/rooms/{self._room}/broadcast", json=body)
+        except httpx.HTTPError:
+            return False
+        return response.status_code == 200
+
+
+class Subscriber:
+    """Listens to a room, comes and goes, resumes from its last cursor; drops nothing itself."""
+
+    def __init__(self, url: str, room: str, chance: random.Random) -> None:
+        self.heard: list[str] = []
+        self.lost: list[object] = []
+        self._url = f"{url.replace('http', 'ws')}/rooms/{room}/subscribe"
+        self._chance = chance
+
+    async def run(self) -> None:
+        after = "earliest"
+        while True:
+            try:
+                async with websockets.connect(
+                    f"{self._url}?after={after}",
+                    subprotocols=[websockets.Subprotocol("synap.v1")],
+                ) as ws:
+                    leave = self._chance.randint(1, 200)
+                    async for text in ws:
+                        frame = json.loads(text)
+                        if frame["type"] == "synap.subscribed":
+                            if not frame["data"]["recovered"]:
+                                self.lost.append(frame)
+                        elif frame["type"] != "synap.closing":
+                            self.heard.append(frame["id"])
+                            after = frame["cursor"]
+                            leave -= 1
+                        if not leave:
+                            break
+            except (OSError, websockets.WebSocketException):
+                await asyncio.sleep(0.05)
+
+
+async def test_what_was_answered_200_survives_sudden_death(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    chance = random.Random(20)
+    server = Server(tmp_path / "rooms.db")
+    await server.start()
+    stop = asyncio.Event()
+    publishers = defaultdict(list)
+    subscribers = defaultdict(list)
+    for room in ROOMS:
+        for n in range(2):
+            publishers[room].append(Publisher(server.url, room, f"{room}-{n}"))
+            subscribers[room].append(Subscriber(server.url, room, chance))
+    publishing = [asyncio.create_task(each.run(stop)) for p in publishers.values() for each in p]
+    listening = [asyncio.create_task(each.run()) for s in subscribers.values() for each in s]
+    try:
+        for _ in range(pytestconfig.getoption("rounds")):
+            await asyncio.sleep(chance.uniform(0.05, 0.8))
+            await server.kill()
+            await server.start()
+        stop.set()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*publishing)
+        for room in ROOMS:
+            kept = {id for publisher in publishers[room] for id in publisher.acknowledged}
+            assert kept
+            async with asyncio.timeout(20):
+                for subscriber in subscribers[room]:
+                    while not kept <= set(subscriber.heard):  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+            first, second = subscribers[room]
+            assert len(set(first.heard)) == len(first.heard), "none twice"
+            assert first.heard == second.heard, "the same order for all"
+            assert not first.lost
+            assert not second.lost
+            for publisher in publishers[room]:
+                own = [id for id in first.heard if id in set(publisher.acknowledged)]
+                assert own == publisher.acknowledged, "the order of publishing"
+    finally:
+        for task in (*publishing, *listening):
+            task.cancel()
+        await asyncio.gather(*publishing, *listening, return_exceptions=True)
+        await server.kill()
