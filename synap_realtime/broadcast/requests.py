@@ -33,6 +33,7 @@ from ..protocol.notification import (
 from ..protocol.rooms import Room, request_room, user_room
 from .result import BroadcastResult
 
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One ``POST``: a path below the server's URL and a JSON body."""
