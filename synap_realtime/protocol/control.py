@@ -14,12 +14,6 @@ from typing import Any
 SUBPROTOCOL = "synap.v1"
 """The WebSocket subprotocol of clients that want control frames."""
 
-SUBPROTOCOL = "synap.v1"
-"""Who offers it gets control frames, and may acknowledge."""
-
-SUBSCRIBED = "synap.subscribed"
-CLOSING = "synap.closing"
-
 PING = "ping"
 PONG = "pong"
 SILENCE_LIMIT_S = 75.0

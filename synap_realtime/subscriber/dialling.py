@@ -86,7 +86,7 @@ def read_dial_error(error: Exception) -> Failure:
     if isinstance(error, TimeoutError):
         return Failure("did not answer in time")
     if isinstance(error, OSError):
-        return Failure(f"could not be reached: {error.strerror or type(error).__name__}")
+        return Failure(f"could not be reached: {error.strerror or str(error) or 'lost'}")
     if isinstance(error, UnicodeError):
         return Failure("could not be reached: no host can have this name")
     return Failure(f"did not answer as a WebSocket server does ({type(error).__name__})")

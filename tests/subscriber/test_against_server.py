@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import fastapi
+import httpx
 import pytest
 
 from synap_realtime import AsyncBroadcaster, SubscriptionState
@@ -50,13 +51,17 @@ async def test_on_a_bad_network_everything_arrives_once_and_in_order(
     states: list[SubscriptionState] = []
     async with (
         Link(rooms) as link,
-        AsyncBroadcaster(rooms) as broadcaster,
+        httpx.AsyncClient(base_url=rooms) as client,
         listen("request_7", link.url, attempts=None, on_state=states.append) as heard,
     ):
 
         async def publish() -> None:
-            for n in range(300):
-                await broadcaster.broadcast_success(None, "a.completed", {"n": n}, "7")
+            for n in range(0, 300, 5):
+                batch = [
+                    {"rooms": ["request_7"], "type": "a.progress", "data": {"n": n + k}}
+                    for k in range(5)
+                ]
+                await client.post("/broadcast", json={"notifications": batch})
 
         async with asyncio.TaskGroup() as group:
             group.create_task(publish())
@@ -75,15 +80,47 @@ async def test_on_a_bad_network_everything_arrives_once_and_in_order(
     assert len([s for s in states if s.name == "reconnecting"]) >= 10
 
 
-async def test_a_server_that_restarts_is_found_again(listen: Listen) -> None:
+async def test_what_was_received_does_not_come_again(listen: Listen, rooms: str) -> None:
+    """A user's room goes on after what was acknowledged; the last one in hand was not."""
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        for n in range(3):
+            await broadcaster.broadcast_success("1", "a.completed", {}, id=f"n{n}")
+    for first, acknowledge in (("n0", False), ("n0", True), ("n1", True)):
+        async with listen("user_1", rooms, acknowledge=acknowledge) as heard:
+            assert (await heard()).id == first
+            await heard()
+
+
+async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> None:
+    app = create_app()
+    states: list[SubscriptionState] = []
+    async with (
+        running(app) as first,
+        running(create_app()) as second,
+        Link(first) as link,
+        AsyncBroadcaster(first) as at_first,
+        AsyncBroadcaster(second) as at_second,
+        listen("request_7", link.url, on_state=states.append) as heard,
+    ):
+        await at_first.broadcast_success(None, "a.completed", {}, "7", id="n1")
+        assert (await heard()).id == "n1"
+        await at_second.broadcast_success(None, "a.completed", {}, "7", id="n2")
+        link.move(second)
+        await app.drain()
+        assert (await heard()).id == "n2"
+    assert "4012" in states[1].reason
+
+
+async def test_a_server_that_restarts_is_found_again_and_the_gap_is_told(listen: Listen) -> None:
     """The new server knows nothing of the old one's cursors: what it has is still heard."""
+    gaps: list[str] = []
     async with (
         running(create_app()) as first,
         running(create_app()) as second,
         Link(first) as link,
         AsyncBroadcaster(first) as at_first,
         AsyncBroadcaster(second) as at_second,
-        listen("request_7", link.url, attempts=None) as heard,
+        listen("request_7", link.url, attempts=None, on_gap=gaps.append) as heard,
     ):
         await at_first.broadcast_success(None, "a.completed", {}, "7", id="n1")
         assert (await heard()).id == "n1"
@@ -91,6 +128,9 @@ async def test_a_server_that_restarts_is_found_again(listen: Listen) -> None:
         link.move(second)
         link.cut()
         assert (await heard()).id == "n2"
+        await at_second.broadcast_success(None, "a.completed", {}, "7", id="n3")
+        assert (await heard()).id == "n3"
+    assert gaps == ["request_7"]
 
 
 async def test_a_cable_that_was_pulled_is_noticed(
