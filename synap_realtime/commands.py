@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -12,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from .broadcast import Broadcaster, BroadcastResult
+from .endpoint import SCHEMES, parse_address
 from .errors import InvalidArgumentError, SubscriptionError
 from .protocol.notification import Notification
 from .subscriber import SubscriptionState, subscribe
@@ -57,7 +59,7 @@ async def _listen(
     count: int | None,
     timeout_s: float | None,
 ) -> bool:
-    watcher = _Watcher()
+    watcher = _Watcher(parse_address(url, SCHEMES).shown)
     notifications = subscribe(
         room,
         url,
@@ -68,9 +70,11 @@ async def _listen(
         on_gap=lambda _: _say("gap: something was missed; the server no longer has it"),
         on_state=watcher,
     )
+    reader = _Reader()
     printed = 0
     try:
-        async with asyncio.timeout(timeout_s), aclosing(notifications):
+        async with asyncio.timeout(timeout_s) as limit, aclosing(notifications):
+            reader.watch(limit)
             async for notification in notifications:
                 wire = notification.to_wire()
                 print(json.dumps(wire) if as_json else line_of(notification), flush=True)
@@ -78,14 +82,36 @@ async def _listen(
                 if printed == count:
                     return True
     except TimeoutError:
+        if reader.is_gone:
+            raise BrokenPipeError from None
         return False
     return True
+
+
+class _Reader:
+    """Who reads what we print: one who leaves ends it, also while there is nothing to print."""
+
+    is_gone = False
+
+    def watch(self, limit: asyncio.Timeout) -> None:
+        """If it is a pipe: end the time when its reader leaves."""
+        loop = asyncio.get_running_loop()
+        stdout = sys.stdout.fileno()
+
+        def leave() -> None:
+            loop.remove_reader(stdout)
+            self.is_gone = True
+            limit.reschedule(loop.time())
+
+        if stat.S_ISFIFO(os.fstat(stdout).st_mode):
+            loop.add_reader(stdout, leave)  # a pipe that nobody reads counts as readable
 
 
 class _Watcher:
     """Says how the connection stands; a server that was never there is an error."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
         self._was_connected = False
 
     def __call__(self, state: SubscriptionState) -> None:
@@ -96,7 +122,7 @@ class _Watcher:
             _say(f"lost: {state.reason}; reconnecting in {state.delay_s:.1f} s")
         else:
             raise SubscriptionError(
-                f"no subscription: {state.reason}; is the server running (synap-realtime serve), "
+                f"{self._shown}: {state.reason}; is the server running (synap-realtime serve), "
                 "and is --url (REALTIME_URL) its address?",
                 retriable=True,
             )

@@ -17,6 +17,9 @@ from .errors import ConfigurationError
 DEFAULT_URL = "http://127.0.0.1:8787"
 """Where ``synap-realtime serve`` listens unless told otherwise."""
 
+SCHEMES = ("http", "https", "ws", "wss")
+"""What a listener's URL may begin with: it is the same server either way."""
+
 
 class Address(NamedTuple):
     """A room server's base URL, with the path that it is mounted at, without a slash at the end."""

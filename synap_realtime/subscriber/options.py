@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from ..endpoint import Address, bearer, parse_address
+from ..endpoint import SCHEMES, Address, bearer, parse_address
 from ..errors import InvalidArgumentError
 from ..protocol.rooms import Room, parse_room
 
@@ -93,7 +93,7 @@ def check(
             raise InvalidArgumentError(field, "expected a function")
     return Options(
         room=parse_room(room),
-        address=parse_address(url, ("http", "https", "ws", "wss")),
+        address=parse_address(url, SCHEMES),
         token=token or None,
         after=after or None,
         attempts=attempts,
