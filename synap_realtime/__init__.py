@@ -19,6 +19,7 @@ from .errors import (
     InvalidArgumentError,
     InvalidInputError,
     JobError,
+    SubscriptionError,
     SynapRealtimeError,
 )
 from .protocol.notification import Notification, Status
@@ -30,6 +31,7 @@ from .protocol.payloads import (
     TaskCompleted,
     TaskCreated,
 )
+from .subscriber import SubscriptionState, subscribe, subscribe_sync
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,8 @@ __all__ = [
     "ProjectCreated",
     "ResponseGenerated",
     "Status",
+    "SubscriptionError",
+    "SubscriptionState",
     "SynapRealtimeError",
     "TaskCompleted",
     "TaskCreated",
@@ -58,4 +62,6 @@ __all__ = [
     "broadcast_notification_sync",
     "broadcast_success",
     "broadcast_success_sync",
+    "subscribe",
+    "subscribe_sync",
 ]

@@ -102,6 +102,56 @@ def serve(
     )
 
 
+_URL = typer.Option(help="The room server; default http://127.0.0.1:8787. [env: REALTIME_URL]")
+_JSON = typer.Option("--json", help="Print JSON, for programs.")
+
+
+@app.command()
+def listen(
+    room: Annotated[str, typer.Argument(help="user_42, request_7f3a, workspace_7.")],
+    url: Annotated[str | None, _URL] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Sent as a bearer token.", envvar="REALTIME_TOKEN")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(help="Where to start: a cursor, earliest or latest.")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(min=0, help="End after so many seconds; 1 if --count was not reached."),
+    ] = None,
+) -> None:
+    """Print a room's notifications as they come. Watching marks nothing as received."""
+    from .commands import listen
+
+    raise typer.Exit(
+        listen(room, url, token, after=after, as_json=as_json, count=count, timeout_s=timeout_s)
+    )
+
+
+@app.command()
+def send(
+    room: Annotated[str, typer.Argument(help="user_42, request_7f3a, workspace_7.")],
+    type: Annotated[str, typer.Argument(help="Dotted: note.creation.completed.")],
+    data: Annotated[str, typer.Argument(help="A JSON object; - reads it from stdin.")] = "{}",
+    status: Annotated[str | None, typer.Option(help="pending, success or error.")] = None,
+    id: Annotated[str | None, typer.Option(help="The same id is the same notification.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="The request that this answers.")] = None,
+    url: Annotated[str | None, _URL] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Sent as a bearer token.", envvar="REALTIME_API_KEY")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Publish one notification to a room; exits with 1 if it was not delivered."""
+    from .commands import send
+
+    members = {"status": status, "id": id, "requestId": request_id}
+    raise typer.Exit(send(room, type, data, members, url, key, as_json=as_json))
+
+
 def main() -> None:
     """Entry point: an error that we know is one line, not a traceback."""
     try:

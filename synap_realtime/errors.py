@@ -6,6 +6,7 @@
     ├── InvalidArgumentError   a wrong argument; names the field. Also a ValueError
     ├── ConfigurationError     the settings cannot work; says which to change
     ├── BroadcastError         BroadcastResult.raise_for_status() on a failed broadcast
+    ├── SubscriptionError      a subscription ended for good: refused, or too many attempts
     └── JobError               a job failed, and its message is meant for the user
         └── InvalidInputError  the job's input is wrong: no retry can mend it
 """
@@ -36,6 +37,24 @@ class ConfigurationError(SynapRealtimeError):
 
 class BroadcastError(SynapRealtimeError):
     """A notification was not accepted. The message says by whom and why."""
+
+
+class SubscriptionError(SynapRealtimeError):
+    """A subscription has ended for good. The message says why, and what to do.
+
+    Attributes:
+        code: what ended it: the HTTP status of a refused handshake (400 to 599) or the close code
+            of a connection (1000 to 4999); None if the server was not reached or fell silent.
+        retriable: True if the attempts are used up, and the same call may succeed later; False if
+            the server said not to come back.
+
+    See PROTOCOL.md, "Close codes" and "Clients".
+    """
+
+    def __init__(self, message: str, *, code: int | None = None, retriable: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retriable = retriable
 
 
 class JobError(SynapRealtimeError):

@@ -21,6 +21,8 @@ def test_the_public_names_are_these() -> None:
         "ProjectCreated",
         "ResponseGenerated",
         "Status",
+        "SubscriptionError",
+        "SubscriptionState",
         "SynapRealtimeError",
         "TaskCompleted",
         "TaskCreated",
@@ -31,6 +33,8 @@ def test_the_public_names_are_these() -> None:
         "broadcast_notification_sync",
         "broadcast_success",
         "broadcast_success_sync",
+        "subscribe",
+        "subscribe_sync",
     }
     for name in synap_realtime.__all__:
         assert hasattr(synap_realtime, name)

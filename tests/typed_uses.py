@@ -12,6 +12,8 @@ from synap_realtime import (
     Notification,
     broadcast_notification,
     broadcast_success_sync,
+    subscribe,
+    subscribe_sync,
 )
 
 
@@ -32,3 +34,16 @@ def broadcast_sync() -> None:
     with Broadcaster() as broadcaster:
         broadcaster.broadcast_error("42", "note.creation.failed", "The note is empty.")
     assert_type(broadcast_success_sync("42", "x.completed", {"a": [1]}), BroadcastResult)
+
+
+async def listen() -> None:
+    async def token() -> str:
+        return "t"
+
+    async for notification in subscribe("user_42", token=token, on_gap=print, on_state=print):
+        assert_type(notification, Notification)
+
+
+def listen_sync() -> None:
+    for notification in subscribe_sync("user_42", token=lambda: "t", attempts=None):
+        assert_type(notification, Notification)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,8 @@ import httpx
 import uuid_utils
 from pydantic import BaseModel
 
-from ..errors import ConfigurationError, InvalidArgumentError
+from ..endpoint import bearer, parse_address
+from ..errors import InvalidArgumentError
 from ..protocol.notification import (
     MAX_NOTIFICATION_BYTES,
     Notification,
@@ -32,9 +32,6 @@ from ..protocol.notification import (
 )
 from ..protocol.rooms import Room, request_room, user_room
 from .result import BroadcastResult
-
-DEFAULT_URL = "http://127.0.0.1:8787"
-"""Where ``synap-realtime serve`` listens unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +91,14 @@ class Endpoint:
         Raises:
             ConfigurationError: the URL is not an ``http`` or ``https`` one.
         """
-        source = "url" if url else "REALTIME_URL"
-        text = url or os.environ.get("REALTIME_URL") or DEFAULT_URL
-        shown = re.sub(r"//[^/]*@", "//…@", str(text))  # a URL can hold a password
-        try:
-            parsed = httpx.URL(text)
-        except (httpx.InvalidURL, TypeError, ValueError) as error:
-            raise ConfigurationError(f"{source}: {error}") from error
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ConfigurationError(f"{source}: expected http://… or https://…, got {shown!r}")
-        if parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 65536:
-            raise ConfigurationError(f"{source}: expected a host, a port and a path, got {shown!r}")
-        self.url = str(parsed).rstrip("/")
-        self.shown = str(parsed.copy_with(username=None, password=None)).rstrip("/")
-        key: object = api_key or os.environ.get("REALTIME_API_KEY")
-        if key and not (isinstance(key, str) and key.isascii() and key.isprintable()):
-            raise ConfigurationError(
-                f"{'api_key' if api_key else 'REALTIME_API_KEY'}: holds a character that an HTTP "
-                "header cannot carry; is there a line end in it?"
-            )
+        address = parse_address(url)
+        self.url = str(address)
+        self.shown = address.shown
+        key = api_key or os.environ.get("REALTIME_API_KEY")
         self.headers = {"Content-Type": "application/json"}
         if key:
-            self.headers["Authorization"] = f"Bearer {key}"
+            source = "api_key" if api_key else "REALTIME_API_KEY"
+            self.headers["Authorization"] = bearer(source, key)
         self.has_batch_route = True
 
 

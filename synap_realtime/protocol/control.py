@@ -19,6 +19,12 @@ PONG = "pong"
 SILENCE_LIMIT_S = 75.0
 """A connection from which nothing has come for so long is closed."""
 
+PING_INTERVAL_S = 30.0
+"""How often a client says ``ping``."""
+
+PONG_WITHIN_S = 10.0
+"""A server that does not answer a ``ping`` for so long is dead."""
+
 MAX_CLIENT_TEXT_BYTES = 4 * 1024
 """The longest text that a client may send."""
 

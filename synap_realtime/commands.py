@@ -1,0 +1,212 @@
+"""``synap-realtime listen`` and ``send``: what they print and how they exit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any
+
+from .broadcast import Broadcaster, BroadcastResult
+from .endpoint import SCHEMES, parse_address
+from .errors import InvalidArgumentError, SubscriptionError
+from .protocol.notification import Notification
+from .subscriber import SubscriptionState, subscribe
+
+_SHORT = 100  # characters of data in a human line
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+
+def listen(
+    room: str,
+    url: str | None,
+    token: str | None,
+    *,
+    after: str | None,
+    as_json: bool,
+    count: int | None,
+    timeout_s: float | None,
+) -> int:
+    """Print notifications until the count, the time, Ctrl-C or a closed pipe; the exit code.
+
+    Raises:
+        SubscriptionError: the server cannot be reached at the start, or refuses.
+    """
+    try:
+        in_time = asyncio.run(_listen(room, url, token, after, as_json, count, timeout_s))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads any more. The interpreter would say so when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0 if in_time or count is None else 1
+
+
+async def _listen(
+    room: str,
+    url: str | None,
+    token: str | None,
+    after: str | None,
+    as_json: bool,
+    count: int | None,
+    timeout_s: float | None,
+) -> bool:
+    watcher = _Watcher(parse_address(url, SCHEMES).shown)
+    notifications = subscribe(
+        room,
+        url,
+        token,
+        after=after,
+        attempts=None,
+        acknowledge=False,
+        on_gap=lambda _: _say("gap: something was missed; the server no longer has it"),
+        on_state=watcher,
+    )
+    reader = _Reader()
+    printed = 0
+    try:
+        async with asyncio.timeout(timeout_s) as limit, aclosing(notifications):
+            reader.watch(limit)
+            async for notification in notifications:
+                wire = notification.to_wire()
+                print(json.dumps(wire) if as_json else line_of(notification), flush=True)
+                printed += 1
+                if printed == count:
+                    return True
+    except TimeoutError:
+        if reader.is_gone:
+            raise BrokenPipeError from None
+        return False
+    return True
+
+
+class _Reader:
+    """Who reads what we print: one who leaves ends it, also while there is nothing to print."""
+
+    is_gone = False
+
+    def watch(self, limit: asyncio.Timeout) -> None:
+        """If it is a pipe: end the time when its reader leaves."""
+        loop = asyncio.get_running_loop()
+        stdout = sys.stdout.fileno()
+
+        def leave() -> None:
+            loop.remove_reader(stdout)
+            self.is_gone = True
+            limit.reschedule(loop.time())
+
+        if stat.S_ISFIFO(os.fstat(stdout).st_mode):
+            loop.add_reader(stdout, leave)  # a pipe that nobody reads counts as readable
+
+
+class _Watcher:
+    """Says how the connection stands; a server that was never there is an error."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+        self._was_connected = False
+
+    def __call__(self, state: SubscriptionState) -> None:
+        if state.name == "connected":
+            self._was_connected = True
+            _say("connected")
+        elif self._was_connected:
+            _say(f"lost: {state.reason}; reconnecting in {state.delay_s:.1f} s")
+        else:
+            raise SubscriptionError(
+                f"{self._shown}: {state.reason}; is the server running (synap-realtime serve), "
+                "and is --url (REALTIME_URL) its address?",
+                retriable=True,
+            )
+
+
+def _say(text: str) -> None:
+    print(f"synap-realtime: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def line_of(notification: Notification) -> str:
+    """One line for people: local time, type, status, and the beginning of the data."""
+    when = datetime.now().astimezone()
+    if notification.timestamp is not None:
+        when = datetime.fromisoformat(notification.timestamp).astimezone()
+    data = json.dumps(notification.data, ensure_ascii=False)
+    if len(data) > _SHORT:
+        data = data[: _SHORT - 1] + "…"
+    parts = [f"{when:%H:%M:%S}", notification.type, notification.status or "-", data]
+    return printable("  ".join(parts))
+
+
+def printable(text: str) -> str:
+    """Escape what could move the cursor, change colours or turn the text around."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def send(
+    room: str,
+    type: str,
+    data: str,
+    members: Mapping[str, str | None],
+    url: str | None,
+    key: str | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Publish one notification and print what came of it; the exit code.
+
+    Args:
+        data: a JSON object as text; ``-`` reads it from stdin.
+        members: other members by their wire names; None is none.
+
+    Raises:
+        InvalidArgumentError: names the argument that is wrong.
+    """
+    message = {
+        "type": type,
+        "data": _read_data(sys.stdin.read() if data == "-" else data),
+        **{name: value for name, value in members.items() if value is not None},
+    }
+    with Broadcaster(url, key) as broadcaster:
+        result = broadcaster.broadcast(room, message)
+    if as_json:
+        print(json.dumps(_to_wire(result)))
+    elif result.success:
+        listeners = (
+            "1 listener" if result.broadcast_count == 1 else (f"{result.broadcast_count} listeners")
+        )
+        print(printable(f"sent {result.id} to {room}: {listeners} now"))
+    if not result.success:
+        _say(f"not sent: {result.error}; is the server running (synap-realtime serve)?")
+    return 0 if result.success else 1
+
+
+def _read_data(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or "nested too deeply"
+        raise InvalidArgumentError("DATA", f"not JSON ({reason}); {_EXAMPLE}") from None
+    if not isinstance(value, dict):
+        raise InvalidArgumentError("DATA", f"not an object; {_EXAMPLE}")
+    return value
+
+
+_EXAMPLE = """expected a JSON object such as '{"title": "Milk"}'"""
+
+
+def _to_wire(result: BroadcastResult) -> dict[str, Any]:
+    return {
+        "success": result.success,
+        "id": result.id,
+        "rooms": list(result.rooms),
+        "broadcastCount": result.broadcast_count,
+        "attempts": result.attempts,
+        "error": result.error,
+    }

@@ -1,0 +1,75 @@
+"""The room server's address and the key for it: what a publisher and a listener both need.
+
+Either may hold a secret, so neither is ever shown as it is.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from typing import NamedTuple
+
+import httpx
+
+from .errors import ConfigurationError
+
+DEFAULT_URL = "http://127.0.0.1:8787"
+"""Where ``synap-realtime serve`` listens unless told otherwise."""
+
+SCHEMES = ("http", "https", "ws", "wss")
+"""What a listener's URL may begin with: it is the same server either way."""
+
+
+class Address(NamedTuple):
+    """A room server's base URL, with the path that it is mounted at, without a slash at the end."""
+
+    url: httpx.URL
+    shown: str
+    """The same without user and password, for messages."""
+
+    def __str__(self) -> str:
+        return str(self.url).rstrip("/")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine, which no proxy of the environment leads to."""
+        try:
+            return ipaddress.ip_address(self.url.host).is_loopback
+        except ValueError:
+            return self.url.host == "localhost"
+
+
+def parse_address(url: str | None, schemes: tuple[str, ...] = ("http", "https")) -> Address:
+    """Take the argument, else ``REALTIME_URL``, else :data:`DEFAULT_URL`.
+
+    Raises:
+        ConfigurationError: it is no URL with one of the schemes and a host.
+    """
+    source = "url" if url else "REALTIME_URL"
+    text = url or os.environ.get("REALTIME_URL") or DEFAULT_URL
+    shown = re.sub(r"//.*@", "//…@", str(text))  # also where the password holds a slash
+    try:
+        parsed = httpx.URL(text)
+    except (httpx.InvalidURL, TypeError, ValueError):
+        raise ConfigurationError(f"{source}: not a URL: {shown!r}") from None
+    if parsed.scheme not in schemes or not parsed.host:
+        expected = " or ".join(f"{scheme}://…" for scheme in schemes)
+        raise ConfigurationError(f"{source}: expected {expected}, got {shown!r}")
+    if parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 65536:
+        raise ConfigurationError(f"{source}: expected a host, a port and a path, got {shown!r}")
+    return Address(parsed, str(parsed.copy_with(username=None, password=None)).rstrip("/"))
+
+
+def bearer(source: str, key: object) -> str:
+    """A key or a token as the value of ``Authorization``.
+
+    Raises:
+        ConfigurationError: no HTTP header can carry it. The message does not show it.
+    """
+    if not (isinstance(key, str) and key.isascii() and key.isprintable()):
+        raise ConfigurationError(
+            f"{source}: holds a character that an HTTP header cannot carry; "
+            "is there a line end in it?"
+        )
+    return f"Bearer {key}"

@@ -1,0 +1,192 @@
+"""The asynchronous shell: takes the core's steps on an event loop, nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import random
+import time
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from ..protocol.notification import Notification
+from . import core, dialling
+from .keepalive import Keepalive
+from .options import OnGap, OnState, Options, Token, check
+from .reconnect import Failure
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+
+def subscribe(
+    room: str,
+    url: str | None = None,
+    token: Token = None,
+    *,
+    after: str | None = None,
+    attempts: int | None = 5,
+    acknowledge: bool = True,
+    on_gap: OnGap = None,
+    on_state: OnState = None,
+) -> AsyncGenerator[Notification, None]:
+    """Listen to a room: each notification once, in order, over as many connections as it takes.
+
+    ::
+
+        async with aclosing(subscribe("user_42")) as notifications:
+            async for notification in notifications:
+                print(notification.type, notification.data)
+
+    Leaving the ``async with`` ends the connection. A notification counts as received when the next
+    one is asked for: after a ``break`` in its loop body, or an error there, it comes again to who
+    subscribes without a cursor. So each is seen at least once. A slow consumer loses nothing: the
+    connection is kept while it is busy, and resumed if the server has given up on it.
+
+    Args:
+        room: ``user_42``, ``request_7f3a``, ``workspace_7``.
+        url: the room server, ``http(s)://`` or ``ws(s)://``, default ``REALTIME_URL``, else
+            ``http://127.0.0.1:8787``.
+        token: sent as a bearer token; a function (it may be ``async``) is called at every dial,
+            and what it raises ends the subscription.
+        after: where to start: a cursor, ``earliest`` or ``latest``. By default a user's room
+            starts after what was received, a request's room at its beginning.
+        attempts: how often in a row to reconnect, after about 1, 2, 4, 8, 16, 16, … s; None for
+            ever.
+        acknowledge: move the room's received mark (servers with ``synap.v1``).
+        on_gap: called with the room when something was missed for good: it is no longer retained.
+            What is retained has come before.
+        on_state: called with a :class:`SubscriptionState` at each connect and loss, while the
+            consumer waits for the next notification. Both may be ``async``; what they raise ends
+            the subscription.
+
+    Raises:
+        InvalidArgumentError: at the call; names the argument that is wrong.
+        ConfigurationError: at the call, for the URL; while dialling, if ``websockets`` is missing.
+        SubscriptionError: from the iteration: refused for good, or the attempts are used up.
+
+    See PROTOCOL.md, "Subscribing" and "Clients".
+    """
+    options = check(
+        room,
+        url,
+        token,
+        after=after,
+        attempts=attempts,
+        acknowledge=acknowledge,
+        on_gap=on_gap,
+        on_state=on_state,
+    )
+    return _notifications(options)
+
+
+async def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
+    steps = core.listening(options, time.monotonic, random.random)
+    answer: core.Answer = None
+    line = _Line(options)
+    try:
+        while True:
+            step = steps.send(answer)
+            answer = None
+            match step:
+                case core.Deliver(notification):
+                    yield notification
+                case core.Dial(after):
+                    answer = await line.dial(after)
+                case core.Keep(keepalive):
+                    line.keep(keepalive)
+                case core.Receive(timeout_s):
+                    answer = await line.receive(timeout_s)
+                case core.Wake():
+                    line.wake.set()
+                case core.HangUp():
+                    await line.hang_up()
+                case core.Sleep(delay_s):
+                    await asyncio.sleep(delay_s)
+                case core.Tell(function, value) if function is not None:
+                    told = function(value)
+                    if inspect.isawaitable(told):
+                        await told
+    finally:
+        await line.hang_up()
+
+
+class _Line:
+    """The connection of the moment, and the task that keeps it."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._ws: ClientConnection | None = None
+        self._keepalive: Keepalive | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self.wake = asyncio.Event()
+
+    async def dial(self, after: str | None) -> str | Failure | None:
+        connect = dialling.library("asyncio.client").connect
+        token = self._options.token
+        if callable(token):
+            given = token()
+            token = await given if inspect.isawaitable(given) else given
+        arguments = dialling.dial_arguments(self._options, after, token)
+        try:
+            ws: ClientConnection = await connect(**arguments)
+        except dialling.dial_errors() as error:
+            return dialling.read_dial_error(error)
+        self._ws = ws
+        return ws.subprotocol
+
+    def keep(self, keepalive: Keepalive) -> None:
+        assert self._ws is not None  # noqa: S101 - the core dials first
+        self._keepalive = keepalive
+        self._keeper = asyncio.create_task(self._keep(self._ws, keepalive))
+
+    async def receive(self, timeout_s: float) -> core.Answer:
+        assert self._ws is not None  # noqa: S101 - the core dials first
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ws.recv()
+        except TimeoutError:
+            return None
+        except ConnectionClosed as error:
+            return dialling.read_closed(error)
+
+    async def hang_up(self) -> None:
+        """End the connection and its task; does nothing when there is none."""
+        ws, keeper, keepalive = self._ws, self._keeper, self._keepalive
+        self._ws = self._keeper = self._keepalive = None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+        if ws is None:
+            return
+        try:
+            async with asyncio.timeout(dialling.CLOSE_TIMEOUT_S):
+                if keepalive is not None:
+                    await _say(ws, keepalive.last_words())
+                await ws.close()
+        except TimeoutError:
+            pass
+        finally:
+            ws.transport.abort()  # does nothing to a connection that has ended well
+
+    async def _keep(self, ws: ClientConnection, keepalive: Keepalive) -> None:
+        while await _say(ws, keepalive.due()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(keepalive.idle_s()):
+                    await self.wake.wait()
+            self.wake.clear()
+
+
+async def _say(ws: ClientConnection, texts: list[str]) -> bool:
+    """Send; False once the connection has ended, which the receiving side reports."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        for text in texts:
+            await ws.send(text)
+    except ConnectionClosed:
+        return False
+    return True

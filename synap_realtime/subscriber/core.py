@@ -1,0 +1,236 @@
+"""A subscription's whole life, without sockets: pure, shared by both shells.
+
+:func:`listening` is a generator that holds the logic: it yields steps, is sent back what came of
+each, and never ends but by an error. The shells (:mod:`.aio`, :mod:`.sync`) only take the steps.
+
+See PROTOCOL.md, "Subscribing" and "Clients".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import InvalidArgumentError
+from ..protocol.control import CLOSING, PONG, PONG_WITHIN_S, SUBPROTOCOL, SUBSCRIBED
+from ..protocol.notification import Notification, parse_notification
+from .keepalive import Keepalive
+from .options import Options, SubscriptionState
+from .reconnect import Failure, Reconnect
+
+logger = logging.getLogger("synap_realtime.subscriber")
+
+SEEN_IDS = 4096
+"""So many ids are remembered, in order to drop what comes twice."""
+
+POSITIONS = ("earliest", "latest")
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Connect, to start after a position; answered with the subprotocol, None, or a Failure."""
+
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Start the keeper: until :class:`HangUp` it sends what the keepalive gives. No answer."""
+
+    keepalive: Keepalive
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Wait for a message; answered with it, None if there was none in time, or a Failure."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand a notification to the consumer; goes on when the consumer asks for the next."""
+
+    notification: Notification
+
+
+class Wake:
+    """Tell the keeper that there is something to send. No answer."""
+
+
+class HangUp:
+    """End the connection and its keeper. No answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait. No answer."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Call one of the consumer's functions with this. No answer."""
+
+    function: Callable[[Any], object] | None
+    value: SubscriptionState | str
+
+
+Step = Dial | Keep | Receive | Deliver | Wake | HangUp | Sleep | Tell
+Answer = str | bytes | Failure | None
+Steps = Generator[Step, Answer, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control frame: ``{"type":"synap.…","data":{…}}``."""
+
+    type: str
+    data: dict[str, Any]
+
+
+def read(message: str | bytes) -> Notification | Control | None:
+    """What a message says; None if it is nothing that this version knows.
+
+    What is wrong with it is logged, what is in it never.
+    """
+    if isinstance(message, bytes):
+        logger.warning("ignored a binary message of %d bytes", len(message))
+        return None
+    try:
+        value = json.loads(message)
+    except (ValueError, RecursionError):
+        logger.warning("ignored a message of %d characters that is not JSON", len(message))
+        return None
+    match value:
+        case {"type": str(type), **rest} if type.startswith("synap."):
+            data = rest.get("data")
+            return Control(type, data if isinstance(data, dict) else {})
+    try:
+        return parse_notification(value)
+    except (InvalidArgumentError, RecursionError) as error:
+        field = error.field if isinstance(error, InvalidArgumentError) else "data"
+        logger.warning("ignored a message that is no notification; wrong: %.50r", field)
+        return None
+
+
+class _Subscription:
+    """What is known over all connections: how far we are, and what was seen."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.cursor = None if options.after in POSITIONS else options.after
+        self.received: str | None = None
+        self.connections = 0
+        self._seen: dict[str, None] = {}  # the oldest first
+
+    @property
+    def after(self) -> str | None:
+        return self.cursor or self.options.after
+
+    @property
+    def tells_gaps(self) -> bool:
+        """A first subscription without a cursor has nothing to miss."""
+        return self.connections > 1 or self.options.after not in (None, *POSITIONS)
+
+    def move_to(self, cursor: object) -> None:
+        """The position moves on; what is no cursor leaves it."""
+        if isinstance(cursor, str) and 0 < len(cursor) <= 64 and cursor.isascii():
+            self.cursor = cursor
+
+    def is_new(self, notification: Notification) -> bool:
+        """Whether its id was not seen before; one without an id is always new."""
+        if notification.id is None:
+            return True
+        if notification.id in self._seen:
+            return False
+        self._seen[notification.id] = None
+        if len(self._seen) > SEEN_IDS:
+            del self._seen[next(iter(self._seen))]
+        return True
+
+
+def listening(options: Options, clock: Callable[[], float], random: Callable[[], float]) -> Steps:
+    """One subscription: dial, listen, and come back, until that has no sense any more.
+
+    Args:
+        clock: seconds, monotonic.
+        random: numbers from 0 to 1, for the jitter.
+
+    Raises:
+        SubscriptionError: refused for good, or the attempts are used up.
+    """
+    subscription = _Subscription(options)
+    reconnect = Reconnect(options.attempts, random)
+    while True:
+        answer = yield Dial(subscription.after)
+        up_s = 0.0
+        if isinstance(answer, Failure):
+            failure = answer
+        else:
+            subscription.connections += 1
+            start = clock()
+            speaks_v1 = answer == SUBPROTOCOL
+            keepalive = Keepalive(clock, acknowledges=speaks_v1 and options.acknowledge)
+            yield Keep(keepalive)
+            yield Tell(options.on_state, SubscriptionState("connected"))
+            failure = yield from _connected(subscription, keepalive, clock, speaks_v1=speaks_v1)
+            up_s = clock() - start
+            yield HangUp()
+        delay_s = reconnect.delay_after(failure, up_s, options.address.shown)
+        logger.info("%s; reconnecting in %.1f s", failure.reason, delay_s)
+        state = SubscriptionState("reconnecting", reconnect.count, delay_s, failure.reason)
+        yield Tell(options.on_state, state)
+        yield Sleep(delay_s)
+
+
+def _connected(
+    subscription: _Subscription,
+    keepalive: Keepalive,
+    clock: Callable[[], float],
+    *,
+    speaks_v1: bool,
+) -> Generator[Step, Answer, Failure]:
+    """Listen on one connection until it fails; returns why."""
+    asked_s: float | None = None
+    while True:
+        since = clock()
+        message = yield Receive(keepalive.patience_s())
+        keepalive.waited(since)
+        if isinstance(message, Failure):
+            return replace(message, asked_s=asked_s)
+        if message == PONG:
+            keepalive.pong()
+        elif message is not None:
+            content = read(message)
+            if isinstance(content, Notification):
+                subscription.move_to(content.cursor)
+                if subscription.is_new(content):
+                    yield Deliver(content)
+                # The consumer asks for the next one, so it has this one.
+                subscription.received = subscription.cursor
+                if keepalive.acknowledge(subscription.received):
+                    yield Wake()
+            elif isinstance(content, Control) and speaks_v1:
+                if content.type == SUBSCRIBED:
+                    subscription.move_to(content.data.get("cursor"))
+                    # The last connection may have ended before its last acknowledgement.
+                    if keepalive.acknowledge(subscription.received):
+                        yield Wake()
+                    if content.data.get("recovered") is False and subscription.tells_gaps:
+                        logger.info("something was missed: it is no longer retained")
+                        yield Tell(subscription.options.on_gap, subscription.options.room)
+                elif content.type == CLOSING:
+                    asked_s = _seconds(content.data.get("reconnectAfterMs"))
+        if keepalive.is_dead:
+            return Failure(f"no pong within {PONG_WITHIN_S:g} s", asked_s=asked_s)
+
+
+def _seconds(milliseconds: object) -> float | None:
+    if not isinstance(milliseconds, int | float) or isinstance(milliseconds, bool):
+        return None
+    return milliseconds / 1000 if 0 <= milliseconds < 1e9 else None

@@ -1,0 +1,133 @@
+"""When to come back, and when not. Pure: the randomness is handed in.
+
+See PROTOCOL.md, "Close codes" and "Clients".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from ..errors import SubscriptionError
+
+FIRST_DELAY_S = 1.0
+LONGEST_DELAY_S = 16.0
+JITTER = 0.25
+STABLE_AFTER_S = 5.0
+"""A connection that stayed up for so long was a good one: the count starts anew."""
+
+LONGEST_ASKED_S = 60.0
+"""A server may ask for a pause, but not for the rest of the day."""
+
+_WORTH_ANOTHER_TRY = (408, 425, 429)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no connection, or no longer one.
+
+    ``status`` is that of a refused handshake, ``close_code`` that of a connection; neither if the
+    server was not reached or was lost. ``asked_s`` is the pause that the server asked for.
+    """
+
+    reason: str
+    status: int | None = None
+    close_code: int | None = None
+    asked_s: float | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the server said not to come back."""
+        if self.status is not None:
+            return 400 <= self.status <= 499 and self.status not in _WORTH_ANOTHER_TRY
+        return self.close_code is not None and self.close_code >= 4500
+
+    @property
+    def code(self) -> int | None:
+        return self.status or self.close_code
+
+
+class Reconnect:
+    """Counts the attempts in a row and says how long to wait before the next."""
+
+    def __init__(self, attempts: int | None, random: Callable[[], float]) -> None:
+        """``attempts`` None means without end; ``random`` gives numbers from 0 to 1."""
+        self._attempts = attempts
+        self._random = random
+        self.count = 0
+
+    def delay_after(self, failure: Failure, up_s: float, shown: str) -> float:
+        """Seconds to wait now.
+
+        Args:
+            failure: what happened.
+            up_s: how long the connection had been up, 0 if there was none.
+            shown: the server, for the error.
+
+        Raises:
+            SubscriptionError: this was the end.
+        """
+        if failure.is_final:
+            raise SubscriptionError(f"{shown}: {failure.reason}", code=failure.code)
+        if up_s >= STABLE_AFTER_S:
+            self.count = 0
+        if self._attempts is not None and self.count >= self._attempts:
+            raise SubscriptionError(
+                f"{shown}: {failure.reason}; gave up after {self.count} attempts to reconnect",
+                code=failure.code,
+                retriable=True,
+            )
+        delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * (1 << min(self.count, 10)))
+        self.count += 1
+        if failure.close_code is not None and failure.asked_s is not None:
+            # A server that drains spreads its clients itself: at once may be what it asks for.
+            return min(failure.asked_s, LONGEST_ASKED_S)
+        asked = min(failure.asked_s or 0.0, LONGEST_ASKED_S)
+        return max(delay, asked) * (1 + JITTER * self._random())
+
+
+def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+    """A handshake that was answered with something else than a WebSocket."""
+    reason = f"the server answered {status}"
+    try:
+        answer = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        answer = None
+    match answer:
+        case {"error": str(error), "details": str(details)}:
+            reason += f": {error}: {details}"
+        case {"error": str(error)}:
+            reason += f": {error}"
+    if status in (401, 403):
+        reason += "; check the token"
+    elif status in (404, 426) or status < 400:
+        reason += "; check the URL: is it a room server?"
+    return Failure(_printable(reason), status=status, asked_s=_seconds(headers.get("Retry-After")))
+
+
+def closed(code: int, reason: str) -> Failure:
+    """A connection that ended; 1006 is one that was cut."""
+    text = "the connection was cut" if code == 1006 else f"the server closed with {code}"
+    return Failure(_printable(f"{text}: {reason}" if reason else text), close_code=code)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:300])
+
+
+def _seconds(value: str | None) -> float | None:
+    """Either form of ``Retry-After`` (RFC 9110, section 10.2.3)."""
+    if not value:
+        return None
+    if value.isascii() and value.strip().isdigit():
+        return float(value[:12])
+    try:
+        moment = parsedate_to_datetime(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,168 @@
+"""The synchronous shell: takes the core's steps in the caller's thread, nothing more."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidArgumentError
+from ..protocol.notification import Notification
+from . import core, dialling
+from .keepalive import Keepalive
+from .options import OnGap, OnState, Options, check
+from .reconnect import Failure
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+
+def subscribe_sync(
+    room: str,
+    url: str | None = None,
+    token: str | Callable[[], str] | None = None,
+    *,
+    after: str | None = None,
+    attempts: int | None = 5,
+    acknowledge: bool = True,
+    on_gap: OnGap = None,
+    on_state: OnState = None,
+) -> Generator[Notification, None, None]:
+    """:func:`subscribe` for code that does not await: a plain iterator.
+
+    ::
+
+        with closing(subscribe_sync("user_42")) as notifications:
+            for notification in notifications:
+                print(notification.type, notification.data)
+
+    The arguments and errors are those of :func:`subscribe`; the functions among them are plain
+    ones. While it is connected, threads keep the connection; they end with it.
+    """
+    options = check(
+        room,
+        url,
+        token,
+        after=after,
+        attempts=attempts,
+        acknowledge=acknowledge,
+        on_gap=on_gap,
+        on_state=on_state,
+    )
+    for field, function in (("token", token), ("on_gap", on_gap), ("on_state", on_state)):
+        if inspect.iscoroutinefunction(function):
+            raise InvalidArgumentError(field, "expected a plain function; subscribe takes async")
+    return _notifications(options)
+
+
+def _notifications(options: Options) -> Generator[Notification, None, None]:
+    steps = core.listening(options, time.monotonic, random.random)
+    answer: core.Answer = None
+    line = _Line(options)
+    try:
+        while True:
+            step = steps.send(answer)
+            answer = None
+            match step:
+                case core.Deliver(notification):
+                    yield notification
+                case core.Dial(after):
+                    answer = line.dial(after)
+                case core.Keep(keepalive):
+                    line.keep(keepalive)
+                case core.Receive(timeout_s):
+                    answer = line.receive(timeout_s)
+                case core.Wake():
+                    line.wake.set()
+                case core.HangUp():
+                    line.hang_up()
+                case core.Sleep(delay_s):
+                    time.sleep(delay_s)
+                case core.Tell(function, value) if function is not None:
+                    function(value)
+    finally:
+        line.hang_up()
+
+
+class _Line:
+    """The connection of the moment, and the thread that keeps it."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._stack = contextlib.ExitStack()
+        self._ws: ClientConnection | None = None
+        self._keepalive: Keepalive | None = None
+        self._keeper: threading.Thread | None = None
+        self.wake = threading.Event()
+
+    def dial(self, after: str | None) -> str | Failure | None:
+        connect = dialling.library("sync.client").connect
+        token = self._options.token
+        given = token() if callable(token) else token
+        if given is not None and not isinstance(given, str):
+            raise InvalidArgumentError("token", "expected its function to return a string")
+        arguments = dialling.dial_arguments(self._options, after, given)
+        try:
+            ws: ClientConnection = self._stack.enter_context(connect(**arguments))
+        except dialling.dial_errors() as error:
+            return dialling.read_dial_error(error)
+        self._ws = ws
+        return ws.subprotocol
+
+    def keep(self, keepalive: Keepalive) -> None:
+        assert self._ws is not None  # noqa: S101 - the core dials first
+        self._keepalive = keepalive
+        self._keeper = threading.Thread(
+            target=self._keep, args=(self._ws, keepalive), name="synap-keepalive", daemon=True
+        )
+        self._keeper.start()
+
+    def receive(self, timeout_s: float) -> core.Answer:
+        assert self._ws is not None  # noqa: S101 - the core dials first
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            return self._ws.recv(timeout=timeout_s)
+        except TimeoutError:
+            return None
+        except ConnectionClosed as error:
+            return dialling.read_closed(error)
+
+    def hang_up(self) -> None:
+        """End the connection and its threads; does nothing when there is none."""
+        ws, keeper, keepalive = self._ws, self._keeper, self._keepalive
+        self._ws = self._keeper = self._keepalive = None
+        if ws is None:
+            return
+        self.wake.set()
+        if keeper is not None:
+            keeper.join(dialling.CLOSE_TIMEOUT_S)
+            if keeper.is_alive():  # it sends to a peer that takes nothing
+                with contextlib.suppress(OSError):
+                    ws.socket.shutdown(socket.SHUT_RDWR)
+                keeper.join()
+        if keepalive is not None:
+            _say(ws, keepalive.last_words())
+        self._stack.close()
+
+    def _keep(self, ws: ClientConnection, keepalive: Keepalive) -> None:
+        while self._ws is ws and _say(ws, keepalive.due()):
+            self.wake.wait(keepalive.idle_s())
+            self.wake.clear()
+
+
+def _say(ws: ClientConnection, texts: list[str]) -> bool:
+    """Send; False once the connection has ended, which the receiving side reports."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        for text in texts:
+            ws.send(text)
+    except ConnectionClosed:
+        return False
+    return True

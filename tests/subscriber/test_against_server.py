@@ -1,0 +1,153 @@
+"""A real room server, and a bad network between it and the subscriber."""
+
+from __future__ import annotations
+
+import asyncio
+
+import fastapi
+import httpx
+import pytest
+
+from synap_realtime import AsyncBroadcaster, SubscriptionState
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+
+from ..link import Link
+from .conftest import Listen
+
+
+async def test_it_hears_what_is_published(listen: Listen, rooms: str) -> None:
+    async with AsyncBroadcaster(rooms) as broadcaster, listen("request_7", rooms) as heard:
+        await broadcaster.broadcast_success("1", "a.completed", {"x": 1}, "7", id="n1")
+        notification = await heard()
+    assert (notification.id, notification.data, notification.request_id) == ("n1", {"x": 1}, "7")
+    assert notification.room == "request_7"
+
+
+async def test_a_position_is_where_it_starts(listen: Listen, rooms: str) -> None:
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        for n in range(3):
+            await broadcaster.broadcast_success("1", "a.completed", {}, id=f"n{n}")
+    async with listen("user_1", rooms, after="earliest") as heard:
+        cursor = (await heard()).cursor
+    async with listen("user_1", rooms, after=cursor) as heard:
+        assert (await heard()).id == "n1"
+
+
+async def test_it_finds_a_mounted_server(listen: Listen) -> None:
+    app = fastapi.FastAPI()
+    app.mount("/realtime/v1", create_app())
+    async with running(app) as url:
+        async with AsyncBroadcaster(f"{url}/realtime/v1/") as broadcaster:
+            await broadcaster.broadcast_success(None, "a.completed", {}, "7", id="n1")
+        async with listen("request_7", f"{url}/realtime/v1/") as heard:
+            assert (await heard()).id == "n1"
+
+
+async def test_on_a_bad_network_everything_arrives_once_and_in_order(
+    listen: Listen, rooms: str
+) -> None:
+    """Cuts, cuts amid a frame, and refusals, while 300 notifications are published."""
+    states: list[SubscriptionState] = []
+    async with (
+        Link(rooms) as link,
+        httpx.AsyncClient(base_url=rooms) as client,
+        listen("request_7", link.url, attempts=None, on_state=states.append) as heard,
+    ):
+
+        async def publish() -> None:
+            for n in range(0, 300, 5):
+                batch = [
+                    {"rooms": ["request_7"], "type": "a.progress", "data": {"n": n + k}}
+                    for k in range(5)
+                ]
+                await client.post("/broadcast", json={"notifications": batch})
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(publish())
+            numbers = []
+            for n in range(300):
+                numbers.append((await heard()).data["n"])
+                if n % 60 == 20:
+                    link.cut()
+                elif n % 60 == 40:
+                    link.cut_after(333)
+                elif n % 60 == 50:
+                    link.refuse()
+                    link.cut()
+                    asyncio.get_running_loop().call_later(0.05, link.restore)
+    assert numbers == list(range(300))
+    assert len([s for s in states if s.name == "reconnecting"]) >= 10
+
+
+async def test_what_was_received_does_not_come_again(listen: Listen, rooms: str) -> None:
+    """A user's room goes on after what was acknowledged; the last one in hand was not."""
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        for n in range(3):
+            await broadcaster.broadcast_success("1", "a.completed", {}, id=f"n{n}")
+    for first, acknowledge in (("n0", False), ("n0", True), ("n1", True)):
+        async with listen("user_1", rooms, acknowledge=acknowledge) as heard:
+            assert (await heard()).id == first
+            await heard()
+
+
+async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> None:
+    app = create_app()
+    states: list[SubscriptionState] = []
+    async with (
+        running(app) as first,
+        running(create_app()) as second,
+        Link(first) as link,
+        AsyncBroadcaster(first) as at_first,
+        AsyncBroadcaster(second) as at_second,
+        listen("request_7", link.url, on_state=states.append) as heard,
+    ):
+        await at_first.broadcast_success(None, "a.completed", {}, "7", id="n1")
+        assert (await heard()).id == "n1"
+        await at_second.broadcast_success(None, "a.completed", {}, "7", id="n2")
+        link.move(second)
+        await app.drain()
+        assert (await heard()).id == "n2"
+    assert "4012" in states[1].reason
+
+
+async def test_a_server_that_restarts_is_found_again_and_the_gap_is_told(listen: Listen) -> None:
+    """The new server knows nothing of the old one's cursors: what it has is still heard."""
+    gaps: list[str] = []
+    async with (
+        running(create_app()) as first,
+        running(create_app()) as second,
+        Link(first) as link,
+        AsyncBroadcaster(first) as at_first,
+        AsyncBroadcaster(second) as at_second,
+        listen("request_7", link.url, attempts=None, on_gap=gaps.append) as heard,
+    ):
+        await at_first.broadcast_success(None, "a.completed", {}, "7", id="n1")
+        assert (await heard()).id == "n1"
+        await at_second.broadcast_success(None, "a.completed", {}, "7", id="n2")
+        link.move(second)
+        link.cut()
+        assert (await heard()).id == "n2"
+        await at_second.broadcast_success(None, "a.completed", {}, "7", id="n3")
+        assert (await heard()).id == "n3"
+    assert gaps == ["request_7"]
+
+
+async def test_a_cable_that_was_pulled_is_noticed(
+    listen: Listen, rooms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_WITHIN_S", 0.2)
+    async with (
+        Link(rooms) as link,
+        AsyncBroadcaster(rooms) as broadcaster,
+        listen("request_7", link.url) as heard,
+    ):
+        await broadcaster.broadcast_success(None, "a.completed", {}, "7", id="n1")
+        assert (await heard()).id == "n1"
+        link.stall()
+        await broadcaster.broadcast_success(None, "a.completed", {}, "7", id="n2")
+        waiting = asyncio.ensure_future(heard())
+        await link.until_accepted(2)  # nobody closed the first
+        link.restore()
+        assert (await waiting).id == "n2"

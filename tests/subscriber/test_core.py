@@ -1,0 +1,255 @@
+"""A subscription's rules as steps: no socket, no clock that runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from synap_realtime import ConfigurationError, InvalidArgumentError, subscribe, subscribe_sync
+from synap_realtime.subscriber import core
+from synap_realtime.subscriber.core import Deliver, Keep, Receive, listening
+from synap_realtime.subscriber.keepalive import Keepalive
+from synap_realtime.subscriber.options import check
+from synap_realtime.subscriber.reconnect import Failure
+
+from .conftest import control, note
+
+SUBSCRIBE = pytest.mark.parametrize("function", [subscribe, subscribe_sync])
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Driver:
+    """Takes the steps of one subscription; what is heard stands in ``heard``."""
+
+    def __init__(self, **options: Any) -> None:
+        defaults = {"after": None, "attempts": 5, "acknowledge": True, "on_gap": None,
+                    "on_state": None}  # fmt: skip
+        self.clock = Clock()
+        self.heard: list[str | None] = []
+        self.dials: list[str | None] = []
+        self.keepalive: Keepalive
+        checked = check("user_1", "http://x", None, **{**defaults, **options})
+        self.steps = listening(checked, self.clock, lambda: 0.0)
+        self.step = next(self.steps)
+
+    def answer(self, value: core.Answer, subprotocol: str | None = "synap.v1") -> None:
+        """Answer the Receive that waits, and go on to the next."""
+        if isinstance(self.step, Receive):
+            self.step = self.steps.send(value)
+        while not isinstance(self.step, Receive):
+            answer: core.Answer = None
+            if isinstance(self.step, core.Dial):
+                self.dials.append(self.step.after)
+                answer = subprotocol
+            elif isinstance(self.step, Keep):
+                self.keepalive = self.step.keepalive
+            elif isinstance(self.step, Deliver):
+                self.heard.append(self.step.notification.id)
+            elif isinstance(self.step, core.Tell) and self.step.function:
+                self.step.function(self.step.value)
+            self.step = self.steps.send(answer)
+
+    def connect(self, subprotocol: str | None = "synap.v1") -> None:
+        self.answer(None, subprotocol)
+
+    @property
+    def patience(self) -> float:
+        assert isinstance(self.step, Receive)
+        return self.step.timeout_s
+
+
+def test_it_resumes_from_the_last_cursor_or_that_of_subscribed() -> None:
+    driver = Driver()
+    driver.connect()
+    driver.answer(note("n1", "c-1"))
+    driver.answer(control("subscribed", cursor="c-7", recovered=True))
+    driver.answer(Failure("lost"))
+    driver.answer(note("n2", "c-8"))
+    driver.answer(Failure("lost"))
+    assert driver.dials == [None, "c-7", "c-8"]
+
+
+def test_ids_that_were_seen_are_dropped_and_forgotten_in_time() -> None:
+    driver = Driver()
+    driver.connect()
+    for id in ("n1", "n2", "n1", *(f"m{n}" for n in range(core.SEEN_IDS)), "n1"):
+        driver.answer(note(id))
+    assert driver.heard[:3] == ["n1", "n2", "m0"]
+    assert driver.heard.count("n1") == 2
+
+
+def test_one_without_id_or_cursor_comes_through() -> None:
+    driver = Driver()
+    driver.connect(None)
+    for _ in range(2):
+        driver.answer(note(None))
+    assert driver.heard == [None, None]
+
+
+@pytest.mark.parametrize(("after", "told"), [("c-1", 2), (None, 1), ("earliest", 1), ("latest", 1)])
+def test_a_gap_is_told_where_something_can_be_missed(after: str | None, told: int) -> None:
+    gaps: list[str] = []
+    driver = Driver(after=after, on_gap=gaps.append)
+    driver.connect()
+    driver.answer(control("subscribed", cursor="d-1", recovered=False))
+    driver.answer(Failure("lost"))
+    driver.answer(control("subscribed", cursor="d-1", recovered=False))
+    driver.answer(Failure("lost"))
+    driver.answer(control("subscribed", cursor="d-1", recovered=True))
+    assert gaps == ["user_1"] * told
+
+
+NONSENSE = [
+    "", "nonsense", "[" * 100_000, "[1,2]", "null", '"text"', "{}", '{"type":5,"data":{}}',
+    '{"type":"a"}', '{"type":"a","data":[]}', '{"type":"synap.future","data":{"x":1}}',
+    '{"type":"synap.subscribed"}', '{"type":"synap.subscribed","data":{"cursor":{}}}',
+    '{"type":"synap.closing","data":{"reconnectAfterMs":"soon"}}',
+    '{"type":"a","data":{},"timestamp":"secret"}', "9" * 5000, b"binary", b"\xff\xfe",
+    '{"type":"a","data":{},"id":"\\ud800"}', '{"type":"a","data":{},"cursor":5}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", NONSENSE)
+def test_nonsense_is_ignored_and_its_content_never_logged(
+    message: str | bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    driver = Driver()
+    driver.connect()
+    driver.answer(message)
+    driver.answer(note("n1"))
+    assert driver.heard == ["n1"]
+    assert "nonsense" not in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_ping_each_30_s_and_no_pong_in_10_s_is_dead() -> None:
+    states: list[Any] = []
+    driver = Driver(on_state=states.append)
+    driver.connect()
+    assert driver.patience == 40
+    driver.clock.now += 30
+    assert driver.keepalive.due() == ["ping"]
+    driver.clock.now += 9
+    driver.answer("pong")
+    driver.clock.now += 21
+    assert driver.keepalive.due() == ["ping"]
+    driver.clock.now += 10
+    driver.answer(None)
+    assert "no pong" in states[-2].reason
+    assert states[-2].attempt == 1
+
+
+def test_a_consumer_who_is_busy_is_no_dead_peer() -> None:
+    driver = Driver()
+    driver.connect()
+    keepalive = driver.keepalive
+    for _ in range(10):  # five minutes in which the consumer reads nothing
+        driver.clock.now += 30
+        assert keepalive.due() == ["ping"]
+    since = driver.clock.now
+    for _ in range(50):  # then what has waited is read, each for a second
+        keepalive.waited(since)
+        assert not keepalive.is_dead
+        driver.clock.now += 1
+        since = driver.clock.now
+    keepalive.pong()
+    assert not keepalive.is_dead
+
+
+def test_a_notification_is_acknowledged_once_the_next_is_asked_for() -> None:
+    driver = Driver()
+    driver.connect()
+    driver.step = driver.steps.send(note("n1", "c-1"))
+    assert isinstance(driver.step, Deliver)
+    assert driver.keepalive.due() == []
+    driver.connect()
+    assert driver.keepalive.due() == ['{"action": "ack", "cursor": "c-1"}']
+    assert driver.keepalive.due() == []
+
+
+def test_acknowledgements_are_gathered() -> None:
+    driver = Driver()
+    driver.connect()
+    driver.answer(note("n0", "c-0"))
+    assert len(driver.keepalive.due()) == 1
+    for n in range(1, 100):
+        driver.answer(note(f"n{n}", f"c-{n}"))
+    assert driver.keepalive.due() == []
+    driver.clock.now += driver.keepalive.idle_s()
+    assert driver.keepalive.due() == ['{"action": "ack", "cursor": "c-99"}']
+    assert driver.keepalive.idle_s() > 20
+
+
+@pytest.mark.parametrize(("subprotocol", "wanted"), [(None, True), ("synap.v1", False)])
+def test_nothing_is_acknowledged_unless_both_want_it(subprotocol: str | None, wanted: bool) -> None:
+    driver = Driver(acknowledge=wanted)
+    driver.connect(subprotocol)
+    driver.answer(note("n1", "c-1"))
+    assert driver.keepalive.due() == []
+    assert driver.keepalive.last_words() == []
+
+
+@SUBSCRIBE
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"room": "nope"}, "room"),
+        ({"room": 5}, "room"),
+        ({"after": "no cursor"}, "after"),
+        ({"after": 5}, "after"),
+        ({"attempts": -1}, "attempts"),
+        ({"attempts": True}, "attempts"),
+        ({"on_gap": 5}, "on_gap"),
+        ({"on_state": "x"}, "on_state"),
+    ],
+)
+def test_a_wrong_argument_raises_at_the_call(
+    function: Any, arguments: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        function(**{"room": "user_1", **arguments})
+    assert caught.value.field == field
+
+
+@SUBSCRIBE
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"url": "ftp://u:secret@x"},
+        {"url": "http://u:se/secret@x"},
+        {"url": "http://u:secret@x?y"},
+        {"token": "secret\n"},
+        {"token": 5},
+    ],
+)
+def test_a_wrong_setting_raises_at_the_call_and_shows_no_secret(
+    function: Any, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        function("user_1", **arguments)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "uri"),
+    [
+        ("http://h:1/", "ws://h:1/rooms/user_a%3Ab/subscribe?after=c-1"),
+        ("https://h/realtime/v1/", "wss://h/realtime/v1/rooms/user_a%3Ab/subscribe?after=c-1"),
+        ("ws://h/x", "ws://h/x/rooms/user_a%3Ab/subscribe?after=c-1"),
+        ("wss://u:p@h", "wss://u:p@h/rooms/user_a%3Ab/subscribe?after=c-1"),
+    ],
+)
+def test_where_it_dials(url: str, uri: str) -> None:
+    options = check("user_a:b", url, None, after=None, attempts=5, acknowledge=True, on_gap=None,
+                    on_state=None)  # fmt: skip
+    assert options.uri("c-1", with_token=False) == uri
+    assert "p@" not in options.uri("c-1", with_token=True)

@@ -1,0 +1,376 @@
+"""Both shells over real WebSockets, against a server that keeps to a script."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection
+
+from synap_realtime import (
+    ConfigurationError,
+    SubscriptionError,
+    SubscriptionState,
+    subscribe,
+    subscribe_sync,
+)
+
+from .conftest import Listen, Scripted, control, note, scripted_server
+
+
+def says(*texts: str | bytes, close: int | None = None) -> Any:
+    """A script: say this, then close with the code, or listen until the client leaves."""
+
+    def script(scripted: Scripted) -> Any:
+        async def run(ws: ServerConnection) -> None:
+            for text in texts:
+                await ws.send(text)
+            if close == 1006:
+                ws.transport.abort()
+            elif close is not None:
+                await ws.close(close)
+            else:
+                await scripted.listen_to(ws)
+
+        return run
+
+    return script
+
+
+def play(scripted: Scripted, *scripts: Any) -> None:
+    scripted.scripts += [script(scripted) if callable(script) else script for script in scripts]
+
+
+@pytest.mark.parametrize("code", [1000, 1006, 1012, 4008, 4012])
+async def test_it_resumes_without_loss_or_double(
+    listen: Listen, scripted: Scripted, code: int
+) -> None:
+    play(
+        scripted,
+        says(control("subscribed", cursor="c-0", recovered=True), note("n1", "c-1"), close=code),
+        says(note("n1", "c-1"), note("n2", "c-2")),
+    )
+    async with listen("user_1", scripted.url) as heard:
+        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    assert scripted.positions == [None, "c-1"]
+
+
+async def test_a_code_from_4500_on_ends_it(listen: Listen, scripted: Scripted) -> None:
+    play(scripted, says(note("n1"), close=4501))
+    async with listen("user_1", scripted.url, attempts=None) as heard:
+        assert (await heard()).id == "n1"
+        with pytest.raises(SubscriptionError, match="4501") as caught:
+            await heard()
+    assert (caught.value.code, caught.value.retriable) == (4501, False)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refusal_ends_it_and_the_token_is_not_shown(
+    listen: Listen, scripted: Scripted, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    play(scripted, (status, {}))
+    url = scripted.url.replace("//", "//me:secret@")
+    async with listen("user_1", url, "secret-token", attempts=None) as heard:
+        with pytest.raises(SubscriptionError, match=f"{status}: No: because") as caught:
+            await heard()
+    assert caught.value.code == status
+    assert scripted.requests[0].headers["Authorization"] == "Bearer secret-token"
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("synap_realtime")]
+    assert "secret" not in str(caught.value) + "".join(said)
+
+
+async def test_a_url_may_hold_a_password(listen: Listen, scripted: Scripted) -> None:
+    play(scripted, says(note("n1")))
+    async with listen("user_1", scripted.url.replace("//", "//me:pw@")) as heard:
+        await heard()
+    assert scripted.requests[0].headers["Authorization"] == "Basic bWU6cHc="
+
+
+async def test_503_and_its_retry_after_are_obeyed(listen: Listen, scripted: Scripted) -> None:
+    states: list[SubscriptionState] = []
+    play(scripted, (503, {"Retry-After": "1"}), says(note("n1")))
+    async with listen("user_1", scripted.url, on_state=states.append) as heard:
+        start = time.monotonic()
+        await heard()
+        assert time.monotonic() - start >= 1
+    assert [s.name for s in states] == ["reconnecting", "connected"]
+    assert "503" in states[0].reason
+    assert states[0].attempt == 1
+
+
+async def test_a_server_that_drains_says_when_to_come_back(
+    listen: Listen, scripted: Scripted
+) -> None:
+    states: list[SubscriptionState] = []
+    closing = control("closing", code=4012, reconnectAfterMs=120)
+    play(scripted, says(closing, note("n1", "c-1"), close=4012), says(note("n2", "c-2")))
+    async with listen("user_1", scripted.url, on_state=states.append) as heard:
+        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    assert [s.delay_s for s in states if s.name == "reconnecting"] == [0.12]
+
+
+async def test_the_attempts_are_counted(listen: Listen, scripted: Scripted) -> None:
+    play(scripted, *[(503, {})] * 3)
+    async with listen("user_1", scripted.url, attempts=2) as heard:
+        with pytest.raises(SubscriptionError, match="after 2 attempts") as caught:
+            await heard()
+    assert (caught.value.code, caught.value.retriable) == (503, True)
+
+
+async def test_a_server_that_is_not_there(listen: Listen, scripted: Scripted) -> None:
+    async with listen("user_1", "http://me:secret@127.0.0.1:1", attempts=0) as heard:
+        with pytest.raises(SubscriptionError, match="could not be reached") as caught:
+            await heard()
+    assert "secret" not in str(caught.value)
+    assert caught.value.code is None
+
+
+async def test_a_token_function_is_called_at_every_dial(listen: Listen, scripted: Scripted) -> None:
+    tokens = iter(["t1", "t2"])
+    play(scripted, says(close=4000), says(note("n1")), (503, {}))
+    async with listen("user_1", scripted.url, lambda: next(tokens)) as heard:
+        await heard()
+    sent = [request.headers["Authorization"] for request in scripted.requests]
+    assert sent == ["Bearer t1", "Bearer t2"]
+
+
+async def test_what_a_token_function_raises_is_raised(listen: Listen, scripted: Scripted) -> None:
+    def token() -> str:
+        raise LookupError("signed out")
+
+    async with listen("user_1", scripted.url, token) as heard:
+        with pytest.raises(LookupError, match="signed out"):
+            await heard()
+    assert not scripted.requests
+
+
+async def test_async_functions_are_awaited(scripted: Scripted) -> None:
+    told = []
+
+    async def token() -> str:
+        return "t1"
+
+    async def on_state(state: SubscriptionState) -> None:
+        told.append(state.name)
+
+    play(scripted, says(note("n1")))
+    notifications = subscribe("user_1", scripted.url, token, on_state=on_state)
+    async with contextlib.aclosing(notifications):
+        await anext(notifications)
+    assert told == ["connected"]
+    assert scripted.requests[0].headers["Authorization"] == "Bearer t1"
+
+
+async def test_garbage_is_passed_over(listen: Listen, scripted: Scripted) -> None:
+    garbage: list[str | bytes] = [
+        "",
+        "nonsense",
+        "[1]",
+        b"binary",
+        control("future"),
+        '{"type":5}',
+        "[" * 100_000,
+    ]
+    play(scripted, says(*garbage, note("n1")))
+    async with listen("user_1", scripted.url) as heard:
+        assert (await heard()).id == "n1"
+
+
+async def test_a_message_that_is_too_large_is_a_lost_connection(
+    listen: Listen, scripted: Scripted
+) -> None:
+    play(scripted, says(note("n1", "c-1"), "x" * 50_000_000), says(note("n2", "c-2")))
+    async with listen("user_1", scripted.url) as heard:
+        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    assert scripted.positions == [None, "c-1"]
+
+
+async def test_a_server_without_the_subprotocol_is_enough(listen: Listen) -> None:
+    async with scripted_server(None) as scripted:
+        play(scripted, says(note("n1"), note(None), close=1001), says(note("n1"), note("n2")))
+        async with listen("user_1", scripted.url, after="latest") as heard:
+            ids = [(await heard()).id for _ in range(3)]
+        assert ids == ["n1", None, "n2"]
+        assert scripted.said.empty()
+
+
+async def test_silence_is_noticed_and_a_ping_is_answered(
+    listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_WITHIN_S", 0.2)
+    states: list[SubscriptionState] = []
+
+    async def polite(ws: ServerConnection) -> None:
+        for _ in range(3):
+            assert await ws.recv() == "ping"
+            await ws.send("pong")
+        await ws.send(note("n2", "c-2"))
+        await scripted.listen_to(ws)
+
+    play(scripted, says(note("n1", "c-1")))
+    scripted.scripts.append(polite)
+    async with listen("user_1", scripted.url, on_state=states.append) as heard:
+        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    assert [s.reason for s in states if s.name == "reconnecting"] == ["no pong within 10 s"]
+
+
+async def test_a_busy_consumer_keeps_its_connection(
+    listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_WITHIN_S", 0.1)
+
+    async def pushing(ws: ServerConnection) -> None:
+        for n in range(40):  # more than waits at the client
+            await ws.send(note(f"n{n}", f"c-{n}"))
+        async for text in ws:
+            scripted.said.put_nowait(str(text))
+            if text == "ping":
+                await ws.send("pong")
+
+    scripted.scripts.append(pushing)
+    async with listen("user_1", scripted.url) as heard:
+        assert (await heard()).id == "n0"
+        await scripted.heard(*["ping"] * 6)  # while nobody reads
+        assert [(await heard()).id for _ in range(39)] == [f"n{n}" for n in range(1, 40)]
+    assert len(scripted.requests) == 1
+
+
+async def test_a_slow_consumer_loses_nothing_when_it_is_dropped(
+    listen: Listen, scripted: Scripted
+) -> None:
+    dropped = asyncio.Event()
+
+    async def impatient(ws: ServerConnection) -> None:
+        for n in range(10):
+            await ws.send(note(f"n{n}", f"c-{n}"))
+        await ws.close(4008)
+        dropped.set()
+
+    scripted.scripts.append(impatient)
+    play(scripted, says(*[note(f"n{n}", f"c-{n}") for n in range(10, 20)]))
+    async with listen("user_1", scripted.url) as heard:
+        ids = [(await heard()).id]
+        await dropped.wait()
+        ids += [(await heard()).id for _ in range(19)]
+    assert ids == [f"n{n}" for n in range(20)]
+    assert scripted.positions == [None, "c-9"]
+
+
+async def test_what_was_received_is_acknowledged(listen: Listen, scripted: Scripted) -> None:
+    play(scripted, says(*[note(f"n{n}", f"c-{n}") for n in range(3)]))
+    async with listen("user_1", scripted.url) as heard:
+        for _ in range(3):
+            await heard()
+        await scripted.heard("c-1")
+    said = [scripted.said.get_nowait() for _ in range(scripted.said.qsize())]
+    assert "c-2" not in said  # the consumer left with it in hand
+
+
+async def test_the_end_acknowledges_what_was_not_said_yet(
+    listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.ACK_INTERVAL_S", 60.0)
+    play(scripted, says(*[note(f"n{n}", f"c-{n}") for n in range(9)]))
+    async with listen("user_1", scripted.url) as heard:
+        for _ in range(9):
+            await heard()
+    await scripted.heard("c-7")
+
+
+async def test_an_acknowledgement_that_was_lost_is_said_again(
+    listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(
+        scripted,
+        says(note("n1", "c-1"), close=1006),
+        says(control("subscribed", cursor="c-1", recovered=True)),
+    )
+    async with listen("user_1", scripted.url) as heard:
+        await heard()
+        waiting = asyncio.ensure_future(heard())
+        await scripted.heard("c-1")
+        play(scripted, says(note("n2", "c-2")))
+        scripted.hang_up()
+        assert (await waiting).id == "n2"
+
+
+async def test_leaving_amid_a_flood_is_quick(listen: Listen, scripted: Scripted) -> None:
+    async def flood(ws: ServerConnection) -> None:
+        while True:
+            await ws.send(note(None, None, data={"x": "y" * 10_000}))
+
+    scripted.scripts.append(flood)
+    async with listen("user_1", scripted.url) as heard:
+        await heard()
+        start = time.monotonic()
+    assert time.monotonic() - start < 3
+
+
+async def test_a_proxy_of_the_environment_is_not_asked_for_loopback(
+    listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "ws_proxy"):
+        monkeypatch.setenv(name, "socks5://me:secret@127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    play(scripted, says(note("n1")))
+    async with listen("user_1", scripted.url) as heard:
+        assert (await heard()).id == "n1"
+    async with listen("user_1", "http://rooms.invalid") as heard:
+        with pytest.raises(ConfigurationError) as caught:
+            await heard()
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_missing_library_is_named(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("asyncio.client", "sync.client"):
+        monkeypatch.setitem(sys.modules, f"websockets.{name}", None)
+    async with listen("user_1") as heard:
+        with pytest.raises(ConfigurationError, match=r"synap-realtime\[subscriber\]"):
+            await heard()
+
+
+async def test_breaking_out_of_a_sync_loop_ends_everything(scripted: Scripted) -> None:
+    play(scripted, says(note("n1"), note("n2")))
+
+    def first() -> str | None:
+        for notification in subscribe_sync("user_1", scripted.url):
+            return notification.id
+        return None
+
+    before = threading.active_count()
+    assert await asyncio.to_thread(first) == "n1"
+    assert threading.active_count() <= before + 1  # the one of to_thread
+
+
+async def test_a_cancelled_listener_leaves_nothing(scripted: Scripted) -> None:
+    play(scripted, says(note("n1")))
+    heard = asyncio.Event()
+
+    async def run() -> None:
+        async with contextlib.aclosing(subscribe("user_1", scripted.url)) as notifications:
+            async for _ in notifications:
+                heard.set()
+
+    task = asyncio.create_task(run())
+    await heard.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_unknown_members_come_through(listen: Listen, scripted: Scripted) -> None:
+    play(scripted, says(note("n1", "c-1", colour="blue", status="success")))
+    async with listen("user_1", scripted.url) as heard:
+        notification = await heard()
+    assert notification.to_wire()["colour"] == "blue"
+    assert json.dumps(notification.to_wire())

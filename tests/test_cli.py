@@ -1,0 +1,187 @@
+"""``synap-realtime listen`` and ``send`` as people run them: processes, pipes, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from synap_realtime import AsyncBroadcaster, Notification
+from synap_realtime.commands import line_of
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+
+from .link import Link
+
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+
+
+@asynccontextmanager
+async def started(*arguments: str, **environment: str) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, env={**os.environ, **environment}
+    )
+    try:
+        async with asyncio.timeout(20):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def run(*arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
+    async with started(*arguments, **environment) as process:
+        out, errors = await process.communicate(said.encode())
+        assert b"Traceback" not in errors
+        return int(process.returncode or 0), out.decode(), errors.decode()
+
+
+async def line(stream: asyncio.StreamReader | None) -> str:
+    assert stream is not None
+    return (await stream.readline()).decode()
+
+
+async def test_what_is_sent_is_heard(rooms: str) -> None:
+    async with started("listen", "user_1", "--url", rooms, "--json", "--count", "1") as process:
+        assert await line(process.stderr) == "synap-realtime: connected\n"
+        code, out, errors = await run(
+            "send", "user_1", "note.creation.completed", '{"entityId": "n1"}', "--id", "m1",
+            "--status", "success", "--request-id", "r1", "--url", rooms,
+        )  # fmt: skip
+        assert (code, out, errors) == (0, "sent m1 to user_1: 1 listener now\n", "")
+        heard = json.loads(await line(process.stdout))
+        assert await process.wait() == 0
+    assert heard["id"] == "m1"
+    assert heard["data"] == {"entityId": "n1"}
+    assert (heard["requestId"], heard["status"], heard["room"]) == ("r1", "success", "user_1")
+
+
+async def test_watching_marks_nothing_as_received(rooms: str) -> None:
+    assert (await run("send", "user_1", "a.completed", REALTIME_URL=rooms))[0] == 0
+    for _ in range(2):
+        code, out, _ = await run("listen", "user_1", "--count", "1", REALTIME_URL=rooms)
+        assert code == 0
+        assert out.endswith("  a.completed  -  {}\n")
+
+
+async def test_each_line_is_there_at_once_and_ctrl_c_is_quiet(rooms: str) -> None:
+    async with started("listen", "request_7", "--url", rooms) as process:
+        await line(process.stderr)
+        async with AsyncBroadcaster(rooms) as broadcaster:
+            await broadcaster.broadcast_success(None, "a.completed", {"x": 1}, "7")
+        assert '{"x": 1}' in await line(process.stdout)
+        process.send_signal(signal.SIGINT)
+        out, errors = await process.communicate()
+    assert (process.returncode, out, errors) == (130, b"", b"")
+
+
+async def test_a_reader_who_leaves_ends_it_quietly(rooms: str) -> None:
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        for _ in range(3):
+            await broadcaster.broadcast_success(None, "a.completed", {}, "7")
+    listen = f'"{COMMAND}" listen request_7 --url {rooms} | head -1'
+    shell = await asyncio.create_subprocess_shell(listen, stdout=PIPE, stderr=PIPE)
+    async with asyncio.timeout(20):
+        out, errors = await shell.communicate()
+    assert out.count(b"\n") == 1
+    assert errors == b"synap-realtime: connected\n"
+
+
+async def test_it_says_when_the_connection_is_lost_and_back_and_what_was_missed() -> None:
+    async with (
+        running(create_app()) as first,
+        running(create_app()) as second,
+        Link(first) as link,
+        AsyncBroadcaster(first) as broadcaster,
+        started("listen", "user_1", "--url", link.url) as process,
+    ):
+        assert await line(process.stderr) == "synap-realtime: connected\n"
+        await broadcaster.broadcast_success("1", "a.completed", {})
+        assert "a.completed" in await line(process.stdout)
+        link.move(second)
+        link.cut()
+        lost = await line(process.stderr)
+        assert lost.startswith("synap-realtime: lost: the connection was cut; reconnecting in 1.")
+        assert await line(process.stderr) == "synap-realtime: connected\n"
+        assert "gap" in await line(process.stderr)
+
+
+async def test_the_time_ends_it(rooms: str) -> None:
+    assert (await run("listen", "user_1", "--url", rooms, "--timeout-s", "0.3"))[0] == 0
+    options = ["--timeout-s", "0.3", "--count", "1"]
+    assert (await run("listen", "user_1", "--url", rooms, *options))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["listen", "user_1", "--url", "http://127.0.0.1:1"], 2, "synap-realtime serve"),
+        (["listen", "nope"], 2, "expected a kind"),
+        (["listen", "user_1", "--after", "no cursor"], 2, "expected a cursor"),
+        (["listen", "user_1", "--url", "ftp://me:secret@x"], 2, "expected http://"),
+        (["send", "nope", "a"], 2, "expected a kind"),
+        (["send", "user_1", "a", "{"], 2, "not JSON"),
+        (["send", "user_1", "a", "[]"], 2, "not an object"),
+        (["send", "user_1", "a", "--status", "odd"], 2, "status"),
+        (["send", "user_1", "synap.x"], 2, "reserved"),
+        (["send", "user_1", "a", "--url", "ftp://me:secret@x"], 2, "expected http://"),
+    ],
+)
+async def test_a_mistake_is_one_line_that_says_what_to_do(
+    arguments: list[str], code: int, said: str
+) -> None:
+    done, out, errors = await run(*arguments)
+    assert done == code
+    assert said in errors
+    assert "secret" not in errors
+    assert out == ""
+    assert len(errors.splitlines()) == 1
+
+
+async def test_a_wrong_address_is_no_room_server(rooms: str) -> None:
+    code, _, errors = await run("listen", "user_1", "--url", f"{rooms}/nowhere")
+    assert code == 2
+    assert len(errors.splitlines()) == 1
+
+
+async def test_what_is_not_delivered_exits_with_1(rooms: str) -> None:
+    wrong = f"{rooms}/nowhere"
+    code, out, errors = await run("send", "user_1", "a", "--url", wrong, "--json")
+    assert code == 1
+    assert json.loads(out)["success"] is False
+    assert "not sent" in errors
+    assert len(errors.splitlines()) == 1
+
+
+async def test_data_can_come_from_stdin(rooms: str) -> None:
+    code, out, _ = await run(
+        "send", "user_1", "a", "-", "--url", rooms, "--json", said='{"text": "é"}'
+    )
+    assert code == 0
+    assert json.loads(out)["rooms"] == ["user_1"]
+    async with httpx.AsyncClient(base_url=rooms) as client:
+        history = (await client.get("/rooms/user_1/history")).json()
+    assert history["notifications"][0]["data"] == {"text": "é"}
+
+
+def test_a_notification_cannot_play_with_the_terminal() -> None:
+    evil = "\x1b[2J\r\n\x07\u202e\x9b"
+    notification = Notification(type=f"a{evil}", data={evil: evil})
+    assert line_of(notification).isprintable()
+
+
+def test_a_line_is_short() -> None:
+    notification = Notification(
+        type="a", data={"x": "y" * 1000}, timestamp="2026-01-31T12:00:00.000Z"
+    )
+    assert len(line_of(notification)) < 140
