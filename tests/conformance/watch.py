@@ -32,7 +32,8 @@ class Watch:
     Attributes:
         silent: of a WebSocket that never says anything.
         kept: of a WebSocket that pings; None if it outlived the silent one.
-        comment_s: how long an event stream waited for its first comment line.
+        comment_s: how long a quiet event stream was without a line; one that comes at once, as a
+            greeting, is not counted.
     """
 
     def __init__(self, url: str, silence_s: float) -> None:
@@ -88,8 +89,12 @@ class Watch:
 
     async def _await_comment(self) -> float:
         async with open_client(self._url) as client, client.stream(fresh_room()) as stream:
+            await stream.subscribed()
             began = time.monotonic()
             async with asyncio.timeout(COMMENT_EVERY_S + TIMEOUT_S):
-                while not stream.comments:
+                while True:
+                    before = stream.comments
                     await stream.read()
-            return time.monotonic() - began
+                    waited_s = time.monotonic() - began
+                    if stream.comments > before and waited_s > COMMENT_EVERY_S / 3:
+                        return waited_s
