@@ -55,6 +55,17 @@ def serve(
         str | None,
         typer.Option(help=_setting("ALLOWED_ORIGINS", "Browsers' origins, comma-separated.")),
     ] = None,
+    store: Annotated[
+        str | None, typer.Option(help=_setting("STORE", "memory:// (default) or sqlite:///path."))
+    ] = None,
+    drain_s: Annotated[
+        float | None,
+        typer.Option(help=_setting("DRAIN_S", "To let subscribers go when it stops; 5.")),
+    ] = None,
+    silence_s: Annotated[
+        float | None,
+        typer.Option(help=_setting("SILENCE_S", "Then a silent connection is closed; 75.")),
+    ] = None,
     retention_count: Annotated[
         int | None,
         typer.Option(help=_setting("RETENTION_COUNT", "Notifications a room keeps; 1000.")),
@@ -80,6 +91,9 @@ def serve(
             host=host,
             port=port,
             allowed_origins=allowed_origins,
+            store=store,
+            drain_s=drain_s,
+            silence_s=silence_s,
             retention_count=retention_count,
             retention_s=retention_s,
             request_retention_s=request_retention_s,

@@ -34,3 +34,7 @@ def parse_cursor(text: str) -> Cursor:
     if match is None:
         raise InvalidArgumentError("after", "expected a cursor, 'earliest' or 'latest'")
     return Cursor(match[1], int(match[2]))
+
+
+def is_cursor(text: str) -> bool:
+    return _CURSOR.fullmatch(text) is not None

@@ -11,7 +11,8 @@ Room = NewType("Room", str)
 """A checked room id: ``user_42``, ``request_7f3a``, ``workspace_7``."""
 
 _KEY = r"[A-Za-z0-9._~:@|=+\-]{1,200}"
-_ROOM = re.compile(rf"[a-z][a-z0-9-]{{0,31}}_{_KEY}")
+ROOM_PATTERN = rf"[a-z][a-z0-9-]{{0,31}}_{_KEY}"
+_ROOM = re.compile(ROOM_PATTERN)
 _ALLOWED = "1 to 200 of A-Z a-z 0-9 . _ ~ : @ | = + -"
 
 

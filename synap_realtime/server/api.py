@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +14,7 @@ import pydantic_core
 import uuid_utils
 
 from ..errors import InvalidArgumentError
+from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.notification import (
     MAX_BATCH_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -25,36 +25,48 @@ from ..protocol.notification import (
 )
 from ..protocol.rooms import Room, parse_room
 from .hub import Hub
-from .stores.base import Receipt, Store, StoreUnavailableError
-
-logger = logging.getLogger(__name__)
+from .openapi import document
+from .stores.base import Publication, Receipt, Store, StoreUnavailableError
 
 MAX_BODY_BYTES = MAX_BATCH_BYTES
 """No route reads more."""
 
 RETRY_AFTER_S = 1
 
+HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
+MAX_HISTORY_BYTES = 1024 * 1024
+"""An answer ends with the notification that reaches it."""
+
+_PAGE = 16  # entries read at once: at most 4 MiB over what an answer may have
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request. ``segments`` is the path, split at ``/`` and then percent-decoded."""
+    """An HTTP request.
+
+    ``segments`` is the path, split at ``/`` and then percent-decoded; of a repeated parameter in
+    ``query`` the last counts, and an empty one is none.
+    """
 
     method: str
     segments: tuple[str, ...]
+    query: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = None
     body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An HTTP answer: always JSON."""
+    """An HTTP answer. ``content`` is always JSON."""
 
     status: int
-    body: Mapping[str, Any]
+    content: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def encoded(self) -> bytes:
-        return json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode()
+
+def _json(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response:
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(status, content, headers or {})
 
 
 class RequestError(Exception):
@@ -70,7 +82,7 @@ class RequestError(Exception):
     ) -> None:
         super().__init__(error)
         self.body = {"error": error, "details": details, "code": code}
-        self.response = Response(status, self.body, headers or {})
+        self.response = _json(status, self.body, headers)
 
 
 def malformed(error: str, details: str) -> RequestError:
@@ -110,19 +122,44 @@ def split_path(raw: str) -> tuple[str, ...]:
         raise malformed("Invalid path", "its percent-encoding is not UTF-8") from None
 
 
+def position_of(text: str) -> Cursor:
+    """The cursor in a query.
+
+    Raises:
+        RequestError: 400.
+    """
+    try:
+        return parse_cursor(text)
+    except InvalidArgumentError as error:
+        raise malformed("Invalid position", str(error)) from error
+
+
 class Api:
     """The routes of one room server."""
 
     def __init__(self, store: Store, hub: Hub) -> None:
         self._store = store
         self._hub = hub
-        self.draining = False
+        self._draining = False
+        self._publishing = 0
+        self._idle = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    async def drain(self) -> None:
+        """Take no more publishes, and wait until those that were begun are answered."""
+        self._draining = True
+        while self._publishing:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def handle(self, request: Request) -> Response:
         """Answer a request. Never raises for what a client or the store can do."""
         try:
             method, route = self._route(request)
-            if request.method != method:
+            if request.method != method and (request.method, method) != ("HEAD", "GET"):
                 raise RequestError(
                     405,
                     "method_not_allowed",
@@ -134,8 +171,7 @@ class Api:
         except RequestError as error:
             return error.response
         except StoreUnavailableError as error:
-            logger.error("the store is not available: %s", error)
-            return unavailable("the notification could not be stored").response
+            return unavailable(str(error)).response
 
     def _route(self, request: Request) -> tuple[str, Callable[[Request], Awaitable[Response]]]:
         match request.segments:
@@ -143,28 +179,35 @@ class Api:
                 return "GET", self._health
             case ("ready",):
                 return "GET", self._ready
+            case ("openapi.json",):
+                return "GET", self._openapi
             case ("broadcast",):
                 return "POST", self._broadcast_many
             case ("rooms", _, "broadcast"):
                 return "POST", self._broadcast_one
             case ("rooms", _, "subscribe"):
                 return "GET", self._subscribe_without_upgrade
+            case ("rooms", _, "history"):
+                return "GET", self._history
             case ("rooms", _, "health"):
                 return "GET", self._room_health
         raise RequestError(404, "not_found", "Not found", "see PROTOCOL.md, 'HTTP', for the routes")
 
     async def _health(self, _: Request) -> Response:
-        return Response(200, {"status": "ok"})
+        return _json(200, {"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
-        if self.draining:
-            raise unavailable("the server is shutting down")
-        return Response(200, {"status": "ready"})
+        self.refuse_while_draining()
+        await self._store.check()
+        return _json(200, {"status": "ready"})
+
+    async def _openapi(self, _: Request) -> Response:
+        return _json(200, document())
 
     async def _room_health(self, request: Request) -> Response:
         room = room_of(request.segments[1])
         connections = self._hub.connections(room)
-        return Response(200, {"status": "ok", "connections": connections, "roomId": room})
+        return _json(200, {"status": "ok", "connections": connections, "roomId": room})
 
     async def _subscribe_without_upgrade(self, request: Request) -> Response:
         room_of(request.segments[1])
@@ -176,12 +219,41 @@ class Api:
             {"Upgrade": "websocket", "Connection": "Upgrade"},
         )
 
-    async def _broadcast_one(self, request: Request) -> Response:
-        self._refuse_while_draining()
+    async def _history(self, request: Request) -> Response:
         room = room_of(request.segments[1])
-        id, wire = self._check(_decode(request))
-        receipt = await self._publish(room, id, wire)
-        return Response(
+        after = request.query.get("after", "earliest")
+        position = self._store.earliest() if after == "earliest" else position_of(after)
+        wanted = _limit_of(request.query.get("limit"))
+        head = await self._store.head(room)
+        texts: list[str] = []
+        size, recovered, more = 0, True, True
+        while more and len(texts) < wanted and size < MAX_HISTORY_BYTES:
+            page = await self._store.read(room, position, _PAGE)
+            if not page.recovered:
+                recovered, position = False, self._store.earliest()
+            more = len(page.entries) == _PAGE
+            for entry in page.entries:
+                if len(texts) == wanted or size >= MAX_HISTORY_BYTES:
+                    more = True
+                    break
+                texts.append(entry.text)
+                size += entry.size
+                position = entry.cursor
+        if more:
+            more = bool((await self._store.read(room, position, 1)).entries)
+        else:  # all up to the head was read; an empty room has a position, too
+            position = max(position, head, key=lambda cursor: cursor.offset)
+        around = {"room": room, "cursor": str(position), "recovered": recovered, "more": more}
+        opening = json.dumps(around, separators=(",", ":"))[:-1]
+        content = f'{opening},"notifications":[{",".join(texts)}]}}'
+        return Response(200, content.encode())
+
+    async def _broadcast_one(self, request: Request) -> Response:
+        self.refuse_while_draining()
+        room = room_of(request.segments[1])
+        id, text = self._check(_decode(request))
+        (receipt,) = await self._publish([Publication(room, id, text)])
+        return _json(
             200,
             {
                 "success": True,
@@ -194,7 +266,7 @@ class Api:
         )
 
     async def _broadcast_many(self, request: Request) -> Response:
-        self._refuse_while_draining()
+        self.refuse_while_draining()
         body = _decode(request)
         items = body.get("notifications") if isinstance(body, dict) else None
         if not isinstance(items, list) or not items:
@@ -207,65 +279,97 @@ class Api:
                 f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its "
                 "notifications"
             )
-        results = [await self._broadcast_item(item) for item in items]
-        return Response(200, {"success": all(r["success"] for r in results), "results": results})
+        checked = []
+        for item in items:
+            checked.append(self._check_item(item))
+            await asyncio.sleep(0)  # a large batch keeps nobody else waiting
+        good = [entry for entry in checked if not isinstance(entry, RequestError)]
+        try:
+            receipts = iter(await self._publish([each for entry in good for each in entry]))
+            failure = None
+        except StoreUnavailableError as error:
+            failure = unavailable(str(error))
+        results = []
+        for entry in checked:
+            if isinstance(entry, RequestError):
+                results.append({"success": False, **entry.body})
+            elif failure is not None:
+                results.append({"success": False, **failure.body})
+            else:
+                results.append(_result([(each.room, next(receipts)) for each in entry]))
+        return _json(200, {"success": all(r["success"] for r in results), "results": results})
 
-    async def _broadcast_item(self, item: object) -> dict[str, Any]:
-        """One notification of a batch to its rooms: a bad one fails alone."""
+    def _check_item(self, item: object) -> list[Publication] | RequestError:
+        """One notification of a batch, once for each of its rooms, or what is wrong with it."""
         try:
             if not isinstance(item, dict):
                 raise malformed("Invalid notification", "expected a JSON object")
             if not _has_rooms(item):
                 raise malformed("Invalid notification", "rooms: expected a list of at least one")
             rooms = [room_of(name) for name in dict.fromkeys(map(_room_name, item["rooms"]))]
-            id, wire = self._check({k: v for k, v in item.items() if k != "rooms"})
-            receipts = {room: await self._publish(room, id, wire) for room in rooms}
+            id, text = self._check({k: v for k, v in item.items() if k != "rooms"})
         except RequestError as error:
-            return {"success": False, **error.body}
-        except StoreUnavailableError as error:
-            logger.error("the store is not available: %s", error)
-            return {"success": False, **unavailable("the store is not available").body}
-        return {
-            "success": True,
-            "broadcastCount": sum(receipt.broadcast_count for receipt in receipts.values()),
-            "id": id,
-            "rooms": {
-                room: {
-                    "broadcastCount": receipt.broadcast_count,
-                    "cursor": str(receipt.cursor),
-                    "duplicate": receipt.duplicate,
-                }
-                for room, receipt in receipts.items()
-            },
-        }
+            return error
+        return [Publication(room, id, text) for room in rooms]
 
-    def _refuse_while_draining(self) -> None:
-        if self.draining:
+    def refuse_while_draining(self) -> None:
+        """
+        Raises:
+            RequestError: 503.
+        """
+        if self._draining:
             raise unavailable("the server is shutting down")
 
-    def _check(self, value: object) -> tuple[str, dict[str, Any]]:
-        """A notification's id and its wire form, with what the server adds."""
+    def _check(self, value: object) -> tuple[str, str]:
+        """A notification's id and its JSON, with what the server adds."""
         try:
             notification = parse_notification(value)
             wire = notification.to_wire()
             id = wire.setdefault("id", str(uuid_utils.uuid7()))
             wire.setdefault("timestamp", format_timestamp(datetime.now(UTC)))
-            size = len(encode_json("notification", wire))
+            wire.pop("room", None)
+            wire.pop("cursor", None)
+            content = encode_json("notification", wire)
         except InvalidArgumentError as error:
             raise malformed(
                 "Invalid message format. Required: type, data", f"{error.field}: {error.problem}"
             ) from error
-        if size > MAX_NOTIFICATION_BYTES:
+        if len(content) > MAX_NOTIFICATION_BYTES:
             raise too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
-        return str(id), wire
+        return str(id), content.decode()
 
-    async def _publish(self, room: Room, id: str, wire: dict[str, Any]) -> Receipt:
-        receipt = await self._store.publish(
-            room, id, wire, lambda entry: self._hub.deliver(room, entry)
-        )
-        # However much one request publishes, subscribers read along and others are answered.
-        await asyncio.sleep(0)
-        return receipt
+    async def _publish(self, publications: Sequence[Publication]) -> Sequence[Receipt]:
+        self._publishing += 1
+        try:
+            return await self._store.publish(publications, self._hub.deliver)
+        finally:
+            self._publishing -= 1
+            self._idle.set()
+
+
+def _result(receipts: Sequence[tuple[Room, Receipt]]) -> dict[str, Any]:
+    """What became of one notification of a batch."""
+    return {
+        "success": True,
+        "broadcastCount": sum(receipt.broadcast_count for _, receipt in receipts),
+        "id": receipts[0][1].id,
+        "rooms": {
+            room: {
+                "broadcastCount": receipt.broadcast_count,
+                "cursor": str(receipt.cursor),
+                "duplicate": receipt.duplicate,
+            }
+            for room, receipt in receipts
+        },
+    }
+
+
+def _limit_of(text: str | None) -> int:
+    if text is None:
+        return HISTORY_LIMIT
+    if text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_HISTORY_LIMIT:
+        return int(text)
+    raise malformed("Invalid limit", f"limit: expected 1 to {MAX_HISTORY_LIMIT}")
 
 
 def _has_rooms(item: object) -> bool:

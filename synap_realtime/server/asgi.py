@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+import secrets
+from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
-from ..errors import InvalidArgumentError
-from ..protocol.control import MAX_CLIENT_TEXT_BYTES, PING, PONG, SILENCE_LIMIT_S, CloseCode
-from ..protocol.cursor import parse_cursor
+from ..protocol.control import CloseCode
+from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room
 from .api import (
     MAX_BODY_BYTES,
@@ -22,43 +20,53 @@ from .api import (
     Request,
     RequestError,
     Response,
-    malformed,
+    position_of,
     room_of,
     split_path,
     too_large,
-    unavailable,
+)
+from .connections import (
+    CLOSE_TIMEOUT_S,
+    EVENT_STREAM_HEADERS,
+    DisconnectedError,
+    Receive,
+    Scope,
+    Send,
+    run_event_stream,
+    run_websocket,
+    speaks_control,
 )
 from .hub import Hub
 from .settings import ServerSettings, is_loopback, load_settings
-from .stores.base import Store, StoreUnavailableError
-from .stores.memory import MemoryStore
-from .subscription import Subscription
+from .stores import open_store
+from .stores.base import Store
+from .subscription import LOST, Subscription
 
-logger = logging.getLogger(__name__)
+_DRAIN_BATCH = 100  # fewer are let go at once
+_MAX_SPREAD_MS = 10_000  # over which clients are asked to come back
 
-CLOSE_TIMEOUT_S = 2.0
-"""How long a peer that does not read may delay its own end."""
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-
-class _DisconnectedError(Exception):
-    """The peer has gone: there is nobody to answer."""
+_PREFLIGHT = [
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"authorization, content-type, last-event-id"),
+    (b"access-control-max-age", b"600"),
+]
 
 
 class RoomServer:
     """The ASGI app. One instance is one node, with its own store and its own listeners."""
 
     def __init__(self, settings: ServerSettings, store: Store) -> None:
+        self._settings = settings
         self._store = store
         self._hub = Hub()
         self._api = Api(store, self._hub)
-        self._origins = frozenset(settings.allowed_origins)
         self._subscriptions: set[Subscription] = set()
         self._left = asyncio.Event()
+
+    @property
+    def promise(self) -> str:
+        """Which store it runs on, and what that means for a crash."""
+        return self._store.promise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -72,12 +80,35 @@ class RoomServer:
                 raise RuntimeError(f"the room server does not speak {other!r}")
 
     async def drain(self) -> None:
-        """Take no more publishes, ask every subscriber to come back, wait until they have left."""
-        self._api.draining = True
+        """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""
+        if self._api.draining:
+            return
+        await self._api.drain()
+        going = list(self._subscriptions)
+        spread_ms = min(_MAX_SPREAD_MS, 10 * len(going))
+        size = max(_DRAIN_BATCH, len(going) // 20)
+        batches = [going[start : start + size] for start in range(0, len(going), size)]
+        # Half of the time to let go, the other half for those who read slowly.
+        pause_s = self._settings.drain_s / 2 / max(1, len(batches))
+        end = asyncio.get_running_loop().time() + self._settings.drain_s
+        for number, batch in enumerate(batches):
+            if number:
+                await asyncio.sleep(pause_s)
+            for subscription in batch:
+                subscription.let_go(100 + secrets.randbelow(spread_ms))
+        await self._wait_until_left(end)
         for subscription in tuple(self._subscriptions):
             subscription.close(CloseCode.DRAINING)
+        await self._wait_until_left(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Drain, then let go of the store. For a server that is mounted: at your app's end."""
+        await self.drain()
+        await self._store.close()
+
+    async def _wait_until_left(self, end: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            async with asyncio.timeout_at(end):
                 while self._subscriptions:
                     self._left.clear()
                     await self._left.wait()
@@ -86,37 +117,37 @@ class RoomServer:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self.drain()
-        await self._store.close()
+        await self.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = _headers(scope)
+        cors: list[tuple[bytes, bytes]] = []
         try:
-            response = await self._answer(scope, receive)
+            self._admit(scope, headers)
+            cors = _cors(headers)
+            segments = _segments(scope)
+            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                await _respond(send, Response(204, b""), [*cors, *_PREFLIGHT])
+                return
+            match scope["method"], segments:
+                case "GET", ("rooms", segment, "events"):
+                    await self._events(segment, headers, cors, scope, receive, send)
+                    return
+            response = await self._api.handle(
+                Request(
+                    method=scope["method"],
+                    segments=segments,
+                    query=_query(scope),
+                    content_type=headers.get("content-type"),
+                    body=await _read_body(headers, receive),
+                )
+            )
         except RequestError as error:
             response = error.response
-        except _DisconnectedError:
+        except DisconnectedError:
             return
-        body = response.encoded()
-        await send(
-            {
-                "type": "http.response.start",
-                "status": response.status,
-                "headers": _header_list(response, body),
-            }
-        )
-        await send({"type": "http.response.body", "body": body})
-
-    async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        headers = _headers(scope)
-        self._admit(scope, headers)
-        request = Request(
-            method=scope["method"],
-            segments=_segments(scope),
-            content_type=headers.get("content-type"),
-            body=await _read_body(headers, receive),
-        )
-        return await self._api.handle(request)
+        await _respond(send, response, cors)
 
     def _admit(self, scope: Scope, headers: dict[str, str]) -> None:
         """Without keys, this server is for this machine only.
@@ -133,7 +164,7 @@ class RoomServer:
                 "it answers loopback addresses only, until it has keys",
             )
         origin = headers.get("origin")
-        if origin is None or origin in self._origins:
+        if origin is None or origin in self._settings.allowed_origins:
             return
         if not _is_loopback_origin(origin):
             raise RequestError(
@@ -147,131 +178,91 @@ class RoomServer:
         await receive()  # websocket.connect
         try:
             self._admit(scope, _headers(scope))
-            room, after = self._subscribe_target(scope)
+            match _segments(scope):
+                case ("rooms", segment, "subscribe"):
+                    room, after = self._target(segment, _query(scope))
+                case _:
+                    raise RequestError(
+                        404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
+                    )
         except RequestError as error:
             await _deny(scope, send, error.response)
             return
-        await send({"type": "websocket.accept"})
-        subscription = Subscription(self._store, self._hub, room)
+        with self._subscribed(room, acknowledges=speaks_control(scope)) as subscription:
+            silence_s = self._settings.silence_s
+            await run_websocket(subscription, after, silence_s, scope, receive, send)
+
+    async def _events(
+        self,
+        segment: str,
+        headers: dict[str, str],
+        cors: list[tuple[bytes, bytes]],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """
+        Raises:
+            RequestError: the stream cannot be.
+        """
+        query = _query(scope)
+        if last := headers.get("last-event-id"):
+            # A browser cannot choose what it sends here, so junk is a lost position, not a 400.
+            query["after"] = last if is_cursor(last) else "earliest"
+        room, after = self._target(segment, query)
+        if last and not is_cursor(last):
+            after = LOST
+        with self._subscribed(room, acknowledges=False) as subscription:
+            stream_headers = [*EVENT_STREAM_HEADERS, *cors]
+            await run_event_stream(subscription, after, stream_headers, scope, receive, send)
+
+    def _target(self, segment: str, query: dict[str, str]) -> tuple[Room, str | None]:
+        """What a subscriber asks for.
+
+        Raises:
+            RequestError: it cannot have it.
+        """
+        room = room_of(segment)
+        self._api.refuse_while_draining()
+        after = query.get("after")
+        if after not in (None, "earliest", "latest"):
+            position_of(after)
+        return room, after
+
+    @contextlib.contextmanager
+    def _subscribed(self, room: Room, *, acknowledges: bool) -> Iterator[Subscription]:
+        subscription = Subscription(self._store, self._hub, room, acknowledges=acknowledges)
         self._subscriptions.add(subscription)
         try:
-            with contextlib.suppress(_DisconnectedError):
-                code = await self._converse(subscription, after, receive, send)
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await send({"type": "websocket.close", "code": int(code)})
-        except (OSError, TimeoutError):
-            logger.debug("a subscriber of %s went away", room)
+            yield subscription
         finally:
             self._subscriptions.discard(subscription)
             self._left.set()
 
-    def _subscribe_target(self, scope: Scope) -> tuple[Room, str | None]:
-        match _segments(scope):
-            case ("rooms", segment, "subscribe"):
-                room = room_of(segment)
-            case _:
-                raise RequestError(
-                    404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
-                )
-        if self._api.draining:
-            raise unavailable("the server is shutting down")
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        after = query.get("after", [None])[-1]
-        if after not in (None, "earliest", "latest"):
-            try:
-                parse_cursor(after)
-            except InvalidArgumentError as error:
-                raise malformed("Invalid position", str(error)) from error
-        return room, after
-
-    async def _converse(
-        self, subscription: Subscription, after: str | None, receive: Receive, send: Send
-    ) -> CloseCode:
-        """Run the connection until one side ends it; returns the code to close with.
-
-        Raises:
-            _DisconnectedError: the peer ended it.
-        """
-
-        async def write(text: str) -> None:
-            await send({"type": "websocket.send", "text": text})
-
-        tasks: list[asyncio.Task[CloseCode | None]] = [
-            asyncio.create_task(_listen(receive, write)),
-            asyncio.create_task(_publish(subscription, after, write)),
-            asyncio.create_task(subscription.closed()),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _cancel(tasks)
-        for task in done:
-            if (code := task.result()) is not None:
-                return code
-        return await subscription.closed()
-
-
-async def _listen(receive: Receive, write: Callable[[str], Awaitable[None]]) -> CloseCode:
-    """Answer pings; returns why the connection must end.
-
-    Raises:
-        _DisconnectedError: the peer ended it.
-    """
-    while True:
-        try:
-            async with asyncio.timeout(SILENCE_LIMIT_S):
-                message = await receive()
-                if message["type"] == "websocket.disconnect":
-                    raise _DisconnectedError
-                text = message.get("text")
-                if text is None or len(text.encode()) > MAX_CLIENT_TEXT_BYTES:
-                    return CloseCode.CONTRACT_BROKEN
-                if text == PING:
-                    await write(PONG)
-        except TimeoutError:
-            return CloseCode.SILENT
-
-
-async def _publish(
-    subscription: Subscription, after: str | None, write: Callable[[str], Awaitable[None]]
-) -> CloseCode | None:
-    try:
-        await subscription.run(after, write)
-    except StoreUnavailableError as error:
-        logger.error("the store is not available: %s", error)
-        return CloseCode.DRAINING
-    return None
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
 
 async def _deny(scope: Scope, send: Send, response: Response) -> None:
     """Refuse a handshake, with the reason where the server can send one."""
-    if "websocket.http.response" not in scope.get("extensions", {}):
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await _respond(send, response, [], kind="websocket.http.response")
+    else:
         await send({"type": "websocket.close", "code": 1008})
-        return
-    body = response.encoded()
-    await send(
-        {
-            "type": "websocket.http.response.start",
-            "status": response.status,
-            "headers": _header_list(response, body),
-        }
-    )
-    await send({"type": "websocket.http.response.body", "body": body})
 
 
-def _header_list(response: Response, body: bytes) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
+async def _respond(
+    send: Send,
+    response: Response,
+    headers: list[tuple[bytes, bytes]],
+    kind: str = "http.response",
+) -> None:
+    own = [(b"content-type", b"application/json")] if response.content else []
+    own += [
+        (b"content-length", str(len(response.content)).encode()),
         (b"cache-control", b"no-store"),
         *((name.lower().encode(), value.encode()) for name, value in response.headers.items()),
     ]
+    start = {"type": f"{kind}.start", "status": response.status, "headers": [*own, *headers]}
+    await send(start)
+    await send({"type": f"{kind}.body", "body": response.content})
 
 
 async def _read_body(headers: dict[str, str], receive: Receive) -> bytes:
@@ -279,7 +270,7 @@ async def _read_body(headers: dict[str, str], receive: Receive) -> bytes:
 
     Raises:
         RequestError: 413 above ``MAX_BODY_BYTES``.
-        _DisconnectedError: the peer went away before its end.
+        DisconnectedError: the peer went away before its end.
     """
     declared = headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
@@ -289,7 +280,7 @@ async def _read_body(headers: dict[str, str], receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _DisconnectedError
+            raise DisconnectedError
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > MAX_BODY_BYTES:
@@ -301,6 +292,20 @@ async def _read_body(headers: dict[str, str], receive: Receive) -> bytes:
 
 def _headers(scope: Scope) -> dict[str, str]:
     return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    """The parameters; of a repeated one the last, and an empty one is none."""
+    parameters = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=None)
+    return {name: values[-1] for name, values in parameters.items()}
+
+
+def _cors(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    """For a page of another origin, which :meth:`RoomServer._admit` has let in."""
+    origin = headers.get("origin")
+    if origin is None:
+        return []
+    return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
 
 
 def _segments(scope: Scope) -> tuple[str, ...]:
@@ -337,10 +342,11 @@ def create_app(settings: ServerSettings | None = None, store: Store | None = Non
 
     Args:
         settings: default: from ``SYNAP_REALTIME_…`` in the environment.
-        store: default: a :class:`MemoryStore`, gone with the process.
+        store: default: the one that the settings name. A mounted app does not hear that its host
+            stops: call :meth:`RoomServer.close` in the lifespan of yours.
 
     Raises:
         ConfigurationError: names the setting that is wrong.
     """
     settings = settings or load_settings()
-    return RoomServer(settings, store or MemoryStore(settings.retention()))
+    return RoomServer(settings, store or open_store(settings.store, settings.retention()))

@@ -11,11 +11,13 @@ from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ..errors import ConfigurationError
 from ..protocol.control import MAX_CLIENT_TEXT_BYTES
 from .asgi import RoomServer, create_app
+from .connections import ABORT_EXTENSION
 from .settings import ServerSettings, is_loopback
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,14 @@ class _Server(uvicorn.Server):
         if isinstance(app := self.config.app, RoomServer):
             await app.drain()  # before uvicorn closes the sockets with a code of its own
         await super().shutdown(sockets)
+
+
+class _Http(HttpToolsProtocol):
+    """uvicorn's, but an event stream whose peer does not read can be cut."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
@@ -76,6 +86,7 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGene
         ) from error
     config = uvicorn.Config(
         app,
+        http=_Http,
         ws=_WebSocket,
         # Room for a clear close code (4540) where a client sends a little too much.
         ws_max_size=16 * MAX_CLIENT_TEXT_BYTES,
@@ -118,8 +129,9 @@ async def serve(settings: ServerSettings) -> None:
     Raises:
         ConfigurationError: the settings cannot work, or the port is taken.
     """
-    async with running(create_app(settings), settings.host, settings.port) as url:
-        logger.info("memory store: fast, for this process only; its rooms are lost when it ends")
+    app = create_app(settings)
+    async with running(app, settings.host, settings.port) as url:
+        logger.info("%s", app.promise)
         logger.info("listening on %s", url)
         await until_stopped()
         logger.info("stopping")

@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ..errors import ConfigurationError
+from ..protocol.control import SILENCE_LIMIT_S
 from .stores.base import Retention
 
 
@@ -20,6 +21,9 @@ class ServerSettings(BaseSettings):
         host, port: where ``serve`` listens. Port 0 takes a free one.
         allowed_origins: browsers' origins beside loopback ones, ``https://app.example.com``.
             In the environment: separated by commas.
+        store: ``memory://`` or ``sqlite:///path``; see :func:`stores.open_store`.
+        drain_s: at most so long are subscribers let go when the server stops.
+        silence_s: a connection from which nothing has come for so long is closed.
         retention_count: notifications that a room keeps.
         retention_s: for how long a room keeps them; ``request_retention_s``: a request's room.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
@@ -30,6 +34,9 @@ class ServerSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    store: str = "memory://"
+    drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0
+    silence_s: Annotated[float, Field(gt=0)] = SILENCE_LIMIT_S
     retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
     retention_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     request_retention_s: Annotated[float, Field(gt=0)] = 3600.0

@@ -9,7 +9,17 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from ..protocol.control import CloseCode
+from ..errors import InvalidArgumentError
+from ..protocol.control import (
+    CLOSING,
+    MAX_CLIENT_TEXT_BYTES,
+    PING,
+    PONG,
+    SUBSCRIBED,
+    CloseCode,
+    ControlFrame,
+    read_ack,
+)
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, is_request_room
 from .hub import Hub
@@ -21,9 +31,12 @@ MAX_WAITING_BYTES = 1024 * 1024
 SEND_TIMEOUT_S = 20.0
 """A subscriber that takes nothing for so long is too slow, however little waits."""
 
+LOST = "lost"
+"""A position that no log has: everything that is retained, and ``recovered: false``."""
+
 _PAGE = 16  # entries read at once: at most 4 MiB that a reader who stalls can hold on to
 
-Send = Callable[[str], Awaitable[None]]
+Send = Callable[[Entry | ControlFrame], Awaitable[None]]
 
 
 class Subscription:
@@ -31,25 +44,38 @@ class Subscription:
 
     It listens before it reads the log, so nothing falls between. While it reads, live entries need
     no place to wait: they are in the log, and the reading goes on until it has caught up.
+
+    Attributes:
+        ignored: texts from the client that meant nothing.
     """
 
-    def __init__(self, store: Store, hub: Hub, room: Room) -> None:
+    def __init__(self, store: Store, hub: Hub, room: Room, *, acknowledges: bool = False) -> None:
+        """
+        Args:
+            acknowledges: the client says itself what it has received (``synap.v1``); otherwise what
+                it was handed counts.
+        """
+        self.ignored = 0
         self._store = store
         self._hub = hub
         self._room = room
+        self._acknowledges = acknowledges
         self._waiting: deque[Entry] = deque()
         self._waiting_bytes = 0
         self._newest = 0
+        self._handed = 0  # the furthest offset that the client was handed
         self._live = False
         self._wake = asyncio.Event()
+        self._letting_go = False
+        self._farewell: ControlFrame | None = None  # until it is said
         self._closing: CloseCode | None = None
         self._ended = asyncio.Event()
 
     def offer(self, entry: Entry) -> bool:
         """See :class:`Listener`."""
-        if self._closing is not None:
+        if self._closing is not None or self._letting_go:
             return False
-        self._newest = entry.offset
+        self._newest = entry.cursor.offset
         if self._live:
             self._waiting.append(entry)
             self._waiting_bytes += entry.size
@@ -58,6 +84,29 @@ class Subscription:
                 return False
             self._wake.set()
         return True
+
+    def hear(self, message: str | bytes) -> str | None:
+        """Take what the client said; returns the answer, if there is one.
+
+        ``ping``, an acknowledgement, or nothing; binary or over 4 KiB ends the subscription.
+        """
+        if isinstance(message, bytes) or len(message.encode()) > MAX_CLIENT_TEXT_BYTES:
+            self.close(CloseCode.CONTRACT_BROKEN)
+        elif message == PING:
+            return PONG
+        elif not (self._acknowledges and self._acknowledge(message)):
+            self.ignored += 1
+        return None
+
+    def let_go(self, reconnect_after_ms: int) -> None:
+        """Drain: take nothing new, say when to come back, send what is there, then close."""
+        if self._closing is None and not self._letting_go:
+            self._letting_go = True
+            self._farewell = ControlFrame(
+                CLOSING,
+                {"code": int(CloseCode.DRAINING), "reconnectAfterMs": reconnect_after_ms},
+            )
+            self._wake.set()
 
     def close(self, code: CloseCode) -> None:
         """End the subscription; the first code counts. A send that is under way is not stopped."""
@@ -79,8 +128,9 @@ class Subscription:
         A position that the log no longer has means the whole of what is retained.
 
         Args:
-            after: a cursor, ``earliest``, ``latest``, or None for the room's own default.
-            send: puts one text on the wire; what it raises ends the subscription.
+            after: a cursor, ``earliest``, ``latest``, :data:`LOST`, or None for the room's own
+                default.
+            send: puts one entry or control frame on the wire; what it raises ends the subscription.
 
         Raises:
             InvalidArgumentError: ``after`` is no position.
@@ -89,15 +139,15 @@ class Subscription:
         self._hub.join(self._room, self)
         try:
             position = await self._start(after)
-            position = await self._replay(position, send)
+            position = await self._replay(position, after == LOST, send)
             await self._follow(position, send)
         finally:
             self._hub.leave(self._room, self)
 
     async def _start(self, after: str | None) -> Cursor:
         if after == "latest":
-            return self._store.head()
-        if after == "earliest":
+            return await self._store.head(self._room)
+        if after in ("earliest", LOST):
             return self._store.earliest()
         if after is not None:
             return parse_cursor(after)
@@ -105,40 +155,81 @@ class Subscription:
             return self._store.earliest()
         return await self._store.received_mark(self._room) or self._store.earliest()
 
-    async def _replay(self, position: Cursor, send: Send) -> Cursor:
+    async def _replay(self, position: Cursor, lost: bool, send: Send) -> Cursor:
+        replayed = 0
         while self._closing is None:
+            await self._say_farewell(send)
             newest = self._newest
+            head = await self._store.head(self._room)
             page = await self._store.read(self._room, position, _PAGE)
             if not page.recovered:
+                lost = True
                 position = self._store.earliest()
             for entry in page.entries:
                 if self._ended.is_set():
                     return position
                 await self._hand_over(entry, send)
-                position = Cursor(self._store.earliest().epoch, entry.offset)
-            # Nothing was offered since the empty page was read: from here on, live.
-            if not page.entries and newest == self._newest:
+                position = entry.cursor
+                replayed += 1
+            # Nothing was offered since the last page was read: from here on, live.
+            if len(page.entries) < _PAGE and newest == self._newest:
+                # All of the room up to the head was read; an empty room has a position, too.
+                position = max(position, head, key=lambda cursor: cursor.offset)
                 self._live = True
+                self._handed = position.offset
+                frame = ControlFrame(
+                    SUBSCRIBED,
+                    {
+                        "room": self._room,
+                        "cursor": str(position),
+                        "replayed": replayed,
+                        "recovered": not lost,
+                    },
+                )
+                await self._send(frame, send)
                 break
         return position
 
     async def _follow(self, position: Cursor, send: Send) -> None:
-        while self._closing is None:
+        while not self._ended.is_set():
+            await self._say_farewell(send)
             while self._waiting:
                 entry = self._waiting.popleft()
                 self._waiting_bytes -= entry.size
-                if entry.offset > position.offset:
+                if entry.cursor.offset > position.offset:
                     await self._hand_over(entry, send)
-            self._wake.clear()
-            if not self._waiting and self._closing is None:
+            if self._letting_go and self._farewell is None:
+                self.close(CloseCode.DRAINING)
+            elif self._farewell is None and not self._ended.is_set():
+                self._wake.clear()
                 await self._wake.wait()
 
+    async def _say_farewell(self, send: Send) -> None:
+        if self._farewell is not None:
+            frame, self._farewell = self._farewell, None
+            await self._send(frame, send)
+
     async def _hand_over(self, entry: Entry, send: Send) -> None:
+        if await self._send(entry, send):
+            self._handed = entry.cursor.offset
+            if not self._acknowledges:
+                self._store.advance_received_mark(self._room, entry.cursor)
+
+    async def _send(self, message: Entry | ControlFrame, send: Send) -> bool:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send(entry.text)
+                await send(message)
         except TimeoutError:
             self.close(CloseCode.TOO_SLOW)
-            return
-        mark = Cursor(self._store.earliest().epoch, entry.offset)
-        await self._store.set_received_mark(self._room, mark)
+            return False
+        return True
+
+    def _acknowledge(self, text: str) -> bool:
+        try:
+            cursor = parse_cursor(read_ack(text) or "")
+        except InvalidArgumentError:
+            return False
+        if cursor.epoch != self._store.earliest().epoch or cursor.offset > self._handed:
+            return False
+        self._store.advance_received_mark(self._room, cursor)
+        return True

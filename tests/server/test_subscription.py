@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synap_realtime.protocol.control import CloseCode
+from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.hub import Hub
-from synap_realtime.server.stores.base import Page
+from synap_realtime.server.stores.base import Entry, Page, Publication
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.subscription import MAX_WAITING_BYTES, Subscription
 
@@ -43,9 +43,8 @@ class Node:
         self.count += 1
         id = f"n{self.count}"
         wire = {"type": "a", "data": {"x": "x" * size}, "id": id}
-        receipt = await self.store.publish(
-            room, id, wire, lambda entry: self.hub.deliver(room, entry)
-        )
+        publication = Publication(room, id, json.dumps(wire))
+        (receipt,) = await self.store.publish([publication], self.hub.deliver)
         return str(receipt.cursor)
 
 
@@ -54,13 +53,17 @@ class Reader:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
+        self.control: list[tuple[int, ControlFrame]] = []  # after how many notifications
         self.news = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def send(self, text: str) -> None:
+    async def send(self, message: Entry | ControlFrame) -> None:
         await self.gate.wait()
-        self.ids.append(json.loads(text)["id"])
+        if isinstance(message, ControlFrame):
+            self.control.append((len(self.ids), message))
+        else:
+            self.ids.append(json.loads(message.text)["id"])
         self.news.set()
 
     async def until(self, count: int) -> list[str]:

@@ -116,11 +116,11 @@ async def test_a_client_that_breaks_the_contract_is_closed_with_4540(
         assert await closed_with(ws) == 4540
 
 
-async def test_a_silent_client_is_closed_with_4009(
-    rooms: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("synap_realtime.server.asgi.SILENCE_LIMIT_S", 0.2)
-    async with listening(rooms, "/rooms/user_1/subscribe") as ws:
+async def test_a_silent_client_is_closed_with_4009() -> None:
+    async with (
+        running(create_app(load_settings(silence_s=0.2))) as url,
+        listening(url, "/rooms/user_1/subscribe") as ws,
+    ):
         for _ in range(4):
             await asyncio.sleep(0.1)
             await ws.send("ping")

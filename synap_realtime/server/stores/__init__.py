@@ -1,1 +1,51 @@
 """Where rooms keep their notifications. ``base.py`` is the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import unquote, urlsplit
+
+from ...errors import ConfigurationError
+from .base import Retention, Store
+
+
+def _memory(path: str, retention: Retention) -> Store:
+    from .memory import MemoryStore
+
+    if path:
+        raise ConfigurationError(f"--store: memory:// takes no path, got {path!r}")
+    return MemoryStore(retention)
+
+
+def _sqlite(path: str, retention: Retention) -> Store:
+    from .sqlite import SqliteStore
+
+    if not path.removeprefix("/"):
+        raise ConfigurationError(
+            "--store: sqlite needs a file: sqlite:///rooms.db in this directory, "
+            "sqlite:////var/lib/rooms.db anywhere"
+        )
+    return SqliteStore(path.removeprefix("/"), retention)
+
+
+_STORES: dict[str, Callable[[str, Retention], Store]] = {"memory": _memory, "sqlite": _sqlite}
+
+
+def open_store(url: str, retention: Retention) -> Store:
+    """The store that a URL names.
+
+    Args:
+        url: ``memory://``; ``sqlite:///rooms.db`` (a path from here) or ``sqlite:////var/rooms.db``
+            (from the root), as SQLAlchemy writes them.
+
+    Raises:
+        ConfigurationError: no such store, or it cannot be opened.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _STORES or parts.netloc or parts.query or parts.fragment:
+        # Only the scheme is shown: another kind of URL may hold a password.
+        raise ConfigurationError(
+            "--store (SYNAP_REALTIME_STORE): expected memory:// or sqlite:///path, "
+            f"got {parts.scheme or 'no'}://…"
+        )
+    return _STORES[parts.scheme](unquote(parts.path), retention)

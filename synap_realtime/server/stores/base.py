@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...errors import SynapRealtimeError
 from ...protocol.cursor import Cursor
-from ...protocol.rooms import Room
+from ...protocol.rooms import Room, is_request_room
 
 
 class StoreUnavailableError(SynapRealtimeError):
-    """The store cannot keep or read a notification now; the client hears 503 and tries again."""
+    """The store cannot keep or read now; the client hears 503 and tries again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +24,43 @@ class Retention:
     request_age_s: float = 3600.0
     dedupe_s: float = 300.0
 
+    def age_s(self, room: Room) -> float:
+        return self.request_age_s if is_request_room(room) else self.user_age_s
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One notification for one room, on its way into the log.
+
+    Attributes:
+        id: the notification's.
+        text: its JSON object, with at least one member, without ``room`` and ``cursor``.
+    """
+
+    room: Room
+    id: str
+    text: str
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One notification in a room's log.
 
     Attributes:
-        offset: its position; grows within a room, never reused in a store's life.
+        cursor: its position; ``offset`` grows within a room, never reused in a store's life.
         text: the JSON as every subscriber gets it, ``room`` and ``cursor`` included.
         size: its bytes in UTF-8.
     """
 
-    offset: int
+    cursor: Cursor
     text: str
     size: int
+
+
+def entry_of(room: Room, cursor: Cursor, text: str) -> Entry:
+    """A publication's text with its place in the log. (Neither part can hold a quote.)"""
+    full = f'{text[:-1]},"room":"{room}","cursor":"{cursor}"}}'
+    return Entry(cursor, full, len(full.encode()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +79,50 @@ class Page:
 
     Attributes:
         entries: empty when nothing comes after the asked position.
-        recovered: False if the asked position is not in the log any more, or is of another log:
-            then the page begins with the oldest that is retained.
+        recovered: False if something after the asked position may be gone, or the position is of
+            another log: then the page begins with the oldest that is retained. True is a promise.
     """
 
     entries: Sequence[Entry]
     recovered: bool
 
 
-Deliver = Callable[[Entry], int]
-"""Hands an entry to a room's listeners, without waiting; returns to how many."""
+Deliver = Callable[[Room, Entry], int]
+"""Hands an entry to a room's listeners, without waiting; returns to how many. Never raises."""
 
 
 class Store(Protocol):
-    """Rooms' logs. One instance serves one room server.
+    """Rooms' logs. One instance serves one room server, on one event loop.
 
-    *Atomic*: a publish is kept, numbered and remembered by its id as one. *Ordered*: offsets of a
-    room grow in the order of publishing, and ``deliver`` is called in that order. *Empty*: a room
-    that nobody has published to is a room with an empty log; no call creates or fails on it.
+    *Atomic*: when a call fails, none of its publications was kept; each is numbered and remembered
+    by its id as it is kept. *Ordered*: offsets of a room grow in the order of the calls,
+    and ``deliver`` is called in that order, after the entry is kept: what a listener saw is in the
+    log. *Zero*: offset 0 comes before every entry and is the position of none; a room that nobody
+    has published to has an empty log, and no call creates it or fails on it.
+
+    A store logs when it goes away and when it is back, once each; its callers need not.
     """
 
-    def head(self) -> Cursor:
-        """The position after everything that is published now, in any room."""
+    @property
+    def promise(self) -> str:
+        """One line for the operator: which store, and what it means for a crash."""
         ...
 
     def earliest(self) -> Cursor:
         """The position before everything: offset 0."""
         ...
 
+    async def head(self, room: Room) -> Cursor:
+        """A position that everything delivered so far is not after; never offset 0."""
+        ...
+
     async def publish(
-        self, room: Room, id: str, notification: dict[str, Any], deliver: Deliver
-    ) -> Receipt:
-        """Keep a notification, then hand it to ``deliver`` once.
+        self, publications: Sequence[Publication], deliver: Deliver
+    ) -> Sequence[Receipt]:
+        """Keep publications, then hand each to ``deliver`` once; one receipt for each, in order.
 
         The same ``id`` in the same room within the dedupe window is kept and delivered once; later
-        calls answer with the first result and ``duplicate``.
+        calls answer with the first result and ``duplicate``. Cancelling the call undoes nothing.
 
         Raises:
             StoreUnavailableError: nothing was kept and nothing delivered.
@@ -98,17 +130,36 @@ class Store(Protocol):
         ...
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
-        """Up to ``limit`` entries after a position. ``limit`` is at least 1."""
+        """Up to ``limit`` entries after a position. ``limit`` is at least 1.
+
+        Raises:
+            StoreUnavailableError: the log cannot be read now.
+        """
         ...
 
     async def received_mark(self, room: Room) -> Cursor | None:
-        """How far the room's listeners have come; None if nobody ever received anything."""
+        """How far the room's listeners have come; None if nobody ever received anything.
+
+        Raises:
+            StoreUnavailableError: it cannot be read now.
+        """
         ...
 
-    async def set_received_mark(self, room: Room, position: Cursor) -> None:
-        """Move the mark forward; a position behind it changes nothing."""
+    def advance_received_mark(self, room: Room, position: Cursor) -> None:
+        """Move the mark forward, without waiting; a position behind it changes nothing.
+
+        It counts at once and is kept a moment later: a crash may forget the last second's.
+        """
+        ...
+
+    async def check(self) -> None:
+        """See whether a publish would be kept now.
+
+        Raises:
+            StoreUnavailableError: it would not.
+        """
         ...
 
     async def close(self) -> None:
-        """Let go of what the store holds. No call follows."""
+        """Finish what was begun and let go of what the store holds. No call follows."""
         ...

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import secrets
 import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ...protocol.cursor import Cursor
-from ...protocol.rooms import Room, is_request_room
-from .base import Deliver, Entry, Page, Receipt, Retention
+from ...protocol.rooms import Room
+from .base import Deliver, Entry, Page, Publication, Receipt, Retention, entry_of
 
 _SWEEP = 4  # rooms looked at for each publish: more than one can add, so the sweep keeps up
+_IDLE_SWEEP = 500  # and each second, so that memory is let go when nobody publishes
 
 
 @dataclass(slots=True)
@@ -29,27 +29,41 @@ class _Log:
 class MemoryStore:
     """Logs in dictionaries. Offsets are counted over the whole store, so none is ever reused."""
 
+    promise = "memory store: fast, for this process only; its rooms are lost when it ends"
+
     def __init__(
         self, retention: Retention | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._retention = retention or Retention()
         self._clock = clock
         self._epoch = secrets.token_hex(6)
-        self._offset = 0
+        self._offset = 1  # not 0: a head must not look like the position before everything
         self._dropped = 0  # the highest offset in any log that was dropped whole
         self._logs: OrderedDict[Room, _Log] = OrderedDict()
-
-    def head(self) -> Cursor:
-        return Cursor(self._epoch, self._offset)
+        self._timer: asyncio.TimerHandle | None = None
 
     def earliest(self) -> Cursor:
         return Cursor(self._epoch, 0)
 
+    async def head(self, room: Room) -> Cursor:  # noqa: ARG002 - one for all rooms
+        return Cursor(self._epoch, self._offset)
+
     async def publish(
-        self, room: Room, id: str, notification: dict[str, Any], deliver: Deliver
-    ) -> Receipt:
+        self, publications: Sequence[Publication], deliver: Deliver
+    ) -> Sequence[Receipt]:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
         now = self._clock()
-        self._sweep(now)
+        receipts = []
+        for publication in publications:
+            self._sweep(now, _SWEEP)
+            receipts.append(self._keep(publication, now, deliver))
+            # However much one call publishes, subscribers read along and others are answered.
+            await asyncio.sleep(0)
+        return receipts
+
+    def _keep(self, publication: Publication, now: float, deliver: Deliver) -> Receipt:
+        room, id = publication.room, publication.id
         log = self._logs.setdefault(room, _Log(forgotten=self._dropped))
         self._logs.move_to_end(room)
         self._trim(room, log, now)
@@ -57,15 +71,12 @@ class MemoryStore:
             first = seen[1]
             return Receipt(first.id, first.cursor, first.broadcast_count, duplicate=True)
 
-        cursor = Cursor(self._epoch, self._offset + 1)
-        wire = {**notification, "room": room, "cursor": str(cursor)}
-        text = json.dumps(wire, ensure_ascii=False, separators=(",", ":"))
         self._offset += 1
-        entry = Entry(self._offset, text, len(text.encode()))
+        entry = entry_of(room, Cursor(self._epoch, self._offset), publication.text)
         log.entries.append((now, entry))
         if len(log.entries) > self._retention.count:
-            log.forgotten = log.entries.popleft()[1].offset
-        receipt = Receipt(id, cursor, deliver(entry), duplicate=False)
+            log.forgotten = log.entries.popleft()[1].cursor.offset
+        receipt = Receipt(id, entry.cursor, deliver(room, entry), duplicate=False)
         log.ids[id] = (now, receipt)
         return receipt
 
@@ -78,7 +89,7 @@ class MemoryStore:
         self._trim(room, log, self._clock())
         start = 0 if foreign else after.offset
         entries = [entry for _, entry in log.entries]
-        first = bisect_right(entries, start, key=lambda entry: entry.offset)
+        first = bisect_right(entries, start, key=lambda entry: entry.cursor.offset)
         lost = 0 < start < log.forgotten
         return Page(entries[first : first + limit], recovered=not foreign and not lost)
 
@@ -86,25 +97,33 @@ class MemoryStore:
         log = self._logs.get(room)
         return Cursor(self._epoch, log.mark) if log is not None and log.mark else None
 
-    async def set_received_mark(self, room: Room, position: Cursor) -> None:
+    def advance_received_mark(self, room: Room, position: Cursor) -> None:
         log = self._logs.get(room)
         if log is not None and position.epoch == self._epoch:
             log.mark = max(log.mark, position.offset)
 
+    async def check(self) -> None:
+        pass  # memory is always there
+
     async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._logs.clear()
 
     def _trim(self, room: Room, log: _Log, now: float) -> None:
-        kept = self._retention
-        oldest = now - (kept.request_age_s if is_request_room(room) else kept.user_age_s)
+        oldest = now - self._retention.age_s(room)
         while log.entries and log.entries[0][0] <= oldest:
-            log.forgotten = log.entries.popleft()[1].offset
-        while log.ids and next(iter(log.ids.values()))[0] <= now - kept.dedupe_s:
+            log.forgotten = log.entries.popleft()[1].cursor.offset
+        while log.ids and next(iter(log.ids.values()))[0] <= now - self._retention.dedupe_s:
             log.ids.popitem(last=False)
 
-    def _sweep(self, now: float) -> None:
+    def _tick(self) -> None:
+        self._sweep(self._clock(), _IDLE_SWEEP)
+        self._timer = asyncio.get_running_loop().call_later(1.0, self._tick) if self._logs else None
+
+    def _sweep(self, now: float, rooms: int) -> None:
         """Look at a few rooms and drop those that hold nothing any more."""
-        for _ in range(min(_SWEEP, len(self._logs))):
+        for _ in range(min(rooms, len(self._logs))):
             room, log = next(iter(self._logs.items()))
             self._trim(room, log, now)
             if log.entries or log.ids:

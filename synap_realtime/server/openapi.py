@@ -1,0 +1,211 @@
+"""The HTTP routes as an OpenAPI 3.1 document, served at ``/openapi.json``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from ..protocol.notification import MAX_BATCH_NOTIFICATIONS
+from ..protocol.rooms import ROOM_PATTERN
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+_FLAG: dict[str, Any] = {"type": "boolean"}
+_CURSOR: dict[str, Any] = {"type": "string", "pattern": "^[A-Za-z0-9]{1,32}-[0-9]{1,18}$"}
+_NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 128}
+
+
+def _object(*required: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_NOTIFICATION = _object(
+    "type",
+    "data",
+    id={**_NAME, "description": "The same id is the same notification. Default: a UUIDv7."},
+    type={**_NAME, "pattern": "^(?!synap\\.)", "description": "Dotted; synap. is reserved."},
+    data={"type": "object"},
+    requestId={"type": ["string", "null"]},
+    status={"enum": ["pending", "success", "error", None]},
+    timestamp={"type": ["string", "null"], "format": "date-time"},
+)
+_NOTIFICATION["properties"]["id"]["type"] = ["string", "null"]
+_NOTIFICATION["properties"] |= {
+    name: {"type": ["string", "null"], "description": "Set by the server on delivery."}
+    for name in ("room", "cursor")
+}
+
+_RECEIPT = {"broadcastCount": _COUNT, "cursor": _CURSOR, "duplicate": _FLAG}
+
+_SCHEMAS: dict[str, Any] = {
+    "Notification": _NOTIFICATION,
+    "Batch": _object(
+        "notifications",
+        notifications={
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_BATCH_NOTIFICATIONS,
+            "description": "Each is checked alone: a bad one fails alone, in the answer.",
+            "items": {},
+        },
+    ),
+    "Receipt": _object(
+        "success", "broadcastCount", "message", "id", "cursor", "duplicate",
+        success={"const": True}, message=_TEXT, id=_TEXT, **_RECEIPT,
+    ),
+    "BatchReceipt": _object(
+        "success", "results",
+        success=_FLAG,
+        results={
+            "type": "array",
+            "items": {
+                "oneOf": [
+                    _object(
+                        "success", "id", "broadcastCount", "rooms",
+                        success={"const": True}, id=_TEXT, broadcastCount=_COUNT,
+                        rooms={
+                            "type": "object",
+                            "additionalProperties": _object(*_RECEIPT, **_RECEIPT),
+                        },
+                    ),
+                    _object(
+                        "success", "error", "details", "code",
+                        success={"const": False}, error=_TEXT, details=_TEXT, code=_TEXT,
+                    ),
+                ]
+            },
+        },
+    ),
+    "History": _object(
+        "room", "notifications", "cursor", "recovered", "more",
+        room=_TEXT, cursor=_CURSOR, recovered=_FLAG, more=_FLAG,
+        notifications={"type": "array", "items": _ref("Notification")},
+    ),
+    "RoomHealth": _object(
+        "status", "connections", "roomId",
+        status={"const": "ok"}, connections=_COUNT, roomId=_TEXT,
+    ),
+    "Error": _object("error", "details", "code", error=_TEXT, details=_TEXT, code=_TEXT),
+}  # fmt: skip
+
+_ROOM = {
+    "name": "room",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": f"^{ROOM_PATTERN}$"},
+    "example": "user_42",
+}
+
+
+def _query(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": text, "schema": schema}
+
+
+def _position(*names: str) -> dict[str, Any]:
+    return _query("after", "Where to start.", {"anyOf": [_CURSOR, {"enum": list(names)}]})
+
+
+def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _operation(id: str, text: str, answers: dict[str, Any], *errors: int) -> dict[str, Any]:
+    """``answers`` by status; each error is the same object (PROTOCOL.md, "Errors")."""
+    wrong = {str(status): _answer("See PROTOCOL.md, Errors.", _ref("Error")) for status in errors}
+    return {"operationId": id, "summary": text, "responses": {**answers, **wrong}}
+
+
+def _json_body(name: str) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": _ref(name)}}}
+
+
+def _ok(name: str) -> dict[str, Any]:
+    return {"200": _answer("Done.", _ref(name))}
+
+
+_STATUS = {"200": _answer("Yes.", _object("status", status=_TEXT))}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """OpenAPI 3.1.0. The WebSocket route is in it as what it is without an upgrade: a 426."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "synap-realtime room server",
+            "version": "1",
+            "description": "The HTTP part of the wire contract; PROTOCOL.md is the whole.",
+        },
+        "paths": {
+            "/health": {"get": _operation("health", "Does the process live?", _STATUS, 403)},
+            "/ready": {
+                "get": _operation("ready", "May it have traffic?", _STATUS, 403, 503),
+            },
+            "/openapi.json": {
+                "get": _operation(
+                    "openapi", "This document.", {"200": _answer("It.", {"type": "object"})}, 403
+                )
+            },
+            "/broadcast": {
+                "post": {
+                    **_operation(
+                        "broadcastMany", "Many notifications, each to its rooms.",
+                        _ok("BatchReceipt"), 400, 403, 413, 415, 503,
+                    ),
+                    "requestBody": _json_body("Batch"),
+                }
+            },
+            "/rooms/{room}/broadcast": {
+                "parameters": [_ROOM],
+                "post": {
+                    **_operation(
+                        "broadcast", "One notification to one room.",
+                        _ok("Receipt"), 400, 403, 413, 415, 503,
+                    ),
+                    "requestBody": _json_body("Notification"),
+                },
+            },
+            "/rooms/{room}/subscribe": {
+                "parameters": [_ROOM],
+                "get": _operation("subscribe", "A WebSocket.", {}, 400, 403, 426),
+            },
+            "/rooms/{room}/events": {
+                "parameters": [_ROOM],
+                "get": {
+                    **_operation(
+                        "events", "The same as Server-Sent Events; it does not end by itself.",
+                        {"200": {
+                            "description": "Events.",
+                            "content": {"text/event-stream": {"schema": _TEXT}},
+                        }},
+                        400, 403, 503,
+                    ),
+                    "parameters": [_position("earliest", "latest")],
+                },
+            },
+            "/rooms/{room}/history": {
+                "parameters": [_ROOM],
+                "get": {
+                    **_operation(
+                        "history", "The retained log, oldest first.", _ok("History"), 400, 403, 503
+                    ),
+                    "parameters": [
+                        _position("earliest"),
+                        _query("limit", "At most so many; default 100.",
+                               {"type": "integer", "minimum": 1, "maximum": 1000}),
+                    ],
+                },
+            },
+            "/rooms/{room}/health": {
+                "parameters": [_ROOM],
+                "get": _operation(
+                    "roomHealth", "How many connections a room has.", _ok("RoomHealth"), 400, 403
+                ),
+            },
+        },
+        "components": {"schemas": _SCHEMAS},
+    }  # fmt: skip

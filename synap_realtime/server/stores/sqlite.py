@@ -1,0 +1,304 @@
+"""The store in one SQLite file: what was answered 200 survives the process, and the power.
+
+One thread writes, one reads. All that waits to be written goes into one transaction (group commit),
+so that many publishers share one flush of the disk. The SQL is in ``sqlite_file.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from ...protocol.cursor import Cursor
+from ...protocol.rooms import Room
+from .base import Deliver, Page, Publication, Receipt, Retention, StoreUnavailableError, entry_of
+from .sqlite_file import Kept, LogFile, LogReader, LogWriter
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+"""More than this not yet written, and publishes are refused until the disk has caught up."""
+
+CHECK_TIMEOUT_S = 2.0
+UPKEEP_S = 1.0
+"""How often marks and counts are written, and, when nobody publishes, what is old is deleted."""
+
+_GROUP_BYTES = 4 * 1024 * 1024
+_SWEEP, _IDLE_SWEEP = 64, 2000  # old entries deleted in a transaction
+_BREATH_BYTES = 16 * 1024  # delivered in a row, before others get their turn
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """The publications of one call. None at all: only see whether the file takes a write."""
+
+    publications: Sequence[Publication]
+    deliver: Deliver
+    answer: asyncio.Future[Sequence[Receipt]]
+    size: int
+
+
+_Outcome = Sequence[Sequence[Kept]] | StoreUnavailableError
+
+
+@dataclass(slots=True, eq=False)
+class _Done:
+    """What the writing thread did: jobs with their outcome, marks and counts now in the file."""
+
+    jobs: Sequence[_Job]
+    outcome: _Outcome
+    marks: dict[Room, int]
+    counts: dict[int, int]
+    stopping: bool
+
+
+class _Health:
+    """Says once that something went away, and once that it is back."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.problem: str | None = None
+
+    def report(self, problem: str | None) -> None:
+        if problem != self.problem:
+            if problem is None:
+                logger.warning("%s again", self._what)
+            else:
+                logger.error("%s no more, and is answered 503: %s", self._what, problem)
+            self.problem = problem
+
+
+class SqliteStore:
+    """One file, for one server at a time.
+
+    Marks and broadcast counts are written once a second: after a crash a mark may be a second old,
+    and a repeated publish may be answered with a count of 0.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        retention: Retention | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the file, or make it.
+
+        Raises:
+            ConfigurationError: it cannot be used; the message says why and what to do.
+        """
+        self._file = LogFile(Path(path))
+        self._writer = LogWriter(self._file, retention or Retention(), clock)
+        self._reader = LogReader(self._file, clock)
+        self._epoch, self._head = self._writer.epoch, self._writer.offset
+        self._writes = _Health(f"{self._file.path}: it takes writes")
+        self._reads = _Health(f"{self._file.path}: it can be read")
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        # Not yet in the file. Changed by the event loop only; the writing thread takes copies.
+        self._marks: dict[Room, int] = {}
+        self._counts: dict[int, int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._done: deque[_Done] = deque()
+        self._arrived = asyncio.Event()
+        self._finishing: asyncio.Task[None] | None = None
+        self._writing = threading.Thread(target=self._write, name="synap-write", daemon=True)
+        self._reading = ThreadPoolExecutor(1, "synap-read")
+
+    @property
+    def promise(self) -> str:
+        return (
+            f"sqlite store in {self._file.path}: what was answered 200 survives a crash; "
+            "one server at a time"
+        )
+
+    def earliest(self) -> Cursor:
+        return Cursor(self._epoch, 0)
+
+    async def head(self, room: Room) -> Cursor:  # noqa: ARG002 - one for all rooms
+        return Cursor(self._epoch, self._head)
+
+    async def publish(
+        self, publications: Sequence[Publication], deliver: Deliver
+    ) -> Sequence[Receipt]:
+        loop = self._started()
+        size = sum(len(publication.text) for publication in publications)
+        if self._waiting_bytes + size > MAX_WAITING_BYTES:
+            raise StoreUnavailableError("more waits to be written than the disk can take")
+        self._waiting_bytes += size
+        job = _Job(publications, deliver, loop.create_future(), size)
+        self._jobs.put(job)
+        return await job.answer
+
+    async def check(self) -> None:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await self.publish((), lambda _room, _entry: 0)
+        except TimeoutError:
+            raise StoreUnavailableError("the file does not take a write in time") from None
+
+    async def read(self, room: Room, after: Cursor, limit: int) -> Page:
+        foreign = after.epoch != self._epoch
+        start = 0 if foreign else after.offset
+        rows = await self._read(self._reader.page, room, start, limit)
+        return Page(
+            [entry_of(room, Cursor(self._epoch, offset), text) for offset, text in rows.entries],
+            recovered=rows.recovered and not foreign,
+        )
+
+    async def received_mark(self, room: Room) -> Cursor | None:
+        kept = await self._read(self._reader.mark, room)
+        mark = max(kept, self._marks.get(room, 0))
+        return Cursor(self._epoch, mark) if mark else None
+
+    def advance_received_mark(self, room: Room, position: Cursor) -> None:
+        if position.epoch == self._epoch and position.offset > self._marks.get(room, 0):
+            self._marks[room] = position.offset
+
+    async def close(self) -> None:
+        if self._finishing is not None:
+            self._jobs.put(None)
+            await self._finishing
+            await asyncio.to_thread(self._writing.join)
+        self._reading.shutdown()
+        self._reader.close()
+        self._writer.close()
+        self._file.close()
+
+    async def _read(self, ask: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
+        try:
+            answer = await self._started().run_in_executor(
+                self._reading, lambda: ask(*arguments, **_)
+            )
+        except sqlite3.Error as error:
+            self._reads.report(str(error))
+            raise StoreUnavailableError(f"the file cannot be read: {error}") from error
+        self._reads.report(None)
+        return answer
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._finishing = self._loop.create_task(self._finish())
+            self._writing.start()
+        return self._loop
+
+    # --- the writing thread ---------------------------------------------------------------------
+
+    def _write(self) -> None:
+        assert self._loop is not None  # noqa: S101 - set before the thread starts
+        stopping = False
+        upkeep_at = 0.0
+        while not stopping:
+            jobs, stopping = self._take()
+            due = stopping or time.monotonic() >= upkeep_at
+            marks = self._marks.copy() if due else {}
+            counts = self._counts.copy() if due else {}
+            sweep = 2 * sum(len(job.publications) for job in jobs) + _SWEEP if jobs else _IDLE_SWEEP
+            outcome: _Outcome = ()
+            try:
+                if (
+                    jobs
+                    or marks
+                    or counts
+                    or self._writes.problem
+                    or self._writer.is_anything_old()
+                ):
+                    calls = [job.publications for job in jobs]
+                    outcome = self._writer.write(calls, marks, counts, sweep)
+                self._writes.report(None)
+                if due:
+                    upkeep_at = time.monotonic() + UPKEEP_S
+            except sqlite3.Error as error:
+                self._writes.report(str(error))
+                outcome = StoreUnavailableError(f"the file takes no writes: {error}")
+                marks, counts = {}, {}
+            except Exception as error:
+                logger.exception("the store's writing thread failed")
+                outcome = StoreUnavailableError(f"the store failed: {type(error).__name__}")
+                marks, counts = {}, {}
+            if jobs or marks or counts or stopping:
+                done = _Done(jobs, outcome, marks, counts, stopping)
+                try:
+                    self._loop.call_soon_threadsafe(self._take_back, done)
+                except RuntimeError:  # the event loop has gone: there is nobody to tell
+                    return
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        """All jobs that wait, up to what one transaction should hold; whether it is the end."""
+        jobs: list[_Job] = []
+        size = 0
+        try:
+            job = self._jobs.get(timeout=UPKEEP_S)
+            while job is not None:
+                jobs.append(job)
+                size += job.size
+                if size >= _GROUP_BYTES:
+                    return jobs, False
+                job = self._jobs.get_nowait()
+        except queue.Empty:
+            return jobs, False
+        return jobs, True
+
+    # --- the event loop -------------------------------------------------------------------------
+
+    def _take_back(self, done: _Done) -> None:
+        self._done.append(done)
+        self._arrived.set()
+
+    async def _finish(self) -> None:
+        """Deliver what was kept and answer who published it, in the order of the file."""
+        stopping = False
+        while not stopping:
+            while not self._done:
+                self._arrived.clear()
+                await self._arrived.wait()
+            done = self._done.popleft()
+            for room, offset in done.marks.items():
+                if self._marks.get(room) == offset:
+                    del self._marks[room]
+            for offset in done.counts:
+                self._counts.pop(offset, None)
+            for number, job in enumerate(done.jobs):
+                self._waiting_bytes -= job.size
+                if isinstance(done.outcome, StoreUnavailableError):
+                    if not job.answer.done():
+                        job.answer.set_exception(done.outcome)
+                else:
+                    receipts = await self._deliver(job, done.outcome[number])
+                    if not job.answer.done():
+                        job.answer.set_result(receipts)
+            stopping = done.stopping
+
+    async def _deliver(self, job: _Job, kept: Sequence[Kept]) -> Sequence[Receipt]:
+        receipts = []
+        unread = 0
+        for publication, place in zip(job.publications, kept, strict=True):
+            cursor = Cursor(self._epoch, place.offset)
+            if place.duplicate:
+                count = self._counts.get(place.offset, place.count)
+            else:
+                entry = entry_of(publication.room, cursor, publication.text)
+                self._head = place.offset
+                count = job.deliver(publication.room, entry)
+                if count:
+                    self._counts[place.offset] = count
+                unread += entry.size
+                if unread > _BREATH_BYTES:
+                    unread = 0
+                    await asyncio.sleep(0)
+            receipts.append(Receipt(publication.id, cursor, count, place.duplicate))
+        return receipts

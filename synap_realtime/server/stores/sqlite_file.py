@@ -1,0 +1,376 @@
+"""The SQLite file behind ``SqliteStore``: its lock, its tables, what is written and read.
+
+Plain blocking code. One :class:`LogWriter` and one :class:`LogReader` may work at the same time,
+each in its own thread: SQLite's write-ahead log keeps them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ...errors import ConfigurationError
+from ...protocol.rooms import Room
+from .base import Publication, Retention
+
+_APPLICATION_ID = 0x53594E50  # "SYNP"
+_VERSION = 1
+_BUSY_TIMEOUT_S = 1.0
+
+# seen.offset and entry.offset: AUTOINCREMENT, so no offset is ever used again. The first entry gets
+# 2: the head of an empty log must not be 0, the position before everything.
+_TABLES = """
+CREATE TABLE room (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    size INTEGER NOT NULL DEFAULT 0,
+    forgotten INTEGER NOT NULL,       -- the highest offset that was in its log and is no longer
+    mark INTEGER NOT NULL DEFAULT 0   -- 0: nobody ever received anything
+);
+CREATE TABLE entry (
+    offset INTEGER PRIMARY KEY AUTOINCREMENT,
+    room INTEGER NOT NULL,
+    expires REAL NOT NULL,            -- Unix time
+    text TEXT NOT NULL
+);
+CREATE INDEX entry_room ON entry (room);
+CREATE INDEX entry_expires ON entry (expires);
+CREATE TABLE seen (
+    offset INTEGER PRIMARY KEY,
+    room INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    expires REAL NOT NULL,
+    count INTEGER NOT NULL DEFAULT 0, -- connections that it was handed to
+    UNIQUE (room, id)
+);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+INSERT INTO sqlite_sequence (name, seq) VALUES ('entry', 1);
+INSERT INTO meta VALUES ('epoch', :epoch), ('dropped', 0), ('checked', 0);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a publication is in the log. For a duplicate: where the first one is."""
+
+    offset: int
+    duplicate: bool
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A page as it is in the file: offsets and texts."""
+
+    entries: Sequence[tuple[int, str]]
+    recovered: bool
+
+
+class LogFile:
+    """The file, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file and make its tables if it is new. Only its owner may read it.
+
+        Raises:
+            ConfigurationError: it cannot be had, or is something else.
+        """
+        self.path = path.absolute()
+        if not self.path.parent.is_dir():
+            raise ConfigurationError(
+                f"--store: there is no directory {self.path.parent}; make it first. "
+                "(A path from the root has four slashes: sqlite:////var/lib/rooms.db)"
+            )
+        self._lock = FileLock(f"{self.path}.lock", thread_local=False, mode=0o600)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise ConfigurationError(
+                f"--store: {self.path} is in use by another server; each needs a file of its own"
+            ) from None
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._inode = self.path.stat().st_ino
+            with contextlib.closing(self.connect()) as db:
+                self._make_tables(db)
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise self._unusable(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            f"{self.path.as_uri()}?mode=rw",  # never make a new file in the place of one that went
+            uri=True,
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache.
+        db.executescript(
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
+            "PRAGMA journal_size_limit=67108864;"
+        )
+        return db
+
+    def require_in_place(self) -> None:
+        """See that the path still leads to the file that is open.
+
+        Raises:
+            sqlite3.OperationalError: someone moved or deleted it: what is written would be lost.
+        """
+        try:
+            if self.path.stat().st_ino == self._inode:
+                return
+        except OSError:
+            pass
+        raise sqlite3.OperationalError("the file was moved or deleted; put it back, or restart")
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def _unusable(self, error: Exception) -> ConfigurationError:
+        return ConfigurationError(f"--store: {self.path} cannot be used: {error}")
+
+    def _make_tables(self, db: sqlite3.Connection) -> None:
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if application == _APPLICATION_ID and version == _VERSION:
+            return
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if tables:
+            raise ConfigurationError(
+                f"--store: {self.path} is "
+                + (
+                    f"of another version of this program (its tables are version {version})"
+                    if application == _APPLICATION_ID
+                    else "another program's database"
+                )
+                + "; choose another file"
+            )
+        epoch = secrets.token_hex(6)
+        db.executescript(
+            f"BEGIN; {_TABLES.replace(':epoch', repr(epoch))}"
+            f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_VERSION}; COMMIT;"
+        )
+
+
+class LogWriter:
+    """All that changes the file. For one thread."""
+
+    def __init__(self, file: LogFile, retention: Retention, clock: Callable[[], float]) -> None:
+        self._file = file
+        self._retention = retention
+        self._clock = clock
+        self._db = file.connect()
+        (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
+        self.offset = _last_offset(self._db)
+
+    def write(
+        self,
+        calls: Iterable[Sequence[Publication]],
+        marks: Mapping[Room, int],
+        counts: Mapping[int, int],
+        sweep: int,
+    ) -> list[list[Kept]]:
+        """One transaction: keep publications, marks and counts, delete some of what is old.
+
+        Args:
+            calls: groups of publications; the answer has the same shape.
+            marks: how far rooms were received.
+            counts: to how many connections the entry at an offset was handed.
+            sweep: at most so many old entries, and so many old ids, are deleted.
+
+        Raises:
+            sqlite3.Error: nothing was written.
+        """
+        with self._transaction():
+            kept = [[self._keep(publication) for publication in call] for call in calls]
+            self._db.executemany(
+                "UPDATE room SET mark = max(mark, ?) WHERE name = ?",
+                [(offset, room) for room, offset in marks.items()],
+            )
+            self._db.executemany(
+                "UPDATE seen SET count = ? WHERE offset = ?",
+                [(count, offset) for offset, count in counts.items()],
+            )
+            self._sweep(sweep)
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'checked'", (self._clock(),))
+        return kept
+
+    def is_anything_old(self) -> bool:
+        now = self._clock()
+        for query in (
+            "SELECT expires FROM entry ORDER BY expires LIMIT 1",
+            "SELECT expires FROM seen ORDER BY offset LIMIT 1",
+        ):
+            oldest = self._db.execute(query).fetchone()
+            if oldest is not None and oldest[0] <= now:
+                return True
+        return False
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._file.require_in_place()
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            # Whatever it was, the next transaction starts with a connection that is known good.
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            self._db = self._file.connect()
+            raise
+
+    def _keep(self, publication: Publication) -> Kept:
+        now, execute = self._clock(), self._db.execute
+        row = execute("SELECT id, size FROM room WHERE name = ?", (publication.room,)).fetchone()
+        if row is None:
+            (room,) = execute(
+                "INSERT INTO room (name, forgotten)"
+                " SELECT ?, value FROM meta WHERE name = 'dropped' RETURNING id",
+                (publication.room,),
+            ).fetchone()
+            size = 0
+        else:
+            room, size = row
+            first = execute(
+                "SELECT offset, count FROM seen WHERE room = ? AND id = ? AND expires > ?",
+                (room, publication.id, now),
+            ).fetchone()
+            if first is not None:
+                return Kept(first[0], duplicate=True, count=first[1])
+        (offset,) = execute(
+            "INSERT INTO entry (room, expires, text) VALUES (?, ?, ?) RETURNING offset",
+            (room, now + self._retention.age_s(publication.room), publication.text),
+        ).fetchone()
+        execute(
+            "INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES (?, ?, ?, ?)",
+            (offset, room, publication.id, now + self._retention.dedupe_s),
+        )
+        execute("UPDATE room SET size = size + 1 WHERE id = ?", (room,))
+        self._delete_oldest(room, size + 1 - self._retention.count)
+        return Kept(offset, duplicate=False, count=0)
+
+    def _delete_oldest(self, room: int, surplus: int) -> None:
+        """A few at a time: a retention that was lowered between two runs is no stall."""
+        if surplus <= 0:
+            return
+        oldest = self._db.execute(
+            "SELECT offset FROM entry WHERE room = ? ORDER BY offset LIMIT ?",
+            (room, min(surplus, 16)),
+        ).fetchall()
+        self._delete([(offset, room) for (offset,) in oldest])
+
+    def _delete(self, entries: Sequence[tuple[int, int]]) -> None:
+        self._db.executemany("DELETE FROM entry WHERE offset = ?", [(e[0],) for e in entries])
+        self._db.executemany(
+            "UPDATE room SET size = size - 1, forgotten = max(forgotten, ?) WHERE id = ?", entries
+        )
+
+    def _sweep(self, limit: int) -> None:
+        now, execute = self._clock(), self._db.execute
+        entries = execute(
+            "SELECT offset, room FROM entry WHERE expires <= ? ORDER BY expires LIMIT ?",
+            (now, limit),
+        ).fetchall()
+        self._delete(entries)
+        ids = [
+            (offset, room)
+            for offset, room, expires in execute(
+                "SELECT offset, room, expires FROM seen ORDER BY offset LIMIT ?", (limit,)
+            )
+            if expires <= now
+        ]
+        self._db.executemany("DELETE FROM seen WHERE offset = ?", [(i[0],) for i in ids])
+        for room in {room for _, room in (*entries, *ids)}:
+            dropped = execute(
+                "DELETE FROM room WHERE id = ? AND size = 0"
+                " AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.room = room.id)"
+                " RETURNING forgotten",
+                (room,),
+            ).fetchone()
+            if dropped is not None:
+                execute("UPDATE meta SET value = max(value, ?) WHERE name = 'dropped'", dropped)
+
+
+class LogReader:
+    """All that only looks. For one thread."""
+
+    def __init__(self, file: LogFile, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._db = file.connect()
+        self._db.execute("PRAGMA query_only=ON")
+
+    def page(self, room: Room, after: int, limit: int) -> Rows:
+        """Up to ``limit`` entries after an offset, as they were at one moment.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        self._db.execute("BEGIN")
+        try:
+            return self._page(room, after, limit)
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def mark(self, room: Room) -> int:
+        """How far the room was received; 0 if never.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        row = self._db.execute("SELECT mark FROM room WHERE name = ?", (room,)).fetchone()
+        return int(row[0]) if row is not None else 0
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _page(self, room: Room, after: int, limit: int) -> Rows:
+        execute = self._db.execute
+        foreign = after > _last_offset(self._db)
+        row = execute("SELECT id, forgotten FROM room WHERE name = ?", (room,)).fetchone()
+        if row is None:
+            (dropped,) = execute("SELECT value FROM meta WHERE name = 'dropped'").fetchone()
+            return Rows((), recovered=not foreign and not 0 < after < dropped)
+        id, forgotten = row
+        start = 0 if foreign else after
+        gone = max(forgotten, self._expired(id))
+        rows = execute(
+            "SELECT offset, text FROM entry WHERE room = ? AND offset > ? ORDER BY offset LIMIT ?",
+            (id, max(start, gone), limit),
+        ).fetchall()
+        return Rows(rows, recovered=not foreign and not 0 < start < gone)
+
+    def _expired(self, room: int) -> int:
+        """The highest offset that has expired and is not deleted yet; 0 if there is none."""
+        now, execute = self._clock(), self._db.execute
+        oldest = execute(
+            "SELECT expires FROM entry WHERE room = ? ORDER BY offset LIMIT 1", (room,)
+        ).fetchone()
+        if oldest is None or oldest[0] > now:
+            return 0
+        (expired,) = execute(
+            "SELECT max(offset) FROM entry WHERE room = ? AND expires <= ?", (room, now)
+        ).fetchone()
+        return int(expired or 0)
+
+
+def _last_offset(db: sqlite3.Connection) -> int:
+    (offset,) = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
+    return int(offset)

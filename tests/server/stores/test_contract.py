@@ -1,0 +1,237 @@
+"""The store's contract (stores/base.py), on every store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from synap_realtime.protocol.cursor import Cursor
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.stores.base import Entry, Publication, Receipt, Store
+
+from .conftest import Clock, OpenStore
+
+USER, REQUEST = Room("user_1"), Room("request_1")
+
+
+class Listeners:
+    """Takes deliveries; says that each reached three connections."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Room, Entry]] = []
+
+    def __call__(self, room: Room, entry: Entry) -> int:
+        self.taken.append((room, entry))
+        return 3
+
+    def offsets(self, room: Room = USER) -> list[int]:
+        return [entry.cursor.offset for where, entry in self.taken if where == room]
+
+
+def publication(id: str, room: Room = USER) -> Publication:
+    return Publication(room, id, json.dumps({"type": "a", "id": id}))
+
+
+async def publish(store: Store, id: str, room: Room = USER) -> Receipt:
+    (receipt,) = await store.publish([publication(id, room)], lambda _room, _entry: 0)
+    return receipt
+
+
+async def ids(store: Store, room: Room, after: Cursor | None = None) -> list[str]:
+    page = await store.read(room, after or store.earliest(), 10_000)
+    return [json.loads(entry.text)["id"] for entry in page.entries]
+
+
+async def test_what_is_published_is_read_in_order_with_room_and_cursor(
+    open_store: OpenStore,
+) -> None:
+    store = open_store()
+    receipts = [await publish(store, f"n{n}") for n in range(5)]
+    assert await ids(store, USER) == ["n0", "n1", "n2", "n3", "n4"]
+    assert await ids(store, USER, receipts[2].cursor) == ["n3", "n4"]
+    page = await store.read(USER, store.earliest(), 2)
+    assert len(page.entries) == 2
+    wire = json.loads(page.entries[0].text)
+    assert (wire["room"], wire["cursor"]) == (USER, str(receipts[0].cursor))
+    assert page.entries[0].size == len(page.entries[0].text.encode())
+
+
+async def test_one_call_may_hold_many_and_each_gets_its_receipt(open_store: OpenStore) -> None:
+    store, listeners = open_store(), Listeners()
+    publications = [publication(f"n{n}", room) for n in range(300) for room in (USER, REQUEST)]
+    receipts = await store.publish([*publications, publications[0]], listeners)
+    assert [receipt.id for receipt in receipts[:-1]] == [each.id for each in publications]
+    assert receipts[-1] == Receipt("n0", receipts[0].cursor, 3, duplicate=True)
+    for room in (USER, REQUEST):
+        assert listeners.offsets(room) == sorted(listeners.offsets(room))
+        assert len(listeners.offsets(room)) == 300
+    assert await ids(store, REQUEST) == [f"n{n}" for n in range(300)]
+
+
+async def test_the_order_of_delivery_is_the_order_of_the_log(open_store: OpenStore) -> None:
+    store, listeners = open_store(), Listeners()
+    await asyncio.gather(*(store.publish([publication(f"n{n}")], listeners) for n in range(200)))
+    page = await store.read(USER, store.earliest(), 1000)
+    assert [entry for _, entry in listeners.taken] == list(page.entries)
+
+
+async def test_what_a_listener_hears_is_in_the_log(open_store: OpenStore) -> None:
+    store = open_store()
+    asked: list[asyncio.Task[list[str]]] = []
+
+    def deliver(room: Room, entry: Entry) -> int:
+        asked.append(asyncio.create_task(ids(store, room)))
+        return 1
+
+    await store.publish([publication("n1")], deliver)
+    assert await asked[0] == ["n1"]
+
+
+async def test_the_same_id_is_kept_and_delivered_once_and_answers_with_the_first_result(
+    open_store: OpenStore,
+) -> None:
+    store, listeners = open_store(), Listeners()
+    (first,) = await store.publish([publication("same")], listeners)
+    (again,) = await store.publish([publication("same")], listeners)
+    (elsewhere,) = await store.publish([publication("same", REQUEST)], listeners)
+    assert (first.broadcast_count, first.duplicate) == (3, False)
+    assert again == Receipt("same", first.cursor, 3, duplicate=True)
+    assert not elsewhere.duplicate
+    assert len(listeners.taken) == 2
+
+
+async def test_of_many_at_once_with_one_id_one_is_the_first(open_store: OpenStore) -> None:
+    store, listeners = open_store(), Listeners()
+    calls = (store.publish([publication("same")], listeners) for _ in range(50))
+    receipts = [receipt for (receipt,) in await asyncio.gather(*calls)]
+    assert [receipt.duplicate for receipt in receipts].count(False) == 1
+    assert len({(receipt.cursor, receipt.broadcast_count) for receipt in receipts}) == 1
+    assert len(listeners.taken) == 1
+
+
+async def test_an_id_is_remembered_for_the_window_only(open_store: OpenStore, clock: Clock) -> None:
+    store = open_store(dedupe_s=300)
+    await publish(store, "same")
+    clock.now += 299
+    assert (await publish(store, "same")).duplicate
+    clock.now += 2
+    assert not (await publish(store, "same")).duplicate
+    assert (await publish(store, "same")).duplicate
+
+
+async def test_an_id_is_remembered_when_its_notification_is_no_longer_retained(
+    open_store: OpenStore,
+) -> None:
+    store = open_store(count=2)
+    for n in range(5):
+        await publish(store, f"n{n}")
+    assert (await publish(store, "n0")).duplicate
+    assert await ids(store, USER) == ["n3", "n4"]
+
+
+async def test_the_oldest_go_beyond_the_count_and_their_readers_are_told(
+    open_store: OpenStore,
+) -> None:
+    store = open_store(count=3)
+    receipts = [await publish(store, f"n{n}") for n in range(5)]
+    assert await ids(store, USER) == ["n2", "n3", "n4"]
+    lost = await store.read(USER, receipts[0].cursor, 10)
+    assert not lost.recovered
+    assert len(lost.entries) == 3
+    assert (await store.read(USER, receipts[1].cursor, 10)).recovered
+    assert (await store.read(USER, store.earliest(), 10)).recovered
+
+
+async def test_a_requests_room_forgets_after_an_hour_and_a_users_after_a_day(
+    open_store: OpenStore, clock: Clock
+) -> None:
+    store = open_store()
+    first = await publish(store, "n", USER)
+    await publish(store, "n", REQUEST)
+    clock.now += 3601
+    assert await ids(store, REQUEST) == []
+    assert await ids(store, USER) == ["n"]
+    await publish(store, "m", USER)
+    clock.now += 24 * 3600 - 3600
+    assert await ids(store, USER) == ["m"]
+    assert (await store.read(USER, first.cursor, 10)).recovered, "it was received"
+    clock.now += 3601
+    page = await store.read(USER, first.cursor, 10)
+    assert (list(page.entries), page.recovered) == ([], False)
+
+
+async def test_a_position_of_another_log_means_all_that_is_retained(open_store: OpenStore) -> None:
+    store = open_store()
+    receipt = await publish(store, "n0")
+    for foreign in (Cursor("elsewhere", 1), Cursor(receipt.cursor.epoch, 10**17)):
+        page = await store.read(USER, foreign, 10)
+        assert not page.recovered
+        assert len(page.entries) == 1
+        assert not (await store.read(REQUEST, foreign, 10)).recovered
+
+
+async def test_the_head_is_a_position_after_everything_and_never_the_beginning(
+    open_store: OpenStore,
+) -> None:
+    store = open_store(count=2)
+    empty = await store.head(USER)
+    assert empty.offset > 0
+    assert (await store.read(USER, empty, 10)).recovered
+    for n in range(5):
+        await publish(store, f"n{n}")
+    assert not (await store.read(USER, empty, 10)).recovered, "what came since is gone in part"
+    assert await ids(store, USER, await store.head(USER)) == []
+
+
+async def test_an_empty_room_is_no_error(open_store: OpenStore) -> None:
+    store = open_store()
+    page = await store.read(USER, store.earliest(), 10)
+    assert (list(page.entries), page.recovered) == ([], True)
+    assert await store.received_mark(USER) is None
+    store.advance_received_mark(USER, await store.head(USER))
+    await store.check()
+
+
+async def test_rooms_that_hold_nothing_any_more_are_dropped(
+    open_store: OpenStore, clock: Clock
+) -> None:
+    store = open_store()
+    await store.publish(
+        [publication("n", Room(f"request_{n}")) for n in range(5000)], lambda _room, _entry: 0
+    )
+    old = await store.head(USER)
+    clock.now += 3700
+    for start in range(0, 4000, 500):
+        await store.publish(
+            [publication(f"m{n}", Room("request_new")) for n in range(start, start + 500)],
+            lambda _room, _entry: 0,
+        )
+    # A position from before the drop cannot be told to be complete.
+    await publish(store, "back", Room("request_7"))
+    page = await store.read(Room("request_7"), Cursor(old.epoch, 8), 10)
+    assert not page.recovered
+    assert len(page.entries) == 1
+
+
+async def test_the_received_mark_only_moves_forward(open_store: OpenStore) -> None:
+    store = open_store()
+    assert await store.received_mark(USER) is None
+    first, second = [(await publish(store, id)).cursor for id in ("a", "b")]
+    assert await store.received_mark(USER) is None
+    store.advance_received_mark(USER, second)
+    store.advance_received_mark(USER, first)
+    assert await store.received_mark(USER) == second
+    store.advance_received_mark(USER, Cursor("elsewhere", 10**9))
+    assert await store.received_mark(USER) == second
+    assert await store.received_mark(REQUEST) is None
+
+
+async def test_a_cancelled_publish_is_kept_all_the_same(open_store: OpenStore) -> None:
+    store, listeners = open_store(), Listeners()
+    task = asyncio.create_task(store.publish([publication("n1")], listeners))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await publish(store, "n2")
+    assert await ids(store, USER) == ["n1", "n2"]
+    assert len(listeners.taken) == 1
