@@ -32,6 +32,22 @@ V1 = "synap.v1"
 _TLS = ssl.create_default_context()  # made once: it reads all the certificates of the system
 
 
+def decode(text: str | bytes) -> Json:
+    """What a server sent, read strictly: an object, no member twice, no ``NaN``."""
+
+    def members(pairs: list[tuple[str, Any]]) -> Json:
+        made = dict(pairs)
+        assert len(made) == len(pairs), "a member is there twice"
+        return made
+
+    def no_json(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    value = json.loads(text, object_pairs_hook=members, parse_constant=no_json)
+    assert isinstance(value, dict)
+    return value
+
+
 def fresh_room(kind: str = "user") -> str:
     """A room that no other case knows."""
     return f"{kind}_{uuid.uuid4().hex}"
@@ -74,8 +90,7 @@ class Listener:
         """The next message that is JSON."""
         while (text := await self.text()) == "pong":
             pass
-        message: Json = json.loads(text)
-        return message
+        return decode(text)
 
     async def take(self, count: int) -> list[Json]:
         return [await self.next() for _ in range(count)]
@@ -103,7 +118,7 @@ class Listener:
         await self.send("ping")
         before: list[Json] = []
         while (text := await self.text()) != "pong":
-            before.append(json.loads(text))
+            before.append(decode(text))
         return before
 
     async def ack(self, cursor: object) -> None:
@@ -129,8 +144,7 @@ class Event:
     data: str
 
     def json(self) -> Json:
-        value: Json = json.loads(self.data)
-        return value
+        return decode(self.data)
 
 
 class EventParser:
@@ -263,8 +277,7 @@ class Client:
     ) -> Json:
         response = await self.get(room_path(room, "history", after=after, limit=limit))
         assert response.status_code == 200, response.text
-        answer: Json = response.json()
-        return answer
+        return decode(response.content)
 
     async def whole_history(self, room: str) -> list[Json]:
         """All that a room holds, page by page."""
@@ -422,8 +435,11 @@ class SlowListener:
         self._protocol.send_text(b"ping")
         self._flush()
 
-    def read_to_end(self) -> tuple[list[Json], int | None]:
-        """All whole notifications that come, and the close code (None: there was none)."""
+    def read(self, until: str | None = None) -> tuple[list[Json], int | None]:
+        """All whole notifications that come, to the end or to the one with this id.
+
+        Returns them, and the close code, if there was one.
+        """
         heard: list[Json] = []
         text = b""
         while True:
@@ -442,9 +458,9 @@ class SlowListener:
                     text += bytes(event.data)
                     if event.fin:
                         if text != b"pong":
-                            heard.append(json.loads(text))
+                            heard.append(decode(text))
                         text = b""
-            if not chunk:
+            if not chunk or (heard and heard[-1]["id"] == until):
                 received = self._protocol.close_rcvd
                 return heard, None if received is None else received.code
             with contextlib.suppress(ConnectionError):

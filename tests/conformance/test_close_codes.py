@@ -58,7 +58,7 @@ async def test_4008(client: Client) -> None:
                     break
             else:
                 pytest.fail("a client that takes nothing was never let go")
-            notifications, code = await asyncio.to_thread(slow.read_to_end)
+            notifications, code = await asyncio.to_thread(slow.read)
             assert code == 4008
             await client.until_connections(room, 1)
             await client.publish(room, "end")

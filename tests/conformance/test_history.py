@@ -69,12 +69,24 @@ async def test_a_limit(client: Client, limit: int) -> None:
     while page["more"]:
         assert len(page["notifications"]) == limit
         page = await client.history(room, after=page["cursor"], limit=limit)
+        assert page["notifications"], "`more` promised something"
         found += ids_of(page["notifications"])
     assert found == [f"n{n}" for n in range(count)]
 
 
+@pytest.mark.parametrize("count", [1, 16, 32, 64, 100, 128, 1000])
+async def test_more_is_false_at_the_end(client: Client, count: int) -> None:
+    """History: `more`, and not where an answer happens to be full."""
+    room = fresh_room()
+    await client.fill(room, count)
+    answer = await client.history(room, limit=count)
+    assert (len(answer["notifications"]), answer["more"]) == (count, False)
+
+
 @pytest.mark.parametrize(
-    "limit", ["0", "-1", "1001", "1e2", "1.5", "ten", "9" * 5000, "\uff11", "0x10"]
+    "limit",
+    ["0", "-1", "1001", "1e2", "1.5", "ten", "9" * 5000, "\uff11", "0x10"],
+    ids=lambda limit: ascii(limit[:6]),
 )
 async def test_a_wrong_limit(client: Client, limit: str) -> None:
     """History: `?limit=` 1 to 1,000. Errors: 400 `malformed`."""

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from .client import V1, Client, fresh_room, ids_of, is_control, note, room_path
+from .client import V1, Client, SlowListener, fresh_room, ids_of, is_control, note, room_path
 
 NO_CURSORS = [
     "a b",
@@ -274,6 +274,24 @@ async def test_late_joiners_miss_nothing(client: Client, v1: bool) -> None:
 
         _, *heard = await asyncio.gather(publish(), *(listen() for _ in range(3)))
         assert heard == [[*(f"n{n}" for n in range(count)), "end"]] * 3
+
+
+@pytest.mark.parametrize("count", [15, 31, 45])
+async def test_what_comes_while_a_replay_waits(client: Client, count: int) -> None:
+    """Subscribing: no gap, no double, also for a reader that takes the log slowly."""
+    room = fresh_room()
+    for n in range(count):
+        await client.publish(room, f"n{n}", data={"x": "y" * 260_000})
+    slow = await asyncio.to_thread(SlowListener, client, room)
+    try:
+        await client.until_connections(room, 1)
+        for n in range(count, count + 5):  # more than buffers take still waits
+            assert (await client.publish(room, f"n{n}"))["broadcastCount"] == 1
+        heard, code = await asyncio.to_thread(slow.read, f"n{count + 4}")
+    finally:
+        slow.close()
+    assert code is None
+    assert ids_of(heard) == [f"n{n}" for n in range(count + 5)]
 
 
 async def test_one_text_message_for_each(client: Client) -> None:

@@ -34,6 +34,25 @@ async def test_a_page_of_this_machine(client: Client, origin: str) -> None:
         assert (await stream.next())["id"] == "n0"
 
 
+@pytest.mark.parametrize("origin", LOOPBACK)
+async def test_a_page_of_this_machine_reads_the_answers(client: Client, origin: str) -> None:
+    """Who may: such a page may also read the answers (CORS)."""
+    headers = {"Origin": origin}
+    room = fresh_room()
+    for method, path, body in (
+        ("POST", room_path(room, "broadcast"), note()),
+        ("POST", "/broadcast", {"notifications": [note(rooms=[room])]}),
+        ("GET", room_path(room, "history"), None),
+        ("GET", room_path(room, "health"), None),
+        ("GET", room_path("nope", "history"), None),  # what is wrong is an answer, too
+        ("GET", room_path(room, "nothing"), None),
+    ):
+        response = await client.request(method, path, body=body, headers=headers)
+        assert response.headers["access-control-allow-origin"] in (origin, "*"), path
+    async with client.stream(room, headers=headers) as stream:
+        assert stream.response.headers["access-control-allow-origin"] in (origin, "*")
+
+
 @pytest.mark.parametrize("origin", FOREIGN)
 async def test_a_page_from_elsewhere(client: Client, origin: str) -> None:
     """Who may: a browser's `Origin`, where there is one. Errors: 403 `forbidden`."""
@@ -49,6 +68,7 @@ async def test_a_page_from_elsewhere(client: Client, origin: str) -> None:
     ):
         response = await client.request(method, path, body=body, headers=headers)
         assert (response.status_code, response.json()["code"]) == (403, "forbidden"), path
+        assert "access-control-allow-origin" not in response.headers
     status, refusal = await client.refusal(room_path(room, "subscribe"), headers)
     assert (status, refusal["code"]) == (403, "forbidden")
     assert (await client.history(room))["notifications"] == []
