@@ -49,6 +49,7 @@ async def test_a_user_room_starts_at_the_received_mark(client: Client) -> None:
     async with client.listen(room) as listener:
         assert ids_of(await listener.take(2)) == ["n0", "n1"]
         assert await listener.ping() == []
+    await client.until_connections(room, 0)
     await client.publish(room, "n2")
     async with client.listen(room) as listener:
         assert (await listener.next())["id"] == "n2"
@@ -64,6 +65,7 @@ async def test_what_comes_live_moves_the_mark(client: Client) -> None:
         await client.publish(room, "n0")
         assert (await listener.next())["id"] == "n0"
         assert await listener.ping() == []
+    await client.until_connections(room, 0)
     await client.publish(room, "n1")
     async with client.listen(room) as listener:
         assert (await listener.next())["id"] == "n1"
