@@ -134,6 +134,9 @@ def position_of(text: str) -> Cursor:
         raise malformed("Invalid position", str(error)) from error
 
 
+Route = Callable[[Request], Awaitable[Response]]
+
+
 class Api:
     """The routes of one room server."""
 
@@ -141,7 +144,7 @@ class Api:
         self._store = store
         self._hub = hub
         self._draining = False
-        self._publishing = 0
+        self._begun = 0  # publishes that are not answered yet
         self._idle = asyncio.Event()
 
     @property
@@ -151,7 +154,7 @@ class Api:
     async def drain(self) -> None:
         """Take no more publishes, and wait until those that were begun are answered."""
         self._draining = True
-        while self._publishing:
+        while self._begun:
             self._idle.clear()
             await self._idle.wait()
 
@@ -173,7 +176,21 @@ class Api:
         except StoreUnavailableError as error:
             return unavailable(str(error)).response
 
-    def _route(self, request: Request) -> tuple[str, Callable[[Request], Awaitable[Response]]]:
+    def _publishing(self, route: Route) -> Route:
+        """A route that is refused while draining, and that draining waits for."""
+
+        async def counted(request: Request) -> Response:
+            self.refuse_while_draining()
+            self._begun += 1
+            try:
+                return await route(request)
+            finally:
+                self._begun -= 1
+                self._idle.set()
+
+        return counted
+
+    def _route(self, request: Request) -> tuple[str, Route]:
         match request.segments:
             case ("health",):
                 return "GET", self._health
@@ -182,9 +199,9 @@ class Api:
             case ("openapi.json",):
                 return "GET", self._openapi
             case ("broadcast",):
-                return "POST", self._broadcast_many
+                return "POST", self._publishing(self._broadcast_many)
             case ("rooms", _, "broadcast"):
-                return "POST", self._broadcast_one
+                return "POST", self._publishing(self._broadcast_one)
             case ("rooms", _, "subscribe"):
                 return "GET", self._subscribe_without_upgrade
             case ("rooms", _, "history"):
@@ -249,10 +266,9 @@ class Api:
         return Response(200, content.encode())
 
     async def _broadcast_one(self, request: Request) -> Response:
-        self.refuse_while_draining()
         room = room_of(request.segments[1])
         id, text = self._check(_decode(request))
-        (receipt,) = await self._publish([Publication(room, id, text)])
+        (receipt,) = await self._store.publish([Publication(room, id, text)], self._hub.deliver)
         return _json(
             200,
             {
@@ -266,7 +282,6 @@ class Api:
         )
 
     async def _broadcast_many(self, request: Request) -> Response:
-        self.refuse_while_draining()
         body = _decode(request)
         items = body.get("notifications") if isinstance(body, dict) else None
         if not isinstance(items, list) or not items:
@@ -285,7 +300,8 @@ class Api:
             await asyncio.sleep(0)  # a large batch keeps nobody else waiting
         good = [entry for entry in checked if not isinstance(entry, RequestError)]
         try:
-            receipts = iter(await self._publish([each for entry in good for each in entry]))
+            publications = [each for entry in good for each in entry]
+            receipts = iter(await self._store.publish(publications, self._hub.deliver))
             failure = None
         except StoreUnavailableError as error:
             failure = unavailable(str(error))
@@ -337,14 +353,6 @@ class Api:
         if len(content) > MAX_NOTIFICATION_BYTES:
             raise too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
         return str(id), content.decode()
-
-    async def _publish(self, publications: Sequence[Publication]) -> Sequence[Receipt]:
-        self._publishing += 1
-        try:
-            return await self._store.publish(publications, self._hub.deliver)
-        finally:
-            self._publishing -= 1
-            self._idle.set()
 
 
 def _result(receipts: Sequence[tuple[Room, Receipt]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,9 +15,9 @@ from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.hub import Hub
-from synap_realtime.server.stores.base import Entry, Page, Publication
+from synap_realtime.server.stores.base import Deliver, Entry, Page, Publication, Receipt, Retention
 from synap_realtime.server.stores.memory import MemoryStore
-from synap_realtime.server.subscription import MAX_WAITING_BYTES, Subscription
+from synap_realtime.server.subscription import LOST, MAX_WAITING_BYTES, Subscription
 
 USER, REQUEST = Room("user_1"), Room("request_1")
 
@@ -29,6 +29,30 @@ class SlowStore(MemoryStore):
         page = await super().read(room, after, limit)
         await asyncio.sleep(0)
         return page
+
+
+class LateStore(MemoryStore):
+    """A store that delivers a while after the entry can be read, as one on disk may."""
+
+    def __init__(self, retention: Retention | None = None) -> None:
+        super().__init__(retention)
+        self.late: list[tuple[Room, Entry]] = []
+        self.deliver: Deliver = lambda _room, _entry: 0
+
+    async def publish(
+        self, publications: Sequence[Publication], deliver: Deliver
+    ) -> Sequence[Receipt]:
+        self.deliver = deliver
+        return await super().publish(publications, self._later)
+
+    def _later(self, room: Room, entry: Entry) -> int:
+        self.late.append((room, entry))
+        return 1
+
+    def release(self) -> None:
+        late, self.late = self.late, []
+        for room, entry in late:
+            self.deliver(room, entry)
 
 
 class Node:
@@ -65,6 +89,12 @@ class Reader:
         else:
             self.ids.append(json.loads(message.text)["id"])
         self.news.set()
+
+    async def until_control(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.control) < count:
+                self.news.clear()
+                await self.news.wait()
 
     async def until(self, count: int) -> list[str]:
         async with asyncio.timeout(5):
@@ -152,6 +182,18 @@ async def test_what_comes_while_the_last_page_is_read_is_not_lost() -> None:
         assert await reader.until(1) == ["n1"]
 
 
+async def test_what_was_read_before_it_was_delivered_is_not_doubled() -> None:
+    store = LateStore()
+    node = Node(store)
+    await node.publish(REQUEST)
+    async with subscribed(node, REQUEST) as reader:
+        await reader.until_control(1)
+        assert reader.ids == ["n1"]
+        await node.publish(REQUEST)
+        store.release()
+        assert await reader.until(2) == ["n1", "n2"]
+
+
 async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
     node = Node()
     reader = Reader()
@@ -233,6 +275,202 @@ def test_any_interleaving_delivers_everything_once_and_in_order(
         reader.gate.set()
         join()
         assert await reader.until(node.count) == [f"n{n}" for n in range(1, node.count + 1)]
+        await leave()
+
+    asyncio.run(run())
+
+
+def subscribed_frame(reader: Reader) -> tuple[int, dict[str, object]]:
+    (found,) = [each for each in reader.control if each[1].type == "synap.subscribed"]
+    return found[0], dict(found[1].data)
+
+
+async def test_subscribed_comes_once_after_the_replay_and_before_what_is_live() -> None:
+    node = Node()
+    cursors = [await node.publish(USER) for _ in range(40)]
+    async with subscribed(node, USER, cursors[4]) as reader:
+        await reader.until(35)
+        await reader.until_control(1)
+        await node.publish(USER)
+        await reader.until(36)
+    sent_before, data = subscribed_frame(reader)
+    assert sent_before == 35
+    assert data == {"room": USER, "cursor": cursors[-1], "replayed": 35, "recovered": True}
+
+
+@pytest.mark.parametrize("after", [None, "earliest", "latest"])
+async def test_the_cursor_of_an_empty_room_resumes_and_notices_a_loss(after: str | None) -> None:
+    node = Node(MemoryStore(Retention(count=3)))
+    async with subscribed(node, USER, after) as reader:
+        await reader.until_control(1)
+    cursor = str(subscribed_frame(reader)[1]["cursor"])
+    await node.publish(USER)
+    async with subscribed(node, USER, cursor) as again:
+        assert await again.until(1) == ["n1"]
+        await again.until_control(1)
+    assert subscribed_frame(again)[1]["recovered"] is True
+    for _ in range(5):
+        await node.publish(USER)
+    async with subscribed(node, USER, cursor) as late:
+        assert await late.until(3) == ["n4", "n5", "n6"]
+        await late.until_control(1)
+    assert subscribed_frame(late)[1]["recovered"] is False
+
+
+@pytest.mark.parametrize("after", ["gone-99", LOST])
+async def test_a_lost_position_is_said(after: str) -> None:
+    node = Node()
+    await node.publish(USER)
+    async with subscribed(node, USER, after) as reader:
+        await reader.until(1)
+        await reader.until_control(1)
+    assert subscribed_frame(reader)[1]["recovered"] is False
+
+
+async def test_without_acknowledgements_what_was_handed_over_was_received() -> None:
+    node = Node()
+    await node.publish(USER)
+    async with subscribed(node, USER) as reader:
+        await reader.until(1)
+    await node.publish(USER)
+    async with subscribed(node, USER) as reader:
+        assert await reader.until(1) == ["n2"]
+
+
+async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -> None:
+    node, reader = Node(), Reader()
+    cursors = [await node.publish(USER) for _ in range(3)]
+    subscription = Subscription(node.store, node.hub, USER, acknowledges=True)
+    task = asyncio.create_task(subscription.run(None, reader.send))
+    await reader.until(3)
+    assert await node.store.received_mark(USER) is None
+    epoch = cursors[0].partition("-")[0]
+    wrong = (f'"{epoch}-999999"', '"elsewhere-1"', '"nonsense"', "7", "null", "{}")
+    for cursor in wrong:
+        assert subscription.hear(f'{{"action":"ack","cursor":{cursor}}}') is None
+    for text in ('{"action":"dance"}', "{", "[]", "hello", ""):
+        assert subscription.hear(text) is None
+    assert await node.store.received_mark(USER) is None
+    assert subscription.ignored == len(wrong) + 5
+    subscription.hear(json.dumps({"action": "ack", "cursor": cursors[1]}))
+    subscription.hear(json.dumps({"action": "ack", "cursor": cursors[0]}))
+    assert str(await node.store.received_mark(USER)) == cursors[1]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    async with subscribed(node, USER) as again:
+        assert await again.until(1) == ["n3"]
+
+
+async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
+    node = Node()
+    cursor = await node.publish(USER)
+    subscription = Subscription(node.store, node.hub, USER)
+    subscription.hear(json.dumps({"action": "ack", "cursor": cursor}))
+    assert await node.store.received_mark(USER) is None
+    assert subscription.ignored == 1
+
+
+def test_ping_is_answered_and_what_breaks_the_contract_ends_it() -> None:
+    node = Node()
+    subscription = Subscription(node.store, node.hub, USER)
+    assert subscription.hear("ping") == "pong"
+    assert subscription.hear("x" * 4096) is None
+    assert subscription.offer(Entry(node.store.earliest(), "{}", 2))
+    subscription.hear(b"ping")
+    assert not subscription.offer(Entry(node.store.earliest(), "{}", 2))
+
+
+async def test_who_is_let_go_gets_what_was_published_first() -> None:
+    node, reader = Node(), Reader()
+    subscription = Subscription(node.store, node.hub, USER)
+    task = asyncio.create_task(subscription.run(None, reader.send))
+    await reader.until_control(1)
+    reader.gate.clear()
+    for _ in range(20):
+        await node.publish(USER)
+    subscription.let_go(250)
+    subscription.let_go(999)
+    await node.publish(USER)  # too late: it stays in the log
+    reader.gate.set()
+    async with asyncio.timeout(5):
+        assert await subscription.closed() is CloseCode.DRAINING
+        await task
+    assert len(reader.ids) == 20
+    (closing,) = [frame for _, frame in reader.control if frame.type == "synap.closing"]
+    assert closing.data == {"code": 4012, "reconnectAfterMs": 250}
+
+
+async def test_who_is_let_go_in_the_replay_gets_all_of_it() -> None:
+    node, reader = Node(), Reader()
+    for _ in range(50):
+        await node.publish(REQUEST)
+    reader.gate.clear()
+    subscription = Subscription(node.store, node.hub, REQUEST)
+    task = asyncio.create_task(subscription.run(None, reader.send))
+    await asyncio.sleep(0)
+    subscription.let_go(250)
+    reader.gate.set()
+    async with asyncio.timeout(5):
+        await task
+    assert len(reader.ids) == 50
+    assert [frame.type for _, frame in reader.control] == ["synap.closing", "synap.subscribed"]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.sampled_from(["publish", "publish", "publish", "leave", "join", "pause", "go"]),
+        max_size=60,
+    ),
+    st.sampled_from([MemoryStore, SlowStore]),
+)
+def test_whoever_resumes_hears_everything_or_hears_that_something_is_gone(
+    actions: list[str], store: type[MemoryStore]
+) -> None:
+    """A log of five, so that it is trimmed all the time, also in the middle of a replay."""
+
+    async def run() -> None:
+        node = Node(store(Retention(count=5)))
+        position: str | None = "earliest"
+        last = 0  # the number of the notification that the client had last
+        reader = Reader()
+        task: asyncio.Task[None] | None = None
+        subscription: Subscription | None = None
+
+        async def leave() -> None:
+            nonlocal position, last, task
+            if task is None or subscription is None:
+                return
+            subscription.close(CloseCode.DRAINING)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            task = None
+            numbers = [int(id[1:]) for id in reader.ids]
+            assert numbers == sorted(set(numbers)), "in order, none twice"
+            if reader.control:
+                recovered = subscribed_frame(reader)[1]["recovered"]
+                first = position == "earliest" and not last
+                if recovered and not first:
+                    assert numbers == list(range(last + 1, last + 1 + len(numbers))), "no gap"
+                position = str(subscribed_frame(reader)[1]["cursor"])
+            if numbers:
+                last, position = numbers[-1], cursors[numbers[-1] - 1]
+
+        cursors: list[str] = []
+        for action in actions:
+            if action == "publish":
+                cursors.append(await node.publish(USER))
+            elif action == "leave":
+                await leave()
+            elif action == "join" and task is None:
+                reader = Reader()
+                subscription = Subscription(node.store, node.hub, USER)
+                task = asyncio.create_task(subscription.run(position, reader.send))
+            elif action == "pause":
+                reader.gate.clear()
+            elif action == "go":
+                reader.gate.set()
+            await asyncio.sleep(0)
         await leave()
 
     asyncio.run(run())

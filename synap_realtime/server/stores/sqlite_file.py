@@ -100,7 +100,7 @@ class LogFile:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._inode = self.path.stat().st_ino
-            with contextlib.closing(self.connect()) as db:
+            with contextlib.closing(self._open()) as db:
                 self._make_tables(db)
         except (sqlite3.Error, OSError) as error:
             self.close()
@@ -110,13 +110,7 @@ class LogFile:
             raise
 
     def connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            f"{self.path.as_uri()}?mode=rw",  # never make a new file in the place of one that went
-            uri=True,
-            timeout=_BUSY_TIMEOUT_S,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        db = self._open()
         # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache.
         db.executescript(
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
@@ -139,6 +133,15 @@ class LogFile:
 
     def close(self) -> None:
         self._lock.release()
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.as_uri()}?mode=rw",  # never make a new file in the place of one that went
+            uri=True,
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
 
     def _unusable(self, error: Exception) -> ConfigurationError:
         return ConfigurationError(f"--store: {self.path} cannot be used: {error}")
@@ -173,7 +176,7 @@ class LogWriter:
         self._file = file
         self._retention = retention
         self._clock = clock
-        self._db = file.connect()
+        self._db, self._broken = file.connect(), False
         (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
         self.offset = _last_offset(self._db)
 
@@ -210,6 +213,8 @@ class LogWriter:
         return kept
 
     def is_anything_old(self) -> bool:
+        if self._broken:
+            return True
         now = self._clock()
         for query in (
             "SELECT expires FROM entry ORDER BY expires LIMIT 1",
@@ -225,16 +230,18 @@ class LogWriter:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        self._file.require_in_place()
+        if self._broken:
+            self._db, self._broken = self._file.connect(), False
         try:
-            self._file.require_in_place()
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
         except BaseException:
             # Whatever it was, the next transaction starts with a connection that is known good.
+            self._broken = True
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
-            self._db = self._file.connect()
             raise
 
     def _keep(self, publication: Publication) -> Kept:

@@ -1,0 +1,253 @@
+"""What only the store on disk promises: restarts, crashes, locks, full and foreign files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from synap_realtime import ConfigurationError
+from synap_realtime.protocol.cursor import Cursor
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.stores import open_store, sqlite
+from synap_realtime.server.stores.base import (
+    Entry,
+    Publication,
+    Receipt,
+    Retention,
+    Store,
+    StoreUnavailableError,
+)
+from synap_realtime.server.stores.sqlite import SqliteStore
+
+USER = Room("user_1")
+
+
+async def publish(store: Store, id: str, size: int = 0, count: int = 0) -> Receipt:
+    text = json.dumps({"id": id, "data": {"x": "x" * size}})
+    (receipt,) = await store.publish([Publication(USER, id, text)], lambda _room, _entry: count)
+    return receipt
+
+
+async def ids(store: Store, after: Cursor | None = None) -> list[str]:
+    page = await store.read(USER, after or store.earliest(), 10_000)
+    return [json.loads(entry.text)["id"] for entry in page.entries]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rooms.db"
+
+
+async def test_everything_is_there_after_a_restart(path: Path) -> None:
+    store = SqliteStore(path)
+    receipts = [await publish(store, f"n{n}", count=2) for n in range(3)]
+    store.advance_received_mark(USER, receipts[1].cursor)
+    await store.close()
+
+    store = SqliteStore(path)
+    assert await ids(store) == ["n0", "n1", "n2"]
+    assert await store.received_mark(USER) == receipts[1].cursor
+    assert (await store.read(USER, receipts[0].cursor, 10)).recovered
+    again = await publish(store, "n2")
+    assert again == Receipt("n2", receipts[2].cursor, 2, duplicate=True)
+    assert (await publish(store, "n3")).cursor.offset > receipts[2].cursor.offset
+    await store.close()
+
+
+async def test_no_offset_is_used_twice_even_when_the_log_was_emptied(path: Path) -> None:
+    now = 1000.0
+    store = SqliteStore(path, Retention(user_age_s=10, dedupe_s=10), clock=lambda: now)
+    last = await publish(store, "n0")
+    now += 20
+    assert await ids(store) == []
+    await store.close()
+    store = SqliteStore(path, clock=lambda: now)
+    assert (await publish(store, "n1")).cursor.offset > last.cursor.offset
+    assert not (await store.read(USER, Cursor(last.cursor.epoch, 1), 10)).recovered
+    await store.close()
+
+
+async def test_what_is_old_is_deleted_while_nobody_publishes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "UPKEEP_S", 0.01)
+    now = 1000.0
+    store = SqliteStore(path, clock=lambda: now)
+    await publish(store, "n0")
+    now += 25 * 3600
+    with closing(sqlite3.connect(path)) as other:
+        async with asyncio.timeout(5):
+            while other.execute("SELECT count(*) FROM room").fetchone()[0]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # another thread's work, seen through the file
+        assert other.execute("SELECT count(*) FROM entry").fetchone() == (0,)
+        assert other.execute("SELECT count(*) FROM seen").fetchone() == (0,)
+    await store.close()
+
+
+async def test_a_retention_that_was_lowered_is_reached_step_by_step(path: Path) -> None:
+    store = SqliteStore(path)
+    for n in range(100):
+        await publish(store, f"n{n}")
+    await store.close()
+    store = SqliteStore(path, Retention(count=10))
+    for n in range(100, 107):
+        await publish(store, f"n{n}")
+    assert await ids(store) == [f"n{n}" for n in range(97, 107)]
+    await store.close()
+
+
+async def test_a_locked_file_is_said_once_and_publishes_go_on_when_it_is_free(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.server.stores.sqlite_file._BUSY_TIMEOUT_S", 0.05)
+    store = SqliteStore(path)
+    await publish(store, "n0")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for id in ("n1", "n2"):
+            with pytest.raises(StoreUnavailableError, match="locked"):
+                await publish(store, id)
+        with pytest.raises(StoreUnavailableError):
+            await store.check()
+        assert await ids(store) == ["n0"], "it can still be read"
+        other.execute("ROLLBACK")
+    delivered: list[Entry] = []
+
+    def deliver(_room: Room, entry: Entry) -> int:
+        delivered.append(entry)
+        return 1
+
+    await store.publish([Publication(USER, "n1", '{"id":"n1"}')], deliver)
+    await store.check()
+    assert await ids(store) == ["n0", "n1"]
+    assert len(delivered) == 1, "what was refused was not delivered"
+    said = [record.levelno for record in caplog.records if "takes writes" in record.message]
+    assert said == [logging.ERROR, logging.WARNING]
+    await store.close()
+
+
+async def test_a_full_file_refuses_and_takes_again(path: Path) -> None:
+    store = SqliteStore(path)
+    await publish(store, "n0")
+    pages = store._writer._db.execute("PRAGMA page_count").fetchone()[0]
+    connect = store._file.connect
+
+    def small() -> sqlite3.Connection:
+        db = connect()
+        db.execute(f"PRAGMA max_page_count={pages + 2}")
+        return db
+
+    store._file.connect = small  # type: ignore[method-assign]
+    store._writer._db.execute(f"PRAGMA max_page_count={pages + 2}")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="full"):
+            await publish(store, "big", size=200_000)
+    store._file.connect = connect  # type: ignore[method-assign]
+    assert not (await publish(store, "big", size=200_000)).duplicate
+    assert await ids(store) == ["n0", "big"]
+    await store.close()
+
+
+async def test_a_file_that_was_moved_away_takes_nothing_until_it_is_back(path: Path) -> None:
+    store = SqliteStore(path)
+    await publish(store, "n0")
+    elsewhere = path.with_suffix(".away")
+    path.rename(elsewhere)
+    with pytest.raises(StoreUnavailableError, match="moved or deleted"):
+        await publish(store, "n1")
+    assert not path.exists(), "no new file in its place"
+    elsewhere.rename(path)
+    await publish(store, "n1")
+    assert await ids(store) == ["n0", "n1"]
+    await store.close()
+
+
+async def test_more_than_the_disk_can_take_is_refused_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "MAX_WAITING_BYTES", 1000)
+    store = SqliteStore(path)
+    first = asyncio.create_task(publish(store, "n0", size=900))
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailableError, match="more waits"):
+        await publish(store, "n1", size=900)
+    await first
+    await publish(store, "n1", size=900)
+    assert await ids(store) == ["n0", "n1"]
+    await store.close()
+
+
+async def test_one_server_for_one_file(path: Path) -> None:
+    store = SqliteStore(path)
+    with pytest.raises(ConfigurationError, match="in use by another server"):
+        SqliteStore(path)
+    await store.close()
+    await SqliteStore(path).close()
+
+
+async def test_only_its_owner_may_read_it(path: Path) -> None:
+    store = SqliteStore(path)
+    await publish(store, "n0")
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file.name
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"this is a text, and no database, " * 100, "not a database"),
+        ("CREATE TABLE theirs (x)", "another program's database"),
+        ("PRAGMA application_id=1398361680; PRAGMA user_version=99; CREATE TABLE x (y)", "version"),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(
+    path: Path, content: bytes | str, said: str
+) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with closing(sqlite3.connect(path)) as db:
+            db.executescript(content)
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match=said):
+        SqliteStore(path)
+    assert path.read_bytes() == before
+
+
+def test_a_path_that_cannot_be_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is no directory"):
+        SqliteStore(tmp_path / "none" / "rooms.db")
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        SqliteStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://", "sqlite:///", "sqlite://host/path", "redis://:secret@host", "memory:///x",
+     "rooms.db", "", "sqlite:///a?b=1"],
+)  # fmt: skip
+def test_a_wrong_url_is_said_without_its_secrets(url: str) -> None:
+    with pytest.raises(ConfigurationError) as wrong:
+        open_store(url, Retention())
+    assert "--store" in str(wrong.value)
+    assert "secret" not in str(wrong.value)
+
+
+async def test_a_url_chooses_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, promised in (
+        ("memory://", "lost when it ends"),
+        ("sqlite:///here.db", str(tmp_path / "here.db")),
+        (f"sqlite:///{tmp_path}/with%20space.db", "with space.db"),
+    ):
+        store = open_store(url, Retention())
+        assert promised in store.promise
+        await store.close()

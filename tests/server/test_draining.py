@@ -1,0 +1,116 @@
+"""PROTOCOL.md, "Draining": what a server that is told to stop owes to its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+import websockets
+from websockets.asyncio.client import ClientConnection
+from websockets.typing import Subprotocol
+
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+
+
+async def dial(url: str, room: str = "user_1") -> ClientConnection:
+    address = url.replace("http", "ws") + f"/rooms/{room}/subscribe"
+    ws = await websockets.connect(address, subprotocols=[Subprotocol("synap.v1")])
+    assert json.loads(await ws.recv())["type"] == "synap.subscribed"
+    return ws
+
+
+async def rest_of(ws: ClientConnection) -> list[dict[str, object]]:
+    """What still comes, up to the close."""
+    frames = []
+    async with asyncio.timeout(10):
+        try:
+            while True:
+                frames.append(json.loads(await ws.recv()))
+        except websockets.ConnectionClosed:
+            return frames
+
+
+async def test_everyone_hears_when_to_come_back_and_is_closed_with_4012() -> None:
+    async with running(create_app(load_settings(drain_s=1))) as url:
+        sockets = [await dial(url, f"user_{n}") for n in range(250)]
+    waits = []
+    for ws in sockets:
+        (closing,) = await rest_of(ws)
+        assert ws.close_code == 4012
+        assert closing["type"] == "synap.closing"
+        data = closing["data"]
+        assert isinstance(data, dict)
+        assert data["code"] == 4012
+        waits.append(data["reconnectAfterMs"])
+    assert len(set(waits)) > 50, "not all at once"
+
+
+async def test_what_was_answered_200_comes_before_the_close() -> None:
+    async with running(create_app()) as url:
+        ws = await dial(url)
+        ws.transport.pause_reading()
+        items = [
+            {"rooms": ["user_1"], "type": "a", "data": {"x": "y" * 500}, "id": f"n{n}"}
+            for n in range(500)
+        ]
+        async with httpx.AsyncClient(base_url=url) as client:
+            answer = await client.post("/broadcast", json={"notifications": items})
+        assert answer.json()["success"]
+        ws.transport.resume_reading()
+    frames = await rest_of(ws)
+    heard = [frame["id"] for frame in frames if frame["type"] == "a"]
+    assert heard == [item["id"] for item in items]
+    assert ws.close_code == 4012
+
+
+async def test_who_does_not_read_cannot_keep_the_server(tmp_path: Path) -> None:
+    settings = load_settings(drain_s=0.2, store=f"sqlite:///{tmp_path}/rooms.db")
+    async with asyncio.timeout(10):
+        async with running(create_app(settings)) as url:
+            ws = await dial(url)
+            ws.transport.pause_reading()
+            async with httpx.AsyncClient(base_url=url) as client:
+                for _ in range(6):
+                    await client.post(
+                        "/rooms/user_1/broadcast", json={"type": "a", "data": {"x": "y" * 150_000}}
+                    )
+    ws.transport.abort()
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_while_it_drains_it_is_not_ready_and_takes_nothing_new(
+    store: str, tmp_path: Path
+) -> None:
+    url = "memory://" if store == "memory" else f"sqlite:///{tmp_path}/rooms.db"
+    server = create_app(load_settings(store=url))
+    transport = httpx.ASGITransport(server)
+    async with httpx.AsyncClient(transport=transport, base_url="http://rooms") as client:
+        assert (await client.get("/ready")).status_code == 200
+        begun = [
+            asyncio.create_task(
+                client.post("/rooms/user_1/broadcast", json={"type": "a", "data": {}})
+            )
+            for _ in range(20)
+        ]
+        await asyncio.sleep(0.001)
+        await server.drain()
+        for path in ("/rooms/user_1/broadcast", "/broadcast"):
+            response = await client.post(path, json={"type": "a", "data": {}})
+            assert response.status_code == 503
+            assert int(response.headers["Retry-After"]) > 0
+        for path in ("/ready", "/rooms/user_1/events"):
+            response = await client.get(path)
+            assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+        assert (await client.get("/health")).status_code == 200
+        answers = [response.json() for response in await asyncio.gather(*begun)]
+        kept = [answer["id"] for answer in answers if "id" in answer]
+        refused = [answer["code"] for answer in answers if "code" in answer]
+        assert set(refused) <= {"unavailable"}
+        history = (await client.get("/rooms/user_1/history")).json()
+        assert sorted(each["id"] for each in history["notifications"]) == sorted(kept)
+    await server.close()
