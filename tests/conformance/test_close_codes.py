@@ -1,0 +1,94 @@
+"""PROTOCOL.md, "Close codes"."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from .client import Client, SlowListener, fresh_room, ids_of
+from .watch import Watch
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"ping", b"x" * 5000, "x" * 4097, "é" * 2049, "x" * 10_000,
+     "x" * 1024 * 1024, ["x" * 3000] * 2],
+    ids=["binary-empty", "binary", "binary-long", "4097", "4098-in-utf-8", "10k", "1M",
+         "in-pieces"],
+)  # fmt: skip
+@pytest.mark.parametrize("v1", [True, False])
+async def test_4540(client: Client, message: str | bytes | Sequence[str], v1: bool) -> None:
+    """Close codes: 4540, the client broke the contract: a binary frame, or text over 4 KiB."""
+    room = fresh_room()
+    async with client.listen(room, v1=v1) as listener:
+        await client.until_connections(room, 1)
+        await listener.send(message)
+        assert await listener.closed() == 4540
+    await client.until_connections(room, 0)
+
+
+async def test_4540_ends_only_who_broke_it(client: Client) -> None:
+    """Close codes: 4540 is for one connection; the others of the room stay."""
+    room = fresh_room()
+    async with client.listen(room) as good, client.listen(room) as bad:
+        await client.until_connections(room, 2)
+        await bad.send(b"binary")
+        assert await bad.closed() == 4540
+        await client.until_connections(room, 1)
+        await client.publish(room, "n0")
+        assert (await good.next())["id"] == "n0"
+
+
+async def test_4008(client: Client) -> None:
+    """Close codes: 4008, too slow: more than 1 MiB waits. Nothing is lost: resume."""
+    room = fresh_room()
+    slow = await asyncio.to_thread(SlowListener, client, room)
+    try:
+        async with client.listen(room) as reader:
+            await client.until_connections(room, 2)
+            sent = 0
+            for sent in range(1, 101):
+                slow.ping()  # it takes nothing, but it is not silent
+                answer = await client.publish(room, f"n{sent}", data={"x": "y" * 200_000})
+                assert (await reader.next())["id"] == f"n{sent}", "a reader beside it is not harmed"
+                assert await reader.ping() == []
+                if answer["broadcastCount"] == 1:
+                    break
+            else:
+                pytest.fail("a client that takes nothing was never let go")
+            notifications, code = await asyncio.to_thread(slow.read)
+            assert code == 4008
+            await client.until_connections(room, 1)
+            await client.publish(room, "end")
+            assert (await reader.next())["id"] == "end"
+    finally:
+        slow.close()
+    after = notifications[-1]["cursor"] if notifications else "earliest"
+    async with client.listen(room, after) as listener:
+        rest = await listener.until("end")
+    expected = [*(f"n{n}" for n in range(1, sent + 1)), "end"]
+    assert ids_of([*notifications, *rest]) == expected
+
+
+async def test_a_client_that_leaves_is_answered(client: Client) -> None:
+    """Close codes: a client that closes is let go."""
+    room = fresh_room()
+    async with client.listen(room) as listener:
+        await client.until_connections(room, 1)
+        await listener.ws.close(1000)
+        assert listener.ws.close_code == 1000
+    await client.until_connections(room, 0)
+
+
+def test_4009(watch: Watch) -> None:
+    """Close codes: 4009, silent for 75 s."""
+    closed = watch.silent.result(watch.silence_s + 30)
+    assert closed.code == 4009
+    assert watch.silence_s * 0.9 < closed.after_s < watch.silence_s + 10
+
+
+def test_ping_keeps_a_connection(watch: Watch) -> None:
+    """Close codes: 4009, send `ping`. WebSocket: a connection from which a message comes stays."""
+    assert watch.kept.result(2 * watch.silence_s + 30) is None

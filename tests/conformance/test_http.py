@@ -1,0 +1,235 @@
+"""PROTOCOL.md, "HTTP": the routes, one, many. History and errors have their own files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from .client import Client, Json, fresh_room, ids_of, note, room_path
+
+
+async def test_one(client: Client) -> None:
+    """HTTP, One: the members of the answer."""
+    room = fresh_room()
+    response = await client.broadcast(room, note("n1"))
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("application/json")
+    answer = response.json()
+    cursor = answer.pop("cursor")
+    assert answer == {
+        "success": True,
+        "broadcastCount": 0,
+        "message": "Notification broadcasted",
+        "id": "n1",
+        "duplicate": False,
+    }
+    assert (await client.history(room))["notifications"][0]["cursor"] == cursor
+
+
+async def test_a_body_without_a_declared_length(client: Client) -> None:
+    """HTTP: `POST /rooms/{room}/broadcast` takes one notification, however it is transferred."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for byte in json.dumps(note("n1")).encode():
+            yield bytes([byte])
+
+    room = fresh_room()
+    response = await client.request("POST", room_path(room, "broadcast"), content=parts())
+    assert (response.status_code, response.json()["id"]) == (200, "n1")
+
+
+async def test_many(client: Client) -> None:
+    """HTTP, Many: 200 with one result for each, in order."""
+    one, two = fresh_room(), fresh_room("request")
+    async with client.listen(one) as first, client.listen(two) as second:
+        await client.until_connections(one, 1)
+        await client.until_connections(two, 1)
+        answer = await client.batch(
+            [note("a", rooms=[one, two]), note("b", rooms=[two]), note("c", rooms=[one])]
+        )
+        assert answer["success"] is True
+        results = answer["results"]
+        assert [result["success"] for result in results] == [True, True, True]
+        assert [result["id"] for result in results] == ["a", "b", "c"]
+        assert [result["broadcastCount"] for result in results] == [2, 1, 1]
+        assert [set(result["rooms"]) for result in results] == [{one, two}, {two}, {one}]
+        for heard, room in ((await first.take(2), one), (await second.take(2), two)):
+            for notification in heard:
+                result = results["abc".index(notification["id"])]["rooms"][room]
+                cursor = notification["cursor"]
+                assert result == {"broadcastCount": 1, "cursor": cursor, "duplicate": False}
+    assert ids_of((await client.history(one))["notifications"]) == ["a", "c"]
+    assert ids_of((await client.history(two))["notifications"]) == ["a", "b"]
+
+
+async def test_rooms_is_not_delivered(client: Client) -> None:
+    """HTTP, Many: `rooms` stands beside the notification, and is no member of it."""
+    room = fresh_room()
+    await client.batch([note("a", rooms=[room])])
+    assert "rooms" not in (await client.history(room))["notifications"][0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [
+        (note(rooms=["nope"]), "malformed"),
+        (note(rooms=[]), "malformed"),
+        (note(rooms="user_1"), "malformed"),
+        (note(rooms=[7]), "malformed"),
+        (note(rooms={"user_1": 1}), "malformed"),
+        (note(rooms=None), "malformed"),
+        (note(), "malformed"),
+        (note(rooms=["user_1"], type="synap.closing"), "malformed"),
+        ({"rooms": ["user_1"], "type": "x"}, "malformed"),
+        ({"rooms": ["user_1"], "data": {}}, "malformed"),
+        ("notification", "malformed"),
+        (None, "malformed"),
+        ([], "malformed"),
+        (note(rooms=["user_1"], data={"x": "y" * 300_000}), "too_large"),
+    ],
+)
+async def test_a_bad_one_fails_alone(client: Client, bad: object, code: str) -> None:
+    """HTTP, Many: a bad one fails alone."""
+    room = fresh_room()
+    answer = await client.batch([note("a", rooms=[room]), bad, note("z", rooms=[room])])
+    assert answer["success"] is False
+    first, failed, last = answer["results"]
+    assert [first["success"], failed["success"], last["success"]] == [True, False, True]
+    assert set(failed) == {"success", "error", "details", "code"}
+    assert failed["code"] == code
+    assert failed["error"]
+    assert ids_of((await client.history(room))["notifications"]) == ["a", "z"]
+
+
+async def test_a_bad_one_reaches_none_of_its_rooms(client: Client) -> None:
+    """HTTP, Many: a bad one fails: it is in no room."""
+    room = fresh_room()
+    answer = await client.batch([note("a", rooms=[room, "nope"])])
+    assert answer["success"] is False
+    assert (await client.history(room))["notifications"] == []
+
+
+async def test_a_thousand_notifications(client: Client) -> None:
+    """HTTP, Many: at most 1,000 notifications; a subscriber who reads hears them all, in order."""
+    room = fresh_room()
+    async with client.listen(room) as listener:
+        await client.until_connections(room, 1)
+        await client.fill(room, 1000)
+        assert ids_of(await listener.take(1000)) == [f"n{n}" for n in range(1000)]
+
+
+async def test_a_thousand_rooms(client: Client) -> None:
+    """HTTP, Many: at most 1,000 rooms over all of them."""
+    names = [f"{fresh_room()}-{n}" for n in range(1000)]
+    answer = await client.batch([note("a", rooms=names[:400]), note("b", rooms=names[400:])])
+    assert answer["success"] is True
+    assert len(answer["results"][0]["rooms"]) == 400
+    assert ids_of((await client.history(names[-1]))["notifications"]) == ["b"]
+
+
+async def test_too_many(client: Client) -> None:
+    """HTTP, Many: at most 1,000 notifications, 1,000 rooms and 1 MiB. Errors: 413."""
+    room = fresh_room()
+    names = [f"{room}-{n}" for n in range(1001)]
+    large = [note(f"n{n}", rooms=[room], data={"x": "y" * 200_000}) for n in range(6)]
+    bodies: list[list[Json]] = [
+        [note(rooms=[room])] * 1001,
+        [note(rooms=names)],
+        [note(rooms=names[:500]), note(rooms=names[500:])],
+        large,
+    ]
+    for items in bodies:
+        response = await client.post("/broadcast", {"notifications": items})
+        assert (response.status_code, response.json()["code"]) == (413, "too_large")
+    for name in (room, names[0]):
+        assert (await client.history(name))["notifications"] == []
+
+
+async def test_almost_a_mebibyte(client: Client) -> None:
+    """HTTP, Many: at most 1 MiB."""
+    room = fresh_room()
+    items = [note(f"n{n}", rooms=[room], data={"x": "y" * 200_000}) for n in range(5)]
+    text = json.dumps({"notifications": items}).encode()
+    response = await client.request("POST", "/broadcast", content=text.ljust(1024 * 1024, b" "))
+    assert response.status_code == 200
+    assert response.json()["success"] is True
+
+
+async def test_the_broadcast_count(client: Client) -> None:
+    """HTTP: `broadcastCount` is the number of connections that a notification was handed to."""
+    room = fresh_room()
+    assert (await client.publish(room))["broadcastCount"] == 0
+    async with client.listen(room), client.listen(room, v1=True), client.stream(room):
+        await client.until_connections(room, 3)
+        assert (await client.publish(room))["broadcastCount"] == 3
+        answer = await client.batch([note(rooms=[room])])
+        assert answer["results"][0]["rooms"][room]["broadcastCount"] == 3
+    await client.until_connections(room, 0)
+    assert (await client.publish(room))["broadcastCount"] == 0
+
+
+async def test_the_health_of_a_room(client: Client) -> None:
+    """HTTP: `GET /rooms/{room}/health` counts the connections."""
+    room = fresh_room()
+    expected = {"status": "ok", "connections": 0, "roomId": room}
+    assert (await client.get(room_path(room, "health"))).json() == expected
+    async with client.listen(room), client.stream(room):
+        await client.until_connections(room, 2)
+    await client.until_connections(room, 0)
+
+
+async def test_a_peer_that_vanishes_is_not_counted(client: Client) -> None:
+    """Words: a connection is one open WebSocket or event stream."""
+    room = fresh_room()
+    async with client.listen(room) as listener:
+        await client.until_connections(room, 1)
+        listener.ws.transport.abort()
+        await client.until_connections(room, 0)
+
+
+async def test_health(client: Client) -> None:
+    """HTTP: `GET /health`."""
+    response = await client.get("/health")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+async def test_ready(client: Client) -> None:
+    """HTTP: `GET /ready`."""
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()) == (200, {"status": "ready"})
+
+
+async def test_subscribe_without_an_upgrade(client: Client) -> None:
+    """HTTP: `GET /rooms/{room}/subscribe` is a WebSocket; 426 without an upgrade."""
+    response = await client.get(room_path(fresh_room(), "subscribe"))
+    assert (response.status_code, response.json()["code"]) == (426, "upgrade_required")
+    assert response.headers["upgrade"].lower() == "websocket"
+
+
+async def test_openapi(client: Client) -> None:
+    """HTTP: `GET /openapi.json`, these routes as an OpenAPI 3.1 document."""
+    response = await client.get("/openapi.json")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("application/json")
+    document = response.json()
+    assert document["openapi"].startswith("3.1")
+    assert document["info"]["title"]
+    assert document["info"]["version"]
+    routes = {
+        (method.upper(), re.sub(r"\{[^}]*\}", "{room}", path))
+        for path, methods in document["paths"].items()
+        for method in methods
+    }
+    assert routes >= {
+        ("POST", "/rooms/{room}/broadcast"),
+        ("POST", "/broadcast"),
+        ("GET", "/rooms/{room}/subscribe"),
+        ("GET", "/rooms/{room}/events"),
+        ("GET", "/rooms/{room}/history"),
+        ("GET", "/rooms/{room}/health"),
+        ("GET", "/health"),
+        ("GET", "/ready"),
+    }

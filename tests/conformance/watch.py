@@ -1,0 +1,100 @@
+"""What only time shows: begun before the first case, read after the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Thread
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .client import TIMEOUT_S, fresh_room, open_client
+
+_T = TypeVar("_T")
+
+COMMENT_EVERY_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """How a WebSocket ended, and after how long."""
+
+    code: int | None
+    after_s: float
+
+
+class Watch:
+    """Three connections to one server, beside the cases, in a thread of their own.
+
+    Attributes:
+        silent: of a WebSocket that never says anything.
+        kept: of a WebSocket that pings; None if it outlived the silent one.
+        comment_s: how long a quiet event stream was without a line; one that comes at once, as a
+            greeting, is not counted.
+    """
+
+    def __init__(self, url: str, silence_s: float) -> None:
+        self.silence_s = silence_s
+        self._url = url
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="conformance-watch")
+        self._thread.start()
+        self.silent: Future[Closed] = self._begin(self._stay_silent())
+        self.kept: Future[Closed | None] = self._begin(self._keep_alive())
+        self.comment_s: Future[float] = self._begin(self._await_comment())
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(TIMEOUT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(TIMEOUT_S)
+        self._loop.close()
+
+    def _begin(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _cancel_all(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+
+    async def _stay_silent(self) -> Closed:
+        async with open_client(self._url) as client, client.listen(fresh_room()) as listener:
+            began = time.monotonic()
+            async with asyncio.timeout(self.silence_s + TIMEOUT_S):
+                await listener.ws.wait_closed()
+            return Closed(listener.ws.close_code, time.monotonic() - began)
+
+    async def _keep_alive(self) -> Closed | None:
+        async with open_client(self._url) as client, client.listen(fresh_room()) as listener:
+            began = time.monotonic()
+            while (lived := time.monotonic() - began) < self.silence_s * 1.3:
+                if listener.ws.close_code is not None:
+                    return Closed(listener.ws.close_code, lived)
+                await listener.ping()
+                await asyncio.sleep(self.silence_s / 3)
+            return None
+
+    async def _await_comment(self) -> float:
+        async with open_client(self._url) as client, client.stream(fresh_room()) as stream:
+            await stream.subscribed()
+            began = time.monotonic()
+            async with asyncio.timeout(COMMENT_EVERY_S + TIMEOUT_S):
+                while True:
+                    before = stream.comments
+                    await stream.read()
+                    waited_s = time.monotonic() - began
+                    if stream.comments > before and waited_s > COMMENT_EVERY_S / 3:
+                        return waited_s
