@@ -116,7 +116,8 @@ def parse_notification(value: object) -> Notification:
     if not isinstance(value, Mapping):
         raise InvalidArgumentError("notification", "expected a JSON object")
     try:
-        return Notification.model_validate(value)
+        # By wire names only: another spelling is an unknown member, and unknown members are kept.
+        return Notification.model_validate(value, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "notification"

@@ -204,6 +204,8 @@ class Api:
                 return "POST", self._publishing(self._broadcast_one)
             case ("rooms", _, "subscribe"):
                 return "GET", self._subscribe_without_upgrade
+            case ("rooms", _, "events"):
+                return "GET", self._events_without_body
             case ("rooms", _, "history"):
                 return "GET", self._history
             case ("rooms", _, "health"):
@@ -234,6 +236,16 @@ class Api:
             "Expected WebSocket upgrade",
             "open this address as a WebSocket, ws:// or wss://",
             {"Upgrade": "websocket", "Connection": "Upgrade"},
+        )
+
+    async def _events_without_body(self, _: Request) -> Response:
+        """For HEAD: the stream itself is not a response that this class could give."""
+        raise RequestError(
+            405,
+            "method_not_allowed",
+            "Method not allowed",
+            "an event stream is its body: use GET",
+            {"Allow": "GET"},
         )
 
     async def _history(self, request: Request) -> Response:
@@ -406,6 +418,6 @@ def _decode(request: Request) -> object:
                 "send Content-Type: application/json",
             )
     try:
-        return pydantic_core.from_json(request.body, allow_inf_nan=False)
+        return pydantic_core.from_json(request.body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise malformed("Invalid JSON", str(error)) from error

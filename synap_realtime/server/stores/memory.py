@@ -118,8 +118,12 @@ class MemoryStore:
             log.ids.popitem(last=False)
 
     def _tick(self) -> None:
+        self._timer = None
         self._sweep(self._clock(), _IDLE_SWEEP)
-        self._timer = asyncio.get_running_loop().call_later(1.0, self._tick) if self._logs else None
+        if self._logs:
+            self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
+        else:
+            self._logs = OrderedDict()  # an emptied one keeps the table of its largest time
 
     def _sweep(self, now: float, rooms: int) -> None:
         """Look at a few rooms and drop those that hold nothing any more."""
