@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from .asgi import RoomServer, create_app
+from .stores import open_store
+from .stores.base import Retention
 
-__all__ = ["RoomServer", "create_app"]
+__all__ = ["Retention", "RoomServer", "create_app", "open_store"]
