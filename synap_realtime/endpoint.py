@@ -1,6 +1,7 @@
-"""The room server's address and the key for it: what a publisher and a listener both need.
+"""The room server's address, the key for it, and when it wants to be asked again: what a publisher
+and a listener both need.
 
-Either may hold a secret, so neither is ever shown as it is.
+Address and key may hold a secret, so neither is ever shown as it is.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import httpx
@@ -73,3 +76,18 @@ def bearer(source: str, key: object) -> str:
             "is there a line end in it?"
         )
     return f"Bearer {key}"
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds to wait, from either form of ``Retry-After`` (RFC 9110, section 10.2.3)."""
+    if not value:
+        return None
+    if value.isascii() and value.strip().isdigit():
+        return float(value[:12])
+    try:
+        moment = parsedate_to_datetime(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -11,7 +11,6 @@ import os
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +18,7 @@ import httpx
 import uuid_utils
 from pydantic import BaseModel
 
-from ..endpoint import bearer, parse_address
+from ..endpoint import bearer, parse_address, retry_after_s
 from ..errors import InvalidArgumentError
 from ..protocol.notification import (
     MAX_NOTIFICATION_BYTES,
@@ -112,7 +111,7 @@ def read_response(status: int, headers: Mapping[str, str], content: bytes) -> An
         status=status,
         body=body,
         error=None if 200 <= status < 300 else _describe(status, body),
-        retry_after_s=_retry_after(headers.get("Retry-After")),
+        retry_after_s=retry_after_s(headers.get("Retry-After")) or 0.0,
     )
 
 
@@ -305,18 +304,3 @@ def _describe(status: int, body: object) -> str:
             return f"the server answered {status}: {text.strip()}"
         case _:
             return f"the server answered {status}"
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds to wait, from either form of the header (RFC 9110, section 10.2.3)."""
-    if not value:
-        return 0.0
-    if value.isascii() and value.strip().isdigit():
-        return float(value[:12])
-    try:
-        moment = parsedate_to_datetime(value)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
+from ..endpoint import retry_after_s
 from ..errors import SubscriptionError
 
 FIRST_DELAY_S = 1.0
@@ -105,7 +104,9 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
         reason += "; check the token"
     elif status in (404, 426) or status < 400:
         reason += "; check the URL: is it a room server?"
-    return Failure(_printable(reason), status=status, asked_s=_seconds(headers.get("Retry-After")))
+    return Failure(
+        _printable(reason), status=status, asked_s=retry_after_s(headers.get("Retry-After"))
+    )
 
 
 def closed(code: int, reason: str) -> Failure:
@@ -116,18 +117,3 @@ def closed(code: int, reason: str) -> Failure:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:300])
-
-
-def _seconds(value: str | None) -> float | None:
-    """Either form of ``Retry-After`` (RFC 9110, section 10.2.3)."""
-    if not value:
-        return None
-    if value.isascii() and value.strip().isdigit():
-        return float(value[:12])
-    try:
-        moment = parsedate_to_datetime(value)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return None
