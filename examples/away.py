@@ -1,0 +1,65 @@
+"""The server dies and the listener is away: everything is heard once, in order.
+
+::
+
+    $ .venv/bin/python -m examples.away
+    heard step 1
+    (the server was killed; two more are published while nobody listens)
+    heard step 2
+    heard step 3
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from synap_realtime import AsyncBroadcaster, subscribe
+
+with socket.create_server(("127.0.0.1", 0)) as free:
+    PORT = free.getsockname()[1]
+URL = f"http://127.0.0.1:{PORT}"
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+
+
+def start(directory: str) -> subprocess.Popen[bytes]:
+    store = f"sqlite:///{directory}/rooms.db"
+    return subprocess.Popen(  # noqa: S603
+        [COMMAND, "serve", "--port", str(PORT), "--store", store, "--log-level", "error"]
+    )
+
+
+async def hear(after: str | None, last: int) -> str | None:
+    """Print what comes, up to a step; returns the position after it."""
+    async with aclosing(subscribe("user_42", URL, after=after)) as notifications:
+        async for notification in notifications:
+            print("heard step", notification.data["step"])
+            if notification.data["step"] == last:
+                return notification.cursor
+    return None
+
+
+async def main() -> None:
+    with TemporaryDirectory() as directory:
+        server = start(directory)
+        async with AsyncBroadcaster(URL) as broadcaster:
+            await broadcaster.broadcast_success("42", "report.progress", {"step": 1})
+            cursor = await hear(None, last=1)
+            server.kill()
+            server.wait()
+            server = start(directory)
+            print("(the server was killed; two more are published while nobody listens)")
+            for step in (2, 3):
+                await broadcaster.broadcast_success("42", "report.progress", {"step": step})
+            await hear(cursor, last=3)
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,25 @@
+"""The example prints what its docstring says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from examples import away
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_it_prints_what_it_says() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.away"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in (away.__doc__ or "").splitlines()]
+    assert done.stdout.splitlines() == lines[lines.index("heard step 1") :][:4]
