@@ -98,6 +98,13 @@ def unavailable(details: str) -> RequestError:
     return RequestError(503, "unavailable", "Try again later", details, headers)
 
 
+def method_not_allowed(right: str) -> RequestError:
+    return RequestError(
+        405, "method_not_allowed", "Method not allowed", f"this route takes {right}",
+        {"Allow": right},
+    )  # fmt: skip
+
+
 def room_of(segment: str) -> Room:
     """The room in a path.
 
@@ -160,13 +167,7 @@ class Api:
         try:
             method, route = self._route(request)
             if request.method != method and (request.method, method) != ("HEAD", "GET"):
-                raise RequestError(
-                    405,
-                    "method_not_allowed",
-                    "Method not allowed",
-                    f"this route takes {method}",
-                    {"Allow": method},
-                )
+                raise method_not_allowed(method)
             return await route(request)
         except RequestError as error:
             return error.response
