@@ -36,6 +36,7 @@ from .connections import (
     run_event_stream,
     run_websocket,
     speaks_control,
+    until_gone,
 )
 from .hub import Hub
 from .settings import ServerSettings, is_loopback, load_settings
@@ -70,15 +71,16 @@ class RoomServer:
         return self._store.promise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                await self._http(scope, receive, send)
-            case "websocket":
-                await self._websocket(scope, receive, send)
-            case "lifespan":
-                await self._lifespan(receive, send)
-            case other:
-                raise RuntimeError(f"the room server does not speak {other!r}")
+        with contextlib.suppress(DisconnectedError):
+            match scope["type"]:
+                case "http":
+                    await self._http(scope, receive, until_gone(send))
+                case "websocket":
+                    await self._websocket(scope, receive, until_gone(send))
+                case "lifespan":
+                    await self._lifespan(receive, send)
+                case other:
+                    raise RuntimeError(f"the room server does not speak {other!r}")
 
     async def drain(self) -> None:
         """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..protocol.control import SUBPROTOCOL, CloseCode, ControlFrame
 from .stores.base import Entry, StoreUnavailableError
-from .subscription import Subscription
+from .subscription import SEND_TIMEOUT_S, Subscription
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,25 @@ class DisconnectedError(Exception):
     """The peer has gone: there is nobody to answer."""
 
 
+def until_gone(send: Send) -> Send:
+    """``send``, but a peer that has just gone is a :class:`DisconnectedError`.
+
+    uvloop closes a socket inside the write that fails, and raises RuntimeError at the next write,
+    before the ASGI server has heard of the end.
+    """
+
+    async def send_or_end(message: Message) -> None:
+        try:
+            await send(message)
+        except RuntimeError as error:
+            if "handler is closed" not in str(error):
+                raise
+            await asyncio.sleep(0)  # now the ASGI server hears of it, too
+            raise DisconnectedError from error
+
+    return send_or_end
+
+
 async def run_websocket(
     subscription: Subscription,
     after: str | None,
@@ -74,7 +93,11 @@ async def run_websocket(
                 raise DisconnectedError
             heard = message["bytes"] if message.get("text") is None else message["text"]
             if (answer := subscription.hear(heard)) is not None:
-                await send({"type": "websocket.send", "text": answer})
+                try:
+                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                        await send({"type": "websocket.send", "text": answer})
+                except TimeoutError:
+                    return subscription.close(CloseCode.TOO_SLOW)
 
     try:
         code = await _run_until_closed(subscription, listen(), _follow(subscription, after, write))

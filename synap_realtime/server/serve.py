@@ -25,6 +25,14 @@ logger = logging.getLogger(__name__)
 DRAIN_S = 5
 CLOSE_HANDSHAKE_S = 10.0
 
+HEAD_TIMEOUT_S = 20.0
+"""A connection has so long to send the head of a request; half a head is not waited for."""
+
+MAX_HEAD_BYTES = 64 * 1024
+"""The head of a request has at most so many, beside those of its first packet."""
+
+_REFUSAL = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers; who runs it says when it stops."""
@@ -40,15 +48,82 @@ class _Server(uvicorn.Server):
 
 
 class _Http(HttpToolsProtocol):
-    """uvicorn's, but an event stream whose peer does not read can be cut."""
+    """uvicorn's, but an event stream whose peer does not read can be cut, and a head has an end."""
+
+    _heads = 0
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._heads
+        super().data_received(data)
+        # What came before in the packet that a head begins in is not counted: it may be a body.
+        if self._head_timer is not None and before == self._heads:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.transport.write(_REFUSAL % b"431 Request Header Fields Too Large")
+                self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+        self._heads += 1
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._await_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_timer is not None:  # else it is a trailer: uvicorn would keep them all
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_is_there()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's, but a peer that does not read cannot keep its socket after its end."""
+    """uvicorn's, but a hostile peer gets an end, and no place in memory or in the log."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            # A head that is no handshake, such as one with a body: uvicorn would leave it open.
+            refusal = b"".join(self.conn.data_to_send()) or _REFUSAL % b"400 Bad Request"
+            self.handshake_initiated = self.handshake_complete = self.close_sent = True
+            self.transport.write(refusal)
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:  # uvicorn would log it as an error, with a traceback
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:  # it does not read: the pong would wait in memory, behind all the others
+            self.conn.data_to_send()
 
     async def send(self, message: Any) -> None:
         await super().send(message)
