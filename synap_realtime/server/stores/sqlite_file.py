@@ -100,7 +100,7 @@ class LogFile:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._inode = self.path.stat().st_ino
-            with contextlib.closing(self.connect()) as db:
+            with contextlib.closing(self._open()) as db:
                 self._make_tables(db)
         except (sqlite3.Error, OSError) as error:
             self.close()
@@ -110,19 +110,31 @@ class LogFile:
             raise
 
     def connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
+        """
+        Raises:
+            sqlite3.Error: the file cannot be opened, or is no longer the one that was.
+        """
+        self.require_in_place()
+        db = self._open()
+        # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache.
+        try:
+            db.executescript(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
+                "PRAGMA journal_size_limit=67108864;"
+            )
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(
             f"{self.path.as_uri()}?mode=rw",  # never make a new file in the place of one that went
             uri=True,
             timeout=_BUSY_TIMEOUT_S,
             isolation_level=None,
             check_same_thread=False,
         )
-        # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache.
-        db.executescript(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
-            "PRAGMA journal_size_limit=67108864;"
-        )
-        return db
 
     def require_in_place(self) -> None:
         """See that the path still leads to the file that is open.
@@ -174,6 +186,7 @@ class LogWriter:
         self._retention = retention
         self._clock = clock
         self._db = file.connect()
+        self._connected = True
         (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
         self.offset = _last_offset(self._db)
 
@@ -210,6 +223,8 @@ class LogWriter:
         return kept
 
     def is_anything_old(self) -> bool:
+        if not self._connected:
+            return True  # let a write find out whether it is there again
         now = self._clock()
         for query in (
             "SELECT expires FROM entry ORDER BY expires LIMIT 1",
@@ -227,14 +242,17 @@ class LogWriter:
     def _transaction(self) -> Iterator[None]:
         try:
             self._file.require_in_place()
+            if not self._connected:
+                self._db = self._file.connect()
+                self._connected = True
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
         except BaseException:
             # Whatever it was, the next transaction starts with a connection that is known good.
+            self._connected = False
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
-            self._db = self._file.connect()
             raise
 
     def _keep(self, publication: Publication) -> Kept:
