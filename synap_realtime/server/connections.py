@@ -6,6 +6,7 @@ See PROTOCOL.md, "WebSocket" and "Server-Sent Events".
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
@@ -116,7 +117,18 @@ async def run_event_stream(
     send: Send,
 ) -> None:
     """Answer with an event stream until one side ends it."""
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    started = asyncio.Event()
+
+    async def start() -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await put(f"retry: {RETRY_MS}\n\n")
+        except TimeoutError:  # what it asked for before, on this connection, it does not read
+            subscription.close(CloseCode.TOO_SLOW)
+            return
+        started.set()
+        await _follow(subscription, after, write)
 
     async def put(text: str) -> None:
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
@@ -139,13 +151,15 @@ async def run_event_stream(
         raise DisconnectedError
 
     async def beat() -> None:
-        await put(f"retry: {RETRY_MS}\n\n")
+        await started.wait()
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             await put(":\n\n")
 
     try:
-        await _run_until_closed(subscription, listen(), beat(), _follow(subscription, after, write))
+        await _run_until_closed(subscription, listen(), beat(), start())
+        if not started.is_set():
+            raise TimeoutError
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await send({"type": "http.response.body", "body": b""})
     except (DisconnectedError, OSError):
@@ -154,6 +168,8 @@ async def run_event_stream(
         # It does not read: the end of the stream would wait behind what it does not take.
         if abort := scope.get("extensions", {}).get(ABORT_EXTENSION):
             abort()
+            with contextlib.suppress(DisconnectedError):
+                await listen()  # until the ASGI server has heard of it, too
 
 
 def speaks_control(scope: Scope) -> bool:

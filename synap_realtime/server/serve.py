@@ -23,6 +23,7 @@ from .settings import ServerSettings, is_loopback
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 5
+CUT_S = 3.0
 CLOSE_HANDSHAKE_S = 10.0
 
 HEAD_TIMEOUT_S = 20.0
@@ -44,7 +45,19 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if isinstance(app := self.config.app, RoomServer):
             await app.drain()  # before uvicorn closes the sockets with a code of its own
-        await super().shutdown(sockets)
+        cut = asyncio.get_running_loop().call_later(CUT_S, self._cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+    def _cut(self) -> None:
+        """End who has sent half a request, or does not read its answer.
+
+        Else uvicorn cancels them, with a traceback in the log for each.
+        """
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
 
 
 class _Http(HttpToolsProtocol):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import sqlite3
 import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import httpx
 import pytest
 import websockets
 
+from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app, serve
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
@@ -149,6 +152,42 @@ async def test_what_is_odd_but_right_is_kept_and_delivered_as_it_came(url: str) 
             data = text.partition("\ndata: ")[2].partition("\n\n")[0]
             assert json.loads(data) == kept
             await require_alive(url, members)
+
+
+def test_another_programs_database_is_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "rooms.db"
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE its (own TEXT)")
+    before = file.read_bytes()
+    with pytest.raises(ConfigurationError, match="another program's database"):
+        create_app(load_settings(store=f"sqlite:///{file}"))
+    assert file.read_bytes() == before
+
+
+async def test_a_file_that_comes_back_takes_the_next_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what stood in its place meanwhile is not touched."""
+    file, away, elsewhere = (tmp_path / f"{name}.db" for name in ("rooms", "away", "other"))
+    with contextlib.closing(sqlite3.connect(elsewhere)) as other:
+        other.execute("CREATE TABLE its (own TEXT)")
+    async with running(create_app(load_settings(store=f"sqlite:///{file}"))) as url:
+        room = f"{url}/rooms/user_1/broadcast"
+        async with httpx.AsyncClient() as client:
+            assert (await client.post(room, json=NOTE)).status_code == 200
+            file.rename(away)
+            file.write_bytes(elsewhere.read_bytes())
+            for _ in range(2):
+                refused = await client.post(room, json=NOTE)
+                assert refused.status_code == 503
+                assert "moved or deleted" in refused.json()["details"]
+            assert file.read_bytes() == elsewhere.read_bytes()
+            away.replace(file)
+            assert (await client.post(room, json=NOTE)).status_code == 200
+    # Once each: that it went, and that it is back.
+    said = [record.getMessage() for record in caplog.records]
+    assert ["no more" in line for line in said] == [True, False]
+    caplog.clear()
 
 
 async def test_of_a_member_that_comes_twice_the_last_counts(rooms: str) -> None:
@@ -385,6 +424,37 @@ async def test_half_a_request_is_not_waited_for(
             assert (await reader.read()).count(b"200 OK") == sent.count(b"\r\n\r\n")
         writer.close()
     await require_alive(rooms, "half a request")
+
+
+async def test_nobody_who_stalls_keeps_a_server_from_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not with half a body, and not with answers that it does not read."""
+    monkeypatch.setattr(serve, "CUT_S", 0.05)
+    monkeypatch.setattr(serve, "DRAIN_S", 60)
+    stalled: list[asyncio.StreamWriter] = []
+    async with running(create_app(load_settings(drain_s=0))) as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            for _ in range(8):
+                body = {**NOTE, "data": {"x": "y" * 200_000}}
+                await client.post("/rooms/user_1/broadcast", json=body)
+        where = urlsplit(url)
+        history = http(b"GET /rooms/user_1/history?limit=1000") * 8
+        for sent in (
+            http(POST, b"Content-Length: 100", body=b"{"),
+            history,
+            history + http(b"GET /rooms/user_1/events"),
+            http(SUBSCRIBE, *UPGRADE),
+        ):
+            _, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(sent)
+            stalled.append(writer)
+            await require_alive(url, sent[:100])
+        begun = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - begun < 15
+    for writer in stalled:
+        writer.transport.abort()
 
 
 async def test_half_a_body_ends_with_its_connection(rooms: str) -> None:
