@@ -57,12 +57,16 @@ class _Server(uvicorn.Server):
         Else uvicorn cancels them, with a traceback in the log for each.
         """
         for connection in tuple(self.server_state.connections):
-            connection.transport.abort()
+            if isinstance(connection, _Http):
+                connection.end()
+            else:
+                connection.transport.abort()
 
 
 class _Http(HttpToolsProtocol):
     """uvicorn's, but an event stream whose peer does not read can be cut, and a head has an end."""
 
+    _answering: Any = None
     _heads = 0
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
@@ -73,7 +77,19 @@ class _Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
+        if self._answering is not None:
+            self._answering.disconnected = True  # uvicorn tells only the last of those pipelined
         super().connection_lost(exc)
+
+    def end(self) -> None:
+        """Cut the connection at once."""
+        if self._answering is not None:
+            self._answering.disconnected = True
+        self.transport.abort()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         before = self._heads
@@ -87,7 +103,7 @@ class _Http(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {ABORT_EXTENSION: self.end}  # type: ignore[dict-item]
         self._heads += 1
         self._head_bytes = 0
         if self._head_timer is None:
