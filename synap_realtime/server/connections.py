@@ -162,14 +162,14 @@ async def run_event_stream(
             raise TimeoutError
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await send({"type": "http.response.body", "body": b""})
-    except (DisconnectedError, OSError):
-        logger.debug("a subscriber went away")
-    except TimeoutError:
+    except TimeoutError:  # an OSError, too: so it comes first
         # It does not read: the end of the stream would wait behind what it does not take.
         if abort := scope.get("extensions", {}).get(ABORT_EXTENSION):
             abort()
             with contextlib.suppress(DisconnectedError):
                 await listen()  # until the ASGI server has heard of it, too
+    except (DisconnectedError, OSError):
+        logger.debug("a subscriber went away")
 
 
 def speaks_control(scope: Scope) -> bool:
