@@ -98,6 +98,13 @@ def unavailable(details: str) -> RequestError:
     return RequestError(503, "unavailable", "Try again later", details, headers)
 
 
+def method_not_allowed(right: str) -> RequestError:
+    return RequestError(
+        405, "method_not_allowed", "Method not allowed", f"this route takes {right}",
+        {"Allow": right},
+    )  # fmt: skip
+
+
 def room_of(segment: str) -> Room:
     """The room in a path.
 
@@ -163,13 +170,7 @@ class Api:
         try:
             method, route = self._route(request)
             if request.method != method and (request.method, method) != ("HEAD", "GET"):
-                raise RequestError(
-                    405,
-                    "method_not_allowed",
-                    "Method not allowed",
-                    f"this route takes {method}",
-                    {"Allow": method},
-                )
+                raise method_not_allowed(method)
             return await route(request)
         except RequestError as error:
             return error.response
@@ -204,8 +205,6 @@ class Api:
                 return "POST", self._publishing(self._broadcast_one)
             case ("rooms", _, "subscribe"):
                 return "GET", self._subscribe_without_upgrade
-            case ("rooms", _, "events"):
-                return "GET", self._events_without_body
             case ("rooms", _, "history"):
                 return "GET", self._history
             case ("rooms", _, "health"):
@@ -236,16 +235,6 @@ class Api:
             "Expected WebSocket upgrade",
             "open this address as a WebSocket, ws:// or wss://",
             {"Upgrade": "websocket", "Connection": "Upgrade"},
-        )
-
-    async def _events_without_body(self, _: Request) -> Response:
-        """For HEAD: the stream itself is not a response that this class could give."""
-        raise RequestError(
-            405,
-            "method_not_allowed",
-            "Method not allowed",
-            "an event stream is its body: use GET",
-            {"Allow": "GET"},
         )
 
     async def _history(self, request: Request) -> Response:

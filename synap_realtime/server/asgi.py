@@ -20,6 +20,7 @@ from .api import (
     Request,
     RequestError,
     Response,
+    method_not_allowed,
     position_of,
     room_of,
     split_path,
@@ -35,6 +36,7 @@ from .connections import (
     run_event_stream,
     run_websocket,
     speaks_control,
+    until_gone,
 )
 from .hub import Hub
 from .settings import ServerSettings, is_loopback, load_settings
@@ -69,15 +71,16 @@ class RoomServer:
         return self._store.promise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                await self._http(scope, receive, send)
-            case "websocket":
-                await self._websocket(scope, receive, send)
-            case "lifespan":
-                await self._lifespan(receive, send)
-            case other:
-                raise RuntimeError(f"the room server does not speak {other!r}")
+        with contextlib.suppress(DisconnectedError):
+            match scope["type"]:
+                case "http":
+                    await self._http(scope, receive, until_gone(send))
+                case "websocket":
+                    await self._websocket(scope, receive, until_gone(send))
+                case "lifespan":
+                    await self._lifespan(receive, send)
+                case other:
+                    raise RuntimeError(f"the room server does not speak {other!r}")
 
     async def drain(self) -> None:
         """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""
@@ -131,9 +134,11 @@ class RoomServer:
                 await _respond(send, Response(204, b""), [*cors, *_PREFLIGHT])
                 return
             match scope["method"], segments:
-                case "GET", ("rooms", segment, "events"):
+                case "GET" | "HEAD", ("rooms", segment, "events"):
                     await self._events(segment, headers, cors, scope, receive, send)
                     return
+                case _, ("rooms", _, "events"):
+                    raise method_not_allowed("GET")
             response = await self._api.handle(
                 Request(
                     method=scope["method"],
@@ -212,8 +217,12 @@ class RoomServer:
         room, after = self._target(segment, query)
         if last and not is_cursor(last):
             after = LOST
+        stream_headers = [*EVENT_STREAM_HEADERS, *cors]
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": stream_headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
         with self._subscribed(room, acknowledges=False) as subscription:
-            stream_headers = [*EVENT_STREAM_HEADERS, *cors]
             await run_event_stream(subscription, after, stream_headers, scope, receive, send)
 
     def _target(self, segment: str, query: dict[str, str]) -> tuple[Room, str | None]:
@@ -254,10 +263,13 @@ async def _respond(
     headers: list[tuple[bytes, bytes]],
     kind: str = "http.response",
 ) -> None:
-    own = [(b"content-type", b"application/json")] if response.content else []
+    own = [(b"cache-control", b"no-store")]
+    if response.status != 204:  # which has no body, and may not say how long it is
+        own += [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(response.content)).encode()),
+        ]
     own += [
-        (b"content-length", str(len(response.content)).encode()),
-        (b"cache-control", b"no-store"),
         *((name.lower().encode(), value.encode()) for name, value in response.headers.items()),
     ]
     start = {"type": f"{kind}.start", "status": response.status, "headers": [*own, *headers]}

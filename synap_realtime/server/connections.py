@@ -6,6 +6,7 @@ See PROTOCOL.md, "WebSocket" and "Server-Sent Events".
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..protocol.control import SUBPROTOCOL, CloseCode, ControlFrame
 from .stores.base import Entry, StoreUnavailableError
-from .subscription import Subscription
+from .subscription import SEND_TIMEOUT_S, Subscription
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,25 @@ class DisconnectedError(Exception):
     """The peer has gone: there is nobody to answer."""
 
 
+def until_gone(send: Send) -> Send:
+    """``send``, but a peer that has just gone is a :class:`DisconnectedError`.
+
+    uvloop closes a socket inside the write that fails, and raises RuntimeError at the next write,
+    before the ASGI server has heard of the end.
+    """
+
+    async def send_or_end(message: Message) -> None:
+        try:
+            await send(message)
+        except RuntimeError as error:
+            if "handler is closed" not in str(error):
+                raise
+            await asyncio.sleep(0)  # now the ASGI server hears of it, too
+            raise DisconnectedError from error
+
+    return send_or_end
+
+
 async def run_websocket(
     subscription: Subscription,
     after: str | None,
@@ -74,7 +94,11 @@ async def run_websocket(
                 raise DisconnectedError
             heard = message["bytes"] if message.get("text") is None else message["text"]
             if (answer := subscription.hear(heard)) is not None:
-                await send({"type": "websocket.send", "text": answer})
+                try:
+                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                        await send({"type": "websocket.send", "text": answer})
+                except TimeoutError:
+                    return subscription.close(CloseCode.TOO_SLOW)
 
     try:
         code = await _run_until_closed(subscription, listen(), _follow(subscription, after, write))
@@ -93,7 +117,18 @@ async def run_event_stream(
     send: Send,
 ) -> None:
     """Answer with an event stream until one side ends it."""
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    started = asyncio.Event()
+
+    async def start() -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await put(f"retry: {RETRY_MS}\n\n")
+        except TimeoutError:  # what it asked for before, on this connection, it does not read
+            subscription.close(CloseCode.TOO_SLOW)
+            return
+        started.set()
+        await _follow(subscription, after, write)
 
     async def put(text: str) -> None:
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
@@ -116,21 +151,25 @@ async def run_event_stream(
         raise DisconnectedError
 
     async def beat() -> None:
-        await put(f"retry: {RETRY_MS}\n\n")
+        await started.wait()
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             await put(":\n\n")
 
     try:
-        await _run_until_closed(subscription, listen(), beat(), _follow(subscription, after, write))
+        await _run_until_closed(subscription, listen(), beat(), start())
+        if not started.is_set():
+            raise TimeoutError
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await send({"type": "http.response.body", "body": b""})
-    except (DisconnectedError, OSError):
-        logger.debug("a subscriber went away")
-    except TimeoutError:
+    except TimeoutError:  # an OSError, too: so it comes first
         # It does not read: the end of the stream would wait behind what it does not take.
         if abort := scope.get("extensions", {}).get(ABORT_EXTENSION):
             abort()
+            with contextlib.suppress(DisconnectedError):
+                await listen()  # until the ASGI server has heard of it, too
+    except (DisconnectedError, OSError):
+        logger.debug("a subscriber went away")
 
 
 def speaks_control(scope: Scope) -> bool:

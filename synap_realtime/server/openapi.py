@@ -12,6 +12,7 @@ _TEXT: dict[str, Any] = {"type": "string"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 _FLAG: dict[str, Any] = {"type": "boolean"}
 _CURSOR: dict[str, Any] = {"type": "string", "pattern": "^[A-Za-z0-9]{1,32}-[0-9]{1,18}$"}
+_ROOM_ID: dict[str, Any] = {"type": "string", "pattern": f"^{ROOM_PATTERN}$"}
 _NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 128}
 
 
@@ -34,15 +35,32 @@ _NOTIFICATION = _object(
     timestamp={"type": ["string", "null"], "format": "date-time"},
 )
 _NOTIFICATION["properties"]["id"]["type"] = ["string", "null"]
+_NOTIFICATION["description"] = "Members that are not named here are kept and delivered."
 _NOTIFICATION["properties"] |= {
     name: {"type": ["string", "null"], "description": "Set by the server on delivery."}
     for name in ("room", "cursor")
 }
 
+_DELIVERED = _object(
+    "type", "data", "id", "timestamp", "room", "cursor",
+    type=_NAME, data={"type": "object"}, id=_NAME, requestId=_TEXT,
+    status={"enum": ["pending", "success", "error"]},
+    timestamp={"type": "string", "format": "date-time", "pattern": "\\.[0-9]{3}Z$"},
+    room=_TEXT, cursor=_CURSOR,
+)  # fmt: skip
+
+_CODE = {
+    "enum": [
+        "malformed", "forbidden", "not_found", "method_not_allowed", "too_large",
+        "unsupported_media_type", "upgrade_required", "unavailable",
+    ],
+}  # fmt: skip
+
 _RECEIPT = {"broadcastCount": _COUNT, "cursor": _CURSOR, "duplicate": _FLAG}
 
 _SCHEMAS: dict[str, Any] = {
     "Notification": _NOTIFICATION,
+    "DeliveredNotification": _DELIVERED,
     "Batch": _object(
         "notifications",
         notifications={
@@ -50,9 +68,15 @@ _SCHEMAS: dict[str, Any] = {
             "minItems": 1,
             "maxItems": MAX_BATCH_NOTIFICATIONS,
             "description": "Each is checked alone: a bad one fails alone, in the answer.",
-            "items": {},
+            "items": {"anyOf": [_ref("BatchItem"), {}]},
         },
     ),
+    "BatchItem": {
+        "allOf": [
+            _ref("Notification"),
+            _object("rooms", rooms={"type": "array", "minItems": 1, "items": _ROOM_ID}),
+        ],
+    },
     "Receipt": _object(
         "success", "broadcastCount", "message", "id", "cursor", "duplicate",
         success={"const": True}, message=_TEXT, id=_TEXT, **_RECEIPT,
@@ -74,7 +98,7 @@ _SCHEMAS: dict[str, Any] = {
                     ),
                     _object(
                         "success", "error", "details", "code",
-                        success={"const": False}, error=_TEXT, details=_TEXT, code=_TEXT,
+                        success={"const": False}, error=_TEXT, details=_TEXT, code=_CODE,
                     ),
                 ]
             },
@@ -83,20 +107,20 @@ _SCHEMAS: dict[str, Any] = {
     "History": _object(
         "room", "notifications", "cursor", "recovered", "more",
         room=_TEXT, cursor=_CURSOR, recovered=_FLAG, more=_FLAG,
-        notifications={"type": "array", "items": _ref("Notification")},
+        notifications={"type": "array", "items": _ref("DeliveredNotification")},
     ),
     "RoomHealth": _object(
         "status", "connections", "roomId",
         status={"const": "ok"}, connections=_COUNT, roomId=_TEXT,
     ),
-    "Error": _object("error", "details", "code", error=_TEXT, details=_TEXT, code=_TEXT),
+    "Error": _object("error", "details", "code", error=_TEXT, details=_TEXT, code=_CODE),
 }  # fmt: skip
 
 _ROOM = {
     "name": "room",
     "in": "path",
     "required": True,
-    "schema": {"type": "string", "pattern": f"^{ROOM_PATTERN}$"},
+    "schema": _ROOM_ID,
     "example": "user_42",
 }
 
@@ -106,16 +130,27 @@ def _query(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _position(*names: str) -> dict[str, Any]:
-    return _query("after", "Where to start.", {"anyOf": [_CURSOR, {"enum": list(names)}]})
+    """``names`` beside a cursor; an empty one is none."""
+    return _query("after", "Where to start.", {"anyOf": [_CURSOR, {"enum": [*names, ""]}]})
 
 
 def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
+def _error(status: int) -> dict[str, Any]:
+    answer = _answer("See PROTOCOL.md, Errors.", _ref("Error"))
+    if status == 426:
+        answer["headers"] = {"Upgrade": {"required": True, "schema": {"const": "websocket"}}}
+    if status == 503:
+        seconds = {"type": "integer", "minimum": 1}
+        answer["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
+    return answer
+
+
 def _operation(id: str, text: str, answers: dict[str, Any], *errors: int) -> dict[str, Any]:
     """``answers`` by status; each error is the same object (PROTOCOL.md, "Errors")."""
-    wrong = {str(status): _answer("See PROTOCOL.md, Errors.", _ref("Error")) for status in errors}
+    wrong = {str(status): _error(status) for status in errors}
     return {"operationId": id, "summary": text, "responses": {**answers, **wrong}}
 
 
@@ -127,7 +162,8 @@ def _ok(name: str) -> dict[str, Any]:
     return {"200": _answer("Done.", _ref(name))}
 
 
-_STATUS = {"200": _answer("Yes.", _object("status", status=_TEXT))}
+def _yes(status: str) -> dict[str, Any]:
+    return {"200": _answer("Yes.", _object("status", status={"const": status}))}
 
 
 @cache
@@ -141,9 +177,9 @@ def document() -> dict[str, Any]:
             "description": "The HTTP part of the wire contract; PROTOCOL.md is the whole.",
         },
         "paths": {
-            "/health": {"get": _operation("health", "Does the process live?", _STATUS, 403)},
+            "/health": {"get": _operation("health", "Does the process live?", _yes("ok"), 403)},
             "/ready": {
-                "get": _operation("ready", "May it have traffic?", _STATUS, 403, 503),
+                "get": _operation("ready", "May it have traffic?", _yes("ready"), 403, 503),
             },
             "/openapi.json": {
                 "get": _operation(
@@ -171,7 +207,14 @@ def document() -> dict[str, Any]:
             },
             "/rooms/{room}/subscribe": {
                 "parameters": [_ROOM],
-                "get": _operation("subscribe", "A WebSocket.", {}, 400, 403, 426),
+                "get": {
+                    **_operation(
+                        "subscribe", "A WebSocket.",
+                        {"101": {"description": "The WebSocket, for a request with an upgrade."}},
+                        400, 403, 426, 503,
+                    ),
+                    "parameters": [_position("earliest", "latest")],
+                },
             },
             "/rooms/{room}/events": {
                 "parameters": [_ROOM],
@@ -184,7 +227,13 @@ def document() -> dict[str, Any]:
                         }},
                         400, 403, 503,
                     ),
-                    "parameters": [_position("earliest", "latest")],
+                    "parameters": [
+                        _position("earliest", "latest"),
+                        {
+                            "name": "Last-Event-ID", "in": "header", "schema": _TEXT,
+                            "description": "Resumes after this cursor; wins over after.",
+                        },
+                    ],
                 },
             },
             "/rooms/{room}/history": {

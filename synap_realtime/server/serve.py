@@ -11,21 +11,20 @@ from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ..errors import ConfigurationError
 from ..protocol.control import MAX_CLIENT_TEXT_BYTES
 from .asgi import RoomServer, create_app
-from .connections import ABORT_EXTENSION
+from .protocols import HttpProtocol, WebSocketProtocol
 from .settings import ServerSettings, is_loopback
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 5
-"""What is still open after draining is ended after so long."""
+CUT_S = 3.0
+"""After draining, who does not read or sent half a request is cut after so long."""
 
-CLOSE_HANDSHAKE_S = 10.0
+GRACE_S = 5
+"""And uvicorn ends what is still there after so long."""
 
 
 class _Server(uvicorn.Server):
@@ -38,36 +37,22 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if isinstance(app := self.config.app, RoomServer):
             await app.drain()  # before uvicorn closes the sockets with a code of its own
-        await super().shutdown(sockets)
+        cut = asyncio.get_running_loop().call_later(CUT_S, self._cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
 
+    def _cut(self) -> None:
+        """End who has sent half a request, or does not read its answer.
 
-class _Http(HttpToolsProtocol):
-    """uvicorn's, but an event stream whose peer does not read can be cut."""
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
-
-
-class _WebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's, but a peer that does not read cannot keep its socket after its end."""
-
-    _end: asyncio.TimerHandle | None = None
-
-    async def send(self, message: Any) -> None:
-        await super().send(message)
-        if self.initial_response is not None and self.close_sent:
-            self.handshake_complete = True  # else uvicorn logs a refusal as an error of the app
-
-    async def run_asgi(self) -> None:
-        await super().run_asgi()
-        if not self.transport.is_closing():
-            self._end = self.loop.call_later(CLOSE_HANDSHAKE_S, self.transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._end is not None:
-            self._end.cancel()  # it would hold the connection's memory until then
+        Else uvicorn cancels them, with a traceback in the log for each.
+        """
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, HttpProtocol):
+                connection.end()
+            else:
+                connection.transport.abort()
 
 
 @contextlib.asynccontextmanager
@@ -99,8 +84,8 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGene
         ) from error
     config = uvicorn.Config(
         app,
-        http=_Http,
-        ws=_WebSocket,
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
         # Room for a clear close code (4540) where a client sends too much; 1009 where far too much.
         ws_max_size=16 * MAX_CLIENT_TEXT_BYTES,
         proxy_headers=False,  # the peer is who it is; what a header says of it is not asked

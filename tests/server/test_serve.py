@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -63,6 +66,19 @@ def test_it_serves_and_stops_on_sigterm() -> None:
             _, errors = process.communicate(timeout=15)
         assert process.returncode == 0
         assert "Traceback" not in errors
+
+
+async def test_an_answer_does_not_wait_for_an_ack(rooms: str) -> None:
+    """50 answers take about 50 ms; with Nagle's algorithm they take 2 s."""
+    where = urlsplit(rooms)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    begun = time.monotonic()
+    for _ in range(50):
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b'{"status":"ok"}')
+    assert time.monotonic() - begun < 1.5
+    writer.close()
+    await writer.wait_closed()
 
 
 def test_each_option_is_also_in_the_environment() -> None:

@@ -110,13 +110,31 @@ class LogFile:
             raise
 
     def connect(self) -> sqlite3.Connection:
+        """
+        Raises:
+            sqlite3.Error: the file cannot be opened, or is no longer the one that was.
+        """
+        self.require_in_place()
         db = self._open()
         # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache.
-        db.executescript(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
-            "PRAGMA journal_size_limit=67108864;"
-        )
+        try:
+            db.executescript(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
+                "PRAGMA journal_size_limit=67108864;"
+            )
+        except BaseException:
+            db.close()
+            raise
         return db
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.as_uri()}?mode=rw",  # never make a new file in the place of one that went
+            uri=True,
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
 
     def require_in_place(self) -> None:
         """See that the path still leads to the file that is open.
@@ -133,15 +151,6 @@ class LogFile:
 
     def close(self) -> None:
         self._lock.release()
-
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(
-            f"{self.path.as_uri()}?mode=rw",  # never make a new file in the place of one that went
-            uri=True,
-            timeout=_BUSY_TIMEOUT_S,
-            isolation_level=None,
-            check_same_thread=False,
-        )
 
     def _unusable(self, error: Exception) -> ConfigurationError:
         return ConfigurationError(f"--store: {self.path} cannot be used: {error}")
@@ -176,7 +185,8 @@ class LogWriter:
         self._file = file
         self._retention = retention
         self._clock = clock
-        self._db, self._broken = file.connect(), False
+        self._db = file.connect()
+        self._connected = True
         (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
         self.offset = _last_offset(self._db)
 
@@ -213,8 +223,8 @@ class LogWriter:
         return kept
 
     def is_anything_old(self) -> bool:
-        if self._broken:
-            return True
+        if not self._connected:
+            return True  # let a write find out whether it is there again
         now = self._clock()
         for query in (
             "SELECT expires FROM entry ORDER BY expires LIMIT 1",
@@ -230,16 +240,17 @@ class LogWriter:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._file.require_in_place()
-        if self._broken:
-            self._db, self._broken = self._file.connect(), False
         try:
+            self._file.require_in_place()
+            if not self._connected:
+                self._db = self._file.connect()
+                self._connected = True
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
         except BaseException:
             # Whatever it was, the next transaction starts with a connection that is known good.
-            self._broken = True
+            self._connected = False
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             raise

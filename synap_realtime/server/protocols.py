@@ -1,0 +1,133 @@
+"""uvicorn's HTTP and WebSocket protocols, with an end for hostile peers.
+
+What uvicorn leaves open, keeps in memory or logs with a traceback is bounded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from .connections import ABORT_EXTENSION
+
+CLOSE_HANDSHAKE_S = 10.0
+
+HEAD_TIMEOUT_S = 20.0
+"""A connection has so long to send the head of a request; half a head is not waited for."""
+
+MAX_HEAD_BYTES = 64 * 1024
+"""The head of a request has at most so many, beside those of its first packet."""
+
+_REFUSAL = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's, but an event stream whose peer does not read can be cut, and a head has an end."""
+
+    _answering: Any = None
+    _heads = 0
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        if self._answering is not None:
+            self._answering.disconnected = True  # uvicorn tells only the last of those pipelined
+        super().connection_lost(exc)
+
+    def end(self) -> None:
+        """Cut the connection at once."""
+        if self._answering is not None:
+            self._answering.disconnected = True
+        self.transport.abort()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._heads
+        super().data_received(data)
+        # What came before in the packet that a head begins in is not counted: it may be a body.
+        if self._head_timer is not None and before == self._heads:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.transport.write(_REFUSAL % b"431 Request Header Fields Too Large")
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT_EXTENSION: self.end}  # type: ignore[dict-item]
+        self._heads += 1
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._await_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_timer is not None:  # else it is a trailer: uvicorn would keep them all
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_is_there()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's, but a hostile peer gets an end, and no place in memory or in the log."""
+
+    _end: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            # A head that is no handshake, such as one with a body: uvicorn would leave it open.
+            refusal = b"".join(self.conn.data_to_send()) or _REFUSAL % b"400 Bad Request"
+            self.handshake_initiated = self.handshake_complete = self.close_sent = True
+            self.transport.write(refusal)
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:  # uvicorn would log it as an error, with a traceback
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:  # it does not read: the pong would wait in memory, behind all the others
+            self.conn.data_to_send()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # else uvicorn logs a refusal as an error of the app
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        if not self.transport.is_closing():
+            self._end = self.loop.call_later(CLOSE_HANDSHAKE_S, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._end is not None:
+            self._end.cancel()  # it would hold the connection's memory until then
