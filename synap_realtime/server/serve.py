@@ -20,6 +20,9 @@ from .settings import ServerSettings, is_loopback
 
 logger = logging.getLogger(__name__)
 
+LINGER_S = 0.5
+"""After draining, publishers on open connections still hear 503 for so long, not a reset."""
+
 CUT_S = 3.0
 """After draining, who does not read or sent half a request is cut after so long."""
 
@@ -133,6 +136,8 @@ async def serve(settings: ServerSettings) -> None:
         logger.info("listening on %s", url)
         await until_stopped()
         logger.info("stopping")
+        await app.drain()
+        await asyncio.sleep(min(LINGER_S, settings.drain_s))
 
 
 def run(settings: ServerSettings) -> None:

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
@@ -88,10 +89,10 @@ class MemoryStore:
             return Page((), recovered=not foreign and not lost)
         self._trim(room, log, self._clock())
         start = 0 if foreign else after.offset
-        entries = [entry for _, entry in log.entries]
-        first = bisect_right(entries, start, key=lambda entry: entry.cursor.offset)
+        first = bisect_right(log.entries, start, key=lambda kept: kept[1].cursor.offset)
+        entries = [entry for _, entry in islice(log.entries, first, first + limit)]
         lost = 0 < start < log.forgotten
-        return Page(entries[first : first + limit], recovered=not foreign and not lost)
+        return Page(entries, recovered=not foreign and not lost)
 
     async def received_mark(self, room: Room) -> Cursor | None:
         log = self._logs.get(room)

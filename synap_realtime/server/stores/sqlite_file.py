@@ -90,6 +90,8 @@ class LogFile:
             )
         self._lock = FileLock(f"{self.path}.lock", thread_local=False, mode=0o600)
         try:
+            # Before the lock, so that a place that takes no file is not taken for a busy one.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._lock.acquire(blocking=False)
         except Timeout:
             raise ConfigurationError(
@@ -98,7 +100,6 @@ class LogFile:
         except OSError as error:
             raise self._unusable(error) from error
         try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._inode = self.path.stat().st_ino
             with contextlib.closing(self._open()) as db:
                 self._make_tables(db)
