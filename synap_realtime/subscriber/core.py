@@ -118,19 +118,50 @@ def read(message: str | bytes) -> Notification | Control | None:
         return None
 
 
+CUT_REPLAYS = 3
+"""After so many replays in a row that were cut, the next begins where the last one ended."""
+
+
 class _Subscription:
     """What is known over all connections: how far we are, and what was seen."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.cursor = None if options.after in POSITIONS else options.after
+        self.cursor: str | None = None
         self.received: str | None = None
         self.connections = 0
+        # Only at the end of a replay does the server say whether something is gone. A replay that
+        # was cut is asked for again, from where it began: else nobody would ever be told.
+        self._resume = None if options.after in POSITIONS else options.after
+        self._is_told = False
+        self._cut_replays = 0
         self._seen: dict[str, None] = {}  # the oldest first
 
     @property
     def after(self) -> str | None:
-        return self.cursor or self.options.after
+        return self._resume or self.options.after
+
+    def connected(self, *, speaks_v1: bool) -> None:
+        self.connections += 1
+        # Who has no position yet has nothing to be told.
+        self._is_told = not speaks_v1 or self._resume is None
+
+    def told(self, cursor: object) -> None:
+        """The replay is over, and the server has said whether something is gone."""
+        self._is_told = True
+        self._cut_replays = 0
+        self.move_to(cursor)
+
+    def lost(self) -> bool:
+        """The connection is. Returns whether something may be gone and nobody will tell."""
+        if self._is_told or self.cursor is None or self._resume == self.cursor:
+            return False
+        self._cut_replays += 1
+        if self._cut_replays < CUT_REPLAYS:
+            return False
+        self._cut_replays = 0
+        self._resume = self.cursor
+        return True
 
     @property
     def tells_gaps(self) -> bool:
@@ -141,6 +172,8 @@ class _Subscription:
         """The position moves on; what is no cursor leaves it."""
         if isinstance(cursor, str) and 0 < len(cursor) <= 64 and cursor.isascii():
             self.cursor = cursor
+            if self._is_told:
+                self._resume = cursor
 
     def is_new(self, notification: Notification) -> bool:
         """Whether its id was not seen before; one without an id is always new."""
@@ -172,15 +205,18 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
         if isinstance(answer, Failure):
             failure = answer
         else:
-            subscription.connections += 1
             start = clock()
             speaks_v1 = answer == SUBPROTOCOL
+            subscription.connected(speaks_v1=speaks_v1)
             keepalive = Keepalive(clock, acknowledges=speaks_v1 and options.acknowledge)
             yield Keep(keepalive)
             yield Tell(options.on_state, SubscriptionState("connected"))
             failure = yield from _connected(subscription, keepalive, clock, speaks_v1=speaks_v1)
             up_s = clock() - start
             yield HangUp()
+            if subscription.lost() and subscription.tells_gaps:
+                logger.info("no replay could be finished; something may be missed")
+                yield Tell(options.on_gap, options.room)
         delay_s = reconnect.delay_after(failure, up_s, options.address.shown)
         logger.info("%s; reconnecting in %.1f s", failure.reason, delay_s)
         state = SubscriptionState("reconnecting", reconnect.count, delay_s, failure.reason)
@@ -217,7 +253,7 @@ def _connected(
                     yield Wake()
             elif isinstance(content, Control) and speaks_v1:
                 if content.type == SUBSCRIBED:
-                    subscription.move_to(content.data.get("cursor"))
+                    subscription.told(content.data.get("cursor"))
                     # The last connection may have ended before its last acknowledgement.
                     if keepalive.acknowledge(subscription.received):
                         yield Wake()

@@ -72,9 +72,42 @@ def test_it_resumes_from_the_last_cursor_or_that_of_subscribed() -> None:
     driver.answer(note("n1", "c-1"))
     driver.answer(control("subscribed", cursor="c-7", recovered=True))
     driver.answer(Failure("lost"))
+    driver.answer(control("subscribed", cursor="c-7", recovered=True))
     driver.answer(note("n2", "c-8"))
     driver.answer(Failure("lost"))
     assert driver.dials == [None, "c-7", "c-8"]
+
+
+def test_a_replay_that_was_cut_is_asked_for_again_so_that_a_gap_is_told() -> None:
+    gaps: list[str] = []
+    driver = Driver(after="c-1", on_gap=gaps.append)
+    driver.connect()
+    driver.answer(note("n51", "c-51"))
+    driver.answer(Failure("lost"))
+    driver.answer(note("n51", "c-51"))
+    driver.answer(control("subscribed", cursor="c-51", recovered=False))
+    driver.answer(Failure("lost"))
+    assert driver.dials == ["c-1", "c-1", "c-51"]
+    assert (driver.heard, gaps) == (["n51"], ["user_1"])
+
+
+def test_replays_that_are_always_cut_come_to_an_end_and_count_as_a_gap() -> None:
+    gaps: list[str] = []
+    driver = Driver(after="c-1", attempts=None, on_gap=gaps.append)
+    driver.connect()
+    for n in range(2, 6):
+        driver.answer(note(f"n{n}", f"c-{n}"))
+        driver.answer(Failure("lost"))
+    assert driver.dials == ["c-1", "c-1", "c-1", "c-4", "c-4"]
+    assert gaps == ["user_1"]
+
+
+def test_a_server_without_control_frames_is_resumed_from_the_last_cursor() -> None:
+    driver = Driver()
+    driver.connect(None)
+    driver.answer(note("n1", "c-1"))
+    driver.answer(Failure("lost"), None)
+    assert driver.dials == [None, "c-1"]
 
 
 def test_ids_that_were_seen_are_dropped_and_forgotten_in_time() -> None:
