@@ -91,6 +91,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's, but a hostile peer gets an end, and no place in memory or in the log."""
 
     _end: asyncio.TimerHandle | None = None
+    _gone = False
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -124,10 +125,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
-        if not self.transport.is_closing():
+        if not self._gone:
             self._end = self.loop.call_later(CLOSE_HANDSHAKE_S, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._gone = True
         if self._end is not None:
             self._end.cancel()  # it would hold the connection's memory until then

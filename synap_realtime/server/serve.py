@@ -93,6 +93,8 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGene
         ws_max_size=16 * MAX_CLIENT_TEXT_BYTES,
         proxy_headers=False,  # the peer is who it is; what a header says of it is not asked
         ws_per_message_deflate=False,
+        ws_ping_interval=None,  # the contract has its own keepalive, and its own close code
+        ws_ping_timeout=None,
         log_config=None,
         # Its own lines at "info" hold whole addresses, and an address can hold a token.
         log_level="warning",

@@ -15,7 +15,8 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from synap_realtime import AsyncBroadcaster
-from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server import RoomServer, create_app, serve
+from synap_realtime.server.protocols import WebSocketProtocol
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 
@@ -147,6 +148,33 @@ async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(rooms: str
             pytest.fail("the sleeper was never let go")
         await until_connections(rooms, "user_1", 1)
         sleeper.transport.abort()
+
+
+async def test_the_socket_of_one_who_does_not_read_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its close frame would wait behind what it does not take, and the socket with it."""
+    monkeypatch.setattr("synap_realtime.server.protocols.CLOSE_HANDSHAKE_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.connections.CLOSE_TIMEOUT_S", 0.05)
+    cut = asyncio.Event()
+
+    class Watched(WebSocketProtocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            cut.set()
+
+    monkeypatch.setattr(serve, "WebSocketProtocol", Watched)
+    async with (
+        running(create_app()) as url,
+        AsyncBroadcaster(url) as broadcaster,
+        listening(url, "/rooms/user_1/subscribe") as ws,
+    ):
+        ws.transport.pause_reading()
+        async with asyncio.timeout(20):
+            while await connections(url, "user_1"):
+                await broadcaster.broadcast_success("1", "a.x", {"x": "y" * 200_000})
+            await cut.wait()
+        ws.transport.abort()
 
 
 async def test_a_full_batch_harms_no_subscriber_who_reads(rooms: str) -> None:
