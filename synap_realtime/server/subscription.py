@@ -171,11 +171,14 @@ class Subscription:
                 await self._hand_over(entry, send)
                 position = entry.cursor
                 replayed += 1
-            # Nothing was offered since the last page was read: from here on, live.
-            if len(page.entries) < _PAGE and newest == self._newest:
+            if len(page.entries) < _PAGE:
+                # From here on what is offered waits. What was offered since the page was read is
+                # in the log: it takes one more look, however much goes on in the room.
+                was_live, self._live = self._live, True
+                if not was_live and newest != self._newest:
+                    continue
                 # All of the room up to the head was read; an empty room has a position, too.
                 position = max(position, head, key=lambda cursor: cursor.offset)
-                self._live = True
                 self._handed = position.offset
                 frame = ControlFrame(
                     SUBSCRIBED,

@@ -194,6 +194,24 @@ async def test_what_was_read_before_it_was_delivered_is_not_doubled() -> None:
         assert await reader.until(2) == ["n1", "n2"]
 
 
+async def test_a_room_where_something_happens_all_the_time_becomes_live() -> None:
+    """Whenever the subscriber has caught up, there is something new."""
+    node = Node(SlowStore())
+    await node.publish(REQUEST)
+
+    class Busy(Reader):
+        async def send(self, message: Entry | ControlFrame) -> None:
+            await super().send(message)
+            if len(self.ids) < 500 and isinstance(message, Entry):
+                await node.publish(REQUEST)
+
+    reader = Busy()
+    async with subscribed(node, REQUEST, reader=reader):
+        await reader.until_control(1)
+        assert subscribed_frame(reader)[0] < 20
+        assert await reader.until(500) == [f"n{n}" for n in range(1, 501)]
+
+
 async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
     node = Node()
     reader = Reader()
