@@ -20,6 +20,8 @@ MAX_NOTIFICATION_BYTES = 256 * 1024
 
 MAX_BATCH_BYTES = 1024 * 1024
 MAX_BATCH_NOTIFICATIONS = 1000
+MAX_SPREAD_BYTES = 16 * 1024 * 1024
+"""What a batch may come to, each notification counted once for each of its rooms."""
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 

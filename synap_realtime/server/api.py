@@ -19,6 +19,7 @@ from ..protocol.notification import (
     MAX_BATCH_BYTES,
     MAX_BATCH_NOTIFICATIONS,
     MAX_NOTIFICATION_BYTES,
+    MAX_SPREAD_BYTES,
     encode_json,
     format_timestamp,
     parse_notification,
@@ -151,6 +152,7 @@ class Api:
         self._store = store
         self._hub = hub
         self._draining = False
+        self._closed = False
         self._begun = 0  # publishes that are not answered yet
         self._idle = asyncio.Event()
 
@@ -176,6 +178,11 @@ class Api:
             return error.response
         except StoreUnavailableError as error:
             return unavailable(str(error)).response
+
+    async def close(self) -> None:
+        """Let go of the store; no route asks it any more."""
+        self._closed = True
+        await self._store.close()
 
     def _publishing(self, route: Route) -> Route:
         """A route that is refused while draining, and that draining waits for."""
@@ -239,6 +246,8 @@ class Api:
 
     async def _history(self, request: Request) -> Response:
         room = room_of(request.segments[1])
+        if self._closed:
+            raise unavailable("the server has stopped")
         after = request.query.get("after", "earliest")
         position = self._store.earliest() if after == "earliest" else position_of(after)
         wanted = _limit_of(request.query.get("limit"))
@@ -300,6 +309,11 @@ class Api:
             checked.append(self._check_item(item))
             await asyncio.sleep(0)  # a large batch keeps nobody else waiting
         good = [entry for entry in checked if not isinstance(entry, RequestError)]
+        if sum(len(each.text) for entry in good for each in entry) > MAX_SPREAD_BYTES:
+            raise too_large(
+                f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
+                "each of its rooms"
+            )
         try:
             publications = [each for entry in good for each in entry]
             receipts = iter(await self._store.publish(publications, self._hub.deliver))
@@ -340,12 +354,11 @@ class Api:
     def _check(self, value: object) -> tuple[str, str]:
         """A notification's id and its JSON, with what the server adds."""
         try:
-            notification = parse_notification(value)
-            wire = notification.to_wire()
+            if isinstance(value, dict):  # what a sender wrote there is replaced, whatever it is
+                value = {k: v for k, v in value.items() if k not in ("room", "cursor")}
+            wire = parse_notification(value).to_wire()
             id = wire.setdefault("id", str(uuid_utils.uuid7()))
             wire.setdefault("timestamp", format_timestamp(datetime.now(UTC)))
-            wire.pop("room", None)
-            wire.pop("cursor", None)
             content = encode_json("notification", wire)
         except InvalidArgumentError as error:
             raise malformed(

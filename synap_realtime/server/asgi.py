@@ -86,7 +86,9 @@ class RoomServer:
         """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""
         if self._api.draining:
             return
-        await self._api.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_s):
+                await self._api.drain()
         going = list(self._subscriptions)
         spread_ms = min(_MAX_SPREAD_MS, 10 * len(going))
         size = max(_DRAIN_BATCH, len(going) // 20)
@@ -107,7 +109,7 @@ class RoomServer:
     async def close(self) -> None:
         """Drain, then let go of the store. For a server that is mounted: at your app's end."""
         await self.drain()
-        await self._store.close()
+        await self._api.close()
 
     async def _wait_until_left(self, end: float) -> None:
         with contextlib.suppress(TimeoutError):

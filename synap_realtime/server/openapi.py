@@ -37,7 +37,7 @@ _NOTIFICATION = _object(
 _NOTIFICATION["properties"]["id"]["type"] = ["string", "null"]
 _NOTIFICATION["description"] = "Members that are not named here are kept and delivered."
 _NOTIFICATION["properties"] |= {
-    name: {"type": ["string", "null"], "description": "Set by the server on delivery."}
+    name: {"description": "Set by the server on delivery; what is sent here is replaced."}
     for name in ("room", "cursor")
 }
 

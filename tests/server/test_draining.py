@@ -114,3 +114,5 @@ async def test_while_it_drains_it_is_not_ready_and_takes_nothing_new(
         history = (await client.get("/rooms/user_1/history")).json()
         assert sorted(each["id"] for each in history["notifications"]) == sorted(kept)
     await server.close()
+    async with httpx.AsyncClient(transport=transport, base_url="http://rooms") as client:
+        assert (await client.get("/rooms/user_1/history")).status_code == 503

@@ -105,6 +105,12 @@ async def test_one_request_reaches_a_thousand_rooms_and_not_more(rooms: str) -> 
         assert (await post(rooms, "/broadcast", json=body)).status_code == status
 
 
+async def test_a_batch_that_comes_to_too_much_in_its_rooms_gets_a_413(rooms: str) -> None:
+    item = {**NOTE, "data": {"x": "y" * 68_000}, "rooms": [f"user_{n}" for n in range(1000)]}
+    response = await post(rooms, "/broadcast", json={"notifications": [item]})
+    assert (response.status_code, response.json()["code"]) == (413, "too_large")
+
+
 @pytest.mark.parametrize(
     ("content_type", "status"),
     [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from ...protocol.cursor import Cursor
-from ...protocol.rooms import Room
+from ...protocol.rooms import Room, is_request_room
 from .base import Deliver, Entry, Page, Publication, Receipt, Retention, entry_of
 
 _SWEEP = 4  # rooms looked at for each publish: more than one can add, so the sweep keeps up
@@ -39,7 +39,9 @@ class MemoryStore:
         self._clock = clock
         self._epoch = secrets.token_hex(6)
         self._offset = 1  # not 0: a head must not look like the position before everything
-        self._dropped = 0  # the highest offset in any log that was dropped whole
+        # The highest offset in any log that was dropped whole, for requests' rooms and for others:
+        # what is kept for an hour says nothing about what is kept for a day.
+        self._dropped = {True: 0, False: 0}
         self._logs: OrderedDict[Room, _Log] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -65,7 +67,7 @@ class MemoryStore:
 
     def _keep(self, publication: Publication, now: float, deliver: Deliver) -> Receipt:
         room, id = publication.room, publication.id
-        log = self._logs.setdefault(room, _Log(forgotten=self._dropped))
+        log = self._logs.setdefault(room, _Log(forgotten=self._dropped[is_request_room(room)]))
         self._logs.move_to_end(room)
         self._trim(room, log, now)
         if (seen := log.ids.get(id)) is not None:
@@ -85,7 +87,7 @@ class MemoryStore:
         log = self._logs.get(room)
         foreign = after.epoch != self._epoch or after.offset > self._offset
         if log is None:
-            lost = 0 < after.offset < self._dropped
+            lost = 0 < after.offset < self._dropped[is_request_room(room)]
             return Page((), recovered=not foreign and not lost)
         self._trim(room, log, self._clock())
         start = 0 if foreign else after.offset
@@ -134,5 +136,6 @@ class MemoryStore:
             if log.entries or log.ids:
                 self._logs.move_to_end(room)
             else:
-                self._dropped = max(self._dropped, log.forgotten)
+                kind = is_request_room(room)
+                self._dropped[kind] = max(self._dropped[kind], log.forgotten)
                 del self._logs[room]

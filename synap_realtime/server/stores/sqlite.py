@@ -136,7 +136,7 @@ class SqliteStore:
     ) -> Sequence[Receipt]:
         loop = self._started()
         size = sum(len(publication.text) for publication in publications)
-        if self._waiting_bytes + size > MAX_WAITING_BYTES:
+        if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
             raise StoreUnavailableError("more waits to be written than the disk can take")
         self._waiting_bytes += size
         job = _Job(publications, deliver, loop.create_future(), size)
@@ -147,6 +147,7 @@ class SqliteStore:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 await self.publish((), lambda _room, _entry: 0)
+                await self._read(self._reader.last_offset)
         except TimeoutError:
             raise StoreUnavailableError("the file does not take a write in time") from None
 
@@ -160,8 +161,9 @@ class SqliteStore:
         )
 
     async def received_mark(self, room: Room) -> Cursor | None:
+        before = self._marks.get(room, 0)  # it may go into the file while we read
         kept = await self._read(self._reader.mark, room)
-        mark = max(kept, self._marks.get(room, 0))
+        mark = max(before, kept, self._marks.get(room, 0))
         return Cursor(self._epoch, mark) if mark else None
 
     def advance_received_mark(self, room: Room, position: Cursor) -> None:
@@ -270,8 +272,6 @@ class SqliteStore:
             for room, offset in done.marks.items():
                 if self._marks.get(room) == offset:
                     del self._marks[room]
-            for offset in done.counts:
-                self._counts.pop(offset, None)
             for number, job in enumerate(done.jobs):
                 self._waiting_bytes -= job.size
                 if isinstance(done.outcome, StoreUnavailableError):
@@ -281,6 +281,10 @@ class SqliteStore:
                     receipts = await self._deliver(job, done.outcome[number])
                     if not job.answer.done():
                         job.answer.set_result(receipts)
+            # Now, not before: a duplicate in these jobs was read before its count was written.
+            for offset, count in done.counts.items():
+                if self._counts.get(offset) == count:
+                    del self._counts[offset]
             stopping = done.stopping
 
     async def _deliver(self, job: _Job, kept: Sequence[Kept]) -> Sequence[Receipt]:
@@ -293,7 +297,11 @@ class SqliteStore:
             else:
                 entry = entry_of(publication.room, cursor, publication.text)
                 self._head = place.offset
-                count = job.deliver(publication.room, entry)
+                try:
+                    count = job.deliver(publication.room, entry)
+                except Exception:  # it must not; but nobody else shall wait for ever
+                    logger.exception("could not deliver to %s", publication.room)
+                    count = 0
                 if count:
                     self._counts[place.offset] = count
                 unread += entry.size

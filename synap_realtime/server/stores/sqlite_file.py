@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...errors import ConfigurationError
-from ...protocol.rooms import Room
+from ...protocol.rooms import Room, is_request_room
 from .base import Publication, Retention
 
 _APPLICATION_ID = 0x53594E50  # "SYNP"
 _VERSION = 1
 _BUSY_TIMEOUT_S = 1.0
 
-# seen.offset and entry.offset: AUTOINCREMENT, so no offset is ever used again. The first entry gets
-# 2: the head of an empty log must not be 0, the position before everything.
+# entry.offset: AUTOINCREMENT, so that none is ever used again. At each start it goes on from the
+# clock's microseconds: a copy of the file that was put back does not use those that were used after
+# it was made. jump: the offsets left out so, which no entry has; a cursor there is of a log that is
+# gone.
 _TABLES = """
 CREATE TABLE room (
     id INTEGER PRIMARY KEY,
@@ -50,9 +53,12 @@ CREATE TABLE seen (
     count INTEGER NOT NULL DEFAULT 0, -- connections that it was handed to
     UNIQUE (room, id)
 );
+CREATE INDEX seen_expires ON seen (expires);
+CREATE TABLE jump (after INTEGER PRIMARY KEY, until INTEGER NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT INTO sqlite_sequence (name, seq) VALUES ('entry', 1);
-INSERT INTO meta VALUES ('epoch', :epoch), ('dropped', 0), ('checked', 0);
+INSERT INTO sqlite_sequence (name, seq) VALUES ('entry', 0);
+INSERT INTO meta VALUES
+    ('epoch', :epoch), ('dropped_request', 0), ('dropped_other', 0), ('checked', 0);
 """
 
 
@@ -103,6 +109,7 @@ class LogFile:
             self._inode = self.path.stat().st_ino
             with contextlib.closing(self._open()) as db:
                 self._make_tables(db)
+                self._jump(db)
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise self._unusable(error) from error
@@ -178,6 +185,14 @@ class LogFile:
             f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_VERSION}; COMMIT;"
         )
 
+    def _jump(self, db: sqlite3.Connection) -> None:
+        last, now = _last_offset(db), time.time_ns() // 1000
+        if last < now:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("INSERT OR REPLACE INTO jump VALUES (?, ?)", (last, now))
+            db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'entry'", (now,))
+            db.execute("COMMIT")
+
 
 class LogWriter:
     """All that changes the file. For one thread."""
@@ -229,7 +244,7 @@ class LogWriter:
         now = self._clock()
         for query in (
             "SELECT expires FROM entry ORDER BY expires LIMIT 1",
-            "SELECT expires FROM seen ORDER BY offset LIMIT 1",
+            "SELECT expires FROM seen ORDER BY expires LIMIT 1",
         ):
             oldest = self._db.execute(query).fetchone()
             if oldest is not None and oldest[0] <= now:
@@ -262,8 +277,8 @@ class LogWriter:
         if row is None:
             (room,) = execute(
                 "INSERT INTO room (name, forgotten)"
-                " SELECT ?, value FROM meta WHERE name = 'dropped' RETURNING id",
-                (publication.room,),
+                " SELECT ?, value FROM meta WHERE name = ? RETURNING id",
+                (publication.room, _dropped(publication.room)),
             ).fetchone()
             size = 0
         else:
@@ -309,23 +324,24 @@ class LogWriter:
             (now, limit),
         ).fetchall()
         self._delete(entries)
-        ids = [
-            (offset, room)
-            for offset, room, expires in execute(
-                "SELECT offset, room, expires FROM seen ORDER BY offset LIMIT ?", (limit,)
-            )
-            if expires <= now
-        ]
+        ids = execute(
+            "SELECT offset, room FROM seen WHERE expires <= ? ORDER BY expires LIMIT ?",
+            (now, limit),
+        ).fetchall()
         self._db.executemany("DELETE FROM seen WHERE offset = ?", [(i[0],) for i in ids])
         for room in {room for _, room in (*entries, *ids)}:
             dropped = execute(
                 "DELETE FROM room WHERE id = ? AND size = 0"
                 " AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.room = room.id)"
-                " RETURNING forgotten",
+                " RETURNING forgotten, name",
                 (room,),
             ).fetchone()
             if dropped is not None:
-                execute("UPDATE meta SET value = max(value, ?) WHERE name = 'dropped'", dropped)
+                forgotten, name = dropped
+                execute(
+                    "UPDATE meta SET value = max(value, ?) WHERE name = ?",
+                    (forgotten, _dropped(name)),
+                )
 
 
 class LogReader:
@@ -348,6 +364,13 @@ class LogReader:
         finally:
             self._db.execute("ROLLBACK")
 
+    def last_offset(self) -> int:
+        """
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        return _last_offset(self._db)
+
     def mark(self, room: Room) -> int:
         """How far the room was received; 0 if never.
 
@@ -362,10 +385,12 @@ class LogReader:
 
     def _page(self, room: Room, after: int, limit: int) -> Rows:
         execute = self._db.execute
-        foreign = after > _last_offset(self._db)
+        foreign = after > _last_offset(self._db) or self._is_in_a_jump(after)
         row = execute("SELECT id, forgotten FROM room WHERE name = ?", (room,)).fetchone()
         if row is None:
-            (dropped,) = execute("SELECT value FROM meta WHERE name = 'dropped'").fetchone()
+            (dropped,) = execute(
+                "SELECT value FROM meta WHERE name = ?", (_dropped(room),)
+            ).fetchone()
             return Rows((), recovered=not foreign and not 0 < after < dropped)
         id, forgotten = row
         start = 0 if foreign else after
@@ -375,6 +400,12 @@ class LogReader:
             (id, max(start, gone), limit),
         ).fetchall()
         return Rows(rows, recovered=not foreign and not 0 < start < gone)
+
+    def _is_in_a_jump(self, offset: int) -> bool:
+        row = self._db.execute(
+            "SELECT until FROM jump WHERE after < ? ORDER BY after DESC LIMIT 1", (offset,)
+        ).fetchone()
+        return row is not None and offset < row[0]
 
     def _expired(self, room: int) -> int:
         """The highest offset that has expired and is not deleted yet; 0 if there is none."""
@@ -388,6 +419,14 @@ class LogReader:
             "SELECT max(offset) FROM entry WHERE room = ? AND expires <= ?", (room, now)
         ).fetchone()
         return int(expired or 0)
+
+
+def _dropped(room: str) -> str:
+    """Where the highest offset of logs that were dropped whole stands.
+
+    One for each age: what is kept for an hour says nothing about what is kept for a day.
+    """
+    return "dropped_request" if is_request_room(Room(room)) else "dropped_other"
 
 
 def _last_offset(db: sqlite3.Connection) -> int:

@@ -213,6 +213,23 @@ async def test_rooms_that_hold_nothing_any_more_are_dropped(
     assert len(page.entries) == 1
 
 
+async def test_a_quiet_users_room_is_not_told_of_a_loss_when_requests_rooms_go(
+    open_store: OpenStore, clock: Clock
+) -> None:
+    store = open_store()
+    await publish(store, "r1", Room("request_1"))
+    quiet = await store.head(USER)
+    for n in range(2, 20):
+        await publish(store, f"r{n}", Room(f"request_{n}"))
+    clock.now += 3 * 3600
+    for n in range(20, 40):
+        await publish(store, f"r{n}", Room(f"request_{n}"))
+    assert (await store.read(USER, quiet, 10)).recovered
+    await publish(store, "n1")
+    page = await store.read(USER, quiet, 10)
+    assert (len(page.entries), page.recovered) == (1, True)
+
+
 async def test_the_received_mark_only_moves_forward(open_store: OpenStore) -> None:
     store = open_store()
     assert await store.received_mark(USER) is None

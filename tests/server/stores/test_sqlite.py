@@ -74,6 +74,84 @@ async def test_no_offset_is_used_twice_even_when_the_log_was_emptied(path: Path)
     await store.close()
 
 
+async def test_a_copy_that_was_put_back_hides_nothing(path: Path) -> None:
+    """A backup has the offsets of its day; cursors of later days are of a log that is gone."""
+    store = SqliteStore(path)
+    kept = await publish(store, "kept")
+    await store.close()
+    backup = path.read_bytes()
+    store = SqliteStore(path)
+    lost = [await publish(store, f"lost{n}") for n in range(5)]
+    await store.close()
+    path.write_bytes(backup)
+    for rest in path.parent.glob("*.db-*"):
+        rest.unlink()
+    store = SqliteStore(path)
+    for n in range(8):
+        await publish(store, f"new{n}")
+    page = await store.read(USER, lost[-1].cursor, 100)
+    assert not page.recovered
+    assert len(page.entries) == 9
+    page = await store.read(USER, kept.cursor, 100)
+    assert page.recovered
+    assert len(page.entries) == 8
+    await store.close()
+
+
+async def test_a_duplicate_has_the_first_count_whatever_is_being_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "UPKEEP_S", 0.0)
+    store = SqliteStore(path)
+    for n in range(40):
+        await publish(store, f"n{n}", count=3)
+        again = await asyncio.gather(*(publish(store, f"n{n}", count=9) for _ in range(5)))
+        assert {receipt.broadcast_count for receipt in again} == {3}
+    await store.close()
+
+
+async def test_a_listener_that_fails_stops_nobody(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SqliteStore(path)
+
+    def deliver(_room: Room, _entry: Entry) -> int:
+        raise ValueError("a defect")
+
+    (receipt,) = await store.publish([Publication(USER, "n0", '{"id":"n0"}')], deliver)
+    assert receipt.broadcast_count == 0
+    assert (await publish(store, "n1", count=1)).broadcast_count == 1
+    assert "could not deliver" in caplog.text
+    await store.close()
+
+
+async def test_one_call_may_be_larger_than_what_may_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "MAX_WAITING_BYTES", 1000)
+    store = SqliteStore(path)
+    await publish(store, "n0", size=5000)
+    assert await ids(store) == ["n0"]
+    await store.close()
+
+
+async def test_ids_are_forgotten_when_the_clock_was_set_back(path: Path) -> None:
+    now = 100_000.0
+    store = SqliteStore(path, Retention(dedupe_s=10), clock=lambda: now)
+    for n in range(300):
+        await publish(store, f"a{n}")
+    now -= 50_000
+    for n in range(300):
+        await publish(store, f"b{n}")
+    now += 20
+    for n in range(10):
+        await publish(store, f"c{n}")
+    with closing(sqlite3.connect(path)) as other:
+        count = other.execute("SELECT count(*) FROM seen WHERE id LIKE 'b%'").fetchone()[0]
+    assert count == 0
+    await store.close()
+
+
 async def test_what_is_old_is_deleted_while_nobody_publishes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
