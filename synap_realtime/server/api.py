@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import unquote
 
-import pydantic_core
 import uuid_utils
 
 from ..errors import InvalidArgumentError
-from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.notification import (
     MAX_BATCH_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -24,7 +20,20 @@ from ..protocol.notification import (
     format_timestamp,
     parse_notification,
 )
-from ..protocol.rooms import Room, parse_room
+from ..protocol.rooms import Room
+from .http import (
+    Request,
+    RequestError,
+    Response,
+    json_body,
+    json_response,
+    malformed,
+    method_not_allowed,
+    position_of,
+    room_of,
+    too_large,
+    unavailable,
+)
 from .hub import Hub
 from .openapi import document
 from .stores.base import Publication, Receipt, Store, StoreUnavailableError
@@ -32,114 +41,11 @@ from .stores.base import Publication, Receipt, Store, StoreUnavailableError
 MAX_BODY_BYTES = MAX_BATCH_BYTES
 """No route reads more."""
 
-RETRY_AFTER_S = 1
-
 HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
 MAX_HISTORY_BYTES = 1024 * 1024
 """An answer ends with the notification that reaches it."""
 
 _PAGE = 16  # entries read at once: at most 4 MiB over what an answer may have
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """An HTTP request.
-
-    ``segments`` is the path, split at ``/`` and then percent-decoded; of a repeated parameter in
-    ``query`` the last counts, and an empty one is none.
-    """
-
-    method: str
-    segments: tuple[str, ...]
-    query: Mapping[str, str] = field(default_factory=dict)
-    content_type: str | None = None
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An HTTP answer. ``content`` is always JSON."""
-
-    status: int
-    content: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def _json(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(status, content, headers or {})
-
-
-class RequestError(Exception):
-    """A request that gets an error answer. See PROTOCOL.md, "Errors"."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        error: str,
-        details: str,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(error)
-        self.body = {"error": error, "details": details, "code": code}
-        self.response = _json(status, self.body, headers)
-
-
-def malformed(error: str, details: str) -> RequestError:
-    return RequestError(400, "malformed", error, details)
-
-
-def too_large(details: str) -> RequestError:
-    return RequestError(413, "too_large", "Too large", details)
-
-
-def unavailable(details: str) -> RequestError:
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return RequestError(503, "unavailable", "Try again later", details, headers)
-
-
-def method_not_allowed(right: str) -> RequestError:
-    return RequestError(
-        405, "method_not_allowed", "Method not allowed", f"this route takes {right}",
-        {"Allow": right},
-    )  # fmt: skip
-
-
-def room_of(segment: str) -> Room:
-    """The room in a path.
-
-    Raises:
-        RequestError: 400.
-    """
-    try:
-        return parse_room(segment)
-    except InvalidArgumentError as error:
-        raise malformed("Invalid room id", error.problem) from error
-
-
-def split_path(raw: str) -> tuple[str, ...]:
-    """A path as it came, as decoded segments; ``%2F`` does not split.
-
-    Raises:
-        RequestError: 400, if it is not UTF-8 under its percent-encoding.
-    """
-    try:
-        return tuple(unquote(part, errors="strict") for part in raw.strip("/").split("/"))
-    except UnicodeDecodeError:
-        raise malformed("Invalid path", "its percent-encoding is not UTF-8") from None
-
-
-def position_of(text: str) -> Cursor:
-    """The cursor in a query.
-
-    Raises:
-        RequestError: 400.
-    """
-    try:
-        return parse_cursor(text)
-    except InvalidArgumentError as error:
-        raise malformed("Invalid position", str(error)) from error
 
 
 Route = Callable[[Request], Awaitable[Response]]
@@ -219,20 +125,20 @@ class Api:
         raise RequestError(404, "not_found", "Not found", "see PROTOCOL.md, 'HTTP', for the routes")
 
     async def _health(self, _: Request) -> Response:
-        return _json(200, {"status": "ok"})
+        return json_response(200, {"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
         self.refuse_while_draining()
         await self._store.check()
-        return _json(200, {"status": "ready"})
+        return json_response(200, {"status": "ready"})
 
     async def _openapi(self, _: Request) -> Response:
-        return _json(200, document())
+        return json_response(200, document())
 
     async def _room_health(self, request: Request) -> Response:
         room = room_of(request.segments[1])
         connections = self._hub.connections(room)
-        return _json(200, {"status": "ok", "connections": connections, "roomId": room})
+        return json_response(200, {"status": "ok", "connections": connections, "roomId": room})
 
     async def _subscribe_without_upgrade(self, request: Request) -> Response:
         room_of(request.segments[1])
@@ -277,9 +183,9 @@ class Api:
 
     async def _broadcast_one(self, request: Request) -> Response:
         room = room_of(request.segments[1])
-        id, text = self._check(_decode(request))
+        id, text = self._check(json_body(request))
         (receipt,) = await self._store.publish([Publication(room, id, text)], self._hub.deliver)
-        return _json(
+        return json_response(
             200,
             {
                 "success": True,
@@ -292,7 +198,7 @@ class Api:
         )
 
     async def _broadcast_many(self, request: Request) -> Response:
-        body = _decode(request)
+        body = json_body(request)
         items = body.get("notifications") if isinstance(body, dict) else None
         if not isinstance(items, list) or not items:
             raise malformed("Invalid batch", "notifications: expected a list of at least one")
@@ -328,7 +234,8 @@ class Api:
                 results.append({"success": False, **failure.body})
             else:
                 results.append(_result([(each.room, next(receipts)) for each in entry]))
-        return _json(200, {"success": all(r["success"] for r in results), "results": results})
+        success = all(result["success"] for result in results)
+        return json_response(200, {"success": success, "results": results})
 
     def _check_item(self, item: object) -> list[Publication] | RequestError:
         """One notification of a batch, once for each of its rooms, or what is wrong with it."""
@@ -402,24 +309,3 @@ def _room_name(value: object) -> str:
     if not isinstance(value, str):
         raise malformed("Invalid room id", "rooms: expected strings")
     return value
-
-
-def _decode(request: Request) -> object:
-    """The JSON body: strict (no NaN, no lone surrogates, bounded depth).
-
-    Raises:
-        RequestError: 400 or 415.
-    """
-    if request.content_type is not None:
-        media = request.content_type.partition(";")[0].strip().lower()
-        if media != "application/json" and not media.endswith("+json"):
-            raise RequestError(
-                415,
-                "unsupported_media_type",
-                "Unsupported media type",
-                "send Content-Type: application/json",
-            )
-    try:
-        return pydantic_core.from_json(request.body, allow_inf_nan=False, cache_strings="keys")
-    except ValueError as error:
-        raise malformed("Invalid JSON", str(error)) from error

@@ -14,18 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from ..protocol.control import CloseCode
 from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room
-from .api import (
-    MAX_BODY_BYTES,
-    Api,
-    Request,
-    RequestError,
-    Response,
-    method_not_allowed,
-    position_of,
-    room_of,
-    split_path,
-    too_large,
-)
+from .api import MAX_BODY_BYTES, Api
 from .connections import (
     CLOSE_TIMEOUT_S,
     EVENT_STREAM_HEADERS,
@@ -37,6 +26,16 @@ from .connections import (
     run_websocket,
     speaks_control,
     until_gone,
+)
+from .http import (
+    Request,
+    RequestError,
+    Response,
+    method_not_allowed,
+    position_of,
+    room_of,
+    split_path,
+    too_large,
 )
 from .hub import Hub
 from .settings import ServerSettings, is_loopback, load_settings

@@ -202,6 +202,9 @@ async def _run_until_closed(
             code = await subscription.closed()
             for task in tasks:
                 task.cancel()
-    except* (DisconnectedError, OSError) as errors:
-        raise errors.exceptions[0] from None
+    except ExceptionGroup as errors:
+        gone, rest = errors.split((DisconnectedError, OSError))
+        if gone is None or rest is not None:
+            raise
+        raise gone.exceptions[0] from None
     return code
