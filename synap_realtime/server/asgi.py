@@ -18,6 +18,7 @@ from .api import MAX_BODY_BYTES, Api
 from .connections import (
     CLOSE_TIMEOUT_S,
     EVENT_STREAM_HEADERS,
+    RETRY_MS,
     DisconnectedError,
     Receive,
     Scope,
@@ -187,6 +188,7 @@ class RoomServer:
             match _segments(scope):
                 case ("rooms", segment, "subscribe"):
                     room, after = self._target(segment, _query(scope))
+                    self._api.refuse_while_draining()
                 case _:
                     raise RequestError(
                         404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
@@ -219,9 +221,12 @@ class RoomServer:
         if last and not is_cursor(last):
             after = LOST
         stream_headers = [*EVENT_STREAM_HEADERS, *cors]
-        if scope["method"] == "HEAD":
+        short = b"" if scope["method"] == "HEAD" else None
+        if short is None and self._api.draining:  # after a 503 a browser never comes back
+            short = f"retry: {RETRY_MS + secrets.randbelow(RETRY_MS)}\n\n".encode()
+        if short is not None:
             await send({"type": "http.response.start", "status": 200, "headers": stream_headers})
-            await send({"type": "http.response.body", "body": b""})
+            await send({"type": "http.response.body", "body": short})
             return
         with self._subscribed(room, acknowledges=False) as subscription:
             await run_event_stream(subscription, after, stream_headers, scope, receive, send)
@@ -233,7 +238,6 @@ class RoomServer:
             RequestError: it cannot have it.
         """
         room = room_of(segment)
-        self._api.refuse_while_draining()
         after = query.get("after")
         if after not in (None, "earliest", "latest"):
             position_of(after)

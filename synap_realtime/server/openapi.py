@@ -220,12 +220,12 @@ def document() -> dict[str, Any]:
                 "parameters": [_ROOM],
                 "get": {
                     **_operation(
-                        "events", "The same as Server-Sent Events; it does not end by itself.",
+                        "events", "The same as Server-Sent Events; ends when the server does.",
                         {"200": {
                             "description": "Events.",
                             "content": {"text/event-stream": {"schema": _TEXT}},
                         }},
-                        400, 403, 503,
+                        400, 403,
                     ),
                     "parameters": [
                         _position("earliest", "latest"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -103,9 +104,11 @@ async def test_while_it_drains_it_is_not_ready_and_takes_nothing_new(
             response = await client.post(path, json={"type": "a", "data": {}})
             assert response.status_code == 503
             assert int(response.headers["Retry-After"]) > 0
-        for path in ("/ready", "/rooms/user_1/events"):
-            response = await client.get(path)
-            assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+        response = await client.get("/ready")
+        assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+        response = await client.get("/rooms/user_1/events")
+        assert response.status_code == 200  # after a 503 an EventSource never comes back
+        assert re.fullmatch(r"retry: 1\d{3}\n\n", response.text)
         assert (await client.get("/health")).status_code == 200
         answers = [response.json() for response in await asyncio.gather(*begun)]
         kept = [answer["id"] for answer in answers if "id" in answer]
