@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .broadcast import (
     AsyncBroadcaster,
+    BackgroundBroadcaster,
     Broadcaster,
     BroadcastResult,
     broadcast_error,
@@ -22,6 +23,7 @@ from .errors import (
     SubscriptionError,
     SynapRealtimeError,
 )
+from .jobs import delta, progress
 from .protocol.notification import Notification, Status
 from .protocol.payloads import (
     JobFailed,
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncBroadcaster",
+    "BackgroundBroadcaster",
     "BroadcastError",
     "BroadcastResult",
     "Broadcaster",
@@ -62,6 +65,8 @@ __all__ = [
     "broadcast_notification_sync",
     "broadcast_success",
     "broadcast_success_sync",
+    "delta",
+    "progress",
     "subscribe",
     "subscribe_sync",
 ]

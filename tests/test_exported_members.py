@@ -8,6 +8,7 @@ import synap_realtime
 def test_the_public_names_are_these() -> None:
     assert set(synap_realtime.__all__) == {
         "AsyncBroadcaster",
+        "BackgroundBroadcaster",
         "BroadcastError",
         "BroadcastResult",
         "Broadcaster",
@@ -33,6 +34,8 @@ def test_the_public_names_are_these() -> None:
         "broadcast_notification_sync",
         "broadcast_success",
         "broadcast_success_sync",
+        "delta",
+        "progress",
         "subscribe",
         "subscribe_sync",
     }

@@ -16,7 +16,7 @@ from fastapi import Header, HTTPException
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 
-from synap_realtime import AsyncBroadcaster
+from synap_realtime import BackgroundBroadcaster
 from synap_realtime.handlers import Services
 from synap_realtime.integrations.inngest import create_functions
 from synap_realtime.jobs import Family, family
@@ -73,7 +73,7 @@ def create_app(config: Config) -> fastapi.FastAPI:
         storage=TroubledStorage(storage),
         responder=ModelResponder(config.model),
     )
-    broadcaster = AsyncBroadcaster(config.realtime_url)
+    broadcaster = BackgroundBroadcaster(config.realtime_url)
     client = inngest.Inngest(
         app_id="notes_app",
         is_production=False,

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 
@@ -141,27 +142,18 @@ class BackgroundBroadcaster:
         *,
         due: float = 0.0,
         after: Posted | None = None,
-        instead_of: Posted | None = None,
     ) -> Posted:
         """Queue a notification; never waits.
 
         Args:
             due: when it may leave, by the monotonic clock.
             after: one that must leave before it, also if it was not due yet.
-            instead_of: one that it replaces in its place, if that has not left.
-
-        Returns:
-            its place; that of ``instead_of``, if it took it.
 
         Raises:
             InvalidArgumentError: the notification is too large, or cannot be JSON.
         """
         parcel = requests.pack(rooms, notification)
         with self._changed:
-            if instead_of is not None and not instead_of.taken:
-                self._bytes += len(parcel.body) - len(instead_of.parcel.body)
-                instead_of.parcel = parcel
-                return instead_of
             if after is not None and after in self._later:
                 del self._later[after]
                 self._ready.append(after)
@@ -179,6 +171,20 @@ class BackgroundBroadcaster:
             self._start()
             self._changed.notify_all()
         return posted
+
+    def replace(self, posted: Posted, notification: Notification) -> bool:
+        """Send this one in the place of one that was posted; False if that has left.
+
+        Raises:
+            InvalidArgumentError: the notification is too large, or cannot be JSON.
+        """
+        parcel = requests.pack(posted.parcel.rooms, notification)
+        with self._changed:
+            if posted.taken:
+                return False
+            self._bytes += len(parcel.body) - len(posted.parcel.body)
+            posted.parcel = parcel
+            return True
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
         """Wait until the server has answered all that was posted.
@@ -224,6 +230,32 @@ class BackgroundBroadcaster:
             thread = self._thread
         if thread is not None:
             thread.join(0 if lost else timeout_s)
+
+    async def aclose(self, timeout_s: float = FLUSH_S) -> None:
+        """:meth:`close` for code that awaits."""
+        await asyncio.to_thread(self.close, timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
     def _hurry(self) -> Posted | None:
         """Make all due; returns the last."""

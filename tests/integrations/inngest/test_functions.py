@@ -15,15 +15,13 @@ from examples.notes_app.database import Database
 from examples.notes_app.replies import ModelResponder
 from examples.notes_app.storage import ObjectStorage, TroubledStorage
 from synap_realtime import (
-    AsyncBroadcaster,
-    Broadcaster,
+    BackgroundBroadcaster,
     ConfigurationError,
     InvalidInputError,
     JobError,
 )
 from synap_realtime.handlers import Services
 from synap_realtime.integrations.inngest import create_function, create_functions
-from synap_realtime.jobs import Family
 
 from .conftest import Stage, on
 
@@ -42,7 +40,7 @@ def function(stage: Stage, kind: str, body: Any, **options: Any) -> inngest.Func
         family=REPORT,
         fn_id="f",
         trigger=on("go"),
-        broadcaster=stage.broadcaster if kind == "async" else stage.sync_broadcaster,
+        broadcaster=stage.broadcaster,
         **options,
     )
     if kind == "sync":
@@ -236,15 +234,12 @@ async def test_a_result_that_is_too_large_still_ends_the_job(stage: Stage, kind:
     await stage.serve(function(stage, kind, lambda ctx: {"x": "y" * 300_000}))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert (await stage.heard("user_42"))[-1]["data"] == {"truncated": True}
+    assert (await stage.heard("user_42"))[-1]["data"] == {"truncated": True, "omitted": ["x"]}
 
 
 async def test_a_room_server_that_is_away_fails_no_job(stage: Stage, kind: str) -> None:
     calls: list[int] = []
-    gone = "http://127.0.0.1:9"
-    with Broadcaster(gone, deadline_s=0.1) as sync_broadcaster:
-        stage.broadcaster = AsyncBroadcaster(gone, deadline_s=0.1)
-        stage.sync_broadcaster = sync_broadcaster
+    with BackgroundBroadcaster("http://127.0.0.1:9") as stage.broadcaster:
         await stage.serve(function(stage, kind, lambda ctx: calls.append(ctx.attempt)))
         await stage.send("go", userId="42")
         await stage.finish()
@@ -316,32 +311,11 @@ def test_what_cannot_be_told_rightly_is_refused() -> None:
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (f, {"on_failure": g}, "on_failure: "),
         (g, {"on_failure": f}, "on_failure: "),
-        (f, {"batch_events": inngest.Batch(max_size=2)}, "batch_events: "),
     ]
     for handler, options, said in wrong:
         decorate = create_function(client, family=REPORT, fn_id="f", trigger=on("go"), **options)
         with pytest.raises(ConfigurationError, match=said):
             decorate(handler)
-    client._http_client._http_client_sync.close()
-
-
-def test_a_broadcaster_that_does_not_fit_is_said_at_once() -> None:
-    client = inngest.Inngest(app_id="app", is_production=False)
-
-    async def f(ctx: inngest.Context) -> None: ...
-    def g(ctx: inngest.ContextSync) -> None: ...
-
-    with Broadcaster() as sync_broadcaster:
-        for handler, wrong in ((f, sync_broadcaster), (g, AsyncBroadcaster())):
-            decorate = create_function(
-                client,
-                family=Family("a.b"),
-                fn_id="f",
-                trigger=on("go"),
-                broadcaster=wrong,
-            )
-            with pytest.raises(ConfigurationError, match="broadcaster: "):
-                decorate(handler)
     client._http_client._http_client_sync.close()
 
 
