@@ -19,6 +19,8 @@ from synap_realtime import (
     ConfigurationError,
     InvalidInputError,
     JobError,
+    delta,
+    progress,
 )
 from synap_realtime.handlers import Services
 from synap_realtime.integrations.inngest import create_function, create_functions
@@ -362,9 +364,83 @@ async def test_the_five_tell_their_user(
     await five.send(event, userId="42", requestId="r1", **data)
     await five.finish()
     assert await five.told("42") == heard
+    pieces = "conversation.response.delta"
     assert [m["id"] for m in await five.heard("user_42")] == [
-        m["id"] for m in await five.heard("request_r1")
+        m["id"] for m in await five.heard("request_r1") if m["type"] != pieces
     ]
+
+
+async def test_a_reply_is_shown_as_it_is_written(five: Stage) -> None:
+    data = {"conversationId": "c", "content": "Hi"}
+    await five.send("conversation.message.sent", userId="42", requestId="r1", **data)
+    await five.finish()
+    heard = await five.heard("request_r1")
+    assert heard[0]["type"] == "conversation.message.started"
+    assert heard[-1]["type"] == "conversation.response.generated"
+    pieces = [m["data"] for m in heard[1:-1]]
+    assert {m["type"] for m in heard[1:-1]} == {"conversation.response.delta"}
+    assert [piece["index"] for piece in pieces] == list(range(len(pieces)))
+    assert len(pieces) > 3
+    assert "".join(piece["delta"] for piece in pieces) == heard[-1]["data"]["response"]
+
+
+async def test_a_retried_attempt_begins_its_text_anew(stage: Stage, kind: str) -> None:
+    def body(ctx: Any) -> dict[str, str]:
+        for word in ("one ", "two "):
+            delta(f"{word}({ctx.attempt}) ")
+        if ctx.attempt == 0:
+            raise JobError("Again.")
+        return {"text": "one two"}
+
+    await stage.serve(function(stage, kind, body))
+    await stage.send("go", userId="42", requestId="r1")
+    await stage.finish()
+    shown = ""
+    for message in await stage.heard("request_r1"):
+        if message["type"] == f"{REPORT}.delta":
+            data = message["data"]
+            shown = data["delta"] if data["index"] == 0 else shown + data["delta"]
+    assert shown == "one (1) two (1) "
+    assert await stage.told("42") == ["started", "retrying", "completed"]
+
+
+async def test_progress_is_told_in_order_and_not_again_at_a_replay(stage: Stage, kind: str) -> None:
+    said: list[str] = []
+
+    def work(label: str) -> None:
+        progress(0.5, label)
+
+    async def work_async(label: str) -> None:
+        work(label)
+
+    def before() -> None:
+        said.append("before")
+        progress(0, "before")
+
+    async def async_body(ctx: inngest.Context) -> None:
+        before()
+        await ctx.step.run("a", work_async, "in a")
+        progress(0.6, "between")
+        await ctx.step.run("b", work_async, "in b")
+        progress(1, "after")
+
+    def sync_body(ctx: inngest.ContextSync) -> None:
+        before()
+        ctx.step.run("a", work, "in a")
+        progress(0.6, "between")
+        ctx.step.run("b", work, "in b")
+        progress(1, "after")
+
+    await stage.serve(function(stage, kind, async_body if kind == "async" else sync_body))
+    await stage.send("go", userId="42", requestId="r1")
+    await stage.finish()
+    assert len(said) > 1  # Inngest replays what stands before a step
+    labels = [m["data"]["label"] for m in await stage.heard("user_42") if "progress" in m["type"]]
+    assert labels[-1] == "after"
+    assert len(labels) == len(set(labels))
+    order = ["before", "in a", "between", "in b", "after"]
+    assert labels == sorted(labels, key=order.index)
+    assert (await stage.told("42"))[-1] == "completed"
 
 
 async def test_the_fives_failures_are_in_words_for_the_user(
