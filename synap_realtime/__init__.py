@@ -33,7 +33,7 @@ from .protocol.payloads import (
     TaskCompleted,
     TaskCreated,
 )
-from .subscriber import SubscriptionState, subscribe, subscribe_sync
+from .subscriber import JobState, SubscriptionState, follow_job, subscribe, subscribe_sync
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "InvalidInputError",
     "JobError",
     "JobFailed",
+    "JobState",
     "NoteCreated",
     "Notification",
     "ProjectCreated",
@@ -66,6 +67,7 @@ __all__ = [
     "broadcast_success",
     "broadcast_success_sync",
     "delta",
+    "follow_job",
     "progress",
     "subscribe",
     "subscribe_sync",

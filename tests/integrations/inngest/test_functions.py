@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import inngest
 import pytest
+import websockets
 
 from examples.notes_app.database import Database
 from examples.notes_app.replies import ModelResponder
@@ -17,13 +19,19 @@ from examples.notes_app.storage import ObjectStorage, TroubledStorage
 from synap_realtime import (
     BackgroundBroadcaster,
     ConfigurationError,
+    InvalidArgumentError,
     InvalidInputError,
     JobError,
     delta,
     progress,
 )
 from synap_realtime.handlers import Services
-from synap_realtime.integrations.inngest import create_function, create_functions
+from synap_realtime.integrations.inngest import (
+    accepted,
+    accepted_sync,
+    create_function,
+    create_functions,
+)
 
 from .conftest import Stage, on
 
@@ -319,6 +327,27 @@ def test_what_cannot_be_told_rightly_is_refused() -> None:
         with pytest.raises(ConfigurationError, match=said):
             decorate(handler)
     client._http_client._http_client_sync.close()
+
+
+async def test_a_request_is_accepted_and_its_job_is_told(stage: Stage, kind: str) -> None:
+    await stage.serve(function(stage, kind, lambda ctx: dict(ctx.event.data)))
+    options = {"user_id": "42", "request_id": "r1", "url": stage.rooms_url}
+    for _ in range(2):  # a request that is sent twice is one
+        if kind == "async":
+            body = await accepted(stage.client, "go", {"title": "x"}, **options)
+        else:
+            body = await asyncio.to_thread(
+                accepted_sync, stage.client, "go", {"title": "x"}, **options
+            )
+    await stage.finish()
+    assert (body["status"], body["requestId"]) == ("pending", "r1")
+    async with websockets.connect(body["subscribe"]["url"]) as socket:
+        messages = [json.loads(await socket.recv()) for _ in range(2)]
+    assert [m["type"] for m in messages] == [f"{REPORT}.started", f"{REPORT}.completed"]
+    assert messages[1]["data"] == {"title": "x", "userId": "42", "requestId": "r1"}
+    assert await stage.told("42") == ["started", "completed"]
+    with pytest.raises(InvalidArgumentError, match="user_id"):
+        await accepted(stage.client, "go", {}, user_id="a/b")
 
 
 @pytest.fixture
