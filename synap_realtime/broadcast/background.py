@@ -217,19 +217,24 @@ class BackgroundBroadcaster:
             await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout_s)
 
     def close(self, timeout_s: float = FLUSH_S) -> None:
-        """Send what waits, unless the server is away, and end."""
-        self.flush(timeout_s)
+        """Send what waits, and end. A server that has just gone may come back in this time."""
         with self._changed:
+            self._ready.extend(self._later)
+            self._later.clear()
+            self._changed.notify_all()
+            if self._away:
+                timeout_s -= time.monotonic() - self._away_since
+            self._changed.wait_for(lambda: not self.waiting, max(0, timeout_s))
             self._closing = True
             lost = self.waiting
             self._ready.clear()
             self._later.clear()
             if lost:
-                self._drop(lost, "the process ends")
+                logger.error("%d notifications for %s are lost", lost, self._endpoint.shown)
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
-            thread.join(0 if lost else timeout_s)
+            thread.join(0 if lost else FLUSH_S)
 
     async def aclose(self, timeout_s: float = FLUSH_S) -> None:
         """:meth:`close` for code that awaits."""
@@ -336,7 +341,7 @@ class BackgroundBroadcaster:
             for posted, result in zip_longest(batch, results):
                 posted.result = result
                 _release(posted)
-                if result is not None:
+                if result is not None and not self._closing:
                     self._log_refusal(result)
             self._on_its_way = []
             self._changed.notify_all()

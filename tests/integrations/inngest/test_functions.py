@@ -249,10 +249,11 @@ async def test_a_result_that_is_too_large_still_ends_the_job(stage: Stage, kind:
 
 async def test_a_room_server_that_is_away_fails_no_job(stage: Stage, kind: str) -> None:
     calls: list[int] = []
-    with BackgroundBroadcaster("http://127.0.0.1:9") as stage.broadcaster:
-        await stage.serve(function(stage, kind, lambda ctx: calls.append(ctx.attempt)))
-        await stage.send("go", userId="42")
-        await stage.finish()
+    stage.broadcaster = BackgroundBroadcaster("http://127.0.0.1:9")
+    await stage.serve(function(stage, kind, lambda ctx: calls.append(ctx.attempt)))
+    await stage.send("go", userId="42")
+    await stage.finish()
+    stage.broadcaster.close(timeout_s=0)
     assert calls == [0]
 
 
