@@ -19,7 +19,7 @@ from .call import Telling, TellingSync, Told, current_call
 from .endings import hear_cancellations
 from .run import InngestRun
 
-DEFAULT_RETRIES = 3
+DEFAULT_RETRIES = 4
 """Inngest's own, where a function does not say."""
 
 Trigger = inngest.TriggerEvent | inngest.TriggerCron
@@ -116,7 +116,7 @@ def create_functions(
         client: the Inngest client.
         services: what the handlers need from the application.
         broadcaster: default: the server of ``REALTIME_URL``.
-        retries: how often a failed step is tried again; default: Inngest's (3).
+        retries: how often a failed step is tried again; default: Inngest's (4).
     """
     return [
         _job(client, services, broadcaster, retries, told, handler)

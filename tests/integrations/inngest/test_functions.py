@@ -12,6 +12,7 @@ from typing import Any
 import inngest
 import pytest
 import websockets
+from inngest_encryption import EncryptionMiddleware
 
 from examples.notes_app.database import Database
 from examples.notes_app.replies import ModelResponder
@@ -328,6 +329,27 @@ def test_what_cannot_be_told_rightly_is_refused() -> None:
         with pytest.raises(ConfigurationError, match=said):
             decorate(handler)
     client._http_client._http_client_sync.close()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_encrypted_events_are_told(stage: Stage, kind: str, hidden: bool) -> None:
+    stage.client.add_middleware(EncryptionMiddleware.factory("k" * 32))
+
+    def body(ctx: Any) -> dict[str, Any]:
+        if ctx.event.data["encrypted"]["fails"]:
+            raise JobError("No paper.")
+        return {"pages": 3}
+
+    await stage.serve(function(stage, kind, body, retries=0))
+    for user_id, fails in (("42", False), ("43", True)):
+        person = {"userId": user_id}
+        secret = {"fails": fails, **(person if hidden else {})}
+        await stage.send("go", encrypted=secret, **({} if hidden else person))
+    await stage.finish()
+    assert await stage.told("42") == ["started", "completed"]
+    assert (await stage.heard("user_42"))[-1]["data"] == {"pages": 3}
+    assert await stage.told("43") == ["started", "failed"]
+    assert (await stage.heard("user_43"))[-1]["data"]["error"] == "No paper."
 
 
 async def test_a_request_is_accepted_and_its_job_is_told(stage: Stage, kind: str) -> None:
