@@ -24,12 +24,18 @@ from .errors import (
 )
 from .protocol.notification import Notification, Status
 from .protocol.payloads import (
+    JobCancelled,
     JobFailed,
+    JobProgress,
+    JobRetrying,
+    JobStarted,
     NoteCreated,
     ProjectCreated,
+    ResponseDelta,
     ResponseGenerated,
     TaskCompleted,
     TaskCreated,
+    Truncated,
 )
 from .subscriber import SubscriptionState, subscribe, subscribe_sync
 
@@ -43,11 +49,16 @@ __all__ = [
     "ConfigurationError",
     "InvalidArgumentError",
     "InvalidInputError",
+    "JobCancelled",
     "JobError",
     "JobFailed",
+    "JobProgress",
+    "JobRetrying",
+    "JobStarted",
     "NoteCreated",
     "Notification",
     "ProjectCreated",
+    "ResponseDelta",
     "ResponseGenerated",
     "Status",
     "SubscriptionError",
@@ -55,6 +66,7 @@ __all__ = [
     "SynapRealtimeError",
     "TaskCompleted",
     "TaskCreated",
+    "Truncated",
     "__version__",
     "broadcast_error",
     "broadcast_error_sync",

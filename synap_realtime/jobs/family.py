@@ -1,8 +1,18 @@
-"""A family of jobs: the names of its events and notifications."""
+"""A family of jobs: the names of its events and notifications, and what its result holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidArgumentError
+from ..protocol.payloads import (
+    NoteCreated,
+    ProjectCreated,
+    ResponseGenerated,
+    TaskCompleted,
+    TaskCreated,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,21 +23,33 @@ class Family:
         name: dotted, ``note.creation``.
         requested: the event that starts a job.
         completed: how it ends well, as a notification and as an event for other jobs.
+        payload: what ``completed`` carries, for ``synap-realtime types``: a pydantic model, a
+            TypedDict or a dataclass. None: any JSON object. Nothing is checked against it.
+
+    Raises:
+        InvalidArgumentError: the payload is no class.
     """
 
     name: str
     requested: str = ""
     completed: str = ""
+    payload: type[Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.requested:
             object.__setattr__(self, "requested", f"{self.name}.requested")
         if not self.completed:
             object.__setattr__(self, "completed", f"{self.name}.completed")
+        if self.payload is not None and not isinstance(self.payload, type):
+            raise InvalidArgumentError("payload", f"expected a class, got {self.payload!r}")
 
     @property
     def started(self) -> str:
         return f"{self.name}.started"
+
+    @property
+    def progress(self) -> str:
+        return f"{self.name}.progress"
 
     @property
     def retrying(self) -> str:
@@ -37,14 +59,25 @@ class Family:
     def failed(self) -> str:
         return f"{self.name}.failed"
 
+    @property
+    def cancelled(self) -> str:
+        return f"{self.name}.cancelled"
 
-NOTE_CREATION = Family("note.creation")
-TASK_CREATION = Family("task.creation")
-TASK_COMPLETION = Family("task.completion")
-PROJECT_CREATION = Family("project.creation")
+
+NOTE_CREATION = Family("note.creation", payload=NoteCreated)
+TASK_CREATION = Family("task.creation", payload=TaskCreated)
+TASK_COMPLETION = Family("task.completion", payload=TaskCompleted)
+PROJECT_CREATION = Family("project.creation", payload=ProjectCreated)
 CONVERSATION_MESSAGE = Family(
     "conversation.message",
     requested="conversation.message.sent",
     completed="conversation.response.generated",
+    payload=ResponseGenerated,
 )
 """The mission's names: a message that was sent leads to a response that was generated."""
+
+FAMILIES = (NOTE_CREATION, TASK_CREATION, TASK_COMPLETION, PROJECT_CREATION, CONVERSATION_MESSAGE)
+"""The five."""
+
+RESPONSE_DELTA = "conversation.response.delta"
+"""A piece of the reply, while it is being written (:class:`~..protocol.payloads.ResponseDelta`)."""
