@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
@@ -50,6 +50,10 @@ class Described:
     data: Mapping[str, Schema]
     models: Mapping[str, Schema]
 
+    def declares(self, schema: Schema, member: str) -> bool:
+        """Whether an object that the schema describes has this member by name."""
+        return any(member in one.get("properties", {}) for one in _choices(schema, self.models))
+
 
 def describe(catalog: Catalog) -> Described:
     """Ask pydantic, once for all, so that models of the same name get different ones.
@@ -75,17 +79,20 @@ def _adapter(type: str, payload: Any) -> TypeAdapter[Any]:
         PydanticUndefinedAnnotation,
     ) as error:
         raise InvalidArgumentError(type, str(error).splitlines()[0]) from error
-    if not _is_object(schema, schema.get("$defs", {})):
+    if any(one.get("type") != "object" for one in _choices(schema, schema.get("$defs", {}))):
         raise InvalidArgumentError(type, f"data is a JSON object, and {payload!r} is none")
     return adapter
 
 
-def _is_object(schema: Schema, models: Mapping[str, Schema]) -> bool:
+def _choices(schema: Schema, models: Mapping[str, Schema]) -> Iterator[Schema]:
+    """The schemas of which one must hold, without references."""
     if "$ref" in schema:
-        return _is_object(models[schema["$ref"].removeprefix("#/$defs/")], models)
-    if options := schema.get("oneOf", schema.get("anyOf")):
-        return all(_is_object(option, models) for option in options)
-    return schema.get("type") == "object"
+        yield from _choices(models[schema["$ref"].removeprefix("#/$defs/")], models)
+    elif options := schema.get("oneOf", schema.get("anyOf")):
+        for option in options:
+            yield from _choices(option, models)
+    else:
+        yield schema
 
 
 def to_json_schema(catalog: Catalog, comment: str) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def to_typescript(catalog: Catalog, comment: str) -> str:
     for type, schema in described.data.items():
         data = models.type_of(schema, type)
         if catalog[type].is_result and catalog[type].payload is not None:
-            data = f"Whole<{data}> | {Truncated.__name__}"
+            # A payload may have such a member of its own; then nobody can tell them apart by it.
+            whole = data if described.declares(schema, "truncated") else f"Whole<{data}>"
+            data = f"{whole} | {Truncated.__name__}"
         members[type] = data
     envelope = Models({})
     return "\n".join(
@@ -87,11 +89,7 @@ def to_typescript(catalog: Catalog, comment: str) -> str:
 
 _DATA = """\
 /** What a job returned, whole: look at `truncated` to know. */
-type Whole<T> = T extends unknown
-  ? "truncated" extends keyof T
-    ? T
-    : T & {{ truncated?: undefined }}
-  : never;
+type Whole<T> = T & {{ truncated?: undefined }};
 
 /** What `data` is, by the notification's `type`. */
 export interface NotificationData {{
