@@ -156,6 +156,7 @@ def test_all_that_pydantic_describes_compiles_and_takes_what_pydantic_writes(
 import type {{ Everything, SynapNotification }} from "./types";
 const everything: Everything = {written.decode()};
 everything.more;
+const price: string = everything.price;
 // @ts-expect-error
 everything.tree.left;
 if (everything.tree.kind === "fork") everything.tree.left;

@@ -62,6 +62,16 @@ def test_what_no_job_tells_does_not(type: str, data: object, members: dict[str, 
         check(type, data, **members)
 
 
+@pytest.mark.parametrize("gone", ["type", "data", "id", "timestamp", "room", "cursor"])
+def test_what_is_always_delivered_must_be_there(gone: str) -> None:
+    data = {"error": "No.", "runId": "r"}
+    notification = {"id": "n", **DELIVERED, "type": "note.creation.failed", "data": data}
+    Draft202012Validator(schema_of()).validate(notification)
+    del notification[gone]
+    with pytest.raises(ValidationError):
+        Draft202012Validator(schema_of()).validate(notification)
+
+
 def test_a_users_own_holds_beside_ours_of_the_same_name() -> None:
     own = [Family("report.creation", payload=TaskCreated), {"a.any": None}]
     check("report.creation.completed", {"size": 1}, own)
