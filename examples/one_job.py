@@ -19,7 +19,7 @@ import inngest
 import inngest.fast_api
 import websockets
 
-from synap_realtime import AsyncBroadcaster, JobError
+from synap_realtime import BackgroundBroadcaster, JobError
 from synap_realtime.integrations.inngest import create_function
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app
@@ -41,7 +41,7 @@ async def main() -> None:
         client = inngest.Inngest(
             app_id="reports", is_production=False, api_base_url=server, event_api_base_url=server
         )
-        async with AsyncBroadcaster(f"{url}/realtime") as broadcaster:
+        async with BackgroundBroadcaster(f"{url}/realtime") as broadcaster:
 
             @create_function(
                 client,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .broadcast import (
     AsyncBroadcaster,
+    BackgroundBroadcaster,
     Broadcaster,
     BroadcastResult,
     broadcast_error,
@@ -22,27 +23,29 @@ from .errors import (
     SubscriptionError,
     SynapRealtimeError,
 )
+from .jobs import delta, progress
 from .protocol.notification import Notification, Status
 from .protocol.payloads import (
     JobCancelled,
+    JobDelta,
     JobFailed,
     JobProgress,
     JobRetrying,
     JobStarted,
     NoteCreated,
     ProjectCreated,
-    ResponseDelta,
     ResponseGenerated,
     TaskCompleted,
     TaskCreated,
     Truncated,
 )
-from .subscriber import SubscriptionState, subscribe, subscribe_sync
+from .subscriber import JobState, SubscriptionState, follow_job, subscribe, subscribe_sync
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncBroadcaster",
+    "BackgroundBroadcaster",
     "BroadcastError",
     "BroadcastResult",
     "Broadcaster",
@@ -50,15 +53,16 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidInputError",
     "JobCancelled",
+    "JobDelta",
     "JobError",
     "JobFailed",
     "JobProgress",
     "JobRetrying",
     "JobStarted",
+    "JobState",
     "NoteCreated",
     "Notification",
     "ProjectCreated",
-    "ResponseDelta",
     "ResponseGenerated",
     "Status",
     "SubscriptionError",
@@ -74,6 +78,9 @@ __all__ = [
     "broadcast_notification_sync",
     "broadcast_success",
     "broadcast_success_sync",
+    "delta",
+    "follow_job",
+    "progress",
     "subscribe",
     "subscribe_sync",
 ]

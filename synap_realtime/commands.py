@@ -18,7 +18,7 @@ from .broadcast import Broadcaster, BroadcastResult
 from .endpoint import SCHEMES, parse_address
 from .errors import InvalidArgumentError, SubscriptionError
 from .protocol.notification import Notification
-from .subscriber import SubscriptionState, subscribe
+from .subscriber import JobView, SubscriptionState, subscribe
 from .types import catalog_of, load, to_json_schema, to_typescript
 
 _SHORT = 100  # characters of data in a human line
@@ -78,6 +78,7 @@ async def _listen(
         on_state=watcher,
     )
     reader = _Reader()
+    stalls = _Stalls()
     printed = 0
     try:
         async with asyncio.timeout(timeout_s) as limit, aclosing(notifications):
@@ -85,6 +86,7 @@ async def _listen(
             async for notification in notifications:
                 wire = notification.to_wire()
                 print(json.dumps(wire) if as_json else line_of(notification), flush=True)
+                stalls.hear(notification)
                 printed += 1
                 if printed == count:
                     return True
@@ -93,6 +95,28 @@ async def _listen(
             raise BrokenPipeError from None
         return False
     return True
+
+
+class _Stalls:
+    """Says when a job has been silent for longer than it said is normal."""
+
+    def __init__(self) -> None:
+        self._views: dict[str, JobView] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def hear(self, notification: Notification) -> None:
+        run = notification.data.get("runId")
+        if not isinstance(run, str):
+            run = (notification.id or "").removesuffix(":ended")
+        if (timer := self._timers.pop(run, None)) is not None:
+            timer.cancel()
+        view = self._views.pop(run, None) or JobView()
+        if view.hear(notification).is_over or view.stall_after_s is None:
+            return
+        self._views[run] = view
+        said = f"{notification.type}: nothing heard for {view.stall_after_s:g} s (run {run})"
+        loop = asyncio.get_running_loop()
+        self._timers[run] = loop.call_later(view.stall_after_s, _say, f"stalled: {said}")
 
 
 class _Reader:

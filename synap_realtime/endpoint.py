@@ -43,14 +43,22 @@ class Address(NamedTuple):
             return self.url.host == "localhost"
 
 
-def parse_address(url: str | None, schemes: tuple[str, ...] = ("http", "https")) -> Address:
-    """Take the argument, else ``REALTIME_URL``, else :data:`DEFAULT_URL`.
+def parse_address(
+    url: str | None,
+    schemes: tuple[str, ...] = ("http", "https"),
+    variables: tuple[str, ...] = ("REALTIME_URL",),
+) -> Address:
+    """Take the argument, else the first of the variables that is set, else :data:`DEFAULT_URL`.
 
     Raises:
         ConfigurationError: it is no URL with one of the schemes and a host.
     """
-    source = "url" if url else "REALTIME_URL"
-    text = url or os.environ.get("REALTIME_URL") or DEFAULT_URL
+    source, text = "url", url
+    for name in variables if not text else ():
+        source, text = name, os.environ.get(name)
+        if text:
+            break
+    text = text or DEFAULT_URL
     shown = re.sub(r"//.*@", "//…@", str(text))  # also where the password holds a slash
     try:
         parsed = httpx.URL(text)

@@ -17,6 +17,7 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster, Notification
 from synap_realtime.commands import line_of
+from synap_realtime.jobs import Family, Lifecycle
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 
@@ -114,6 +115,28 @@ async def test_it_says_when_the_connection_is_lost_and_back_and_what_was_missed(
         assert lost.startswith("synap-realtime: lost: the connection was cut; reconnecting in 1.")
         assert await line(process.stderr) == "synap-realtime: connected\n"
         assert "gap" in await line(process.stderr)
+
+
+async def test_a_job_that_is_silent_for_too_long_is_said(rooms: str) -> None:
+    run = Lifecycle(Family("report.creation"), "r7", stall_after_s=0.1)
+    async with (
+        AsyncBroadcaster(rooms) as broadcaster,
+        started("listen", "user_1", "--url", rooms) as process,
+    ):
+        assert await line(process.stderr) == "synap-realtime: connected\n"
+        await broadcaster.broadcast_notification(user_id="1", message=run.started())
+        said = await line(process.stderr)
+        assert said == (
+            "synap-realtime: stalled: report.creation.started: nothing heard for 0.1 s (run r7)\n"
+        )
+        await broadcaster.broadcast_notification(user_id="1", message=run.completed({}))
+        await broadcaster.broadcast_success("1", "last", {})
+        lines = [await line(process.stdout) for _ in range(3)]
+        assert [text.split()[1].rpartition(".")[2] for text in lines] == [
+            "started",
+            "completed",
+            "last",
+        ]
 
 
 async def test_the_time_ends_it(rooms: str) -> None:

@@ -8,6 +8,7 @@ import synap_realtime
 def test_the_public_names_are_these() -> None:
     assert set(synap_realtime.__all__) == {
         "AsyncBroadcaster",
+        "BackgroundBroadcaster",
         "BroadcastError",
         "BroadcastResult",
         "Broadcaster",
@@ -20,10 +21,11 @@ def test_the_public_names_are_these() -> None:
         "JobProgress",
         "JobRetrying",
         "JobStarted",
+        "JobState",
         "NoteCreated",
         "Notification",
         "ProjectCreated",
-        "ResponseDelta",
+        "JobDelta",
         "ResponseGenerated",
         "Status",
         "SubscriptionError",
@@ -39,6 +41,9 @@ def test_the_public_names_are_these() -> None:
         "broadcast_notification_sync",
         "broadcast_success",
         "broadcast_success_sync",
+        "delta",
+        "follow_job",
+        "progress",
         "subscribe",
         "subscribe_sync",
     }

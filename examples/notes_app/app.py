@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,9 +15,9 @@ from fastapi import Header, HTTPException
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 
-from synap_realtime import AsyncBroadcaster
+from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
 from synap_realtime.handlers import Services
-from synap_realtime.integrations.inngest import create_functions
+from synap_realtime.integrations.inngest import accepted, create_functions
 from synap_realtime.jobs import Family, family
 
 from .config import Config
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
 
 # A real app takes the user from its session; here the browser says who it is.
+Accepted = dict[str, Any]  # the body of a 202
 User = Annotated[str, Header(alias="X-User-Id", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -58,11 +58,6 @@ class NewMessage(BaseModel):
     content: str = ""
 
 
-class Pending(BaseModel):
-    status: str = "pending"
-    requestId: str  # noqa: N815 - the name of the wire
-
-
 def create_app(config: Config) -> fastapi.FastAPI:
     """Put the app together; nothing is opened before it starts."""
     database = Database(config.database_url)
@@ -73,7 +68,7 @@ def create_app(config: Config) -> fastapi.FastAPI:
         storage=TroubledStorage(storage),
         responder=ModelResponder(config.model),
     )
-    broadcaster = AsyncBroadcaster(config.realtime_url)
+    broadcaster = BackgroundBroadcaster(config.realtime_url)
     client = inngest.Inngest(
         app_id="notes_app",
         is_production=False,
@@ -91,23 +86,24 @@ def create_app(config: Config) -> fastapi.FastAPI:
 
     app = fastapi.FastAPI(title="notes_app", lifespan=lifespan)
 
-    async def request(job: Family, user_id: str, data: dict[str, Any]) -> Pending:
+    async def request(job: Family, user_id: str, data: dict[str, Any]) -> Accepted:
         """Ask for a job; the answer names the request, and its room tells how it goes."""
-        request_id = str(uuid.uuid4())
-        data = {**data, "userId": user_id, "requestId": request_id}
         try:
-            await client.send(inngest.Event(name=job.requested, data=data))
+            return await accepted(
+                client, job.requested, data, user_id=user_id, url=config.realtime_url
+            )
+        except InvalidArgumentError as error:
+            raise HTTPException(400, str(error)) from error
         except Exception as error:
             logger.exception("the job could not be requested")
             raise HTTPException(503, "The job could not be requested; try again.") from error
-        return Pending(requestId=request_id)
 
     @app.post("/api/notes", status_code=202)
-    async def create_note(note: NewNote, x_user_id: User = "demo") -> Pending:
+    async def create_note(note: NewNote, x_user_id: User = "demo") -> Accepted:
         return await request(family.NOTE_CREATION, x_user_id, note.model_dump())
 
     @app.post("/api/tasks", status_code=202)
-    async def create_task(task: NewTask, x_user_id: User = "demo") -> Pending:
+    async def create_task(task: NewTask, x_user_id: User = "demo") -> Accepted:
         data = {
             "title": task.title,
             "description": task.description,
@@ -118,11 +114,11 @@ def create_app(config: Config) -> fastapi.FastAPI:
         return await request(family.TASK_CREATION, x_user_id, data)
 
     @app.post("/api/tasks/{id}/complete", status_code=202)
-    async def complete_task(id: str, x_user_id: User = "demo") -> Pending:
+    async def complete_task(id: str, x_user_id: User = "demo") -> Accepted:
         return await request(family.TASK_COMPLETION, x_user_id, {"entityId": id})
 
     @app.post("/api/projects", status_code=202)
-    async def create_project(project: NewProject, x_user_id: User = "demo") -> Pending:
+    async def create_project(project: NewProject, x_user_id: User = "demo") -> Accepted:
         data = {
             "title": project.title,
             "description": project.description,
@@ -132,7 +128,7 @@ def create_app(config: Config) -> fastapi.FastAPI:
         return await request(family.PROJECT_CREATION, x_user_id, data)
 
     @app.post("/api/conversations/{id}/messages", status_code=202)
-    async def send_message(id: str, message: NewMessage, x_user_id: User = "demo") -> Pending:
+    async def send_message(id: str, message: NewMessage, x_user_id: User = "demo") -> Accepted:
         data = {"conversationId": id, "content": message.content}
         return await request(family.CONVERSATION_MESSAGE, x_user_id, data)
 

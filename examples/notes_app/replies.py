@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 
 from pydantic_ai import Agent
 from pydantic_ai.messages import (
@@ -22,17 +23,18 @@ class ModelResponder:
 
     def __init__(self, model: str) -> None:
         self._agent = Agent(
-            FunctionModel(_offline_model) if model == "offline" else model,
+            FunctionModel(stream_function=_offline_model) if model == "offline" else model,
             instructions="You help with notes, tasks and projects. Answer in one short paragraph.",
         )
 
-    async def reply(self, history: Sequence[Message]) -> str:
+    async def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
         asked = max(i for i, message in enumerate(history) if message.role == "user")
-        result = await self._agent.run(
+        async with self._agent.run_stream(
             history[asked].content,
             message_history=[_to_model_message(message) for message in history[:asked]],
-        )
-        return result.output
+        ) as result:
+            async for piece in result.stream_text(delta=True, debounce_by=None):
+                yield piece
 
 
 def _to_model_message(message: Message) -> ModelMessage:
@@ -41,8 +43,8 @@ def _to_model_message(message: Message) -> ModelMessage:
     return ModelResponse(parts=[TextPart(content=message.content)])
 
 
-def _offline_model(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
-    """A model that needs no network: it says what it was asked, and how often before."""
+async def _offline_model(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str]:
+    """A model that needs no network: it says what it was asked, word by word."""
     prompts = [
         str(part.content)
         for message in messages
@@ -52,12 +54,10 @@ def _offline_model(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
     if "#no-reply" in prompts[-1]:
         raise RuntimeError("the offline model was asked to be silent")
     words = len(prompts[-1].split())
-    return ModelResponse(
-        parts=[
-            TextPart(
-                f"I read your {words} words, “{prompts[-1][:80]}”. This is message "
-                f"{len(prompts)} of our conversation. (I am the offline model: set NOTES_MODEL to "
-                "a real one.)"
-            )
-        ]
+    text = (
+        f"I read your {words} words, “{prompts[-1][:80]}”. This is message {len(prompts)} of our "
+        "conversation. (I am the offline model: set NOTES_MODEL to a real one.)"
     )
+    for word in text.split(" "):
+        yield f"{word} "
+        await asyncio.sleep(0.01)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .aio import AsyncBroadcaster
+from .background import BackgroundBroadcaster
 from .functions import (
+    background_broadcaster,
     broadcast_error,
     broadcast_error_sync,
     broadcast_notification,
@@ -16,8 +18,10 @@ from .sync import Broadcaster
 
 __all__ = [
     "AsyncBroadcaster",
+    "BackgroundBroadcaster",
     "BroadcastResult",
     "Broadcaster",
+    "background_broadcaster",
     "broadcast_error",
     "broadcast_error_sync",
     "broadcast_notification",

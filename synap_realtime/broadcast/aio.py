@@ -146,16 +146,18 @@ class AsyncBroadcaster:
         await self.aclose()
 
     async def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
+        parcel = requests.pack(rooms, message)
         pool = await self._pool()
         deadline = time.monotonic() + self._deadline_s
-        steps = requests.delivery(self._endpoint, rooms, message)
+        steps = requests.delivery(self._endpoint, [parcel])
         call = next(steps)
         while True:
             answer = await self._call(pool, call, deadline)
             try:
                 call = steps.send(answer)
             except StopIteration as done:
-                result: BroadcastResult = done.value
+                (result,) = done.value
+                assert isinstance(result, BroadcastResult)  # noqa: S101 - for the type checker
                 return result
 
     async def _call(self, pool: _Pool, call: requests.Call, deadline: float) -> requests.Answer:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from ..protocol.notification import Notification
 from .aio import AsyncBroadcaster
+from .background import BackgroundBroadcaster
 from .result import BroadcastResult
 from .sync import Broadcaster
 
@@ -110,3 +111,13 @@ def _shared_sync(url: str | None, api_key: str | None) -> Broadcaster:
     broadcaster = Broadcaster(url, api_key)
     atexit.register(broadcaster.close)
     return broadcaster
+
+
+def background_broadcaster() -> BackgroundBroadcaster:
+    """The one of ``REALTIME_URL`` and ``REALTIME_API_KEY``, shared by all jobs of the process."""
+    return _shared_background(*_environment())
+
+
+@functools.lru_cache(maxsize=8)
+def _shared_background(url: str | None, api_key: str | None) -> BackgroundBroadcaster:
+    return BackgroundBroadcaster(url, api_key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -56,7 +56,15 @@ class Answer:
 
     @property
     def retriable(self) -> bool:
-        """Connection errors, timeouts, 429 and 5xx; never another 4xx."""
+        """Connection errors, timeouts, 429 and 5xx; never another 4xx.
+
+        So is a batch that the server could not keep, in whole or in part: who has a notification
+        already drops the second by its id.
+        """
+        match self.body:
+            case {"results": list(results)}:
+                if any(isinstance(r, dict) and r.get("code") == "unavailable" for r in results):
+                    return True
         return self.status is None or self.status == 429 or self.status >= 500
 
 
@@ -78,7 +86,7 @@ def check_seconds(field: str, value: object) -> float:
     return float(value)
 
 
-Delivery = Generator[Call, Answer, BroadcastResult]
+Delivery = Generator[Call, Answer, list[BroadcastResult]]
 
 
 class Endpoint:
@@ -188,43 +196,65 @@ def error_data(error: str) -> dict[str, Any]:
     return {"error": error}
 
 
-def delivery(endpoint: Endpoint, rooms: tuple[Room, ...], notification: Notification) -> Delivery:
-    """Publish one notification to its rooms; see PROTOCOL.md, "HTTP".
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A checked notification with its rooms, as it goes over the wire."""
 
-    One ``POST /broadcast``. A server of the original report has no such route: then one
-    ``POST /rooms/{room}/broadcast`` for each room, and the endpoint remembers.
+    rooms: tuple[Room, ...]
+    id: str
+    body: bytes
 
+    @property
+    def addressed(self) -> bytes:
+        """As a member of a batch: with ``rooms`` in it."""
+        return b'%b,"rooms":%b}' % (self.body[:-1], json.dumps(self.rooms).encode())
+
+
+def pack(rooms: tuple[Room, ...], notification: Notification) -> Parcel:
+    """
     Raises:
         InvalidArgumentError: the notification is over 256 KiB or cannot be JSON.
     """
-    wire = notification.to_wire()
-    single = encode_json("data", wire)
-    if len(single) > MAX_NOTIFICATION_BYTES:
+    body = encode_json("data", notification.to_wire())
+    if len(body) > MAX_NOTIFICATION_BYTES:
         raise InvalidArgumentError(
             "data",
-            f"the notification has {len(single)} bytes; at most {MAX_NOTIFICATION_BYTES} are "
+            f"the notification has {len(body)} bytes; at most {MAX_NOTIFICATION_BYTES} are "
             "allowed. Send a link to what is large",
         )
-    return _delivery(endpoint, rooms, str(notification.id), wire, single)
+    return Parcel(rooms, str(notification.id), body)
 
 
-def _delivery(
-    endpoint: Endpoint, rooms: tuple[Room, ...], id: str, wire: dict[str, Any], single: bytes
-) -> Delivery:
+def delivery(endpoint: Endpoint, parcels: Sequence[Parcel]) -> Delivery:
+    """Publish notifications to their rooms; see PROTOCOL.md, "HTTP".
+
+    One ``POST /broadcast``. A server of the original report has no such route: then one
+    ``POST /rooms/{room}/broadcast`` for each notification and room, and the endpoint remembers.
+
+    Returns:
+        what became of each, in their order.
+    """
     attempts = 0
     if endpoint.has_batch_route:
-        body = encode_json("data", {"notifications": [{**wire, "rooms": list(rooms)}]})
-        answer = yield Call("/broadcast", body)
+        notifications = b",".join(parcel.addressed for parcel in parcels)
+        answer = yield Call("/broadcast", b'{"notifications":[%b]}' % notifications)
         attempts += answer.attempts
         if not _is_unknown_route(answer):
-            return _read_batch(answer, id, rooms, attempts)
+            return _read_batch(answer, parcels, attempts)
         endpoint.has_batch_route = False
+    results = []
+    for parcel in parcels:
+        results.append((yield from _one_by_one(parcel, attempts)))
+        attempts = 0
+    return results
 
+
+def _one_by_one(parcel: Parcel, attempts: int) -> Generator[Call, Answer, BroadcastResult]:
     count = 0
     reached: list[str] = []
     errors: list[str] = []
-    for room in rooms:
-        answer = yield Call(f"/rooms/{quote(room, safe='')}/broadcast", single)
+    for room in parcel.rooms:
+        answer = yield Call(f"/rooms/{quote(room, safe='')}/broadcast", parcel.body)
         attempts += answer.attempts
         error = _read_single(answer)
         if error is None:
@@ -235,7 +265,7 @@ def _delivery(
     return BroadcastResult(
         success=not errors,
         broadcast_count=count,
-        id=id,
+        id=parcel.id,
         rooms=tuple(reached),
         attempts=attempts,
         error="; ".join(errors) or None,
@@ -252,22 +282,34 @@ def _is_unknown_route(answer: Answer) -> bool:
     return answer.status in (404, 405)
 
 
-def _read_batch(answer: Answer, id: str, rooms: tuple[Room, ...], attempts: int) -> BroadcastResult:
+def _read_batch(answer: Answer, parcels: Sequence[Parcel], attempts: int) -> list[BroadcastResult]:
+    match answer.body:
+        case {"results": list(results)} if len(results) == len(parcels):
+            pass
+        case _:
+            results = [None] * len(parcels)
+    return [
+        _read_result(answer, result, parcel, attempts)
+        for result, parcel in zip(results, parcels, strict=True)
+    ]
+
+
+def _read_result(answer: Answer, result: object, parcel: Parcel, attempts: int) -> BroadcastResult:
     error = answer.error
     count = 0
     if error is None:
-        match answer.body:
-            case {"results": [{"success": True} as result]}:
+        match result:
+            case {"success": True}:
                 count = _count(result)
-            case {"results": [{"error": str(reason)} as result]}:
-                error = f"{reason}: {result.get('details')}"
+            case {"error": str(reason), **rest}:
+                error = f"{reason}: {rest.get('details')}"
             case _:
                 error = _not_ours(answer)
     return BroadcastResult(
         success=error is None,
         broadcast_count=count,
-        id=id,
-        rooms=tuple(rooms) if error is None else (),
+        id=parcel.id,
+        rooms=parcel.rooms if error is None else (),
         attempts=attempts,
         error=error,
     )

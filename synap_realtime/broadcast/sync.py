@@ -18,6 +18,47 @@ from . import requests, retry
 from .result import BroadcastResult
 
 
+class Poster:
+    """Connections to one room server, and single requests over them."""
+
+    def __init__(self, endpoint: requests.Endpoint, transport: httpx.BaseTransport | None) -> None:
+        self._endpoint = endpoint
+        self._transport = transport
+        self._open()
+
+    def _open(self) -> None:
+        self._client = httpx.Client(transport=self._transport)
+        self._pid = os.getpid()
+
+    def post(self, call: requests.Call, budget_s: float) -> requests.Answer:
+        """One attempt. Never raises for what the network or the server does."""
+        if self._pid != os.getpid():
+            self._open()  # a forked child must not write on its parent's connections
+        try:
+            return self._post(call, budget_s)
+        except (TimeoutError, *requests.UNSENDABLE) as error:
+            return requests.read_failure(self._endpoint, error)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _post(self, call: requests.Call, budget_s: float) -> requests.Answer:
+        """httpx bounds each read; the sum of them is bounded here."""
+        end = time.monotonic() + budget_s
+        url = self._endpoint.url + call.path
+        content = b""
+        with self._client.stream(
+            "POST", url, content=call.body, headers=self._endpoint.headers, timeout=budget_s
+        ) as response:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if time.monotonic() > end:
+                    raise TimeoutError
+                if len(content) > requests.MAX_ANSWER_BYTES:
+                    break
+        return requests.read_response(response.status_code, response.headers, content)
+
+
 class Broadcaster:
     """:class:`AsyncBroadcaster` for code that does not await. Safe to share between threads."""
 
@@ -34,12 +75,7 @@ class Broadcaster:
         self._endpoint = requests.Endpoint(url, api_key)
         self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
         self._deadline_s = requests.check_seconds("deadline_s", deadline_s)
-        self._transport = transport
-        self._open()
-
-    def _open(self) -> None:
-        self._client = httpx.Client(timeout=self._timeout_s, transport=self._transport)
-        self._pid = os.getpid()
+        self._poster = Poster(self._endpoint, transport)
 
     def broadcast_notification(
         self,
@@ -84,7 +120,7 @@ class Broadcaster:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._poster.close()
 
     def __enter__(self) -> Self:
         return self
@@ -98,17 +134,16 @@ class Broadcaster:
         self.close()
 
     def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
-        if self._pid != os.getpid():
-            self._open()  # a forked child must not write on its parent's connections
         deadline = time.monotonic() + self._deadline_s
-        steps = requests.delivery(self._endpoint, rooms, message)
+        steps = requests.delivery(self._endpoint, [requests.pack(rooms, message)])
         call = next(steps)
         while True:
             answer = self._call(call, deadline)
             try:
                 call = steps.send(answer)
             except StopIteration as done:
-                result: BroadcastResult = done.value
+                (result,) = done.value
+                assert isinstance(result, BroadcastResult)  # noqa: S101 - for the type checker
                 return result
 
     def _call(self, call: requests.Call, deadline: float) -> requests.Answer:
@@ -118,26 +153,7 @@ class Broadcaster:
             nonlocal attempts
             attempts += 1
             budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
-            try:
-                return self._post(call, budget)
-            except (TimeoutError, *requests.UNSENDABLE) as error:
-                return requests.read_failure(self._endpoint, error)
+            return self._poster.post(call, budget)
 
         retrying = tenacity.Retrying(**retry.policy(deadline - time.monotonic()))
         return retry.counted(retrying(attempt), attempts)
-
-    def _post(self, call: requests.Call, budget_s: float) -> requests.Answer:
-        """One attempt. httpx bounds each read; the sum of them is bounded here."""
-        end = time.monotonic() + budget_s
-        url = self._endpoint.url + call.path
-        content = b""
-        with self._client.stream(
-            "POST", url, content=call.body, headers=self._endpoint.headers, timeout=budget_s
-        ) as response:
-            for chunk in response.iter_bytes():
-                content += chunk
-                if time.monotonic() > end:
-                    raise TimeoutError
-                if len(content) > requests.MAX_ANSWER_BYTES:
-                    break
-        return requests.read_response(response.status_code, response.headers, content)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TypedDict
 
-from ..jobs import JobRun
+from ..jobs import JobRun, delta
 from ..jobs.family import CONVERSATION_MESSAGE
 from ..protocol.payloads import ResponseGenerated
 from . import inputs
@@ -16,7 +16,8 @@ from .ports import Message, Services
 logger = logging.getLogger(__name__)
 
 FALLBACK_REPLY = "I could not write a reply just now. Please try again in a moment."
-REPLY_TIMEOUT_S = 60.0
+REPLY_SILENCE_S = 60.0
+"""How long a reply may take to begin, or to go on."""
 
 
 class _Reply(TypedDict):
@@ -27,7 +28,8 @@ class _Reply(TypedDict):
 async def handle_conversation_message(run: JobRun, services: Services) -> ResponseGenerated:
     """Append the user's ``content`` to ``conversationId`` (or ``threadId``), reply, append that.
 
-    When no reply can be had, a stand-in is the reply, and the payload says so.
+    The reply is shown as it is written (``conversation.response.delta``). When none can be had, a
+    stand-in is the reply, and the payload says so.
 
     Raises:
         InvalidInputError: the message is empty, or names no conversation.
@@ -50,8 +52,7 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
     async def generate() -> _Reply:
         history = _up_to(asked, await services.messages.history(conversation_id, user_id))
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
-                reply = await services.responder.reply(history)
+            reply = await _show(services.responder.reply(history))
         except Exception as error:  # noqa: BLE001 - whatever a model does, the user gets a reply
             logger.warning("run %s: no reply, sending the stand-in: %r", run.run_id, error)
             reply = ""
@@ -87,6 +88,19 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
         {**generated.model_dump(by_alias=True), "userId": user_id, "requestId": run.request_id},
     )
     return generated
+
+
+async def _show(pieces: AsyncIterator[str]) -> str:
+    """Show a reply as it is written; returns the whole."""
+    text = ""
+    while True:
+        try:
+            async with asyncio.timeout(REPLY_SILENCE_S):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return text
+        delta(piece)
+        text += piece
 
 
 def _up_to(asked: Message, history: Sequence[Message]) -> Sequence[Message]:

@@ -6,7 +6,7 @@ after a crash or a retry: the second call must leave what the first one left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -91,8 +91,11 @@ class Storage(Protocol):
 class Responder(Protocol):
     """Writes the reply in a conversation: a model, usually."""
 
-    async def reply(self, history: Sequence[Message]) -> str:
-        """The next message of the assistant. May raise: then a stand-in is sent."""
+    def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
+        """The next message of the assistant, in pieces as it is written (an async generator).
+
+        May raise, also in the middle: then a stand-in is the reply.
+        """
         ...
 
 

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from .accepted import accepted_body, new_request_id
+from .current import delta, progress
 from .family import Family
 from .lifecycle import Lifecycle
+from .people import Person
+from .reporter import Reporter
 from .run import JobRun
 
-__all__ = ["Family", "JobRun", "Lifecycle"]
+__all__ = [
+    "Family",
+    "JobRun",
+    "Lifecycle",
+    "Person",
+    "Reporter",
+    "accepted_body",
+    "delta",
+    "new_request_id",
+    "progress",
+]

@@ -23,6 +23,7 @@ class Family:
         name: dotted, ``note.creation``.
         requested: the event that starts a job.
         completed: how it ends well, as a notification and as an event for other jobs.
+        delta: a piece of the text that it writes.
         payload: what ``completed`` carries, for ``synap-realtime types``: a pydantic model, a
             TypedDict or a dataclass. None: any JSON object. Nothing is checked against it.
 
@@ -33,6 +34,7 @@ class Family:
     name: str
     requested: str = ""
     completed: str = ""
+    delta: str = ""
     payload: type[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -40,6 +42,8 @@ class Family:
             object.__setattr__(self, "requested", f"{self.name}.requested")
         if not self.completed:
             object.__setattr__(self, "completed", f"{self.name}.completed")
+        if not self.delta:
+            object.__setattr__(self, "delta", f"{self.name}.delta")
         if self.payload is not None and not isinstance(self.payload, type):
             raise InvalidArgumentError("payload", f"expected a class, got {self.payload!r}")
 
@@ -72,12 +76,10 @@ CONVERSATION_MESSAGE = Family(
     "conversation.message",
     requested="conversation.message.sent",
     completed="conversation.response.generated",
+    delta="conversation.response.delta",
     payload=ResponseGenerated,
 )
 """The mission's names: a message that was sent leads to a response that was generated."""
 
 FAMILIES = (NOTE_CREATION, TASK_CREATION, TASK_COMPLETION, PROJECT_CREATION, CONVERSATION_MESSAGE)
 """The five."""
-
-RESPONSE_DELTA = "conversation.response.delta"
-"""A piece of the reply, while it is being written (:class:`~..protocol.payloads.ResponseDelta`)."""

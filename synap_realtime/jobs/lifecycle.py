@@ -1,28 +1,32 @@
 """What the user hears of a run: notifications with stable ids, so that a repeat is no second one.
 
-See the README, "What the user sees".
+See PROTOCOL.md, "Jobs".
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
 from ..errors import JobError
-from ..protocol.notification import Notification, Status, to_json_object
-from ..protocol.payloads import JobFailed
+from ..protocol.notification import Notification, Status
 from .family import Family
+from .fitting import fit
 
 MAX_ID = 128
 """Characters of a notification's id; a longer one is sent as its hash, which is as stable."""
 
+MAX_TEXT = 2000
+"""Characters of an error or a label."""
 
-def readable_error(error: BaseException, run_id: str) -> str:
+STALL_AFTER_S = 60.0
+
+
+def readable_error(error: BaseException | str, run_id: str) -> str:
     """What a user may read of an exception: a :class:`JobError`'s message, else a neutral text."""
+    if isinstance(error, str):
+        return error
     if isinstance(error, JobError) and str(error):
         return str(error)
     return neutral_error(run_id)
@@ -34,50 +38,101 @@ def neutral_error(run_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """The notifications of one run: pure, somebody else sends them."""
+    """The notifications of one attempt of a run: pure, somebody else sends them.
+
+    Attributes:
+        run_id: the same on every attempt.
+        attempt: counted from 1.
+        max_attempts: None if the framework does not tell.
+        stall_after_s: how long silence is normal.
+    """
 
     family: Family
     run_id: str
+    attempt: int = 1
+    max_attempts: int | None = None
+    stall_after_s: float = STALL_AFTER_S
 
     def started(self) -> Notification:
-        """The first attempt has begun."""
-        return self._notification(self.family.started, {"runId": self.run_id}, "pending")
+        """The run has begun."""
+        data = {**self._attempts(self.attempt), "stallAfterS": self.stall_after_s}
+        return self._notification(self.family.started, data, "pending")
 
-    def retrying(self, attempt: int, max_attempts: int, error: str, part: str) -> Notification:
-        """An attempt failed and another will come.
+    def progress(
+        self, n: str, fraction: float | None, label: str | None, stall_after_s: float | None
+    ) -> Notification:
+        """How far it is. ``n`` tells it from others of the run, and is the same in a repeat."""
+        data: dict[str, Any] = self._attempts(self.attempt)
+        if fraction is not None:
+            data["progress"] = fraction
+        if label is not None:
+            data["label"] = _short(label)
+        data["stallAfterS"] = stall_after_s or self.stall_after_s
+        return self._notification(self.family.progress, data, "pending", n)
+
+    def waits(self, what: str) -> Notification:
+        """It waits for something that may take any time: without ``stallAfterS``."""
+        data = self._attempts(self.attempt)
+        return self._notification(self.family.progress, data, "pending", f"waits:{what}")
+
+    def delta(self, stream: str, index: int, text: str) -> Notification:
+        """A piece of a text. Index 0 begins anew, whatever was shown before."""
+        data = {**self._attempts(self.attempt), "index": index, "delta": text}
+        return self._notification(self.family.delta, data, "pending", f"{stream}:{index}")
+
+    def retrying(
+        self, error: BaseException | str, *, part: str = "run", in_s: float | None = None
+    ) -> Notification:
+        """This attempt failed and another will come.
 
         Args:
-            attempt: the attempt that will come, from 2.
-            max_attempts: how many there are in all.
-            error: why the last one failed, in the user's words.
+            error: why; a text must be written for the user.
             part: which part of the job is tried again.
+            in_s: when, if that is known.
         """
-        data = {
-            "attempt": attempt,
-            "maxAttempts": max_attempts,
-            "error": error,
-            "runId": self.run_id,
-        }
-        return self._notification(self.family.retrying, data, "pending", f"{part}:{attempt}")
+        data = self._attempts(self.attempt + 1)
+        data["error"] = _short(readable_error(error, self.run_id))
+        if in_s is not None:
+            data["retryInS"] = in_s
+        data["stallAfterS"] = self.stall_after_s + (in_s or 0)
+        n = f"{part}:{self.attempt + 1}"
+        return self._notification(self.family.retrying, data, "pending", n)
 
-    def completed(self, result: Mapping[str, Any] | BaseModel) -> Notification:
-        """The run ended well.
+    def completed(self, result: object) -> Notification:
+        """The run ended well. A result that is too large, or no JSON, is told in part."""
+        return self._end(self.family.completed, fit(result), "success")
 
-        Raises:
-            InvalidArgumentError: the result has no JSON form.
-        """
-        data = to_json_object("result", result)
-        return self._notification(self.family.completed, data, "success")
-
-    def failed(self, error: str) -> Notification:
+    def failed(self, error: BaseException | str) -> Notification:
         """The run is over and did not end well: no attempt will follow."""
-        payload = JobFailed(error=error, run_id=self.run_id)
-        return self._notification(self.family.failed, to_json_object("error", payload), "error")
+        text = _short(readable_error(error, self.run_id))
+        return self._end(self.family.failed, {"error": text, "runId": self.run_id}, "error")
+
+    def cancelled(self, reason: str = "It was cancelled.") -> Notification:
+        """The run was ended from outside before it was done."""
+        data = {"error": _short(reason), "runId": self.run_id}
+        return self._end(self.family.cancelled, data, "error")
+
+    def _attempts(self, attempt: int) -> dict[str, Any]:
+        data: dict[str, Any] = {"runId": self.run_id, "attempt": attempt}
+        if self.max_attempts is not None:
+            data["maxAttempts"] = max(attempt, self.max_attempts)
+        return data
+
+    def _end(self, type: str, data: dict[str, Any], status: Status) -> Notification:
+        """All ends of a run have one id, so that whatever happens only the first is one."""
+        id = _stable(f"{self.run_id}:ended")
+        return Notification(id=id, type=type, data=data, status=status)
 
     def _notification(
         self, type: str, data: dict[str, Any], status: Status, n: str | None = None
     ) -> Notification:
         id = f"{self.run_id}:{type}" if n is None else f"{self.run_id}:{type}:{n}"
-        if len(id) > MAX_ID:
-            id = hashlib.sha256(id.encode()).hexdigest()
-        return Notification(id=id, type=type, data=data, status=status)
+        return Notification(id=_stable(id), type=type, data=data, status=status)
+
+
+def _stable(id: str) -> str:
+    return id if len(id) <= MAX_ID else hashlib.sha256(id.encode()).hexdigest()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

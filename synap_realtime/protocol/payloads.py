@@ -1,6 +1,6 @@
 """What ``data`` holds: of any job on its way, and of the five families when they have ended well.
 
-The names on the wire (camelCase) are those of the mission's report.
+The names on the wire (camelCase) are those of the mission's report. See PROTOCOL.md, "Jobs".
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Payload(WireModel):
 RunId = Annotated[str, Field(description="The same on every attempt.")]
 Date = Annotated[str, Field(description="ISO 8601, a date or a time.")]
 Error = Annotated[str, Field(description="Written for the user.")]
-Attempt = Annotated[int, Field(ge=1, description="Which attempt it is, from 1; absent if unknown.")]
+Attempt = Annotated[int, Field(ge=1, description="Counted from 1.")]
 MaxAttempts = Annotated[int, Field(ge=1, description="How many there are; absent if unknown.")]
 StallAfterS = Annotated[
-    float, Field(gt=0, description="After so many seconds without news the job counts as stalled.")
+    float, Field(gt=0, description="Seconds of silence that are normal; after them it is stalled.")
 ]
 
 
@@ -93,67 +93,71 @@ class ResponseGenerated(Payload):
     ] = False
 
 
-class ResponseDelta(Payload):
-    """``conversation.response.delta``: a piece of the reply, while it is being written.
-
-    A new ``attempt`` begins the reply anew.
-    """
-
-    run_id: RunId
-    conversation_id: str
-    index: Annotated[int, Field(ge=0, description="Counts this attempt's pieces, from 0.")]
-    delta: Annotated[str, Field(description="The text that comes next.")]
-    attempt: Attempt | None = None
-
-
 class JobStarted(Payload):
-    """``….started``: the first attempt begins."""
+    """``….started``: the run begins."""
 
     run_id: RunId
+    attempt: Attempt
+    max_attempts: MaxAttempts | None = None
     stall_after_s: StallAfterS
 
 
 class JobProgress(Payload):
-    """``….progress``: how far the job has come."""
+    """``….progress``: how far the job has come, or that it waits."""
 
     run_id: RunId
-    progress: Annotated[float, Field(ge=0, le=1, description="From 0 to 1.")]
-    label: Annotated[str, Field(description="What it does now, in the user's words.")] | None = None
-    attempt: Attempt | None = None
+    attempt: Attempt
     max_attempts: MaxAttempts | None = None
-    stall_after_s: StallAfterS
+    progress: Annotated[float, Field(ge=0, le=1, description="From 0 to 1.")] | None = None
+    label: Annotated[str, Field(description="What it does now, in the user's words.")] | None = None
+    stall_after_s: (
+        Annotated[
+            float,
+            Field(gt=0, description="As when it started; absent if it may wait for any time."),
+        ]
+        | None
+    ) = None
+
+
+class JobDelta(Payload):
+    """``….delta``: a piece of a text, while the job writes it."""
+
+    run_id: RunId
+    attempt: Attempt
+    max_attempts: MaxAttempts | None = None
+    index: Annotated[int, Field(ge=0, description="Counts the pieces. 0 begins the text anew.")]
+    delta: Annotated[str, Field(description="The text that comes next.")]
 
 
 class JobRetrying(Payload):
-    """``….retrying``: an attempt failed and another will come."""
+    """``….retrying``: an attempt failed, and ``attempt`` is the one that will come."""
 
     run_id: RunId
-    error: Error
-    attempt: Attempt | None = None
+    attempt: Attempt
     max_attempts: MaxAttempts | None = None
+    error: Error
     retry_in_s: (
-        Annotated[float, Field(ge=0, description="Seconds until the next attempt, if known.")]
-        | None
+        Annotated[float, Field(ge=0, description="Seconds until it comes, if known.")] | None
     ) = None
     stall_after_s: StallAfterS
 
 
 class JobFailed(Payload):
-    """``….failed``: no attempt will follow."""
+    """``….failed``: it ended badly, and no attempt will follow."""
 
     error: Error
     run_id: RunId
-    attempt: Attempt | None = None
 
 
 class JobCancelled(Payload):
-    """``….cancelled``: the run was ended from outside."""
+    """``….cancelled``: it was ended from outside."""
 
     error: Error
     run_id: RunId
 
 
 class Truncated(Payload):
-    """A result that was too large for a notification: the news came without it."""
+    """Of a result that did not fit into a notification as a whole."""
 
     truncated: Literal[True]
+    omitted: Annotated[list[str], Field(description="The members that were left out.")]

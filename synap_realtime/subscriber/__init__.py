@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from .aio import subscribe
+from .job import JobState, JobView, follow_job
 from .options import SubscriptionState
 from .sync import subscribe_sync
 
-__all__ = ["SubscriptionState", "subscribe", "subscribe_sync"]
+__all__ = [
+    "JobState",
+    "JobView",
+    "SubscriptionState",
+    "follow_job",
+    "subscribe",
+    "subscribe_sync",
+]

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgumentError
-from ..jobs.family import FAMILIES, RESPONSE_DELTA, Family
+from ..jobs.family import FAMILIES, Family
 from ..protocol.notification import parse_notification
 from ..protocol.payloads import (
     JobCancelled,
+    JobDelta,
     JobFailed,
     JobProgress,
     JobRetrying,
     JobStarted,
-    ResponseDelta,
 )
 
 
@@ -30,7 +30,7 @@ class Data:
 
     Attributes:
         payload: a pydantic model, a TypedDict or a dataclass; None: any JSON object.
-        is_result: it is what a job returned, and comes as ``Truncated`` when it is too large.
+        is_result: it is what a job returned, and ``Truncated`` when it does not fit.
     """
 
     payload: Any = None
@@ -54,7 +54,6 @@ def catalog_of(own: Mapping[str, object]) -> Catalog:
     catalog: dict[str, Data] = {}
     for family in FAMILIES:
         catalog.update(_of_family(family))
-    catalog[RESPONSE_DELTA] = Data(ResponseDelta)
     theirs: dict[str, Data] = {}
     for name, declared in own.items():
         for type, data in _entries(name, declared):
@@ -67,6 +66,7 @@ def _of_family(family: Family) -> dict[str, Data]:
     return {
         family.started: Data(JobStarted),
         family.progress: Data(JobProgress),
+        family.delta: Data(JobDelta),
         family.retrying: Data(JobRetrying),
         family.completed: Data(family.payload, is_result=True),
         family.failed: Data(JobFailed),

@@ -35,6 +35,7 @@ MEMBERS: dict[str, Schema] = {
 
 ALWAYS_THERE = ("id", "timestamp", "room", "cursor")
 
+_TRUNCATED = ""  # no notification has this type
 _MODE: Final = "serialization"
 
 
@@ -44,10 +45,12 @@ class Described:
 
     Attributes:
         data: by the notification's type: what ``data`` is when nothing was cut off.
+        truncated: what stands in ``data`` beside the rest when something was.
         models: what the schemas refer to as ``#/$defs/…``.
     """
 
     data: Mapping[str, Schema]
+    truncated: Schema
     models: Mapping[str, Schema]
 
     def declares(self, schema: Schema, member: str) -> bool:
@@ -62,11 +65,15 @@ def describe(catalog: Catalog) -> Described:
         InvalidArgumentError: names the type whose payload is no JSON object, or has no schema.
     """
     adapters = {type: _adapter(type, data.payload) for type, data in catalog.items()}
-    adapters[""] = TypeAdapter(Truncated)
+    adapters[_TRUNCATED] = TypeAdapter(Truncated)
     schemas, document = TypeAdapter.json_schemas(
         [(type, _MODE, adapter) for type, adapter in adapters.items()]
     )
-    return Described({type: schemas[type, _MODE] for type in catalog}, document.get("$defs", {}))
+    return Described(
+        data={type: schemas[type, _MODE] for type in catalog},
+        truncated=schemas[_TRUNCATED, _MODE],
+        models=document["$defs"],
+    )
 
 
 def _adapter(type: str, payload: Any) -> TypeAdapter[Any]:
@@ -102,7 +109,11 @@ def to_json_schema(catalog: Catalog, comment: str) -> dict[str, Any]:
         InvalidArgumentError: see :func:`describe`.
     """
     described = describe(catalog)
-    truncated: Schema = {"$ref": f"#/$defs/{Truncated.__name__}"}
+
+    def data(type: str, schema: Schema) -> Schema:
+        whole_or_part = {"anyOf": [schema, described.truncated]}
+        return whole_or_part if catalog[type].is_result else schema
+
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": comment,
@@ -113,10 +124,7 @@ def to_json_schema(catalog: Catalog, comment: str) -> dict[str, Any]:
         "required": list(ALWAYS_THERE),
         "oneOf": [
             {
-                "properties": {
-                    "type": {"const": type},
-                    "data": {"anyOf": [schema, truncated]} if catalog[type].is_result else schema,
-                },
+                "properties": {"type": {"const": type}, "data": data(type, schema)},
                 "required": ["type", "data"],
             }
             for type, schema in described.data.items()

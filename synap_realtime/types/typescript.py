@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Iterable, Mapping
 
 from ..errors import InvalidArgumentError
-from ..protocol.payloads import Truncated
 from .catalog import Catalog
 from .json_schema import ALWAYS_THERE, MEMBERS, Schema, describe
 
@@ -44,7 +43,7 @@ _KNOWN = _PASSED_OVER | _OF_OBJECTS | _OF_ARRAYS | _COMBINING | {"type", "enum",
 _TAKEN = frozenset(
     """
     any unknown never void undefined null object string number boolean symbol bigint
-    NotificationData NotificationType SynapNotification Whole
+    NotificationData NotificationType SynapNotification MayBeTruncated
     break case catch class const continue debugger default delete do else enum export extends false
     finally for function if implements import in instanceof interface let new package private
     protected public return static super switch this throw true try typeof var while with yield
@@ -60,36 +59,31 @@ def to_typescript(catalog: Catalog, comment: str) -> str:
     """
     described = describe(catalog)
     models = Models(described.models)
-    members = {}
+    part = models.type_of(described.truncated, "truncated")
+    lines = []
     for type, schema in described.data.items():
         data = models.type_of(schema, type)
         if catalog[type].is_result and catalog[type].payload is not None:
-            # A payload may have such a member of its own; then nobody can tell them apart by it.
-            whole = data if described.declares(schema, "truncated") else f"Whole<{data}>"
-            data = f"{whole} | {Truncated.__name__}"
-        members[type] = data
-    envelope = Models({})
+            # Of a payload that has such a member itself, nobody can tell by it which one came.
+            own = described.declares(schema, "truncated")
+            data = f"{data} | (Partial<{data}> & {part})" if own else f"MayBeTruncated<{data}>"
+        lines.append(f"{json.dumps(type)}: {data};")
+    envelope = {"properties": MEMBERS, "required": ALWAYS_THERE}
+    members = models.members_of(envelope, "SynapNotification")
     return "\n".join(
         [
             *(f"// {line}".rstrip() for line in comment.splitlines()),
             "",
             *(models.declare(name) + "\n" for name in described.models),
-            _DATA.format(members=_indented(f"{json.dumps(t)}: {d};" for t, d in members.items())),
-            _NOTIFICATION.format(
-                members=textwrap.indent(
-                    envelope.members_of(
-                        {"properties": MEMBERS, "required": ALWAYS_THERE}, "SynapNotification"
-                    ),
-                    "    ",
-                )
-            ),
+            _DATA.format(part=part, members=textwrap.indent("\n".join(lines), "  ")),
+            _NOTIFICATION.format(members=textwrap.indent(members, "    ")),
         ]
     )
 
 
 _DATA = """\
-/** What a job returned, whole: look at `truncated` to know. */
-type Whole<T> = T & {{ truncated?: undefined }};
+/** What a job returned: all of it, unless it is `truncated`. */
+export type MayBeTruncated<T> = (T & {{ truncated?: undefined }}) | (Partial<T> & {part});
 
 /** What `data` is, by the notification's `type`. */
 export interface NotificationData {{
@@ -231,10 +225,6 @@ class Models:
         if rest != "never" and schema.get("maxItems", len(first) + 1) > len(first):
             items.append(f"...{_element(rest)}")
         return f"[{', '.join(items)}]"
-
-
-def _indented(blocks: Iterable[str]) -> str:
-    return textwrap.indent("\n".join(blocks), "  ")
 
 
 def _element(item: str) -> str:

@@ -105,7 +105,7 @@ def test_another_answer_is_final_and_said(publish: Publish, status: int) -> None
 @respx.mock
 def test_the_deadline_ends_the_attempts_and_the_last_answer_is_told(publish: Publish) -> None:
     route = respx.post(f"{URL}/broadcast").respond(500, text="boom")
-    result = send(publish, deadline_s=0.1)
+    result = send(publish, deadline_s=0.6)
     assert not result.success
     assert route.call_count == result.attempts > 1
     assert result.error == "the server answered 500: boom"

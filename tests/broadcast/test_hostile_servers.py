@@ -145,9 +145,9 @@ def test_a_forked_child_has_connections_of_its_own() -> None:
             connection.sendall(head + body)
 
     with answering(keep_alive) as url, Broadcaster(url) as broadcaster:
-        before = broadcaster._client
+        before = broadcaster._poster._client
         assert broadcaster.broadcast_success("1", "a", {}).success
-        broadcaster._pid = -1  # as after a fork; forking a process of threads is no test to repeat
+        broadcaster._poster._pid = -1  # as after a fork
         assert broadcaster.broadcast_success("1", "a", {}).success
-        assert broadcaster._client is not before
+        assert broadcaster._poster._client is not before
         before.close()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from synap_realtime import InvalidArgumentError, InvalidInputError, JobError, NoteCreated
 from synap_realtime.jobs import Family, Lifecycle
 from synap_realtime.jobs.family import CONVERSATION_MESSAGE, NOTE_CREATION
+from synap_realtime.jobs.fitting import fit
 from synap_realtime.jobs.lifecycle import readable_error
+from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES, encode_json
 
 
 def test_a_familys_names_come_from_its_own() -> None:
@@ -35,36 +39,92 @@ def test_the_missions_names_stay() -> None:
 
 def test_ids_are_stable_and_differ() -> None:
     def ids() -> list[str | None]:
-        run = Lifecycle(NOTE_CREATION, "run1")
+        first, second = (Lifecycle(NOTE_CREATION, "run1", attempt=n) for n in (1, 2))
         return [
-            run.started().id,
-            run.retrying(2, 4, "No.", "upload").id,
-            run.retrying(3, 4, "No.", "upload").id,
-            run.completed({}).id,
-            run.failed("No.").id,
+            first.started().id,
+            first.progress("1", 0.5, None, None).id,
+            first.progress("2", 0.5, None, None).id,
+            first.delta("s", 0, "a").id,
+            first.delta("s", 1, "b").id,
+            first.retrying("No.", part="upload").id,
+            first.retrying("No.", part="print").id,
+            second.retrying("No.", part="upload").id,
+            second.completed({}).id,
         ]
 
     assert ids() == ids()
-    assert len(set(ids())) == 5
+    assert len(set(ids())) == 9
     assert ids()[0] == "run1:note.creation.started"
 
 
+def test_a_run_has_one_end_whatever_is_said_twice() -> None:
+    run = Lifecycle(NOTE_CREATION, "run1")
+    assert len({run.completed({}).id, run.failed("No.").id, run.cancelled().id}) == 1
+    assert run.failed("No.").id != Lifecycle(NOTE_CREATION, "run2").failed("No.").id
+
+
 def test_a_long_id_is_cut_to_what_the_wire_takes_and_stays_distinct() -> None:
-    run = Lifecycle(Family("a" * 100), "r" * 40)
-    ids = [run.retrying(n, 9, "", "step").id or "" for n in range(2, 9)]
+    ids = [
+        Lifecycle(Family("a" * 100), "r" * 40, attempt=n).retrying("", part="step").id or ""
+        for n in range(2, 9)
+    ]
     assert len(set(ids)) == 7
     assert all(len(id) <= 128 for id in ids)
 
 
 def test_the_payloads_are_camel_case_and_the_status_is_the_missions() -> None:
-    run = Lifecycle(NOTE_CREATION, "run1")
+    run = Lifecycle(NOTE_CREATION, "run1", attempt=1, max_attempts=4, stall_after_s=30)
     payload = NoteCreated(entity_id="e", title="t", file_url="u", file_path="p")
     assert run.completed(payload).data["entityId"] == "e"
     assert run.completed(payload).status == "success"
     assert run.failed("No.").data == {"error": "No.", "runId": "run1"}
-    assert run.failed("No.").status == "error"
-    assert run.started().status == run.retrying(2, 4, "No.", "s").status == "pending"
-    assert run.retrying(2, 4, "No.", "s").data["maxAttempts"] == 4
+    assert run.failed("No.").status == run.cancelled().status == "error"
+    counted = {"runId": "run1", "attempt": 1, "maxAttempts": 4, "stallAfterS": 30}
+    assert (run.started().status, run.started().data) == ("pending", counted)
+    told = run.progress("1", 0.4, "Uploading", None)
+    assert (told.status, told.data) == (
+        "pending",
+        {**counted, "progress": 0.4, "label": "Uploading"},
+    )
+    retrying = run.retrying(JobError("No paper."), in_s=5.0)
+    assert (retrying.status, retrying.data) == (
+        "pending",
+        {**counted, "attempt": 2, "error": "No paper.", "retryInS": 5.0, "stallAfterS": 35.0},
+    )
+
+
+def test_more_attempts_than_were_announced_are_no_contradiction() -> None:
+    data = Lifecycle(NOTE_CREATION, "run1", attempt=5, max_attempts=4).started().data
+    assert (data["attempt"], data["maxAttempts"]) == (5, 5)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=40),
+        st.one_of(
+            st.integers(0, 300_000).map("x".__mul__),
+            st.sampled_from([object(), float("nan"), "\ud800", b"\xff", None, 7, [1, {"a": 2}]]),
+        ),
+        max_size=12,
+    )
+)
+def test_any_result_fits_and_what_is_missing_is_said(result: dict[str, object]) -> None:
+    told = Lifecycle(NOTE_CREATION, "r" * 60).completed(result)
+    data = told.data
+    assert len(encode_json("data", told.to_wire())) <= MAX_NOTIFICATION_BYTES
+    if "truncated" in result or "omitted" in result:
+        return
+    missing = [name for name in result if name not in data]
+    assert bool(missing) == bool(data.get("truncated"))
+    assert len(data.get("omitted", [])) == len(missing)
+    good = {k: v for k, v in result.items() if v is None or isinstance(v, int | list)}
+    assert good.items() <= data.items()
+
+
+def test_what_is_no_mapping_is_the_result() -> None:
+    assert fit(None) == {}
+    assert fit(7) == {"result": 7}
+    assert fit("x" * 300_000) == {"truncated": True, "omitted": ["result"]}
 
 
 def test_a_user_reads_only_what_was_written_for_users() -> None:

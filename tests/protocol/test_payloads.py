@@ -32,7 +32,8 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_the_names_are_camel_case() -> None:
-    assert to_json_object("data", JobStarted(run_id="r", stall_after_s=60)) == {
+    assert to_json_object("data", JobStarted(run_id="r", attempt=1, stall_after_s=60)) == {
         "runId": "r",
+        "attempt": 1,
         "stallAfterS": 60.0,
     }

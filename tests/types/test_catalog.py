@@ -31,13 +31,14 @@ def test_ours_are_there() -> None:
     catalog = catalog_of({})
     assert catalog["note.creation.completed"] == Data(NoteCreated, is_result=True)
     assert not catalog["note.creation.failed"].is_result
-    assert len(catalog) == 5 * 6 + 1
+    assert len(catalog) == 5 * 7
 
 
 def test_a_family_a_mapping_and_lists_of_them() -> None:
     catalog = catalog_of({"a": [REPORT, [{"x.y": Other, "x.z": None}]]})
-    assert list(catalog)[-8:] == [
-        *(f"report.creation.{word}" for word in ("started", "progress", "retrying")),
+    assert list(catalog)[-9:] == [
+        *(f"report.creation.{word}" for word in ("started", "progress", "delta")),
+        "report.creation.retrying",
         *(f"report.creation.{word}" for word in ("completed", "failed", "cancelled")),
         "x.y",
         "x.z",

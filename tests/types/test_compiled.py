@@ -99,6 +99,12 @@ class Empty(BaseModel):
     pass
 
 
+class Truncated(BaseModel):
+    """Named as one of ours, with a member of its name."""
+
+    truncated: bool
+
+
 Fork.model_rebuild()
 Everything.model_rebuild()
 
@@ -132,7 +138,8 @@ EVERYTHING: dict[str, Any] = {
 def own() -> str:
     report = Family("report.creation", payload=Everything)
     others = {"a.strict": Strict, "a.empty": Empty, "a.tree": Tree, "a.typed": Typed}
-    return to_typescript(catalog_of({"own": [report, others]}), "own")
+    cut = Family("cut", payload=Truncated)
+    return to_typescript(catalog_of({"own": [report, cut, others]}), "own")
 
 
 def test_what_the_front_end_may_write_compiles_and_what_it_may_not_does_not(
@@ -169,6 +176,10 @@ everything.by_colour.green;
 // @ts-expect-error
 everything.by_colour.red + 1;
 export function of(notification: SynapNotification): number | undefined {{
+  if (notification.type === "cut.completed") {{
+    const truncated: boolean | undefined = notification.data.truncated;
+    return "omitted" in notification.data ? notification.data.omitted.length : Number(truncated);
+  }}
   if (notification.type === "a.typed") return notification.data.a;
   if (notification.type === "report.creation.completed" && !notification.data.truncated)
     return notification.data.numbers.content[0];

@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 from synap_realtime import InvalidArgumentError, NoteCreated, Notification
 from synap_realtime.jobs import Family, Lifecycle
 from synap_realtime.jobs.family import NOTE_CREATION
+from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
 from synap_realtime.types import catalog_of, to_json_schema
 from synap_realtime.types.json_schema import MEMBERS
 
@@ -36,21 +37,33 @@ def check(type: str, data: object, own: object = (), **members: object) -> None:
     Draft202012Validator(schema).validate(notification)
 
 
-def test_what_a_job_tells_holds() -> None:
+@pytest.mark.parametrize("max_attempts", [None, 4])
+def test_what_a_run_tells_holds(max_attempts: int | None) -> None:
     note = NoteCreated(entity_id="e", title="t", file_url="u", file_path="p")
-    run = Lifecycle(NOTE_CREATION, "r")
-    for told in (run.completed(note), run.failed("No.")):
+    run = Lifecycle(NOTE_CREATION, "r", 1, max_attempts)
+    for told in (
+        run.started(),
+        run.progress("1", 0.5, "Half.", None),
+        run.progress("2", None, None, 5),
+        run.waits("sleep"),
+        run.delta("s", 0, "Once"),
+        run.retrying("No.", in_s=1),
+        run.retrying("No."),
+        run.completed(note),
+        run.completed({**note.model_dump(by_alias=True), "title": "t" * MAX_NOTIFICATION_BYTES}),
+        run.failed("No."),
+        run.cancelled(),
+    ):
         check(told.type, told.data, id=told.id, status=told.status)
-    check("note.creation.completed", {"truncated": True}, extra="kept")
-    check("note.creation.started", {"runId": "r", "stallAfterS": 60})
+    assert "truncated" in run.completed({"x": "x" * MAX_NOTIFICATION_BYTES}).data
 
 
 @pytest.mark.parametrize(
     ("type", "data", "members"),
     [
         ("note.creation.completed", {"title": "t"}, {}),
-        ("note.creation.started", {"runId": "r", "stallAfterS": 0}, {}),
-        ("note.creation.started", {"runId": "r", "stallAfterS": None}, {}),
+        ("note.creation.started", {"runId": "r", "attempt": 1, "stallAfterS": 0}, {}),
+        ("note.creation.started", {"runId": "r", "attempt": 1, "stallAfterS": None}, {}),
         ("task.creation.completed", {"truncated": False}, {}),
         ("a.unknown", {}, {}),
         ("note.creation.failed", {"error": "No.", "runId": "r"}, {"status": "odd"}),
@@ -75,7 +88,7 @@ def test_what_is_always_delivered_must_be_there(gone: str) -> None:
 def test_a_users_own_holds_beside_ours_of_the_same_name() -> None:
     own = [Family("report.creation", payload=TaskCreated), {"a.any": None}]
     check("report.creation.completed", {"size": 1}, own)
-    check("report.creation.completed", {"truncated": True}, own)
+    check("report.creation.completed", {"truncated": True, "omitted": ["size"]}, own)
     check("a.any", {"x": [1]}, own)
     task = {"entityId": "e", "title": "t", "status": "open", "priority": "low"}
     check("task.creation.completed", task, own)

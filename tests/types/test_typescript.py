@@ -81,7 +81,7 @@ def test_what_has_no_form_is_an_error_that_says_where(schema: Any, problem: str)
         MODELS.type_of(schema, "a.b")
 
 
-@pytest.mark.parametrize("name", ["NotificationData", "any", "Whole"])
+@pytest.mark.parametrize("name", ["NotificationData", "any", "MayBeTruncated"])
 def test_a_name_that_is_taken_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError, match="is taken in TypeScript"):
         Models({name: {"type": "object"}})
@@ -129,5 +129,5 @@ def test_a_family_without_a_payload_has_any_object() -> None:
     assert types.startswith("// How to\n// regenerate it.\n\n")
     assert '  "a.b.completed": { [key: string]: unknown };\n' in types
     assert '  "a.b.cancelled": JobCancelled;\n' in types
-    assert '  "note.creation.completed": Whole<NoteCreated> | Truncated;\n' in types
-    assert '  "conversation.response.delta": ResponseDelta;\n' in types
+    assert '  "note.creation.completed": MayBeTruncated<NoteCreated>;\n' in types
+    assert '  "conversation.response.delta": JobDelta;\n' in types

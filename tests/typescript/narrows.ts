@@ -10,14 +10,18 @@ export function show(notification: SynapNotification): string {
     case "note.creation.progress":
       // @ts-expect-error: it may be absent
       notification.data.label.length;
-      return `${Math.round(notification.data.progress * 100)} % ${notification.data.label ?? ""}`;
+      return `${Math.round((notification.data.progress ?? 0) * 100)} % ${notification.data.label ?? ""}`;
     case "note.creation.completed":
-      // @ts-expect-error: the result may have been too large
-      notification.data.title;
-      if (notification.data.truncated) return "done";
+      // @ts-expect-error: it may have been left out
+      notification.data.title.length;
+      if (notification.data.truncated) {
+        // @ts-expect-error: it may still have been
+        notification.data.title.length;
+        return `${notification.data.title ?? ""}, without ${notification.data.omitted.join()}`;
+      }
       return `${notification.data.title}: ${notification.data.fileUrl}`;
     case "task.creation.completed":
-      return notification.data.truncated ? "" : (notification.data.dueDate ?? "some day");
+      return notification.data.dueDate ?? "some day";
     case "note.creation.failed":
     case "note.creation.cancelled":
       return notification.data.error;

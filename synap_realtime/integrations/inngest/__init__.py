@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .accepted import accepted, accepted_sync
 from .functions import create_function, create_functions
 
-__all__ = ["create_function", "create_functions"]
+__all__ = ["accepted", "accepted_sync", "create_function", "create_functions"]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import inngest
 
 from ...errors import InvalidInputError, JobError
+from ...jobs import Person
 from ...jobs.lifecycle import neutral_error
 
 T = TypeVar("T")
@@ -47,17 +48,10 @@ def readable_failure(error: object, run_id: str) -> str:
     return neutral_error(run_id)
 
 
-def person(event: inngest.Event) -> tuple[str | None, str | None]:
-    """Who waits, and for which request, by the names that both worlds use."""
-    return _text(event, "userId", "user_id"), _text(event, "requestId", "request_id")
-
-
-def _text(event: inngest.Event, *names: str) -> str | None:
-    for name in names:
-        value = event.data.get(name)
-        if isinstance(value, str) and value:
-            return value
-    return None
+def person_of(event: inngest.Event) -> Person:
+    """Who waits. The names may stand in the part of the data that is encrypted on its way."""
+    hidden = event.data.get("encrypted")
+    return Person.of({**hidden, **event.data} if isinstance(hidden, Mapping) else event.data)
 
 
 class InngestRun:
@@ -65,7 +59,8 @@ class InngestRun:
 
     def __init__(self, ctx: inngest.Context) -> None:
         self._ctx = ctx
-        self.user_id, self.request_id = person(ctx.event)
+        person = person_of(ctx.event)
+        self.user_id, self.request_id = person.user_id, person.request_id
 
     @property
     def run_id(self) -> str:

@@ -16,7 +16,7 @@ import inngest.fast_api
 import pytest
 import websockets
 
-from synap_realtime import AsyncBroadcaster, Broadcaster
+from synap_realtime import AsyncBroadcaster, BackgroundBroadcaster
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.integrations.inngest.local.runs import Backoff
 from synap_realtime.server import create_app
@@ -31,8 +31,8 @@ class Stage:
     server: LocalInngest
     inngest_url: str
     rooms_url: str
-    broadcaster: AsyncBroadcaster
-    sync_broadcaster: Broadcaster
+    broadcaster: BackgroundBroadcaster
+    publisher: AsyncBroadcaster
     _app: fastapi.FastAPI
     _app_url: str
 
@@ -52,7 +52,7 @@ class Stage:
 
     async def heard(self, room: str) -> list[dict[str, Any]]:
         """All that a room's log holds: a mark is published, and the log read up to it."""
-        mark = (await self.broadcaster.broadcast(room, {"type": "mark", "data": {}})).id
+        mark = (await self.publisher.broadcast(room, {"type": "mark", "data": {}})).id
         url = f"{self.rooms_url.replace('http', 'ws')}/rooms/{room}/subscribe?after=earliest"
         messages: list[dict[str, Any]] = []
         async with websockets.connect(url) as ws:
@@ -80,9 +80,9 @@ async def staged() -> AsyncIterator[Stage]:
         client = inngest.Inngest(
             app_id="app", is_production=False, api_base_url=url, event_api_base_url=url
         )
-        broadcaster = await stack.enter_async_context(AsyncBroadcaster(rooms, deadline_s=1))
-        sync_broadcaster = stack.enter_context(Broadcaster(rooms, deadline_s=1))
-        yield Stage(client, server, url, rooms, broadcaster, sync_broadcaster, app, app_url)
+        broadcaster = await stack.enter_async_context(BackgroundBroadcaster(rooms))
+        publisher = await stack.enter_async_context(AsyncBroadcaster(rooms))
+        yield Stage(client, server, url, rooms, broadcaster, publisher, app, app_url)
         client._http_client._http_client_sync.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,20 +11,27 @@ from typing import Any
 
 import inngest
 import pytest
+import websockets
 
 from examples.notes_app.database import Database
 from examples.notes_app.replies import ModelResponder
 from examples.notes_app.storage import ObjectStorage, TroubledStorage
 from synap_realtime import (
-    AsyncBroadcaster,
-    Broadcaster,
+    BackgroundBroadcaster,
     ConfigurationError,
+    InvalidArgumentError,
     InvalidInputError,
     JobError,
+    delta,
+    progress,
 )
 from synap_realtime.handlers import Services
-from synap_realtime.integrations.inngest import create_function, create_functions
-from synap_realtime.jobs import Family
+from synap_realtime.integrations.inngest import (
+    accepted,
+    accepted_sync,
+    create_function,
+    create_functions,
+)
 
 from .conftest import Stage, on
 
@@ -42,7 +50,7 @@ def function(stage: Stage, kind: str, body: Any, **options: Any) -> inngest.Func
         family=REPORT,
         fn_id="f",
         trigger=on("go"),
-        broadcaster=stage.broadcaster if kind == "async" else stage.sync_broadcaster,
+        broadcaster=stage.broadcaster,
         **options,
     )
     if kind == "sync":
@@ -236,15 +244,12 @@ async def test_a_result_that_is_too_large_still_ends_the_job(stage: Stage, kind:
     await stage.serve(function(stage, kind, lambda ctx: {"x": "y" * 300_000}))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert (await stage.heard("user_42"))[-1]["data"] == {"truncated": True}
+    assert (await stage.heard("user_42"))[-1]["data"] == {"truncated": True, "omitted": ["x"]}
 
 
 async def test_a_room_server_that_is_away_fails_no_job(stage: Stage, kind: str) -> None:
     calls: list[int] = []
-    gone = "http://127.0.0.1:9"
-    with Broadcaster(gone, deadline_s=0.1) as sync_broadcaster:
-        stage.broadcaster = AsyncBroadcaster(gone, deadline_s=0.1)
-        stage.sync_broadcaster = sync_broadcaster
+    with BackgroundBroadcaster("http://127.0.0.1:9") as stage.broadcaster:
         await stage.serve(function(stage, kind, lambda ctx: calls.append(ctx.attempt)))
         await stage.send("go", userId="42")
         await stage.finish()
@@ -316,7 +321,6 @@ def test_what_cannot_be_told_rightly_is_refused() -> None:
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (f, {"on_failure": g}, "on_failure: "),
         (g, {"on_failure": f}, "on_failure: "),
-        (f, {"batch_events": inngest.Batch(max_size=2)}, "batch_events: "),
     ]
     for handler, options, said in wrong:
         decorate = create_function(client, family=REPORT, fn_id="f", trigger=on("go"), **options)
@@ -325,24 +329,25 @@ def test_what_cannot_be_told_rightly_is_refused() -> None:
     client._http_client._http_client_sync.close()
 
 
-def test_a_broadcaster_that_does_not_fit_is_said_at_once() -> None:
-    client = inngest.Inngest(app_id="app", is_production=False)
-
-    async def f(ctx: inngest.Context) -> None: ...
-    def g(ctx: inngest.ContextSync) -> None: ...
-
-    with Broadcaster() as sync_broadcaster:
-        for handler, wrong in ((f, sync_broadcaster), (g, AsyncBroadcaster())):
-            decorate = create_function(
-                client,
-                family=Family("a.b"),
-                fn_id="f",
-                trigger=on("go"),
-                broadcaster=wrong,
+async def test_a_request_is_accepted_and_its_job_is_told(stage: Stage, kind: str) -> None:
+    await stage.serve(function(stage, kind, lambda ctx: dict(ctx.event.data)))
+    options = {"user_id": "42", "request_id": "r1", "url": stage.rooms_url}
+    for _ in range(2):  # a request that is sent twice is one
+        if kind == "async":
+            body = await accepted(stage.client, "go", {"title": "x"}, **options)
+        else:
+            body = await asyncio.to_thread(
+                accepted_sync, stage.client, "go", {"title": "x"}, **options
             )
-            with pytest.raises(ConfigurationError, match="broadcaster: "):
-                decorate(handler)
-    client._http_client._http_client_sync.close()
+    await stage.finish()
+    assert (body["status"], body["requestId"]) == ("pending", "r1")
+    async with websockets.connect(body["subscribe"]["url"]) as socket:
+        messages = [json.loads(await socket.recv()) for _ in range(2)]
+    assert [m["type"] for m in messages] == [f"{REPORT}.started", f"{REPORT}.completed"]
+    assert messages[1]["data"] == {"title": "x", "userId": "42", "requestId": "r1"}
+    assert await stage.told("42") == ["started", "completed"]
+    with pytest.raises(InvalidArgumentError, match="user_id"):
+        await accepted(stage.client, "go", {}, user_id="a/b")
 
 
 @pytest.fixture
@@ -388,9 +393,83 @@ async def test_the_five_tell_their_user(
     await five.send(event, userId="42", requestId="r1", **data)
     await five.finish()
     assert await five.told("42") == heard
+    pieces = "conversation.response.delta"
     assert [m["id"] for m in await five.heard("user_42")] == [
-        m["id"] for m in await five.heard("request_r1")
+        m["id"] for m in await five.heard("request_r1") if m["type"] != pieces
     ]
+
+
+async def test_a_reply_is_shown_as_it_is_written(five: Stage) -> None:
+    data = {"conversationId": "c", "content": "Hi"}
+    await five.send("conversation.message.sent", userId="42", requestId="r1", **data)
+    await five.finish()
+    heard = await five.heard("request_r1")
+    assert heard[0]["type"] == "conversation.message.started"
+    assert heard[-1]["type"] == "conversation.response.generated"
+    pieces = [m["data"] for m in heard[1:-1]]
+    assert {m["type"] for m in heard[1:-1]} == {"conversation.response.delta"}
+    assert [piece["index"] for piece in pieces] == list(range(len(pieces)))
+    assert len(pieces) > 3
+    assert "".join(piece["delta"] for piece in pieces) == heard[-1]["data"]["response"]
+
+
+async def test_a_retried_attempt_begins_its_text_anew(stage: Stage, kind: str) -> None:
+    def body(ctx: Any) -> dict[str, str]:
+        for word in ("one ", "two "):
+            delta(f"{word}({ctx.attempt}) ")
+        if ctx.attempt == 0:
+            raise JobError("Again.")
+        return {"text": "one two"}
+
+    await stage.serve(function(stage, kind, body))
+    await stage.send("go", userId="42", requestId="r1")
+    await stage.finish()
+    shown = ""
+    for message in await stage.heard("request_r1"):
+        if message["type"] == f"{REPORT}.delta":
+            data = message["data"]
+            shown = data["delta"] if data["index"] == 0 else shown + data["delta"]
+    assert shown == "one (1) two (1) "
+    assert await stage.told("42") == ["started", "retrying", "completed"]
+
+
+async def test_progress_is_told_in_order_and_not_again_at_a_replay(stage: Stage, kind: str) -> None:
+    said: list[str] = []
+
+    def work(label: str) -> None:
+        progress(0.5, label)
+
+    async def work_async(label: str) -> None:
+        work(label)
+
+    def before() -> None:
+        said.append("before")
+        progress(0, "before")
+
+    async def async_body(ctx: inngest.Context) -> None:
+        before()
+        await ctx.step.run("a", work_async, "in a")
+        progress(0.6, "between")
+        await ctx.step.run("b", work_async, "in b")
+        progress(1, "after")
+
+    def sync_body(ctx: inngest.ContextSync) -> None:
+        before()
+        ctx.step.run("a", work, "in a")
+        progress(0.6, "between")
+        ctx.step.run("b", work, "in b")
+        progress(1, "after")
+
+    await stage.serve(function(stage, kind, async_body if kind == "async" else sync_body))
+    await stage.send("go", userId="42", requestId="r1")
+    await stage.finish()
+    assert len(said) > 1  # Inngest replays what stands before a step
+    labels = [m["data"]["label"] for m in await stage.heard("user_42") if "progress" in m["type"]]
+    assert labels[-1] == "after"
+    assert len(labels) == len(set(labels))
+    order = ["before", "in a", "between", "in b", "after"]
+    assert labels == sorted(labels, key=order.index)
+    assert (await stage.told("42"))[-1] == "completed"
 
 
 async def test_the_fives_failures_are_in_words_for_the_user(

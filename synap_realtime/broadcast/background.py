@@ -1,0 +1,423 @@
+"""The background client: whoever publishes never waits for the network."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from ..protocol.notification import MAX_BATCH_BYTES, Notification
+from ..protocol.rooms import Room
+from . import requests, retry
+from .result import BroadcastResult
+from .sync import Poster
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+"""Notifications that wait for a server that is away; then the oldest are dropped."""
+
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+BATCH = 100
+"""Notifications in one request."""
+
+FLUSH_S = 5.0
+"""How long the end of a job, and of the process, waits for what is on its way."""
+
+MAX_PAUSE_S = 15.0
+"""A server that is away is asked again after 0.1, 0.2, 0.4 s, … and at most this."""
+
+
+@dataclass(eq=False, slots=True)
+class Posted:
+    """A notification on its way.
+
+    Attributes:
+        due: when it may leave, by the monotonic clock.
+        result: what became of it; None until the server has answered.
+    """
+
+    parcel: requests.Parcel
+    due: float = 0.0
+    taken: bool = False
+    result: BroadcastResult | None = None
+    waiting: list[Future[None]] = field(default_factory=list)
+
+
+class BackgroundBroadcaster:
+    """Publishes from a thread of its own, in order, many notifications in one request.
+
+    Publishing takes microseconds and never waits: not for the network, nor for a server that is
+    away. What cannot be sent waits here, bounded, and is sent when the server is back; the log says
+    once that it is away and once that it is back. At the end of the process, what is on its way
+    gets a few seconds.
+
+    One instance serves all threads, event loops and forked children of a process.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = retry.TIMEOUT_S,
+        max_waiting: int = MAX_WAITING,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Make a client; nothing is connected yet.
+
+        Args:
+            url, api_key, transport: as for :class:`Broadcaster`.
+            timeout_s: how long one request may take.
+            max_waiting: notifications that are kept for a server that is away.
+
+        Raises:
+            ConfigurationError: the URL is not an ``http`` or ``https`` one.
+        """
+        self._endpoint = requests.Endpoint(url, api_key)
+        self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
+        self._max_waiting = max_waiting
+        self._transport = transport
+        self._reset()
+        _instances.add(self)
+
+    def _reset(self) -> None:
+        """Begin with nothing: at first, and in a forked child, whose parent sends what waits."""
+        self._poster = Poster(self._endpoint, self._transport)
+        self._changed = threading.Condition()
+        self._ready: deque[Posted] = deque()
+        self._later: dict[Posted, None] = {}  # not due yet
+        self._on_its_way: list[Posted] = []
+        self._bytes = 0
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._away = False
+        self._refusal: str | None = None  # the last answer's
+        self._away_since = 0.0
+        self._dropped = 0
+
+    @property
+    def away(self) -> bool:
+        """Whether the server could not be reached, or could not answer, the last time."""
+        return self._away
+
+    @property
+    def waiting(self) -> int:
+        """How many notifications the server has not answered yet."""
+        return len(self._ready) + len(self._later) + len(self._on_its_way)
+
+    def broadcast_notification(
+        self,
+        *,
+        user_id: str | None = None,
+        request_id: str | None = None,
+        message: Notification | Mapping[str, Any],
+    ) -> None:
+        """Send one notification to a user's room, a request's room, or both, in the background.
+
+        Raises:
+            InvalidArgumentError: names the argument that is wrong.
+        """
+        rooms = requests.rooms_for(user_id, request_id)
+        self.post(rooms, requests.prepare(message, request_id))
+
+    def post(
+        self,
+        rooms: tuple[Room, ...],
+        notification: Notification,
+        *,
+        due: float = 0.0,
+        after: Posted | None = None,
+    ) -> Posted:
+        """Queue a notification; never waits.
+
+        Args:
+            due: when it may leave, by the monotonic clock.
+            after: one that must leave before it, also if it was not due yet.
+
+        Raises:
+            InvalidArgumentError: the notification is too large, or cannot be JSON.
+        """
+        parcel = requests.pack(rooms, notification)
+        with self._changed:
+            if after is not None and after in self._later:
+                del self._later[after]
+                self._ready.append(after)
+            posted = Posted(parcel, due)
+            if self._closing:
+                posted.taken = True
+                self._drop(1, "the broadcaster is closed")
+                return posted
+            if due > time.monotonic():
+                self._later[posted] = None
+            else:
+                self._ready.append(posted)
+            self._bytes += len(parcel.body)
+            self._make_room()
+            self._start()
+            self._changed.notify_all()
+        return posted
+
+    def replace(self, posted: Posted, notification: Notification) -> bool:
+        """Send this one in the place of one that was posted; False if that has left.
+
+        Raises:
+            InvalidArgumentError: the notification is too large, or cannot be JSON.
+        """
+        parcel = requests.pack(posted.parcel.rooms, notification)
+        with self._changed:
+            if posted.taken:
+                return False
+            self._bytes += len(parcel.body) - len(posted.parcel.body)
+            posted.parcel = parcel
+            return True
+
+    def flush(self, timeout_s: float = FLUSH_S) -> bool:
+        """Wait until the server has answered all that was posted.
+
+        A server that is known to be away is not waited for.
+
+        Returns:
+            whether nothing waits any more.
+        """
+        last = self._hurry()
+        if last is not None:
+            self.wait_for(last, timeout_s)
+        return not self.waiting
+
+    async def aflush(self, timeout_s: float = FLUSH_S) -> bool:
+        """:meth:`flush` for code that awaits."""
+        last = self._hurry()
+        if last is not None:
+            await self.await_for(last, timeout_s)
+        return not self.waiting
+
+    def wait_for(self, posted: Posted, timeout_s: float = FLUSH_S) -> None:
+        """Wait until the server has answered this one, or is away."""
+        if (future := self._future(posted)) is not None:
+            wait([future], timeout_s)
+
+    async def await_for(self, posted: Posted, timeout_s: float = FLUSH_S) -> None:
+        """:meth:`wait_for` for code that awaits."""
+        if (future := self._future(posted)) is not None:
+            await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout_s)
+
+    def close(self, timeout_s: float = FLUSH_S) -> None:
+        """Send what waits, unless the server is away, and end."""
+        self.flush(timeout_s)
+        with self._changed:
+            self._closing = True
+            lost = self.waiting
+            self._ready.clear()
+            self._later.clear()
+            if lost:
+                self._drop(lost, "the process ends")
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(0 if lost else timeout_s)
+
+    async def aclose(self, timeout_s: float = FLUSH_S) -> None:
+        """:meth:`close` for code that awaits."""
+        await asyncio.to_thread(self.close, timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _hurry(self) -> Posted | None:
+        """Make all due; returns the last."""
+        with self._changed:
+            self._ready.extend(self._later)
+            self._later.clear()
+            self._changed.notify_all()
+            left = self._ready or self._on_its_way
+            return left[-1] if left else None
+
+    def _future(self, posted: Posted) -> Future[None] | None:
+        with self._changed:
+            if posted.result is not None or self._away or self._closing:
+                return None
+            future: Future[None] = Future()
+            posted.waiting.append(future)
+            return future
+
+    def _make_room(self) -> None:
+        while len(self._ready) > self._max_waiting or self._bytes > MAX_WAITING_BYTES:
+            if not self._ready:
+                return
+            oldest = self._ready.popleft()
+            oldest.taken = True
+            self._bytes -= len(oldest.parcel.body)
+            _release(oldest)
+            self._drop(1, f"more than {self._max_waiting} notifications wait")
+
+    def _drop(self, count: int, why: str) -> None:
+        if not self._dropped:
+            logger.error("notifications for %s are dropped: %s", self._endpoint.shown, why)
+        self._dropped += count
+
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="synap-realtime", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while (batch := self._take()) is not None:
+            self._deliver(batch)
+        self._poster.close()
+
+    def _take(self) -> list[Posted] | None:
+        """Wait for what is due; None at the end."""
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                for posted in [posted for posted in self._later if posted.due <= now]:
+                    del self._later[posted]
+                    self._ready.append(posted)
+                if self._ready:
+                    break
+                if self._closing:
+                    return None
+                due = min((posted.due for posted in self._later), default=None)
+                self._changed.wait(None if due is None else due - now)
+            size = 0
+            while self._ready and len(self._on_its_way) < BATCH:
+                posted = self._ready[0]
+                size += len(posted.parcel.addressed) + 1
+                if self._on_its_way and size > MAX_BATCH_BYTES - 64:
+                    break
+                self._ready.popleft()
+                posted.taken = True
+                self._bytes -= len(posted.parcel.body)
+                self._on_its_way.append(posted)
+            return self._on_its_way
+
+    def _deliver(self, batch: list[Posted]) -> None:
+        steps = requests.delivery(self._endpoint, [posted.parcel for posted in batch])
+        try:
+            results = self._answered(steps)
+        except Exception:  # the thread must live on, whatever a transport of one's own does
+            logger.exception("notifications for %s are lost", self._endpoint.shown)
+            results = []
+        with self._changed:
+            for posted, result in zip_longest(batch, results):
+                posted.result = result
+                _release(posted)
+                if result is not None:
+                    self._log_refusal(result)
+            self._on_its_way = []
+            self._changed.notify_all()
+
+    def _answered(self, steps: requests.Delivery) -> list[BroadcastResult]:
+        call = next(steps)
+        while True:
+            answer = self._call(call)
+            try:
+                call = steps.send(answer)
+            except StopIteration as done:
+                results: list[BroadcastResult] = done.value
+                return results
+
+    def _call(self, call: requests.Call) -> requests.Answer:
+        """Send until there is an answer that stays."""
+        attempts = 0
+        while True:
+            attempts += 1
+            answer = retry.counted(self._poster.post(call, self._timeout_s), attempts)
+            if not answer.retriable:
+                self._is_back()
+                return answer
+            self._is_away(answer)
+            pause_s = max(answer.retry_after_s, 0.1 * 2 ** min(attempts - 1, 10))
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closing, min(pause_s, MAX_PAUSE_S)):
+                    return answer
+
+    def _is_away(self, answer: requests.Answer) -> None:
+        with self._changed:
+            if self._away:
+                return
+            self._away, self._away_since = True, time.monotonic()
+            for posted in (*self._on_its_way, *self._ready, *self._later):
+                _release(posted)
+        logger.warning(
+            "%s: notifications wait (at most %d), and jobs go on", answer.error, self._max_waiting
+        )
+
+    def _is_back(self) -> None:
+        with self._changed:
+            if not self._away:
+                return
+            self._away = False
+            dropped, self._dropped = self._dropped, 0
+        logger.warning(
+            "%s is back after %.0f s; %d notifications were dropped",
+            self._endpoint.shown,
+            time.monotonic() - self._away_since,
+            dropped,
+        )
+
+    def _log_refusal(self, result: BroadcastResult) -> None:
+        """Once for each reason: a wrong key is refused a thousand times alike."""
+        if result.error is not None and result.error != self._refusal:
+            logger.warning("notification %s was refused: %s", result.id, result.error)
+        self._refusal = result.error
+
+
+def _release(posted: Posted) -> None:
+    for future in posted.waiting:
+        if future.set_running_or_notify_cancel():
+            future.set_result(None)
+    posted.waiting.clear()
+
+
+_instances: weakref.WeakSet[BackgroundBroadcaster] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for instance in _instances:
+        instance._reset()
+
+
+@atexit.register
+def _at_exit() -> None:
+    end = time.monotonic() + FLUSH_S
+    for instance in list(_instances):
+        instance.close(max(0.1, end - time.monotonic()))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

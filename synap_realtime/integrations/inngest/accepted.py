@@ -1,0 +1,74 @@
+"""Handing a request to an Inngest function, and answering it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import inngest
+
+from ...jobs.accepted import accepted_body, new_request_id
+from ...protocol.rooms import user_room
+
+
+async def accepted(
+    client: inngest.Inngest,
+    event: str,
+    data: Mapping[str, Any],
+    *,
+    user_id: str,
+    request_id: str | None = None,
+    url: str | None = None,
+) -> dict[str, Any]:
+    """Send the event that starts a job, and give the body of the 202.
+
+    ::
+
+        @app.post("/api/notes", status_code=202)
+        async def create_note(note: Note, user: User) -> dict[str, object]:
+            data = {"content": note.content}
+            return await accepted(client, "note.creation.requested", data, user_id=user.id)
+
+    Args:
+        event: its name; its data are ``data`` with ``userId`` and ``requestId``.
+        user_id: who asks, and is told.
+        request_id: default: a new one. It is the event's id too, so that the same one sent twice
+            runs one job.
+        url: the room server as browsers reach it; see :func:`accepted_body`.
+
+    Returns:
+        see :func:`accepted_body`.
+
+    Raises:
+        InvalidArgumentError: an id cannot be part of a room's.
+        ConfigurationError: see :func:`accepted_body`.
+        inngest.Error: the event was not accepted; nothing runs.
+    """
+    body, started = _prepare(event, data, user_id, request_id, url)
+    await client.send(started)
+    return body
+
+
+def accepted_sync(
+    client: inngest.Inngest,
+    event: str,
+    data: Mapping[str, Any],
+    *,
+    user_id: str,
+    request_id: str | None = None,
+    url: str | None = None,
+) -> dict[str, Any]:
+    """:func:`accepted` for code that does not await."""
+    body, started = _prepare(event, data, user_id, request_id, url)
+    client.send_sync(started)
+    return body
+
+
+def _prepare(
+    event: str, data: Mapping[str, Any], user_id: str, request_id: str | None, url: str | None
+) -> tuple[dict[str, Any], inngest.Event]:
+    user_room(user_id)
+    request_id = request_id or new_request_id()
+    body = accepted_body(request_id, url=url)
+    told = {**data, "userId": user_id, "requestId": request_id}
+    return body, inngest.Event(id=request_id, name=event, data=told)

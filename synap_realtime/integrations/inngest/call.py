@@ -1,0 +1,191 @@
+"""One call of an Inngest function: what it tells, and when. It knows the call, not the request:
+a worker that connects out has none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import inngest
+
+from ...broadcast import BackgroundBroadcaster
+from ...jobs import Family, Lifecycle, Person, Reporter, current
+from .endings import CANCELLED_EVENT, Context, read_ending
+from .run import is_final, person_of, to_inngest
+
+logger = logging.getLogger(__name__)
+
+WAITS = {"Sleep", "WaitForEvent", "WaitForSignal", "InvokeFunction"}
+"""Steps that may take any time; no silence is too long for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How the calls of one function are told."""
+
+    family: Family
+    broadcaster: BackgroundBroadcaster | None
+    stall_after_s: float
+    max_attempts: int
+    """For a server that does not say it."""
+    is_serialized: bool
+    """The function's result goes through the client's serializer."""
+
+
+class Call:
+    """One call of a function: Inngest makes one for each step and each attempt."""
+
+    def __init__(
+        self,
+        client: inngest.Inngest,
+        ctx: Context,
+        function: inngest.Function[Any],
+        steps: inngest.StepMemos,
+    ) -> None:
+        self._client = client
+        self._function = function
+        self._ctx = ctx
+        self._steps = steps
+        self._done_before = steps.size
+        self._told: Told | None = None
+        self.reporter: Reporter | None = None
+
+    def begin(self, told: Told) -> None:
+        """The function's code is about to run."""
+        self._told = told
+        self._events = self._ctx.events or [self._ctx.event]
+        lifecycle = Lifecycle(
+            told.family,
+            self._ctx.run_id,
+            attempt=self._ctx.attempt + 1,
+            max_attempts=_max_attempts(self._ctx) or told.max_attempts,
+            stall_after_s=told.stall_after_s,
+        )
+        self.reporter = Reporter(
+            lifecycle,
+            map(person_of, self._events),
+            told.broadcaster,
+            call=str(self._done_before),
+            is_replaying=lambda: self._steps.size > 0,
+        )
+        current.reporter.set(self.reporter)
+        if self._done_before == 0:  # on any attempt: the first may never have reached this code
+            self.reporter.started()
+
+    def end(self, result: object) -> None:
+        """The function has returned."""
+        assert self.reporter is not None and self._told is not None  # noqa: S101, PT018
+        if not self._told.is_serialized:
+            try:
+                json.dumps(result)
+            except (TypeError, ValueError, RecursionError):
+                return  # the SDK is about to refuse it, and Inngest tries again
+        people = [person_of(event) for event in self._events]
+        if len(set(people)) == 1:
+            self.reporter.completed(result)
+        else:
+            self.reporter.completed_each(_results_of(people, result))
+
+    def end_otherwise(self, told: Told) -> bool:
+        """Inngest has ended the run: tell it. Returns whether it has failed."""
+        failed = self._ctx.event.name != CANCELLED_EVENT
+        if self._done_before == 0:
+            ending = read_ending(self._client, self._ctx, self._function)
+            lifecycle = Lifecycle(told.family, ending.run_id)
+            self.reporter = Reporter(lifecycle, map(person_of, ending.events), told.broadcaster)
+            if failed:
+                self.reporter.failed(ending.error)
+            else:
+                self.reporter.cancelled()
+        return failed
+
+    def after(self, result: inngest.TransformOutputResult) -> None:
+        """A step, or the function, has returned or failed."""
+        if self.reporter is None or self._told is None:
+            return
+        if result.step is not None and result.step.op.value in WAITS:
+            self.reporter.waits(result.step.id)
+        if result.error is None:
+            return
+        error = result.error
+        result.error = to_inngest(error)
+        attempt = self._ctx.attempt + 1
+        most = _max_attempts(self._ctx) or self._told.max_attempts
+        if is_final(error) or attempt >= most:
+            return  # Inngest calls the failure handler, and that tells the user
+        part = f"{f'step:{result.step.id}' if result.step else 'run'}:{self._done_before}"
+        self.reporter.retrying(error, part=part, in_s=_seconds_until_retry(error))
+
+
+def _results_of(people: list[Person], result: object) -> dict[Person, object]:
+    """What each person of a batch may read: the results of their own events.
+
+    A list with one result for each event is that; of any other result nobody can say whose it is.
+    """
+    if not isinstance(result, list) or len(result) != len(people):
+        logger.debug("a batch's result is not told: it is no list with one for each event")
+        return {}
+    results: dict[Person, list[object]] = defaultdict(list)
+    for person, each in zip(people, result, strict=True):
+        results[person].append(each)
+    return {
+        person: own[0] if len(own) == 1 else {"results": own} for person, own in results.items()
+    }
+
+
+def _max_attempts(ctx: Context) -> int | None:
+    """What the server says; the SDK keeps it to itself."""
+    request = getattr(getattr(ctx.step, "_execution", None), "_request", None)
+    said = getattr(getattr(request, "ctx", None), "max_attempts", None)
+    return said if isinstance(said, int) and said > 0 else None
+
+
+def _seconds_until_retry(error: Exception) -> float | None:
+    if not isinstance(error, inngest.RetryAfterError):
+        return None
+    now = datetime.now(UTC)
+    at = error.retry_after.astimezone(UTC)  # naive: local time, as the SDK has it
+    return max(0.0, round((at - now).total_seconds(), 3))
+
+
+current_call: ContextVar[Call] = ContextVar("synap_realtime_inngest_call")
+
+
+class Telling(inngest.Middleware):
+    """Inngest makes one for each call of a function, and shows it what the function does not."""
+
+    async def transform_input(
+        self, ctx: Context, function: inngest.Function[Any], steps: inngest.StepMemos
+    ) -> None:
+        self._call = Call(self.client, ctx, function, steps)
+        current_call.set(self._call)
+
+    async def transform_output(self, result: inngest.TransformOutputResult) -> None:
+        self._call.after(result)
+
+    async def before_response(self) -> None:
+        if self._call.reporter is not None:
+            await self._call.reporter.asettle()
+
+
+class TellingSync(inngest.MiddlewareSync):
+    """:class:`Telling` for functions that do not await."""
+
+    def transform_input(
+        self, ctx: Context, function: inngest.Function[Any], steps: inngest.StepMemos
+    ) -> None:
+        self._call = Call(self.client, ctx, function, steps)
+        current_call.set(self._call)
+
+    def transform_output(self, result: inngest.TransformOutputResult) -> None:
+        self._call.after(result)
+
+    def before_response(self) -> None:
+        if self._call.reporter is not None:
+            self._call.reporter.settle()

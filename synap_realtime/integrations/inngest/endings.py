@@ -1,0 +1,76 @@
+"""Runs that Inngest ends itself: because no attempt is left, or because they are cancelled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import inngest
+
+from .run import readable_failure
+
+FAILED_EVENT = "inngest/function.failed"
+CANCELLED_EVENT = "inngest/function.cancelled"
+
+Context = inngest.Context | inngest.ContextSync
+
+_ENCRYPTED = '"__ENCRYPTED__": true'
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What Inngest's event says about the run that has ended."""
+
+    run_id: str
+    events: list[inngest.Event]
+    error: str
+
+
+def read_ending(client: inngest.Inngest, ctx: Context, function: inngest.Function[Any]) -> Ending:
+    """Read an ``inngest/function.failed`` or ``inngest/function.cancelled`` event."""
+    data: Any = ctx.event.data
+    run_id = data["run_id"]
+    events = [
+        inngest.Event(name=event["name"], data=event.get("data") or {})
+        for event in data.get("events") or [data["event"]]
+    ]
+    if _ENCRYPTED in json.dumps([event.data for event in events]):
+        _decrypt(client, ctx, function, events)
+    return Ending(run_id, events, readable_failure(data.get("error"), run_id))
+
+
+def _decrypt(
+    client: inngest.Inngest,
+    ctx: Context,
+    function: inngest.Function[Any],
+    events: list[inngest.Event],
+) -> None:
+    """Show the events to the client's middleware: it decrypts those that a call came with, but not
+    those that such an event is about.
+    """
+    as_its_own = replace(ctx, event=events[0], events=events)
+    for make in client.middleware:
+        middleware = make(client, None)
+        if isinstance(middleware, inngest.MiddlewareSync):
+            middleware.transform_input(as_its_own, function, inngest.StepMemos({}))
+
+
+def hear_cancellations(function: inngest.Function[Any]) -> None:
+    """Let Inngest call the function's failure handler for ``inngest/function.cancelled``, too.
+
+    Inngest has no handler for that. A function for it alone would have to be listed beside each
+    that it is about.
+    """
+    get_config = function.get_config
+
+    def with_cancellations(app_url: str) -> Any:
+        config = get_config(app_url)
+        if config.on_failure is None:
+            return config
+        expression = f"event.data.function_id == '{function.id}'"
+        also = inngest.TriggerEvent(event=CANCELLED_EVENT, expression=expression)
+        triggers = {"triggers": [*config.on_failure.triggers, also]}
+        return replace(config, on_failure=config.on_failure.model_copy(update=triggers))
+
+    function.get_config = with_cancellations  # type: ignore[method-assign]
