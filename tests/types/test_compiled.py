@@ -164,6 +164,7 @@ import type {{ Everything, SynapNotification }} from "./types";
 const everything: Everything = {written.decode()};
 everything.more;
 const price: string = everything.price;
+export const whole: SynapNotification<"cut.completed">["data"] = {{ truncated: false }};
 // @ts-expect-error
 everything.tree.left;
 if (everything.tree.kind === "fork") everything.tree.left;
