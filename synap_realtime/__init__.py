@@ -26,12 +26,18 @@ from .errors import (
 from .jobs import delta, progress
 from .protocol.notification import Notification, Status
 from .protocol.payloads import (
+    JobCancelled,
+    JobDelta,
     JobFailed,
+    JobProgress,
+    JobRetrying,
+    JobStarted,
     NoteCreated,
     ProjectCreated,
     ResponseGenerated,
     TaskCompleted,
     TaskCreated,
+    Truncated,
 )
 from .subscriber import JobState, SubscriptionState, follow_job, subscribe, subscribe_sync
 
@@ -46,8 +52,13 @@ __all__ = [
     "ConfigurationError",
     "InvalidArgumentError",
     "InvalidInputError",
+    "JobCancelled",
+    "JobDelta",
     "JobError",
     "JobFailed",
+    "JobProgress",
+    "JobRetrying",
+    "JobStarted",
     "JobState",
     "NoteCreated",
     "Notification",
@@ -59,6 +70,7 @@ __all__ = [
     "SynapRealtimeError",
     "TaskCompleted",
     "TaskCreated",
+    "Truncated",
     "__version__",
     "broadcast_error",
     "broadcast_error_sync",

@@ -152,6 +152,26 @@ def send(
     raise typer.Exit(send(room, type, data, members, url, key, as_json=as_json))
 
 
+@app.command()
+def types(
+    own: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODULE:NAME]...",
+            help="Your own: a Family, a mapping from types to models, or a list of such.",
+        ),
+    ] = None,
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="JSON Schema (2020-12); default: TypeScript.")
+    ] = False,
+    out: Annotated[str | None, typer.Option(help="A file to replace; default: print.")] = None,
+) -> None:
+    """What data holds in each type of notification, for front ends."""
+    from .commands import types
+
+    types(own or [], as_json_schema=json_schema, out=out)
+
+
 def main() -> None:
     """Entry point: an error that we know is one line, not a traceback."""
     try:

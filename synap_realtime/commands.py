@@ -1,15 +1,17 @@
-"""``synap-realtime listen`` and ``send``: what they print and how they exit."""
+"""``synap-realtime listen``, ``send`` and ``types``: what they print and how they exit."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import shlex
 import stat
 import sys
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from .broadcast import Broadcaster, BroadcastResult
@@ -17,6 +19,7 @@ from .endpoint import SCHEMES, parse_address
 from .errors import InvalidArgumentError, SubscriptionError
 from .protocol.notification import Notification
 from .subscriber import JobView, SubscriptionState, subscribe
+from .types import catalog_of, load, to_json_schema, to_typescript
 
 _SHORT = 100  # characters of data in a human line
 
@@ -44,10 +47,14 @@ def listen(
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads any more. The interpreter would say so when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _be_quiet()
         return 0
     return 0 if in_time or count is None else 1
+
+
+def _be_quiet() -> None:
+    """Nobody reads any more: the interpreter would say so when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def _listen(
@@ -234,3 +241,45 @@ def _to_wire(result: BroadcastResult) -> dict[str, Any]:
         "attempts": result.attempts,
         "error": result.error,
     }
+
+
+def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -> None:
+    """Print or write what ``data`` holds, of the five families and of what is named.
+
+    Args:
+        references: ``module:NAME`` of what :func:`~.types.catalog_of` takes.
+        out: a file, replaced as a whole; None prints.
+
+    Raises:
+        InvalidArgumentError: a reference is wrong, or the file cannot be written.
+    """
+    catalog = catalog_of({reference: load(reference) for reference in references})
+    options = ["--json-schema"] if as_json_schema else []
+    comment = (
+        "What `data` holds in each notification of synap-realtime. Generated; to write it again:\n"
+        f"  {shlex.join(['synap-realtime', 'types', *references, *options])} --out FILE"
+    )
+    if as_json_schema:
+        text = json.dumps(to_json_schema(catalog, comment), indent=2, ensure_ascii=False) + "\n"
+    else:
+        text = to_typescript(catalog, comment)
+    if out is not None:
+        _write(Path(out), text)
+        return
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        _be_quiet()
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: who reads the file meanwhile reads the old one."""
+    target = path.resolve()  # a link stays a link
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise InvalidArgumentError("--out", f"cannot write {path}: {error.strerror}") from None

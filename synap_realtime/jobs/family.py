@@ -1,8 +1,18 @@
-"""A family of jobs: the names of its events and notifications."""
+"""A family of jobs: the names of its events and notifications, and what its result holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidArgumentError
+from ..protocol.payloads import (
+    NoteCreated,
+    ProjectCreated,
+    ResponseGenerated,
+    TaskCompleted,
+    TaskCreated,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +24,18 @@ class Family:
         requested: the event that starts a job.
         completed: how it ends well, as a notification and as an event for other jobs.
         delta: a piece of the text that it writes.
+        payload: what ``completed`` carries, for ``synap-realtime types``: a pydantic model, a
+            TypedDict or a dataclass. None: any JSON object. Nothing is checked against it.
+
+    Raises:
+        InvalidArgumentError: the payload is no class.
     """
 
     name: str
     requested: str = ""
     completed: str = ""
     delta: str = ""
+    payload: type[Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.requested:
@@ -28,6 +44,8 @@ class Family:
             object.__setattr__(self, "completed", f"{self.name}.completed")
         if not self.delta:
             object.__setattr__(self, "delta", f"{self.name}.delta")
+        if self.payload is not None and not isinstance(self.payload, type):
+            raise InvalidArgumentError("payload", f"expected a class, got {self.payload!r}")
 
     @property
     def started(self) -> str:
@@ -50,14 +68,18 @@ class Family:
         return f"{self.name}.cancelled"
 
 
-NOTE_CREATION = Family("note.creation")
-TASK_CREATION = Family("task.creation")
-TASK_COMPLETION = Family("task.completion")
-PROJECT_CREATION = Family("project.creation")
+NOTE_CREATION = Family("note.creation", payload=NoteCreated)
+TASK_CREATION = Family("task.creation", payload=TaskCreated)
+TASK_COMPLETION = Family("task.completion", payload=TaskCompleted)
+PROJECT_CREATION = Family("project.creation", payload=ProjectCreated)
 CONVERSATION_MESSAGE = Family(
     "conversation.message",
     requested="conversation.message.sent",
     completed="conversation.response.generated",
     delta="conversation.response.delta",
+    payload=ResponseGenerated,
 )
 """The mission's names: a message that was sent leads to a response that was generated."""
+
+FAMILIES = (NOTE_CREATION, TASK_CREATION, TASK_COMPLETION, PROJECT_CREATION, CONVERSATION_MESSAGE)
+"""The five."""

@@ -1,14 +1,48 @@
-"""What ``data`` holds when one of the five families has ended well, and when any has failed.
+"""What ``data`` holds: of any job on its way, and of the five families when they have ended well.
 
-The names on the wire (camelCase) are those of the mission's report.
+The names on the wire (camelCase) are those of the mission's report. See PROTOCOL.md, "Jobs".
 """
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
 from .notification import WireModel
 
 
-class NoteCreated(WireModel):
+def _absent_not_null(schema: dict[str, Any]) -> None:
+    """A member that is None is left out on the wire: its schema says so, and knows no null."""
+    for name, member in schema.get("properties", {}).items():
+        if member.get("default", ...) is None and "anyOf" in member:
+            del member["default"]
+            options = [option for option in member.pop("anyOf") if option != {"type": "null"}]
+            member.update(options[0] if len(options) == 1 else {"anyOf": options})
+            if name in schema.get("required", ()):  # it is, of what is sent
+                schema["required"].remove(name)
+
+
+class Payload(WireModel):
+    """What every payload of ours keeps to: a member is absent, never null."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_absent_not_null,
+        json_schema_serialization_defaults_required=True,
+    )
+
+
+RunId = Annotated[str, Field(description="The same on every attempt.")]
+Date = Annotated[str, Field(description="ISO 8601, a date or a time.")]
+Error = Annotated[str, Field(description="Written for the user.")]
+Attempt = Annotated[int, Field(ge=1, description="Counted from 1.")]
+MaxAttempts = Annotated[int, Field(ge=1, description="How many there are; absent if unknown.")]
+StallAfterS = Annotated[
+    float, Field(gt=0, description="Seconds of silence that are normal; after them it is stalled.")
+]
+
+
+class NoteCreated(Payload):
     """``note.creation.completed``."""
 
     entity_id: str
@@ -17,51 +51,113 @@ class NoteCreated(WireModel):
     file_path: str
 
 
-class TaskCreated(WireModel):
-    """``task.creation.completed``. ``due_date`` is an ISO 8601 date or time."""
+class TaskCreated(Payload):
+    """``task.creation.completed``."""
 
     entity_id: str
     title: str
     status: str
     priority: str
-    due_date: str | None = None
+    due_date: Date | None = None
     project_id: str | None = None
 
 
-class TaskCompleted(WireModel):
-    """``task.completion.completed``. ``completed_at`` is RFC 3339, UTC."""
+class TaskCompleted(Payload):
+    """``task.completion.completed``."""
 
     entity_id: str
     status: str
-    completed_at: str
+    completed_at: Annotated[str, Field(description="RFC 3339, in UTC.")]
 
 
-class ProjectCreated(WireModel):
-    """``project.creation.completed``. Dates are ISO 8601."""
+class ProjectCreated(Payload):
+    """``project.creation.completed``."""
 
     entity_id: str
     title: str
     description: str | None = None
-    start_date: str | None = None
-    end_date: str | None = None
+    start_date: Date | None = None
+    end_date: Date | None = None
 
 
-class ResponseGenerated(WireModel):
-    """``conversation.response.generated``.
-
-    ``fallback`` is true when no reply could be had and ``response`` is the stand-in.
-    """
+class ResponseGenerated(Payload):
+    """``conversation.response.generated``."""
 
     conversation_id: str
     thread_id: str
     user_message_id: str
     assistant_message_id: str
     response: str
-    fallback: bool = False
+    fallback: Annotated[
+        bool, Field(description="True if no reply could be had; ``response`` is the stand-in.")
+    ] = False
 
 
-class JobFailed(WireModel):
-    """``….failed`` and ``….retrying``: ``error`` is written for the user."""
+class JobStarted(Payload):
+    """``….started``: the run begins."""
 
-    error: str
-    run_id: str
+    run_id: RunId
+    attempt: Attempt
+    max_attempts: MaxAttempts | None = None
+    stall_after_s: StallAfterS
+
+
+class JobProgress(Payload):
+    """``….progress``: how far the job has come, or that it waits."""
+
+    run_id: RunId
+    attempt: Attempt
+    max_attempts: MaxAttempts | None = None
+    progress: Annotated[float, Field(ge=0, le=1, description="From 0 to 1.")] | None = None
+    label: Annotated[str, Field(description="What it does now, in the user's words.")] | None = None
+    stall_after_s: (
+        Annotated[
+            float,
+            Field(gt=0, description="As when it started; absent if it may wait for any time."),
+        ]
+        | None
+    ) = None
+
+
+class JobDelta(Payload):
+    """``….delta``: a piece of a text, while the job writes it."""
+
+    run_id: RunId
+    attempt: Attempt
+    max_attempts: MaxAttempts | None = None
+    index: Annotated[int, Field(ge=0, description="Counts the pieces. 0 begins the text anew.")]
+    delta: Annotated[str, Field(description="The text that comes next.")]
+
+
+class JobRetrying(Payload):
+    """``….retrying``: an attempt failed, and ``attempt`` is the one that will come."""
+
+    run_id: RunId
+    attempt: Attempt
+    max_attempts: MaxAttempts | None = None
+    error: Error
+    retry_in_s: (
+        Annotated[float, Field(ge=0, description="Seconds until it comes, if known.")] | None
+    ) = None
+    stall_after_s: StallAfterS
+
+
+class JobFailed(Payload):
+    """``….failed``: it ended badly, and no attempt will follow."""
+
+    error: Error
+    run_id: RunId
+
+
+class JobCancelled(Payload):
+    """``….cancelled``: it was ended from outside."""
+
+    error: Error
+    run_id: RunId
+
+
+class Truncated(Payload):
+    """Of a result that did not fit into a notification as a whole."""
+
+    truncated: Literal[True]
+    omitted: Annotated[list[str], Field(description="The members that were left out.")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synap_realtime import InvalidInputError, JobError, NoteCreated
+from synap_realtime import InvalidArgumentError, InvalidInputError, JobError, NoteCreated
 from synap_realtime.jobs import Family, Lifecycle
 from synap_realtime.jobs.family import CONVERSATION_MESSAGE, NOTE_CREATION
 from synap_realtime.jobs.fitting import fit
@@ -19,6 +20,15 @@ def test_a_familys_names_come_from_its_own() -> None:
     assert NOTE_CREATION.retrying == "note.creation.retrying"
     assert NOTE_CREATION.completed == "note.creation.completed"
     assert NOTE_CREATION.failed == "note.creation.failed"
+    assert NOTE_CREATION.progress == "note.creation.progress"
+    assert NOTE_CREATION.cancelled == "note.creation.cancelled"
+
+
+def test_a_payload_is_a_class() -> None:
+    assert NOTE_CREATION.payload is NoteCreated
+    assert Family("a.b").payload is None
+    with pytest.raises(InvalidArgumentError, match="payload: expected a class"):
+        Family("a.b", payload={"x": int})  # type: ignore[arg-type]
 
 
 def test_the_missions_names_stay() -> None:

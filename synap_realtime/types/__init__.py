@@ -1,0 +1,9 @@
+"""What ``data`` holds in each notification, for front ends: JSON Schema and TypeScript."""
+
+from __future__ import annotations
+
+from .catalog import Catalog, catalog_of, load
+from .json_schema import to_json_schema
+from .typescript import to_typescript
+
+__all__ = ["Catalog", "catalog_of", "load", "to_json_schema", "to_typescript"]

@@ -1,0 +1,118 @@
+"""Which payload each type of notification has: ours, and what the user names."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import operator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidArgumentError
+from ..jobs.family import FAMILIES, Family
+from ..protocol.notification import parse_notification
+from ..protocol.payloads import (
+    JobCancelled,
+    JobDelta,
+    JobFailed,
+    JobProgress,
+    JobRetrying,
+    JobStarted,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What ``data`` of one type of notification is.
+
+    Attributes:
+        payload: a pydantic model, a TypedDict or a dataclass; None: any JSON object.
+        is_result: it is what a job returned, and ``Truncated`` when it does not fit.
+    """
+
+    payload: Any = None
+    is_result: bool = False
+
+
+Catalog = Mapping[str, Data]
+"""By the notification's type, in the order that they were declared."""
+
+
+def catalog_of(own: Mapping[str, object]) -> Catalog:
+    """The five families and the user's own, which replace ours of the same type.
+
+    Args:
+        own: what the user declared, by the name that an error is to say: a :class:`Family`, a
+            mapping from types to payloads, or a list of such.
+
+    Raises:
+        InvalidArgumentError: something is none of these, or a type has two payloads.
+    """
+    catalog: dict[str, Data] = {}
+    for family in FAMILIES:
+        catalog.update(_of_family(family))
+    theirs: dict[str, Data] = {}
+    for name, declared in own.items():
+        for type, data in _entries(name, declared):
+            if theirs.setdefault(type, data) != data:
+                raise InvalidArgumentError(name, f"{type!r} already has another payload")
+    return catalog | theirs
+
+
+def _of_family(family: Family) -> dict[str, Data]:
+    return {
+        family.started: Data(JobStarted),
+        family.progress: Data(JobProgress),
+        family.delta: Data(JobDelta),
+        family.retrying: Data(JobRetrying),
+        family.completed: Data(family.payload, is_result=True),
+        family.failed: Data(JobFailed),
+        family.cancelled: Data(JobCancelled),
+    }
+
+
+def _entries(name: str, declared: object) -> Iterator[tuple[str, Data]]:
+    if isinstance(declared, Family):
+        declared_types = _of_family(declared)
+    elif isinstance(declared, Mapping):
+        declared_types = {type: Data(payload) for type, payload in declared.items()}
+    elif isinstance(declared, Sequence) and not isinstance(declared, str | bytes):
+        for position, one in enumerate(declared):
+            yield from _entries(f"{name}[{position}]", one)
+        return
+    else:
+        raise InvalidArgumentError(
+            name, f"expected a Family, a mapping from types to models, or a list; got {declared!r}"
+        )
+    for type, data in declared_types.items():
+        try:
+            parse_notification({"type": type, "data": {}})
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(name, f"{type!r}: {error.problem}") from None
+        yield type, data
+
+
+def load(reference: str) -> object:
+    """Import ``module:NAME``; modules in the working directory are found, too.
+
+    Raises:
+        InvalidArgumentError: there is no such module or name, or it cannot be imported.
+    """
+    module, _, name = reference.partition(":")
+    if not module or not name:
+        raise InvalidArgumentError(reference, "expected module:NAME, such as app.jobs:REPORT")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the types alone
+            imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # their code may raise anything
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InvalidArgumentError(reference, f"cannot import {module}: {said}") from error
+    try:
+        return operator.attrgetter(name)(imported)
+    except AttributeError:
+        raise InvalidArgumentError(reference, f"{module} has no {name}") from None

@@ -1,0 +1,133 @@
+"""The catalog as JSON Schema 2020-12: pydantic describes the payloads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from pydantic import PydanticUserError, TypeAdapter
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+from ..errors import InvalidArgumentError
+from ..protocol.notification import Status
+from ..protocol.payloads import Truncated
+from .catalog import Catalog
+
+Schema = Mapping[str, Any]
+
+MEMBERS: dict[str, Schema] = {
+    "id": {"type": "string", "description": "The same id is the same notification."},
+    "requestId": {"type": "string", "description": "The request that this answers."},
+    "status": {
+        "enum": list(get_args(Status)),
+        "description": "How the job stands: progress and retries are pending.",
+    },
+    "timestamp": {
+        "type": "string",
+        "format": "date-time",
+        "description": "RFC 3339, in UTC with milliseconds.",
+    },
+    "room": {"type": "string", "description": "The room that it came from."},
+    "cursor": {"type": "string", "description": "Its place in the room: resume after it."},
+}
+"""Of a delivered notification, beside ``type`` and ``data``. See PROTOCOL.md, "Notification"."""
+
+ALWAYS_THERE = ("id", "timestamp", "room", "cursor")
+
+_TRUNCATED = ""  # no notification has this type
+_MODE: Final = "serialization"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The catalog's payloads as schemas.
+
+    Attributes:
+        data: by the notification's type: what ``data`` is when nothing was cut off.
+        truncated: what stands in ``data`` beside the rest when something was.
+        models: what the schemas refer to as ``#/$defs/…``.
+    """
+
+    data: Mapping[str, Schema]
+    truncated: Schema
+    models: Mapping[str, Schema]
+
+    def declares(self, schema: Schema, member: str) -> bool:
+        """Whether an object that the schema describes has this member by name."""
+        return any(member in one.get("properties", {}) for one in _choices(schema, self.models))
+
+
+def describe(catalog: Catalog) -> Described:
+    """Ask pydantic, once for all, so that models of the same name get different ones.
+
+    Raises:
+        InvalidArgumentError: names the type whose payload is no JSON object, or has no schema.
+    """
+    adapters = {type: _adapter(type, data.payload) for type, data in catalog.items()}
+    adapters[_TRUNCATED] = TypeAdapter(Truncated)
+    schemas, document = TypeAdapter.json_schemas(
+        [(type, _MODE, adapter) for type, adapter in adapters.items()]
+    )
+    return Described(
+        data={type: schemas[type, _MODE] for type in catalog},
+        truncated=schemas[_TRUNCATED, _MODE],
+        models=document["$defs"],
+    )
+
+
+def _adapter(type: str, payload: Any) -> TypeAdapter[Any]:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if payload is None else payload)
+        schema = adapter.json_schema(mode=_MODE)
+    except (
+        PydanticUserError,
+        PydanticSchemaGenerationError,
+        PydanticUndefinedAnnotation,
+    ) as error:
+        raise InvalidArgumentError(type, str(error).splitlines()[0]) from error
+    if any(one.get("type") != "object" for one in _choices(schema, schema.get("$defs", {}))):
+        raise InvalidArgumentError(type, f"data is a JSON object, and {payload!r} is none")
+    return adapter
+
+
+def _choices(schema: Schema, models: Mapping[str, Schema]) -> Iterator[Schema]:
+    """The schemas of which one must hold, without references."""
+    if "$ref" in schema:
+        yield from _choices(models[schema["$ref"].removeprefix("#/$defs/")], models)
+    elif options := schema.get("oneOf", schema.get("anyOf")):
+        for option in options:
+            yield from _choices(option, models)
+    else:
+        yield schema
+
+
+def to_json_schema(catalog: Catalog, comment: str) -> dict[str, Any]:
+    """One document: a delivered notification of any of these types.
+
+    Raises:
+        InvalidArgumentError: see :func:`describe`.
+    """
+    described = describe(catalog)
+
+    def data(type: str, schema: Schema) -> Schema:
+        whole_or_part = {"anyOf": [schema, described.truncated]}
+        return whole_or_part if catalog[type].is_result else schema
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": comment,
+        "title": "SynapNotification",
+        "description": "A notification as it is delivered.",
+        "type": "object",
+        "properties": MEMBERS,
+        "required": list(ALWAYS_THERE),
+        "oneOf": [
+            {
+                "properties": {"type": {"const": type}, "data": data(type, schema)},
+                "required": ["type", "data"],
+            }
+            for type, schema in described.data.items()
+        ],
+        "$defs": described.models,
+    }
