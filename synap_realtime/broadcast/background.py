@@ -42,6 +42,9 @@ MAX_PAUSE_S = 15.0
 """A server that is away is asked again after 0.1, 0.2, 0.4 s, … and at most this."""
 
 
+_THREAD = "synap-realtime"
+
+
 @dataclass(eq=False, slots=True)
 class Posted:
     """A notification on its way.
@@ -296,10 +299,11 @@ class BackgroundBroadcaster:
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="synap-realtime", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
+        logging.getLogger("httpx").addFilter(_is_not_ours)
         while (batch := self._take()) is not None:
             self._deliver(batch)
         self._poster.close()
@@ -400,6 +404,11 @@ class BackgroundBroadcaster:
         if result.error is not None and result.error != self._refusal:
             logger.warning("notification %s was refused: %s", result.id, result.error)
         self._refusal = result.error
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """httpx logs every request; nobody asked for these, and they are many."""
+    return record.threadName != _THREAD or record.levelno > logging.INFO
 
 
 def _release(posted: Posted) -> None:
