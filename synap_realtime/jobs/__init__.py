@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .accepted import accepted_body, new_request_id
-from .current import delta, progress
+from .current import delta, progress, running
 from .family import Family
 from .lifecycle import Lifecycle
 from .people import Person
+from .plain import PlainRun
 from .reporter import Reporter
 from .run import JobRun
 
@@ -15,9 +16,11 @@ __all__ = [
     "JobRun",
     "Lifecycle",
     "Person",
+    "PlainRun",
     "Reporter",
     "accepted_body",
     "delta",
     "new_request_id",
     "progress",
+    "running",
 ]

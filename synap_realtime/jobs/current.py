@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from .reporter import Reporter
@@ -11,6 +13,21 @@ logger = logging.getLogger(__name__)
 
 reporter: ContextVar[Reporter | None] = ContextVar("synap_realtime_reporter", default=None)
 """That of the job that runs here. ``asyncio.to_thread`` takes it along; a thread pool does not."""
+
+
+@contextmanager
+def running(told: Reporter) -> Iterator[None]:
+    """Around one attempt: says that the run has started, and what the code says goes to ``told``.
+
+    What comes of the attempt is for the adapter to say, then to settle.
+    """
+    token = reporter.set(told)
+    try:
+        if told.attempt == 1:
+            told.started()
+        yield
+    finally:
+        reporter.reset(token)
 
 
 def progress(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import InvalidArgumentError
@@ -20,6 +20,14 @@ class Person:
     def of(cls, data: Mapping[str, object]) -> Person:
         """From a job's input: ``userId`` and ``requestId``, or ``user_id`` and ``request_id``."""
         return cls(_text(data, "userId", "user_id"), _text(data, "requestId", "request_id"))
+
+    @classmethod
+    def of_call(cls, args: Sequence[object], kwargs: Mapping[str, object]) -> Person:
+        """From a function's arguments: the keyword ones, else the first that is a mapping."""
+        for data in (kwargs, *args, *kwargs.values()):
+            if isinstance(data, Mapping) and (person := cls.of(data)) != cls():
+                return person
+        return cls()
 
     def rooms(self) -> tuple[tuple[Room, ...], list[str]]:
         """The user's room and the request's; and what is wrong with one that is missing."""

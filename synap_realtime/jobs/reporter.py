@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from ..broadcast import BackgroundBroadcaster, background_broadcaster
 from ..broadcast.background import Posted
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, InvalidInputError
 from ..protocol.notification import Notification, format_timestamp
 from ..protocol.rooms import Room
 from .lifecycle import Lifecycle
@@ -87,6 +87,11 @@ class Reporter:
         self._stream = uuid.uuid4().hex[:12]
         self._ended = False
 
+    @property
+    def attempt(self) -> int:
+        """Which attempt is told, from 1."""
+        return self._lifecycle.attempt
+
     def started(self) -> None:
         """See :meth:`Lifecycle.started`. What is wrong with who waits is logged now, once a run."""
         for problem in self._problems:
@@ -149,6 +154,21 @@ class Reporter:
     ) -> None:
         """See :meth:`Lifecycle.retrying`."""
         self._tell(self._lifecycle.retrying(error, part=part, in_s=in_s))
+
+    def raised(self, error: Exception, *, again_in_s: float | None) -> bool:
+        """An attempt failed, where the adapter itself decides whether another comes.
+
+        Args:
+            again_in_s: when the next attempt would come; None if there is none left.
+
+        Returns:
+            whether to try again: not after an :class:`InvalidInputError`.
+        """
+        if again_in_s is None or isinstance(error, InvalidInputError):
+            self.failed(error)
+            return False
+        self.retrying(error, in_s=again_in_s)
+        return True
 
     def completed(self, result: object) -> None:
         """See :meth:`Lifecycle.completed`."""

@@ -1,0 +1,38 @@
+"""The example tells what its page says, and the page shows the example."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import httpx
+
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+
+ROOT = Path(__file__).parent.parent.parent
+CODE = (ROOT / "examples" / "your_framework.py").read_text()
+
+
+async def test_the_example_tells_a_jobs_life() -> None:
+    async with running(create_app()) as url, asyncio.timeout(60):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "examples.your_framework",
+            cwd=ROOT,
+            env={**os.environ, "REALTIME_URL": url},
+        )
+        assert await process.wait() == 0
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"{url}/rooms/request_r1/history")
+    heard = [m["type"].rpartition(".")[2] for m in answer.json()["notifications"]]
+    assert heard == ["started", "progress", "retrying", "progress", "completed"]
+
+
+def test_the_page_shows_the_example() -> None:
+    page = (ROOT / "docs" / "your-framework.md").read_text()
+    assert f"```python\n{CODE}```" in page
+    assert len(CODE.splitlines()) <= 60

@@ -1,0 +1,102 @@
+"""What the worker of these tests runs. ``BROKER_URL`` and ``REALTIME_URL`` say where."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import celery
+
+from synap_realtime import InvalidInputError, JobError, progress
+from synap_realtime.integrations.celery import ToldTask
+from synap_realtime.jobs import Person
+
+app = celery.Celery("tests", broker=os.environ.get("BROKER_URL"))
+app.conf.update(
+    broker_connection_retry_on_startup=True,
+    # What a killed worker had taken comes back at once: it is looked for each second.
+    broker_transport_options={
+        "visibility_timeout": 2,
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 2,
+    },
+    result_backend=os.environ.get("BROKER_URL"),
+    worker_hijack_root_logger=False,
+    worker_prefetch_multiplier=1,
+)
+
+
+def told(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    make: Callable[[Callable[..., Any]], Any] = app.task(
+        base=ToldTask, family="report.creation", bind=True, **options
+    )
+    return make
+
+
+@told()
+def works(self: Any, title: str, *, user_id: str, request_id: str) -> dict[str, str]:
+    progress(0.5, "Rendering")
+    return {"title": title}
+
+
+@told(max_retries=3)
+def tries_again(self: Any, *, user_id: str) -> dict[str, int]:
+    try:
+        if self.request.retries < 2:
+            raise JobError("The printer is busy.")
+    except JobError as error:
+        raise self.retry(exc=error, countdown=0.05) from error
+    return {"attempt": self.request.retries + 1}
+
+
+@told(autoretry_for=(RuntimeError,), max_retries=1, retry_backoff=False, default_retry_delay=0.05)
+def gives_up(self: Any, data: dict[str, str]) -> None:
+    raise RuntimeError("password=hunter2")
+
+
+@told(person=lambda args, kwargs: Person(f"user-{args[0]}"))
+def refuses(self: Any, number: int) -> None:
+    raise InvalidInputError("It is empty.")
+
+
+@told(soft_time_limit=0.3)
+def takes_too_long(self: Any, *, user_id: str) -> None:
+    time.sleep(30)
+
+
+@told(time_limit=0.5)
+def takes_far_too_long(self: Any, *, user_id: str) -> None:
+    time.sleep(30)
+
+
+def _lose(marker: str) -> dict[str, bool]:
+    """Wait to be killed, the first time."""
+    progress(None, str(os.getpid()))
+    if not os.path.exists(marker):  # noqa: PTH110
+        open(marker, "w").close()  # noqa: PTH123
+        time.sleep(30)
+    return {"done": True}
+
+
+@told()
+def is_lost(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
+    return _lose(marker)
+
+
+@told(acks_late=True, reject_on_worker_lost=True)
+def is_lost_and_runs_again(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
+    return _lose(marker)
+
+
+@told()
+def waits(self: Any, *, user_id: str) -> None:
+    progress(None, "waiting")
+    time.sleep(30)
+
+
+@told()
+def is_nobodys(self: Any) -> int:
+    return 7

