@@ -139,9 +139,11 @@ class LocalInngest:
 
     async def idle(self) -> None:
         """Wait until no run is under way, and no event waits in a batch: for tests."""
-        while self._batches or self._executor:
+        while True:
             await self._batches.all_started()
             await self._executor.idle()
+            if not self._batches and not self._executor:
+                return
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
