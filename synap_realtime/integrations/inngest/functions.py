@@ -24,7 +24,7 @@ from .sender import sender, sender_sync
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_RETRIES = 3
+DEFAULT_RETRIES = 4
 """Inngest's own, where a function does not say."""
 
 _FAILED_EVENT = "inngest/function.failed"

@@ -84,6 +84,7 @@ async def staged() -> AsyncIterator[Stage]:
         sync_broadcaster = stack.enter_context(Broadcaster(rooms, deadline_s=1))
         yield Stage(client, server, url, rooms, broadcaster, sync_broadcaster, app, app_url)
         client._http_client._http_client_sync.close()
+        await client._http_client._http_client.aclose()
 
 
 @pytest.fixture
