@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 from starlette.applications import Starlette
@@ -23,6 +23,9 @@ from .events import Event
 from .executor import Executor
 from .registry import Function, RegistrationError, Registry
 from .runs import Backoff
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +74,14 @@ class LocalInngest:
         self._registering: asyncio.Task[None] | None = None
         self._registered = asyncio.Event()
         self._seen: OrderedDict[str, float] = OrderedDict()
+        self._gateway = _gateway(self._registry.register)
         self._asgi = Starlette(
             routes=[
                 Route("/e/{key}", self._receive_events, methods=["POST"]),
                 Route("/fn/register", self._register, methods=["POST"]),
                 Route("/v1/runs/{run_id}", self._cancel, methods=["DELETE"]),
                 Route("/health", self._health),
+                *(self._gateway.routes if self._gateway else ()),
             ],
             lifespan=self._lifespan,
         )
@@ -203,6 +208,9 @@ class LocalInngest:
     async def _call(
         self, function: Function, body: dict[str, Any], step_id: str | None
     ) -> sdk.Outcome:
+        """Workers that connect to us register under an address to which nobody can connect."""
+        if self._gateway is not None and function.url.startswith("wss:"):
+            return await self._gateway.call(function, body, step_id)
         return await sdk.call_over_http(self._client, function, body, step_id)
 
     def _is_seen(self, id: str) -> bool:
@@ -212,6 +220,15 @@ class LocalInngest:
         ):
             self._seen.popitem(last=False)
         return self._seen.setdefault(id, now) != now
+
+
+def _gateway(register: Callable[[object], object]) -> Gateway | None:
+    """None without what ``inngest[connect]`` installs: then no worker of ours can connect."""
+    try:
+        from .gateway import Gateway
+    except ImportError:
+        return None
+    return Gateway(register)
 
 
 def _error(status: int, message: str) -> JSONResponse:
