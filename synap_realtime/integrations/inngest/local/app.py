@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import httpx
 from starlette.applications import Starlette
@@ -17,15 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from . import events, sdk
+from . import events
 from .batches import Batches
+from .caller import Caller
 from .events import Event
 from .executor import Executor
-from .registry import Function, RegistrationError, Registry
+from .registry import RegistrationError, Registry
 from .runs import Backoff
-
-if TYPE_CHECKING:
-    from .gateway import Gateway
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +65,19 @@ class LocalInngest:
         self._registry = Registry()
         self._client = client or httpx.AsyncClient(timeout=_CALL_TIMEOUT_S)
         self._owns_client = client is None
-        self._executor = Executor(
-            self._call, self._publish, self._registry.get, backoff or Backoff()
-        )
+        caller = Caller(self._client, self._registry.register)
+        self._executor = Executor(caller, self._publish, self._registry.get, backoff or Backoff())
         self._batches = Batches(self._executor.start)
         self._registering: asyncio.Task[None] | None = None
         self._registered = asyncio.Event()
         self._seen: OrderedDict[str, float] = OrderedDict()
-        self._gateway = _gateway(self._registry.register)
         self._asgi = Starlette(
             routes=[
                 Route("/e/{key}", self._receive_events, methods=["POST"]),
                 Route("/fn/register", self._register, methods=["POST"]),
                 Route("/v1/runs/{run_id}", self._cancel, methods=["DELETE"]),
                 Route("/health", self._health),
-                *(self._gateway.routes if self._gateway else ()),
+                *caller.routes,
             ],
             lifespan=self._lifespan,
         )
@@ -205,14 +201,6 @@ class LocalInngest:
                 self._batches.add(function, function.batching, event)
         return id
 
-    async def _call(
-        self, function: Function, body: dict[str, Any], step_id: str | None
-    ) -> sdk.Outcome:
-        """Workers that connect to us register under an address to which nobody can connect."""
-        if self._gateway is not None and function.url.startswith("wss:"):
-            return await self._gateway.call(function, body, step_id)
-        return await sdk.call_over_http(self._client, function, body, step_id)
-
     def _is_seen(self, id: str) -> bool:
         now = time.monotonic()
         while self._seen and (
@@ -220,15 +208,6 @@ class LocalInngest:
         ):
             self._seen.popitem(last=False)
         return self._seen.setdefault(id, now) != now
-
-
-def _gateway(register: Callable[[object], object]) -> Gateway | None:
-    """None without what ``inngest[connect]`` installs: then no worker of ours can connect."""
-    try:
-        from .gateway import Gateway
-    except ImportError:
-        return None
-    return Gateway(register)
 
 
 def _error(status: int, message: str) -> JSONResponse:

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 
 from . import endings
+from .caller import Caller
 from .endings import RunFailedError
 from .events import Event
 from .expressions import ExpressionError
 from .registry import Cancel, Function
 from .runs import Backoff, Run
-from .sdk import Call
 from .steps import Stepper
 from .waiters import Waiter, Waiters
 
@@ -24,14 +24,14 @@ class Executor:
 
     def __init__(
         self,
-        call: Call,
+        caller: Caller,
         publish: Callable[[Event], object],
         find: Callable[[str], Function | None],
         backoff: Backoff,
     ) -> None:
         self._publish = publish
         self._waiters = Waiters()
-        self._stepper = Stepper(call, self._waiters, publish, find, backoff)
+        self._stepper = Stepper(caller, self._waiters, publish, find, backoff)
         self._runs: dict[str, Run] = {}
 
     def __len__(self) -> int:

@@ -63,20 +63,25 @@ class Gateway:
     def __init__(self, register: Register) -> None:
         self._register = register
         self._workers: set[Worker] = set()
+        self._connected = asyncio.Condition()
         self.routes: list[BaseRoute] = [
             Route("/v0/connect/start", self._start, methods=["POST"]),
             Route("/v0/connect/flush", self._flush, methods=["POST"]),
             WebSocketRoute("/v0/connect", self._serve),
         ]
 
+    async def ready(self, function: Function) -> None:
+        """Wait until a worker is connected that has this function."""
+        async with self._connected:
+            await self._connected.wait_for(lambda: self._able(function))
+
     async def call(
         self, function: Function, body: dict[str, Any], step_id: str | None
     ) -> sdk.Outcome:
-        """Have a worker call a function once; see :func:`.sdk.call_over_http`."""
+        """Have a worker call a function."""
         if isinstance(content := sdk.encode(body), sdk.Failure):
             return content
-        able = [w for w in self._workers if function.id in w.apps and not w.is_paused]
-        if not able:
+        if not (able := self._able(function)):
             return sdk.failure(
                 "connect_no_healthy_connection", "Could not find a healthy connection"
             )
@@ -158,6 +163,8 @@ class Gateway:
         )
         await worker.send(_Kind.GATEWAY_CONNECTION_READY, ready)
         self._workers.add(worker)
+        async with self._connected:
+            self._connected.notify_all()
         logger.info("a worker has connected with %d functions", len(worker.apps))
 
     async def _handle(self, worker: Worker, message: pb.ConnectMessage) -> None:
@@ -177,6 +184,9 @@ class Gateway:
                     request_id=lease.request_id, new_lease_id=new_id()
                 )
                 await worker.send(_Kind.WORKER_REQUEST_EXTEND_LEASE_ACK, extended)
+
+    def _able(self, function: Function) -> list[Worker]:
+        return [w for w in self._workers if function.id in w.apps and not w.is_paused]
 
     def _answer(self, response: pb.SDKResponse) -> None:
         for worker in self._workers:

@@ -6,7 +6,6 @@ See the Inngest SDK specification, sections 4.4, "Call Requests", and 5.1, "Repo
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -44,8 +43,6 @@ class Steps:
 
 
 Outcome = Returned | Steps | Failure
-# A function, a call request, and the hashed id of the one step to run, in a parallel group.
-Call = Callable[[Function, dict[str, Any], str | None], Awaitable[Outcome]]
 
 
 def encode(body: dict[str, Any]) -> bytes | Failure:
@@ -59,7 +56,7 @@ def encode(body: dict[str, Any]) -> bytes | Failure:
 async def call_over_http(
     client: httpx.AsyncClient, function: Function, body: dict[str, Any], step_id: str | None
 ) -> Outcome:
-    """Call a function once. Everything that can go wrong is a :class:`Failure`."""
+    """Call a function at its address."""
     if isinstance(content := encode(body), Failure):
         return content
     headers = {

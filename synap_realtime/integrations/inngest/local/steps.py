@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from . import durations, endings, events, sdk
+from .caller import Caller
 from .endings import RunFailedError
 from .events import Event
 from .expressions import ExpressionError
@@ -30,13 +31,13 @@ class Stepper:
 
     def __init__(
         self,
-        call: sdk.Call,
+        caller: Caller,
         waiters: Waiters,
         publish: Callable[[Event], object],
         find: Callable[[str], Function | None],
         backoff: Backoff,
     ) -> None:
-        self._call = call
+        self._caller = caller
         self._waiters = waiters
         self._publish = publish
         self._find = find
@@ -126,8 +127,9 @@ class Stepper:
 
     async def _attempt(self, run: Run, attempt: int, step_id: str | None) -> sdk.Outcome:
         """One call. It outlives a cancelled run: as on Inngest, the app is not interrupted."""
-        call = asyncio.ensure_future(
-            self._call(run.function, run.request(attempt, step_id), step_id)
+        await self._caller.ready(run.function)
+        call = asyncio.create_task(
+            self._caller.call(run.function, run.request(attempt, step_id), step_id)
         )
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
