@@ -4,9 +4,11 @@ a worker that connects out has none.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,8 +74,9 @@ class Call:
             map(person_of, self._events),
             told.broadcaster,
             call=str(self._done_before),
-            is_replaying=lambda: self._steps.size > 0,
+            is_replaying=lambda: self._steps.size > 0 and not _in_step.get(),
         )
+        _mark_steps(self._ctx.step)
         current.reporter.set(self.reporter)
         if self._done_before == 0:  # on any attempt: the first may never have reached this code
             self.reporter.started()
@@ -121,6 +124,36 @@ class Call:
             return  # Inngest calls the failure handler, and that tells the user
         part = f"{f'step:{result.step.id}' if result.step else 'run'}:{self._done_before}"
         self.reporter.retrying(error, part=part, in_s=_seconds_until_retry(error))
+
+
+_in_step: ContextVar[bool] = ContextVar("synap_realtime_in_step", default=False)
+
+
+def _mark_steps(step: Any) -> None:
+    """Let a step's code be known: it is never a replay, also where others of a parallel group are
+    done already and the function's code is not past them.
+    """
+    run = step.run
+
+    def marked(step_id: str, handler: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        def in_step(*args: Any) -> Any:
+            token = _in_step.set(True)
+            try:
+                result = handler(*args)
+            finally:
+                _in_step.reset(token)
+            return wait(result) if inspect.isawaitable(result) else result
+
+        async def wait(result: Awaitable[Any]) -> Any:
+            token = _in_step.set(True)
+            try:
+                return await result
+            finally:
+                _in_step.reset(token)
+
+        return run(step_id, in_step, *args, **options)
+
+    step.run = marked
 
 
 def _results_of(people: list[Person], result: object) -> dict[Person, object]:

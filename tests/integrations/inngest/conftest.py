@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +84,7 @@ async def staged() -> AsyncIterator[Stage]:
         publisher = await stack.enter_async_context(AsyncBroadcaster(rooms))
         yield Stage(client, server, url, rooms, broadcaster, publisher, app, app_url)
         client._http_client._http_client_sync.close()
+        await client._http_client._http_client.aclose()
 
 
 @pytest.fixture
@@ -94,3 +95,14 @@ async def stage() -> AsyncIterator[Stage]:
 
 def on(event: str, expression: str | None = None) -> inngest.TriggerEvent:
     return inngest.TriggerEvent(event=event, expression=expression)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something that nobody announces is so."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await _tick()
+
+
+async def _tick() -> None:
+    await asyncio.sleep(0.01)

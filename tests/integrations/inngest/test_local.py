@@ -11,9 +11,9 @@ import httpx
 import inngest
 import pytest
 
-from synap_realtime.integrations.inngest.local import LocalInngest
+from synap_realtime.integrations.inngest.local import LocalInngest, durations
 from synap_realtime.integrations.inngest.local.expressions import ExpressionError, matches
-from synap_realtime.integrations.inngest.local.runs import Backoff, RunFailedError, _seconds
+from synap_realtime.integrations.inngest.local.runs import Backoff
 
 from .conftest import Stage, on
 
@@ -164,7 +164,7 @@ async def test_sleep_send_event_and_wait_for_event(stage: Stage) -> None:
 
     await stage.serve(waiter, answerer)
     await stage.send("go", me="b")
-    while not stage.server._executor.waiters._waiting:
+    while not stage.server._executor._waiters._waiting:
         await _tick()
     await stage.send("ask")
     await stage.finish()
@@ -461,13 +461,13 @@ async def test_it_waits_for_its_apps(stage: Stage) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("1h30m", 5400), ("2w", 1209600)])
 def test_durations_are_read(text: str, seconds: float) -> None:
-    assert _seconds(text) == seconds
+    assert durations.seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "5", "s", "5 s", "5x"])
 def test_other_durations_are_refused(text: str) -> None:
-    with pytest.raises(RunFailedError):
-        _seconds(text)
+    with pytest.raises(ValueError, match="no duration"):
+        durations.seconds(text)
 
 
 def test_conditions_are_cel() -> None:

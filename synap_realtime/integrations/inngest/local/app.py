@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Self
 
 import httpx
-import uuid_utils
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from . import events
+from .batches import Batches
+from .caller import Caller
+from .events import Event
+from .executor import Executor
 from .registry import RegistrationError, Registry
-from .runs import Backoff, Event, Executor, Run, RunFailedError
+from .runs import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,8 @@ class LocalInngest:
 
     Not durable and for one machine: events and runs end with the process. It knows ``step.run``,
     ``step.sleep``, ``step.send_event``, ``step.wait_for_event``, ``step.invoke``, parallel groups,
-    retries, ``on_failure``; an operation that it does not know fails the run with a clear error.
+    retries, ``on_failure``, ``batch_events``, ``cancel``, ``timeouts``; an operation that it does
+    not know fails the run with a clear error. Runs start at once: nothing exceeds a start timeout.
     """
 
     def __init__(
@@ -61,10 +65,9 @@ class LocalInngest:
         self._registry = Registry()
         self._client = client or httpx.AsyncClient(timeout=_CALL_TIMEOUT_S)
         self._owns_client = client is None
-        self._executor = Executor(
-            self._client, self._publish, self._registry.get, backoff or Backoff()
-        )
-        self._runs: set[asyncio.Task[None]] = set()
+        caller = Caller(self._client, self._registry.register)
+        self._executor = Executor(caller, self._publish, self._registry.get, backoff or Backoff())
+        self._batches = Batches(self._executor.start)
         self._registering: asyncio.Task[None] | None = None
         self._registered = asyncio.Event()
         self._seen: OrderedDict[str, float] = OrderedDict()
@@ -72,7 +75,9 @@ class LocalInngest:
             routes=[
                 Route("/e/{key}", self._receive_events, methods=["POST"]),
                 Route("/fn/register", self._register, methods=["POST"]),
+                Route("/v1/runs/{run_id}", self._cancel, methods=["DELETE"]),
                 Route("/health", self._health),
+                *caller.routes,
             ],
             lifespan=self._lifespan,
         )
@@ -86,12 +91,14 @@ class LocalInngest:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._runs:
-            logger.warning("LocalInngest stops: %d unfinished runs are lost", len(self._runs))
-        tasks = [*self._runs, *([self._registering] if self._registering else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if lost := self._batches.clear():
+            logger.warning("LocalInngest stops: %d events of unfinished batches are lost", lost)
+        if lost := len(self._executor):
+            logger.warning("LocalInngest stops: %d unfinished runs are lost", lost)
+        await self._executor.stop()
+        if self._registering is not None:
+            self._registering.cancel()
+            await asyncio.gather(self._registering, return_exceptions=True)
         if self._owns_client:
             await self._client.aclose()
 
@@ -121,10 +128,23 @@ class LocalInngest:
             return repr(error)
         return None if response.is_success else f"{response.status_code} {response.text[:200]}"
 
+    async def cancel(self, run_id: str) -> bool:
+        """Cancel a run: it goes no further, and ``inngest/function.cancelled`` is told.
+
+        A step that is being done is not interrupted; what it returns is not used.
+
+        Returns:
+            Whether a run with this id was under way.
+        """
+        return await self._executor.cancel(run_id)
+
     async def idle(self) -> None:
-        """Wait until no run is under way: for tests."""
-        while self._runs:
-            await asyncio.gather(*self._runs, return_exceptions=True)
+        """Wait until no run is under way, and no event waits in a batch: for tests."""
+        while True:
+            await self._batches.all_started()
+            await self._executor.idle()
+            if not self._batches and not self._executor:
+                return
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
@@ -137,13 +157,15 @@ class LocalInngest:
             return _error(413, f"events have at most {MAX_EVENTS_BYTES} bytes in one request")
         try:
             given = await request.json()
-            events = [_read_event(item) for item in (given if isinstance(given, list) else [given])]
+            sent = [events.read(item) for item in (given if isinstance(given, list) else [given])]
+        except events.EventError as error:
+            return _error(400, str(error))
         except (ValueError, RecursionError) as error:
             return _error(400, f"not an event: {error}")
         # The SDK repeats a request whose answer was lost, with the same seed: the same events.
         if seed := request.headers.get("x-inngest-event-id-seed"):
-            events = [{"id": f"{seed}:{n}", **event} for n, event in enumerate(events)]
-        ids = [await self._publish(event) for event in events]
+            sent = [{"id": f"{seed}:{n}", **event} for n, event in enumerate(sent)]
+        ids = [self._publish(event) for event in sent]
         return JSONResponse({"ids": ids, "status": 200})
 
     async def _register(self, request: Request) -> JSONResponse:
@@ -157,27 +179,27 @@ class LocalInngest:
     async def _health(self, _: Request) -> JSONResponse:
         return JSONResponse({"status": 200, "message": "OK"})
 
-    async def _publish(self, event: Event) -> str:
+    async def _cancel(self, request: Request) -> Response:
+        await self.cancel(request.path_params["run_id"])
+        return Response()
+
+    def _publish(self, event: Event) -> str:
         """Take an event: start what it triggers, wake who waits. An id that was seen does nothing.
 
         Returns:
             The event's id.
         """
-        event = {"id": str(uuid_utils.uuid7()), "ts": int(time.time() * 1000), **event}
+        event = events.complete(event)
         id = str(event["id"])
         if self._is_seen(id):
             return id
-        self._executor.waiters.offer(event)
+        self._executor.offer(event)
         for function in self._registry.triggered_by(event):
-            task = asyncio.create_task(self._run(Run(function, event)))
-            self._runs.add(task)
-            task.add_done_callback(self._runs.discard)
+            if function.batching is None:
+                self._executor.start(function, [event])
+            else:
+                self._batches.add(function, function.batching, event)
         return id
-
-    async def _run(self, run: Run) -> None:
-        # A failure was logged, and its failure handler is under way.
-        with contextlib.suppress(RunFailedError):
-            await self._executor.execute(run)
 
     def _is_seen(self, id: str) -> bool:
         now = time.monotonic()
@@ -186,18 +208,6 @@ class LocalInngest:
         ):
             self._seen.popitem(last=False)
         return self._seen.setdefault(id, now) != now
-
-
-def _read_event(item: Any) -> Event:
-    match item:
-        case {"name": str(name), "data": dict() | None} if name:
-            pass
-        case {"name": str(name)} if name and "data" not in item:
-            pass
-        case _:
-            raise ValueError("an event needs a name, and data that is an object")
-    given = {key: value for key, value in item.items() if value not in (None, "")}
-    return {"data": {}, **given}
 
 
 def _error(status: int, message: str) -> JSONResponse:

@@ -19,11 +19,21 @@ def matches(expression: str, **variables: Any) -> bool:
     Raises:
         ExpressionError: it is not CEL, or names something else.
     """
+    return evaluate(expression, **variables) is True
+
+
+def evaluate(expression: str, **variables: Any) -> object:
+    """The value of an expression; None where it names a member that an event does not have.
+
+    Raises:
+        ExpressionError: it is not CEL, or names something else.
+    """
     import cel  # loads slowly, and only conditions need it
 
     try:
-        return cel.evaluate(expression, variables) is True
+        value: object = cel.evaluate(expression, variables)
     except KeyError:
-        return False
+        return None
     except (ValueError, TypeError, RuntimeError) as error:
         raise ExpressionError(f"condition {expression!r} cannot be evaluated: {error}") from error
+    return value

@@ -1,4 +1,4 @@
-"""Calling a function over HTTP, by the SDK's own protocol.
+"""Calling a function by the SDK's own protocol: what goes there, and what comes back.
 
 See the Inngest SDK specification, sections 4.4, "Call Requests", and 5.1, "Reporting Steps".
 """
@@ -13,6 +13,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import httpx
 
+from .events import new_id
+from .registry import Function
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -21,6 +24,7 @@ class Failure:
     error: dict[str, Any]
     retriable: bool = True
     retry_at: datetime | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +45,33 @@ class Steps:
 Outcome = Returned | Steps | Failure
 
 
-async def call(
-    client: httpx.AsyncClient,
-    url: str,
-    body: dict[str, Any],
-    *,
-    step_id: str | None = None,
-    request_id: str,
-) -> Outcome:
-    """Call a function once. Everything that can go wrong is a :class:`Failure`.
+def encode(body: dict[str, Any]) -> bytes | Failure:
+    """A call request as it travels. What a step returned may be no JSON."""
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except ValueError as error:
+        return Failure({"name": "OutputError", "message": f"a step's result: {error}"}, False)
 
-    Args:
-        client: how to reach the app.
-        url: the function's address, as it was registered.
-        body: the call request: event, events, steps, ctx.
-        step_id: the hashed id of the one step to run, in a parallel group.
-        request_id: names this request in the app's logs.
-    """
+
+async def call_over_http(
+    client: httpx.AsyncClient, function: Function, body: dict[str, Any], step_id: str | None
+) -> Outcome:
+    """Call a function at its address."""
+    if isinstance(content := encode(body), Failure):
+        return content
     headers = {
         "Content-Type": "application/json",
         "X-Inngest-Server-Kind": "dev",
-        "X-Request-Id": request_id,
+        "X-Request-Id": new_id(),
+        "X-Run-Id": body["ctx"]["run_id"],
     }
+    url = _with_step(function.url, step_id)
     try:
-        content = json.dumps(body, allow_nan=False).encode()
-    except ValueError as error:
-        return Failure({"name": "OutputError", "message": f"a step's result: {error}"}, False)
-    try:
-        response = await client.post(_with_step(url, step_id), content=content, headers=headers)
+        response = await client.post(url, content=content, headers=headers)
     except httpx.RequestError as error:
-        return _failure("RequestError", f"the app could not be reached: {error!r}")
+        return failure("RequestError", f"the app could not be reached: {error!r}")
     if "x-inngest-sdk" not in response.headers:
-        return _failure(
+        return failure(
             "ResponseError",
             f"what answered {response.status_code} at {urlsplit(url).path} is no Inngest SDK",
         )
@@ -84,17 +83,24 @@ async def call(
             answered |= {name.lower(): value for name, value in answer["headers"].items()}
             answer = json.loads(answer["body"])
     except (ValueError, TypeError, KeyError, AttributeError):
-        return _failure("ResponseError", "the app's answer is not what the SDK sends")
-    retriable = answered.get("x-inngest-no-retry") != "true"
+        return failure("ResponseError", "the app's answer is not what the SDK sends")
+    no_retry = answered.get("x-inngest-no-retry") == "true"
+    return read(status, answer, no_retry=no_retry, retry_after=answered.get("retry-after"))
+
+
+def read(status: int, answer: Any, *, no_retry: bool, retry_after: str | None) -> Outcome:
+    """What an SDK's answer means."""
     if status == 206 and isinstance(answer, list):
-        return Steps(answer, retriable)
+        return Steps(answer, not no_retry)
     if status == 200:
         return Returned(answer)
     told = answer if isinstance(answer, dict) else {"name": "Error", "message": str(answer)}
-    return Failure(told, retriable, _retry_at(answered.get("retry-after")))
+    reason = "NonRetriableError" if no_retry else f"invalid status code: {status}"
+    return Failure(told, not no_retry, _retry_at(retry_after), reason)
 
 
-def _failure(name: str, message: str) -> Failure:
+def failure(name: str, message: str) -> Failure:
+    """A call that no SDK has answered; it may be tried again."""
     return Failure({"name": name, "message": message})
 
 
@@ -106,7 +112,7 @@ def _with_step(url: str, step_id: str | None) -> str:
 
 
 def _retry_at(value: str | None) -> datetime | None:
-    if value is None:
+    if not value:
         return None
     try:
         moment = datetime.fromisoformat(value)

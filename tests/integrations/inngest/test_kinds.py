@@ -1,0 +1,234 @@
+"""Every way to write, serve and end an Inngest function tells the same life."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import inngest
+import pytest
+
+from synap_realtime import JobError, progress
+from synap_realtime.integrations.inngest import create_function
+
+from .conftest import Stage, on, staged
+from .test_local_frameworks import Served, by_django_asgi, by_django_wsgi, by_flask
+from .test_local_gateway import connected
+
+WHO = {"userId": "42", "requestId": "r1"}
+
+
+def told(stage: Stage, body: Any, fn_id: str = "f", **options: Any) -> inngest.Function[Any]:
+    return create_function(
+        stage.client,
+        family="report.creation",
+        fn_id=fn_id,
+        trigger=on(fn_id),
+        broadcaster=stage.broadcaster,
+        **options,
+    )(body)
+
+
+async def parallel(ctx: inngest.Context) -> dict[str, int]:
+    async def part(n: int) -> int:
+        progress(n / 10, f"part {n}")
+        if ctx.attempt == 0 and n == 2:
+            raise JobError("The printer is busy.")
+        return n
+
+    parts = tuple(functools.partial(ctx.step.run, f"part {n}", part, n) for n in (1, 2, 3))
+    return {"sum": sum(await ctx.group.parallel(parts))}
+
+
+def parallel_sync(ctx: inngest.ContextSync) -> dict[str, int]:
+    def part(n: int) -> int:
+        progress(n / 10, f"part {n}")
+        if ctx.attempt == 0 and n == 2:
+            raise JobError("The printer is busy.")
+        return n
+
+    parts = tuple(functools.partial(ctx.step.run, f"part {n}", part, n) for n in (1, 2, 3))
+    return {"sum": sum(ctx.group.parallel(parts))}
+
+
+@pytest.mark.parametrize("body", [parallel, parallel_sync])
+async def test_parallel_steps(stage: Stage, body: Any) -> None:
+    await stage.serve(told(stage, body))
+    await stage.send("f", **WHO)
+    await stage.finish()
+    words = await stage.told("42")
+    assert (words[0], words[-1]) == ("started", "completed")
+    assert sorted(words[1:-1]) == [*["progress"] * 4, "retrying"]
+    heard = await stage.heard("user_42")
+    labels = [m["data"]["label"] for m in heard if "progress" in m["type"]]
+    assert sorted(labels) == ["part 1", "part 2", "part 2", "part 3"]
+    assert heard[-1]["data"] == {"sum": 6}
+
+
+async def test_an_invoked_function_tells_its_own_life(stage: Stage) -> None:
+    async def child(ctx: inngest.Context) -> str:
+        return "done"
+
+    async def parent(ctx: inngest.Context) -> Any:
+        data = {"userId": "43", "requestId": "r2"}
+        return await ctx.step.invoke("call", function=invoked, data=data)
+
+    invoked = told(stage, child, "child")
+    await stage.serve(invoked, told(stage, parent, "parent"))
+    await stage.send("parent", **WHO)
+    await stage.finish()
+    assert await stage.told("43") == ["started", "completed"]
+    heard = await stage.heard("user_42")
+    assert [m["type"].rpartition(".")[2] for m in heard] == ["started", "progress", "completed"]
+    assert "stallAfterS" not in heard[1]["data"]  # the other may take any time
+    assert heard[-1]["data"] == {"result": "done"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_batch_tells_each_events_user_and_nobody_reads_anothers(
+    stage: Stage, fails: bool
+) -> None:
+    async def body(ctx: inngest.Context) -> list[dict[str, Any]]:
+        if fails:
+            raise JobError("No paper.")
+        return [{"secret": event.data["secret"]} for event in ctx.events]
+
+    batch = inngest.Batch(max_size=4, timeout=timedelta(seconds=5))
+    await stage.serve(told(stage, body, batch_events=batch, retries=0))
+    for user_id, secret in (("1", "a"), ("2", "b"), ("2", "c"), ("3", "d")):
+        await stage.send("f", userId=user_id, secret=secret)
+    await stage.finish()
+    for user_id in "123":
+        assert await stage.told(user_id) == ["started", "failed" if fails else "completed"]
+    if not fails:
+        ends = [(await stage.heard(f"user_{user_id}"))[-1]["data"] for user_id in "123"]
+        assert ends == [
+            {"secret": "a"},
+            {"results": [{"secret": "b"}, {"secret": "c"}]},
+            {"secret": "d"},
+        ]
+
+
+async def test_a_batchs_result_that_is_nobodys_is_told_to_nobody(stage: Stage) -> None:
+    async def body(ctx: inngest.Context) -> dict[str, Any]:
+        return {"all": [event.data["secret"] for event in ctx.events]}
+
+    batch = inngest.Batch(max_size=2, timeout=timedelta(seconds=5))
+    await stage.serve(told(stage, body, batch_events=batch))
+    for user_id in "12":
+        await stage.send("f", userId=user_id, secret=user_id)
+    await stage.finish()
+    for user_id in "12":
+        assert (await stage.heard(f"user_{user_id}"))[-1]["data"] == {}
+
+
+@pytest.mark.parametrize("by", ["event", "timeout"])
+async def test_a_cancelled_run_is_told_and_its_failure_handler_is_not_called(
+    stage: Stage, by: str
+) -> None:
+    own: list[str] = []
+
+    async def body(ctx: inngest.Context) -> None:
+        for n in range(100):
+            await ctx.step.sleep(f"sleep {n}", timedelta(seconds=0.1))
+
+    async def failed(ctx: inngest.Context) -> None:
+        own.append(ctx.event.name)
+
+    options: dict[str, Any] = {"cancel": [inngest.Cancel(event="stop")]}
+    if by == "timeout":
+        options = {"timeouts": inngest.Timeouts(finish=timedelta(seconds=1))}
+    await stage.serve(told(stage, body, on_failure=failed, **options))
+    await stage.send("f", **WHO)
+    async with asyncio.timeout(20):
+        while "progress" not in await stage.told("42"):
+            pass
+    if by == "event":
+        await stage.send("stop")
+    await stage.finish()
+    heard = await stage.heard("user_42")
+    words = [m["type"].rpartition(".")[2] for m in heard]
+    assert (words[0], words[-1]) == ("started", "cancelled")
+    assert set(words[1:-1]) == {"progress"}
+    assert heard[-1]["status"] == "error"
+    assert heard[-1]["data"]["runId"] == heard[0]["data"]["runId"]
+    assert not own
+
+
+async def test_the_server_says_how_many_attempts_there_are(stage: Stage) -> None:
+    async def body(ctx: inngest.Context) -> None:
+        if ctx.attempt == 0:
+            raise inngest.RetryAfterError("later", timedelta(seconds=0.2))
+
+    function = told(stage, body)
+    await stage.serve(function)
+    await stage.send("f", **WHO)
+    await stage.finish()
+    started, retrying, _ = await stage.heard("user_42")
+    assert (started["data"]["attempt"], started["data"]["maxAttempts"]) == (1, 5)
+    assert (retrying["data"]["attempt"], retrying["data"]["maxAttempts"]) == (2, 5)
+    assert 0 < retrying["data"]["retryInS"] <= 0.2
+
+
+async def test_a_worker_that_connects_out(stage: Stage) -> None:
+    async def waits(ctx: inngest.Context) -> str:
+        progress(0.5, "async")
+        return "done"
+
+    def blocks(ctx: inngest.ContextSync) -> str:
+        if ctx.attempt == 0:
+            raise JobError("Again.")
+        return "done"
+
+    async def fails(ctx: inngest.Context) -> None:
+        raise JobError("No paper.")
+
+    functions = [
+        told(stage, waits, "waits"),
+        told(stage, blocks, "blocks"),
+        told(stage, fails, "fails", retries=0),
+    ]
+    async with connected(stage.client, *functions):
+        for name in ("waits", "blocks", "fails"):
+            await stage.send(name, userId=name)
+        await stage.finish()
+    assert await stage.told("waits") == ["started", "progress", "completed"]
+    assert await stage.told("blocks") == ["started", "retrying", "completed"]
+    assert await stage.told("fails") == ["started", "failed"]
+
+
+def plain(ctx: inngest.ContextSync) -> str:
+    def step() -> str:
+        if ctx.attempt == 0:
+            raise JobError("Again.")
+        return "done"
+
+    progress(0.5)
+    return ctx.step.run("a", step)
+
+
+async def coroutine(ctx: inngest.Context) -> str:
+    async def step() -> str:
+        if ctx.attempt == 0:
+            raise JobError("Again.")
+        return "done"
+
+    progress(0.5)
+    return await ctx.step.run("a", step)
+
+
+@pytest.mark.parametrize("body", [plain, coroutine])
+@pytest.mark.parametrize("serve", [by_flask, by_django_wsgi, by_django_asgi])
+async def test_flask_and_django(serve: Served, body: Callable[[Any], Any]) -> None:
+    async with staged() as stage, serve(stage.client, [told(stage, body)]) as url:
+        await stage.server.register(f"{url}/api/inngest")
+        await stage.send("f", **WHO)
+        await stage.finish()
+        words = await stage.told("42")
+        heard = await stage.heard("request_r1")
+    # What stands before the step ran on both attempts.
+    assert words == ["started", "progress", "retrying", "progress", "completed"]
+    assert heard[-1]["data"] == {"result": "done"}
