@@ -57,7 +57,7 @@ async def test_memory_returns_to_where_it_was() -> None:
         async with asyncio.timeout(30):
             while store._logs:  # noqa: ASYNC110 - the store sweeps by itself
                 await asyncio.sleep(0.1)
-            while any(isinstance(each, Subscription) for each in gc.get_objects()):
+            while any(type(each) is Subscription for each in gc.get_objects()):
                 await asyncio.sleep(0.1)
                 gc.collect()
         return tracemalloc.get_traced_memory()[0]
