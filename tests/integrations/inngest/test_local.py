@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import logging
 from typing import Any
@@ -399,28 +400,38 @@ async def test_a_bad_event_gets_a_clear_400(stage: Stage, body: str) -> None:
         assert response.status_code == 400
 
 
-async def test_an_app_that_is_away_is_tried_again(stage: Stage) -> None:
-    """What answers is no SDK, then there is nobody: both are failed attempts, told clearly."""
+async def test_an_app_that_is_away_is_tried_again(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What answers is no SDK, then there is nobody: failed attempts, told as on the real server."""
     failures: list[Any] = []
 
     async def failed(ctx: inngest.Context) -> None:
-        failures.append(ctx.event.data["error"])
+        failures.append(ctx.event.data)
 
     @stage.client.create_function(fn_id="f", trigger=on("go"), retries=1, on_failure=failed)
     async def f(ctx: inngest.Context) -> None:
         pytest.fail("this function has moved away")
 
     await stage.serve(f)
-    registry = stage.server._registry
-    found = registry.get("app-f")
-    assert found is not None
+    functions = stage.server._registry._apps["app"]
     for url in (f"{stage.rooms_url}/moved", "http://127.0.0.1:9/api/inngest"):
-        moved = type(found)(found.id, url, found.max_attempts, found.triggers)
-        registry._apps["app"]["app-f"] = moved
+        functions["app-f"] = dataclasses.replace(functions["app-f"], url=url)
         await stage.send("go")
         await stage.finish()
-    assert "no Inngest SDK" in failures[0]["message"]
-    assert "could not be reached" in failures[1]["message"]
+    message = "Your server returned HTTP 404 before the SDK responded."
+    first, second = failures
+    assert first["error"]["error"] == first["error"]["message"] == message
+    assert first["error"]["name"] == "Server returned a fatal error"
+    assert "Upstream response (application/json):" in first["error"]["stack"]
+    assert first["result"] == first["error"]
+    text = (
+        '{"error":{"error":"Unable to reach SDK URL","name":"Error",'
+        '"message":"Unable to reach SDK URL"}}'
+    )
+    error = {"error": "Unable to reach SDK URL", "message": text, "name": "Error"}
+    assert (second["error"], second["result"]) == (error, text)
+    assert caplog.text.count("could not be reached") == 2
 
 
 async def test_what_it_ignores_is_said(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,11 +23,14 @@ class RunFailedError(Exception):
     Args:
         error: the app's own error, or one that says what went wrong between the app and here.
         reason: how Inngest sees the failure, such as ``invalid status code: 500``.
+        output: what the app's last answer was, where that is not the error.
     """
 
-    def __init__(self, error: Mapping[str, Any], reason: str | None = None) -> None:
+    def __init__(
+        self, error: Mapping[str, Any], reason: str | None = None, output: Any = None
+    ) -> None:
         super().__init__(error.get("message"))
-        self.output = dict(error)
+        self.output = dict(error) if output is None else output
         self.error = {"error": reason or str(error.get("message"))} | {
             key: error[key] for key in _ERROR if error.get(key)
         }

@@ -6,6 +6,7 @@ See the Inngest SDK specification, sections 4.4, "Call Requests", and 5.1, "Repo
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,15 +17,24 @@ import httpx
 from .events import new_id
 from .registry import Function
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An attempt that failed: the error as the SDK tells it, and whether and when to retry."""
+    """An attempt that failed, and whether and when to retry.
+
+    Attributes:
+        error: as the SDK tells it, or as the real server tells what went wrong on the way there.
+        reason: how Inngest sees the failure, such as ``invalid status code: 500``.
+        output: what came back, where that is not the error.
+    """
 
     error: dict[str, Any]
     retriable: bool = True
     retry_at: datetime | None = None
     reason: str | None = None
+    output: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +79,11 @@ async def call_over_http(
     try:
         response = await client.post(url, content=content, headers=headers)
     except httpx.RequestError as error:
-        return failure("RequestError", f"the app could not be reached: {error!r}")
+        logger.warning("the app at %s could not be reached: %r", url, error)
+        return _unreachable()
     if "x-inngest-sdk" not in response.headers:
-        return failure(
-            "ResponseError",
-            f"what answered {response.status_code} at {urlsplit(url).path} is no Inngest SDK",
-        )
+        logger.warning("what answered %d at %s is no Inngest SDK", response.status_code, url)
+        return _no_sdk(response)
     status, answered = response.status_code, dict(response.headers)
     try:
         answer = response.json()
@@ -102,6 +111,28 @@ def read(status: int, answer: Any, *, no_retry: bool, retry_after: str | None) -
 def failure(name: str, message: str) -> Failure:
     """A call that no SDK has answered; it may be tried again."""
     return Failure({"name": name, "message": message})
+
+
+def _unreachable() -> Failure:
+    """The real server puts its own error, as JSON, where a message should be."""
+    message = "Unable to reach SDK URL"
+    error = {"error": message, "name": "Error", "message": message}
+    output = json.dumps({"error": error}, separators=(",", ":"))
+    return Failure({**error, "message": output}, output=output)
+
+
+def _no_sdk(response: httpx.Response) -> Failure:
+    """A proxy, a crashed app, or a wrong address."""
+    message = f"Your server returned HTTP {response.status_code} before the SDK responded."
+    stack = (
+        "No step output was produced before the request failed — this can mean a proxy or load "
+        "balancer in front of your app returned an error, or your app was unable to respond."
+    )
+    if response.text:
+        kind = response.headers.get("content-type", "unknown content-type")
+        stack += f"\n\nUpstream response ({kind}):\n{response.text}"
+    name = "Server returned a fatal error"
+    return Failure({"error": message, "name": name, "message": message, "stack": stack})
 
 
 def _with_step(url: str, step_id: str | None) -> str:

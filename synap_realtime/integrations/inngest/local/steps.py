@@ -104,16 +104,17 @@ class Stepper:
             match outcome := await self._attempt(run, attempt, step_id):
                 case sdk.Returned():
                     return outcome
-                case sdk.Failure(error, retriable, retry_at, reason):
+                case sdk.Failure(error, retriable, retry_at, reason, output):
                     pass
                 case sdk.Steps(operations, retriable):
                     failed = [op for op in operations if op.get("op") == "StepError"]
                     if not failed or not retriable or attempt + 1 >= run.function.max_attempts:
                         return operations
-                    error, retry_at, reason = failed[0].get("error") or {}, None, None
+                    error = failed[0].get("error") or {}
+                    retry_at, reason, output = None, None, None
             attempt += 1
             if not retriable or attempt >= run.function.max_attempts:
-                raise RunFailedError(error, reason)
+                raise RunFailedError(error, reason, output)
             pause = self._pause(attempt, retry_at)
             logger.info(
                 "%s: attempt %d of %d failed (%s), next in %.1f s",
