@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel
@@ -101,14 +102,38 @@ def _environment() -> tuple[str | None, str | None]:
     return os.environ.get("REALTIME_URL"), os.environ.get("REALTIME_API_KEY")
 
 
+_transport: Any = None
+
+
+@contextmanager
+def via(transport: Any) -> Iterator[None]:
+    """Let all shared clients send by this transport (an async and a sync one): for tests."""
+    global _transport
+    before = _transport
+    _forget()
+    _transport = transport
+    try:
+        yield
+    finally:
+        _forget()
+        _transport = before
+
+
+def _forget() -> None:
+    if _shared_background.cache_info().currsize:
+        background_broadcaster().close()
+    for cache in (_shared, _shared_sync, _shared_background):
+        cache.cache_clear()
+
+
 @functools.lru_cache(maxsize=8)
 def _shared(url: str | None, api_key: str | None) -> AsyncBroadcaster:
-    return AsyncBroadcaster(url, api_key)
+    return AsyncBroadcaster(url, api_key, transport=_transport)
 
 
 @functools.lru_cache(maxsize=8)
 def _shared_sync(url: str | None, api_key: str | None) -> Broadcaster:
-    broadcaster = Broadcaster(url, api_key)
+    broadcaster = Broadcaster(url, api_key, transport=_transport)
     atexit.register(broadcaster.close)
     return broadcaster
 
@@ -120,4 +145,4 @@ def background_broadcaster() -> BackgroundBroadcaster:
 
 @functools.lru_cache(maxsize=8)
 def _shared_background(url: str | None, api_key: str | None) -> BackgroundBroadcaster:
-    return BackgroundBroadcaster(url, api_key)
+    return BackgroundBroadcaster(url, api_key, transport=_transport)

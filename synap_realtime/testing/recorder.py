@@ -1,0 +1,227 @@
+"""Recording what is broadcast, and making it go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import httpx
+
+from ..broadcast import BackgroundBroadcaster, background_broadcaster
+from ..broadcast.functions import via
+from ..protocol.notification import Notification
+from ..protocol.rooms import request_room, user_room
+from .rooms import Rooms, Sent
+
+SETTLE_S = 5.0
+"""How long what is sent in the background is waited for."""
+
+
+@dataclass(slots=True)
+class _Fault:
+    kind: Literal["delay", "double", "drop", "fail", "lose_answer"]
+    times: int
+    type: str | None
+    seconds: float = 0.0
+    status: int = 0
+
+
+class Realtime(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """What this process broadcasts, recorded as a room server would keep it.
+
+    The functions of the package and the jobs that are given no broadcaster send here. One that you
+    make yourself does with ``transport=realtime``.
+
+    Every fault below hits the next ``times`` requests, or those that hold a notification of a type.
+    """
+
+    def __init__(self) -> None:
+        self._rooms = Rooms()
+        self._faults: list[_Fault] = []
+        self._broadcasters: list[BackgroundBroadcaster] = []
+        self._lock = threading.Lock()
+
+    # What was sent
+
+    def sent(
+        self,
+        type: str | None = None,
+        *,
+        user_id: str | None = None,
+        request_id: str | None = None,
+        room: str | None = None,
+    ) -> list[Sent]:
+        """What has arrived, in order, each id once; what is sent in the background is waited for.
+
+        Args:
+            type: only notifications of this type.
+            user_id, request_id, room: only those that went to these rooms.
+        """
+        self._settle()
+        rooms = {room} if room is not None else set()
+        rooms |= {user_room(user_id)} if user_id is not None else set()
+        rooms |= {request_room(request_id)} if request_id is not None else set()
+        with self._lock:
+            return [
+                each
+                for each in self._rooms.sent
+                if type in (None, each.type) and rooms.issubset(each.rooms)
+            ]
+
+    def types(self, *, user_id: str | None = None, request_id: str | None = None) -> list[str]:
+        """The types of what has arrived, in order."""
+        return [each.type for each in self.sent(user_id=user_id, request_id=request_id)]
+
+    @property
+    def arrivals(self) -> list[Notification]:
+        """All that has arrived, repeats too."""
+        self._settle()
+        with self._lock:
+            return list(self._rooms.arrivals)
+
+    def assert_order(self, *types: str) -> None:
+        """Fail unless these types have arrived in this order; others may stand between them.
+
+        Raises:
+            AssertionError: says what has arrived.
+        """
+        there = iter(self.types())
+        for type in types:
+            if type not in there:
+                raise AssertionError(f"{type} is missing, or came too early\n{self._story()}")
+
+    def assert_one_ending(self, run_id: str | None = None) -> None:
+        """Fail unless each run, or this one, has exactly one ending, and nothing after it.
+
+        Raises:
+            AssertionError: says what has arrived.
+        """
+        runs: dict[str, list[Sent]] = {}
+        for each in self.sent():
+            if each.run_id is not None and run_id in (None, each.run_id):
+                runs.setdefault(each.run_id, []).append(each)
+        if not runs:
+            raise AssertionError(f"no run {run_id or ''} has told anything\n{self._story()}")
+        for id, told in runs.items():
+            endings = [each for each in told if each.is_ending]
+            if len(endings) != 1:
+                raise AssertionError(f"run {id} has {len(endings)} endings\n{self._story()}")
+            if not told[-1].is_ending:
+                raise AssertionError(f"run {id} tells on after its ending\n{self._story()}")
+
+    def clear(self) -> None:
+        """Forget what has arrived, and all faults."""
+        self._settle()
+        with self._lock:
+            self._rooms = Rooms()
+            self._faults.clear()
+
+    def broadcaster(self) -> BackgroundBroadcaster:
+        """One of your own that sends here; what it sends is waited for, too."""
+        broadcaster = BackgroundBroadcaster(transport=self)
+        self._broadcasters.append(broadcaster)
+        return broadcaster
+
+    def close(self) -> None:
+        """Close the broadcasters that were made here."""
+        for broadcaster in self._broadcasters:
+            broadcaster.close()
+
+    # What goes wrong
+
+    def drop(self, times: int = 1, *, type: str | None = None) -> None:
+        """Lose requests: the sender cannot connect."""
+        self._add(_Fault("drop", times, type))
+
+    def lose_answer(self, times: int = 1, *, type: str | None = None) -> None:
+        """Keep what comes, but lose the answer: the sender will send it again."""
+        self._add(_Fault("lose_answer", times, type))
+
+    def double(self, times: int = 1, *, type: str | None = None) -> None:
+        """Let requests arrive twice."""
+        self._add(_Fault("double", times, type))
+
+    def delay(self, seconds: float, times: int = 1, *, type: str | None = None) -> None:
+        """Let requests arrive late."""
+        self._add(_Fault("delay", times, type, seconds=seconds))
+
+    def fail(self, status: int = 503, times: int = 1, *, type: str | None = None) -> None:
+        """Answer with an error, and keep nothing."""
+        self._add(_Fault("fail", times, type, status=status))
+
+    def _add(self, fault: _Fault) -> None:
+        with self._lock:
+            self._faults.append(fault)
+
+    # The transport
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See :class:`httpx.BaseTransport`."""
+        body = request.read()
+        faults = self._due(body)
+        time.sleep(_seconds(faults))
+        return self._respond(request, body, faults)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See :class:`httpx.AsyncBaseTransport`."""
+        body = await request.aread()
+        faults = self._due(body)
+        await asyncio.sleep(_seconds(faults))
+        return self._respond(request, body, faults)
+
+    def _due(self, body: bytes) -> list[_Fault]:
+        """The faults that hit this request."""
+        due = []
+        with self._lock:
+            for fault in self._faults:
+                if fault.type is None or f'"{fault.type}"'.encode() in body:
+                    fault.times -= 1
+                    due.append(fault)
+            self._faults = [fault for fault in self._faults if fault.times > 0]
+        return due
+
+    def _respond(self, request: httpx.Request, body: bytes, faults: list[_Fault]) -> httpx.Response:
+        kinds = {fault.kind for fault in faults}
+        if "drop" in kinds:
+            raise httpx.ConnectError("dropped by the test", request=request)
+        for fault in faults:
+            if fault.kind == "fail":
+                error = {"error": "Failed by the test", "details": "", "code": "unavailable"}
+                return httpx.Response(fault.status, json=error)
+        with self._lock:
+            status, content = self._rooms.answer(request.url.path, body)
+            if "double" in kinds:
+                self._rooms.answer(request.url.path, body)
+        if "lose_answer" in kinds:
+            raise httpx.ReadTimeout("the answer was lost by the test", request=request)
+        return httpx.Response(status, json=content)
+
+    def _settle(self) -> None:
+        end = time.monotonic() + SETTLE_S
+        for broadcaster in (background_broadcaster(), *self._broadcasters):
+            while not broadcaster.flush() and time.monotonic() < end:
+                time.sleep(0.005)  # after a fault it counts as away, and nobody waits for that
+
+    def _story(self) -> str:
+        told = [f"  {each.type}  {each.status}  {each.id}" for each in self.sent()]
+        return "arrived:\n" + ("\n".join(told) or "  nothing")
+
+
+def _seconds(faults: list[_Fault]) -> float:
+    return sum(fault.seconds for fault in faults)
+
+
+@contextmanager
+def record() -> Iterator[Realtime]:
+    """Record what this process broadcasts from here on. See :class:`Realtime`."""
+    realtime = Realtime()
+    with via(realtime):
+        try:
+            yield realtime
+        finally:
+            realtime.close()
