@@ -135,4 +135,5 @@ def _stable(id: str) -> str:
 
 
 def _short(text: str) -> str:
+    text = text.encode(errors="replace").decode()  # a lone surrogate would not get through
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

@@ -127,11 +127,6 @@ class Realtime(httpx.BaseTransport, httpx.AsyncBaseTransport):
         self._broadcasters.append(broadcaster)
         return broadcaster
 
-    def close(self) -> None:
-        """Close the broadcasters that were made here."""
-        for broadcaster in self._broadcasters:
-            broadcaster.close()
-
     # What goes wrong
 
     def drop(self, times: int = 1, *, type: str | None = None) -> None:
@@ -224,4 +219,5 @@ def record() -> Iterator[Realtime]:
         try:
             yield realtime
         finally:
-            realtime.close()
+            for broadcaster in realtime._broadcasters:
+                broadcaster.close()

@@ -1,0 +1,235 @@
+"""A reporter tells everyone who waits, in order, and makes nobody wait."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from synap_realtime import InvalidArgumentError, delta, progress
+from synap_realtime.jobs import Family, Lifecycle, Person, Reporter, running
+from synap_realtime.testing import Realtime
+
+REPORT = Family("report.creation")
+WHO = Person("42", "r1")
+
+Make = Callable[..., Reporter]
+
+
+@pytest.fixture
+def make(realtime: Realtime) -> Make:
+    broadcaster = realtime.broadcaster()
+
+    def make(*people: Person, attempt: int = 1, **options: Any) -> Reporter:
+        return Reporter(
+            Lifecycle(REPORT, "run1", attempt=attempt), people or (WHO,), broadcaster, **options
+        )
+
+    return make
+
+
+def test_progress_is_coalesced_and_the_last_always_comes_before_the_end(
+    make: Make, realtime: Realtime
+) -> None:
+    told = make()
+    told.started()
+    begin = time.monotonic()
+    for n in range(1000):
+        told.progress(n / 999, f"step {n}")
+    took = time.monotonic() - begin
+    told.completed({})
+    sent = realtime.sent(user_id="42")
+    assert [sent[0].type, sent[-1].type] == [REPORT.started, REPORT.completed]
+    steps = [each.data["progress"] for each in sent[1:-1]]
+    assert 1 <= len(steps) <= 2 + took / 0.1
+    assert steps == sorted(steps)
+    assert steps[-1] == 1
+
+
+def test_the_last_progress_comes_also_when_nothing_follows(make: Make, realtime: Realtime) -> None:
+    told = make()
+    for n in range(3):
+        told.progress(n / 10)
+    assert [each.data["progress"] for each in realtime.sent()] == [0, 0.2]
+
+
+def test_deltas_are_whole_and_in_order(make: Make, realtime: Realtime) -> None:
+    told = make()
+    words = [f"{n} " for n in range(2000)]
+    for word in words:
+        told.delta(word)
+    told.delta("é" * 40_000)
+    told.completed({})
+    sent = realtime.sent(REPORT.delta)
+    assert [each.data["index"] for each in sent] == list(range(len(sent)))
+    assert "".join(each.data["delta"] for each in sent) == "".join(words) + "é" * 40_000
+    assert len(sent) < 2000  # those that waited became one
+    assert {tuple(each.rooms) for each in sent} == {("request_r1",)}
+
+
+def test_without_a_request_the_user_gets_the_text(make: Make, realtime: Realtime) -> None:
+    make(Person("42")).delta("Hello")
+    assert realtime.sent()[0].rooms == ["user_42"]
+
+
+def test_a_later_attempt_begins_its_text_anew(make: Make, realtime: Realtime) -> None:
+    make().delta("Hel")
+    realtime.sent()
+    make(attempt=2).delta("Good")
+    first, second = realtime.sent()
+    assert (first.data["index"], first.data["delta"]) == (0, "Hel")
+    assert (second.data["index"], second.data["delta"]) == (0, "Good")
+    assert first.id != second.id
+
+
+def test_after_its_end_a_run_tells_nothing(make: Make, realtime: Realtime) -> None:
+    told = make()
+    told.started()
+    told.failed("No paper.")
+    told.progress(0.5)
+    told.delta("x")
+    told.completed({})
+    told.retrying("Again.")
+    assert realtime.types() == [REPORT.started, REPORT.failed]
+    make().completed({})  # nor does another process
+    assert realtime.types() == [REPORT.started, REPORT.failed]
+    realtime.assert_one_ending()
+
+
+def test_each_of_a_batch_reads_their_own(make: Make, realtime: Realtime) -> None:
+    a, b, nobody = Person("1", "a"), Person("2"), Person()
+    told = make(a, b, a, nobody)
+    told.started()
+    told.completed_each({a: {"secret": 1}, b: {"secret": 2}})
+    first, second = realtime.arrivals[-2:]
+    assert (first.request_id, first.data) == ("a", {"secret": 1})
+    assert (second.request_id, second.data) == (None, {"secret": 2})
+    assert len(realtime.sent(user_id="1")) == 2
+
+
+@pytest.mark.parametrize(
+    ("person", "said", "rooms"),
+    [
+        (Person(None, "r1"), "names no user", ["request_r1"]),
+        (Person("a/b", "r1"), "user_id: ", ["request_r1"]),
+        (Person("42", "a/b"), "request_id: ", ["user_42"]),
+        (Person(), "names no user", None),
+    ],
+)
+def test_who_cannot_be_told_is_said_once(
+    make: Make,
+    realtime: Realtime,
+    caplog: pytest.LogCaptureFixture,
+    person: Person,
+    said: str,
+    rooms: list[str] | None,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        told = make(person)
+        told.started()
+        told.progress(0.5)
+        told.completed({})
+    assert caplog.text.count(said) == 1
+    assert {tuple(each.rooms) for each in realtime.sent()} == ({tuple(rooms)} if rooms else set())
+
+
+def test_a_replay_is_no_news(make: Make, realtime: Realtime) -> None:
+    replaying = True
+    told = make(is_replaying=lambda: replaying)
+    told.progress(0.1)
+    told.delta("old")
+    replaying = False
+    told.progress(0.2)
+    assert [each.data.get("progress") for each in realtime.sent()] == [0.2]
+
+
+def test_the_same_call_of_the_code_tells_the_same_progress(make: Make, realtime: Realtime) -> None:
+    for _ in range(2):
+        told = make(call="3")
+        told.progress(0.4, "Uploading")
+        realtime.sent()
+    assert len(realtime.sent()) == 1
+    assert len(realtime.arrivals) == 2
+
+
+def test_progress_goes_to_the_job_that_runs(make: Make, realtime: Realtime) -> None:
+    progress(0.1)  # nobody's
+    delta("x")
+    with running(make()):
+        progress(0.4, "Uploading", stall_after_s=120)
+    progress(0.9)
+    started, told = realtime.sent()
+    assert started.type == REPORT.started
+    assert told.data["progress"] == 0.4
+    assert told.data["stallAfterS"] == 120
+
+
+@pytest.mark.parametrize("value", [-1, 2, float("inf"), float("-inf")])
+def test_what_is_beyond_is_moved_to_the_border(
+    make: Make, realtime: Realtime, value: float
+) -> None:
+    make().progress(value)
+    assert realtime.sent()[0].data["progress"] == (1 if value > 0 else 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda told: told.progress("half"), "fraction: "),
+        (lambda told: told.progress(True), "fraction: "),
+        (lambda told: told.progress(float("nan")), "fraction: "),
+        (lambda told: told.progress(0.5, 7), "label: "),
+        (lambda told: told.progress(0.5, stall_after_s=0), "stall_after_s: "),
+        (lambda told: told.delta(b"x"), "text: "),
+    ],
+)
+def test_wrong_types_are_said(make: Make, call: Callable[[Reporter], None], said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        call(make())
+
+
+def test_a_label_or_a_text_that_is_no_unicode_fails_no_job(make: Make, realtime: Realtime) -> None:
+    told = make()
+    told.progress(0.5, "a\ud800b")
+    told.delta("a\ud800b")
+    told.failed("a\ud800b")
+    assert len(realtime.sent()) == 3
+
+
+def test_threads_may_tell_at_once(make: Make, realtime: Realtime) -> None:
+    told = make()
+
+    def work(name: str) -> None:
+        for n in range(200):
+            told.delta(f"{name}{n} ")
+            told.progress(n / 200)
+
+    threads = [threading.Thread(target=work, args=[name]) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told.completed({})
+    sent = realtime.sent()
+    assert sent[-1].type == REPORT.completed
+    words = "".join(each.data.get("delta", "") for each in sent).split()
+    assert sorted(words) == sorted(f"{name}{n}" for name in "abcd" for n in range(200))
+    for name in "abcd":
+        own = [int(word[1:]) for word in words if word[0] == name]
+        assert own == sorted(own)
+
+
+def test_what_gets_lost_or_doubled_is_heard_once(make: Make, realtime: Realtime) -> None:
+    told = make()
+    realtime.drop(2)
+    realtime.lose_answer()
+    realtime.double(3)
+    told.started()
+    told.retrying("No paper.")
+    told.completed({})
+    told.settle()
+    assert realtime.types() == [REPORT.started, REPORT.retrying, REPORT.completed]

@@ -1,0 +1,183 @@
+"""The test kit records what is broadcast, as a room server would keep it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from synap_realtime import (
+    AsyncBroadcaster,
+    Broadcaster,
+    broadcast_error,
+    broadcast_notification_sync,
+    broadcast_success,
+    broadcast_success_sync,
+)
+from synap_realtime.broadcast import background_broadcaster
+from synap_realtime.jobs import Family, Lifecycle
+from synap_realtime.testing import Realtime, record
+
+REPORT = Family("report.creation")
+
+
+async def send(kind: str, id: str = "n1", **options: Any) -> Any:
+    """One notification by each way there is."""
+    message = {"id": id, "type": "a.completed", "data": {}, "status": "success"}
+    match kind:
+        case "async":
+            return await broadcast_success("42", "a.completed", {}, "r1", id=id)
+        case "sync":
+            return await asyncio.to_thread(
+                broadcast_success_sync, "42", "a.completed", {}, "r1", id=id
+            )
+        case _:
+            return background_broadcaster().broadcast_notification(
+                user_id="42", request_id="r1", message=message
+            )
+
+
+KINDS = pytest.mark.parametrize("kind", ["async", "sync", "background"])
+
+
+@KINDS
+async def test_what_is_sent_is_recorded(realtime: Realtime, kind: str) -> None:
+    await send(kind)
+    (sent,) = realtime.sent("a.completed")
+    assert (sent.id, sent.status, sent.data) == ("n1", "success", {})
+    assert sent.rooms == ["user_42", "request_r1"]
+    assert realtime.sent(user_id="42", request_id="r1") == [sent]
+    assert realtime.sent(room="request_r1") == realtime.sent() == [sent]
+    assert realtime.sent("b.completed") == realtime.sent(user_id="43") == []
+    realtime.clear()
+    assert realtime.sent() == []
+
+
+@KINDS
+@pytest.mark.parametrize("fault", ["drop", "fail"])
+async def test_what_is_lost_is_sent_again(realtime: Realtime, kind: str, fault: str) -> None:
+    getattr(realtime, fault)(times=2)
+    await send(kind)
+    assert len(realtime.sent()) == len(realtime.arrivals) == 1
+
+
+@KINDS
+@pytest.mark.parametrize("fault", ["double", "lose_answer"])
+async def test_what_comes_twice_is_one(realtime: Realtime, kind: str, fault: str) -> None:
+    getattr(realtime, fault)()
+    await send(kind)
+    assert len(realtime.sent()) == 1
+    assert len(realtime.arrivals) == 2
+
+
+@KINDS
+async def test_what_is_late_comes(realtime: Realtime, kind: str) -> None:
+    realtime.delay(0.05)
+    await send(kind)
+    assert len(realtime.sent()) == 1
+
+
+async def test_a_fault_may_hit_one_type_only(realtime: Realtime) -> None:
+    realtime.fail(400, type="b.failed")
+    assert (await broadcast_success("42", "a.completed", {})).success
+    result = await broadcast_error("42", "b.failed", "No.")
+    assert (result.success, result.attempts) == (False, 1)
+    assert realtime.types() == ["a.completed"]
+
+
+async def test_broadcasters_of_ones_own_are_recorded(realtime: Realtime) -> None:
+    async with AsyncBroadcaster(transport=realtime) as broadcaster:
+        assert (await broadcaster.broadcast_success("1", "a", {})).success
+    with Broadcaster(transport=realtime) as sync_broadcaster:
+        assert sync_broadcaster.broadcast("workspace_7", {"type": "b", "data": {}}).success
+    realtime.broadcaster().broadcast_notification(user_id="1", message={"type": "c", "data": {}})
+    assert sorted(realtime.types()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/broadcast", b"nonsense", 400),
+        ("/broadcast", b"[]", 400),
+        ("/broadcast", b'{"notifications":[{"type":"a","data":{},"rooms":["nope"]}]}', 200),
+        ("/rooms/nope/broadcast", b'{"type":"a","data":{}}', 400),
+        ("/rooms/user_1/broadcast", b'{"type":"a"}', 400),
+        ("/rooms/user_1/broadcast", b'{"type":"a","data":{}}', 200),
+        ("/elsewhere", b"{}", 404),
+    ],
+)
+def test_what_a_room_server_refuses_is_refused(
+    realtime: Realtime, path: str, body: bytes, status: int
+) -> None:
+    with httpx.Client(transport=realtime, base_url="http://rooms") as client:
+        answer = client.post(path, content=body)
+    assert answer.status_code == status
+    assert answer.json()["success" if status == 200 else "code"] in (
+        path != "/broadcast",
+        "malformed",
+        "not_found",
+    )
+
+
+def tell(*notifications: Any) -> None:
+    for notification in notifications:
+        broadcast_notification_sync(user_id="42", message=notification)
+
+
+Check = Callable[[Realtime], None]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ([], "no run"),
+        (["started"], "0 endings"),
+        (["started", "completed", "progress"], "tells on after its ending"),
+        (["started", "other"], "2 endings"),
+        (["started", "completed"], None),
+    ],
+)
+def test_one_ending_is_asserted(realtime: Realtime, told: list[str], said: str | None) -> None:
+    run = Lifecycle(REPORT, "r7")
+    all_of_it: dict[str, Any] = {
+        "started": [run.started()],
+        "progress": [run.progress("1", 0.5, None, None)],
+        "completed": [run.completed({})],
+        "other": [
+            run.completed({}),
+            {"type": "x.failed", "data": {"runId": "r7"}, "status": "error"},
+        ],
+    }
+    for word in told:
+        tell(*all_of_it[word])
+    if said is None:
+        realtime.assert_one_ending()
+        realtime.assert_one_ending("r7")
+        with pytest.raises(AssertionError, match="no run r8"):
+            realtime.assert_one_ending("r8")
+    else:
+        with pytest.raises(AssertionError, match=said):
+            realtime.assert_one_ending()
+
+
+def test_the_order_is_asserted(realtime: Realtime) -> None:
+    run = Lifecycle(REPORT, "r7")
+    tell(run.started(), run.progress("1", 0.5, None, None), run.completed({}))
+    realtime.assert_order(REPORT.started, REPORT.completed)
+    with pytest.raises(AssertionError, match=r"started is missing, or came too early\narrived:"):
+        realtime.assert_order(REPORT.completed, REPORT.started)
+
+
+def test_nothing_of_one_recording_shows_in_the_next(realtime: Realtime) -> None:
+    broadcast_success_sync("1", "outer", {})
+    with record() as inner:
+        broadcast_success_sync("1", "inner", {})
+        background_broadcaster().broadcast_notification(
+            user_id="1", message={"type": "late", "data": {}}
+        )
+    broadcast_success_sync("1", "outer again", {})
+    assert sorted(inner.types()) == ["inner", "late"]
+    assert realtime.types() == ["outer", "outer again"]
