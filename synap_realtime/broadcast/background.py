@@ -210,7 +210,7 @@ class BackgroundBroadcaster:
         return not self.waiting
 
     def wait_for(self, posted: Posted, timeout_s: float = FLUSH_S) -> None:
-        """Wait until the server has answered this one, or is away."""
+        """Let this one leave now, and wait until the server has answered it, or is away."""
         if (future := self._future(posted)) is not None:
             wait([future], timeout_s)
 
@@ -276,6 +276,10 @@ class BackgroundBroadcaster:
 
     def _future(self, posted: Posted) -> Future[None] | None:
         with self._changed:
+            if posted in self._later:  # who waits for it need not wait for its time, too
+                del self._later[posted]
+                self._ready.append(posted)
+                self._changed.notify_all()
             if posted.result is not None or self._away or self._closing:
                 return None
             future: Future[None] = Future()

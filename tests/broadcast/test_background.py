@@ -1,0 +1,214 @@
+"""Publishing in the background: in order, never waiting, and nothing lost that can be kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
+from synap_realtime.broadcast.requests import prepare
+from synap_realtime.protocol.rooms import user_room
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+from synap_realtime.testing import Realtime
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def post(broadcaster: BackgroundBroadcaster, n: int, **data: Any) -> None:
+    broadcaster.broadcast_notification(user_id="1", message={"type": "a", "data": {"n": n, **data}})
+
+
+def numbers(realtime: Realtime) -> list[int]:
+    return [sent.data["n"] for sent in realtime.sent()]
+
+
+def test_many_go_in_few_requests_and_in_order() -> None:
+    sizes: list[int] = []
+
+    class Counting(Realtime):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            sizes.append(len(request.read()))
+            return super().handle_request(request)
+
+    realtime = Counting()
+    realtime.delay(0.1)  # meanwhile the others gather
+    with BackgroundBroadcaster(transport=realtime) as broadcaster:
+        for n in range(950):
+            post(broadcaster, n)
+        for n in range(950, 970):
+            post(broadcaster, n, text="x" * 200_000)
+        assert broadcaster.flush(30)
+    assert [n.data["n"] for n in realtime.arrivals] == list(range(970))
+    assert len(sizes) < 25
+    assert max(sizes) <= 1024 * 1024
+
+
+def test_a_server_that_is_away_is_not_waited_for_and_said_once(
+    realtime: Realtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    broadcaster = realtime.broadcaster()
+    realtime.drop(4)
+    with caplog.at_level(logging.INFO, "synap_realtime"):
+        post(broadcaster, 0)
+        broadcaster.flush()  # until it is known
+        assert broadcaster.away
+        for n in range(1, 500):
+            post(broadcaster, n)
+            broadcaster.flush(timeout_s=1000)  # if it waited, the test would not end
+        assert numbers(realtime) == list(range(500))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "could not be reached" in said[0]
+    assert "is back" in said[1]
+    assert "0 notifications were dropped" in said[1]
+
+
+def test_what_is_too_much_is_dropped_from_the_oldest_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    realtime = Realtime()
+    realtime.drop(3)
+    with BackgroundBroadcaster(transport=realtime, max_waiting=10) as broadcaster:
+        post(broadcaster, 0)
+        broadcaster.flush()
+        for n in range(1, 31):
+            post(broadcaster, n)
+    assert [n.data["n"] for n in realtime.arrivals] == [0, *range(21, 31)]
+    assert caplog.text.count("are dropped: more than 10 notifications wait") == 1
+    assert "20 notifications were dropped" in caplog.text
+
+
+def test_a_refusal_is_said_once(realtime: Realtime, caplog: pytest.LogCaptureFixture) -> None:
+    broadcaster = realtime.broadcaster()
+    realtime.fail(401, times=3)
+    for n in range(3):
+        post(broadcaster, n)
+        broadcaster.flush()
+    assert caplog.text.count("was refused: the server answered 401") == 1
+    assert not broadcaster.away
+    post(broadcaster, 3)
+    assert numbers(realtime) == [3]
+
+
+def test_a_wrong_message_is_said_to_who_sends_it(realtime: Realtime) -> None:
+    broadcaster = realtime.broadcaster()
+    with pytest.raises(InvalidArgumentError, match="user_id"):
+        broadcaster.broadcast_notification(message={"type": "a", "data": {}})
+    with pytest.raises(InvalidArgumentError, match="data"):
+        post(broadcaster, 1, text="x" * 300_000)
+    assert realtime.sent() == []
+
+
+def test_after_its_end_nothing_is_kept_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    realtime = Realtime()
+    broadcaster = BackgroundBroadcaster(transport=realtime)
+    post(broadcaster, 1)
+    broadcaster.close()
+    post(broadcaster, 2)
+    broadcaster.close()
+    assert [n.data["n"] for n in realtime.arrivals] == [1]
+    assert "the broadcaster is closed" in caplog.text
+
+
+def test_what_the_end_cannot_send_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    broadcaster = BackgroundBroadcaster("http://127.0.0.1:9")
+    for n in range(3):
+        post(broadcaster, n)
+    broadcaster.close(timeout_s=0.05)
+    assert "3 notifications for http://127.0.0.1:9 are lost" in caplog.text
+
+
+def test_an_end_waits_for_a_server_that_comes_back(realtime: Realtime) -> None:
+    realtime.drop(3)
+    with BackgroundBroadcaster(transport=realtime) as broadcaster:
+        post(broadcaster, 1)
+        broadcaster.flush()
+        assert broadcaster.away
+    assert numbers(realtime) == [1]
+
+
+def test_several_event_loops_share_one(realtime: Realtime) -> None:
+    broadcaster = realtime.broadcaster()
+
+    async def use(n: int) -> None:
+        post(broadcaster, n)
+        assert await broadcaster.aflush()
+
+    for n in range(3):
+        asyncio.run(use(n))
+    assert numbers(realtime) == [0, 1, 2]
+
+
+def test_who_waits_for_one_does_not_wait_for_its_time(realtime: Realtime) -> None:
+    broadcaster = realtime.broadcaster()
+    parcel = prepare({"type": "a", "data": {"n": 1}})
+    posted = broadcaster.post((user_room("1"),), parcel, due=time.monotonic() + 1000)
+    broadcaster.wait_for(posted, timeout_s=1000)
+    assert posted.result is not None
+
+
+def test_a_transport_that_breaks_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Breaking(Realtime):
+        broken = True
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if self.broken:
+                self.broken = False
+                raise ZeroDivisionError
+            return super().handle_request(request)
+
+    realtime = Breaking()
+    with BackgroundBroadcaster(transport=realtime) as broadcaster:
+        for n in range(2):
+            post(broadcaster, n)
+            broadcaster.flush()
+    assert [n.data["n"] for n in realtime.arrivals] == [1]
+    assert "are lost" in caplog.text
+
+
+SCRIPT = """
+import os, sys
+from synap_realtime.broadcast import background_broadcaster
+
+def post(n):
+    message = {"type": "a", "data": {"n": n}}
+    background_broadcaster().broadcast_notification(user_id="1", message=message)
+
+post(0)
+background_broadcaster().flush()
+if "fork" in sys.argv:
+    post(1)  # the parent's: it may still wait here when the child is made
+    child = os.fork()
+    if child == 0:
+        post(2)
+        background_broadcaster().flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+post(3)  # and the process ends
+"""
+
+
+@pytest.mark.parametrize("how", ["end", "fork"])
+async def test_a_process_and_its_forks_send_all_of_theirs_once(how: str) -> None:
+    async with running(create_app()) as url, asyncio.timeout(60):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", SCRIPT, how, cwd=ROOT,
+            env={**os.environ, "REALTIME_URL": url}, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        _, said = await process.communicate()
+        assert process.returncode == 0, said.decode()
+        async with httpx.AsyncClient() as client:
+            answer = (await client.get(f"{url}/rooms/user_1/history")).json()
+    heard = [m["data"]["n"] for m in answer["notifications"]]
+    assert sorted(heard) == ([0, 3] if how == "end" else [0, 1, 2, 3])
+    assert [n for n in heard if n != 2] == sorted(n for n in heard if n != 2)
