@@ -88,7 +88,14 @@ class LogFile:
         Raises:
             ConfigurationError: it cannot be had, or is something else.
         """
-        self.path = path.absolute()
+        # Through symbolic links: the lock stands beside the file itself, whatever it is called.
+        try:
+            self.path = path.resolve()
+        except (OSError, RuntimeError) as error:  # links in a circle: RuntimeError until 3.12
+            raise ConfigurationError(
+                f"--store: {path} cannot be used: its symbolic links lead nowhere; "
+                "choose another path"
+            ) from error
         if not self.path.parent.is_dir():
             raise ConfigurationError(
                 f"--store: there is no directory {self.path.parent}; make it first. "
@@ -106,7 +113,14 @@ class LogFile:
         except OSError as error:
             raise self._unusable(error) from error
         try:
-            self._inode = self.path.stat().st_ino
+            status = self.path.stat()
+            self._inode = status.st_ino
+            if status.st_nlink > 1:
+                raise ConfigurationError(
+                    f"--store: {self.path} has another name (a hard link), under which another "
+                    "server could open it at the same time; remove one of the names, or choose "
+                    "another path"
+                )
             with contextlib.closing(self._open()) as db:
                 self._make_tables(db)
                 self._jump(db)

@@ -270,6 +270,31 @@ async def test_one_server_for_one_file(path: Path) -> None:
     await SqliteStore(path).close()
 
 
+async def test_a_file_is_one_file_under_all_its_names(path: Path) -> None:
+    folder = path.with_name("other")
+    folder.mkdir()
+    link = folder / "link.db"
+    link.symlink_to(path)
+    store = SqliteStore(link)
+    with pytest.raises(ConfigurationError, match="in use by another server"):
+        SqliteStore(path)
+    await store.close()
+    store = SqliteStore(path)
+    with pytest.raises(ConfigurationError, match="in use by another server"):
+        SqliteStore(link)
+    await store.close()
+    (folder / "hard.db").hardlink_to(path)
+    for name in (path, folder / "hard.db"):
+        with pytest.raises(ConfigurationError, match="another name \\(a hard link\\)"):
+            SqliteStore(name)
+    (folder / "hard.db").unlink()
+    await SqliteStore(path).close()
+    circle = folder / "circle.db"
+    circle.symlink_to(circle)
+    with pytest.raises(ConfigurationError, match="choose another path"):
+        SqliteStore(circle)
+
+
 async def test_only_its_owner_may_read_it(path: Path) -> None:
     store = SqliteStore(path)
     await publish(store, "n0")
