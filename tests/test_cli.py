@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -184,6 +186,48 @@ async def test_what_is_not_delivered_exits_with_1(rooms: str) -> None:
     assert json.loads(out)["success"] is False
     assert "not sent" in errors
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
+    rooms: str, options: list[str]
+) -> None:
+    for arguments, said in (
+        (["send", "user_1", "a", "--id", "m1", "--url", rooms], "sent m1 to user_1, but"),
+        (["listen", "user_1", "--count", "1", "--url", rooms], "could not print: No space left"),
+        (["send", "user_1", "a", "--url", f"{rooms}/nowhere"], "not sent"),
+    ):
+        command = shlex.join([COMMAND, *arguments, *options])
+        process = await asyncio.create_subprocess_shell(f"{command} > /dev/full", stderr=PIPE)
+        async with asyncio.timeout(20):
+            _, errors = await process.communicate()
+        lines = errors.decode().replace("synap-realtime: connected\n", "").splitlines()
+        assert len(lines) == 1, lines
+        assert said in lines[0]
+        assert process.returncode == (1 if said == "not sent" else 74)
+
+
+async def test_who_does_not_read_what_was_sent_changes_nothing(rooms: str) -> None:
+    send = f'"{COMMAND}" send user_1 a --url {rooms}; echo $? >&2'
+    shell = await asyncio.create_subprocess_shell(f"({send}) | true", stderr=PIPE)
+    async with asyncio.timeout(20):
+        _, errors = await shell.communicate()
+    assert errors == b"0\n"
+
+
+async def test_a_server_that_is_not_there_is_said_soon() -> None:
+    begun = time.monotonic()
+    code, _, errors = await run("send", "user_1", "a", "--url", "http://127.0.0.1:1")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert time.monotonic() - begun < 6
+
+
+async def test_what_was_sent_before_is_said(rooms: str) -> None:
+    arguments = ["send", "user_1", "a", "--id", "m1", "--url", rooms]
+    assert "sent before" not in (await run(*arguments))[1]
+    assert "(sent before: nothing new was delivered)" in (await run(*arguments))[1]
+    assert json.loads((await run(*arguments, "--json"))[1])["duplicate"] is True
 
 
 async def test_data_can_come_from_stdin(rooms: str) -> None:

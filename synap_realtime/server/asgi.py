@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from urllib.parse import parse_qs, urlsplit
 
 from ..protocol.control import CloseCode
@@ -40,6 +40,7 @@ from .http import (
 )
 from .hub import Hub
 from .settings import ServerSettings, is_loopback, load_settings
+from .signals import drained_first
 from .stores import open_store
 from .stores.base import Store
 from .subscription import LOST, Subscription
@@ -107,9 +108,24 @@ class RoomServer:
         await self._wait_until_left(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
 
     async def close(self) -> None:
-        """Drain, then let go of the store. For a server that is mounted: at your app's end."""
+        """Drain, then let go of the store."""
         await self.drain()
         await self._api.close()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[None]:
+        """For a server that is mounted: open this around the ``yield`` of your app's lifespan.
+
+        A mounted app does not hear that its host stops, and the host (uvicorn) ends its own
+        lifespan only when every connection has closed: one open stream would hold it for ever. So
+        SIGTERM and SIGINT first drain this server; then they go on to who handled them before. A
+        second signal goes on at once. At the end the store is let go.
+        """
+        try:
+            async with drained_first(self.drain):
+                yield
+        finally:
+            await self.close()
 
     async def _wait_until_left(self, end: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -351,8 +367,15 @@ def create_app(settings: ServerSettings | None = None, store: Store | None = Non
 
     ::
 
-        app = FastAPI()
-        app.mount("/realtime", create_app())
+        rooms = create_app()
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: FastAPI):
+            async with rooms.lifespan():
+                yield
+
+        app = FastAPI(lifespan=lifespan)
+        app.mount("/realtime", rooms)
 
     Without keys it answers peers on loopback addresses only, and pages of loopback origins or of
     ``allowed_origins``.
@@ -360,7 +383,7 @@ def create_app(settings: ServerSettings | None = None, store: Store | None = Non
     Args:
         settings: default: from ``SYNAP_REALTIME_…`` in the environment.
         store: default: the one that the settings name. A mounted app does not hear that its host
-            stops: call :meth:`RoomServer.close` in the lifespan of yours.
+            stops: open :meth:`RoomServer.lifespan` in the lifespan of yours.
 
     Raises:
         ConfigurationError: names the setting that is wrong.

@@ -66,6 +66,7 @@ def test_it_serves_and_stops_on_sigterm() -> None:
             _, errors = process.communicate(timeout=15)
         assert process.returncode == 0
         assert "Traceback" not in errors
+        assert errors.splitlines()[-1].endswith(": stopped")
 
 
 async def test_an_answer_does_not_wait_for_an_ack(rooms: str) -> None:
@@ -96,6 +97,10 @@ def test_each_option_is_also_in_the_environment() -> None:
         (["--port", "70000"], "--port (SYNAP_REALTIME_PORT)"),
         (["--retention-count", "0"], "--retention-count"),
         (["--log-level", "loud"], "--log-level"),
+        (["--allowed-origins", "example.com"], "expected scheme://host[:port]"),
+        (["--allowed-origins", "https://a.example,https://b.example/x"], "scheme://host"),
+        (["--allowed-origins", "https://A.example"], "expected scheme://host[:port]"),
+        (["--allowed-origins", "*"], "expected scheme://host[:port]"),
         (["--host", "0.0.0.0"], "this server has no keys"),
         (["--host", "::"], "this server has no keys"),
     ],
@@ -133,6 +138,36 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert load_settings(port=2222).port == 2222
     with pytest.raises(ConfigurationError, match="--nonsense"):
         load_settings(nonsense=1)
+
+
+def test_without_its_extra_the_server_says_what_to_install() -> None:
+    code = "import sys; sys.modules['pydantic_settings'] = None; import synap_realtime.{}"
+    done = subprocess.run(
+        [sys.executable, "-c", code.format("server")], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: the room server needs pydantic_settings: pip install 'synap-realtime[server]'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code.format("cli as cli; sys.argv[1:] = ['serve']; cli.main()")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("pip install") == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_origins_as_browsers_send_them() -> None:
+    given = "https://app.example.com/, http://10.0.0.1:3000,http://[fd00::1]:80, tauri://localhost"
+    origins = load_settings(allowed_origins=given).allowed_origins
+    assert origins == (
+        "https://app.example.com",
+        "http://10.0.0.1:3000",
+        "http://[fd00::1]:80",
+        "tauri://localhost",
+    )
 
 
 @pytest.mark.parametrize(

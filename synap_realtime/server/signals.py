@@ -1,0 +1,75 @@
+"""SIGTERM and SIGINT for a server that is mounted: it drains before its host hears them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.asynccontextmanager
+async def drained_first(drain: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
+    """At the first signal drain, then call the handler that was there; at a second call it at once.
+
+    The host has to wait: uvicorn closes WebSockets with a code of its own within 0.1 s. Where
+    signals cannot be had (another thread) or nobody handles them, nothing is changed.
+    """
+    chain = _Chain(drain)
+    if threading.current_thread() is threading.main_thread():
+        chain.link()
+    try:
+        yield
+    finally:
+        chain.unlink()
+        await chain.until_drained()
+
+
+class _Chain:
+    def __init__(self, drain: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._drain = drain
+        self._loop = asyncio.get_running_loop()
+        self._previous: dict[int, Handler] = {}
+        self._waits: int | None = None  # the signal that is handed on after draining
+        self._heard = False
+        self._draining: asyncio.Task[None] | None = None
+
+    def link(self) -> None:
+        for number in _SIGNALS:
+            if callable(previous := signal.getsignal(number)):
+                self._previous[number] = previous
+                signal.signal(number, self._hear)
+
+    def unlink(self) -> None:
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._hear:  # else someone else is before us
+                signal.signal(number, previous)
+
+    async def until_drained(self) -> None:
+        if self._draining is not None:
+            await asyncio.wait([self._draining])
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if not self._heard:
+            self._heard = True
+            with contextlib.suppress(RuntimeError):  # the loop has gone
+                self._loop.call_soon_threadsafe(self._start)
+                self._waits = number
+                return
+        self._waits = None
+        self._previous[number](number, frame)
+
+    def _start(self) -> None:
+        self._draining = self._loop.create_task(self._drain())
+        self._draining.add_done_callback(self._hand_on)
+
+    def _hand_on(self, _: asyncio.Task[None]) -> None:
+        if self._waits is not None:
+            self._previous[self._waits](self._waits, None)
