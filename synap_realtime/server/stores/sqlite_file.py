@@ -193,6 +193,9 @@ class LogFile:
                 )
                 + "; choose another file"
             )
+        # An empty file that was there before is ours now; where that cannot be, it stays as it is.
+        with contextlib.suppress(PermissionError):
+            self.path.chmod(0o600)
         epoch = secrets.token_hex(6)
         db.executescript(
             f"BEGIN; {_TABLES.replace(':epoch', repr(epoch))}"

@@ -295,7 +295,11 @@ async def test_a_file_is_one_file_under_all_its_names(path: Path) -> None:
         SqliteStore(circle)
 
 
-async def test_only_its_owner_may_read_it(path: Path) -> None:
+@pytest.mark.parametrize("was_there", [False, True])
+async def test_only_its_owner_may_read_it(path: Path, was_there: bool) -> None:
+    if was_there:
+        path.touch()
+        path.chmod(0o644)
     store = SqliteStore(path)
     await publish(store, "n0")
     for file in path.parent.iterdir():
