@@ -123,7 +123,10 @@ def listen(
         typer.Option(min=0, help="End after so many seconds; 1 if --count was not reached."),
     ] = None,
 ) -> None:
-    """Print a room's notifications as they come. Watching marks nothing as received."""
+    """Print a room's notifications as they come. Watching marks nothing as received.
+
+    Exits with 74 if they cannot be printed (a full disk).
+    """
     from .commands import listen
 
     raise typer.Exit(
@@ -145,7 +148,10 @@ def send(
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Publish one notification to a room; exits with 1 if it was not delivered."""
+    """Publish one notification to a room.
+
+    Exits with 1 if it was not delivered, with 74 if it was and that could not be printed.
+    """
     from .commands import send
 
     members = {"status": status, "id": id, "requestId": request_id}
@@ -169,7 +175,7 @@ def types(
     """What data holds in each type of notification, for front ends."""
     from .commands import types
 
-    types(own or [], as_json_schema=json_schema, out=out)
+    raise typer.Exit(types(own or [], as_json_schema=json_schema, out=out))
 
 
 def main() -> None:

@@ -26,6 +26,13 @@ _SHORT = 100  # characters of data in a human line
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
+UNWRITABLE = 74
+"""The exit code when stdout takes nothing (a full disk): EX_IOERR of ``sysexits.h``."""
+
+
+class _UnwritableError(Exception):
+    """Stdout takes nothing more."""
+
 
 def listen(
     room: str,
@@ -39,6 +46,8 @@ def listen(
 ) -> int:
     """Print notifications until the count, the time, Ctrl-C or a closed pipe; the exit code.
 
+    :data:`UNWRITABLE` if they cannot be printed.
+
     Raises:
         SubscriptionError: the server cannot be reached at the start, or refuses.
     """
@@ -49,12 +58,30 @@ def listen(
     except BrokenPipeError:
         _be_quiet()
         return 0
+    except _UnwritableError as error:
+        _say(f"could not print: {error}")
+        return UNWRITABLE
     return 0 if in_time or count is None else 1
 
 
 def _be_quiet() -> None:
     """Nobody reads any more: the interpreter would say so when it flushes at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(text: str) -> None:
+    """
+    Raises:
+        BrokenPipeError: nobody reads any more.
+        _UnwritableError: the disk is full, or the like.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _be_quiet()
+        raise _UnwritableError(error.strerror or str(error)) from None
 
 
 async def _listen(
@@ -85,7 +112,7 @@ async def _listen(
             reader.watch(limit)
             async for notification in notifications:
                 wire = notification.to_wire()
-                print(json.dumps(wire) if as_json else line_of(notification), flush=True)
+                _print(json.dumps(wire) if as_json else line_of(notification))
                 stalls.hear(notification)
                 printed += 1
                 if printed == count:
@@ -160,7 +187,8 @@ class _Watcher:
 
 
 def _say(text: str) -> None:
-    print(f"synap-realtime: {printable(text)}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # then there is nobody to tell
+        print(f"synap-realtime: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def line_of(notification: Notification) -> str:
@@ -192,6 +220,8 @@ def send(
 ) -> int:
     """Publish one notification and print what came of it; the exit code.
 
+    0: it was delivered; 1: it was not; :data:`UNWRITABLE`: it was, and that could not be printed.
+
     Args:
         data: a JSON object as text; ``-`` reads it from stdin.
         members: other members by their wire names; None is none.
@@ -206,16 +236,26 @@ def send(
     }
     with Broadcaster(url, key) as broadcaster:
         result = broadcaster.broadcast(room, message)
-    if as_json:
-        print(json.dumps(_to_wire(result)))
-    elif result.success:
-        listeners = (
-            "1 listener" if result.broadcast_count == 1 else (f"{result.broadcast_count} listeners")
-        )
-        print(printable(f"sent {result.id} to {room}: {listeners} now"))
     if not result.success:
         _say(f"not sent: {result.error}; is the server running (synap-realtime serve)?")
+    try:
+        if as_json:
+            _print(json.dumps(_to_wire(result)))
+        elif result.success:
+            _print(_line_of_result(room, result))
+    except BrokenPipeError:
+        _be_quiet()
+    except _UnwritableError as error:
+        if result.success:
+            _say(f"sent {result.id} to {room}, but could not print it: {error}")
+            return UNWRITABLE
     return 0 if result.success else 1
+
+
+def _line_of_result(room: str, result: BroadcastResult) -> str:
+    count = result.broadcast_count
+    listeners = "1 listener" if count == 1 else f"{count} listeners"
+    return printable(f"sent {result.id} to {room}: {listeners} now")
 
 
 def _read_data(text: str) -> dict[str, Any]:
@@ -243,8 +283,10 @@ def _to_wire(result: BroadcastResult) -> dict[str, Any]:
     }
 
 
-def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -> None:
+def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -> int:
     """Print or write what ``data`` holds, of the five families and of what is named.
+
+    The exit code: 0, or :data:`UNWRITABLE`.
 
     Args:
         references: ``module:NAME`` of what :func:`~.types.catalog_of` takes.
@@ -265,11 +307,15 @@ def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -
         text = to_typescript(catalog, comment)
     if out is not None:
         _write(Path(out), text)
-        return
+        return 0
     try:
-        print(text, end="", flush=True)
+        _print(text.removesuffix("\n"))
     except BrokenPipeError:
         _be_quiet()
+    except _UnwritableError as error:
+        _say(f"could not print: {error}")
+        return UNWRITABLE
+    return 0
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -184,6 +185,34 @@ async def test_what_is_not_delivered_exits_with_1(rooms: str) -> None:
     assert json.loads(out)["success"] is False
     assert "not sent" in errors
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
+    rooms: str, options: list[str]
+) -> None:
+    for arguments, said in (
+        (["send", "user_1", "a", "--id", "m1", "--url", rooms], "sent m1 to user_1, but"),
+        (["listen", "user_1", "--count", "1", "--url", rooms], "could not print: No space left"),
+        (["send", "user_1", "a", "--url", f"{rooms}/nowhere"], "not sent"),
+    ):
+        command = shlex.join([COMMAND, *arguments, *options])
+        process = await asyncio.create_subprocess_shell(f"{command} > /dev/full", stderr=PIPE)
+        async with asyncio.timeout(20):
+            _, errors = await process.communicate()
+        lines = errors.decode().replace("synap-realtime: connected\n", "").splitlines()
+        assert len(lines) == 1, lines
+        assert said in lines[0]
+        assert process.returncode == (1 if said == "not sent" else 74)
+
+
+async def test_who_does_not_read_what_was_sent_changes_nothing(rooms: str) -> None:
+    send = f'"{COMMAND}" send user_1 a --url {rooms}; echo $? >&2'
+    shell = await asyncio.create_subprocess_shell(f"({send}) | true", stderr=PIPE)
+    async with asyncio.timeout(20):
+        _, errors = await shell.communicate()
+    assert errors == b"0\n"
 
 
 async def test_data_can_come_from_stdin(rooms: str) -> None:
