@@ -385,6 +385,21 @@ async def open_client(url: str) -> AsyncIterator[Client]:
         yield Client(url, http)
 
 
+def problem_of(url: str) -> str | None:
+    """Why no room server answers there; None: one does."""
+    try:
+        answer = httpx.get(
+            f"{url.rstrip('/')}/health", timeout=TIMEOUT_S, verify=_TLS, trust_env=False
+        )
+        if answer.status_code == 200 and decode(answer.text).get("status") == "ok":
+            return None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        return str(error) or type(error).__name__
+    except (ValueError, AssertionError):
+        pass  # no JSON
+    return f'GET /health was answered {answer.status_code}, expected 200 and {{"status":"ok"}}'
+
+
 def dial(url: str, receive_buffer: int | None = None) -> socket.socket:
     """A bare connection to the server. A small receive buffer makes a peer that takes little."""
     where = urlsplit(url)

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from .client import Client, open_client
+from .client import Client, open_client, problem_of
 from .differences import DifferencesError, check_names, load, reason_for
 from .watch import Watch
 
@@ -49,6 +49,17 @@ def kinds(config: pytest.Config) -> tuple[str, ...]:
     """The servers to meet: names of ours, or one URL."""
     given = config.getoption("--server", None)
     return OURS if given is None else (given,)
+
+
+@pytest.hookimpl(tryfirst=True)  # before there is a reporter, which would say it again
+def pytest_configure(config: pytest.Config) -> None:
+    """A wrong address is one line, not some hundred failures."""
+    for kind in kinds(config):
+        if kind not in OURS and not config.option.collectonly:
+            if not kind.startswith(("http://", "https://")):
+                pytest.exit(f"--server: expected memory, sqlite or a URL, got {kind!r}", 2)
+            if (problem := problem_of(kind)) is not None:
+                pytest.exit(f"--server: no room server answers at {kind}: {problem}", 2)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
