@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ..errors import ConfigurationError
 from ..protocol.control import SILENCE_LIMIT_S
 from .stores.base import Retention
+
+# What a browser sends: no path, no user, no upper case.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?")
 
 
 class ServerSettings(BaseSettings):
@@ -48,6 +53,16 @@ class ServerSettings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
         return value
+
+    @pydantic.field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise PydanticCustomError(
+                    "origin", "expected scheme://host[:port], as browsers send it, for each"
+                )
+        return origins
 
     def retention(self) -> Retention:
         return Retention(self.retention_count, self.retention_s, self.request_retention_s)

@@ -96,6 +96,10 @@ def test_each_option_is_also_in_the_environment() -> None:
         (["--port", "70000"], "--port (SYNAP_REALTIME_PORT)"),
         (["--retention-count", "0"], "--retention-count"),
         (["--log-level", "loud"], "--log-level"),
+        (["--allowed-origins", "example.com"], "expected scheme://host[:port]"),
+        (["--allowed-origins", "https://a.example,https://b.example/x"], "scheme://host"),
+        (["--allowed-origins", "https://A.example"], "expected scheme://host[:port]"),
+        (["--allowed-origins", "*"], "expected scheme://host[:port]"),
         (["--host", "0.0.0.0"], "this server has no keys"),
         (["--host", "::"], "this server has no keys"),
     ],
@@ -133,6 +137,17 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert load_settings(port=2222).port == 2222
     with pytest.raises(ConfigurationError, match="--nonsense"):
         load_settings(nonsense=1)
+
+
+def test_origins_as_browsers_send_them() -> None:
+    given = "https://app.example.com/, http://10.0.0.1:3000,http://[fd00::1]:80, tauri://localhost"
+    origins = load_settings(allowed_origins=given).allowed_origins
+    assert origins == (
+        "https://app.example.com",
+        "http://10.0.0.1:3000",
+        "http://[fd00::1]:80",
+        "tauri://localhost",
+    )
 
 
 @pytest.mark.parametrize(
