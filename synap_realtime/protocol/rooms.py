@@ -24,6 +24,13 @@ def parse_room(text: str) -> Room:
     """
     _require_text("room", text)
     if not _ROOM.fullmatch(text):
+        kind, _, key = text.partition("_")
+        lower = kind.lower()
+        if _ROOM.fullmatch(f"{lower}_{key}"):
+            raise InvalidArgumentError(
+                "room",
+                f"expected a kind in lowercase: '{lower}_', not '{kind}_'; got {_shown(text)}",
+            )
         raise InvalidArgumentError(
             "room",
             f"expected a kind, '_' and a key of {_ALLOWED}, such as 'user_42'; got {_shown(text)}",

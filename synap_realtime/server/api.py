@@ -155,7 +155,9 @@ class Api:
         if self._closed:
             raise unavailable("the server has stopped")
         after = request.query.get("after", "earliest")
-        position = self._store.earliest() if after == "earliest" else position_of(after)
+        position = (
+            self._store.earliest() if after == "earliest" else position_of(after, "or 'earliest'")
+        )
         wanted = _limit_of(request.query.get("limit"))
         head = await self._store.head(room)
         texts: list[str] = []

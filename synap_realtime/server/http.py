@@ -105,8 +105,11 @@ def split_path(raw: str) -> tuple[str, ...]:
         raise malformed("Invalid path", "its percent-encoding is not UTF-8") from None
 
 
-def position_of(text: str) -> Cursor:
+def position_of(text: str, words: str = "'earliest' or 'latest'") -> Cursor:
     """The cursor in a query.
+
+    Args:
+        words: what else could be there, for the message.
 
     Raises:
         RequestError: 400.
@@ -114,7 +117,7 @@ def position_of(text: str) -> Cursor:
     try:
         return parse_cursor(text)
     except InvalidArgumentError as error:
-        raise malformed("Invalid position", str(error)) from error
+        raise malformed("Invalid position", f"after: expected a cursor, {words}") from error
 
 
 def json_body(request: Request) -> object:

@@ -45,3 +45,8 @@ def test_a_wrong_user_id_is_named(user_id: object) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^user_id: expected") as caught:
         user_room(user_id)  # type: ignore[arg-type]
     assert caught.value.field == "user_id"
+
+
+def test_an_uppercase_kind_is_said() -> None:
+    with pytest.raises(InvalidArgumentError, match="in lowercase: 'user_', not 'User_'"):
+        parse_room("User_42")

@@ -152,3 +152,11 @@ async def test_a_page_of_another_origin_cannot_publish(
     headers = {"Origin": origin}
     response = await post(rooms, "/rooms/user_1/broadcast", json=NOTE, headers=headers)
     assert response.status_code == status
+
+
+async def test_a_position_in_the_history_is_a_cursor_or_earliest(rooms: str) -> None:
+    response = await get(rooms, "/rooms/user_1/history?after=latest")
+    assert response.status_code == 400
+    assert response.json()["details"] == "after: expected a cursor, or 'earliest'"
+    response = await get(rooms, "/rooms/user_1/events?after=later")
+    assert response.json()["details"] == "after: expected a cursor, 'earliest' or 'latest'"

@@ -20,6 +20,10 @@ def _memory(path: str, retention: Retention) -> Store:
 def _sqlite(path: str, retention: Retention) -> Store:
     from .sqlite import SqliteStore
 
+    if path == "/:memory:":
+        raise ConfigurationError(
+            "--store: sqlite needs a file; for a store in memory write memory://"
+        )
     if not path.removeprefix("/"):
         raise ConfigurationError(
             "--store: sqlite needs a file: sqlite:///rooms.db in this directory, "
@@ -42,10 +46,22 @@ def open_store(url: str, retention: Retention) -> Store:
         ConfigurationError: no such store, or it cannot be opened.
     """
     parts = urlsplit(url)
+    expected = "--store (SYNAP_REALTIME_STORE): expected memory:// or sqlite:///path"
+    if "://" not in url:
+        # It is not shown: something without a scheme may be a password as well.
+        hint = "what was given has no scheme" if url else "what was given is empty"
+        raise ConfigurationError(f"{expected}; {hint}")
+    if parts.scheme == "sqlite":
+        if parts.query or parts.fragment or url.endswith(("?", "#")):
+            raise ConfigurationError(
+                f"{expected}; there are no options after '?' or '#' (in a path: %3F, %23)"
+            )
+        if parts.netloc:
+            raise ConfigurationError(
+                f"{expected}; before the path there are three slashes, or four for one from the "
+                "root: sqlite:///rooms.db, sqlite:////var/lib/rooms.db"
+            )
     if parts.scheme not in _STORES or parts.netloc or parts.query or parts.fragment:
         # Only the scheme is shown: another kind of URL may hold a password.
-        raise ConfigurationError(
-            "--store (SYNAP_REALTIME_STORE): expected memory:// or sqlite:///path, "
-            f"got {parts.scheme or 'no'}://…"
-        )
+        raise ConfigurationError(f"{expected}, got {parts.scheme}://…")
     return _STORES[parts.scheme](unquote(parts.path), retention)

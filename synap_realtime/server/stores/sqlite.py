@@ -22,7 +22,7 @@ from typing import ParamSpec, TypeVar
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from .base import Deliver, Page, Publication, Receipt, Retention, StoreUnavailableError, entry_of
-from .sqlite_file import Kept, LogFile, LogReader, LogWriter
+from .sqlite_file import UNUSABLE, Kept, LogFile, LogReader, LogWriter
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,12 @@ class SqliteStore:
             ConfigurationError: it cannot be used; the message says why and what to do.
         """
         self._file = LogFile(Path(path))
-        self._writer = LogWriter(self._file, retention or Retention(), clock)
-        self._reader = LogReader(self._file, clock)
+        try:
+            self._writer = LogWriter(self._file, retention or Retention(), clock)
+            self._reader = LogReader(self._file, clock)
+        except UNUSABLE as error:
+            self._file.close()
+            raise self._file.unusable(error) from error
         self._epoch, self._head = self._writer.epoch, self._writer.offset
         self._writes = _Health(f"{self._file.path}: it takes writes")
         self._reads = _Health(f"{self._file.path}: it can be read")

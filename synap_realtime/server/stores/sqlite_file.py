@@ -62,6 +62,10 @@ INSERT INTO meta VALUES
 """
 
 
+UNUSABLE = (sqlite3.Error, TypeError)
+"""What a file raises that SQLite cannot read; TypeError: a row that has to be there is not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Where a publication is in the log. For a duplicate: where the first one is."""
@@ -111,7 +115,7 @@ class LogFile:
                 f"--store: {self.path} is in use by another server; each needs a file of its own"
             ) from None
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         try:
             status = self.path.stat()
             self._inode = status.st_ino
@@ -124,9 +128,10 @@ class LogFile:
             with contextlib.closing(self._open()) as db:
                 self._make_tables(db)
                 self._jump(db)
-        except (sqlite3.Error, OSError) as error:
+                (_,) = db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
+        except (*UNUSABLE, OSError) as error:
             self.close()
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         except BaseException:
             self.close()
             raise
@@ -174,8 +179,9 @@ class LogFile:
     def close(self) -> None:
         self._lock.release()
 
-    def _unusable(self, error: Exception) -> ConfigurationError:
-        return ConfigurationError(f"--store: {self.path} cannot be used: {error}")
+    def unusable(self, error: Exception) -> ConfigurationError:
+        """Why the file cannot be used, and what to do."""
+        return ConfigurationError(f"--store: {self.path} {_problem(error)}")
 
     def _make_tables(self, db: sqlite3.Connection) -> None:
         (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -436,6 +442,27 @@ class LogReader:
             "SELECT max(offset) FROM entry WHERE room = ? AND expires <= ?", (room, now)
         ).fetchone()
         return int(expired or 0)
+
+
+def _problem(error: Exception) -> str:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # without its extension
+    match error:
+        case IsADirectoryError():
+            return "is a directory; choose another path: a file in it, such as rooms.db"
+        case PermissionError():
+            return "may not be written by this user; choose another path, or change its mode"
+        case OSError():
+            return f"cannot be used ({error.strerror}); choose another path"
+    if code == sqlite3.SQLITE_NOTADB:
+        return "is not a database of SQLite; choose another path"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR) or isinstance(error, TypeError):
+        what = "a row is missing" if isinstance(error, TypeError) else error
+        return f"is damaged ({what}); restore a copy of it, or choose another path"
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"cannot be written ({error}), nor a file beside it; choose another path"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "is locked by another program; end that program, or choose another path"
+    return f"cannot be used ({error}); choose another path"
 
 
 def _dropped(room: str) -> str:

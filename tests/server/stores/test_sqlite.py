@@ -332,8 +332,53 @@ def test_a_file_of_something_else_is_left_alone(
 def test_a_path_that_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no directory"):
         SqliteStore(tmp_path / "none" / "rooms.db")
-    with pytest.raises(ConfigurationError, match="cannot be used"):
+    with pytest.raises(ConfigurationError, match="is a directory; choose another path"):
         SqliteStore(tmp_path)
+    with pytest.raises(ConfigurationError, match="choose another path") as wrong:
+        SqliteStore(tmp_path / ("x" * 300))
+    assert str(wrong.value).count(str(tmp_path)) == 1
+
+
+async def test_a_damaged_file_is_said_with_what_to_do(path: Path) -> None:
+    await SqliteStore(path).close()
+    whole = path.read_bytes()
+    damages = {
+        "half": whole[: len(whole) // 2],
+        "no pages": whole[:4096] + b"\xff" * (len(whole) - 4096),
+    }
+    for content in damages.values():
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"is damaged .*; restore a copy") as wrong:
+            SqliteStore(path)
+        assert str(wrong.value).count(str(path)) == 1
+    for statement in ("DELETE FROM meta", "DROP TABLE meta", "DELETE FROM sqlite_sequence"):
+        path.write_bytes(whole)
+        with closing(sqlite3.connect(path)) as db:
+            db.executescript(statement)
+        with pytest.raises(ConfigurationError, match=r"is damaged .*; restore a copy"):
+            SqliteStore(path)
+    path.write_bytes(whole)
+    await SqliteStore(path).close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("memory", "has no scheme"),
+        ("rooms.db", "has no scheme"),
+        ("", "is empty"),
+        ("sqlite://rooms.db", "three slashes"),
+        ("sqlite://host/path", "three slashes"),
+        ("sqlite:///a?b=1", "no options after"),
+        ("sqlite:///a?", "no options after"),
+        ("sqlite:///:memory:", "write memory://"),
+        ("postgres://x", "got postgres://"),
+    ],
+)
+def test_a_wrong_url_is_said_with_what_to_do(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as wrong:
+        open_store(url, Retention())
+    assert "no://" not in str(wrong.value)
 
 
 @pytest.mark.parametrize(
