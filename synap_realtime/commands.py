@@ -30,6 +30,10 @@ UNWRITABLE = 74
 """The exit code when stdout takes nothing (a full disk): EX_IOERR of ``sysexits.h``."""
 
 
+SEND_DEADLINE_S = 3.0
+"""Somebody waits at a terminal: a server that is not there is said soon."""
+
+
 class _UnwritableError(Exception):
     """Stdout takes nothing more."""
 
@@ -234,7 +238,7 @@ def send(
         "data": _read_data(sys.stdin.read() if data == "-" else data),
         **{name: value for name, value in members.items() if value is not None},
     }
-    with Broadcaster(url, key) as broadcaster:
+    with Broadcaster(url, key, deadline_s=SEND_DEADLINE_S) as broadcaster:
         result = broadcaster.broadcast(room, message)
     if not result.success:
         _say(f"not sent: {result.error}; is the server running (synap-realtime serve)?")

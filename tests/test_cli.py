@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -213,6 +214,13 @@ async def test_who_does_not_read_what_was_sent_changes_nothing(rooms: str) -> No
     async with asyncio.timeout(20):
         _, errors = await shell.communicate()
     assert errors == b"0\n"
+
+
+async def test_a_server_that_is_not_there_is_said_soon() -> None:
+    begun = time.monotonic()
+    code, _, errors = await run("send", "user_1", "a", "--url", "http://127.0.0.1:1")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert time.monotonic() - begun < 6
 
 
 async def test_data_can_come_from_stdin(rooms: str) -> None:
