@@ -186,8 +186,8 @@ def main() -> None:
         print(f"synap-realtime: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except ImportError as error:
-        print(
-            f"synap-realtime: {error}; install it with: pip install 'synap-realtime[server,cli]'",
-            file=sys.stderr,
-        )
+        text = str(error)
+        if "pip install" not in text:
+            text += "; install it with: pip install 'synap-realtime[server,cli]'"
+        print(f"synap-realtime: {text}", file=sys.stderr)
         raise SystemExit(2) from None
