@@ -140,6 +140,7 @@ async def serve(settings: ServerSettings) -> None:
         logger.info("stopping")
         await app.drain()
         await asyncio.sleep(min(LINGER_S, settings.drain_s))
+    logger.info("stopped")
 
 
 def run(settings: ServerSettings) -> None:

@@ -66,6 +66,7 @@ def test_it_serves_and_stops_on_sigterm() -> None:
             _, errors = process.communicate(timeout=15)
         assert process.returncode == 0
         assert "Traceback" not in errors
+        assert errors.splitlines()[-1].endswith(": stopped")
 
 
 async def test_an_answer_does_not_wait_for_an_ack(rooms: str) -> None:
@@ -137,6 +138,25 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert load_settings(port=2222).port == 2222
     with pytest.raises(ConfigurationError, match="--nonsense"):
         load_settings(nonsense=1)
+
+
+def test_without_its_extra_the_server_says_what_to_install() -> None:
+    code = "import sys; sys.modules['pydantic_settings'] = None; import synap_realtime.{}"
+    done = subprocess.run(
+        [sys.executable, "-c", code.format("server")], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: the room server needs pydantic_settings: pip install 'synap-realtime[server]'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code.format("cli as cli; sys.argv[1:] = ['serve']; cli.main()")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("pip install") == 1
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_origins_as_browsers_send_them() -> None:
