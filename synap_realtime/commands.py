@@ -259,7 +259,10 @@ def send(
 def _line_of_result(room: str, result: BroadcastResult) -> str:
     count = result.broadcast_count
     listeners = "1 listener" if count == 1 else f"{count} listeners"
-    return printable(f"sent {result.id} to {room}: {listeners} now")
+    line = f"sent {result.id} to {room}: {listeners} now"
+    if result.duplicate:
+        line += " (sent before: nothing new was delivered)"
+    return printable(line)
 
 
 def _read_data(text: str) -> dict[str, Any]:
@@ -282,6 +285,7 @@ def _to_wire(result: BroadcastResult) -> dict[str, Any]:
         "id": result.id,
         "rooms": list(result.rooms),
         "broadcastCount": result.broadcast_count,
+        "duplicate": result.duplicate,
         "attempts": result.attempts,
         "error": result.error,
     }

@@ -223,6 +223,13 @@ async def test_a_server_that_is_not_there_is_said_soon() -> None:
     assert time.monotonic() - begun < 6
 
 
+async def test_what_was_sent_before_is_said(rooms: str) -> None:
+    arguments = ["send", "user_1", "a", "--id", "m1", "--url", rooms]
+    assert "sent before" not in (await run(*arguments))[1]
+    assert "(sent before: nothing new was delivered)" in (await run(*arguments))[1]
+    assert json.loads((await run(*arguments, "--json"))[1])["duplicate"] is True
+
+
 async def test_data_can_come_from_stdin(rooms: str) -> None:
     code, out, _ = await run(
         "send", "user_1", "a", "-", "--url", rooms, "--json", said='{"text": "é"}'

@@ -251,6 +251,7 @@ def delivery(endpoint: Endpoint, parcels: Sequence[Parcel]) -> Delivery:
 
 def _one_by_one(parcel: Parcel, attempts: int) -> Generator[Call, Answer, BroadcastResult]:
     count = 0
+    duplicates = 0
     reached: list[str] = []
     errors: list[str] = []
     for room in parcel.rooms:
@@ -260,6 +261,7 @@ def _one_by_one(parcel: Parcel, attempts: int) -> Generator[Call, Answer, Broadc
         if error is None:
             reached.append(room)
             count += _count(answer.body)
+            duplicates += _is_duplicate(answer.body)
         else:
             errors.append(f"{room}: {error}")
     return BroadcastResult(
@@ -269,6 +271,7 @@ def _one_by_one(parcel: Parcel, attempts: int) -> Generator[Call, Answer, Broadc
         rooms=tuple(reached),
         attempts=attempts,
         error="; ".join(errors) or None,
+        duplicate=duplicates == len(parcel.rooms),
     )
 
 
@@ -312,6 +315,7 @@ def _read_result(answer: Answer, result: object, parcel: Parcel, attempts: int) 
         rooms=parcel.rooms if error is None else (),
         attempts=attempts,
         error=error,
+        duplicate=error is None and _are_duplicates(result, parcel.rooms),
     )
 
 
@@ -334,6 +338,17 @@ def _not_ours(answer: Answer) -> str:
 def _count(body: object) -> int:
     count = body.get("broadcastCount") if isinstance(body, dict) else None
     return count if isinstance(count, int) and not isinstance(count, bool) else 0
+
+
+def _is_duplicate(body: object) -> bool:
+    return isinstance(body, dict) and body.get("duplicate") is True
+
+
+def _are_duplicates(result: object, rooms: Sequence[Room]) -> bool:
+    match result:
+        case {"rooms": dict(answers)}:
+            return all(_is_duplicate(answers.get(room)) for room in rooms)
+    return False
 
 
 def _describe(status: int, body: object) -> str:

@@ -19,6 +19,7 @@ class BroadcastResult:
         rooms: the rooms that have it. With ``success`` these are all that were asked for.
         attempts: HTTP requests that were made, retries included.
         error: why it failed, ``None`` on success.
+        duplicate: every room had a notification of this id already: nothing new was delivered.
     """
 
     success: bool
@@ -27,6 +28,7 @@ class BroadcastResult:
     rooms: tuple[str, ...]
     attempts: int
     error: str | None = None
+    duplicate: bool = False
 
     def raise_for_status(self) -> BroadcastResult:
         """Return this result, or raise :class:`~synap_realtime.BroadcastError` if it failed."""

@@ -37,6 +37,20 @@ async def test_both_rooms_hear_it(rooms: str) -> None:
     assert all(h["id"] == result.id and h["data"] == {"x": "é"} for h in heard)
 
 
+@pytest.mark.parametrize("has_batch_route", [True, False])
+async def test_what_every_room_had_before_is_a_duplicate(rooms: str, has_batch_route: bool) -> None:
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        broadcaster._endpoint.has_batch_route = has_batch_route
+        results = [
+            await broadcaster.broadcast_success("42", "a.completed", {}, request, id="m1")
+            for request in (None, "r1", "r1")
+        ]
+    assert all(result.success for result in results)
+    assert [result.duplicate for result in results] == [False, False, True], (
+        "the second was new to one of its rooms"
+    )
+
+
 async def test_the_functions_take_the_environment(
     rooms: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
