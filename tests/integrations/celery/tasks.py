@@ -16,9 +16,10 @@ from synap_realtime.jobs import Person
 app = celery.Celery("tests", broker=os.environ.get("BROKER_URL"))
 app.conf.update(
     broker_connection_retry_on_startup=True,
-    # What a killed worker had taken comes back at once: it is looked for each second.
+    # How soon what a killed worker had taken comes back: it is looked for each second. A task that
+    # only waits for longer than this would run twice.
     broker_transport_options={
-        "visibility_timeout": 2,
+        "visibility_timeout": int(os.environ.get("VISIBILITY_TIMEOUT_S", "3600")),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 2,
