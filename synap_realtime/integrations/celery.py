@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import celery
-from celery import signals
-from celery.exceptions import Reject, Retry
+from celery import signals, states
+from celery.exceptions import Reject, Retry, TimeLimitExceeded
 
 from ..broadcast import BackgroundBroadcaster
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, InvalidInputError
 from ..jobs import Family, Lifecycle, Person, Reporter, running
 from ..jobs.lifecycle import STALL_AFTER_S
 
@@ -32,9 +33,9 @@ class ToldTask(celery.Task):  # type: ignore[misc]
 
     The user hears ``started``, ``progress`` where the task says it, ``retrying`` when Celery will
     try again, then one of ``completed``, ``failed`` (also for time limits and a lost worker) and
-    ``cancelled`` (revoked or expired). A task that runs again because its worker was lost
-    (``acks_late``, ``reject_on_worker_lost``) is the same run. What a task tells is out before it
-    is acknowledged.
+    ``cancelled`` (revoked, expired, rejected or ignored). A task that runs again because its
+    worker was lost (``acks_late``, ``reject_on_worker_lost``) is the same run, and so is one that
+    replaces it. What a task tells is out before it is acknowledged.
 
     Attributes:
         family: the name before the dot, or a :class:`Family`; needed.
@@ -79,8 +80,48 @@ class ToldTask(celery.Task):  # type: ignore[misc]
         person = type(self).person or Person.of_call
         return Reporter(lifecycle, [person(args, kwargs)], self.broadcaster)
 
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """As Celery's, but not after an :class:`InvalidInputError`: that is raised at once.
 
-_attempts: dict[str, tuple[Reporter, ExitStack]] = {}
+        The user hears of the next attempt before a worker can take it.
+        """
+        request = self.request
+        if isinstance(exc, InvalidInputError):
+            raise exc
+        most = self.max_retries if max_retries is None else max_retries
+        attempt = _attempts.get(request.id)
+        if attempt is not None and (most is None or request.retries < most):
+            delay = self.default_retry_delay if countdown is None else countdown
+            _tell_retry(attempt.reporter, exc, eta or delay)
+            attempt.goes_on = True
+            attempt.reporter.settle()
+        return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+
+    def on_replace(self, sig: Any) -> Any:
+        """Another task goes on in this one's name, and tells the end."""
+        if attempt := _attempts.get(self.request.id):
+            attempt.goes_on = True
+        return super().on_replace(sig)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    reporter: Reporter
+    stack: ExitStack
+    goes_on: bool = False  # in another attempt, which has been told, or in another task
+
+
+_attempts: dict[str, _Attempt] = {}
 """Those that run in this process, by the task's id."""
 
 
@@ -89,21 +130,22 @@ def _begin(sender: object, task_id: str, args: Any, kwargs: Any, **_: object) ->
         reporter = sender.reporter(task_id, sender.request.retries, tuple(args), kwargs)
         stack = ExitStack()
         stack.enter_context(running(reporter))
-        _attempts[task_id] = reporter, stack
+        _attempts[task_id] = _Attempt(reporter, stack)
 
 
 def _succeed(sender: object, result: object, **_: object) -> None:
-    if isinstance(sender, ToldTask) and (attempt := _attempts.get(sender.request.id)):
-        attempt[0].completed(result)
+    attempt = _attempts.get(sender.request.id) if isinstance(sender, ToldTask) else None
+    if attempt is not None and not attempt.goes_on:
+        attempt.reporter.completed(result)
 
 
 def _retry(sender: object, request: Any, reason: object, **_: object) -> None:
     if isinstance(sender, ToldTask):
         attempt = _attempts.get(request.id)
-        reporter = attempt[0] if attempt else _reporter_of(sender, request)
-        cause = reason.exc if isinstance(reason, Retry) else None
-        error = cause if isinstance(cause, BaseException) else "It will be tried again."
-        reporter.retrying(error, in_s=_seconds_until(reason))
+        if attempt is None or not attempt.goes_on:
+            reporter = attempt.reporter if attempt else _reporter_of(sender, request)
+            cause, when = (reason.exc, reason.when) if isinstance(reason, Retry) else (None, None)
+            _tell_retry(reporter, cause, when)
 
 
 def _fail(
@@ -112,11 +154,17 @@ def _fail(
     if isinstance(sender, ToldTask):
         attempt = _attempts.get(task_id)
         # Without one it is the worker's main process, and the task's own is lost.
-        reporter = attempt[0] if attempt else sender.reporter(task_id, 0, tuple(args), kwargs)
+        reporter = attempt.reporter if attempt else sender.reporter(task_id, 0, tuple(args), kwargs)
         if isinstance(exception, Reject):
             reporter.cancelled()
-        else:
+        elif not _goes_back(sender, exception):
             reporter.failed(exception)
+
+
+def _goes_back(task: ToldTask, error: BaseException) -> bool:
+    """Whether Celery, which calls it a failure, puts the task back on the broker."""
+    is_late = isinstance(error, TimeLimitExceeded)
+    return is_late and bool(task.acks_late) and not task.acks_on_timeout
 
 
 def _revoke(sender: object, request: Any, **_: object) -> None:
@@ -124,11 +172,12 @@ def _revoke(sender: object, request: Any, **_: object) -> None:
         _reporter_of(sender, request).cancelled()
 
 
-def _end(task_id: str, **_: object) -> None:
+def _end(task_id: str, state: str, **_: object) -> None:
     if (attempt := _attempts.pop(task_id, None)) is not None:
-        reporter, stack = attempt
-        stack.close()
-        reporter.settle()
+        attempt.stack.close()
+        if state == states.IGNORED and not attempt.goes_on:
+            attempt.reporter.cancelled()
+        attempt.reporter.settle()
 
 
 def _reporter_of(task: ToldTask, request: Any) -> Reporter:
@@ -137,8 +186,12 @@ def _reporter_of(task: ToldTask, request: Any) -> Reporter:
     return task.reporter(request.id, retries or 0, tuple(args or ()), kwargs or {})
 
 
-def _seconds_until(reason: object) -> float | None:
-    when = reason.when if isinstance(reason, Retry) else None
+def _tell_retry(reporter: Reporter, cause: object, when: object) -> None:
+    error = cause if isinstance(cause, BaseException) else "It will be tried again."
+    reporter.retrying(error, in_s=_seconds_until(when))
+
+
+def _seconds_until(when: object) -> float | None:
     if isinstance(when, datetime):
         return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
     return float(when) if isinstance(when, int | float) else None

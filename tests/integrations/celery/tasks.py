@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import celery
+import httpx
+from celery import signals
+from celery.exceptions import Ignore, Reject
 
 from synap_realtime import InvalidInputError, JobError, progress
 from synap_realtime.integrations.celery import ToldTask
@@ -96,6 +99,65 @@ def is_lost_and_runs_again(self: Any, marker: str, *, user_id: str) -> dict[str,
 def waits(self: Any, *, user_id: str) -> None:
     progress(None, "waiting")
     time.sleep(30)
+
+
+@told()
+def looks_away(self: Any, *, user_id: str) -> None:
+    raise Ignore
+
+
+@told()
+def hands_over(self: Any, *, user_id: str) -> None:
+    raise self.replace(works.si("Q4", user_id=user_id, request_id="r2"))
+
+
+@told(acks_late=True)
+def is_put_back(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
+    if not os.path.exists(marker):  # noqa: PTH110
+        open(marker, "w").close()  # noqa: PTH123
+        raise Reject("Not now.", requeue=True)
+    return {"done": True}
+
+
+@told(acks_late=True)
+def is_turned_away(self: Any, *, user_id: str) -> None:
+    raise Reject("Never.", requeue=False)
+
+
+@told(autoretry_for=(Exception,), max_retries=3, default_retry_delay=0.05)
+def retries_all(self: Any, *, user_id: str) -> None:
+    raise InvalidInputError("It is empty.")
+
+
+@told(acks_late=True, acks_on_timeout=False, time_limit=0.5)
+def runs_again_when_late(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
+    return _lose(marker)
+
+
+@told(max_retries=1)
+def looks_when_it_retries(self: Any, seen: str, *, user_id: str) -> dict[str, bool]:
+    if self.request.retries == 0:
+        raise self.retry(exc=JobError("The printer is busy."), countdown=0)
+    return {"done": True}
+
+
+@signals.before_task_publish.connect  # type: ignore[untyped-decorator]
+def _look(sender: str, headers: Any, body: Any, **_: object) -> None:
+    """Keep what its user has heard when the next attempt goes to the broker."""
+    if headers.get("retries") and sender.endswith("looks_when_it_retries"):
+        room = f"{os.environ['REALTIME_URL']}/rooms/user_{body[1]['user_id']}/history"
+        types = [message["type"] for message in httpx.get(room).json()["notifications"]]
+        with open(body[0][0], "w") as seen:  # noqa: PTH123
+            seen.write(" ".join(types))
+
+
+def _nobody(args: object, kwargs: object) -> Person:
+    raise KeyError("who")
+
+
+@told(person=_nobody)
+def knows_nobody(self: Any) -> int:
+    return 7
 
 
 @told()

@@ -156,6 +156,50 @@ def test_a_time_limit_is_a_failure(heard: Callable[..., Messages], task: Any) ->
     assert words(heard(f"user_{user_id}")) == ["started", "failed"]
 
 
+def test_bad_input_is_final_whatever_is_retried(heard: Callable[..., Messages]) -> None:
+    tasks.retries_all.delay(user_id="10")
+    messages = heard("user_10")
+    assert words(messages) == ["started", "failed"]
+    assert messages[-1]["data"]["error"] == "It is empty."
+
+
+def test_a_retry_is_told_before_another_worker_can_take_it(
+    heard: Callable[..., Messages], tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    tasks.looks_when_it_retries.delay(str(seen), user_id="11")
+    assert words(heard("user_11")) == ["started", "retrying", "completed"]
+    assert seen.read_text() == "report.creation.started report.creation.retrying"
+
+
+@pytest.mark.parametrize("task", [tasks.looks_away, tasks.is_turned_away])
+def test_a_task_that_is_dropped_is_cancelled(heard: Callable[..., Messages], task: Any) -> None:
+    user_id = task.name.rpartition(".")[2]
+    task.delay(user_id=user_id)
+    assert words(heard(f"user_{user_id}")) == ["started", "cancelled"]
+
+
+@pytest.mark.parametrize("task", [tasks.is_put_back, tasks.runs_again_when_late])
+def test_a_task_that_goes_back_to_the_broker_is_not_over(
+    heard: Callable[..., Messages], tmp_path: Path, task: Any
+) -> None:
+    user_id = task.name.rpartition(".")[2]
+    task.delay(str(tmp_path / "marker"), user_id=user_id)
+    told = words(heard(f"user_{user_id}"))
+    assert [word for word in told if word != "progress"] == ["started", "completed"]
+
+
+def test_a_task_that_another_replaces_ends_with_that(heard: Callable[..., Messages]) -> None:
+    tasks.hands_over.delay(user_id="12")
+    messages = heard("user_12")
+    assert words(messages) == ["started", "progress", "completed"]
+    assert messages[-1]["data"] == {"title": "Q4"}
+
+
+def test_a_task_runs_where_who_waits_cannot_be_found(worker: Worker) -> None:
+    assert tasks.knows_nobody.delay().get(timeout=LIMIT_S) == 7
+
+
 def kill_child(heard: Callable[..., Messages], room: str) -> None:
     """Kill the process that runs the task, once the task has told its id."""
     told = heard(room, lambda messages: len(messages) > 1)[-1]
