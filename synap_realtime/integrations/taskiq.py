@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -10,15 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskiq import SimpleRetryMiddleware, SmartRetryMiddleware, TaskiqMiddleware
-from taskiq.exceptions import NoResultError
+from taskiq.exceptions import NoResultError, TaskRejectedError
 from taskiq.message import TaskiqMessage
 from taskiq.result import TaskiqResult
 
 from ..broadcast import BackgroundBroadcaster
+from ..errors import ConfigurationError, InvalidInputError
 from ..jobs import Family, Lifecycle, Person, Reporter, running
 from ..jobs.lifecycle import STALL_AFTER_S
 
+logger = logging.getLogger(__name__)
+
 FAMILY_LABEL = "family"
+
+RETRIES_LABEL = "_retries"
+"""Of Taskiq's retry middlewares: how many there have been."""
+
+REQUEUES_LABEL = "X-Taskiq-requeue"
+"""Of Taskiq's ``Context.requeue()``: how often it was called."""
 
 
 class ToldMiddleware(TaskiqMiddleware):
@@ -27,7 +37,7 @@ class ToldMiddleware(TaskiqMiddleware):
     ::
 
         broker = ListQueueBroker(url).with_middlewares(
-            ToldMiddleware(), SmartRetryMiddleware(default_retry_count=3)
+            SmartRetryMiddleware(default_retry_count=3), ToldMiddleware()
         )
 
         @broker.task(family="report.creation", retry_on_error=True)
@@ -35,11 +45,12 @@ class ToldMiddleware(TaskiqMiddleware):
             progress(0.5, "Rendering")
             return {"url": await render(title)}
 
-    The user hears ``started``, ``progress`` where the task says it, ``retrying`` when a retry
-    middleware of Taskiq tries again, then ``completed``, ``failed`` or ``cancelled``. What a task
-    tells is out before it is acknowledged (by default, Taskiq acknowledges when the result is
-    saved). Who waits is ``user_id`` and ``request_id`` (or ``userId``, ``requestId``) among the
-    keyword arguments, or in the first argument that is a mapping.
+    It comes after the retry middleware. The user hears ``started``, ``progress`` where the task
+    says it, ``retrying`` before the next attempt is sent, then ``completed``, ``failed`` or
+    ``cancelled``. An :class:`InvalidInputError` is final. What a task tells is out before it is
+    acknowledged (by default, Taskiq acknowledges when the result is saved). Who waits is
+    ``user_id`` and ``request_id`` (or ``userId``, ``requestId``) among the keyword arguments, or
+    in the first argument that is a mapping.
     """
 
     def __init__(
@@ -61,47 +72,92 @@ class ToldMiddleware(TaskiqMiddleware):
         self._person = person or Person.of_call
         self._stall_after_s = stall_after_s
 
+    async def startup(self) -> None:
+        """The broker starts.
+
+        Raises:
+            ConfigurationError: a retry middleware comes after this one.
+        """
+        middlewares = self.broker.middlewares
+        for each in middlewares[middlewares.index(self) :]:
+            if isinstance(each, SimpleRetryMiddleware | SmartRetryMiddleware):
+                name = type(each).__name__
+                raise ConfigurationError(f"ToldMiddleware() must come after {name}()")
+
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        attempt = None
         if family := message.labels.get(FAMILY_LABEL):
-            labels = message.labels
-            lifecycle = Lifecycle(
-                Family(str(family)),
-                message.task_id,
-                attempt=int(labels.get("_retries", 0)) + 1,
-                max_attempts=self._max_attempts(labels),
-                stall_after_s=self._stall_after_s,
-            )
-            person = self._person(message.args, message.kwargs)
-            reporter = Reporter(lifecycle, [person], self._broadcaster)
-            stack = ExitStack()
-            stack.enter_context(running(reporter))
-            _attempt.set(_Attempt(reporter, stack))
+            try:
+                attempt = self._begin(Family(str(family)), message)
+            except Exception:
+                logger.exception(
+                    "task %s of %s runs, but nobody is told", message.task_id, message.task_name
+                )
+        _call.set(_Call(attempt, _call.get()))
         return message
 
     async def on_error(
         self,
-        message: TaskiqMessage,  # noqa: ARG002
+        message: TaskiqMessage,
         result: TaskiqResult[Any],  # noqa: ARG002
         exception: BaseException,
     ) -> None:
-        if (attempt := _attempt.get()) is not None:
+        if attempt := _current_attempt():
             attempt.error = exception
+        if isinstance(exception, InvalidInputError):
+            message.labels["retry_on_error"] = "False"  # the retry middleware comes next
 
-    async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
-        if (attempt := _attempt.get()) is None:
+    async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        """A retry is a task that is sent again after its error, whoever does it."""
+        attempt = _current_attempt()
+        if attempt and attempt.error is not None and attempt.task_id == message.task_id:
+            is_smart = isinstance(self._retries(), SmartRetryMiddleware)
+            delay = message.labels.get("delay") if is_smart else None
+            in_s = None if delay is None else float(delay)
+            attempt.reporter.retrying(attempt.error, in_s=in_s)
+            attempt.goes_on = True
+            await attempt.reporter.asettle()
+        return message
+
+    async def post_execute(
+        self,
+        message: TaskiqMessage,
+        result: TaskiqResult[Any],
+    ) -> None:
+        if (call := _call.get()) is None:
             return
-        _attempt.set(None)
+        _call.set(call.outer)
+        if (attempt := call.attempt) is None:
+            return
         attempt.stack.close()
         reporter, error = attempt.reporter, attempt.error
         if error is None:
             reporter.completed(result.return_value)
-        elif isinstance(error, asyncio.CancelledError | NoResultError):
+        elif self._is_scheduled(message, attempt):
+            reporter.retrying(error, in_s=self._pause_s(message))
+        elif attempt.goes_on or _number(message, REQUEUES_LABEL) > attempt.requeues:
+            pass
+        elif isinstance(error, asyncio.CancelledError | NoResultError | TaskRejectedError):
             reporter.cancelled()
-        elif self._is_retried(message.labels, result):
-            reporter.retrying(error, in_s=self._pause_s(message.labels))
         else:
             reporter.failed(error)
         await reporter.asettle()
+
+    def _begin(self, family: Family, message: TaskiqMessage) -> _Attempt:
+        retries = _number(message, RETRIES_LABEL)
+        lifecycle = Lifecycle(
+            family,
+            message.task_id,
+            attempt=retries + 1,
+            max_attempts=self._max_attempts(message.labels),
+            stall_after_s=self._stall_after_s,
+        )
+        person = self._person(message.args, message.kwargs)
+        reporter = Reporter(lifecycle, [person], self._broadcaster)
+        stack = ExitStack()
+        stack.enter_context(running(reporter))
+        requeues = _number(message, REQUEUES_LABEL)
+        return _Attempt(message.task_id, retries, requeues, reporter, stack)
 
     def _retries(self) -> SimpleRetryMiddleware | SmartRetryMiddleware | None:
         for each in self.broker.middlewares:
@@ -119,25 +175,49 @@ class ToldMiddleware(TaskiqMiddleware):
             return 1
         return max(1, int(labels.get("max_retries", retries.default_retry_count)))
 
-    def _is_retried(self, labels: Mapping[str, Any], result: TaskiqResult[Any]) -> bool:
-        """Whether a retry middleware, which has seen the error by now, has sent the task again."""
+    def _is_scheduled(self, message: TaskiqMessage, attempt: _Attempt) -> bool:
+        """Whether a schedule has the next attempt, which is not sent from here, then."""
         retries = self._retries()
-        if retries is not None and retries.no_result_on_retry:
-            return isinstance(result.error, NoResultError)
-        return int(labels.get("_retries", 0)) + 1 < self._max_attempts(labels)
+        return (
+            not attempt.goes_on
+            and isinstance(retries, SmartRetryMiddleware)
+            and retries.schedule_source is not None
+            and _number(message, RETRIES_LABEL) > attempt.retries
+        )
 
-    def _pause_s(self, labels: Mapping[str, Any]) -> float | None:
+    def _pause_s(self, message: TaskiqMessage) -> float | None:
         retries = self._retries()
         if not isinstance(retries, SmartRetryMiddleware):
             return None
-        return float(labels.get("delay", retries.default_delay))
+        return retries.make_delay(message, _number(message, RETRIES_LABEL))
 
 
 @dataclass(slots=True)
 class _Attempt:
+    task_id: str
+    retries: int
+    requeues: int
     reporter: Reporter
     stack: ExitStack
     error: BaseException | None = None
+    goes_on: bool = False  # in another attempt, which has been told
 
 
-_attempt: ContextVar[_Attempt | None] = ContextVar("synap_realtime_taskiq_attempt", default=None)
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Of a task's code. One that nobody is told of has no attempt."""
+
+    attempt: _Attempt | None
+    outer: _Call | None  # of the task that has started this one, in the same process
+
+
+_call: ContextVar[_Call | None] = ContextVar("synap_realtime_taskiq_call", default=None)
+
+
+def _current_attempt() -> _Attempt | None:
+    call = _call.get()
+    return call.attempt if call else None
+
+
+def _number(message: TaskiqMessage, label: str) -> int:
+    return int(message.labels.get(label, 0))

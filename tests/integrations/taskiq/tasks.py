@@ -50,7 +50,7 @@ def add_tasks(broker: AsyncBroker) -> None:
 
 
 def in_memory(broadcaster: BackgroundBroadcaster) -> InMemoryBroker:
-    broker = InMemoryBroker().with_middlewares(ToldMiddleware(broadcaster), SimpleRetryMiddleware())
+    broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(), ToldMiddleware(broadcaster))
     add_tasks(broker)
     return broker
 

