@@ -40,6 +40,7 @@ from .protocol.payloads import (
     Truncated,
 )
 from .subscriber import JobState, SubscriptionState, follow_job, subscribe, subscribe_sync
+from .tokens import mint_token
 
 __version__ = "0.1.0"
 
@@ -80,6 +81,7 @@ __all__ = [
     "broadcast_success_sync",
     "delta",
     "follow_job",
+    "mint_token",
     "progress",
     "subscribe",
     "subscribe_sync",

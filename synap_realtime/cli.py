@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 try:
@@ -46,7 +47,7 @@ def _setting(name: str, text: str) -> str:
 @app.command()
 def serve(
     host: Annotated[
-        str | None, typer.Option(help=_setting("HOST", "Loopback address; default 127.0.0.1."))
+        str | None, typer.Option(help=_setting("HOST", "Default 127.0.0.1; others need keys."))
     ] = None,
     port: Annotated[
         int | None, typer.Option(help=_setting("PORT", "Default 8787; 0 takes a free one."))
@@ -81,8 +82,54 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help=_setting("LOG_LEVEL", "debug, info, warning or error."))
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help=_setting("KEYS", "A file with keys; make it with `keys`.")),
+    ] = None,
+    jwks_urls: Annotated[
+        str | None,
+        typer.Option(help=_setting("JWKS_URLS", "An identity provider's keys, comma-separated.")),
+    ] = None,
+    token_issuer: Annotated[
+        str | None, typer.Option(help=_setting("TOKEN_ISSUER", "What a token's iss must be."))
+    ] = None,
+    token_audience: Annotated[
+        str | None, typer.Option(help=_setting("TOKEN_AUDIENCE", "What a token's aud must be."))
+    ] = None,
+    token_leeway_s: Annotated[
+        float | None, typer.Option(help=_setting("TOKEN_LEEWAY_S", "Clocks may differ; 10."))
+    ] = None,
+    may: Annotated[
+        str | None, typer.Option(help=_setting("MAY", "module:function, a rule of your own."))
+    ] = None,
+    trusted_proxies: Annotated[
+        str | None,
+        typer.Option(help=_setting("TRUSTED_PROXIES", "Whose X-Forwarded-For is believed.")),
+    ] = None,
+    max_connections: Annotated[
+        int | None, typer.Option(help=_setting("MAX_CONNECTIONS", "In all; 20000. 0: no limit."))
+    ] = None,
+    max_connections_per_user: Annotated[
+        int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_USER", "50."))
+    ] = None,
+    max_connections_per_address: Annotated[
+        int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ADDRESS", "1000."))
+    ] = None,
+    connects_per_s: Annotated[
+        int | None, typer.Option(help=_setting("CONNECTS_PER_S", "New ones of an address; 50."))
+    ] = None,
+    publishes_per_s: Annotated[
+        int | None, typer.Option(help=_setting("PUBLISHES_PER_S", "Notifications of a key; 10000."))
+    ] = None,
+    messages_per_s: Annotated[
+        int | None, typer.Option(help=_setting("MESSAGES_PER_S", "What a client says; 100."))
+    ] = None,
 ) -> None:
-    """Run the room server."""
+    """Run the room server.
+
+    Secrets are no options, because other users of a machine see those: put them into the file of
+    --keys, or into SYNAP_REALTIME_TOKEN_SECRETS and SYNAP_REALTIME_API_KEYS.
+    """
     from .server.serve import run
     from .server.settings import load_settings
 
@@ -98,6 +145,67 @@ def serve(
             retention_s=retention_s,
             request_retention_s=request_retention_s,
             log_level=log_level,
+            keys=keys,
+            jwks_urls=jwks_urls,
+            token_issuer=token_issuer,
+            token_audience=token_audience,
+            token_leeway_s=token_leeway_s,
+            may=may,
+            trusted_proxies=trusted_proxies,
+            max_connections=max_connections,
+            max_connections_per_user=max_connections_per_user,
+            max_connections_per_address=max_connections_per_address,
+            connects_per_s=connects_per_s,
+            publishes_per_s=publishes_per_s,
+            messages_per_s=messages_per_s,
+        )
+    )
+
+
+@app.command()
+def keys() -> None:
+    """Make keys: print a file for serve --keys, and what publishers need, as comments."""
+    from .commands import keys
+
+    keys()
+
+
+@app.command()
+def token(
+    user: Annotated[
+        str | None, typer.Argument(help="Whose room it opens. A token instead is explained.")
+    ] = None,
+    rooms: Annotated[
+        list[str] | None, typer.Option("--room", help="Another room; a * at its end: any rest.")
+    ] = None,
+    scope: Annotated[
+        str, typer.Option(help="Of subscribe, broadcast, presence, admin.")
+    ] = "subscribe",
+    device: Annotated[str | None, typer.Option(help="Which of the user's devices.")] = None,
+    expires_in_s: Annotated[float, typer.Option(help="How long it is good.")] = 900,
+    issuer: Annotated[str | None, typer.Option(help="Its iss.")] = None,
+    audience: Annotated[str | None, typer.Option(help="Its aud.")] = None,
+) -> None:
+    """Mint a token with REALTIME_TOKEN_SECRET, or explain one (- reads it from stdin).
+
+    Explaining checks the signature if REALTIME_TOKEN_SECRET is set. Exits with 1 if it is not good.
+    """
+    from .commands import explain_token
+    from .tokens import mint_token
+
+    if user is not None and (user == "-" or user.count(".") == 2):
+        raise typer.Exit(explain_token(sys.stdin.read().strip() if user == "-" else user))
+    if user is None and not rooms and scope != "admin":
+        raise typer.BadParameter("expected a user, --room, or --scope admin")
+    print(
+        mint_token(
+            user,
+            rooms=rooms or (),
+            scope=scope,
+            device=device,
+            expires_in_s=expires_in_s,
+            issuer=issuer,
+            audience=audience,
         )
     )
 

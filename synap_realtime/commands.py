@@ -1,13 +1,15 @@
-"""``synap-realtime listen``, ``send`` and ``types``: what they print and how they exit."""
+"""``synap-realtime listen``, ``send``, ``keys``, ``token`` and ``types``: what they print."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import secrets
 import shlex
 import stat
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
@@ -19,6 +21,7 @@ from .endpoint import SCHEMES, parse_address
 from .errors import InvalidArgumentError, SubscriptionError
 from .protocol.notification import Notification
 from .subscriber import JobView, SubscriptionState, subscribe
+from .tokens import explain
 from .types import catalog_of, load, to_json_schema, to_typescript
 
 _SHORT = 100  # characters of data in a human line
@@ -254,6 +257,46 @@ def send(
             _say(f"sent {result.id} to {room}, but could not print it: {error}")
             return UNWRITABLE
     return 0 if result.success else 1
+
+
+def keys() -> None:
+    """Print new keys: a file for the server, with the publisher's environment as comments."""
+    token_secret, api_key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    print(
+        f"""\
+# Of the room server: synap-realtime serve --keys keys.toml. Who has these can be anybody.
+# To rotate: add a second one, give it to publishers, then take the first away. The server reads
+# this file again when it changes.
+token_secrets = ["{token_secret}"]
+# jwks_urls = ["https://id.example.com/.well-known/jwks.json"]
+
+[api_keys]
+jobs = "{api_key}"
+
+# Of your application:
+# REALTIME_TOKEN_SECRET={token_secret}
+# REALTIME_API_KEY={api_key}"""
+    )
+
+
+def explain_token(token: str) -> int:
+    """Print what a token says and whether it is good; the exit code: 1 if it is not."""
+    problem, claims = explain(token, os.environ.get("REALTIME_TOKEN_SECRET"))
+    for name, value in claims.items():
+        _print(printable(f"{name:<9} {_readable(name, value)}"))
+    _print(f"{'good':<9} {'yes' if problem is None else f'no: {problem}'}")
+    return 0 if problem is None else 1
+
+
+def _readable(name: str, value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if name in ("exp", "iat", "nbf") and isinstance(value, int | float):
+        with suppress(ValueError, OverflowError, OSError):
+            moment = datetime.fromtimestamp(value).astimezone()
+            away = round(value - time.time())
+            when = f"in {away} s" if away >= 0 else f"{-away} s ago"
+            text = f"{moment:%Y-%m-%d %H:%M:%S %z} ({when})"
+    return text
 
 
 def _line_of_result(room: str, result: BroadcastResult) -> str:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from typing import Any
 from urllib.parse import quote
 
 from ..endpoint import SCHEMES, parse_address
-from ..errors import ConfigurationError
 from ..protocol.rooms import Room, request_room
-
-TOKEN_S = 900
-"""Seconds for which a token opens its room."""
+from ..tokens import mint_token
 
 _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL", "REALTIME_URL")
-
-MIN_SECRET_BYTES = 32
-"""RFC 7518, section 3.2: a key as long as the hash, at least."""
 
 
 def new_request_id() -> str:
@@ -63,19 +56,4 @@ def accepted_body(
 
 
 def _token(room: Room, secret: str | None) -> str | None:
-    if not secret:
-        return None
-    if len(secret.encode()) < MIN_SECRET_BYTES:
-        raise ConfigurationError(
-            f"REALTIME_TOKEN_SECRET: expected at least {MIN_SECRET_BYTES} bytes; make one with "
-            "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-        )
-    try:
-        import jwt
-    except ImportError:
-        raise ConfigurationError(
-            "REALTIME_TOKEN_SECRET: tokens need: pip install 'synap-realtime[auth]'"
-        ) from None
-    now = int(time.time())
-    claims = {"rooms": [room], "scope": "subscribe", "iat": now, "exp": now + TOKEN_S}
-    return jwt.encode(claims, secret, algorithm="HS256")
+    return mint_token(rooms=[room], secret=secret) if secret else None

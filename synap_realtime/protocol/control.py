@@ -14,6 +14,9 @@ from typing import Any
 SUBPROTOCOL = "synap.v1"
 """The WebSocket subprotocol of clients that want control frames."""
 
+BEARER_SUBPROTOCOL = "bearer."
+"""Offered with a token behind it, by clients that cannot set a header."""
+
 PING = "ping"
 PONG = "pong"
 SILENCE_LIMIT_S = 75.0
@@ -29,6 +32,7 @@ MAX_CLIENT_TEXT_BYTES = 4 * 1024
 """The longest text that a client may send."""
 
 SUBSCRIBED = "synap.subscribed"
+TOKEN_EXPIRING = "synap.token_expiring"  # noqa: S105 - the name of a frame
 CLOSING = "synap.closing"
 
 
@@ -38,6 +42,12 @@ class CloseCode(IntEnum):
     TOO_SLOW = 4008
     SILENT = 4009
     DRAINING = 4012
+    TOO_MANY_MESSAGES = 4029
+    TOKEN_EXPIRED = 4401
+    UNAUTHORIZED = 4501
+    FORBIDDEN = 4503
+    REVOKED = 4504
+    TOO_MANY_CONNECTIONS = 4529
     CONTRACT_BROKEN = 4540
 
 
@@ -52,14 +62,33 @@ class ControlFrame:
         return json.dumps({"type": self.type, "data": self.data}, separators=(",", ":"))
 
 
-def read_ack(text: str) -> str | None:
-    """The cursor of ``{"action":"ack","cursor":…}``; None for every other text."""
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """``{"action":"ack","cursor":…}``: the client has received everything up to there."""
+
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticate:
+    """``{"action":"authenticate","token":…}``: a new token in place of the old one."""
+
+    token: str
+
+    def __repr__(self) -> str:
+        return "Authenticate(…)"
+
+
+def read_action(text: str) -> Ack | Authenticate | None:
+    """What a client asks for; None for every other text."""
     if not text.startswith("{"):
         return None
     try:
         match json.loads(text):
             case {"action": "ack", "cursor": str(cursor)}:
-                return cursor
+                return Ack(cursor)
+            case {"action": "authenticate", "token": str(token)}:
+                return Authenticate(token)
     except (ValueError, RecursionError):
         pass
     return None

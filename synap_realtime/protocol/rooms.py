@@ -10,9 +10,11 @@ from ..errors import InvalidArgumentError
 Room = NewType("Room", str)
 """A checked room id: ``user_42``, ``request_7f3a``, ``workspace_7``."""
 
-_KEY = r"[A-Za-z0-9._~:@|=+\-]{1,200}"
-ROOM_PATTERN = rf"[a-z][a-z0-9-]{{0,31}}_{_KEY}"
+_CHARACTER = r"[A-Za-z0-9._~:@|=+\-]"
+_KEY = rf"{_CHARACTER}{{1,200}}"
+ROOM_PATTERN = rf"(?!synap_)[a-z][a-z0-9-]{{0,31}}_{_KEY}"
 _ROOM = re.compile(ROOM_PATTERN)
+_PATTERN = re.compile(rf"{ROOM_PATTERN}|{_CHARACTER}{{0,200}}\*")
 _ALLOWED = "1 to 200 of A-Z a-z 0-9 . _ ~ : @ | = + -"
 
 
@@ -26,6 +28,8 @@ def parse_room(text: str) -> Room:
     if not _ROOM.fullmatch(text):
         kind, _, key = text.partition("_")
         lower = kind.lower()
+        if lower == "synap":
+            raise InvalidArgumentError("room", f"the kind 'synap' is reserved; got {_shown(text)}")
         if _ROOM.fullmatch(f"{lower}_{key}"):
             raise InvalidArgumentError(
                 "room",
@@ -38,6 +42,28 @@ def parse_room(text: str) -> Room:
     return Room(text)
 
 
+def parse_pattern(text: str) -> str:
+    """Check what a token opens: a room, or the beginning of some and a ``*``.
+
+    Raises:
+        InvalidArgumentError: it is neither.
+    """
+    _require_text("rooms", text)
+    if not _PATTERN.fullmatch(text):
+        raise InvalidArgumentError(
+            "rooms",
+            f"expected a room id or its beginning and '*', such as 'request_*'; got {_shown(text)}",
+        )
+    return text
+
+
+def matches(pattern: str, room: Room) -> bool:
+    """Whether a room is one of those that a pattern means; only a ``*`` at its end is special."""
+    if pattern.endswith("*"):
+        return room.startswith(pattern[:-1])
+    return room == pattern
+
+
 def user_room(user_id: str) -> Room:
     """The room of everything that concerns one user."""
     return _room_of("user", "user_id", user_id)
@@ -46,6 +72,12 @@ def user_room(user_id: str) -> Room:
 def request_room(request_id: str) -> Room:
     """The room of one request: it replays from its start to whoever comes late."""
     return _room_of("request", "request_id", request_id)
+
+
+def user_of(room: Room) -> str | None:
+    """The id of the user whose room it is; None for a room of another kind."""
+    kind, _, key = room.partition("_")
+    return key if kind == "user" else None
 
 
 def is_request_room(room: Room) -> bool:

@@ -21,6 +21,8 @@ from ..protocol.notification import (
     parse_notification,
 )
 from ..protocol.rooms import Room
+from .access import Access, forbidden, require_scope
+from .auth import MAX_TOKEN_BYTES, Claims, id_of_token
 from .http import (
     Request,
     RequestError,
@@ -35,7 +37,9 @@ from .http import (
     unavailable,
 )
 from .hub import Hub
+from .limits import Limits
 from .openapi import document
+from .revocations import Revocations
 from .stores.base import Publication, Receipt, Store, StoreUnavailableError
 
 MAX_BODY_BYTES = MAX_BATCH_BYTES
@@ -54,9 +58,14 @@ Route = Callable[[Request], Awaitable[Response]]
 class Api:
     """The routes of one room server."""
 
-    def __init__(self, store: Store, hub: Hub) -> None:
+    def __init__(
+        self, store: Store, hub: Hub, access: Access, limits: Limits, revocations: Revocations
+    ) -> None:
         self._store = store
         self._hub = hub
+        self._access = access
+        self._limits = limits
+        self._revocations = revocations
         self._draining = False
         self._closed = False
         self._begun = 0  # publishes that are not answered yet
@@ -114,6 +123,8 @@ class Api:
                 return "GET", self._openapi
             case ("broadcast",):
                 return "POST", self._publishing(self._broadcast_many)
+            case ("revoke",):
+                return "POST", self._publishing(self._revoke)
             case ("rooms", _, "broadcast"):
                 return "POST", self._publishing(self._broadcast_one)
             case ("rooms", _, "subscribe"):
@@ -137,6 +148,9 @@ class Api:
 
     async def _room_health(self, request: Request) -> Response:
         room = room_of(request.segments[1])
+        claims = await self._access.identify(request.credential)
+        if not claims.opens(room):
+            raise forbidden("the token does not open this room")
         connections = self._hub.connections(room)
         return json_response(200, {"status": "ok", "connections": connections, "roomId": room})
 
@@ -154,6 +168,8 @@ class Api:
         room = room_of(request.segments[1])
         if self._closed:
             raise unavailable("the server has stopped")
+        claims = await self._access.identify(request.credential)
+        await self._access.permit(claims, "subscribe", room)
         after = request.query.get("after", "earliest")
         position = (
             self._store.earliest() if after == "earliest" else position_of(after, "or 'earliest'")
@@ -185,7 +201,10 @@ class Api:
 
     async def _broadcast_one(self, request: Request) -> Response:
         room = room_of(request.segments[1])
+        claims = await self._access.identify(request.credential)
+        await self._access.permit(claims, "broadcast", room)
         id, text = self._check(json_body(request))
+        self._limits.check_publish(claims, 1)
         (receipt,) = await self._store.publish([Publication(room, id, text)], self._hub.deliver)
         return json_response(
             200,
@@ -200,6 +219,8 @@ class Api:
         )
 
     async def _broadcast_many(self, request: Request) -> Response:
+        claims = await self._access.identify(request.credential)
+        require_scope(claims, "broadcast")
         body = json_body(request)
         items = body.get("notifications") if isinstance(body, dict) else None
         if not isinstance(items, list) or not items:
@@ -214,7 +235,7 @@ class Api:
             )
         checked = []
         for item in items:
-            checked.append(self._check_item(item))
+            checked.append(await self._check_item(item, claims))
             await asyncio.sleep(0)  # a large batch keeps nobody else waiting
         good = [entry for entry in checked if not isinstance(entry, RequestError)]
         if sum(len(each.text) for entry in good for each in entry) > MAX_SPREAD_BYTES:
@@ -222,8 +243,9 @@ class Api:
                 f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
                 "each of its rooms"
             )
+        publications = [each for entry in good for each in entry]
+        self._limits.check_publish(claims, len(publications))
         try:
-            publications = [each for entry in good for each in entry]
             receipts = iter(await self._store.publish(publications, self._hub.deliver))
             failure = None
         except StoreUnavailableError as error:
@@ -239,7 +261,7 @@ class Api:
         success = all(result["success"] for result in results)
         return json_response(200, {"success": success, "results": results})
 
-    def _check_item(self, item: object) -> list[Publication] | RequestError:
+    async def _check_item(self, item: object, claims: Claims) -> list[Publication] | RequestError:
         """One notification of a batch, once for each of its rooms, or what is wrong with it."""
         try:
             if not isinstance(item, dict):
@@ -247,10 +269,24 @@ class Api:
             if not _has_rooms(item):
                 raise malformed("Invalid notification", "rooms: expected a list of at least one")
             rooms = [room_of(name) for name in dict.fromkeys(map(_room_name, item["rooms"]))]
+            for room in rooms:
+                await self._access.permit(claims, "broadcast", room)
             id, text = self._check({k: v for k, v in item.items() if k != "rooms"})
         except RequestError as error:
             return error
         return [Publication(room, id, text) for room in rooms]
+
+    async def _revoke(self, request: Request) -> Response:
+        claims = await self._access.identify(request.credential)
+        require_scope(claims, "admin")
+        match json_body(request):
+            case {"user": str(name)} if 0 < len(name) <= 512:
+                closed = await self._revocations.revoke("user", name)
+            case {"token": str(name)} if 0 < len(name) <= MAX_TOKEN_BYTES:
+                closed = await self._revocations.revoke("token", id_of_token(name))
+            case _:
+                raise malformed("Nothing to revoke", 'expected {"user": id} or {"token": …}')
+        return json_response(200, {"success": True, "closed": closed})
 
     def refuse_while_draining(self) -> None:
         """

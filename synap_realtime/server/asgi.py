@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Iterator
-from urllib.parse import parse_qs, urlsplit
+from collections.abc import AsyncGenerator, Iterable
+from urllib.parse import parse_qs
 
-from ..protocol.control import CloseCode
+from ..protocol.control import BEARER_SUBPROTOCOL, CloseCode
 from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room
+from .access import Access, Caller, May, load_rule
 from .api import MAX_BODY_BYTES, Api
+from .auth import Authenticator, KeyRing
 from .connections import (
     CLOSE_TIMEOUT_S,
     EVENT_STREAM_HEADERS,
@@ -23,6 +25,7 @@ from .connections import (
     Receive,
     Scope,
     Send,
+    close_at_once,
     run_event_stream,
     run_websocket,
     speaks_control,
@@ -37,13 +40,17 @@ from .http import (
     room_of,
     split_path,
     too_large,
+    unavailable,
 )
 from .hub import Hub
-from .settings import ServerSettings, is_loopback, load_settings
+from .limits import Limits, TooManyForUserError, too_many
+from .revocations import Revocations
+from .sessions import Sessions
+from .settings import ServerSettings, load_settings
 from .signals import drained_first
 from .stores import open_store
-from .stores.base import Store
-from .subscription import LOST, Subscription
+from .stores.base import Store, StoreUnavailableError
+from .subscription import LOST
 
 _DRAIN_BATCH = 100  # fewer are let go at once
 _MAX_SPREAD_MS = 10_000  # over which clients are asked to come back
@@ -58,18 +65,34 @@ _PREFLIGHT = [
 class RoomServer:
     """The ASGI app. One instance is one node, with its own store and its own listeners."""
 
-    def __init__(self, settings: ServerSettings, store: Store) -> None:
+    def __init__(
+        self, settings: ServerSettings, store: Store, authenticator: Authenticator, may: May | None
+    ) -> None:
+        hub = Hub()
+        limits = Limits(settings)
+        revocations = Revocations(store, hub)
         self._settings = settings
         self._store = store
-        self._hub = Hub()
-        self._api = Api(store, self._hub)
-        self._subscriptions: set[Subscription] = set()
-        self._left = asyncio.Event()
+        self._authenticator = authenticator
+        self._access = Access(
+            authenticator, revocations, allowed_origins=settings.allowed_origins, may=may
+        )
+        self._sessions = Sessions(store, hub, self._access, revocations, limits)
+        self._api = Api(store, hub, self._access, limits, revocations)
+
+    @property
+    def settings(self) -> ServerSettings:
+        return self._settings
 
     @property
     def promise(self) -> str:
         """Which store it runs on, and what that means for a crash."""
         return self._store.promise
+
+    @property
+    def has_keys(self) -> bool:
+        """Without, it answers this machine only."""
+        return self._access.has_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with contextlib.suppress(DisconnectedError):
@@ -90,7 +113,7 @@ class RoomServer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_s):
                 await self._api.drain()
-        going = list(self._subscriptions)
+        going = self._sessions.subscriptions()
         spread_ms = min(_MAX_SPREAD_MS, 10 * len(going))
         size = max(_DRAIN_BATCH, len(going) // 20)
         batches = [going[start : start + size] for start in range(0, len(going), size)]
@@ -102,14 +125,15 @@ class RoomServer:
                 await asyncio.sleep(pause_s)
             for subscription in batch:
                 subscription.let_go(100 + secrets.randbelow(spread_ms))
-        await self._wait_until_left(end)
-        for subscription in tuple(self._subscriptions):
+        await self._sessions.wait_until_left(end)
+        for subscription in self._sessions.subscriptions():
             subscription.close(CloseCode.DRAINING)
-        await self._wait_until_left(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
+        await self._sessions.wait_until_left(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
 
     async def close(self) -> None:
         """Drain, then let go of the store."""
         await self.drain()
+        await self._authenticator.close()
         await self._api.close()
 
     @contextlib.asynccontextmanager
@@ -127,13 +151,6 @@ class RoomServer:
         finally:
             await self.close()
 
-    async def _wait_until_left(self, end: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(end):
-                while self._subscriptions:
-                    self._left.clear()
-                    await self._left.wait()
-
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -145,12 +162,13 @@ class RoomServer:
         headers = _headers(scope)
         cors: list[tuple[bytes, bytes]] = []
         try:
-            self._admit(scope, headers)
+            self._access.admit(_caller(scope, headers))
             cors = _cors(headers)
             segments = _segments(scope)
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 await _respond(send, Response(204, b""), [*cors, *_PREFLIGHT])
                 return
+            query = _query(scope)
             match scope["method"], segments:
                 case "GET" | "HEAD", ("rooms", segment, "events"):
                     await self._events(segment, headers, cors, scope, receive, send)
@@ -161,49 +179,29 @@ class RoomServer:
                 Request(
                     method=scope["method"],
                     segments=segments,
-                    query=_query(scope),
+                    query=query,
                     content_type=headers.get("content-type"),
                     body=await _read_body(headers, receive),
+                    credential=_credential(headers, query, ()),
                 )
             )
         except RequestError as error:
             response = error.response
+        except StoreUnavailableError as error:
+            response = unavailable(str(error)).response
         except DisconnectedError:
             return
         await _respond(send, response, cors)
 
-    def _admit(self, scope: Scope, headers: dict[str, str]) -> None:
-        """Without keys, this server is for this machine only.
-
-        Raises:
-            RequestError: 403 for a peer elsewhere, or a page of another origin.
-        """
-        client = scope.get("client")
-        if client is not None and not is_loopback(client[0]):
-            raise RequestError(
-                403,
-                "forbidden",
-                "This server has no keys",
-                "it answers loopback addresses only, until it has keys",
-            )
-        origin = headers.get("origin")
-        if origin is None or origin in self._settings.allowed_origins:
-            return
-        if not _is_loopback_origin(origin):
-            raise RequestError(
-                403,
-                "forbidden",
-                "Origin not allowed",
-                "add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)",
-            )
-
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
+        headers = _headers(scope)
         try:
-            self._admit(scope, _headers(scope))
+            self._access.admit(_caller(scope, headers))
             match _segments(scope):
                 case ("rooms", segment, "subscribe"):
-                    room, after = self._target(segment, _query(scope))
+                    query = _query(scope)
+                    room, after = _target(segment, query)
                     self._api.refuse_while_draining()
                 case _:
                     raise RequestError(
@@ -212,9 +210,26 @@ class RoomServer:
         except RequestError as error:
             await _deny(scope, send, error.response)
             return
-        with self._subscribed(room, acknowledges=speaks_control(scope)) as subscription:
-            silence_s = self._settings.silence_s
-            await run_websocket(subscription, after, silence_s, scope, receive, send)
+        try:
+            credential = _credential(headers, query, scope.get("subprotocols", ()))
+            claims = await self._access.identify(credential)
+            await self._access.permit(claims, "subscribe", room)
+        except RequestError as error:
+            await _refuse(scope, send, error, is_browser="origin" in headers)
+            return
+        except StoreUnavailableError as error:
+            await _deny(scope, send, unavailable(str(error)).response)
+            return
+        try:
+            with self._sessions.open(
+                room, claims, _address(scope), acknowledges=speaks_control(scope)
+            ) as subscription:
+                silence_s = self._settings.silence_s
+                await run_websocket(subscription, after, silence_s, scope, receive, send)
+        except RequestError as error:
+            await _deny(scope, send, error.response)
+        except TooManyForUserError:
+            await close_at_once(scope, send, CloseCode.TOO_MANY_CONNECTIONS)
 
     async def _events(
         self,
@@ -233,7 +248,7 @@ class RoomServer:
         if last := headers.get("last-event-id"):
             # A browser cannot choose what it sends here, so junk is a lost position, not a 400.
             query["after"] = last if is_cursor(last) else "earliest"
-        room, after = self._target(segment, query)
+        room, after = _target(segment, query)
         if last and not is_cursor(last):
             after = LOST
         stream_headers = [*EVENT_STREAM_HEADERS, *cors]
@@ -244,30 +259,39 @@ class RoomServer:
             await send({"type": "http.response.start", "status": 200, "headers": stream_headers})
             await send({"type": "http.response.body", "body": short})
             return
-        with self._subscribed(room, acknowledges=False) as subscription:
-            await run_event_stream(subscription, after, stream_headers, scope, receive, send)
-
-    def _target(self, segment: str, query: dict[str, str]) -> tuple[Room, str | None]:
-        """What a subscriber asks for.
-
-        Raises:
-            RequestError: it cannot have it.
-        """
-        room = room_of(segment)
-        after = query.get("after")
-        if after not in (None, "earliest", "latest"):
-            position_of(after)
-        return room, after
-
-    @contextlib.contextmanager
-    def _subscribed(self, room: Room, *, acknowledges: bool) -> Iterator[Subscription]:
-        subscription = Subscription(self._store, self._hub, room, acknowledges=acknowledges)
-        self._subscriptions.add(subscription)
+        claims = await self._access.identify(_credential(headers, query, ()))
+        await self._access.permit(claims, "subscribe", room)
         try:
-            yield subscription
-        finally:
-            self._subscriptions.discard(subscription)
-            self._left.set()
+            with self._sessions.open(
+                room, claims, _address(scope), acknowledges=False
+            ) as subscription:
+                await run_event_stream(subscription, after, stream_headers, scope, receive, send)
+        except TooManyForUserError as error:
+            raise too_many(f"at most {error.limit} connections for a user", 10) from None
+
+
+def _target(segment: str, query: dict[str, str]) -> tuple[Room, str | None]:
+    """What a subscriber asks for.
+
+    Raises:
+        RequestError: it cannot have it.
+    """
+    room = room_of(segment)
+    after = query.get("after")
+    if after not in (None, "earliest", "latest"):
+        position_of(after)
+    return room, after
+
+
+async def _refuse(scope: Scope, send: Send, error: RequestError, *, is_browser: bool) -> None:
+    """Refuse a credential. A page cannot read the answer to a handshake, but it can read a close
+    code, which says whether to come back."""
+    codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
+    code = codes.get(error.response.status)
+    if is_browser and code is not None:
+        await close_at_once(scope, send, code)
+    else:
+        await _deny(scope, send, error.response)
 
 
 async def _deny(scope: Scope, send: Send, response: Response) -> None:
@@ -327,6 +351,33 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
 
 
+def _address(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return str(client[0]) if client else None
+
+
+def _caller(scope: Scope, headers: dict[str, str]) -> Caller:
+    return Caller(
+        address=_address(scope),
+        host=headers.get("host"),
+        origin=headers.get("origin"),
+        forwarded_for=headers.get("x-forwarded-for"),
+    )
+
+
+def _credential(
+    headers: dict[str, str], query: dict[str, str], subprotocols: Iterable[str]
+) -> str | None:
+    """A key or a token: from ``Authorization``, else the subprotocol, else the query."""
+    scheme, _, value = headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() == "bearer" and value.strip():
+        return value.strip()
+    for name in subprotocols:
+        if name.startswith(BEARER_SUBPROTOCOL):
+            return name.removeprefix(BEARER_SUBPROTOCOL)
+    return query.get("token")
+
+
 def _query(scope: Scope) -> dict[str, str]:
     """The parameters; of a repeated one the last, and an empty one is none."""
     parameters = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=None)
@@ -354,15 +405,9 @@ def _segments(scope: Scope) -> tuple[str, ...]:
     return segments
 
 
-def _is_loopback_origin(origin: str) -> bool:
-    try:
-        host = urlsplit(origin).hostname
-    except ValueError:
-        return False
-    return host is not None and is_loopback(host)
-
-
-def create_app(settings: ServerSettings | None = None, store: Store | None = None) -> RoomServer:
+def create_app(
+    settings: ServerSettings | None = None, store: Store | None = None, *, may: May | None = None
+) -> RoomServer:
     """The room server as an ASGI app.
 
     ::
@@ -384,9 +429,31 @@ def create_app(settings: ServerSettings | None = None, store: Store | None = Non
         settings: default: from ``SYNAP_REALTIME_…`` in the environment.
         store: default: the one that the settings name. A mounted app does not hear that its host
             stops: open :meth:`RoomServer.lifespan` in the lifespan of yours.
+        may: a rule of your own, ``async def may(action, room, claims) -> bool``, asked when ours
+            have said yes; default: the one that the settings name.
 
     Raises:
         ConfigurationError: names the setting that is wrong.
     """
     settings = settings or load_settings()
-    return RoomServer(settings, store or open_store(settings.store, settings.retention()))
+    return RoomServer(
+        settings,
+        store or open_store(settings.store, settings.retention()),
+        _authenticator(settings),
+        may or (None if settings.may is None else load_rule(settings.may)),
+    )
+
+
+def _authenticator(settings: ServerSettings) -> Authenticator:
+    ring = KeyRing(
+        token_secrets=[secret.get_secret_value() for secret in settings.token_secrets],
+        jwks_urls=settings.jwks_urls,
+        api_keys={name: key.get_secret_value() for name, key in settings.api_keys.items()},
+        file=settings.keys,
+    )
+    return Authenticator(
+        ring,
+        issuer=settings.token_issuer,
+        audience=settings.token_audience,
+        leeway_s=settings.token_leeway_s,
+    )

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
-from ..protocol.control import SUBPROTOCOL, CloseCode, ControlFrame
+from ..protocol.control import BEARER_SUBPROTOCOL, SUBPROTOCOL, CloseCode, ControlFrame
 from .stores.base import Entry, StoreUnavailableError
 from .subscription import SEND_TIMEOUT_S, Subscription
 
@@ -74,13 +74,13 @@ async def run_websocket(
     send: Send,
 ) -> None:
     """Accept a WebSocket and serve it until one side ends it."""
-    chosen = SUBPROTOCOL if speaks_control(scope) else None
-    await send({"type": "websocket.accept", "subprotocol": chosen})
+    speaks = speaks_control(scope)
+    await send({"type": "websocket.accept", "subprotocol": _chosen(scope)})
 
     async def write(message: Entry | ControlFrame) -> None:
         if isinstance(message, Entry):
             await send({"type": "websocket.send", "text": message.text})
-        elif chosen is not None:
+        elif speaks:
             await send({"type": "websocket.send", "text": message.encoded()})
 
     async def listen() -> None:
@@ -106,6 +106,14 @@ async def run_websocket(
             await send({"type": "websocket.close", "code": int(code)})
     except (DisconnectedError, OSError, TimeoutError):
         logger.debug("a subscriber went away")
+
+
+async def close_at_once(scope: Scope, send: Send, code: CloseCode) -> None:
+    """Accept a WebSocket to close it with a code: a page cannot read a refusal."""
+    await send({"type": "websocket.accept", "subprotocol": _chosen(scope)})
+    with contextlib.suppress(DisconnectedError, OSError, TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await send({"type": "websocket.close", "code": int(code)})
 
 
 async def run_event_stream(
@@ -175,6 +183,15 @@ async def run_event_stream(
 def speaks_control(scope: Scope) -> bool:
     """Whether the client offered ``synap.v1``."""
     return SUBPROTOCOL in scope.get("subprotocols", ())
+
+
+def _chosen(scope: Scope) -> str | None:
+    """The subprotocol: ours, else the one with the token, because a browser wants one of those that
+    it has offered."""
+    offered = scope.get("subprotocols", ())
+    if SUBPROTOCOL in offered:
+        return SUBPROTOCOL
+    return next((name for name in offered if name.startswith(BEARER_SUBPROTOCOL)), None)
 
 
 async def _follow(

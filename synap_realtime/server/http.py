@@ -21,7 +21,8 @@ class Request:
     """An HTTP request.
 
     ``segments`` is the path, split at ``/`` and then percent-decoded; of a repeated parameter in
-    ``query`` the last counts, and an empty one is none.
+    ``query`` the last counts, and an empty one is none. ``credential`` is a publisher's key or a
+    token.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = None
     body: bytes = b""
+    credential: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

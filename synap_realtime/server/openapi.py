@@ -51,8 +51,8 @@ _DELIVERED = _object(
 
 _CODE = {
     "enum": [
-        "malformed", "forbidden", "not_found", "method_not_allowed", "too_large",
-        "unsupported_media_type", "upgrade_required", "unavailable",
+        "malformed", "unauthorized", "forbidden", "not_found", "method_not_allowed", "too_large",
+        "unsupported_media_type", "upgrade_required", "too_many", "unavailable",
     ],
 }  # fmt: skip
 
@@ -113,6 +113,13 @@ _SCHEMAS: dict[str, Any] = {
         "status", "connections", "roomId",
         status={"const": "ok"}, connections=_COUNT, roomId=_TEXT,
     ),
+    "Revocation": {
+        "anyOf": [
+            _object("user", user={**_TEXT, "minLength": 1, "maxLength": 512}),
+            _object("token", token={**_TEXT, "minLength": 1, "maxLength": 8192}),
+        ]
+    },
+    "Revoked": _object("success", "closed", success={"const": True}, closed=_COUNT),
     "Error": _object("error", "details", "code", error=_TEXT, details=_TEXT, code=_CODE),
 }  # fmt: skip
 
@@ -142,7 +149,9 @@ def _error(status: int) -> dict[str, Any]:
     answer = _answer("See PROTOCOL.md, Errors.", _ref("Error"))
     if status == 426:
         answer["headers"] = {"Upgrade": {"required": True, "schema": {"const": "websocket"}}}
-    if status == 503:
+    if status == 401:
+        answer["headers"] = {"WWW-Authenticate": {"required": True, "schema": _TEXT}}
+    if status in (429, 503):
         seconds = {"type": "integer", "minimum": 1}
         answer["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
     return answer
@@ -190,9 +199,18 @@ def document() -> dict[str, Any]:
                 "post": {
                     **_operation(
                         "broadcastMany", "Many notifications, each to its rooms.",
-                        _ok("BatchReceipt"), 400, 403, 413, 415, 503,
+                        _ok("BatchReceipt"), 400, 401, 403, 413, 415, 429, 503,
                     ),
                     "requestBody": _json_body("Batch"),
+                }
+            },
+            "/revoke": {
+                "post": {
+                    **_operation(
+                        "revoke", "A user's tokens, or one, count no more.",
+                        _ok("Revoked"), 400, 401, 403, 413, 415, 503,
+                    ),
+                    "requestBody": _json_body("Revocation"),
                 }
             },
             "/rooms/{room}/broadcast": {
@@ -200,7 +218,7 @@ def document() -> dict[str, Any]:
                 "post": {
                     **_operation(
                         "broadcast", "One notification to one room.",
-                        _ok("Receipt"), 400, 403, 413, 415, 503,
+                        _ok("Receipt"), 400, 401, 403, 413, 415, 429, 503,
                     ),
                     "requestBody": _json_body("Notification"),
                 },
@@ -211,7 +229,7 @@ def document() -> dict[str, Any]:
                     **_operation(
                         "subscribe", "A WebSocket.",
                         {"101": {"description": "The WebSocket, for a request with an upgrade."}},
-                        400, 403, 426, 503,
+                        400, 401, 403, 426, 429, 503,
                     ),
                     "parameters": [_position("earliest", "latest")],
                 },
@@ -225,7 +243,7 @@ def document() -> dict[str, Any]:
                             "description": "Events.",
                             "content": {"text/event-stream": {"schema": _TEXT}},
                         }},
-                        400, 403,
+                        400, 401, 403, 429, 503,
                     ),
                     "parameters": [
                         _position("earliest", "latest"),
@@ -240,7 +258,8 @@ def document() -> dict[str, Any]:
                 "parameters": [_ROOM],
                 "get": {
                     **_operation(
-                        "history", "The retained log, oldest first.", _ok("History"), 400, 403, 503
+                        "history", "The retained log, oldest first.", _ok("History"),
+                        400, 401, 403, 503,
                     ),
                     "parameters": [
                         _position("earliest"),
@@ -252,9 +271,21 @@ def document() -> dict[str, Any]:
             "/rooms/{room}/health": {
                 "parameters": [_ROOM],
                 "get": _operation(
-                    "roomHealth", "How many connections a room has.", _ok("RoomHealth"), 400, 403
+                    "roomHealth", "How many connections a room has.", _ok("RoomHealth"),
+                    400, 401, 403, 503,
                 ),
             },
         },
-        "components": {"schemas": _SCHEMAS},
+        "components": {
+            "schemas": _SCHEMAS,
+            "securitySchemes": {
+                "credential": {
+                    "type": "http", "scheme": "bearer",
+                    "description": "A publisher's key, or a JWT. See PROTOCOL.md, Who may.",
+                },
+                "query": {"type": "apiKey", "in": "query", "name": "token"},
+            },
+        },
+        # The last: a server without keys wants none, and neither do the routes about its health.
+        "security": [{"credential": []}, {"query": []}, {}],
     }  # fmt: skip

@@ -14,6 +14,7 @@ import uvicorn
 
 from ..errors import ConfigurationError
 from ..protocol.control import MAX_CLIENT_TEXT_BYTES
+from ..tokens import MAKE_A_SECRET
 from .asgi import RoomServer, create_app
 from .protocols import HttpProtocol, WebSocketProtocol
 from .settings import ServerSettings, is_loopback
@@ -69,10 +70,11 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGene
     Raises:
         ConfigurationError: the address cannot be had, or is open to others.
     """
-    if not is_loopback(host):
+    if not is_loopback(host) and not (isinstance(app, RoomServer) and app.has_keys):
         raise ConfigurationError(
-            f"--host {host} would let every machine that reaches this one publish and listen: "
-            "this server has no keys. Use 127.0.0.1, and put a proxy that authenticates in front"
+            f"--host {host} would let every machine that reaches this one publish and listen: this "
+            f"server has no keys. Make some with: {MAKE_A_SECRET} > keys.toml, and give it --keys "
+            "keys.toml; or use 127.0.0.1"
         )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -85,13 +87,16 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGene
             f"could not listen on {host}:{port} ({error.strerror}); "
             "choose another port, or 0 for a free one"
         ) from error
+    trusted = app.settings.trusted_proxies if isinstance(app, RoomServer) else ()
     config = uvicorn.Config(
         app,
         http=HttpProtocol,
         ws=WebSocketProtocol,
         # Room for a clear close code (4540) where a client sends too much; 1009 where far too much.
         ws_max_size=16 * MAX_CLIENT_TEXT_BYTES,
-        proxy_headers=False,  # the peer is who it is; what a header says of it is not asked
+        # The peer is who it is: what a header says of it is believed from the operator's own alone.
+        proxy_headers=bool(trusted),
+        forwarded_allow_ips=",".join(trusted),
         ws_per_message_deflate=False,
         ws_ping_interval=None,  # the contract has its own keepalive, and its own close code
         ws_ping_timeout=None,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -17,6 +19,10 @@ from .stores.base import Retention
 
 # What a browser sends: no path, no user, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?")
+
+_SECRET = ("token_secrets", "api_keys")
+
+_Limit = Annotated[int, Field(ge=0)]
 
 
 class ServerSettings(BaseSettings):
@@ -32,6 +38,19 @@ class ServerSettings(BaseSettings):
         retention_count: notifications that a room keeps.
         retention_s: for how long a room keeps them; ``request_retention_s``: a request's room.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
+        keys: a file with keys (TOML), read anew when it changes; see :class:`auth.keyring.KeyFile`.
+        token_secrets: sign tokens (HS256). In the environment: separated by commas.
+        api_keys: publishers' keys by name. In the environment: ``name=key``, separated by commas.
+        jwks_urls: where an identity provider has its public keys. Separated by commas.
+        token_issuer, token_audience: what a token's ``iss`` and ``aud`` must be.
+        token_leeway_s: by so much may clocks differ.
+        may: ``module:function``, a rule of one's own; see :data:`access.May`.
+        trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
+        max_connections, max_connections_per_user, max_connections_per_address: 0 is no limit, here
+            and below. Loopback addresses have none.
+        connects_per_s: new connections of an address.
+        publishes_per_s: notifications of a key, each once for each room.
+        messages_per_s: what a client says.
     """
 
     model_config = SettingsConfigDict(env_prefix="SYNAP_REALTIME_", frozen=True, extra="forbid")
@@ -47,16 +66,56 @@ class ServerSettings(BaseSettings):
     request_retention_s: Annotated[float, Field(gt=0)] = 3600.0
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
 
-    @pydantic.field_validator("allowed_origins", mode="before")
+    keys: Path | None = None
+    token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    api_keys: Annotated[Mapping[str, SecretStr], NoDecode] = Field(default_factory=dict)
+    jwks_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    token_issuer: str | None = None
+    token_audience: str | None = None
+    token_leeway_s: Annotated[float, Field(ge=0, le=300)] = 10.0
+    may: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+
+    max_connections: _Limit = 20_000
+    max_connections_per_user: _Limit = 50
+    max_connections_per_address: _Limit = 1000
+    connects_per_s: _Limit = 50
+    publishes_per_s: _Limit = 10_000
+    messages_per_s: _Limit = 100
+
+    @pydantic.field_validator(
+        "allowed_origins", "token_secrets", "jwks_urls", "trusted_proxies", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
-        return value
+        return _parts(value) if isinstance(value, str) else value
+
+    @pydantic.field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        """One without a name is named by its place."""
+        if not isinstance(value, str):
+            return value
+        named = {}
+        for number, part in enumerate(_parts(value), 1):
+            name, found, key = part.partition("=")
+            named.update({name: key} if found and key.strip("=") else {f"key-{number}": part})
+        return named
+
+    @pydantic.field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise PydanticCustomError("network", "expected addresses or networks") from None
+        return networks
 
     @pydantic.field_validator("allowed_origins")
     @classmethod
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        origins = tuple(origin.rstrip("/") for origin in origins)
         for origin in origins:
             if not _ORIGIN.fullmatch(origin):
                 raise PydanticCustomError(
@@ -79,10 +138,16 @@ def load_settings(**given: Any) -> ServerSettings:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
+        variable = f"SYNAP_REALTIME_{name.upper()}"
+        if name in _SECRET:  # there is no option, and what was given is not shown
+            raise ConfigurationError(f"{variable}: {first['msg']}") from None
         raise ConfigurationError(
-            f"--{name.replace('_', '-')} (SYNAP_REALTIME_{name.upper()}): {first['msg']}, "
-            f"got {first['input']!r}"
+            f"--{name.replace('_', '-')} ({variable}): {first['msg']}, got {first['input']!r}"
         ) from None
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def is_loopback(host: str) -> bool:

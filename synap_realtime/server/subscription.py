@@ -16,9 +16,11 @@ from ..protocol.control import (
     PING,
     PONG,
     SUBSCRIBED,
+    Ack,
+    Authenticate,
     CloseCode,
     ControlFrame,
-    read_ack,
+    read_action,
 )
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, is_request_room
@@ -31,12 +33,19 @@ MAX_WAITING_BYTES = 1024 * 1024
 SEND_TIMEOUT_S = 20.0
 """A subscriber that takes nothing for so long is too slow, however little waits."""
 
+MAX_WAITING_FRAMES = 1000
+"""More control frames than this unsent, and the subscriber is too slow, too."""
+
 LOST = "lost"
 """A position that no log has: everything that is retained, and ``recovered: false``."""
 
 _PAGE = 16  # entries read at once: at most 4 MiB that a reader who stalls can hold on to
 
 Send = Callable[[Entry | ControlFrame], Awaitable[None]]
+
+
+def ignore_token(_: str) -> None:
+    """Where nobody asks for tokens."""
 
 
 class Subscription:
@@ -47,15 +56,27 @@ class Subscription:
 
     Attributes:
         ignored: texts from the client that meant nothing.
+        on_token: called with a token that the client hands in.
     """
 
-    def __init__(self, store: Store, hub: Hub, room: Room, *, acknowledges: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        room: Room,
+        *,
+        acknowledges: bool = False,
+        takes_message: Callable[[int], bool] = lambda _: True,
+    ) -> None:
         """
         Args:
             acknowledges: the client says itself what it has received (``synap.v1``); otherwise what
                 it was handed counts.
+            takes_message: whether this subscription, by its ``id()``, may say one thing more now.
         """
         self.ignored = 0
+        self.on_token: Callable[[str], None] = ignore_token
+        self._takes_message = takes_message
         self._store = store
         self._hub = hub
         self._room = room
@@ -67,6 +88,7 @@ class Subscription:
         self._live = False
         self._wake = asyncio.Event()
         self._letting_go = False
+        self._frames: deque[ControlFrame] = deque()
         self._farewell: ControlFrame | None = None  # until it is said
         self._closing: CloseCode | None = None
         self._ended = asyncio.Event()
@@ -88,15 +110,25 @@ class Subscription:
     def hear(self, message: str | bytes) -> str | None:
         """Take what the client said; returns the answer, if there is one.
 
-        ``ping``, an acknowledgement, or nothing; binary or over 4 KiB ends the subscription.
+        ``ping``, an action, or nothing; binary, over 4 KiB or too often ends the subscription.
         """
         if isinstance(message, bytes) or len(message.encode()) > MAX_CLIENT_TEXT_BYTES:
             self.close(CloseCode.CONTRACT_BROKEN)
+        elif not self._takes_message(id(self)):
+            self.close(CloseCode.TOO_MANY_MESSAGES)
         elif message == PING:
             return PONG
-        elif not (self._acknowledges and self._acknowledge(message)):
+        elif not (self._acknowledges and self._act(message)):
             self.ignored += 1
         return None
+
+    def say(self, frame: ControlFrame) -> None:
+        """Send a control frame soon, between notifications."""
+        if self._closing is None:
+            self._frames.append(frame)
+            if len(self._frames) > MAX_WAITING_FRAMES:
+                self.close(CloseCode.TOO_SLOW)
+            self._wake.set()
 
     def let_go(self, reconnect_after_ms: int) -> None:
         """Drain: take nothing new, say when to come back, send what is there, then close."""
@@ -113,6 +145,7 @@ class Subscription:
         if self._closing is None:
             self._closing = code
             self._waiting.clear()
+            self._frames.clear()
             self._wake.set()
             self._ended.set()
 
@@ -158,7 +191,7 @@ class Subscription:
     async def _replay(self, position: Cursor, lost: bool, send: Send) -> Cursor:
         replayed = 0
         while self._closing is None:
-            await self._say_farewell(send)
+            await self._say_frames(send)
             newest = self._newest
             head = await self._store.head(self._room)
             page = await self._store.read(self._room, position, _PAGE)
@@ -195,7 +228,7 @@ class Subscription:
 
     async def _follow(self, position: Cursor, send: Send) -> None:
         while not self._ended.is_set():
-            await self._say_farewell(send)
+            await self._say_frames(send)
             while self._waiting:
                 entry = self._waiting.popleft()
                 self._waiting_bytes -= entry.size
@@ -203,11 +236,13 @@ class Subscription:
                     await self._hand_over(entry, send)
             if self._letting_go and self._farewell is None:
                 self.close(CloseCode.DRAINING)
-            elif self._farewell is None and not self._ended.is_set():
+            elif not (self._farewell or self._frames or self._ended.is_set()):
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def _say_farewell(self, send: Send) -> None:
+    async def _say_frames(self, send: Send) -> None:
+        while self._frames:
+            await self._send(self._frames.popleft(), send)
         if self._farewell is not None:
             frame, self._farewell = self._farewell, None
             await self._send(frame, send)
@@ -227,9 +262,18 @@ class Subscription:
             return False
         return True
 
+    def _act(self, text: str) -> bool:
+        match read_action(text):
+            case Ack(cursor):
+                return self._acknowledge(cursor)
+            case Authenticate(token):
+                self.on_token(token)
+                return True
+        return False
+
     def _acknowledge(self, text: str) -> bool:
         try:
-            cursor = parse_cursor(read_ack(text) or "")
+            cursor = parse_cursor(text)
         except InvalidArgumentError:
             return False
         if cursor.epoch != self._store.earliest().epoch or cursor.offset > self._handed:

@@ -231,7 +231,7 @@ HOSTILE: dict[str, tuple[str, tuple[str, ...], bytes]] = {
     "length-and-chunks": (
         "POST /broadcast HTTP/1.1",
         ("Content-Length: 4", "Transfer-Encoding: chunked"),
-        b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ),
     "bad-chunks": ("POST /broadcast HTTP/1.1", ("Transfer-Encoding: chunked",), b"zz\r\n{}\r\n"),
     "huge-chunk": (

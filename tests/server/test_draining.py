@@ -90,7 +90,7 @@ async def test_while_it_drains_it_is_not_ready_and_takes_nothing_new(
     url = "memory://" if store == "memory" else f"sqlite:///{tmp_path}/rooms.db"
     server = create_app(load_settings(store=url))
     transport = httpx.ASGITransport(server)
-    async with httpx.AsyncClient(transport=transport, base_url="http://rooms") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         assert (await client.get("/ready")).status_code == 200
         begun = [
             asyncio.create_task(
@@ -117,5 +117,5 @@ async def test_while_it_drains_it_is_not_ready_and_takes_nothing_new(
         history = (await client.get("/rooms/user_1/history")).json()
         assert sorted(each["id"] for each in history["notifications"]) == sorted(kept)
     await server.close()
-    async with httpx.AsyncClient(transport=transport, base_url="http://rooms") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         assert (await client.get("/rooms/user_1/history")).status_code == 503

@@ -80,7 +80,9 @@ async def test_a_stream_that_does_not_read_is_let_go_and_resumes(rooms: str) -> 
     sleeper.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(sleeper, (where.hostname, where.port))
-    await loop.sock_sendall(sleeper, b"GET /rooms/user_1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+    await loop.sock_sendall(
+        sleeper, b"GET /rooms/user_1/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
         httpx.AsyncClient(base_url=rooms) as client,

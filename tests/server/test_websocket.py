@@ -263,7 +263,7 @@ async def test_it_can_be_mounted_behind_a_proxy_that_takes_the_root_away() -> No
 
 async def test_without_keys_it_answers_this_machine_only() -> None:
     transport = httpx.ASGITransport(create_app(), client=("203.0.113.7", 1234))
-    async with httpx.AsyncClient(transport=transport, base_url="http://rooms") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.get("/health")
     assert response.status_code == 403
     assert "no keys" in response.json()["error"]

@@ -1,0 +1,208 @@
+"""Who may do what: peers, origins, credentials, rooms. See PROTOCOL.md, "Who may"."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from ..errors import ConfigurationError
+from ..protocol.rooms import Room
+from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
+from .http import RequestError, unavailable
+from .revocations import Revocations
+from .settings import is_loopback
+
+logger = logging.getLogger(__name__)
+
+Action = Literal["subscribe", "broadcast", "presence", "admin"]
+"""What is asked for. ``subscribe`` is reading of every kind."""
+
+May = Callable[[str, str, Mapping[str, object]], Awaitable[bool]]
+"""A rule of one's own: ``async def may(action, room, claims) -> bool``.
+
+``claims`` is what the token says; for a publisher's key ``{"key": name}``. It is asked after our
+own rules have said yes, and can only say no.
+"""
+
+MAY_TIMEOUT_S = 2.0
+"""A rule that has not answered by then has said no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a request shows of who sends it.
+
+    Attributes:
+        address: the peer's; None where the server does not know it (a Unix socket).
+        host: the ``Host`` header.
+        origin: the ``Origin`` header: a browser says which page asks.
+        forwarded_for: the ``X-Forwarded-For`` header.
+    """
+
+    address: str | None = None
+    host: str | None = None
+    origin: str | None = None
+    forwarded_for: str | None = None
+
+
+class Access:
+    """The rules of one server."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        revocations: Revocations,
+        *,
+        allowed_origins: tuple[str, ...] = (),
+        may: May | None = None,
+    ) -> None:
+        self._authenticator = authenticator
+        self._revocations = revocations
+        self._allowed_origins = allowed_origins
+        self._may = may
+
+    @property
+    def has_keys(self) -> bool:
+        return self._authenticator.has_keys
+
+    def admit(self, caller: Caller) -> None:
+        """Whether to talk to this caller at all.
+
+        Raises:
+            RequestError: 403 for a page of another origin; without keys, also for everything that
+                does not come from this machine.
+        """
+        if not self.has_keys:
+            self._admit_without_keys(caller)
+        if not self._allows(caller.origin):
+            raise RequestError(
+                403,
+                "forbidden",
+                "Origin not allowed",
+                "add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)",
+            )
+
+    async def identify(self, credential: str | None) -> Claims:
+        """What the credential says; on a server without keys, everyone is :data:`ANYONE`.
+
+        Raises:
+            RequestError: 401, or 503 while the keys of others cannot be had.
+        """
+        if not self.has_keys:
+            return ANYONE
+        if not credential:
+            raise unauthorized("send a token, or a publisher's key, as Authorization: Bearer …")
+        try:
+            claims = await self._authenticator.identify(credential)
+        except InvalidTokenError as error:
+            raise unauthorized(f"the token does not count: {error}", invalid=True) from None
+        except KeysUnavailableError:
+            raise unavailable("the keys that would check the token cannot be had now") from None
+        await self._revocations.load()
+        if self._revocations.covers(claims):
+            raise unauthorized("the token was revoked", invalid=True)
+        return claims
+
+    async def permit(self, claims: Claims, action: Action, room: Room) -> None:
+        """Whether these claims allow it in this room.
+
+        Raises:
+            RequestError: 403.
+        """
+        require_scope(claims, action)
+        if not claims.opens(room):
+            raise forbidden("the token does not open this room")
+        await self._ask(claims, action, room)
+
+    async def _ask(self, claims: Claims, action: Action, room: Room) -> None:
+        if self._may is None:
+            return
+        members = {"key": claims.key} if claims.key is not None else claims.members
+        try:
+            async with asyncio.timeout(MAY_TIMEOUT_S):
+                if await self._may(action, room, members) is True:
+                    return
+        except TimeoutError:
+            logger.error("may(%r, %r, …) took over %g s, so: no", action, room, MAY_TIMEOUT_S)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no yes
+            # Its text may hold anything, so only what it is.
+            kind = type(error).__name__
+            logger.error("may(%r, %r, …) raised %s, so: no", action, room, kind)
+        raise forbidden("the server's own rule says no")
+
+    def _allows(self, origin: str | None) -> bool:
+        if origin is None or origin in self._allowed_origins:
+            return True
+        return not self.has_keys and is_loopback(_host_of(origin))
+
+    def _admit_without_keys(self, caller: Caller) -> None:
+        """Without keys, this server is for this machine only, whoever brings the request here."""
+        peers = [caller.address, *(caller.forwarded_for or "").split(",")]
+        if not all(is_loopback(peer.strip()) for peer in peers if peer and peer.strip()):
+            raise _keyless("it answers loopback addresses only, until it has keys")
+        # A name that a stranger's page has turned to 127.0.0.1 (DNS rebinding).
+        if caller.host is not None and not self._is_known(caller.host):
+            raise _keyless("it answers to names of this machine only, until it has keys")
+
+    def _is_known(self, host: str) -> bool:
+        name = _host_of(f"//{host}")
+        return is_loopback(name) or name in map(_host_of, self._allowed_origins)
+
+
+def require_scope(claims: Claims, scope: Action) -> None:
+    """
+    Raises:
+        RequestError: 403.
+    """
+    if scope not in claims.scopes:
+        raise forbidden(f"the token's scope does not hold {scope!r}")
+
+
+def load_rule(name: str) -> May:
+    """The rule of ``--may``, ``module:function``; the current folder's modules, too.
+
+    Raises:
+        ConfigurationError: there is no such thing.
+    """
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        rule: May = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"--may (SYNAP_REALTIME_MAY): {name}: {error}") from None
+    finally:
+        sys.path.remove("")
+    if not inspect.iscoroutinefunction(rule):
+        raise ConfigurationError(
+            f"--may (SYNAP_REALTIME_MAY): {name}: expected async def may(action, room, claims)"
+        )
+    return rule
+
+
+def unauthorized(details: str, *, invalid: bool = False) -> RequestError:
+    """RFC 6750, section 3."""
+    challenge = 'Bearer error="invalid_token"' if invalid else "Bearer"
+    headers = {"WWW-Authenticate": challenge}
+    return RequestError(401, "unauthorized", "Unauthorized", details, headers)
+
+
+def forbidden(details: str) -> RequestError:
+    return RequestError(403, "forbidden", "Forbidden", details)
+
+
+def _keyless(details: str) -> RequestError:
+    return RequestError(403, "forbidden", "This server has no keys", details)
+
+
+def _host_of(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""

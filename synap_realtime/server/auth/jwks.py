@@ -1,0 +1,162 @@
+"""The public keys of an identity provider: a JWK set (RFC 7517) at an address."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ...errors import ConfigurationError
+from ..settings import is_loopback
+
+if TYPE_CHECKING:
+    import jwt
+
+logger = logging.getLogger(__name__)
+
+FRESH_S = 300.0
+"""Keys older than this are fetched anew, while the old ones still count."""
+
+STALE_S = 3600.0
+"""Keys older than this do not count: one that was withdrawn must not live on."""
+
+PAUSE_S = 10.0
+"""A key that is not there is looked for once in this time, however many ask for it."""
+
+TIMEOUT_S = 5.0
+MAX_BYTES = 1024 * 1024
+MAX_KEYS = 100
+
+ALGORITHMS = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
+"""What a token may be signed with, and the type of key (RFC 7518, section 6.1; RFC 8037)."""
+
+
+class KeysUnavailableError(Exception):
+    """The keys cannot be had now: nobody can say whether the token is good."""
+
+
+class Jwks:
+    """The keys at one address."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._url = url
+        self._clock = clock
+        self._keys: list[jwt.PyJWK] = []
+        self._fetched_at = float("-inf")
+        self._tried_at = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def find(self, algorithm: str, kid: str | None) -> list[jwt.PyJWK]:
+        """The keys that may have signed such a token; empty if there is none.
+
+        Raises:
+            KeysUnavailableError: nobody knows.
+        """
+        if self._age_s() > STALE_S:
+            await self._fetch()
+        elif self._age_s() > FRESH_S and self._may_try():
+            self._begin()
+        found = self._among(algorithm, kid)
+        if not found and self._may_try():
+            await self._fetch()
+            found = self._among(algorithm, kid)
+        if self._age_s() > STALE_S:
+            raise KeysUnavailableError(self._url)
+        return found
+
+    async def close(self) -> None:
+        if self._fetching is not None:
+            self._fetching.cancel()
+
+    def _age_s(self) -> float:
+        return self._clock() - self._fetched_at
+
+    def _may_try(self) -> bool:
+        return self._clock() - self._tried_at >= PAUSE_S
+
+    def _among(self, algorithm: str, kid: str | None) -> list[jwt.PyJWK]:
+        kind = ALGORITHMS[algorithm]
+        return [
+            key
+            for key in self._keys
+            if key.key_type == kind
+            and key.algorithm_name == algorithm
+            and (kid is None or key.key_id == kid)
+        ]
+
+    def _begin(self) -> asyncio.Task[None]:
+        if self._fetching is None or self._fetching.done():
+            self._tried_at = self._clock()
+            self._fetching = asyncio.create_task(self._load())
+        return self._fetching
+
+    async def _fetch(self) -> None:
+        is_under_way = self._fetching is not None and not self._fetching.done()
+        if is_under_way or self._may_try():
+            await asyncio.shield(self._begin())
+
+    async def _load(self) -> None:
+        import httpx
+
+        try:
+            local = is_loopback(urlsplit(self._url).hostname or "")
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=not local) as client,
+                client.stream("GET", self._url, headers={"Accept": "application/json"}) as answer,
+            ):
+                if answer.status_code != 200:
+                    raise ValueError(f"answered {answer.status_code}")
+                content = b""
+                async for chunk in answer.aiter_bytes():
+                    content += chunk
+                    if len(content) > MAX_BYTES:
+                        raise ValueError(f"has more than {MAX_BYTES} bytes")
+            keys = _keys_of(json.loads(content))
+        except (httpx.HTTPError, ValueError, RecursionError, TimeoutError, OSError) as error:
+            logger.error(
+                "the keys at %s could not be had: %s", self._url, str(error) or type(error).__name__
+            )
+        else:
+            self._keys, self._fetched_at = keys, self._clock()
+
+
+def _keys_of(document: Any) -> list[jwt.PyJWK]:
+    """The keys of a JWK set that we can use; others are passed over (RFC 7517, section 5)."""
+    import jwt
+
+    members = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(members, list):
+        raise ValueError("is no JWK set")  # noqa: TRY004 - what came is wrong, not a caller
+    keys = []
+    for member in members[:MAX_KEYS]:
+        if not isinstance(member, dict) or member.get("use", "sig") != "sig":
+            continue
+        if member.get("kty") not in ALGORITHMS.values():
+            continue  # a shared secret has no place in public
+        try:
+            keys.append(jwt.PyJWK(member))
+        except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+            logger.warning("a key of the JWK set cannot be used: kid %r", member.get("kid"))
+    return keys
+
+
+def check_jwks_url(url: str) -> None:
+    """
+    Raises:
+        ConfigurationError: it is no address, or others on the way could change what it holds.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        ok = bool(host) and (
+            parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+        )
+    except ValueError:
+        ok = False
+    if not ok:
+        raise ConfigurationError(f"JWKS address: expected https://…, got {url!r}")

@@ -1,0 +1,226 @@
+"""From a credential to what it says, or to why it does not count."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import ConfigurationError, InvalidArgumentError
+from ...protocol.rooms import parse_pattern
+from ...tokens import SCOPES, parse_device
+from .claims import Claims
+from .jwks import ALGORITHMS, Jwks, KeysUnavailableError
+from .keyring import KeyRing, Keys
+
+MAX_TOKEN_BYTES = 8 * 1024
+MAX_PATTERNS = 1000
+LEEWAY_S = 10.0
+"""Clocks may differ by so much."""
+
+BROADCAST = frozenset({"broadcast"})
+
+
+class InvalidTokenError(Exception):
+    """The credential does not count. The message says why, and nothing of what is in it.
+
+    Attributes:
+        expired: it counted once: a new one will do.
+    """
+
+    def __init__(self, reason: str, *, expired: bool = False) -> None:
+        super().__init__(reason)
+        self.expired = expired
+
+
+class Authenticator:
+    """Knows the keys, and asks for those of others."""
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        issuer: str | None = None,
+        audience: str | None = None,
+        leeway_s: float = LEEWAY_S,
+    ) -> None:
+        """
+        Args:
+            issuer, audience: what a token's ``iss`` and ``aud`` must be. A token with an ``aud``
+                is refused where none is asked for: it was made for somebody else.
+
+        Raises:
+            ConfigurationError: there are keys for tokens, and PyJWT is not installed.
+        """
+        self._ring = keys
+        self._issuer = issuer
+        self._audience = audience
+        self._leeway_s = leeway_s
+        self._jwks: dict[str, Jwks] = {}
+        current = keys.current()
+        if current.token_secrets or current.jwks_urls:
+            try:
+                import jwt  # noqa: F401
+            except ImportError:
+                raise ConfigurationError(
+                    "keys for tokens need: pip install 'synap-realtime[auth]'"
+                ) from None
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self._ring.current())
+
+    async def identify(self, credential: str) -> Claims:
+        """What a publisher's key or a token says.
+
+        Raises:
+            InvalidTokenError: it does not count.
+            KeysUnavailableError: the keys that would say so cannot be had now.
+        """
+        if len(credential) > MAX_TOKEN_BYTES:
+            raise InvalidTokenError(f"it has more than {MAX_TOKEN_BYTES} bytes")
+        keys = self._ring.current()
+        if (name := keys.name_of(credential)) is not None:
+            return Claims(rooms=("*",), scopes=BROADCAST, key=name)
+        if credential.count(".") != 2:
+            raise InvalidTokenError("it is no key of this server, and no JWT")
+        return self._claims_of(await self._verify(credential, keys), credential)
+
+    async def close(self) -> None:
+        for jwks in self._jwks.values():
+            await jwks.close()
+
+    async def _verify(self, token: str, keys: Keys) -> Mapping[str, Any]:
+        import jwt
+
+        try:
+            header = jwt.get_unverified_header(token)
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            raise InvalidTokenError("it is no JWT") from None
+        if "crit" in header:  # RFC 7515, section 4.1.11
+            raise InvalidTokenError("its header has a 'crit' that this server does not know")
+        algorithm = header.get("alg")
+        # The algorithm chooses the kind of key, and no key is ever used for another: a public key
+        # is no shared secret, whatever the header says (RFC 8725, section 3.1).
+        candidates: list[Any]
+        if algorithm == "HS256":
+            candidates = list(keys.token_secrets)
+        elif algorithm in ALGORITHMS:
+            candidates = await self._public_keys(keys, str(algorithm), header.get("kid"))
+        else:
+            raise InvalidTokenError(f"its algorithm is none of HS256, {', '.join(ALGORITHMS)}")
+        for key in candidates:
+            try:
+                decoded: Mapping[str, Any] = jwt.decode(
+                    token,
+                    key,
+                    algorithms=[str(algorithm)],
+                    issuer=self._issuer,
+                    audience=self._audience,
+                    leeway=self._leeway_s,
+                    options={"require": ["exp"], "verify_sub": False, "verify_jti": False},
+                )
+            except jwt.InvalidSignatureError:
+                continue
+            except jwt.ExpiredSignatureError:
+                raise InvalidTokenError("it has expired", expired=True) from None
+            except jwt.PyJWTError as error:
+                raise InvalidTokenError(_REASONS.get(type(error).__name__, "it is wrong")) from None
+            except (ValueError, TypeError, OverflowError, RecursionError):
+                raise InvalidTokenError("its claims have wrong types") from None
+            return decoded
+        raise InvalidTokenError("no key of this server has signed it")
+
+    async def _public_keys(self, keys: Keys, algorithm: str, kid: object) -> list[Any]:
+        if kid is not None and not isinstance(kid, str):
+            raise InvalidTokenError("its 'kid' is no text")
+        found: list[Any] = []
+        unavailable: KeysUnavailableError | None = None
+        for url in keys.jwks_urls:
+            jwks = self._jwks.setdefault(url, Jwks(url))
+            try:
+                found += await jwks.find(algorithm, kid)
+            except KeysUnavailableError as error:
+                unavailable = error
+        if not found and unavailable is not None:
+            raise unavailable
+        return found
+
+    def _claims_of(self, members: Mapping[str, Any], token: str) -> Claims:
+        try:
+            return Claims(
+                user=_optional_text(members, "sub"),
+                rooms=_patterns(members.get("rooms")),
+                scopes=_scopes(members.get("scope")),
+                device=None if members.get("device") is None else parse_device(members["device"]),
+                token_id=_optional_text(members, "jti") or _hash(token),
+                issued_at=_moment(members, "iat"),
+                expires_at=_moment(members, "exp"),
+                members=members,
+            )
+        except InvalidArgumentError as error:
+            raise InvalidTokenError(f"its claim {error.field!r} is wrong") from None
+
+
+def id_of_token(text: str) -> str:
+    """What a token is known by, from its ``jti`` or from the token itself; not checked."""
+    if text.count(".") != 2:
+        return text
+    import jwt
+
+    try:
+        members = jwt.decode(text, options={"verify_signature": False})
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        return text
+    id = members.get("jti")
+    return id if isinstance(id, str) and id else _hash(text)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+
+
+_REASONS = {
+    "MissingRequiredClaimError": "it has no 'exp': tokens must end, or a claim that is asked for "
+    "is missing",
+    "ImmatureSignatureError": "it is not good yet: its 'nbf' or 'iat' is in the future",
+    "InvalidIssuerError": "its issuer is not the one that this server asks for",
+    "InvalidAudienceError": "it was made for another audience",
+    "DecodeError": "it is no JWT",
+    "InvalidAlgorithmError": "its algorithm is not that of its key",
+}
+
+
+def _optional_text(members: Mapping[str, Any], name: str) -> str | None:
+    value = members.get(name)
+    if value is not None and (not isinstance(value, str) or not 0 < len(value) <= 512):
+        raise InvalidArgumentError(name, "expected a text")
+    return value
+
+
+def _moment(members: Mapping[str, Any], name: str) -> float | None:
+    value = members.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidArgumentError(name, "expected seconds since 1970")
+    return min(float(value), 1e11)
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_PATTERNS:
+        raise InvalidArgumentError("rooms", "expected a list")
+    return tuple(parse_pattern(pattern) for pattern in value)
+
+
+def _scopes(value: object) -> frozenset[str]:
+    """RFC 8693, section 4.2: words with spaces between. Those of other servers mean nothing."""
+    if value is None:
+        return frozenset({"subscribe"})
+    words = value.split() if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InvalidArgumentError("scope", "expected words with spaces between")
+    return frozenset(words) & frozenset(SCOPES)

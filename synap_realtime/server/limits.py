@@ -1,0 +1,134 @@
+"""How much one caller may have of the server. See PROTOCOL.md, "Limits".
+
+The rates are counted by throttled-py (GCRA: no windows whose edges let twice as much through), in a
+table of bounded size: however many strangers knock, the longest silent one is forgotten first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from throttled import Throttled, per_sec
+from throttled.store import MemoryStore
+
+from .auth import Claims
+from .http import RequestError
+from .settings import ServerSettings, is_loopback
+
+MAX_CALLERS = 100_000
+"""So many are counted at once, for each rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooManyForUserError(Exception):
+    """A user has as many connections as one may have."""
+
+    limit: int
+
+
+class Limits:
+    """The counts of one node."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._connects = _rate(settings.connects_per_s)
+        self._publishes = _rate(settings.publishes_per_s)
+        self._messages = _rate(settings.messages_per_s)
+        self._connections = 0
+        self._by_user: Counter[str] = Counter()
+        self._by_address: Counter[str] = Counter()
+
+    def check_publish(self, claims: Claims, count: int) -> None:
+        """Count notifications, each once for each of its rooms. Without keys there is no limit.
+
+        Raises:
+            RequestError: 429.
+        """
+        who = f"key {claims.key}" if claims.key is not None else claims.user or claims.token_id
+        if who is not None and (wait_s := self._publishes.wait_s(who, count)):
+            rate = self._settings.publishes_per_s
+            raise too_many(f"at most {rate:g} notifications a second for a key", wait_s)
+
+    def takes_message(self, connection: int) -> bool:
+        """Whether a client may say something more."""
+        return not self._messages.wait_s(str(connection), 1)
+
+    @contextlib.contextmanager
+    def connection(self, claims: Claims, address: str | None) -> Iterator[None]:
+        """Hold a place for a connection.
+
+        Raises:
+            RequestError: 429: too many in all, or of this address.
+            TooManyForUserError: this user's are too many.
+        """
+        settings = self._settings
+        # A loopback peer is a developer or a proxy, and a proxy's connections are everybody's.
+        source = None if address is None or is_loopback(address) else address
+        if source is not None:
+            if wait_s := self._connects.wait_s(source, 1):
+                raise too_many(
+                    f"at most {settings.connects_per_s:g} new connections a second for an address",
+                    wait_s,
+                )
+            if _is_full(self._by_address[source], settings.max_connections_per_address):
+                most = settings.max_connections_per_address
+                raise too_many(f"at most {most} connections for an address", 10)
+        if _is_full(self._connections, settings.max_connections):
+            raise too_many(f"at most {settings.max_connections} connections", 10)
+        user = claims.user
+        if user is not None and _is_full(self._by_user[user], settings.max_connections_per_user):
+            raise TooManyForUserError(settings.max_connections_per_user)
+        self._connections += 1
+        held = [(self._by_user, user), (self._by_address, source)]
+        for counter, name in held:
+            if name is not None:
+                counter[name] += 1
+        try:
+            yield
+        finally:
+            self._connections -= 1
+            for counter, name in held:
+                if name is not None:
+                    counter[name] -= 1
+                    if not counter[name]:
+                        del counter[name]
+
+
+def too_many(details: str, wait_s: float) -> RequestError:
+    headers = {"Retry-After": str(max(1, math.ceil(wait_s)))}
+    return RequestError(429, "too_many", "Too many", details, headers)
+
+
+class _Rate:
+    """So many a second for each caller, and as many at once."""
+
+    def __init__(self, per_s: int) -> None:
+        self._burst = per_s
+        self._throttled = Throttled(
+            using="gcra",
+            quota=per_sec(per_s, burst=per_s),
+            store=MemoryStore(options={"MAX_SIZE": MAX_CALLERS}),
+        )
+
+    def wait_s(self, who: str, cost: int) -> float:
+        """Take so many; 0, or how long to wait because they are too many."""
+        result = self._throttled.limit(who, min(cost, self._burst))
+        return max(float(result.state.retry_after), 0.001) if result.limited else 0.0
+
+
+class _NoRate:
+    def wait_s(self, who: str, cost: int) -> float:  # noqa: ARG002
+        return 0.0
+
+
+def _rate(per_s: int) -> _Rate | _NoRate:
+    return _Rate(per_s) if per_s else _NoRate()
+
+
+def _is_full(count: int, most: int) -> bool:
+    """0 is no limit."""
+    return bool(most) and count >= most

@@ -1,0 +1,168 @@
+"""The connections of this node: whose they are, and until when. See PROTOCOL.md, "Subscribing"."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from ..protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
+from ..protocol.notification import format_timestamp
+from ..protocol.rooms import Room
+from .access import Access
+from .auth import Claims
+from .http import RequestError
+from .hub import Hub
+from .limits import Limits
+from .revocations import Revocation, Revocations
+from .stores.base import Store, StoreUnavailableError
+from .subscription import Subscription, ignore_token
+
+EXPIRING_S = 30.0
+"""So long before its token ends does a client hear of it."""
+
+
+class Session:
+    """One connection: a subscription, and what its token still allows."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        room: Room,
+        claims: Claims,
+        access: Access,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.subscription = subscription
+        self.room = room
+        self.claims = claims
+        self._access = access
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.Task[None] | None = None
+        subscription.on_token = self.renew
+        self._await_expiry()
+
+    def renew(self, token: str) -> None:
+        """Take a new token in place of the old one; a bad one ends the connection."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        self._renewal = asyncio.create_task(self._renew(token))
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self.subscription.on_token = ignore_token  # no circle that waits for the collector
+        self._stop_timer()
+        if self._renewal is not None:
+            self._renewal.cancel()
+
+    async def _renew(self, token: str) -> None:
+        close = self.subscription.close
+        try:
+            claims = await self._access.identify(token)
+            if claims.user != self.claims.user:
+                return close(CloseCode.FORBIDDEN)
+            await self._access.permit(claims, "subscribe", self.room)
+        except RequestError as error:
+            if error.response.status != 503:  # nobody knows: the old one counts to its end
+                close(
+                    CloseCode.FORBIDDEN if error.response.status == 403 else CloseCode.UNAUTHORIZED
+                )
+        except StoreUnavailableError:
+            pass
+        else:
+            self.claims = claims
+            self._await_expiry()
+
+    def _await_expiry(self) -> None:
+        self._stop_timer()
+        if self.claims.expires_at is None:
+            return
+        left_s = self.claims.expires_at - self._clock()
+        self._call_in(left_s - EXPIRING_S, self._say_expiring)
+
+    def _say_expiring(self) -> None:
+        ends_at = self.claims.expires_at or 0.0
+        when = format_timestamp(datetime.fromtimestamp(ends_at, UTC))
+        self.subscription.say(ControlFrame(TOKEN_EXPIRING, {"expiresAt": when}))
+        self._call_in(ends_at - self._clock(), self._expire)
+
+    def _expire(self) -> None:
+        self.subscription.close(CloseCode.TOKEN_EXPIRED)
+
+    def _call_in(self, delay_s: float, call: Callable[[], None]) -> None:
+        # A timer may not be set for years ahead; a day on, it looks again.
+        day_s = 86_400.0
+        if delay_s > day_s:
+            delay_s, call = day_s, self._await_expiry
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), call)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Sessions:
+    """All of them."""
+
+    def __init__(
+        self, store: Store, hub: Hub, access: Access, revocations: Revocations, limits: Limits
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._access = access
+        self._revocations = revocations
+        self._limits = limits
+        self._open: set[Session] = set()
+        self._left = asyncio.Event()
+        revocations.on_revoked = self._close_revoked
+
+    @contextlib.contextmanager
+    def open(
+        self, room: Room, claims: Claims, address: str | None, *, acknowledges: bool
+    ) -> Iterator[Subscription]:
+        """A subscription for a connection that was permitted.
+
+        Raises:
+            RequestError: 429.
+            TooManyForUserError: the user has too many.
+        """
+        with self._limits.connection(claims, address):
+            subscription = Subscription(
+                self._store,
+                self._hub,
+                room,
+                acknowledges=acknowledges,
+                takes_message=self._limits.takes_message,
+            )
+            session = Session(subscription, room, claims, self._access)
+            self._open.add(session)
+            if self._revocations.covers(claims):  # since it was looked at
+                subscription.close(CloseCode.REVOKED)
+            try:
+                yield subscription
+            finally:
+                session.end()
+                self._open.discard(session)
+                self._left.set()
+
+    def subscriptions(self) -> list[Subscription]:
+        return [session.subscription for session in self._open]
+
+    async def wait_until_left(self, end: float) -> None:
+        """Wait until all have gone, at most to a moment of the loop's clock."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                while self._open:
+                    self._left.clear()
+                    await self._left.wait()
+
+    def _close_revoked(self, revocation: Revocation) -> int:
+        revoked = [session for session in self._open if revocation.covers(session.claims)]
+        for session in revoked:
+            session.subscription.close(CloseCode.REVOKED)
+        return len(revoked)

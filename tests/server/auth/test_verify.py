@@ -1,0 +1,215 @@
+"""PROTOCOL.md, "Who may": which tokens count."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from synap_realtime.server.auth import Authenticator, InvalidTokenError, KeyRing, jwks
+from synap_realtime.tokens import mint_token
+
+OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32
+API_KEY = "k" * 43
+
+
+def authenticator(**options: Any) -> Authenticator:
+    ring = KeyRing(token_secrets=[OLD, NEW], api_keys={"jobs": API_KEY})
+    return Authenticator(ring, **options)
+
+
+def sign(claims: dict[str, Any], secret: str = NEW, **header: Any) -> str:
+    return jwt.encode({"exp": time.time() + 60, **claims}, secret, "HS256", headers=header or None)
+
+
+def raw(header: object, claims: object, secret: str = NEW) -> str:
+    """A token of any shape, with a good signature."""
+    parts = [
+        base64.urlsafe_b64encode(json.dumps(x).encode()).rstrip(b"=") for x in (header, claims)
+    ]
+    signature = hmac.digest(secret.encode(), b".".join(parts), hashlib.sha256)
+    return b".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
+
+
+async def refused(token: str, **options: Any) -> InvalidTokenError:
+    with pytest.raises(InvalidTokenError) as caught:
+        await authenticator(**options).identify(token)
+    assert token not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("secret", [OLD, NEW])
+async def test_each_of_several_secrets_counts(secret: str) -> None:
+    token = mint_token("1", rooms=["request_*"], device="phone", secret=secret)
+    claims = await authenticator().identify(token)
+    assert (claims.user, claims.rooms, claims.device) == ("1", ("request_*",), "phone")
+    assert claims.scopes == {"subscribe"}
+    assert claims.expires_at is not None
+    assert 890 < claims.expires_at - time.time() <= 900
+
+
+async def test_a_publishers_key_is_no_user() -> None:
+    claims = await authenticator().identify(API_KEY)
+    assert (claims.key, claims.user) == ("jobs", None)
+    assert claims.scopes == {"broadcast"}
+
+
+@pytest.mark.parametrize("wrong", [API_KEY[:-1], API_KEY + "k", "", "x", "a.b", "é" * 43])
+async def test_another_key_does_not_count(wrong: str) -> None:
+    await refused(wrong or "-")
+
+
+async def test_a_forged_token_does_not_count() -> None:
+    await refused(sign({"sub": "1"}, OTHER))
+    good = sign({"sub": "1"})
+    head, _, signature = good.split(".")
+    body = base64.urlsafe_b64encode(json.dumps({"sub": "2", "exp": 9e9}).encode()).decode()
+    await refused(f"{head}.{body.rstrip('=')}.{signature}")
+    await refused(f"{head}..{signature}")
+
+
+@pytest.mark.parametrize("alg", ["none", "None", "HS384", "HS512", "RS384", "PS256", "", None, 7])
+async def test_another_algorithm_does_not_count(alg: object) -> None:
+    await refused(raw({"alg": alg, "typ": "JWT"}, {"sub": "1", "exp": 9e9}))
+
+
+async def test_an_unsigned_token_does_not_count() -> None:
+    await refused(jwt.encode({"sub": "1", "exp": 9e9}, "", algorithm="none"))
+
+
+async def test_an_unknown_critical_header_does_not_count() -> None:
+    """RFC 7515, section 4.1.11."""
+    await refused(raw({"alg": "HS256", "crit": ["exp"], "exp": 1}, {"exp": 9e9}))
+
+
+async def test_a_token_has_to_end() -> None:
+    error = await refused(raw({"alg": "HS256"}, {"sub": "1"}))
+    assert "exp" in str(error)
+
+
+async def test_an_expired_one_says_so_and_clocks_may_differ_a_little() -> None:
+    assert (await refused(sign({"exp": time.time() - 30}))).expired
+    claims = await authenticator().identify(sign({"exp": time.time() - 5}))
+    assert claims.expires_at is not None
+    assert (await refused(sign({"exp": time.time() - 5}), leeway_s=0)).expired
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": "soon"}, {"exp": True}, {"exp": None}, {"exp": [1]}, {"exp": 1e400}, {"exp": {}},
+        {"sub": 1}, {"sub": ""}, {"sub": ["1"]}, {"sub": "x" * 513},
+        {"rooms": "user_1"}, {"rooms": [1]}, {"rooms": ["*_1"]}, {"rooms": ["user_1\n"]},
+        {"rooms": ["synap_revocations"]}, {"rooms": ["a_b"] * 1001},
+        {"scope": 1}, {"scope": [1]}, {"device": "a b"}, {"device": 1}, {"jti": 7},
+        {"iat": "x"}, {"nbf": time.time() + 3600}, {"iat": time.time() + 3600},
+    ],
+)  # fmt: skip
+async def test_wrong_claims_do_not_count(claims: dict[str, Any]) -> None:
+    await refused(raw({"alg": "HS256"}, {"exp": time.time() + 60, **claims}))
+
+
+@pytest.mark.parametrize("payload", [[], "x", 1, None])
+async def test_a_payload_that_is_no_object_does_not_count(payload: object) -> None:
+    await refused(raw({"alg": "HS256"}, payload))
+
+
+async def test_foreign_scopes_mean_nothing() -> None:
+    claims = await authenticator().identify(sign({"scope": "openid email presence"}))
+    assert claims.scopes == {"presence"}
+
+
+async def test_issuer_and_audience() -> None:
+    token = sign({"iss": "https://id.example", "aud": "realtime"})
+    await refused(token)  # it was made for somebody
+    await refused(token, audience="another")
+    await refused(token, audience="realtime", issuer="https://evil.example")
+    await refused(sign({}), audience="realtime")
+    found = await authenticator(audience="realtime", issuer="https://id.example").identify(token)
+    assert found.members["iss"] == "https://id.example"
+
+
+async def test_far_too_long_a_token_is_not_looked_at() -> None:
+    await refused("a" * 9000)
+
+
+# --- the keys of others
+
+
+def public_jwk(key: Any, kid: str) -> dict[str, Any]:
+    algorithm: dict[type, Any] = {
+        rsa.RSAPrivateKey: jwt.algorithms.RSAAlgorithm,
+        ec.EllipticCurvePrivateKey: jwt.algorithms.ECAlgorithm,
+        ed25519.Ed25519PrivateKey: jwt.algorithms.OKPAlgorithm,
+    }
+    kind = next(kind for kind in algorithm if isinstance(key, kind))
+    document: dict[str, Any] = algorithm[kind].to_jwk(key.public_key(), as_dict=True)
+    document.pop("key_ops", None)
+    return {**document, "kid": kid, "use": "sig"}
+
+
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+ED_KEY = ed25519.Ed25519PrivateKey.generate()
+PRIVATE = {"RS256": RSA_KEY, "ES256": EC_KEY, "EdDSA": ED_KEY}
+DOCUMENT = {"keys": [public_jwk(key, alg) for alg, key in PRIVATE.items()]}
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """An identity provider's answer, without the network; test_jwks.py has a real one."""
+    state: dict[str, Any] = {"document": DOCUMENT, "fetched": 0}
+
+    async def load(self: jwks.Jwks) -> None:
+        state["fetched"] += 1
+        self._keys = jwks._keys_of(state["document"])
+        self._fetched_at = self._clock()
+
+    monkeypatch.setattr(jwks.Jwks, "_load", load)
+    return state
+
+
+def with_provider() -> Authenticator:
+    return Authenticator(KeyRing(token_secrets=[NEW], jwks_urls=["https://id.example/jwks"]))
+
+
+@pytest.mark.parametrize("alg", ["RS256", "ES256", "EdDSA"])
+@pytest.mark.parametrize("kid", [True, False])
+async def test_a_providers_token_counts(provider: dict[str, Any], alg: str, kid: bool) -> None:
+    headers = {"kid": alg} if kid else None
+    token = jwt.encode({"sub": "1", "exp": 9e9}, PRIVATE[alg], alg, headers=headers)  # type: ignore[arg-type]
+    assert (await with_provider().identify(token)).user == "1"
+
+
+async def test_a_public_key_is_no_shared_secret(provider: dict[str, Any]) -> None:
+    """RFC 8725, section 2.1: `alg` confusion."""
+    from cryptography.hazmat.primitives import serialization as s
+
+    pem = RSA_KEY.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+    for secret in (pem.decode(), json.dumps(DOCUMENT["keys"][0]), DOCUMENT["keys"][0]["n"]):
+        token = raw({"alg": "HS256", "kid": "RS256"}, {"sub": "1", "exp": 9e9}, secret)
+        with pytest.raises(InvalidTokenError):
+            await with_provider().identify(token)
+
+
+async def test_a_shared_secret_in_public_is_not_used(provider: dict[str, Any]) -> None:
+    k = base64.urlsafe_b64encode(OTHER.encode()).decode().rstrip("=")
+    provider["document"] = {"keys": [{"kty": "oct", "k": k, "kid": "a"}, "junk", {"kty": "RSA"}]}
+    with pytest.raises(InvalidTokenError):
+        await with_provider().identify(sign({"sub": "1"}, OTHER, kid="a"))
+
+
+async def test_unknown_key_ids_do_not_flood_the_provider(provider: dict[str, Any]) -> None:
+    subject = with_provider()
+    for number in range(20):
+        token = jwt.encode({"exp": 9e9}, RSA_KEY, "RS256", headers={"kid": f"k{number}"})
+        with pytest.raises(InvalidTokenError):
+            await subject.identify(token)
+    assert provider["fetched"] == 1

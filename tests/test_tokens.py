@@ -1,0 +1,120 @@
+"""Minting and explaining tokens, in Python and at a terminal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from synap_realtime import ConfigurationError, InvalidArgumentError, mint_token
+from synap_realtime.server.auth import KeyRing
+
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+SECRET = "s" * 32
+
+
+def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if "REALTIME" not in name}
+    return subprocess.run(
+        [COMMAND, *arguments], env={**clean, **environment}, input=stdin,
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+
+
+def test_a_token_says_who_what_and_until_when() -> None:
+    token = mint_token(
+        "1", rooms=["request_*"], scope="subscribe presence", device="phone", expires_in_s=60,
+        secret=SECRET, issuer="me", audience="rooms",
+    )  # fmt: skip
+    claims = jwt.decode(token, SECRET, ["HS256"], audience="rooms", issuer="me")
+    assert abs(claims.pop("exp") - time.time() - 60) < 5
+    assert abs(claims.pop("iat") - time.time()) < 5
+    assert len(claims.pop("jti")) == 36
+    assert claims == {
+        "sub": "1", "rooms": ["request_*"], "scope": "subscribe presence", "device": "phone",
+        "iss": "me", "aud": "rooms",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"user_id": "a b"}, "user_id"),
+        ({"rooms": ["nonsense!"]}, "rooms"),
+        ({"rooms": ["synap_revocations"]}, "rooms"),
+        ({"scope": "everything"}, "scope"),
+        ({"scope": ""}, "scope"),
+        ({"device": "a b"}, "device"),
+        ({"expires_in_s": 0}, "expires_in_s"),
+        ({"expires_in_s": float("nan")}, "expires_in_s"),
+        ({"expires_in_s": float("inf")}, "expires_in_s"),
+    ],
+)
+def test_a_wrong_argument_is_named(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        mint_token(**options, secret=SECRET)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("secret", [None, "shhh"])
+def test_a_secret_is_needed_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, secret: str | None
+) -> None:
+    monkeypatch.delenv("REALTIME_TOKEN_SECRET", raising=False)
+    with pytest.raises(ConfigurationError, match="at least 32 bytes") as caught:
+        mint_token("1", secret=secret)
+    assert "shhh" not in str(caught.value)
+
+
+def test_the_keys_that_are_made_can_be_used(tmp_path: Path) -> None:
+    made, again = run("keys").stdout, run("keys").stdout
+    assert made != again
+    file = tmp_path / "keys.toml"
+    file.write_text(made)
+    keys = KeyRing(file=file).current()
+    assert (len(keys.token_secrets), list(keys.api_keys)) == (1, ["jobs"])
+    parsed = tomllib.loads(made)
+    assert f"REALTIME_TOKEN_SECRET={parsed['token_secrets'][0]}" in made
+    assert f"REALTIME_API_KEY={parsed['api_keys']['jobs']}" in made
+
+
+def test_a_token_is_minted_and_explained_at_a_terminal() -> None:
+    minted = run("token", "1", "--room", "request_*", REALTIME_TOKEN_SECRET=SECRET)
+    assert (minted.returncode, minted.stderr) == (0, "")
+    token = minted.stdout.strip()
+    explained = run("token", token, REALTIME_TOKEN_SECRET=SECRET)
+    assert explained.returncode == 0
+    assert "sub       1\n" in explained.stdout
+    assert "(in 8" in explained.stdout
+    assert explained.stdout.endswith("good      yes\n")
+    assert run("token", "-", stdin=token, REALTIME_TOKEN_SECRET=SECRET).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("token", "secret", "said"),
+    [
+        (mint_token("1", secret=SECRET), "x" * 32, "Signature verification failed"),
+        (mint_token("1", secret=SECRET), "", "its signature was not checked"),
+        (jwt.encode({"exp": 1}, SECRET), SECRET, "Signature has expired"),
+        (jwt.encode({"sub": "1"}, SECRET), SECRET, 'missing the "exp" claim'),
+        ("a.b.c", SECRET, "it is no JWT"),
+    ],
+)
+def test_what_is_wrong_with_a_token_is_said(token: str, secret: str, said: str) -> None:
+    explained = run("token", token, REALTIME_TOKEN_SECRET=secret)
+    assert explained.returncode == 1
+    assert said in explained.stdout.splitlines()[-1]
+    assert "Traceback" not in explained.stderr
+
+
+def test_a_token_for_nobody_is_not_minted() -> None:
+    done = run("token", REALTIME_TOKEN_SECRET=SECRET)
+    assert done.returncode == 2
+    assert "expected a user" in done.stderr
