@@ -252,6 +252,8 @@ class RoomServer:
         if last and not is_cursor(last):
             after = LOST
         stream_headers = [*EVENT_STREAM_HEADERS, *cors]
+        claims = await self._access.identify(_credential(headers, query, ()))
+        await self._access.permit(claims, "subscribe", room)
         short = b"" if scope["method"] == "HEAD" else None
         if short is None and self._api.draining:  # after a 503 a browser never comes back
             short = f"retry: {RETRY_MS + secrets.randbelow(RETRY_MS)}\n\n".encode()
@@ -259,8 +261,6 @@ class RoomServer:
             await send({"type": "http.response.start", "status": 200, "headers": stream_headers})
             await send({"type": "http.response.body", "body": short})
             return
-        claims = await self._access.identify(_credential(headers, query, ()))
-        await self._access.permit(claims, "subscribe", room)
         try:
             with self._sessions.open(
                 room, claims, _address(scope), acknowledges=False

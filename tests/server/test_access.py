@@ -105,6 +105,12 @@ async def test_without_a_credential_nothing_is_told(url: str, method: str, path:
         assert response.headers["www-authenticate"].startswith("Bearer")
 
 
+async def test_head_tells_nothing_either(url: str) -> None:
+    for path in ("/rooms/user_1/events", "/rooms/user_1/history"):
+        assert (await ask(url, "HEAD", path)).status_code == 401
+        assert (await ask(url, "HEAD", path, token())).status_code == 200
+
+
 async def test_health_is_open(url: str) -> None:
     for path in ("/health", "/ready", "/openapi.json"):
         assert (await ask(url, "GET", path)).status_code == 200
