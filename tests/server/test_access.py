@@ -229,6 +229,7 @@ async def test_a_new_token_keeps_it_open(url: str) -> None:
     [
         (lambda: "nonsense", 4501),
         (lambda: token("2"), 4503),
+        (lambda: token("2", rooms=["user_1"]), 4503),
         (lambda: token(scope="broadcast"), 4503),
     ],
 )
