@@ -35,6 +35,7 @@ from .http import (
     Request,
     RequestError,
     Response,
+    device_of,
     method_not_allowed,
     position_of,
     room_of,
@@ -201,7 +202,7 @@ class RoomServer:
             match _segments(scope):
                 case ("rooms", segment, "subscribe"):
                     query = _query(scope)
-                    room, after = _target(segment, query)
+                    room, after, device = _target(segment, query)
                     self._api.refuse_while_draining()
                 case _:
                     raise RequestError(
@@ -222,7 +223,7 @@ class RoomServer:
             return
         try:
             with self._sessions.open(
-                room, claims, _address(scope), acknowledges=speaks_control(scope)
+                room, claims, _address(scope), device=device, acknowledges=speaks_control(scope)
             ) as subscription:
                 silence_s = self._settings.silence_s
                 await run_websocket(subscription, after, silence_s, scope, receive, send)
@@ -248,7 +249,7 @@ class RoomServer:
         if last := headers.get("last-event-id"):
             # A browser cannot choose what it sends here, so junk is a lost position, not a 400.
             query["after"] = last if is_cursor(last) else "earliest"
-        room, after = _target(segment, query)
+        room, after, device = _target(segment, query)
         if last and not is_cursor(last):
             after = LOST
         stream_headers = [*EVENT_STREAM_HEADERS, *cors]
@@ -263,15 +264,15 @@ class RoomServer:
             return
         try:
             with self._sessions.open(
-                room, claims, _address(scope), acknowledges=False
+                room, claims, _address(scope), device=device, acknowledges=False
             ) as subscription:
                 await run_event_stream(subscription, after, stream_headers, scope, receive, send)
         except TooManyForUserError as error:
             raise too_many(f"at most {error.limit} connections for a user", 10) from None
 
 
-def _target(segment: str, query: dict[str, str]) -> tuple[Room, str | None]:
-    """What a subscriber asks for.
+def _target(segment: str, query: dict[str, str]) -> tuple[Room, str | None, str | None]:
+    """What a subscriber asks for: the room, the position, and as which device.
 
     Raises:
         RequestError: it cannot have it.
@@ -280,7 +281,7 @@ def _target(segment: str, query: dict[str, str]) -> tuple[Room, str | None]:
     after = query.get("after")
     if after not in (None, "earliest", "latest"):
         position_of(after)
-    return room, after
+    return room, after, device_of(query)
 
 
 async def _refuse(scope: Scope, send: Send, error: RequestError, *, is_browser: bool) -> None:

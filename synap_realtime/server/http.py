@@ -12,6 +12,7 @@ import pydantic_core
 from ..errors import InvalidArgumentError
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, parse_room
+from ..tokens import parse_device
 
 RETRY_AFTER_S = 1
 
@@ -120,6 +121,20 @@ def position_of(text: str, words: str = "'earliest' or 'latest'") -> Cursor:
         return parse_cursor(text)
     except InvalidArgumentError as error:
         raise malformed("Invalid position", f"after: expected a cursor, {words}") from error
+
+
+def device_of(query: Mapping[str, str]) -> str | None:
+    """Which of the user's devices asks.
+
+    Raises:
+        RequestError: 400.
+    """
+    if (name := query.get("device")) is None:
+        return None
+    try:
+        return parse_device(name)
+    except InvalidArgumentError as error:
+        raise malformed("Invalid device", f"device: {error.problem}") from error
 
 
 def json_body(request: Request) -> object:

@@ -141,6 +141,13 @@ def _position(*names: str) -> dict[str, Any]:
     return _query("after", "Where to start.", {"anyOf": [_CURSOR, {"enum": [*names, ""]}]})
 
 
+_DEVICE = _query(
+    "device",
+    "Which of the user's devices this is; an empty one is none.",
+    {"type": "string", "pattern": "^[A-Za-z0-9._~:@|=+-]{0,64}$"},
+)
+
+
 def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
@@ -231,7 +238,7 @@ def document() -> dict[str, Any]:
                         {"101": {"description": "The WebSocket, for a request with an upgrade."}},
                         400, 401, 403, 426, 429, 503,
                     ),
-                    "parameters": [_position("earliest", "latest")],
+                    "parameters": [_position("earliest", "latest"), _DEVICE],
                 },
             },
             "/rooms/{room}/events": {
@@ -247,6 +254,7 @@ def document() -> dict[str, Any]:
                     ),
                     "parameters": [
                         _position("earliest", "latest"),
+                        _DEVICE,
                         {
                             "name": "Last-Event-ID", "in": "header", "schema": _TEXT,
                             "description": "Resumes after this cursor; wins over after.",

@@ -123,9 +123,18 @@ class Sessions:
 
     @contextlib.contextmanager
     def open(
-        self, room: Room, claims: Claims, address: str | None, *, acknowledges: bool
+        self,
+        room: Room,
+        claims: Claims,
+        address: str | None,
+        *,
+        device: str | None,
+        acknowledges: bool,
     ) -> Iterator[Subscription]:
         """A subscription for a connection that was permitted.
+
+        Args:
+            device: what the client says that it is; what its token says counts more.
 
         Raises:
             RequestError: 429.
@@ -136,6 +145,7 @@ class Sessions:
                 self._store,
                 self._hub,
                 room,
+                device=claims.device or device,
                 acknowledges=acknowledges,
                 takes_message=self._limits.takes_message,
             )

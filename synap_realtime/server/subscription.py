@@ -65,11 +65,13 @@ class Subscription:
         hub: Hub,
         room: Room,
         *,
+        device: str | None = None,
         acknowledges: bool = False,
         takes_message: Callable[[int], bool] = lambda _: True,
     ) -> None:
         """
         Args:
+            device: which of the user's devices listens: each has its own position.
             acknowledges: the client says itself what it has received (``synap.v1``); otherwise what
                 it was handed counts.
             takes_message: whether this subscription, by its ``id()``, may say one thing more now.
@@ -80,6 +82,8 @@ class Subscription:
         self._store = store
         self._hub = hub
         self._room = room
+        # Every listener to a request's room starts at its beginning: there is nothing to remember.
+        self._device = None if is_request_room(room) else device
         self._acknowledges = acknowledges
         self._waiting: deque[Entry] = deque()
         self._waiting_bytes = 0
@@ -172,6 +176,8 @@ class Subscription:
         self._hub.join(self._room, self)
         try:
             position = await self._start(after)
+            if self._device is not None:
+                self._store.start_device(self._room, self._device, position)
             position = await self._replay(position, after == LOST, send)
             await self._follow(position, send)
         finally:
@@ -186,7 +192,8 @@ class Subscription:
             return parse_cursor(after)
         if is_request_room(self._room):
             return self._store.earliest()
-        return await self._store.received_mark(self._room) or self._store.earliest()
+        mark = await self._store.received_mark(self._room, self._device)
+        return mark or self._store.earliest()
 
     async def _replay(self, position: Cursor, lost: bool, send: Send) -> Cursor:
         replayed = 0
@@ -251,7 +258,7 @@ class Subscription:
         if await self._send(entry, send):
             self._handed = entry.cursor.offset
             if not self._acknowledges:
-                self._store.advance_received_mark(self._room, entry.cursor)
+                self._store.advance_received_mark(self._room, entry.cursor, self._device)
 
     async def _send(self, message: Entry | ControlFrame, send: Send) -> bool:
         try:
@@ -278,5 +285,5 @@ class Subscription:
             return False
         if cursor.epoch != self._store.earliest().epoch or cursor.offset > self._handed:
             return False
-        self._store.advance_received_mark(self._room, cursor)
+        self._store.advance_received_mark(self._room, cursor, self._device)
         return True

@@ -439,3 +439,31 @@ def test_secrets_are_in_nothing_that_the_server_prints(tmp_path: Path) -> None:
     for secret in (SECRET, API_KEY, good, forged, expired):
         for part in secret.split("."):
             assert part not in printed or part == good.split(".")[0]
+
+
+async def test_each_device_has_its_own_position(url: str) -> None:
+    async def take(query: str, made_for: str | None = None) -> list[str]:
+        ids: list[str] = []
+        credential = token(device=made_for)
+        async with listening(url, "user_1", credential, query=query) as listener:
+            while True:
+                frame = json.loads(await asyncio.wait_for(listener.recv(), 5))
+                if frame["type"] == "synap.subscribed":
+                    acknowledgement = {"action": "ack", "cursor": frame["data"]["cursor"]}
+                    await listener.send(json.dumps(acknowledgement))
+                    await listener.send("ping")
+                    while await asyncio.wait_for(listener.recv(), 5) != "pong":
+                        pass
+                    return ids
+                ids.append(frame["id"])
+
+    assert await take("?device=laptop") == []
+    await ask(url, "POST", "/rooms/user_1/broadcast", API_KEY, json=NOTE)
+    assert await take("?device=phone") == ["n1"]
+    assert await take("?device=phone") == []
+    assert await take("?device=tv") == [], "a new one starts where the user has come"
+    assert await take("?device=phone", "laptop") == ["n1"], "what the token says counts"
+    assert await take("?device=laptop") == []
+    answer = await ask(url, "GET", "/rooms/user_1/events?device=a%20b", token())
+    assert answer.status_code == 400
+    assert answer.json()["details"].startswith("device: ")

@@ -87,6 +87,12 @@ class Page:
     recovered: bool
 
 
+MAX_DEVICES = 64
+"""A room knows the marks of so many; the one that has not come for longest is forgotten first."""
+
+DEVICE_AGE_S = 30 * 86_400.0
+"""A device that has not come for so long is a new one."""
+
 Deliver = Callable[[Room, Entry], int]
 """Hands an entry to a room's listeners, without waiting; returns to how many. Never raises."""
 
@@ -137,16 +143,28 @@ class Store(Protocol):
         """
         ...
 
-    async def received_mark(self, room: Room) -> Cursor | None:
-        """How far the room's listeners have come; None if nobody ever received anything.
+    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
+        """How far a device has come; of one that is not known, and without one, how far the room's
+        listeners have; None if nobody ever received anything.
 
         Raises:
             StoreUnavailableError: it cannot be read now.
         """
         ...
 
-    def advance_received_mark(self, room: Room, position: Cursor) -> None:
-        """Move the mark forward, without waiting; a position behind it changes nothing.
+    def start_device(self, room: Room, device: str, position: Cursor) -> None:
+        """Know a device from now on: it has what comes before a position.
+
+        Otherwise one that heard nothing would later start at the room's mark, and miss what another
+        device took. A room knows :data:`MAX_DEVICES`, and each for :data:`DEVICE_AGE_S`.
+        """
+        ...
+
+    def advance_received_mark(
+        self, room: Room, position: Cursor, device: str | None = None
+    ) -> None:
+        """Move the room's mark forward, and the device's, without waiting; a position behind it
+        changes nothing.
 
         It counts at once and is kept a moment later: a crash may forget the last second's.
         """

@@ -13,7 +13,17 @@ from itertools import islice
 
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room, is_request_room
-from .base import Deliver, Entry, Page, Publication, Receipt, Retention, entry_of
+from .base import (
+    DEVICE_AGE_S,
+    MAX_DEVICES,
+    Deliver,
+    Entry,
+    Page,
+    Publication,
+    Receipt,
+    Retention,
+    entry_of,
+)
 
 _SWEEP = 4  # rooms looked at for each publish: more than one can add, so the sweep keeps up
 _IDLE_SWEEP = 500  # and each second, so that memory is let go when nobody publishes
@@ -25,6 +35,8 @@ class _Log:
     ids: OrderedDict[str, tuple[float, Receipt]] = field(default_factory=OrderedDict)
     forgotten: int = 0  # the highest offset that was in this log and is no longer
     mark: int = 0  # 0: nobody ever received anything
+    # When each device last came, and its mark: the one that has not come for longest is first.
+    devices: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
 
 
 class MemoryStore:
@@ -54,8 +66,7 @@ class MemoryStore:
     async def publish(
         self, publications: Sequence[Publication], deliver: Deliver
     ) -> Sequence[Receipt]:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
+        self._start_ticking()
         now = self._clock()
         receipts = []
         for publication in publications:
@@ -67,7 +78,7 @@ class MemoryStore:
 
     def _keep(self, publication: Publication, now: float, deliver: Deliver) -> Receipt:
         room, id = publication.room, publication.id
-        log = self._logs.setdefault(room, _Log(forgotten=self._dropped[is_request_room(room)]))
+        log = self._log(room)
         self._logs.move_to_end(room)
         self._trim(room, log, now)
         if (seen := log.ids.get(id)) is not None:
@@ -96,14 +107,31 @@ class MemoryStore:
         lost = 0 < start < log.forgotten
         return Page(entries, recovered=not foreign and not lost)
 
-    async def received_mark(self, room: Room) -> Cursor | None:
+    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
         log = self._logs.get(room)
-        return Cursor(self._epoch, log.mark) if log is not None and log.mark else None
+        if log is None:
+            return None
+        if device is not None and device in log.devices:
+            return Cursor(self._epoch, log.devices[device][1])
+        return Cursor(self._epoch, log.mark) if log.mark else None
 
-    def advance_received_mark(self, room: Room, position: Cursor) -> None:
+    def start_device(self, room: Room, device: str, position: Cursor) -> None:
+        if position.epoch == self._epoch:
+            self._start_ticking()
+            log = self._log(room)
+            _, mark = log.devices.pop(device, (0.0, 0))
+            log.devices[device] = (self._clock(), max(mark, position.offset))
+            if len(log.devices) > MAX_DEVICES:
+                log.devices.popitem(last=False)
+
+    def advance_received_mark(
+        self, room: Room, position: Cursor, device: str | None = None
+    ) -> None:
         log = self._logs.get(room)
         if log is not None and position.epoch == self._epoch:
             log.mark = max(log.mark, position.offset)
+            if device is not None:
+                self.start_device(room, device, position)
 
     async def check(self) -> None:
         pass  # memory is always there
@@ -113,12 +141,24 @@ class MemoryStore:
             self._timer.cancel()
         self._logs.clear()
 
+    def _log(self, room: Room) -> _Log:
+        log = self._logs.get(room)
+        if log is None:
+            log = self._logs[room] = _Log(forgotten=self._dropped[is_request_room(room)])
+        return log
+
+    def _start_ticking(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
+
     def _trim(self, room: Room, log: _Log, now: float) -> None:
         oldest = now - self._retention.age_s(room)
         while log.entries and log.entries[0][0] <= oldest:
             log.forgotten = log.entries.popleft()[1].cursor.offset
         while log.ids and next(iter(log.ids.values()))[0] <= now - self._retention.dedupe_s:
             log.ids.popitem(last=False)
+        while log.devices and next(iter(log.devices.values()))[0] <= now - DEVICE_AGE_S:
+            log.devices.popitem(last=False)
 
     def _tick(self) -> None:
         self._timer = None
@@ -133,7 +173,7 @@ class MemoryStore:
         for _ in range(min(rooms, len(self._logs))):
             room, log = next(iter(self._logs.items()))
             self._trim(room, log, now)
-            if log.entries or log.ids:
+            if log.entries or log.ids or log.devices:
                 self._logs.move_to_end(room)
             else:
                 kind = is_request_room(room)

@@ -60,7 +60,7 @@ class _Done:
 
     jobs: Sequence[_Job]
     outcome: _Outcome
-    marks: dict[Room, int]
+    marks: dict[tuple[Room, str | None], int]
     counts: dict[int, int]
     stopping: bool
 
@@ -113,7 +113,7 @@ class SqliteStore:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting_bytes = 0
         # Not yet in the file. Changed by the event loop only; the writing thread takes copies.
-        self._marks: dict[Room, int] = {}
+        self._marks: dict[tuple[Room, str | None], int] = {}
         self._counts: dict[int, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._done: deque[_Done] = deque()
@@ -164,15 +164,33 @@ class SqliteStore:
             recovered=rows.recovered and not foreign,
         )
 
-    async def received_mark(self, room: Room) -> Cursor | None:
-        before = self._marks.get(room, 0)  # it may go into the file while we read
+    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
+        if device is not None and (mark := await self._device_mark(room, device)) is not None:
+            return Cursor(self._epoch, mark)
+        before = self._marks.get((room, None), 0)  # it may go into the file while we read
         kept = await self._read(self._reader.mark, room)
-        mark = max(before, kept, self._marks.get(room, 0))
+        mark = max(before, kept, self._marks.get((room, None), 0))
         return Cursor(self._epoch, mark) if mark else None
 
-    def advance_received_mark(self, room: Room, position: Cursor) -> None:
-        if position.epoch == self._epoch and position.offset > self._marks.get(room, 0):
-            self._marks[room] = position.offset
+    async def _device_mark(self, room: Room, device: str) -> int | None:
+        before = self._marks.get((room, device))
+        kept = await self._read(self._reader.device_mark, room, device)
+        found = (before, kept, self._marks.get((room, device)))
+        return max((mark for mark in found if mark is not None), default=None)
+
+    def start_device(self, room: Room, device: str, position: Cursor) -> None:
+        if position.epoch == self._epoch:
+            self._started()
+            self._marks[room, device] = max(position.offset, self._marks.get((room, device), 0))
+
+    def advance_received_mark(
+        self, room: Room, position: Cursor, device: str | None = None
+    ) -> None:
+        if position.epoch != self._epoch:
+            return
+        for mark in {(room, None), (room, device)}:
+            if position.offset > self._marks.get(mark, 0):
+                self._marks[mark] = position.offset
 
     async def close(self) -> None:
         if self._finishing is not None:
@@ -273,9 +291,9 @@ class SqliteStore:
                 self._arrived.clear()
                 await self._arrived.wait()
             done = self._done.popleft()
-            for room, offset in done.marks.items():
-                if self._marks.get(room) == offset:
-                    del self._marks[room]
+            for mark, offset in done.marks.items():
+                if self._marks.get(mark) == offset:
+                    del self._marks[mark]
             for number, job in enumerate(done.jobs):
                 self._waiting_bytes -= job.size
                 if isinstance(done.outcome, StoreUnavailableError):

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from ...errors import ConfigurationError
 from ...protocol.rooms import Room, is_request_room
-from .base import Publication, Retention
+from .base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
 
 _APPLICATION_ID = 0x53594E50  # "SYNP"
 _VERSION = 1
@@ -59,6 +59,17 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO sqlite_sequence (name, seq) VALUES ('entry', 0);
 INSERT INTO meta VALUES
     ('epoch', :epoch), ('dropped_request', 0), ('dropped_other', 0), ('checked', 0);
+"""
+
+_DEVICES = """
+CREATE TABLE IF NOT EXISTS device (
+    room TEXT NOT NULL,
+    name TEXT NOT NULL,
+    mark INTEGER NOT NULL,            -- 0: it is known, and has received nothing
+    seen REAL NOT NULL,               -- Unix time
+    PRIMARY KEY (room, name)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS device_seen ON device (seen)
 """
 
 
@@ -187,6 +198,7 @@ class LogFile:
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if application == _APPLICATION_ID and version == _VERSION:
+            db.executescript(_DEVICES)  # a file of before they were known
             return
         (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if tables:
@@ -204,7 +216,7 @@ class LogFile:
             self.path.chmod(0o600)
         epoch = secrets.token_hex(6)
         db.executescript(
-            f"BEGIN; {_TABLES.replace(':epoch', repr(epoch))}"
+            f"BEGIN; {_TABLES.replace(':epoch', repr(epoch))} {_DEVICES};"
             f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_VERSION}; COMMIT;"
         )
 
@@ -232,7 +244,7 @@ class LogWriter:
     def write(
         self,
         calls: Iterable[Sequence[Publication]],
-        marks: Mapping[Room, int],
+        marks: Mapping[tuple[Room, str | None], int],
         counts: Mapping[int, int],
         sweep: int,
     ) -> list[list[Kept]]:
@@ -240,7 +252,7 @@ class LogWriter:
 
         Args:
             calls: groups of publications; the answer has the same shape.
-            marks: how far rooms were received.
+            marks: how far rooms were received, by a device or, where that is None, by anyone.
             counts: to how many connections the entry at an offset was handed.
             sweep: at most so many old entries, and so many old ids, are deleted.
 
@@ -251,7 +263,10 @@ class LogWriter:
             kept = [[self._keep(publication) for publication in call] for call in calls]
             self._db.executemany(
                 "UPDATE room SET mark = max(mark, ?) WHERE name = ?",
-                [(offset, room) for room, offset in marks.items()],
+                [(offset, room) for (room, device), offset in marks.items() if device is None],
+            )
+            self._keep_devices(
+                [(room, device, offset) for (room, device), offset in marks.items() if device]
             )
             self._db.executemany(
                 "UPDATE seen SET count = ? WHERE offset = ?",
@@ -324,6 +339,19 @@ class LogWriter:
         self._delete_oldest(room, size + 1 - self._retention.count)
         return Kept(offset, duplicate=False, count=0)
 
+    def _keep_devices(self, marks: Sequence[tuple[Room, str, int]]) -> None:
+        now = self._clock()
+        self._db.executemany(
+            "INSERT INTO device (room, name, mark, seen) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET mark = max(mark, excluded.mark), seen = excluded.seen",
+            [(*mark, now) for mark in marks],
+        )
+        self._db.executemany(
+            "DELETE FROM device WHERE room = ?1 AND name NOT IN"
+            " (SELECT name FROM device WHERE room = ?1 ORDER BY seen DESC LIMIT ?2)",
+            [(room, MAX_DEVICES) for room in {room for room, _, _ in marks}],
+        )
+
     def _delete_oldest(self, room: int, surplus: int) -> None:
         """A few at a time: a retention that was lowered between two runs is no stall."""
         if surplus <= 0:
@@ -352,6 +380,11 @@ class LogWriter:
             (now, limit),
         ).fetchall()
         self._db.executemany("DELETE FROM seen WHERE offset = ?", [(i[0],) for i in ids])
+        execute(
+            "DELETE FROM device WHERE (room, name) IN"
+            " (SELECT room, name FROM device WHERE seen <= ? ORDER BY seen LIMIT ?)",
+            (now - DEVICE_AGE_S, limit),
+        )
         for room in {room for _, room in (*entries, *ids)}:
             dropped = execute(
                 "DELETE FROM room WHERE id = ? AND size = 0"
@@ -393,6 +426,18 @@ class LogReader:
             sqlite3.Error: the file cannot be read now.
         """
         return _last_offset(self._db)
+
+    def device_mark(self, room: Room, device: str) -> int | None:
+        """How far a device has come; None if it is not known.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        row = self._db.execute(
+            "SELECT mark FROM device WHERE room = ? AND name = ? AND seen > ?",
+            (room, device, self._clock() - DEVICE_AGE_S),
+        ).fetchone()
+        return int(row[0]) if row is not None else None
 
     def mark(self, room: Room) -> int:
         """How far the room was received; 0 if never.

@@ -252,3 +252,24 @@ async def test_a_cancelled_publish_is_kept_all_the_same(open_store: OpenStore) -
     await publish(store, "n2")
     assert await ids(store, USER) == ["n1", "n2"]
     assert len(listeners.taken) == 1
+
+
+async def test_each_device_has_its_own_mark(open_store: OpenStore) -> None:
+    store = open_store()
+    store.start_device(USER, "phone", store.earliest())
+    note = Publication(USER, "d1", '{"id":"d1"}')
+    ((first,), (second,)) = (
+        await store.publish([note], lambda _room, _entry: 0),
+        await store.publish([Publication(USER, "d2", '{"id":"d2"}')], lambda _room, _entry: 0),
+    )
+    store.advance_received_mark(USER, second.cursor, "tab")
+    store.advance_received_mark(USER, first.cursor, "tab")
+    assert await store.received_mark(USER, "tab") == second.cursor
+    assert await store.received_mark(USER, "phone") == store.earliest(), "it has taken nothing yet"
+    assert await store.received_mark(USER) == second.cursor, "the furthest of all"
+    assert await store.received_mark(USER, "new") == second.cursor, "a new one starts there"
+    store.advance_received_mark(USER, first.cursor, "phone")
+    assert await store.received_mark(USER, "phone") == first.cursor
+    assert await store.received_mark(USER) == second.cursor
+    store.start_device(USER, "tv", Cursor("elsewhere", 10**9))
+    assert await store.received_mark(USER, "tv") == second.cursor, "another log's position is none"
