@@ -32,6 +32,7 @@ MAX_CLIENT_TEXT_BYTES = 4 * 1024
 """The longest text that a client may send."""
 
 SUBSCRIBED = "synap.subscribed"
+PRESENCE = "synap.presence"
 TOKEN_EXPIRING = "synap.token_expiring"  # noqa: S105 - the name of a frame
 CLOSING = "synap.closing"
 

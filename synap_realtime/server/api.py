@@ -39,6 +39,7 @@ from .http import (
 from .hub import Hub
 from .limits import Limits
 from .openapi import document
+from .presence import Presence
 from .revocations import Revocations
 from .stores.base import Publication, Receipt, Store, StoreUnavailableError
 
@@ -59,10 +60,17 @@ class Api:
     """The routes of one room server."""
 
     def __init__(
-        self, store: Store, hub: Hub, access: Access, limits: Limits, revocations: Revocations
+        self,
+        store: Store,
+        hub: Hub,
+        presence: Presence,
+        access: Access,
+        limits: Limits,
+        revocations: Revocations,
     ) -> None:
         self._store = store
         self._hub = hub
+        self._presence = presence
         self._access = access
         self._limits = limits
         self._revocations = revocations
@@ -133,6 +141,8 @@ class Api:
                 return "GET", self._history
             case ("rooms", _, "health"):
                 return "GET", self._room_health
+            case ("rooms", _, "presence"):
+                return "GET", self._room_presence
         raise RequestError(404, "not_found", "Not found", "see PROTOCOL.md, 'HTTP', for the routes")
 
     async def _health(self, _: Request) -> Response:
@@ -153,6 +163,14 @@ class Api:
             raise forbidden("the token does not open this room")
         connections = self._hub.connections(room)
         return json_response(200, {"status": "ok", "connections": connections, "roomId": room})
+
+    async def _room_presence(self, request: Request) -> Response:
+        room = room_of(request.segments[1])
+        claims = await self._access.identify(request.credential)
+        await self._access.permit(claims, "presence", room)
+        connections = self._hub.connections(room)
+        users = self._presence.users(room)
+        return json_response(200, {"room": room, "connections": connections, "users": users})
 
     async def _subscribe_without_upgrade(self, request: Request) -> Response:
         room_of(request.segments[1])

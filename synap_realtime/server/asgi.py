@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from ..protocol.control import BEARER_SUBPROTOCOL, CloseCode
@@ -16,7 +17,7 @@ from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room
 from .access import Access, Caller, May, load_rule
 from .api import MAX_BODY_BYTES, Api
-from .auth import Authenticator, KeyRing
+from .auth import Authenticator, Claims, KeyRing
 from .connections import (
     CLOSE_TIMEOUT_S,
     EVENT_STREAM_HEADERS,
@@ -36,6 +37,7 @@ from .http import (
     RequestError,
     Response,
     device_of,
+    malformed,
     method_not_allowed,
     position_of,
     room_of,
@@ -45,6 +47,7 @@ from .http import (
 )
 from .hub import Hub
 from .limits import Limits, TooManyForUserError, too_many
+from .presence import Presence
 from .revocations import Revocations
 from .sessions import Sessions
 from .settings import ServerSettings, load_settings
@@ -70,6 +73,7 @@ class RoomServer:
         self, settings: ServerSettings, store: Store, authenticator: Authenticator, may: May | None
     ) -> None:
         hub = Hub()
+        self._presence = presence = Presence()
         limits = Limits(settings)
         revocations = Revocations(store, hub)
         self._settings = settings
@@ -78,8 +82,8 @@ class RoomServer:
         self._access = Access(
             authenticator, revocations, allowed_origins=settings.allowed_origins, may=may
         )
-        self._sessions = Sessions(store, hub, self._access, revocations, limits)
-        self._api = Api(store, hub, self._access, limits, revocations)
+        self._sessions = Sessions(store, hub, presence, self._access, revocations, limits)
+        self._api = Api(store, hub, presence, self._access, limits, revocations)
 
     @property
     def settings(self) -> ServerSettings:
@@ -134,6 +138,7 @@ class RoomServer:
     async def close(self) -> None:
         """Drain, then let go of the store."""
         await self.drain()
+        self._presence.close()
         await self._authenticator.close()
         await self._api.close()
 
@@ -202,7 +207,11 @@ class RoomServer:
             match _segments(scope):
                 case ("rooms", segment, "subscribe"):
                     query = _query(scope)
-                    room, after, device = _target(segment, query)
+                    target = _target(segment, query)
+                    if target.watches and not speaks_control(scope):
+                        raise malformed(
+                            "Nothing could be told", "presence: offer the subprotocol synap.v1"
+                        )
                     self._api.refuse_while_draining()
                 case _:
                     raise RequestError(
@@ -214,7 +223,7 @@ class RoomServer:
         try:
             credential = _credential(headers, query, scope.get("subprotocols", ()))
             claims = await self._access.identify(credential)
-            await self._access.permit(claims, "subscribe", room)
+            await self._permit(claims, target)
         except RequestError as error:
             await _refuse(scope, send, error, is_browser="origin" in headers)
             return
@@ -223,10 +232,15 @@ class RoomServer:
             return
         try:
             with self._sessions.open(
-                room, claims, _address(scope), device=device, acknowledges=speaks_control(scope)
+                target.room,
+                claims,
+                _address(scope),
+                device=target.device,
+                acknowledges=speaks_control(scope),
+                watches=target.watches,
             ) as subscription:
                 silence_s = self._settings.silence_s
-                await run_websocket(subscription, after, silence_s, scope, receive, send)
+                await run_websocket(subscription, target.after, silence_s, scope, receive, send)
         except RequestError as error:
             await _deny(scope, send, error.response)
         except TooManyForUserError:
@@ -249,12 +263,11 @@ class RoomServer:
         if last := headers.get("last-event-id"):
             # A browser cannot choose what it sends here, so junk is a lost position, not a 400.
             query["after"] = last if is_cursor(last) else "earliest"
-        room, after, device = _target(segment, query)
-        if last and not is_cursor(last):
-            after = LOST
+        target = _target(segment, query)
+        after = LOST if last and not is_cursor(last) else target.after
         stream_headers = [*EVENT_STREAM_HEADERS, *cors]
         claims = await self._access.identify(_credential(headers, query, ()))
-        await self._access.permit(claims, "subscribe", room)
+        await self._permit(claims, target)
         short = b"" if scope["method"] == "HEAD" else None
         if short is None and self._api.draining:  # after a 503 a browser never comes back
             short = f"retry: {RETRY_MS + secrets.randbelow(RETRY_MS)}\n\n".encode()
@@ -264,16 +277,36 @@ class RoomServer:
             return
         try:
             with self._sessions.open(
-                room, claims, _address(scope), device=device, acknowledges=False
+                target.room,
+                claims,
+                _address(scope),
+                device=target.device,
+                acknowledges=False,
+                watches=target.watches,
             ) as subscription:
                 await run_event_stream(subscription, after, stream_headers, scope, receive, send)
         except TooManyForUserError as error:
             raise too_many(f"at most {error.limit} connections for a user", 10) from None
 
+    async def _permit(self, claims: Claims, target: _Target) -> None:
+        await self._access.permit(claims, "subscribe", target.room)
+        if target.watches:
+            await self._access.permit(claims, "presence", target.room)
 
-def _target(segment: str, query: dict[str, str]) -> tuple[Room, str | None, str | None]:
-    """What a subscriber asks for: the room, the position, and as which device.
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a subscriber asks for: the room, the position, as which device, and whether it wants to
+    hear who comes and goes."""
+
+    room: Room
+    after: str | None
+    device: str | None
+    watches: bool
+
+
+def _target(segment: str, query: dict[str, str]) -> _Target:
+    """
     Raises:
         RequestError: it cannot have it.
     """
@@ -281,7 +314,9 @@ def _target(segment: str, query: dict[str, str]) -> tuple[Room, str | None, str 
     after = query.get("after")
     if after not in (None, "earliest", "latest"):
         position_of(after)
-    return room, after, device_of(query)
+    if (presence := query.get("presence", "0")) not in ("0", "1"):
+        raise malformed("Invalid presence", "presence: expected 0 or 1")
+    return _Target(room, after, device_of(query), watches=presence == "1")
 
 
 async def _refuse(scope: Scope, send: Send, error: RequestError, *, is_browser: bool) -> None:

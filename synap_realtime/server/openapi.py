@@ -113,6 +113,17 @@ _SCHEMAS: dict[str, Any] = {
         "status", "connections", "roomId",
         status={"const": "ok"}, connections=_COUNT, roomId=_TEXT,
     ),
+    "RoomPresence": _object(
+        "room", "connections", "users",
+        room=_TEXT, connections=_COUNT,
+        users={
+            "type": "array",
+            "items": _object(
+                "user", "connections", "devices",
+                user=_TEXT, connections=_COUNT, devices={"type": "array", "items": _TEXT},
+            ),
+        },
+    ),
     "Revocation": {
         "anyOf": [
             _object("user", user={**_TEXT, "minLength": 1, "maxLength": 512}),
@@ -145,6 +156,10 @@ _DEVICE = _query(
     "device",
     "Which of the user's devices this is; an empty one is none.",
     {"type": "string", "pattern": "^[A-Za-z0-9._~:@|=+-]{0,64}$"},
+)
+
+_PRESENCE = _query(
+    "presence", "1: tell who comes and goes; wants the scope presence.", {"enum": ["", "0", "1"]}
 )
 
 
@@ -238,7 +253,7 @@ def document() -> dict[str, Any]:
                         {"101": {"description": "The WebSocket, for a request with an upgrade."}},
                         400, 401, 403, 426, 429, 503,
                     ),
-                    "parameters": [_position("earliest", "latest"), _DEVICE],
+                    "parameters": [_position("earliest", "latest"), _DEVICE, _PRESENCE],
                 },
             },
             "/rooms/{room}/events": {
@@ -255,6 +270,7 @@ def document() -> dict[str, Any]:
                     "parameters": [
                         _position("earliest", "latest"),
                         _DEVICE,
+                        _PRESENCE,
                         {
                             "name": "Last-Event-ID", "in": "header", "schema": _TEXT,
                             "description": "Resumes after this cursor; wins over after.",
@@ -281,6 +297,12 @@ def document() -> dict[str, Any]:
                 "get": _operation(
                     "roomHealth", "How many connections a room has.", _ok("RoomHealth"),
                     400, 401, 403, 503,
+                ),
+            },
+            "/rooms/{room}/presence": {
+                "parameters": [_ROOM],
+                "get": _operation(
+                    "roomPresence", "Who is in a room.", _ok("RoomPresence"), 400, 401, 403, 503,
                 ),
             },
         },

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 
 from ..protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
 from ..protocol.notification import format_timestamp
-from ..protocol.rooms import Room
+from ..protocol.rooms import Room, user_of
 from .access import Access
-from .auth import Claims
+from .auth import ANYONE, Claims
 from .http import RequestError
 from .hub import Hub
 from .limits import Limits
+from .presence import Presence
 from .revocations import Revocation, Revocations
 from .stores.base import Store, StoreUnavailableError
 from .subscription import Subscription, ignore_token
@@ -110,10 +111,17 @@ class Sessions:
     """All of them."""
 
     def __init__(
-        self, store: Store, hub: Hub, access: Access, revocations: Revocations, limits: Limits
+        self,
+        store: Store,
+        hub: Hub,
+        presence: Presence,
+        access: Access,
+        revocations: Revocations,
+        limits: Limits,
     ) -> None:
         self._store = store
         self._hub = hub
+        self._presence = presence
         self._access = access
         self._revocations = revocations
         self._limits = limits
@@ -130,22 +138,28 @@ class Sessions:
         *,
         device: str | None,
         acknowledges: bool,
+        watches: bool,
     ) -> Iterator[Subscription]:
         """A subscription for a connection that was permitted.
 
         Args:
             device: what the client says that it is; what its token says counts more.
+            watches: it wants to hear who comes and goes.
 
         Raises:
             RequestError: 429.
             TooManyForUserError: the user has too many.
         """
-        with self._limits.connection(claims, address):
+        device = claims.device or device
+        # Without keys nobody says who they are: in a user's room it is that user.
+        user = user_of(room) if claims is ANYONE else claims.user
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._limits.connection(claims, address))
             subscription = Subscription(
                 self._store,
                 self._hub,
                 room,
-                device=claims.device or device,
+                device=device,
                 acknowledges=acknowledges,
                 takes_message=self._limits.takes_message,
             )
@@ -153,6 +167,9 @@ class Sessions:
             self._open.add(session)
             if self._revocations.covers(claims):  # since it was looked at
                 subscription.close(CloseCode.REVOKED)
+            held.enter_context(self._presence.present(room, user, device))
+            if watches:
+                held.enter_context(self._presence.watched(room, subscription))
             try:
                 yield subscription
             finally:

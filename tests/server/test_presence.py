@@ -1,0 +1,201 @@
+"""PROTOCOL.md, "Presence"."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import websockets
+
+from synap_realtime.protocol.control import ControlFrame
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server import create_app, presence
+from synap_realtime.server.presence import Presence
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+from tests.server.test_access import ask, bearer, closed_with, frame, listening, serving, token
+
+GRACE_S = 0.2
+ROOM = Room("workspace_7")
+SCOPE = "subscribe presence"
+
+
+@pytest.fixture(autouse=True)
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "GRACE_S", GRACE_S)
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    async with serving() as url:
+        yield url
+
+
+def of(user: str, **options: Any) -> str:
+    return token(user, rooms=("workspace_*",), scope=SCOPE, **options)
+
+
+async def told(ws: websockets.ClientConnection) -> dict[str, Any]:
+    data: dict[str, Any] = (await frame(ws, "synap.presence"))["data"]
+    return data
+
+
+async def users(url: str, room: str = ROOM, credential: str | None = None) -> Any:
+    response = await ask(url, "GET", f"/rooms/{room}/presence", credential or of("ops"))
+    assert response.status_code == 200, response.text
+    return response.json()["users"]
+
+
+async def nobody_is_left(url: str) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            if not await users(url):
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_two_tabs_and_a_phone_are_one_user_on_three_devices(url: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for device in ("tab1", "tab2", "phone"):
+            ws = await stack.enter_async_context(
+                listening(url, ROOM, of("1"), query=f"?device={device}")
+            )
+            await frame(ws, "synap.subscribed")
+        ws = await stack.enter_async_context(listening(url, ROOM, of("2", device="laptop")))
+        await frame(ws, "synap.subscribed")
+        response = await ask(url, "GET", f"/rooms/{ROOM}/presence", of("ops"))
+        assert response.json() == {
+            "room": ROOM,
+            "connections": 4,
+            "users": [
+                {"user": "1", "connections": 3, "devices": ["phone", "tab1", "tab2"]},
+                {"user": "2", "connections": 1, "devices": ["laptop"]},
+            ],
+        }
+    assert all(user["connections"] == 0 for user in await users(url))
+    await nobody_is_left(url)
+
+
+async def test_a_watcher_hears_the_state_then_each_change(url: str) -> None:
+    async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
+        ops = {"user": "ops", "connections": 1, "devices": []}
+        assert await told(watcher) == {"event": "state", "users": [ops]}
+        async with listening(url, ROOM, of("1"), query="?device=a"):
+            first = {"event": "join", "user": "1", "connections": 1, "devices": ["a"]}
+            assert await told(watcher) == first
+            async with listening(url, ROOM, of("1"), query="?device=b"):
+                second = {"event": "update", "user": "1", "connections": 2, "devices": ["a", "b"]}
+                assert await told(watcher) == second
+            third = {"event": "update", "user": "1", "connections": 1, "devices": ["a"]}
+            assert await told(watcher) == third
+        last = {"event": "leave", "user": "1", "connections": 0, "devices": []}
+        assert await told(watcher) == last
+    await nobody_is_left(url)
+
+
+async def test_who_reconnects_has_not_left(url: str) -> None:
+    async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
+        await told(watcher)
+        for _ in range(3):
+            async with listening(url, ROOM, of("1")) as ws:
+                await frame(ws, "synap.subscribed")
+        events = [await told(watcher) for _ in range(2)]
+        assert [event["event"] for event in events] == ["join", "leave"]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2 * GRACE_S):
+                await watcher.recv()
+
+
+async def test_a_second_tab_without_a_name_is_no_event(url: str) -> None:
+    async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
+        await told(watcher)
+        async with listening(url, ROOM, of("1")), listening(url, ROOM, of("1")) as second:
+            await frame(second, "synap.subscribed")
+            assert (await told(watcher))["event"] == "join"
+            assert {"user": "1", "connections": 2, "devices": []} in await users(url)
+            async with listening(url, ROOM, of("2")):
+                assert (await told(watcher))["user"] == "2"
+
+
+async def test_an_event_stream_hears_it_too(url: str) -> None:
+    path = f"{url}/rooms/{ROOM}/events?presence=1"
+    async with (
+        httpx.AsyncClient(headers=bearer(of("ops"))) as client,
+        client.stream("GET", path) as response,
+    ):
+        lines = response.aiter_lines()
+        async for line in lines:
+            if line == "event: synap.presence":
+                break
+        data = json.loads((await anext(lines)).removeprefix("data: "))
+        assert data["event"] == "state"
+
+
+async def test_presence_wants_its_scope_and_the_room(url: str) -> None:
+    for credential in (token("1", rooms=(ROOM,)), token("1", scope=SCOPE)):
+        response = await ask(url, "GET", f"/rooms/{ROOM}/presence", credential)
+        assert response.status_code == 403
+        async with listening(url, ROOM, credential, query="?presence=1") as ws:
+            assert await closed_with(ws) == 4503
+    only = token("1", rooms=(ROOM,), scope="presence")
+    assert (await ask(url, "GET", f"/rooms/{ROOM}/presence", only)).status_code == 200
+    assert (await ask(url, "GET", f"/rooms/{ROOM}/presence")).status_code == 401
+    response = await ask(url, "GET", f"/rooms/{ROOM}/events?presence=1", token("1", rooms=(ROOM,)))
+    assert response.status_code == 403
+    async with listening(url, ROOM, token("1", rooms=(ROOM,)), query="?presence=0") as ws:
+        await frame(ws, "synap.subscribed")
+
+
+async def test_what_could_not_be_told_is_refused(url: str) -> None:
+    for query in ("?presence=yes", "?presence=1"):
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            async with listening(url, ROOM, of("1"), v1=False, query=query):
+                pass
+        assert caught.value.response.status_code == 400
+
+
+async def test_without_keys_a_user_room_is_that_users() -> None:
+    async with running(create_app(load_settings())) as url:
+        address = url.replace("http", "ws")
+        async with (
+            websockets.connect(f"{address}/rooms/user_42/subscribe"),
+            websockets.connect(f"{address}/rooms/workspace_7/subscribe"),
+        ):
+            async with asyncio.timeout(5):
+                while True:
+                    if found := await users(url, "user_42"):
+                        break
+                    await asyncio.sleep(0.01)
+            assert found == [{"user": "42", "connections": 1, "devices": []}]
+            assert await users(url, ROOM) == []
+
+
+async def test_a_watcher_who_is_gone_is_told_nothing_and_nothing_is_kept() -> None:
+    class Ear:
+        def __init__(self) -> None:
+            self.heard: list[ControlFrame] = []
+
+        def say(self, frame: ControlFrame) -> None:
+            self.heard.append(frame)
+
+    there, ear = Presence(grace_s=0), Ear()
+    with there.watched(ROOM, ear):
+        assert len(ear.heard) == 1
+    with there.present(ROOM, "1", None):
+        assert len(ear.heard) == 1
+    await asyncio.sleep(0.01)
+    assert not there._rooms
+    assert not there._leaving
+    with there.watched(ROOM, ear), there.present(ROOM, "1", None):
+        there.close()
+    assert not there._rooms
+
+
+def test_the_grace_is_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert presence.GRACE_S == 5.0
