@@ -67,6 +67,9 @@ def serve(
         float | None,
         typer.Option(help=_setting("SILENCE_S", "Then a silent connection is closed; 75.")),
     ] = None,
+    memory_bytes: Annotated[
+        int | None, typer.Option(help=_setting("MEMORY_BYTES", "Of the memory store; 512 MiB."))
+    ] = None,
     retention_count: Annotated[
         int | None,
         typer.Option(help=_setting("RETENTION_COUNT", "Notifications a room keeps; 1000.")),
@@ -112,6 +115,13 @@ def serve(
     max_connections_per_user: Annotated[
         int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_USER", "50."))
     ] = None,
+    max_connections_per_room: Annotated[
+        int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ROOM", "10000."))
+    ] = None,
+    max_half_open: Annotated[
+        int | None,
+        typer.Option(help=_setting("MAX_HALF_OPEN", "Sockets that wait for a request; 5000.")),
+    ] = None,
     max_connections_per_address: Annotated[
         int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ADDRESS", "1000."))
     ] = None,
@@ -120,6 +130,9 @@ def serve(
     ] = None,
     publishes_per_s: Annotated[
         int | None, typer.Option(help=_setting("PUBLISHES_PER_S", "Notifications of a key; 10000."))
+    ] = None,
+    publish_bytes_per_s: Annotated[
+        int | None, typer.Option(help=_setting("PUBLISH_BYTES_PER_S", "What they weigh; 20 MiB."))
     ] = None,
     messages_per_s: Annotated[
         int | None, typer.Option(help=_setting("MESSAGES_PER_S", "What a client says; 100."))
@@ -141,6 +154,7 @@ def serve(
             store=store,
             drain_s=drain_s,
             silence_s=silence_s,
+            memory_bytes=memory_bytes,
             retention_count=retention_count,
             retention_s=retention_s,
             request_retention_s=request_retention_s,
@@ -154,9 +168,12 @@ def serve(
             trusted_proxies=trusted_proxies,
             max_connections=max_connections,
             max_connections_per_user=max_connections_per_user,
+            max_connections_per_room=max_connections_per_room,
+            max_half_open=max_half_open,
             max_connections_per_address=max_connections_per_address,
             connects_per_s=connects_per_s,
             publishes_per_s=publishes_per_s,
+            publish_bytes_per_s=publish_bytes_per_s,
             messages_per_s=messages_per_s,
         )
     )
@@ -179,7 +196,7 @@ def token(
         list[str] | None, typer.Option("--room", help="Another room; a * at its end: any rest.")
     ] = None,
     scope: Annotated[
-        str, typer.Option(help="Of subscribe, broadcast, presence, admin.")
+        str, typer.Option(help="Of subscribe, broadcast, presence, metrics, admin.")
     ] = "subscribe",
     device: Annotated[str | None, typer.Option(help="Which of the user's devices.")] = None,
     expires_in_s: Annotated[float, typer.Option(help="How long it is good.")] = 900,
@@ -195,8 +212,8 @@ def token(
 
     if user is not None and (user == "-" or user.count(".") == 2):
         raise typer.Exit(explain_token(sys.stdin.read().strip() if user == "-" else user))
-    if user is None and not rooms and scope != "admin":
-        raise typer.BadParameter("expected a user, --room, or --scope admin")
+    if user is None and not rooms and scope not in ("admin", "metrics"):
+        raise typer.BadParameter("expected a user, --room, or --scope admin or metrics")
     print(
         mint_token(
             user,

@@ -272,6 +272,7 @@ token_secrets = ["{token_secret}"]
 
 [api_keys]
 jobs = "{api_key}"
+# prometheus = {{ key = "…", scope = "metrics" }}
 
 # Of your application:
 # REALTIME_TOKEN_SECRET={token_secret}

@@ -12,7 +12,7 @@ from typing import Any
 from .errors import ConfigurationError, InvalidArgumentError
 from .protocol.rooms import parse_pattern, user_room
 
-SCOPES = ("subscribe", "broadcast", "presence", "admin")
+SCOPES = ("subscribe", "broadcast", "presence", "metrics", "admin")
 """What a token may be good for. Without a ``scope``: ``subscribe``."""
 
 TOKEN_S = 900
@@ -45,7 +45,8 @@ def mint_token(
     Args:
         user_id: opens this user's room.
         rooms: opens these as well; a ``*`` at the end of one stands for any rest.
-        scope: some of ``subscribe``, ``broadcast``, ``presence``, ``admin``, with spaces between.
+        scope: some of ``subscribe``, ``broadcast``, ``presence``, ``metrics``, ``admin``, with
+            spaces between.
         device: tells this device from the user's others: it has its own place in the log.
         expires_in_s: how long it is good. Every token ends.
         secret: default ``REALTIME_TOKEN_SECRET``.

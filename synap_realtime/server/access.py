@@ -21,7 +21,7 @@ from .settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
-Action = Literal["subscribe", "broadcast", "presence", "admin"]
+Action = Literal["subscribe", "broadcast", "presence", "metrics", "admin"]
 """What is asked for. ``subscribe`` is reading of every kind."""
 
 May = Callable[[str, str, Mapping[str, object]], Awaitable[bool]]
@@ -156,13 +156,14 @@ class Access:
         return is_loopback(name) or name in map(_host_of, self._allowed_origins)
 
 
-def require_scope(claims: Claims, scope: Action) -> None:
-    """
+def require_scope(claims: Claims, *scopes: Action) -> None:
+    """One of them.
+
     Raises:
         RequestError: 403.
     """
-    if scope not in claims.scopes:
-        raise forbidden(f"the token's scope does not hold {scope!r}")
+    if claims.scopes.isdisjoint(scopes):
+        raise forbidden(f"the token's scope does not hold {scopes[0]!r}")
 
 
 def load_rule(name: str) -> May:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import uuid_utils
@@ -36,8 +39,9 @@ from .http import (
     too_large,
     unavailable,
 )
-from .hub import Hub
+from .hub import Hub, Origin
 from .limits import Limits
+from .metrics import CONTENT_TYPE, Metrics
 from .openapi import document
 from .presence import Presence
 from .revocations import Revocations
@@ -67,6 +71,7 @@ class Api:
         access: Access,
         limits: Limits,
         revocations: Revocations,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._hub = hub
@@ -74,6 +79,7 @@ class Api:
         self._access = access
         self._limits = limits
         self._revocations = revocations
+        self._metrics = metrics
         self._draining = False
         self._closed = False
         self._begun = 0  # publishes that are not answered yet
@@ -86,6 +92,7 @@ class Api:
     async def drain(self) -> None:
         """Take no more publishes, and wait until those that were begun are answered."""
         self._draining = True
+        self._metrics.draining.set(1)
         while self._begun:
             self._idle.clear()
             await self._idle.wait()
@@ -107,19 +114,20 @@ class Api:
         self._closed = True
         await self._store.close()
 
-    def _publishing(self, route: Route) -> Route:
-        """A route that is refused while draining, and that draining waits for."""
+    @contextlib.contextmanager
+    def _publishing(self) -> Generator[None]:
+        """What is refused while draining, and what draining waits for.
 
-        async def counted(request: Request) -> Response:
-            self.refuse_while_draining()
-            self._begun += 1
-            try:
-                return await route(request)
-            finally:
-                self._begun -= 1
-                self._idle.set()
-
-        return counted
+        Raises:
+            RequestError: 503.
+        """
+        self.refuse_while_draining()
+        self._begun += 1
+        try:
+            yield
+        finally:
+            self._begun -= 1
+            self._idle.set()
 
     def _route(self, request: Request) -> tuple[str, Route]:
         match request.segments:
@@ -127,14 +135,16 @@ class Api:
                 return "GET", self._health
             case ("ready",):
                 return "GET", self._ready
+            case ("metrics",):
+                return "GET", self._show_metrics
             case ("openapi.json",):
                 return "GET", self._openapi
             case ("broadcast",):
-                return "POST", self._publishing(self._broadcast_many)
+                return "POST", self._broadcast_many
             case ("revoke",):
-                return "POST", self._publishing(self._revoke)
+                return "POST", self._revoke
             case ("rooms", _, "broadcast"):
-                return "POST", self._publishing(self._broadcast_one)
+                return "POST", self._broadcast_one
             case ("rooms", _, "subscribe"):
                 return "GET", self._subscribe_without_upgrade
             case ("rooms", _, "history"):
@@ -152,6 +162,13 @@ class Api:
         self.refuse_while_draining()
         await self._store.check()
         return json_response(200, {"status": "ready"})
+
+    async def _show_metrics(self, request: Request) -> Response:
+        claims = await self._access.identify(request.credential)
+        require_scope(claims, "metrics", "admin")
+        self._metrics.rooms.set(len(self._hub) - 1)  # revocations have one, and it is nobody's
+        content = self._metrics.text(await self._store.usage())
+        return Response(200, content, content_type=CONTENT_TYPE)
 
     async def _openapi(self, _: Request) -> Response:
         return json_response(200, document())
@@ -218,12 +235,13 @@ class Api:
         return Response(200, content.encode())
 
     async def _broadcast_one(self, request: Request) -> Response:
+        began_at = perf_counter()
+        self.refuse_while_draining()
         room = room_of(request.segments[1])
         claims = await self._access.identify(request.credential)
         await self._access.permit(claims, "broadcast", room)
-        id, text = self._check(json_body(request))
-        self._limits.check_publish(claims, 1)
-        (receipt,) = await self._store.publish([Publication(room, id, text)], self._hub.deliver)
+        id, text = self._check(await json_body(request))
+        (receipt,) = await self._publish(claims, [Publication(room, id, text)], began_at)
         return json_response(
             200,
             {
@@ -236,10 +254,40 @@ class Api:
             },
         )
 
+    async def _publish(
+        self, claims: Claims, publications: Sequence[Publication], began_at: float
+    ) -> Sequence[Receipt]:
+        """
+        Raises:
+            RequestError: 429, or 503 while draining.
+            StoreUnavailableError: nothing was kept.
+        """
+        count, size = len(publications), sum(len(each.text) for each in publications)
+        try:
+            with self._publishing():
+                self._limits.check_publish(claims, count, size)
+                deliver = partial(self._hub.deliver, origin=Origin(began_at))
+                receipts = await self._store.publish(publications, deliver)
+        except RequestError as error:
+            self._metrics.published(
+                "unavailable" if error.response.status == 503 else "refused", count
+            )
+            raise
+        except StoreUnavailableError:
+            self._metrics.published("unavailable", count)
+            raise
+        duplicates = sum(receipt.duplicate for receipt in receipts)
+        self._metrics.published("duplicate", duplicates)
+        self._metrics.published("accepted", count - duplicates)
+        self._metrics.publish_bytes.inc(size)
+        return receipts
+
     async def _broadcast_many(self, request: Request) -> Response:
+        began_at = perf_counter()
+        self.refuse_while_draining()
         claims = await self._access.identify(request.credential)
         require_scope(claims, "broadcast")
-        body = json_body(request)
+        body = await json_body(request)
         items = body.get("notifications") if isinstance(body, dict) else None
         if not isinstance(items, list) or not items:
             raise malformed("Invalid batch", "notifications: expected a list of at least one")
@@ -261,10 +309,10 @@ class Api:
                 f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
                 "each of its rooms"
             )
+        self._metrics.published("refused", len(items) - len(good))
         publications = [each for entry in good for each in entry]
-        self._limits.check_publish(claims, len(publications))
         try:
-            receipts = iter(await self._store.publish(publications, self._hub.deliver))
+            receipts = iter(await self._publish(claims, publications, began_at))
             failure = None
         except StoreUnavailableError as error:
             failure = unavailable(str(error))
@@ -295,15 +343,18 @@ class Api:
         return [Publication(room, id, text) for room in rooms]
 
     async def _revoke(self, request: Request) -> Response:
+        self.refuse_while_draining()
         claims = await self._access.identify(request.credential)
         require_scope(claims, "admin")
-        match json_body(request):
-            case {"user": str(name)} if 0 < len(name) <= 512:
-                closed = await self._revocations.revoke("user", name)
-            case {"token": str(name)} if 0 < len(name) <= MAX_TOKEN_BYTES:
-                closed = await self._revocations.revoke("token", id_of_token(name))
-            case _:
-                raise malformed("Nothing to revoke", 'expected {"user": id} or {"token": …}')
+        body = await json_body(request)
+        with self._publishing():
+            match body:
+                case {"user": str(name)} if 0 < len(name) <= 512:
+                    closed = await self._revocations.revoke("user", name)
+                case {"token": str(name)} if 0 < len(name) <= MAX_TOKEN_BYTES:
+                    closed = await self._revocations.revoke("token", id_of_token(name))
+                case _:
+                    raise malformed("Nothing to revoke", 'expected {"user": id} or {"token": …}')
         return json_response(200, {"success": True, "closed": closed})
 
     def refuse_while_draining(self) -> None:

@@ -10,6 +10,8 @@ import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from urllib.parse import parse_qs
 
 from ..protocol.control import BEARER_SUBPROTOCOL, CloseCode
@@ -47,6 +49,7 @@ from .http import (
 )
 from .hub import Hub
 from .limits import Limits, TooManyForUserError, too_many
+from .metrics import Metrics
 from .presence import Presence
 from .revocations import Revocations
 from .sessions import Sessions
@@ -54,7 +57,11 @@ from .settings import ServerSettings, load_settings
 from .signals import drained_first
 from .stores import open_store
 from .stores.base import Store, StoreUnavailableError
+from .stores.measured import MeasuredStore
 from .subscription import LOST
+
+BODY_TIMEOUT_S = 20.0
+"""So long may a request's body take."""
 
 _DRAIN_BATCH = 100  # fewer are let go at once
 _MAX_SPREAD_MS = 10_000  # over which clients are asked to come back
@@ -73,6 +80,8 @@ class RoomServer:
         self, settings: ServerSettings, store: Store, authenticator: Authenticator, may: May | None
     ) -> None:
         hub = Hub()
+        self._metrics = metrics = Metrics(version("synap-realtime"), settings.max_connections)
+        store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
         limits = Limits(settings)
         revocations = Revocations(store, hub)
@@ -82,8 +91,8 @@ class RoomServer:
         self._access = Access(
             authenticator, revocations, allowed_origins=settings.allowed_origins, may=may
         )
-        self._sessions = Sessions(store, hub, presence, self._access, revocations, limits)
-        self._api = Api(store, hub, presence, self._access, limits, revocations)
+        self._sessions = Sessions(store, hub, presence, self._access, revocations, limits, metrics)
+        self._api = Api(store, hub, presence, self._access, limits, revocations, metrics)
 
     @property
     def settings(self) -> ServerSettings:
@@ -100,6 +109,7 @@ class RoomServer:
         return self._access.has_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics.watch_loop()
         with contextlib.suppress(DisconnectedError):
             match scope["type"]:
                 case "http":
@@ -139,6 +149,7 @@ class RoomServer:
         """Drain, then let go of the store."""
         await self.drain()
         self._presence.close()
+        self._metrics.close()
         await self._authenticator.close()
         await self._api.close()
 
@@ -187,8 +198,9 @@ class RoomServer:
                     segments=segments,
                     query=query,
                     content_type=headers.get("content-type"),
-                    body=await _read_body(headers, receive),
+                    traceparent=headers.get("traceparent"),
                     credential=_credential(headers, query, ()),
+                    read=partial(_read_body, headers, receive),
                 )
             )
         except RequestError as error:
@@ -197,6 +209,8 @@ class RoomServer:
             response = unavailable(str(error)).response
         except DisconnectedError:
             return
+        if response.code is not None:
+            self._metrics.refused(response.code)
         await _respond(send, response, cors)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,23 +232,24 @@ class RoomServer:
                         404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
                     )
         except RequestError as error:
-            await _deny(scope, send, error.response)
+            await self._deny(scope, send, error.response)
             return
         try:
             credential = _credential(headers, query, scope.get("subprotocols", ()))
             claims = await self._access.identify(credential)
             await self._permit(claims, target)
         except RequestError as error:
-            await _refuse(scope, send, error, is_browser="origin" in headers)
+            await self._refuse(scope, send, error, is_browser="origin" in headers)
             return
         except StoreUnavailableError as error:
-            await _deny(scope, send, unavailable(str(error)).response)
+            await self._deny(scope, send, unavailable(str(error)).response)
             return
         try:
             with self._sessions.open(
                 target.room,
                 claims,
                 _address(scope),
+                transport="websocket",
                 device=target.device,
                 acknowledges=speaks_control(scope),
                 watches=target.watches,
@@ -242,9 +257,9 @@ class RoomServer:
                 silence_s = self._settings.silence_s
                 await run_websocket(subscription, target.after, silence_s, scope, receive, send)
         except RequestError as error:
-            await _deny(scope, send, error.response)
+            await self._deny(scope, send, error.response)
         except TooManyForUserError:
-            await close_at_once(scope, send, CloseCode.TOO_MANY_CONNECTIONS)
+            await self._close_at_once(scope, send, CloseCode.TOO_MANY_CONNECTIONS)
 
     async def _events(
         self,
@@ -280,6 +295,7 @@ class RoomServer:
                 target.room,
                 claims,
                 _address(scope),
+                transport="sse",
                 device=target.device,
                 acknowledges=False,
                 watches=target.watches,
@@ -287,6 +303,31 @@ class RoomServer:
                 await run_event_stream(subscription, after, stream_headers, scope, receive, send)
         except TooManyForUserError as error:
             raise too_many(f"at most {error.limit} connections for a user", 10) from None
+
+    async def _refuse(
+        self, scope: Scope, send: Send, error: RequestError, *, is_browser: bool
+    ) -> None:
+        """Refuse a credential. A page cannot read the answer to a handshake, but it can read a
+        close code, which says whether to come back."""
+        codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
+        code = codes.get(error.response.status)
+        if is_browser and code is not None:
+            await self._close_at_once(scope, send, code)
+        else:
+            await self._deny(scope, send, error.response)
+
+    async def _close_at_once(self, scope: Scope, send: Send, code: CloseCode) -> None:
+        self._metrics.dropped(code.name.lower())
+        await close_at_once(scope, send, code)
+
+    async def _deny(self, scope: Scope, send: Send, response: Response) -> None:
+        """Refuse a handshake, with the reason where the server can send one."""
+        if response.code is not None:
+            self._metrics.refused(response.code)
+        if "websocket.http.response" in scope.get("extensions", {}):
+            await _respond(send, response, [], kind="websocket.http.response")
+        else:
+            await send({"type": "websocket.close", "code": 1008})
 
     async def _permit(self, claims: Claims, target: _Target) -> None:
         await self._access.permit(claims, "subscribe", target.room)
@@ -319,25 +360,6 @@ def _target(segment: str, query: dict[str, str]) -> _Target:
     return _Target(room, after, device_of(query), watches=presence == "1")
 
 
-async def _refuse(scope: Scope, send: Send, error: RequestError, *, is_browser: bool) -> None:
-    """Refuse a credential. A page cannot read the answer to a handshake, but it can read a close
-    code, which says whether to come back."""
-    codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
-    code = codes.get(error.response.status)
-    if is_browser and code is not None:
-        await close_at_once(scope, send, code)
-    else:
-        await _deny(scope, send, error.response)
-
-
-async def _deny(scope: Scope, send: Send, response: Response) -> None:
-    """Refuse a handshake, with the reason where the server can send one."""
-    if "websocket.http.response" in scope.get("extensions", {}):
-        await _respond(send, response, [], kind="websocket.http.response")
-    else:
-        await send({"type": "websocket.close", "code": 1008})
-
-
 async def _respond(
     send: Send,
     response: Response,
@@ -347,7 +369,7 @@ async def _respond(
     own = [(b"cache-control", b"no-store")]
     if response.status != 204:  # which has no body, and may not say how long it is
         own += [
-            (b"content-type", b"application/json"),
+            (b"content-type", response.content_type.encode()),
             (b"content-length", str(len(response.content)).encode()),
         ]
     own += [
@@ -362,9 +384,19 @@ async def _read_body(headers: dict[str, str], receive: Receive) -> bytes:
     """The body, whole.
 
     Raises:
-        RequestError: 413 above ``MAX_BODY_BYTES``.
+        RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes longer than ``BODY_TIMEOUT_S``.
         DisconnectedError: the peer went away before its end.
     """
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read_chunks(headers, receive)
+    except TimeoutError:
+        raise RequestError(
+            408, "timeout", "Too slow", f"a body has to arrive within {BODY_TIMEOUT_S:g} s"
+        ) from None
+
+
+async def _read_chunks(headers: dict[str, str], receive: Receive) -> bytes:
     declared = headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise too_large(f"a body has at most {MAX_BODY_BYTES} bytes")

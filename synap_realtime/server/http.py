@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -17,35 +17,42 @@ from ..tokens import parse_device
 RETRY_AFTER_S = 1
 
 
+async def _no_body() -> bytes:
+    return b""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """An HTTP request.
 
     ``segments`` is the path, split at ``/`` and then percent-decoded; of a repeated parameter in
     ``query`` the last counts, and an empty one is none. ``credential`` is a publisher's key or a
-    token.
+    token. ``read`` brings the body: a route asks for it when it knows who sends it.
     """
 
     method: str
     segments: tuple[str, ...]
     query: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = None
-    body: bytes = b""
+    traceparent: str | None = None
     credential: str | None = field(default=None, repr=False)
+    read: Callable[[], Awaitable[bytes]] = _no_body
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An HTTP answer. ``content`` is always JSON."""
+    """An HTTP answer. ``code`` is an error's, as its body has it."""
 
     status: int
     content: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+    code: str | None = None
 
 
-def json_response(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(status: int, body: object) -> Response:
     content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(status, content, headers or {})
+    return Response(status, content)
 
 
 class RequestError(Exception):
@@ -60,8 +67,10 @@ class RequestError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(error)
+        self.code = code
         self.body = {"error": error, "details": details, "code": code}
-        self.response = json_response(status, self.body, headers)
+        content = json_response(status, self.body).content
+        self.response = Response(status, content, headers or {}, code=code)
 
 
 def malformed(error: str, details: str) -> RequestError:
@@ -137,11 +146,11 @@ def device_of(query: Mapping[str, str]) -> str | None:
         raise malformed("Invalid device", f"device: {error.problem}") from error
 
 
-def json_body(request: Request) -> object:
+async def json_body(request: Request) -> object:
     """The JSON body: strict (no NaN, no lone surrogates, bounded depth).
 
     Raises:
-        RequestError: 400 or 415.
+        RequestError: 400, 408, 413 or 415.
     """
     if request.content_type is not None:
         media = request.content_type.partition(";")[0].strip().lower()
@@ -153,6 +162,8 @@ def json_body(request: Request) -> object:
                 "send Content-Type: application/json",
             )
     try:
-        return pydantic_core.from_json(request.body, allow_inf_nan=False, cache_strings="keys")
+        return pydantic_core.from_json(
+            await request.read(), allow_inf_nan=False, cache_strings="keys"
+        )
     except ValueError as error:
         raise malformed("Invalid JSON", str(error)) from error

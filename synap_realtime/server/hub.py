@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..protocol.rooms import Room
 from .stores.base import Entry
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a live entry comes from.
+
+    Attributes:
+        began_at: when its publish arrived here, by ``time.perf_counter``.
+        traceparent: of the publish's span, if it is traced.
+    """
+
+    began_at: float
+    traceparent: str | None = None
+
+
 class Listener(Protocol):
     """One connection's ear. ``offer`` never waits and never raises."""
 
-    def offer(self, entry: Entry) -> bool:
+    def offer(self, entry: Entry, origin: Origin | None) -> bool:
         """Take a live entry; False if the listener is on its way out."""
         ...
 
@@ -33,9 +48,17 @@ class Hub:
             if not listeners:
                 del self._rooms[room]
 
-    def deliver(self, room: Room, entry: Entry) -> int:
+    def deliver(self, room: Room, entry: Entry, origin: Origin | None = None) -> int:
         """Offer an entry to everyone in a room; returns how many took it."""
-        return sum(listener.offer(entry) for listener in self._rooms.get(room, ()))
+        return sum(listener.offer(entry, origin) for listener in self._rooms.get(room, ()))
 
     def connections(self, room: Room) -> int:
         return len(self._rooms.get(room, ()))
+
+    def rooms(self) -> Iterator[tuple[Room, int]]:
+        """The rooms that have listeners, and how many."""
+        return ((room, len(listeners)) for room, listeners in self._rooms.items())
+
+    def __len__(self) -> int:
+        """How many rooms have listeners."""
+        return len(self._rooms)

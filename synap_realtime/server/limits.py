@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from throttled import Throttled, per_sec
 from throttled.store import MemoryStore
 
+from ..protocol.rooms import Room
 from .auth import Claims
 from .http import RequestError
 from .settings import ServerSettings, is_loopback
@@ -37,32 +38,40 @@ class Limits:
         self._settings = settings
         self._connects = _rate(settings.connects_per_s)
         self._publishes = _rate(settings.publishes_per_s)
+        self._bytes = _rate(settings.publish_bytes_per_s)
         self._messages = _rate(settings.messages_per_s)
         self._connections = 0
         self._by_user: Counter[str] = Counter()
+        self._by_room: Counter[str] = Counter()
         self._by_address: Counter[str] = Counter()
 
-    def check_publish(self, claims: Claims, count: int) -> None:
-        """Count notifications, each once for each of its rooms. Without keys there is no limit.
+    def check_publish(self, claims: Claims, count: int, size: int) -> None:
+        """Count notifications and their bytes, each once for each of its rooms. Without keys there
+        is no limit.
 
         Raises:
             RequestError: 429.
         """
         who = f"key {claims.key}" if claims.key is not None else claims.user or claims.token_id
-        if who is not None and (wait_s := self._publishes.wait_s(who, count)):
-            rate = self._settings.publishes_per_s
-            raise too_many(f"at most {rate:g} notifications a second for a key", wait_s)
+        if who is None:
+            return
+        for rate, cost, most, what in (
+            (self._publishes, count, self._settings.publishes_per_s, "notifications"),
+            (self._bytes, size, self._settings.publish_bytes_per_s, "bytes"),
+        ):
+            if wait_s := rate.wait_s(who, cost):
+                raise too_many(f"at most {most} {what} a second for a key", wait_s)
 
     def takes_message(self, connection: int) -> bool:
         """Whether a client may say something more."""
         return not self._messages.wait_s(str(connection), 1)
 
     @contextlib.contextmanager
-    def connection(self, claims: Claims, address: str | None) -> Iterator[None]:
+    def connection(self, claims: Claims, room: Room, address: str | None) -> Iterator[None]:
         """Hold a place for a connection.
 
         Raises:
-            RequestError: 429: too many in all, or of this address.
+            RequestError: 429: too many in all, in this room, or of this address.
             TooManyForUserError: this user's are too many.
         """
         settings = self._settings
@@ -79,11 +88,14 @@ class Limits:
                 raise too_many(f"at most {most} connections for an address", 10)
         if _is_full(self._connections, settings.max_connections):
             raise too_many(f"at most {settings.max_connections} connections", 10)
+        if _is_full(self._by_room[room], settings.max_connections_per_room):
+            most = settings.max_connections_per_room
+            raise too_many(f"at most {most} connections in a room", 10)
         user = claims.user
         if user is not None and _is_full(self._by_user[user], settings.max_connections_per_user):
             raise TooManyForUserError(settings.max_connections_per_user)
         self._connections += 1
-        held = [(self._by_user, user), (self._by_address, source)]
+        held = [(self._by_user, user), (self._by_room, room), (self._by_address, source)]
         for counter, name in held:
             if name is not None:
                 counter[name] += 1

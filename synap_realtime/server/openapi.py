@@ -52,7 +52,7 @@ _DELIVERED = _object(
 _CODE = {
     "enum": [
         "malformed", "unauthorized", "forbidden", "not_found", "method_not_allowed", "too_large",
-        "unsupported_media_type", "upgrade_required", "too_many", "unavailable",
+        "unsupported_media_type", "upgrade_required", "timeout", "too_many", "unavailable",
     ],
 }  # fmt: skip
 
@@ -217,11 +217,20 @@ def document() -> dict[str, Any]:
                     "openapi", "This document.", {"200": _answer("It.", {"type": "object"})}, 403
                 )
             },
+            "/metrics": {
+                "get": _operation(
+                    "metrics", "Counts for Prometheus, in its text format.",
+                    {"200": {
+                        "description": "They.", "content": {"text/plain": {"schema": _TEXT}},
+                    }},
+                    401, 403, 503,
+                )
+            },
             "/broadcast": {
                 "post": {
                     **_operation(
                         "broadcastMany", "Many notifications, each to its rooms.",
-                        _ok("BatchReceipt"), 400, 401, 403, 413, 415, 429, 503,
+                        _ok("BatchReceipt"), 400, 401, 403, 408, 413, 415, 429, 503,
                     ),
                     "requestBody": _json_body("Batch"),
                 }
@@ -230,7 +239,7 @@ def document() -> dict[str, Any]:
                 "post": {
                     **_operation(
                         "revoke", "A user's tokens, or one, count no more.",
-                        _ok("Revoked"), 400, 401, 403, 413, 415, 503,
+                        _ok("Revoked"), 400, 401, 403, 408, 413, 415, 503,
                     ),
                     "requestBody": _json_body("Revocation"),
                 }
@@ -240,7 +249,7 @@ def document() -> dict[str, Any]:
                 "post": {
                     **_operation(
                         "broadcast", "One notification to one room.",
-                        _ok("Receipt"), 400, 401, 403, 413, 415, 429, 503,
+                        _ok("Receipt"), 400, 401, 403, 408, 413, 415, 429, 503,
                     ),
                     "requestBody": _json_body("Notification"),
                 },

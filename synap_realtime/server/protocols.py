@@ -6,6 +6,9 @@ What uvicorn leaves open, keeps in memory or logs with a traceback is bounded he
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,17 +27,49 @@ MAX_HEAD_BYTES = 64 * 1024
 _REFUSAL = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
+class HalfOpen:
+    """Sockets that wait for a request, or for the rest of one: strangers, as far as we know.
+
+    However many knock, so many stay. Who has waited for longest goes first: a client that means it
+    has sent its request long before.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
+
+    def begin(self, connection: HttpProtocol) -> None:
+        self._waiting[connection] = None
+        if self._most and len(self._waiting) > self._most:
+            oldest, _ = self._waiting.popitem(last=False)
+            oldest.end()
+
+    def end(self, connection: HttpProtocol) -> None:
+        self._waiting.pop(connection, None)
+
+
+def http_protocol(max_half_open: int) -> Callable[..., HttpProtocol]:
+    """What uvicorn makes for each connection of one server; 0 is no limit."""
+    return partial(HttpProtocol, half_open=HalfOpen(max_half_open))
+
+
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, but an event stream whose peer does not read can be cut, and a head has an end."""
+    """uvicorn's, but an event stream whose peer does not read can be cut, a head has an end, and
+    those who send none do not add up."""
 
     _answering: Any = None
     _heads = 0
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, *args: Any, half_open: HalfOpen, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._half_open = half_open
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_head()
+        self._half_open.begin(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
@@ -78,10 +113,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_is_there()
         super().on_headers_complete()
 
+    def on_response_complete(self) -> None:
+        self._answering.body = b""  # what nobody read; else it stays as long as the connection
+        super().on_response_complete()
+        if not self.transport.is_closing() and self._answering.response_complete:
+            self._half_open.begin(self)
+
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
     def _head_is_there(self) -> None:
+        self._half_open.end(self)
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..tokens import MAKE_A_SECRET
 from .asgi import RoomServer, create_app
-from .protocols import HttpProtocol, WebSocketProtocol
+from .protocols import HttpProtocol, WebSocketProtocol, http_protocol
 from .settings import ServerSettings, is_loopback
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ LINGER_S = 0.5
 
 CUT_S = 3.0
 """After draining, who does not read or sent half a request is cut after so long."""
+
+_OTHER_FILES = 100  # the store's, the log's, and what the process has anyway
 
 GRACE_S = 5
 """And uvicorn ends what is still there after so long."""
@@ -60,8 +62,13 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGenerator[str]:
+async def running(
+    app: Any, host: str = "127.0.0.1", port: int = 0, *, max_half_open: int = 0
+) -> AsyncGenerator[str]:
     """Serve an ASGI app inside this event loop: a room server, or what stands beside it.
+
+    Args:
+        max_half_open: sockets that wait for a request; a room server has it in its settings.
 
     Yields:
         Its address, ``http://127.0.0.1:8787``. Requests are taken from then on, and answered as
@@ -87,10 +94,12 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGene
             f"could not listen on {host}:{port} ({error.strerror}); "
             "choose another port, or 0 for a free one"
         ) from error
-    trusted = app.settings.trusted_proxies if isinstance(app, RoomServer) else ()
+    trusted: tuple[str, ...] = ()
+    if isinstance(app, RoomServer):
+        trusted, max_half_open = app.settings.trusted_proxies, app.settings.max_half_open
     config = uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=http_protocol(max_half_open),  # type: ignore[arg-type]  # called, not subclassed
         ws=WebSocketProtocol,
         # Room for a clear close code (4540) where a client sends too much; 1009 where far too much.
         ws_max_size=16 * MAX_CLIENT_TEXT_BYTES,
@@ -138,6 +147,7 @@ async def serve(settings: ServerSettings) -> None:
         ConfigurationError: the settings cannot work, or the port is taken.
     """
     app = create_app(settings)
+    _allow_sockets(settings)
     async with running(app, settings.host, settings.port) as url:
         logger.info("%s", app.promise)
         logger.info("listening on %s", url)
@@ -146,6 +156,29 @@ async def serve(settings: ServerSettings) -> None:
         await app.drain()
         await asyncio.sleep(min(LINGER_S, settings.drain_s))
     logger.info("stopped")
+
+
+def _allow_sockets(settings: ServerSettings) -> None:
+    """Take as many descriptors as the system gives: each connection is one."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    wanted = settings.max_connections + settings.max_half_open + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < wanted:
+        soft = wanted if hard == unlimited else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != unlimited and soft < settings.max_connections:
+        logger.warning(
+            "this process may have %d open files, and --max-connections is %d: raise the one "
+            "(ulimit -n, LimitNOFILE=) or lower the other",
+            soft,
+            settings.max_connections,
+        )
 
 
 def run(settings: ServerSettings) -> None:

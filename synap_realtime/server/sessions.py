@@ -16,6 +16,7 @@ from .auth import ANYONE, Claims
 from .http import RequestError
 from .hub import Hub
 from .limits import Limits
+from .metrics import Metrics
 from .presence import Presence
 from .revocations import Revocation, Revocations
 from .stores.base import Store, StoreUnavailableError
@@ -118,6 +119,7 @@ class Sessions:
         access: Access,
         revocations: Revocations,
         limits: Limits,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._hub = hub
@@ -125,6 +127,7 @@ class Sessions:
         self._access = access
         self._revocations = revocations
         self._limits = limits
+        self._metrics = metrics
         self._open: set[Session] = set()
         self._left = asyncio.Event()
         revocations.on_revoked = self._close_revoked
@@ -136,6 +139,7 @@ class Sessions:
         claims: Claims,
         address: str | None,
         *,
+        transport: str,
         device: str | None,
         acknowledges: bool,
         watches: bool,
@@ -143,6 +147,7 @@ class Sessions:
         """A subscription for a connection that was permitted.
 
         Args:
+            transport: ``websocket`` or ``sse``.
             device: what the client says that it is; what its token says counts more.
             watches: it wants to hear who comes and goes.
 
@@ -154,11 +159,13 @@ class Sessions:
         # Without keys nobody says who they are: in a user's room it is that user.
         user = user_of(room) if claims is ANYONE else claims.user
         with contextlib.ExitStack() as held:
-            held.enter_context(self._limits.connection(claims, address))
+            held.enter_context(self._limits.connection(claims, room, address))
+            held.enter_context(self._metrics.connection(transport))
             subscription = Subscription(
                 self._store,
                 self._hub,
                 room,
+                self._metrics,
                 device=device,
                 acknowledges=acknowledges,
                 takes_message=self._limits.takes_message,
@@ -174,6 +181,8 @@ class Sessions:
                 yield subscription
             finally:
                 session.end()
+                if (code := subscription.closing) is not None:
+                    self._metrics.dropped(code.name.lower())
                 self._open.discard(session)
                 self._left.set()
 

@@ -35,6 +35,7 @@ class ServerSettings(BaseSettings):
         store: ``memory://`` or ``sqlite:///path``; see :func:`stores.open_store`.
         drain_s: at most so long are subscribers let go when the server stops.
         silence_s: a connection from which nothing has come for so long is closed.
+        memory_bytes: what the memory store takes, about; the oldest notifications go first.
         retention_count: notifications that a room keeps.
         retention_s: for how long a room keeps them; ``request_retention_s``: a request's room.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
@@ -46,10 +47,13 @@ class ServerSettings(BaseSettings):
         token_leeway_s: by so much may clocks differ.
         may: ``module:function``, a rule of one's own; see :data:`access.May`.
         trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
-        max_connections, max_connections_per_user, max_connections_per_address: 0 is no limit, here
-            and below. Loopback addresses have none.
+        max_connections, max_connections_per_user, max_connections_per_room,
+            max_connections_per_address: 0 is no limit, here and below. Loopback addresses have
+            none.
+        max_half_open: sockets that wait for a request, or for the rest of one.
         connects_per_s: new connections of an address.
-        publishes_per_s: notifications of a key, each once for each room.
+        publishes_per_s: notifications of a key, each once for each room;
+            ``publish_bytes_per_s``: what they weigh.
         messages_per_s: what a client says.
     """
 
@@ -61,6 +65,7 @@ class ServerSettings(BaseSettings):
     store: str = "memory://"
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0
     silence_s: Annotated[float, Field(gt=0)] = SILENCE_LIMIT_S
+    memory_bytes: Annotated[int, Field(ge=1024 * 1024)] = Retention().memory_bytes
     retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
     retention_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     request_retention_s: Annotated[float, Field(gt=0)] = 3600.0
@@ -78,9 +83,12 @@ class ServerSettings(BaseSettings):
 
     max_connections: _Limit = 20_000
     max_connections_per_user: _Limit = 50
+    max_connections_per_room: _Limit = 10_000
     max_connections_per_address: _Limit = 1000
+    max_half_open: _Limit = 5000
     connects_per_s: _Limit = 50
     publishes_per_s: _Limit = 10_000
+    publish_bytes_per_s: _Limit = 20 * 1024 * 1024
     messages_per_s: _Limit = 100
 
     @pydantic.field_validator(
@@ -124,7 +132,12 @@ class ServerSettings(BaseSettings):
         return origins
 
     def retention(self) -> Retention:
-        return Retention(self.retention_count, self.retention_s, self.request_retention_s)
+        return Retention(
+            self.retention_count,
+            self.retention_s,
+            self.request_retention_s,
+            memory_bytes=self.memory_bytes,
+        )
 
 
 def load_settings(**given: Any) -> ServerSettings:

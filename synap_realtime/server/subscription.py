@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 
 from ..errors import InvalidArgumentError
 from ..protocol.control import (
@@ -24,7 +25,8 @@ from ..protocol.control import (
 )
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, is_request_room
-from .hub import Hub
+from .hub import Hub, Origin
+from .metrics import Metrics
 from .stores.base import Entry, Store
 
 MAX_WAITING_BYTES = 1024 * 1024
@@ -64,6 +66,7 @@ class Subscription:
         store: Store,
         hub: Hub,
         room: Room,
+        metrics: Metrics,
         *,
         device: str | None = None,
         acknowledges: bool = False,
@@ -82,10 +85,11 @@ class Subscription:
         self._store = store
         self._hub = hub
         self._room = room
+        self._metrics = metrics
         # Every listener to a request's room starts at its beginning: there is nothing to remember.
         self._device = None if is_request_room(room) else device
         self._acknowledges = acknowledges
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[tuple[Entry, Origin | None]] = deque()
         self._waiting_bytes = 0
         self._newest = 0
         self._handed = 0  # the furthest offset that the client was handed
@@ -97,13 +101,18 @@ class Subscription:
         self._closing: CloseCode | None = None
         self._ended = asyncio.Event()
 
-    def offer(self, entry: Entry) -> bool:
+    @property
+    def closing(self) -> CloseCode | None:
+        """Why it was closed; None while it was not."""
+        return self._closing
+
+    def offer(self, entry: Entry, origin: Origin | None) -> bool:
         """See :class:`Listener`."""
         if self._closing is not None or self._letting_go:
             return False
         self._newest = entry.cursor.offset
         if self._live:
-            self._waiting.append(entry)
+            self._waiting.append((entry, origin))
             self._waiting_bytes += entry.size
             if self._waiting_bytes > MAX_WAITING_BYTES:
                 self.close(CloseCode.TOO_SLOW)
@@ -208,7 +217,8 @@ class Subscription:
             for entry in page.entries:
                 if self._ended.is_set():
                     return position
-                await self._hand_over(entry, send)
+                if await self._hand_over(entry, send):
+                    self._metrics.replayed.inc()
                 position = entry.cursor
                 replayed += 1
             if len(page.entries) < _PAGE:
@@ -220,6 +230,7 @@ class Subscription:
                 # All of the room up to the head was read; an empty room has a position, too.
                 position = max(position, head, key=lambda cursor: cursor.offset)
                 self._handed = position.offset
+                self._metrics.caught_up(recovered=not lost)
                 frame = ControlFrame(
                     SUBSCRIBED,
                     {
@@ -237,10 +248,12 @@ class Subscription:
         while not self._ended.is_set():
             await self._say_frames(send)
             while self._waiting:
-                entry = self._waiting.popleft()
+                entry, origin = self._waiting.popleft()
                 self._waiting_bytes -= entry.size
-                if entry.cursor.offset > position.offset:
-                    await self._hand_over(entry, send)
+                if entry.cursor.offset > position.offset and await self._hand_over(entry, send):
+                    self._metrics.live.inc()
+                    if origin is not None:
+                        self._metrics.publish_to_write.observe(perf_counter() - origin.began_at)
             if self._letting_go and self._farewell is None:
                 self.close(CloseCode.DRAINING)
             elif not (self._farewell or self._frames or self._ended.is_set()):
@@ -254,11 +267,13 @@ class Subscription:
             frame, self._farewell = self._farewell, None
             await self._send(frame, send)
 
-    async def _hand_over(self, entry: Entry, send: Send) -> None:
-        if await self._send(entry, send):
-            self._handed = entry.cursor.offset
-            if not self._acknowledges:
-                self._store.advance_received_mark(self._room, entry.cursor, self._device)
+    async def _hand_over(self, entry: Entry, send: Send) -> bool:
+        if not await self._send(entry, send):
+            return False
+        self._handed = entry.cursor.offset
+        if not self._acknowledges:
+            self._store.advance_received_mark(self._room, entry.cursor, self._device)
+        return True
 
     async def _send(self, message: Entry | ControlFrame, send: Send) -> bool:
         try:

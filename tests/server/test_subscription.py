@@ -15,6 +15,7 @@ from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.hub import Hub
+from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.stores.base import Deliver, Entry, Page, Publication, Receipt, Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.subscription import LOST, MAX_WAITING_BYTES, Subscription
@@ -61,6 +62,7 @@ class Node:
     def __init__(self, store: MemoryStore | None = None) -> None:
         self.store = store or MemoryStore()
         self.hub = Hub()
+        self.metrics = Metrics("test", 0)
         self.count = 0
 
     async def publish(self, room: Room, size: int = 0) -> str:
@@ -109,7 +111,7 @@ async def subscribed(
     node: Node, room: Room, after: str | None = None, reader: Reader | None = None
 ) -> AsyncIterator[Reader]:
     reader = reader or Reader()
-    subscription = Subscription(node.store, node.hub, room)
+    subscription = Subscription(node.store, node.hub, room, node.metrics)
     task = asyncio.create_task(subscription.run(after, reader.send))
     try:
         await asyncio.sleep(0)  # the task joins the room first of all
@@ -215,7 +217,7 @@ async def test_a_room_where_something_happens_all_the_time_becomes_live() -> Non
 async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
     node = Node()
     reader = Reader()
-    subscription = Subscription(node.store, node.hub, USER)
+    subscription = Subscription(node.store, node.hub, USER, node.metrics)
     task = asyncio.create_task(subscription.run(None, reader.send))
     first = await node.publish(USER)
     await reader.until(1)
@@ -238,7 +240,7 @@ async def test_one_who_stalls_in_the_replay_is_closed_too(
     for _ in range(3):
         await node.publish(USER)
     reader.gate.clear()
-    subscription = Subscription(node.store, node.hub, USER)
+    subscription = Subscription(node.store, node.hub, USER, node.metrics)
     async with asyncio.timeout(5):
         await subscription.run(None, reader.send)
         assert await subscription.closed() is CloseCode.TOO_SLOW
@@ -274,7 +276,7 @@ def test_any_interleaving_delivers_everything_once_and_in_order(
         def join() -> None:
             nonlocal task, subscription
             if task is None:
-                subscription = Subscription(node.store, node.hub, USER)
+                subscription = Subscription(node.store, node.hub, USER, node.metrics)
                 task = asyncio.create_task(subscription.run(last, reader.send))
 
         for action in actions:
@@ -358,7 +360,7 @@ async def test_without_acknowledgements_what_was_handed_over_was_received() -> N
 async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -> None:
     node, reader = Node(), Reader()
     cursors = [await node.publish(USER) for _ in range(3)]
-    subscription = Subscription(node.store, node.hub, USER, acknowledges=True)
+    subscription = Subscription(node.store, node.hub, USER, node.metrics, acknowledges=True)
     task = asyncio.create_task(subscription.run(None, reader.send))
     await reader.until(3)
     assert await node.store.received_mark(USER) is None
@@ -382,7 +384,7 @@ async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -
 async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
     node = Node()
     cursor = await node.publish(USER)
-    subscription = Subscription(node.store, node.hub, USER)
+    subscription = Subscription(node.store, node.hub, USER, node.metrics)
     subscription.hear(json.dumps({"action": "ack", "cursor": cursor}))
     assert await node.store.received_mark(USER) is None
     assert subscription.ignored == 1
@@ -390,17 +392,17 @@ async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
 
 def test_ping_is_answered_and_what_breaks_the_contract_ends_it() -> None:
     node = Node()
-    subscription = Subscription(node.store, node.hub, USER)
+    subscription = Subscription(node.store, node.hub, USER, node.metrics)
     assert subscription.hear("ping") == "pong"
     assert subscription.hear("x" * 4096) is None
-    assert subscription.offer(Entry(node.store.earliest(), "{}", 2))
+    assert subscription.offer(Entry(node.store.earliest(), "{}", 2), None)
     subscription.hear(b"ping")
-    assert not subscription.offer(Entry(node.store.earliest(), "{}", 2))
+    assert not subscription.offer(Entry(node.store.earliest(), "{}", 2), None)
 
 
 async def test_who_is_let_go_gets_what_was_published_first() -> None:
     node, reader = Node(), Reader()
-    subscription = Subscription(node.store, node.hub, USER)
+    subscription = Subscription(node.store, node.hub, USER, node.metrics)
     task = asyncio.create_task(subscription.run(None, reader.send))
     await reader.until_control(1)
     reader.gate.clear()
@@ -423,7 +425,7 @@ async def test_who_is_let_go_in_the_replay_gets_all_of_it() -> None:
     for _ in range(50):
         await node.publish(REQUEST)
     reader.gate.clear()
-    subscription = Subscription(node.store, node.hub, REQUEST)
+    subscription = Subscription(node.store, node.hub, REQUEST, node.metrics)
     task = asyncio.create_task(subscription.run(None, reader.send))
     await asyncio.sleep(0)
     subscription.let_go(250)
@@ -482,7 +484,7 @@ def test_whoever_resumes_hears_everything_or_hears_that_something_is_gone(
                 await leave()
             elif action == "join" and task is None:
                 reader = Reader()
-                subscription = Subscription(node.store, node.hub, USER)
+                subscription = Subscription(node.store, node.hub, USER, node.metrics)
                 task = asyncio.create_task(subscription.run(position, reader.send))
             elif action == "pause":
                 reader.gate.clear()

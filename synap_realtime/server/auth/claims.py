@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...protocol.rooms import Room, matches, user_of
+from ...tokens import SCOPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Claims:
     Attributes:
         user: the user's id (``sub``); None for a key, and for a token that names nobody.
         rooms: patterns of the rooms that it opens, beside the user's own.
-        scopes: of ``subscribe``, ``broadcast``, ``presence`` and ``admin``.
+        scopes: of ``subscribe``, ``broadcast``, ``presence``, ``metrics`` and ``admin``.
         device: which of the user's devices it was made for.
         key: the name of the publisher's key; None for a token.
         token_id: ``jti``, else a hash of the token: for revoking it. None for a key.
@@ -41,5 +42,5 @@ class Claims:
         return any(matches(pattern, room) for pattern in self.rooms)
 
 
-ANYONE = Claims(rooms=("*",), scopes=frozenset({"subscribe", "broadcast", "presence", "admin"}))
+ANYONE = Claims(rooms=("*",), scopes=frozenset(SCOPES))
 """On a server without keys, which answers this machine only: everyone may everything."""

@@ -14,14 +14,23 @@ from pathlib import Path
 
 import pydantic
 
-from ...errors import ConfigurationError
-from ...tokens import MAKE_A_SECRET, check_secret
+from ...errors import ConfigurationError, InvalidArgumentError
+from ...tokens import MAKE_A_SECRET, check_secret, parse_scopes
 from .jwks import check_jwks_url
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 """How often the file is looked at, while somebody asks."""
+
+
+class ApiKey(pydantic.BaseModel):
+    """A program's key, and what it is good for."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    key: str = pydantic.Field(repr=False)
+    scope: str = "broadcast"
 
 
 class KeyFile(pydantic.BaseModel):
@@ -32,15 +41,16 @@ class KeyFile(pydantic.BaseModel):
         token_secrets = ["…"]              # HS256; the first ones may be on their way out
         jwks_urls = ["https://…"]          # RS256, ES256, EdDSA
 
-        [api_keys]                         # publishers', each with a name for logs and limits
-        jobs = "…"
+        [api_keys]                         # programs', each with a name for logs and limits
+        jobs = "…"                         # may broadcast
+        prometheus = { key = "…", scope = "metrics" }
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     token_secrets: tuple[str, ...] = pydantic.Field(default=(), repr=False)
     jwks_urls: tuple[str, ...] = ()
-    api_keys: Mapping[str, str] = pydantic.Field(default_factory=dict, repr=False)
+    api_keys: Mapping[str, str | ApiKey] = pydantic.Field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +60,14 @@ class Keys:
     Attributes:
         token_secrets: that may have signed a token.
         jwks_urls: where the public keys of others are.
-        api_keys: the SHA-256 of each publisher's key, by name.
+        api_keys: the SHA-256 of each program's key, by name.
+        scopes: what each of them is good for, by name.
     """
 
     token_secrets: tuple[str, ...]
     jwks_urls: tuple[str, ...]
     api_keys: Mapping[str, bytes]
+    scopes: Mapping[str, frozenset[str]]
 
     def __repr__(self) -> str:
         return (
@@ -155,8 +167,17 @@ def _together(own: KeyFile, file: KeyFile) -> Keys:
     secrets = own.token_secrets + file.token_secrets
     for secret in secrets:
         check_secret("token secret", secret)
-    api_keys = {**own.api_keys, **file.api_keys}
-    for name, key in api_keys.items():
+    api_keys = {
+        name: given if isinstance(given, ApiKey) else ApiKey(key=given)
+        for name, given in {**own.api_keys, **file.api_keys}.items()
+    }
+    scopes = {}
+    for name, each in api_keys.items():
+        key = each.key
+        try:
+            scopes[name] = frozenset(parse_scopes(each.scope))
+        except InvalidArgumentError as error:
+            raise ConfigurationError(f"API key {name!r}: {error}") from None
         check_secret(f"API key {name!r}", key)
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigurationError(
@@ -165,4 +186,5 @@ def _together(own: KeyFile, file: KeyFile) -> Keys:
     urls = own.jwks_urls + file.jwks_urls
     for url in urls:
         check_jwks_url(url)
-    return Keys(secrets, urls, {name: _digest(key) for name, key in api_keys.items()})
+    digests = {name: _digest(each.key) for name, each in api_keys.items()}
+    return Keys(secrets, urls, digests, scopes)

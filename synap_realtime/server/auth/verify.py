@@ -19,8 +19,6 @@ MAX_PATTERNS = 1000
 LEEWAY_S = 10.0
 """Clocks may differ by so much."""
 
-BROADCAST = frozenset({"broadcast"})
-
 
 class InvalidTokenError(Exception):
     """The credential does not count. The message says why, and nothing of what is in it.
@@ -82,7 +80,7 @@ class Authenticator:
             raise InvalidTokenError(f"it has more than {MAX_TOKEN_BYTES} bytes")
         keys = self._ring.current()
         if (name := keys.name_of(credential)) is not None:
-            return Claims(rooms=("*",), scopes=BROADCAST, key=name)
+            return Claims(rooms=("*",), scopes=keys.scopes[name], key=name)
         if credential.count(".") != 2:
             raise InvalidTokenError("it is no key of this server, and no JWT")
         return self._claims_of(await self._verify(credential, keys), credential)

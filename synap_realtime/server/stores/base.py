@@ -17,12 +17,17 @@ class StoreUnavailableError(SynapRealtimeError):
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long a room's log reaches back: so many notifications and so many seconds."""
+    """How long a room's log reaches back: so many notifications and so many seconds.
+
+    ``memory_bytes`` is what all rooms of the memory store take together, about: over it, the oldest
+    notifications of all go first.
+    """
 
     count: int = 1000
     user_age_s: float = 24 * 3600.0
     request_age_s: float = 3600.0
     dedupe_s: float = 300.0
+    memory_bytes: int = 512 * 1024 * 1024
 
     def age_s(self, room: Room) -> float:
         return self.request_age_s if is_request_room(room) else self.user_age_s
@@ -85,6 +90,16 @@ class Page:
 
     entries: Sequence[Entry]
     recovered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a store takes: bytes of memory or disk, rooms that it knows, and how many notifications
+    it has let go before their time, for want of room."""
+
+    bytes: int
+    rooms: int
+    evicted: int = 0
 
 
 MAX_DEVICES = 64
@@ -175,6 +190,13 @@ class Store(Protocol):
 
         Raises:
             StoreUnavailableError: it would not.
+        """
+        ...
+
+    async def usage(self) -> Usage:
+        """
+        Raises:
+            StoreUnavailableError: it cannot be told now.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
@@ -22,11 +23,18 @@ from .base import (
     Publication,
     Receipt,
     Retention,
+    Usage,
     entry_of,
 )
 
+MAX_DEVICES_IN_ALL = 100_000
+"""Over all rooms; the one that has not come for longest is forgotten first."""
+
 _SWEEP = 4  # rooms looked at for each publish: more than one can add, so the sweep keeps up
 _IDLE_SWEEP = 500  # and each second, so that memory is let go when nobody publishes
+
+# What an object takes beside its text, in bytes, measured: with its places in our tables.
+_ROOM_BYTES, _ENTRY_BYTES, _ID_BYTES = 1300, 450, 350
 
 
 @dataclass(slots=True)
@@ -40,21 +48,33 @@ class _Log:
 
 
 class MemoryStore:
-    """Logs in dictionaries. Offsets are counted over the whole store, so none is ever reused."""
+    """Logs in dictionaries. Offsets are counted over the whole store, so none is ever reused.
+
+    What goes before its time, because all of it takes too much, is told like everything that is no
+    longer retained: who resumes from before it is not recovered.
+    """
 
     promise = "memory store: fast, for this process only; its rooms are lost when it ends"
 
     def __init__(
-        self, retention: Retention | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        retention: Retention | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._retention = retention or Retention()
         self._clock = clock
+        self._bytes = 0
+        self._evicted = 0
         self._epoch = secrets.token_hex(6)
         self._offset = 1  # not 0: a head must not look like the position before everything
         # The highest offset in any log that was dropped whole, for requests' rooms and for others:
         # what is kept for an hour says nothing about what is kept for a day.
         self._dropped = {True: 0, False: 0}
         self._logs: OrderedDict[Room, _Log] = OrderedDict()
+        # By offset, whose entry or id is kept: the oldest of all is first.
+        self._kept: OrderedDict[int, tuple[Room, str]] = OrderedDict()
+        self._devices: OrderedDict[tuple[Room, str], None] = OrderedDict()  # by when they came
         self._timer: asyncio.TimerHandle | None = None
 
     def earliest(self) -> Cursor:
@@ -88,11 +108,44 @@ class MemoryStore:
         self._offset += 1
         entry = entry_of(room, Cursor(self._epoch, self._offset), publication.text)
         log.entries.append((now, entry))
-        if len(log.entries) > self._retention.count:
-            log.forgotten = log.entries.popleft()[1].cursor.offset
+        self._kept[self._offset] = (room, id)
         receipt = Receipt(id, entry.cursor, deliver(room, entry), duplicate=False)
         log.ids[id] = (now, receipt)
+        self._bytes += _entry_bytes(entry) + _id_bytes(id)
+        if len(log.entries) > self._retention.count:
+            self._forget_entry(log)
+        while self._bytes > self._retention.memory_bytes and len(self._kept) > 1:
+            self._evict()
         return receipt
+
+    def _evict(self) -> None:
+        """Let the oldest notification of all go, and what is known of its id."""
+        offset, (room, id) = next(iter(self._kept.items()))
+        log = self._logs[room]
+        if offset > log.forgotten:
+            self._forget_entry(log)
+            self._evicted += 1
+        if offset in self._kept:
+            self._forget_id(log, id)
+
+    def _forget_entry(self, log: _Log) -> None:
+        """The oldest of a room."""
+        _, entry = log.entries.popleft()
+        log.forgotten = offset = entry.cursor.offset
+        self._bytes -= _entry_bytes(entry)
+        _, id = self._kept[offset]
+        if id not in log.ids or log.ids[id][1].cursor.offset != offset:
+            del self._kept[offset]
+
+    def _forget_id(self, log: _Log, id: str) -> None:
+        _, receipt = log.ids.pop(id)
+        self._bytes -= _id_bytes(id)
+        if receipt.cursor.offset <= log.forgotten:  # so its entry has gone, too
+            del self._kept[receipt.cursor.offset]
+
+    def _forget_device(self, room: Room, device: str) -> None:
+        del self._logs[room].devices[device]
+        del self._devices[room, device]
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         log = self._logs.get(room)
@@ -121,8 +174,12 @@ class MemoryStore:
             log = self._log(room)
             _, mark = log.devices.pop(device, (0.0, 0))
             log.devices[device] = (self._clock(), max(mark, position.offset))
+            self._devices[room, device] = None
+            self._devices.move_to_end((room, device))
             if len(log.devices) > MAX_DEVICES:
-                log.devices.popitem(last=False)
+                self._forget_device(room, next(iter(log.devices)))
+            if len(self._devices) > MAX_DEVICES_IN_ALL:
+                self._forget_device(*next(iter(self._devices)))
 
     def advance_received_mark(
         self, room: Room, position: Cursor, device: str | None = None
@@ -136,6 +193,9 @@ class MemoryStore:
     async def check(self) -> None:
         pass  # memory is always there
 
+    async def usage(self) -> Usage:
+        return Usage(self._bytes, len(self._logs), self._evicted)
+
     async def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -145,6 +205,7 @@ class MemoryStore:
         log = self._logs.get(room)
         if log is None:
             log = self._logs[room] = _Log(forgotten=self._dropped[is_request_room(room)])
+            self._bytes += _ROOM_BYTES
         return log
 
     def _start_ticking(self) -> None:
@@ -154,11 +215,11 @@ class MemoryStore:
     def _trim(self, room: Room, log: _Log, now: float) -> None:
         oldest = now - self._retention.age_s(room)
         while log.entries and log.entries[0][0] <= oldest:
-            log.forgotten = log.entries.popleft()[1].cursor.offset
+            self._forget_entry(log)
         while log.ids and next(iter(log.ids.values()))[0] <= now - self._retention.dedupe_s:
-            log.ids.popitem(last=False)
+            self._forget_id(log, next(iter(log.ids)))
         while log.devices and next(iter(log.devices.values()))[0] <= now - DEVICE_AGE_S:
-            log.devices.popitem(last=False)
+            self._forget_device(room, next(iter(log.devices)))
 
     def _tick(self) -> None:
         self._timer = None
@@ -179,3 +240,12 @@ class MemoryStore:
                 kind = is_request_room(room)
                 self._dropped[kind] = max(self._dropped[kind], log.forgotten)
                 del self._logs[room]
+                self._bytes -= _ROOM_BYTES
+
+
+def _entry_bytes(entry: Entry) -> int:
+    return sys.getsizeof(entry.text) + _ENTRY_BYTES
+
+
+def _id_bytes(id: str) -> int:
+    return sys.getsizeof(id) + _ID_BYTES

@@ -21,7 +21,16 @@ from typing import ParamSpec, TypeVar
 
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
-from .base import Deliver, Page, Publication, Receipt, Retention, StoreUnavailableError, entry_of
+from .base import (
+    Deliver,
+    Page,
+    Publication,
+    Receipt,
+    Retention,
+    StoreUnavailableError,
+    Usage,
+    entry_of,
+)
 from .sqlite_file import UNUSABLE, Kept, LogFile, LogReader, LogWriter
 
 logger = logging.getLogger(__name__)
@@ -191,6 +200,9 @@ class SqliteStore:
         for mark in {(room, None), (room, device)}:
             if position.offset > self._marks.get(mark, 0):
                 self._marks[mark] = position.offset
+
+    async def usage(self) -> Usage:
+        return await self._read(self._reader.usage)
 
     async def close(self) -> None:
         if self._finishing is not None:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from ...errors import ConfigurationError
 from ...protocol.rooms import Room, is_request_room
-from .base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
+from .base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention, Usage
 
 _APPLICATION_ID = 0x53594E50  # "SYNP"
 _VERSION = 1
@@ -405,6 +405,7 @@ class LogReader:
 
     def __init__(self, file: LogFile, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._path = file.path
         self._db = file.connect()
         self._db.execute("PRAGMA query_only=ON")
 
@@ -447,6 +448,17 @@ class LogReader:
         """
         row = self._db.execute("SELECT mark FROM room WHERE name = ?", (room,)).fetchone()
         return int(row[0]) if row is not None else 0
+
+    def usage(self) -> Usage:
+        """What the file takes, and what SQLite has beside it.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        (rooms,) = self._db.execute("SELECT count(*) FROM room").fetchone()
+        path = self._path
+        sizes = [each.stat().st_size for each in (path, Path(f"{path}-wal")) if each.exists()]
+        return Usage(sum(sizes), rooms)
 
     def close(self) -> None:
         self._db.close()

@@ -1,0 +1,153 @@
+"""What a room server counts, for Prometheus. See PROTOCOL.md, "Metrics".
+
+Each server has a registry of its own, so that two in one process do not add up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from time import perf_counter
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from .stores.base import Usage
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+LAG_EVERY_S = 0.5
+"""How often it is looked whether the event loop comes late."""
+
+_FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """The counts of one server; ``text()`` is what ``/metrics`` answers."""
+
+    def __init__(self, version: str, max_connections: int) -> None:
+        self._registry = registry = CollectorRegistry()
+        # What only some programs have (Linux' /proc) is left out elsewhere, as everywhere.
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"synap_realtime_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"synap_realtime_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(
+                f"synap_realtime_{name}_seconds", text, labels, registry=registry, buckets=_FAST
+            )
+
+        gauge("build_info", "1, with the version.", "version").labels(version).set(1)
+        gauge("connections_limit", "The most connections; 0: no limit.").set(max_connections)
+        self.rooms = gauge("rooms", "Rooms that somebody listens to here.")
+        self.draining = gauge("draining", "1 while the server lets its subscribers go.")
+        self._connections = gauge("connections", "Open connections.", "transport")
+        self._opened = counter("connections_opened", "Connections that began.", "transport")
+        self._drops = counter("drops", "Connections that the server ended, and why.", "reason")
+        self._refusals = counter("refusals", "Requests and handshakes that got an error.", "code")
+        self._publishes = counter(
+            "publishes", "Notifications that were published, once for each room.", "outcome"
+        )
+        self.publish_bytes = counter("publish_bytes", "Bytes of those that were accepted.")
+        deliveries = counter("deliveries", "Notifications written to connections.", "kind")
+        self.live, self.replayed = deliveries.labels("live"), deliveries.labels("replay")
+        self._replays = counter(
+            "replays", "Subscriptions that caught up; gap: something was gone.", "outcome"
+        )
+        self._store = histogram("store_operation", "How long the store took.", "operation")
+        self._store_errors = counter("store_errors", "Calls that the store refused.", "operation")
+        self._store_bytes = gauge("store_bytes", "What the store takes.")
+        self._store_rooms = gauge("store_rooms", "Rooms that the store knows.")
+        self._store_evictions = counter(
+            "store_evictions", "Notifications that went before their time, for want of room."
+        )
+        self._evicted = 0
+        self.publish_to_write = histogram(
+            "publish_to_write", "From a publish's arrival to each live write."
+        )
+        self._lag = histogram("event_loop_lag", "How late the event loop comes.")
+        self._timer: asyncio.TimerHandle | None = None
+        # A series that is there from the start can be told from one that is missing.
+        for transport in ("websocket", "sse"):
+            self._connections.labels(transport)
+            self._opened.labels(transport)
+        for outcome in ("accepted", "duplicate", "refused", "unavailable"):
+            self._publishes.labels(outcome)
+        for outcome in ("complete", "gap"):
+            self._replays.labels(outcome)
+
+    def published(self, outcome: str, count: int = 1) -> None:
+        self._publishes.labels(outcome).inc(count)
+
+    def refused(self, code: str) -> None:
+        self._refusals.labels(code).inc()
+
+    def dropped(self, reason: str) -> None:
+        self._drops.labels(reason).inc()
+
+    def caught_up(self, *, recovered: bool) -> None:
+        self._replays.labels("complete" if recovered else "gap").inc()
+
+    @contextmanager
+    def connection(self, transport: str) -> Generator[None]:
+        """A connection, for as long as it lasts."""
+        self._opened.labels(transport).inc()
+        connections = self._connections.labels(transport)
+        connections.inc()
+        try:
+            yield
+        finally:
+            connections.dec()
+
+    @contextmanager
+    def store_operation(self, name: str) -> Generator[None]:
+        """A call of the store; one that raises is counted as an error, too."""
+        began = perf_counter()
+        try:
+            yield
+        except Exception:
+            self._store_errors.labels(name).inc()
+            raise
+        finally:
+            self._store.labels(name).observe(perf_counter() - began)
+
+    def text(self, usage: Usage) -> bytes:
+        """All of it, in Prometheus' text format."""
+        self._store_bytes.set(usage.bytes)
+        self._store_rooms.set(usage.rooms)
+        self._store_evictions.inc(usage.evicted - self._evicted)
+        self._evicted = usage.evicted
+        return generate_latest(self._registry)
+
+    def watch_loop(self) -> None:
+        """Look at the running event loop from now on; to call it again changes nothing."""
+        if self._timer is None:
+            self._look_at(asyncio.get_running_loop())
+
+    def close(self) -> None:
+        """Look at the event loop no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_at(self, loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + LAG_EVERY_S
+
+        def look() -> None:
+            self._lag.observe(max(0.0, loop.time() - due))
+            self._look_at(loop)
+
+        self._timer = loop.call_at(due, look)

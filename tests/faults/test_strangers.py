@@ -1,0 +1,154 @@
+"""However many strangers knock: the server keeps few of them, and answers who means it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from synap_realtime import AsyncBroadcaster
+from synap_realtime.server.serve import running
+
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+API_KEY = "k" * 43
+STRANGERS, KEPT = 5000, 200
+
+BODY = (
+    b"POST /rooms/user_1/broadcast HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 1000000\r\n\r\n" + b"x" * 60_000
+)
+HALVES = {
+    "silent": b"",
+    "half a head": b"GET /rooms/user_1/subscribe HTTP/1.1\r\nHost: x\r\nX-Half: " + b"x" * 2000,
+    "a body that nobody asked for": BODY,
+    "and then silent": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def _sockets() -> Iterator[None]:
+    """This process holds the strangers' ends."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = before
+    wanted = STRANGERS + 500
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@contextmanager
+def served() -> Iterator[tuple[int, str]]:
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0", "--max-half-open", str(KEPT)],
+        env={**os.environ, "SYNAP_REALTIME_API_KEYS": f"jobs={API_KEY}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"listening on (http://\S+)", line):
+                yield process.pid, found[1]
+                break
+        process.terminate()
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def rss(pid: int) -> int:
+    """In bytes."""
+    shown = subprocess.run(
+        ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True
+    )
+    return int(shown.stdout) * 1024
+
+
+class Stranger(asyncio.Protocol):
+    """Sends its half and waits."""
+
+    def __init__(self, half: bytes, cut: list[int]) -> None:
+        self._half = half
+        self._cut = cut
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self._half)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cut[0] += 1
+
+
+@pytest.mark.parametrize("kind", HALVES)
+async def test_thousands_of_half_connections_take_no_memory_and_no_turn(kind: str) -> None:
+    loop = asyncio.get_running_loop()
+    with served() as (pid, url):
+        host, port = str(urlsplit(url).hostname), urlsplit(url).port
+        async with AsyncBroadcaster(url, API_KEY) as broadcaster:
+            assert (await broadcaster.broadcast_success("1", "a.completed", {})).success
+            before = rss(pid)
+            cut = [0]
+            transports: list[asyncio.BaseTransport] = []
+            most = 0.0
+            for _ in range(STRANGERS // 50):
+                pairs = await asyncio.gather(
+                    *(
+                        loop.create_connection(lambda: Stranger(HALVES[kind], cut), host, port or 0)
+                        for _ in range(50)
+                    )
+                )
+                transports += [transport for transport, _ in pairs]
+                began = time.monotonic()
+                result = await broadcaster.broadcast_success("1", "a.completed", {})
+                most = max(most, time.monotonic() - began)
+                assert result.success, result.error
+            # All but those that are kept have heard of their end by now, or soon. (The publisher's
+            # own may be one of them.)
+            end = time.monotonic() + 10
+            while cut[0] < STRANGERS - KEPT - 1 and time.monotonic() < end:  # noqa: ASYNC110 - callbacks count
+                await asyncio.sleep(0.05)
+            assert cut[0] >= STRANGERS - KEPT - 1
+            grown = rss(pid) - before
+            for transport in transports:
+                transport.abort()  # type: ignore[attr-defined]
+    assert grown < 40 * 1024 * 1024, f"{grown} bytes more for {STRANGERS} strangers"
+    assert most < 5, "a publisher had to wait behind them"
+
+
+async def test_who_sends_a_request_is_not_cut_for_those_who_wait() -> None:
+    """A request that takes long is none of those: it is being answered."""
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        if scope["type"] != "http":
+            raise RuntimeError
+        started.set()
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with running(app, max_half_open=2) as url:
+        where = urlsplit(url)
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await started.wait()
+        others = [await asyncio.open_connection(where.hostname, where.port) for _ in range(6)]
+        for waiting, _ in others[:4]:
+            assert await waiting.read() == b"", "the oldest are cut"
+        go_on.set()
+        assert (await reader.readline()).startswith(b"HTTP/1.1 204")
+        for _, each in [*others, (reader, writer)]:
+            each.close()

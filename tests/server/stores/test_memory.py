@@ -1,0 +1,116 @@
+"""What only the store in memory has: a bound for all rooms together."""
+
+from __future__ import annotations
+
+import json
+import random
+import tracemalloc
+
+import pytest
+
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.stores import memory
+from synap_realtime.server.stores.base import Publication, Retention
+from synap_realtime.server.stores.memory import MemoryStore
+
+MEBIBYTE = 1024 * 1024
+
+
+def notification(room: str, id: str, size: int = 0) -> Publication:
+    return Publication(Room(room), id, json.dumps({"type": "a", "data": {"x": "x" * size}}))
+
+
+async def publish(store: MemoryStore, *publications: Publication) -> None:
+    await store.publish(publications, lambda _room, _entry: 0)
+
+
+async def test_over_its_size_the_oldest_of_all_rooms_goes_first_and_that_is_told() -> None:
+    store = MemoryStore(Retention(memory_bytes=MEBIBYTE))
+    for number in range(20):
+        await publish(store, notification(f"user_{number}", "n", 100_000))
+    usage = await store.usage()
+    assert usage.bytes <= MEBIBYTE
+    assert 5 <= usage.evicted <= 15
+    kept = [
+        number
+        for number in range(20)
+        if (await store.read(Room(f"user_{number}"), store.earliest(), 10)).entries
+    ]
+    assert kept == list(range(20 - len(kept), 20)), "the newest stay"
+    await publish(store, notification("user_19", "n", 100_000))
+    assert (await store.usage()).evicted == usage.evicted, "an id that is known takes nothing"
+
+
+async def test_who_resumes_from_before_what_went_is_not_recovered() -> None:
+    store = MemoryStore(Retention(memory_bytes=MEBIBYTE))
+    room = Room("user_1")
+    (first,) = await store.publish([notification(room, "n0")], lambda _room, _entry: 0)
+    (second,) = await store.publish([notification(room, "n1")], lambda _room, _entry: 0)
+    assert (await store.read(room, first.cursor, 10)).recovered
+    for number in range(12):
+        await publish(store, notification("user_2", f"n{number}", 100_000))
+    page = await store.read(room, first.cursor, 10)
+    assert not page.recovered
+    assert not page.entries
+    assert (await store.read(room, second.cursor, 10)).recovered, "nothing after it has gone"
+
+
+async def test_the_books_are_right_whatever_comes_and_goes() -> None:
+    """Rooms, ids and devices that end by count, age and size leave nothing behind."""
+    now = 0.0
+    store = MemoryStore(
+        Retention(count=5, user_age_s=50, request_age_s=20, dedupe_s=10, memory_bytes=MEBIBYTE),
+        clock=lambda: now,
+    )
+    chance = random.Random(7)
+    for _ in range(5000):
+        now += chance.random()
+        kind = chance.choice(("user", "request"))
+        room = f"{kind}_{chance.randrange(40)}"
+        size = chance.choice((0, 10, 60_000))
+        await publish(store, notification(room, f"n{chance.randrange(100)}", size))
+        if chance.random() < 0.2:
+            store.start_device(Room(room), f"d{chance.randrange(80)}", await store.head(Room(room)))
+        assert (await store.usage()).bytes <= MEBIBYTE
+    assert (await store.usage()).evicted > 0
+    now += 31 * 86_400.0
+    for _ in range(10):
+        store._sweep(now, 1000)
+    assert not store._logs
+    assert not store._kept
+    assert not store._devices
+    assert (await store.usage()).bytes == 0
+    await store.close()
+
+
+async def test_devices_have_a_bound_over_all_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MAX_DEVICES_IN_ALL", 100)
+    store = MemoryStore()
+    for number in range(1000):
+        room = Room(f"workspace_{number}")
+        store.start_device(room, "phone", await store.head(room))
+    assert len(store._devices) == 100
+    assert await store.received_mark(Room("workspace_999"), "phone") is not None
+    assert await store.received_mark(Room("workspace_0"), "phone") is None
+    for _ in range(4):
+        store._sweep(0.0, 1000)
+    assert len(store._logs) == 100
+    await store.close()
+
+
+async def test_the_size_is_about_what_python_takes() -> None:
+    """Within a third: an operator can give it to a machine."""
+    for size, rooms in ((0, 5000), (200, 500), (20_000, 50)):
+        tracemalloc.start()
+        try:
+            store = MemoryStore()
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(5000):
+                await publish(store, notification(f"user_{number % rooms}", f"{number:036}", size))
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        taken = after - before
+        counted = (await store.usage()).bytes
+        assert 0.66 < counted / taken < 1.5, (size, rooms, counted, taken)
+        await store.close()
