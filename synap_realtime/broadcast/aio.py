@@ -146,7 +146,13 @@ class AsyncBroadcaster:
         await self.aclose()
 
     async def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
-        parcel = requests.pack(rooms, message)
+        span = requests.begin_broadcast(message)
+        with span.current():
+            result = await self._publish(requests.pack(rooms, message))
+        span.end(result.error)
+        return result
+
+    async def _publish(self, parcel: requests.Parcel) -> BroadcastResult:
         pool = await self._pool()
         deadline = time.monotonic() + self._deadline_s
         steps = requests.delivery(self._endpoint, [parcel])

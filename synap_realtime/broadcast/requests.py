@@ -30,6 +30,7 @@ from ..protocol.notification import (
     to_json_object,
 )
 from ..protocol.rooms import Room, request_room, user_room
+from ..tracing import TRACEPARENT, Span, begin, current_traceparent
 from .result import BroadcastResult
 
 
@@ -215,7 +216,10 @@ def pack(rooms: tuple[Room, ...], notification: Notification) -> Parcel:
     Raises:
         InvalidArgumentError: the notification is over 256 KiB or cannot be JSON.
     """
-    body = encode_json("data", notification.to_wire())
+    wire = notification.to_wire()
+    if TRACEPARENT not in wire and (traceparent := current_traceparent()) is not None:
+        wire[TRACEPARENT] = traceparent
+    body = encode_json("data", wire)
     if len(body) > MAX_NOTIFICATION_BYTES:
         raise InvalidArgumentError(
             "data",
@@ -223,6 +227,18 @@ def pack(rooms: tuple[Room, ...], notification: Notification) -> Parcel:
             "allowed. Send a link to what is large",
         )
     return Parcel(rooms, str(notification.id), body)
+
+
+def begin_broadcast(notification: Notification) -> Span:
+    """The span of one broadcast, from the call to its result; :func:`pack` inside it, so that the
+    notification says where it comes from."""
+    return begin(
+        "broadcast",
+        "producer",
+        messaging__system="synap_realtime",
+        messaging__operation__name="send",
+        messaging__message__id=str(notification.id),
+    )
 
 
 def delivery(endpoint: Endpoint, parcels: Sequence[Parcel]) -> Delivery:

@@ -134,8 +134,15 @@ class Broadcaster:
         self.close()
 
     def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
+        span = requests.begin_broadcast(message)
+        with span.current():
+            result = self._publish(requests.pack(rooms, message))
+        span.end(result.error)
+        return result
+
+    def _publish(self, parcel: requests.Parcel) -> BroadcastResult:
         deadline = time.monotonic() + self._deadline_s
-        steps = requests.delivery(self._endpoint, [requests.pack(rooms, message)])
+        steps = requests.delivery(self._endpoint, [parcel])
         call = next(steps)
         while True:
             answer = self._call(call, deadline)

@@ -25,7 +25,8 @@ def running(told: Reporter) -> Iterator[None]:
     try:
         if told.attempt == 1:
             told.started()
-        yield
+        with told.span.current():
+            yield
     finally:
         reporter.reset(token)
 

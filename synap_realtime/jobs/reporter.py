@@ -17,6 +17,7 @@ from ..broadcast.background import Posted
 from ..errors import InvalidArgumentError, InvalidInputError
 from ..protocol.notification import Notification, format_timestamp
 from ..protocol.rooms import Room
+from ..tracing import TRACEPARENT, begin
 from .lifecycle import Lifecycle
 from .people import Person
 
@@ -86,6 +87,13 @@ class Reporter:
         self._progresses = 0
         self._stream = uuid.uuid4().hex[:12]
         self._ended = False
+        self._problem: str | None = None
+        self.span = begin(
+            lifecycle.family.name,
+            "consumer",
+            synap_realtime__run__id=lifecycle.run_id,
+            synap_realtime__attempt=lifecycle.attempt,
+        )
 
     @property
     def attempt(self) -> int:
@@ -153,6 +161,7 @@ class Reporter:
         self, error: BaseException | str, *, part: str = "run", in_s: float | None = None
     ) -> None:
         """See :meth:`Lifecycle.retrying`."""
+        self._problem = "failed, and will be tried again"
         self._tell(self._lifecycle.retrying(error, part=part, in_s=in_s))
 
     def raised(self, error: Exception, *, again_in_s: float | None) -> bool:
@@ -183,20 +192,24 @@ class Reporter:
 
     def failed(self, error: BaseException | str) -> None:
         """See :meth:`Lifecycle.failed`."""
+        self._problem = "failed"
         self._end(self._lifecycle.failed(error))
 
     def cancelled(self) -> None:
         """See :meth:`Lifecycle.cancelled`."""
+        self._problem = "cancelled"
         self._end(self._lifecycle.cancelled())
 
     def settle(self) -> None:
         """Wait until the server has what was told: a few seconds, and not for one that is away."""
+        self.span.end(self._problem)
         for line in self._lines:
             if line.last is not None:
                 self._broadcaster.wait_for(line.last)
 
     async def asettle(self) -> None:
         """:meth:`settle` for code that awaits."""
+        self.span.end(self._problem)
         for line in self._lines:
             if line.last is not None:
                 await self._broadcaster.await_for(line.last)
@@ -233,18 +246,20 @@ class Reporter:
         rooms: tuple[Room, ...] = (),
     ) -> None:
         line.last = self._broadcaster.post(
-            rooms or line.rooms, _addressed(line, notification), due=due, after=line.last
+            rooms or line.rooms, self._addressed(line, notification), due=due, after=line.last
         )
         line.kind = ""
 
     def _replace(self, line: _Line, notification: Notification) -> bool:
         assert line.last is not None  # noqa: S101 - there is a kind only if there is a last
-        return self._broadcaster.replace(line.last, _addressed(line, notification))
+        return self._broadcaster.replace(line.last, self._addressed(line, notification))
 
-
-def _addressed(line: _Line, notification: Notification) -> Notification:
-    now = format_timestamp(datetime.now(UTC))
-    return notification.model_copy(update={"request_id": line.person.request_id, "timestamp": now})
+    def _addressed(self, line: _Line, notification: Notification) -> Notification:
+        now = format_timestamp(datetime.now(UTC))
+        members = {"request_id": line.person.request_id, "timestamp": now}
+        if (traceparent := self.span.traceparent) is not None:
+            members[TRACEPARENT] = traceparent
+        return notification.model_copy(update=members)
 
 
 def _fraction(value: object) -> float | None:

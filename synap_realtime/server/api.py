@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
@@ -24,6 +25,7 @@ from ..protocol.notification import (
     parse_notification,
 )
 from ..protocol.rooms import Room
+from ..tracing import Span
 from .access import Access, forbidden, require_scope
 from .auth import MAX_TOKEN_BYTES, Claims, id_of_token
 from .http import (
@@ -39,12 +41,13 @@ from .http import (
     too_large,
     unavailable,
 )
-from .hub import Hub, Origin
+from .hub import Hub
 from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import document
 from .presence import Presence
 from .revocations import Revocations
+from .spans import begin_publish
 from .stores.base import Publication, Receipt, Store, StoreUnavailableError
 
 MAX_BODY_BYTES = MAX_BATCH_BYTES
@@ -55,6 +58,30 @@ MAX_HISTORY_BYTES = 1024 * 1024
 """An answer ends with the notification that reaches it."""
 
 _PAGE = 16  # entries read at once: at most 4 MiB over what an answer may have
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A notification that may be published: its id and its JSON."""
+
+    id: str
+    text: str
+    span: Span
+
+
+@contextlib.contextmanager
+def _ending(spans: Sequence[Span]) -> Generator[None]:
+    """End the spans with what happens inside."""
+    problem: str | None = "cancelled"
+    try:
+        yield
+        problem = None
+    except (RequestError, StoreUnavailableError) as error:
+        problem = str(error)
+        raise
+    finally:
+        for span in spans:
+            span.end(problem)
 
 
 Route = Callable[[Request], Awaitable[Response]]
@@ -240,8 +267,10 @@ class Api:
         room = room_of(request.segments[1])
         claims = await self._access.identify(request.credential)
         await self._access.permit(claims, "broadcast", room)
-        id, text = self._check(await json_body(request))
-        (receipt,) = await self._publish(claims, [Publication(room, id, text)], began_at)
+        checked = self._check(await json_body(request), request.traceparent)
+        with _ending([checked.span]):
+            publication = Publication(room, checked.id, checked.text)
+            (receipt,) = await self._publish(claims, [publication], began_at)
         return json_response(
             200,
             {
@@ -266,7 +295,7 @@ class Api:
         try:
             with self._publishing():
                 self._limits.check_publish(claims, count, size)
-                deliver = partial(self._hub.deliver, origin=Origin(began_at))
+                deliver = partial(self._hub.deliver, began_at=began_at)
                 receipts = await self._store.publish(publications, deliver)
         except RequestError as error:
             self._metrics.published(
@@ -299,17 +328,24 @@ class Api:
                 f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its "
                 "notifications"
             )
-        checked = []
+        checked: list[list[Publication] | RequestError] = []
+        spans: list[Span] = []
         for item in items:
-            checked.append(await self._check_item(item, claims))
+            checked.append(await self._check_item(item, claims, request.traceparent, spans))
             await asyncio.sleep(0)  # a large batch keeps nobody else waiting
+        with _ending(spans):
+            return await self._publish_checked(checked, claims, began_at)
+
+    async def _publish_checked(
+        self, checked: Sequence[list[Publication] | RequestError], claims: Claims, began_at: float
+    ) -> Response:
         good = [entry for entry in checked if not isinstance(entry, RequestError)]
         if sum(len(each.text) for entry in good for each in entry) > MAX_SPREAD_BYTES:
             raise too_large(
                 f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
                 "each of its rooms"
             )
-        self._metrics.published("refused", len(items) - len(good))
+        self._metrics.published("refused", len(checked) - len(good))
         publications = [each for entry in good for each in entry]
         try:
             receipts = iter(await self._publish(claims, publications, began_at))
@@ -327,7 +363,9 @@ class Api:
         success = all(result["success"] for result in results)
         return json_response(200, {"success": success, "results": results})
 
-    async def _check_item(self, item: object, claims: Claims) -> list[Publication] | RequestError:
+    async def _check_item(
+        self, item: object, claims: Claims, traceparent: str | None, spans: list[Span]
+    ) -> list[Publication] | RequestError:
         """One notification of a batch, once for each of its rooms, or what is wrong with it."""
         try:
             if not isinstance(item, dict):
@@ -337,10 +375,12 @@ class Api:
             rooms = [room_of(name) for name in dict.fromkeys(map(_room_name, item["rooms"]))]
             for room in rooms:
                 await self._access.permit(claims, "broadcast", room)
-            id, text = self._check({k: v for k, v in item.items() if k != "rooms"})
+            wire = {k: v for k, v in item.items() if k != "rooms"}
+            checked = self._check(wire, traceparent)
         except RequestError as error:
             return error
-        return [Publication(room, id, text) for room in rooms]
+        spans.append(checked.span)
+        return [Publication(room, checked.id, checked.text) for room in rooms]
 
     async def _revoke(self, request: Request) -> Response:
         self.refuse_while_draining()
@@ -365,14 +405,19 @@ class Api:
         if self._draining:
             raise unavailable("the server is shutting down")
 
-    def _check(self, value: object) -> tuple[str, str]:
-        """A notification's id and its JSON, with what the server adds."""
+    def _check(self, value: object, traceparent: str | None) -> _Checked:
+        """A notification with what the server adds, on its way: its span has begun.
+
+        Raises:
+            RequestError: it is none, or too large.
+        """
         try:
             if isinstance(value, dict):  # what a sender wrote there is replaced, whatever it is
                 value = {k: v for k, v in value.items() if k not in ("room", "cursor")}
             wire = parse_notification(value).to_wire()
             id = wire.setdefault("id", str(uuid_utils.uuid7()))
             wire.setdefault("timestamp", format_timestamp(datetime.now(UTC)))
+            span = begin_publish(wire, traceparent)
             content = encode_json("notification", wire)
         except InvalidArgumentError as error:
             raise malformed(
@@ -380,7 +425,7 @@ class Api:
             ) from error
         if len(content) > MAX_NOTIFICATION_BYTES:
             raise too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
-        return str(id), content.decode()
+        return _Checked(str(id), content.decode(), span)
 
 
 def _result(receipts: Sequence[tuple[Room, Receipt]]) -> dict[str, Any]:

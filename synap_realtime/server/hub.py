@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from ..protocol.rooms import Room
 from .stores.base import Entry
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a live entry comes from.
-
-    Attributes:
-        began_at: when its publish arrived here, by ``time.perf_counter``.
-        traceparent: of the publish's span, if it is traced.
-    """
-
-    began_at: float
-    traceparent: str | None = None
-
-
 class Listener(Protocol):
     """One connection's ear. ``offer`` never waits and never raises."""
 
-    def offer(self, entry: Entry, origin: Origin | None) -> bool:
-        """Take a live entry; False if the listener is on its way out."""
+    def offer(self, entry: Entry, began_at: float | None) -> bool:
+        """Take a live entry; False if the listener is on its way out.
+
+        Args:
+            began_at: when its publish arrived at this node, by ``time.perf_counter``.
+        """
         ...
 
 
@@ -48,9 +38,9 @@ class Hub:
             if not listeners:
                 del self._rooms[room]
 
-    def deliver(self, room: Room, entry: Entry, origin: Origin | None = None) -> int:
+    def deliver(self, room: Room, entry: Entry, began_at: float | None = None) -> int:
         """Offer an entry to everyone in a room; returns how many took it."""
-        return sum(listener.offer(entry, origin) for listener in self._rooms.get(room, ()))
+        return sum(listener.offer(entry, began_at) for listener in self._rooms.get(room, ()))
 
     def connections(self, room: Room) -> int:
         return len(self._rooms.get(room, ()))

@@ -13,7 +13,7 @@ import uuid_utils
 
 from ..protocol.rooms import Room
 from .auth import Claims
-from .hub import Hub, Origin
+from .hub import Hub
 from .stores.base import Entry, Publication, Store
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Revocations:
         await self._store.publish([publication], deliver)
         return closed
 
-    def offer(self, entry: Entry, origin: Origin | None) -> bool:  # noqa: ARG002 - it has no hurry
+    def offer(self, entry: Entry, began_at: float | None) -> bool:  # noqa: ARG002 - it has no hurry
         """See :class:`Listener`."""
         self._closed += self.on_revoked(self._remember(entry))
         return True

@@ -25,8 +25,9 @@ from ..protocol.control import (
 )
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, is_request_room
-from .hub import Hub, Origin
+from .hub import Hub
 from .metrics import Metrics
+from .spans import begin_delivery
 from .stores.base import Entry, Store
 
 MAX_WAITING_BYTES = 1024 * 1024
@@ -89,7 +90,7 @@ class Subscription:
         # Every listener to a request's room starts at its beginning: there is nothing to remember.
         self._device = None if is_request_room(room) else device
         self._acknowledges = acknowledges
-        self._waiting: deque[tuple[Entry, Origin | None]] = deque()
+        self._waiting: deque[tuple[Entry, float | None]] = deque()
         self._waiting_bytes = 0
         self._newest = 0
         self._handed = 0  # the furthest offset that the client was handed
@@ -106,13 +107,13 @@ class Subscription:
         """Why it was closed; None while it was not."""
         return self._closing
 
-    def offer(self, entry: Entry, origin: Origin | None) -> bool:
+    def offer(self, entry: Entry, began_at: float | None) -> bool:
         """See :class:`Listener`."""
         if self._closing is not None or self._letting_go:
             return False
         self._newest = entry.cursor.offset
         if self._live:
-            self._waiting.append((entry, origin))
+            self._waiting.append((entry, began_at))
             self._waiting_bytes += entry.size
             if self._waiting_bytes > MAX_WAITING_BYTES:
                 self.close(CloseCode.TOO_SLOW)
@@ -248,12 +249,12 @@ class Subscription:
         while not self._ended.is_set():
             await self._say_frames(send)
             while self._waiting:
-                entry, origin = self._waiting.popleft()
+                entry, began_at = self._waiting.popleft()
                 self._waiting_bytes -= entry.size
                 if entry.cursor.offset > position.offset and await self._hand_over(entry, send):
                     self._metrics.live.inc()
-                    if origin is not None:
-                        self._metrics.publish_to_write.observe(perf_counter() - origin.began_at)
+                    if began_at is not None:
+                        self._metrics.publish_to_write.observe(perf_counter() - began_at)
             if self._letting_go and self._farewell is None:
                 self.close(CloseCode.DRAINING)
             elif not (self._farewell or self._frames or self._ended.is_set()):
@@ -268,7 +269,10 @@ class Subscription:
             await self._send(frame, send)
 
     async def _hand_over(self, entry: Entry, send: Send) -> bool:
-        if not await self._send(entry, send):
+        span = begin_delivery(self._room, entry)
+        sent = await self._send(entry, send)
+        span.end(None if sent else "the client takes nothing")
+        if not sent:
             return False
         self._handed = entry.cursor.offset
         if not self._acknowledges:

@@ -1,0 +1,57 @@
+"""The server's spans: a publish, and each delivery of it. See PROTOCOL.md, "Tracing"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import MutableMapping
+from functools import lru_cache
+from typing import Any
+
+from ..protocol.rooms import Room
+from ..tracing import NOTHING, TRACEPARENT, Span, begin, is_on
+from .stores.base import Entry
+
+SYSTEM = "synap_realtime"
+
+
+def begin_publish(wire: MutableMapping[str, Any], header: str | None) -> Span:
+    """The span of one notification's publish, below what its sender says. From here on the
+    notification says that what comes is below this span.
+
+    Args:
+        wire: the notification, with its id.
+        header: the request's ``traceparent``, for a sender that puts none into the notification.
+    """
+    span = begin(
+        "publish",
+        "server",
+        wire.get(TRACEPARENT) or header,
+        messaging__system=SYSTEM,
+        messaging__operation__name="publish",
+        messaging__message__id=str(wire["id"]),
+    )
+    if span.traceparent is not None:
+        wire[TRACEPARENT] = span.traceparent
+    return span
+
+
+def begin_delivery(room: Room, entry: Entry) -> Span:
+    """The span of handing one notification to one connection."""
+    if not is_on():
+        return NOTHING
+    id, traceparent = _read(entry.text)
+    return begin(
+        "deliver",
+        "consumer",
+        traceparent,
+        messaging__system=SYSTEM,
+        messaging__operation__name="deliver",
+        messaging__destination__name=room,
+        messaging__message__id=id,
+    )
+
+
+@lru_cache(256)  # a notification goes to many connections
+def _read(text: str) -> tuple[str, object]:
+    wire = json.loads(text)
+    return str(wire["id"]), wire.get(TRACEPARENT)
