@@ -85,6 +85,9 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help=_setting("LOG_LEVEL", "debug, info, warning or error."))
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help=_setting("LOG_FORMAT", "human (default) or json."))
+    ] = None,
     keys: Annotated[
         Path | None,
         typer.Option(help=_setting("KEYS", "A file with keys; make it with `keys`.")),
@@ -159,6 +162,7 @@ def serve(
             retention_s=retention_s,
             request_retention_s=request_retention_s,
             log_level=log_level,
+            log_format=log_format,
             keys=keys,
             jwks_urls=jwks_urls,
             token_issuer=token_issuer,

@@ -16,6 +16,7 @@ from ..errors import ConfigurationError
 from ..protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..tokens import MAKE_A_SECRET
 from .asgi import RoomServer, create_app
+from .logs import configure
 from .protocols import HttpProtocol, WebSocketProtocol, http_protocol
 from .settings import ServerSettings, is_loopback
 
@@ -183,9 +184,7 @@ def _allow_sockets(settings: ServerSettings) -> None:
 
 def run(settings: ServerSettings) -> None:
     """:func:`serve`, with logging and, where there is one, uvloop."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(settings.log_level, settings.log_format)
     try:
         import uvloop
 

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, SecretStr
@@ -38,7 +38,7 @@ class ServerSettings(BaseSettings):
         memory_bytes: what the memory store takes, about; the oldest notifications go first.
         retention_count: notifications that a room keeps.
         retention_s: for how long a room keeps them; ``request_retention_s``: a request's room.
-        log_level: ``debug``, ``info``, ``warning`` or ``error``.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``; log_format: ``human`` or ``json``.
         keys: a file with keys (TOML), read anew when it changes; see :class:`auth.keyring.KeyFile`.
         token_secrets: sign tokens (HS256). In the environment: separated by commas.
         api_keys: publishers' keys by name. In the environment: ``name=key``, separated by commas.
@@ -70,6 +70,7 @@ class ServerSettings(BaseSettings):
     retention_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     request_retention_s: Annotated[float, Field(gt=0)] = 3600.0
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    log_format: Literal["human", "json"] = "human"
 
     keys: Path | None = None
     token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
