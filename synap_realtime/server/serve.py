@@ -150,9 +150,11 @@ async def serve(settings: ServerSettings) -> None:
     app = create_app(settings)
     _allow_sockets(settings)
     async with running(app, settings.host, settings.port) as url:
+        stopped = asyncio.create_task(until_stopped())
+        await asyncio.sleep(0)  # it hears signals now: who reads the next lines may stop us
         logger.info("%s", app.promise)
         logger.info("listening on %s", url)
-        await until_stopped()
+        await stopped
         logger.info("stopping")
         await app.drain()
         await asyncio.sleep(min(LINGER_S, settings.drain_s))
