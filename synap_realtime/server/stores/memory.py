@@ -227,7 +227,8 @@ class MemoryStore:
         if self._logs:
             self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
         else:
-            self._logs = OrderedDict()  # an emptied one keeps the table of its largest time
+            # An emptied table stays as large as it was at its largest time.
+            self._logs, self._kept, self._devices = OrderedDict(), OrderedDict(), OrderedDict()
 
     def _sweep(self, now: float, rooms: int) -> None:
         """Look at a few rooms and drop those that hold nothing any more."""
