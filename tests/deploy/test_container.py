@@ -1,0 +1,81 @@
+"""``deploy/Containerfile``, as far as that can be seen without a container engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import ServerSettings, load_settings
+
+from .conftest import DEPLOY, ROOT
+
+FILE = DEPLOY / "Containerfile"
+TEXT = re.sub(r"\\\n\s*", "", FILE.read_text())
+
+
+def test_the_linter_finds_nothing() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), FILE],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_what_it_copies_is_there_and_nothing_else_is_sent() -> None:
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", TEXT, re.MULTILINE)
+        for source in line.split()
+    }
+    assert copied
+    assert all((ROOT / source).exists() for source in copied)
+    ignored = (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
+    sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert sent == copied
+    assert ignored[1] == "*"
+
+
+def test_it_runs_as_nobody_with_settings_of_the_server() -> None:
+    assert "\nUSER 10001:10001\n" in TEXT
+    names = re.findall(r"SYNAP_REALTIME_([A-Z_]+)=", TEXT)
+    assert {name.lower() for name in names} <= set(ServerSettings.model_fields)
+
+
+def test_it_installs_the_versions_that_are_tested() -> None:
+    tested = pins("dev.txt")
+    for name in ("server.txt", "build.txt"):
+        pinned = pins(name)
+        assert pinned
+        assert pinned.items() <= tested.items()
+    assert {"uvicorn", "uvloop", "pyjwt", "typer", "prometheus-client"} <= set(pins("server.txt"))
+
+
+def pins(name: str) -> dict[str, str]:
+    text = (ROOT / "requirements" / name).read_text()
+    return dict(re.findall(r"^([\w.-]+(?:\[[\w,-]+\])?)==(\S+)", text, re.MULTILINE))
+
+
+async def test_its_health_check_tells_a_living_server_from_none() -> None:
+    (line,) = re.findall(r"^HEALTHCHECK .* CMD (\[.+\])$", TEXT, re.MULTILINE)
+    _, *arguments = json.loads(line)
+
+    async def asked(port: str) -> int:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, env={**os.environ, "SYNAP_REALTIME_PORT": port},
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return await process.wait()
+
+    async with running(create_app(load_settings())) as url:
+        assert await asked(url.rpartition(":")[2]) == 0
+    with socket.socket() as reserved:  # bound, and nobody listens
+        reserved.bind(("127.0.0.1", 0))
+        assert await asked(str(reserved.getsockname()[1])) == 1

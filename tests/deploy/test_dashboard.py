@@ -1,0 +1,60 @@
+"""``deploy/dashboard.json``: what Grafana needs to import it anywhere."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from .conftest import DEPLOY
+
+DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "dashboard.json").read_text())
+PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+
+
+def test_it_belongs_to_no_grafana() -> None:
+    assert DASHBOARD["id"] is None
+    assert DASHBOARD["uid"] == "synap-realtime"
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    assert all(variable["current"] == {} for variable in variables.values())
+    sources = [*PANELS, variables["instance"], *DASHBOARD["annotations"]["list"]]
+    sources += [target for panel in PANELS for target in panel.get("targets", ())]
+    chosen = {json.dumps(each["datasource"]) for each in sources if each.get("type") != "row"}
+    assert chosen == {'{"type": "prometheus", "uid": "${datasource}"}'}
+
+
+def test_the_servers_are_those_of_the_version_metric() -> None:
+    (instance,) = (v for v in DASHBOARD["templating"]["list"] if v["name"] == "instance")
+    assert instance["query"]["query"] == "label_values(synap_realtime_build_info, instance)"
+    for panel in PANELS:
+        for target in panel.get("targets", ()):
+            assert 'instance=~"$instance"' in target["expr"], panel["title"]
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
+def test_a_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
+    if panel["type"] != "row":
+        assert panel["title"]
+        assert panel["description"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        names = [target["refId"] for target in panel["targets"]]
+        assert len(set(names)) == len(names) > 0
+
+
+def test_panels_have_ids_of_their_own_and_lie_beside_one_another() -> None:
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+
+    def apart(one: dict[str, int], other: dict[str, int]) -> bool:
+        return (
+            one["x"] + one["w"] <= other["x"]
+            or other["x"] + other["w"] <= one["x"]
+            or one["y"] + one["h"] <= other["y"]
+            or other["y"] + other["h"] <= one["y"]
+        )
+
+    for one, other in combinations(PANELS, 2):
+        assert apart(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in PANELS)
