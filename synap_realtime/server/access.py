@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
 from ..protocol.rooms import Room
+from . import events
 from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
 from .http import RequestError, unavailable
 from .revocations import Revocations
@@ -96,6 +97,7 @@ class Access:
             RequestError: 401, or 503 while the keys of others cannot be had.
         """
         if not self.has_keys:
+            events.identified(ANYONE)
             return ANYONE
         if not credential:
             raise unauthorized("send a token, or a publisher's key, as Authorization: Bearer …")
@@ -108,6 +110,7 @@ class Access:
         await self._revocations.load()
         if self._revocations.covers(claims):
             raise unauthorized("the token was revoked", invalid=True)
+        events.identified(claims)
         return claims
 
     async def permit(self, claims: Claims, action: Action, room: Room) -> None:

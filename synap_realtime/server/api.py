@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import uuid_utils
 
@@ -26,6 +26,7 @@ from ..protocol.notification import (
 )
 from ..protocol.rooms import Room
 from ..tracing import Span
+from . import events
 from .access import Access, forbidden, require_scope
 from .auth import MAX_TOKEN_BYTES, Claims, id_of_token
 from .http import (
@@ -309,6 +310,8 @@ class Api:
         self._metrics.published("duplicate", duplicates)
         self._metrics.published("accepted", count - duplicates)
         self._metrics.publish_bytes.inc(size)
+        rooms = (publication.room for publication in publications)
+        events.published(claims, zip(rooms, receipts, strict=True))
         return receipts
 
     async def _broadcast_many(self, request: Request) -> Response:
@@ -355,6 +358,7 @@ class Api:
         results = []
         for entry in checked:
             if isinstance(entry, RequestError):
+                events.refused(entry.body, None, None)
                 results.append({"success": False, **entry.body})
             elif failure is not None:
                 results.append({"success": False, **failure.body})
@@ -390,11 +394,13 @@ class Api:
         with self._publishing():
             match body:
                 case {"user": str(name)} if 0 < len(name) <= 512:
-                    closed = await self._revocations.revoke("user", name)
-                case {"token": str(name)} if 0 < len(name) <= MAX_TOKEN_BYTES:
-                    closed = await self._revocations.revoke("token", id_of_token(name))
+                    of: Literal["user", "token"] = "user"
+                case {"token": str(token)} if 0 < len(token) <= MAX_TOKEN_BYTES:
+                    of, name = "token", id_of_token(token)
                 case _:
                     raise malformed("Nothing to revoke", 'expected {"user": id} or {"token": …}')
+            closed = await self._revocations.revoke(of, name)
+            events.revoked(claims, of, name, closed)
         return json_response(200, {"success": True, "closed": closed})
 
     def refuse_while_draining(self) -> None:

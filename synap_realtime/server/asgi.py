@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 from ..protocol.control import BEARER_SUBPROTOCOL, CloseCode
 from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room
+from . import events
 from .access import Access, Caller, May, load_rule
 from .api import MAX_BODY_BYTES, Api
 from .auth import Authenticator, Claims, KeyRing
@@ -209,8 +210,7 @@ class RoomServer:
             response = unavailable(str(error)).response
         except DisconnectedError:
             return
-        if response.code is not None:
-            self._metrics.refused(response.code)
+        self._note(scope, response)
         await _respond(send, response, cors)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -316,14 +316,20 @@ class RoomServer:
         else:
             await self._deny(scope, send, error.response)
 
+    def _note(self, scope: Scope, response: Response) -> None:
+        """Count an error, and write it down."""
+        if response.problem is not None:
+            self._metrics.refused(response.problem["code"])
+            events.refused(response.problem, _address(scope), _room(scope))
+
     async def _close_at_once(self, scope: Scope, send: Send, code: CloseCode) -> None:
         self._metrics.dropped(code.name.lower())
+        events.closed_at_once(code, _address(scope), _room(scope))
         await close_at_once(scope, send, code)
 
     async def _deny(self, scope: Scope, send: Send, response: Response) -> None:
         """Refuse a handshake, with the reason where the server can send one."""
-        if response.code is not None:
-            self._metrics.refused(response.code)
+        self._note(scope, response)
         if "websocket.http.response" in scope.get("extensions", {}):
             await _respond(send, response, [], kind="websocket.http.response")
         else:
@@ -458,6 +464,17 @@ def _cors(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     if origin is None:
         return []
     return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+
+
+def _room(scope: Scope) -> Room | None:
+    """The room in the path, if there is one."""
+    try:
+        match _segments(scope):
+            case ("rooms", segment, *_):
+                return room_of(segment)
+    except RequestError:
+        pass
+    return None
 
 
 def _segments(scope: Scope) -> tuple[str, ...]:

@@ -41,13 +41,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An HTTP answer. ``code`` is an error's, as its body has it."""
+    """An HTTP answer. ``problem`` is what an error's body says."""
 
     status: int
     content: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
-    code: str | None = None
+    problem: Mapping[str, str] | None = None
 
 
 def json_response(status: int, body: object) -> Response:
@@ -67,10 +67,9 @@ class RequestError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(error)
-        self.code = code
         self.body = {"error": error, "details": details, "code": code}
         content = json_response(status, self.body).content
-        self.response = Response(status, content, headers or {}, code=code)
+        self.response = Response(status, content, headers or {}, problem=self.body)
 
 
 def malformed(error: str, details: str) -> RequestError:

@@ -3,7 +3,9 @@ notification, a key or a token."""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from typing import Literal
 
 from ..errors import ConfigurationError
@@ -11,6 +13,23 @@ from ..errors import ConfigurationError
 Format = Literal["human", "json"]
 
 _HUMAN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_PLAIN = re.compile(r"[\w.:+*|@/-]+", re.ASCII)
+_OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+
+class _HumanFormatter(logging.Formatter):
+    """A line, and behind it what a record has more: ``published room=user_1 listeners=2``."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        members = vars(record).items()
+        more = [f" {name}={_shown(value)}" for name, value in members if name not in _OWN]
+        return super().formatMessage(record) + "".join(more)
+
+
+def _shown(value: object) -> str:
+    """In quotes where it could be taken for something else: nobody writes lines of their own."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
 def configure(level: str, style: Format) -> None:
@@ -20,7 +39,7 @@ def configure(level: str, style: Format) -> None:
         ConfigurationError: python-json-logger is wanted and not installed.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_json_formatter() if style == "json" else logging.Formatter(_HUMAN))
+    handler.setFormatter(_json_formatter() if style == "json" else _HumanFormatter(_HUMAN))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from ..protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
 from ..protocol.notification import format_timestamp
 from ..protocol.rooms import Room, user_of
+from . import events
 from .access import Access
 from .auth import ANYONE, Claims
 from .http import RequestError
@@ -172,6 +173,8 @@ class Sessions:
             )
             session = Session(subscription, room, claims, self._access)
             self._open.add(session)
+            events.opened(room, claims, address, device, transport)
+            began_at = time.monotonic()
             if self._revocations.covers(claims):  # since it was looked at
                 subscription.close(CloseCode.REVOKED)
             held.enter_context(self._presence.present(room, user, device))
@@ -183,6 +186,8 @@ class Sessions:
                 session.end()
                 if (code := subscription.closing) is not None:
                     self._metrics.dropped(code.name.lower())
+                lasted_s = time.monotonic() - began_at
+                events.closed(room, session.claims, address, device, code, lasted_s)
                 self._open.discard(session)
                 self._left.set()
 

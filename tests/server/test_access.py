@@ -393,16 +393,22 @@ async def test_an_open_address_needs_keys() -> None:
         assert (await ask(f"http://127.0.0.1:{port}", "GET", "/health")).status_code == 200
 
 
-def test_secrets_are_in_nothing_that_the_server_prints(tmp_path: Path) -> None:
-    """Good and bad credentials by each way in; the log at its most talkative."""
+@pytest.mark.parametrize("style", ["human", "json"])
+def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Path) -> None:
+    """Good and bad credentials by each way in; the log at its most talkative, and the metrics."""
     file = tmp_path / "keys.toml"
-    file.write_text(f'token_secrets = ["{SECRET}"]\n[api_keys]\njobs = "{API_KEY}"\n')
+    admin, payload = "a" * 43, "what only the user may read"
+    file.write_text(
+        f'token_secrets = ["{SECRET}"]\n[api_keys]\njobs = "{API_KEY}"\n'
+        f'operator = {{ key = "{admin}", scope = "admin" }}\n'
+    )
+    note = {**NOTE, "data": {"text": payload}}
     good, forged, expired = (
         token(), mint_token("1", secret="x" * 32), token(expires_in_s=0.001),
     )  # fmt: skip
     process = subprocess.Popen(
         [Path(sys.executable).with_name("synap-realtime"), "serve", "--port", "0",
-         "--keys", str(file), "--log-level", "debug"],
+         "--keys", str(file), "--log-level", "debug", "--log-format", style],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     lines = []
@@ -411,7 +417,7 @@ def test_secrets_are_in_nothing_that_the_server_prints(tmp_path: Path) -> None:
         url = None
         while url is None:
             lines.append(process.stdout.readline())
-            found = re.search(r"listening on (http://\S+)", lines[-1])
+            found = re.search(r"listening on (http://[\d.:]+)", lines[-1])
             url = found[1] if found else None
         said = []
         for credential in (good, forged, expired, API_KEY, SECRET, good + "x", f"{good}\x80"):
@@ -420,7 +426,7 @@ def test_secrets_are_in_nothing_that_the_server_prints(tmp_path: Path) -> None:
             for response in (
                 httpx.get(f"{path}/history", headers=header),
                 httpx.get(f"{path}/history", params={"token": credential}),
-                httpx.post(f"{path}/broadcast", headers=header, json=NOTE),
+                httpx.post(f"{path}/broadcast", headers=header, json=note),
                 httpx.post(f"{url}/revoke", headers=header, json={"token": credential}),
                 httpx.get(f"{path}/subscribe", params={"token": credential}),
             ):
@@ -429,6 +435,8 @@ def test_secrets_are_in_nothing_that_the_server_prints(tmp_path: Path) -> None:
                 address = f"{path.replace('http', 'ws')}/subscribe?token={quote(credential)}"
                 with connect(address):
                     pass
+        said.append(httpx.get(f"{url}/metrics", headers=bearer(admin)).text)
+        assert "synap_realtime_refusals_total" in said[-1]
         process.send_signal(signal.SIGTERM)
         lines.append(process.communicate(timeout=20)[0])
     finally:
@@ -436,7 +444,9 @@ def test_secrets_are_in_nothing_that_the_server_prints(tmp_path: Path) -> None:
         process.communicate()
     printed = "".join([*lines, *said])
     assert "unauthorized" in printed
-    for secret in (SECRET, API_KEY, good, forged, expired):
+    assert "published" in "".join(lines)
+    assert payload not in "".join(lines) + said[-1]
+    for secret in (SECRET, API_KEY, admin, good, forged, expired):
         for part in secret.split("."):
             assert part not in printed or part == good.split(".")[0]
 

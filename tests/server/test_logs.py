@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+
+import httpx
+import jwt
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from synap_realtime.server.events import MAX_LINES_PER_S, AtMost
+from synap_realtime.tokens import mint_token
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
@@ -60,3 +74,154 @@ def test_another_format_is_one_line_that_says_what_to_do() -> None:
     assert done.returncode == 2
     assert "--log-format (SYNAP_REALTIME_LOG_FORMAT)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SECRET, JOBS, OPERATOR = "s" * 32, "j" * 43, "o" * 43
+NOTE = {"type": "note.completed", "data": {"text": "for the user alone"}, "id": "n1"}
+
+
+class Server:
+    """A process whose lines are kept."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.lines: list[str] = []
+        self._process = process
+        while not (found := re.search(r"listening on (http://[\d.:]+)", self._read())):
+            pass
+        self.url = found[1]
+
+    def _read(self) -> str:
+        assert self._process.stderr is not None
+        self.lines.append(self._process.stderr.readline())
+        assert self.lines[-1], "the server has ended"
+        return self.lines[-1]
+
+    def next(self, message: str) -> str:
+        """The next line with this message."""
+        while (
+            f'"message": "{message}"' not in self._read() and f": {message} " not in self.lines[-1]
+        ):
+            pass
+        return self.lines[-1]
+
+    def stop(self) -> None:
+        """End it, and keep the rest of its lines."""
+        self._process.terminate()
+        self.lines += self._process.communicate(timeout=20)[1].splitlines()
+
+    def post(self, path: str, key: str, body: object) -> httpx.Response:
+        return httpx.post(self.url + path, headers={"Authorization": f"Bearer {key}"}, json=body)
+
+    def subscribe(self, token: str, query: str = "") -> str:
+        return f"{self.url.replace('http', 'ws')}/rooms/user_1/subscribe?token={token}{query}"
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[Server]:
+    file = folder / "keys.toml"
+    file.write_text(
+        f'token_secrets = ["{SECRET}"]\n[api_keys]\njobs = "{JOBS}"\n'
+        f'operator = {{ key = "{OPERATOR}", scope = "admin" }}\n'
+    )
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0", "--keys", str(file), *options],
+        env={k: v for k, v in os.environ.items() if not k.startswith("SYNAP_REALTIME_")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Server(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> None:
+    with serving(tmp_path, "--log-format", "json", "--log-level", "debug") as server:
+
+        def members(message: str) -> dict[str, object]:
+            entry = json.loads(server.next(message))
+            assert entry.pop("logger") == "synap_realtime.server.events"
+            return {k: v for k, v in entry.items() if k not in ("timestamp", "message")}
+
+        with connect(server.subscribe(mint_token("1", secret=SECRET), "&device=phone")):
+            here = {
+                "level": "DEBUG", "user": "1", "room": "user_1", "device": "phone",
+                "address": "127.0.0.1",
+            }  # fmt: skip
+            assert members("connected") == {**here, "transport": "websocket"}
+            assert server.post("/rooms/user_1/broadcast", JOBS, NOTE).status_code == 200
+            assert members("published") == {
+                "level": "DEBUG", "key": "jobs", "room": "user_1", "id": "n1", "listeners": 1,
+                "duplicate": False,
+            }  # fmt: skip
+        ended = members("disconnected")
+        assert 0 <= float(str(ended.pop("lasted_s"))) < 20
+        assert ended == {**here, "reason": "gone"}
+
+        assert server.post("/rooms/user_1/broadcast", "k" * 43, NOTE).status_code == 401
+        assert members("refused") == {
+            "level": "INFO", "room": "user_1", "address": "127.0.0.1", "code": "unauthorized",
+            "details": "the token does not count: it is no key of this server, and no JWT",
+        }  # fmt: skip
+        assert server.post("/rooms/user_1/broadcast", JOBS, {"type": "x"}).status_code == 400
+        assert members("refused") == {
+            "level": "INFO", "key": "jobs", "room": "user_1", "address": "127.0.0.1",
+            "code": "malformed", "details": "Invalid message format. Required: type, data",
+        }  # fmt: skip
+        batch = {"notifications": [{**NOTE, "rooms": []}]}
+        assert server.post("/broadcast", JOBS, batch).status_code == 200
+        assert members("refused")["key"] == "jobs"
+
+        with connect(server.subscribe(mint_token("1", secret=SECRET))) as listener:
+            assert server.post("/revoke", OPERATOR, {"user": "1"}).status_code == 200
+            assert members("revoked") == {
+                "level": "INFO", "key": "operator", "revoked_user": "1", "closed": 1,
+            }  # fmt: skip
+            with pytest.raises(ConnectionClosed):
+                listener.recv(timeout=5)
+        ended = members("disconnected")
+        assert (ended["level"], ended["code"], ended["reason"]) == ("INFO", 4504, "revoked")
+
+
+def test_a_line_for_people_has_them_behind_it(tmp_path: Path) -> None:
+    """Also where a user's name would like to be a line of its own."""
+    hostile = "1\n2026-01-01 INFO x: all is well"
+    with serving(tmp_path, "--log-level", "debug") as server:
+        claims = {"sub": hostile, "rooms": ["user_1"], "scope": "subscribe", "exp": time.time() + 60}
+        with connect(server.subscribe(jwt.encode(claims, SECRET))):
+            line = server.next("connected")
+    assert line.endswith(
+        ' connected user="1\\n2026-01-01 INFO x: all is well" room=user_1 address=127.0.0.1 '
+        "transport=websocket\n"
+    )
+
+
+def test_strangers_cannot_fill_the_disk(tmp_path: Path) -> None:
+    with serving(tmp_path) as server, httpx.Client() as client:
+        begun = time.monotonic()
+        asked = 0
+        while asked < 4 * MAX_LINES_PER_S or time.monotonic() < begun + 1.1:
+            assert client.get(f"{server.url}/rooms/user_1/history").status_code == 401
+            asked += 1
+        seconds = time.monotonic() - begun
+        server.stop()
+    refused = [line for line in server.lines if ": refused " in line]
+    assert len(refused) <= MAX_LINES_PER_S * (seconds + 1)
+    assert any(" left_out=" in line for line in refused)
+
+
+def test_what_is_left_out_is_counted() -> None:
+    now = 10.0
+    limit = AtMost(3, clock=lambda: now)
+
+    def passes(level: int = logging.INFO) -> bool | int:
+        record = logging.LogRecord("x", level, "", 0, "refused", (), None)
+        return limit.filter(record) and getattr(record, "left_out", True)
+
+    assert [passes() for _ in range(5)] == [True, True, True, False, False]
+    assert passes(logging.DEBUG)
+    now = 11.0
+    assert [passes() for _ in range(2)] == [2, True]
+    now = 12.0
+    assert passes() is True
