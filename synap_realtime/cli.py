@@ -108,6 +108,10 @@ def serve(
     may: Annotated[
         str | None, typer.Option(help=_setting("MAY", "module:function, a rule of your own."))
     ] = None,
+    admin: Annotated[
+        bool | None,
+        typer.Option("--admin/--no-admin", help=_setting("ADMIN", "A page for operators, /admin.")),
+    ] = None,
     trusted_proxies: Annotated[
         str | None,
         typer.Option(help=_setting("TRUSTED_PROXIES", "Whose X-Forwarded-For is believed.")),
@@ -169,6 +173,7 @@ def serve(
             token_audience=token_audience,
             token_leeway_s=token_leeway_s,
             may=may,
+            admin=admin,
             trusted_proxies=trusted_proxies,
             max_connections=max_connections,
             max_connections_per_user=max_connections_per_user,

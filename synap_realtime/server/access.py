@@ -62,11 +62,17 @@ class Access:
         revocations: Revocations,
         *,
         allowed_origins: tuple[str, ...] = (),
+        own_pages: bool = False,
         may: May | None = None,
     ) -> None:
+        """
+        Args:
+            own_pages: this server has a page itself, whose origin is let in.
+        """
         self._authenticator = authenticator
         self._revocations = revocations
         self._allowed_origins = allowed_origins
+        self._own_pages = own_pages
         self._may = may
 
     @property
@@ -82,7 +88,7 @@ class Access:
         """
         if not self.has_keys:
             self._admit_without_keys(caller)
-        if not self._allows(caller.origin):
+        if not (self._allows(caller.origin) or self._is_own(caller)):
             raise RequestError(
                 403,
                 "forbidden",
@@ -144,6 +150,14 @@ class Access:
         if origin is None or origin in self._allowed_origins:
             return True
         return not self.has_keys and is_loopback(_host_of(origin))
+
+    def _is_own(self, caller: Caller) -> bool:
+        """Whether this server's own page asks: it was loaded from where it asks now. A name that a
+        stranger has turned to this address gains nothing by it, for the page has no credential."""
+        if not self._own_pages or caller.origin is None or caller.host is None:
+            return False
+        scheme, _, host = caller.origin.partition("://")
+        return scheme in ("http", "https") and host.lower() == caller.host.lower()
 
     def _admit_without_keys(self, caller: Caller) -> None:
         """Without keys, this server is for this machine only, whoever brings the request here."""

@@ -100,7 +100,13 @@ class Api:
         limits: Limits,
         revocations: Revocations,
         metrics: Metrics,
+        admin: Route | None = None,
     ) -> None:
+        """
+        Args:
+            admin: answers what is asked below ``/admin``; None: there is no such page.
+        """
+        self._admin = admin
         self._store = store
         self._hub = hub
         self._presence = presence
@@ -171,6 +177,8 @@ class Api:
                 return "POST", self._broadcast_many
             case ("revoke",):
                 return "POST", self._revoke
+            case ("admin", *_) if self._admin is not None:
+                return "GET", self._admin
             case ("rooms", _, "broadcast"):
                 return "POST", self._broadcast_one
             case ("rooms", _, "subscribe"):

@@ -19,6 +19,7 @@ from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room
 from . import events
 from .access import Access, Caller, May, load_rule
+from .admin import Admin
 from .api import MAX_BODY_BYTES, Api
 from .auth import Authenticator, Claims, KeyRing
 from .connections import (
@@ -81,7 +82,8 @@ class RoomServer:
         self, settings: ServerSettings, store: Store, authenticator: Authenticator, may: May | None
     ) -> None:
         hub = Hub()
-        self._metrics = metrics = Metrics(version("synap-realtime"), settings.max_connections)
+        own_version = version("synap-realtime")
+        self._metrics = metrics = Metrics(own_version, settings.max_connections)
         store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
         limits = Limits(settings)
@@ -89,11 +91,20 @@ class RoomServer:
         self._settings = settings
         self._store = store
         self._authenticator = authenticator
-        self._access = Access(
-            authenticator, revocations, allowed_origins=settings.allowed_origins, may=may
+        self._access = access = Access(
+            authenticator,
+            revocations,
+            allowed_origins=settings.allowed_origins,
+            own_pages=settings.admin,
+            may=may,
         )
-        self._sessions = Sessions(store, hub, presence, self._access, revocations, limits, metrics)
-        self._api = Api(store, hub, presence, self._access, limits, revocations, metrics)
+        self._sessions = Sessions(store, hub, presence, access, revocations, limits, metrics)
+        admin = None
+        if settings.admin:
+            admin = Admin(
+                hub, self._sessions, access, metrics, version=own_version, promise=store.promise
+            ).handle
+        self._api = Api(store, hub, presence, access, limits, revocations, metrics, admin)
 
     @property
     def settings(self) -> ServerSettings:

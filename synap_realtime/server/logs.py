@@ -29,7 +29,7 @@ class _HumanFormatter(logging.Formatter):
 def _shown(value: object) -> str:
     """In quotes where it could be taken for something else: nobody writes lines of their own."""
     text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def configure(level: str, style: Format) -> None:

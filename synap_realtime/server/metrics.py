@@ -63,8 +63,9 @@ class Metrics:
             "publishes", "Notifications that were published, once for each room.", "outcome"
         )
         self.publish_bytes = counter("publish_bytes", "Bytes of those that were accepted.")
-        deliveries = counter("deliveries", "Notifications written to connections.", "kind")
-        self.live, self.replayed = deliveries.labels("live"), deliveries.labels("replay")
+        self._deliveries = counter("deliveries", "Notifications written to connections.", "kind")
+        self.live = self._deliveries.labels("live")
+        self.replayed = self._deliveries.labels("replay")
         self._replays = counter(
             "replays", "Subscriptions that caught up; gap: something was gone.", "outcome"
         )
@@ -89,6 +90,22 @@ class Metrics:
             self._publishes.labels(outcome)
         for outcome in ("complete", "gap"):
             self._replays.labels(outcome)
+
+    def totals(self) -> dict[str, float]:
+        """What has been counted since the start, over all labels; without a count of its own."""
+        counters = {
+            "published": self._publishes, "delivered": self._deliveries, "refused": self._refusals,
+            "dropped": self._drops,
+        }  # fmt: skip
+        return {
+            name: sum(
+                sample.value
+                for family in counter.collect()
+                for sample in family.samples
+                if sample.name.endswith("_total")
+            )
+            for name, counter in counters.items()
+        }
 
     def published(self, outcome: str, count: int = 1) -> None:
         self._publishes.labels(outcome).inc(count)

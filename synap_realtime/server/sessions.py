@@ -37,11 +37,18 @@ class Session:
         claims: Claims,
         access: Access,
         *,
+        address: str | None = None,
+        device: str | None = None,
+        transport: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.subscription = subscription
         self.room = room
         self.claims = claims
+        self.address = address
+        self.device = device
+        self.transport = transport
+        self.began_at = clock()
         self._access = access
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
@@ -171,10 +178,12 @@ class Sessions:
                 acknowledges=acknowledges,
                 takes_message=self._limits.takes_message,
             )
-            session = Session(subscription, room, claims, self._access)
+            session = Session(
+                subscription, room, claims, self._access,
+                address=address, device=device, transport=transport,
+            )  # fmt: skip
             self._open.add(session)
             events.opened(room, claims, address, device, transport)
-            began_at = time.monotonic()
             if self._revocations.covers(claims):  # since it was looked at
                 subscription.close(CloseCode.REVOKED)
             held.enter_context(self._presence.present(room, user, device))
@@ -186,10 +195,21 @@ class Sessions:
                 session.end()
                 if (code := subscription.closing) is not None:
                     self._metrics.dropped(code.name.lower())
-                lasted_s = time.monotonic() - began_at
+                lasted_s = time.time() - session.began_at
                 events.closed(room, session.claims, address, device, code, lasted_s)
                 self._open.discard(session)
                 self._left.set()
+
+    def of(self, room: Room) -> list[Session]:
+        """Those of a room."""
+        return [session for session in self._open if session.room == room]
+
+    def count(self) -> dict[str, int]:
+        """How many there are, by transport."""
+        found = {"websocket": 0, "sse": 0}
+        for session in self._open:
+            found[session.transport] += 1
+        return found
 
     def subscriptions(self) -> list[Subscription]:
         return [session.subscription for session in self._open]

@@ -45,6 +45,7 @@ class ServerSettings(BaseSettings):
         jwks_urls: where an identity provider has its public keys. Separated by commas.
         token_issuer, token_audience: what a token's ``iss`` and ``aud`` must be.
         token_leeway_s: by so much may clocks differ.
+        admin: whether there is a page for operators, ``/admin``.
         may: ``module:function``, a rule of one's own; see :data:`access.May`.
         trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
         max_connections, max_connections_per_user, max_connections_per_room,
@@ -79,6 +80,7 @@ class ServerSettings(BaseSettings):
     token_issuer: str | None = None
     token_audience: str | None = None
     token_leeway_s: Annotated[float, Field(ge=0, le=300)] = 10.0
+    admin: bool = False
     may: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
 

@@ -188,7 +188,12 @@ def test_a_line_for_people_has_them_behind_it(tmp_path: Path) -> None:
     """Also where a user's name would like to be a line of its own."""
     hostile = "1\n2026-01-01 INFO x: all is well"
     with serving(tmp_path, "--log-level", "debug") as server:
-        claims = {"sub": hostile, "rooms": ["user_1"], "scope": "subscribe", "exp": time.time() + 60}
+        claims = {
+            "sub": hostile,
+            "rooms": ["user_1"],
+            "scope": "subscribe",
+            "exp": time.time() + 60,
+        }
         with connect(server.subscribe(jwt.encode(claims, SECRET))):
             line = server.next("connected")
     assert line.endswith(

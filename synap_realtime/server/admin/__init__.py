@@ -1,0 +1,8 @@
+"""The operator's page, and what it asks. See README.md, "The operator's page"."""
+
+from __future__ import annotations
+
+from .page import page
+from .routes import Admin
+
+__all__ = ["Admin", "page"]

@@ -1,0 +1,339 @@
+"use strict";
+// The operator's page. What comes from the server is put in as text, never as HTML; the token stays in this
+// tab and travels in headers, never in an address.
+
+const POLL_MS = 2000;
+const POINTS = 60; // of a curve: two minutes
+const MAX_SHOWN = 200; // notifications of a log
+const LAST_CODE_TO_COME_BACK = 4499; // PROTOCOL.md, "Close codes"
+
+const base = location.pathname.replace(/\/admin\/?$/, "");
+const $ = (id) => document.getElementById(id);
+let token = sessionStorage.getItem("synap-admin-token") ?? "";
+let timer = 0;
+
+function make(tag, text, attributes = {}) {
+  const element = document.createElement(tag);
+  if (text !== undefined && text !== null) element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+async function ask(path, options = {}) {
+  const headers = { ...options.headers };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  const response = await fetch(base + path, { ...options, headers, signal: AbortSignal.timeout(10_000) });
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw Object.assign(new Error(body.details ?? response.statusText), { status: response.status });
+  return body;
+}
+
+// ---- Now: tiles with a number and a curve ----
+
+const since = (name) => (now, before, seconds) => (now.totals[name] - before.totals[name]) / seconds;
+const TILES = [
+  { name: "connections", value: (now) => now.connections.websocket + now.connections.sse },
+  { name: "rooms with listeners", value: (now) => now.roomCount },
+  { name: "published / s", rate: since("published") },
+  { name: "delivered / s", rate: since("delivered") },
+  { name: "refused / s", rate: since("refused"), isBad: true },
+  { name: "ended by the server / s", rate: since("dropped"), isBad: true },
+];
+let last = null;
+
+function makeTiles() {
+  for (const tile of TILES) {
+    tile.points = [];
+    tile.element = make("div", null, { class: "tile" });
+    tile.number = make("b", "–");
+    tile.curve = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    tile.curve.setAttribute("viewBox", `0 0 ${POINTS - 1} 20`);
+    tile.curve.setAttribute("preserveAspectRatio", "none");
+    tile.curve.setAttribute("aria-hidden", "true");
+    tile.line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+    for (const [name, value] of [["fill", "none"], ["stroke", "currentColor"], ["stroke-width", "1.5"],
+      ["vector-effect", "non-scaling-stroke"]]) tile.line.setAttribute(name, value);
+    tile.curve.append(tile.line);
+    tile.element.append(tile.number, make("span", tile.name), tile.curve);
+    $("tiles").append(tile.element);
+  }
+}
+
+function shown(number) {
+  if (number >= 10 || Number.isInteger(number)) return Math.round(number).toLocaleString("en");
+  return number.toFixed(1);
+}
+
+function showTiles(now) {
+  const before = last && last.startedAt === now.startedAt ? last : null;
+  last = { ...now, at: performance.now() };
+  for (const tile of TILES) {
+    if (tile.rate && !before) {
+      tile.number.textContent = "–";
+      tile.points = [];
+      continue;
+    }
+    const value = tile.rate ? tile.rate(now, before, (last.at - before.at) / 1000) : tile.value(now);
+    tile.points = [...tile.points, value].slice(-POINTS);
+    tile.number.textContent = shown(value);
+    const most = Math.max(...tile.points, 1);
+    const first = POINTS - tile.points.length;
+    const points = tile.points.map((point, place) => `${first + place},${(19 - (point / most) * 18).toFixed(2)}`);
+    tile.line.setAttribute("points", points.join(" "));
+    tile.element.classList.toggle("bad", Boolean(tile.isBad) && value > 0);
+  }
+}
+
+// ---- Rooms ----
+
+let open = null; // the room that is shown
+
+function showRooms(now) {
+  const rows = now.rooms.map(({ room, connections }) => {
+    const row = make("tr", null, room === open?.room ? { "aria-current": "true" } : {});
+    const cell = make("td");
+    const button = make("button", room, { type: "button", class: "name", "data-room": room });
+    cell.append(button);
+    row.append(cell, make("td", connections.toLocaleString("en"), { class: "number" }));
+    return row;
+  });
+  const focused = document.activeElement?.dataset?.room;
+  $("rooms").replaceChildren(...rows);
+  if (focused) $("rooms").querySelector(`[data-room="${CSS.escape(focused)}"]`)?.focus();
+  $("no-rooms").hidden = rows.length > 0;
+  const all = now.roomCount === rows.length ? `${rows.length}` : `${rows.length} of ${now.roomCount}`;
+  $("room-count").textContent = all;
+}
+
+function time(text) {
+  return text ? new Date(text).toLocaleTimeString("en-GB") : "–";
+}
+
+async function showConnections() {
+  const mine = open;
+  try {
+    const found = await ask(`/admin/rooms/${encodeURIComponent(mine.room)}`);
+    if (open !== mine) return;
+    const rows = found.connections.map((one) => {
+      const row = make("tr");
+      for (const text of [one.user ?? "–", one.device ?? "–", one.transport, one.address ?? "–", time(one.since),
+        time(one.expiresAt)]) row.append(make("td", text));
+      return row;
+    });
+    $("connections").replaceChildren(...rows);
+    const more = found.total > rows.length ? ` of ${found.total}` : "";
+    $("connection-count").textContent = `${rows.length}${more}`;
+  } catch (error) {
+    if (open === mine) $("connection-count").textContent = error.message;
+  }
+}
+
+// ---- A room's log, live ----
+
+class Log {
+  constructor(room) {
+    this.room = room;
+    this.cursor = "earliest";
+    this.attempt = 0;
+    this.seen = new Set();
+    this.waiting = []; // while it is paused
+    this.isPaused = false;
+    this.connect();
+  }
+
+  connect() {
+    const url = new URL(`${base}/rooms/${encodeURIComponent(this.room)}/subscribe`, location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    url.searchParams.set("after", this.cursor);
+    const socket = new WebSocket(url, token ? ["synap.v1", `bearer.${token}`] : ["synap.v1"]);
+    this.socket = socket;
+    this.say("connecting …");
+    socket.onopen = () => {
+      this.pings = setInterval(() => socket.send("ping"), 30_000);
+    };
+    socket.onmessage = ({ data }) => data !== "pong" && this.hear(JSON.parse(data));
+    socket.onclose = ({ code, reason }) => {
+      clearInterval(this.pings);
+      if (this.isClosed) return;
+      if (code > LAST_CODE_TO_COME_BACK) {
+        const why = code === 4503
+          ? "this token may not read the room: it wants the scope subscribe, and the room or *"
+          : `the server ended it: ${code} ${reason}`;
+        this.say(why, true);
+        return;
+      }
+      const seconds = Math.min(16, 2 ** this.attempt++);
+      this.say(`not connected; again in ${seconds} s`, true);
+      this.timer = setTimeout(() => this.connect(), seconds * 1000);
+    };
+  }
+
+  hear(frame) {
+    if (frame.type === "synap.subscribed") {
+      this.attempt = 0;
+      this.cursor = frame.data.cursor;
+      this.say("live");
+      if (!frame.data.recovered) this.add(make("li", "older ones are gone", { class: "mark" }));
+      if (frame.data.replayed) this.add(make("li", `${frame.data.replayed} from the log`, { class: "mark" }));
+    } else if (!frame.type.startsWith("synap.")) {
+      this.cursor = frame.cursor;
+      if (this.seen.has(frame.id)) return;
+      this.seen.add(frame.id);
+      if (this.seen.size > 5 * MAX_SHOWN) this.seen.delete(this.seen.values().next().value);
+      this.add(entryOf(frame));
+    }
+  }
+
+  add(entry) {
+    if (this.isPaused) {
+      this.waiting.push(entry);
+      this.waiting = this.waiting.slice(-MAX_SHOWN);
+      $("pause").textContent = `Go on (${this.waiting.length})`;
+      return;
+    }
+    $("log").prepend(entry);
+    while ($("log").childElementCount > MAX_SHOWN) $("log").lastElementChild.remove();
+    $("no-log").hidden = true;
+  }
+
+  pause(isPaused) {
+    this.isPaused = isPaused;
+    $("pause").setAttribute("aria-pressed", String(isPaused));
+    $("pause").textContent = isPaused ? "Go on" : "Pause";
+    if (!isPaused) this.waiting.splice(0).forEach((entry) => this.add(entry));
+  }
+
+  say(text, isBad = false) {
+    $("room-state").textContent = text;
+    $("room-state").classList.toggle("bad-news", isBad);
+  }
+
+  close() {
+    this.isClosed = true;
+    clearTimeout(this.timer);
+    clearInterval(this.pings);
+    this.socket.close();
+  }
+}
+
+function entryOf(notification) {
+  const { type, status, timestamp } = notification;
+  const summary = make("summary");
+  summary.append(make("time", time(timestamp), { datetime: timestamp }), make("span", type, { class: "name" }));
+  if (status) summary.append(make("span", status, { class: ["success", "error", "pending"].includes(status) ? status : "" }));
+  const details = make("details");
+  details.append(summary, make("pre", JSON.stringify(notification, null, 2)));
+  const entry = make("li");
+  entry.append(details);
+  return entry;
+}
+
+function openRoom(room) {
+  if (open?.room === room) return;
+  open?.close();
+  $("log").replaceChildren();
+  $("no-log").hidden = false;
+  $("connections").replaceChildren();
+  $("connection-count").textContent = "";
+  $("test-result").textContent = "";
+  $("room-title").textContent = room;
+  $("room").hidden = false;
+  open = new Log(room);
+  open.pause(false);
+  for (const row of $("rooms").children) {
+    const isThis = row.querySelector("button").dataset.room === room;
+    row.toggleAttribute("aria-current", isThis);
+    if (isThis) row.setAttribute("aria-current", "true");
+  }
+  showConnections();
+}
+
+// ---- A test notification ----
+
+async function sendTest(event) {
+  event.preventDefault();
+  const result = $("test-result");
+  result.classList.remove("bad-news");
+  try {
+    const data = JSON.parse($("test-data").value);
+    const body = JSON.stringify({ type: $("test-type").value, data });
+    const headers = { "Content-Type": "application/json" };
+    const path = `/rooms/${encodeURIComponent(open.room)}/broadcast`;
+    const sent = await ask(path, { method: "POST", headers, body });
+    result.textContent = `sent ${sent.id} to ${sent.broadcastCount} connections`;
+  } catch (error) {
+    result.classList.add("bad-news");
+    result.textContent = error instanceof SyntaxError ? `Data is no JSON: ${error.message}` : error.message;
+  }
+}
+
+// ---- Signing in, and asking again and again ----
+
+function light(state, text) {
+  $("light").dataset.state = state;
+  if ($("light").textContent !== text) $("light").textContent = text;
+}
+
+function askForToken(refusal) {
+  $("board").hidden = true;
+  $("leave").hidden = true;
+  $("sign-in").hidden = false;
+  $("refusal").textContent = refusal;
+  $("token").focus();
+  light("wait", "not signed in");
+}
+
+async function poll() {
+  clearTimeout(timer);
+  try {
+    const now = await ask(`/admin/state?room=${encodeURIComponent($("room-name").value.trim())}`);
+    $("sign-in").hidden = true;
+    $("board").hidden = false;
+    $("leave").hidden = !token;
+    $("version").textContent = now.version;
+    $("about").textContent = `${now.store}. Since ${new Date(now.startedAt).toLocaleString("en-GB")}.`;
+    light("good", "live");
+    showTiles(now);
+    showRooms(now);
+    if (open) await showConnections();
+  } catch (error) {
+    if (error.status === 401 || error.status === 403) {
+      const refusal = token ? error.message : "";
+      signOut(refusal);
+      return;
+    }
+    light("bad", error.status ? error.message : "the server cannot be reached");
+  }
+  clearTimeout(timer); // of another call that was under way
+  timer = setTimeout(poll, POLL_MS);
+}
+
+function signOut(refusal = "") {
+  clearTimeout(timer);
+  open?.close();
+  open = last = null;
+  $("room").hidden = true;
+  token = "";
+  sessionStorage.removeItem("synap-admin-token");
+  askForToken(refusal);
+}
+
+$("sign-in").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = $("token").value.trim();
+  $("token").value = "";
+  sessionStorage.setItem("synap-admin-token", token);
+  poll();
+});
+$("leave").addEventListener("click", () => signOut());
+$("rooms").addEventListener("click", ({ target }) => target.dataset.room && openRoom(target.dataset.room));
+$("find").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const room = $("room-name").value.trim();
+  if (room) openRoom(room);
+});
+$("room-name").addEventListener("input", () => poll());
+$("pause").addEventListener("click", () => open?.pause(!open.isPaused));
+$("test").addEventListener("submit", sendTest);
+makeTiles();
+poll();

@@ -1,0 +1,103 @@
+"""What the operator's page asks: what there is now, on this node."""
+
+from __future__ import annotations
+
+import heapq
+from datetime import UTC, datetime
+from typing import Any
+
+from ...protocol.notification import format_timestamp
+from ...protocol.rooms import Room
+from ..access import Access, require_scope
+from ..http import Request, RequestError, Response, json_response, room_of
+from ..hub import Hub
+from ..metrics import Metrics
+from ..revocations import ROOM as REVOCATIONS
+from ..sessions import Session, Sessions
+from .page import page
+
+MAX_ROOMS = 200
+"""So many rooms are told, those with the most connections."""
+
+MAX_CONNECTIONS = 200
+"""So many connections of a room are told, the newest."""
+
+
+class Admin:
+    """The routes under ``/admin``. All but the page itself want the scope ``admin``."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        sessions: Sessions,
+        access: Access,
+        metrics: Metrics,
+        *,
+        version: str,
+        promise: str,
+    ) -> None:
+        """
+        Args:
+            promise: which store there is, for people.
+        """
+        self._hub = hub
+        self._sessions = sessions
+        self._access = access
+        self._metrics = metrics
+        self._version = version
+        self._promise = promise
+        self._started_at = _timestamp(datetime.now(UTC).timestamp())
+
+    async def handle(self, request: Request) -> Response:
+        """
+        Raises:
+            RequestError: 401, 403, 404.
+        """
+        if request.segments == ("admin",):
+            return page()
+        require_scope(await self._access.identify(request.credential), "admin")
+        match request.segments:
+            case ("admin", "state"):
+                return json_response(200, self._state(request.query.get("room", "")))
+            case ("admin", "rooms", segment):
+                return json_response(200, self._room(room_of(segment)))
+        raise RequestError(404, "not_found", "Not found", "see /admin")
+
+    def _state(self, part: str) -> dict[str, Any]:
+        """
+        Args:
+            part: of the names of the rooms that are told.
+        """
+        rooms = [(count, room) for room, count in self._hub.rooms() if room != REVOCATIONS]
+        found = [each for each in rooms if part in each[1]]
+        largest = heapq.nsmallest(MAX_ROOMS, found, key=lambda each: (-each[0], each[1]))
+        return {
+            "version": self._version,
+            "store": self._promise,
+            "startedAt": self._started_at,
+            "connections": self._sessions.count(),
+            "roomCount": len(rooms),
+            "rooms": [{"room": room, "connections": count} for count, room in largest],
+            "totals": self._metrics.totals(),
+        }
+
+    def _room(self, room: Room) -> dict[str, Any]:
+        here = self._sessions.of(room)
+        newest = heapq.nlargest(MAX_CONNECTIONS, here, key=lambda session: session.began_at)
+        return {"total": len(here), "connections": [_described(session) for session in newest]}
+
+
+def _described(session: Session) -> dict[str, str | None]:
+    ends_at = session.claims.expires_at
+    return {
+        "user": session.claims.user or session.claims.key,
+        "device": session.device,
+        "transport": session.transport,
+        "address": session.address,
+        "since": _timestamp(session.began_at),
+        "expiresAt": None if ends_at is None else _timestamp(ends_at),
+    }
+
+
+def _timestamp(seconds: float) -> str:
+    return format_timestamp(datetime.fromtimestamp(seconds, UTC))

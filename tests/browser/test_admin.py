@@ -1,0 +1,212 @@
+"""The operator's page in Chromium, against a real server; no network but loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.async_api import Browser, Page, expect
+from pydantic import SecretStr
+from websockets.asyncio.client import connect
+
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
+
+SECRET, JOBS = "s" * 32, "j" * 43
+HOSTILE = "<img src=x onerror=document.title='owned'>"
+
+
+@asynccontextmanager
+async def serving(port: int = 0) -> AsyncIterator[str]:
+    settings = load_settings(
+        token_secrets=(SecretStr(SECRET),),
+        api_keys={"jobs": SecretStr(JOBS)},
+        admin=True,
+        drain_s=0,
+    )
+    async with running(create_app(settings), port=port) as url:
+        yield url
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    async with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    return []
+
+
+DESK = ("light", 1280, 900)
+
+
+@pytest.fixture
+async def page(
+    browser: Browser, complaints: list[str], request: pytest.FixtureRequest
+) -> AsyncIterator[Page]:
+    """A tab; what the page asks of anybody but the server, and what goes wrong, is kept."""
+    scheme, width, height = getattr(request, "param", DESK)
+    size = {"width": width, "height": height}
+    context = await browser.new_context(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
+    found = await context.new_page()
+    found.on("pageerror", lambda error: complaints.append(str(error)))
+    found.on(
+        "request",
+        lambda request: (
+            complaints.append(request.url)
+            if urlsplit(request.url).hostname not in ("127.0.0.1", None)
+            else None
+        ),
+    )
+    yield found
+    await context.close()
+
+
+def operator(scope: str = "admin subscribe broadcast") -> str:
+    return mint_token(secret=SECRET, scope=scope, rooms=["*"])
+
+
+async def publish(url: str, **members: object) -> None:
+    async with httpx.AsyncClient() as client:
+        headers = {"Authorization": f"Bearer {JOBS}"}
+        body = {"type": "note.creation.completed", "data": {}, **members}
+        response = await client.post(f"{url}/rooms/user_1/broadcast", headers=headers, json=body)
+        assert response.status_code == 200
+
+
+async def sign_in(page: Page, url: str, token: str) -> None:
+    await page.goto(f"{url}/admin")
+    await page.get_by_label("Token").fill(token)
+    await page.get_by_role("button", name="Sign in").click()
+
+
+@pytest.mark.parametrize("page", [DESK, ("dark", 390, 844)], ids=["desk", "phone"], indirect=True)
+async def test_rooms_connections_a_live_log_and_a_test_notification(
+    page: Page, url: str, complaints: list[str], screenshots: Path
+) -> None:
+    await publish(url, status="success", data={"title": HOSTILE})
+    token = mint_token("1", secret=SECRET, device="phone")
+    async with connect(f"{url.replace('http', 'ws')}/rooms/user_1/subscribe?token={token}") as user:
+        await user.recv()
+        await sign_in(page, url, operator())
+        await expect(page.get_by_role("status").first).to_have_text("live")
+        await expect(page.locator(".tile").first).to_contain_text("1connections")
+        await page.get_by_role("button", name="user_1").click()
+
+        connections = page.locator("#connections tr")
+        await expect(connections).to_have_count(2)  # the user's, and the page's own
+        await expect(connections.last).to_contain_text("phonewebsocket127.0.0.1")
+        log = page.locator("#log summary")
+        await expect(log).to_have_count(1)  # what was published before
+        await expect(page.locator("#log")).to_contain_text("1 from the log")
+        await publish(url, type="note.creation.failed", status="error")
+        await expect(log.first).to_contain_text("note.creation.failederror")
+
+        await page.get_by_text("Send a test notification").click()
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#test-result")).to_contain_text("to 2 connections")
+        await expect(log.first).to_contain_text("test.notification")
+        heard = [json.loads(await user.recv())["type"] for _ in range(2)]
+        assert heard == ["note.creation.failed", "test.notification"]
+
+        await page.get_by_label("Data (JSON)").fill("{")
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#test-result")).to_contain_text("Data is no JSON")
+
+        await log.last.click()
+        await expect(page.locator("#log pre").last).to_contain_text(HOSTILE)
+        assert await page.title() == "Rooms · synap-realtime"
+        # The second look is 2 s after the first: then there are rates.
+        await expect(page.locator(".tile").nth(2)).to_contain_text(re.compile(r"\d"))
+        await page.screenshot(path=screenshots / f"admin-{page.viewport_size['width']}.png",  # type: ignore[index]
+                              full_page=True)  # fmt: skip
+        width = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert await page.evaluate(width) == 0, "it has to be pushed sideways"
+    assert complaints == []
+
+
+async def test_what_comes_while_it_is_paused_waits(page: Page, url: str) -> None:
+    await sign_in(page, url, operator())
+    await page.get_by_label("Find or open").fill("user_1")
+    await page.get_by_role("button", name="Open", exact=True).click()
+    await expect(page.locator("#room-state")).to_have_text("live")
+    await page.get_by_role("button", name="Pause").click()
+    await publish(url)
+    await expect(page.get_by_role("button", name="Go on (1)")).to_be_visible()
+    await expect(page.locator("#log summary")).to_have_count(0)
+    await page.get_by_role("button", name="Go on (1)").click()
+    await expect(page.locator("#log summary")).to_have_count(1)
+
+
+async def test_it_reads_nothing_from_a_user(page: Page, url: str) -> None:
+    """Looking at a user's log does not move what the user has received."""
+    await publish(url, id="n1")
+    await sign_in(page, url, operator())
+    await page.get_by_label("Find or open").fill("user_1")
+    await page.get_by_role("button", name="Open", exact=True).click()
+    await expect(page.locator("#log summary")).to_have_count(1)
+    token = mint_token("1", secret=SECRET)
+    async with connect(f"{url.replace('http', 'ws')}/rooms/user_1/subscribe?token={token}") as user:
+        assert json.loads(await asyncio.wait_for(user.recv(), 5))["id"] == "n1"
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("wrong", "no JWT"),
+        (mint_token("1", secret=SECRET), "does not hold 'admin'"),
+        (mint_token("1", secret="x" * 32, scope="admin"), "no key of this server"),
+    ],
+    ids=["junk", "a user's", "forged"],
+)
+async def test_who_is_no_operator_sees_nothing(
+    page: Page, url: str, token: str, said: str, screenshots: Path
+) -> None:
+    await sign_in(page, url, token)
+    await expect(page.get_by_role("alert")).to_contain_text(said)
+    await expect(page.locator("#board")).to_be_hidden()
+    await page.screenshot(path=screenshots / "admin-refused.png")
+
+
+async def test_a_token_that_may_not_read_is_told_so(page: Page, url: str) -> None:
+    await sign_in(page, url, operator("admin"))
+    await page.get_by_label("Find or open").fill("user_1")
+    await page.get_by_role("button", name="Open", exact=True).click()
+    await expect(page.locator("#room-state")).to_contain_text("wants the scope subscribe")
+
+
+async def test_it_comes_back_when_the_server_does(page: Page, screenshots: Path) -> None:
+    async with serving() as url:
+        await sign_in(page, url, operator())
+        await page.get_by_label("Find or open").fill("user_1")
+        await page.get_by_role("button", name="Open", exact=True).click()
+        await expect(page.locator("#room-state")).to_have_text("live")
+    light = page.get_by_role("status").first
+    await expect(light).to_have_text("the server cannot be reached")
+    await page.screenshot(path=screenshots / "admin-away.png", full_page=True)
+    async with serving(urlsplit(url).port or 0):
+        await expect(light).to_have_text("live")
+        await expect(page.locator("#room-state")).to_have_text("live", timeout=20_000)
+        await publish(url)
+        await expect(page.locator("#log summary")).to_have_count(1)
+
+
+async def test_signing_out_forgets_the_token(page: Page, url: str) -> None:
+    await sign_in(page, url, operator())
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_label("Token")).to_be_visible()
+    await page.reload()
+    await expect(page.get_by_label("Token")).to_have_value("")
+    await expect(page.locator("#board")).to_be_hidden()
+    assert await page.evaluate("JSON.stringify({...sessionStorage, ...localStorage})") == "{}"
