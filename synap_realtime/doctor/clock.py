@@ -1,0 +1,36 @@
+"""This machine's clock against those of the servers that answered."""
+
+from __future__ import annotations
+
+from .finding import Finding, Say
+from .subject import Subject
+
+_SURE_S = 2.0  # less cannot be told from a header with whole seconds, which servers renew each second
+
+
+async def check(subject: Subject, say: Say) -> None:
+    """A clock that is wrong by more than the leeway makes tokens count too late, or no longer."""
+    if not subject.dates:
+        say(Finding("warn", "clock", "not compared: no server told its time", _NTP))
+    worst = {dated.host: dated for dated in sorted(subject.dates, key=lambda d: abs(d.ahead_s))}
+    for dated in worst.values():
+        say(compare(dated.host, dated.ahead_s, subject.token_leeway_s))
+
+
+_NTP = "see that NTP runs (timedatectl; chronyc tracking)"
+
+
+def compare(host: str, ahead_s: float, leeway_s: float) -> Finding:
+    """How bad a difference is, for tokens that may be off by the leeway."""
+    if abs(ahead_s) <= max(leeway_s / 2, _SURE_S):
+        return Finding("ok", "clock", f"agrees with {host}, as far as its whole seconds tell")
+    where = "ahead of" if ahead_s > 0 else "behind"
+    found = f"{abs(ahead_s):.0f} s {where} {host}"
+    if abs(ahead_s) <= max(leeway_s, _SURE_S):
+        return Finding("warn", "clock", f"{found}, of {leeway_s:g} s that tokens may be off", _MEND)
+    return Finding(
+        "fail", "clock", f"{found}: tokens may be off by {leeway_s:g} s, and are refused", _MEND
+    )
+
+
+_MEND = "run NTP on both machines (timedatectl set-ntp true)"

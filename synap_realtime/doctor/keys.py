@@ -1,0 +1,156 @@
+"""The keys that the server trusts, those that the application has, and whether they fit."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from ..endpoint import Address
+from ..server.auth.jwks import ALGORITHMS, Jwks, KeysUnavailableError
+from ..server.auth.keyring import Keys
+from ..tokens import MAKE_A_SECRET
+from .asking import NoAnswerError, ask
+from .finding import Finding, Say
+from .subject import Subject
+from .waiting import in_thread
+
+_OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP  # a group that reads may be the server's own
+
+
+async def check(subject: Subject, say: Say) -> None:
+    """Nothing of a key is shown, neither its length nor a part of it."""
+    settings, keys = subject.settings, subject.keys
+    if settings is not None and settings.keys is not None:
+        await _check_mode(settings.keys, say)
+    if keys is None:
+        say(Finding("fail", "keys", subject.keys_problem or "they cannot be read", _CORRECT))
+        return
+    if not keys:
+        say(Finding("ok", "keys", "none here: a server in this environment is for this machine only"))
+        return
+    counts = (
+        f"{_count(len(keys.token_secrets), 'token secret')}, "
+        f"{_count(len(keys.api_keys), 'API key')}, {_count(len(keys.jwks_urls), 'JWKS address')}"
+    )
+    say(Finding("ok", "keys", counts))
+    _compare_secret(keys, say)
+    _compare_key(keys, say)
+    await asyncio.gather(*(_check_jwks(subject, url, say) for url in keys.jwks_urls))
+
+
+_CORRECT = "correct it, and ask again"
+
+
+def _count(number: int, noun: str) -> str:
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+async def _check_mode(file: Path, say: Say) -> None:
+    try:
+        status = await in_thread(file.stat)
+    except OSError:  # that it cannot be read is said of the keys
+        return
+    if os.name == "posix" and status.st_mode & _OPEN:
+        mode = stat.filemode(status.st_mode)
+        found = f"{file} is open to other users of this machine ({mode})"
+        say(Finding("warn", "key file", found, f"chmod 600 {file}"))
+    else:
+        say(Finding("ok", "key file", f"{file} is closed to other users of this machine"))
+
+
+def _compare_secret(keys: Keys, say: Say) -> None:
+    secret = os.environ.get("REALTIME_TOKEN_SECRET", "").encode(errors="surrogatepass")
+    if not secret:
+        return
+    # All of them, so that the time tells nothing.
+    found = [hmac.compare_digest(secret, known.encode()) for known in keys.token_secrets]
+    if any(found):
+        say(Finding("ok", "token secret", "REALTIME_TOKEN_SECRET is one of the server's"))
+    else:
+        say(
+            Finding(
+                "fail",
+                "token secret",
+                "REALTIME_TOKEN_SECRET is none of the server's token secrets: its tokens are "
+                "refused",
+                "set it to one of token_secrets in the file of --keys "
+                "(SYNAP_REALTIME_TOKEN_SECRETS)",
+            )
+        )
+
+
+def _compare_key(keys: Keys, say: Say) -> None:
+    key = os.environ.get("REALTIME_API_KEY", "")
+    if not key:
+        return
+    name = keys.name_of(key)
+    if name is None and key.count(".") == 2:
+        say(Finding("ok", "API key", "REALTIME_API_KEY is a token; the round trip tries it"))
+    elif name is None:
+        say(
+            Finding(
+                "fail",
+                "API key",
+                "REALTIME_API_KEY is none of the server's keys: publishing is refused",
+                "set it to one of api_keys in the file of --keys (SYNAP_REALTIME_API_KEYS)",
+            )
+        )
+    elif "broadcast" not in keys.scopes[name]:
+        say(
+            Finding(
+                "fail",
+                "API key",
+                f"REALTIME_API_KEY is the server's key {name!r}, which may not broadcast",
+                f"take another, or give it the scope; {MAKE_A_SECRET} makes one",
+            )
+        )
+    else:
+        say(Finding("ok", "API key", f"REALTIME_API_KEY is the server's key {name!r}"))
+
+
+async def _check_jwks(subject: Subject, url: str, say: Say) -> None:
+    host = urlsplit(url).hostname or ""
+    advice = f"check the address of {host} in jwks_urls (SYNAP_REALTIME_JWKS_URLS), and the way to it"
+    try:
+        answer = await ask(subject, Address(httpx.URL(url), host))
+    except NoAnswerError as error:
+        say(Finding("fail", "JWKS", f"{host} {error}", advice))
+        return
+    if answer.status != 200:
+        say(Finding("fail", "JWKS", f"{host} answered {answer.status}", advice))
+        return
+    with _silent("synap_realtime.server.auth.jwks"):  # it would log the whole address
+        jwks = Jwks(url)
+        try:
+            found = [key for name in ALGORITHMS for key in await jwks.find(name, None)]
+        except KeysUnavailableError:
+            say(Finding("fail", "JWKS", f"what {host} has is no JWK set", advice))
+            return
+        finally:
+            await jwks.close()
+    if found:
+        say(Finding("ok", "JWKS", f"{host} has {_count(len(found), 'key')} for signatures"))
+    else:
+        found_none = f"{host} has no key for {', '.join(ALGORITHMS)}: no token of it counts"
+        say(Finding("fail", "JWKS", found_none, advice))
+
+
+@contextmanager
+def _silent(name: str) -> Generator[None]:
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
