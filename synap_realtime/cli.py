@@ -312,6 +312,32 @@ def types(
     raise typer.Exit(types(own or [], as_json_schema=json_schema, out=out))
 
 
+@app.command()
+def doctor(
+    url: Annotated[str | None, _URL] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help=_setting("KEYS", "A server's file with keys."))
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help=_setting("STORE", "A server's memory:// or sqlite:///path."))
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help=_setting("HOST", "Where a server is to listen."))
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Check configuration, keys, store, clock and the way to the room server; say what to do.
+
+    It looks at the settings of serve and at those of the application (REALTIME_URL,
+    REALTIME_API_KEY, REALTIME_TOKEN_SECRET, REALTIME_PUBLIC_URL), as this environment has them, and
+    publishes one notification to a room of its own. Exits with 1 if something failed.
+    """
+    from .commands import doctor
+
+    given = {"keys": keys, "store": store, "host": host}
+    raise typer.Exit(doctor(url, given, as_json=as_json))
+
+
 def main() -> None:
     """Entry point: an error that we know is one line, not a traceback."""
     try:

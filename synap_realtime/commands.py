@@ -1,4 +1,6 @@
-"""``synap-realtime listen``, ``send``, ``keys``, ``token`` and ``types``: what they print."""
+"""``synap-realtime listen``, ``send``, ``keys``, ``token``, ``types`` and ``doctor``: what they
+print.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from .broadcast import Broadcaster, BroadcastResult
+from .doctor import examine
 from .endpoint import SCHEMES, parse_address
 from .errors import InvalidArgumentError, SubscriptionError
 from .protocol.notification import Notification
@@ -368,6 +372,34 @@ def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -
         _say(f"could not print: {error}")
         return UNWRITABLE
     return 0
+
+
+def doctor(url: str | None, given: Mapping[str, Any], *, as_json: bool) -> int:
+    """Print a line for each thing that was looked at; the exit code: 1 if one of them failed.
+
+    Args:
+        given: settings of the server by name; None is not given.
+    """
+
+    try:
+        return asyncio.run(_doctor(url, given, as_json))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _be_quiet()
+        return 0
+    except _UnwritableError as error:
+        _say(f"could not print: {error}")
+        return UNWRITABLE
+
+
+async def _doctor(url: str | None, given: Mapping[str, Any], as_json: bool) -> int:
+    code = 0
+    async with aclosing(examine(url, given)) as findings:
+        async for finding in findings:
+            _print(json.dumps(asdict(finding)) if as_json else printable(str(finding)))
+            code |= finding.level == "fail"
+    return code
 
 
 def _write(path: Path, text: str) -> None:

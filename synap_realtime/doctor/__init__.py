@@ -9,6 +9,5 @@ from __future__ import annotations
 
 from .examination import examine
 from .finding import Finding
-from .subject import look
 
-__all__ = ["Finding", "examine", "look"]
+__all__ = ["Finding", "examine"]

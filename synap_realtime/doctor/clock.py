@@ -5,7 +5,9 @@ from __future__ import annotations
 from .finding import Finding, Say
 from .subject import Subject
 
-_SURE_S = 2.0  # less cannot be told from a header with whole seconds, which servers renew each second
+_SURE_S = (
+    2.0  # less cannot be told from a header with whole seconds, which servers renew each second
+)
 
 
 async def check(subject: Subject, say: Say) -> None:

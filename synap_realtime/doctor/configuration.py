@@ -83,7 +83,7 @@ def _check_host(subject: Subject, say: Say) -> None:
             Finding(
                 "warn",
                 "origins",
-                "no page may connect: there are keys, and no allowed origins",
+                "no page but those of this machine may connect: there are no allowed origins",
                 f"name your pages' with --allowed-origins ({_PREFIX}ALLOWED_ORIGINS), such as "
                 "https://app.example.com",
             )
@@ -120,7 +120,9 @@ def _check_files(subject: Subject, say: Say) -> None:
     if settings is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    say(open_files(soft, None if hard == resource.RLIM_INFINITY else hard, settings.max_connections))
+    say(
+        open_files(soft, None if hard == resource.RLIM_INFINITY else hard, settings.max_connections)
+    )
 
 
 def open_files(soft: int, hard: int | None, max_connections: int) -> Finding:

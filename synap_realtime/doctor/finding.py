@@ -33,7 +33,7 @@ class Finding:
 
 
 Say = Callable[[Finding], None]
-"""Where a check leaves what it found, as soon as it is found."""
+"""Where a check leaves what it found, at once: what breaks later takes nothing away."""
 
 
 def hide(finding: Finding, secrets: Iterable[str]) -> Finding:

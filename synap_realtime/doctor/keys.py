@@ -35,7 +35,11 @@ async def check(subject: Subject, say: Say) -> None:
         say(Finding("fail", "keys", subject.keys_problem or "they cannot be read", _CORRECT))
         return
     if not keys:
-        say(Finding("ok", "keys", "none here: a server in this environment is for this machine only"))
+        say(
+            Finding(
+                "ok", "keys", "none here: a server in this environment is for this machine only"
+            )
+        )
         return
     counts = (
         f"{_count(len(keys.token_secrets), 'token secret')}, "
@@ -121,7 +125,9 @@ def _compare_key(keys: Keys, say: Say) -> None:
 
 async def _check_jwks(subject: Subject, url: str, say: Say) -> None:
     host = urlsplit(url).hostname or ""
-    advice = f"check the address of {host} in jwks_urls (SYNAP_REALTIME_JWKS_URLS), and the way to it"
+    advice = (
+        f"check the address of {host} in jwks_urls (SYNAP_REALTIME_JWKS_URLS), and the way to it"
+    )
     try:
         answer = await ask(subject, Address(httpx.URL(url), host))
     except NoAnswerError as error:

@@ -56,25 +56,34 @@ class Subject:
         return 10.0 if self.settings is None else self.settings.token_leeway_s
 
 
-def look(url: str | None, given: Mapping[str, Any]) -> Subject:
-    """Read the settings, and keep what is wrong with them for the checks to say.
+def look(url: str | None) -> Subject:
+    """Read what the SDK reads, and keep what is wrong with it for the checks to say.
 
     Args:
         url: the room server; None: ``REALTIME_URL``, else the default.
-        given: settings of the server by name, over the environment. None: not given.
     """
     subject = Subject(secrets=set(_secrets_of_environment(url)))
     try:
         subject.address = parse_address(url)
     except ConfigurationError as error:
         subject.address_problem = str(error)
+    return subject
+
+
+def look_at_server(subject: Subject, given: Mapping[str, Any]) -> None:
+    """Read what a server reads. Its file of keys may be anywhere: this may block.
+
+    Args:
+        given: settings of the server by name, over the environment. None: not given.
+    """
     try:
-        _look_at_server(subject, {name: value for name, value in given.items() if value is not None})
+        _look_at_server(
+            subject, {name: value for name, value in given.items() if value is not None}
+        )
     except ImportError as error:
         text = str(error)
         hint = "" if "pip install" in text else ": pip install 'synap-realtime[server]'"
         subject.missing = text + hint
-    return subject
 
 
 def _look_at_server(subject: Subject, given: dict[str, Any]) -> None:

@@ -1,0 +1,163 @@
+"""The way to the room server: name, port, certificate, and who answers there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import time
+from typing import Any
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from ..endpoint import SCHEMES, Address, parse_address
+from ..errors import ConfigurationError
+from .asking import Answer, NoAnswerError, ask
+from .finding import Finding, Say
+from .subject import Subject
+from .waiting import TIMEOUT_S, in_thread
+
+SOON_S = 14 * 86400.0
+"""A certificate that ends before should have been renewed by now."""
+
+_PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # as jobs/accepted.py asks them
+
+
+async def check(subject: Subject, say: Say) -> None:
+    """Each step says what it found; where one fails, those after it have nothing to ask."""
+    address = subject.address
+    if address is None:
+        say(Finding("fail", "address", subject.address_problem, "correct REALTIME_URL (--url)"))
+    elif await _check_way(address, say) and await _check_health(
+        subject, address, "health", "REALTIME_URL (--url)", say
+    ):
+        subject.is_reached = True
+        await _check_ready(subject, address, say)
+    await _check_public(subject, say)
+
+
+async def _check_way(address: Address, say: Say) -> bool:
+    url = address.url
+    host, is_secure = url.host, url.scheme in ("https", "wss")
+    port = url.port or (443 if is_secure else 80)
+    scheme = "https" if is_secure else "http"
+    if not address.is_loopback and getproxies().get(scheme) and not proxy_bypass(host):
+        say(Finding("ok", "network", f"{host}: through the proxy of {scheme}_proxy"))
+        return True
+    try:
+        await in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError):  # TimeoutError is an OSError
+        advice = "check the name in REALTIME_URL (--url), and this machine's DNS"
+        say(Finding("fail", "DNS", f"no address is known for {host}", advice))
+        return False
+    try:
+        await _connect(host, port, None)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error) or "no answer in time"
+        advice = (
+            "start it (synap-realtime serve), or correct REALTIME_URL (--url); a firewall may be "
+            "between"
+        )
+        say(Finding("fail", "network", f"{host}:{port} takes no connection ({reason})", advice))
+        return False
+    say(Finding("ok", "network", f"{host}:{port} takes connections"))
+    return not is_secure or await _check_certificate(address, port, say)
+
+
+async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
+    """The peer's certificate, if there is TLS.
+
+    Raises:
+        OSError: no connection, or none in time.
+    """
+    async with asyncio.timeout(TIMEOUT_S):
+        _, writer = await asyncio.open_connection(host, port, ssl=context)
+    found = writer.get_extra_info("peercert")
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return found
+
+
+async def _check_certificate(address: Address, port: int, say: Say) -> bool:
+    host = address.url.host
+    context = httpx.create_ssl_context(trust_env=not address.is_loopback)  # as the SDK has it
+    try:
+        certificate = await _connect(host, port, context)
+    except ssl.SSLCertVerificationError as error:
+        found = f"{host}: {error.verify_message}"
+        advice = "renew it, or install the whole chain; SSL_CERT_FILE= names an authority of yours"
+        say(Finding("fail", "certificate", found, advice))
+        return False
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or "no answer in time"
+        advice = "does the server speak TLS there? Else write http://"
+        say(Finding("fail", "TLS", f"{host}:{port}: {reason}", advice))
+        return False
+    say(ending(host, ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()))
+    return True
+
+
+def ending(host: str, left_s: float) -> Finding:
+    """How long a good certificate is still good."""
+    found = f"of {host}: good for {left_s / 86400:.0f} days"
+    if left_s < SOON_S:
+        return Finding("warn", "certificate", found, "renew it; see why nothing has renewed it yet")
+    return Finding("ok", "certificate", found)
+
+
+async def _check_health(
+    subject: Subject, address: Address, check: str, source: str, say: Say
+) -> bool:
+    try:
+        answer = await ask(subject, address, "/health")
+    except NoAnswerError as error:
+        advice = f"check {source}, and what stands at it"
+        say(Finding("fail", check, f"{address.shown} {error}", advice))
+        return False
+    match answer:
+        case Answer(200, _, {"status": "ok"}):
+            say(Finding("ok", check, f"a room server answers at {address.shown}"))
+            return True
+        case Answer(status=status) if 300 <= status < 400:
+            to = answer.headers.get("location", "nowhere").partition("?")[0]
+            found = f"{address.shown} redirects to {to}: publishers and listeners do not follow"
+            advice = f"set {source} to where it leads"
+        case Answer(status=status) if status >= 500:
+            found = f"{address.shown} answered {status} to /health"
+            advice = "a proxy there does not reach the room server: is it running?"
+        case _:
+            found = f"{address.shown} is no room server: it answered {answer.status} to /health"
+            advice = f"correct {source}; a server mounted at a path has that path in it"
+    say(Finding("fail", check, found, advice))
+    return False
+
+
+async def _check_ready(subject: Subject, address: Address, say: Say) -> None:
+    try:
+        answer = await ask(subject, address, "/ready")
+    except NoAnswerError as error:
+        say(Finding("fail", "ready", f"/ready {error}", "look at the server's log"))
+        return
+    if answer.status == 200:
+        say(Finding("ok", "ready", "it takes notifications"))
+        return
+    details = answer.body.get("details", "") if isinstance(answer.body, dict) else ""
+    found = f"it answered {answer.status}: it drains, or its store is away"
+    advice = "wait if it restarts; else look at its log, its disk and its store"
+    say(Finding("fail", "ready", f"{found} ({details})" if details else found, advice))
+
+
+async def _check_public(subject: Subject, say: Say) -> None:
+    name = next((name for name in _PUBLIC if os.environ.get(name)), None)
+    if name is None:
+        return
+    try:
+        address = parse_address(None, SCHEMES, (name,))
+    except ConfigurationError as error:
+        say(Finding("fail", "public URL", str(error), "correct it: browsers are sent there"))
+        return
+    await _check_health(subject, address, "public URL", name, say)

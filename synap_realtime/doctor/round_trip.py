@@ -1,0 +1,256 @@
+"""One notification, published as a job does it and heard as a page does it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ..broadcast import AsyncBroadcaster
+from ..endpoint import Address, bearer
+from ..errors import ConfigurationError, SubscriptionError
+from ..protocol.rooms import Room, request_room
+from ..subscriber import subscribe
+from ..tokens import mint_token
+from .finding import Finding, Say
+from .subject import Subject
+from .waiting import TIMEOUT_S
+
+_SECRET, _KEY = "REALTIME_TOKEN_SECRET", "REALTIME_API_KEY"
+_UPGRADE = (
+    "let what stands before the server pass them (nginx: proxy_http_version 1.1; proxy_set_header "
+    'Upgrade $http_upgrade; proxy_set_header Connection "upgrade")'
+)
+_BUFFERS = (
+    "let what stands before the server pass each piece at once (nginx: proxy_buffering off), and "
+    "not compress text/event-stream"
+)
+
+
+class _DeafError(Exception):
+    """Nothing can be heard.
+
+    Attributes:
+        status: that of the server's refusal; None if it did not refuse.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where, and what is waited for."""
+
+    address: Address
+    room: Room
+    token: str
+    id: str
+
+
+_Hear = Callable[[_Target, asyncio.Event], Coroutine[Any, Any, None]]
+"""Sets the event when it listens, and returns when the notification has come.
+
+Raises:
+    _DeafError: it cannot come.
+"""
+
+
+async def check(subject: Subject, say: Say) -> None:
+    """The room is a new one, which the server forgets when its retention is over."""
+    if subject.address is None or not subject.is_reached:
+        say(Finding("warn", "round trip", "not tried: no room server was reached"))
+        return
+    room = request_room(f"doctor-{secrets.token_hex(8)}")
+    try:
+        token = _mint(subject, room)
+    except ConfigurationError as error:
+        say(Finding("fail", "round trip", str(error), f"correct {_SECRET}"))
+        token = ""
+    target = _Target(subject.address, room, token, secrets.token_hex(8))
+    ears = [
+        _Ear("WebSocket", target, _by_websocket, _UPGRADE),
+        _Ear("event stream", target, _by_events, _BUFFERS),
+    ]
+    try:
+        for ear in ears:
+            await ear.until_open()
+        begun = time.perf_counter()
+        if await _publish(target, say):
+            for ear in ears:
+                say(await ear.heard(begun))
+        else:
+            for ear in ears:
+                say(ear.opened())
+    finally:
+        for ear in ears:
+            await ear.close()
+
+
+def _mint(subject: Subject, room: Room) -> str:
+    """
+    Raises:
+        ConfigurationError: the secret cannot be used, or PyJWT is not installed.
+    """
+    if not os.environ.get(_SECRET):
+        return ""
+    settings = subject.settings
+    return mint_token(
+        rooms=[room],
+        expires_in_s=60,
+        issuer=settings.token_issuer if settings else None,
+        audience=settings.token_audience if settings else None,
+    )
+
+
+class _Ear:
+    """One way to listen, from its opening to what it heard."""
+
+    def __init__(self, name: str, target: _Target, hear: _Hear, advice: str) -> None:
+        self._name, self._target, self._advice = name, target, advice
+        self._is_open = asyncio.Event()
+        self._task = asyncio.create_task(self._run(hear))
+        self._deadline = time.monotonic() + TIMEOUT_S
+
+    async def _run(self, hear: _Hear) -> float:
+        await hear(self._target, self._is_open)
+        return time.perf_counter()
+
+    async def until_open(self) -> None:
+        """Wait until it listens, or cannot, or its time is over."""
+        opening = asyncio.create_task(self._is_open.wait())
+        left_s = max(0.0, self._deadline - time.monotonic())
+        await asyncio.wait(
+            (opening, self._task), timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        opening.cancel()
+
+    def opened(self) -> Finding:
+        """What is known where nothing could be published."""
+        if self._task.done() and (error := self._task.exception()) is not None:
+            return self._deaf(error)
+        if self._is_open.is_set():
+            return Finding("ok", self._name, "it opens")
+        return self._silent()
+
+    async def heard(self, begun: float) -> Finding:
+        """What came of the notification that was published at a moment of the counter."""
+        if not self._is_open.is_set() and not self._task.done():
+            return self._silent()
+        done, _ = await asyncio.wait((self._task,), timeout=TIMEOUT_S)
+        if not done:
+            found = f"it opened, and the notification did not come within {TIMEOUT_S:g} s"
+            return Finding("fail", self._name, found, self._advice)
+        if (error := self._task.exception()) is not None:
+            return self._deaf(error)
+        took_ms = (self._task.result() - begun) * 1000
+        return Finding("ok", self._name, f"published and heard in {took_ms:.0f} ms")
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _silent(self) -> Finding:
+        found = f"nothing came within {TIMEOUT_S:g} s of opening it; something holds it back"
+        return Finding("fail", self._name, found, self._advice)
+
+    def _deaf(self, error: BaseException) -> Finding:
+        if not isinstance(error, _DeafError):
+            raise error
+        if error.status in (401, 403):
+            return _refused(self._name, _SECRET, str(error), bool(self._target.token))
+        if error.status == 429 or (error.status or 0) >= 500:
+            return Finding("fail", self._name, str(error), "wait, or look at the server's log")
+        return Finding("fail", self._name, str(error), self._advice)
+
+
+def _refused(check: str, variable: str, reason: str, was_given: bool) -> Finding:
+    if not was_given:
+        found = (
+            f"not tried: the server wants credentials, and {variable} cannot be used or is not set"
+        )
+        return Finding("warn", check, found, f"set {variable} as your application has it")
+    where = "token_secrets" if variable == _SECRET else "api_keys"
+    advice = f"set {variable} to one of the server's {where}; compare clocks, and what it may do"
+    return Finding("fail", check, f"refused {variable}: {reason}", advice)
+
+
+async def _publish(target: _Target, say: Say) -> bool:
+    message = {"type": "synap-realtime.doctor", "data": {}, "id": target.id}
+    try:
+        async with AsyncBroadcaster(
+            str(target.address), timeout_s=TIMEOUT_S, deadline_s=TIMEOUT_S
+        ) as broadcaster:
+            result = await broadcaster.broadcast(target.room, message)
+    except ConfigurationError as error:
+        say(Finding("fail", "publish", str(error), f"correct {_KEY}"))
+        return False
+    if result.success:
+        say(Finding("ok", "publish", f"the server has taken a notification for {target.room}"))
+        return True
+    reason = result.error or ""
+    if "answered 401" in reason or "answered 403" in reason:
+        say(_refused("publish", _KEY, reason, bool(os.environ.get(_KEY))))
+    else:
+        say(Finding("fail", "publish", reason, "look at the server's log, and at /ready"))
+    return False
+
+
+async def _by_websocket(target: _Target, is_open: asyncio.Event) -> None:
+    try:
+        async with aclosing(
+            subscribe(
+                target.room,
+                str(target.address),
+                target.token or None,
+                attempts=0,
+                acknowledge=False,
+                on_state=lambda state: is_open.set() if state.name == "connected" else None,
+            )
+        ) as notifications:
+            async for notification in notifications:
+                if notification.id == target.id:
+                    return
+    except ConfigurationError as error:
+        raise _DeafError(str(error)) from None
+    except SubscriptionError as error:
+        raise _DeafError(str(error), error.code) from None
+    raise _DeafError("it ended")
+
+
+async def _by_events(target: _Target, is_open: asyncio.Event) -> None:
+    headers = {"Authorization": bearer("token", target.token)} if target.token else {}
+    url = f"{target.address}/rooms/{target.room}/events"
+    try:
+        async with (
+            httpx.AsyncClient(timeout=None, trust_env=not target.address.is_loopback) as client,  # noqa: S113 - the ear has one
+            client.stream("GET", url, headers=headers, params={"after": "earliest"}) as response,
+        ):
+            if response.status_code != 200:
+                raise _DeafError(
+                    f"the server answered {response.status_code}", response.status_code
+                )
+            async for line in response.aiter_lines():
+                is_open.set()
+                if line.startswith("data:") and _id_of(line.removeprefix("data:")) == target.id:
+                    return
+    except (httpx.HTTPError, OSError) as error:
+        raise _DeafError(f"the stream broke ({str(error) or type(error).__name__})") from None
+    raise _DeafError("the stream ended")
+
+
+def _id_of(text: str) -> object:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value.get("id") if isinstance(value, dict) else None

@@ -1,0 +1,156 @@
+"""Where the rooms would be kept. Nothing is made or changed, and no running server is disturbed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock, Timeout
+
+from ..errors import ConfigurationError
+from ..server.stores import open_store
+from ..server.stores.base import Retention
+from ..server.stores.sqlite_file import UNUSABLE
+from .finding import Finding, Say
+from .subject import Subject
+from .waiting import TIMEOUT_S, in_thread
+
+FEW_BYTES = 1024**3
+"""With less free space, the time to make room has come."""
+
+TOO_FEW_BYTES = 64 * 1024**2
+"""With less, the next hour may be the last one in which publishes are kept."""
+
+_ELSEWHERE = "choose another path with --store (SYNAP_REALTIME_STORE)"
+
+
+async def check(subject: Subject, say: Say) -> None:
+    """What a server would meet that started now."""
+    if subject.settings is None:
+        return
+    try:
+        path = _file_of(subject.settings.store)
+    except (ConfigurationError, ValueError) as error:
+        say(Finding("fail", "store", str(error), "correct it, and ask again"))
+        return
+    if path is None:
+        say(Finding("ok", "store", "memory: a restart of the server loses what rooms hold"))
+        return
+    try:
+        for finding in await in_thread(lambda: _look_at(path)):
+            say(finding)
+    except TimeoutError:
+        say(Finding("fail", "store", f"the disk of {path} does not answer", _ELSEWHERE))
+
+
+def _file_of(url: str) -> Path | None:
+    """The file of a sqlite store; None for memory.
+
+    Raises:
+        ConfigurationError: there is no such store.
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path).removeprefix("/")
+    is_plain = "://" in url and not (parts.netloc or "?" in url or "#" in url)
+    if parts.scheme == "sqlite" and is_plain and path not in ("", ":memory:"):
+        return Path(path)
+    open_store(url, Retention())  # raises for all but memory
+    return None
+
+
+def _look_at(path: Path) -> list[Finding]:
+    try:
+        path = path.resolve()  # as the server does: the lock stands beside the file itself
+    except (OSError, RuntimeError):
+        return [Finding("fail", "store", f"the links of {path} lead nowhere", _ELSEWHERE)]
+    folder = path.parent
+    if not folder.is_dir():
+        return [
+            Finding(
+                "fail",
+                "store",
+                f"there is no directory {folder}",
+                f"mkdir -p {folder} (a path from the root has four slashes: sqlite:////var/…)",
+            )
+        ]
+    if not _may(folder, os.W_OK | os.X_OK):
+        found = f"this user may not write in {folder}, where the log stands beside the file"
+        return [Finding("fail", "store", found, f"{_ELSEWHERE}, or chown the directory")]
+    return [_look_at_file(path), space(shutil.disk_usage(folder).free, folder)]
+
+
+def _may(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def space(free_bytes: int, folder: Path) -> Finding:
+    """Whether what is still free will do."""
+    found = f"{free_bytes / 1024**3:.1f} GiB free in {folder}"
+    if free_bytes >= FEW_BYTES:
+        return Finding("ok", "disk space", found)
+    found = f"{free_bytes / 1024**2:.0f} MiB free in {folder}"
+    if free_bytes >= TOO_FEW_BYTES:
+        return Finding("warn", "disk space", found, "make room, or lower --retention-s")
+    return Finding("fail", "disk space", found, "make room: publishes are refused on a full disk")
+
+
+def _look_at_file(path: Path) -> Finding:
+    try:
+        if not path.exists():
+            return Finding("ok", "store", f"{path} is not there yet; the server makes it")
+        if not path.is_file():
+            return Finding("fail", "store", f"{path} is no file", _ELSEWHERE)
+        if not _may(path, os.R_OK | os.W_OK):
+            found = f"this user may not read and write {path}"
+            return Finding("fail", "store", found, f"{_ELSEWHERE}, or chown the file")
+        if path.stat().st_nlink > 1:
+            return Finding("fail", "store", f"{path} has another name", "remove one (hard link)")
+        if _is_in_use(path):
+            return Finding("ok", "store", f"{path} is in use by a running server; not looked into")
+        return _look_into(path)
+    except OSError as error:
+        return Finding("fail", "store", f"{path} cannot be used ({error.strerror})", _ELSEWHERE)
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether a server holds the lock. It is taken for a moment, if it is there and free."""
+    lock = FileLock(f"{path}.lock", mode=0o600)
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _look_into(path: Path) -> Finding:
+    # Immutable leaves nothing beside the file. After a crash a log is there, and belongs to it.
+    log = Path(f"{path}-wal")
+    mode = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
+    deadline = time.monotonic() + TIMEOUT_S / 2
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True)) as db:
+            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if not tables:
+                return Finding("ok", "store", f"{path} is empty; the server makes its tables")
+            db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0]
+            db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except UNUSABLE as error:
+        if _is_in_use(path):  # a server that has started meanwhile writes while we read
+            return Finding("ok", "store", f"{path} is in use by a server that has just started")
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
+            found = f"{path} opens; it is too large for a check in {TIMEOUT_S / 2:g} s"
+            return Finding("ok", "store", found)
+        found = str(error)
+    if found != "ok":
+        shown = f"{path} is damaged, or no store of rooms ({found})"
+        return Finding("fail", "store", shown, f"restore a copy of it, or {_ELSEWHERE}")
+    return Finding("ok", "store", f"{path} opens, and its quick check finds nothing wrong")
