@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from ..endpoint import Address, bearer
+from ..endpoint import Address
 from .subject import Subject
 from .waiting import TIMEOUT_S
 
@@ -43,7 +43,7 @@ class Dated:
     ahead_s: float
 
 
-async def ask(subject: Subject, address: Address, path: str = "", token: str = "") -> Answer:
+async def ask(subject: Subject, address: Address, path: str = "") -> Answer:
     """GET a path below an address; its ``Date`` is kept for the check of the clock.
 
     Raises:
@@ -51,13 +51,12 @@ async def ask(subject: Subject, address: Address, path: str = "", token: str = "
     """
     scheme = {"ws": "http", "wss": "https"}.get(address.url.scheme, address.url.scheme)
     url = str(address.url.copy_with(scheme=scheme)).rstrip("/") + path
-    headers = {"Authorization": bearer("token", token)} if token else {}
     begun = time.time()
     try:
         async with (
             asyncio.timeout(TIMEOUT_S),
             httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=not address.is_loopback) as client,
-            client.stream("GET", url, headers=headers) as response,
+            client.stream("GET", url) as response,
         ):
             came = time.time()
             content = b""

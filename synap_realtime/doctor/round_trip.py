@@ -198,7 +198,10 @@ async def _publish(target: _Target, say: Say) -> bool:
         say(Finding("ok", "publish", f"the server has taken a notification for {target.room}"))
         return True
     reason = result.error or ""
-    if "answered 401" in reason or "answered 403" in reason:
+    if target.address.url.userinfo and "answered 401" in reason:
+        found = f"the user in REALTIME_URL is sent in the place of {_KEY}: {reason}"
+        say(Finding("fail", "publish", found, "take user and password out of REALTIME_URL (--url)"))
+    elif "answered 401" in reason or "answered 403" in reason:
         say(_refused("publish", _KEY, reason, bool(os.environ.get(_KEY))))
     else:
         say(Finding("fail", "publish", reason, "look at the server's log, and at /ready"))
@@ -228,8 +231,11 @@ async def _by_websocket(target: _Target, is_open: asyncio.Event) -> None:
 
 
 async def _by_events(target: _Target, is_open: asyncio.Event) -> None:
-    headers = {"Authorization": bearer("token", target.token)} if target.token else {}
-    url = f"{target.address}/rooms/{target.room}/events"
+    base, headers = target.address, {}
+    if target.token:  # in the place of the URL's user and password, as with the WebSocket
+        base = Address(base.url.copy_with(username=None, password=None), base.shown)
+        headers["Authorization"] = bearer("token", target.token)
+    url = f"{base}/rooms/{target.room}/events"
     try:
         async with (
             httpx.AsyncClient(timeout=None, trust_env=not target.address.is_loopback) as client,  # noqa: S113 - the ear has one

@@ -1,0 +1,55 @@
+"""What is said of the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synap_realtime.doctor.configuration import open_files
+
+from ..server.test_access import API_KEY, ORIGIN, SECRET
+from .conftest import diagnosis, findings
+
+
+async def test_a_typo_in_a_variable_is_named_with_what_was_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SYNAP_REALTIME_RETENTION_COUNTS", "5")
+    monkeypatch.setenv("SYNAP_REALTIME_PORT", "8788")
+    found = [finding for finding in await findings() if finding.check == "environment"]
+    assert [finding.level for finding in found] == ["warn"]
+    assert "SYNAP_REALTIME_RETENTION_COUNTS" in found[0].found
+    assert "SYNAP_REALTIME_RETENTION_COUNT?" in found[0].advice
+
+
+async def test_a_wrong_setting_is_named_and_the_others_are_still_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SYNAP_REALTIME_PORT", "many")
+    monkeypatch.setenv("SYNAP_REALTIME_STORE", f"sqlite:///{tmp_path}/none/rooms.db")
+    found = await diagnosis()
+    assert found["configuration"].level == "fail"
+    assert "SYNAP_REALTIME_PORT" in found["configuration"].found
+    assert "there is no directory" in found["store"].found
+
+
+async def test_a_host_that_others_reach_needs_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = (await diagnosis(host="0.0.0.0"))["host"]
+    assert (found.level, "synap-realtime keys" in found.advice) == ("fail", True)
+    monkeypatch.setenv("SYNAP_REALTIME_API_KEYS", f"jobs={API_KEY}")
+    assert (await diagnosis(host="0.0.0.0"))["host"].level == "ok"
+
+
+async def test_keys_without_origins_keep_browsers_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNAP_REALTIME_TOKEN_SECRETS", SECRET)
+    found = (await diagnosis())["origins"]
+    assert (found.level, "SYNAP_REALTIME_ALLOWED_ORIGINS" in found.advice) == ("warn", True)
+    monkeypatch.setenv("SYNAP_REALTIME_ALLOWED_ORIGINS", ORIGIN)
+    assert (await diagnosis())["origins"].level == "ok"
+
+
+def test_each_connection_is_an_open_file() -> None:
+    assert open_files(1024, 1024, 20_000).level == "warn"
+    assert open_files(1024, 65536, 20_000).level == "ok"
+    assert open_files(1024, None, 0).level == "ok"

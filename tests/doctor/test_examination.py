@@ -1,0 +1,44 @@
+"""One check that breaks or hangs hides none of the others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from synap_realtime.doctor import configuration, examination
+from synap_realtime.doctor.finding import Finding, Say, hide
+from synap_realtime.doctor.subject import Subject
+
+from .conftest import diagnosis
+
+OTHERS = {"store", "health", "WebSocket", "clock"}
+
+
+async def test_one_that_breaks(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(subject: Subject, say: Say) -> None:
+        say(Finding("ok", "first", "found before"))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(configuration, "check", check)
+    found = await diagnosis(rooms)
+    assert found["first"].level == "ok"
+    assert (found["configuration"].level, found["clock"].level) == ("fail", "ok")
+    assert found.keys() >= OTHERS
+
+
+async def test_one_that_hangs(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(subject: Subject, say: Say) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(configuration, "check", check)
+    monkeypatch.setattr(examination, "LIMIT_S", 3.0)
+    found = await diagnosis(rooms)
+    assert found["configuration"].level == "fail"
+    assert found.keys() >= OTHERS
+
+
+def test_no_secret_is_shown_that_another_program_echoes() -> None:
+    told = Finding("fail", "x", "got hunter22-long and hunter22", "see http://u:pw@h/")
+    shown = hide(told, {"hunter22", "hunter22-long", "x", ""})
+    assert str(shown) == "fail  x              got … and …; see http://…@h/"

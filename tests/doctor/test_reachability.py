@@ -1,0 +1,143 @@
+"""The way to the room server, and who answers there."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from .conftest import HEALTH, answering, diagnosis
+
+
+async def test_a_room_server(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REALTIME_URL", rooms)
+    monkeypatch.setenv("REALTIME_PUBLIC_URL", rooms.replace("http", "ws"))
+    found = await diagnosis()
+    checks = ("network", "health", "ready", "public URL")
+    assert {found[check].level for check in checks} == {"ok"}
+
+
+async def test_a_port_where_nobody_is() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    found = await diagnosis(f"http://127.0.0.1:{port}")
+    assert (found["network"].level, "refused" in found["network"].found) == ("fail", True)
+    assert "synap-realtime serve" in found["network"].advice
+    assert (found["round trip"].level, found["clock"].level) == ("warn", "warn")
+
+
+async def test_a_name_that_there_is_not() -> None:
+    assert (await diagnosis("http://nowhere.invalid"))["DNS"].level == "fail"
+
+
+async def test_an_address_that_is_none() -> None:
+    found = (await diagnosis("ftp://u:hunter22@example.com"))["address"]
+    assert (found.level, "hunter22" in found.found) == ("fail", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, "<html>hello</html>", "no room server"),
+        (404, "", "no room server"),
+        (502, "", "answered 502"),
+        (301, "", "redirects to https://elsewhere.example/health"),
+    ],
+)
+async def test_who_is_no_room_server(status: int, body: str, said: str) -> None:
+    headers = {"Location": "https://u:hunter22@elsewhere.example/health"} if status == 301 else {}
+    async with answering(lambda _: (status, headers, body)) as url:
+        found = await diagnosis(url)
+    health = found["health"]
+    assert (health.level, said in health.found.replace("…@", "")) == ("fail", True), health
+    assert "hunter22" not in health.found
+    assert "ready" not in found
+
+
+async def test_what_is_said_to_no_http_client() -> None:
+    async with answering(lambda _: (0, {"a\r\n b": "x\0"}, "")) as url:
+        assert (await diagnosis(url))["health"].level == "fail"
+
+
+async def test_a_server_that_is_not_ready() -> None:
+    drains = '{"error":"Unavailable","details":"the server drains"}'
+    async with answering(
+        lambda path: (200, {}, HEALTH) if path == "/health" else (503, {}, drains)
+    ) as url:
+        found = (await diagnosis(url))["ready"]
+    assert (found.level, "the server drains" in found.found) == ("fail", True)
+
+
+async def test_the_public_address_is_another(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with answering(lambda _: (404, {}, "")) as url:
+        monkeypatch.setenv("NEXT_PUBLIC_REALTIME_URL", url)
+        found = await diagnosis(rooms)
+    assert (found["health"].level, found["public URL"].level) == ("ok", "fail")
+    assert "NEXT_PUBLIC_REALTIME_URL" in found["public URL"].advice
+
+
+# 0.0.0.0 leads to this machine, and does not count as a loopback address, for which no setting of
+# the environment counts.
+HOST = "0.0.0.0"
+
+
+def certified(folder: Path, days: float) -> ssl.SSLContext:
+    """A server's TLS, with a certificate that it has signed itself."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=90))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, secret = folder / "certificate.pem", folder / "key.pem"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, secret)
+    return context
+
+
+@pytest.mark.parametrize(("days", "level"), [(90, "ok"), (5, "warn"), (-1, "fail")])
+async def test_a_certificate(
+    days: float, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = certified(tmp_path, days)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    async with answering(lambda _: (200, {}, HEALTH), HOST, context) as url:
+        found = await diagnosis(url)
+    assert found["certificate"].level == level, found
+    assert ("health" in found) == (level != "fail")
+
+
+async def test_a_certificate_of_nobody_known(tmp_path: Path) -> None:
+    async with answering(lambda _: (200, {}, HEALTH), HOST, certified(tmp_path, 90)) as url:
+        found = (await diagnosis(url))["certificate"]
+    assert (found.level, "self-signed" in found.found) == ("fail", True), found
+
+
+async def test_no_tls_where_it_is_expected(rooms: str) -> None:
+    found = (await diagnosis(rooms.replace("http:", "https:")))["TLS"]
+    assert (found.level, "http://" in found.advice) == ("fail", True)
