@@ -175,9 +175,8 @@ class _Ear:
 
 def _refused(check: str, variable: str, reason: str, was_given: bool) -> Finding:
     if not was_given:
-        found = (
-            f"not tried: the server wants credentials, and {variable} cannot be used or is not set"
-        )
+        lacks = "cannot be used" if os.environ.get(variable) else "is not set"
+        found = f"not tried: the server wants credentials, and {variable} {lacks}"
         return Finding("warn", check, found, f"set {variable} as your application has it")
     where = "token_secrets" if variable == _SECRET else "api_keys"
     advice = f"set {variable} to one of the server's {where}; compare clocks, and what it may do"

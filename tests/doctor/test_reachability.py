@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import ssl
@@ -64,6 +65,14 @@ async def test_who_is_no_room_server(status: int, body: str, said: str) -> None:
 async def test_what_is_said_to_no_http_client() -> None:
     async with answering(lambda _: (0, {"a\r\n b": "x\0"}, "")) as url:
         assert (await diagnosis(url))["health"].level == "fail"
+
+
+async def test_a_server_that_never_answers_holds_nothing_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with asyncio.timeout(20):
+            found = await diagnosis(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    assert (found["health"].level, "within" in found["health"].found) == ("fail", True)
+    assert "clock" in found
 
 
 async def test_a_server_that_is_not_ready() -> None:
