@@ -107,6 +107,8 @@ class Endpoint:
         if key:
             source = "api_key" if api_key else "REALTIME_API_KEY"
             self.headers["Authorization"] = bearer(source, key)
+            # httpx would send a user and a password of the address in its place.
+            self.url = str(address.url.copy_with(username=None, password=None)).rstrip("/")
         self.has_batch_route = True
 
 

@@ -83,7 +83,7 @@ def _check_host(subject: Subject, say: Say) -> None:
             Finding(
                 "warn",
                 "origins",
-                "no page but those of this machine may connect: there are no allowed origins",
+                "no page may connect: there are keys, and no allowed origins",
                 f"name your pages' with --allowed-origins ({_PREFIX}ALLOWED_ORIGINS), such as "
                 "https://app.example.com",
             )

@@ -20,6 +20,7 @@ from ..errors import ConfigurationError, SubscriptionError
 from ..protocol.rooms import Room, request_room
 from ..subscriber import subscribe
 from ..tokens import mint_token
+from .asking import client_for
 from .finding import Finding, Say
 from .subject import Subject
 from .waiting import TIMEOUT_S
@@ -197,10 +198,7 @@ async def _publish(target: _Target, say: Say) -> bool:
         say(Finding("ok", "publish", f"the server has taken a notification for {target.room}"))
         return True
     reason = result.error or ""
-    if target.address.url.userinfo and "answered 401" in reason:
-        found = f"the user in REALTIME_URL is sent in the place of {_KEY}: {reason}"
-        say(Finding("fail", "publish", found, "take user and password out of REALTIME_URL (--url)"))
-    elif "answered 401" in reason or "answered 403" in reason:
+    if "answered 401" in reason or "answered 403" in reason:
         say(_refused("publish", _KEY, reason, bool(os.environ.get(_KEY))))
     else:
         say(Finding("fail", "publish", reason, "look at the server's log, and at /ready"))
@@ -237,7 +235,7 @@ async def _by_events(target: _Target, is_open: asyncio.Event) -> None:
     url = f"{base}/rooms/{target.room}/events"
     try:
         async with (
-            httpx.AsyncClient(timeout=None, trust_env=not target.address.is_loopback) as client,  # noqa: S113 - the ear has one
+            client_for(target.address, None) as client,  # the ear has a time limit
             client.stream("GET", url, headers=headers, params={"after": "earliest"}) as response,
         ):
             if response.status_code != 200:
