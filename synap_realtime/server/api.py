@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -339,10 +339,13 @@ class Api:
                 f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its "
                 "notifications"
             )
+        rooms = [_rooms_of(item) for item in items]
+        named = (room for each in rooms if not isinstance(each, RequestError) for room in each)
+        verdicts = await self._access.permit_each(claims, "broadcast", dict.fromkeys(named))
         checked: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
-        for item in items:
-            checked.append(await self._check_item(item, claims, request.traceparent, spans))
+        for item, its_rooms in zip(items, rooms, strict=True):
+            checked.append(self._check_item(item, its_rooms, verdicts, request.traceparent, spans))
             await asyncio.sleep(0)  # a large batch keeps nobody else waiting
         with _ending(spans):
             return await self._publish_checked(checked, claims, began_at)
@@ -375,18 +378,21 @@ class Api:
         success = all(result["success"] for result in results)
         return json_response(200, {"success": success, "results": results})
 
-    async def _check_item(
-        self, item: object, claims: Claims, traceparent: str | None, spans: list[Span]
+    def _check_item(
+        self,
+        item: Mapping[str, Any],
+        rooms: list[Room] | RequestError,
+        verdicts: Mapping[Room, RequestError | None],
+        traceparent: str | None,
+        spans: list[Span],
     ) -> list[Publication] | RequestError:
         """One notification of a batch, once for each of its rooms, or what is wrong with it."""
+        if isinstance(rooms, RequestError):
+            return rooms
+        for room in rooms:
+            if (verdict := verdicts[room]) is not None:
+                return verdict
         try:
-            if not isinstance(item, dict):
-                raise malformed("Invalid notification", "expected a JSON object")
-            if not _has_rooms(item):
-                raise malformed("Invalid notification", "rooms: expected a list of at least one")
-            rooms = [room_of(name) for name in dict.fromkeys(map(_room_name, item["rooms"]))]
-            for room in rooms:
-                await self._access.permit(claims, "broadcast", room)
             wire = {k: v for k, v in item.items() if k != "rooms"}
             checked = self._check(wire, traceparent)
         except RequestError as error:
@@ -469,6 +475,18 @@ def _limit_of(text: str | None) -> int:
 
 def _has_rooms(item: object) -> bool:
     return isinstance(item, dict) and isinstance(item.get("rooms"), list) and bool(item["rooms"])
+
+
+def _rooms_of(item: object) -> list[Room] | RequestError:
+    """The rooms of one notification of a batch, each once, or what is wrong with them."""
+    try:
+        if not isinstance(item, dict):
+            raise malformed("Invalid notification", "expected a JSON object")
+        if not _has_rooms(item):
+            raise malformed("Invalid notification", "rooms: expected a list of at least one")
+        return [room_of(name) for name in dict.fromkeys(map(_room_name, item["rooms"]))]
+    except RequestError as error:
+        return error
 
 
 def _room_name(value: object) -> str:

@@ -349,6 +349,34 @@ async def test_a_header_of_a_stranger_is_not_believed() -> None:
                 pass
 
 
+async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And who is not answered in time has a no, though the others have their yes."""
+    monkeypatch.setattr(access, "MAY_BATCH_TIMEOUT_S", 0.5)
+    asked, most = 0, 0
+
+    async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await asyncio.sleep(0 if room.endswith("quick") else 3600)
+        asked -= 1
+        return True
+
+    rooms = [f"user_{n}" for n in range(3 * access.MAY_AT_ONCE)]
+    items = [{**NOTE, "id": name, "rooms": [name]} for name in ["user_quick", *rooms]]
+    async with serving(may) as url:
+        body = {"notifications": items}
+        response = await ask(url, "POST", "/broadcast", API_KEY, json=body)
+        quick, *others = response.json()["results"]
+        assert quick["success"]
+        assert {(each["code"], each["details"]) for each in others} == {
+            ("forbidden", "the server's own rule took too long")
+        }
+        assert most == access.MAY_AT_ONCE
+
+
 async def test_too_many_publishes_of_a_key() -> None:
     async with serving(publishes_per_s=5) as url:
         statuses = []
