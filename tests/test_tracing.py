@@ -16,11 +16,18 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import SecretStr
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from synap_realtime import AsyncBroadcaster, Broadcaster, progress, subscribe
 from synap_realtime.broadcast import BackgroundBroadcaster
 from synap_realtime.integrations.plain import run_job
 from synap_realtime.jobs import JobRun
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,30 @@ async def test_a_refused_publish_is_an_error_and_sync_clients_are_traced(
     assert (good.status.is_ok, bad.status.is_ok) == (True, False)
     (publish_span,) = await spans(exporter, "publish")
     assert parent_of(publish_span) == id_of(good)
+
+
+async def test_no_span_holds_a_key_or_a_token(exporter: InMemorySpanExporter) -> None:
+    """Good ones and refused ones, by each way in."""
+    secret, key = "s" * 32, "k" * 43
+    good, forged = mint_token("1", secret=secret), mint_token("1", secret="x" * 32)
+    settings = load_settings(
+        token_secrets=(SecretStr(secret),), api_keys={"jobs": SecretStr(key)}, drain_s=0
+    )
+    async with running(create_app(settings)) as url:
+        for own in (key, "w" * 43):
+            async with AsyncBroadcaster(url, own) as broadcaster:
+                result = await broadcaster.broadcast_success("1", "a.completed", {})
+                assert result.success is (own == key)
+        address = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
+        async with connect(f"{address}?token={good}") as listener:
+            await asyncio.wait_for(listener.recv(), 5)
+        with pytest.raises(InvalidStatus):
+            await connect(f"{address}?token={forged}")
+    await spans(exporter, "deliver")
+    written = "".join(span.to_json() for span in exporter.get_finished_spans())
+    assert "user_1" in written
+    for text in (secret, key, "w" * 43, *good.split(".")[1:], *forged.split(".")[1:]):
+        assert text not in written
 
 
 def test_who_does_not_trace_loads_nothing_of_it() -> None:

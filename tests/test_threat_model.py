@@ -1,0 +1,32 @@
+"""``docs/threat-model.md``: what shows a defence is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "threat-model.md"
+DEFENDED = PAGE.read_text().split("## Defended")[1].split("## Not defended")[0]
+ROWS = [line for line in DEFENDED.splitlines() if line.startswith("| ")][2:]
+
+
+def test_there_are_rows() -> None:
+    assert len(ROWS) > 20
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row).split("|")[1].strip())
+def test_each_defence_is_shown_by_tests_that_exist(row: str) -> None:
+    shown = re.findall(r"\[`(test_\w+)`\]\((\S+?)\)", row)
+    assert shown
+    for name, file in shown:
+        text = (PAGE.parent / file).read_text()
+        assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"{name} of {file}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "deploy/README.md", "docs/threat-model.md"])
+def test_links_between_files_lead_somewhere(name: str) -> None:
+    file = PAGE.parents[1] / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+        assert (file.parent / target).exists(), target
