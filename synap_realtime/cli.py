@@ -125,6 +125,9 @@ def serve(
     max_connections_per_room: Annotated[
         int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ROOM", "10000."))
     ] = None,
+    max_rooms: Annotated[
+        int | None, typer.Option(help=_setting("MAX_ROOMS", "With listeners; 20000."))
+    ] = None,
     max_half_open: Annotated[
         int | None,
         typer.Option(help=_setting("MAX_HALF_OPEN", "Sockets that wait for a request; 5000.")),
@@ -178,6 +181,7 @@ def serve(
             max_connections=max_connections,
             max_connections_per_user=max_connections_per_user,
             max_connections_per_room=max_connections_per_room,
+            max_rooms=max_rooms,
             max_half_open=max_half_open,
             max_connections_per_address=max_connections_per_address,
             connects_per_s=connects_per_s,

@@ -71,7 +71,7 @@ class Limits:
         """Hold a place for a connection.
 
         Raises:
-            RequestError: 429: too many in all, in this room, or of this address.
+            RequestError: 429: too many in all, of rooms, in this room, or of this address.
             TooManyForUserError: this user's are too many.
         """
         settings = self._settings
@@ -88,6 +88,8 @@ class Limits:
                 raise too_many(f"at most {most} connections for an address", 10)
         if _is_full(self._connections, settings.max_connections):
             raise too_many(f"at most {settings.max_connections} connections", 10)
+        if room not in self._by_room and _is_full(len(self._by_room), settings.max_rooms):
+            raise too_many(f"at most {settings.max_rooms} rooms that somebody listens to", 10)
         if _is_full(self._by_room[room], settings.max_connections_per_room):
             most = settings.max_connections_per_room
             raise too_many(f"at most {most} connections in a room", 10)

@@ -51,6 +51,7 @@ class ServerSettings(BaseSettings):
         max_connections, max_connections_per_user, max_connections_per_room,
             max_connections_per_address: 0 is no limit, here and below. Loopback addresses have
             none.
+        max_rooms: rooms that somebody listens to.
         max_half_open: sockets that wait for a request, or for the rest of one.
         connects_per_s: new connections of an address.
         publishes_per_s: notifications of a key, each once for each room;
@@ -87,6 +88,7 @@ class ServerSettings(BaseSettings):
     max_connections: _Limit = 20_000
     max_connections_per_user: _Limit = 50
     max_connections_per_room: _Limit = 10_000
+    max_rooms: _Limit = 20_000
     max_connections_per_address: _Limit = 1000
     max_half_open: _Limit = 5000
     connects_per_s: _Limit = 50

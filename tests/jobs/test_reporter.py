@@ -54,7 +54,8 @@ def test_the_last_progress_comes_also_when_nothing_follows(make: Make, realtime:
     told = make()
     for n in range(3):
         told.progress(n / 10)
-    assert [each.data["progress"] for each in realtime.sent()] == [0, 0.2]
+    sent = [each.data["progress"] for each in realtime.sent()]
+    assert sent in ([0, 0.2], [0.2]), "one that waited may go with the next"
 
 
 def test_deltas_are_whole_and_in_order(make: Make, realtime: Realtime) -> None:

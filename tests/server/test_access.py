@@ -326,6 +326,22 @@ async def test_too_many_connections_in_all() -> None:
         assert caught.value.response.headers["Retry-After"]
 
 
+async def test_too_many_rooms() -> None:
+    """Who listens to a room that is there already takes no other."""
+    async with serving(max_rooms=2) as url:
+        everything = token(rooms=["*"])
+        async with listening(url, "request_1", everything):
+            async with (
+                listening(url, "request_2", everything), listening(url, "request_2", everything),
+            ):  # fmt: skip
+                with pytest.raises(websockets.InvalidStatus) as caught:
+                    async with listening(url, "request_3", everything):
+                        pass
+            assert caught.value.response.status_code == 429
+            async with listening(url, "request_3", everything):
+                pass
+
+
 async def test_too_many_of_an_address_behind_a_trusted_proxy() -> None:
     async with serving(trusted_proxies=("127.0.0.1",), connects_per_s=3) as url:
         for address, statuses in (("203.0.113.7", [101] * 3 + [429]), ("203.0.113.8", [101])):
