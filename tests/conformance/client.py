@@ -11,7 +11,7 @@ import json
 import socket
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -23,6 +23,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
+
+from .credentials import API_KEY, TOKEN_SECRET, Keys, bearer
 
 Json = dict[str, Any]
 
@@ -219,11 +221,39 @@ class Stream:
 
 
 class Client:
-    """One server, as publishers and subscribers see it."""
+    """One server, as publishers and subscribers see it.
 
-    def __init__(self, url: str, http: httpx.AsyncClient) -> None:
+    On a server with keys, each request shows the credential that opens its route, unless it brings
+    an ``Authorization`` of its own.
+
+    Attributes:
+        keys: what the server knows; None: it has none.
+    """
+
+    def __init__(self, url: str, http: httpx.AsyncClient, keys: Keys | None = None) -> None:
         self.url = url.rstrip("/")
         self._http = http
+        self._given_keys = keys
+        self._credential_for: Callable[[str], str | None] = (
+            _nothing if keys is None else keys.for_path
+        )
+
+    @property
+    def keys(self) -> Keys:
+        """What the server knows. For cases of servers with keys."""
+        assert self._given_keys is not None
+        return self._given_keys
+
+    def showing(self, credential: str | None) -> Client:
+        """The same server, to who shows this credential everywhere; None: to a stranger."""
+        other = Client(self.url, self._http, self._given_keys)
+        other._credential_for = lambda _: credential
+        return other
+
+    def headers_for(self, path: str) -> dict[str, str]:
+        """What a request shows of who sends it."""
+        credential = self._credential_for(path)
+        return {} if credential is None else bearer(credential)
 
     async def request(
         self,
@@ -236,7 +266,11 @@ class Client:
     ) -> httpx.Response:
         """Any request. ``path`` is sent as it is written."""
         return await self._http.request(
-            method, self.url + path, json=body, content=content, headers=headers
+            method,
+            self.url + path,
+            json=body,
+            content=content,
+            headers={**self.headers_for(path), **(headers or {})},
         )
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
@@ -311,7 +345,7 @@ class Client:
         async with connect(
             self.ws_url(path),
             subprotocols=[Subprotocol(name) for name in subprotocols] or None,
-            additional_headers=headers,
+            additional_headers={**self.headers_for(path), **(headers or {})},
             compression=None,
             proxy=None,
             open_timeout=TIMEOUT_S,
@@ -323,10 +357,10 @@ class Client:
             yield Listener(ws)
 
     def listen(
-        self, room: str, after: str | None = None, *, v1: bool = False
+        self, room: str, after: str | None = None, *, v1: bool = False, **query: str
     ) -> contextlib.AbstractAsyncContextManager[Listener]:
         """A WebSocket on a room, with ``synap.v1`` or without."""
-        path = room_path(room, "subscribe", after=after)
+        path = room_path(room, "subscribe", after=after, **query)
         return self.listen_at(path, [V1] if v1 else [])
 
     async def refusal(
@@ -348,14 +382,15 @@ class Client:
         *,
         last_event_id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        **query: str,
     ) -> AsyncIterator[Stream]:
         """An event stream of a room."""
         resume = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
-        url = self.url + room_path(room, "events", after=after)
+        path = room_path(room, "events", after=after, **query)
         async with self._http.stream(
             "GET",
-            url,
-            headers={**resume, **(headers or {})},
+            self.url + path,
+            headers={**self.headers_for(path), **resume, **(headers or {})},
             timeout=httpx.Timeout(TIMEOUT_S, read=2 * TIMEOUT_S),  # it may be silent for 15 s
         ) as response:
             if response.status_code != 200:
@@ -377,27 +412,52 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def open_client(url: str) -> AsyncIterator[Client]:
+async def open_client(url: str, keys: Keys | None = None) -> AsyncIterator[Client]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
         timeout=TIMEOUT_S, verify=_TLS, limits=limits, trust_env=False
     ) as http:
-        yield Client(url, http)
+        yield Client(url, http, keys)
 
 
-def problem_of(url: str) -> str | None:
-    """Why no room server answers there; None: one does."""
-    try:
-        answer = httpx.get(
-            f"{url.rstrip('/')}/health", timeout=TIMEOUT_S, verify=_TLS, trust_env=False
-        )
-        if answer.status_code == 200 and decode(answer.text).get("status") == "ok":
-            return None
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        return str(error) or type(error).__name__
-    except (ValueError, AssertionError):
-        pass  # no JSON
-    return f'GET /health was answered {answer.status_code}, expected 200 and {{"status":"ok"}}'
+def problem_of(url: str, keys: Keys | None = None) -> str | None:
+    """Why no room server answers there, or none with these keys; None: one does."""
+    url = url.rstrip("/")
+    with httpx.Client(timeout=TIMEOUT_S, verify=_TLS, trust_env=False) as http:
+        try:
+            answer = http.get(f"{url}/health")
+            is_well = answer.status_code == 200 and decode(answer.text).get("status") == "ok"
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            return str(error) or type(error).__name__
+        except (ValueError, AssertionError):
+            is_well = False  # no JSON
+        if not is_well:
+            expected = 'expected 200 and {"status":"ok"}'
+            return f"GET /health was answered {answer.status_code}, {expected}"
+        return _problem_with_keys(http, url, keys)
+
+
+def _problem_with_keys(http: httpx.Client, url: str, keys: Keys | None) -> str | None:
+    room = fresh_room()
+    path = url + room_path(room, "history")
+    stranger = http.get(path).status_code
+    if keys is None:
+        return _HAS_KEYS if stranger == 401 else None
+    if stranger != 401:
+        return f"it has no keys: a request without a credential was answered {stranger}"
+    reader = http.get(path, headers=bearer(keys.for_room(room))).status_code
+    if reader != 200:
+        return f"a token signed with {TOKEN_SECRET} was answered {reader}"
+    headers = bearer(keys.api_key)
+    sender = http.post(url + room_path(room, "broadcast"), headers=headers, json=note()).status_code
+    return None if sender == 200 else f"a notification sent with {API_KEY} was answered {sender}"
+
+
+_HAS_KEYS = f"it has keys: set {API_KEY} and {TOKEN_SECRET}"
+
+
+def _nothing(path: str) -> None:
+    """A server without keys reads no credential."""
 
 
 def dial(url: str, receive_buffer: int | None = None) -> socket.socket:
@@ -434,10 +494,12 @@ class SlowListener:
     """A WebSocket on a bare socket that takes nothing until it is told to read."""
 
     def __init__(self, client: Client, room: str) -> None:
-        url = client.ws_url(room_path(room, "subscribe", after="earliest"))
-        self._protocol = ClientProtocol(parse_uri(url), max_size=None)
+        path = room_path(room, "subscribe", after="earliest")
+        self._protocol = ClientProtocol(parse_uri(client.ws_url(path)), max_size=None)
         self._sock = dial(client.url, receive_buffer=4096)
-        self._protocol.send_request(self._protocol.connect())
+        request = self._protocol.connect()
+        request.headers.update(client.headers_for(path))
+        self._protocol.send_request(request)
         self._flush()
         while self._protocol.state is State.CONNECTING:
             self._protocol.receive_data(self._sock.recv(4096))

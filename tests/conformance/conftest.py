@@ -6,9 +6,10 @@ import contextlib
 import os
 import queue
 import re
+import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -16,11 +17,20 @@ from threading import Thread
 import pytest
 
 from .client import Client, open_client, problem_of
+from .credentials import (
+    API_KEY,
+    ORIGIN,
+    CredentialsError,
+    Keys,
+    Secret,
+    keys_of_environment,
+)
 from .differences import DifferencesError, check_names, load, reason_for
 from .watch import Watch
 
 HERE = Path(__file__).parent
-OURS = ("memory", "sqlite")
+OURS = ("memory", "sqlite", "memory-keys")
+OURS_WITH_KEYS = "memory-keys"
 OUR_SILENCE_S = 3.0
 THE_SILENCE_S = 75.0
 START_TIMEOUT_S = 30.0
@@ -32,11 +42,15 @@ class Server:
 
     url: str
     watch: Watch
+    keys: Keys | None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
-    group.addoption("--server", help="memory, sqlite, or the URL of any server (default: ours)")
+    group.addoption("--server", help=f"{', '.join(OURS)}, or the URL of any server (default: ours)")
+    group.addoption(
+        "--origin", default=ORIGIN, help=f"of a server with keys: a page's, on its list ({ORIGIN})"
+    )
     group.addoption("--differences", help="the server's table in differences.toml")
     group.addoption(
         "--silence-s",
@@ -53,20 +67,55 @@ def kinds(config: pytest.Config) -> tuple[str, ...]:
 
 @pytest.hookimpl(tryfirst=True)  # before there is a reporter, which would say it again
 def pytest_configure(config: pytest.Config) -> None:
-    """A wrong address is one line, not some hundred failures."""
+    """A wrong address or a wrong key is one line, not some hundred failures."""
+    config.addinivalue_line("markers", "with_keys: a case of servers with keys")
+    config.addinivalue_line("markers", "without_keys: a case of servers without keys")
     for kind in kinds(config):
         if kind not in OURS and not config.option.collectonly:
             if not kind.startswith(("http://", "https://")):
-                pytest.exit(f"--server: expected memory, sqlite or a URL, got {kind!r}", 2)
-            if (problem := problem_of(kind)) is not None:
+                pytest.exit(f"--server: expected {', '.join(OURS)} or a URL, got {kind!r}", 2)
+            try:
+                problem = problem_of(kind, _keys(kind, config))
+            except CredentialsError as error:
+                pytest.exit(str(error), 2)
+            if problem is not None:
                 pytest.exit(f"--server: no room server answers at {kind}: {problem}", 2)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "server" in metafunc.fixturenames:
-        names = kinds(metafunc.config)
-        ids = [kind if kind in OURS else "url" for kind in names]
-        metafunc.parametrize("server", names, ids=ids, indirect=True, scope="session")
+    """A case of servers with keys, or without, meets those only. Where it meets none it is skipped,
+    and says so."""
+    if "server" not in metafunc.fixturenames:
+        return
+    names: Sequence[str] = kinds(metafunc.config)
+    marks: list[pytest.MarkDecorator] = []
+    for marker, wanted, reason in (
+        ("with_keys", True, f"the server has no keys: none were given with {API_KEY}"),
+        ("without_keys", False, "the server has keys"),
+    ):
+        if metafunc.definition.get_closest_marker(marker) is not None:
+            fitting = [kind for kind in names if _has_keys(kind) is wanted]
+            marks = [] if fitting else [pytest.mark.skip(reason=reason)]
+            names = fitting or names[:1]
+    given = [pytest.param(kind, id=kind if kind in OURS else "url", marks=marks) for kind in names]
+    metafunc.parametrize("server", given, indirect=True, scope="session")
+
+
+def _has_keys(kind: str) -> bool:
+    return kind == OURS_WITH_KEYS if kind in OURS else bool(os.environ.get(API_KEY))
+
+
+def _keys(kind: str, config: pytest.Config) -> Keys | None:
+    """What a server knows; ours gets new ones for each run.
+
+    Raises:
+        CredentialsError: those of the environment are wrong.
+    """
+    if kind not in OURS:
+        return keys_of_environment(config.getoption("--origin", ORIGIN))
+    if kind == OURS_WITH_KEYS:
+        return Keys(Secret(secrets.token_urlsafe(32)), Secret(secrets.token_urlsafe(32)))
+    return None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -112,9 +161,10 @@ def _kind(case: pytest.Function) -> str | None:
 def _name(case: pytest.Function) -> str:
     """``file::test[variant]``, without the name of the server."""
     variant = case.name.removeprefix(case.originalname)
-    for server in (*OURS, "url"):
-        variant = variant.replace(f"[{server}]", "").replace(f"[{server}-", "[")
-        variant = variant.replace(f"-{server}]", "]")
+    kind = _kind(case)
+    server = kind if kind in OURS else "url"
+    variant = variant.replace(f"[{server}]", "").replace(f"[{server}-", "[")
+    variant = variant.replace(f"-{server}]", "]")
     return f"{case.path.name}::{case.originalname}{variant}"
 
 
@@ -127,14 +177,16 @@ def _servers(
     with contextlib.ExitStack() as stack:
         running: dict[str, Server] = {}
         for kind in kinds(request.config):
+            keys = _keys(kind, request.config)
             if kind in OURS:
                 seconds = silence_s or OUR_SILENCE_S
                 folder = tmp_path_factory.mktemp(kind)
-                url = stack.enter_context(_ours(kind, folder, seconds))
+                url = stack.enter_context(_ours(kind, folder, seconds, keys))
             else:
                 seconds = silence_s or THE_SILENCE_S
                 url = kind
-            running[kind] = Server(url, stack.enter_context(Watch(url, seconds)))
+            watch = stack.enter_context(Watch(url, seconds, keys))
+            running[kind] = Server(url, watch, keys)
         yield running
 
 
@@ -152,18 +204,22 @@ def watch(server: Server) -> Watch:
 
 @pytest.fixture
 async def client(server: Server) -> AsyncIterator[Client]:
-    async with open_client(server.url) as client:
+    async with open_client(server.url, server.keys) as client:
         yield client
 
 
 @contextlib.contextmanager
-def _ours(kind: str, folder: Path, silence_s: float) -> Iterator[str]:
+def _ours(kind: str, folder: Path, silence_s: float, keys: Keys | None) -> Iterator[str]:
     """Our own server, as an operator starts it. Yields its address.
 
-    Whatever a client did to it, it has to end well, without a traceback in its log.
+    Whatever a client did to it, it has to end well, without a traceback or a key in its log.
     """
-    store = "memory://" if kind == "memory" else f"sqlite:///{folder / 'rooms.db'}"
+    store = f"sqlite:///{folder / 'rooms.db'}" if kind == "sqlite" else "memory://"
     settings = {k: v for k, v in os.environ.items() if not k.startswith("SYNAP_REALTIME_")}
+    if keys is not None:
+        settings["SYNAP_REALTIME_API_KEYS"] = f"jobs={keys.api_key}"
+        settings["SYNAP_REALTIME_TOKEN_SECRETS"] = keys.token_secret
+        settings["SYNAP_REALTIME_ALLOWED_ORIGINS"] = keys.origin
     process = subprocess.Popen(
         [
             Path(sys.executable).with_name("synap-realtime"),
@@ -190,6 +246,9 @@ def _ours(kind: str, folder: Path, silence_s: float) -> Iterator[str]:
         said = "".join(log)
         assert code == 0, f"the {kind} server ended with {code}:\n{said[-10_000:]}"
         assert "Traceback" not in said, f"the {kind} server wrote:\n{said[-10_000:]}"
+        if keys is not None:
+            shown = keys.api_key in said or keys.token_secret in said
+            assert not shown, "the server wrote a key"
     finally:
         process.kill()
         process.wait()

@@ -198,7 +198,9 @@ async def test_426(client: Client) -> None:
 
 def _head(client: Client, request: str, *lines: str) -> bytes:
     host = urlsplit(client.url).netloc
-    return "\r\n".join([request, f"Host: {host}", *lines, "", ""]).encode("latin-1")
+    path = request.split(" ")[1]
+    shown = [f"{name}: {value}" for name, value in client.headers_for(path).items()]
+    return "\r\n".join([request, f"Host: {host}", *shown, *lines, "", ""]).encode("latin-1")
 
 
 UPGRADE = (

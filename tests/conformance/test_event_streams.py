@@ -174,7 +174,8 @@ async def test_a_stream_that_is_too_slow_ends_and_resumes(client: Client) -> Non
     connection = http.client.HTTPConnection(str(where.hostname), where.port)
     connection.sock = sock
     try:
-        connection.request("GET", room_path(room, "events"))
+        path = room_path(room, "events")
+        connection.request("GET", path, headers=client.headers_for(path))
         await client.until_connections(room, 1)
         sent = 0
         for sent in range(1, 101):

@@ -18,6 +18,7 @@ FOREIGN = [
 ]  # fmt: skip
 
 
+@pytest.mark.without_keys
 @pytest.mark.parametrize("origin", LOOPBACK)
 async def test_a_page_of_this_machine(client: Client, origin: str) -> None:
     """Who may: a browser's `Origin` must be a loopback one or on the server's list."""
@@ -34,6 +35,7 @@ async def test_a_page_of_this_machine(client: Client, origin: str) -> None:
         assert (await stream.next())["id"] == "n0"
 
 
+@pytest.mark.without_keys
 @pytest.mark.parametrize("origin", LOOPBACK)
 async def test_a_page_of_this_machine_reads_the_answers(client: Client, origin: str) -> None:
     """Who may: such a page may also read the answers (CORS)."""
@@ -74,6 +76,7 @@ async def test_a_page_from_elsewhere(client: Client, origin: str) -> None:
     assert (await client.history(room))["notifications"] == []
 
 
+@pytest.mark.without_keys
 @pytest.mark.parametrize("value", ["Bearer secret", "Bearer", "Basic eDp5", "nonsense"])
 async def test_authorization_is_not_read(client: Client, value: str) -> None:
     """Who may: a publisher may send `Authorization: Bearer …` already; it is not read."""

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from .client import TIMEOUT_S, fresh_room, open_client
+from .credentials import Keys
 
 _T = TypeVar("_T")
 
@@ -36,9 +37,10 @@ class Watch:
             greeting, is not counted.
     """
 
-    def __init__(self, url: str, silence_s: float) -> None:
+    def __init__(self, url: str, silence_s: float, keys: Keys | None = None) -> None:
         self.silence_s = silence_s
         self._url = url
+        self._keys = keys
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="conformance-watch")
         self._thread.start()
@@ -71,14 +73,20 @@ class Watch:
         await self._loop.shutdown_asyncgens()
 
     async def _stay_silent(self) -> Closed:
-        async with open_client(self._url) as client, client.listen(fresh_room()) as listener:
+        async with (
+            open_client(self._url, self._keys) as client,
+            client.listen(fresh_room()) as listener,
+        ):
             began = time.monotonic()
             async with asyncio.timeout(self.silence_s + TIMEOUT_S):
                 await listener.ws.wait_closed()
             return Closed(listener.ws.close_code, time.monotonic() - began)
 
     async def _keep_alive(self) -> Closed | None:
-        async with open_client(self._url) as client, client.listen(fresh_room()) as listener:
+        async with (
+            open_client(self._url, self._keys) as client,
+            client.listen(fresh_room()) as listener,
+        ):
             began = time.monotonic()
             while (lived := time.monotonic() - began) < self.silence_s * 1.3:
                 if listener.ws.close_code is not None:
@@ -88,7 +96,10 @@ class Watch:
             return None
 
     async def _await_comment(self) -> float:
-        async with open_client(self._url) as client, client.stream(fresh_room()) as stream:
+        async with (
+            open_client(self._url, self._keys) as client,
+            client.stream(fresh_room()) as stream,
+        ):
             await stream.subscribed()
             began = time.monotonic()
             async with asyncio.timeout(COMMENT_EVERY_S + TIMEOUT_S):
