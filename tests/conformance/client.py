@@ -75,6 +75,18 @@ def is_control(message: Json) -> bool:
     return str(message["type"]).startswith("synap.")
 
 
+def check_error(response: httpx.Response, status: int, code: str) -> None:
+    """It is this error, as "Errors" has it, and shows nothing of the server's inside."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"].startswith("application/json")
+    body = decode(response.content)
+    assert set(body) == {"error", "details", "code"}
+    assert body["code"] == code, response.text
+    assert body["error"]
+    assert body["details"]
+    assert "Traceback" not in response.text
+
+
 class Listener:
     """A WebSocket on a room. Pongs are told apart from messages."""
 
@@ -108,6 +120,13 @@ class Listener:
         """The data of ``synap.subscribed``, which has to be the next message."""
         message = await self.next()
         assert message["type"] == "synap.subscribed"
+        data: Json = message["data"]
+        return data
+
+    async def told(self, type: str) -> Json:
+        """The data of the next control frame of this type; other messages are passed over."""
+        while (message := await self.next())["type"] != type:
+            pass
         data: Json = message["data"]
         return data
 
@@ -203,6 +222,13 @@ class Stream:
     async def read(self) -> None:
         """Wait for the next bytes."""
         self._events += self._parser.feed(await anext(self._chunks))
+
+    async def ended(self) -> None:
+        """Read to the end."""
+        async with asyncio.timeout(TIMEOUT_S):
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    await self.read()
 
     async def next(self) -> Json:
         """The next notification."""
@@ -357,7 +383,7 @@ class Client:
             yield Listener(ws)
 
     def listen(
-        self, room: str, after: str | None = None, *, v1: bool = False, **query: str
+        self, room: str, after: str | None = None, *, v1: bool = False, **query: str | None
     ) -> contextlib.AbstractAsyncContextManager[Listener]:
         """A WebSocket on a room, with ``synap.v1`` or without."""
         path = room_path(room, "subscribe", after=after, **query)
@@ -382,7 +408,7 @@ class Client:
         *,
         last_event_id: str | None = None,
         headers: Mapping[str, str] | None = None,
-        **query: str,
+        **query: str | None,
     ) -> AsyncIterator[Stream]:
         """An event stream of a room."""
         resume = {} if last_event_id is None else {"Last-Event-ID": last_event_id}

@@ -8,22 +8,9 @@ import re
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
-from .client import Client, dial, fresh_room, note, room_path
-
-
-def _check(response: httpx.Response, status: int, code: str) -> None:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"].startswith("application/json")
-    body = response.json()
-    assert set(body) == {"error", "details", "code"}
-    assert body["code"] == code
-    assert body["error"]
-    assert body["details"]
-    assert "Traceback" not in response.text
-
+from .client import Client, check_error, dial, fresh_room, note, room_path
 
 MALFORMED = {
     "empty": b"",
@@ -76,7 +63,7 @@ MALFORMED = {
 async def test_400_for_one(client: Client, body: bytes) -> None:
     """Errors: 400 `malformed`: the body or a member is wrong."""
     room = fresh_room()
-    _check(
+    check_error(
         await client.request("POST", room_path(room, "broadcast"), content=body), 400, "malformed"
     )
     assert (await client.history(room))["notifications"] == []
@@ -91,14 +78,14 @@ async def test_400_for_one(client: Client, body: bytes) -> None:
 )  # fmt: skip
 async def test_400_for_many(client: Client, body: bytes) -> None:
     """Errors: 400 `malformed`: the body is wrong. A server with this route gives a `code`."""
-    _check(await client.request("POST", "/broadcast", content=body), 400, "malformed")
+    check_error(await client.request("POST", "/broadcast", content=body), 400, "malformed")
 
 
 @pytest.mark.parametrize("member", ["type", "data", "status", "timestamp", "id", "requestId"])
 async def test_details_name_what_is_wrong(client: Client, member: str) -> None:
     """Errors: `details` names it."""
     response = await client.broadcast(fresh_room(), {**note(), member: 7})
-    _check(response, 400, "malformed")
+    check_error(response, 400, "malformed")
     assert member in response.json()["details"]
 
 
@@ -111,7 +98,7 @@ async def test_details_name_what_is_wrong(client: Client, member: str) -> None:
 async def test_404(client: Client, path: str) -> None:
     """Errors: 404 `not_found`: no such route."""
     for method in ("GET", "POST"):
-        _check(await client.request(method, path), 404, "not_found")
+        check_error(await client.request(method, path), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +119,7 @@ async def test_405(client: Client, path: str, allowed: str) -> None:
     """Errors: 405 `method_not_allowed`: `Allow` names the right one."""
     for method in ("GET" if allowed == "POST" else "POST", "PUT", "DELETE", "PATCH"):
         response = await client.request(method, path)
-        _check(response, 405, "method_not_allowed")
+        check_error(response, 405, "method_not_allowed")
         assert allowed in re.split(r",\s*", response.headers["allow"])
 
 
@@ -145,10 +132,10 @@ async def test_413(client: Client, route: str) -> None:
             yield b" " * 65536
 
     path = "/broadcast" if route == "many" else room_path(fresh_room(), "broadcast")
-    _check(await client.request("POST", path, content=endless()), 413, "too_large")
+    check_error(await client.request("POST", path, content=endless()), 413, "too_large")
     item = note(rooms=[fresh_room()], data={"x": "y" * 2 * 1024 * 1024})
     body = {"notifications": [item]} if route == "many" else item
-    _check(await client.post(path, body), 413, "too_large")
+    check_error(await client.post(path, body), 413, "too_large")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +166,7 @@ async def test_415(client: Client, content_type: str, status: int) -> None:
         if status == 200:
             assert response.status_code == 200
         else:
-            _check(response, status, "unsupported_media_type")
+            check_error(response, status, "unsupported_media_type")
 
 
 async def test_no_content_type(client: Client) -> None:
@@ -193,7 +180,7 @@ async def test_no_content_type(client: Client) -> None:
 
 async def test_426(client: Client) -> None:
     """Errors: 426 `upgrade_required`."""
-    _check(await client.get(room_path(fresh_room(), "subscribe")), 426, "upgrade_required")
+    check_error(await client.get(room_path(fresh_room(), "subscribe")), 426, "upgrade_required")
 
 
 def _head(client: Client, request: str, *lines: str) -> bytes:

@@ -92,3 +92,65 @@ async def test_authorization_is_not_read(client: Client, value: str) -> None:
     path = room_path(room, "subscribe", after="earliest")
     async with client.listen_at(path, headers=headers) as listener:
         assert (await listener.next())["id"] == "n0"
+
+
+# --- a server with keys
+
+
+@pytest.mark.with_keys
+async def test_a_page_on_the_list(client: Client) -> None:
+    """Who may, Origins: on the server's list; such a page may also read the answers (CORS)."""
+    headers = {"Origin": client.keys.origin}
+    room = fresh_room()
+    for method, path, body in (
+        ("POST", room_path(room, "broadcast"), note("n0")),
+        ("POST", "/broadcast", {"notifications": [note("n1", rooms=[room])]}),
+        ("GET", room_path(room, "history"), None),
+        ("GET", room_path(room, "health"), None),
+        ("GET", room_path(room, "nothing"), None),
+    ):
+        response = await client.request(method, path, body=body, headers=headers)
+        assert response.headers["access-control-allow-origin"] in (client.keys.origin, "*"), path
+    response = await client.showing(None).get(room_path(room, "history"), headers)
+    assert response.status_code == 401
+    allowed = response.headers["access-control-allow-origin"]
+    assert allowed in (client.keys.origin, "*"), "what is wrong is an answer, too"
+    async with client.stream(room, "earliest", headers=headers) as stream:
+        assert (await stream.next())["id"] == "n0"
+    path = room_path(room, "subscribe", after="earliest")
+    async with client.listen_at(path, headers=headers) as listener:
+        assert (await listener.next())["id"] == "n0"
+
+
+@pytest.mark.with_keys
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_preflight(client: Client, method: str) -> None:
+    """Who may, Origins: a preflight is answered 204; it carries no credential."""
+    path = room_path(fresh_room(), "broadcast" if method == "POST" else "history")
+    headers = {
+        "Origin": client.keys.origin,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    response = await client.showing(None).request("OPTIONS", path, headers=headers)
+    assert response.status_code == 204
+    assert response.headers["access-control-allow-origin"] in (client.keys.origin, "*")
+    assert method in response.headers["access-control-allow-methods"]
+    assert "authorization" in response.headers["access-control-allow-headers"].lower()
+    headers["Origin"] = "https://evil.example"
+    response = await client.showing(None).request("OPTIONS", path, headers=headers)
+    assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.with_keys
+@pytest.mark.parametrize("origin", LOOPBACK)
+async def test_a_page_of_this_machine_is_from_elsewhere(client: Client, origin: str) -> None:
+    """Who may, Without keys: a loopback `Origin` is let in, too; with keys it is on the list, or
+    not. Whatever credential it holds."""
+    headers = {"Origin": origin}
+    room = fresh_room()
+    response = await client.get(room_path(room, "history"), headers)
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+    assert "access-control-allow-origin" not in response.headers
+    status, refusal = await client.refusal(room_path(room, "subscribe"), headers)
+    assert (status, refusal["code"]) == (403, "forbidden")

@@ -39,8 +39,8 @@ ABOUT = (
     "Tokens for a server with keys whose clock stands at `now`, which knows `secrets` (HS256) and "
     "`jwks`, and asks for no issuer and no audience. `expected.status` is 200 or 401; a 401 has "
     "the code `unauthorized`, and is 4501 for a page. `says` is what a token of 200 means, `asks` "
-    "what it may: 200 or 403 (`forbidden`, 4503). `confusedWith` names a public key whose PEM was used "
-    "as a secret; `broken` tokens were changed after they were signed. Made by "
+    "what it may: 200 or 403 (`forbidden`, 4503). `confusedWith` names a public key whose PEM was "
+    "used as a secret; `broken` tokens were changed after they were signed. Made by "
     "tests/conformance/vectors.py."
 )
 

@@ -1,0 +1,371 @@
+"""PROTOCOL.md, "Who may": how a credential is shown, and what is said to who has none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from websockets import InvalidStatus
+
+from .client import V1, Client, Listener, check_error, fresh_room, ids_of, note, room_path
+from .credentials import Secret, bearer
+
+pytestmark = pytest.mark.with_keys
+
+ROUTES = {
+    "broadcast": ("POST", "/rooms/{room}/broadcast"),
+    "many": ("POST", "/broadcast"),
+    "history": ("GET", "/rooms/{room}/history"),
+    "events": ("GET", "/rooms/{room}/events"),
+    "health": ("GET", "/rooms/{room}/health"),
+    "presence": ("GET", "/rooms/{room}/presence"),
+    "revoke": ("POST", "/revoke"),
+    "metrics": ("GET", "/metrics"),
+}
+
+
+@pytest.fixture
+def user() -> str:
+    """A user's id that no other case knows."""
+    return fresh_room().partition("_")[2]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "shown",
+    [None, "", "Bearer", "Basic eDp5", "nonsense", "Bearer nonsense", "Bearer a.b.c"],
+)
+async def test_a_stranger(client: Client, route: str, shown: str | None) -> None:
+    """Errors: 401 `unauthorized`: no credential, or one that does not count; `details` says why."""
+    method, path = ROUTES[route]
+    room = fresh_room()
+    response = await client.showing(None).request(
+        method,
+        path.format(room=room),
+        body=note(rooms=[room], notifications=[note(rooms=[room])]) if method == "POST" else None,
+        headers=None if shown is None else {"Authorization": shown},
+    )
+    check_error(response, 401, "unauthorized")
+    assert (await client.history(room))["notifications"] == []
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json"])
+async def test_what_is_open(client: Client, path: str) -> None:
+    """Who may: `/health`, `/ready` and `/openapi.json` want no credential."""
+    assert (await client.showing(None).get(path)).status_code == 200
+    assert (await client.showing("nonsense").get(path)).status_code == 200
+
+
+async def test_head_tells_nothing_either(client: Client) -> None:
+    """Who may: HEAD of a room's route wants a credential, as GET does."""
+    for route in ("history", "events", "health"):
+        path = room_path(fresh_room(), route)
+        assert (await client.showing(None).request("HEAD", path)).status_code == 401, route
+
+
+async def test_a_bad_body_of_a_stranger_is_not_read(client: Client) -> None:
+    """Limits: a body is read after its credential was looked at."""
+    stranger = client.showing("nonsense")
+    for path in (room_path(fresh_room(), "broadcast"), "/broadcast", "/revoke"):
+        check_error(await stranger.request("POST", path, content=b"{"), 401, "unauthorized")
+
+
+# --- keys
+
+
+async def test_a_key_broadcasts_and_does_nothing_else(client: Client, user: str) -> None:
+    """Who may: a key opens every room, and may broadcast and nothing else."""
+    program = client.showing(client.keys.api_key)
+    for room in (f"user_{user}", fresh_room("request"), fresh_room("workspace")):
+        await program.publish(room, "n0")
+        for path in (
+            room_path(room, "history"), room_path(room, "events"), room_path(room, "presence"),
+        ):  # fmt: skip
+            check_error(await program.get(path), 403, "forbidden")
+        status, refusal = await program.refusal(room_path(room, "subscribe"))
+        assert (status, refusal["code"]) == (403, "forbidden")
+    check_error(await program.post("/revoke", {"user": user}), 403, "forbidden")
+    check_error(await program.get("/metrics"), 403, "forbidden")
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "other-case", "last"])
+async def test_a_key_that_is_nearly_right(client: Client, change: str) -> None:
+    """Who may: another key does not count."""
+    key = client.keys.api_key
+    last = "A" if key[-1] != "A" else "B"
+    wrong = {
+        "shorter": key[:-1], "longer": f"{key}k", "other-case": key.swapcase(),
+        "last": key[:-1] + last,
+    }[change]  # fmt: skip
+    stranger = client.showing(Secret(wrong))
+    check_error(await stranger.broadcast(fresh_room(), note()), 401, "unauthorized")
+
+
+async def test_the_secret_is_no_key(client: Client) -> None:
+    """Who may: what signs tokens is no credential itself."""
+    stranger = client.showing(client.keys.token_secret)
+    check_error(await stranger.broadcast(fresh_room(), note()), 401, "unauthorized")
+
+
+# --- rooms and scopes, over every way to read
+
+
+async def test_another_users_room(client: Client, user: str) -> None:
+    """Errors: 403 `forbidden`: not this room; a handshake's page reads 4503."""
+    mine = client.showing(client.keys.token(user, scope="subscribe presence"))
+    assert (await mine.history(f"user_{user}"))["notifications"] == []
+    for room in (fresh_room(), f"user_{user}x", f"workspace_{user}", f"request_{user}"):
+        for route in ("history", "events", "health", "presence"):
+            check_error(await mine.get(room_path(room, route)), 403, "forbidden")
+        status, refusal = await mine.refusal(room_path(room, "subscribe"))
+        assert (status, refusal["code"]) == (403, "forbidden")
+        headers = {"Origin": client.keys.origin}
+        async with mine.listen_at(room_path(room, "subscribe"), headers=headers) as listener:
+            assert await listener.closed() == 4503
+
+
+async def test_no_trick_with_the_path_leads_elsewhere(client: Client, user: str) -> None:
+    """Who may: a token opens `user_{sub}`, and no other user's room, however it is spelled."""
+    mine = client.showing(client.keys.token(user))
+    other = fresh_room()
+    await client.publish(other, "secret-of-another")
+    for path in (
+        f"/rooms/user_{user}/../{other}/history", f"/rooms/user_{user}%2F..%2F{other}/history",
+        f"/rooms/{other};user_{user}/history", f"/rooms//{other}/history",
+        f"/rooms/{other}%00/history", f"/rooms/{other}/history/", f"//rooms/{other}/history",
+        f"/rooms/{other}/history?room=user_{user}", "/rooms/synap_revocations/history",
+    ):  # fmt: skip
+        response = await mine.get(path)
+        assert response.status_code in (400, 403, 404), path
+        assert "secret-of-another" not in response.text
+
+
+async def test_a_scope_that_does_not_read(client: Client, user: str) -> None:
+    """Who may: both the scope and the room must fit, for every action."""
+    room = f"user_{user}"
+    sender = client.showing(client.keys.token(user, scope="broadcast"))
+    await sender.publish(room, "n0")
+    for route in ("history", "events", "presence"):
+        check_error(await sender.get(room_path(room, route)), 403, "forbidden")
+    status, refusal = await sender.refusal(room_path(room, "subscribe"))
+    assert (status, refusal["code"]) == (403, "forbidden")
+    headers = {"Origin": client.keys.origin}
+    async with sender.listen_at(room_path(room, "subscribe"), headers=headers) as listener:
+        assert await listener.closed() == 4503
+
+
+async def test_a_batch_over_rooms_that_are_not_open(client: Client, user: str) -> None:
+    """Who may: in a batch, each notification whose room is not open fails alone."""
+    mine, other = f"user_{user}", fresh_room()
+    sender = client.showing(client.keys.token(user, scope="broadcast"))
+    rooms = ([mine], [other], [mine, other], [mine])
+    answer = await sender.batch([note(f"n{n}", rooms=each) for n, each in enumerate(rooms)])
+    assert answer["success"] is False
+    assert [result["success"] for result in answer["results"]] == [True, False, False, True]
+    for failed in answer["results"][1:3]:
+        assert set(failed) == {"success", "error", "details", "code"}
+        assert failed["code"] == "forbidden"
+    assert ids_of((await client.history(mine))["notifications"]) == ["n0", "n3"]
+    assert (await client.history(other))["notifications"] == []
+    reader = client.showing(client.keys.token(user))
+    response = await reader.post("/broadcast", {"notifications": [note(rooms=[mine])]})
+    check_error(response, 403, "forbidden")
+
+
+# --- the three ways
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    client: Client,
+    room: str,
+    *,
+    subprotocols: Sequence[str] = (),
+    headers: dict[str, str] | None = None,
+    token: str | None = None,
+) -> AsyncIterator[Listener]:
+    path = room_path(room, "subscribe", after="earliest", token=token)
+    async with client.showing(None).listen_at(path, subprotocols, headers) as listener:
+        yield listener
+
+
+@pytest.mark.parametrize("way", ["header", "subprotocol", "query"])
+async def test_each_way_opens_a_room(client: Client, user: str, way: str) -> None:
+    """Who may, Credentials: `Authorization: Bearer …`, `bearer.<token>`, or `?token=`."""
+    room = f"user_{user}"
+    await client.publish(room, "n0")
+    token = client.keys.token(user)
+    ways: dict[str, dict[str, Any]] = {
+        "header": {"headers": bearer(token), "subprotocols": [V1]},
+        "subprotocol": {"subprotocols": [V1, f"bearer.{token}"]},
+        "query": {"token": token, "subprotocols": [V1]},
+    }
+    async with _listening(client, room, **ways[way]) as listener:
+        assert listener.ws.subprotocol == V1
+        assert (await listener.next())["id"] == "n0"
+        await listener.subscribed()
+
+
+@pytest.mark.parametrize("way", ["header", "query"])
+async def test_each_way_opens_the_other_routes(client: Client, user: str, way: str) -> None:
+    """Who may, Credentials: on every route."""
+    room = f"user_{user}"
+    await client.publish(room, "n0")
+    token = client.keys.token(user)
+    stranger = client.showing(token if way == "header" else None)
+    query = None if way == "header" else token
+    response = await stranger.get(room_path(room, "history", token=query))
+    assert ids_of(response.json()["notifications"]) == ["n0"]
+    async with stranger.stream(room, "earliest", token=query) as stream:
+        assert (await stream.next())["id"] == "n0"
+
+
+async def test_bearer_is_any_case(client: Client, user: str) -> None:
+    """Who may, Credentials: `Authorization: Bearer …`; RFC 9110, 11.1: the scheme is any case."""
+    headers = {"Authorization": Secret(f"bearer {client.keys.token(user)}")}
+    response = await client.get(room_path(f"user_{user}", "history"), headers)
+    assert response.status_code == 200
+
+
+async def test_who_offers_only_the_token_gets_it_back(client: Client, user: str) -> None:
+    """Who may, Credentials: who offers `bearer.…` without `synap.v1` gets it back."""
+    offered = f"bearer.{client.keys.token(user)}"
+    await client.publish(f"user_{user}", "n0")
+    async with _listening(client, f"user_{user}", subprotocols=[offered]) as listener:
+        assert listener.ws.subprotocol == offered
+        assert (await listener.next())["id"] == "n0"
+        assert await listener.ping() == [], "it hears no control frame"
+
+
+@pytest.mark.parametrize("first", ["header", "subprotocol"])
+async def test_the_first_that_is_there_counts(client: Client, user: str, first: str) -> None:
+    """Who may, Credentials: the first that is there counts: a good one behind it does not help."""
+    room, good = f"user_{user}", client.keys.token(user)
+    shown: dict[str, Any]
+    if first == "header":
+        shown = {
+            "headers": bearer("nonsense"), "subprotocols": [f"bearer.{good}"], "token": good,
+        }  # fmt: skip
+    else:
+        shown = {"subprotocols": ["bearer.nonsense"], "token": good}
+    with pytest.raises(InvalidStatus) as caught:
+        async with _listening(client, room, **shown):
+            pass
+    assert caught.value.response.status_code == 401
+    if first == "header":
+        shown = {"headers": bearer(good), "subprotocols": ["bearer.nonsense"], "token": "nonsense"}
+    else:
+        shown = {"subprotocols": [f"bearer.{good}"], "token": "nonsense"}
+    await client.publish(room, "n0")
+    async with _listening(client, room, **shown) as listener:
+        assert (await listener.next())["id"] == "n0"
+
+
+async def test_a_page_without_a_credential(client: Client) -> None:
+    """Subscribing: a handshake with an `Origin` and no credential is closed at once with 4501."""
+    room = fresh_room()
+    path = room_path(room, "subscribe")
+    status, refusal = await client.showing(None).refusal(path)
+    assert (status, refusal["code"]) == (401, "unauthorized")
+    headers = {"Origin": client.keys.origin}
+    async with client.showing(None).listen_at(path, [V1], headers) as listener:
+        assert await listener.closed() == 4501
+    assert await client.connections(room) == 0
+
+
+# --- a token's end
+
+
+async def test_a_connection_ends_with_its_token(client: Client, user: str) -> None:
+    """WebSocket: `synap.token_expiring`: the token ends, and the connection with it (4401)."""
+    async with (
+        client.showing(client.keys.token(user, expires_in_s=2)).listen(
+            f"user_{user}", v1=True
+        ) as listener,
+        client.showing(client.keys.token(user, expires_in_s=2)).listen(f"user_{user}") as old,
+    ):
+        heard = [await listener.next(), await listener.next()]
+        assert {message["type"] for message in heard} == {
+            "synap.subscribed", "synap.token_expiring",
+        }  # fmt: skip
+        (frame,) = (message for message in heard if message["type"] == "synap.token_expiring")
+        assert set(frame["data"]) == {"expiresAt"}
+        assert frame["data"]["expiresAt"].endswith("Z")
+        assert await listener.closed() == 4401
+        assert await old.closed() == 4401
+
+
+async def test_an_event_stream_ends_with_its_token(client: Client, user: str) -> None:
+    """Server-Sent Events: the control frames as events; it ends where a WebSocket is closed."""
+    mine = client.showing(client.keys.token(user, expires_in_s=2))
+    response = await mine.get(room_path(f"user_{user}", "events"))
+    assert response.status_code == 200
+    assert "event: synap.token_expiring" in response.text
+
+
+async def test_it_is_said_30_s_before(client: Client, user: str) -> None:
+    """WebSocket: `synap.token_expiring`: 30 s before the token ends, and not earlier."""
+    mine = client.showing(client.keys.token(user, expires_in_s=32))
+    async with mine.listen(f"user_{user}", v1=True) as listener:
+        await listener.subscribed()
+        assert await listener.ping() == []
+        assert (await listener.next())["type"] == "synap.token_expiring"
+        assert await listener.ping() == [], "it is said once, and the connection stays"
+
+
+async def _renew(listener: Listener, token: str) -> None:
+    await listener.send(Secret(json.dumps({"action": "authenticate", "token": token})))
+
+
+async def test_a_new_token_keeps_it_open(client: Client, user: str) -> None:
+    """WebSocket: with `authenticate` it hands in a new token in place of the old one."""
+    short = client.showing(client.keys.token(user, expires_in_s=2))
+    room = f"user_{user}"
+    async with short.listen(room, v1=True) as renewed, short.listen(room) as left:
+        await _renew(renewed, client.keys.token(user))
+        assert await left.closed() == 4401, "the old token has ended"
+        await client.publish(room, "n0")
+        heard = await renewed.until("n0")
+        assert {message["type"] for message in heard[:-1]} <= {
+            "synap.subscribed", "synap.token_expiring",
+        }  # fmt: skip
+        assert await renewed.ping() == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ("nonsense", 4501), ("expired", 4501), ("forged", 4501), ("key", 4503),
+        ("another-user", 4503), ("another-user-of-the-room", 4503), ("nobody", 4503),
+        ("another-scope", 4503),
+    ],
+)  # fmt: skip
+async def test_a_wrong_new_token_ends_it(client: Client, user: str, wrong: str, code: int) -> None:
+    """WebSocket: of the same user, and good for the room; else it is closed with 4501 or 4503."""
+    keys, room = client.keys, f"user_{user}"
+    good = keys.token(user)
+    token = {
+        "nonsense": "nonsense",
+        "expired": keys.token(user, expires_in_s=-60),
+        "forged": Secret(good[:-10] + good[-10:].swapcase()),
+        "key": keys.api_key,
+        "another-user": keys.token("another"),
+        "another-user-of-the-room": keys.token("another", rooms=[room]),
+        "nobody": keys.token(rooms=[room]),
+        "another-scope": keys.token(user, scope="broadcast"),
+    }[wrong]
+    async with client.showing(good).listen(room, v1=True) as listener:
+        await _renew(listener, token)
+        assert await listener.closed() == code
+
+
+async def test_a_new_token_that_does_not_open_the_room(client: Client, user: str) -> None:
+    """WebSocket: good for the room, else it is closed with 4503."""
+    room = fresh_room("workspace")
+    mine = client.showing(client.keys.token(user, rooms=[room]))
+    async with mine.listen(room, v1=True) as listener:
+        await _renew(listener, client.keys.token(user))
+        assert await listener.closed() == 4503

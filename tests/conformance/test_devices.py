@@ -1,0 +1,134 @@
+"""PROTOCOL.md, "Subscribing", Devices: what the phone has received still waits for the laptop."""
+
+from __future__ import annotations
+
+import pytest
+
+from .client import Client, check_error, fresh_room, ids_of, room_path
+
+
+async def _receive(client: Client, room: str, device: str | None, count: int) -> list[str]:
+    """Take what waits for a device, and acknowledge it; it has to be so many."""
+    async with client.listen(room, v1=True, device=device) as listener:
+        heard = await listener.take(count)
+        assert (await listener.subscribed())["replayed"] == count
+        if heard:
+            await listener.ack(heard[-1]["cursor"])
+    return ids_of(heard)
+
+
+async def test_each_device_has_its_own_mark(client: Client) -> None:
+    """Devices: what the phone has received still waits for the laptop."""
+    room = fresh_room()
+    for device in ("phone", "laptop"):
+        await _receive(client, room, device, 0)
+    await client.fill(room, 2)
+    assert await _receive(client, room, "phone", 2) == ["n0", "n1"]
+    await client.fill(room, 1, first=2)
+    assert await _receive(client, room, "phone", 1) == ["n2"]
+    assert await _receive(client, room, "laptop", 3) == ["n0", "n1", "n2"]
+    assert await _receive(client, room, "laptop", 0) == []
+
+
+async def test_a_new_one_starts_at_the_rooms_mark(client: Client) -> None:
+    """Devices: a new one starts at the room's mark, which is the furthest of all."""
+    room = fresh_room()
+    await client.fill(room, 2)
+    await _receive(client, room, "phone", 2)
+    await client.fill(room, 1, first=2)
+    assert await _receive(client, room, "tablet", 1) == ["n2"]
+    assert await _receive(client, room, None, 0) == [], "the room's mark has moved, too"
+    assert await _receive(client, room, "phone", 1) == ["n2"]
+
+
+async def test_who_names_no_device(client: Client) -> None:
+    """Devices: a connection without one has the room's mark, and moves no device's."""
+    room = fresh_room()
+    await _receive(client, room, "phone", 0)
+    await client.fill(room, 2)
+    assert await _receive(client, room, None, 2) == ["n0", "n1"]
+    assert await _receive(client, room, "phone", 2) == ["n0", "n1"]
+
+
+async def test_an_old_client_is_a_device(client: Client) -> None:
+    """Devices: for a client without `synap.v1`, what it was handed counts as received."""
+    room = fresh_room()
+    for device in ("phone", "laptop"):
+        await _receive(client, room, device, 0)
+    await client.fill(room, 2)
+    async with client.listen(room, device="phone") as listener:
+        assert ids_of(await listener.take(2)) == ["n0", "n1"]
+        assert await listener.ping() == []
+    await client.until_connections(room, 0)
+    assert await _receive(client, room, "phone", 0) == []
+    assert await _receive(client, room, "laptop", 2) == ["n0", "n1"]
+
+
+async def test_a_device_of_a_stream(client: Client) -> None:
+    """Devices: on an event stream, too."""
+    room = fresh_room()
+    for device in ("phone", "laptop"):
+        await _receive(client, room, device, 0)
+    await client.fill(room, 1)
+    await _receive(client, room, "laptop", 1)
+    async with client.stream(room, device="phone") as stream:
+        assert ids_of(await stream.take(1)) == ["n0"]
+
+
+async def test_a_cursor_counts_more_than_a_mark(client: Client) -> None:
+    """Subscribing: `?after=` chooses where to start, for a device as well."""
+    room = fresh_room()
+    cursors = await client.fill(room, 3)
+    await _receive(client, room, "phone", 3)
+    async with client.listen(room, cursors[0], v1=True, device="phone") as listener:
+        assert ids_of(await listener.take(2)) == ["n1", "n2"]
+
+
+async def test_a_room_knows_the_64_that_came_last(client: Client) -> None:
+    """Devices: a room knows the 64 that came last."""
+    room = fresh_room()
+    await _receive(client, room, "known", 0)
+    await _receive(client, room, "forgotten", 0)
+    await client.fill(room, 1)
+    await _receive(client, room, "known", 1)  # it has come after the other
+    await client.fill(room, 1, first=1)
+    await _receive(client, room, "d0", 1)  # the room's mark is behind n1 now
+    for number in range(1, 63):
+        await _receive(client, room, f"d{number}", 0)
+    assert await _receive(client, room, "known", 1) == ["n1"]
+    assert await _receive(client, room, "forgotten", 0) == [], "it is as a new one"
+
+
+@pytest.mark.parametrize("device", ["x" * 64, "A-Z._~:@|=+-09", "d"])
+async def test_a_name(client: Client, device: str) -> None:
+    """Devices: 1 to 64 characters of `A-Z a-z 0-9 . _ ~ : @ | = + -`."""
+    room = fresh_room()
+    await _receive(client, room, device, 0)
+    await client.fill(room, 1)
+    await _receive(client, room, None, 1)
+    assert await _receive(client, room, device, 1) == ["n0"]
+
+
+@pytest.mark.parametrize("device", ["x" * 65, "a b", "é", "a/b", "a\n", "a%00", "a*"])
+async def test_no_name(client: Client, device: str) -> None:
+    """Devices: another name is wrong. Errors: 400 `malformed`; `details` names it."""
+    room = fresh_room()
+    status, refusal = await client.refusal(room_path(room, "subscribe", device=device))
+    assert (status, refusal["code"]) == (400, "malformed")
+    response = await client.get(room_path(room, "events", device=device))
+    check_error(response, 400, "malformed")
+    assert "device" in response.json()["details"]
+
+
+@pytest.mark.with_keys
+async def test_a_tokens_device(client: Client) -> None:
+    """Devices: a token with `device`, which counts more than `?device=`."""
+    room = fresh_room()
+    user = room.partition("_")[2]
+    phone = client.showing(client.keys.token(user, device="phone"))
+    await _receive(phone, room, None, 0)
+    await _receive(client, room, "laptop", 0)
+    await client.fill(room, 1)
+    assert await _receive(phone, room, "laptop", 1) == ["n0"]
+    assert await _receive(client, room, "laptop", 1) == ["n0"], "the laptop's mark stayed"
+    assert await _receive(client, room, "phone", 0) == []

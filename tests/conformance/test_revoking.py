@@ -1,0 +1,159 @@
+"""PROTOCOL.md, "Revoking"."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import jwt
+import pytest
+
+from .client import Client, Json, check_error, fresh_room, note, room_path
+from .credentials import Secret
+
+pytestmark = pytest.mark.with_keys
+
+
+@pytest.fixture
+def user() -> str:
+    """A user's id that no other case knows."""
+    return fresh_room().partition("_")[2]
+
+
+async def _revoke(client: Client, **what: str) -> Json:
+    response = await client.showing(client.keys.token(scope="admin")).post("/revoke", what)
+    assert response.status_code == 200, response.text
+    answer: Json = response.json()
+    return answer
+
+
+async def _status(client: Client, token: str, room: str) -> int:
+    return (await client.showing(token).get(room_path(room, "history"))).status_code
+
+
+async def test_a_user(client: Client, user: str) -> None:
+    """Revoking: all tokens of a user; `closed` connections were closed with 4504; 401 from then."""
+    room, other = f"user_{user}", fresh_room()
+    mine = client.showing(client.keys.token(user, scope="subscribe broadcast"))
+    async with (
+        mine.listen(room) as one,
+        client.showing(client.keys.token(user)).listen(room, v1=True) as two,
+        mine.stream(room) as stream,
+        client.listen(other, v1=True) as stays,
+    ):
+        for each in (two, stream, stays):
+            await each.subscribed()
+        assert await one.ping() == []
+        assert await _revoke(client, user=user) == {"success": True, "closed": 3}
+        assert await one.closed() == 4504
+        assert await two.closed() == 4504
+        await stream.ended()
+        assert await stays.ping() == [], "nobody else is closed"
+    for response in (
+        await mine.get(room_path(room, "history")),
+        await mine.get(room_path(room, "events")),
+        await mine.broadcast(room, note()),
+        await mine.post("/broadcast", {"notifications": [note(rooms=[room])]}),
+    ):
+        check_error(response, 401, "unauthorized")
+    path, headers = room_path(room, "subscribe"), {"Origin": client.keys.origin}
+    assert (await mine.refusal(path))[0] == 401
+    async with mine.listen_at(path, headers=headers) as listener:
+        assert await listener.closed() == 4501
+
+
+async def test_tokens_that_are_issued_later(client: Client, user: str) -> None:
+    """Revoking: that were issued (`iat`) until now, in whole seconds."""
+    room, now = f"user_{user}", int(time.time())
+    await _revoke(client, user=user)
+    for issued_at, status in ((now - 100, 401), (now - 1, 401), (now + 5, 200)):
+        token = client.keys.token(user, iat=issued_at)
+        assert await _status(client, token, room) == status
+
+
+async def test_another_user_and_nobody(client: Client, user: str) -> None:
+    """Revoking: a user's tokens, and not those that open the user's room for others."""
+    room = f"user_{user}"
+    others = [client.keys.token(rooms=[room]), client.keys.token(f"{user}x", rooms=[room])]
+    await _revoke(client, user=user)
+    for token in others:
+        assert await _status(client, token, room) == 200
+    await client.publish(room, "n0")  # the key is nobody's token
+
+
+@pytest.mark.parametrize("by", ["itself", "jti", "hash"])
+async def test_one_token(client: Client, user: str, by: str) -> None:
+    """Revoking: `{"token":…}` for one, by its `jti` or itself; else the SHA-256 of the token."""
+    room = f"user_{user}"
+    claims: dict[str, Any] = {"sub": user, "exp": int(time.time()) + 600, "jti": fresh_room()}
+    if by == "hash":
+        del claims["jti"]
+    one = Secret(jwt.encode(claims, client.keys.token_secret, "HS256"))
+    another = client.keys.token(user)
+    name = {
+        "itself": str(one),
+        "jti": claims.get("jti", ""),
+        "hash": hashlib.sha256(one.encode()).hexdigest(),
+    }[by]
+    async with (
+        client.showing(one).listen(room) as revoked,
+        client.showing(another).listen(room) as stays,
+    ):
+        assert await revoked.ping() == []
+        assert await stays.ping() == []
+        assert await _revoke(client, token=name) == {"success": True, "closed": 1}
+        assert await revoked.closed() == 4504
+        assert await stays.ping() == []
+    assert await _status(client, one, room) == 401
+    assert await _status(client, another, room) == 200
+
+
+async def test_a_revoked_token_renews_nothing(client: Client, user: str) -> None:
+    """WebSocket: a new token in place of the old one; one that does not count is 4501."""
+    taken, good = client.keys.token(user), client.keys.token(user)
+    await _revoke(client, token=str(taken))
+    async with client.showing(good).listen(f"user_{user}", v1=True) as listener:
+        await listener.send(Secret(f'{{"action":"authenticate","token":"{taken}"}}'))
+        assert await listener.closed() == 4501
+
+
+async def test_who_renewed_is_known_by_the_new_token(client: Client, user: str) -> None:
+    """WebSocket: in place of the old one: the old one's end is no longer the connection's."""
+    old, new = client.keys.token(user), client.keys.token(user)
+    async with client.showing(old).listen(f"user_{user}", v1=True) as listener:
+        await listener.subscribed()
+        await listener.send(Secret(f'{{"action":"authenticate","token":"{new}"}}'))
+        assert await listener.ping() == []
+        # The new token may still be looked at: who is closed tells which one it has.
+        while (await _revoke(client, token=str(new)))["closed"] == 0:
+            pass
+        assert await listener.closed() == 4504
+
+
+async def test_nobody_is_there(client: Client, user: str) -> None:
+    """Revoking: `closed` counts connections: none is a success, too; and it can be said twice."""
+    for _ in range(2):
+        assert await _revoke(client, user=user) == {"success": True, "closed": 0}
+
+
+@pytest.mark.parametrize(
+    "body", [{}, [], None, "x", {"user": ""}, {"user": 1}, {"user": None}, {"token": None},
+             {"token": ""}, {"users": "a"}],
+)  # fmt: skip
+async def test_what_to_revoke_has_to_be_said(client: Client, body: object) -> None:
+    """Errors: 400 `malformed`: the body is wrong."""
+    admin = client.showing(client.keys.token(scope="admin"))
+    check_error(await admin.post("/revoke", body), 400, "malformed")
+
+
+@pytest.mark.parametrize(
+    "scope", [None, "subscribe", "broadcast presence metrics", "administrator"]
+)
+async def test_it_wants_its_scope(client: Client, user: str, scope: str | None) -> None:
+    """Revoking: scope `admin`."""
+    mine = client.showing(client.keys.token(user, rooms=["*"], scope=scope))
+    for what in ({"user": user}, {"token": "x"}):
+        check_error(await mine.post("/revoke", what), 403, "forbidden")
+    check_error(await client.showing(None).post("/revoke", {"user": user}), 401, "unauthorized")
+    assert await _status(client, client.keys.token(user), f"user_{user}") == 200
