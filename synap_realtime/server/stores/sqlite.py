@@ -190,7 +190,9 @@ class SqliteStore:
     def start_device(self, room: Room, device: str, position: Cursor) -> None:
         if position.epoch == self._epoch:
             self._started()
-            self._marks[room, device] = max(position.offset, self._marks.get((room, device), 0))
+            # The last one that came stands last: the file forgets them in this order.
+            mark = self._marks.pop((room, device), 0)
+            self._marks[room, device] = max(position.offset, mark)
 
     def advance_received_mark(
         self, room: Room, position: Cursor, device: str | None = None
@@ -199,6 +201,7 @@ class SqliteStore:
             return
         for mark in {(room, None), (room, device)}:
             if position.offset > self._marks.get(mark, 0):
+                self._marks.pop(mark, None)
                 self._marks[mark] = position.offset
 
     async def usage(self) -> Usage:

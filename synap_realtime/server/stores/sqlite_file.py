@@ -340,11 +340,12 @@ class LogWriter:
         return Kept(offset, duplicate=False, count=0)
 
     def _keep_devices(self, marks: Sequence[tuple[Room, str, int]]) -> None:
+        """Those that came last stand last: a microsecond tells them apart."""
         now = self._clock()
         self._db.executemany(
             "INSERT INTO device (room, name, mark, seen) VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET mark = max(mark, excluded.mark), seen = excluded.seen",
-            [(*mark, now) for mark in marks],
+            [(*mark, now + number * 1e-6) for number, mark in enumerate(marks)],
         )
         self._db.executemany(
             "DELETE FROM device WHERE room = ?1 AND name NOT IN"

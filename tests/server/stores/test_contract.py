@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores.base import Entry, Publication, Receipt, Store
+from synap_realtime.server.stores.base import MAX_DEVICES, Entry, Publication, Receipt, Store
 
 from .conftest import Clock, OpenStore
 
@@ -273,3 +275,28 @@ async def test_each_device_has_its_own_mark(open_store: OpenStore) -> None:
     assert await store.received_mark(USER) == second.cursor
     store.start_device(USER, "tv", Cursor("elsewhere", 10**9))
     assert await store.received_mark(USER, "tv") == second.cursor, "another log's position is none"
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_a_room_knows_the_devices_that_came_last(
+    open_store: OpenStore, backwards: bool
+) -> None:
+    """By when they came, and not by their names, also where many come in the same second."""
+    store = open_store()
+    receipt = await publish(store, "n0")
+    store.advance_received_mark(USER, receipt.cursor)
+    names = [f"d{number:02}" for number in range(MAX_DEVICES + 6)]
+    if backwards:
+        names.reverse()
+    for name in names:
+        store.start_device(USER, name, store.earliest())
+    returned = names.pop(0)
+    store.start_device(USER, returned, store.earliest())
+    names.append(returned)
+    async with asyncio.timeout(10):
+        while True:
+            if await store.received_mark(USER, names[0]) != store.earliest():
+                break
+            await asyncio.sleep(0.05)  # a store on disk forgets them with its next upkeep
+    known = [name for name in names if await store.received_mark(USER, name) == store.earliest()]
+    assert known == names[-MAX_DEVICES:]
