@@ -179,7 +179,7 @@ async def test_join_update_leave(client: Client) -> None:
     watching = _as(client, None, room).listen(room, v1=True, presence="1")
     async with _talking(watching) as watcher, contextlib.AsyncExitStack() as stays:
         assert await watcher.told(PRESENCE) == {"event": "state", "users": []}
-        stack = contextlib.AsyncExitStack()
+        stack = await stays.enter_async_context(contextlib.AsyncExitStack())
         for user, device, event in (
             ("stays", "a", "join"), ("stays", "b", "update"), ("leaves", "c", "join"),
             ("returns", "d", "join"),
