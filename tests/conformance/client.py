@@ -439,7 +439,9 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def open_client(url: str, keys: Keys | None = None) -> AsyncIterator[Client]:
-    limits = httpx.Limits(max_connections=None)
+    # A server closes what is idle for some seconds, maybe just when it is used again (RFC 9112,
+    # section 9.3.1): a case that waits dials anew.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
     async with httpx.AsyncClient(
         timeout=TIMEOUT_S, verify=_TLS, limits=limits, trust_env=False
     ) as http:
