@@ -99,13 +99,15 @@ class Authenticator:
         if "crit" in header:  # RFC 7515, section 4.1.11
             raise InvalidTokenError("its header has a 'crit' that this server does not know")
         algorithm = header.get("alg")
+        if not isinstance(algorithm, str):
+            raise InvalidTokenError("its 'alg' is no text")
         # The algorithm chooses the kind of key, and no key is ever used for another: a public key
         # is no shared secret, whatever the header says (RFC 8725, section 3.1).
         candidates: list[Any]
         if algorithm == "HS256":
             candidates = list(keys.token_secrets)
         elif algorithm in ALGORITHMS:
-            candidates = await self._public_keys(keys, str(algorithm), header.get("kid"))
+            candidates = await self._public_keys(keys, algorithm, header.get("kid"))
         else:
             raise InvalidTokenError(f"its algorithm is none of HS256, {', '.join(ALGORITHMS)}")
         for key in candidates:
@@ -113,7 +115,7 @@ class Authenticator:
                 decoded: Mapping[str, Any] = jwt.decode(
                     token,
                     key,
-                    algorithms=[str(algorithm)],
+                    algorithms=[algorithm],
                     issuer=self._issuer,
                     audience=self._audience,
                     leeway=self._leeway_s,
@@ -201,9 +203,10 @@ def _moment(members: Mapping[str, Any], name: str) -> float | None:
     value = members.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -math.inf < value < math.inf:
         raise InvalidArgumentError(name, "expected seconds since 1970")
-    return min(float(value), 1e11)
+    return float(max(-1e11, min(value, 1e11)))  # an integer may be larger than any float
 
 
 def _patterns(value: object) -> tuple[str, ...]:

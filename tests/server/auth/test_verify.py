@@ -75,7 +75,9 @@ async def test_a_forged_token_does_not_count() -> None:
     await refused(f"{head}..{signature}")
 
 
-@pytest.mark.parametrize("alg", ["none", "None", "HS384", "HS512", "RS384", "PS256", "", None, 7])
+@pytest.mark.parametrize(
+    "alg", ["none", "None", "HS384", "HS512", "RS384", "PS256", "", None, 7, ["HS256"], {}]
+)
 async def test_another_algorithm_does_not_count(alg: object) -> None:
     await refused(raw({"alg": alg, "typ": "JWT"}, {"sub": "1", "exp": 9e9}))
 
@@ -92,6 +94,11 @@ async def test_an_unknown_critical_header_does_not_count() -> None:
 async def test_a_token_has_to_end() -> None:
     error = await refused(raw({"alg": "HS256"}, {"sub": "1"}))
     assert "exp" in str(error)
+
+
+async def test_an_end_that_no_float_can_hold_is_an_end_all_the_same() -> None:
+    claims = await authenticator().identify(raw({"alg": "HS256"}, {"sub": "1", "exp": 10**400}))
+    assert claims.expires_at == 1e11
 
 
 async def test_an_expired_one_says_so_and_clocks_may_differ_a_little() -> None:
