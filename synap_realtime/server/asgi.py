@@ -122,6 +122,7 @@ class RoomServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.watch_loop()
+        events.begun()
         with contextlib.suppress(DisconnectedError):
             match scope["type"]:
                 case "http":

@@ -52,6 +52,12 @@ class AtMost(logging.Filter):
 logger.addFilter(AtMost(MAX_LINES_PER_S))
 
 
+def begun() -> None:
+    """A request whose credential was not looked at yet. Where requests are pipelined, uvicorn
+    begins it in the task of the one before it."""
+    _who.set(None)
+
+
 def identified(claims: Claims) -> None:
     """Whose request this is, for what may be said of it later in the same task."""
     _who.set(claims)

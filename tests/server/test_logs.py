@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import jwt
@@ -214,6 +216,19 @@ def test_strangers_cannot_fill_the_disk(tmp_path: Path) -> None:
     refused = [line for line in server.lines if ": refused " in line]
     assert len(refused) <= MAX_LINES_PER_S * (seconds + 1)
     assert any(" left_out=" in line for line in refused)
+
+
+def test_a_request_behind_anothers_is_nobodys_until_it_says_whose(tmp_path: Path) -> None:
+    """Pipelined requests share a task's context."""
+    with serving(tmp_path, "--log-format", "json") as server:
+        where = urlsplit(server.url)
+        asked = "GET /rooms/user_1/history HTTP/1.1\r\nHost: x\r\n%s\r\n"
+        token = mint_token("1", secret=SECRET)
+        with socket.create_connection((where.hostname or "", where.port or 0)) as peer:
+            peer.sendall((asked % f"Authorization: Bearer {token}\r\n" + asked % "").encode())
+            refused = json.loads(server.next("refused"))
+    assert refused["code"] == "unauthorized"
+    assert "user" not in refused
 
 
 def test_what_is_left_out_is_counted() -> None:
