@@ -9,10 +9,13 @@ import re
 from typing import Literal
 
 from ..errors import ConfigurationError
+from .events import MAX_LINES_PER_S, AtMost
 
 Format = Literal["human", "json"]
 
 _HUMAN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_BY_STRANGERS = ("uvicorn.error", "synap_realtime.server.access")
+"""Who else writes a line for what a single request is: bounded as those of ``events`` are."""
 _PLAIN = re.compile(r"[\w.:+*|@/-]+", re.ASCII)
 _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
@@ -41,6 +44,8 @@ def configure(level: str, style: Format) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_json_formatter() if style == "json" else _HumanFormatter(_HUMAN))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    for name in _BY_STRANGERS:
+        logging.getLogger(name).addFilter(AtMost(MAX_LINES_PER_S))
 
 
 def _json_formatter() -> logging.Formatter:

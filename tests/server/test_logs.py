@@ -218,6 +218,20 @@ def test_strangers_cannot_fill_the_disk(tmp_path: Path) -> None:
     assert any(" left_out=" in line for line in refused)
 
 
+def test_not_even_with_what_is_no_request(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        where = urlsplit(server.url)
+        begun = time.monotonic()
+        for _ in range(4 * MAX_LINES_PER_S):
+            with socket.create_connection((where.hostname or "", where.port or 0)) as peer:
+                peer.sendall(b"nonsense\r\n\r\n")
+                assert peer.recv(12) == b"HTTP/1.1 400"
+        seconds = time.monotonic() - begun
+        server.stop()
+    invalid = [line for line in server.lines if "Invalid HTTP request" in line]
+    assert 0 < len(invalid) <= MAX_LINES_PER_S * (seconds + 1)
+
+
 def test_a_request_behind_anothers_is_nobodys_until_it_says_whose(tmp_path: Path) -> None:
     """Pipelined requests share a task's context."""
     with serving(tmp_path, "--log-format", "json") as server:
