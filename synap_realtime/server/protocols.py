@@ -93,9 +93,8 @@ class HttpProtocol(HttpToolsProtocol):
         # What came before in the packet that a head begins in is not counted: it may be a body.
         if self._head_timer is not None and before == self._heads:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.transport.write(_REFUSAL % b"431 Request Header Fields Too Large")
-                self.transport.close()
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -111,7 +110,53 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_is_there()
-        super().on_headers_complete()
+        if not self._is_odd_upgrade():
+            super().on_headers_complete()
+        elif self._has_body():
+            self._refuse(b"400 Bad Request")
+        else:
+            super().on_headers_complete()
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        if not self.transport.is_closing():  # else there may be no request that it could be of
+            super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        if self._is_answering():
+            # It would go on writing into the WebSocket, and hear no more whether the peer reads.
+            self.end()
+        else:
+            super().handle_websocket_upgrade()
+
+    def _is_odd_upgrade(self) -> bool:
+        """Whether the request asks for a protocol that nobody here speaks (h2c).
+
+        The parser stops behind the head of one, and takes its body for the next request: one that
+        was smuggled past a proxy, which knows better. So there is none.
+        """
+        return bool(self.parser.should_upgrade()) and not self._should_upgrade()
+
+    def _has_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0"))
+            for name, value in self.headers
+        )
+
+    def _is_answering(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request, whatever uvicorn declares
+        return cycle is not None and not cycle.response_complete
+
+    def _refuse(self, status: bytes) -> None:
+        """The last word on this connection; nothing at all, where an answer is under way."""
+        if self._is_answering():
+            self.end()
+        elif not self.transport.is_closing():
+            self.transport.write(_REFUSAL % status)
+            self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """It was answered; uvicorn would write a line."""
 
     def on_response_complete(self) -> None:
         self._answering.body = b""  # what nobody read; else it stays as long as the connection

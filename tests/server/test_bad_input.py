@@ -496,6 +496,44 @@ async def test_a_head_that_does_not_end_is_cut(
     await require_alive(rooms, begin)
 
 
+@pytest.mark.parametrize("upgrade", [b"h2c", b"x", b"websocket, h2c"])
+@pytest.mark.parametrize("line", [POST, b"POST /broadcast", b"GET /health"])
+async def test_the_body_of_an_upgrade_is_no_request(
+    rooms: str, line: bytes, upgrade: bytes
+) -> None:
+    """It would be a request that was smuggled past a proxy: the parser stops behind such a head."""
+    inner = http(b"GET /rooms/user_1/history")
+    head = http(line, b"Connection: Upgrade", b"Upgrade: " + upgrade)[:-2]
+    where = urlsplit(rooms)
+    for framing, body in (
+        (b"Content-Length: %d" % len(inner), inner),
+        (CHUNKED, b"%x\r\n%s\r\n0\r\n\r\n" % (len(inner), inner)),
+    ):
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(head + framing + b"\r\n\r\n")
+        async with asyncio.timeout(4):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+            with contextlib.suppress(ConnectionError):  # it was closed with a body on its way
+                writer.write(body)
+                assert await reader.read() == b""
+        writer.transport.abort()
+    await require_alive(rooms, line)
+
+
+async def test_a_handshake_behind_an_answer_that_is_under_way_is_cut(rooms: str) -> None:
+    """The stream would go on beside the WebSocket, and not hear whether anybody reads it."""
+    where = urlsplit(rooms)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    writer.write(http(b"GET /rooms/user_1/events") + http(SUBSCRIBE, *UPGRADE))
+    async with asyncio.timeout(4):
+        with contextlib.suppress(ConnectionError):
+            assert b" 101 " not in await reader.read()
+        async with httpx.AsyncClient(base_url=rooms) as client:
+            while (await client.get("/rooms/user_1/health")).json()["connections"]:
+                pass
+    writer.close()
+
+
 async def test_trailers_are_not_kept(rooms: str) -> None:
     """The headers that may follow a chunked body have no limit of their own."""
     seen: list[int] = []
