@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -21,36 +19,46 @@ CLOSE_HANDSHAKE_S = 10.0
 HEAD_TIMEOUT_S = 20.0
 """A connection has so long to send the head of a request; half a head is not waited for."""
 
+READER_TIMEOUT_S = 20.0
+MIN_READ_BYTES = 64 * 1024
+"""Of an answer that waits, a peer takes at least so much in each ``READER_TIMEOUT_S``."""
+
 MAX_HEAD_BYTES = 64 * 1024
 """The head of a request has at most so many, beside those of its first packet."""
 
 _REFUSAL = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
+class Connection(Protocol):
+    """What can be cut at once."""
+
+    def end(self) -> None: ...
+
+
 class HalfOpen:
-    """Sockets that wait for a request, or for the rest of one: strangers, as far as we know.
+    """Sockets that wait for a request, or for the rest of one, or for a peer who takes its answer,
+    or the server's close: strangers, as far as we know.
 
     However many knock, so many stay. Who has waited for longest goes first: a client that means it
     has sent its request long before.
     """
 
     def __init__(self, most: int) -> None:
+        """
+        Args:
+            most: 0 is no limit.
+        """
         self._most = most
-        self._waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
+        self._waiting: OrderedDict[Connection, None] = OrderedDict()
 
-    def begin(self, connection: HttpProtocol) -> None:
+    def begin(self, connection: Connection) -> None:
         self._waiting[connection] = None
         if self._most and len(self._waiting) > self._most:
             oldest, _ = self._waiting.popitem(last=False)
             oldest.end()
 
-    def end(self, connection: HttpProtocol) -> None:
+    def end(self, connection: Connection) -> None:
         self._waiting.pop(connection, None)
-
-
-def http_protocol(max_half_open: int) -> Callable[..., HttpProtocol]:
-    """What uvicorn makes for each connection of one server; 0 is no limit."""
-    return partial(HttpProtocol, half_open=HalfOpen(max_half_open))
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -61,6 +69,7 @@ class HttpProtocol(HttpToolsProtocol):
     _heads = 0
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, half_open: HalfOpen, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,6 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
+        self._stop_watching()
         if self._answering is not None:
             self._answering.disconnected = True  # uvicorn tells only the last of those pipelined
         super().connection_lost(exc)
@@ -82,6 +92,37 @@ class HttpProtocol(HttpToolsProtocol):
         if self._answering is not None:
             self._answering.disconnected = True
         self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._half_open.begin(self)
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_watching()
+        if self._is_answering():
+            self._half_open.end(self)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._half_open.begin(self)
+
+    def _watch_reader(self) -> None:
+        """Who asks and takes no answer would stay for ever, with all that waits for it."""
+        left = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(READER_TIMEOUT_S, self._look_at_reader, left)
+
+    def _look_at_reader(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() > before - MIN_READ_BYTES:
+            self.end()
+        else:
+            self._watch_reader()
+
+    def _stop_watching(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
@@ -154,6 +195,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.transport.write(_REFUSAL % status)
             self.transport.close()
+            self._half_open.begin(self)
 
     def _unsupported_upgrade_warning(self) -> None:
         """It was answered; uvicorn would write a line."""
@@ -161,8 +203,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._answering.body = b""  # what nobody read; else it stays as long as the connection
         super().on_response_complete()
-        if not self.transport.is_closing() and self._answering.response_complete:
-            self._half_open.begin(self)
+        if self._answering.response_complete:
+            self._half_open.begin(self)  # also one that is to be closed: the answer may wait
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
@@ -179,6 +221,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     _end: asyncio.TimerHandle | None = None
     _gone = False
+
+    def __init__(self, *args: Any, half_open: HalfOpen, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._half_open = half_open
+
+    def end(self) -> None:
+        """Cut the connection at once."""
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -212,11 +262,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
-        if not self._gone:
-            self._end = self.loop.call_later(CLOSE_HANDSHAKE_S, self.transport.abort)
+        self._await_end()
+
+    def _await_end(self) -> None:
+        """The last word was said: what is left to the peer is to take it, and to answer."""
+        if not self._gone and self._end is None:
+            self._half_open.begin(self)
+            self._end = self.loop.call_later(CLOSE_HANDSHAKE_S, self.end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._gone = True
+        self._half_open.end(self)
         if self._end is not None:
             self._end.cancel()  # it would hold the connection's memory until then

@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncGenerator, Generator
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -17,7 +18,7 @@ from ..protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..tokens import MAKE_A_SECRET
 from .asgi import RoomServer, create_app
 from .logs import configure
-from .protocols import HttpProtocol, WebSocketProtocol, http_protocol
+from .protocols import HalfOpen, HttpProtocol, WebSocketProtocol
 from .settings import ServerSettings, is_loopback
 
 logger = logging.getLogger(__name__)
@@ -98,10 +99,11 @@ async def running(
     trusted: tuple[str, ...] = ()
     if isinstance(app, RoomServer):
         trusted, max_half_open = app.settings.trusted_proxies, app.settings.max_half_open
+    half_open = HalfOpen(max_half_open)
     config = uvicorn.Config(
         app,
-        http=http_protocol(max_half_open),  # type: ignore[arg-type]  # called, not subclassed
-        ws=WebSocketProtocol,
+        http=partial(HttpProtocol, half_open=half_open),  # type: ignore[arg-type]  # called alone
+        ws=partial(WebSocketProtocol, half_open=half_open),  # type: ignore[arg-type]
         # Room for a clear close code (4540) where a client sends too much; 1009 where far too much.
         ws_max_size=16 * MAX_CLIENT_TEXT_BYTES,
         # The peer is who it is: what a header says of it is believed from the operator's own alone.

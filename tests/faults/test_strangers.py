@@ -32,6 +32,12 @@ HALVES = {
     "half a head": b"GET /rooms/user_1/subscribe HTTP/1.1\r\nHost: x\r\nX-Half: " + b"x" * 2000,
     "a body that nobody asked for": BODY,
     "and then silent": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+    # A page's handshake without a credential: it is closed, and the peer says nothing to that.
+    "a WebSocket that is refused": (
+        b"GET /rooms/user_1/subscribe HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\n"
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ),
 }
 
 
@@ -51,7 +57,11 @@ def _sockets() -> Iterator[None]:
 def served() -> Iterator[tuple[int, str]]:
     process = subprocess.Popen(
         [COMMAND, "serve", "--port", "0", "--max-half-open", str(KEPT)],
-        env={**os.environ, "SYNAP_REALTIME_API_KEYS": f"jobs={API_KEY}"},
+        env={
+            **os.environ,
+            "SYNAP_REALTIME_API_KEYS": f"jobs={API_KEY}",
+            "SYNAP_REALTIME_ALLOWED_ORIGINS": "https://app.example",
+        },
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -19,7 +19,7 @@ import websockets
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app, protocols, serve
-from synap_realtime.server.protocols import WebSocketProtocol
+from synap_realtime.server.protocols import HttpProtocol, WebSocketProtocol
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 
@@ -532,6 +532,43 @@ async def test_a_handshake_behind_an_answer_that_is_under_way_is_cut(rooms: str)
             while (await client.get("/rooms/user_1/health")).json()["connections"]:
                 pass
     writer.close()
+
+
+class WatchedHttp(HttpProtocol):
+    """Says when the one has ended that takes no answer; its peer does not read, and cannot know."""
+
+    ended: asyncio.Event
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.flow.write_paused:
+            self.ended.set()
+        super().connection_lost(exc)
+
+
+@pytest.mark.parametrize("way", ["the time is over", "there are too many"])
+async def test_who_asks_and_takes_no_answer_is_cut(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "the time is over":
+        monkeypatch.setattr(protocols, "READER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(serve, "HttpProtocol", WatchedHttp)
+    WatchedHttp.ended = asyncio.Event()
+    asked = http(b"GET /openapi.json") * 1000
+    async with running(create_app(load_settings(drain_s=0, max_half_open=4))) as url:
+        where = urlsplit(url)
+        _, stalled = await asyncio.open_connection(where.hostname, where.port, limit=1024)
+        stalled.transport.pause_reading()  # type: ignore[attr-defined]
+        stalled.write(asked)
+        others = []
+        async with asyncio.timeout(10):
+            if way == "there are too many":
+                async with httpx.AsyncClient() as client:
+                    while not WatchedHttp.ended.is_set():
+                        others.append(await asyncio.open_connection(where.hostname, where.port))
+                        assert (await client.get(f"{url}/ready")).status_code == 200
+            await WatchedHttp.ended.wait()
+        for _, writer in [*others, (None, stalled)]:
+            writer.transport.abort()
 
 
 async def test_trailers_are_not_kept(rooms: str) -> None:
