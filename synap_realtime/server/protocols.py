@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import State
 
+from ..protocol.control import CloseCode
 from .connections import ABORT_EXTENSION
 
 CLOSE_HANDSHAKE_S = 10.0
@@ -23,8 +25,13 @@ READER_TIMEOUT_S = 20.0
 MIN_READ_BYTES = 64 * 1024
 """Of an answer that waits, a peer takes at least so much in each ``READER_TIMEOUT_S``."""
 
+MAX_FRAMES_PER_S = 1000
+"""Of one WebSocket, with pings, pongs and fragments, which are no messages."""
+
 MAX_HEAD_BYTES = 64 * 1024
 """The head of a request has at most so many, beside those of its first packet."""
+
+_SLICE_BYTES = 4096  # of what comes is read at once: at most some 700 frames
 
 _REFUSAL = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -221,6 +228,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     _end: asyncio.TimerHandle | None = None
     _gone = False
+    _second = 0
+    _frames = 0
 
     def __init__(self, *args: Any, half_open: HalfOpen, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -231,6 +240,29 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), _SLICE_BYTES):
+            if start and self.transport.is_closing():
+                return
+            self._read(data[start : start + _SLICE_BYTES])
+
+    def handle_events(self) -> None:
+        """One that says too much is ended here: the app would hear of it behind all the rest, and
+        of what is no message not at all."""
+        second = int(self.loop.time())
+        if second != self._second:
+            self._second, self._frames = second, 0
+        self._frames += len(self.conn.events)
+        super().handle_events()
+        if self._frames > MAX_FRAMES_PER_S and not self.transport.is_closing():
+            if self.conn.state is State.OPEN:
+                self.conn.send_close(int(CloseCode.TOO_MANY_MESSAGES))
+                self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = self.disconnected = True  # the app's next word has nowhere to go
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
+            self.transport.close()
+            self._await_end()
+
+    def _read(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             # A head that is no handshake, such as one with a body: uvicorn would leave it open.

@@ -19,7 +19,7 @@ import websockets
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app, protocols, serve
-from synap_realtime.server.protocols import HttpProtocol, WebSocketProtocol
+from synap_realtime.server.protocols import MAX_FRAMES_PER_S, HttpProtocol, WebSocketProtocol
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 
@@ -673,7 +673,7 @@ async def test_frames_that_break_the_protocol_get_its_close_code(rooms: str) -> 
 async def test_frames_that_are_odd_but_right_are_read(rooms: str) -> None:
     split = frame(TEXT, b"pi", end=False) + frame(PING, b"x") + frame(CONT, b"ng")
     assert (await spoken(rooms, split, b"pong")).startswith(b"\x8a\x01x")
-    nothing = frame(TEXT, end=False) + frame(CONT, end=False) * 2000 + frame(CONT, b"ping")
+    nothing = frame(TEXT, end=False) + frame(CONT, end=False) * 500 + frame(CONT, b"ping")
     await spoken(rooms, nothing, b"pong")
     await spoken(rooms, frame(PONG, b"?") + frame(PING, b"x" * 125), b"x" * 125)
     junk = [
@@ -684,6 +684,23 @@ async def test_frames_that_are_odd_but_right_are_read(rooms: str) -> None:
     texts = b"".join(frame(TEXT, text) for text in junk)
     await spoken(rooms, texts + frame(TEXT, b"ping"), b"pong")
     await require_alive(rooms, "odd frames")
+
+
+FLOODS = {
+    "pings": (b"", frame(PING)),
+    "pongs": (b"", frame(PONG)),
+    "fragments": (frame(TEXT, end=False), frame(CONT, end=False)),
+    "texts": (b"", frame(TEXT, b"x")),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_a_flood_of_frames_is_not_read_to_its_end(rooms: str, kind: str) -> None:
+    """Each takes its time from everybody else, though only texts are messages."""
+    begin, more = FLOODS[kind]
+    closing = struct.pack("!H", 4029)
+    assert closing in await spoken(rooms, begin + more * (MAX_FRAMES_PER_S + 1000), closing)
+    await require_alive(rooms, kind)
 
 
 async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory() -> None:
@@ -698,6 +715,7 @@ async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory()
     pings = frame(PING, b"x" * 125) * 500
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serve, "WebSocketProtocol", Watched)
+        patch.setattr(protocols, "MAX_FRAMES_PER_S", 1_000_000)
         async with running(create_app(load_settings(drain_s=0))) as url:
             where = urlsplit(url)
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)
