@@ -31,7 +31,10 @@ MAX_FRAMES_PER_S = 1000
 MAX_HEAD_BYTES = 64 * 1024
 """The head of a request has at most so many, beside those of its first packet."""
 
-_SLICE_BYTES = 4096  # of what comes is read at once: at most some 700 frames
+MAX_PIPELINED = 100
+"""So many requests of one connection wait for the answer before theirs."""
+
+_SLICE_BYTES = 4096  # of what comes is read at once: some 700 frames, or 100 requests
 
 _REFUSAL = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -136,6 +139,12 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), _SLICE_BYTES):
+            if start and self.transport.is_closing():
+                return
+            self._read(data[start : start + _SLICE_BYTES])
+
+    def _read(self, data: bytes) -> None:
         before = self._heads
         super().data_received(data)
         # What came before in the packet that a head begins in is not counted: it may be a body.
@@ -158,6 +167,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_is_there()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.end()
+        if self.transport.is_closing():
+            return
         if not self._is_odd_upgrade():
             super().on_headers_complete()
         elif self._has_body():
@@ -166,8 +179,12 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             self.cycle.keep_alive = False
 
-    def on_message_complete(self) -> None:
+    def on_body(self, body: bytes) -> None:
         if not self.transport.is_closing():  # else there may be no request that it could be of
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.transport.is_closing():
             super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:

@@ -553,11 +553,15 @@ async def test_who_asks_and_takes_no_answer_is_cut(
         monkeypatch.setattr(protocols, "READER_TIMEOUT_S", 0.2)
     monkeypatch.setattr(serve, "HttpProtocol", WatchedHttp)
     WatchedHttp.ended = asyncio.Event()
-    asked = http(b"GET /openapi.json") * 1000
+    asked = http(b"GET /rooms/user_1/history") * 100
     async with running(create_app(load_settings(drain_s=0, max_half_open=4))) as url:
         where = urlsplit(url)
         _, stalled = await asyncio.open_connection(where.hostname, where.port, limit=1024)
         stalled.transport.pause_reading()  # type: ignore[attr-defined]
+        async with httpx.AsyncClient(base_url=url) as client:
+            for _ in range(4):
+                body = {**NOTE, "data": {"x": "y" * 200_000}}
+                await client.post("/rooms/user_1/broadcast", json=body)
         stalled.write(asked)
         others = []
         async with asyncio.timeout(10):
@@ -573,6 +577,18 @@ async def test_who_asks_and_takes_no_answer_is_cut(
 
 async def test_trailers_are_not_kept(rooms: str) -> None:
     """The headers that may follow a chunked body have no limit of their own."""
+async def test_pipelined_requests_do_not_add_up(rooms: str) -> None:
+    """Each would take its turn from everybody else, and its place in memory until then."""
+    where = urlsplit(rooms)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    writer.write(http(b"GET /health") * (protocols.MAX_PIPELINED + 200))
+    async with asyncio.timeout(4):
+        with contextlib.suppress(ConnectionError):
+            assert (await reader.read()).count(b" 200 OK") <= protocols.MAX_PIPELINED
+    writer.close()
+    await require_alive(rooms, "pipelined")
+
+
     seen: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
