@@ -434,7 +434,13 @@ async def _read_chunks(headers: dict[str, str], receive: Receive) -> bytes:
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+    """One that comes twice as one, with a comma between (RFC 9110, section 5.3): of two hosts, two
+    origins or two credentials none counts, and of two ``X-Forwarded-For`` each."""
+    found: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
 
 
 def _address(scope: Scope) -> str | None:

@@ -175,6 +175,14 @@ async def test_a_subscriber_by_each_of_three_ways(url: str) -> None:
 
 
 async def test_a_page_reads_why_from_the_close_code_and_a_program_from_the_answer(
+async def test_of_two_credentials_none_counts(url: str) -> None:
+    """A proxy may look at the one, and the server at the other."""
+    for names in (("x", token()), (token(), "x"), (token(), token("2"))):
+        headers = [("Authorization", f"Bearer {name}") for name in names]
+        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+            assert (await client.get("/rooms/user_1/history")).status_code == 401
+
+
     url: str,
 ) -> None:
     for credential, code, status in (
@@ -485,6 +493,9 @@ def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Pat
         lines.append(process.communicate(timeout=20)[0])
     finally:
         process.kill()
+        twice = [("X-Forwarded-For", each) for each in ("203.0.113.7", "127.0.0.1")]
+        async with httpx.AsyncClient(headers=twice) as client:
+            assert (await client.get(f"{url}/rooms/user_1/history")).status_code == 403
         process.communicate()
     printed = "".join([*lines, *said])
     assert "unauthorized" in printed

@@ -349,6 +349,8 @@ RAW = {
     "no path": (http(b"GET http://x"), {400}),
     "a path in bytes": (http(b"GET /rooms/user_\xc3\xa9/health"), {400}),
     "no host": (b"GET /health HTTP/1.1\r\n\r\n", {200}),
+    "another host before": (b"GET /health HTTP/1.1\r\nHost: evil\r\nHost: localhost\r\n\r\n", {403}),
+    "another host behind": (http(b"GET /health", b"Host: evil"), {403}),
     "HTTP/1.0": (b"GET /health HTTP/1.0\r\n\r\n", {200}),
     "HTTP/9.9": (b"GET /health HTTP/9.9\r\n\r\n", {400}),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400}),
@@ -556,12 +558,12 @@ async def test_who_asks_and_takes_no_answer_is_cut(
     asked = http(b"GET /rooms/user_1/history") * 100
     async with running(create_app(load_settings(drain_s=0, max_half_open=4))) as url:
         where = urlsplit(url)
-        _, stalled = await asyncio.open_connection(where.hostname, where.port, limit=1024)
-        stalled.transport.pause_reading()  # type: ignore[attr-defined]
         async with httpx.AsyncClient(base_url=url) as client:
             for _ in range(4):
                 body = {**NOTE, "data": {"x": "y" * 200_000}}
                 await client.post("/rooms/user_1/broadcast", json=body)
+        _, stalled = await asyncio.open_connection(where.hostname, where.port, limit=1024)
+        stalled.transport.pause_reading()  # type: ignore[attr-defined]
         stalled.write(asked)
         others = []
         async with asyncio.timeout(10):
@@ -575,8 +577,6 @@ async def test_who_asks_and_takes_no_answer_is_cut(
             writer.transport.abort()
 
 
-async def test_trailers_are_not_kept(rooms: str) -> None:
-    """The headers that may follow a chunked body have no limit of their own."""
 async def test_pipelined_requests_do_not_add_up(rooms: str) -> None:
     """Each would take its turn from everybody else, and its place in memory until then."""
     where = urlsplit(rooms)
@@ -589,6 +589,8 @@ async def test_pipelined_requests_do_not_add_up(rooms: str) -> None:
     await require_alive(rooms, "pipelined")
 
 
+async def test_trailers_are_not_kept(rooms: str) -> None:
+    """The headers that may follow a chunked body have no limit of their own."""
     seen: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
