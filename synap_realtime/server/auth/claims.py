@@ -20,7 +20,7 @@ class Claims:
         scopes: of ``subscribe``, ``broadcast``, ``presence``, ``metrics`` and ``admin``.
         device: which of the user's devices it was made for.
         key: the name of the publisher's key; None for a token.
-        token_id: ``jti``, else a hash of the token: for revoking it. None for a key.
+        token_id: ``jti``, else a hash of what was signed: for revoking it. None for a key.
         issued_at, expires_at: seconds since 1970; None: not said, or a key, which does not end.
         members: all that the token says, for a rule of one's own.
     """

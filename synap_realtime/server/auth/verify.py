@@ -178,6 +178,8 @@ def id_of_token(text: str) -> str:
 
 
 def _hash(token: str) -> str:
+    """Without its signature: of an ES256 one there is a second, which everybody can compute."""
+    token = token.rpartition(".")[0]
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
 

@@ -13,7 +13,13 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from synap_realtime.server.auth import Authenticator, InvalidTokenError, KeyRing, jwks
+from synap_realtime.server.auth import (
+    Authenticator,
+    InvalidTokenError,
+    KeyRing,
+    id_of_token,
+    jwks,
+)
 from synap_realtime.tokens import mint_token
 
 OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32
@@ -193,6 +199,18 @@ async def test_a_providers_token_counts(provider: dict[str, Any], alg: str, kid:
     headers = {"kid": alg} if kid else None
     token = jwt.encode({"sub": "1", "exp": 9e9}, PRIVATE[alg], alg, headers=headers)  # type: ignore[arg-type]
     assert (await with_provider().identify(token)).user == "1"
+
+
+async def test_another_signature_makes_no_other_token_of_it(provider: dict[str, Any]) -> None:
+    """Of ES256's (r, s), (r, n - s) is good, too: who was revoked would be back with it."""
+    n = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    token = jwt.encode({"sub": "1", "exp": 9e9}, EC_KEY, "ES256")
+    signed, _, signature = token.rpartition(".")
+    r_and_s = base64.urlsafe_b64decode(signature + "==")
+    s = n - int.from_bytes(r_and_s[32:])
+    other = base64.urlsafe_b64encode(r_and_s[:32] + s.to_bytes(32)).decode().rstrip("=")
+    one, two = [await with_provider().identify(each) for each in (token, f"{signed}.{other}")]
+    assert one.token_id == two.token_id == id_of_token(token)
 
 
 async def test_a_public_key_is_no_shared_secret(provider: dict[str, Any]) -> None:
