@@ -52,8 +52,13 @@ class Limits:
         Raises:
             RequestError: 429.
         """
-        who = f"key {claims.key}" if claims.key is not None else claims.user or claims.token_id
-        if who is None:
+        if claims.key is not None:
+            who = f"key {claims.key}"
+        elif claims.user is not None:  # who may be called "key …"
+            who = f"user {claims.user}"
+        elif claims.token_id is not None:
+            who = f"token {claims.token_id}"
+        else:
             return
         for rate, cost, most, what in (
             (self._publishes, count, self._settings.publishes_per_s, "notifications"),

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import jwt
 import pytest
 import websockets
 from pydantic import SecretStr
@@ -466,6 +467,15 @@ def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Pat
     lines = []
     try:
         assert process.stdout is not None
+async def test_a_user_takes_nothing_from_the_key_that_is_called_so() -> None:
+    async with serving(publishes_per_s=2) as url:
+        claims = {"sub": "key jobs", "rooms": ["*"], "scope": "broadcast", "exp": 9e9}
+        for _ in range(3):
+            await ask(url, "POST", "/rooms/user_1/broadcast", jwt.encode(claims, SECRET), json=NOTE)
+        response = await ask(url, "POST", "/rooms/user_1/broadcast", API_KEY, json=NOTE)
+        assert response.status_code == 200
+
+
         url = None
         while url is None:
             lines.append(process.stdout.readline())
