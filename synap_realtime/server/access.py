@@ -125,6 +125,10 @@ class Access:
         events.identified(claims)
         return claims
 
+    def is_revoked(self, claims: Claims) -> bool:
+        """Whether they were taken back since :meth:`identify`."""
+        return self._revocations.covers(claims)
+
     async def permit(self, claims: Claims, action: Action, room: Room) -> None:
         """Whether these claims allow it in this room.
 

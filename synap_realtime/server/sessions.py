@@ -40,6 +40,7 @@ class Session:
         address: str | None = None,
         device: str | None = None,
         transport: str = "",
+        watches: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.subscription = subscription
@@ -50,6 +51,7 @@ class Session:
         self.transport = transport
         self.began_at = clock()
         self._access = access
+        self._watches = watches
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -76,6 +78,8 @@ class Session:
             if claims.user != self.claims.user:
                 return close(CloseCode.FORBIDDEN)
             await self._access.permit(claims, "subscribe", self.room)
+            if self._watches:
+                await self._access.permit(claims, "presence", self.room)
         except RequestError as error:
             if error.response.status != 503:  # nobody knows: the old one counts to its end
                 close(
@@ -84,6 +88,8 @@ class Session:
         except StoreUnavailableError:
             pass
         else:
+            if self._access.is_revoked(claims):  # while a rule was asked
+                return close(CloseCode.REVOKED)
             self.claims = claims
             self._await_expiry()
 
@@ -180,7 +186,7 @@ class Sessions:
             )
             session = Session(
                 subscription, room, claims, self._access,
-                address=address, device=device, transport=transport,
+                address=address, device=device, transport=transport, watches=watches,
             )  # fmt: skip
             self._open.add(session)
             events.opened(room, claims, address, device, transport)

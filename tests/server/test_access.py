@@ -248,6 +248,25 @@ async def test_a_wrong_new_token_ends_it(url: str, make: Any, code: int) -> None
         assert await closed_with(ws) == code
 
 
+async def test_a_new_token_that_is_revoked_while_a_rule_is_asked_ends_it() -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    new = token(device="new")
+
+    async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+        if claims.get("device") == "new":
+            asked.set()
+            await go_on.wait()
+        return True
+
+    async with serving(may) as url, listening(url, "user_1", token()) as ws:
+        await ws.send(json.dumps({"action": "authenticate", "token": new}))
+        await asked.wait()
+        admin = token(None, scope="admin")
+        assert (await ask(url, "POST", "/revoke", admin, json={"token": new})).status_code == 200
+        go_on.set()
+        assert await closed_with(ws) == 4504
+
+
 async def test_revoking_a_user_closes_and_keeps_out(url: str) -> None:
     admin, mine = token(None, scope="admin"), token()
     assert (await ask(url, "POST", "/revoke", mine, json={"user": "1"})).status_code == 403

@@ -51,6 +51,13 @@ async def users(url: str, room: str = ROOM, credential: str | None = None) -> An
     return response.json()["users"]
 
 
+async def test_a_new_token_has_to_allow_it_too(url: str) -> None:
+    async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
+        new = token("ops", rooms=(ROOM,), scope="subscribe")
+        await watcher.send(json.dumps({"action": "authenticate", "token": new}))
+        assert await closed_with(watcher) == 4503
+
+
 async def nobody_is_left(url: str) -> None:
     async with asyncio.timeout(5):
         while True:
