@@ -164,19 +164,19 @@ class Access:
         tasks = [asyncio.create_task(judge(room)) for room in verdicts]
         try:
             await asyncio.wait(tasks, timeout=MAY_BATCH_TIMEOUT_S)
+            return dict(verdicts)  # what comes later is too late
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return verdicts
 
     async def _ask(self, claims: Claims, action: Action, room: Room) -> None:
         if self._may is None:
             return
         members = {"key": claims.key} if claims.key is not None else claims.members
         try:
-            async with asyncio.timeout(MAY_TIMEOUT_S):
-                if await self._may(action, room, members) is True:
+            async with asyncio.timeout(MAY_TIMEOUT_S) as limit:
+                if await self._may(action, room, members) is True and not limit.expired():
                     return
         except TimeoutError:
             logger.error("may(%r, %r, …) took over %g s, so: no", action, room, MAY_TIMEOUT_S)

@@ -175,7 +175,6 @@ async def test_a_subscriber_by_each_of_three_ways(url: str) -> None:
     assert response.status_code == 401
 
 
-async def test_a_page_reads_why_from_the_close_code_and_a_program_from_the_answer(
 async def test_of_two_credentials_none_counts(url: str) -> None:
     """A proxy may look at the one, and the server at the other."""
     for names in (("x", token()), (token(), "x"), (token(), token("2"))):
@@ -184,6 +183,7 @@ async def test_of_two_credentials_none_counts(url: str) -> None:
             assert (await client.get("/rooms/user_1/history")).status_code == 401
 
 
+async def test_a_page_reads_why_from_the_close_code_and_a_program_from_the_answer(
     url: str,
 ) -> None:
     for credential, code, status in (
@@ -333,6 +333,20 @@ async def test_a_rule_of_ones_own_can_say_no(monkeypatch: pytest.MonkeyPatch) ->
     assert asked[-1] == ("broadcast", "user_1", "jobs")
 
 
+async def test_a_rule_that_says_yes_after_its_time_has_said_no(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(access, "MAY_TIMEOUT_S", 0.05)
+
+    async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return True
+
+    async with serving(may) as url:
+        assert (await ask(url, "GET", "/rooms/user_1/history", token())).status_code == 403
+
+
 async def test_too_many_connections_of_a_user() -> None:
     async with serving(max_connections_per_user=2) as url:
         async with listening(url, "user_1", token()), listening(url, "user_1", token()):
@@ -436,6 +450,15 @@ async def test_too_many_publishes_of_a_key() -> None:
         assert int(response.headers["Retry-After"]) >= 1
 
 
+async def test_a_user_takes_nothing_from_the_key_that_is_called_so() -> None:
+    async with serving(publishes_per_s=2) as url:
+        claims = {"sub": "key jobs", "rooms": ["*"], "scope": "broadcast", "exp": 9e9}
+        for _ in range(3):
+            await ask(url, "POST", "/rooms/user_1/broadcast", jwt.encode(claims, SECRET), json=NOTE)
+        response = await ask(url, "POST", "/rooms/user_1/broadcast", API_KEY, json=NOTE)
+        assert response.status_code == 200
+
+
 async def test_too_many_messages_of_a_client() -> None:
     async with serving(messages_per_s=5) as url, listening(url, "user_1", token()) as ws:
         with contextlib.suppress(websockets.ConnectionClosed):
@@ -453,6 +476,9 @@ async def test_without_keys_a_name_of_elsewhere_is_not_answered() -> None:
         ):  # fmt: skip
             response = await ask(url, "GET", "/rooms/user_1/history", headers=headers)
             assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+        twice = [("X-Forwarded-For", each) for each in ("203.0.113.7", "127.0.0.1")]
+        async with httpx.AsyncClient(headers=twice) as client:
+            assert (await client.get(f"{url}/rooms/user_1/history")).status_code == 403
 
 
 async def test_an_open_address_needs_keys() -> None:
@@ -486,15 +512,6 @@ def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Pat
     lines = []
     try:
         assert process.stdout is not None
-async def test_a_user_takes_nothing_from_the_key_that_is_called_so() -> None:
-    async with serving(publishes_per_s=2) as url:
-        claims = {"sub": "key jobs", "rooms": ["*"], "scope": "broadcast", "exp": 9e9}
-        for _ in range(3):
-            await ask(url, "POST", "/rooms/user_1/broadcast", jwt.encode(claims, SECRET), json=NOTE)
-        response = await ask(url, "POST", "/rooms/user_1/broadcast", API_KEY, json=NOTE)
-        assert response.status_code == 200
-
-
         url = None
         while url is None:
             lines.append(process.stdout.readline())
@@ -522,9 +539,6 @@ async def test_a_user_takes_nothing_from_the_key_that_is_called_so() -> None:
         lines.append(process.communicate(timeout=20)[0])
     finally:
         process.kill()
-        twice = [("X-Forwarded-For", each) for each in ("203.0.113.7", "127.0.0.1")]
-        async with httpx.AsyncClient(headers=twice) as client:
-            assert (await client.get(f"{url}/rooms/user_1/history")).status_code == 403
         process.communicate()
     printed = "".join([*lines, *said])
     assert "unauthorized" in printed
