@@ -7,7 +7,8 @@ const POINTS = 60; // of a curve: two minutes
 const MAX_SHOWN = 200; // notifications of a log
 const LAST_CODE_TO_COME_BACK = 4499; // PROTOCOL.md, "Close codes"
 
-const base = location.pathname.replace(/\/admin\/?$/, "");
+// "//admin" is this page, too, and would make addresses that begin with another host.
+const base = location.pathname.replace(/^\/+/, "/").replace(/\/admin\/?$/, "");
 const $ = (id) => document.getElementById(id);
 let token = sessionStorage.getItem("synap-admin-token") ?? "";
 let timer = 0;
