@@ -293,10 +293,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             try:
                 b"".join(self.frames).decode()
             except UnicodeDecodeError:  # uvicorn would log it as an error, with a traceback
-                self.conn.send_close(1007)
-                self.handle_parser_exception()
+                self.frames = []
+                if self.conn.state is State.OPEN:  # else a close was behind it in the packet
+                    self.conn.send_close(1007)
+                    self.handle_parser_exception()
                 return
         super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        super().handle_parser_exception()
+        self.disconnected = True  # else uvicorn logs what the app is just writing as its error
 
     def handle_ping(self) -> None:
         if self.writable.is_set():

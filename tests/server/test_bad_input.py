@@ -349,8 +349,8 @@ RAW = {
     "no path": (http(b"GET http://x"), {400}),
     "a path in bytes": (http(b"GET /rooms/user_\xc3\xa9/health"), {400}),
     "no host": (b"GET /health HTTP/1.1\r\n\r\n", {200}),
-    "another host before": (b"GET /health HTTP/1.1\r\nHost: evil\r\nHost: localhost\r\n\r\n", {403}),
-    "another host behind": (http(b"GET /health", b"Host: evil"), {403}),
+    "another host before": (b"GET / HTTP/1.1\r\nHost: evil\r\nHost: localhost\r\n\r\n", {403}),
+    "another host behind": (http(b"GET /", b"Host: evil"), {403}),
     "HTTP/1.0": (b"GET /health HTTP/1.0\r\n\r\n", {200}),
     "HTTP/9.9": (b"GET /health HTTP/9.9\r\n\r\n", {400}),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400}),
@@ -637,6 +637,7 @@ CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 FRAMES = {
     "a text that is not UTF-8": (frame(TEXT, b"\xff\xfe"), 1007),
+    "what is not UTF-8, then a close": (frame(TEXT, b"\xff") + frame(CLOSE, b"\x03\xe8"), 1000),
     "a surrogate": (frame(TEXT, b"\xed\xa0\x80"), 1007),
     "half a character": (frame(TEXT, b"\xc3", end=False) + frame(CONT, b"("), 1007),
     "binary": (frame(BINARY, b"x"), 4540),
@@ -686,6 +687,29 @@ async def test_frames_that_break_the_protocol_get_its_close_code(rooms: str) -> 
         said = await spoken(rooms, sent, closing or b"\x88")
         assert b"\x88" in said, (name, said)
         await require_alive(rooms, name)
+
+
+async def test_who_breaks_the_protocol_while_it_is_told_something_leaves_no_traceback() -> None:
+    """The autouse fixture looks at the log."""
+    tried = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "websocket":
+            raise RuntimeError
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        with contextlib.suppress(OSError):
+            try:
+                await send({"type": "websocket.send", "text": "what was on its way"})
+            finally:
+                tried.set()
+
+    async with running(app) as url:
+        await spoken(url, frame(3), struct.pack("!H", 1002))
+        async with asyncio.timeout(5):
+            await tried.wait()
 
 
 async def test_frames_that_are_odd_but_right_are_read(rooms: str) -> None:
