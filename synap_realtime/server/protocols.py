@@ -34,7 +34,8 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_PIPELINED = 100
 """So many requests of one connection wait for the answer before theirs."""
 
-_SLICE_BYTES = 4096  # of what comes is read at once: some 700 frames, or 100 requests
+_SLICE_BYTES = 32 * 1024  # of what comes is read at once: a body is in few pieces
+_FRAMES_BYTES = 4096  # some 700 frames
 
 _REFUSAL = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -257,10 +258,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        for start in range(0, len(data), _SLICE_BYTES):
+        for start in range(0, len(data), _FRAMES_BYTES):
             if start and self.transport.is_closing():
                 return
-            self._read(data[start : start + _SLICE_BYTES])
+            self._read(data[start : start + _FRAMES_BYTES])
 
     def handle_events(self) -> None:
         """One that says too much is ended here: the app would hear of it behind all the rest, and
