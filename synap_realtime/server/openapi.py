@@ -144,7 +144,9 @@ _ROOM = {
 
 
 def _query(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "in": "query", "description": text, "schema": schema}
+    """An empty one is none."""
+    parameter = {"name": name, "in": "query", "description": text, "schema": schema}
+    return {**parameter, "allowEmptyValue": True}
 
 
 def _position(*names: str) -> dict[str, Any]:
