@@ -107,7 +107,7 @@ async def test_thousands_of_half_connections_take_no_memory_and_no_turn(kind: st
     loop = asyncio.get_running_loop()
     with served() as (pid, url):
         host, port = str(urlsplit(url).hostname), urlsplit(url).port
-        # Patience for a machine that is busy with other things; behind the strangers it would not do.
+        # Patience for a machine that is busy with other things.
         async with AsyncBroadcaster(url, API_KEY, timeout_s=30, deadline_s=60) as broadcaster:
             assert (await broadcaster.broadcast_success("1", "a.completed", {})).success
             before = rss(pid)
