@@ -1,0 +1,74 @@
+/** How far a listener has come, over all its connections, and what it has seen. */
+import type { Delivered } from "./protocol.js";
+
+const SEEN_IDS = 4096;
+/** After so many replays in a row that were cut, the next begins where the last one ended. */
+const CUT_REPLAYS = 3;
+
+export class Position {
+  /** The furthest that has come. */
+  cursor: string | undefined;
+  private resume: string | undefined;
+  private isTold = true;
+  private cutReplays = 0;
+  private connections = 0;
+  private readonly seen = new Set<string>();
+
+  /** @param start where to begin: a cursor, `earliest`, `latest`, or nothing for the room's own. */
+  constructor(private readonly start: string | undefined) {
+    if (start !== "earliest" && start !== "latest") this.resume = start;
+  }
+
+  /** What to ask the server for. */
+  get after(): string | undefined {
+    return this.resume ?? this.start;
+  }
+
+  /** A first listener without a cursor has nothing to miss. */
+  get tellsGaps(): boolean {
+    return this.connections > 1 || this.resume !== undefined;
+  }
+
+  /** @param speaksV1 the server will say when the replay is over, and whether something is gone. */
+  connected(speaksV1: boolean): void {
+    this.connections++;
+    // Who has no position yet has nothing to be told.
+    this.isTold = !speaksV1 || this.resume === undefined;
+  }
+
+  /** The replay is over. */
+  told(cursor: unknown): void {
+    this.isTold = true;
+    this.cutReplays = 0;
+    this.moveTo(cursor);
+  }
+
+  /**
+   * The connection is lost. Only at the end of a replay does the server say whether something is gone, so a
+   * replay that was cut is asked for again from where it began.
+   *
+   * @returns whether something may be gone and nobody will tell.
+   */
+  lost(): boolean {
+    if (this.isTold || this.cursor === undefined || this.resume === this.cursor) return false;
+    if (++this.cutReplays < CUT_REPLAYS) return false;
+    this.cutReplays = 0;
+    this.resume = this.cursor;
+    return true;
+  }
+
+  moveTo(cursor: unknown): void {
+    if (typeof cursor !== "string" || !/^[\w-]{1,64}$/.test(cursor)) return;
+    this.cursor = cursor;
+    if (this.isTold) this.resume = cursor;
+  }
+
+  /** Whether its id was not seen before; one without an id is always new. */
+  isNew({ id }: Delivered): boolean {
+    if (id === undefined) return true;
+    if (this.seen.has(id)) return false;
+    this.seen.add(id);
+    if (this.seen.size > SEEN_IDS) this.seen.delete(this.seen.values().next().value as string);
+    return true;
+  }
+}

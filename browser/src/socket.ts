@@ -1,0 +1,379 @@
+/** A subscription to one room: connected, resumed, renewed, until it is closed. */
+import { Backoff } from "./backoff.js";
+import { Position } from "./position.js";
+import type { ControlFrame, Delivered, Failure } from "./protocol.js";
+import type { NotificationMessage } from "./message.js";
+import { eventStream, webSocket, type Ear, type Target, type Wire } from "./transports.js";
+
+const PING_EVERY_MS = 30_000;
+const PONG_WITHIN_MS = 10_000;
+/** What lets no WebSocket open may let nothing come back either. */
+const OPEN_WITHIN_MS = 10_000;
+const ACK_EVERY_MS = 500;
+const SAVE_EVERY_MS = 1_000;
+
+/** `waiting`: there will be another attempt; `closed`: there will be none. */
+export type Status = "connecting" | "open" | "waiting" | "closed";
+
+export interface State {
+  status: Status;
+  /** How it is connected. */
+  transport?: "websocket" | "sse";
+  /** Why it is not. */
+  error?: RealtimeError;
+  /** Which attempt in a row comes next, and in how many milliseconds. */
+  attempt?: number;
+  delayMs?: number;
+}
+
+export class RealtimeError extends Error {
+  override readonly name = "RealtimeError";
+  constructor(
+    message: string,
+    /** A close code (PROTOCOL.md, "Close codes") or the HTTP status of a refused request. */
+    readonly code?: number,
+    /** Whether another attempt may succeed. */
+    readonly retriable = true,
+  ) {
+    super(message);
+  }
+}
+
+/** Where a cursor is kept: `localStorage`, or React Native's `AsyncStorage`. */
+export interface CursorStorage {
+  getItem(key: string): string | null | Promise<string | null>;
+  setItem(key: string, value: string): unknown;
+}
+
+export interface PresentUser {
+  user: string;
+  connections: number;
+  devices: string[];
+}
+
+export type Presence =
+  | { event: "state"; users: PresentUser[] }
+  | ({ event: "join" | "leave" | "update" } & PresentUser);
+
+export interface SubscribeOptions {
+  /** The room server, `https://…` or `wss://…`. Default: `NEXT_PUBLIC_REALTIME_URL`, else this machine. */
+  url?: string | undefined;
+  /** A token, or what brings one: it is called at every dial, and when the token is about to end. */
+  token?: string | null | (() => string | null | undefined | Promise<string | null | undefined>) | undefined;
+  /** Where to start: a cursor, `earliest`, `latest`. Default: PROTOCOL.md, "Subscribing". */
+  after?: string | undefined;
+  /** Attempts in a row to come back; 5. `Infinity` never gives up. */
+  attempts?: number | undefined;
+  /** Which of the user's devices this is: each has its own position in the room. */
+  device?: string | undefined;
+  /** Tell the server what was received, so that it waits for the user no more; true. */
+  acknowledge?: boolean | undefined;
+  /** Hear who comes and goes, by `onPresence`. */
+  presence?: boolean | undefined;
+  /** Keep the cursor over reloads: true is `localStorage`. */
+  persist?: boolean | CursorStorage | undefined;
+  onNotification?: ((notification: NotificationMessage) => void) | undefined;
+  onState?: ((state: State) => void) | undefined;
+  /** Something was missed that the server no longer has: read it from where it is kept. */
+  onGap?: ((room: string) => void) | undefined;
+  onPresence?: ((presence: Presence) => void) | undefined;
+}
+
+export interface Subscription {
+  readonly room: string;
+  readonly state: State;
+  /** The position after the last notification. */
+  readonly cursor: string | undefined;
+  /** Say something to the server; over Server-Sent Events nothing can be said. */
+  send(text: string): void;
+  /** Dial now, also after it was given up. */
+  reconnect(): void;
+  /** The end: nothing is called any more. */
+  close(): void;
+}
+
+declare const process: { env: Record<string, string | undefined> } | undefined;
+
+/** Without a `window`, or with a bundler that puts the variable in. */
+function baseOf(url: string | undefined): string {
+  let found = url;
+  try {
+    // Written out, because Next.js replaces just these words.
+    found ||= process!.env.NEXT_PUBLIC_REALTIME_URL;
+  } catch {
+    // No such thing in a browser.
+  }
+  found ||= "http://127.0.0.1:8787";
+  if (!/^\w+:\/\//.test(found)) found = `wss://${found}`;
+  return found.replace(/^ws/, "http").replace(/\/+$/, "");
+}
+
+/** What a callback throws is the application's: it is reported, and the connection goes on. */
+function call<T>(callback: ((value: T) => void) | undefined, value: T): void {
+  try {
+    callback?.(value);
+  } catch (error) {
+    setTimeout(() => {
+      throw error;
+    });
+  }
+}
+
+/**
+ * Listen to a room.
+ *
+ * ```ts
+ * const subscription = subscribe("user_42", { token, onNotification: ({ type, data }) => … });
+ * ```
+ */
+export function subscribe(room: string, options: SubscribeOptions = {}): Subscription {
+  const { attempts = 5, acknowledge = true, persist, device } = options;
+  const base = baseOf(options.url);
+  const backoff = new Backoff(attempts);
+  const key = `synap:${base}:${room}`;
+  let position = new Position(options.after);
+  let state: State = { status: "connecting" };
+  let wire: Wire | undefined;
+  let dialled = 0; // what belongs to another dial says nothing any more
+  let openedAt = 0;
+  let prefersSse = false;
+  let isFinal = false;
+  let isClosed = false;
+  let acknowledged: string | undefined;
+  let sentPing = 0;
+  const timers: Partial<Record<"open" | "dial" | "ping" | "pong" | "ack" | "save", ReturnType<typeof setTimeout>>> = {};
+
+  const clear = (name: keyof typeof timers) => {
+    clearTimeout(timers[name]);
+    delete timers[name];
+  };
+  const later = (name: keyof typeof timers, ms: number, then: () => void) => {
+    clear(name);
+    timers[name] = setTimeout(() => {
+      delete timers[name];
+      then();
+    }, ms);
+  };
+  const become = (next: State) => {
+    state = next;
+    if (!isClosed) call(options.onState, state);
+  };
+
+  // ---- what is kept over reloads ----
+
+  const storage: CursorStorage | undefined =
+    persist === true ? (globalThis as { localStorage?: CursorStorage }).localStorage : persist || undefined;
+  const save = () => {
+    clear("save");
+    try {
+      if (position.cursor) void storage?.setItem(key, position.cursor);
+    } catch {
+      // A full or forbidden storage: then it is not kept.
+    }
+  };
+  const saved = async () => {
+    if (!storage || options.after) return;
+    const found = await storage.getItem(key);
+    if (found) position = new Position(found);
+  };
+  const ready = saved().catch(() => undefined);
+
+  // ---- a connection ----
+
+  const drop = () => {
+    dialled++;
+    for (const name of ["open", "ping", "pong", "ack"] as const) clear(name);
+    wire?.close();
+    wire = undefined;
+  };
+
+  const lost = (failure: Failure) => {
+    const upMs = openedAt && Date.now() - openedAt;
+    drop();
+    if (openedAt && position.lost() && position.tellsGaps) call(options.onGap, room);
+    openedAt = 0;
+    isFinal = !!failure.isFinal;
+    const delayMs = isFinal ? undefined : backoff.after(failure, upMs);
+    const error = new RealtimeError(failure.reason, failure.code, !isFinal);
+    if (delayMs === undefined) return become({ status: "closed", error });
+    // First the timer: who is told may close or reconnect.
+    later("dial", delayMs, dial);
+    become({ status: "waiting", error, attempt: backoff.count, delayMs });
+  };
+
+  const acknowledgeSoon = () => {
+    if (!acknowledge || wire?.kind !== "websocket" || timers.ack) return;
+    const { cursor } = position;
+    if (!cursor || cursor === acknowledged) return;
+    later("ack", ACK_EVERY_MS, () => {
+      acknowledged = position.cursor;
+      wire?.send(JSON.stringify({ action: "ack", cursor: acknowledged }));
+    });
+  };
+
+  const ping = (patienceMs = PONG_WITHIN_MS) => {
+    if (state.status !== "open") return;
+    // Something comes every 15 s over a stream, and nothing can be asked.
+    const isStream = wire?.kind === "sse";
+    wire?.send("ping");
+    sentPing = Date.now();
+    later("ping", PING_EVERY_MS, ping);
+    if (!timers.pong)
+      later("pong", isStream ? PING_EVERY_MS : patienceMs, () => {
+        // A frozen tab's timer comes late, and before what has arrived meanwhile is read.
+        if (Date.now() - sentPing > 2 * PING_EVERY_MS) return ping();
+        lost({ reason: "the server does not answer any more" });
+      });
+  };
+
+  const obey = ({ control, data }: ControlFrame) => {
+    if (control === "synap.subscribed") {
+      position.told(data.cursor);
+      if (data.recovered === false && position.tellsGaps) call(options.onGap, room);
+      later("save", 0, save);
+    } else if (control === "synap.presence") {
+      call(options.onPresence, data as unknown as Presence);
+    } else if (control === "synap.token_expiring" && typeof options.token === "function") {
+      void bringToken().then(
+        (token) => token && wire?.send(JSON.stringify({ action: "authenticate", token })),
+        () => undefined, // then the connection ends with its token, and the next dial asks again
+      );
+    }
+  };
+
+  const hear = (notification: Delivered) => {
+    position.moveTo(notification.cursor);
+    if (position.isNew(notification)) call(options.onNotification, notification as NotificationMessage);
+    if (isClosed) return;
+    acknowledgeSoon();
+    if (storage && !timers.save) later("save", SAVE_EVERY_MS, save);
+  };
+
+  const bringToken = async () => {
+    const { token } = options;
+    return typeof token === "function" ? await token() : token;
+  };
+
+  /** One way to connect after the other; the last one's failure counts. */
+  const connect = (target: Target, ways: ("v1" | "plain" | "sse")[]) => {
+    const mine = ++dialled;
+    const [way, ...others] = ways;
+    const onEnd = (failure: Failure) => {
+      if (mine !== dialled) return;
+      clear("open");
+      if (openedAt || failure.isFinal || !others.length) {
+        prefersSse = prefersSse && openedAt > 0;
+        return lost(failure);
+      }
+      wire?.close();
+      connect(target, others);
+    };
+    const ear: Ear = {
+      onEnd,
+      onOpen: (speaksV1) => {
+        if (mine !== dialled) return;
+        clear("open");
+        openedAt = Date.now();
+        acknowledged = undefined;
+        prefersSse = way === "sse";
+        position.connected(speaksV1);
+        later("ping", PING_EVERY_MS, ping);
+        if (way === "sse") ping();
+        become({ status: "open", transport: way === "sse" ? "sse" : "websocket" });
+      },
+      onPong: () => {
+        if (mine === dialled) clear("pong");
+        if (way === "sse" && mine === dialled) ping();
+      },
+      onMessage: (message) => {
+        if (mine !== dialled) return;
+        if ("control" in message) obey(message);
+        else hear(message);
+      },
+    };
+    later("open", OPEN_WITHIN_MS, () => onEnd({ reason: "the server did not answer in time" }));
+    try {
+      wire = way === "sse" ? eventStream(target, ear) : webSocket(target, ear, way === "plain");
+    } catch (error) {
+      onEnd({ reason: String(error), isFinal: error instanceof SyntaxError }); // no such URL
+    }
+  };
+
+  const dial = () => {
+    clear("dial");
+    drop();
+    openedAt = 0;
+    const mine = dialled;
+    become({ status: "connecting" });
+    void (async () => {
+      await ready;
+      const token = (await bringToken()) || undefined;
+      if (mine !== dialled) return;
+      const presence = options.presence ? "1" : undefined;
+      const target = { base, room, token, query: { after: position.after, device, presence } };
+      const ways: ("v1" | "plain" | "sse")[] = prefersSse ? ["sse", "v1"] : ["v1", "sse"];
+      // Who has a token speaks to a server of ours. A report's server knows no subprotocol, and a browser
+      // refuses one that answers without it.
+      if (!token && !presence) ways.splice(1, 0, "plain");
+      connect(target, ways);
+    })().catch((error: unknown) => {
+      if (mine === dialled) lost({ reason: `no token: ${error instanceof Error ? error.message : String(error)}` });
+    });
+  };
+
+  // ---- what the machine tells ----
+
+  /** The network or the tab is back: what was given up begins anew, and what seems open is tried. */
+  const wake = () => {
+    if (isFinal) return;
+    if (state.status === "waiting" || state.status === "closed") {
+      backoff.count = 0;
+      dial();
+    } else if (state.status === "open") ping(PONG_WITHIN_MS / 2);
+  };
+  const onVisible = () => {
+    if (document.visibilityState === "visible") wake();
+    else save();
+  };
+  const events: [EventTarget | undefined, string, () => void][] = [
+    [globalThis.window, "online", wake],
+    [globalThis.window, "pageshow", wake],
+    [globalThis.window, "pagehide", save],
+    [globalThis.document, "visibilitychange", onVisible],
+  ];
+  // React Native has a window that hears nothing.
+  for (const [target, name, listener] of events) target?.addEventListener?.(name, listener);
+
+  const subscription: Subscription = {
+    room,
+    get state() {
+      return state;
+    },
+    get cursor() {
+      return position.cursor;
+    },
+    send: (text) => wire?.send(text),
+    reconnect: () => {
+      if (isClosed) return;
+      isFinal = false;
+      backoff.count = 0;
+      dial();
+    },
+    close: () => {
+      if (isClosed) return;
+      isClosed = true;
+      if (acknowledge && position.cursor && position.cursor !== acknowledged && wire?.kind === "websocket")
+        wire.send(JSON.stringify({ action: "ack", cursor: position.cursor }));
+      save();
+      for (const name of Object.keys(timers) as (keyof typeof timers)[]) clear(name);
+      drop();
+      for (const [target, name, listener] of events) target?.removeEventListener?.(name, listener);
+      become({ status: "closed" });
+    },
+  };
+  // Not before the caller has it: what is called back may use it.
+  queueMicrotask(() => {
+    if (!isClosed) dial();
+  });
+  return subscription;
+}

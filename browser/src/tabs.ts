@@ -1,0 +1,164 @@
+/** One connection for several tabs: who holds the lock listens, and tells the others. */
+import { Position } from "./position.js";
+import type { NotificationMessage } from "./message.js";
+import { subscribe, type Presence, type State, type SubscribeOptions, type Subscription } from "./socket.js";
+
+/** So many notifications are kept for a tab that comes later. */
+const KEPT = 500;
+/** A tab that holds the lock and does not answer for so long is asked no more. */
+const ANSWER_WITHIN_MS = 2_000;
+
+/** What tabs say to each other. */
+type Word =
+  | { hello: string }
+  | { to: string; state: State; kept: NotificationMessage[]; isAll: boolean }
+  | { notification: NotificationMessage }
+  | { state: State }
+  | { gap: true }
+  | { presence: Presence }
+  | { say: string };
+
+/**
+ * As `subscribe`, with one connection for all tabs of this origin that ask for the same room with the same
+ * options. Where a browser has no `navigator.locks` or no `BroadcastChannel`, each tab has its own.
+ *
+ * When the tab that holds the connection goes, another resumes where it has come.
+ */
+export function subscribeShared(room: string, options: SubscribeOptions = {}): Subscription {
+  const locks = globalThis.navigator?.locks;
+  if (!locks || typeof BroadcastChannel === "undefined") return subscribe(room, options);
+
+  const name = `synap:${options.url ?? ""}:${room}:${options.device ?? ""}`;
+  const me = Math.random().toString(36).slice(2);
+  const channel = new BroadcastChannel(name);
+  const stop = new AbortController();
+  // Of a request's room everything is wanted, of another what comes from now on: the tab that leads has heard
+  // what waited for the user.
+  const wants = options.after ?? (room.startsWith("request_") ? "earliest" : "latest");
+  const position = new Position(options.after);
+  let inner: Subscription | undefined; // who has one leads, or stands alone
+  let isLeader = false;
+  let state: State = { status: "connecting" };
+  let kept: NotificationMessage[] = [];
+  let isAll = true;
+  let early: NotificationMessage[] | undefined = []; // what came before the answer to our hello
+  let release = () => {};
+
+  const tell = (word: Word) => {
+    if (isLeader) channel.postMessage(word);
+  };
+  const become = (next: State) => {
+    state = next;
+    options.onState?.(next);
+  };
+  const hear = (notification: NotificationMessage) => {
+    position.moveTo(notification.cursor);
+    if (!position.isNew(notification as never)) return;
+    kept.push(notification);
+    if (kept.length > KEPT) {
+      kept.shift();
+      isAll = false;
+    }
+    options.onNotification?.(notification);
+  };
+
+  /** Listen ourselves, from where we have come. */
+  const listen = () => {
+    if (stop.signal.aborted) return;
+    early = undefined;
+    inner?.close();
+    inner = subscribe(room, {
+      ...options,
+      after: position.cursor ?? options.after,
+      onState: (next) => {
+        tell({ state: plain(next) });
+        become(next);
+      },
+      onNotification: (notification) => {
+        tell({ notification });
+        hear(notification);
+      },
+      onGap: () => {
+        tell({ gap: true });
+        options.onGap?.(room);
+      },
+      onPresence: (presence) => {
+        tell({ presence });
+        options.onPresence?.(presence);
+      },
+    });
+  };
+
+  const take = (answer: { state: State; kept: NotificationMessage[]; isAll: boolean }) => {
+    const place = answer.kept.findIndex(({ cursor }) => cursor === wants);
+    if (wants === "earliest" ? !answer.isAll : wants !== "latest" && place < 0) return listen();
+    const live = early ?? [];
+    early = undefined;
+    become(answer.state);
+    if (wants !== "latest") answer.kept.slice(place + 1).forEach(hear);
+    live.forEach(hear);
+  };
+
+  channel.onmessage = ({ data }: MessageEvent<Word>) => {
+    if (stop.signal.aborted) return;
+    if (isLeader) {
+      if ("hello" in data) tell({ to: data.hello, state: plain(state), kept, isAll });
+      else if ("say" in data) inner?.send(data.say);
+    } else if (!inner) {
+      if ("to" in data) {
+        if (data.to === me && early) take(data);
+      } else if ("notification" in data) {
+        if (early) early.push(data.notification);
+        else hear(data.notification);
+      } else if (early) return;
+      else if ("state" in data) become(data.state);
+      else if ("gap" in data) options.onGap?.(room);
+      else if ("presence" in data) options.onPresence?.(data.presence);
+    }
+  };
+
+  const lead = () =>
+    new Promise<void>((resolve) => {
+      release = resolve;
+      isLeader = true;
+      if (!inner) listen();
+      else tell({ state: plain(state) });
+    });
+  const ask = () => {
+    if (stop.signal.aborted) return;
+    channel.postMessage({ hello: me });
+    setTimeout(() => early && !isLeader && listen(), ANSWER_WITHIN_MS);
+  };
+  const wait = { signal: stop.signal };
+  void locks
+    .request(name, { ifAvailable: true }, (lock) => (stop.signal.aborted ? undefined : lock ? lead() : ask()))
+    // Who leads comes here at its end; who asked waits for its turn.
+    .then(() => (stop.signal.aborted ? undefined : locks.request(name, wait, lead)))
+    .catch(() => undefined); // it was closed
+
+  return {
+    room,
+    get state() {
+      return state;
+    },
+    get cursor() {
+      return position.cursor;
+    },
+    send: (text) => (inner ? inner.send(text) : channel.postMessage({ say: text })),
+    reconnect: () => (inner ? inner.reconnect() : undefined),
+    close: () => {
+      if (stop.signal.aborted) return;
+      stop.abort();
+      inner?.close();
+      channel.close();
+      release();
+      state = { status: "closed" };
+      options.onState?.(state);
+    },
+  };
+}
+
+/** An error's own class does not pass between tabs; what it says does. */
+function plain(state: State): State {
+  return state.error ? { ...state, error: { ...state.error, message: state.error.message } } : state;
+}

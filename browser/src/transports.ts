@@ -1,0 +1,123 @@
+/** The two ways to listen: a WebSocket, and Server-Sent Events where WebSockets are blocked. */
+import { isFinalStatus, read, type ControlFrame, type Delivered, type Failure } from "./protocol.js";
+
+/** What a connection tells. After `onEnd` it tells nothing more. */
+export interface Ear {
+  /** @param speaksV1 the server sends control frames. */
+  onOpen(speaksV1: boolean): void;
+  onMessage(message: Delivered | ControlFrame): void;
+  onPong(): void;
+  onEnd(failure: Failure): void;
+}
+
+export interface Wire {
+  readonly kind: "websocket" | "sse";
+  send(text: string): void;
+  close(): void;
+}
+
+export interface Target {
+  /** The server's base, `http` or `https`, without a slash at its end. */
+  base: string;
+  room: string;
+  query: Record<string, string | undefined>;
+  token?: string;
+}
+
+/** What a subprotocol may be made of (RFC 9110, section 5.6.2). */
+const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;
+
+function address({ base, room, query }: Target, route: string): string {
+  const given = Object.entries(query).filter(([, value]) => value) as [string, string][];
+  const search = new URLSearchParams(given).toString();
+  return `${base}/rooms/${encodeURIComponent(room)}/${route}${search && `?${search}`}`;
+}
+
+/** @param plain for a server of the original report, which knows no subprotocol. */
+export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
+  const { token, query } = target;
+  const protocols = plain ? [] : ["synap.v1"];
+  let inQuery: string | undefined;
+  if (token && TOKEN.test(token) && !plain) protocols.push(`bearer.${token}`);
+  else inQuery = token;
+  const url = address({ ...target, query: { ...query, token: inQuery } }, "subscribe");
+  const socket = new WebSocket(url.replace(/^http/, "ws"), protocols);
+  let isOpen = false;
+  let askedMs: number | undefined;
+  socket.onopen = () => {
+    isOpen = true;
+    ear.onOpen(socket.protocol === "synap.v1");
+  };
+  socket.onmessage = ({ data }) => {
+    if (data === "pong") return ear.onPong();
+    const message = read(data);
+    if (!message) return;
+    if ("control" in message && message.control === "synap.closing") {
+      const asked = message.data.reconnectAfterMs;
+      if (typeof asked === "number" && asked >= 0) askedMs = asked;
+    }
+    ear.onMessage(message);
+  };
+  socket.onclose = ({ code, reason }) =>
+    ear.onEnd({
+      code,
+      reason: reason || (isOpen ? `the connection ended (${code})` : "the server was not reached"),
+      isFinal: code >= 4500,
+      askedMs,
+    });
+  return {
+    kind: "websocket",
+    send: (text) => {
+      if (socket.readyState === 1) socket.send(text);
+    },
+    close: () => {
+      socket.onopen = socket.onmessage = socket.onclose = null;
+      socket.close();
+    },
+  };
+}
+
+export function eventStream(target: Target, ear: Ear): Wire {
+  const stop = new AbortController();
+  const ended = (failure: Failure) => {
+    if (!stop.signal.aborted) ear.onEnd(failure);
+    stop.abort();
+  };
+  void listen(target, ear, stop.signal).then(ended, (error: unknown) =>
+    ended({ reason: error instanceof Error ? error.message : String(error) }),
+  );
+  return { kind: "sse", send: () => undefined, close: () => stop.abort() };
+}
+
+async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Failure> {
+  const headers: Record<string, string> = { Accept: "text/event-stream" };
+  if (target.token) headers.Authorization = `Bearer ${target.token}`;
+  const response = await fetch(address(target, "events"), { headers, signal, cache: "no-store" });
+  if (!response.ok || !response.body) {
+    const { details } = (await response.json().catch(() => ({}))) as { details?: string };
+    const reason = details ?? `the server answered ${response.status}`;
+    return { reason, code: response.status, isFinal: isFinalStatus(response.status) };
+  }
+  ear.onOpen(true);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let askedMs: number | undefined;
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done || signal.aborted) return { reason: "the stream ended", askedMs };
+    ear.onPong(); // also a comment line says that the server lives
+    const events = (rest + value).split("\n\n");
+    rest = events.pop() as string;
+    for (const event of events) {
+      const fields: Record<string, string> = {};
+      for (const line of event.split("\n")) {
+        const [, name, text] = /^(\w+): ?(.*)$/.exec(line) ?? [];
+        if (name) fields[name] = text as string;
+      }
+      const { data, event: control, retry } = fields;
+      if (control === "synap.closing" && retry) askedMs = Number(retry);
+      const message = control ? read(`{"type":"${control}","data":${data}}`) : read(data);
+      if (message && !signal.aborted) ear.onMessage(message);
+    }
+  }
+}

@@ -1,0 +1,203 @@
+// What `data` holds in each notification of synap-realtime. Generated; to write it again:
+//   synap-realtime types --out FILE
+
+/** `….cancelled`: it was ended from outside. */
+export interface JobCancelled {
+  /** Written for the user. */
+  error: string;
+  /** The same on every attempt. */
+  runId: string;
+}
+
+/** `….delta`: a piece of a text, while the job writes it. */
+export interface JobDelta {
+  /** The same on every attempt. */
+  runId: string;
+  /** Counted from 1. */
+  attempt: number;
+  /** How many there are; absent if unknown. */
+  maxAttempts?: number;
+  /** Counts the pieces. 0 begins the text anew. */
+  index: number;
+  /** The text that comes next. */
+  delta: string;
+}
+
+/** `….failed`: it ended badly, and no attempt will follow. */
+export interface JobFailed {
+  /** Written for the user. */
+  error: string;
+  /** The same on every attempt. */
+  runId: string;
+}
+
+/** `….progress`: how far the job has come, or that it waits. */
+export interface JobProgress {
+  /** The same on every attempt. */
+  runId: string;
+  /** Counted from 1. */
+  attempt: number;
+  /** How many there are; absent if unknown. */
+  maxAttempts?: number;
+  /** From 0 to 1. */
+  progress?: number;
+  /** What it does now, in the user's words. */
+  label?: string;
+  /** As when it started; absent if it may wait for any time. */
+  stallAfterS?: number;
+}
+
+/** `….retrying`: an attempt failed, and `attempt` is the one that will come. */
+export interface JobRetrying {
+  /** The same on every attempt. */
+  runId: string;
+  /** Counted from 1. */
+  attempt: number;
+  /** How many there are; absent if unknown. */
+  maxAttempts?: number;
+  /** Written for the user. */
+  error: string;
+  /** Seconds until it comes, if known. */
+  retryInS?: number;
+  /** Seconds of silence that are normal; after them it is stalled. */
+  stallAfterS: number;
+}
+
+/** `….started`: the run begins. */
+export interface JobStarted {
+  /** The same on every attempt. */
+  runId: string;
+  /** Counted from 1. */
+  attempt: number;
+  /** How many there are; absent if unknown. */
+  maxAttempts?: number;
+  /** Seconds of silence that are normal; after them it is stalled. */
+  stallAfterS: number;
+}
+
+/** `note.creation.completed`. */
+export interface NoteCreated {
+  entityId: string;
+  title: string;
+  fileUrl: string;
+  filePath: string;
+}
+
+/** `project.creation.completed`. */
+export interface ProjectCreated {
+  entityId: string;
+  title: string;
+  description?: string;
+  /** ISO 8601, a date or a time. */
+  startDate?: string;
+  /** ISO 8601, a date or a time. */
+  endDate?: string;
+}
+
+/** `conversation.response.generated`. */
+export interface ResponseGenerated {
+  conversationId: string;
+  threadId: string;
+  userMessageId: string;
+  assistantMessageId: string;
+  response: string;
+  /** True if no reply could be had; `response` is the stand-in. */
+  fallback: boolean;
+}
+
+/** `task.completion.completed`. */
+export interface TaskCompleted {
+  entityId: string;
+  status: string;
+  /** RFC 3339, in UTC. */
+  completedAt: string;
+}
+
+/** `task.creation.completed`. */
+export interface TaskCreated {
+  entityId: string;
+  title: string;
+  status: string;
+  priority: string;
+  /** ISO 8601, a date or a time. */
+  dueDate?: string;
+  projectId?: string;
+}
+
+/** Of a result that did not fit into a notification as a whole. */
+export interface Truncated {
+  truncated: true;
+  /** The members that were left out. */
+  omitted: string[];
+}
+
+/** What a job returned: all of it, unless it is `truncated`. */
+export type MayBeTruncated<T> = (T & { truncated?: undefined }) | (Partial<T> & Truncated);
+
+/** What `data` is, by the notification's `type`. */
+export interface NotificationData {
+  "note.creation.started": JobStarted;
+  "note.creation.progress": JobProgress;
+  "note.creation.delta": JobDelta;
+  "note.creation.retrying": JobRetrying;
+  "note.creation.completed": MayBeTruncated<NoteCreated>;
+  "note.creation.failed": JobFailed;
+  "note.creation.cancelled": JobCancelled;
+  "task.creation.started": JobStarted;
+  "task.creation.progress": JobProgress;
+  "task.creation.delta": JobDelta;
+  "task.creation.retrying": JobRetrying;
+  "task.creation.completed": MayBeTruncated<TaskCreated>;
+  "task.creation.failed": JobFailed;
+  "task.creation.cancelled": JobCancelled;
+  "task.completion.started": JobStarted;
+  "task.completion.progress": JobProgress;
+  "task.completion.delta": JobDelta;
+  "task.completion.retrying": JobRetrying;
+  "task.completion.completed": MayBeTruncated<TaskCompleted>;
+  "task.completion.failed": JobFailed;
+  "task.completion.cancelled": JobCancelled;
+  "project.creation.started": JobStarted;
+  "project.creation.progress": JobProgress;
+  "project.creation.delta": JobDelta;
+  "project.creation.retrying": JobRetrying;
+  "project.creation.completed": MayBeTruncated<ProjectCreated>;
+  "project.creation.failed": JobFailed;
+  "project.creation.cancelled": JobCancelled;
+  "conversation.message.started": JobStarted;
+  "conversation.message.progress": JobProgress;
+  "conversation.response.delta": JobDelta;
+  "conversation.message.retrying": JobRetrying;
+  "conversation.response.generated": MayBeTruncated<ResponseGenerated>;
+  "conversation.message.failed": JobFailed;
+  "conversation.message.cancelled": JobCancelled;
+}
+
+/** The types of notification that are known here; others may come. */
+export type NotificationType = keyof NotificationData;
+
+/**
+ * A notification as it is delivered: to ask for its `type` is to know its `data`.
+ * `SynapNotification<"note.creation.failed">` is of that type alone.
+ */
+export type SynapNotification<Type extends NotificationType = NotificationType> = {
+  [T in Type]: {
+    type: T;
+    data: NotificationData[T];
+    /** The same id is the same notification. */
+    id: string;
+    /** The request that this answers. */
+    requestId?: string;
+    /** How the job stands: progress and retries are pending. */
+    status?: "pending" | "success" | "error";
+    /**
+     * RFC 3339, in UTC with milliseconds.
+     * @format date-time
+     */
+    timestamp: string;
+    /** The room that it came from. */
+    room: string;
+    /** Its place in the room: resume after it. */
+    cursor: string;
+  };
+}[Type];
