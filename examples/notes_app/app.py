@@ -12,7 +12,8 @@ import fastapi
 import inngest
 import inngest.fast_api
 from fastapi import Header, HTTPException
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
@@ -27,7 +28,8 @@ from .storage import ObjectStorage, TroubledStorage
 
 logger = logging.getLogger(__name__)
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page")
+"""What ``web/`` is built into (``npm run example`` in ``browser/``), so that nobody needs Node to run it."""
 
 # A real app takes the user from its session; here the browser says who it is.
 Accepted = dict[str, Any]  # the body of a 202
@@ -145,8 +147,10 @@ def create_app(config: Config) -> fastapi.FastAPI:
         return Response(content, media_type="text/plain; charset=utf-8", headers=headers)
 
     @app.get("/")
-    async def get_page() -> HTMLResponse:
-        return HTMLResponse(PAGE.read_text("utf-8"))
+    async def get_page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE))
 
     inngest.fast_api.serve(app, client, create_functions(client, services, broadcaster))
     return app

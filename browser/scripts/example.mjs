@@ -1,0 +1,27 @@
+/** Build the page of examples/notes_app into the folder that the app serves: node scripts/example.mjs [FOLDER] */
+import { copyFile, mkdir } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { build } from "esbuild";
+
+const browser = dirname(dirname(fileURLToPath(import.meta.url)));
+const example = join(browser, "..", "examples", "notes_app");
+const out = process.argv[2] ?? join(example, "page");
+
+await mkdir(out, { recursive: true });
+await build({
+  absWorkingDir: browser,
+  entryPoints: { app: join(example, "web", "main.tsx") },
+  outdir: out,
+  bundle: true,
+  minify: true,
+  format: "esm",
+  target: ["es2022", "safari16"],
+  jsx: "automatic",
+  legalComments: "linked",
+  define: { "process.env.NODE_ENV": '"production"', "process.env.NEXT_PUBLIC_REALTIME_URL": "undefined" },
+  alias: { "@synap/realtime": "./src/index.ts", "@synap/realtime/react": "./src/react.ts" },
+  nodePaths: [join(browser, "node_modules")],
+  logLevel: "warning",
+});
+await copyFile(join(example, "web", "index.html"), join(out, "index.html"));

@@ -1,0 +1,81 @@
+import { useCallback, useState } from "react";
+import { useSynapRealtime, type NotificationMessage } from "@synap/realtime/react";
+import { Away } from "./Away.js";
+import { Forms, type OpenTask } from "./Forms.js";
+import { JobCard, type Asked } from "./JobCard.js";
+import { useKept } from "./kept.js";
+import { Link } from "./Link.js";
+import { Toasts, type Toast } from "./Toasts.js";
+import { ends, sentence } from "./words.js";
+
+const loadedAt = Date.now();
+const SHOWN = 20;
+
+export function App({ realtimeUrl }: { realtimeUrl: string }) {
+  // The user: a real app has a session instead. Each browser is somebody of its own.
+  const [user] = useKept("notes-user", () => `u-${crypto.randomUUID().slice(0, 8)}`);
+  const [asked, setAsked] = useKept<Asked[]>("notes-asked", () => []);
+  const [tasks, setTasks] = useKept<OpenTask[]>("notes-tasks", () => []);
+  const [away, setAway] = useState<NotificationMessage[]>([]);
+  const [toasts, setToasts] = useState<Toast[]>([]);
+
+  const hear = (message: NotificationMessage) => {
+    if (message.type === "task.creation.completed") {
+      const { entityId, title } = message.data;
+      if (entityId) setTasks((all) => [{ id: entityId, title: title ?? "a task" }, ...all]);
+    } else if (message.type === "task.completion.completed") {
+      const { entityId } = message.data;
+      setTasks((all) => all.filter(({ id }) => id !== entityId));
+    }
+    if (!ends(message)) return;
+    const wasAway = document.hidden || Date.parse(message.timestamp ?? "") < loadedAt;
+    if (wasAway) setAway((all) => [message, ...all].slice(0, SHOWN));
+    else {
+      const toast = { id: message.id ?? crypto.randomUUID(), text: sentence(message), isBad: message.status === "error" };
+      setToasts((all) => [...all, toast].slice(-4));
+    }
+  };
+  const dismiss = useCallback((id: string) => setToasts((all) => all.filter((toast) => toast.id !== id)), []);
+
+  const { status, error, connect } = useSynapRealtime({
+    userId: user,
+    url: realtimeUrl,
+    attempts: Infinity,
+    onMessage: hear,
+  });
+
+  return (
+    <>
+      <header>
+        <h1>notes_app</h1>
+        <p>Every click is a background job. You see it move.</p>
+        <Link status={status} error={error} connect={connect} />
+      </header>
+      <main>
+        <Forms
+          user={user}
+          tasks={tasks}
+          onAsked={(one) => setAsked((all) => [one, ...all].slice(0, SHOWN))}
+        />
+        <div>
+          <Away messages={away} onRead={() => setAway([])} />
+          <section aria-labelledby="jobs">
+            <h2 id="jobs">Your jobs</h2>
+            {asked.length === 0 && <p className="hint">None yet: ask for one.</p>}
+            <ol className="jobs">
+              {asked.map((one) => (
+                <JobCard key={one.key} asked={one} realtimeUrl={realtimeUrl} />
+              ))}
+            </ol>
+            {asked.length > 0 && (
+              <button type="button" className="quiet" onClick={() => setAsked(() => [])}>
+                Clear the list
+              </button>
+            )}
+          </section>
+        </div>
+      </main>
+      <Toasts toasts={toasts} onGone={dismiss} />
+    </>
+  );
+}

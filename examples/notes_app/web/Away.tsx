@@ -1,0 +1,23 @@
+import type { NotificationMessage } from "@synap/realtime/react";
+import { sentence } from "./words.js";
+
+/** What ended while nobody looked. */
+export function Away({ messages, onRead }: { messages: NotificationMessage[]; onRead: () => void }) {
+  if (messages.length === 0) return null;
+  return (
+    <section className="away" aria-labelledby="away">
+      <h2 id="away">While you were away</h2>
+      <ul>
+        {messages.map((message) => (
+          <li key={message.id} data-bad={message.status === "error"}>
+            <time dateTime={message.timestamp}>{new Date(message.timestamp ?? "").toLocaleTimeString("en-GB")}</time>{" "}
+            {sentence(message)}
+          </li>
+        ))}
+      </ul>
+      <button type="button" onClick={onRead}>
+        Seen
+      </button>
+    </section>
+  );
+}

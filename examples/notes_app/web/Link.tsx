@@ -1,0 +1,33 @@
+import { useEffect, useState } from "react";
+import type { RealtimeErrorEvent } from "@synap/realtime/react";
+
+interface Props {
+  status: "connecting" | "open" | "waiting" | "closed";
+  error: RealtimeErrorEvent | null;
+  connect: () => void;
+}
+
+/** Whether what is seen is live. */
+export function Link({ status, error, connect }: Props) {
+  // A moment without a connection is nobody's business.
+  const [isQuiet, setQuiet] = useState(true);
+  useEffect(() => {
+    setQuiet(true);
+    const timer = setTimeout(() => setQuiet(false), 1000);
+    return () => clearTimeout(timer);
+  }, [status === "open"]);
+  const isOpen = status === "open" || (isQuiet && status !== "closed");
+  const words = isOpen ? "live" : status === "closed" ? "not connected" : "reconnecting …";
+  return (
+    <div className="link" data-open={isOpen}>
+      <span role="status" title={error?.message}>
+        {words}
+      </span>
+      {!isOpen && (
+        <button type="button" onClick={connect}>
+          Try now
+        </button>
+      )}
+    </div>
+  );
+}
