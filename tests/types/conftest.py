@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 NODE = Path(sys.executable).with_name("node")
-COMPILER = Path(sys.prefix) / "typescript/node_modules/typescript/bin/tsc"
+COMPILER = Path(__file__).parents[2] / "browser/node_modules/typescript/bin/tsc"
 OPTIONS = ["--strict", "--exactOptionalPropertyTypes", "--verbatimModuleSyntax", "--noEmit"]
 OPTIONS += ["--target", "es2022", "--module", "esnext", "--skipLibCheck", "--pretty", "false"]
 OPTIONS += ["--ignoreConfig"]

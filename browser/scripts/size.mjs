@@ -1,0 +1,25 @@
+/** What the client and the hooks weigh in a page, minified and gzipped; fails above the limits: node scripts/size.mjs */
+import { gzipSync } from "node:zlib";
+import { build } from "esbuild";
+
+const LIMITS = { client: 5 * 1024, hooks: 2 * 1024 };
+
+async function weigh(code) {
+  const { outputFiles } = await build({
+    stdin: { contents: code, resolveDir: "src", loader: "ts" },
+    bundle: true, minify: true, write: false, format: "esm", target: "es2022", external: ["react"],
+  });
+  return gzipSync(outputFiles[0].contents, { level: 9 }).length;
+}
+
+const client = await weigh('export * from "./index.js"');
+const alone = await weigh('export { subscribe } from "./index.js"');
+const both = await weigh('export * from "./index.js"; export * from "./react.js"');
+const sizes = { client, hooks: both - client };
+console.log(`the client ${client} bytes, ${alone} of them for subscribe() alone; the hooks ${sizes.hooks} more`);
+for (const [name, limit] of Object.entries(LIMITS)) {
+  if (sizes[name] > limit) {
+    console.error(`${name}: ${sizes[name]} bytes, at most ${limit} are allowed`);
+    process.exitCode = 1;
+  }
+}

@@ -1,0 +1,118 @@
+"""``@synap/realtime`` as npm hands it out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BROWSER = Path(__file__).parents[2] / "browser"
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    "NODE_USE_SYSTEM_CA": "1",
+}
+
+
+def run(*command: str | Path, cwd: Path = BROWSER, timeout_s: float = 120) -> str:
+    """A command that has to succeed; what it printed."""
+    done = subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout_s,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tool(name: str, *arguments: str | Path, cwd: Path = BROWSER) -> str:
+    return run(BIN / "node", BROWSER / "node_modules" / ".bin" / name, *arguments, cwd=cwd)
+
+
+@pytest.fixture(scope="session")
+def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    run(BIN / "npm", "pack", "--silent", "--pack-destination", folder)
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_its_own_tests() -> None:
+    tool("vitest", "run")
+
+
+def test_it_weighs_little() -> None:
+    run(BIN / "node", "scripts/size.mjs")
+
+
+def test_publint_finds_nothing(tarball: Path) -> None:
+    assert "All good!" in tool("publint", tarball, "--strict")
+
+
+def test_its_types_are_right_for_every_resolver(tarball: Path) -> None:
+    """But CommonJS and node10, which get an ESM package by ``import()`` alone."""
+    tool("attw", tarball, "--profile", "esm-only")
+
+
+def test_only_what_belongs_to_it_is_packed(tarball: Path) -> None:
+    names = run("tar", "-tzf", tarball).split()
+    assert all(name.startswith("package/dist/") for name in names if name.count("/") > 1)
+    assert {name.removeprefix("package/") for name in names if name.count("/") == 1} == {
+        "LICENSE", "README.md", "package.json",
+    }  # fmt: skip
+
+
+def test_it_asks_for_nothing_at_import(tarball: Path, tmp_path: Path) -> None:
+    """Neither a window nor a document; React is only for who imports the hooks."""
+    run("tar", "-xzf", tarball, "-C", tmp_path)
+    code = """
+        const before = new Set(Reflect.ownKeys(globalThis));
+        for (const name of ["window", "document", "localStorage", "navigator", "WebSocket"])
+          Object.defineProperty(globalThis, name, { get() { throw new Error(name); } });
+        const { subscribe, subscribeShared, JobView } = await import("./package/dist/index.js");
+        console.log(typeof subscribe, typeof subscribeShared, typeof JobView);
+    """
+    said = run(BIN / "node", "--input-type=module", "-e", code, cwd=tmp_path)
+    assert said.split() == ["function"] * 3
+
+
+def test_a_fresh_app_builds_with_it(tarball: Path, tmp_path: Path) -> None:
+    """Installed from the tarball into an app made with Vite, and type-checked there."""
+    versions = json.loads((BROWSER / "package.json").read_text())["devDependencies"]
+    names = ("@types/react", "@types/react-dom", "react", "react-dom", "typescript", "vite")
+    package = {
+        "private": True,
+        "type": "module",
+        "dependencies": {name: versions[name] for name in names}
+        | {"@synap/realtime": f"file:{tarball}"},
+    }
+    (tmp_path / "package.json").write_text(json.dumps(package))
+    (tmp_path / "index.html").write_text('<script type="module" src="/main.tsx"></script>')
+    (tmp_path / "main.tsx").write_text("""
+        import { createRoot } from "react-dom/client";
+        import { useJob, useSynapRealtime } from "@synap/realtime/react";
+        function App() {
+          const { lastMessage, isConnected } = useSynapRealtime({ userId: "user-123" });
+          const { text } = useJob("request-456");
+          const title = lastMessage?.type === "note.creation.completed" && lastMessage.data.title;
+          return <p>{isConnected ? "live" : "away"} {title} {text}</p>;
+        }
+        createRoot(document.body).render(<App />);
+    """)
+    options = {
+        "strict": True, "module": "ESNext", "moduleResolution": "Bundler", "noEmit": True,
+        "target": "ES2022", "jsx": "react-jsx", "lib": ["ES2022", "DOM"],
+    }  # fmt: skip
+    config = {"compilerOptions": options, "include": ["main.tsx"]}
+    (tmp_path / "tsconfig.json").write_text(json.dumps(config))
+    quiet = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--prefer-offline")
+    run(BIN / "npm", "install", *quiet, cwd=tmp_path)
+    node_modules = tmp_path / "node_modules"
+    run(BIN / "node", node_modules / "typescript" / "bin" / "tsc", cwd=tmp_path)
+    run(BIN / "node", node_modules / "vite" / "bin" / "vite.js", "build", cwd=tmp_path)
+    (built,) = (tmp_path / "dist" / "assets").glob("*.js")
+    assert "synap.v1" in built.read_text()
