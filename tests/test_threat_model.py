@@ -25,7 +25,17 @@ def test_each_defence_is_shown_by_tests_that_exist(row: str) -> None:
         assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"{name} of {file}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "deploy/README.md", "docs/threat-model.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "deploy/README.md",
+        "docs/javascript.md",
+        "docs/nextjs.md",
+        "docs/react.md",
+        "docs/threat-model.md",
+    ],
+)
 def test_links_between_files_lead_somewhere(name: str) -> None:
     file = PAGE.parents[1] / name
     for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
