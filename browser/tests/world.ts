@@ -1,0 +1,234 @@
+/** A world without a network: the test is the server, and its clock stands still until it is told to go. */
+import { afterEach, beforeEach, vi } from "vitest";
+import { subscribe, type State, type SubscribeOptions } from "../src/socket.js";
+
+const turn = globalThis.setImmediate;
+
+/** Let everything happen that waits for no time. */
+export async function settle(): Promise<void> {
+  for (let round = 0; round < 10; round++) await new Promise<void>((resolve) => turn(resolve));
+}
+
+/** Let so many milliseconds pass. */
+export async function pass(ms: number): Promise<void> {
+  await settle();
+  await vi.advanceTimersByTimeAsync(ms);
+  await settle();
+}
+
+/** What was dialled, in order; the last one is the present one. */
+export class ScriptedSocket {
+  static all: ScriptedSocket[] = [];
+  /** Every handshake fails at once, as when something on the way lets no WebSocket through. */
+  static areBlocked = false;
+
+  static get last(): ScriptedSocket {
+    const found = this.all.at(-1);
+    if (!found) throw new Error("nothing was dialled");
+    return found;
+  }
+
+  readyState = 0;
+  protocol = "";
+  readonly sent: string[] = [];
+  onopen: (() => void) | null = null;
+  onmessage: ((event: { data: unknown }) => void) | null = null;
+  onclose: ((event: { code: number; reason: string }) => void) | null = null;
+
+  constructor(
+    readonly url: string,
+    readonly protocols: string[],
+  ) {
+    if (/[\s#]/.test(url)) throw new DOMException("no such URL", "SyntaxError");
+    ScriptedSocket.all.push(this);
+    if (ScriptedSocket.areBlocked) queueMicrotask(() => this.end(1006));
+  }
+
+  get after(): string | null {
+    return new URL(this.url).searchParams.get("after");
+  }
+  get token(): string | undefined {
+    return this.protocols.find((each) => each.startsWith("bearer."))?.slice("bearer.".length);
+  }
+  get isClosed(): boolean {
+    return this.readyState === 3;
+  }
+  /** What was said to the server besides pings. */
+  get actions(): unknown[] {
+    return this.sent.filter((text) => text.startsWith("{")).map((text) => JSON.parse(text) as unknown);
+  }
+  get pings(): number {
+    return this.sent.filter((text) => text === "ping").length;
+  }
+
+  send(text: string): void {
+    if (this.readyState !== 1) throw new DOMException("not open", "InvalidStateError");
+    this.sent.push(text);
+  }
+  close(): void {
+    if (this.isClosed) return;
+    this.readyState = 3;
+    queueMicrotask(() => this.onclose?.({ code: 1005, reason: "" }));
+  }
+
+  // ---- what the server does ----
+
+  /** @param protocol the subprotocol that it picks. */
+  accept(protocol = "synap.v1"): this {
+    this.readyState = 1;
+    this.protocol = protocol;
+    this.onopen?.();
+    return this;
+  }
+  text(data: unknown): this {
+    if (!this.isClosed) this.onmessage?.({ data });
+    return this;
+  }
+  say(value: unknown): this {
+    return this.text(JSON.stringify(value));
+  }
+  control(type: string, data: object = {}): this {
+    return this.say({ type: `synap.${type}`, data });
+  }
+  subscribed(cursor: string, recovered = true): this {
+    return this.control("subscribed", { room: "user_1", cursor, replayed: 0, recovered });
+  }
+  /** Notifications whose ids are their cursors. */
+  notify(...cursors: string[]): this {
+    for (const cursor of cursors) this.say(notification(cursor));
+    return this;
+  }
+  end(code: number, reason = ""): void {
+    if (this.isClosed) return;
+    this.readyState = 3;
+    this.onclose?.({ code, reason });
+  }
+}
+
+export const notification = (cursor: string, rest: object = {}) => ({
+  id: cursor,
+  type: "note.creation.progress",
+  data: {},
+  status: "pending" as const,
+  cursor,
+  ...rest,
+});
+
+/** What was fetched, in order. */
+export class ScriptedStream {
+  static all: ScriptedStream[] = [];
+  /** Every request fails at once. */
+  static areBlocked = false;
+
+  static get last(): ScriptedStream {
+    const found = this.all.at(-1);
+    if (!found) throw new Error("nothing was fetched");
+    return found;
+  }
+
+  static fetch = (url: string, init: RequestInit): Promise<Response> =>
+    new Promise((resolve, reject) => {
+      const stream = new ScriptedStream(url, init, resolve, reject);
+      ScriptedStream.all.push(stream);
+      init.signal?.addEventListener("abort", () => stream.abort());
+      if (ScriptedStream.areBlocked) reject(new TypeError("fetch failed"));
+    });
+
+  isAborted = false;
+  private body: ReadableStreamDefaultController<Uint8Array> | undefined;
+
+  private constructor(
+    readonly url: string,
+    readonly init: RequestInit,
+    private readonly resolve: (response: Response) => void,
+    private readonly reject: (error: unknown) => void,
+  ) {}
+
+  get after(): string | null {
+    return new URL(this.url).searchParams.get("after");
+  }
+
+  private abort(): void {
+    this.isAborted = true;
+    const error = new DOMException("aborted", "AbortError");
+    this.reject(error);
+    this.body?.error(error);
+  }
+  accept(): this {
+    const body = new ReadableStream<Uint8Array>({ start: (controller) => void (this.body = controller) });
+    this.resolve(new Response(body));
+    return this;
+  }
+  refuse(status: number, answer: unknown = ""): void {
+    this.resolve(new Response(typeof answer === "string" ? answer : JSON.stringify(answer), { status }));
+  }
+  bytes(...pieces: Uint8Array[]): this {
+    for (const piece of pieces) this.body?.enqueue(piece);
+    return this;
+  }
+  write(text: string): this {
+    return this.bytes(new TextEncoder().encode(text));
+  }
+  end(): void {
+    this.body?.close();
+  }
+}
+
+/** Put the scripted world in place of the real one, for every test of a file. */
+export function useScriptedWorld(): void {
+  beforeEach(() => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"] });
+    vi.spyOn(Math, "random").mockReturnValue(0);
+    ScriptedSocket.all = [];
+    ScriptedStream.all = [];
+    ScriptedSocket.areBlocked = ScriptedStream.areBlocked = false;
+    vi.stubGlobal("WebSocket", ScriptedSocket);
+    vi.stubGlobal("fetch", ScriptedStream.fetch);
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+    vi.unstubAllGlobals();
+    vi.unstubAllEnvs();
+    vi.restoreAllMocks();
+  });
+}
+
+/** A subscription, and all that it has told. */
+export function listen(options: SubscribeOptions = {}, room = "user_1") {
+  const told = {
+    notifications: [] as string[],
+    states: [] as State[],
+    gaps: [] as string[],
+    presence: [] as unknown[],
+  };
+  const subscription = subscribe(room, {
+    url: "https://rooms.example",
+    ...options,
+    onNotification: (each) => {
+      told.notifications.push(each.cursor ?? "");
+      options.onNotification?.(each);
+    },
+    onState: (state) => {
+      told.states.push(state);
+      options.onState?.(state);
+    },
+    onGap: (gap) => {
+      told.gaps.push(gap);
+      options.onGap?.(gap);
+    },
+    onPresence: (who) => {
+      told.presence.push(who);
+      options.onPresence?.(who);
+    },
+  });
+  return { subscription, ...told, statuses: () => told.states.map(({ status }) => status) };
+}
+
+/** The same, connected. */
+export async function connected(options: SubscribeOptions = {}, room?: string) {
+  const listener = listen(options, room);
+  await settle();
+  const socket = ScriptedSocket.last.accept();
+  await settle();
+  return { ...listener, socket };
+}
