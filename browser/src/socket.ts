@@ -190,9 +190,12 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   const lost = (failure: Failure) => {
     const upMs = openedAt && Date.now() - openedAt;
     drop();
-    if (openedAt && position.lost() && position.tellsGaps) call(options.onGap, room);
+    const mine = dialled;
+    const isUntold = openedAt > 0 && position.lost() && position.tellsGaps;
     openedAt = 0;
     isFinal = !!failure.isFinal;
+    if (isUntold) call(options.onGap, room);
+    if (mine !== dialled) return; // who was told has closed or reconnected
     const delayMs = isFinal ? undefined : backoff.after(failure, upMs);
     const error = new RealtimeError(failure.reason, failure.code, !isFinal);
     if (delayMs === undefined) return become({ status: "closed", error });
@@ -278,8 +281,8 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
         prefersSse = way === "sse";
         position.connected(speaksV1);
         later("ping", PING_EVERY_MS, ping);
-        if (way === "sse") ping();
         become({ status: "open", transport: way === "sse" ? "sse" : "websocket" });
+        if (way === "sse" && mine === dialled) ping();
       },
       onPong: () => {
         if (mine === dialled) clear("pong");
@@ -295,7 +298,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     try {
       wire = way === "sse" ? eventStream(target, ear) : webSocket(target, ear, way === "plain");
     } catch (error) {
-      onEnd({ reason: String(error), isFinal: error instanceof SyntaxError }); // no such URL
+      onEnd({ reason: String(error), isFinal: (error as Error).name === "SyntaxError" }); // no such URL
     }
   };
 

@@ -1,0 +1,124 @@
+/** What the application does when it is called is its own affair: the connection goes on. */
+import { expect, test, vi } from "vitest";
+import type { Subscription } from "../src/socket.js";
+import { connected, listen, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
+
+useScriptedWorld();
+
+const callbacks = ["onNotification", "onState", "onGap", "onPresence"] as const;
+type Callback = (typeof callbacks)[number];
+
+/** Everything that can be told, on one connection; `act` is what the named callback does. */
+async function tellAll(name: Callback, act: (subscription: Subscription) => void) {
+  const listener: ReturnType<typeof listen> = listen({
+    after: "c0",
+    [name]: () => act(listener.subscription),
+  });
+  await settle();
+  const socket = ScriptedSocket.all[0];
+  if (!socket || socket.isClosed) return listener;
+  socket.accept().control("presence", { event: "state", users: [] });
+  socket.notify("c1").subscribed("c1", false).notify("c2").end(1006);
+  await settle();
+  return listener;
+}
+
+test.each(callbacks)("%s that throws is reported, and nothing is lost", async (name) => {
+  const reports: unknown[] = [];
+  const { setTimeout: later } = globalThis;
+  vi.stubGlobal("setTimeout", (then: () => void, ms?: number) =>
+    later(() => {
+      try {
+        then();
+      } catch (error) {
+        reports.push(error);
+      }
+    }, ms),
+  );
+  let thrown = 0;
+  const { notifications, statuses, gaps, presence } = await tellAll(name, () => {
+    throw new Error(`${++thrown} of the application`);
+  });
+  expect(notifications).toEqual(["c1", "c2"]);
+  expect(statuses()).toEqual(["connecting", "open", "waiting"]);
+  expect([gaps.length, presence.length]).toEqual([1, 1]);
+  await pass(1);
+  expect(thrown).toBeGreaterThan(0);
+  expect(reports).toHaveLength(thrown);
+});
+
+test.each(callbacks)("%s may close, and nothing is called any more", async (name) => {
+  let count = 0;
+  const { subscription, ...told } = await tellAll(name, (subscription) => {
+    count++;
+    subscription.close();
+  });
+  const before = JSON.stringify(told);
+  await pass(600_000);
+  expect(count).toBe(1);
+  expect(JSON.stringify(told)).toBe(before);
+  expect(subscription.state.status).toBe("closed");
+  expect(ScriptedSocket.all).toHaveLength(1 - Number(name === "onState"));
+});
+
+test.each(callbacks)("%s may reconnect, and there is one connection then", async (name) => {
+  let count = 0;
+  await tellAll(name, (subscription) => {
+    if (++count === 1) subscription.reconnect();
+  });
+  await pass(1000); // if what it dialled was ended
+  const { length } = ScriptedSocket.all;
+  for (const socket of ScriptedSocket.all.slice(0, -1)) expect(socket.isClosed).toBe(true);
+  expect(ScriptedSocket.last.isClosed).toBe(false);
+  ScriptedSocket.last.accept();
+  await pass(20_000);
+  expect(ScriptedSocket.all).toHaveLength(length);
+});
+
+/** A replay that was cut three times: a gap that the loss of the connection itself tells. */
+async function cutReplays(act: (subscription: Subscription) => void) {
+  const listener: ReturnType<typeof listen> = listen({ after: "c0", onGap: () => act(listener.subscription) });
+  for (let cut = 1; cut <= 3; cut++) {
+    await pass(4000);
+    ScriptedSocket.last.accept().notify(`c${cut}`).end(1006);
+  }
+  await settle();
+  expect(listener.gaps).toHaveLength(1);
+  return listener;
+}
+
+test("who closes when a connection is lost is not connected again", async () => {
+  const { subscription, statuses } = await cutReplays((subscription) => subscription.close());
+  const dialled = ScriptedSocket.all.length;
+  await pass(60_000);
+  expect(ScriptedSocket.all).toHaveLength(dialled);
+  expect(subscription.state.status).toBe("closed");
+  expect(statuses().at(-1)).toBe("open");
+});
+
+test("who reconnects when a connection is lost is connected once", async () => {
+  const { subscription } = await cutReplays((subscription) => subscription.reconnect());
+  ScriptedSocket.last.accept();
+  const dialled = ScriptedSocket.all.length;
+  await pass(20_000);
+  expect(ScriptedSocket.all).toHaveLength(dialled);
+  expect(subscription.state.status).toBe("open");
+});
+
+test("who reconnects when it is open has closed the old connection first", async () => {
+  const { socket, subscription } = await connected();
+  socket.notify("c1");
+  subscription.reconnect();
+  expect(socket.isClosed).toBe(true);
+  await settle();
+  expect(ScriptedSocket.last.after).toBe("c1");
+});
+
+test("to close twice, or to reconnect after it, is nothing", async () => {
+  const { subscription } = await connected();
+  subscription.close();
+  subscription.close();
+  subscription.reconnect();
+  await pass(60_000);
+  expect(ScriptedSocket.all).toHaveLength(1);
+});

@@ -1,0 +1,99 @@
+/** Whether the other side lives. PROTOCOL.md, "Clients". */
+import { expect, test, vi } from "vitest";
+import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+
+useScriptedWorld();
+
+test("it pings every 30 s", async () => {
+  const { socket, subscription } = await connected();
+  for (let count = 1; count <= 5; count++) {
+    await pass(29_999);
+    expect(socket.pings).toBe(count - 1);
+    await pass(1);
+    expect(socket.pings).toBe(count);
+    socket.text("pong");
+  }
+  expect(subscription.state.status).toBe("open");
+});
+
+test("no pong within 10 s means dead, whatever else comes", async () => {
+  const { socket, subscription } = await connected();
+  await pass(30_000);
+  socket.notify("c1");
+  await pass(9_999);
+  expect(subscription.state.status).toBe("open");
+  await pass(1);
+  expect(subscription.state).toMatchObject({ status: "waiting", error: { retriable: true } });
+  expect(socket.isClosed).toBe(true);
+  await pass(1000);
+  expect(ScriptedSocket.last.after).toBe("c1");
+});
+
+test("what is dead says nothing any more", async () => {
+  const { socket, notifications, statuses } = await connected();
+  const hear = socket.onmessage;
+  const close = socket.onclose;
+  await pass(40_000);
+  hear?.({ data: '{"type":"a.b","data":{},"cursor":"late"}' });
+  close?.({ code: 4501, reason: "" });
+  expect(notifications).toEqual([]);
+  expect(statuses()).toEqual(["connecting", "open", "waiting"]);
+});
+
+test("a machine that slept asks first, before it takes silence for death", async () => {
+  const { socket, subscription } = await connected();
+  await pass(30_000);
+  expect(socket.pings).toBe(1);
+  vi.setSystemTime(Date.now() + 3_600_000); // the timers stood still, the clock did not
+  await pass(10_000);
+  expect(socket.pings).toBe(2);
+  expect(subscription.state.status).toBe("open");
+  socket.text("pong"); // the connection has outlived the sleep
+  await pass(10_000);
+  expect(subscription.state.status).toBe("open");
+});
+
+test("and when nothing answers, it comes back", async () => {
+  const { subscription } = await connected();
+  await pass(30_000);
+  vi.setSystemTime(Date.now() + 3_600_000);
+  await pass(20_000);
+  expect(subscription.state.status).toBe("waiting");
+});
+
+test("a handshake that nothing answers is given up after 10 s for the next way", async () => {
+  listen();
+  await settle();
+  await pass(10_000);
+  expect(ScriptedSocket.all.map(({ protocols }) => protocols)).toEqual([["synap.v1"], []]);
+  expect(ScriptedSocket.all[0]?.isClosed).toBe(true);
+  await pass(10_000);
+  expect(ScriptedStream.all).toHaveLength(1);
+  await pass(10_000);
+  expect(ScriptedStream.last.isAborted).toBe(true);
+});
+
+test("a stream is dead when not even a comment comes for 30 s", async () => {
+  ScriptedSocket.areBlocked = true;
+  const { subscription } = listen({ token: "t" });
+  await settle();
+  const stream = ScriptedStream.last.accept();
+  for (let count = 0; count < 8; count++) {
+    await pass(15_000);
+    stream.write(":\n\n");
+  }
+  await pass(29_999);
+  expect(subscription.state.status).toBe("open");
+  await pass(1);
+  expect(subscription.state.status).toBe("waiting");
+  expect(stream.isAborted).toBe(true);
+});
+
+test("also one that has never said anything", async () => {
+  ScriptedSocket.areBlocked = true;
+  const { subscription } = listen({ token: "t" });
+  await settle();
+  ScriptedStream.last.accept();
+  await pass(30_000);
+  expect(subscription.state.status).toBe("waiting");
+});
