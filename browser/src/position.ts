@@ -5,10 +5,14 @@ const SEEN_IDS = 4096;
 /** After so many replays in a row that were cut, the next begins where the last one ended. */
 const CUT_REPLAYS = 3;
 
+export const isCursor = (value: unknown): value is string =>
+  typeof value === "string" && /^[\w-]{1,64}$/.test(value);
+
 export class Position {
   /** The furthest that has come. */
   cursor: string | undefined;
   private resume: string | undefined;
+  private readonly hasStart: boolean;
   private isTold = true;
   private cutReplays = 0;
   private connections = 0;
@@ -17,6 +21,7 @@ export class Position {
   /** @param start where to begin: a cursor, `earliest`, `latest`, or nothing for the room's own. */
   constructor(private readonly start: string | undefined) {
     if (start !== "earliest" && start !== "latest") this.resume = start;
+    this.hasStart = !!this.resume;
   }
 
   /** What to ask the server for. */
@@ -26,7 +31,7 @@ export class Position {
 
   /** A first listener without a cursor has nothing to miss. */
   get tellsGaps(): boolean {
-    return this.connections > 1 || this.resume !== undefined;
+    return this.connections > 1 || this.hasStart;
   }
 
   /** @param speaksV1 the server will say when the replay is over, and whether something is gone. */
@@ -58,7 +63,7 @@ export class Position {
   }
 
   moveTo(cursor: unknown): void {
-    if (typeof cursor !== "string" || !/^[\w-]{1,64}$/.test(cursor)) return;
+    if (!isCursor(cursor)) return;
     this.cursor = cursor;
     if (this.isTold) this.resume = cursor;
   }

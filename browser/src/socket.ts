@@ -1,6 +1,6 @@
 /** A subscription to one room: connected, resumed, renewed, until it is closed. */
 import { Backoff } from "./backoff.js";
-import { Position } from "./position.js";
+import { isCursor, Position } from "./position.js";
 import type { ControlFrame, Delivered, Failure } from "./protocol.js";
 import type { NotificationMessage } from "./message.js";
 import { eventStream, webSocket, type Ear, type Target, type Wire } from "./transports.js";
@@ -127,7 +127,7 @@ function call<T>(callback: ((value: T) => void) | undefined, value: T): void {
  * ```
  */
 export function subscribe(room: string, options: SubscribeOptions = {}): Subscription {
-  const { attempts = 5, acknowledge = true, persist, device } = options;
+  const { attempts = 5, persist, device } = options;
   const base = baseOf(options.url);
   const backoff = new Backoff(attempts);
   const key = `synap:${base}:${room}`;
@@ -139,7 +139,9 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   let prefersSse = false;
   let isFinal = false;
   let isClosed = false;
+  let acknowledges = false; // on this connection
   let acknowledged: string | undefined;
+  let received: string | undefined; // the cursor of the last notification
   let sentPing = 0;
   const timers: Partial<Record<"open" | "dial" | "ping" | "pong" | "ack" | "save", ReturnType<typeof setTimeout>>> = {};
 
@@ -161,20 +163,20 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   // ---- what is kept over reloads ----
 
-  const storage: CursorStorage | undefined =
-    persist === true ? (globalThis as { localStorage?: CursorStorage }).localStorage : persist || undefined;
-  const save = () => {
+  // A storage may be full or forbidden, and may say so at once or later: then it is not kept.
+  let storage: CursorStorage | undefined;
+  try {
+    storage = persist === true ? (globalThis as { localStorage?: CursorStorage }).localStorage : persist || undefined;
+  } catch {}
+  const save = async () => {
     clear("save");
     try {
-      if (position.cursor) void storage?.setItem(key, position.cursor);
-    } catch {
-      // A full or forbidden storage: then it is not kept.
-    }
+      if (position.cursor) await storage?.setItem(key, position.cursor);
+    } catch {}
   };
   const saved = async () => {
-    if (!storage || options.after) return;
-    const found = await storage.getItem(key);
-    if (found) position = new Position(found);
+    const found = options.after ? undefined : await storage?.getItem(key);
+    if (isCursor(found)) position = new Position(found);
   };
   const ready = saved().catch(() => undefined);
 
@@ -204,14 +206,13 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     become({ status: "waiting", error, attempt: backoff.count, delayMs });
   };
 
+  const acknowledge = () => {
+    if (!acknowledges || received === acknowledged) return;
+    acknowledged = received;
+    wire?.send(JSON.stringify({ action: "ack", cursor: received }));
+  };
   const acknowledgeSoon = () => {
-    if (!acknowledge || wire?.kind !== "websocket" || timers.ack) return;
-    const { cursor } = position;
-    if (!cursor || cursor === acknowledged) return;
-    later("ack", ACK_EVERY_MS, () => {
-      acknowledged = position.cursor;
-      wire?.send(JSON.stringify({ action: "ack", cursor: acknowledged }));
-    });
+    if (!timers.ack) later("ack", ACK_EVERY_MS, acknowledge);
   };
 
   const ping = (patienceMs = PONG_WITHIN_MS) => {
@@ -232,6 +233,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   const obey = ({ control, data }: ControlFrame) => {
     if (control === "synap.subscribed") {
       position.told(data.cursor);
+      acknowledgeSoon(); // the last connection may have ended before it could be said
       if (data.recovered === false && position.tellsGaps) call(options.onGap, room);
       later("save", 0, save);
     } else if (control === "synap.presence") {
@@ -246,6 +248,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   const hear = (notification: Delivered) => {
     position.moveTo(notification.cursor);
+    received = position.cursor;
     if (position.isNew(notification)) call(options.onNotification, notification as NotificationMessage);
     if (isClosed) return;
     acknowledgeSoon();
@@ -277,6 +280,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
         if (mine !== dialled) return;
         clear("open");
         openedAt = Date.now();
+        acknowledges = options.acknowledge !== false && speaksV1 && way !== "sse";
         acknowledged = undefined;
         prefersSse = way === "sse";
         position.connected(speaksV1);
@@ -317,7 +321,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       const ways: ("v1" | "plain" | "sse")[] = prefersSse ? ["sse", "v1"] : ["v1", "sse"];
       // Who has a token speaks to a server of ours. A report's server knows no subprotocol, and a browser
       // refuses one that answers without it.
-      if (!token && !presence) ways.splice(1, 0, "plain");
+      if (!token && !presence) ways.splice(ways.indexOf("v1") + 1, 0, "plain");
       connect(target, ways);
     })().catch((error: unknown) => {
       if (mine === dialled) lost({ reason: `no token: ${error instanceof Error ? error.message : String(error)}` });
@@ -336,7 +340,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   };
   const onVisible = () => {
     if (document.visibilityState === "visible") wake();
-    else save();
+    else void save();
   };
   const events: [EventTarget | undefined, string, () => void][] = [
     [globalThis.window, "online", wake],
@@ -365,9 +369,8 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     close: () => {
       if (isClosed) return;
       isClosed = true;
-      if (acknowledge && position.cursor && position.cursor !== acknowledged && wire?.kind === "websocket")
-        wire.send(JSON.stringify({ action: "ack", cursor: position.cursor }));
-      save();
+      acknowledge();
+      void save();
       for (const name of Object.keys(timers) as (keyof typeof timers)[]) clear(name);
       drop();
       for (const [target, name, listener] of events) target?.removeEventListener?.(name, listener);

@@ -1,0 +1,207 @@
+/** Nothing lost, nothing doubled, and a gap is told. PROTOCOL.md, "Subscribing" and "Clients". */
+import { describe, expect, test } from "vitest";
+import { Position } from "../src/position.js";
+import { connected, notification, pass, ScriptedSocket, useScriptedWorld } from "./world.js";
+
+useScriptedWorld();
+
+/** The next connection after the present one was lost. */
+async function next(): Promise<ScriptedSocket> {
+  ScriptedSocket.last.end(1006);
+  await pass(20_000);
+  return ScriptedSocket.last.accept();
+}
+
+describe("it resumes", () => {
+  test("from its last notification", async () => {
+    const { socket, subscription } = await connected();
+    socket.subscribed("c1").notify("c2", "c3");
+    expect((await next()).after).toBe("c3");
+    expect(subscription.cursor).toBe("c3");
+  });
+
+  test("from what the server said when the replay was over, if nothing came after it", async () => {
+    const { socket } = await connected();
+    socket.notify("c1").subscribed("c2");
+    expect((await next()).after).toBe("c2");
+  });
+
+  test.each([undefined, "earliest", "latest"])("from its start as long as it has no cursor: %s", async (after) => {
+    await connected({ after });
+    expect((await next()).after).toBe(after ?? null);
+  });
+
+  test("a replay that was cut from where it began, because only its end tells of gaps", async () => {
+    await connected({ after: "c0" });
+    ScriptedSocket.last.notify("c1");
+    const second = await next();
+    expect(second.after).toBe("c0");
+    second.notify("c1", "c2").subscribed("c2");
+    expect((await next()).after).toBe("c2");
+  });
+
+  test("and when it is cut time after time, from where it has come; that is told", async () => {
+    const { gaps, notifications } = await connected({ after: "c0", attempts: 9 });
+    ScriptedSocket.last.notify("c1");
+    (await next()).notify("c1", "c2");
+    (await next()).notify("c1", "c2", "c3");
+    expect(gaps).toEqual([]);
+    const fourth = await next();
+    expect([fourth.after, gaps, notifications]).toEqual(["c3", ["user_1"], ["c1", "c2", "c3"]]);
+    fourth.notify("c4");
+    expect((await next()).after).toBe("c3"); // counted anew
+  });
+
+  test("from every notification, where the server says no more than these", async () => {
+    const { socket } = await connected();
+    socket.end(1006);
+    await pass(1000);
+    ScriptedSocket.last.end(1006);
+    await pass(1000);
+    ScriptedSocket.last.accept("").notify("c1", "c2");
+    ScriptedSocket.last.end(1006);
+    await pass(2000);
+    expect(ScriptedSocket.last.after).toBe("c2");
+  });
+
+  test.each(["", "ü", "a b", "x".repeat(65), 7, null])("and what is no cursor moves nothing: %j", async (cursor) => {
+    const { socket, subscription } = await connected();
+    socket.notify("c1").say(notification("c2", { cursor })).control("subscribed", { cursor });
+    expect(subscription.cursor).toBe("c1");
+  });
+});
+
+describe("an id that was seen", () => {
+  test("is dropped, also on the next connection; the position moves on", async () => {
+    const { socket, notifications, subscription } = await connected();
+    socket.subscribed("c0").notify("c1", "c2", "c1").say(notification("c3", { id: "c2" }));
+    expect(subscription.cursor).toBe("c3");
+    (await next()).notify("c2", "c4");
+    expect(notifications).toEqual(["c1", "c2", "c4"]);
+  });
+
+  test("none is always new", () => {
+    const position = new Position(undefined);
+    const nameless = { type: "a", data: {} };
+    expect([position.isNew(nameless), position.isNew(nameless)]).toEqual([true, true]);
+  });
+
+  test("is remembered for as long as 4,096 others have not come", () => {
+    const position = new Position(undefined);
+    const isNew = (id: number) => position.isNew({ type: "a", data: {}, id: String(id) });
+    for (let id = 0; id < 4096; id++) expect(isNew(id)).toBe(true);
+    expect(isNew(0)).toBe(false);
+    expect(isNew(4096)).toBe(true);
+    expect(isNew(1)).toBe(false);
+    expect(isNew(0)).toBe(true);
+  });
+});
+
+describe("`recovered: false`", () => {
+  test("is told after a connection that was lost, and the listener goes on", async () => {
+    const { socket, gaps, notifications } = await connected();
+    socket.subscribed("c1");
+    (await next()).notify("c8").subscribed("c8", false).notify("c9");
+    expect(gaps).toEqual(["user_1"]);
+    expect(notifications).toEqual(["c8", "c9"]);
+  });
+
+  test("is told to who came with a cursor", async () => {
+    const { socket, gaps } = await connected({ after: "c1" });
+    socket.subscribed("c9", false);
+    expect(gaps).toEqual(["user_1"]);
+  });
+
+  test.each([undefined, "earliest", "latest"])("is not told to a first listener: %s", async (after) => {
+    const { socket, gaps } = await connected({ after });
+    socket.notify("c1").subscribed("c1", false);
+    expect(gaps).toEqual([]);
+  });
+
+  test("`true` is no news", async () => {
+    const { gaps } = await connected({ after: "c1" });
+    (await next()).subscribed("c9");
+    expect(gaps).toEqual([]);
+  });
+});
+
+test.each([
+  "",
+  "x",
+  "[]",
+  "null",
+  '"a"',
+  "{}",
+  '{"type":"a"}',
+  '{"type":"a","data":[]}',
+  '{"type":7,"data":{}}',
+  '{"type":"synap.of.the.future","data":{}}',
+  new ArrayBuffer(8),
+])("what this version does not know is passed over: %s", async (message) => {
+  const { socket, notifications, subscription } = await connected();
+  socket.text(message).notify("c1");
+  expect(notifications).toEqual(["c1"]);
+  expect(subscription.state.status).toBe("open");
+});
+
+describe("what was received is acknowledged", () => {
+  const ack = (cursor: string) => ({ action: "ack", cursor });
+
+  test("at most every half second, the last of all", async () => {
+    const { socket } = await connected();
+    socket.notify("c1", "c2");
+    await pass(499);
+    socket.notify("c3");
+    expect(socket.actions).toEqual([]);
+    await pass(1);
+    expect(socket.actions).toEqual([ack("c3")]);
+    socket.notify("c4");
+    await pass(500);
+    await pass(5000);
+    expect(socket.actions).toEqual([ack("c3"), ack("c4")]);
+  });
+
+  test("at once when it closes, unless it was already", async () => {
+    const { socket, subscription } = await connected();
+    socket.notify("c1");
+    subscription.close();
+    expect(socket.actions).toEqual([ack("c1")]);
+    const other = await connected();
+    other.socket.notify("c1");
+    await pass(500);
+    other.subscription.close();
+    expect(other.socket.actions).toEqual([ack("c1")]);
+  });
+
+  test("on the next connection, when the last one ended before it could be said", async () => {
+    const { socket } = await connected();
+    socket.notify("c1");
+    const second = await next();
+    second.subscribed("c1");
+    await pass(500);
+    expect(second.actions).toEqual([ack("c1")]);
+  });
+
+  test("but nothing that was never handed over", async () => {
+    const { socket, subscription } = await connected({ after: "latest" });
+    socket.subscribed("c7");
+    await pass(1000);
+    subscription.close();
+    expect(socket.actions).toEqual([]);
+  });
+
+  test("not if the application does it itself, and not to a server that knows no such thing", async () => {
+    const { socket, subscription } = await connected({ acknowledge: false });
+    socket.notify("c1");
+    await pass(1000);
+    subscription.close();
+    expect(socket.sent).toEqual([]);
+    const plain = await connected();
+    plain.socket.end(1006);
+    await pass(1000);
+    ScriptedSocket.last.accept("").notify("c1");
+    await pass(1000);
+    plain.subscription.close();
+    expect(ScriptedSocket.last.sent).toEqual([]);
+  });
+});
