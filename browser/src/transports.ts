@@ -106,17 +106,18 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
     const { done, value } = await reader.read();
     if (done || signal.aborted) return { reason: "the stream ended", askedMs };
     ear.onPong(); // also a comment line says that the server lives
-    const events = (rest + value).split("\n\n");
+    const events = (rest + value).split(/\r?\n\r?\n/);
     rest = events.pop() as string;
     for (const event of events) {
       const fields: Record<string, string> = {};
-      for (const line of event.split("\n")) {
-        const [, name, text] = /^(\w+): ?(.*)$/.exec(line) ?? [];
+      for (const line of event.split(/\r?\n/)) {
+        const [, name, text] = /^(\w+): ?(.*)$/s.exec(line) ?? []; // JSON may hold U+2028
         if (name) fields[name] = text as string;
       }
       const { data, event: control, retry } = fields;
       if (control === "synap.closing" && retry) askedMs = Number(retry);
-      const message = control ? read(`{"type":"${control}","data":${data}}`) : read(data);
+      // Only our server's own events have names.
+      const message = read(control ? /^synap\./.test(control) && `{"type":"${control}","data":${data}}` : data);
       if (message && !signal.aborted) ear.onMessage(message);
     }
   }

@@ -1,0 +1,239 @@
+/** A WebSocket where there may be one, else Server-Sent Events. PROTOCOL.md, "Subscribing". */
+import { describe, expect, test } from "vitest";
+import type { SubscribeOptions } from "../src/socket.js";
+import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+
+useScriptedWorld();
+
+/** A listener that had to take the stream, which is open. */
+async function streaming(options: SubscribeOptions = {}) {
+  ScriptedSocket.areBlocked = true;
+  const listener = listen({ token: "t", ...options });
+  await settle();
+  const stream = ScriptedStream.last.accept();
+  await settle();
+  return { ...listener, stream };
+}
+
+const offers = () => ScriptedSocket.all.map(({ protocols }) => protocols.join(" "));
+
+describe("the ways", () => {
+  test("without a token: our own protocol, then none, then a stream, in one attempt", async () => {
+    ScriptedSocket.areBlocked = true;
+    const { statuses, subscription } = listen();
+    await settle();
+    expect(offers()).toEqual(["synap.v1", ""]);
+    expect(ScriptedStream.all).toHaveLength(1);
+    ScriptedStream.last.accept();
+    await settle();
+    expect(statuses()).toEqual(["connecting", "open"]);
+    expect(subscription.state.transport).toBe("sse");
+  });
+
+  test("with a token, it is never shown to a server that does not speak our protocol", async () => {
+    await streaming();
+    expect(offers()).toEqual(["synap.v1 bearer.t"]);
+    expect(ScriptedStream.last.url).toBe("https://rooms.example/rooms/user_1/events");
+    expect(ScriptedStream.last.init.headers).toEqual({ Accept: "text/event-stream", Authorization: "Bearer t" });
+  });
+
+  test("who wants presence needs our protocol", async () => {
+    await streaming({ token: null, presence: true });
+    expect(offers()).toEqual(["synap.v1"]);
+  });
+
+  test("a report's server is spoken to in its way", async () => {
+    const { subscription, notifications } = listen();
+    await settle();
+    ScriptedSocket.last.end(1006); // a browser refuses an answer without the subprotocol
+    await settle();
+    ScriptedSocket.last.accept("").notify("c1");
+    expect(subscription.state).toEqual({ status: "open", transport: "websocket" });
+    expect(notifications).toEqual(["c1"]);
+    expect(ScriptedStream.all).toHaveLength(0);
+  });
+
+  test("a connection that was open and is lost is no reason for another way", async () => {
+    const { socket } = await connected();
+    socket.end(1006);
+    await settle();
+    expect(ScriptedSocket.all).toHaveLength(1);
+    expect(ScriptedStream.all).toHaveLength(0);
+  });
+
+  test("what a stream answers is the last word", async () => {
+    ScriptedSocket.areBlocked = true;
+    const { subscription } = listen({ token: "t" });
+    await settle();
+    ScriptedStream.last.refuse(403, { error: "Forbidden", details: "not this room", code: "forbidden" });
+    await settle();
+    const error = { message: "not this room", code: 403, retriable: false };
+    expect(subscription.state).toMatchObject({ status: "closed", error });
+    await pass(60_000);
+    expect(ScriptedSocket.all).toHaveLength(1);
+  });
+
+  test.each([400, 401, 404, 405, 413, 426])("%i is final", async (status) => {
+    ScriptedSocket.areBlocked = true;
+    const { subscription } = listen({ token: "t" });
+    await settle();
+    ScriptedStream.last.refuse(status, "<html>");
+    await settle();
+    expect(subscription.state.status).toBe("closed");
+    expect(subscription.state.error?.message).toBe(`the server answered ${status}`);
+  });
+
+  test.each([408, 425, 429, 500, 502, 503])("%i is not", async (status) => {
+    ScriptedSocket.areBlocked = true;
+    const { subscription } = listen({ token: "t" });
+    await settle();
+    ScriptedStream.last.refuse(status, { error: "x" });
+    await settle();
+    expect(subscription.state).toMatchObject({ status: "waiting", error: { code: status, retriable: true } });
+  });
+});
+
+describe("what is remembered", () => {
+  test("a stream that was open is tried first, and a WebSocket if it fails", async () => {
+    const { stream } = await streaming();
+    stream.end();
+    await pass(1000);
+    expect(ScriptedStream.all).toHaveLength(2);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    ScriptedSocket.areBlocked = false;
+    ScriptedStream.last.refuse(503);
+    await settle();
+    ScriptedSocket.last.accept();
+    ScriptedSocket.last.end(1006);
+    await pass(2000);
+    expect(ScriptedSocket.all).toHaveLength(3);
+    expect(ScriptedStream.all).toHaveLength(2);
+  });
+
+  test("our own protocol comes before none, also after a stream", async () => {
+    const { stream } = await streaming({ token: null });
+    stream.end();
+    await pass(1000);
+    ScriptedStream.last.refuse(503);
+    await settle();
+    expect(offers()).toEqual(["synap.v1", "", "synap.v1", ""]);
+  });
+
+  test("when nothing works, nothing is", async () => {
+    const { stream } = await streaming();
+    ScriptedStream.areBlocked = true;
+    stream.end();
+    await pass(1000);
+    expect([ScriptedSocket.all.length, ScriptedStream.all.length]).toEqual([2, 2]);
+    ScriptedSocket.areBlocked = false;
+    await pass(2000);
+    ScriptedSocket.last.accept();
+    expect([ScriptedSocket.all.length, ScriptedStream.all.length]).toEqual([3, 2]);
+  });
+
+  test("a server without our protocol is asked for it anew each time", async () => {
+    listen();
+    await settle();
+    ScriptedSocket.last.end(1006);
+    await settle();
+    ScriptedSocket.last.accept("").end(1006);
+    await pass(1000);
+    expect(offers()).toEqual(["synap.v1", "", "synap.v1"]);
+  });
+});
+
+describe("a stream", () => {
+  const events =
+    ":\n\nretry: 1000\n\n" +
+    'id: c1\ndata: {"id":"1","type":"a.b","data":{"text":"é 😀 \u2028 \\n"},"cursor":"c1"}\n\n' +
+    'event: synap.subscribed\nid: c1\ndata: {"room":"user_1","cursor":"c1","replayed":1,"recovered":false}\n\n' +
+    ":\n\n" +
+    'id:c2\ndata:{"id":"2","type":"a.b","data":{},"cursor":"c2"}\n\n';
+  const bytes = new TextEncoder().encode(events);
+
+  async function check(pieces: Uint8Array[]) {
+    const texts: unknown[] = [];
+    const { stream, notifications, gaps, subscription } = await streaming({
+      after: "c0",
+      onNotification: ({ data }) => void texts.push(data.text),
+    });
+    stream.bytes(...pieces);
+    await settle();
+    expect(notifications).toEqual(["c1", "c2"]);
+    expect(texts[0]).toBe("é 😀 \u2028 \n");
+    expect(gaps).toEqual(["user_1"]);
+    subscription.close();
+    expect(stream.isAborted).toBe(true);
+  }
+
+  test("may come in one piece", () => check([bytes]));
+  test("may come byte by byte", () => check(Array.from(bytes, (byte) => Uint8Array.of(byte))));
+  test("may be cut anywhere", async () => {
+    for (let place = 1; place < bytes.length; place++) {
+      await check([bytes.slice(0, place), bytes.slice(place)]);
+      ScriptedSocket.all = [];
+      ScriptedStream.all = [];
+    }
+  });
+  test.each(["one piece", "bytes"])("may have lines that end with CRLF, as a proxy may like them: in %s", (how) => {
+    const changed = new TextEncoder().encode(events.replaceAll("\n", "\r\n"));
+    return check(how === "bytes" ? Array.from(changed, (byte) => Uint8Array.of(byte)) : [changed]);
+  });
+
+  test("what is no event of ours is passed over", async () => {
+    const { stream, notifications, subscription } = await streaming();
+    stream.write('data\n\nevent: x\ndata: {}\n\nevent: synap.new\n\ndata: {\n\n\n\n\nid: 7\n\nfoo: bar\ndata: []\n\n');
+    stream.write('unknown: 1\nid: c1\ndata: {"type":"a","data":{},"cursor":"c1"}\n\n');
+    await settle();
+    expect(notifications).toEqual(["c1"]);
+    expect(subscription.state.status).toBe("open");
+  });
+
+  test("an event that was cut off by the end is none", async () => {
+    const { stream, notifications } = await streaming();
+    stream.write('data: {"type":"a","data":{},"cursor":"c1"}\n').end();
+    await settle();
+    expect(notifications).toEqual([]);
+  });
+
+  test("that ends is asked for again, from its last notification", async () => {
+    const { stream, subscription } = await streaming();
+    stream.write('data: {"type":"a","data":{},"cursor":"c1"}\n\n').end();
+    await settle();
+    expect(subscription.state).toMatchObject({ status: "waiting", delayMs: 1000 });
+    await pass(1000);
+    expect(ScriptedStream.last.after).toBe("c1");
+  });
+
+  test("that drains says when to come back", async () => {
+    const { stream, subscription } = await streaming();
+    stream.write('retry: 9999\n\nevent: synap.closing\nretry: 77\ndata: {"code":4012,"reconnectAfterMs":77}\n\n').end();
+    await settle();
+    expect(subscription.state.delayMs).toBe(77);
+  });
+
+  test("the `retry` of any other event is a browser's own affair", async () => {
+    const { stream, subscription } = await streaming();
+    stream.write("retry: 9999\n\n").end();
+    await settle();
+    expect(subscription.state.delayMs).toBe(1000);
+  });
+
+  test("takes nothing and acknowledges nothing", async () => {
+    const { stream, subscription } = await streaming();
+    stream.write('data: {"type":"a","data":{},"cursor":"c1"}\n\n');
+    subscription.send("hello");
+    await pass(1000);
+    subscription.close();
+    expect(ScriptedSocket.all.flatMap(({ sent }) => sent)).toEqual([]);
+  });
+
+  test("says nothing after the end", async () => {
+    const listener = await streaming({ onNotification: () => listener.subscription.close() });
+    const one = (cursor: string) => `data: {"type":"a","data":{},"cursor":"${cursor}"}\n\n`;
+    listener.stream.write(one("c1") + one("c2"));
+    await settle();
+    expect(listener.notifications).toEqual(["c1"]);
+    expect(listener.statuses()).toEqual(["connecting", "open"]);
+  });
+});
