@@ -109,7 +109,7 @@ function baseOf(url: string | undefined): string {
 }
 
 /** What a callback throws is the application's: it is reported, and the connection goes on. */
-function call<T>(callback: ((value: T) => void) | undefined, value: T): void {
+export function call<T>(callback: ((value: T) => void) | undefined, value: T): void {
   try {
     callback?.(value);
   } catch (error) {

@@ -1,7 +1,7 @@
 /** One connection for several tabs: who holds the lock listens, and tells the others. */
 import { Position } from "./position.js";
 import type { NotificationMessage } from "./message.js";
-import { subscribe, type Presence, type State, type SubscribeOptions, type Subscription } from "./socket.js";
+import { call, subscribe, type Presence, type State, type SubscribeOptions, type Subscription } from "./socket.js";
 
 /** So many notifications are kept for a tab that comes later. */
 const KEPT = 500;
@@ -11,12 +11,22 @@ const ANSWER_WITHIN_MS = 2_000;
 /** What tabs say to each other. */
 type Word =
   | { hello: string }
-  | { to: string; state: State; kept: NotificationMessage[]; isAll: boolean }
+  | ({ to: string } & Answer)
+  | { leads: true }
   | { notification: NotificationMessage }
   | { state: State }
   | { gap: true }
   | { presence: Presence }
-  | { say: string };
+  | { say: string }
+  | { dial: true };
+
+/** What a tab that comes later is told. */
+interface Answer {
+  state: State;
+  kept: NotificationMessage[];
+  isAll: boolean;
+  cursor: string | undefined;
+}
 
 /**
  * As `subscribe`, with one connection for all tabs of this origin that ask for the same room with the same
@@ -34,7 +44,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   const stop = new AbortController();
   // Of a request's room everything is wanted, of another what comes from now on: the tab that leads has heard
   // what waited for the user.
-  const wants = options.after ?? (room.startsWith("request_") ? "earliest" : "latest");
+  let wants = options.after ?? (room.startsWith("request_") ? "earliest" : "latest");
   const position = new Position(options.after);
   let inner: Subscription | undefined; // who has one leads, or stands alone
   let isLeader = false;
@@ -44,14 +54,18 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   let early: NotificationMessage[] | undefined = []; // what came before the answer to our hello
   let release = () => {};
 
+  const say = (word: Word) => {
+    if (!stop.signal.aborted) channel.postMessage(word);
+  };
   const tell = (word: Word) => {
-    if (isLeader) channel.postMessage(word);
+    if (isLeader) say(word);
   };
   const become = (next: State) => {
     state = next;
-    options.onState?.(next);
+    call(options.onState, next);
   };
   const hear = (notification: NotificationMessage) => {
+    if (stop.signal.aborted) return;
     position.moveTo(notification.cursor);
     if (!position.isNew(notification as never)) return;
     kept.push(notification);
@@ -59,7 +73,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
       kept.shift();
       isAll = false;
     }
-    options.onNotification?.(notification);
+    call(options.onNotification, notification);
   };
 
   /** Listen ourselves, from where we have come. */
@@ -89,7 +103,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     });
   };
 
-  const take = (answer: { state: State; kept: NotificationMessage[]; isAll: boolean }) => {
+  const take = (answer: Answer) => {
     const place = answer.kept.findIndex(({ cursor }) => cursor === wants);
     if (wants === "earliest" ? !answer.isAll : wants !== "latest" && place < 0) return listen();
     const live = early ?? [];
@@ -97,13 +111,15 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     become(answer.state);
     if (wants !== "latest") answer.kept.slice(place + 1).forEach(hear);
     live.forEach(hear);
+    position.moveTo(answer.cursor); // should this tab lead before anything else comes
   };
 
   channel.onmessage = ({ data }: MessageEvent<Word>) => {
     if (stop.signal.aborted) return;
     if (isLeader) {
-      if ("hello" in data) tell({ to: data.hello, state: plain(state), kept, isAll });
+      if ("hello" in data) tell({ to: data.hello, state: plain(state), kept, isAll, cursor: inner?.cursor });
       else if ("say" in data) inner?.send(data.say);
+      else if ("dial" in data) inner?.reconnect();
     } else if (!inner) {
       if ("to" in data) {
         if (data.to === me && early) take(data);
@@ -112,26 +128,31 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
         else hear(data.notification);
       } else if (early) return;
       else if ("state" in data) become(data.state);
-      else if ("gap" in data) options.onGap?.(room);
-      else if ("presence" in data) options.onPresence?.(data.presence);
+      else if ("gap" in data) call(options.onGap, room);
+      else if ("presence" in data) call(options.onPresence, data.presence);
+      else if ("leads" in data) {
+        wants = position.cursor ?? wants;
+        early = [];
+        ask();
+      }
     }
   };
 
-  const lead = () =>
-    new Promise<void>((resolve) => {
-      release = resolve;
-      isLeader = true;
-      if (!inner) listen();
-      else tell({ state: plain(state) });
-    });
+  const lead = () => {
+    if (stop.signal.aborted) return undefined; // else the lock would be held for ever
+    isLeader = true;
+    if (!inner) listen();
+    else tell({ leads: true }); // it stood alone: the others may have heard less than it has
+    return new Promise<void>((resolve) => (release = resolve));
+  };
   const ask = () => {
     if (stop.signal.aborted) return;
-    channel.postMessage({ hello: me });
+    say({ hello: me });
     setTimeout(() => early && !isLeader && listen(), ANSWER_WITHIN_MS);
   };
   const wait = { signal: stop.signal };
   void locks
-    .request(name, { ifAvailable: true }, (lock) => (stop.signal.aborted ? undefined : lock ? lead() : ask()))
+    .request(name, { ifAvailable: true }, (lock) => (lock ? lead() : ask()))
     // Who leads comes here at its end; who asked waits for its turn.
     .then(() => (stop.signal.aborted ? undefined : locks.request(name, wait, lead)))
     .catch(() => undefined); // it was closed
@@ -144,8 +165,8 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     get cursor() {
       return position.cursor;
     },
-    send: (text) => (inner ? inner.send(text) : channel.postMessage({ say: text })),
-    reconnect: () => (inner ? inner.reconnect() : undefined),
+    send: (text) => (inner ? inner.send(text) : say({ say: text })),
+    reconnect: () => (inner ? inner.reconnect() : say({ dial: true })),
     close: () => {
       if (stop.signal.aborted) return;
       stop.abort();
@@ -153,7 +174,6 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
       channel.close();
       release();
       state = { status: "closed" };
-      options.onState?.(state);
     },
   };
 }
