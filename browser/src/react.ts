@@ -65,13 +65,19 @@ class Store<Value> {
 }
 
 interface Seen<Data extends object> {
+  lastMessage: NotificationMessage<Data> | null;
   messages: readonly NotificationMessage<Data>[];
   status: Status;
   error: RealtimeErrorEvent | null;
 }
 
 /** What the next render shows on a server, and before anything has happened. */
-const nothing = <Data extends object>(): Seen<Data> => ({ messages: [], status: "closed", error: null });
+const nothing = <Data extends object>(): Seen<Data> => ({
+  lastMessage: null,
+  messages: [],
+  status: "closed",
+  error: null,
+});
 
 function errorEvent(message: string, code: number | undefined, retriable: boolean): RealtimeErrorEvent {
   const event = typeof Event === "undefined" ? { type: "error" } : new Event("error");
@@ -121,8 +127,9 @@ export function useSynapRealtime<Data extends object = NotificationData>(
       },
       onNotification: (notification) => {
         const message = notification as unknown as NotificationMessage<Data>;
-        const messages = [...store.value.messages, message].slice(-(latest.current.keep ?? 100));
-        store.set({ ...store.value, messages });
+        const all = [...store.value.messages, message];
+        const messages = all.slice(Math.max(0, all.length - (latest.current.keep ?? 100)));
+        store.set({ ...store.value, lastMessage: message, messages });
         latest.current.onMessage?.(message);
       },
       onState: ({ status, error: why }) => {
@@ -156,13 +163,9 @@ export function useSynapRealtime<Data extends object = NotificationData>(
   }, [autoConnect, connect, disconnect]);
 
   const sendMessage = useCallback((message: string) => current.current?.send(message), []);
-  const { messages, status, error } = seen;
   return {
-    lastMessage: messages[messages.length - 1] ?? null,
-    messages,
-    isConnected: status === "open",
-    status,
-    error,
+    ...seen,
+    isConnected: seen.status === "open",
     connect,
     disconnect,
     sendMessage,

@@ -1,0 +1,103 @@
+/** How a job stands, from what was heard of it: as the Python client's view does. */
+import { describe, expect, test } from "vitest";
+import { JobView } from "../src/job.js";
+
+const RUN = { runId: "r", attempt: 1, maxAttempts: 4, stallAfterS: 60 };
+
+const hear = (view: JobView, word: string, data: Record<string, unknown> = RUN, status = "pending") => {
+  view.hear({ type: `report.creation.${word}`, data, status: status as "pending" });
+  return view.state;
+};
+
+test("a job's life is what was heard of it", () => {
+  const view = new JobView();
+  expect(view.state).toEqual({ status: "idle", attempt: 1, text: "" });
+  expect(hear(view, "started")).toMatchObject({ status: "pending", attempt: 1, maxAttempts: 4 });
+  const told = { ...RUN, progress: 0.4, label: "Uploading", stallAfterS: 120 };
+  expect(hear(view, "progress", told)).toMatchObject({ status: "pending", progress: 0.4, label: "Uploading" });
+  expect(view.stallAfterMs).toBe(120_000);
+  const retrying = hear(view, "retrying", { ...RUN, attempt: 2, error: "No paper.", retryInS: 5 });
+  expect(retrying).toMatchObject({ status: "retrying", attempt: 2, maxAttempts: 4, error: "No paper." });
+  expect([retrying.progress, retrying.label]).toEqual([undefined, undefined]); // they are void now
+  view.stall();
+  expect(view.state.status).toBe("stalled");
+  expect(hear(view, "progress", { ...RUN, attempt: 2, progress: 0 })).toMatchObject({ status: "pending", progress: 0 });
+  const end = hear(view, "completed", { pages: 3 }, "success");
+  expect(end).toMatchObject({ status: "success", result: { pages: 3 }, error: undefined });
+  expect([view.isOver, view.stallAfterMs]).toEqual([true, undefined]);
+  view.stall();
+  expect(hear(view, "started")).toBe(end);
+  expect(hear(view, "failed", { error: "late", runId: "r" }, "error")).toBe(end);
+});
+
+test.each(["failed", "cancelled"])("%s is a bad end", (word) => {
+  const view = new JobView();
+  hear(view, "started");
+  expect(hear(view, word, { error: "No paper.", runId: "r" }, "error")).toMatchObject({ status: "error", error: "No paper." });
+  expect(view.isOver).toBe(true);
+});
+
+test("an end is known by its status, whatever a family calls it", () => {
+  const view = new JobView();
+  view.hear({ type: "conversation.response.generated", data: { response: "Hi" }, status: "success" });
+  expect(view.state).toMatchObject({ status: "success", result: { response: "Hi" } });
+});
+
+test("what was written stays at the end, and what was shown of it", () => {
+  const view = new JobView();
+  hear(view, "progress", { ...RUN, progress: 0.5, label: "Writing" });
+  hear(view, "delta", { ...RUN, index: 0, delta: "Hi" });
+  expect(hear(view, "failed", { error: "x" }, "error")).toMatchObject({ text: "Hi", progress: 0.5, label: "Writing" });
+});
+
+describe("a text", () => {
+  test("grows, and begins anew with index 0", () => {
+    const view = new JobView();
+    hear(view, "delta", { ...RUN, index: 0, delta: "Hel" });
+    expect(hear(view, "delta", { ...RUN, index: 1, delta: "lo" }).text).toBe("Hello");
+    expect(hear(view, "retrying", { ...RUN, attempt: 2, error: "Again." }).text).toBe("Hello");
+    expect(hear(view, "delta", { ...RUN, attempt: 2, index: 0, delta: "Good" })).toMatchObject({
+      text: "Good",
+      status: "pending",
+    });
+  });
+
+  test("a piece takes back that it seemed stalled", () => {
+    const view = new JobView();
+    hear(view, "started");
+    view.stall();
+    expect(hear(view, "delta", { ...RUN, index: 0, delta: "a" }).status).toBe("pending");
+    expect(view.stallAfterMs).toBe(60_000);
+  });
+});
+
+test("a wait without a limit never stalls", () => {
+  const view = new JobView();
+  hear(view, "started");
+  expect(view.stallAfterMs).toBe(60_000);
+  hear(view, "progress", { runId: "r", attempt: 1 });
+  expect(view.stallAfterMs).toBe(undefined);
+});
+
+test("nothing heard is not stalled", () => {
+  const view = new JobView();
+  view.stall();
+  expect(view.state.status).toBe("idle");
+});
+
+test.each(["x", -1, true, null, [], {}])("junk from others is no news: %j", (junk) => {
+  const names = ["attempt", "maxAttempts", "progress", "label", "error", "stallAfterS", "index", "delta"];
+  const data = Object.fromEntries(names.map((name) => [name, junk]));
+  for (const word of ["started", "progress", "delta", "retrying"]) {
+    const view = new JobView();
+    const { attempt, progress, maxAttempts, text, label, error } = hear(view, word, data);
+    expect([attempt, progress, maxAttempts, view.stallAfterMs]).toEqual([1, undefined, undefined, undefined]);
+    for (const shown of [text, label, error]) expect([undefined, "", "x"]).toContain(shown);
+  }
+});
+
+test("each state is a new object: who compares sees a change", () => {
+  const view = new JobView();
+  const before = view.state;
+  expect(hear(view, "started")).not.toBe(before);
+});

@@ -1,0 +1,398 @@
+/** The hooks, on each version of React that they are for. */
+import { act, cleanup, render, renderHook } from "@testing-library/react";
+import { StrictMode, useLayoutEffect, version } from "react";
+import { renderToString } from "react-dom/server";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { useJob, useSynapRealtime, type RealtimeOptions } from "../src/react.js";
+import { notification, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+
+useScriptedWorld();
+
+const complaints: unknown[][] = [];
+beforeEach(() => {
+  complaints.length = 0;
+  vi.spyOn(console, "error").mockImplementation((...said) => void complaints.push(said));
+});
+afterEach(() => {
+  cleanup();
+  expect(complaints).toEqual([]);
+});
+
+const URL_ = "https://rooms.example";
+const acting = (what: () => unknown) => act(async () => void (await what()));
+
+/** The hook, mounted; what it gave in every render. */
+async function mount(options: Partial<RealtimeOptions> = {}, wrapper?: typeof StrictMode) {
+  const initialProps: RealtimeOptions = { userId: "1", url: URL_, ...options };
+  const hook = renderHook((props: RealtimeOptions) => useSynapRealtime(props), {
+    initialProps,
+    ...(wrapper && { wrapper: wrapper as never }),
+  });
+  await acting(settle);
+  return { ...hook, now: () => hook.result.current, change: (props: Partial<RealtimeOptions>) => hook.rerender({ ...initialProps, ...props }) };
+}
+
+/** The same, connected. */
+async function mountConnected(options: Partial<RealtimeOptions> = {}) {
+  const hook = await mount(options);
+  await acting(() => ScriptedSocket.last.accept());
+  return { ...hook, socket: ScriptedSocket.last };
+}
+
+describe("useSynapRealtime", () => {
+  test("listens to the user's room, and shows what comes", async () => {
+    const onMessage = vi.fn();
+    const onConnect = vi.fn();
+    const { now, socket } = await mount({ onMessage, onConnect }).then(async (hook) => {
+      expect(hook.now()).toMatchObject({ status: "connecting", isConnected: false, lastMessage: null, messages: [] });
+      await acting(() => ScriptedSocket.last.accept());
+      return { ...hook, socket: ScriptedSocket.last };
+    });
+    expect(socket.url).toContain("/rooms/user_1/subscribe");
+    expect(now()).toMatchObject({ status: "open", isConnected: true, error: null });
+    expect(onConnect).toHaveBeenCalledOnce();
+    await acting(() => socket.notify("c1", "c2"));
+    expect(now().lastMessage?.id).toBe("c2");
+    expect(now().messages.map(({ id }) => id)).toEqual(["c1", "c2"]);
+    expect(onMessage.mock.calls.map(([message]) => (message as { id: string }).id)).toEqual(["c1", "c2"]);
+  });
+
+  test("listens to the request's room where one is given", async () => {
+    await mount({ requestId: "r7" });
+    expect(ScriptedSocket.last.url).toContain("/rooms/request_r7/subscribe");
+  });
+
+  test.each(["url", "realtimeUrl"] as const)("takes the server's address as `%s`", async (name) => {
+    await mount({ url: undefined, [name]: "https://named.example" });
+    expect(ScriptedSocket.last.url).toContain("wss://named.example/");
+  });
+
+  test("keeps no more messages than it is asked to", async () => {
+    const { now, socket } = await mountConnected({ keep: 3 });
+    await acting(() => socket.notify("c1", "c2", "c3", "c4", "c5"));
+    expect(now().messages.map(({ id }) => id)).toEqual(["c3", "c4", "c5"]);
+    const hundred = await mountConnected();
+    await acting(() => hundred.socket.notify(...Array.from({ length: 150 }, (_, number) => `c${number}`)));
+    expect(hundred.now().messages).toHaveLength(100);
+    expect(hundred.now().lastMessage?.id).toBe("c149");
+  });
+
+  test.each([0, -1])("and none at all with %i, but the last one", async (keep) => {
+    const onMessage = vi.fn();
+    const { now, socket } = await mountConnected({ keep, onMessage });
+    await acting(() => socket.notify("c1", "c2"));
+    expect(now().messages).toEqual([]);
+    expect(now().lastMessage?.id).toBe("c2");
+    expect(onMessage).toHaveBeenCalledTimes(2);
+  });
+
+  test("opens one connection in strict mode, though it is mounted twice", async () => {
+    const { now, unmount } = await mount({}, StrictMode);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    await acting(() => ScriptedSocket.last.accept());
+    expect(now().isConnected).toBe(true);
+    unmount();
+    expect(ScriptedSocket.last.isClosed).toBe(true);
+  });
+
+  test("a new callback or token is used, and no reason to reconnect", async () => {
+    const calls: string[] = [];
+    const named = (name: string): Partial<RealtimeOptions> => ({
+      onMessage: () => calls.push(`${name} message`),
+      onDisconnect: () => calls.push(`${name} disconnect`),
+      onError: () => calls.push(`${name} error`),
+      onGap: () => calls.push(`${name} gap`),
+      onPresence: () => calls.push(`${name} presence`),
+      onConnect: () => calls.push(`${name} connect`),
+      token: () => `token-${name}`,
+      keep: 5,
+      attempts: 3,
+    });
+    const { socket, change } = await mountConnected({ ...named("old"), after: "c0" });
+    change({ ...named("new"), after: "c0" });
+    await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    expect(socket.isClosed).toBe(false);
+    await acting(() => {
+      socket.notify("c1").subscribed("c1", false).control("presence", { event: "state", users: [] }).end(1006);
+    });
+    await acting(() => pass(1000));
+    await acting(() => ScriptedSocket.last.accept());
+    expect(ScriptedSocket.last.token).toBe("token-new");
+    expect(calls).toEqual([
+      "old connect", "new message", "new gap", "new presence", "new error", "new disconnect", "new connect",
+    ]);
+  });
+
+  test("another user: the old room is closed first, and none of its messages is shown in any frame", async () => {
+    const frames: string[] = [];
+    const closedAtDial: boolean[] = [];
+    function Page({ userId }: { userId: string }) {
+      const { messages, lastMessage, status } = useSynapRealtime({ userId, url: URL_ });
+      useLayoutEffect(() => {
+        frames.push(`${userId} ${messages.map(({ id }) => id).join()} ${lastMessage?.id} ${status}`);
+      });
+      return <p>{lastMessage?.id}</p>;
+    }
+    const { rerender, container } = render(<Page userId="1" />);
+    await acting(settle);
+    const old = ScriptedSocket.last.accept();
+    await acting(() => old.notify("secret"));
+    expect(container.textContent).toBe("secret");
+    class Watched extends ScriptedSocket {
+      constructor(url: string, protocols: string[]) {
+        closedAtDial.push(old.isClosed);
+        super(url, protocols);
+      }
+    }
+    vi.stubGlobal("WebSocket", Watched);
+    rerender(<Page userId="2" />);
+    expect(container.textContent).toBe("");
+    expect(old.isClosed).toBe(true);
+    await acting(settle);
+    expect(closedAtDial).toEqual([true]);
+    expect(ScriptedSocket.last.url).toContain("user_2");
+    await acting(() => ScriptedSocket.last.accept().notify("own"));
+    expect(container.textContent).toBe("own");
+    expect(frames.filter((frame) => frame.startsWith("2") && frame.includes("secret"))).toEqual([]);
+    expect(frames.find((frame) => frame.startsWith("2"))).toMatch(/^2 {2}undefined (closed|connecting)$/);
+  });
+
+  test("another request or server is another room, too", async () => {
+    const { change, now, socket } = await mountConnected();
+    await acting(() => socket.notify("c1"));
+    change({ requestId: "r" });
+    expect(now().messages).toEqual([]);
+    await acting(settle);
+    change({ url: "https://other.example" });
+    await acting(settle);
+    expect(ScriptedSocket.all.map(({ url }) => url)).toEqual([
+      "wss://rooms.example/rooms/user_1/subscribe",
+      "wss://rooms.example/rooms/request_r/subscribe",
+      "wss://other.example/rooms/user_1/subscribe",
+    ]);
+    expect(ScriptedSocket.all.map(({ isClosed }) => isClosed)).toEqual([true, true, false]);
+  });
+
+  test("waits for `connect` without `autoConnect`; `disconnect` ends it, and it can be had again", async () => {
+    const onDisconnect = vi.fn();
+    const { now } = await mount({ autoConnect: false, onDisconnect });
+    expect(ScriptedSocket.all).toHaveLength(0);
+    expect(now().status).toBe("closed");
+    await acting(() => now().connect());
+    expect(now().status).toBe("connecting");
+    await acting(() => ScriptedSocket.last.accept().notify("c1"));
+    now().connect(); // it is
+    await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    await acting(() => now().disconnect());
+    expect(now()).toMatchObject({ status: "closed", isConnected: false });
+    expect(now().lastMessage?.id).toBe("c1");
+    expect(onDisconnect).toHaveBeenCalledOnce();
+    expect(ScriptedSocket.last.isClosed).toBe(true);
+    await acting(() => now().connect());
+    await acting(() => ScriptedSocket.last.accept());
+    expect(now().isConnected).toBe(true);
+  });
+
+  test("`connect` dials also after it was given up", async () => {
+    const { now, socket } = await mountConnected({ attempts: 0 });
+    await acting(() => socket.end(1006));
+    expect(now().status).toBe("closed");
+    await acting(() => now().connect());
+    await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(2);
+  });
+
+  test("`sendMessage` says it to the server; without a connection it is lost", async () => {
+    const { now, socket } = await mountConnected();
+    now().sendMessage("hello");
+    expect(socket.sent).toEqual(["hello"]);
+    await acting(() => now().disconnect());
+    now().sendMessage("lost");
+    expect(socket.sent).toEqual(["hello"]);
+  });
+
+  test("what it gives to call stays the same", async () => {
+    const { now, socket } = await mountConnected();
+    const { connect, disconnect, sendMessage } = now();
+    await acting(() => socket.notify("c1"));
+    expect(now()).toMatchObject({ connect, disconnect, sendMessage });
+  });
+
+  test("an error is an Event that says what is wrong, until it is connected again", async () => {
+    const onError = vi.fn();
+    const { now, socket } = await mountConnected({ onError });
+    await acting(() => socket.end(4401, "the token has expired"));
+    const { error } = now();
+    expect(error).toBeInstanceOf(Event);
+    expect(error).toMatchObject({ type: "error", message: "the token has expired", code: 4401, retriable: true });
+    expect(onError).toHaveBeenCalledExactlyOnceWith(error);
+    await acting(() => pass(1000));
+    expect(now()).toMatchObject({ status: "connecting", error });
+    await acting(() => ScriptedSocket.last.accept());
+    expect(now().error).toBe(null);
+  });
+
+  test("its end closes the connection and calls nothing but `onDisconnect`", async () => {
+    const onDisconnect = vi.fn();
+    const { unmount, socket } = await mountConnected({ onDisconnect });
+    unmount();
+    expect(socket.isClosed).toBe(true);
+    expect(onDisconnect).toHaveBeenCalledOnce();
+    await pass(60_000);
+    expect(ScriptedSocket.all).toHaveLength(1);
+  });
+
+  test("an `onMessage` that throws breaks nothing", async () => {
+    const onMessage = vi.fn(() => {
+      throw new Error("of the application");
+    });
+    const { now, socket } = await mountConnected({ onMessage });
+    await acting(() => socket.notify("c1", "c2"));
+    expect(now().messages).toHaveLength(2);
+    expect(() => vi.advanceTimersByTime(1)).toThrow("of the application");
+  });
+
+  test("with `shared`, `onDisconnect` is called once, and strict mode opens one connection", async () => {
+    const onDisconnect = vi.fn();
+    const { now, unmount } = await mount({ shared: true, userId: "shared", onDisconnect }, StrictMode);
+    for (let turn = 0; turn < 50 && !ScriptedSocket.all.length; turn++) await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    await acting(() => ScriptedSocket.last.accept());
+    expect(now().isConnected).toBe(true);
+    unmount();
+    expect(onDisconnect).toHaveBeenCalledOnce();
+  });
+
+  test("renders on a server, where it connects to nothing", async () => {
+    function Page() {
+      const { status, lastMessage } = useSynapRealtime({ userId: "1" });
+      return <p>{`${status} ${lastMessage}`}</p>;
+    }
+    expect(renderToString(<Page />)).toBe("<p>closed null</p>");
+    await settle();
+    expect(ScriptedSocket.all).toHaveLength(0);
+  });
+});
+
+describe("useJob", () => {
+  const started = notification("c1", { type: "a.started", data: { runId: "r", attempt: 1, stallAfterS: 60 } });
+  const completed = notification("c9", { type: "a.completed", status: "success", data: { pages: 3 } });
+  const delta = (index: number, text: string) =>
+    notification(`d${index}`, { type: "a.delta", data: { runId: "r", attempt: 1, index, delta: text } });
+
+  async function follow(requestId: string | null | undefined) {
+    const hook = renderHook((id: string | null | undefined) => useJob(id, { url: URL_ }), { initialProps: requestId });
+    await acting(settle);
+    if (requestId) await acting(() => ScriptedSocket.last.accept());
+    return { ...hook, now: () => hook.result.current, socket: ScriptedSocket.all.at(-1) as ScriptedSocket };
+  }
+
+  test.each([null, undefined, ""])("without a request it is idle: %j", async (requestId) => {
+    const { now } = await follow(requestId);
+    expect(now()).toEqual({ status: "idle", attempt: 1, text: "" });
+    expect(ScriptedSocket.all).toHaveLength(0);
+  });
+
+  test("asks for all of the request, and follows it to its end", async () => {
+    const { now, socket } = await follow("r1");
+    expect(socket.url).toBe("wss://rooms.example/rooms/request_r1/subscribe?after=earliest");
+    await acting(() => socket.say(started));
+    expect(now().status).toBe("pending");
+    await acting(() => socket.say(delta(0, "Hel")).say(delta(1, "lo")));
+    expect(now().text).toBe("Hello");
+    await acting(() => socket.say(completed));
+    expect(now()).toMatchObject({ status: "success", result: { pages: 3 }, text: "Hello" });
+    expect(socket.isClosed).toBe(true);
+  });
+
+  test("a job that was done before is told the same", async () => {
+    const { now, socket } = await follow("r1");
+    await acting(() => socket.say(started).say(delta(0, "Hi")).say(completed).subscribed("c9"));
+    expect(now()).toMatchObject({ status: "success", text: "Hi", result: { pages: 3 } });
+  });
+
+  test("a job that ends while the connection is lost is told the same, from where it had come", async () => {
+    const { now, socket } = await follow("r1");
+    await acting(() => socket.say(started).subscribed("c1").say(delta(0, "Hi")).end(1006));
+    expect(now().status).toBe("pending");
+    await acting(() => pass(1000));
+    expect(ScriptedSocket.last.after).toBe("d0");
+    await acting(() => ScriptedSocket.last.accept().say(delta(0, "Hi")).say(delta(1, "!")).say(completed));
+    expect(now()).toMatchObject({ status: "success", text: "Hi!" });
+  });
+
+  test("is stalled after the silence that the job said is normal, until it speaks", async () => {
+    const { now, socket } = await follow("r1");
+    const short = notification("c1", { type: "a.progress", data: { runId: "r", attempt: 1, stallAfterS: 5 } });
+    await acting(() => socket.say(short));
+    await acting(() => pass(4999));
+    expect(now().status).toBe("pending");
+    await acting(() => pass(1));
+    expect(now().status).toBe("stalled");
+    await acting(() => socket.say({ ...short, id: "c2" }));
+    expect(now().status).toBe("pending");
+    const wait = notification("c3", { type: "a.progress", data: { runId: "r", attempt: 1 } });
+    await acting(() => socket.say(wait));
+    await acting(() => pass(20_000));
+    expect(now().status).toBe("pending"); // it waits for something that may take any time
+  });
+
+  test("never gives up, but takes a no", async () => {
+    const { now, socket } = await follow("r1");
+    ScriptedSocket.areBlocked = ScriptedStream.areBlocked = true;
+    await acting(() => socket.end(1006));
+    await acting(() => pass(120_000));
+    expect(now().status).toBe("idle");
+    ScriptedSocket.areBlocked = false;
+    await acting(() => pass(16_000));
+    await acting(() => ScriptedSocket.last.accept().end(4503, "not this room"));
+    expect(now()).toMatchObject({ status: "error", error: "not this room" });
+  });
+
+  test("another request is another job, in every frame", async () => {
+    const { now, socket, rerender } = await follow("r1");
+    await acting(() => socket.say(completed));
+    rerender("r2");
+    expect(now().status).toBe("idle");
+    await acting(settle);
+    expect(ScriptedSocket.last.url).toContain("request_r2");
+    rerender(null);
+    expect(ScriptedSocket.last.isClosed).toBe(true);
+  });
+
+  test("opens one connection in strict mode, and none is left", async () => {
+    const hook = renderHook(() => useJob("r1", { url: URL_ }), { wrapper: StrictMode });
+    await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    await acting(() => ScriptedSocket.last.accept().say(started));
+    hook.unmount();
+    await pass(120_000);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    expect(ScriptedSocket.last.isClosed).toBe(true);
+  });
+
+  test("a new token function is used at the next dial, and no reason to reconnect", async () => {
+    const hook = renderHook((token: string) => useJob("r1", { url: URL_, token: () => token }), { initialProps: "a" });
+    await acting(settle);
+    await acting(() => ScriptedSocket.last.accept());
+    hook.rerender("b");
+    await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    await acting(() => ScriptedSocket.last.end(4401));
+    await acting(() => pass(1000));
+    expect(ScriptedSocket.last.token).toBe("b");
+  });
+
+  test("renders on a server", () => {
+    function Page() {
+      return <p>{useJob("r1").status}</p>;
+    }
+    expect(renderToString(<Page />)).toBe("<p>idle</p>");
+  });
+});
+
+test("this is the React that was asked for", ({ task }) => {
+  expect(`react${version.split(".")[0]}`).toBe(task.file.projectName);
+});
