@@ -1,0 +1,132 @@
+// Uses that must compile; each line after @ts-expect-error must not. Never run.
+import { subscribe, type NotificationMessage } from "../src/index.js";
+import { useJob, useSynapRealtime, type JobState, type RealtimeErrorEvent } from "../src/react.js";
+
+// ---- the report's own use of its hook, unchanged ----
+
+interface Props {
+  userId: string;
+  requestId?: string;
+}
+
+export function Report({ userId, requestId }: Props) {
+  const { lastMessage, isConnected, connect, disconnect, sendMessage, error } = useSynapRealtime({
+    userId,
+    requestId,
+    realtimeUrl: "https://rooms.example",
+    autoConnect: true,
+    onMessage: (message) => {
+      if (message.type === "note.creation.completed") console.log(message.data);
+    },
+    onError: (error: Event) => {
+      console.error(error);
+    },
+    onConnect: () => console.log("connected"),
+    onDisconnect: () => console.log("disconnected"),
+  });
+  if (lastMessage) {
+    const data: Record<string, unknown> = lastMessage.data;
+    const { type, requestId, status, timestamp } = lastMessage;
+    console.log(data.anything, type.length, requestId?.length, status === "success", timestamp?.slice(0, 10));
+  }
+  return (
+    <button disabled={isConnected} onClick={() => (isConnected ? disconnect() : connect())}>
+      {error?.type} <a onClick={() => sendMessage("ping")} />
+    </button>
+  );
+}
+
+// ---- to ask for the type is to know the data ----
+
+export function show(message: NotificationMessage): string {
+  switch (message.type) {
+    case "note.creation.started":
+      // @ts-expect-error: it has no such member, so what is there is unknown
+      message.data.title.length;
+      return message.data.stallAfterS.toFixed(message.data.attempt);
+    case "note.creation.completed":
+      // @ts-expect-error: it may have been left out
+      message.data.title.length;
+      return message.data.truncated ? message.data.omitted.join() : message.data.title + message.data.fileUrl;
+    case "conversation.response.generated":
+      return message.data.truncated ? "" : message.data.response;
+    case "task.creation.failed":
+    case "task.creation.cancelled":
+      return message.data.error;
+    case "conversation.response.delta":
+      return message.data.delta.repeat(message.data.index);
+    // @ts-expect-error: no such type
+    case "note.creation.complete":
+      return "";
+    default:
+      return message.id ?? "";
+  }
+}
+
+export function untold(message: NotificationMessage): void {
+  // @ts-expect-error: nobody has asked for its type
+  message.data.title.length;
+  // @ts-expect-error: a status is one of three
+  void (message.status === "done");
+}
+
+subscribe("user_1", {
+  onNotification: (notification) => {
+    if (notification.type === "task.completion.completed" && !notification.data.truncated)
+      notification.data.completedAt.slice(0, 10);
+  },
+  onState: ({ status, error }) => {
+    // @ts-expect-error: there is no such status
+    void (status === "connected");
+    void error?.code?.toFixed();
+  },
+});
+subscribe("user_1", { token: "a" }).close();
+subscribe("user_1", { token: () => null, persist: true, after: undefined });
+subscribe("user_1", { token: async () => "a", persist: { getItem: async () => null, setItem: async () => {} } });
+// @ts-expect-error: a token is no number
+subscribe("user_1", { token: 7 });
+// @ts-expect-error: there is no such option
+subscribe("user_1", { reconnect: true });
+
+// ---- families of one's own ----
+
+interface ReportData {
+  "report.creation.started": { runId: string; attempt: number };
+  "report.creation.completed": { pages: number };
+}
+
+export function Own() {
+  const { lastMessage, messages } = useSynapRealtime<ReportData>({
+    userId: "1",
+    onMessage: (message) => {
+      if (message.type === "report.creation.completed") message.data.pages.toFixed();
+      // @ts-expect-error: not of these families
+      if (message.type === "note.creation.completed") return;
+    },
+  });
+  if (lastMessage?.type === "report.creation.started") lastMessage.data.runId.slice(1);
+  // @ts-expect-error: they are only to be read
+  messages.push();
+  return null;
+}
+
+// @ts-expect-error: whose?
+export const Nobody = () => useSynapRealtime({});
+
+// ---- a job ----
+
+export function Job({ requestId }: { requestId: string | null }) {
+  const any: JobState = useJob(requestId);
+  const pages: unknown = any.result?.pages;
+  const { status, progress, label, attempt, result, error, text } = useJob<{ pages: number }>(requestId, { token: "a" });
+  // @ts-expect-error: there is none before its end
+  result.pages;
+  // @ts-expect-error: there is no such status
+  if (status === "done") return null;
+  return <progress value={progress} title={`${label} ${attempt} ${error} ${text.length} ${result?.pages.toFixed()} ${pages}`} />;
+}
+
+export const errorOf = (error: RealtimeErrorEvent): [Event, string, number | undefined, boolean] => [
+  error, error.message, error.code, error.retriable,
+];
