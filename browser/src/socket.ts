@@ -234,8 +234,8 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     if (control === "synap.subscribed") {
       position.told(data.cursor);
       acknowledgeSoon(); // the last connection may have ended before it could be said
-      if (data.recovered === false && position.tellsGaps) call(options.onGap, room);
       later("save", 0, save);
+      if (data.recovered === false && position.tellsGaps) call(options.onGap, room);
     } else if (control === "synap.presence") {
       call(options.onPresence, data as unknown as Presence);
     } else if (control === "synap.token_expiring" && typeof options.token === "function") {
@@ -286,7 +286,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
         position.connected(speaksV1);
         later("ping", PING_EVERY_MS, ping);
         become({ status: "open", transport: way === "sse" ? "sse" : "websocket" });
-        if (way === "sse" && mine === dialled) ping();
+        if (way === "sse") ping();
       },
       onPong: () => {
         if (mine === dialled) clear("pong");

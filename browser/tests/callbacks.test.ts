@@ -12,6 +12,7 @@ type Callback = (typeof callbacks)[number];
 async function tellAll(name: Callback, act: (subscription: Subscription) => void) {
   const listener: ReturnType<typeof listen> = listen({
     after: "c0",
+    persist: { getItem: () => null, setItem: () => {} },
     [name]: () => act(listener.subscription),
   });
   await settle();
@@ -54,6 +55,7 @@ test.each(callbacks)("%s may close, and nothing is called any more", async (name
     subscription.close();
   });
   const before = JSON.stringify(told);
+  expect(vi.getTimerCount()).toBe(0);
   await pass(600_000);
   expect(count).toBe(1);
   expect(JSON.stringify(told)).toBe(before);

@@ -368,7 +368,7 @@ describe("useJob", () => {
     expect(ScriptedSocket.all).toHaveLength(1);
     await acting(() => ScriptedSocket.last.accept().say(started));
     hook.unmount();
-    await pass(120_000);
+    expect(vi.getTimerCount()).toBe(0);
     expect(ScriptedSocket.all).toHaveLength(1);
     expect(ScriptedSocket.last.isClosed).toBe(true);
   });

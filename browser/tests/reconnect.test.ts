@@ -165,6 +165,17 @@ describe("a token", () => {
     expect(ScriptedSocket.all).toHaveLength(0);
   });
 
+  test("that fails too late, for a dial that is no more, is no failure", async () => {
+    const fail: ((error: Error) => void)[] = [];
+    const { subscription } = listen({ token: () => new Promise((_, reject) => fail.push(reject)) });
+    await settle();
+    subscription.reconnect();
+    await settle();
+    fail[0]?.(new Error("late"));
+    await settle();
+    expect(subscription.state.status).toBe("connecting");
+  });
+
   test("that is about to expire is renewed on the same connection", async () => {
     let count = 0;
     const { socket } = await connected({ token: async () => `t${++count}` });

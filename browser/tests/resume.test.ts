@@ -1,7 +1,7 @@
 /** Nothing lost, nothing doubled, and a gap is told. PROTOCOL.md, "Subscribing" and "Clients". */
 import { describe, expect, test } from "vitest";
 import { Position } from "../src/position.js";
-import { connected, notification, pass, ScriptedSocket, useScriptedWorld } from "./world.js";
+import { connected, listen, notification, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -52,15 +52,31 @@ describe("it resumes", () => {
     expect((await next()).after).toBe("c3"); // counted anew
   });
 
+  test("from where it was when a connection brings nothing, which is no gap", async () => {
+    const { socket, gaps } = await connected({ attempts: 9 });
+    socket.subscribed("c1");
+    for (let count = 0; count < 5; count++) expect((await next()).after).toBe("c1");
+    expect(gaps).toEqual([]);
+  });
+
+  test("and counts only replays that were cut one after the other", async () => {
+    const { socket, gaps } = await connected({ after: "c0", attempts: 9 });
+    socket.notify("c1");
+    (await next()).notify("c2");
+    (await next()).notify("c3").subscribed("c3");
+    (await next()).notify("c4");
+    (await next()).notify("c5");
+    expect((await next()).after).toBe("c3");
+    expect(gaps).toEqual([]);
+  });
+
   test("from every notification, where the server says no more than these", async () => {
-    const { socket } = await connected();
-    socket.end(1006);
-    await pass(1000);
+    listen({ after: "c0" });
+    await settle();
     ScriptedSocket.last.end(1006);
+    await settle();
+    ScriptedSocket.last.accept("").notify("c1", "c2").end(1006);
     await pass(1000);
-    ScriptedSocket.last.accept("").notify("c1", "c2");
-    ScriptedSocket.last.end(1006);
-    await pass(2000);
     expect(ScriptedSocket.last.after).toBe("c2");
   });
 
@@ -173,9 +189,10 @@ describe("what was received is acknowledged", () => {
     expect(other.socket.actions).toEqual([ack("c1")]);
   });
 
-  test("on the next connection, when the last one ended before it could be said", async () => {
+  test.each([0, 500])("on the next connection, for the last one's word may not have come: after %i ms", async (ms) => {
     const { socket } = await connected();
     socket.notify("c1");
+    await pass(ms);
     const second = await next();
     second.subscribed("c1");
     await pass(500);

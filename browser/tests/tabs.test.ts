@@ -133,6 +133,17 @@ describe("a tab that comes later", () => {
     expect(second.heard).toEqual(["c2"]);
   });
 
+  test("hears also what comes before it is answered", async () => {
+    const { socket } = await leader();
+    const second = tab();
+    socket.notify("c1");
+    await until(() => second.heard.length > 0);
+    socket.notify("c2");
+    await until(() => second.heard.length > 1);
+    expect(second.heard).toEqual(["c1", "c2"]);
+    expect(ScriptedSocket.all).toHaveLength(1);
+  });
+
   test("hears all of a request's room, in order and once", async () => {
     const { socket } = await leader({}, "request");
     socket.notify("c1", "c2");
@@ -165,7 +176,10 @@ describe("a tab that comes later", () => {
   test("listens itself from a cursor that the one that leads does not know", async () => {
     await leader();
     tab({ after: "c7" });
-    expect((await dialled(2)).after).toBe("c7");
+    (await dialled(2)).accept();
+    expect(ScriptedSocket.last.after).toBe("c7");
+    await pass(5000);
+    expect(ScriptedSocket.all).toHaveLength(2);
   });
 
   test("listens itself when no answer comes, and leads when it can", async () => {
@@ -260,6 +274,17 @@ describe("its end", () => {
     const third = tab();
     (await dialled(2)).accept();
     await until(() => third.state.status === "open");
+  });
+
+  test("just when it was to lead gives the lock back", async () => {
+    let grant = (_: object): unknown => "not asked for";
+    const request = (_: string, __: object, granted: typeof grant) => {
+      grant = granted;
+      return new Promise(() => {});
+    };
+    vi.stubGlobal("navigator", { locks: { request } });
+    tab().close();
+    expect(grant({})).toBe(undefined); // a promise would hold it
   });
 
   test("at once, as React's strict mode does it: the second one leads", async () => {
