@@ -62,7 +62,7 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
     ear.onEnd({
       code,
       reason: reason || (isOpen ? `the connection ended (${code})` : "the server was not reached"),
-      isFinal: code >= 4500,
+      isFinal: code >= 4500 || code === 1009, // which may stand for 4540
       askedMs,
     });
   return {

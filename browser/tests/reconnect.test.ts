@@ -91,7 +91,7 @@ describe("a close code", () => {
     expect(ScriptedSocket.last.after).toBe("c1");
   });
 
-  test.each([4500, 4501, 4503, 4504, 4529, 4540, 4999])("%i: it does not", async (code) => {
+  test.each([1009, 4500, 4501, 4503, 4504, 4529, 4540, 4999])("%i: it does not", async (code) => {
     const { socket, subscription } = await connected();
     socket.end(code);
     await pass(3_600_000);
