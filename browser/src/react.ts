@@ -49,6 +49,9 @@ export interface UseSynapRealtimeReturn<Data extends object = NotificationData> 
   sendMessage: (message: string) => void;
 }
 
+/** A timer of more, about 25 days, would end at once. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
 /** Something that components read while it changes. */
 class Store<Value> {
   private readonly readers = new Set<() => void>();
@@ -114,7 +117,8 @@ export function useSynapRealtime<Data extends object = NotificationData>(
 
   const connect = useCallback(() => {
     if (current.current) {
-      if (current.current.state.status !== "open") current.current.reconnect();
+      const { status } = current.current.state;
+      if (status === "waiting" || status === "closed") current.current.reconnect();
       return;
     }
     let wasOpen = false;
@@ -210,7 +214,7 @@ export function useJob<Result = Record<string, unknown>>(
           timer = setTimeout(() => {
             view.stall();
             store.set(view.state);
-          }, view.stallAfterMs);
+          }, Math.min(view.stallAfterMs, LONGEST_TIMER_MS));
       },
       onState: ({ status, error }) => {
         if (status === "closed" && error && !view.isOver)

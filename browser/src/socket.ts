@@ -137,6 +137,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   let dialled = 0; // what belongs to another dial says nothing any more
   let openedAt = 0;
   let prefersSse = false;
+  let hadSocket = false; // a WebSocket of a server that speaks the contract
   let isFinal = false;
   let isClosed = false;
   let acknowledges = false; // on this connection
@@ -263,7 +264,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   /** One way to connect after the other; the last one's failure counts. */
   const connect = (target: Target, ways: ("v1" | "plain" | "sse")[]) => {
     const mine = ++dialled;
-    const [way, ...others] = ways;
+    let [way, ...others] = ways;
     const onEnd = (failure: Failure) => {
       if (mine !== dialled) return;
       clear("open");
@@ -282,7 +283,10 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
         openedAt = Date.now();
         acknowledges = options.acknowledge !== false && speaksV1 && way !== "sse";
         acknowledged = undefined;
-        prefersSse = way === "sse";
+        if (way !== "sse") {
+          prefersSse = false;
+          hadSocket ||= speaksV1;
+        }
         position.connected(speaksV1);
         later("ping", PING_EVERY_MS, ping);
         become({ status: "open", transport: way === "sse" ? "sse" : "websocket" });
@@ -298,11 +302,18 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
         else hear(message);
       },
     };
-    later("open", OPEN_WITHIN_MS, () => onEnd({ reason: "the server did not answer in time" }));
+    later("open", OPEN_WITHIN_MS, () => {
+      // What swallows one WebSocket swallows the next; where they are refused, to try costs nothing.
+      prefersSse = way === "v1";
+      others = others.filter((other) => other !== "plain");
+      onEnd({ reason: "the server did not answer in time" });
+    });
     try {
       wire = way === "sse" ? eventStream(target, ear) : webSocket(target, ear, way === "plain");
     } catch (error) {
-      onEnd({ reason: String(error), isFinal: (error as Error).name === "SyntaxError" }); // no such URL
+      // Its message may hold the address, and the token in it. A SyntaxError: it is no address at all.
+      const { name } = error as Error;
+      onEnd({ reason: `it cannot be dialled (${name})`, isFinal: name === "SyntaxError" });
     }
   };
 
@@ -314,14 +325,17 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     become({ status: "connecting" });
     void (async () => {
       await ready;
+      if (mine !== dialled) return; // it was closed meanwhile, or is dialled anew
       const token = (await bringToken()) || undefined;
       if (mine !== dialled) return;
       const presence = options.presence ? "1" : undefined;
       const target = { base, room, token, query: { after: position.after, device, presence } };
       const ways: ("v1" | "plain" | "sse")[] = prefersSse ? ["sse", "v1"] : ["v1", "sse"];
+      // A server that was away for a moment brings nobody to another transport.
+      if (hadSocket && !prefersSse && backoff.count < 2) ways.pop();
       // Who has a token speaks to a server of ours. A report's server knows no subprotocol, and a browser
       // refuses one that answers without it.
-      if (!token && !presence) ways.splice(ways.indexOf("v1") + 1, 0, "plain");
+      if (!token && !presence && !hadSocket) ways.splice(ways.indexOf("v1") + 1, 0, "plain");
       connect(target, ways);
     })().catch((error: unknown) => {
       if (mine === dialled) lost({ reason: `no token: ${error instanceof Error ? error.message : String(error)}` });
@@ -342,9 +356,14 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     if (document.visibilityState === "visible") wake();
     else void save();
   };
-  const events: [EventTarget | undefined, string, () => void][] = [
+  const onShown = ({ persisted }: { persisted?: boolean }) => {
+    // Out of the back/forward cache: no connection outlives that, and it may not have been told yet.
+    if (persisted && state.status === "open") dial();
+    else wake();
+  };
+  const events: [EventTarget | undefined, string, (event: Event) => void][] = [
     [globalThis.window, "online", wake],
-    [globalThis.window, "pageshow", wake],
+    [globalThis.window, "pageshow", onShown as () => void],
     [globalThis.window, "pagehide", save],
     [globalThis.document, "visibilitychange", onVisible],
   ];

@@ -1,7 +1,7 @@
 /** One connection for several tabs: who holds the lock listens, and tells the others. */
 import { Position } from "./position.js";
 import type { NotificationMessage } from "./message.js";
-import { call, subscribe, type Presence, type State, type SubscribeOptions, type Subscription } from "./socket.js";
+import { call, subscribe, type State, type SubscribeOptions, type Subscription } from "./socket.js";
 
 /** So many notifications are kept for a tab that comes later. */
 const KEPT = 500;
@@ -16,13 +16,12 @@ type Word =
   | { notification: NotificationMessage }
   | { state: State }
   | { gap: true }
-  | { presence: Presence }
   | { say: string }
   | { dial: true };
 
-/** What a tab that comes later is told. */
 interface Answer {
   state: State;
+  /** What was heard so far, the oldest first; all that the room has if `isAll`. */
   kept: NotificationMessage[];
   isAll: boolean;
   cursor: string | undefined;
@@ -30,13 +29,14 @@ interface Answer {
 
 /**
  * As `subscribe`, with one connection for all tabs of this origin that ask for the same room with the same
- * options. Where a browser has no `navigator.locks` or no `BroadcastChannel`, each tab has its own.
+ * options. Where a browser has no `navigator.locks` or no `BroadcastChannel`, each tab has its own; so has one
+ * that asks for presence, because who is there is told once, at the beginning.
  *
  * When the tab that holds the connection goes, another resumes where it has come.
  */
 export function subscribeShared(room: string, options: SubscribeOptions = {}): Subscription {
   const locks = globalThis.navigator?.locks;
-  if (!locks || typeof BroadcastChannel === "undefined") return subscribe(room, options);
+  if (!locks || typeof BroadcastChannel === "undefined" || options.presence) return subscribe(room, options);
 
   const name = `synap:${options.url ?? ""}:${room}:${options.device ?? ""}`;
   const me = Math.random().toString(36).slice(2);
@@ -50,19 +50,16 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   let isLeader = false;
   let state: State = { status: "connecting" };
   let kept: NotificationMessage[] = [];
-  let isAll = true;
+  let isAll = wants === "earliest";
   let early: NotificationMessage[] | undefined = []; // what came before the answer to our hello
   let release = () => {};
 
-  const say = (word: Word) => {
-    if (!stop.signal.aborted) channel.postMessage(word);
-  };
   const tell = (word: Word) => {
-    if (isLeader) say(word);
+    if (isLeader) channel.postMessage(word);
   };
   const become = (next: State) => {
     state = next;
-    call(options.onState, next);
+    if (!stop.signal.aborted) call(options.onState, next);
   };
   const hear = (notification: NotificationMessage) => {
     if (stop.signal.aborted) return;
@@ -79,8 +76,9 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   /** Listen ourselves, from where we have come. */
   const listen = () => {
     if (stop.signal.aborted) return;
+    // Who led has acknowledged them: they would not come again.
+    if (wants === "latest") early?.forEach(hear);
     early = undefined;
-    inner?.close();
     inner = subscribe(room, {
       ...options,
       after: position.cursor ?? options.after,
@@ -94,11 +92,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
       },
       onGap: () => {
         tell({ gap: true });
-        options.onGap?.(room);
-      },
-      onPresence: (presence) => {
-        tell({ presence });
-        options.onPresence?.(presence);
+        call(options.onGap, room);
       },
     });
   };
@@ -106,12 +100,12 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   const take = (answer: Answer) => {
     const place = answer.kept.findIndex(({ cursor }) => cursor === wants);
     if (wants === "earliest" ? !answer.isAll : wants !== "latest" && place < 0) return listen();
-    const live = early ?? [];
+    // What came early is among what was kept.
+    const missed = wants === "latest" ? early : answer.kept.slice(place + 1);
     early = undefined;
     become(answer.state);
-    if (wants !== "latest") answer.kept.slice(place + 1).forEach(hear);
-    live.forEach(hear);
-    position.moveTo(answer.cursor); // should this tab lead before anything else comes
+    missed?.forEach(hear);
+    position.moveTo(answer.cursor);
   };
 
   channel.onmessage = ({ data }: MessageEvent<Word>) => {
@@ -129,7 +123,6 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
       } else if (early) return;
       else if ("state" in data) become(data.state);
       else if ("gap" in data) call(options.onGap, room);
-      else if ("presence" in data) call(options.onPresence, data.presence);
       else if ("leads" in data) {
         wants = position.cursor ?? wants;
         early = [];
@@ -139,15 +132,15 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   };
 
   const lead = () => {
-    if (stop.signal.aborted) return undefined; // else the lock would be held for ever
+    if (stop.signal.aborted) return undefined; // the lock would be held for ever
     isLeader = true;
     if (!inner) listen();
-    else tell({ leads: true }); // it stood alone: the others may have heard less than it has
-    return new Promise<void>((resolve) => (release = resolve));
+    else tell({ leads: true }); // it stood alone: the others may have heard less
+    return new Promise<void>((resolve) => void (release = resolve));
   };
   const ask = () => {
     if (stop.signal.aborted) return;
-    say({ hello: me });
+    channel.postMessage({ hello: me });
     setTimeout(() => early && !isLeader && listen(), ANSWER_WITHIN_MS);
   };
   const wait = { signal: stop.signal };
@@ -155,7 +148,17 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     .request(name, { ifAvailable: true }, (lock) => (lock ? lead() : ask()))
     // Who leads comes here at its end; who asked waits for its turn.
     .then(() => (stop.signal.aborted ? undefined : locks.request(name, wait, lead)))
-    .catch(() => undefined); // it was closed
+    .catch(() => inner ?? listen()); // it was closed, or this page may have no locks
+
+  const reconnect = () => {
+    if (inner) inner.reconnect();
+    else if (!stop.signal.aborted) channel.postMessage({ dial: true });
+  };
+  /** The tab that leads does not see that somebody looks at this one. */
+  const onVisible = () => {
+    if (!inner && document.visibilityState === "visible" && state.error?.retriable) reconnect();
+  };
+  globalThis.document?.addEventListener?.("visibilitychange", onVisible);
 
   return {
     room,
@@ -163,16 +166,20 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
       return state;
     },
     get cursor() {
-      return position.cursor;
+      return inner?.cursor ?? position.cursor;
     },
-    send: (text) => (inner ? inner.send(text) : say({ say: text })),
-    reconnect: () => (inner ? inner.reconnect() : say({ dial: true })),
+    send: (text) => {
+      if (inner) inner.send(text);
+      else if (!stop.signal.aborted) channel.postMessage({ say: text });
+    },
+    reconnect,
     close: () => {
       if (stop.signal.aborted) return;
       stop.abort();
       inner?.close();
       channel.close();
       release();
+      globalThis.document?.removeEventListener?.("visibilitychange", onVisible);
       state = { status: "closed" };
     },
   };

@@ -83,9 +83,8 @@ export function eventStream(target: Target, ear: Ear): Wire {
     if (!stop.signal.aborted) ear.onEnd(failure);
     stop.abort();
   };
-  void listen(target, ear, stop.signal).then(ended, (error: unknown) =>
-    ended({ reason: error instanceof Error ? error.message : String(error) }),
-  );
+  // What a browser says of it may hold the address, with all that is secret in it.
+  void listen(target, ear, stop.signal).then(ended, () => ended({ reason: "the stream was cut, or never began" }));
   return { kind: "sse", send: () => undefined, close: () => stop.abort() };
 }
 
@@ -94,12 +93,13 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
   if (target.token) headers.Authorization = `Bearer ${target.token}`;
   const response = await fetch(address(target, "events"), { headers, signal, cache: "no-store" });
   if (!response.ok || !response.body) {
-    const { details } = (await response.json().catch(() => ({}))) as { details?: string };
-    const reason = details ?? `the server answered ${response.status}`;
+    const body = (await response.json().catch(() => null)) as { details?: unknown } | null;
+    const details = body?.details;
+    const reason = typeof details === "string" ? details : `the server answered ${response.status}`;
     return { reason, code: response.status, isFinal: isFinalStatus(response.status) };
   }
-  ear.onOpen(true);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let isOpen = false;
   let askedMs: number | undefined;
   let rest = "";
   for (;;) {
@@ -115,9 +115,15 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
         if (name) fields[name] = text as string;
       }
       const { data, event: control, retry } = fields;
-      if (control === "synap.closing" && retry) askedMs = Number(retry);
       // Only our server's own events have names.
       const message = read(control ? /^synap\./.test(control) && `{"type":"${control}","data":${data}}` : data);
+      if (message && !isOpen) {
+        // Not before: a server that drains says when to come back, and nothing else.
+        isOpen = true;
+        askedMs = undefined;
+        ear.onOpen(true);
+      }
+      if (retry && (!isOpen || control === "synap.closing")) askedMs = Number(retry);
       if (message && !signal.aborted) ear.onMessage(message);
     }
   }

@@ -7,8 +7,9 @@ useScriptedWorld();
 
 /** The next connection after the present one was lost. */
 async function next(): Promise<ScriptedSocket> {
-  ScriptedSocket.last.end(1006);
-  await pass(20_000);
+  const before = ScriptedSocket.last;
+  before.end(1006);
+  while (ScriptedSocket.last === before) await pass(1000);
   return ScriptedSocket.last.accept();
 }
 

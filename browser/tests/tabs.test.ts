@@ -1,328 +1,470 @@
-/** One connection for several tabs, over this process's own channels and locks. */
-import { afterEach, describe, expect, test, vi } from "vitest";
+/** One connection for several tabs. The locks and the channels are real: each `Tab` is one of its own. */
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import type { NotificationMessage } from "../src/message.js";
 import type { State, SubscribeOptions, Subscription } from "../src/socket.js";
 import { subscribeShared } from "../src/tabs.js";
-import { pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
+import { Room, script, settle, Socket, until } from "./scripted.js";
 
-useScriptedWorld();
+const url = "http://rooms.test";
+let tabs: Tab[];
 
-const open: Subscription[] = [];
-let number = 0;
-let room = "";
+class Tab {
+  readonly heard: (string | undefined)[] = [];
+  readonly states: State[] = [];
+  readonly gaps: string[] = [];
+  readonly subscription: Subscription;
+
+  constructor(room = "user_1", options: SubscribeOptions = {}) {
+    tabs.push(this);
+    this.subscription = subscribeShared(room, {
+      url,
+      onNotification: ({ id }) => this.heard.push(id),
+      onState: (state) => this.states.push(state),
+      onGap: (gap) => this.gaps.push(gap),
+      ...options,
+    });
+  }
+
+  get status() {
+    return this.subscription.state.status;
+  }
+
+  close() {
+    this.subscription.close();
+  }
+}
+
+/** A tab that is connected, itself or by another. */
+async function open(room?: string, options?: SubscribeOptions): Promise<Tab> {
+  const tab = new Tab(room, options);
+  await until(() => tab.status === "open");
+  return tab;
+}
+
+beforeEach(() => {
+  tabs = [];
+  script();
+});
+
 afterEach(async () => {
-  for (const subscription of open.splice(0)) subscription.close();
+  for (const tab of tabs) tab.close();
   await settle();
+  vi.useRealTimers();
+  vi.unstubAllGlobals();
+  const { held, pending } = await navigator.locks.query();
+  expect([held, pending]).toEqual([[], []]);
 });
 
-interface Tab extends Subscription {
-  heard: string[];
-  states: State[];
-  gaps: string[];
-}
-
-/** A tab of the present room; each test has its own. */
-function tab(options: SubscribeOptions = {}): Tab {
-  const told = { heard: [] as string[], states: [] as State[], gaps: [] as string[] };
-  const subscription = subscribeShared(room, {
-    url: "https://rooms.example",
-    ...options,
-    onNotification: (each) => {
-      told.heard.push(each.cursor ?? "");
-      options.onNotification?.(each);
-    },
-    onState: (state) => {
-      told.states.push(state);
-      options.onState?.(state);
-    },
-    onGap: (gap) => void told.gaps.push(gap),
-  });
-  open.push(subscription);
-  return Object.defineProperties(told, Object.getOwnPropertyDescriptors(subscription)) as unknown as Tab;
-}
-
-/** Messages between tabs take turns of the event loop; there is no event for the last of them. */
-async function until(condition: () => boolean): Promise<void> {
-  for (let round = 0; round < 200 && !condition(); round++) await settle();
-  expect(condition()).toBe(true);
-}
-
-/** The first tab, which leads and is connected; in a room that no other test has. */
-async function leader(options: SubscribeOptions = {}, kind = "user") {
-  room = `${kind}_${++number}`;
-  const first = tab(options);
-  await until(() => ScriptedSocket.all.length === 1);
-  const socket = ScriptedSocket.last.accept();
-  return { first, socket };
-}
-
-/** One more, which has been answered. */
-async function follower(options: SubscribeOptions = {}) {
-  const other = tab(options);
-  await until(() => other.states.length > 0);
-  return other;
-}
-
-/** The socket that was dialled after so many. */
-async function dialled(count: number): Promise<ScriptedSocket> {
-  await until(() => ScriptedSocket.all.length === count);
-  return ScriptedSocket.last;
-}
-
-describe("the tab that leads", () => {
-  test("has the only connection, and all hear the same", async () => {
-    const { first, socket } = await leader();
-    const [second, third] = [await follower(), await follower()];
-    socket.notify("c1", "c2");
-    await until(() => third.heard.length === 2);
-    expect([first.heard, second.heard, third.heard]).toEqual(Array(3).fill(["c1", "c2"]));
-    expect([first, second, third].map(({ state }) => state.status)).toEqual(["open", "open", "open"]);
-    expect([second.cursor, third.cursor]).toEqual(["c2", "c2"]);
-    expect(ScriptedSocket.all).toHaveLength(1);
-  });
-
-  test("tells how it stands, also why not", async () => {
-    const { socket } = await leader();
-    const second = await follower();
-    socket.end(4503, "not this room");
-    await until(() => second.state.status === "closed");
-    expect(second.state.error).toMatchObject({ message: "not this room", code: 4503, retriable: false });
-    const third = await follower();
-    expect(third.state.error?.message).toBe("not this room");
-  });
-
-  test("tells of a gap", async () => {
-    const { first, socket } = await leader({ after: "c0" });
-    room = first.room;
-    const second = await follower({ after: "latest" });
-    socket.subscribed("c9", false);
-    await until(() => second.gaps.length === 1);
-    expect([first.gaps, second.gaps]).toEqual([[room], [room]]);
-  });
-
-  test("says what others have to say, and dials when they ask for it", async () => {
-    const { socket } = await leader();
-    const second = await follower();
-    second.send("hello");
-    await until(() => socket.sent.includes("hello"));
-    socket.end(4503);
-    await until(() => second.state.status === "closed");
-    second.reconnect();
-    (await dialled(2)).accept();
-    await until(() => second.state.status === "open");
-  });
-
-  test("has another connection for another room, server or device", async () => {
-    await leader();
-    tab({ url: "https://other.example" });
-    await dialled(2);
-    tab({ device: "laptop" });
-    await dialled(3);
-    room = "user_other";
-    tab();
-    await dialled(4);
-  });
+test("the first tab connects, and the others hear by it, each once", async () => {
+  const room = new Room();
+  const several = [await open(), await open(), await open()];
+  for (let n = 0; n < 5; n++) room.publish();
+  await until(() => several.every(({ heard }) => heard.length === 5));
+  await settle();
+  for (const { heard } of several) expect(heard).toEqual(["n1", "n2", "n3", "n4", "n5"]);
+  expect(Socket.all).toHaveLength(1);
 });
 
-describe("a tab that comes later", () => {
-  test("hears what comes from then on", async () => {
-    const { socket } = await leader();
-    socket.notify("c1");
-    const second = await follower();
-    socket.notify("c2");
-    await until(() => second.heard.length > 0);
-    expect(second.heard).toEqual(["c2"]);
-  });
-
-  test("hears also what comes before it is answered", async () => {
-    const { socket } = await leader();
-    const second = tab();
-    socket.notify("c1");
-    await until(() => second.heard.length > 0);
-    socket.notify("c2");
-    await until(() => second.heard.length > 1);
-    expect(second.heard).toEqual(["c1", "c2"]);
-    expect(ScriptedSocket.all).toHaveLength(1);
-  });
-
-  test("hears all of a request's room, in order and once", async () => {
-    const { socket } = await leader({}, "request");
-    socket.notify("c1", "c2");
-    const second = tab();
-    socket.notify("c3");
-    await until(() => second.heard.length === 3);
-    socket.notify("c4");
-    await until(() => second.heard.length === 4);
-    expect(second.heard).toEqual(["c1", "c2", "c3", "c4"]);
-    expect(ScriptedSocket.all).toHaveLength(1);
-  });
-
-  test("hears what is after its cursor", async () => {
-    const { socket } = await leader();
-    socket.notify("c1", "c2", "c3");
-    expect((await follower({ after: "c2" })).heard).toEqual(["c3"]);
-  });
-
-  test("listens itself when the one that leads no longer has all", async () => {
-    const { socket } = await leader({}, "request");
-    for (let count = 1; count <= 501; count++) socket.notify(`c${count}`);
-    const second = tab();
-    (await dialled(2)).accept().notify("c1");
-    expect(second.heard).toEqual(["c1"]);
-    socket.notify("c502");
-    await settle();
-    expect(second.heard).toEqual(["c1"]); // its own connection brings it
-  });
-
-  test("listens itself from a cursor that the one that leads does not know", async () => {
-    await leader();
-    tab({ after: "c7" });
-    (await dialled(2)).accept();
-    expect(ScriptedSocket.last.after).toBe("c7");
-    await pass(5000);
-    expect(ScriptedSocket.all).toHaveLength(2);
-  });
-
-  test("listens itself when no answer comes, and leads when it can", async () => {
-    room = `user_${++number}`;
-    const name = `synap:https://rooms.example:${room}:`;
-    let release = () => {};
-    void navigator.locks.request(name, () => new Promise<void>((resolve) => (release = resolve)));
-    const second = tab();
-    await pass(1999);
-    expect(ScriptedSocket.all).toHaveLength(0);
-    await pass(1);
-    (await dialled(1)).accept().notify("c1");
-    expect(second.heard).toEqual(["c1"]);
-    release();
-    await settle();
-    const third = await follower();
-    ScriptedSocket.last.notify("c2");
-    await until(() => third.heard.length === 1);
-    expect(ScriptedSocket.all).toHaveLength(1);
-  });
+test("rooms, devices and servers are told apart", async () => {
+  new Room();
+  await open("user_1");
+  await open("user_2");
+  await open("user_1", { device: "phone" });
+  await open("user_1", { url: "http://other.test" });
+  expect(Socket.live).toHaveLength(4);
 });
 
-describe("when the tab that leads goes", () => {
-  test("another resumes where it has come: nothing is lost and nothing doubled", async () => {
-    const { first, socket } = await leader();
-    const [second, third] = [await follower(), await follower()];
-    socket.notify("c1", "c2");
-    await until(() => third.heard.length === 2);
-    first.close();
-    const next = await dialled(2);
-    expect(next.after).toBe("c2");
-    expect(socket.isClosed).toBe(true);
-    next.accept().notify("c2", "c3").subscribed("c3");
-    await until(() => third.heard.length === 3);
-    expect([second.heard, third.heard]).toEqual(Array(2).fill(["c1", "c2", "c3"]));
-    expect(first.heard).toEqual(["c1", "c2"]);
-    expect(ScriptedSocket.all).toHaveLength(2);
-  });
+test("when the tab that leads goes, another resumes from where it has come: no loss, no double", async () => {
+  const room = new Room();
+  const [first, second, third] = [await open(), await open(), await open()];
+  room.publish();
+  await until(() => [first, second, third].every(({ heard }) => heard.length === 1));
+  first.close();
+  room.publish(); // while nobody listens
+  await until(() => [second, third].every(({ heard }) => heard.length === 2));
+  room.publish();
+  await until(() => [second, third].every(({ heard }) => heard.length === 3));
+  await settle();
+  expect(first.heard).toEqual(["n1"]);
+  for (const { heard } of [second, third]) expect(heard).toEqual(["n1", "n2", "n3"]);
+  expect(Socket.all.map((socket) => socket.asked("after"))).toEqual([null, "c-1"]);
+  expect(Socket.live).toHaveLength(1);
+});
 
-  test("before anything came, the next one begins where it was, and not at the latest", async () => {
-    const { first, socket } = await leader({ after: "latest" });
-    socket.subscribed("c5");
-    await follower({ after: "latest" });
-    first.close();
-    expect((await dialled(2)).after).toBe("c5");
-  });
+test("also one that has heard nothing yet resumes from where the other was", async () => {
+  const room = new Room();
+  room.publish();
+  const first = await open("user_1", { after: "latest" });
+  const second = await open("user_1", { after: "latest" });
+  first.close();
+  room.publish(); // while nobody listens
+  await until(() => second.heard.length === 1);
+  expect([second.heard, Socket.last.asked("after")]).toEqual([["n2"], "c-1"]);
+});
 
-  test("one after the other, down to the last", async () => {
-    const { first, socket } = await leader();
-    const tabs = [first, await follower(), await follower(), await follower()];
-    socket.notify("c1");
-    await until(() => tabs.every(({ heard }) => heard.length === 1));
-    for (const [place, each] of tabs.slice(0, -1).entries()) {
-      each.close();
-      const next = (await dialled(place + 2)).accept().notify(`c${place + 2}`);
-      expect(next.after).toBe(`c${place + 1}`);
-      await until(() => tabs.slice(place + 1).every(({ heard }) => heard.length === place + 2));
+test("a hundred notifications while tabs come and go", async () => {
+  const room = new Room();
+  const always = await open();
+  let passing = await open();
+  for (let n = 0; n < 100; n++) {
+    room.publish();
+    if (n % 20 === 10) {
+      passing.close();
+      passing = new Tab();
     }
-    expect(tabs.at(-1)?.heard).toEqual(["c1", "c2", "c3", "c4"]);
-  });
-
-  test("and the next one stood alone, the others get from it what they have not heard", async () => {
-    const { first, socket } = await leader();
-    const alone = tab({ after: "c0" }); // which the first one cannot answer
-    const own = (await dialled(2)).accept();
-    const third = await follower();
-    socket.notify("c1");
-    await until(() => third.heard.length === 1);
-    own.notify("c1", "c2"); // the first one's connection is dead, and nobody knows
-    first.close();
-    await until(() => third.heard.length === 2);
-    own.notify("c3");
-    await until(() => third.heard.length === 3);
-    expect([third.heard, alone.heard]).toEqual(Array(2).fill(["c1", "c2", "c3"]));
-    expect(ScriptedSocket.all).toHaveLength(2);
-  });
+    if (n % 7 === 0) await settle(1);
+  }
+  await until(() => always.heard.length === 100);
+  await settle();
+  expect(new Set(always.heard).size).toBe(100);
 });
 
-describe("its end", () => {
-  test("calls nothing any more, lets the lock go, and may come at any moment", async () => {
-    const { first } = await leader();
-    const second = tab();
-    second.close(); // before it was answered
-    second.send("nothing");
-    second.reconnect();
-    await settle();
-    const before = first.states.length;
-    first.close();
-    await settle();
-    expect(first.states).toHaveLength(before);
-    expect([first.state.status, second.state.status]).toEqual(["closed", "closed"]);
-    const third = tab();
-    (await dialled(2)).accept();
-    await until(() => third.state.status === "open");
-  });
+test("the lead goes round, and the last tab has heard all", async () => {
+  const room = new Room();
+  const several = [await open(), await open(), await open(), await open()];
+  const last = several.at(-1) as Tab;
+  for (const tab of several.slice(0, -1)) {
+    room.publish();
+    tab.close();
+    room.publish();
+    await until(() => last.heard.length === room.log.length);
+  }
+  expect(last.heard).toEqual(["n1", "n2", "n3", "n4", "n5", "n6"]);
+  expect(Socket.live).toHaveLength(1);
+});
 
-  test("just when it was to lead gives the lock back", async () => {
-    let grant = (_: object): unknown => "not asked for";
-    const request = (_: string, __: object, granted: typeof grant) => {
-      grant = granted;
-      return new Promise(() => {});
-    };
+test("a tab that comes later hears all of a request's room", async () => {
+  const room = new Room();
+  room.publish();
+  const first = await open("request_7");
+  room.publish();
+  await until(() => first.heard.length === 2);
+  const late = await open("request_7");
+  expect(late.heard).toEqual(["n1", "n2"]);
+  room.publish();
+  await until(() => late.heard.length === 3);
+  expect(Socket.all).toHaveLength(1);
+});
+
+test("and of a user's room what comes from now on: what waited, the other tab has heard", async () => {
+  const room = new Room();
+  room.publish();
+  const first = await open();
+  expect(first.heard).toEqual(["n1"]);
+  const late = await open();
+  room.publish();
+  await until(() => late.heard.length === 1);
+  expect(late.heard).toEqual(["n2"]);
+});
+
+test("a tab that wants more than the other has kept connects itself", async () => {
+  const room = new Room();
+  const first = await open("request_7");
+  for (let n = 0; n < 501; n++) room.publish(); // one more than is kept
+  await until(() => first.heard.length === 501);
+  const late = await open("request_7");
+  await until(() => late.heard.length === 501);
+  expect(Socket.live).toHaveLength(2);
+  room.publish();
+  await until(() => late.heard.length === 502);
+  await settle();
+  expect(late.heard).toHaveLength(502);
+});
+
+test("what another has kept from its own beginning is not the room's", async () => {
+  const room = new Room(2);
+  for (let n = 0; n < 3; n++) room.publish();
+  const first = await open(); // from the room's mark
+  expect(first.heard).toEqual(["n3"]);
+  const late = await open("user_1", { after: "earliest" });
+  await until(() => late.heard.length === 3);
+  expect(late.heard).toEqual(["n1", "n2", "n3"]);
+});
+
+test("a tab with a cursor hears what came after it", async () => {
+  const room = new Room();
+  const first = await open();
+  for (let n = 0; n < 4; n++) room.publish();
+  await until(() => first.heard.length === 4);
+  const late = await open("user_1", { after: "c-2" });
+  expect([late.heard, Socket.all.length]).toEqual([["n3", "n4"], 1]);
+});
+
+test("a tab with a cursor that the other does not know connects itself", async () => {
+  const room = new Room();
+  for (let n = 0; n < 3; n++) room.publish();
+  await open("user_1", { after: "c-2" });
+  const late = await open("user_1", { after: "c-1" });
+  await until(() => late.heard.length === 2);
+  expect([late.heard, Socket.live.length]).toEqual([["n2", "n3"], 2]);
+});
+
+test("without ids, what comes while it asks comes once", async () => {
+  const room = new Room();
+  const types: string[] = [];
+  await open("request_7");
+  room.publish({ id: null, type: "a.one" });
+  const late = new Tab("request_7", { onNotification: ({ type }) => types.push(type) });
+  room.publish({ id: null, type: "a.two" });
+  await until(() => late.status === "open");
+  await settle();
+  expect(types.filter((type) => type === "a.two")).toHaveLength(1);
+});
+
+/** Hold the lock that tabs take, as one that is frozen, until the function is called. */
+async function holdLock(): Promise<() => void> {
+  const probe = await open();
+  const [lock] = (await navigator.locks.query()).held ?? [];
+  probe.close();
+  let release = () => {};
+  const isHeld = new Promise<void>((resolve) => {
+    void navigator.locks.request(lock?.name as string, () => {
+      resolve();
+      return new Promise<void>((end) => void (release = end));
+    });
+  });
+  await isHeld;
+  return release;
+}
+
+test("an answer that never comes is waited for 2 s", async () => {
+  const room = new Room();
+  const release = await holdLock();
+  const before = Socket.all.length;
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  const tab = new Tab();
+  await settle();
+  vi.advanceTimersByTime(1_999);
+  await settle();
+  expect(Socket.all).toHaveLength(before);
+  vi.advanceTimersByTime(1);
+  await until(() => tab.status === "open");
+  // Once the other is gone it leads, with the connection that it has.
+  release();
+  await settle();
+  const late = await open();
+  room.publish();
+  await until(() => late.heard.length === 1);
+  expect(Socket.all).toHaveLength(before + 1);
+});
+
+test("when one that stood alone leads, the others get from it what only it has heard", async () => {
+  const room = new Room();
+  const release = await holdLock();
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  const alone = new Tab();
+  await settle();
+  vi.advanceTimersByTime(2_000);
+  await until(() => alone.status === "open");
+  // One that leads has answered this tab, but not the other, and tells nothing any more.
+  const frozen = new BroadcastChannel(((await navigator.locks.query()).held ?? [])[0]?.name as string);
+  let asked = "";
+  frozen.onmessage = ({ data }: MessageEvent<{ hello?: string }>) => void (asked = data.hello ?? asked);
+  const other = new Tab();
+  await until(() => asked !== "");
+  frozen.postMessage({ to: asked, state: { status: "open" }, kept: [], isAll: false, cursor: "c-0" });
+  await until(() => other.status === "open");
+  frozen.close();
+  for (let n = 0; n < 3; n++) room.publish();
+  await until(() => alone.heard.length === 3);
+  expect(other.heard).toEqual([]);
+  release();
+  await until(() => other.heard.length === 3);
+  room.publish();
+  await until(() => other.heard.length === 4);
+  expect([alone.heard, other.heard]).toEqual([["n1", "n2", "n3", "n4"], ["n1", "n2", "n3", "n4"]]);
+});
+
+test("one that closes just when its turn comes lets the lock go", async () => {
+  new Room();
+  const first = await open();
+  const { locks } = navigator;
+  const given = new Promise<void>((resolve) => {
+    const request = (name: string, options: LockOptions, callback: LockGrantedCallback<unknown>) =>
+      locks.request(name, options, (lock) => {
+        if (lock) second.close(); // given, but not yet known
+        const end = callback(lock);
+        if (lock) resolve();
+        return end;
+      });
     vi.stubGlobal("navigator", { locks: { request } });
-    tab().close();
-    expect(grant({})).toBe(undefined); // a promise would hold it
   });
-
-  test("at once, as React's strict mode does it: the second one leads", async () => {
-    room = `user_${++number}`;
-    tab().close();
-    const second = tab();
-    (await dialled(1)).accept();
-    expect(second.state.status).toBe("open");
-    await pass(5000);
-    expect(ScriptedSocket.all).toHaveLength(1);
-  });
-
-  test("from inside a callback ends what was on its way", async () => {
-    const { socket } = await leader({}, "request");
-    socket.notify("c1", "c2", "c3");
-    const second = tab({ onNotification: () => second.close() });
-    await until(() => second.heard.length > 0);
-    await settle();
-    expect(second.heard).toEqual(["c1"]);
-  });
+  const second = await open();
+  vi.unstubAllGlobals();
+  script();
+  first.close();
+  await given;
+  await settle();
+  const { held, pending } = await locks.query();
+  expect([held, pending]).toEqual([[], []]);
 });
 
-test("a callback that throws loses nothing of what follows", async () => {
-  const { socket } = await leader({}, "request");
-  socket.notify("c1", "c2");
-  const second = tab({
-    onNotification: () => {
-      throw new Error("of the application");
+test("one that leads and goes before it answers: what it told meanwhile is not lost", async () => {
+  const room = new Room();
+  const release = await holdLock();
+  const channelName = ((await navigator.locks.query()).held ?? [])[0]?.name as string;
+  const tab = new Tab();
+  await settle();
+  const frozen = new BroadcastChannel(channelName);
+  room.publish();
+  // It has told, and acknowledged, and ends.
+  frozen.postMessage({ notification: { id: "n1", type: "a.b", data: {}, cursor: "c-1" } });
+  await settle();
+  frozen.close();
+  release();
+  await until(() => tab.status === "open");
+  room.publish();
+  await until(() => tab.heard.length === 2);
+  expect([tab.heard, Socket.last.asked("after")]).toEqual([["n1", "n2"], "c-1"]);
+});
+
+test("states pass between tabs, and why there is no connection", async () => {
+  new Room();
+  const [first, second] = [await open(), await open()];
+  Socket.last.end(4503, "not this room");
+  await until(() => second.status === "closed");
+  expect(second.subscription.state.error).toMatchObject({ message: "not this room", code: 4503, retriable: false });
+  expect(first.subscription.state.error).toMatchObject({ code: 4503 });
+});
+
+test("a tab that comes later is told why there is no connection", async () => {
+  new Room();
+  await open();
+  Socket.last.end(4503, "not this room");
+  const late = new Tab();
+  await until(() => late.status === "closed");
+  expect(late.subscription.state.error).toMatchObject({ message: "not this room", code: 4503, retriable: false });
+});
+
+test("a gap is told in each tab", async () => {
+  Socket.onDial = undefined;
+  const first = new Tab();
+  await until(() => Socket.all.length === 1);
+  const socket = Socket.last.accept();
+  socket.subscribed();
+  const second = await open();
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  socket.end();
+  vi.advanceTimersByTime(1_250);
+  await until(() => Socket.all.length === 2);
+  Socket.last.accept().subscribed("d-9", false);
+  await until(() => second.gaps.length === 1);
+  expect(first.gaps).toEqual(["user_1"]);
+});
+
+test("what any tab says goes over the one connection", async () => {
+  new Room();
+  const [first, second] = [await open(), await open()];
+  first.subscription.send('"one"');
+  second.subscription.send('"two"');
+  await until(() => Socket.last.said.length === 2);
+  expect(Socket.last.said).toEqual(["one", "two"]);
+});
+
+test("any tab brings back what was given up", async () => {
+  new Room();
+  const [first, second] = [await open("user_1", { attempts: 0 }), await open("user_1", { attempts: 0 })];
+  Socket.last.end();
+  await until(() => second.status === "closed");
+  second.subscription.reconnect();
+  await until(() => second.status === "open" && first.status === "open");
+  expect(Socket.all).toHaveLength(2);
+});
+
+test("the cursor is known in each tab", async () => {
+  const room = new Room();
+  const [first, second] = [await open(), await open()];
+  expect([first.subscription.cursor, second.subscription.cursor]).toEqual(["c-0", "c-0"]);
+  room.publish();
+  await until(() => second.heard.length === 1);
+  expect([first.subscription.cursor, second.subscription.cursor]).toEqual(["c-1", "c-1"]);
+});
+
+test("a callback that throws loses nothing in any tab, and is reported", async () => {
+  const room = new Room();
+  room.publish();
+  const first = await open("request_7");
+  const heard: (string | undefined)[] = [];
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  const onNotification = ({ id }: NotificationMessage) => {
+    heard.push(id);
+    throw new Error("of the application");
+  };
+  const second = new Tab("request_7", { onNotification });
+  await until(() => second.status === "open");
+  room.publish();
+  await until(() => heard.length === 2 && first.heard.length === 2);
+  expect(heard).toEqual(["n1", "n2"]);
+  expect(() => vi.advanceTimersByTime(0)).toThrow("of the application");
+});
+
+test("one that closes from inside a callback hears nothing more", async () => {
+  const room = new Room();
+  for (let n = 0; n < 3; n++) room.publish();
+  await open("request_7");
+  const heard: (string | undefined)[] = [];
+  const late = new Tab("request_7", {
+    onNotification: ({ id }) => {
+      heard.push(id);
+      late.close();
     },
   });
-  await until(() => second.heard.length === 2);
-  expect(() => vi.runOnlyPendingTimers()).toThrow("of the application");
+  await until(() => late.status === "closed");
+  await settle();
+  expect(heard).toEqual(["n1"]);
 });
 
-test.each(["BroadcastChannel", "navigator"])("without %s each tab has its own connection", async (name) => {
-  vi.stubGlobal(name, undefined);
-  room = `user_${++number}`;
-  tab();
-  tab();
-  await dialled(2);
+test("close is the end: nothing is called any more, and nothing is said", async () => {
+  const room = new Room();
+  const [first, second] = [await open(), await open()];
+  for (const tab of [second, first]) {
+    const told = tab.states.length;
+    tab.close();
+    tab.close();
+    tab.subscription.send('"late"');
+    tab.subscription.reconnect();
+    expect([tab.status, tab.states.length]).toEqual(["closed", told]);
+  }
+  room.publish();
+  await settle();
+  expect([first.heard, second.heard, Socket.live.length]).toEqual([[], [], 0]);
+});
+
+test("one that is closed before it has the lock never dials", async () => {
+  new Room();
+  new Tab().close();
+  await settle();
+  expect(Socket.all).toHaveLength(0);
+});
+
+test("closed and opened again at once, as StrictMode does: one connection, without a wait", async () => {
+  new Room();
+  new Tab().close();
+  await open();
+  expect(Socket.all).toHaveLength(1);
+});
+
+test("who asks for presence has a connection of its own", async () => {
+  new Room();
+  await open("user_1", { presence: true });
+  await open("user_1", { presence: true });
+  expect(Socket.live).toHaveLength(2);
+});
+
+test.each(["locks", "BroadcastChannel"])("without %s each tab has its own connection", async (missing) => {
+  new Room();
+  if (missing === "locks") vi.stubGlobal("navigator", {});
+  else vi.stubGlobal("BroadcastChannel", undefined);
+  const several = [await open(), await open()];
+  expect([several.length, Socket.live.length]).toEqual([2, 2]);
+  vi.unstubAllGlobals();
+});
+
+test("in a page that may not have locks, too", async () => {
+  new Room();
+  vi.stubGlobal("navigator", { locks: { request: () => Promise.reject(new DOMException("no", "SecurityError")) } });
+  await open();
+  await open();
+  expect(Socket.live).toHaveLength(2);
+  vi.unstubAllGlobals();
 });

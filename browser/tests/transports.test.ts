@@ -94,13 +94,15 @@ describe("the ways", () => {
 });
 
 describe("what is remembered", () => {
-  test("a stream that was open is tried first, and a WebSocket if it fails", async () => {
-    const { stream } = await streaming();
+  test("where a WebSocket was swallowed, a stream is tried first, and a WebSocket if it fails", async () => {
+    listen({ token: "t" });
+    await pass(10_000);
+    const stream = ScriptedStream.last.accept();
+    await settle();
     stream.end();
     await pass(1000);
     expect(ScriptedStream.all).toHaveLength(2);
     expect(ScriptedSocket.all).toHaveLength(1);
-    ScriptedSocket.areBlocked = false;
     ScriptedStream.last.refuse(503);
     await settle();
     ScriptedSocket.last.accept();
@@ -210,6 +212,16 @@ describe("a stream", () => {
     stream.write('retry: 9999\n\nevent: synap.closing\nretry: 77\ndata: {"code":4012,"reconnectAfterMs":77}\n\n').end();
     await settle();
     expect(subscription.state.delayMs).toBe(77);
+  });
+
+  test("one that drains says it before it is open, and nothing else", async () => {
+    ScriptedSocket.areBlocked = true;
+    const { subscription, statuses } = listen({ token: "t" });
+    await settle();
+    ScriptedStream.last.turnAway(1234);
+    await settle();
+    expect(statuses()).toEqual(["connecting", "waiting"]);
+    expect(subscription.state.delayMs).toBe(1234);
   });
 
   test("the `retry` of any other event is a browser's own affair", async () => {

@@ -154,10 +154,15 @@ export class ScriptedStream {
     this.reject(error);
     this.body?.error(error);
   }
+  /** As a server does that lets somebody listen: its first event says so. */
   accept(): this {
     const body = new ReadableStream<Uint8Array>({ start: (controller) => void (this.body = controller) });
     this.resolve(new Response(body));
-    return this;
+    return this.write("retry: 1000\n\nevent: synap.hello\ndata: {}\n\n");
+  }
+  /** As one does that drains: it says when to come back, and nothing else. */
+  turnAway(ms: number): void {
+    this.resolve(new Response(`retry: ${ms}\n\n`));
   }
   refuse(status: number, answer: unknown = ""): void {
     this.resolve(new Response(typeof answer === "string" ? answer : JSON.stringify(answer), { status }));

@@ -1,0 +1,92 @@
+/** What a subscription keeps to itself, and what it does at its edges. */
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { subscribe, type State, type SubscribeOptions } from "../src/socket.js";
+import { script, settle, Socket, Stream } from "./scripted.js";
+
+const SECRET = "se/cret="; // no subprotocol may hold it, so it goes into the address
+
+let close = () => {};
+
+function listen(options: SubscribeOptions = {}) {
+  const states: State[] = [];
+  const subscription = subscribe("user_1", {
+    url: "http://rooms.test", attempts: 0, onState: (state) => states.push(state), ...options,
+  });
+  close = () => subscription.close();
+  return { subscription, states };
+}
+
+beforeEach(() => {
+  script();
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"] });
+});
+
+afterEach(async () => {
+  close();
+  await settle();
+  vi.useRealTimers();
+  vi.unstubAllGlobals();
+});
+
+test("an address that is none is told without what is in it", async () => {
+  vi.stubGlobal("WebSocket", function (url: string) {
+    throw new DOMException(`The URL '${url}' is invalid.`, "SyntaxError"); // as Chromium words it
+  });
+  const { subscription } = listen({ url: "http://user:password@no host", token: SECRET });
+  await settle();
+  const { status, error } = subscription.state;
+  expect([status, error?.retriable]).toEqual(["closed", false]);
+  expect(error?.message).toContain("SyntaxError");
+  for (const secret of [SECRET, encodeURIComponent(SECRET), "password"]) expect(error?.message).not.toContain(secret);
+});
+
+test("a request that cannot be made is told without its address", async () => {
+  vi.stubGlobal("WebSocket", undefined);
+  vi.stubGlobal("fetch", (url: string) => Promise.reject(new TypeError(`'${url}' is a URL that includes credentials`)));
+  const { subscription } = listen({ url: "http://user:password@rooms.test", token: SECRET });
+  await settle();
+  expect(subscription.state.status).toBe("closed");
+  expect(subscription.state.error?.message).not.toContain("password");
+});
+
+test("where there is no WebSocket at all, it listens to a stream", async () => {
+  vi.stubGlobal("WebSocket", undefined);
+  const { subscription } = listen({ token: SECRET });
+  await settle();
+  Stream.last.accept();
+  await settle();
+  expect(subscription.state).toEqual({ status: "open", transport: "sse" });
+  expect(Stream.last.url).not.toContain("cret");
+  expect(Stream.last.init.headers.Authorization).toBe(`Bearer ${SECRET}`);
+});
+
+test.each(["null", "[]", '"no"', "no JSON", '{"details":5}', ""])("a refusal is final whatever its body is: %j", async (body) => {
+  const { subscription } = listen({ token: "t" });
+  await settle();
+  Socket.last.end();
+  await settle();
+  Stream.last.refuse(401, body);
+  await settle();
+  expect(subscription.state).toMatchObject({
+    status: "closed", error: { message: "the server answered 401", code: 401, retriable: false },
+  });
+});
+
+test("who closes when it begins to connect is asked for no token any more", async () => {
+  const token = vi.fn(() => "t");
+  const { subscription } = listen({ token, onState: () => subscription.close() });
+  await settle();
+  expect([token.mock.calls.length, Socket.all.length]).toEqual([0, 0]);
+});
+
+test("who closes while its position is read is asked for no token any more", async () => {
+  const token = vi.fn(() => "t");
+  let found = (_: string | null) => {};
+  const persist = { getItem: () => new Promise<string | null>((resolve) => (found = resolve)), setItem: () => {} };
+  const { subscription } = listen({ token, persist });
+  await settle();
+  subscription.close();
+  found("c-1");
+  await settle();
+  expect([token.mock.calls.length, Socket.all.length]).toEqual([0, 0]);
+});
