@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 
@@ -24,6 +24,8 @@ class Link:
         url: where clients connect.
         delay_s: each piece waits so long.
         chunk_bytes: the size of the pieces that the server's bytes are carried in.
+        websockets: what becomes of a WebSocket's handshake; other requests are carried. A proxy
+            that has never heard of WebSockets refuses them, or swallows what is no HTTP to it.
     """
 
     def __init__(self, server_url: str) -> None:
@@ -32,6 +34,7 @@ class Link:
         self.delay_s = 0.0
         self.chunk_bytes = 65536
         self.accepted = 0
+        self.websockets: Literal["carried", "refused", "swallowed"] = "carried"
         self._refusing = False
         self._budget: int | None = None
         self._pairs: set[asyncio.StreamWriter] = set()
@@ -96,9 +99,31 @@ class Link:
         if self._refusing:
             writer.transport.abort()
             return
+        head = b""
+        if self.websockets != "carried":
+            with contextlib.suppress(asyncio.IncompleteReadError):  # opened, and not used
+                head = await reader.readuntil(b"\r\n\r\n")
+            if b"upgrade: websocket" in head.lower():
+                await self._deny(reader, writer)
+                return
         async with self._joined(writer) as (up_reader, up_writer), asyncio.TaskGroup() as both:
+            up_writer.write(head)
             both.create_task(self._pipe(reader, up_writer, from_server=False))
             both.create_task(self._pipe(up_reader, writer, from_server=True))
+
+    async def _deny(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._pairs.add(writer)
+        if self.websockets == "refused":
+            writer.write(
+                b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+        else:
+            with contextlib.suppress(OSError):
+                await reader.read()  # until the client gives up
+        self._pairs.discard(writer)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     @asynccontextmanager
     async def _joined(

@@ -1,5 +1,5 @@
 /** React: `useSynapRealtime` for a room, `useJob` for a request. */
-import { useCallback, useEffect, useMemo, useRef, useSyncExternalStore } from "react";
+import { useCallback, useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { IDLE, JobView, type JobState } from "./job.js";
 import type { NotificationMessage } from "./message.js";
 import { subscribe, type Status, type SubscribeOptions, type Subscription } from "./socket.js";
@@ -90,7 +90,8 @@ function errorEvent(message: string, code: number | undefined, retriable: boolea
 /** The latest value, for what is called later: a new callback is no reason to reconnect. */
 function useLatest<Value>(value: Value): { readonly current: Value } {
   const latest = useRef(value);
-  useEffect(() => {
+  // With the render that has it, and not some time later, as an effect would be.
+  useInsertionEffect(() => {
     latest.current = value;
   });
   return latest;

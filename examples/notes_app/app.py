@@ -29,7 +29,7 @@ from .storage import ObjectStorage, TroubledStorage
 logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
-"""What ``web/`` is built into (``npm run example`` in ``browser/``), so that nobody needs Node to run it."""
+"""What ``web/`` is built into (``npm run example`` in ``browser/``), so nobody needs Node."""
 
 # A real app takes the user from its session; here the browser says who it is.
 Accepted = dict[str, Any]  # the body of a 202

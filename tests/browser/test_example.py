@@ -85,7 +85,8 @@ async def require_accessible(page: Page) -> None:
 
 @pytest.mark.parametrize("page", [DESK, PHONE], ids=["desk", "phone"], indirect=True)
 async def test_every_state_of_a_job(page: Page, screenshots: Path) -> None:
-    name = f"example-{(page.viewport_size or {})['width']}"
+    assert page.viewport_size is not None
+    name = f"example-{page.viewport_size['width']}"
     await require_accessible(page)
     await page.screenshot(path=screenshots / f"{name}-empty.png", full_page=True)
 

@@ -45,6 +45,11 @@ def test_its_own_tests() -> None:
     tool("vitest", "run")
 
 
+def test_what_its_users_write_compiles_and_what_they_may_not_does_not() -> None:
+    """In tests/types.tsx each wrong line is marked: a mark without an error is an error."""
+    tool("tsc")
+
+
 def test_it_weighs_little() -> None:
     run(BIN / "node", "scripts/size.mjs")
 

@@ -16,7 +16,7 @@ from synap_realtime.doctor.finding import Finding
 from synap_realtime.doctor.store import FEW_BYTES, TOO_FEW_BYTES, space
 from synap_realtime.server.stores.sqlite import SqliteStore
 
-from ..faults.test_kill import Server
+from ..program import Program
 from ..server.stores.test_sqlite import ids, publish
 from .conftest import diagnosis
 
@@ -79,7 +79,7 @@ async def test_a_running_server_is_not_disturbed(path: Path) -> None:
 
 
 async def test_after_a_crash_the_log_is_left_to_the_next_server(path: Path) -> None:
-    server = Server(path)
+    server = Program(f"sqlite:///{path}")
     try:
         await server.start()
         note = {"type": "a", "data": {}, "id": "n1"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import socket
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,43 +12,9 @@ import httpx
 import pytest
 import websockets
 
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+from ..program import Program
+
 ROOMS = ["user_1", "user_2", "request_1"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-class Server:
-    """The real program, on one file and one port, through all its lives."""
-
-    def __init__(self, store: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._store = store
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            COMMAND,
-            *("serve", "--port", str(self.port), "--store", f"sqlite:///{self._store}"),
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert self._process.stderr is not None
-        async with asyncio.timeout(20):
-            while line := await self._process.stderr.readline():
-                if b"listening on" in line:
-                    return
-        raise AssertionError("the server did not start")
-
-    async def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            await self._process.communicate()
-            self._process = None
 
 
 class Publisher:
@@ -116,7 +80,7 @@ async def test_what_was_answered_200_survives_sudden_death(
     tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     chance = random.Random(20)
-    server = Server(tmp_path / "rooms.db")
+    server = Program(f"sqlite:///{tmp_path / 'rooms.db'}")
     await server.start()
     stop = asyncio.Event()
     publishers = defaultdict(list)

@@ -1,0 +1,239 @@
+"""Pages of another origin than the room server's, and what they have heard."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+from playwright.async_api import BrowserContext, Page
+from pydantic import SecretStr
+
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
+
+HERE = Path(__file__).parent
+NODE_MODULES = HERE.parents[1] / "browser/node_modules"
+SECRET, KEY = "s" * 32, "j" * 43
+WAIT_S = 30
+
+
+def bundle(source: str, to: Path, *options: str) -> None:
+    """Make one script of a page's source and of the client's, and a page that loads it."""
+    esbuild = NODE_MODULES / "esbuild/bin/esbuild"
+    if not esbuild.exists():
+        pytest.fail(f"{esbuild} is missing: scripts/setup dev gets it")
+    node = Path(sys.executable).with_name("node")
+    arguments = (str(HERE / source), "--bundle", "--format=iife", "--jsx=automatic", *options)
+    subprocess.run(
+        [node, esbuild, *arguments, f"--outfile={to.with_suffix('.js')}", "--log-level=warning"],
+        env={"NODE_PATH": str(NODE_MODULES)},
+        check=True,
+    )
+    icon = '<link rel="icon" href="data:,">'  # else every browser asks for one
+    script = f'<script src="{to.stem}.js"></script>'
+    to.with_suffix(".html").write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{to.stem}</title>'
+        f'{icon}<body><main id="root"></main>{script}'
+    )
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[str]:
+    """Serve a folder; the origin."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+        server.daemon_threads = True
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@asynccontextmanager
+async def serving(origin: str, port: int = 0, **settings: Any) -> AsyncIterator[str]:
+    """A room server with keys, in this process; its address."""
+    given = {"drain_s": 0, **settings}
+    app = create_app(
+        load_settings(
+            token_secrets=(SecretStr(SECRET),),
+            api_keys={"jobs": SecretStr(KEY)},
+            allowed_origins=(origin,),
+            **given,
+        )
+    )
+    async with running(app, port=port) as url:
+        yield url
+
+
+def environment(origin: str) -> dict[str, str]:
+    """The same settings, for the program."""
+    return {
+        "SYNAP_REALTIME_TOKEN_SECRETS": SECRET,
+        "SYNAP_REALTIME_API_KEYS": f"jobs={KEY}",
+        "SYNAP_REALTIME_ALLOWED_ORIGINS": origin,
+    }
+
+
+def token(user: str = "1", **claims: Any) -> str:
+    return mint_token(user, **{"secret": SECRET, "rooms": ["request_*"], **claims})
+
+
+class Publisher:
+    """A job that publishes numbers to a room, each until it is kept."""
+
+    def __init__(self, url: str, room: str = "user_1") -> None:
+        self.kept: list[str] = []
+        self._room = room
+        headers = {"Authorization": f"Bearer {KEY}"}
+        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=2)
+
+    async def publish(self, count: int = 1, **members: object) -> None:
+        """One after the other."""
+        for _ in range(count):
+            body = {"type": "note.creation.progress", "data": {}, "id": f"n{len(self.kept) + 1}"}
+            while not await self._is_kept({**body, **members}):  # noqa: ASYNC110 - it is away
+                await asyncio.sleep(0.02)
+            self.kept.append(str(body["id"]))
+
+    async def publish_at_once(self, count: int) -> None:
+        """In one request."""
+        ids = [f"n{len(self.kept) + 1 + number}" for number in range(count)]
+        await self.send(
+            {"rooms": [self._room], "type": "note.creation.progress", "data": {}, "id": id_}
+            for id_ in ids
+        )
+        self.kept += ids
+
+    async def send(self, notifications: Iterable[dict[str, object]]) -> None:
+        """Many, each with its rooms."""
+        body = {"notifications": list(notifications)}
+        response = await self._client.post("/broadcast", json=body)
+        assert response.json()["success"], response.text
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Publish all the time."""
+
+        stop = asyncio.Event()
+
+        async def run() -> None:
+            while not stop.is_set():
+                await self.publish()
+                await asyncio.sleep(0.005)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(run())
+            try:
+                yield
+            finally:
+                stop.set()
+
+    async def connections(self) -> int:
+        """How many listen to the room now."""
+        response = await self._client.get(f"/rooms/{self._room}/health")
+        count: int = response.json()["connections"]
+        return count
+
+    async def opened(self) -> int:
+        """How many have, to any room."""
+        headers = {"Authorization": f"Bearer {mint_token('m', secret=SECRET, scope='metrics')}"}
+        text = (await self._client.get("/metrics", headers=headers)).text
+        name = "synap_realtime_connections_opened_total{"
+        return sum(
+            int(float(line.split()[1])) for line in text.splitlines() if line.startswith(name)
+        )
+
+    async def _is_kept(self, body: object) -> bool:
+        try:
+            response = await self._client.post(f"/rooms/{self._room}/broadcast", json=body)
+        except httpx.HTTPError:
+            return False
+        return response.status_code == 200
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class Tab:
+    """A page with :file:`listener.ts` or :file:`components.tsx`."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    @classmethod
+    async def open(cls, context: BrowserContext, origin: str, name: str = "listener") -> Tab:
+        tab = cls(await context.new_page())
+        await tab.page.goto(f"{origin}/{name}.html")
+        return tab
+
+    async def listen(self, url: str, room: str = "user_1", **options: Any) -> None:
+        await self.page.evaluate(
+            "([room, options]) => listen(room, options)",
+            [room, {"url": url, "token": token(), **options}],
+        )
+
+    async def stop_clock(self) -> None:
+        """From now on timers fire only while ``page.clock.run_for`` runs. It was installed before
+        they were made."""
+        now_s = await self.page.evaluate("Date.now()") / 1000
+        await self.page.clock.pause_at(now_s + 0.5)  # in the page's future, whatever the call takes
+
+    async def until(self, condition: str) -> None:
+        """Until this JavaScript is true."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self.page.evaluate("condition => until(condition)", condition)
+        except TimeoutError:
+            told = await self.page.evaluate("globalThis.told ?? globalThis.seen")
+            pytest.fail(f"it did not come to {condition}: {told}"[:4000])
+
+    async def until_open(self, times: int = 1) -> None:
+        await self.until(f"told.states.filter(({{status}}) => status === 'open').length >= {times}")
+
+    async def until_heard(self, ids: list[str]) -> None:
+        """Until the last of them is there; then it is these, in this order."""
+        await self.until(f"told.notifications.some(({{id}}) => id === '{ids[-1]}')")
+        assert await self.heard() == ids
+
+    async def heard(self) -> list[str]:
+        found: list[str] = await self.page.evaluate("told.notifications.map(({id}) => id)")
+        return found
+
+    async def states(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self.page.evaluate("told.states")
+        return found
+
+    async def transports(self) -> list[str]:
+        """Of each time it was open."""
+        return [state["transport"] for state in await self.states() if state["status"] == "open"]
+
+    async def show(self, component: str, *, strict: bool = False, **properties: Any) -> None:
+        """Render it, or render it anew."""
+        await self.page.evaluate(
+            "([name, props, isStrict]) => show(name, props, isStrict)",
+            [component, properties, strict],
+        )
+
+    async def calls(self) -> list[str]:
+        """What the component's callbacks were told."""
+        found: list[str] = await self.page.evaluate("seen.calls")
+        return found

@@ -1,0 +1,553 @@
+"""The client in Chromium, on a page of another origin, against real room servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from playwright.async_api import BrowserContext
+
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+
+from ..link import Link
+from ..program import Program
+from .conftest import launched
+from .pages import Publisher, Tab, bundle, environment, serving, site, token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_five_notifications_in_order_and_nothing_of_the_connection(
+    tab: Tab, url: str, job: Publisher
+) -> None:
+    await tab.listen(url)
+    await tab.until_open()
+    await job.publish(5)
+    await tab.until_heard(["n1", "n2", "n3", "n4", "n5"])
+    states = [state["status"] for state in await tab.states()]
+    assert states == ["connecting", "open"]
+    assert await tab.transports() == ["websocket"]
+    await tab.page.evaluate("subscription.close()")
+    assert await tab.page.evaluate("subscription.state.status") == "closed"
+
+
+async def test_who_comes_and_goes(tab: Tab, context: BrowserContext, origin: str, url: str) -> None:
+    scope = "subscribe presence"
+    room = "request_7"
+    await tab.listen(url, room, token=token("1", scope=scope, device="laptop"), presence=True)
+    await tab.until("told.presences.length === 1")
+    other = await Tab.open(context, origin)
+    await other.listen(url, room, token=token("2", device="phone"))
+    await tab.until("told.presences.length === 2")
+    laptop = {"user": "1", "connections": 1, "devices": ["laptop"]}
+    assert await tab.page.evaluate("told.presences") == [
+        {"event": "state", "users": [laptop]},
+        {"event": "join", "user": "2", "connections": 1, "devices": ["phone"]},
+    ]
+
+
+async def test_a_page_of_a_foreign_origin_hears_nothing(
+    context: BrowserContext, tmp_path: Path, origin: str, url: str, job: Publisher
+) -> None:
+    bundle("listener.ts", tmp_path / "listener")
+    with site(tmp_path) as foreign:
+        assert foreign != origin
+        tab = await Tab.open(context, foreign)
+        await job.publish()
+        await tab.listen(url)
+        await tab.until("told.states.some(({status}) => status === 'waiting')")
+        assert await tab.heard() == []
+        assert await tab.transports() == []
+
+
+# ---- the server goes, and comes back ----
+
+
+async def test_kill_9_amid_a_stream(tab: Tab, origin: str, tmp_path: Path) -> None:
+    """What the server has said that it keeps comes once, in order; also on the wire, for the
+    client resumes."""
+    wire: list[str] = []
+
+    def read(frame: str | bytes) -> None:
+        if frame != "pong" and (id_ := json.loads(frame).get("id")):
+            wire.append(id_)
+
+    tab.page.on("websocket", lambda socket: socket.on("framereceived", read))
+    server = Program(f"sqlite:///{tmp_path / 'rooms.db'}", **environment(origin))
+    job = Publisher(server.url)
+    await server.start()
+    try:
+        await tab.listen(server.url)
+        await tab.until_open()
+        async with job.running():
+            await tab.until("told.notifications.length >= 20")
+            await server.kill()
+            await tab.until("told.states.at(-1).status === 'waiting'")
+            await server.start()
+            await tab.until_open(2)
+            await tab.until(f"told.notifications.length >= {len(job.kept) + 20}")
+        await tab.until_heard(job.kept)
+        assert await tab.page.evaluate("told.gaps") == 0
+        assert wire == job.kept
+    finally:
+        await server.kill()
+        await job.close()
+
+
+async def test_a_gap_is_told_when_the_log_is_gone(tab: Tab, origin: str) -> None:
+    server = Program("memory://", **environment(origin))
+    job = Publisher(server.url)
+    await server.start()
+    try:
+        await tab.listen(server.url)
+        await job.publish(3)
+        await tab.until_heard(job.kept)
+        await server.kill()
+        await server.start()
+        await job.publish(2)
+        await tab.until("told.gaps === 1")
+        await tab.until_heard(job.kept)
+    finally:
+        await server.kill()
+        await job.close()
+
+
+async def test_a_server_that_drains(tab: Tab, origin: str, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'rooms.db'}"
+    async with serving(origin, store=store, drain_s=1) as url:
+        port = int(url.rpartition(":")[2])
+        job = Publisher(url)
+        await tab.listen(url)
+        await job.publish(3)
+        await tab.until_heard(job.kept)
+    async with serving(origin, port, store=store):
+        await job.publish(3)
+        await tab.until_heard(job.kept)
+    await job.close()
+    assert set(await tab.transports()) == {"websocket"}
+    assert await tab.page.evaluate("told.gaps") == 0
+
+
+# ---- the network ----
+
+
+async def test_online_is_heard_at_once(
+    tab: Tab, context: BrowserContext, url: str, job: Publisher
+) -> None:
+    """The clock stands still, so that nothing but the event can bring it back."""
+    async with Link(url) as link:
+        await tab.page.clock.install()
+        await tab.stop_clock()
+        await tab.listen(link.url)
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        await context.set_offline(True)
+        link.cut()
+        await tab.until("told.states.at(-1).status === 'waiting'")
+        await job.publish(3)
+        await context.set_offline(False)
+        await tab.until_heard(job.kept)
+
+
+async def test_a_replay_that_is_cut_begins_anew_and_doubles_nothing(
+    tab: Tab, url: str, job: Publisher
+) -> None:
+    """Only its end tells whether something is gone."""
+    async with Link(url) as link:
+        await tab.listen(link.url)
+        await job.publish()
+        await tab.until_heard(job.kept)
+        link.cut()
+        link.cut_after(20_000)  # about 100 notifications
+        await job.publish_at_once(200)
+        await tab.until("told.states.filter(({status}) => status === 'waiting').length === 2")
+        assert 1 < len(await tab.heard()) < 200
+        await tab.until_heard(job.kept)
+
+
+async def test_a_server_that_answers_no_more_is_found_dead(
+    tab: Tab, url: str, job: Publisher
+) -> None:
+    """Neither end is told of a pulled cable: 30 s to the next ping, 10 s for its answer."""
+    async with Link(url) as link:
+        await tab.page.clock.install()
+        await tab.stop_clock()
+        await tab.listen(link.url)
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        link.stall()
+        await job.publish(2)
+        await tab.page.clock.run_for(39_000)
+        assert (await tab.states())[-1]["status"] == "open"
+        await tab.page.clock.run_for(1_000)
+        last = (await tab.states())[-1]
+        assert last["status"] == "waiting"
+        assert last["error"]["message"] == "the server does not answer any more"
+        link.restore()
+        await tab.page.clock.run_for(1_250)
+        await tab.until_heard(job.kept)
+
+
+async def test_five_attempts_then_the_end_until_it_is_woken(
+    tab: Tab, context: BrowserContext, origin: str
+) -> None:
+    async with serving(origin) as url:
+        port = int(url.rpartition(":")[2])
+        await tab.page.clock.install()
+        await tab.listen(url)
+        await tab.until_open()
+        # It was up for long enough: the count begins anew.
+        await tab.page.clock.run_for(6_000)
+        await tab.stop_clock()
+    for attempt, least_ms in enumerate([1000, 2000, 4000, 8000, 16_000], 1):
+        await tab.until(f"told.states.filter(s => s.status === 'waiting').length === {attempt}")
+        state = (await tab.states())[-1]
+        assert state["attempt"] == attempt
+        if attempt > 1:  # before the first, the server has asked for a pause
+            assert least_ms <= state["delayMs"] <= 1.25 * least_ms
+        await tab.page.clock.run_for(round(state["delayMs"]) + 1)
+    await tab.until("told.states.at(-1).status === 'closed'")
+    last = (await tab.states())[-1]
+    assert last["error"]["message"]
+    assert last["error"]["retriable"] is True
+    async with serving(origin, port) as url:
+        await context.set_offline(True)
+        await context.set_offline(False)  # `online`
+        await tab.until_open(2)
+    await tab.until("told.states.at(-1).status === 'waiting'")
+    async with serving(origin, port) as url:
+        await tab.page.evaluate("subscription.reconnect()")
+        await tab.until_open(3)
+
+
+# ---- WebSockets are blocked ----
+
+
+@pytest.mark.parametrize("how", ["refused", "swallowed"])
+async def test_where_websockets_are_blocked_it_comes_as_server_sent_events(
+    tab: Tab, url: str, job: Publisher, how: Literal["refused", "swallowed"]
+) -> None:
+    async with Link(url) as link:
+        link.websockets = how
+        link.chunk_bytes = 1000  # a notification comes in many pieces
+        await tab.page.clock.install()
+        await tab.listen(link.url)
+        if how == "swallowed":
+            await link.until_accepted(1)
+            await tab.page.clock.run_for(10_000)
+        await tab.until_open()
+        big = "ä" * 100_000
+        await job.publish(2)
+        await job.publish(data={"text": big})
+        await tab.until_heard(job.kept)
+        assert await tab.page.evaluate("told.notifications.at(-1).data.text") == big
+        link.cut()
+        await tab.until("told.states.at(-1).status === 'waiting'")
+        await job.publish(2)
+        await tab.page.clock.run_for(1_250)
+        if how == "swallowed":  # it is remembered: no second wait of 10 s
+            await tab.until_open(2)
+        await tab.until_heard(job.kept)
+        assert await tab.transports() == ["sse", "sse"]
+        assert await tab.page.evaluate("told.gaps") == 0
+
+
+async def test_without_a_token_one_swallowed_websocket_is_enough(tab: Tab) -> None:
+    """A report's server, which is tried too then, would have refused it and not kept silent."""
+    async with running(create_app()) as url, Link(url) as link:
+        link.websockets = "swallowed"
+        await tab.page.clock.install()
+        await tab.stop_clock()
+        await tab.listen(link.url, token=None)
+        await link.until_accepted(1)
+        await tab.page.clock.run_for(10_000)
+        await tab.until_open()
+        assert await tab.transports() == ["sse"]
+
+
+async def test_where_websockets_are_blocked_from_now_on(tab: Tab, url: str, job: Publisher) -> None:
+    """The laptop has come into another network. One attempt that fails says nothing yet."""
+    async with Link(url) as link:
+        await tab.listen(link.url)
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        link.websockets = "refused"
+        link.cut()
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        assert await tab.transports() == ["websocket", "sse"]
+        attempts = [s["attempt"] for s in await tab.states() if s["status"] == "waiting"]
+        assert attempts == [1, 2]
+
+
+async def test_one_refused_handshake_does_not_keep_it_from_websockets(
+    tab: Tab, url: str, job: Publisher
+) -> None:
+    async with Link(url) as link:
+        link.websockets = "refused"
+        await tab.listen(link.url)
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        link.websockets = "carried"
+        link.cut()
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        assert await tab.transports() == ["sse", "websocket"]
+
+
+async def test_a_dead_stream_is_found(tab: Tab, url: str, job: Publisher) -> None:
+    """A comment comes every 15 s; after 30 s without one it is dead."""
+    async with Link(url) as link:
+        link.websockets = "refused"
+        await tab.page.clock.install()
+        await tab.stop_clock()
+        await tab.listen(link.url)
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        link.stall()
+        await job.publish(2)
+        await tab.page.clock.run_for(30_000)
+        assert (await tab.states())[-1]["status"] == "waiting"
+        link.restore()
+        await tab.page.clock.run_for(1_250)
+        await tab.until_heard(job.kept)
+
+
+async def test_a_bad_token_is_final_over_server_sent_events(tab: Tab, url: str) -> None:
+    async with Link(url) as link:
+        link.websockets = "refused"
+        await tab.listen(link.url, token=token(secret="x" * 32))
+        await tab.until("told.states.at(-1).status === 'closed'")
+        error = (await tab.states())[-1]["error"]
+        assert "no key of this server" in error["message"]
+        assert (error["code"], error["retriable"]) == (401, False)
+
+
+async def test_a_stream_that_only_says_when_to_come_back_is_no_connection(tab: Tab) -> None:
+    """So does a server that drains answer; its WebSockets are refused."""
+    count = 0
+
+    async def drain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            count += 1
+            answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+            if b"/events" in head:
+                answer = (
+                    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
+                    b"Access-Control-Allow-Origin: *\r\nAccess-Control-Allow-Headers: *\r\n\r\n"
+                )
+                if head.startswith(b"GET"):
+                    answer += b"retry: 60\n\n"
+            writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(drain, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await tab.listen(f"http://127.0.0.1:{port}", token=None)
+        await tab.until("told.states.filter(({status}) => status === 'waiting').length === 2")
+        await tab.page.evaluate("subscription.close()")
+    assert await tab.transports() == []
+    assert [s["delayMs"] for s in await tab.states() if s["status"] == "waiting"] == [60, 60]
+
+
+# ---- tokens ----
+
+
+async def test_the_token_is_asked_for_at_every_dial(tab: Tab, url: str, job: Publisher) -> None:
+    given: list[str] = []
+
+    def bring() -> str:
+        given.append(token(secret="x" * 32) if len(given) == 1 else token())
+        return given[-1]
+
+    await tab.page.expose_function("bringToken", bring)
+    async with Link(url) as link:
+        await tab.listen(link.url, bringsToken=True)
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        link.cut()
+        await tab.until("told.states.at(-1).status === 'closed'")
+        assert len(given) == 2
+        # Refused for good; whoever signs in again asks for another attempt.
+        await job.publish(2)
+        await tab.page.evaluate("subscription.reconnect()")
+        await tab.until_heard(job.kept)
+        assert len(given) == 3
+
+
+async def test_a_new_token_in_time_keeps_the_connection(
+    tab: Tab, context: BrowserContext, origin: str
+) -> None:
+    """Beside it a tab with the same first token, a string: it is let go, and stays away."""
+    first = token(expires_in_s=3)
+    given: list[str] = []
+
+    def bring() -> str:
+        given.append(token() if given else first)
+        return given[-1]
+
+    await tab.page.expose_function("bringToken", bring)
+    other = await Tab.open(context, origin)
+    async with serving(origin, token_leeway_s=0) as url:
+        job = Publisher(url)
+        # A token that lives for less than 30 s is about to end from the beginning.
+        await tab.listen(url, bringsToken=True)
+        await other.listen(url, token=first)
+        await other.until("told.states.at(-1).status === 'closed'")
+        codes = [s["error"]["code"] for s in await other.states() if s.get("error")]
+        assert codes == [4401, 4501]
+        assert (await other.states())[-1]["error"]["retriable"] is False
+        await job.publish()
+        await tab.until_heard(job.kept)
+        assert [state["status"] for state in await tab.states()] == ["connecting", "open"]
+        assert len(given) == 2
+        await job.close()
+
+
+# ---- hidden tabs ----
+
+
+@pytest.mark.parametrize("meanwhile", ["it stays connected", "it is cut"])
+async def test_a_frozen_tab_has_missed_nothing(
+    tab: Tab, context: BrowserContext, url: str, job: Publisher, meanwhile: str
+) -> None:
+    devtools = await context.new_cdp_session(tab.page)
+    async with Link(url) as link:
+        await tab.listen(link.url)
+        await job.publish(1)
+        await tab.until_heard(job.kept)
+        await devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+        await job.publish_at_once(500)
+        if meanwhile == "it is cut":
+            link.cut()
+            await job.publish_at_once(100)
+        await devtools.send("Page.setWebLifecycleState", {"state": "active"})
+        await tab.until_heard(job.kept)
+
+
+async def test_a_page_out_of_the_back_forward_cache_connects_at_once(
+    origin: str, url: str, job: Publisher
+) -> None:
+    async with launched(ignore_default_args=["--disable-back-forward-cache"]) as browser:
+        tab = await Tab.open(await browser.new_context(), origin)
+        await tab.page.clock.install()
+        await tab.listen(url)
+        await job.publish(2)
+        await tab.until_heard(job.kept)
+        await tab.stop_clock()
+        await tab.page.goto(f"{origin}/away.html")
+        await job.publish(3)
+        await tab.page.go_back(wait_until="commit")
+        await tab.until_heard(job.kept)  # of the same page: it has heard the first two before
+
+
+# ---- tabs that share ----
+
+
+async def test_two_tabs_share_a_connection_and_a_third_takes_over(
+    context: BrowserContext, origin: str, url: str, job: Publisher
+) -> None:
+    leading, following = await Tab.open(context, origin), await Tab.open(context, origin)
+    for tab in (leading, following):
+        await tab.listen(url, isShared=True)
+        await tab.until_open()
+    async with job.running():
+        for tab in (leading, following):
+            await tab.until("told.notifications.length >= 20")
+        assert await job.connections() == 1
+        await leading.page.close()
+        await following.until(f"told.notifications.length >= {len(job.kept) + 20}")
+        late = await Tab.open(context, origin)
+        await late.listen(url, isShared=True)
+        await late.until("told.notifications.length >= 20")
+        assert await job.connections() == 1
+    await following.until_heard(job.kept)
+    heard = await late.heard()
+    await late.until_heard(job.kept[job.kept.index(heard[0]) :])
+    assert await job.opened() == 2
+
+
+async def test_who_takes_over_goes_on_where_it_is(
+    context: BrowserContext, origin: str, url: str, job: Publisher
+) -> None:
+    """The server knows no mark, so what was before the tab came could come again."""
+    leading = await Tab.open(context, origin)
+    await job.publish(2)
+    await leading.listen(url, isShared=True, acknowledge=False)
+    await leading.until_heard(job.kept)
+    following, idle = await Tab.open(context, origin), await Tab.open(context, origin)
+    for tab in (following, idle):
+        await tab.listen(url, isShared=True, acknowledge=False)
+        await tab.until_open()
+    await leading.page.close()
+    await following.until_open(2)
+    await job.publish(2)
+    for tab in (following, idle):
+        await tab.until_heard(["n3", "n4"])
+    assert await job.opened() == 2
+
+
+async def test_a_tab_that_comes_later_sees_all_of_a_request(
+    context: BrowserContext, origin: str, url: str
+) -> None:
+    job = Publisher(url, "request_7")
+    await job.publish(2)
+    first = await Tab.open(context, origin)
+    await first.listen(url, "request_7", isShared=True)
+    await first.until_heard(job.kept)
+    await job.publish(2)
+    second = await Tab.open(context, origin)
+    await second.listen(url, "request_7", isShared=True)
+    await second.until_heard(job.kept)
+    await job.publish()
+    for tab in (first, second):
+        await tab.until_heard(job.kept)
+    assert await job.opened() == 1
+    await job.close()
+
+
+async def test_a_tab_that_follows_can_revive_the_connection(
+    context: BrowserContext, origin: str
+) -> None:
+    """The one that leads has given up, and nobody looks at it."""
+    leading, following = await Tab.open(context, origin), await Tab.open(context, origin)
+    async with serving(origin) as url:
+        port = int(url.rpartition(":")[2])
+        for tab in (leading, following):
+            await tab.listen(url, isShared=True, attempts=0)
+            await tab.until_open()
+    for tab in (leading, following):
+        await tab.until("told.states.at(-1).status === 'closed'")
+    async with serving(origin, port):
+        await following.page.evaluate("subscription.reconnect()")
+        for tab in (leading, following):
+            await tab.until_open(2)
+
+
+async def test_a_tab_that_is_looked_at_revives_the_connection(
+    context: BrowserContext, origin: str
+) -> None:
+    """The tab that leads is not looked at, and waits with a clock that stands still."""
+    leading, following = await Tab.open(context, origin), await Tab.open(context, origin)
+    await leading.page.clock.install()
+    async with serving(origin) as url:
+        port = int(url.rpartition(":")[2])
+        for tab in (leading, following):
+            await tab.listen(url, isShared=True)
+            await tab.until_open()
+        await leading.stop_clock()
+    for tab in (leading, following):
+        await tab.until("told.states.at(-1).status === 'waiting'")
+    async with serving(origin, port):
+        # Headless, every tab is visible: to become so again is only an event.
+        await following.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        for tab in (leading, following):
+            await tab.until_open(2)

@@ -1,0 +1,315 @@
+"""The React hooks in Chromium, on a page of another origin, against real room servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import websockets
+from playwright.async_api import BrowserContext, expect
+from websockets.asyncio.server import ServerConnection, serve
+
+from synap_realtime.server import create_app
+from synap_realtime.server.serve import running
+
+from .pages import HERE, NODE_MODULES, Publisher, Tab, serving, token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+VERSIONS = ["react-18", "react-19"]
+
+
+@pytest_asyncio.fixture(loop_scope="module", params=VERSIONS)
+async def tab(context: BrowserContext, origin: str, request: pytest.FixtureRequest) -> Tab:
+    return await Tab.open(context, origin, request.param)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+async def test_strict_mode_opens_one_connection(
+    tab: Tab, url: str, job: Publisher, shared: bool
+) -> None:
+    """It mounts everything twice. What a component is told ends with it."""
+    options = {"userId": "1", "url": url, "token": token(), "shared": shared}
+    await tab.show("Listener", strict=True, options=options)
+    await tab.until("seen.hook?.isConnected")
+    await job.publish()
+    await tab.until("seen.hook?.lastMessage?.id === 'n1'")
+    assert await job.opened() == 1
+    await tab.page.evaluate("leave()")
+    assert await tab.calls() == ["connect", "message n1 to 1", "disconnect"]
+
+
+async def test_new_callbacks_are_called_and_do_not_reconnect(
+    tab: Tab, url: str, job: Publisher
+) -> None:
+    options = {"userId": "1", "url": url, "token": token()}
+    await tab.show("Listener", options=options)
+    await tab.until("seen.hook?.isConnected")
+    await job.publish()
+    await tab.until("seen.calls.length === 2")
+    for version in (2, 3):
+        # Also a new token is no reason.
+        await tab.show("Listener", options={**options, "token": token()}, version=version)
+    await job.publish()
+    await tab.until("seen.calls.length === 3")
+    assert await tab.calls() == ["connect", "message n1 to 1", "message n2 to 3"]
+    assert await tab.page.evaluate("seen.hook.messages.map(({id}) => id)") == ["n1", "n2"]
+    assert await job.opened() == 1
+
+
+SPY = """() => {
+globalThis.sockets = [];
+globalThis.WebSocket = class extends WebSocket {
+    constructor(url, protocols) {
+        super(url, protocols);
+        this.user = /user_\\w+/.exec(url)[0];
+        sockets.push(`open ${this.user}`);
+    }
+    close() {
+        sockets.push(`close ${this.user}`);
+        super.close();
+    }
+};
+}"""
+
+
+async def test_another_user_closes_the_old_room_first(tab: Tab, url: str, job: Publisher) -> None:
+    await tab.page.evaluate(SPY)
+    options = {"url": url, "token": token("1", rooms=["user_2"])}
+    await tab.show("Listener", options={"userId": "1", **options})
+    await tab.until("seen.hook?.isConnected")
+    await job.publish()
+    await tab.until("seen.hook.messages.length === 1")
+    await tab.show("Listener", options={"userId": "2", **options})
+    await tab.until("seen.calls.length === 4 && seen.hook?.isConnected")
+    assert await tab.page.evaluate("seen.hook.messages") == []
+    await job.send([{"rooms": ["user_1", "user_2"], "type": "a", "data": {}, "id": "b1"}])
+    await tab.until("seen.hook.messages.length === 1")
+    assert await tab.calls() == [
+        "connect", "message n1 to 1", "disconnect", "connect", "message b1 to 1"
+    ]  # fmt: skip
+    assert await tab.page.evaluate("sockets") == ["open user_1", "close user_1", "open user_2"]
+    assert await tab.page.evaluate("seen.hook.lastMessage.room") == "user_2"
+
+
+async def test_connect_revives_what_was_given_up(tab: Tab, origin: str) -> None:
+    options = {"userId": "1", "token": token(), "attempts": 0, "autoConnect": False}
+    async with serving(origin) as url:
+        port = int(url.rpartition(":")[2])
+        await tab.show("Listener", options={**options, "url": url})
+        await tab.until("seen.hook?.status === 'closed'")
+        await tab.page.evaluate("seen.hook.connect()")
+        await tab.until("seen.hook?.isConnected")
+    await tab.until("seen.hook?.status === 'closed'")
+    assert await tab.page.evaluate("seen.hook.error.code") == 4012
+    async with serving(origin, port):
+        await tab.page.evaluate("seen.hook.connect()")
+        await tab.until("seen.hook?.isConnected")
+        assert await tab.page.evaluate("seen.hook.error") is None
+        await tab.page.evaluate("seen.hook.disconnect()")
+        await tab.until("seen.hook?.status === 'closed'")
+    said = "error: the connection ended (4012)"
+    assert await tab.calls() == ["connect", said, "disconnect", "connect", "disconnect"]
+
+
+# ---- as it was called before ----
+
+
+async def test_the_reports_example_compiles_unchanged() -> None:
+    """And all else that the pages of these tests do with the client."""
+    node = Path(sys.executable).with_name("node")
+    compiler = NODE_MODULES / "typescript/bin/tsc"
+    process = await asyncio.create_subprocess_exec(
+        node, compiler, "-p", HERE, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert said.decode() == ""
+    assert process.returncode == 0
+
+
+async def test_the_reports_example_as_it_stands(
+    context: BrowserContext, origin: str, tab: Tab
+) -> None:
+    async with running(create_app()) as url:
+        await tab.page.evaluate("url => { globalThis.REALTIME_URL = url }", url)
+        await tab.show("Report", strict=True)
+        await expect(tab.page.get_by_role("status")).to_have_text("connected")
+        job = Publisher(url, "request_request-456")
+        async with tab.page.expect_console_message() as console:
+            await job.publish(type="note.creation.completed", data={"title": "Milk"})
+        assert (await console.value).text.startswith("Note created! {title: Milk")
+        await expect(tab.page.get_by_role("heading")).to_have_text("Milk")
+        await job.close()
+
+
+async def test_a_server_of_the_original_report(tab: Tab) -> None:
+    """It knows no subprotocol, no control frame, no id and no cursor."""
+    heard: list[str | bytes] = []
+    listeners: set[ServerConnection] = set()
+    changed = asyncio.Condition()
+
+    async def listen(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        assert connection.request.path.startswith("/rooms/request_request-456/subscribe")
+        async with changed:
+            listeners.add(connection)
+            changed.notify_all()
+        with contextlib.suppress(websockets.ConnectionClosed):
+            async for text in connection:
+                async with changed:
+                    heard.append(text)
+                    changed.notify_all()
+        listeners.discard(connection)
+
+    async def broadcast(title: str) -> None:
+        members = {"requestId": "request-456", "status": "success"}
+        note = {"type": "note.creation.completed", "data": {"title": title}, **members}
+        for connection in listeners:
+            await connection.send(json.dumps({**note, "timestamp": "2025-01-01T00:00:00Z"}))
+
+    page = tab.page
+    async with serve(listen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await tab.show("ReportInFull", url=f"ws://127.0.0.1:{port}")
+        await expect(page.get_by_role("status")).to_have_text("away")
+        await page.get_by_role("button", name="connect", exact=True).click()
+        await expect(page.get_by_role("status")).to_have_text("connected")
+        await broadcast("Milk")
+        await expect(page.get_by_role("heading")).to_have_text("Milk")
+        await page.get_by_role("button", name="send").click()
+        async with changed:
+            await changed.wait_for(lambda: heard == ["hello"])
+        for connection in list(listeners):
+            await connection.close(1011)
+        async with changed:
+            await changed.wait_for(lambda: len(listeners) == 1)
+        await expect(page.get_by_role("status")).to_have_text("connected")
+        await expect(page.get_by_role("alert")).to_have_count(0)
+        await broadcast("Bread")
+        await expect(page.get_by_role("heading")).to_have_text("Bread")
+        await page.get_by_role("button", name="disconnect").click()
+        await expect(page.get_by_role("status")).to_have_text("away")
+    message = "message note.creation.completed request-456 success"
+    assert await tab.calls() == [
+        "connect", message, "error", "disconnect", "connect", message, "disconnect"
+    ]  # fmt: skip
+
+
+# ---- a job ----
+
+
+def run_of(request: str, number: int) -> list[dict[str, object]]:
+    """What a job tells from its start to its end."""
+    run = {"runId": request, "attempt": 1}
+    told: list[tuple[str, str, dict[str, object]]] = [
+        ("started", "pending", {**run, "stallAfterS": 60}),
+        ("delta", "pending", {**run, "index": 0, "delta": f"{number} is "}),
+        ("progress", "pending", {**run, "progress": 0.5, "stallAfterS": 60}),
+        ("delta", "pending", {**run, "index": 1, "delta": "the number"}),
+        ("completed", "success", {"number": number}),
+    ]
+    return [
+        {
+            "rooms": [f"request_{request}"],
+            "type": f"note.creation.{word}",
+            "status": status,
+            "data": data,
+            "id": f"{request}:{place}",
+        }
+        for place, (word, status, data) in enumerate(told)
+    ]
+
+
+async def test_a_jobs_life(tab: Tab, url: str, job: Publisher) -> None:
+    async def tell(word: str, status: str = "pending", **data: object) -> None:
+        type_ = f"note.creation.{word}"
+        rooms = ["request_7"]
+        await job.send([{"rooms": rooms, "type": type_, "status": status, "data": data}])
+
+    async def until(**state: Any) -> None:
+        same = f"""Object.entries({json.dumps(state)}).every(
+            ([name, value]) => (seen.jobs["7"]?.[name] ?? null) === value
+        )"""
+        await tab.until(same)
+
+    await tab.show("Jobs", strict=True, ids=["7"], url=url, token=token())
+    await until(status="idle", text="")
+    await tell("started", attempt=1, maxAttempts=3, stallAfterS=60)
+    await until(status="pending", attempt=1, maxAttempts=3)
+    await tell("progress", attempt=1, progress=0.5, label="Writing", stallAfterS=60)
+    await tell("delta", attempt=1, index=0, delta="Mi")
+    await until(progress=0.5, label="Writing", text="Mi")
+    await tell("retrying", attempt=2, error="It is late", stallAfterS=60)
+    await until(status="retrying", attempt=2, error="It is late", progress=None)
+    await tell("started", attempt=2, stallAfterS=0.05)
+    await until(status="stalled")
+    await tell("delta", attempt=2, index=0, delta="Milk")
+    await until(status="pending", text="Milk")
+    await tell("completed", "success", number=7)
+    await until(status="success", text="Milk", error=None)
+    assert await tab.page.evaluate("seen.jobs['7'].result") == {"number": 7}
+
+
+# Chromium delays a page's WebSockets while many are not open yet: by up to 5 s from the 16th.
+PAGES, WAVES, AT_ONCE = 4, 25, 10
+
+
+async def test_a_thousand_jobs_end_in_success_whenever_they_end(
+    context: BrowserContext, origin: str
+) -> None:
+    """Done before anyone listens, while the connection is made, or after."""
+    tabs = [await Tab.open(context, origin, "react-19") for _ in range(PAGES)]
+    chance = random.Random(7)
+    async with serving(origin, max_connections_per_user=0) as url:
+        job = Publisher(url)
+        numbers = range(PAGES * WAVES * AT_ONCE)
+        for start in numbers[:: PAGES * AT_ONCE]:
+            await _run_wave(tabs, job, url, numbers[start : start + PAGES * AT_ONCE], chance)
+        await job.close()
+
+
+async def _run_wave(
+    tabs: list[Tab], job: Publisher, url: str, numbers: Iterable[int], chance: random.Random
+) -> None:
+    ids = [f"r{number}" for number in numbers]
+    runs = {id_: run_of(id_, int(id_[1:])) for id_ in ids}
+    chance.shuffle(ids)
+    before, during, after = ids[:12], ids[12:28], ids[28:]
+    of_tab = [ids[place :: len(tabs)] for place in range(len(tabs))]
+
+    async def show(tab: Tab, its: list[str]) -> None:
+        await tab.show("Jobs", ids=its, url=url, token=token())
+
+    async def tell(some: list[str], words: slice) -> None:
+        """Word by word, so that others come between."""
+        for said in zip(*(runs[id_][words] for id_ in some), strict=True):
+            await job.send(said)
+
+    await tell(before, slice(None))
+    await tell(after, slice(1))
+    shown = [show(tab, its) for tab, its in zip(tabs, of_tab, strict=True)]
+    await asyncio.gather(*shown, tell(during, slice(None)))
+    for tab, its in zip(tabs, of_tab, strict=True):
+        listening = json.dumps([id_ for id_ in its if id_ in after])
+        await tab.until(f"{listening}.every(id => seen.jobs[id]?.status === 'pending')")
+    await tell(after, slice(1, None))
+    for tab, its in zip(tabs, of_tab, strict=True):
+        over = (
+            f"{json.dumps(its)}.every(id => ['success', 'error'].includes(seen.jobs[id]?.status))"
+        )
+        await tab.until(over)
+        jobs = await tab.page.evaluate("seen.jobs")
+        await tab.page.evaluate("seen.jobs = {}")
+        for id_ in its:
+            number = int(id_[1:])
+            assert jobs[id_]["status"] == "success"
+            assert jobs[id_]["result"] == {"number": number}
+            assert jobs[id_]["text"] == f"{number} is the number"
+            assert jobs[id_]["progress"] == 0.5

@@ -1,0 +1,54 @@
+"""The real server program, on one port, that a test can kill and start anew."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Program:
+    """``synap-realtime serve``, through all its lives.
+
+    Args:
+        store: ``sqlite:///path`` outlives it; ``memory://`` does not.
+        environment: more settings, ``SYNAP_REALTIME_…``.
+
+    Attributes:
+        url: where it listens, in each life.
+    """
+
+    def __init__(self, store: str, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._arguments = ("serve", "--port", str(self.port), "--store", store)
+        self._environment = {**os.environ, **environment}
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            COMMAND, *self._arguments, env=self._environment, stderr=asyncio.subprocess.PIPE
+        )
+        assert self._process.stderr is not None
+        async with asyncio.timeout(20):
+            while line := await self._process.stderr.readline():
+                if b"listening on" in line:
+                    return
+        raise AssertionError("the server did not start")
+
+    async def kill(self) -> None:
+        """``kill -9``."""
+        if self._process is not None:
+            self._process.kill()
+            await self._process.communicate()
+            self._process = None
