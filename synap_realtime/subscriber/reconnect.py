@@ -42,7 +42,8 @@ class Failure:
         """Whether the server said not to come back."""
         if self.status is not None:
             return 400 <= self.status <= 499 and self.status not in _WORTH_ANOTHER_TRY
-        return self.close_code is not None and self.close_code >= 4500
+        # 1009 means what 4540 does: this client said what no server takes.
+        return self.close_code is not None and (self.close_code >= 4500 or self.close_code == 1009)
 
     @property
     def code(self) -> int | None:

@@ -51,7 +51,7 @@ def test_it_comes_back_after(code: int) -> None:
     assert after(Reconnect(1, lambda: 0.0), closed(code, "")) == 1
 
 
-@pytest.mark.parametrize("code", [4500, 4501, 4540, 4999])
+@pytest.mark.parametrize("code", [1009, 4500, 4501, 4540, 4999])
 def test_it_does_not_come_back_after(code: int) -> None:
     with pytest.raises(SubscriptionError, match=str(code)) as caught:
         after(Reconnect(None, lambda: 0.0), closed(code, "no"))
