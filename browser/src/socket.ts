@@ -268,7 +268,8 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     const onEnd = (failure: Failure) => {
       if (mine !== dialled) return;
       clear("open");
-      if (openedAt || failure.isFinal || !others.length) {
+      // A code of the contract: it was reached, and has said what it has to say.
+      if (openedAt || failure.isFinal || (failure.code ?? 0) >= 4000 || !others.length) {
         prefersSse = prefersSse && openedAt > 0;
         return lost(failure);
       }
@@ -322,6 +323,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     drop();
     openedAt = 0;
     const mine = dialled;
+    later("open", OPEN_WITHIN_MS, () => lost({ reason: "no token came in time" }));
     become({ status: "connecting" });
     void (async () => {
       await ready;

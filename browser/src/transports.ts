@@ -44,14 +44,18 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
   const socket = new WebSocket(url.replace(/^http/, "ws"), protocols);
   let isOpen = false;
   let askedMs: number | undefined;
-  socket.onopen = () => {
+  const opened = (speaksV1: boolean) => {
+    if (isOpen) return;
     isOpen = true;
-    ear.onOpen(socket.protocol === "synap.v1");
+    ear.onOpen(speaksV1);
   };
+  // A server of ours lets a page in before it says no, and says something at once to who may stay.
+  socket.onopen = () => socket.protocol !== "synap.v1" && opened(false);
   socket.onmessage = ({ data }) => {
     if (data === "pong") return ear.onPong();
     const message = read(data);
     if (!message) return;
+    opened(true);
     if ("control" in message && message.control === "synap.closing") {
       const asked = message.data.reconnectAfterMs;
       if (typeof asked === "number" && asked >= 0) askedMs = asked;
@@ -61,7 +65,7 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
   socket.onclose = ({ code, reason }) =>
     ear.onEnd({
       code,
-      reason: reason || (isOpen ? `the connection ended (${code})` : "the server was not reached"),
+      reason: reason || (isOpen || code !== 1006 ? `the connection ended (${code})` : "the server was not reached"),
       isFinal: code >= 4500 || code === 1009, // which may stand for 4540
       askedMs,
     });

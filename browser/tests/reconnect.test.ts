@@ -10,6 +10,22 @@ const cut = () => {
   ScriptedSocket.areBlocked = ScriptedStream.areBlocked = true;
 };
 
+test("a page that is let in only to hear no is never open", async () => {
+  const { statuses, subscription } = listen({ token: "t" });
+  await settle();
+  ScriptedSocket.last.acceptAndRefuse(4501);
+  await pass(60_000);
+  expect(statuses()).toEqual(["connecting", "closed"]);
+  expect(subscription.state.error).toMatchObject({ code: 4501, retriable: false });
+  expect(ScriptedStream.all).toHaveLength(0);
+});
+
+test("a token that never comes is waited for 10 s", async () => {
+  const { states } = listen({ token: () => new Promise<string>(() => {}) });
+  await pass(10_000);
+  expect(states.at(-1)).toMatchObject({ status: "waiting", error: { message: "no token came in time" } });
+});
+
 describe("the pauses", () => {
   test("are 1, 2, 4, 8 and 16 s, and then it is given up", async () => {
     const { socket, states, subscription } = await connected();

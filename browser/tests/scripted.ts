@@ -62,6 +62,7 @@ export class Socket {
     this.protocol = protocol;
     this.readyState = 1;
     this.onopen?.();
+    if (protocol) this.text('{"type":"synap.hello","data":{}}'); // who may stay hears something at once
     return this;
   }
 

@@ -78,7 +78,15 @@ export class ScriptedSocket {
     this.readyState = 1;
     this.protocol = protocol;
     this.onopen?.();
-    return this;
+    // Who may stay hears something at once.
+    return protocol === "synap.v1" ? this.control("hello") : this;
+  }
+  /** As a page's handshake whose credential does not count. */
+  acceptAndRefuse(code: number): void {
+    this.readyState = 1;
+    this.protocol = "synap.v1";
+    this.onopen?.();
+    this.end(code);
   }
   text(data: unknown): this {
     if (!this.isClosed) this.onmessage?.({ data });

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
+
+from synap_realtime import AsyncBroadcaster
 
 BROWSER = Path(__file__).parents[2] / "browser"
 BIN = Path(sys.executable).parent
@@ -83,6 +87,42 @@ def test_it_asks_for_nothing_at_import(tarball: Path, tmp_path: Path) -> None:
     """
     said = run(BIN / "node", "--input-type=module", "-e", code, cwd=tmp_path)
     assert said.split() == ["function"] * 3
+
+
+async def test_it_listens_in_node(tarball: Path, tmp_path: Path, rooms: str) -> None:
+    """Without a page: a real server, the packed files, and a job on the other side."""
+    run("tar", "-xzf", tarball, "-C", tmp_path)
+    code = """
+        const { JobView, subscribe } = await import("./package/dist/index.js");
+        const view = new JobView();
+        const subscription = subscribe("request_r1", {
+          url: process.argv[1],
+          onState: ({ status }) => status === "open" && console.log(status),
+          onNotification: (notification) => {
+            view.hear(notification);
+            console.log(view.state.status, view.state.progress ?? "", view.state.text);
+            if (view.isOver) subscription.close();
+          },
+        });
+    """
+    node = await asyncio.create_subprocess_exec(
+        BIN / "node", "--input-type=module", "-e", code, rooms, cwd=tmp_path, stdout=PIPE
+    )
+    assert node.stdout is not None
+    assert await asyncio.wait_for(node.stdout.readline(), 20) == b"open\n"
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        for word, data in (
+            ("progress", {"progress": 0.5}), ("delta", {"index": 0, "delta": "Hello"}),
+            ("completed", {"title": "Milk"}),
+        ):  # fmt: skip
+            message = {
+                "type": f"note.creation.{word}", "data": data,
+                "status": "success" if word == "completed" else "pending",
+            }  # fmt: skip
+            assert (await broadcaster.broadcast("request_r1", message)).success
+    said, _ = await asyncio.wait_for(node.communicate(), 20)
+    assert said.decode().splitlines() == ["pending 0.5 ", "pending 0.5 Hello", "success 0.5 Hello"]
+    assert node.returncode == 0
 
 
 def test_a_fresh_app_builds_with_it(tarball: Path, tmp_path: Path) -> None:
