@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -92,7 +93,8 @@ async def test_nobody_there_is_told_within_the_deadline() -> None:
         result = await broadcaster.broadcast_success("42", "a.completed", {})
     assert not result.success
     assert result.attempts > 1
-    assert "could not be reached" in (result.error or "")
+    # The deadline may cut the last attempt before it is refused, as the others were.
+    assert re.search("could not be reached|did not answer in time", result.error or "")
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
