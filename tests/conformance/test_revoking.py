@@ -84,7 +84,7 @@ async def test_another_user_and_nobody(client: Client, user: str) -> None:
 
 @pytest.mark.parametrize("by", ["itself", "jti", "hash"])
 async def test_one_token(client: Client, user: str, by: str) -> None:
-    """Revoking: `{"token":…}` for one, by its `jti` or itself; else the SHA-256 without signature."""
+    """Revoking: `{"token":…}` for one, by its `jti` or itself; else by its SHA-256."""
     room = f"user_{user}"
     claims: dict[str, Any] = {"sub": user, "exp": int(time.time()) + 600, "jti": fresh_room()}
     if by == "hash":
