@@ -1,0 +1,132 @@
+/** Who may do what: peers, origins, credentials, rooms. See PROTOCOL.md, "Who may". */
+
+import { ANYONE, opens, type Claims, type Scope } from "./auth/claims";
+import { KeysUnavailableError } from "./auth/jwks";
+import { identify as identifyCredential, InvalidTokenError } from "./auth/verify";
+import { holdersOf } from "./holder";
+import { forbidden, unauthorized, unavailable } from "./http";
+import { BEARER_SUBPROTOCOL } from "./protocol/control";
+import { hasKeys, isLoopback, type Env, type Settings } from "./settings";
+
+/**
+ * Whether to talk to this caller at all.
+ *
+ * @throws RequestError 403 for a page of another origin; without keys, also for everything that does
+ *   not come from this machine.
+ */
+export function admit(request: Request, settings: Settings): void {
+  if (!hasKeys(settings)) admitWithoutKeys(request, settings);
+  const origin = request.headers.get("Origin");
+  const isAllowed =
+    origin === null ||
+    settings.allowedOrigins.includes(origin) ||
+    (!hasKeys(settings) && isLoopback(hostOf(origin)));
+  if (!isAllowed) throw forbidden("add it to ALLOWED_ORIGINS", "Origin not allowed");
+}
+
+/**
+ * What the credential says; without keys, everyone is {@link ANYONE}. Whether a token was revoked is
+ * another question: {@link refuseRevoked}.
+ *
+ * @throws RequestError 401, or 503 while the keys of others cannot be had.
+ */
+export async function identify(settings: Settings, credential?: string): Promise<Claims> {
+  if (!hasKeys(settings)) return ANYONE;
+  if (!credential) {
+    throw unauthorized("send a token, or a publisher's key, as Authorization: Bearer …");
+  }
+  try {
+    return await identifyCredential(settings, credential);
+  } catch (error) {
+    if (error instanceof InvalidTokenError) {
+      throw unauthorized(`the token does not count: ${error.message}`, true);
+    }
+    if (error instanceof KeysUnavailableError) {
+      throw unavailable("the keys that would check the token cannot be had now");
+    }
+    throw error;
+  }
+}
+
+/**
+ * Ask whether a token was revoked. Of a key nobody is asked.
+ *
+ * @throws RequestError 401, or 503 when nobody can say.
+ */
+export async function refuseRevoked(env: Env, claims: Claims): Promise<void> {
+  let verdicts: boolean[];
+  try {
+    verdicts = await Promise.all(
+      holdersOf(env, claims).map((holder) => holder.covers(claims.issuedAt)),
+    );
+  } catch {
+    throw unavailable("nobody can say now whether the token was revoked");
+  }
+  if (verdicts.some(Boolean)) throw revoked();
+}
+
+export function revoked(): Error {
+  return unauthorized("the token was revoked", true);
+}
+
+/**
+ * Whether these claims allow it in this room.
+ *
+ * @throws RequestError 403.
+ */
+export function permit(claims: Claims, action: Scope, room: string): void {
+  requireScope(claims, action);
+  if (!opens(claims, room)) throw forbidden("the token does not open this room");
+}
+
+/**
+ * One of them.
+ *
+ * @throws RequestError 403.
+ */
+export function requireScope(claims: Claims, ...scopes: [Scope, ...Scope[]]): void {
+  if (!scopes.some((scope) => claims.scopes.includes(scope))) {
+    throw forbidden(`the token's scope does not hold '${scopes[0]}'`);
+  }
+}
+
+/** A key or a token: from `Authorization`, else the subprotocol, else the query. */
+export function credentialOf(
+  headers: Headers,
+  query: Map<string, string>,
+  subprotocols: string[],
+): string | undefined {
+  const [, scheme = "", value = ""] = /^\s*(\S*)\s*(.*)$/.exec(headers.get("Authorization") ?? "") ?? [];
+  if (scheme.toLowerCase() === "bearer" && value.trim() !== "") return value.trim();
+  const offered = subprotocols.find((name) => name.startsWith(BEARER_SUBPROTOCOL));
+  return offered === undefined ? query.get("token") : offered.slice(BEARER_SUBPROTOCOL.length);
+}
+
+/** Without keys, a Worker is for this machine only, whoever brings the request here. */
+function admitWithoutKeys(request: Request, settings: Settings): void {
+  const { headers } = request;
+  const peers = ["CF-Connecting-IP", "X-Forwarded-For"]
+    .flatMap((name) => (headers.get(name) ?? "").split(","))
+    .map((peer) => peer.trim());
+  if (!peers.every((peer) => peer === "" || isLoopback(peer))) {
+    throw keyless("it answers loopback addresses only, until it has keys");
+  }
+  // A name that a stranger's page has turned to 127.0.0.1 (DNS rebinding).
+  const name = hostOf(`http://${headers.get("Host") ?? new URL(request.url).host}`);
+  if (!isLoopback(name) && !settings.allowedOrigins.map(hostOf).includes(name)) {
+    throw keyless("it answers to names of this machine only, until it has keys");
+  }
+}
+
+function keyless(details: string): Error {
+  return forbidden(details, "This server has no keys");
+}
+
+function hostOf(address: string): string {
+  try {
+    const { hostname, username, password } = new URL(address);
+    return username || password ? "" : hostname;
+  } catch {
+    return "";
+  }
+}

@@ -1,0 +1,374 @@
+/** Every HTTP route. See PROTOCOL.md, "HTTP". */
+
+import { credentialOf, identify, permit, refuseRevoked, requireScope } from "./access";
+import { opens, type Claims } from "./auth/claims";
+import { idOfToken, MAX_TOKEN_BYTES } from "./auth/verify";
+import { holderOf } from "./holder";
+import {
+  forbidden,
+  jsonBody,
+  jsonResponse,
+  malformed,
+  methodNotAllowed,
+  notFound,
+  positionOf,
+  RequestError,
+  roomOf,
+  textResponse,
+  tooLarge,
+  unavailable,
+  type Problem,
+  type Target,
+} from "./http";
+import { PublishLimits } from "./limits";
+import type { Publication, Receipt } from "./log";
+import { count, METRICS_TEXT } from "./metrics";
+import openapi from "./openapi.json";
+import {
+  checkNotification,
+  InvalidNotificationError,
+  isObject,
+  MAX_BATCH_NOTIFICATIONS,
+  MAX_NOTIFICATION_BYTES,
+  MAX_SPREAD_BYTES,
+  type Checked,
+} from "./protocol/notification";
+import type { NotificationRoom } from "./room";
+import { settingsOf, type Env, type Settings } from "./settings";
+
+const HISTORY_LIMIT = 100;
+const MAX_HISTORY_LIMIT = 1000;
+const MAX_USER = 512;
+
+/** A request, and what its path and query ask for. */
+export interface Asked extends Target {
+  request: Request;
+  env: Env;
+  settings: Settings;
+}
+
+type Route = (asked: Asked, room: string) => Promise<Response>;
+
+/** @throws RequestError it gets an error answer. */
+export async function answer(asked: Asked): Promise<Response> {
+  const [method, route] = routeOf(asked.segments);
+  const given = asked.request.method;
+  if (given !== method && !(given === "HEAD" && method === "GET")) throw methodNotAllowed(method);
+  return route(asked, asked.segments[1] ?? "");
+}
+
+function routeOf(segments: string[]): [string, Route] {
+  const path = segments.length === 3 && segments[0] === "rooms" ? `rooms/${segments[2]}` : segments.join("/");
+  if (segments.length !== 3 && segments[0] === "rooms") throw notFound(SEE);
+  const found = ROUTES[path];
+  if (found === undefined || !Object.hasOwn(ROUTES, path)) throw notFound(SEE);
+  return found;
+}
+
+const SEE = "see PROTOCOL.md, 'HTTP', for the routes";
+
+const ROUTES: Record<string, [string, Route]> = {
+  health: ["GET", async () => jsonResponse(200, { status: "ok" })],
+  ready: ["GET", async () => jsonResponse(200, { status: "ready" })],
+  metrics: ["GET", showMetrics],
+  "openapi.json": ["GET", async () => jsonResponse(200, openapi)],
+  broadcast: ["POST", broadcastMany],
+  revoke: ["POST", revoke],
+  "rooms/broadcast": ["POST", broadcastOne],
+  "rooms/subscribe": ["GET", subscribeWithoutUpgrade],
+  "rooms/history": ["GET", history],
+  "rooms/health": ["GET", roomHealth],
+  "rooms/presence": ["GET", roomPresence],
+};
+
+export function stubOf(env: Env, room: string): DurableObjectStub<NotificationRoom> {
+  return env.NOTIFICATION_ROOM.get(env.NOTIFICATION_ROOM.idFromName(room));
+}
+
+/**
+ * Ask a room's object; once more, if it was just moved or replaced. What is asked has to bear that.
+ *
+ * @throws RequestError 503.
+ */
+export async function ask<Answer>(
+  env: Env,
+  room: string,
+  question: (stub: DurableObjectStub<NotificationRoom>) => Promise<Answer>,
+): Promise<Answer> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await question(stubOf(env, room));
+    } catch (error) {
+      const { retryable, overloaded } = error as { retryable?: boolean; overloaded?: boolean };
+      if (retryable === true && overloaded !== true && attempt === 1) continue;
+      console.error(`a room's object could not be asked: ${String(error)}`);
+      throw unavailable("the room cannot be reached now");
+    }
+  }
+}
+
+/** What the request's credential says, if it counts. */
+async function claimsOf({ request, query, env, settings }: Asked): Promise<Claims> {
+  const claims = await identify(settings, credentialOf(request.headers, query, []));
+  await refuseRevoked(env, claims);
+  return claims;
+}
+
+async function showMetrics(asked: Asked): Promise<Response> {
+  requireScope(await claimsOf(asked), "metrics", "admin");
+  return textResponse(200, METRICS_TEXT, "text/plain; version=0.0.4; charset=utf-8");
+}
+
+async function roomHealth(asked: Asked, segment: string): Promise<Response> {
+  const room = roomOf(segment);
+  if (!opens(await claimsOf(asked), room)) throw forbidden("the token does not open this room");
+  const connections = await ask(asked.env, room, (stub) => stub.connections());
+  return jsonResponse(200, { status: "ok", connections, roomId: room });
+}
+
+async function roomPresence(asked: Asked, segment: string): Promise<Response> {
+  const room = roomOf(segment);
+  permit(await claimsOf(asked), "presence", room);
+  const { connections, users } = await ask(asked.env, room, (stub) => stub.presence());
+  return jsonResponse(200, { room, connections, users });
+}
+
+async function subscribeWithoutUpgrade(_: Asked, segment: string): Promise<Response> {
+  roomOf(segment);
+  throw new RequestError(
+    426,
+    "upgrade_required",
+    "Expected WebSocket upgrade",
+    "open this address as a WebSocket, ws:// or wss://",
+    { Upgrade: "websocket", Connection: "Upgrade" },
+  );
+}
+
+async function history(asked: Asked, segment: string): Promise<Response> {
+  const room = roomOf(segment);
+  permit(await claimsOf(asked), "subscribe", room);
+  const after = asked.query.get("after") ?? "earliest";
+  const position = after === "earliest" ? undefined : positionOf(after, "or 'earliest'");
+  const limit = limitOf(asked.query.get("limit"));
+  const text = await ask(asked.env, room, (stub) => stub.history(position, limit));
+  return textResponse(200, text, "application/json");
+}
+
+function limitOf(text: string | undefined): number {
+  if (text === undefined) return HISTORY_LIMIT;
+  const limit = /^[0-9]{1,4}$/.test(text) ? Number(text) : 0;
+  if (limit >= 1 && limit <= MAX_HISTORY_LIMIT) return limit;
+  throw malformed("Invalid limit", `limit: expected 1 to ${MAX_HISTORY_LIMIT}`);
+}
+
+async function broadcastOne(asked: Asked, segment: string): Promise<Response> {
+  const room = roomOf(segment);
+  const claims = await claimsOf(asked);
+  permit(claims, "broadcast", room);
+  const checked = check(await jsonBody(asked.request));
+  checkLimits(asked, claims, 1, checked.bytes);
+  const [receipt] = await publish(asked.env, room, [checked]);
+  const { id, cursor, broadcastCount, duplicate } = receipt!;
+  return jsonResponse(200, {
+    success: true,
+    broadcastCount,
+    message: "Notification broadcasted",
+    id,
+    cursor,
+    duplicate,
+  });
+}
+
+/** One notification of a batch: its rooms, or what is wrong with it. */
+type Item = GoodItem | RequestError;
+
+interface GoodItem {
+  rooms: string[];
+  checked: Checked;
+}
+
+async function broadcastMany(asked: Asked): Promise<Response> {
+  const claims = await claimsOf(asked);
+  requireScope(claims, "broadcast");
+  const body = await jsonBody(asked.request);
+  const given = isObject(body) ? body["notifications"] : undefined;
+  if (!Array.isArray(given) || given.length === 0) {
+    throw malformed("Invalid batch", "notifications: expected a list of at least one");
+  }
+  if (given.length > MAX_BATCH_NOTIFICATIONS) {
+    throw tooLarge(`a batch has at most ${MAX_BATCH_NOTIFICATIONS} notifications`);
+  }
+  const pairs = given.reduce((sum: number, item: unknown) => sum + (roomsIn(item)?.length ?? 0), 0);
+  if (pairs > MAX_BATCH_NOTIFICATIONS) {
+    throw tooLarge(
+      `a batch goes to at most ${MAX_BATCH_NOTIFICATIONS} rooms, over all its notifications`,
+    );
+  }
+  const items = given.map((item: unknown) => checkItem(item, claims));
+  const good = items.filter((item): item is GoodItem => !(item instanceof RequestError));
+  const spread = good.reduce((sum, { rooms, checked }) => sum + rooms.length * checked.bytes, 0);
+  if (spread > MAX_SPREAD_BYTES) {
+    throw tooLarge(
+      `a batch has at most ${MAX_SPREAD_BYTES} bytes, each notification counted once for each of ` +
+        "its rooms",
+    );
+  }
+  count(asked.env, "publish", "refused", items.length - good.length);
+  checkLimits(asked, claims, good.reduce((sum, { rooms }) => sum + rooms.length, 0), spread);
+  const results = await publishAll(asked.env, items);
+  return jsonResponse(200, { success: results.every(({ success }) => success), results });
+}
+
+type Result = { success: boolean } & Partial<Problem> & Record<string, unknown>;
+
+/** Ask all rooms at once. A room that cannot be reached fails its notifications alone. */
+async function publishAll(env: Env, items: Item[]): Promise<Result[]> {
+  const byRoom = new Map<string, Checked[]>();
+  for (const item of items) {
+    if (item instanceof RequestError) continue;
+    for (const room of item.rooms) {
+      const there = byRoom.get(room);
+      if (there === undefined) byRoom.set(room, [item.checked]);
+      else there.push(item.checked);
+    }
+  }
+  const answers = new Map<string, Receipt[] | RequestError>();
+  await Promise.all(
+    [...byRoom].map(async ([room, publications]) => {
+      try {
+        answers.set(room, await publish(env, room, publications));
+      } catch (error) {
+        if (!(error instanceof RequestError)) throw error;
+        answers.set(room, error);
+      }
+    }),
+  );
+  const place = new Map<string, number>(); // how many of a room's receipts were given out
+  return items.map((item) => {
+    if (item instanceof RequestError) return { success: false, ...item.body };
+    const receipts: [string, Receipt][] = [];
+    let failure: RequestError | undefined;
+    for (const room of item.rooms) {
+      const answer = answers.get(room)!;
+      if (answer instanceof RequestError) {
+        failure = answer;
+        continue;
+      }
+      const next = place.get(room) ?? 0;
+      place.set(room, next + 1);
+      receipts.push([room, answer[next]!]);
+    }
+    // Its other rooms may have it: sent again, it is a duplicate there.
+    return failure === undefined ? resultOf(receipts) : { success: false, ...failure.body };
+  });
+}
+
+function resultOf(receipts: [string, Receipt][]): Result {
+  const rooms = receipts.map(([room, { broadcastCount, cursor, duplicate }]) => [
+    room,
+    { broadcastCount, cursor, duplicate },
+  ]);
+  return {
+    success: true,
+    broadcastCount: receipts.reduce((sum, [, { broadcastCount }]) => sum + broadcastCount, 0),
+    id: receipts[0]![1].id,
+    rooms: Object.fromEntries(rooms),
+  };
+}
+
+function checkItem(item: unknown, claims: Claims): Item {
+  try {
+    if (!isObject(item)) throw malformed("Invalid notification", "expected a JSON object");
+    const named = roomsIn(item);
+    if (named === undefined) {
+      throw malformed("Invalid notification", "rooms: expected a list of at least one");
+    }
+    const rooms = [...new Set(named)].map((name) => {
+      if (typeof name !== "string") throw malformed("Invalid room id", "rooms: expected strings");
+      return roomOf(name);
+    });
+    for (const room of rooms) permit(claims, "broadcast", room);
+    const members = Object.entries(item).filter(([name]) => name !== "rooms");
+    return { rooms, checked: check(Object.fromEntries(members)) };
+  } catch (error) {
+    if (error instanceof RequestError) return error;
+    throw error;
+  }
+}
+
+function roomsIn(item: unknown): unknown[] | undefined {
+  const rooms = isObject(item) && Object.hasOwn(item, "rooms") ? item["rooms"] : undefined;
+  return Array.isArray(rooms) && rooms.length > 0 ? rooms : undefined;
+}
+
+/**
+ * A notification with what the server adds.
+ *
+ * @throws RequestError it is none, or too large.
+ */
+function check(value: unknown): Checked {
+  let checked: Checked;
+  try {
+    checked = checkNotification(value, Date.now());
+  } catch (error) {
+    if (!(error instanceof InvalidNotificationError)) throw error;
+    throw malformed("Invalid message format. Required: type, data", error.message);
+  }
+  if (checked.bytes > MAX_NOTIFICATION_BYTES) {
+    throw tooLarge(`a notification has at most ${MAX_NOTIFICATION_BYTES} bytes`);
+  }
+  return checked;
+}
+
+const limits = new WeakMap<Settings, PublishLimits>();
+
+function checkLimits({ env }: Asked, claims: Claims, many: number, bytes: number): void {
+  const settings = settingsOf(env);
+  let counted = limits.get(settings);
+  if (counted === undefined) limits.set(settings, (counted = new PublishLimits(settings)));
+  try {
+    counted.check(claims, many, bytes);
+  } catch (error) {
+    count(env, "publish", "refused", many);
+    throw error;
+  }
+}
+
+/**
+ * Hand notifications to a room. Doing it twice does nothing more: each has its id.
+ *
+ * @throws RequestError 503.
+ */
+async function publish(env: Env, room: string, publications: Publication[]): Promise<Receipt[]> {
+  try {
+    const receipts = await ask(env, room, (stub) => stub.publish(publications));
+    const duplicates = receipts.filter(({ duplicate }) => duplicate).length;
+    const bytes = publications.reduce((sum, each) => sum + each.bytes, 0);
+    count(env, "publish", "duplicate", duplicates);
+    count(env, "publish", "accepted", receipts.length - duplicates, bytes);
+    return receipts;
+  } catch (error) {
+    count(env, "publish", "unavailable", publications.length);
+    throw error;
+  }
+}
+
+async function revoke(asked: Asked): Promise<Response> {
+  requireScope(await claimsOf(asked), "admin");
+  const body = await jsonBody(asked.request);
+  const { user, token } = isObject(body) ? body : {};
+  let [of, name]: ["user" | "token", string] = ["user", ""];
+  if (typeof user === "string" && user !== "" && user.length <= MAX_USER) name = user;
+  else if (typeof token === "string" && token !== "" && token.length <= MAX_TOKEN_BYTES) {
+    [of, name] = ["token", await idOfToken(token)];
+  } else {
+    throw malformed("Nothing to revoke", 'expected {"user": id} or {"token": …}');
+  }
+  try {
+    const closed = await holderOf(asked.env, of, name).revoke({ of, name, at: Date.now() / 1000 });
+    return jsonResponse(200, { success: true, closed });
+  } catch (error) {
+    console.error(`revoking failed: ${String(error)}`);
+    throw unavailable("it is not sure that the tokens were revoked: say it again");
+  }
+}

@@ -1,0 +1,132 @@
+/** The public keys of an identity provider: a JWK set (RFC 7517) at an address. */
+
+import { importJWK, type JWK } from "jose";
+
+/** Keys older than this are fetched anew, while the old ones still count. */
+const FRESH_MS = 300_000;
+/** Keys older than this do not count: one that was withdrawn must not live on. */
+const STALE_MS = 3_600_000;
+/** A key that is not there is looked for once in this time, however many ask for it. */
+const PAUSE_MS = 10_000;
+const TIMEOUT_MS = 5000;
+const MAX_BYTES = 1024 * 1024;
+const MAX_KEYS = 100;
+
+/** What a token may be signed with, and the type of key (RFC 7518, section 6.1; RFC 8037). */
+export const ALGORITHMS: Record<string, string> = { RS256: "RSA", ES256: "EC", EdDSA: "OKP" };
+const CURVES: Record<string, string> = { ES256: "P-256", EdDSA: "Ed25519" };
+
+/** The keys cannot be had now: nobody can say whether the token is good. */
+export class KeysUnavailableError extends Error {}
+
+interface PublicKey {
+  algorithm: string;
+  id: string | undefined;
+  key: CryptoKey;
+}
+
+type Fetch = (url: string, init: RequestInit) => Promise<Response>;
+
+/** The keys at one address. */
+export class Jwks {
+  #keys: PublicKey[] = [];
+  #fetchedAt = -Infinity;
+  #triedAt = -Infinity;
+
+  constructor(
+    private readonly url: string,
+    private readonly fetcher: Fetch = (url, init) => fetch(url, init),
+    private readonly clock: () => number = Date.now,
+  ) {}
+
+  /**
+   * The keys that may have signed such a token; empty if there is none.
+   *
+   * @throws KeysUnavailableError nobody knows.
+   */
+  async find(algorithm: string, kid: string | undefined): Promise<CryptoKey[]> {
+    // A Worker has no life between requests, in which it could fetch: who comes after five minutes
+    // waits for the new keys, and if they cannot be had, the old ones still count.
+    if (this.#ageMs() > FRESH_MS && this.#mayTry()) await this.#load();
+    let found = this.#among(algorithm, kid);
+    if (found.length === 0 && this.#mayTry()) {
+      await this.#load();
+      found = this.#among(algorithm, kid);
+    }
+    if (this.#ageMs() > STALE_MS) throw new KeysUnavailableError(this.url);
+    return found;
+  }
+
+  #ageMs(): number {
+    return this.clock() - this.#fetchedAt;
+  }
+
+  #mayTry(): boolean {
+    return this.clock() - this.#triedAt >= PAUSE_MS;
+  }
+
+  #among(algorithm: string, kid: string | undefined): CryptoKey[] {
+    return this.#keys
+      .filter((each) => each.algorithm === algorithm && (kid === undefined || each.id === kid))
+      .map((each) => each.key);
+  }
+
+  async #load(): Promise<void> {
+    const before = this.#triedAt;
+    try {
+      const answer = await this.fetcher(this.url, {
+        headers: { Accept: "application/json" },
+        redirect: "manual",
+        signal: AbortSignal.timeout(TIMEOUT_MS),
+      });
+      if (answer.status !== 200) throw new Error(`answered ${answer.status}`);
+      const keys = await keysOf(await readDocument(answer));
+      this.#keys = keys;
+      this.#fetchedAt = this.clock();
+    } catch (error) {
+      console.error(`the keys at ${this.url} could not be had: ${String(error)}`);
+    } finally {
+      // Set at the end: a request that was let go meanwhile must not hold up the others.
+      if (this.#triedAt === before) this.#triedAt = this.clock();
+    }
+  }
+}
+
+async function readDocument(answer: Response): Promise<unknown> {
+  let text = "";
+  const decoder = new TextDecoder();
+  for await (const chunk of answer.body ?? []) {
+    text += decoder.decode(chunk as Uint8Array, { stream: true });
+    if (text.length > MAX_BYTES) throw new Error(`has more than ${MAX_BYTES} bytes`);
+  }
+  return JSON.parse(text);
+}
+
+/** The keys of a JWK set that we can use; others are passed over (RFC 7517, section 5). */
+async function keysOf(document: unknown): Promise<PublicKey[]> {
+  const members = (document as { keys?: unknown } | null)?.keys;
+  if (!Array.isArray(members)) throw new Error("is no JWK set");
+  const keys: PublicKey[] = [];
+  for (const member of members.slice(0, MAX_KEYS) as JWK[]) {
+    if (typeof member !== "object" || member === null || (member.use ?? "sig") !== "sig") continue;
+    const algorithm = algorithmOf(member);
+    if (algorithm === undefined) continue; // a shared secret has no place in public
+    try {
+      const { kty, n, e, crv, x, y } = member; // never a private half
+      const given = { kty, n, e, crv, x, y };
+      const parts = Object.fromEntries(Object.entries(given).filter(([, part]) => part));
+      const key = (await importJWK(parts as JWK, algorithm)) as CryptoKey;
+      keys.push({ algorithm, id: typeof member.kid === "string" ? member.kid : undefined, key });
+    } catch {
+      console.warn("a key of the JWK set cannot be used");
+    }
+  }
+  return keys;
+}
+
+function algorithmOf(member: JWK): string | undefined {
+  const [algorithm] = Object.entries(ALGORITHMS).find(([, type]) => type === member.kty) ?? [];
+  if (algorithm === undefined || (member.alg ?? algorithm) !== algorithm) return undefined;
+  const curve = CURVES[algorithm];
+  return curve === undefined || member.crv === curve ? algorithm : undefined;
+}

@@ -1,0 +1,105 @@
+/**
+ * One WebSocket of a room, and what of it survives the object's sleep.
+ *
+ * An event stream is a WebSocket, too: the Worker holds it and writes what comes on it (events.ts).
+ */
+
+import type { Claims } from "./auth/claims";
+import type { Cursor } from "./protocol/cursor";
+
+/** What a subscriber asks for, from the Worker to the room, after it was looked at. */
+export interface Subscribing {
+  transport: "websocket" | "sse";
+  /** A cursor, `earliest`, `latest`; undefined: the room's own default. */
+  after?: string;
+  /** The position is of no log: everything that is retained, and `recovered: false`. */
+  isLost: boolean;
+  device?: string;
+  /** It wants to hear who comes and goes. */
+  watches: boolean;
+  /** It gets control frames. */
+  speaks: boolean;
+  /** The subprotocol that it gets. */
+  subprotocol?: string;
+  /** Whose connection it is, for presence. */
+  presentAs?: string;
+  claims: Claims;
+}
+
+/** What is kept with the socket. Times in ms since 1970, those of tokens in seconds. */
+export interface Attachment {
+  id: string;
+  transport: "websocket" | "sse";
+  speaks: boolean;
+  watches: boolean;
+  device?: string;
+  presentAs?: string;
+  user?: string;
+  tokenId?: string;
+  issuedAt?: number;
+  expiresAt?: number;
+  /** It was told that its token ends soon. */
+  isWarned: boolean;
+  heardAt: number;
+  /** How far the log was replayed; undefined: it is live. */
+  replaying?: Replaying;
+  /** The server has ended it. */
+  isEnded?: boolean;
+}
+
+export interface Replaying {
+  position: Cursor;
+  replayed: number;
+  isLost: boolean;
+}
+
+/** Nothing was taken for so long: too slow, however little waits. */
+const STALL_MS = 20_000;
+/** What is heard is kept with the socket not more often than that. */
+const SAVE_HEARD_MS = 5000;
+
+export class Connection {
+  readonly socket: WebSocket;
+  readonly kept: Attachment;
+  /** Counts the tokens that it handed in: the last one counts. */
+  renewals = 0;
+  #savedAt: number;
+  #waiting = 0;
+  #waitingSince = 0;
+
+  constructor(socket: WebSocket, kept: Attachment) {
+    this.socket = socket;
+    this.kept = kept;
+    this.#savedAt = kept.heardAt;
+  }
+
+  /** A client with `synap.v1` says itself what it has received; else what it was handed counts. */
+  get acknowledges(): boolean {
+    return this.kept.transport === "websocket" && this.kept.speaks;
+  }
+
+  /** Bytes that wait for the client. */
+  get waiting(): number {
+    return this.socket.bufferedAmount;
+  }
+
+  save(): void {
+    this.socket.serializeAttachment(this.kept);
+  }
+
+  heard(now: number): void {
+    this.kept.heardAt = now;
+    if (now - this.#savedAt > SAVE_HEARD_MS) {
+      this.#savedAt = now;
+      this.save();
+    }
+  }
+
+  /** Whether nothing was taken for a while, of what waits. It is asked now and then. */
+  isStalled(now: number): boolean {
+    const waiting = this.waiting;
+    if (waiting === 0 || waiting < this.#waiting || this.#waiting === 0) this.#waitingSince = now;
+    this.#waiting = waiting;
+    return now - this.#waitingSince > STALL_MS;
+  }
+}

@@ -1,0 +1,104 @@
+/**
+ * Server-Sent Events. See PROTOCOL.md, "Server-Sent Events".
+ *
+ * The Worker holds the stream and listens to the room over a WebSocket, so that the room can sleep:
+ * a Worker that waits costs nothing, an object that waits does.
+ */
+
+import { CloseCode } from "./protocol/control";
+import { MORE } from "./room";
+
+/** An event stream carries a comment line so often: proxies cut what is silent for longer. */
+const HEARTBEAT_MS = 15_000;
+/** When a browser comes back after a stream has ended. */
+const RETRY_MS = 1000;
+const MAX_WAITING_BYTES = 1024 * 1024;
+const STALL_MS = 20_000;
+
+export const EVENT_STREAM_HEADERS = {
+  "Content-Type": "text/event-stream; charset=utf-8",
+  "Cache-Control": "no-store, no-transform",
+  "X-Accel-Buffering": "no", // nginx, and others that learned it from nginx
+};
+
+/** What the room says, as an event stream, until one side ends it. */
+export function eventStream(room: WebSocket): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder();
+  const waiting: (Uint8Array | typeof MORE)[] = [encoder.encode(`retry: ${RETRY_MS}\n\n`)];
+  let waitingBytes = 0;
+  let isLive = false; // until then the room sends a page only when the last one was taken
+  let isOver = false;
+  let takenAt = Date.now();
+  let wake: () => void = () => undefined;
+
+  const put = (text: string): void => {
+    const chunk = encoder.encode(text);
+    waiting.push(chunk);
+    waitingBytes += chunk.length;
+    if (isLive && waitingBytes > MAX_WAITING_BYTES) end(CloseCode.TOO_SLOW);
+    wake();
+  };
+  const end = (code: number): void => {
+    if (isOver) return;
+    isOver = true;
+    clearInterval(beat);
+    room.close(code);
+    wake();
+  };
+  const beat = setInterval(() => {
+    if (waiting.length === 0) put(":\n\n");
+    else if (Date.now() - takenAt > STALL_MS) end(CloseCode.TOO_SLOW);
+  }, HEARTBEAT_MS);
+  room.addEventListener("message", ({ data }) => {
+    if (typeof data !== "string" || isOver) return;
+    if (data === MORE) {
+      waiting.push(MORE);
+      wake();
+      return;
+    }
+    put(eventOf(data));
+    if (data.startsWith('{"type":"synap.subscribed"')) {
+      isLive = true;
+      waitingBytes = 0; // of what comes live; what was replayed the client has asked for
+    }
+  });
+  room.addEventListener("close", () => end(1000));
+  room.addEventListener("error", () => end(1000));
+  room.accept();
+
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      takenAt = Date.now();
+      for (;;) {
+        const next = waiting.shift();
+        if (next === MORE) {
+          if (!isOver) room.send(MORE);
+        } else if (next !== undefined) {
+          waitingBytes = Math.max(0, waitingBytes - next.length);
+          controller.enqueue(next);
+          return;
+        } else if (isOver) {
+          controller.close();
+          return;
+        } else {
+          await new Promise<void>((resolve) => (wake = resolve));
+        }
+      }
+    },
+    cancel() {
+      end(1000);
+    },
+  });
+}
+
+/** A notification, or a control frame, as an event. */
+function eventOf(text: string): string {
+  if (text.startsWith('{"type":"synap.')) {
+    const { type, data } = JSON.parse(text) as { type: string; data: { cursor?: string } };
+    const id = data.cursor === undefined ? "" : `id: ${data.cursor}\n`;
+    return `event: ${type}\n${id}data: ${JSON.stringify(data)}\n\n`;
+  }
+  // The cursor is the last member, and holds no quote.
+  const cursor = text.slice(text.lastIndexOf('"', text.length - 3) + 1, -2);
+  return `id: ${cursor}\ndata: ${text}\n\n`;
+}

@@ -1,0 +1,231 @@
+/** HTTP requests, answers and errors. See PROTOCOL.md, "HTTP". */
+
+import { parseCursor, type Cursor } from "./protocol/cursor";
+import { JsonError, parseJson } from "./protocol/json";
+import { MAX_BATCH_BYTES } from "./protocol/notification";
+import { isDevice, problemWithRoom } from "./protocol/rooms";
+
+/** No route reads more. */
+const MAX_BODY_BYTES = MAX_BATCH_BYTES;
+const BODY_TIMEOUT_S = 20;
+const RETRY_AFTER_S = 1;
+
+export interface Problem {
+  error: string;
+  details: string;
+  code: string;
+}
+
+/** A request that gets an error answer. See PROTOCOL.md, "Errors". */
+export class RequestError extends Error {
+  readonly body: Problem;
+
+  constructor(
+    readonly status: number,
+    code: string,
+    error: string,
+    details: string,
+    readonly headers: Record<string, string> = {},
+  ) {
+    super(error);
+    this.body = { error, details, code };
+  }
+
+  get response(): Response {
+    return jsonResponse(this.status, this.body, this.headers);
+  }
+}
+
+export function malformed(error: string, details: string): RequestError {
+  return new RequestError(400, "malformed", error, details);
+}
+
+/** RFC 6750, section 3. */
+export function unauthorized(details: string, invalid = false): RequestError {
+  const challenge = invalid ? 'Bearer error="invalid_token"' : "Bearer";
+  return new RequestError(401, "unauthorized", "Unauthorized", details, {
+    "WWW-Authenticate": challenge,
+  });
+}
+
+export function forbidden(details: string, error = "Forbidden"): RequestError {
+  return new RequestError(403, "forbidden", error, details);
+}
+
+export function tooLarge(details: string): RequestError {
+  return new RequestError(413, "too_large", "Too large", details);
+}
+
+/** @param waitS seconds after which it may be tried again. */
+export function tooMany(details: string, waitS: number): RequestError {
+  return new RequestError(429, "too_many", "Too many", details, {
+    "Retry-After": String(Math.max(1, Math.ceil(waitS))),
+  });
+}
+
+export function unavailable(details: string): RequestError {
+  return new RequestError(503, "unavailable", "Try again later", details, {
+    "Retry-After": String(RETRY_AFTER_S),
+  });
+}
+
+export function methodNotAllowed(right: string): RequestError {
+  return new RequestError(
+    405,
+    "method_not_allowed",
+    "Method not allowed",
+    `this route takes ${right}`,
+    { Allow: right },
+  );
+}
+
+export function notFound(details: string): RequestError {
+  return new RequestError(404, "not_found", "Not found", details);
+}
+
+export function jsonResponse(
+  status: number,
+  body: unknown,
+  headers: Record<string, string> = {},
+): Response {
+  return textResponse(status, JSON.stringify(body), "application/json", headers);
+}
+
+export function textResponse(
+  status: number,
+  text: string,
+  contentType: string,
+  headers: Record<string, string> = {},
+): Response {
+  return new Response(text, {
+    status,
+    headers: { "Cache-Control": "no-store", "Content-Type": contentType, ...headers },
+  });
+}
+
+/** A path as it came, and its parameters: of a repeated one the last, and an empty one is none. */
+export interface Target {
+  segments: string[];
+  query: Map<string, string>;
+}
+
+/**
+ * What a request asks for; `%2F` does not split.
+ *
+ * @throws RequestError 400, if its percent-encoding is wrong.
+ */
+export function targetOf(url: string): Target {
+  const [, raw = "", search = ""] = /^[^:]+:\/\/[^/?#]*([^?#]*)\??([^#]*)/.exec(url) ?? [];
+  const query = new Map<string, string>();
+  for (const [name, value] of new URLSearchParams(search)) {
+    if (value !== "") query.set(name, value);
+  }
+  try {
+    const segments = raw.replace(/^\/+|\/+$/g, "").split("/").map(decodeURIComponent);
+    return { segments, query };
+  } catch {
+    throw malformed("Invalid path", "its percent-encoding is not UTF-8");
+  }
+}
+
+/**
+ * The room in a path.
+ *
+ * @throws RequestError 400.
+ */
+export function roomOf(segment: string): string {
+  const problem = problemWithRoom(segment);
+  if (problem !== undefined) throw malformed("Invalid room id", problem);
+  return segment;
+}
+
+/**
+ * The cursor in a query.
+ *
+ * @param words what else could be there, for the message.
+ * @throws RequestError 400.
+ */
+export function positionOf(text: string, words = "'earliest' or 'latest'"): Cursor {
+  const cursor = parseCursor(text);
+  if (!cursor) throw malformed("Invalid position", `after: expected a cursor, ${words}`);
+  return cursor;
+}
+
+/**
+ * Which of the user's devices asks.
+ *
+ * @throws RequestError 400.
+ */
+export function deviceOf(query: Map<string, string>): string | undefined {
+  const name = query.get("device");
+  if (name !== undefined && !isDevice(name)) {
+    throw malformed("Invalid device", "device: expected 1 to 64 of A-Z a-z 0-9 . _ ~ : @ | = + -");
+  }
+  return name;
+}
+
+/**
+ * The JSON body: strict (no NaN, no lone surrogates, bounded depth).
+ *
+ * @throws RequestError 400, 408, 413 or 415.
+ */
+export async function jsonBody(request: Request): Promise<unknown> {
+  const contentType = request.headers.get("Content-Type");
+  if (contentType !== null) {
+    const media = contentType.split(";")[0]!.trim().toLowerCase();
+    if (media !== "application/json" && !media.endsWith("+json")) {
+      throw new RequestError(
+        415,
+        "unsupported_media_type",
+        "Unsupported media type",
+        "send Content-Type: application/json",
+      );
+    }
+  }
+  try {
+    return parseJson(await readBody(request));
+  } catch (error) {
+    if (error instanceof JsonError) throw malformed("Invalid JSON", error.message);
+    throw error;
+  }
+}
+
+async function readBody(request: Request): Promise<Uint8Array> {
+  if (Number(request.headers.get("Content-Length") ?? 0) > MAX_BODY_BYTES) throw bodyTooLarge();
+  if (request.body === null) return new Uint8Array();
+  const reader = request.body.getReader();
+  let timer: ReturnType<typeof setTimeout> | null = null;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      const details = `a body has to arrive within ${BODY_TIMEOUT_S} s`;
+      reject(new RequestError(408, "timeout", "Too slow", details));
+    }, BODY_TIMEOUT_S * 1000);
+  });
+  try {
+    const chunks: Uint8Array[] = [];
+    let size = 0;
+    for (;;) {
+      const { done, value } = await Promise.race([reader.read(), late]);
+      if (done) return joined(chunks, size);
+      size += value.length;
+      if (size > MAX_BODY_BYTES) throw bodyTooLarge();
+      chunks.push(value);
+    }
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function joined(chunks: Uint8Array[], size: number): Uint8Array {
+  const whole = new Uint8Array(size);
+  let place = 0;
+  for (const chunk of chunks) {
+    whole.set(chunk, place);
+    place += chunk.length;
+  }
+  return whole;
+}
+
+function bodyTooLarge(): RequestError {
+  return tooLarge(`a body has at most ${MAX_BODY_BYTES} bytes`);
+}

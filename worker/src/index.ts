@@ -1,0 +1,74 @@
+/** The room server as a Cloudflare Worker. See PROTOCOL.md, and docs/cloudflare.md. */
+
+import { admit } from "./access";
+import { answer, type Asked } from "./api";
+import { RequestError, targetOf, unavailable } from "./http";
+import { count } from "./metrics";
+import { ConfigurationError, settingsOf, type Env } from "./settings";
+import { openEventStream, openWebSocket } from "./subscribe";
+
+export { Holder } from "./holder";
+export { NotificationRoom } from "./room";
+
+const PREFLIGHT = {
+  "Access-Control-Allow-Methods": "GET, POST",
+  "Access-Control-Allow-Headers": "authorization, content-type, last-event-id",
+  "Access-Control-Max-Age": "600",
+};
+
+export default {
+  async fetch(request, env): Promise<Response> {
+    let cors: Record<string, string> = {};
+    try {
+      const settings = settingsOf(env);
+      admit(request, settings);
+      cors = corsOf(request);
+      const target = targetOf(request.url);
+      if (request.method === "OPTIONS" && request.headers.has("Access-Control-Request-Method")) {
+        const headers = { "Cache-Control": "no-store", ...cors, ...PREFLIGHT };
+        return new Response(null, { status: 204, headers });
+      }
+      return withHeaders(await respond({ ...target, request, env, settings }), cors);
+    } catch (error) {
+      const problem = problemOf(error);
+      count(env, "refusal", problem.body.code);
+      return withHeaders(problem.response, cors);
+    }
+  },
+} satisfies ExportedHandler<Env>;
+
+async function respond(asked: Asked): Promise<Response> {
+  const [kind, , route] = asked.segments;
+  if (kind === "rooms" && asked.segments.length === 3) {
+    if (route === "events") return openEventStream(asked);
+    const isUpgrade = asked.request.headers.get("Upgrade")?.toLowerCase() === "websocket";
+    if (route === "subscribe" && isUpgrade && asked.request.method === "GET") {
+      return openWebSocket(asked);
+    }
+  }
+  return answer(asked);
+}
+
+/** Whatever happened, as an error answer that shows nothing of the inside. */
+function problemOf(error: unknown): RequestError {
+  if (error instanceof RequestError) return error;
+  if (error instanceof ConfigurationError) {
+    console.error(error.message);
+    return unavailable(`the Worker's settings are wrong: ${error.message}`);
+  }
+  console.error(error);
+  return unavailable("something went wrong; the Worker's log says what");
+}
+
+/** For a page of another origin, which was let in. */
+function corsOf(request: Request): Record<string, string> {
+  const origin = request.headers.get("Origin");
+  return origin === null ? {} : { "Access-Control-Allow-Origin": origin, Vary: "origin" };
+}
+
+function withHeaders(response: Response, headers: Record<string, string>): Response {
+  if (response.webSocket === null) {
+    for (const [name, value] of Object.entries(headers)) response.headers.set(name, value);
+  }
+  return response;
+}

@@ -1,0 +1,363 @@
+/**
+ * What a room keeps, in its object's SQLite: the log, the ids it has seen, the received marks.
+ *
+ * An offset is a time, in microseconds since 1970, moved on where two would be equal. So it is never
+ * used again, even after the whole storage was let go, and says itself how old its notification is:
+ * what is too old is passed over when it is read, and deleted some time later.
+ */
+
+import { cursorText, type Cursor } from "./protocol/cursor";
+import { isRequestRoom } from "./protocol/rooms";
+import type { Settings } from "./settings";
+
+export const DEDUPE_S = 300;
+/** A room knows the marks of so many devices; the one that has not come for longest goes first. */
+const MAX_DEVICES = 64;
+/** A device that has not come for so long is a new one. */
+export const DEVICE_AGE_S = 30 * 86_400;
+/** The position of an empty log is so far back that no clock of another machine is behind it. */
+const HEAD_AGE_US = 60e6;
+/** A page ends with the notification that reaches it. */
+const PAGE_BYTES = 512 * 1024;
+const VERSION = 1;
+
+export interface Publication {
+  id: string;
+  /** The notification's JSON, without `room` and `cursor`. */
+  text: string;
+  bytes: number;
+}
+
+export interface Entry {
+  cursor: Cursor;
+  /** The JSON as every subscriber gets it. */
+  text: string;
+  bytes: number;
+}
+
+/** What a publish did. For a duplicate, what the first one did. */
+export interface Receipt {
+  id: string;
+  cursor: string;
+  broadcastCount: number;
+  duplicate: boolean;
+}
+
+/** A stretch of the log, oldest first. `recovered` false: something after the position may be gone. */
+export interface Page {
+  entries: Entry[];
+  recovered: boolean;
+  more: boolean;
+}
+
+/** What is asked of a room's storage more often than it changes. */
+interface State {
+  /** The highest offset that was in the log and is no longer. */
+  forgotten: number;
+  /** The highest offset that was ever given. */
+  last: number;
+  /** 0: nobody ever received anything. */
+  mark: number;
+  /** What the log holds: notifications and bytes. */
+  held: number;
+  bytes: number;
+}
+
+export class Log {
+  readonly #storage: DurableObjectStorage;
+  readonly #sql: SqlStorage;
+  readonly #settings: Settings;
+  readonly #epoch: string;
+  readonly #ageUs: number;
+  #state: State | undefined;
+
+  /** @param epoch what all cursors of this room begin with. */
+  constructor(storage: DurableObjectStorage, settings: Settings, room: string, epoch: string) {
+    this.#storage = storage;
+    this.#sql = storage.sql;
+    this.#settings = settings;
+    this.#epoch = epoch;
+    const ageS = isRequestRoom(room) ? settings.requestRetentionS : settings.retentionS;
+    this.#ageUs = ageS * 1e6;
+    this.room = room;
+    this.#state = this.#load();
+  }
+
+  readonly room: string;
+
+  earliest(): Cursor {
+    return this.#cursor(0);
+  }
+
+  /** A position that everything so far is not after; never offset 0. */
+  head(): Cursor {
+    return this.#cursor(this.#state?.last || nowUs() - HEAD_AGE_US);
+  }
+
+  /**
+   * Keep publications, all or none; tells of each that is new its entry.
+   *
+   * @param count how many connections each goes to.
+   * @param isReceived who is handed it has received it.
+   */
+  publish(
+    publications: Publication[],
+    count: number,
+    isReceived: boolean,
+  ): { receipts: Receipt[]; entries: Entry[] } {
+    const before = this.#state && { ...this.#state };
+    try {
+      return this.#storage.transactionSync(() => this.#keep(publications, count, isReceived));
+    } catch (error) {
+      this.#state = before;
+      throw error;
+    }
+  }
+
+  /** Up to `limit` entries after a position. */
+  read(after: Cursor, limit: number): Page {
+    const now = nowUs();
+    const last = this.#state?.last ?? 0;
+    const isForeign = after.epoch !== this.#epoch || after.offset > Math.max(last, now) + HEAD_AGE_US;
+    const start = isForeign ? 0 : after.offset;
+    if (this.#state === undefined) {
+      // Nothing is here now: what was published since must be older than what is kept.
+      return { entries: [], recovered: !isForeign && !(start > 0 && start < now - this.#ageUs), more: false };
+    }
+    const gone = this.#lastGone(now);
+    const entries: Entry[] = [];
+    let bytes = 0;
+    let more = false;
+    for (const row of this.#sql.exec<{ offset: number; text: string }>(
+      "SELECT offset, text FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
+      Math.max(start, gone),
+      limit + 1,
+    )) {
+      if (entries.length === limit || bytes >= PAGE_BYTES) {
+        more = true;
+        break;
+      }
+      const entry = this.#entry(row.offset, row.text);
+      entries.push(entry);
+      bytes += entry.bytes;
+    }
+    return { entries, recovered: !isForeign && !(start > 0 && start < gone), more };
+  }
+
+  /** How far a device has come; of one that is not known, and without one, how far the room has. */
+  receivedMark(device: string | undefined): Cursor | undefined {
+    if (this.#state === undefined) return undefined;
+    if (device !== undefined) {
+      const [row] = this.#sql
+        .exec("SELECT mark FROM devices WHERE name = ? AND came > ?", device, Date.now() - DEVICE_AGE_S * 1000)
+        .toArray();
+      if (row !== undefined) return this.#cursor(row["mark"] as number);
+    }
+    return this.#state.mark > 0 ? this.#cursor(this.#state.mark) : undefined;
+  }
+
+  /** Know a device from now on: it has what comes before a position. */
+  startDevice(device: string, position: Cursor): void {
+    if (position.epoch !== this.#epoch) return;
+    this.#make();
+    this.#sql.exec(
+      `INSERT INTO devices (name, came, mark) VALUES (?1, ?2, ?3)
+       ON CONFLICT (name) DO UPDATE SET came = ?2, mark = max(mark, ?3)`,
+      device,
+      Date.now(),
+      position.offset,
+    );
+    this.#sql.exec(
+      `DELETE FROM devices WHERE name IN
+       (SELECT name FROM devices ORDER BY came DESC, rowid DESC LIMIT -1 OFFSET ?)`,
+      MAX_DEVICES,
+    );
+  }
+
+  /** Move the room's mark forward, and the device's; a position behind it changes nothing. */
+  advance(position: Cursor, device: string | undefined): void {
+    if (this.#state === undefined || position.epoch !== this.#epoch) return;
+    if (position.offset > this.#state.mark) {
+      this.#state.mark = position.offset;
+      this.#sql.exec("UPDATE meta SET mark = ?", position.offset);
+    }
+    if (device !== undefined) {
+      this.#sql.exec(
+        "UPDATE devices SET mark = ?1, came = ?2 WHERE name = ?3 AND mark < ?1",
+        position.offset,
+        Date.now(),
+        device,
+      );
+    }
+  }
+
+  /** Delete what is too old. Returns when to look again, in ms since 1970; undefined: it is empty. */
+  sweep(): number | undefined {
+    if (this.#state === undefined) return undefined;
+    const now = nowUs();
+    this.#forgetUntil(this.#lastGone(now));
+    const oldest = now - DEDUPE_S * 1e6;
+    this.#sql.exec("DELETE FROM log WHERE offset <= ? AND offset <= ?", this.#state.forgotten, oldest);
+    this.#sql.exec("DELETE FROM devices WHERE came <= ?", Date.now() - DEVICE_AGE_S * 1000);
+    return this.nextSweep();
+  }
+
+  /** When something will be too old, in ms since 1970, and some time later: undefined: never. */
+  nextSweep(): number | undefined {
+    if (this.#state === undefined) return undefined;
+    const [row] = this.#sql.exec("SELECT min(offset) AS oldest FROM log").toArray();
+    const [device] = this.#sql.exec("SELECT min(came) AS came FROM devices").toArray();
+    const oldest = row?.["oldest"] as number | null;
+    const came = device?.["came"] as number | null;
+    const times = [
+      // A quarter later, so that one alarm deletes many.
+      ...(oldest === null ? [] : [(Math.max(oldest + this.#ageUs, oldest + DEDUPE_S * 1e6) / 1000) + this.#ageUs / 4000]),
+      ...(came === null ? [] : [came + DEVICE_AGE_S * 1000 + 1]),
+    ];
+    return times.length === 0 ? undefined : Math.min(...times);
+  }
+
+  /** The whole storage was let go. */
+  reset(): void {
+    this.#state = undefined;
+  }
+
+  #keep(publications: Publication[], count: number, isReceived: boolean) {
+    const state = this.#make();
+    const receipts: Receipt[] = [];
+    const entries: Entry[] = [];
+    for (const { id, text, bytes } of publications) {
+      const now = nowUs();
+      const [first] = this.#sql
+        .exec<{ offset: number; count: number }>(
+          "SELECT offset, count FROM log WHERE id = ? AND offset > ? ORDER BY offset DESC LIMIT 1",
+          id,
+          now - DEDUPE_S * 1e6,
+        )
+        .toArray();
+      if (first !== undefined) {
+        const cursor = cursorText(this.#cursor(first.offset));
+        receipts.push({ id, cursor, broadcastCount: first.count, duplicate: true });
+        continue;
+      }
+      state.last = Math.max(state.last + 1, now);
+      this.#sql.exec(
+        "INSERT INTO log (offset, id, text, bytes, count, received) VALUES (?, ?, ?, ?, ?, ?)",
+        state.last, id, text, bytes, count, isReceived ? 1 : 0,
+      );
+      if (isReceived) state.mark = state.last;
+      state.held++;
+      state.bytes += bytes;
+      const entry = this.#entry(state.last, text);
+      entries.push(entry);
+      receipts.push({ id, cursor: cursorText(entry.cursor), broadcastCount: count, duplicate: false });
+    }
+    this.#trim(state);
+    return { receipts, entries };
+  }
+
+  /** Let the oldest go where there are too many. Their ids stay for as long as they count. */
+  #trim(state: State): void {
+    const { retentionCount, roomBytes } = this.#settings;
+    if (state.held <= retentionCount && state.bytes <= roomBytes) return;
+    let { held, bytes } = state;
+    let until = state.forgotten;
+    for (const row of this.#sql.exec<{ offset: number; bytes: number }>(
+      "SELECT offset, bytes FROM log WHERE offset > ? ORDER BY offset",
+      state.forgotten,
+    )) {
+      if (held <= retentionCount && (bytes <= roomBytes || held === 1)) break;
+      until = row.offset;
+      held--;
+      bytes -= row.bytes;
+    }
+    this.#forgetUntil(until);
+  }
+
+  #forgetUntil(offset: number): void {
+    const state = this.#state!;
+    if (offset <= state.forgotten) return;
+    const { n, sum } = this.#sql
+      .exec<{ n: number; sum: number | null }>(
+        "SELECT count(*) AS n, sum(bytes) AS sum FROM log WHERE offset > ? AND offset <= ?",
+        state.forgotten,
+        offset,
+      )
+      .one();
+    this.#sql.exec(
+      "DELETE FROM log WHERE offset > ? AND offset <= ? AND offset <= ?",
+      state.forgotten, offset, nowUs() - DEDUPE_S * 1e6,
+    );
+    this.#sql.exec(
+      "UPDATE log SET text = '' WHERE offset > ? AND offset <= ?", state.forgotten, offset,
+    );
+    state.held -= n;
+    state.bytes -= sum ?? 0;
+    state.forgotten = offset;
+    // What was received with these rows has to outlive them.
+    this.#sql.exec("UPDATE meta SET forgotten = ?, mark = max(mark, ?)", offset, state.mark);
+  }
+
+  /** The highest offset that was in the log and is no longer, though it may still be in the table. */
+  #lastGone(now: number): number {
+    const { forgotten } = this.#state!;
+    const [row] = this.#sql
+      .exec<{ gone: number | null }>("SELECT max(offset) AS gone FROM log WHERE offset <= ?", now - this.#ageUs)
+      .toArray();
+    return Math.max(forgotten, row?.gone ?? 0);
+  }
+
+  #entry(offset: number, text: string): Entry {
+    const cursor = this.#cursor(offset);
+    // Neither part can hold a quote.
+    const full = `${text.slice(0, -1)},"room":"${this.room}","cursor":"${cursorText(cursor)}"}`;
+    return { cursor, text: full, bytes: full.length };
+  }
+
+  #cursor(offset: number): Cursor {
+    return { epoch: this.#epoch, offset };
+  }
+
+  #load(): State | undefined {
+    const made = this.#sql.exec("SELECT 1 FROM sqlite_master WHERE name = 'meta'").toArray();
+    const [meta] = made.length > 0 ? this.#sql.exec("SELECT forgotten, mark FROM meta").toArray() : [];
+    if (meta === undefined) return undefined;
+    const forgotten = meta["forgotten"] as number;
+    const log = this.#sql
+      .exec<{ last: number | null; held: number; bytes: number | null; received: number | null }>(
+        `SELECT max(offset) AS last, count(*) AS held, sum(bytes) AS bytes,
+         max(CASE WHEN received THEN offset END) AS received FROM log WHERE offset > ?`,
+        forgotten,
+      )
+      .one();
+    return {
+      forgotten,
+      last: Math.max(log.last ?? 0, forgotten),
+      mark: Math.max(meta["mark"] as number, log.received ?? 0),
+      held: log.held,
+      bytes: log.bytes ?? 0,
+    };
+  }
+
+  /** A room that nobody has published to has no tables. */
+  #make(): State {
+    if (this.#state !== undefined) return this.#state;
+    // What was here before, if something was, is too old by now.
+    const forgotten = Math.max(0, nowUs() - this.#ageUs);
+    this.#sql.exec(`
+      CREATE TABLE meta (version INTEGER NOT NULL, forgotten INTEGER NOT NULL, mark INTEGER NOT NULL);
+      CREATE TABLE log (
+        offset INTEGER PRIMARY KEY, id TEXT NOT NULL, text TEXT NOT NULL, bytes INTEGER NOT NULL,
+        count INTEGER NOT NULL, received INTEGER NOT NULL
+      );
+      CREATE INDEX log_id ON log (id);
+      CREATE TABLE devices (name TEXT PRIMARY KEY, came INTEGER NOT NULL, mark INTEGER NOT NULL);
+    `);
+    this.#sql.exec("INSERT INTO meta (version, forgotten, mark) VALUES (?, ?, 0)", VERSION, forgotten);
+    return (this.#state = { forgotten, last: forgotten, mark: 0, held: 0, bytes: 0 });
+  }
+}
+
+function nowUs(): number {
+  return Date.now() * 1000;
+}

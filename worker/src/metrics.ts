@@ -1,0 +1,27 @@
+/**
+ * Counts, where the Worker has an analytics binding (`METRICS`). See docs/cloudflare.md.
+ *
+ * A data point's blobs are what happened and how it went; its doubles are how many, and bytes.
+ */
+
+import type { Env } from "./settings";
+import { VERSION } from "./version";
+
+export type Happening =
+  | "publish" // accepted, duplicate, refused, unavailable
+  | "delivery" // live, replay
+  | "refusal" // an error's code
+  | "opened" // websocket, sse
+  | "drop"; // a close code
+
+export function count(env: Env, what: Happening, how: string, many = 1, bytes = 0): void {
+  if (many > 0) {
+    env.METRICS?.writeDataPoint({ indexes: [what], blobs: [what, how], doubles: [many, bytes] });
+  }
+}
+
+/** `GET /metrics`: a Worker is many processes, so the counts are in the analytics. */
+export const METRICS_TEXT = `# HELP synap_realtime_build_info The version; counts are in the analytics dataset.
+# TYPE synap_realtime_build_info gauge
+synap_realtime_build_info{version="${VERSION}"} 1
+`;

@@ -1,0 +1,52 @@
+/**
+ * What a connection says beside notifications: keepalive, control frames, close codes.
+ *
+ * See PROTOCOL.md, "Subscribing" and "Close codes".
+ */
+
+export const SUBPROTOCOL = "synap.v1";
+export const BEARER_SUBPROTOCOL = "bearer.";
+export const MAX_CLIENT_TEXT_BYTES = 4 * 1024;
+
+export const SUBSCRIBED = "synap.subscribed";
+export const PRESENCE = "synap.presence";
+export const TOKEN_EXPIRING = "synap.token_expiring";
+
+/** 4000 to 4499: come back with the last cursor. 4500 to 4999: don't. */
+export const CloseCode = {
+  TOO_SLOW: 4008,
+  SILENT: 4009,
+  DRAINING: 4012,
+  TOO_MANY_MESSAGES: 4029,
+  TOKEN_EXPIRED: 4401,
+  UNAUTHORIZED: 4501,
+  FORBIDDEN: 4503,
+  REVOKED: 4504,
+  TOO_MANY_CONNECTIONS: 4529,
+  CONTRACT_BROKEN: 4540,
+} as const;
+export type CloseCode = (typeof CloseCode)[keyof typeof CloseCode];
+
+/** `{"type":…,"data":{…}}`, for clients that asked for it. */
+export function controlFrame(type: string, data: object): string {
+  return JSON.stringify({ type, data });
+}
+
+export type Action =
+  | { action: "ack"; cursor: string }
+  | { action: "authenticate"; token: string };
+
+/** What a client asks for; undefined for every other text. */
+export function readAction(text: string): Action | undefined {
+  if (!text.startsWith("{")) return undefined;
+  let said: { action?: unknown; cursor?: unknown; token?: unknown };
+  try {
+    said = JSON.parse(text) as typeof said;
+  } catch {
+    return undefined;
+  }
+  const { action, cursor, token } = said;
+  if (action === "ack" && typeof cursor === "string") return { action, cursor };
+  if (action === "authenticate" && typeof token === "string") return { action, token };
+  return undefined;
+}

@@ -1,0 +1,140 @@
+/** The notification: what is sent to rooms. See PROTOCOL.md, "Notification". */
+
+export const MAX_NOTIFICATION_BYTES = 256 * 1024;
+export const MAX_BATCH_BYTES = 1024 * 1024;
+export const MAX_BATCH_NOTIFICATIONS = 1000;
+/** What a batch may come to, each notification counted once for each of its rooms. */
+export const MAX_SPREAD_BYTES = 16 * 1024 * 1024;
+
+const RFC_3339 =
+  /^([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?([Zz]|[+-][0-9]{2}:[0-9]{2})$/;
+const STATUSES = ["pending", "success", "error"];
+
+/** What stands in a notification beside the members that we know, and is kept. */
+const KNOWN = new Set(["type", "data", "id", "requestId", "status", "timestamp", "room", "cursor"]);
+
+export class InvalidNotificationError extends Error {
+  constructor(
+    readonly field: string,
+    problem: string,
+  ) {
+    super(`${field}: ${problem}`);
+  }
+}
+
+/** A notification that may be published. `text` is its JSON, without `room` and `cursor`. */
+export interface Checked {
+  id: string;
+  text: string;
+  bytes: number;
+}
+
+/**
+ * Check a decoded JSON value, and add what the server adds.
+ *
+ * @param now milliseconds since 1970, for what has no `timestamp`.
+ * @throws InvalidNotificationError names the first member that is wrong.
+ */
+export function checkNotification(value: unknown, now: number): Checked {
+  if (!isObject(value)) {
+    throw new InvalidNotificationError("notification", "expected a JSON object");
+  }
+  const type = nameOf(value, "type");
+  if (type === undefined) throw new InvalidNotificationError("type", "Field required");
+  if (type.startsWith("synap.")) {
+    throw new InvalidNotificationError("type", "the prefix 'synap.' is reserved");
+  }
+  if (value["type"] === null) throw new InvalidNotificationError("type", "expected a string");
+  if (!isObject(value["data"])) throw new InvalidNotificationError("data", "expected an object");
+  const id = nameOf(value, "id") ?? uuid7(now);
+  const requestId = textOf(value, "requestId");
+  const status = textOf(value, "status");
+  if (status !== undefined && !STATUSES.includes(status)) {
+    throw new InvalidNotificationError("status", "expected 'pending', 'success' or 'error'");
+  }
+  const timestamp = textOf(value, "timestamp");
+  const known: [string, unknown][] = [
+    ["type", type],
+    ["data", value["data"]],
+    ["id", id],
+    ["requestId", requestId],
+    ["status", status],
+    ["timestamp", timestamp === undefined ? new Date(now).toISOString() : toUtc(timestamp)],
+  ];
+  // Entries, not assignments: a member may be called __proto__.
+  const unknown = Object.entries(value).filter(([name]) => !KNOWN.has(name));
+  const members = [...known.filter(([, each]) => each !== undefined), ...unknown];
+  const text = JSON.stringify(Object.fromEntries(members));
+  return { id, text, bytes: new TextEncoder().encode(text).length };
+}
+
+export function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value) && !isRaw(value);
+}
+
+/** Any RFC 3339 time as UTC with milliseconds and `Z`. */
+function toUtc(text: string): string {
+  const wrong = () =>
+    new InvalidNotificationError(
+      "timestamp",
+      "expected an RFC 3339 time such as 2026-01-31T12:00:00.000Z",
+    );
+  const match = RFC_3339.exec(text);
+  if (!match) throw wrong();
+  const [year, month, day, hour, minute, second] = match.slice(1, 7).map(Number) as [
+    number, number, number, number, number, number,
+  ];
+  const milliseconds = Number((match[7] ?? "").slice(0, 3).padEnd(3, "0"));
+  const moment = new Date(0);
+  moment.setUTCFullYear(year, month - 1, day);
+  moment.setUTCHours(hour, minute, second, milliseconds);
+  // A day or an hour that is none would have moved on to the next one.
+  const isReal =
+    year > 0 && moment.getUTCMonth() === month - 1 && moment.getUTCDate() === day &&
+    hour < 24 && minute < 60 && second < 60;
+  const zone = match[8]!;
+  const [zoneHours = 0, zoneMinutes = 0] = zone.length > 1 ? zone.slice(1).split(":").map(Number) : [];
+  if (!isReal || zoneHours > 23 || zoneMinutes > 59) throw wrong();
+  const ahead = (zone.startsWith("-") ? -1 : 1) * (zoneHours * 60 + zoneMinutes);
+  const utc = new Date(moment.getTime() - ahead * 60_000).toISOString();
+  if (!/^[0-9]{4}-/.test(utc) || utc.startsWith("0000")) throw wrong();
+  return utc;
+}
+
+function textOf(value: Record<string, unknown>, name: string): string | undefined {
+  const found = Object.hasOwn(value, name) ? value[name] : undefined;
+  if (found === undefined || found === null) return undefined;
+  if (typeof found !== "string") throw new InvalidNotificationError(name, "expected a string");
+  return found;
+}
+
+function nameOf(value: Record<string, unknown>, name: string): string | undefined {
+  const found = textOf(value, name);
+  if (found === undefined) return undefined;
+  const length = found.length > 256 ? found.length : [...found].length;
+  if (length < 1 || length > 128) {
+    throw new InvalidNotificationError(name, "expected 1 to 128 characters");
+  }
+  return found;
+}
+
+/** A number that the JSON reader kept as it was written. */
+function isRaw(value: object): boolean {
+  return (JSON as unknown as { isRawJSON(value: object): boolean }).isRawJSON(value);
+}
+
+/** RFC 9562, section 5.7. Those of one millisecond follow one another (section 6.2, method 1). */
+function uuid7(now: number): string {
+  counter = now === counterOf ? counter + 1 : Math.floor(Math.random() * 2048);
+  counterOf = now;
+  const moment = now + Math.floor(counter / 4096);
+  const random = crypto.getRandomValues(new Uint8Array(8));
+  random[0] = (random[0]! & 0x3f) | 0x80;
+  const hex = [...random].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const time = moment.toString(16).padStart(12, "0");
+  const count = (counter % 4096).toString(16).padStart(3, "0");
+  return `${time.slice(0, 8)}-${time.slice(8)}-7${count}-${hex.slice(0, 4)}-${hex.slice(4)}`;
+}
+
+let counter = 0;
+let counterOf = 0;

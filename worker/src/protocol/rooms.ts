@@ -1,0 +1,55 @@
+/** Room ids: who may hear a notification. See PROTOCOL.md, "Words". */
+
+const CHARACTER = "[A-Za-z0-9._~:@|=+\\-]";
+const ROOM_PATTERN = `(?!synap_)[a-z][a-z0-9-]{0,31}_${CHARACTER}{1,200}`;
+const ROOM = new RegExp(`^(?:${ROOM_PATTERN})$`);
+const PATTERN = new RegExp(`^(?:${ROOM_PATTERN}|${CHARACTER}{0,200}\\*)$`);
+const DEVICE = new RegExp(`^${CHARACTER}{1,64}$`);
+const ALLOWED = "1 to 200 of A-Z a-z 0-9 . _ ~ : @ | = + -";
+
+/** What is wrong with a room id; undefined: it is one. */
+export function problemWithRoom(text: string): string | undefined {
+  if (ROOM.test(text)) return undefined;
+  const [kind = "", key] = split(text);
+  const lower = kind.toLowerCase();
+  if (lower === "synap") return `the kind 'synap' is reserved; got ${shown(text)}`;
+  if (key !== undefined && ROOM.test(`${lower}_${key}`)) {
+    return `expected a kind in lowercase: '${lower}_', not '${kind}_'; got ${shown(text)}`;
+  }
+  return `expected a kind, '_' and a key of ${ALLOWED}, such as 'user_42'; got ${shown(text)}`;
+}
+
+/** Whether it is what a token may open: a room, or the beginning of some and a `*`. */
+export function isPattern(text: string): boolean {
+  return PATTERN.test(text);
+}
+
+/** Whether a room is one of those that a pattern means; only a `*` at its end is special. */
+export function matches(pattern: string, room: string): boolean {
+  return pattern.endsWith("*") ? room.startsWith(pattern.slice(0, -1)) : room === pattern;
+}
+
+/** The id of the user whose room it is; undefined for a room of another kind. */
+export function userOf(room: string): string | undefined {
+  const [kind, key] = split(room);
+  return kind === "user" ? key : undefined;
+}
+
+export function isRequestRoom(room: string): boolean {
+  return room.startsWith("request_");
+}
+
+/** A device's name: 1 to 64 characters of `A-Z a-z 0-9 . _ ~ : @ | = + -`. */
+export function isDevice(name: unknown): name is string {
+  return typeof name === "string" && DEVICE.test(name);
+}
+
+function split(text: string): [string, string | undefined] {
+  const place = text.indexOf("_");
+  return place < 0 ? [text, undefined] : [text.slice(0, place), text.slice(place + 1)];
+}
+
+function shown(text: string): string {
+  const quoted = JSON.stringify(text);
+  return quoted.length <= 60 ? quoted : `${quoted.slice(0, 57)}...`;
+}

@@ -1,0 +1,572 @@
+/**
+ * `NotificationRoom`: one room as a Durable Object. See PROTOCOL.md, "Subscribing".
+ *
+ * It sleeps while nothing happens; its sockets stay, with what {@link Attachment} holds. Whatever has
+ * to be done later is done in one alarm.
+ */
+
+import { DurableObject } from "cloudflare:workers";
+
+import { identify, permit, revoked } from "./access";
+import type { Claims } from "./auth/claims";
+import { Connection, type Attachment, type Subscribing } from "./connection";
+import { covers, holderOf, holdersOf, openConnection, type Revocation } from "./holder";
+import { RequestError, tooMany } from "./http";
+import { Rate } from "./limits";
+import { Log, type Publication, type Receipt } from "./log";
+import { count } from "./metrics";
+import { Presence, type Change, type Leaving, type User } from "./presence";
+import {
+  CloseCode,
+  controlFrame,
+  MAX_CLIENT_TEXT_BYTES,
+  PRESENCE,
+  readAction,
+  SUBSCRIBED,
+  TOKEN_EXPIRING,
+} from "./protocol/control";
+import { cursorText, parseCursor, type Cursor } from "./protocol/cursor";
+import { isRequestRoom } from "./protocol/rooms";
+import { settingsOf, type Env, type Settings } from "./settings";
+
+/** The header with what a subscriber asks for ({@link Subscribing}), from the Worker. */
+export const SUBSCRIBING = "X-Synap-Subscribing";
+/** The header of a refusal for which a WebSocket gets a close code instead. */
+export const CLOSE_CODE = "X-Synap-Close-Code";
+/** After a page of the log: say it back for the next one. Only event streams hear it. */
+export const MORE = "more";
+
+/** More than this waits, and the subscriber is too slow. */
+const MAX_WAITING_BYTES = 1024 * 1024;
+/** A replay goes on when no more than this waits. */
+const REPLAY_WAITING_BYTES = 256 * 1024;
+const REPLAY_PAUSE_MS = 20;
+const PAGE = 256;
+const MAX_HISTORY_BYTES = 1024 * 1024;
+/** So long before its token ends does a client hear of it. */
+const EXPIRING_S = 30;
+/** So long is a revocation remembered for those who were just about to come. */
+const REVOCATION_MS = 60_000;
+const LEAVING = "leaving"; // the name under which presence is kept
+
+export class NotificationRoom extends DurableObject<Env> {
+  readonly #settings: Settings;
+  readonly #room: string;
+  readonly #log: Log;
+  readonly #presence: Presence;
+  readonly #connections = new Map<WebSocket, Connection>();
+  readonly #opening = new Set<string>(); // ids of those that wait for who holds them
+  readonly #messages: Rate;
+  #revocations: { revocation: Revocation; until: number }[] = [];
+  #alarmAt: number | undefined;
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env);
+    this.#settings = settingsOf(env);
+    this.#messages = new Rate(this.#settings.messagesPerS);
+    this.#room = ctx.id.name ?? "";
+    this.#log = new Log(ctx.storage, this.#settings, this.#room, ctx.id.toString().slice(0, 16));
+    this.#presence = new Presence(ctx.storage.kv.get<Leaving[]>(LEAVING) ?? []);
+    ctx.setWebSocketAutoResponse(new WebSocketRequestResponsePair("ping", "pong"));
+    for (const socket of ctx.getWebSockets()) this.#wake(socket);
+    void ctx.blockConcurrencyWhile(async () => {
+      this.#alarmAt = (await ctx.storage.getAlarm()) ?? undefined;
+    });
+  }
+
+  // --- what the Worker asks
+
+  /** Keep notifications, all or none, and hand each to everyone who listens. */
+  async publish(publications: Publication[]): Promise<Receipt[]> {
+    const now = Date.now();
+    for (const connection of this.#live()) {
+      if (connection.waiting > MAX_WAITING_BYTES || connection.isStalled(now)) {
+        this.#end(connection, CloseCode.TOO_SLOW);
+      }
+    }
+    const live = this.#live();
+    const received = live.filter((connection) => !connection.acknowledges);
+    const listeners = this.#connections.size;
+    const { receipts, entries } = this.#log.publish(publications, listeners, received.length > 0);
+    // What is sent now leaves when it is stored: the object's output waits for its writes.
+    for (const connection of live) {
+      for (const entry of entries) this.#send(connection, entry.text);
+    }
+    const last = entries.at(-1);
+    if (last !== undefined) {
+      for (const { kept } of received) {
+        if (kept.device !== undefined) this.#log.advance(last.cursor, this.#markOf(kept.device));
+      }
+    }
+    count(this.env, "delivery", "live", live.length * entries.length);
+    this.#awaitSweep();
+    return receipts;
+  }
+
+  /** `GET …/history`, as JSON. */
+  async history(after: Cursor | undefined, limit: number): Promise<string> {
+    let position = after ?? this.#log.earliest();
+    const head = this.#log.head();
+    const texts: string[] = [];
+    let [size, recovered, more] = [0, true, true];
+    while (more && texts.length < limit && size < MAX_HISTORY_BYTES) {
+      const page = this.#log.read(position, limit - texts.length);
+      if (!page.recovered) [recovered, position] = [false, this.#log.earliest()];
+      more = page.more;
+      for (const entry of page.entries) {
+        if (size >= MAX_HISTORY_BYTES) {
+          more = true;
+          break;
+        }
+        texts.push(entry.text);
+        size += entry.bytes;
+        position = entry.cursor;
+      }
+    }
+    // All up to the head was read; an empty room has a position, too.
+    if (!more) position = furthest(position, head);
+    const around = JSON.stringify({ room: this.#room, cursor: cursorText(position), recovered, more });
+    return `${around.slice(0, -1)},"notifications":[${texts.join(",")}]}`;
+  }
+
+  async connections(): Promise<number> {
+    return this.#connections.size;
+  }
+
+  async presence(): Promise<{ connections: number; users: User[] }> {
+    return { connections: this.#connections.size, users: this.#presence.users() };
+  }
+
+  /** Close the connections that a revocation means; returns how many. */
+  async closeRevoked(revocation: Revocation): Promise<number> {
+    const now = Date.now();
+    this.#revocations = this.#revocations.filter((each) => each.until > now);
+    this.#revocations.push({ revocation, until: now + REVOCATION_MS });
+    const found = [...this.#connections.values()].filter(({ kept }) => covers(revocation, kept));
+    for (const connection of found) this.#end(connection, CloseCode.REVOKED);
+    return found.length;
+  }
+
+  /** For who counts them: those that are open, and those that are about to be. */
+  async connectionIds(): Promise<string[]> {
+    return [...[...this.#connections.values()].map(({ kept }) => kept.id), ...this.#opening];
+  }
+
+  /** A WebSocket that the Worker has let in: {@link SUBSCRIBING} says for whom. */
+  override async fetch(request: Request): Promise<Response> {
+    const asked = JSON.parse(
+      decodeURIComponent(request.headers.get(SUBSCRIBING) ?? ""),
+    ) as Subscribing;
+    try {
+      return await this.#subscribe(asked);
+    } catch (error) {
+      if (error instanceof RequestError) return error.response;
+      throw error;
+    }
+  }
+
+  // --- what the sockets say
+
+  override async webSocketMessage(socket: WebSocket, message: string | ArrayBuffer): Promise<void> {
+    const connection = this.#connections.get(socket);
+    if (connection === undefined) return;
+    const now = Date.now();
+    connection.heard(now);
+    if (connection.kept.transport === "sse") {
+      if (message === MORE) this.#replay(connection);
+    } else if (typeof message !== "string" || isTooLong(message)) {
+      this.#end(connection, CloseCode.CONTRACT_BROKEN);
+    } else if (this.#messages.waitS(connection.kept.id, 1, now) > 0) {
+      this.#end(connection, CloseCode.TOO_MANY_MESSAGES);
+    } else if (message === "ping") {
+      this.#send(connection, "pong");
+    } else if (connection.acknowledges) {
+      await this.#act(connection, message);
+    }
+  }
+
+  override async webSocketClose(socket: WebSocket, code: number): Promise<void> {
+    this.#gone(socket);
+    try {
+      socket.close(code === 1005 || code === 1006 ? 1000 : code);
+    } catch {
+      // it was answered already
+    }
+  }
+
+  override async webSocketError(socket: WebSocket): Promise<void> {
+    this.#gone(socket);
+  }
+
+  // --- what time brings
+
+  override async alarm(): Promise<void> {
+    const now = Date.now();
+    this.#alarmAt = undefined;
+    for (const connection of [...this.#connections.values()]) {
+      if (this.#silentAt(connection) <= now) this.#end(connection, CloseCode.SILENT);
+      else this.#awaitExpiry(connection);
+    }
+    const changes = this.#presence.sweep(now);
+    if (changes.length > 0) this.#keepPresence();
+    for (const change of changes) this.#tell(change);
+    const sweepAt = this.#log.sweep();
+    const next = Math.min(
+      sweepAt ?? Infinity,
+      ...this.#presence.leaving.map(({ until }) => until),
+      ...[...this.#connections.values()].map((connection) => this.#nextOf(connection)),
+    );
+    if (next < Infinity) this.#wantAlarm(next);
+    else if (this.#connections.size === 0 && this.#opening.size === 0) {
+      // Nothing is kept, and nobody is here: an object without storage costs nothing.
+      await this.ctx.blockConcurrencyWhile(async () => {
+        await this.ctx.storage.deleteAll();
+        this.#log.reset();
+      });
+    }
+  }
+
+  // --- a connection's life
+
+  async #subscribe(asked: Subscribing): Promise<Response> {
+    const { claims, transport } = asked;
+    const most = this.#settings.maxConnectionsPerRoom;
+    if (most > 0 && this.#connections.size + this.#opening.size >= most) {
+      throw tooMany(`at most ${most} connections in a room`, 10);
+    }
+    const id = crypto.randomUUID();
+    await this.#hold(id, claims);
+    const pair = new WebSocketPair();
+    this.ctx.acceptWebSocket(pair[1]);
+    const device = claims.device ?? asked.device;
+    const kept: Attachment = {
+      id,
+      transport,
+      speaks: asked.speaks,
+      watches: asked.watches,
+      isWarned: false,
+      heardAt: Date.now(),
+      replaying: { position: this.#start(asked, device), replayed: 0, isLost: asked.isLost },
+      ...(device === undefined ? {} : { device }),
+      ...(asked.presentAs === undefined ? {} : { presentAs: asked.presentAs }),
+      ...heldBy(claims),
+    };
+    this.#begin(new Connection(pair[1], kept));
+    count(this.env, "opened", transport);
+    const { subprotocol } = asked;
+    return new Response(null, {
+      status: 101,
+      webSocket: pair[0],
+      ...(subprotocol === undefined ? {} : { headers: { "Sec-WebSocket-Protocol": subprotocol } }),
+    });
+  }
+
+  /**
+   * Have a place with who holds connections.
+   *
+   * @throws RequestError 401: the token was revoked; 429.
+   */
+  async #hold(id: string, claims: Claims): Promise<void> {
+    const most = this.#settings.maxConnectionsPerUser;
+    this.#opening.add(id);
+    try {
+      const verdict = await openConnection(this.env, claims, id, this.#room, most);
+      const now = Date.now();
+      const isRevoked = this.#revocations.some(
+        ({ revocation, until }) => until > now && covers(revocation, claims),
+      );
+      if (verdict === "ok" && !isRevoked) return;
+      this.#letGo(id, claims);
+      if (verdict !== "too_many") throw revoked();
+      const error = tooMany(`at most ${most} connections for a user`, 10);
+      error.headers[CLOSE_CODE] = String(CloseCode.TOO_MANY_CONNECTIONS);
+      throw error;
+    } finally {
+      this.#opening.delete(id);
+    }
+  }
+
+  #letGo(id: string, held: { user?: string; tokenId?: string }): void {
+    const gone = holdersOf(this.env, held).map((holder) => holder.left([id]));
+    this.ctx.waitUntil(Promise.allSettled(gone)); // who is not told finds out by asking
+  }
+
+  /** The position to start from. */
+  #start({ after, isLost }: Subscribing, device: string | undefined): Cursor {
+    const log = this.#log;
+    let position: Cursor;
+    if (after === "latest") position = log.head();
+    else if (after === "earliest" || isLost) position = log.earliest();
+    else if (after !== undefined) position = parseCursor(after) ?? log.earliest();
+    else if (isRequestRoom(this.#room)) position = log.earliest();
+    else position = log.receivedMark(device) ?? log.earliest();
+    const mark = this.#markOf(device);
+    if (mark !== undefined) {
+      log.startDevice(mark, position);
+      this.#awaitSweep();
+    }
+    return position;
+  }
+
+  /** Every listener to a request's room starts at its beginning: there is nothing to remember. */
+  #markOf(device: string | undefined): string | undefined {
+    return isRequestRoom(this.#room) ? undefined : device;
+  }
+
+  #begin(connection: Connection): void {
+    const { kept } = connection;
+    const change =
+      kept.presentAs === undefined ? undefined : this.#presence.join(kept.presentAs, kept.device);
+    if (kept.presentAs !== undefined) this.#keepPresence();
+    if (change !== undefined) this.#tell(change);
+    this.#connections.set(connection.socket, connection);
+    if (kept.watches) {
+      const state = { event: "state", users: this.#presence.users() };
+      this.#send(connection, controlFrame(PRESENCE, state));
+    }
+    this.#replay(connection);
+    this.#awaitExpiry(connection);
+    this.#wantAlarm(this.#nextOf(connection));
+  }
+
+  /** A socket from before the object slept. */
+  #wake(socket: WebSocket): Connection | undefined {
+    const kept = socket.deserializeAttachment() as Attachment | null;
+    // One without an attachment is of a Worker that was here before this one.
+    if (kept === null || kept.isEnded) return undefined;
+    const connection = new Connection(socket, kept);
+    this.#connections.set(socket, connection);
+    if (kept.presentAs !== undefined) this.#presence.join(kept.presentAs, kept.device);
+    if (kept.replaying !== undefined && kept.transport === "websocket") this.#replayLater(connection);
+    return connection;
+  }
+
+  /** End a connection from here. What was sent to it still comes, then the close. */
+  #end(connection: Connection, code: CloseCode): void {
+    connection.kept.isEnded = true;
+    connection.save();
+    this.#forget(connection);
+    connection.socket.close(code);
+    count(this.env, "drop", String(code));
+  }
+
+  /** The client has ended it. */
+  #gone(socket: WebSocket): void {
+    const connection = this.#connections.get(socket);
+    if (connection === undefined) return;
+    connection.kept.isEnded = true;
+    connection.save();
+    this.#forget(connection);
+  }
+
+  #forget({ socket, kept }: Connection): void {
+    this.#connections.delete(socket);
+    this.#letGo(kept.id, kept);
+    if (kept.presentAs !== undefined) {
+      if (this.#presence.leave(kept.presentAs, kept.device, Date.now())) {
+        this.#keepPresence();
+        this.#wantAlarm(this.#presence.leaving.at(-1)!.until);
+      }
+    }
+  }
+
+  // --- the log, then live
+
+  #live(): Connection[] {
+    return [...this.#connections.values()].filter(({ kept }) => kept.replaying === undefined);
+  }
+
+  /**
+   * Send the next pages of the log, as long as the client takes them; then it is live.
+   *
+   * What comes meanwhile needs no place to wait: it is in the log. The last page, and the turn to
+   * live, are one step in which nothing can be published.
+   */
+  #replay(connection: Connection): void {
+    const { kept } = connection;
+    const at = kept.replaying;
+    if (at === undefined) return;
+    for (;;) {
+      const page = this.#log.read(at.position, PAGE);
+      if (!page.recovered) {
+        at.isLost = true;
+        at.position = this.#log.earliest();
+      }
+      for (const entry of page.entries) this.#send(connection, entry.text);
+      const last = page.entries.at(-1);
+      if (last !== undefined) {
+        at.position = last.cursor;
+        at.replayed += page.entries.length;
+        count(this.env, "delivery", "replay", page.entries.length);
+        if (!connection.acknowledges) this.#log.advance(last.cursor, this.#markOf(kept.device));
+      }
+      if (!page.more) break;
+      if (kept.transport === "sse") {
+        connection.save();
+        this.#send(connection, MORE);
+        return;
+      }
+      if (connection.waiting > REPLAY_WAITING_BYTES) {
+        connection.save();
+        this.#replayLater(connection);
+        return;
+      }
+    }
+    // All of the room up to the head was read; an empty room has a position, too.
+    const cursor = cursorText(furthest(at.position, this.#log.head()));
+    delete kept.replaying;
+    connection.save();
+    if (kept.speaks) {
+      const { replayed, isLost } = at;
+      const data = { room: this.#room, cursor, replayed, recovered: !isLost };
+      this.#send(connection, controlFrame(SUBSCRIBED, data));
+    }
+  }
+
+  #replayLater(connection: Connection): void {
+    setTimeout(() => {
+      if (!this.#connections.has(connection.socket)) return;
+      if (connection.waiting <= REPLAY_WAITING_BYTES) this.#replay(connection);
+      else if (connection.isStalled(Date.now())) this.#end(connection, CloseCode.TOO_SLOW);
+      else this.#replayLater(connection);
+    }, REPLAY_PAUSE_MS);
+  }
+
+  #send({ socket }: Connection, text: string): void {
+    try {
+      socket.send(text);
+    } catch {
+      // It is closing: its end is on the way here.
+    }
+  }
+
+  // --- what a client asks for
+
+  async #act(connection: Connection, text: string): Promise<void> {
+    const said = readAction(text);
+    if (said?.action === "ack") this.#acknowledge(connection, said.cursor);
+    else if (said?.action === "authenticate") await this.#renew(connection, said.token);
+  }
+
+  #acknowledge({ kept }: Connection, text: string): void {
+    const cursor = parseCursor(text);
+    const handed = kept.replaying?.position ?? this.#log.head();
+    if (cursor === undefined || cursor.epoch !== handed.epoch || cursor.offset > handed.offset) return;
+    this.#log.advance(cursor, this.#markOf(kept.device));
+  }
+
+  /** Take a new token in place of the old one; a bad one ends the connection. */
+  async #renew(connection: Connection, token: string): Promise<void> {
+    const { kept } = connection;
+    const renewal = ++connection.renewals;
+    const isCurrent = () =>
+      this.#connections.has(connection.socket) && renewal === connection.renewals;
+    const end = (code: CloseCode) => {
+      if (isCurrent()) this.#end(connection, code);
+    };
+    try {
+      const claims = await identify(this.#settings, token);
+      if (claims.user !== kept.user) return end(CloseCode.FORBIDDEN);
+      permit(claims, "subscribe", this.#room);
+      // The user has a place already: it is the same one.
+      const verdict = await openConnection(this.env, claims, kept.id, this.#room, 0);
+      if (verdict !== "ok") return end(CloseCode.UNAUTHORIZED);
+      if (!isCurrent()) return;
+      if (kept.tokenId !== undefined && kept.tokenId !== claims.tokenId) {
+        const left = holderOf(this.env, "token", kept.tokenId).left([kept.id]);
+        this.ctx.waitUntil(left.catch(() => undefined));
+      }
+      Object.assign(kept, { issuedAt: undefined, expiresAt: undefined }, heldBy(claims));
+      kept.isWarned = false;
+      connection.save();
+      this.#awaitExpiry(connection);
+      this.#wantAlarm(this.#nextOf(connection));
+    } catch (error) {
+      // When nobody knows, the old one counts to its end.
+      if (!(error instanceof RequestError)) return;
+      if (error.status === 403) end(CloseCode.FORBIDDEN);
+      else if (error.status === 401) end(CloseCode.UNAUTHORIZED);
+    }
+  }
+
+  // --- what comes later
+
+  /** Say that the token ends soon, or end the connection with it. */
+  #awaitExpiry(connection: Connection): void {
+    const { kept } = connection;
+    if (kept.expiresAt === undefined) return;
+    const leftS = kept.expiresAt - Date.now() / 1000;
+    if (leftS <= EXPIRING_S && !kept.isWarned) {
+      kept.isWarned = true;
+      connection.save();
+      if (kept.speaks) {
+        const expiresAt = new Date(kept.expiresAt * 1000).toISOString();
+        this.#send(connection, controlFrame(TOKEN_EXPIRING, { expiresAt }));
+      }
+    }
+    if (leftS <= 0) this.#end(connection, CloseCode.TOKEN_EXPIRED);
+  }
+
+  /** When a connection is silent for too long, in ms since 1970. */
+  #silentAt({ socket, kept }: Connection): number {
+    const { silenceS } = this.#settings;
+    if (silenceS === 0 || kept.transport === "sse") return Infinity;
+    // A ping is answered while the object sleeps.
+    const pingedAt = this.ctx.getWebSocketAutoResponseTimestamp(socket)?.getTime() ?? 0;
+    return Math.max(kept.heardAt, pingedAt) + silenceS * 1000;
+  }
+
+  #nextOf(connection: Connection): number {
+    const { expiresAt, isWarned } = connection.kept;
+    const tokenS = expiresAt === undefined ? Infinity : expiresAt - (isWarned ? 0 : EXPIRING_S);
+    return Math.min(this.#silentAt(connection), tokenS * 1000);
+  }
+
+  #awaitSweep(): void {
+    // There is always an alarm while something is kept: the first one sees what came later.
+    if (this.#alarmAt === undefined) this.#wantAlarm(this.#log.nextSweep() ?? Infinity);
+  }
+
+  #wantAlarm(at: number): void {
+    if (at >= (this.#alarmAt ?? Infinity)) return;
+    this.#alarmAt = at;
+    void this.ctx.storage.setAlarm(at);
+  }
+
+  // --- who is here
+
+  #tell(change: Change): void {
+    const frame = controlFrame(PRESENCE, change);
+    for (const connection of this.#connections.values()) {
+      if (connection.kept.watches) this.#send(connection, frame);
+    }
+  }
+
+  /** Only who is about to leave: the others are with their sockets. */
+  #keepPresence(): void {
+    const { kv } = this.ctx.storage;
+    const { leaving } = this.#presence;
+    if (leaving.length > 0) kv.put(LEAVING, leaving);
+    else if (kv.get(LEAVING) !== undefined) kv.delete(LEAVING);
+  }
+}
+
+function heldBy({ user, tokenId, issuedAt, expiresAt }: Claims) {
+  return {
+    ...(user === undefined ? {} : { user }),
+    ...(tokenId === undefined ? {} : { tokenId }),
+    ...(issuedAt === undefined ? {} : { issuedAt }),
+    ...(expiresAt === undefined ? {} : { expiresAt }),
+  };
+}
+
+function furthest(one: Cursor, other: Cursor): Cursor {
+  return one.offset > other.offset ? one : other;
+}
+
+function isTooLong(text: string): boolean {
+  return (
+    text.length > MAX_CLIENT_TEXT_BYTES ||
+    new TextEncoder().encode(text).length > MAX_CLIENT_TEXT_BYTES
+  );
+}

@@ -1,0 +1,167 @@
+/** What an operator can turn: the Worker's variables and secrets. See docs/cloudflare.md. */
+
+import type { Holder } from "./holder";
+import type { NotificationRoom } from "./room";
+
+export interface Env {
+  NOTIFICATION_ROOM: DurableObjectNamespace<NotificationRoom>;
+  HOLDER: DurableObjectNamespace<Holder>;
+  METRICS?: AnalyticsEngineDataset;
+  [name: string]: unknown;
+}
+
+export interface Settings {
+  /** Of browsers' pages: `https://app.example.com`. */
+  allowedOrigins: string[];
+  /** Sign tokens (HS256). */
+  tokenSecrets: string[];
+  /** Publishers' keys by name. */
+  apiKeys: Map<string, string>;
+  jwksUrls: string[];
+  /** What a token's `iss` and `aud` must be. */
+  tokenIssuer?: string;
+  tokenAudience?: string;
+  tokenLeewayS: number;
+  /** Notifications that a room keeps, for how long, and how many bytes of them. */
+  retentionCount: number;
+  retentionS: number;
+  requestRetentionS: number;
+  roomBytes: number;
+  /** A WebSocket from which nothing has come for so long is closed; 0: a room never looks. */
+  silenceS: number;
+  /** 0 is no limit, here and below. */
+  maxConnectionsPerUser: number;
+  maxConnectionsPerRoom: number;
+  publishesPerS: number;
+  publishBytesPerS: number;
+  messagesPerS: number;
+}
+
+/** A setting that is wrong. The message names it, and shows no secret. */
+export class ConfigurationError extends Error {}
+
+// What a browser sends: no path, no user, no upper case.
+const ORIGIN = /^[a-z][a-z0-9+.\-]*:\/\/(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?$/;
+/** RFC 7518, section 3.2: a key as long as the hash, at least. */
+const MIN_SECRET_BYTES = 32;
+
+const known = new WeakMap<Env, Settings>();
+
+/**
+ * The settings; read once.
+ *
+ * @throws ConfigurationError names the first one that is wrong.
+ */
+export function settingsOf(env: Env): Settings {
+  let settings = known.get(env);
+  if (settings === undefined) {
+    settings = read(env);
+    known.set(env, settings);
+  }
+  return settings;
+}
+
+export function hasKeys(settings: Settings): boolean {
+  const { tokenSecrets, jwksUrls, apiKeys } = settings;
+  return tokenSecrets.length > 0 || jwksUrls.length > 0 || apiKeys.size > 0;
+}
+
+function read(env: Env): Settings {
+  const text = (name: string): string | undefined => {
+    const value = env[name];
+    return typeof value === "string" && value.trim() !== "" ? value.trim() : undefined;
+  };
+  const parts = (name: string): string[] =>
+    (text(name) ?? "").split(",").map((part) => part.trim()).filter(Boolean);
+  const number = (name: string, usual: number, least = 0, most = Number.MAX_SAFE_INTEGER) => {
+    const given = text(name);
+    const value = given === undefined ? usual : Number(given);
+    if (!(value >= least && value <= most)) {
+      throw new ConfigurationError(`${name}: expected a number of at least ${least}`);
+    }
+    return value;
+  };
+  const optional = <Name extends string>(member: Name, name: string) => {
+    const value = text(name);
+    return (value === undefined ? {} : { [member]: value }) as { [member in Name]?: string };
+  };
+  return {
+    allowedOrigins: parts("ALLOWED_ORIGINS").map(checkOrigin),
+    tokenSecrets: parts("TOKEN_SECRETS").map((each) => checkSecret("TOKEN_SECRETS", each)),
+    apiKeys: readKeys(parts("API_KEYS")),
+    jwksUrls: parts("JWKS_URLS").map(checkUrl),
+    ...optional("tokenIssuer", "TOKEN_ISSUER"),
+    ...optional("tokenAudience", "TOKEN_AUDIENCE"),
+    tokenLeewayS: number("TOKEN_LEEWAY_S", 10, 0, 300),
+    retentionCount: number("RETENTION_COUNT", 1000, 1, 100_000),
+    retentionS: number("RETENTION_S", 24 * 3600, 1),
+    requestRetentionS: number("REQUEST_RETENTION_S", 3600, 1),
+    roomBytes: number("ROOM_BYTES", 64 * 1024 * 1024, 1024 * 1024),
+    silenceS: number("SILENCE_S", 75),
+    maxConnectionsPerUser: number("MAX_CONNECTIONS_PER_USER", 50),
+    maxConnectionsPerRoom: number("MAX_CONNECTIONS_PER_ROOM", 10_000),
+    publishesPerS: number("PUBLISHES_PER_S", 10_000),
+    publishBytesPerS: number("PUBLISH_BYTES_PER_S", 20 * 1024 * 1024),
+    messagesPerS: number("MESSAGES_PER_S", 100),
+  };
+}
+
+/** `name=key` each; one without a name is named by its place. */
+function readKeys(parts: string[]): Map<string, string> {
+  const keys = new Map<string, string>();
+  for (const [place, part] of parts.entries()) {
+    const at = part.indexOf("=");
+    const isNamed = at > 0 && /[^=]/.test(part.slice(at + 1));
+    const name = isNamed ? part.slice(0, at) : `key-${place + 1}`;
+    const key = checkSecret(`API_KEYS: ${name}`, isNamed ? part.slice(at + 1) : part);
+    if (!/^[!-~]+$/.test(key)) {
+      throw new ConfigurationError(
+        `API_KEYS: ${name}: an HTTP header has to carry it: expected ASCII without spaces`,
+      );
+    }
+    keys.set(name, key);
+  }
+  return keys;
+}
+
+function checkSecret(name: string, secret: string): string {
+  if (new TextEncoder().encode(secret).length < MIN_SECRET_BYTES) {
+    throw new ConfigurationError(
+      `${name}: expected at least ${MIN_SECRET_BYTES} bytes; make one with: synap-realtime keys`,
+    );
+  }
+  return secret;
+}
+
+function checkOrigin(given: string): string {
+  const origin = given.replace(/\/+$/, "");
+  if (!ORIGIN.test(origin)) {
+    throw new ConfigurationError(
+      "ALLOWED_ORIGINS: expected scheme://host[:port], as browsers send it, for each",
+    );
+  }
+  return origin;
+}
+
+function checkUrl(url: string): string {
+  let parts: URL | undefined;
+  try {
+    parts = new URL(url);
+  } catch {
+    // said below
+  }
+  const isGood =
+    parts?.protocol === "https:" || (parts?.protocol === "http:" && isLoopback(parts.hostname));
+  if (!isGood) throw new ConfigurationError(`JWKS_URLS: expected https://…, got ${url}`);
+  return url;
+}
+
+/** Whether an address reaches this machine only. */
+export function isLoopback(host: string): boolean {
+  const address = host.replace(/^\[|\]$/g, "").toLowerCase();
+  return (
+    address === "localhost" ||
+    address === "::1" ||
+    /^(?:::ffff:)?127\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$/.test(address)
+  );
+}

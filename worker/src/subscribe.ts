@@ -1,0 +1,160 @@
+/** From a handshake to a room's connection. See PROTOCOL.md, "Subscribing". */
+
+import { credentialOf, identify, permit } from "./access";
+import { stubOf, type Asked } from "./api";
+import { ANYONE, type Claims } from "./auth/claims";
+import type { Subscribing } from "./connection";
+import { eventStream, EVENT_STREAM_HEADERS } from "./events";
+import { deviceOf, malformed, methodNotAllowed, positionOf, RequestError, roomOf, unavailable } from "./http";
+import { count } from "./metrics";
+import { BEARER_SUBPROTOCOL, CloseCode, SUBPROTOCOL } from "./protocol/control";
+import { parseCursor } from "./protocol/cursor";
+import { userOf } from "./protocol/rooms";
+import { CLOSE_CODE, SUBSCRIBING } from "./room";
+
+/** What a subscriber asks for: the room, the position, the device, and whether to hear who comes. */
+interface Wanted {
+  room: string;
+  after?: string;
+  device?: string;
+  watches: boolean;
+}
+
+/**
+ * Open a WebSocket, or close it at once with a code.
+ *
+ * @throws RequestError it is refused.
+ */
+export async function openWebSocket(asked: Asked): Promise<Response> {
+  const { request, query, settings } = asked;
+  const offered = subprotocolsOf(request);
+  const wanted = wantedOf(asked);
+  const speaks = offered.includes(SUBPROTOCOL);
+  if (wanted.watches && !speaks) {
+    throw malformed("Nothing could be told", "presence: offer the subprotocol synap.v1");
+  }
+  // Ours, else the one with the token, because a browser wants one of those that it has offered.
+  const bearer = offered.find((name) => name.startsWith(BEARER_SUBPROTOCOL));
+  const subprotocol = speaks ? SUBPROTOCOL : bearer;
+  try {
+    const claims = await identify(settings, credentialOf(request.headers, query, offered));
+    const how = { transport: "websocket" as const, speaks, isLost: false };
+    const answer = await ask(asked, claims, {
+      ...how,
+      ...(subprotocol === undefined ? {} : { subprotocol }),
+    }, wanted);
+    const closeCode = answer.headers.get(CLOSE_CODE);
+    if (closeCode !== null) return closeAtOnce(asked, Number(closeCode), subprotocol);
+    if (answer.status === 101) return answer;
+    throw await errorOf(answer);
+  } catch (error) {
+    // A page cannot read the answer to a handshake, but it can read a close code.
+    const code = error instanceof RequestError ? CODES[error.status] : undefined;
+    if (code === undefined || !request.headers.has("Origin")) throw error;
+    return closeAtOnce(asked, code, subprotocol);
+  }
+}
+
+const CODES: Record<number, CloseCode> = { 401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN };
+
+/**
+ * Answer with an event stream.
+ *
+ * @throws RequestError it is refused.
+ */
+export async function openEventStream(asked: Asked): Promise<Response> {
+  const { request, query, settings } = asked;
+  if (request.method !== "GET" && request.method !== "HEAD") throw methodNotAllowed("GET");
+  // A browser cannot choose what it sends here, so junk is a lost position, not a 400.
+  const last = request.headers.get("Last-Event-ID") || undefined;
+  const isLost = last !== undefined && parseCursor(last) === undefined;
+  if (last !== undefined) query.set("after", isLost ? "earliest" : last);
+  const wanted = wantedOf(asked);
+  const claims = await identify(settings, credentialOf(request.headers, query, []));
+  if (request.method === "HEAD") {
+    permitAll(claims, wanted);
+    return new Response(null, { headers: EVENT_STREAM_HEADERS });
+  }
+  const answer = await ask(asked, claims, { transport: "sse", speaks: true, isLost }, wanted);
+  const room = answer.webSocket;
+  if (room === null) throw await errorOf(answer);
+  return new Response(eventStream(room), { headers: EVENT_STREAM_HEADERS });
+}
+
+/** Ask the room, after everything that can be seen without it. */
+async function ask(
+  { env }: Asked,
+  claims: Claims,
+  how: Pick<Subscribing, "transport" | "speaks" | "isLost" | "subprotocol">,
+  wanted: Wanted,
+): Promise<Response> {
+  permitAll(claims, wanted);
+  const { room, ...rest } = wanted;
+  // Without keys nobody says who they are: in a user's room it is that user.
+  const presentAs = claims === ANYONE ? userOf(room) : claims.user;
+  // The room has no use for the other rooms that a token opens, and they may be many.
+  const asking: Subscribing = {
+    ...how,
+    ...rest,
+    ...(presentAs === undefined ? {} : { presentAs }),
+    claims: { ...claims, rooms: [] },
+  };
+  try {
+    return await stubOf(env, room).fetch("https://room/", {
+      headers: { Upgrade: "websocket", [SUBSCRIBING]: encodeURIComponent(JSON.stringify(asking)) },
+    });
+  } catch (error) {
+    console.error(`a room's object could not be asked: ${String(error)}`);
+    throw unavailable("the room cannot be reached now");
+  }
+}
+
+function permitAll(claims: Claims, { room, watches }: Wanted): void {
+  permit(claims, "subscribe", room);
+  if (watches) permit(claims, "presence", room);
+}
+
+function wantedOf({ segments, query }: Asked): Wanted {
+  const room = roomOf(segments[1] ?? "");
+  const after = query.get("after");
+  if (after !== undefined && after !== "earliest" && after !== "latest") positionOf(after);
+  const presence = query.get("presence") ?? "0";
+  if (presence !== "0" && presence !== "1") {
+    throw malformed("Invalid presence", "presence: expected 0 or 1");
+  }
+  const device = deviceOf(query);
+  return {
+    room,
+    watches: presence === "1",
+    ...(after === undefined ? {} : { after }),
+    ...(device === undefined ? {} : { device }),
+  };
+}
+
+function subprotocolsOf(request: Request): string[] {
+  const header = request.headers.get("Sec-WebSocket-Protocol") ?? "";
+  return header.split(",").map((name) => name.trim()).filter(Boolean);
+}
+
+function closeAtOnce({ env }: Asked, code: number, subprotocol: string | undefined): Response {
+  const pair = new WebSocketPair();
+  pair[1].accept();
+  pair[1].close(code);
+  count(env, "drop", String(code));
+  return new Response(null, {
+    status: 101,
+    webSocket: pair[0],
+    ...(subprotocol === undefined ? {} : { headers: { "Sec-WebSocket-Protocol": subprotocol } }),
+  });
+}
+
+/** A room's refusal, as our own. */
+async function errorOf(answer: Response): Promise<RequestError> {
+  const { code, error, details } = await answer.json<Record<"code" | "error" | "details", string>>();
+  const headers: Record<string, string> = {};
+  for (const name of ["Retry-After", "WWW-Authenticate"]) {
+    const value = answer.headers.get(name);
+    if (value !== null) headers[name] = value;
+  }
+  return new RequestError(answer.status, code, error, details, headers);
+}

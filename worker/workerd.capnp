@@ -1,0 +1,46 @@
+# The Worker on workerd alone, without Cloudflare: for the tests, and for a machine of one's own.
+#   workerd serve worker/workerd.capnp --socket-addr=http=127.0.0.1:8787 --directory-path=rooms=DIR
+# It needs worker/dist/index.js (npm --prefix worker run build). Settings come from the environment.
+
+using Workerd = import "/workerd/workerd.capnp";
+
+const config :Workerd.Config = (
+  services = [
+    (name = "worker", worker = .worker),
+    (name = "rooms", disk = (writable = true)),
+    (name = "internet", network = (allow = ["public", "private"], tlsOptions = (trustBrowserCas = true))),
+  ],
+  sockets = [(name = "http", address = "127.0.0.1:8787", http = (), service = "worker")],
+);
+
+const worker :Workerd.Worker = (
+  modules = [(name = "index.js", esModule = embed "dist/index.js")],
+  compatibilityDate = "2026-11-01",
+  durableObjectNamespaces = [
+    (className = "NotificationRoom", uniqueKey = "NotificationRoom", enableSql = true),
+    (className = "Holder", uniqueKey = "Holder", enableSql = true),
+  ],
+  durableObjectStorage = (localDisk = "rooms"),
+  globalOutbound = "internet",
+  bindings = [
+    (name = "NOTIFICATION_ROOM", durableObjectNamespace = "NotificationRoom"),
+    (name = "HOLDER", durableObjectNamespace = "Holder"),
+    (name = "ALLOWED_ORIGINS", fromEnvironment = "ALLOWED_ORIGINS"),
+    (name = "TOKEN_SECRETS", fromEnvironment = "TOKEN_SECRETS"),
+    (name = "API_KEYS", fromEnvironment = "API_KEYS"),
+    (name = "JWKS_URLS", fromEnvironment = "JWKS_URLS"),
+    (name = "TOKEN_ISSUER", fromEnvironment = "TOKEN_ISSUER"),
+    (name = "TOKEN_AUDIENCE", fromEnvironment = "TOKEN_AUDIENCE"),
+    (name = "TOKEN_LEEWAY_S", fromEnvironment = "TOKEN_LEEWAY_S"),
+    (name = "RETENTION_COUNT", fromEnvironment = "RETENTION_COUNT"),
+    (name = "RETENTION_S", fromEnvironment = "RETENTION_S"),
+    (name = "REQUEST_RETENTION_S", fromEnvironment = "REQUEST_RETENTION_S"),
+    (name = "ROOM_BYTES", fromEnvironment = "ROOM_BYTES"),
+    (name = "SILENCE_S", fromEnvironment = "SILENCE_S"),
+    (name = "MAX_CONNECTIONS_PER_USER", fromEnvironment = "MAX_CONNECTIONS_PER_USER"),
+    (name = "MAX_CONNECTIONS_PER_ROOM", fromEnvironment = "MAX_CONNECTIONS_PER_ROOM"),
+    (name = "PUBLISHES_PER_S", fromEnvironment = "PUBLISHES_PER_S"),
+    (name = "PUBLISH_BYTES_PER_S", fromEnvironment = "PUBLISH_BYTES_PER_S"),
+    (name = "MESSAGES_PER_S", fromEnvironment = "MESSAGES_PER_S"),
+  ],
+);
