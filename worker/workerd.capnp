@@ -16,6 +16,7 @@ const config :Workerd.Config = (
 const worker :Workerd.Worker = (
   modules = [(name = "index.js", esModule = embed "dist/index.js")],
   compatibilityDate = "2026-11-01",
+  compatibilityFlags = ["enable_request_signal"],
   durableObjectNamespaces = [
     (className = "NotificationRoom", uniqueKey = "NotificationRoom", enableSql = true),
     (className = "Holder", uniqueKey = "Holder", enableSql = true),

@@ -27,10 +27,12 @@ from .credentials import (
 )
 from .differences import DifferencesError, check_names, load, reason_for
 from .watch import Watch
+from .workerd import running as running_worker
 
 HERE = Path(__file__).parent
-OURS = ("memory", "sqlite", "memory-keys")
-OURS_WITH_KEYS = "memory-keys"
+OURS = ("memory", "sqlite", "memory-keys", "worker", "worker-keys")
+WORKER = ("worker", "worker-keys")
+"""One server, once without keys and once with them: ``--server=worker`` means both."""
 OUR_SILENCE_S = 3.0
 THE_SILENCE_S = 75.0
 START_TIMEOUT_S = 30.0
@@ -62,7 +64,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def kinds(config: pytest.Config) -> tuple[str, ...]:
     """The servers to meet: names of ours, or one URL."""
     given = config.getoption("--server", None)
-    return OURS if given is None else (given,)
+    if given is None:
+        return OURS
+    return WORKER if given == "worker" else (given,)
 
 
 @pytest.hookimpl(tryfirst=True)  # before there is a reporter, which would say it again
@@ -102,7 +106,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _has_keys(kind: str) -> bool:
-    return kind == OURS_WITH_KEYS if kind in OURS else bool(os.environ.get(API_KEY))
+    return kind.endswith("-keys") if kind in OURS else bool(os.environ.get(API_KEY))
 
 
 def _keys(kind: str, config: pytest.Config) -> Keys | None:
@@ -113,7 +117,7 @@ def _keys(kind: str, config: pytest.Config) -> Keys | None:
     """
     if kind not in OURS:
         return keys_of_environment(config.getoption("--origin", ORIGIN))
-    if kind == OURS_WITH_KEYS:
+    if _has_keys(kind):
         return Keys(Secret(secrets.token_urlsafe(32)), Secret(secrets.token_urlsafe(32)))
     return None
 
@@ -143,7 +147,8 @@ def _waits_long(item: pytest.Item) -> bool:
 
 
 def _expect_differences(kind: str, config: pytest.Config, cases: list[pytest.Function]) -> None:
-    table = config.getoption("--differences", None) or (kind if kind in OURS else None)
+    ours = WORKER[0] if kind in WORKER else kind
+    table = config.getoption("--differences", None) or (ours if kind in OURS else None)
     if table is None:
         return
     lines = load(table)
@@ -178,7 +183,10 @@ def _servers(
         running: dict[str, Server] = {}
         for kind in kinds(request.config):
             keys = _keys(kind, request.config)
-            if kind in OURS:
+            if kind in WORKER:
+                seconds = silence_s or OUR_SILENCE_S
+                url = stack.enter_context(running_worker(_variables(seconds, keys)))
+            elif kind in OURS:
                 seconds = silence_s or OUR_SILENCE_S
                 folder = tmp_path_factory.mktemp(kind)
                 url = stack.enter_context(_ours(kind, folder, seconds, keys))
@@ -206,6 +214,16 @@ def watch(server: Server) -> Watch:
 async def client(server: Server) -> AsyncIterator[Client]:
     async with open_client(server.url, server.keys) as client:
         yield client
+
+
+def _variables(silence_s: float, keys: Keys | None) -> dict[str, str]:
+    """What a Worker is told; see docs/cloudflare.md."""
+    variables = {"SILENCE_S": str(silence_s)}
+    if keys is not None:
+        variables["API_KEYS"] = f"jobs={keys.api_key}"
+        variables["TOKEN_SECRETS"] = keys.token_secret
+        variables["ALLOWED_ORIGINS"] = keys.origin
+    return variables
 
 
 @contextlib.contextmanager

@@ -8,8 +8,11 @@
 import { CloseCode } from "./protocol/control";
 import { MORE } from "./room";
 
-/** An event stream carries a comment line so often: proxies cut what is silent for longer. */
-const HEARTBEAT_MS = 15_000;
+/**
+ * An event stream carries a comment line so often: proxies cut what is silent for longer, and a client
+ * that has gone is found out by it, where the runtime does not tell.
+ */
+const HEARTBEAT_MS = 10_000;
 /** When a browser comes back after a stream has ended. */
 const RETRY_MS = 1000;
 const MAX_WAITING_BYTES = 1024 * 1024;
@@ -21,8 +24,12 @@ export const EVENT_STREAM_HEADERS = {
   "X-Accel-Buffering": "no", // nginx, and others that learned it from nginx
 };
 
-/** What the room says, as an event stream, until one side ends it. */
-export function eventStream(room: WebSocket): ReadableStream<Uint8Array> {
+/**
+ * What the room says, as an event stream, until one side ends it.
+ *
+ * @param gone aborts when the client has gone.
+ */
+export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
   const waiting: (Uint8Array | typeof MORE)[] = [encoder.encode(`retry: ${RETRY_MS}\n\n`)];
   let waitingBytes = 0;
@@ -64,6 +71,7 @@ export function eventStream(room: WebSocket): ReadableStream<Uint8Array> {
   });
   room.addEventListener("close", () => end(1000));
   room.addEventListener("error", () => end(1000));
+  gone.addEventListener("abort", () => end(1000));
   room.accept();
 
   return new ReadableStream<Uint8Array>({

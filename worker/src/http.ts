@@ -5,8 +5,10 @@ import { JsonError, parseJson } from "./protocol/json";
 import { MAX_BATCH_BYTES } from "./protocol/notification";
 import { isDevice, problemWithRoom } from "./protocol/rooms";
 
-/** No route reads more. */
+/** No route takes more. */
 const MAX_BODY_BYTES = MAX_BATCH_BYTES;
+/** So much of one that is too large is passed over: who is cut while sending reads no answer. */
+const MAX_PASSED_OVER_BYTES = 16 * MAX_BODY_BYTES;
 const BODY_TIMEOUT_S = 20;
 const RETRY_AFTER_S = 1;
 
@@ -191,7 +193,8 @@ export async function jsonBody(request: Request): Promise<unknown> {
 }
 
 async function readBody(request: Request): Promise<Uint8Array> {
-  if (Number(request.headers.get("Content-Length") ?? 0) > MAX_BODY_BYTES) throw bodyTooLarge();
+  const declared = Number(request.headers.get("Content-Length") ?? 0);
+  if (declared > MAX_PASSED_OVER_BYTES) throw bodyTooLarge();
   if (request.body === null) return new Uint8Array();
   const reader = request.body.getReader();
   let timer: ReturnType<typeof setTimeout> | null = null;
@@ -206,10 +209,11 @@ async function readBody(request: Request): Promise<Uint8Array> {
     let size = 0;
     for (;;) {
       const { done, value } = await Promise.race([reader.read(), late]);
+      if (done && size > MAX_BODY_BYTES) throw bodyTooLarge();
       if (done) return joined(chunks, size);
       size += value.length;
-      if (size > MAX_BODY_BYTES) throw bodyTooLarge();
-      chunks.push(value);
+      if (size > MAX_PASSED_OVER_BYTES) throw bodyTooLarge();
+      if (size <= MAX_BODY_BYTES) chunks.push(value);
     }
   } finally {
     clearTimeout(timer);

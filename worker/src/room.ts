@@ -204,8 +204,8 @@ export class NotificationRoom extends DurableObject<Env> {
     const now = Date.now();
     this.#alarmAt = undefined;
     for (const connection of [...this.#connections.values()]) {
-      if (this.#silentAt(connection) <= now) this.#end(connection, CloseCode.SILENT);
-      else this.#awaitExpiry(connection);
+      const code = this.#overdue(connection, now);
+      if (code !== undefined) this.#end(connection, code);
     }
     const changes = this.#presence.sweep(now);
     if (changes.length > 0) this.#keepPresence();
@@ -491,7 +491,7 @@ export class NotificationRoom extends DurableObject<Env> {
 
   // --- what comes later
 
-  /** Say that the token ends soon, or end the connection with it. */
+  /** Say that the token ends soon, if it does. */
   #awaitExpiry(connection: Connection): void {
     const { kept } = connection;
     if (kept.expiresAt === undefined) return;
@@ -504,7 +504,14 @@ export class NotificationRoom extends DurableObject<Env> {
         this.#send(connection, controlFrame(TOKEN_EXPIRING, { expiresAt }));
       }
     }
-    if (leftS <= 0) this.#end(connection, CloseCode.TOKEN_EXPIRED);
+  }
+
+  /** Why a connection has to end now; undefined: it has not. */
+  #overdue(connection: Connection, now: number): CloseCode | undefined {
+    if (this.#silentAt(connection) <= now) return CloseCode.SILENT;
+    this.#awaitExpiry(connection);
+    const { expiresAt } = connection.kept;
+    return expiresAt !== undefined && expiresAt * 1000 <= now ? CloseCode.TOKEN_EXPIRED : undefined;
   }
 
   /** When a connection is silent for too long, in ms since 1970. */

@@ -78,7 +78,7 @@ export async function openEventStream(asked: Asked): Promise<Response> {
   const answer = await ask(asked, claims, { transport: "sse", speaks: true, isLost }, wanted);
   const room = answer.webSocket;
   if (room === null) throw await errorOf(answer);
-  return new Response(eventStream(room), { headers: EVENT_STREAM_HEADERS });
+  return new Response(eventStream(room, request.signal), { headers: EVENT_STREAM_HEADERS });
 }
 
 /** Ask the room, after everything that can be seen without it. */
