@@ -34,6 +34,9 @@ OURS = ("memory", "sqlite", "memory-keys", "worker", "worker-keys")
 WORKER = ("worker", "worker-keys")
 """One server, once without keys and once with them: ``--server=worker`` means both."""
 OUR_SILENCE_S = 3.0
+WORKER_SILENCE_S = 30.0
+"""Of a socket that it closes by itself, workerd ends the TCP connection only when the object sleeps, 10 s
+later; meanwhile the others of a case are silent."""
 THE_SILENCE_S = 75.0
 START_TIMEOUT_S = 30.0
 
@@ -184,7 +187,7 @@ def _servers(
         for kind in kinds(request.config):
             keys = _keys(kind, request.config)
             if kind in WORKER:
-                seconds = silence_s or OUR_SILENCE_S
+                seconds = silence_s or WORKER_SILENCE_S
                 url = stack.enter_context(running_worker(_variables(seconds, keys)))
             elif kind in OURS:
                 seconds = silence_s or OUR_SILENCE_S

@@ -47,6 +47,8 @@ const MAX_HISTORY_BYTES = 1024 * 1024;
 const EXPIRING_S = 30;
 /** So long is a revocation remembered for those who were just about to come. */
 const REVOCATION_MS = 60_000;
+/** So much later is it forgotten who left a room that nobody watched. */
+const UNWATCHED_LEAVE_MS = 3_600_000;
 const LEAVING = "leaving"; // the name under which presence is kept
 
 export class NotificationRoom extends DurableObject<Env> {
@@ -134,6 +136,7 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   async presence(): Promise<{ connections: number; users: User[] }> {
+    this.#sweepPresence();
     return { connections: this.#connections.size, users: this.#presence.users() };
   }
 
@@ -207,17 +210,15 @@ export class NotificationRoom extends DurableObject<Env> {
       const code = this.#overdue(connection, now);
       if (code !== undefined) this.#end(connection, code);
     }
-    const changes = this.#presence.sweep(now);
-    if (changes.length > 0) this.#keepPresence();
-    for (const change of changes) this.#tell(change);
+    this.#sweepPresence();
     const sweepAt = this.#log.sweep();
     const next = Math.min(
       sweepAt ?? Infinity,
-      ...this.#presence.leaving.map(({ until }) => until),
       ...[...this.#connections.values()].map((connection) => this.#nextOf(connection)),
     );
     if (next < Infinity) this.#wantAlarm(next);
-    else if (this.#connections.size === 0 && this.#opening.size === 0) {
+    this.#awaitLeave();
+    if (this.#alarmAt === undefined && this.#connections.size === 0 && this.#opening.size === 0) {
       // Nothing is kept, and nobody is here: an object without storage costs nothing.
       await this.ctx.blockConcurrencyWhile(async () => {
         await this.ctx.storage.deleteAll();
@@ -321,6 +322,8 @@ export class NotificationRoom extends DurableObject<Env> {
     if (change !== undefined) this.#tell(change);
     this.#connections.set(connection.socket, connection);
     if (kept.watches) {
+      this.#sweepPresence();
+      this.#awaitLeave();
       const state = { event: "state", users: this.#presence.users() };
       this.#send(connection, controlFrame(PRESENCE, state));
     }
@@ -365,7 +368,7 @@ export class NotificationRoom extends DurableObject<Env> {
     if (kept.presentAs !== undefined) {
       if (this.#presence.leave(kept.presentAs, kept.device, Date.now())) {
         this.#keepPresence();
-        this.#wantAlarm(this.#presence.leaving.at(-1)!.until);
+        this.#awaitLeave();
       }
     }
   }
@@ -547,6 +550,21 @@ export class NotificationRoom extends DurableObject<Env> {
     for (const connection of this.#connections.values()) {
       if (connection.kept.watches) this.#send(connection, frame);
     }
+  }
+
+  /** Those whose grace is over have left; who watches is told. */
+  #sweepPresence(): void {
+    const changes = this.#presence.sweep(Date.now());
+    if (changes.length > 0) this.#keepPresence();
+    for (const change of changes) this.#tell(change);
+  }
+
+  /** Where nobody watches, it is soon enough when somebody asks. */
+  #awaitLeave(): void {
+    const [first] = this.#presence.leaving;
+    if (first === undefined) return;
+    const isWatched = [...this.#connections.values()].some(({ kept }) => kept.watches);
+    this.#wantAlarm(first.until + (isWatched ? 0 : UNWATCHED_LEAVE_MS));
   }
 
   /** Only who is about to leave: the others are with their sockets. */
