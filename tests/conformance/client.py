@@ -29,8 +29,6 @@ from .credentials import API_KEY, TOKEN_SECRET, Keys, bearer
 Json = dict[str, Any]
 
 TIMEOUT_S = 15.0
-CLOSE_TIMEOUT_S = 5.0
-"""After the close frames, the end of the TCP connection is awaited no longer: the code is known."""
 V1 = "synap.v1"
 
 _TLS = ssl.create_default_context()  # made once: it reads all the certificates of the system
@@ -377,7 +375,7 @@ class Client:
             compression=None,
             proxy=None,
             open_timeout=TIMEOUT_S,
-            close_timeout=CLOSE_TIMEOUT_S,
+            close_timeout=TIMEOUT_S,
             ping_interval=None,
             max_size=None,
             max_queue=None,

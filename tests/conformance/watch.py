@@ -11,6 +11,8 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, TypeVar
 
+from websockets.protocol import State
+
 from .client import TIMEOUT_S, fresh_room, open_client
 from .credentials import Keys
 
@@ -79,8 +81,11 @@ class Watch:
         ):
             began = time.monotonic()
             async with asyncio.timeout(self.silence_s + TIMEOUT_S):
-                await listener.ws.wait_closed()
-            return Closed(listener.ws.close_code, time.monotonic() - began)
+                # The close frame counts. The end of the TCP connection may come some seconds later.
+                while listener.ws.state is State.OPEN:
+                    await asyncio.sleep(0.02)
+            received = listener.ws.protocol.close_rcvd
+            return Closed(None if received is None else received.code, time.monotonic() - began)
 
     async def _keep_alive(self) -> Closed | None:
         async with (

@@ -78,9 +78,9 @@ export class Connection {
     return this.kept.transport === "websocket" && this.kept.speaks;
   }
 
-  /** Bytes that wait for the client. */
+  /** Bytes that wait for the client; 0 on a runtime that does not tell (before November 2026). */
   get waiting(): number {
-    return this.socket.bufferedAmount;
+    return (this.socket.bufferedAmount as number | undefined) ?? 0;
   }
 
   save(): void {

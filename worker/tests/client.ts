@@ -1,0 +1,127 @@
+/** What the tests speak with: the Worker's own routes, in the process in which it runs. */
+
+import { env, exports } from "cloudflare:workers";
+import { SignJWT } from "jose";
+
+import type { Env } from "../src/settings";
+import type { NotificationRoom } from "../src/room";
+
+export const SECRET = "a-secret-that-everybody-may-know-0001";
+export const KEY = "a-key-that-everybody-may-know-00000001";
+export const V1 = "synap.v1";
+
+export type Json = Record<string, any>; // eslint-disable-line -- what came over the wire
+
+const bindings = env as unknown as Env;
+
+export function roomStub(room: string): DurableObjectStub<NotificationRoom> {
+  return bindings.NOTIFICATION_ROOM.get(bindings.NOTIFICATION_ROOM.idFromName(room));
+}
+
+/** A room that no other test knows, of a user that has it. */
+export function freshUser(): { user: string; room: string } {
+  const user = crypto.randomUUID();
+  return { user, room: `user_${user}` };
+}
+
+export async function token(claims: Json, expiresInS = 900): Promise<string> {
+  const now = Math.floor(Date.now() / 1000);
+  return new SignJWT({ jti: crypto.randomUUID(), iat: now, exp: now + expiresInS, ...claims })
+    .setProtectedHeader({ alg: "HS256" })
+    .sign(new TextEncoder().encode(SECRET));
+}
+
+export function request(path: string, credential: string, init: RequestInit = {}): Promise<Response> {
+  const worker = (exports as unknown as { default: Fetcher }).default;
+  return worker.fetch(`http://worker${path}`, {
+    ...init,
+    headers: { ...(init.headers as Record<string, string>), Authorization: `Bearer ${credential}` },
+  });
+}
+
+export async function publish(room: string, id: string, members: Json = {}): Promise<Json> {
+  const response = await request(`/rooms/${room}/broadcast`, KEY, {
+    method: "POST",
+    body: JSON.stringify({ type: "note.creation.completed", data: {}, id, ...members }),
+    headers: { "Content-Type": "application/json" },
+  });
+  return (await response.json()) as Json;
+}
+
+/** `count` small notifications with the ids n0, n1, …; returns their cursors. */
+export async function fill(room: string, count: number, first = 0): Promise<string[]> {
+  const notifications = Array.from({ length: count }, (_, n) => ({
+    rooms: [room], id: `n${first + n}`, type: "note.creation.completed", data: {},
+  }));
+  const response = await request("/broadcast", KEY, {
+    method: "POST",
+    body: JSON.stringify({ notifications }),
+    headers: { "Content-Type": "application/json" },
+  });
+  const { results } = (await response.json()) as Json;
+  return results.map((result: Json) => result["rooms"][room].cursor);
+}
+
+export async function history(room: string, credential: string, query = ""): Promise<Json> {
+  return (await (await request(`/rooms/${room}/history${query}`, credential)).json()) as Json;
+}
+
+/** A WebSocket on a room. */
+export class Listener {
+  readonly #heard: (string | number)[] = [];
+  #wake: () => void = () => undefined;
+
+  private constructor(readonly socket: WebSocket) {
+    socket.addEventListener("message", ({ data }) => this.#take(data as string));
+    socket.addEventListener("close", ({ code }) => this.#take(code));
+    socket.accept();
+  }
+
+  static async open(room: string, credential: string, query = "", v1 = true): Promise<Listener> {
+    const headers = { Upgrade: "websocket", ...(v1 ? { "Sec-WebSocket-Protocol": V1 } : {}) };
+    const response = await request(`/rooms/${room}/subscribe${query}`, credential, { headers });
+    if (response.webSocket === null) throw new Error(`refused: ${response.status}`);
+    return new Listener(response.webSocket);
+  }
+
+  send(message: string): void {
+    this.socket.send(message);
+  }
+
+  /** The next text. */
+  async text(): Promise<string> {
+    const heard = await this.#next();
+    if (typeof heard === "number") throw new Error(`closed with ${heard}`);
+    return heard;
+  }
+
+  async json(): Promise<Json> {
+    return JSON.parse(await this.text()) as Json;
+  }
+
+  /** The data of the next control frame of this type; others are passed over. */
+  async told(type: string): Promise<Json> {
+    for (;;) {
+      const message = await this.json();
+      if (message["type"] === type) return message["data"] as Json;
+    }
+  }
+
+  /** Read to the end; returns the close code. */
+  async closed(): Promise<number> {
+    for (;;) {
+      const heard = await this.#next();
+      if (typeof heard === "number") return heard;
+    }
+  }
+
+  async #next(): Promise<string | number> {
+    while (this.#heard.length === 0) await new Promise<void>((resolve) => (this.#wake = resolve));
+    return this.#heard.shift()!;
+  }
+
+  #take(heard: string | number): void {
+    this.#heard.push(heard);
+    this.#wake();
+  }
+}

@@ -1,0 +1,151 @@
+/** An object that sleeps, and what it knows when it wakes. PROTOCOL.md, "Subscribing". */
+
+import { evictDurableObject, runDurableObjectAlarm } from "cloudflare:test";
+import { afterEach, expect, test, vi } from "vitest";
+
+import { fill, freshUser, history, Listener, publish, request, roomStub, token } from "./client";
+
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+/** Its clock stands still, so many ms later; what waits for I/O goes on. */
+function later(ms: number): void {
+  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
+}
+
+test("a connection stays, and hears what comes after the sleep", async () => {
+  const { user, room } = freshUser();
+  const listener = await Listener.open(room, await token({ sub: user }));
+  await listener.told("synap.subscribed");
+  await publish(room, "n0");
+  expect((await listener.json())["id"]).toBe("n0");
+  await evictDurableObject(roomStub(room));
+  expect((await publish(room, "n1"))["broadcastCount"]).toBe(1);
+  expect((await listener.json())["id"]).toBe("n1");
+});
+
+test("a ping is answered while it sleeps", async () => {
+  const { user, room } = freshUser();
+  const listener = await Listener.open(room, await token({ sub: user }));
+  await listener.told("synap.subscribed");
+  await evictDurableObject(roomStub(room));
+  listener.send("ping");
+  expect(await listener.text()).toBe("pong");
+  await expect(evictDurableObject(roomStub(room))).rejects.toThrow(); // it does not run
+});
+
+test("whose connection it is, and which device", async () => {
+  const { user, room } = freshUser();
+  const scope = "subscribe presence";
+  const one = await Listener.open(room, await token({ sub: user, scope, device: "phone" }), "?presence=1");
+  await one.told("synap.subscribed");
+  await evictDurableObject(roomStub(room));
+  const two = await Listener.open(room, await token({ sub: user, device: "laptop" }));
+  const update = await one.told("synap.presence");
+  expect(update).toEqual({ event: "update", user, connections: 2, devices: ["laptop", "phone"] });
+  await evictDurableObject(roomStub(room));
+  const there = await request(`/rooms/${room}/presence`, await token({ sub: user, scope }));
+  expect(await there.json()).toEqual({
+    room,
+    connections: 2,
+    users: [{ user, connections: 2, devices: ["laptop", "phone"] }],
+  });
+  two.socket.close(1000);
+  await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(1));
+  await evictDurableObject(roomStub(room)); // within the grace: it has not left yet
+  later(6000);
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  expect((await one.told("synap.presence"))["devices"]).toEqual(["phone"]);
+});
+
+test("what was acknowledged before and after", async () => {
+  const { user, room } = freshUser();
+  const [first, second] = await fill(room, 3);
+  const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
+  await listener.told("synap.subscribed");
+  for (const cursor of [first, second]) {
+    listener.send(JSON.stringify({ action: "ack", cursor }));
+    await vi.waitFor(async () => {
+      const another = await Listener.open(room, await token({ sub: user }), "?device=phone");
+      const replayed = (await another.told("synap.subscribed"))["replayed"];
+      another.socket.close(1000);
+      expect(replayed).toBe(cursor === first ? 2 : 1);
+    });
+    await evictDurableObject(roomStub(room));
+  }
+});
+
+test("a thousand connections", async () => {
+  const room = `workspace_${crypto.randomUUID()}`;
+  const credential = await token({ rooms: [room] });
+  const listeners = await Promise.all(
+    Array.from({ length: 1000 }, () => Listener.open(room, credential, "", false)),
+  );
+  await evictDurableObject(roomStub(room));
+  expect((await publish(room, "n0"))["broadcastCount"]).toBe(1000);
+  const heard = await Promise.all(listeners.map((listener) => listener.json()));
+  expect(heard.every((message) => message["id"] === "n0")).toBe(true);
+}, 60_000);
+
+test("a sleeping connection is closed when its token is revoked: 4504", async () => {
+  const { user, room } = freshUser();
+  const credential = await token({ sub: user });
+  const listener = await Listener.open(room, credential);
+  await listener.told("synap.subscribed");
+  await evictDurableObject(roomStub(room));
+  const answer = await request("/revoke", await token({ scope: "admin" }), {
+    method: "POST",
+    body: JSON.stringify({ user }),
+  });
+  expect(await answer.json()).toEqual({ success: true, closed: 1 });
+  expect(await listener.closed()).toBe(4504);
+  expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
+});
+
+test("a token ends while it sleeps: said 30 s before, then 4401", async () => {
+  const { user, room } = freshUser();
+  const listener = await Listener.open(room, await token({ sub: user }, 600));
+  await listener.told("synap.subscribed");
+  await evictDurableObject(roomStub(room));
+  later(580_000);
+  listener.send("hello"); // else it is silent, too
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  expect(Object.keys(await listener.told("synap.token_expiring"))).toEqual(["expiresAt"]);
+  await evictDurableObject(roomStub(room));
+  later(30_000);
+  listener.send("hello");
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  expect(await listener.closed()).toBe(4401);
+});
+
+test("silent for 75 s, though it sleeps: 4009; who pings stays", async () => {
+  const { user, room } = freshUser();
+  const silent = await Listener.open(room, await token({ sub: user }));
+  const pings = await Listener.open(room, await token({ sub: user }));
+  await silent.told("synap.subscribed");
+  await pings.told("synap.subscribed");
+  await evictDurableObject(roomStub(room));
+  later(80_000);
+  pings.send("hello");
+  await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(2));
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  expect(await silent.closed()).toBe(4009);
+  expect((await publish(room, "n0"))["broadcastCount"]).toBe(1);
+  expect((await pings.json())["id"]).toBe("n0");
+});
+
+test("the log, the ids and the retention", async () => {
+  const { user, room } = freshUser();
+  const credential = await token({ sub: user });
+  const cursors = await fill(room, 1001);
+  await evictDurableObject(roomStub(room));
+  const [again] = await fill(room, 1);
+  expect(again).toBe(cursors[0]); // though it is no longer in the log, its id counts for 5 minutes
+  const page = await history(room, credential, `?after=${cursors[0]}&limit=1000`);
+  expect(page["recovered"]).toBe(true);
+  expect(page["notifications"].length).toBe(1000);
+  expect((await publish(room, "end"))["duplicate"]).toBe(false);
+  await evictDurableObject(roomStub(room));
+  expect((await history(room, credential, `?after=${cursors[0]}`))["recovered"]).toBe(false);
+});

@@ -1,0 +1,111 @@
+/** What an object keeps, and when it lets it go. PROTOCOL.md, "Guarantees". */
+
+import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { afterEach, expect, test, vi } from "vitest";
+
+import { freshUser, history, Listener, publish, roomStub, token } from "./client";
+
+const HOUR = 3_600_000;
+
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+function later(ms: number): void {
+  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
+}
+
+function tables(room: string): Promise<unknown[]> {
+  return runInDurableObject(roomStub(room), (_, { storage }) =>
+    storage.sql.exec("SELECT name FROM sqlite_master WHERE name NOT LIKE '\\_cf%' ESCAPE '\\'").toArray(),
+  );
+}
+
+test("who only looks makes nothing", async () => {
+  const { user, room } = freshUser();
+  await history(room, await token({ sub: user }));
+  const listener = await Listener.open(room, await token({ sub: user }));
+  await listener.told("synap.subscribed");
+  expect(await tables(room)).toEqual([]);
+});
+
+test("an id counts for 5 minutes", async () => {
+  const { room } = freshUser();
+  const first = await publish(room, "n0");
+  later(4 * 60_000);
+  expect(await publish(room, "n0")).toEqual({ ...first, duplicate: true });
+  later(60_001);
+  const second = await publish(room, "n0");
+  expect(second["duplicate"]).toBe(false);
+  expect(second["cursor"]).not.toBe(first["cursor"]);
+});
+
+test("a day later it is gone, and who resumes from before hears of it", async () => {
+  const { user, room } = freshUser();
+  const { cursor } = await publish(room, "n0");
+  later(23 * HOUR);
+  await publish(room, "n1");
+  const page = async () => history(room, await token({ sub: user }), `?after=${cursor}`);
+  expect(await page()).toMatchObject({ recovered: true, notifications: [{ id: "n1" }] });
+  later(2 * HOUR);
+  expect(await page()).toMatchObject({ recovered: true, notifications: [{ id: "n1" }] });
+  later(23 * HOUR);
+  expect(await page()).toMatchObject({ recovered: false, notifications: [] });
+});
+
+test("a request's room keeps an hour", async () => {
+  const room = `request_${crypto.randomUUID()}`;
+  await publish(room, "n0");
+  const page = async () => history(room, await token({ rooms: [room] }));
+  later(59 * 60_000);
+  expect((await page())["notifications"].length).toBe(1);
+  later(2 * 60_000);
+  expect((await page())["notifications"]).toEqual([]);
+});
+
+test("when all of it is too old, the alarm lets the whole storage go", async () => {
+  const room = `request_${crypto.randomUUID()}`;
+  const { cursor } = await publish(room, "n0");
+  expect(await tables(room)).not.toEqual([]);
+  await evictDurableObject(roomStub(room));
+  later(2 * HOUR);
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  expect(await tables(room)).toEqual([]);
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(false);
+  // What comes later is after everything that was there: no cursor means two things.
+  const page = await history(room, await token({ rooms: [room] }), `?after=${cursor}`);
+  expect(page["recovered"]).toBe(false);
+  const { cursor: next } = await publish(room, "n1");
+  expect(Number(next.split("-")[1])).toBeGreaterThan(Number(cursor.split("-")[1]));
+});
+
+test("a mark that was received with what is gone still counts", async () => {
+  const { user, room } = freshUser();
+  const old = await Listener.open(room, await token({ sub: user }), "", false);
+  await publish(room, "n0");
+  expect((await old.json())["id"]).toBe("n0");
+  old.socket.close(1000);
+  await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
+  later(23 * HOUR);
+  await publish(room, "n1");
+  later(12 * HOUR);
+  await runDurableObjectAlarm(roomStub(room)); // n0 goes
+  await evictDurableObject(roomStub(room));
+  const listener = await Listener.open(room, await token({ sub: user }));
+  expect((await listener.json())["id"]).toBe("n1");
+  expect(await listener.told("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
+});
+
+test("an object that the report's original class has used works on", async () => {
+  // It kept its sockets in memory alone: what may be there is others' keys, and a socket that it
+  // accepted in the way of sleeping objects has no attachment.
+  const { user, room } = freshUser();
+  await runInDurableObject(roomStub(room), async (_, state) => {
+    await state.storage.put("connections", 3);
+    state.acceptWebSocket(new WebSocketPair()[1]);
+  });
+  await evictDurableObject(roomStub(room));
+  expect((await publish(room, "n0"))["broadcastCount"]).toBe(0);
+  const listener = await Listener.open(room, await token({ sub: user }));
+  expect((await listener.json())["id"]).toBe("n0");
+});

@@ -1,0 +1,95 @@
+/** The same tokens as on every other server: tests/conformance/tokens.json. "Who may". */
+
+import { afterEach, expect, test, vi } from "vitest";
+
+import vectors from "../../tests/conformance/tokens.json";
+import { opens, type Scope } from "../src/auth/claims";
+import { KeysUnavailableError, Jwks } from "../src/auth/jwks";
+import { identify, InvalidTokenError } from "../src/auth/verify";
+import { settingsOf, type Env, type Settings } from "../src/settings";
+
+const JWKS = "https://id.example/jwks";
+const NOW = vectors.now * 1000;
+
+function settings(more: Record<string, string> = {}): Settings {
+  return settingsOf({
+    TOKEN_SECRETS: vectors.secrets.join(","),
+    JWKS_URLS: JWKS,
+    ...more,
+  } as unknown as Env);
+}
+
+function named(name: string): string {
+  return vectors.tokens.find((vector) => vector.name === name)!.token;
+}
+
+afterEach(() => {
+  vi.restoreAllMocks();
+});
+
+test.each(vectors.tokens)("$name", async ({ token, expected }) => {
+  vi.spyOn(globalThis, "fetch").mockImplementation(async () => Response.json(vectors.jwks));
+  const claims = identify(settings(), token, NOW);
+  if (expected.status === 401) {
+    await expect(claims).rejects.toThrow(InvalidTokenError);
+    return;
+  }
+  const { user, device, scopes } = await claims;
+  expect({ user: user ?? null, device: device ?? null, scopes: [...scopes].sort() }).toEqual({
+    ...expected.says,
+    scopes: [...expected.says!.scopes].sort(),
+  });
+  for (const { action, room, status } of expected.asks ?? []) {
+    const hasScope = scopes.includes(action as Scope) ||
+      (action === "metrics" && scopes.includes("admin"));
+    const isOpen = room === null || opens(await claims, room);
+    expect(hasScope && isOpen ? 200 : 403, `${action} ${room}`).toBe(status);
+  }
+});
+
+test("a token without the iss or the aud that is asked for", async () => {
+  const token = named("sub opens the user's room and no other's");
+  for (const more of [{ TOKEN_ISSUER: "https://id.example" }, { TOKEN_AUDIENCE: "rooms" }]) {
+    await expect(identify(settings(more), token, NOW)).rejects.toThrow("is missing");
+  }
+  const issued = named("an iss, where none is asked for");
+  const right = settings({ TOKEN_ISSUER: "https://id.example" });
+  expect((await identify(right, issued, NOW)).user).toBe("u1");
+  const wrong = settings({ TOKEN_ISSUER: "https://other.example" });
+  await expect(identify(wrong, issued, NOW)).rejects.toThrow("its issuer is not the one");
+});
+
+test("a key that is not there is looked for once in 10 s; old keys count for an hour", async () => {
+  let now = 0;
+  let isUp = true;
+  let asked = 0;
+  const jwks = new Jwks(
+    JWKS,
+    async () => {
+      asked++;
+      return isUp ? Response.json(vectors.jwks) : new Response(null, { status: 500 });
+    },
+    () => now,
+  );
+  expect((await jwks.find("RS256", "RS256")).length).toBe(1);
+  expect(await jwks.find("RS256", "gone")).toEqual([]);
+  expect(asked).toBe(1);
+  now = 10_000;
+  expect(await jwks.find("RS256", "gone")).toEqual([]);
+  expect(asked).toBe(2);
+  isUp = false;
+  now = 400_000;
+  expect((await jwks.find("RS256", "RS256")).length).toBe(1);
+  now = 3_700_000;
+  await expect(jwks.find("RS256", "RS256")).rejects.toThrow(KeysUnavailableError);
+});
+
+test.each([
+  [{ TOKEN_SECRETS: "short" }, "TOKEN_SECRETS: expected at least 32 bytes"],
+  [{ API_KEYS: "jobs=short" }, "API_KEYS: jobs: expected at least 32 bytes"],
+  [{ JWKS_URLS: "http://id.example" }, "JWKS_URLS: expected https://"],
+  [{ ALLOWED_ORIGINS: "app.example" }, "ALLOWED_ORIGINS: expected scheme://host"],
+  [{ RETENTION_COUNT: "many" }, "RETENTION_COUNT: expected a number"],
+])("settings that are wrong are named: %o", (given, message) => {
+  expect(() => settingsOf(given as unknown as Env)).toThrow(message);
+});
