@@ -23,7 +23,9 @@ export class Rate {
   /** Take so many; 0, or for how many seconds to wait because they are too many. */
   waitS(who: string, cost: number, now = Date.now()): number {
     if (this.#perS === 0) return 0;
-    const fullAt = Math.max(this.#fullAt.get(who) ?? 0, now);
+    const known = this.#fullAt.get(who) ?? 0;
+    // It is never more than a second ahead, or the clock was set back.
+    const fullAt = known > now + 1000 ? now : Math.max(known, now);
     const next = fullAt + (Math.min(cost, this.#perS) / this.#perS) * 1000;
     if (next - now > 1000) return (next - now - 1000) / 1000;
     this.#fullAt.delete(who);
