@@ -1,0 +1,46 @@
+"""The five handlers end to end, with the Worker as their server: the notes app, REALTIME_URL alone
+points elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from examples.notes_app.app import create_app
+from examples.notes_app.config import Config
+from examples.notes_app.demo import free_port
+from examples.notes_app.once import EXPECTED, do_each_once
+from synap_realtime.integrations.inngest.local import LocalInngest
+from synap_realtime.server.serve import running
+
+
+async def test_all_five(
+    open_worker: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("REALTIME_URL", open_worker)
+    logging.getLogger("httpx").setLevel("WARNING")
+    port = free_port(0)
+    config = replace(
+        Config(),
+        app_url=f"http://127.0.0.1:{port}",
+        realtime_url=open_worker,
+        database_url=f"sqlite+aiosqlite:///{tmp_path / 'notes.db'}",
+        storage_url=(tmp_path / "files").as_uri(),
+    )
+    async with AsyncExitStack() as stack:
+        local = LocalInngest([f"{config.app_url}/api/inngest"])
+        inngest_url = await stack.enter_async_context(running(local))
+        config = replace(config, inngest_url=inngest_url)
+        await stack.enter_async_context(running(create_app(config), port=port))
+        await local.registered()
+        assert await do_each_once(config.app_url, open_worker) == 0
+    said = capsys.readouterr().out
+    for type in EXPECTED.values():
+        assert type in said

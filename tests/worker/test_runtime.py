@@ -1,0 +1,12 @@
+"""What the wire does not show, in the Workers runtime: worker/tests, run by vitest there."""
+
+from __future__ import annotations
+
+from tests.conformance.workerd import run_node
+
+
+def test_in_the_workers_runtime() -> None:
+    """Sleep and wake, alarms, what is kept and when it is let go, tokens with a clock."""
+    said = run_node("node_modules/vitest/vitest.mjs", "run", "--no-color")
+    assert "failed" not in said
+    assert "skipped" not in said

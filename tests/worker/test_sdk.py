@@ -1,0 +1,76 @@
+"""The SDK and the subscriber point to the Worker with the address and the key, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from contextlib import closing
+
+import httpx
+import pytest
+from websockets.protocol import State
+from websockets.sync.client import connect
+
+from synap_realtime import Broadcaster, Notification, mint_token, subscribe_sync
+
+from tests.conformance.workerd import running
+
+from .conftest import Worker
+
+
+def test_publish_and_listen(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = uuid.uuid4().hex
+    monkeypatch.setenv("REALTIME_URL", worker.url)
+    monkeypatch.setenv("REALTIME_API_KEY", worker.api_key)
+    with Broadcaster() as broadcaster:
+        result = broadcaster.broadcast(
+            f"user_{user}", Notification(type="note.creation.completed", data={"entityId": "e1"})
+        )
+    assert result.success, result
+    token = mint_token(user, secret=worker.token_secret)
+    with closing(subscribe_sync(f"user_{user}", token=token)) as notifications:
+        assert next(notifications).data == {"entityId": "e1"}
+
+
+def test_wrong_settings_are_said_and_close_the_door() -> None:
+    with running({"TOKEN_SECRETS": "short"}) as url:
+        response = httpx.get(f"{url}/rooms/user_1/history")
+    assert response.status_code == 503
+    assert "TOKEN_SECRETS: expected at least 32 bytes" in response.json()["details"]
+    assert "short" not in response.text
+
+
+def test_without_keys_it_answers_this_machine_only(open_worker: str) -> None:
+    """Who may, Without keys. On Cloudflare, every request has CF-Connecting-IP."""
+    path = f"{open_worker}/rooms/user_1/history"
+    assert httpx.get(path).status_code == 200
+    for headers in (
+        {"CF-Connecting-IP": "203.0.113.7"},
+        {"X-Forwarded-For": "203.0.113.7"},
+        {"X-Forwarded-For": "127.0.0.1, 203.0.113.7"},
+        {"Host": "synap-realtime.example.workers.dev"},
+    ):
+        response = httpx.get(path, headers=headers)
+        assert (response.status_code, response.json()["code"]) == (403, "forbidden"), headers
+    assert httpx.get(path, headers={"CF-Connecting-IP": "127.0.0.1"}).status_code == 200
+
+
+def test_a_closed_sockets_code_comes_at_once(worker: Worker) -> None:
+    """Close codes: 4401 when the token ends, whatever the TCP connection does after it."""
+    user = uuid.uuid4().hex
+    token = mint_token(user, secret=worker.token_secret, expires_in_s=2)
+    url = worker.url.replace("http", "ws", 1)
+    began = time.monotonic()
+    with connect(f"{url}/rooms/user_{user}/subscribe?token={token}", close_timeout=0.1) as ws:
+        while ws.protocol.state is State.OPEN:
+            assert time.monotonic() - began < 10
+            time.sleep(0.02)
+        received = ws.protocol.close_rcvd
+    assert received is not None
+    assert received.code == 4401
+    assert time.monotonic() - began < 4
+
+
+def test_health_says_so(open_worker: str) -> None:
+    assert json.loads(httpx.get(f"{open_worker}/health").text) == {"status": "ok"}
