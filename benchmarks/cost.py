@@ -10,8 +10,8 @@
 
     $ python -m benchmarks.cost --users 50000 --jobs 60 --session-minutes 5
 
-The prices are in ``prices.toml``, with their pages and dates. What the Worker does for each event was
-counted by reading ``worker/src/log.ts`` and ``holder.ts``; no bill has confirmed it yet.
+The prices are in ``prices.toml``, with their pages and dates. What the Worker does for each event
+was counted by reading ``worker/src/log.ts`` and ``holder.ts``; no bill has confirmed it yet.
 """
 
 from __future__ import annotations

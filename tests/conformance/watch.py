@@ -82,7 +82,7 @@ class Watch:
             began = time.monotonic()
             async with asyncio.timeout(self.silence_s + TIMEOUT_S):
                 # The close frame counts. The end of the TCP connection may come some seconds later.
-                while listener.ws.state is State.OPEN:
+                while listener.ws.state is State.OPEN:  # noqa: ASYNC110 - no event tells of it
                     await asyncio.sleep(0.02)
             received = listener.ws.protocol.close_rcvd
             return Closed(None if received is None else received.code, time.monotonic() - began)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 WORKER = Path(__file__).parents[2] / "worker"
 END_TIMEOUT_S = 30.0
@@ -25,7 +26,7 @@ def running(settings: Mapping[str, str]) -> Iterator[str]:
     Whatever a client did to it, it has to live to the end, without a secret in its log.
     """
     bundle()
-    # Each object is a file: a batch for a thousand rooms would wait for a slow disk a thousand times.
+    # Each object is a file: a batch for a thousand rooms would wait a thousand times for a disk.
     memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     with (
         tempfile.TemporaryDirectory(prefix="synap-worker-", dir=memory) as folder,
@@ -44,7 +45,7 @@ def running(settings: Mapping[str, str]) -> Iterator[str]:
         )
         os.close(writer)
         try:
-            with open(reader) as events:
+            with os.fdopen(reader) as events:
                 port = _port(events.readline())
                 assert port is not None, f"workerd did not start:\n{_text_of(log)}"
                 yield f"http://127.0.0.1:{port}"
@@ -73,13 +74,13 @@ def run_node(*arguments: str, timeout_s: float = 300.0) -> str:
     Raises:
         AssertionError: it failed.
     """
-    bin = Path(sys.executable).parent
+    folder = Path(sys.executable).parent
     done = subprocess.run(
-        [bin / "node", *arguments],
+        [folder / "node", *arguments],
         cwd=WORKER,
         env={
             **os.environ,
-            "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
             "WRANGLER_SEND_METRICS": "false",
             "CI": "true",  # nothing asks
         },
@@ -104,6 +105,6 @@ def _port(line: str) -> int | None:
     return int(json.loads(line)["port"]) if line else None
 
 
-def _text_of(log: tempfile._TemporaryFileWrapper[str]) -> str:
+def _text_of(log: TextIO) -> str:
     log.seek(0)
     return log.read()

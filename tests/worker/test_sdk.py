@@ -13,7 +13,6 @@ from websockets.protocol import State
 from websockets.sync.client import connect
 
 from synap_realtime import Broadcaster, Notification, mint_token, subscribe_sync
-
 from tests.conformance.workerd import running
 
 from .conftest import Worker

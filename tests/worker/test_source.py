@@ -1,5 +1,4 @@
-"""What the Worker has in common with the Python server is the same, and nothing is in its files that
-has no place there."""
+"""What the Worker has in common with the Python server is the same in both."""
 
 from __future__ import annotations
 
