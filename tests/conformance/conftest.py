@@ -35,7 +35,7 @@ WORKER = ("worker", "worker-keys")
 """One server, once without keys and once with them: ``--server=worker`` means both."""
 OUR_SILENCE_S = 3.0
 WORKER_SILENCE_S = 30.0
-"""Of a socket that it closes by itself, workerd ends the TCP connection only when the object sleeps,
+"""Of a socket that it closes itself, workerd ends the TCP connection only when the object sleeps,
 10 s later; meanwhile the others of a case are silent."""
 THE_SILENCE_S = 75.0
 START_TIMEOUT_S = 30.0

@@ -1,0 +1,101 @@
+"""What docs/cloudflare.md tells a developer to type, as far as it goes without an account."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from tests.conformance.workerd import WORKER, run_node
+
+START_TIMEOUT_S = 60.0
+
+
+def test_deploy_says_what_it_would_do() -> None:
+    said = run_node("node_modules/wrangler/bin/wrangler.js", "deploy", "--dry-run", "--strict")
+    for binding in ("env.NOTIFICATION_ROOM (NotificationRoom)", "env.HOLDER (Holder)"):
+        assert binding in said
+    assert "warning" not in said.lower()
+
+
+def test_the_classes_are_made_with_sqlite() -> None:
+    """A class that was once made without it can never have it."""
+    text = (WORKER / "wrangler.jsonc").read_text()
+    assert '"new_sqlite_classes": ["NotificationRoom", "Holder"]' in text
+    assert "new_classes" not in text.replace("new_sqlite_classes", "")
+
+
+def test_no_request_is_logged() -> None:
+    """Its address may hold a token."""
+    assert '"invocation_logs": false' in (WORKER / "wrangler.jsonc").read_text()
+
+
+def test_wrangler_dev(tmp_path: Path) -> None:
+    with _dev(tmp_path) as url:
+        answer = httpx.post(
+            f"{url}/rooms/user_1/broadcast",
+            json={"type": "note.creation.completed", "data": {}},
+            timeout=START_TIMEOUT_S,
+        )
+        assert answer.status_code == 200, answer.text
+        history = httpx.get(f"{url}/rooms/user_1/history").json()
+        assert [each["id"] for each in history["notifications"]] == [json.loads(answer.text)["id"]]
+
+
+@contextlib.contextmanager
+def _dev(folder: Path) -> Iterator[str]:
+    bin_folder = Path(sys.executable).parent
+    process = subprocess.Popen(
+        [
+            *(bin_folder / "node", "node_modules/wrangler/bin/wrangler.js", "dev"),
+            *("--ip", "127.0.0.1", "--port", "0", "--persist-to", folder),
+        ],
+        cwd=WORKER,
+        env={
+            **os.environ,
+            "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+            "WRANGLER_SEND_METRICS": "false",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # it starts workerd, which has to end with it
+    )
+    assert process.stdout is not None
+    lines = process.stdout
+    said: list[str] = []
+    addresses: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in lines:
+            said.append(line)
+            if found := re.search(r"Ready on (http://\S+)", line):
+                addresses.put(found[1])
+        addresses.put(None)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        url = addresses.get(timeout=START_TIMEOUT_S)
+        assert url is not None, "".join(said)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        reader.join(10)
+        lines.close()
