@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from .client import TIMEOUT_S, V1, Client, Json, Listener, check_error, fresh_room, room_path
+from .credentials import Secret
 
 PRESENCE = "synap.presence"
 GRACE_S = 5.0
@@ -222,3 +223,19 @@ async def test_presence_wants_its_scope(client: Client) -> None:
             assert await listener.closed() == 4503
     mine = client.showing(client.keys.token(_user(room), scope="subscribe"))
     check_error(await mine.get(room_path(room, "presence")), 403, "forbidden")
+
+
+@pytest.mark.with_keys
+async def test_a_new_token_must_be_good_for_presence_too(client: Client) -> None:
+    """WebSocket: `authenticate`: good for the room, and for presence where the client watches."""
+    user = _user(fresh_room())
+    room = f"user_{user}"
+    more = client.keys.token(user, scope="subscribe presence")
+    less = client.keys.token(user, scope="subscribe")
+    said = Secret(f'{{"action":"authenticate","token":"{less}"}}')
+    async with client.showing(more).listen(room, v1=True, presence="1") as watcher:
+        await watcher.send(said)
+        assert await watcher.closed() == 4503
+    async with client.showing(more).listen(room, v1=True) as listener:
+        await listener.send(said)
+        await listener.ping()

@@ -471,6 +471,7 @@ export class NotificationRoom extends DurableObject<Env> {
       const claims = await identify(this.#settings, token);
       if (claims.user !== kept.user) return end(CloseCode.FORBIDDEN);
       permit(claims, "subscribe", this.#room);
+      if (kept.watches) permit(claims, "presence", this.#room);
       // The user has a place already: it is the same one.
       const verdict = await openConnection(this.env, claims, kept.id, this.#room, 0);
       if (verdict !== "ok") return end(CloseCode.UNAUTHORIZED);

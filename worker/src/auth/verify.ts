@@ -200,7 +200,8 @@ function scopesOf(value: unknown): Scope[] {
   return SCOPES.filter((scope) => words.includes(scope));
 }
 
-async function hashOf(text: string): Promise<string> {
-  const digest = new Uint8Array(await digestOf(text));
+/** Without its signature: of an ES256 one there is a second, which everybody can compute. */
+async function hashOf(token: string): Promise<string> {
+  const digest = new Uint8Array(await digestOf(token.slice(0, token.lastIndexOf("."))));
   return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
