@@ -30,6 +30,8 @@ def test_each_defence_is_shown_by_tests_that_exist(row: str) -> None:
     [
         "README.md",
         "deploy/README.md",
+        "docs/cloudflare.md",
+        "docs/cost.md",
         "docs/javascript.md",
         "docs/nextjs.md",
         "docs/react.md",
