@@ -12,7 +12,7 @@ import shlex
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -62,8 +62,18 @@ def listen(
     Raises:
         SubscriptionError: the server cannot be reached at the start, or refuses.
     """
+
+    async def heard() -> int:
+        in_time = await _listen(room, url, token, after, as_json, count, timeout_s)
+        return 0 if in_time or count is None else 1
+
+    return _printing(heard())
+
+
+def _printing(work: Coroutine[None, None, int]) -> int:
+    """Run what prints as it goes; its exit code, or that of how it was ended from outside."""
     try:
-        in_time = asyncio.run(_listen(room, url, token, after, as_json, count, timeout_s))
+        return asyncio.run(work)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -72,7 +82,6 @@ def listen(
     except _UnwritableError as error:
         _say(f"could not print: {error}")
         return UNWRITABLE
-    return 0 if in_time or count is None else 1
 
 
 def _be_quiet() -> None:
@@ -380,17 +389,7 @@ def doctor(url: str | None, given: Mapping[str, Any], *, as_json: bool) -> int:
     Args:
         given: settings of the server by name; None is not given.
     """
-
-    try:
-        return asyncio.run(_doctor(url, given, as_json))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        _be_quiet()
-        return 0
-    except _UnwritableError as error:
-        _say(f"could not print: {error}")
-        return UNWRITABLE
+    return _printing(_doctor(url, given, as_json))
 
 
 async def _doctor(url: str | None, given: Mapping[str, Any], as_json: bool) -> int:

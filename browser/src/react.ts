@@ -2,7 +2,7 @@
 import { useCallback, useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { IDLE, JobView, type JobState } from "./job.js";
 import type { NotificationMessage } from "./message.js";
-import { subscribe, type Status, type SubscribeOptions, type Subscription } from "./socket.js";
+import { subscribe, tokenOf, type Status, type SubscribeOptions, type Subscription } from "./socket.js";
 import { subscribeShared } from "./tabs.js";
 import type { NotificationData } from "./types.js";
 
@@ -126,10 +126,7 @@ export function useSynapRealtime<Data extends object = NotificationData>(
     const { acknowledge, persist } = latest.current;
     current.current = (shared ? subscribeShared : subscribe)(room, {
       url, after, attempts, device, presence, acknowledge, persist,
-      token: () => {
-        const { token } = latest.current;
-        return typeof token === "function" ? token() : token;
-      },
+      token: () => tokenOf(latest.current),
       onNotification: (notification) => {
         const message = notification as unknown as NotificationMessage<Data>;
         const all = [...store.value.messages, message];
@@ -200,10 +197,7 @@ export function useJob<Result = Record<string, unknown>>(
     let timer: ReturnType<typeof setTimeout> | undefined;
     const subscription = subscribe(`request_${requestId}`, {
       url,
-      token: () => {
-        const { token } = latest.current;
-        return typeof token === "function" ? token() : token;
-      },
+      token: () => tokenOf(latest.current),
       after: "earliest",
       attempts: Infinity,
       onNotification: (notification) => {

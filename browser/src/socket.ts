@@ -108,6 +108,9 @@ function baseOf(url: string | undefined): string {
   return found.replace(/^ws/, "http").replace(/\/+$/, "");
 }
 
+/** A token as it is now. */
+export const tokenOf = ({ token }: Pick<SubscribeOptions, "token">) => (typeof token === "function" ? token() : token);
+
 /** What a callback throws is the application's: it is reported, and the connection goes on. */
 export function call<T>(callback: ((value: T) => void) | undefined, value: T): void {
   try {
@@ -256,10 +259,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     if (storage && !timers.save) later("save", SAVE_EVERY_MS, save);
   };
 
-  const bringToken = async () => {
-    const { token } = options;
-    return typeof token === "function" ? await token() : token;
-  };
+  const bringToken = async () => tokenOf(options);
 
   /** One way to connect after the other; the last one's failure counts. */
   const connect = (target: Target, ways: ("v1" | "plain" | "sse")[]) => {
@@ -294,8 +294,9 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
         if (way === "sse") ping();
       },
       onPong: () => {
-        if (mine === dialled) clear("pong");
-        if (way === "sse" && mine === dialled) ping();
+        if (mine !== dialled) return;
+        clear("pong");
+        if (way === "sse") ping();
       },
       onMessage: (message) => {
         if (mine !== dialled) return;

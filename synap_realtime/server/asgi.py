@@ -335,8 +335,10 @@ class RoomServer:
             events.refused(response.problem, _address(scope), _room(scope))
 
     async def _close_at_once(self, scope: Scope, send: Send, code: CloseCode) -> None:
-        self._metrics.dropped(code.name.lower())
-        events.closed_at_once(code, _address(scope), _room(scope))
+        reason = code.name.lower()
+        self._metrics.dropped(reason)
+        problem = {"code": reason, "details": f"closed with {int(code)}"}
+        events.refused(problem, _address(scope), _room(scope))
         await close_at_once(scope, send, code)
 
     async def _deny(self, scope: Scope, send: Send, response: Response) -> None:

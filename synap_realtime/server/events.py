@@ -67,7 +67,8 @@ def refused(problem: Mapping[str, str], address: str | None, room: Room | None) 
     """A request, a handshake or a notification of a batch that got an error.
 
     Args:
-        problem: the body of the error.
+        problem: the body of the error; of a page, which can read a close code and no answer, the
+            code's name and number.
     """
     if logger.isEnabledFor(logging.INFO):
         # What is malformed may be repeated in the details.
@@ -75,16 +76,6 @@ def refused(problem: Mapping[str, str], address: str | None, room: Room | None) 
         _write(
             logging.INFO, "refused", _who.get(),
             room=room, address=address, code=problem["code"], details=details,
-        )  # fmt: skip
-
-
-def closed_at_once(code: CloseCode, address: str | None, room: Room | None) -> None:
-    """A handshake of a page, which can read a close code and no answer."""
-    if logger.isEnabledFor(logging.INFO):
-        reason = code.name.lower()
-        _write(
-            logging.INFO, "refused", _who.get(), room=room, address=address, code=reason,
-            details=f"closed with {int(code)}",
         )  # fmt: skip
 
 

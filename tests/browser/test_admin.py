@@ -6,35 +6,26 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
-from pydantic import SecretStr
 from websockets.asyncio.client import connect
 
-from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 
-SECRET, JOBS = "s" * 32, "j" * 43
+from . import pages
+from .pages import KEY, SECRET
+
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 
 
-@asynccontextmanager
-async def serving(port: int = 0) -> AsyncIterator[str]:
-    settings = load_settings(
-        token_secrets=(SecretStr(SECRET),),
-        api_keys={"jobs": SecretStr(JOBS)},
-        admin=True,
-        drain_s=0,
-    )
-    async with running(create_app(settings), port=port) as url:
-        yield url
+def serving(port: int = 0) -> AbstractAsyncContextManager[str]:
+    """With the page; the only origin on the list is somebody else's."""
+    return pages.serving("https://app.example", port, admin=True)
 
 
 @pytest.fixture
@@ -79,7 +70,7 @@ def operator(scope: str = "admin subscribe broadcast") -> str:
 
 async def publish(url: str, **members: object) -> None:
     async with httpx.AsyncClient() as client:
-        headers = {"Authorization": f"Bearer {JOBS}"}
+        headers = {"Authorization": f"Bearer {KEY}"}
         body = {"type": "note.creation.completed", "data": {}, **members}
         response = await client.post(f"{url}/rooms/user_1/broadcast", headers=headers, json=body)
         assert response.status_code == 200

@@ -170,18 +170,23 @@ async def test_a_replay_that_is_cut_begins_anew_and_doubles_nothing(
         await tab.until_heard(job.kept)
 
 
+async def stall_while_listening(tab: Tab, link: Link, job: Publisher) -> None:
+    """With a stopped clock: two are heard, then nothing passes, and two more are published."""
+    await tab.page.clock.install()
+    await tab.stop_clock()
+    await tab.listen(link.url)
+    await job.publish(2)
+    await tab.until_heard(job.kept)
+    link.stall()
+    await job.publish(2)
+
+
 async def test_a_server_that_answers_no_more_is_found_dead(
     tab: Tab, url: str, job: Publisher
 ) -> None:
     """Neither end is told of a pulled cable: 30 s to the next ping, 10 s for its answer."""
     async with Link(url) as link:
-        await tab.page.clock.install()
-        await tab.stop_clock()
-        await tab.listen(link.url)
-        await job.publish(2)
-        await tab.until_heard(job.kept)
-        link.stall()
-        await job.publish(2)
+        await stall_while_listening(tab, link, job)
         await tab.page.clock.run_for(39_000)
         assert (await tab.states())[-1]["status"] == "open"
         await tab.page.clock.run_for(1_000)
@@ -304,13 +309,7 @@ async def test_a_dead_stream_is_found(tab: Tab, url: str, job: Publisher) -> Non
     """A comment comes every 15 s; after 30 s without one it is dead."""
     async with Link(url) as link:
         link.websockets = "refused"
-        await tab.page.clock.install()
-        await tab.stop_clock()
-        await tab.listen(link.url)
-        await job.publish(2)
-        await tab.until_heard(job.kept)
-        link.stall()
-        await job.publish(2)
+        await stall_while_listening(tab, link, job)
         await tab.page.clock.run_for(30_000)
         assert (await tab.states())[-1]["status"] == "waiting"
         link.restore()

@@ -113,6 +113,15 @@ async def test_the_secret_is_no_key(client: Client) -> None:
 # --- rooms and scopes, over every way to read
 
 
+async def _require_closed(mine: Client, room: str) -> None:
+    """The room's handshake is a 403; a page's gets the close code that says the same."""
+    path = room_path(room, "subscribe")
+    status, refusal = await mine.refusal(path)
+    assert (status, refusal["code"]) == (403, "forbidden")
+    async with mine.listen_at(path, headers={"Origin": mine.keys.origin}) as listener:
+        assert await listener.closed() == 4503
+
+
 async def test_another_users_room(client: Client, user: str) -> None:
     """Errors: 403 `forbidden`: not this room; a handshake's page reads 4503."""
     mine = client.showing(client.keys.token(user, scope="subscribe presence"))
@@ -120,11 +129,7 @@ async def test_another_users_room(client: Client, user: str) -> None:
     for room in (fresh_room(), f"user_{user}x", f"workspace_{user}", f"request_{user}"):
         for route in ("history", "events", "health", "presence"):
             check_error(await mine.get(room_path(room, route)), 403, "forbidden")
-        status, refusal = await mine.refusal(room_path(room, "subscribe"))
-        assert (status, refusal["code"]) == (403, "forbidden")
-        headers = {"Origin": client.keys.origin}
-        async with mine.listen_at(room_path(room, "subscribe"), headers=headers) as listener:
-            assert await listener.closed() == 4503
+        await _require_closed(mine, room)
 
 
 async def test_no_trick_with_the_path_leads_elsewhere(client: Client, user: str) -> None:
@@ -150,11 +155,7 @@ async def test_a_scope_that_does_not_read(client: Client, user: str) -> None:
     await sender.publish(room, "n0")
     for route in ("history", "events", "presence"):
         check_error(await sender.get(room_path(room, route)), 403, "forbidden")
-    status, refusal = await sender.refusal(room_path(room, "subscribe"))
-    assert (status, refusal["code"]) == (403, "forbidden")
-    headers = {"Origin": client.keys.origin}
-    async with sender.listen_at(room_path(room, "subscribe"), headers=headers) as listener:
-        assert await listener.closed() == 4503
+    await _require_closed(sender, room)
 
 
 async def test_a_batch_over_rooms_that_are_not_open(client: Client, user: str) -> None:

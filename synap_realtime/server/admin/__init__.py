@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .page import page
 from .routes import Admin
 
-__all__ = ["Admin", "page"]
+__all__ = ["Admin"]
