@@ -354,7 +354,8 @@ async def test_a_stream_that_only_says_when_to_come_back_is_no_connection(tab: T
         await tab.until("told.states.filter(({status}) => status === 'waiting').length === 2")
         await tab.page.evaluate("subscription.close()")
     assert await tab.transports() == []
-    assert [s["delayMs"] for s in await tab.states() if s["status"] == "waiting"] == [60, 60]
+    delays = [s["delayMs"] for s in await tab.states() if s["status"] == "waiting"]
+    assert set(delays) == {60}  # more than two on a slow machine: it went on until it was closed
 
 
 # ---- tokens ----

@@ -250,6 +250,8 @@ async def test_a_jobs_life(tab: Tab, url: str, job: Publisher) -> None:
     await until(status="retrying", attempt=2, error="It is late", progress=None)
     await tell("started", attempt=2, stallAfterS=0.05)
     await until(status="stalled")
+    await tell("progress", attempt=2, stallAfterS=60)  # else it would be stalled again at once
+    await until(status="pending")
     await tell("delta", attempt=2, index=0, delta="Milk")
     await until(status="pending", text="Milk")
     await tell("completed", "success", number=7)
