@@ -7,39 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
-from ..protocol.control import BEARER_SUBPROTOCOL, SUBPROTOCOL, CloseCode, ControlFrame
+from ..errors import SynapRealtimeError
+from ..protocol.control import CloseCode, ControlFrame
+from .event_stream import COMMENT, HEARTBEAT_S, opening, told
+from .http import Head
+from .node import CLOSE_TIMEOUT_S, Opened
 from .stores.base import Entry, StoreUnavailableError
 from .subscription import SEND_TIMEOUT_S, Subscription
 
 logger = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_S = 2.0
-"""How long a peer that does not read may delay its own end."""
-
-HEARTBEAT_S = 15.0
-"""An event stream carries a comment line so often: proxies cut what is silent for longer."""
-
-RETRY_MS = 1000
-"""When a browser comes back after a stream has ended."""
-
-ABORT_EXTENSION = "synap.abort"
-"""A server that can cut a connection at once offers the function to do it under this name."""
-
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-EVENT_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store, no-transform"),
-    (b"x-accel-buffering", b"no"),  # nginx, and others that learned it from nginx
-]
 
 
 class DisconnectedError(Exception):
@@ -65,22 +51,83 @@ def until_gone(send: Send) -> Send:
     return send_or_end
 
 
-async def run_websocket(
+class _Handover:
+    """The outlet of a subscription whose words are awaited, one after the other."""
+
+    def __init__(self) -> None:
+        self._words: deque[Entry | ControlFrame] = deque()
+        self._news = asyncio.Event()
+        self._is_sending = False
+
+    @property
+    def is_writable(self) -> bool:
+        return not (self._is_sending or self._words)
+
+    def put(self, entry: Entry) -> None:
+        self._words.append(entry)
+        self._news.set()
+
+    def say(self, frame: ControlFrame) -> None:
+        self._words.append(frame)
+        self._news.set()
+
+    def end(self, code: CloseCode) -> None:
+        """Who runs the connection waits for it."""
+
+    async def run(
+        self, subscription: Subscription, send: Callable[[Entry | ControlFrame], Awaitable[None]]
+    ) -> None:
+        """Send what is put, for ever."""
+        while True:
+            self._is_sending = False
+            if not self._words:
+                subscription.writable()
+            while not self._words:
+                self._news.clear()
+                await self._news.wait()
+            self._is_sending = True
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await send(self._words.popleft())
+            except TimeoutError:
+                subscription.close(CloseCode.TOO_SLOW)
+                return
+
+
+async def follow(
     subscription: Subscription,
     after: str | None,
-    silence_s: float,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
+    send: Callable[[Entry | ControlFrame], Awaitable[None]],
+) -> CloseCode:
+    """Send the log from where ``after`` says, then what comes live, until closed; says why.
+
+    Args:
+        send: puts one entry or control frame on the wire; what it raises ends it.
+
+    Raises:
+        InvalidArgumentError: ``after`` is no position.
+        StoreUnavailableError: the log cannot be read now.
+    """
+    outlet = _Handover()
+    try:
+        return await _run_until_closed(
+            subscription, outlet.run(subscription, send), subscription.start(after, outlet)
+        )
+    finally:
+        subscription.leave()
+
+
+async def run_websocket(
+    opened: Opened, head: Head, silence_s: float, receive: Receive, send: Send
 ) -> None:
     """Accept a WebSocket and serve it until one side ends it."""
-    speaks = speaks_control(scope)
-    await send({"type": "websocket.accept", "subprotocol": _chosen(scope)})
+    subscription = opened.session.subscription
+    await send({"type": "websocket.accept", "subprotocol": head.chosen_subprotocol})
 
     async def write(message: Entry | ControlFrame) -> None:
         if isinstance(message, Entry):
             await send({"type": "websocket.send", "text": message.text})
-        elif speaks:
+        elif head.speaks_control:
             await send({"type": "websocket.send", "text": message.encoded()})
 
     async def listen() -> None:
@@ -101,57 +148,43 @@ async def run_websocket(
                     return subscription.close(CloseCode.TOO_SLOW)
 
     try:
-        code = await _run_until_closed(subscription, listen(), _follow(subscription, after, write))
+        code = await _run_until_closed(
+            subscription, listen(), _follow(subscription, opened.after, write)
+        )
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await send({"type": "websocket.close", "code": int(code)})
     except (DisconnectedError, OSError, TimeoutError):
         logger.debug("a subscriber went away")
 
 
-async def close_at_once(scope: Scope, send: Send, code: CloseCode) -> None:
+async def close_at_once(head: Head, send: Send, code: CloseCode) -> None:
     """Accept a WebSocket to close it with a code: a page cannot read a refusal."""
-    await send({"type": "websocket.accept", "subprotocol": _chosen(scope)})
+    await send({"type": "websocket.accept", "subprotocol": head.chosen_subprotocol})
     with contextlib.suppress(DisconnectedError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await send({"type": "websocket.close", "code": int(code)})
 
 
-async def run_event_stream(
-    subscription: Subscription,
-    after: str | None,
-    headers: list[tuple[bytes, bytes]],
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-) -> None:
+async def run_event_stream(opened: Opened, receive: Receive, send: Send) -> None:
     """Answer with an event stream until one side ends it."""
+    subscription, head = opened.session.subscription, opened.head
+    assert head is not None  # noqa: S101 - of an event stream
+    headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in head.fields().items()]
     started = asyncio.Event()
 
     async def start() -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await put(f"retry: {RETRY_MS}\n\n")
+                await put(opening())
         except TimeoutError:  # what it asked for before, on this connection, it does not read
             subscription.close(CloseCode.TOO_SLOW)
             return
         started.set()
-        await _follow(subscription, after, write)
+        await _follow(subscription, opened.after, lambda message: put(told(message)))
 
-    async def put(text: str) -> None:
-        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-
-    async def write(message: Entry | ControlFrame) -> None:
-        if isinstance(message, Entry):
-            await put(f"id: {message.cursor}\ndata: {message.text}\n\n")
-        else:
-            fields = ""
-            if cursor := message.data.get("cursor"):
-                fields += f"id: {cursor}\n"
-            if retry_ms := message.data.get("reconnectAfterMs"):
-                fields += f"retry: {retry_ms}\n"
-            data = json.dumps(message.data, separators=(",", ":"))
-            await put(f"event: {message.type}\n{fields}data: {data}\n\n")
+    async def put(text: bytes) -> None:
+        await send({"type": "http.response.body", "body": text, "more_body": True})
 
     async def listen() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -162,7 +195,7 @@ async def run_event_stream(
         await started.wait()
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            await put(":\n\n")
+            await put(COMMENT)
 
     try:
         await _run_until_closed(subscription, listen(), beat(), start())
@@ -170,28 +203,8 @@ async def run_event_stream(
             raise TimeoutError
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await send({"type": "http.response.body", "body": b""})
-    except TimeoutError:  # an OSError, too: so it comes first
-        # It does not read: the end of the stream would wait behind what it does not take.
-        if abort := scope.get("extensions", {}).get(ABORT_EXTENSION):
-            abort()
-            with contextlib.suppress(DisconnectedError):
-                await listen()  # until the ASGI server has heard of it, too
-    except (DisconnectedError, OSError):
+    except (DisconnectedError, OSError, TimeoutError):
         logger.debug("a subscriber went away")
-
-
-def speaks_control(scope: Scope) -> bool:
-    """Whether the client offered ``synap.v1``."""
-    return SUBPROTOCOL in scope.get("subprotocols", ())
-
-
-def _chosen(scope: Scope) -> str | None:
-    """The subprotocol: ours, else the one with the token, because a browser wants one of those that
-    it has offered."""
-    offered = scope.get("subprotocols", ())
-    if SUBPROTOCOL in offered:
-        return SUBPROTOCOL
-    return next((name for name in offered if name.startswith(BEARER_SUBPROTOCOL)), None)
 
 
 async def _follow(
@@ -200,18 +213,18 @@ async def _follow(
     write: Callable[[Entry | ControlFrame], Awaitable[None]],
 ) -> None:
     try:
-        await subscription.run(after, write)
+        await follow(subscription, after, write)
     except StoreUnavailableError:
         subscription.close(CloseCode.DRAINING)
 
 
 async def _run_until_closed(
-    subscription: Subscription, *parts: Coroutine[Any, Any, None]
+    subscription: Subscription, *parts: Coroutine[Any, Any, object]
 ) -> CloseCode:
     """Run the parts of a connection until the subscription is closed.
 
     Raises:
-        DisconnectedError, OSError: the peer ended it.
+        DisconnectedError, OSError, SynapRealtimeError: what ended it before.
     """
     try:
         async with asyncio.TaskGroup() as group:
@@ -220,8 +233,8 @@ async def _run_until_closed(
             for task in tasks:
                 task.cancel()
     except ExceptionGroup as errors:
-        gone, rest = errors.split((DisconnectedError, OSError))
-        if gone is None or rest is not None:
+        found, rest = errors.split((DisconnectedError, OSError, SynapRealtimeError))
+        if found is None or rest is not None:
             raise
-        raise gone.exceptions[0] from None
+        raise found.exceptions[0] from None
     return code

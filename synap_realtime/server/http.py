@@ -3,18 +3,101 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from urllib.parse import unquote
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qs, unquote
 
 import pydantic_core
 
 from ..errors import InvalidArgumentError
+from ..protocol.control import BEARER_SUBPROTOCOL, SUBPROTOCOL
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, parse_room
 from ..tokens import parse_device
 
 RETRY_AFTER_S = 1
+
+
+Read = Callable[[], Awaitable[bytes]]
+
+
+@dataclass(slots=True)
+class Head:
+    """The head of a request, from whichever front.
+
+    Attributes:
+        path: as it came, percent-encoded, without the query.
+        mounted: the path below which the server answers, when it is a part of an app.
+        headers: by names in lower case; one that comes twice as one, with a comma between (RFC
+            9110, section 5.3): of two hosts, two origins or two credentials none counts, and of two
+            ``X-Forwarded-For`` each.
+        address: the peer's; None where it is not known.
+        subprotocols: what a WebSocket's client offers.
+    """
+
+    method: str
+    path: str
+    query_string: str
+    headers: dict[str, str]
+    address: str | None = None
+    subprotocols: Sequence[str] = ()
+    mounted: str = ""
+
+    def segments(self) -> tuple[str, ...]:
+        """The path below where the server is mounted, split and then decoded.
+
+        Raises:
+            RequestError: 400.
+        """
+        segments = split_path(self.path)
+        if self.mounted:
+            mounted = tuple(part for part in self.mounted.split("/") if part)
+            for start in range(len(mounted)):  # a proxy may have taken a first part of it away
+                prefix = mounted[start:]
+                if segments[: len(prefix)] == prefix:
+                    return segments[len(prefix) :]
+        return segments
+
+    def query(self) -> dict[str, str]:
+        """The parameters; of a repeated one the last, and an empty one is none."""
+        if not self.query_string:
+            return {}
+        parameters = parse_qs(self.query_string, max_num_fields=None)
+        return {name: values[-1] for name, values in parameters.items()}
+
+    def credential(self, query: Mapping[str, str]) -> str | None:
+        """A key or a token: from ``Authorization``, else the subprotocol, else the query."""
+        if given := self.headers.get("authorization"):
+            scheme, _, value = given.strip().partition(" ")
+            if scheme.lower() == "bearer" and (value := value.strip()):
+                return value
+        for name in self.subprotocols:
+            if name.startswith(BEARER_SUBPROTOCOL):
+                return name.removeprefix(BEARER_SUBPROTOCOL)
+        return query.get("token")
+
+    def room(self) -> Room | None:
+        """The room in the path, if there is one."""
+        try:
+            match self.segments():
+                case ("rooms", segment, *_):
+                    return room_of(segment)
+        except RequestError:
+            pass
+        return None
+
+    @property
+    def speaks_control(self) -> bool:
+        """Whether the client offered ``synap.v1``."""
+        return SUBPROTOCOL in self.subprotocols
+
+    @property
+    def chosen_subprotocol(self) -> str | None:
+        """Ours, else the one with the token, because a browser wants one of those that it has
+        offered."""
+        if self.speaks_control:
+            return SUBPROTOCOL
+        return next((n for n in self.subprotocols if n.startswith(BEARER_SUBPROTOCOL)), None)
 
 
 async def _no_body() -> bytes:
@@ -36,7 +119,7 @@ class Request:
     content_type: str | None = None
     traceparent: str | None = None
     credential: str | None = field(default=None, repr=False)
-    read: Callable[[], Awaitable[bytes]] = _no_body
+    read: Read = _no_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +132,16 @@ class Response:
     content_type: str = "application/json"
     problem: Mapping[str, str] | None = None
 
+    def with_headers(self, headers: Mapping[str, str]) -> Response:
+        return replace(self, headers={**self.headers, **headers})
+
+    def fields(self) -> dict[str, str]:
+        """All headers but those about how the body is sent."""
+        fields = {"Cache-Control": "no-store", **self.headers}
+        if self.status != 204:  # which has no body, and may not say what it is
+            fields["Content-Type"] = self.content_type
+        return fields
+
 
 def json_response(status: int, body: object) -> Response:
     content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
@@ -56,7 +149,11 @@ def json_response(status: int, body: object) -> Response:
 
 
 class RequestError(Exception):
-    """A request that gets an error answer. See PROTOCOL.md, "Errors"."""
+    """A request that gets an error answer. See PROTOCOL.md, "Errors".
+
+    Attributes:
+        is_about_credential: who sends it may not have this.
+    """
 
     def __init__(
         self,
@@ -67,6 +164,7 @@ class RequestError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(error)
+        self.is_about_credential = False
         self.body = {"error": error, "details": details, "code": code}
         content = json_response(status, self.body).content
         self.response = Response(status, content, headers or {}, problem=self.body)
@@ -78,6 +176,14 @@ def malformed(error: str, details: str) -> RequestError:
 
 def too_large(details: str) -> RequestError:
     return RequestError(413, "too_large", "Too large", details)
+
+
+def body_too_large(most: int) -> RequestError:
+    return too_large(f"a body has at most {most} bytes")
+
+
+def body_too_slow(limit_s: float) -> RequestError:
+    return RequestError(408, "timeout", "Too slow", f"a body has to arrive within {limit_s:g} s")
 
 
 def unavailable(details: str) -> RequestError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Protocol
 
 from ..protocol.rooms import Room
@@ -24,8 +25,14 @@ class Listener(Protocol):
 class Hub:
     """Who listens to which room. A room exists here only while somebody listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[float], None] = lambda _: None) -> None:
+        """
+        Args:
+            observe: told for each notification of a room how long after its publish's arrival it
+                was offered to all, in seconds.
+        """
         self._rooms: dict[Room, set[Listener]] = {}
+        self._observe = observe
 
     def join(self, room: Room, listener: Listener) -> None:
         self._rooms.setdefault(room, set()).add(listener)
@@ -40,7 +47,16 @@ class Hub:
 
     def deliver(self, room: Room, entry: Entry, began_at: float | None = None) -> int:
         """Offer an entry to everyone in a room; returns how many took it."""
-        return sum(listener.offer(entry, began_at) for listener in self._rooms.get(room, ()))
+        listeners = self._rooms.get(room)
+        if listeners is None:
+            return 0
+        count = 0
+        for listener in listeners:
+            if listener.offer(entry, began_at):
+                count += 1
+        if began_at is not None:
+            self._observe(perf_counter() - began_at)
+        return count
 
     def connections(self, room: Room) -> int:
         return len(self._rooms.get(room, ()))

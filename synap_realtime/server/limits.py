@@ -6,11 +6,11 @@ table of bounded size: however many strangers knock, the longest silent one is f
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from throttled import Throttled, per_sec
 from throttled.store import MemoryStore
@@ -29,6 +29,14 @@ class TooManyForUserError(Exception):
     """A user has as many connections as one may have."""
 
     limit: int
+
+
+class Place(NamedTuple):
+    """What one connection takes of the limits."""
+
+    user: str | None
+    room: Room
+    address: str | None
 
 
 class Limits:
@@ -71,9 +79,8 @@ class Limits:
         """Whether a client may say something more."""
         return not self._messages.wait_s(str(connection), 1)
 
-    @contextlib.contextmanager
-    def connection(self, claims: Claims, room: Room, address: str | None) -> Iterator[None]:
-        """Hold a place for a connection.
+    def take_place(self, claims: Claims, room: Room, address: str | None) -> Place:
+        """A place for a connection; :meth:`give_back` when it has ended.
 
         Raises:
             RequestError: 429: too many in all, of rooms, in this room, or of this address.
@@ -101,20 +108,25 @@ class Limits:
         user = claims.user
         if user is not None and _is_full(self._by_user[user], settings.max_connections_per_user):
             raise TooManyForUserError(settings.max_connections_per_user)
+        place = Place(user, room, source)
         self._connections += 1
-        held = [(self._by_user, user), (self._by_room, room), (self._by_address, source)]
-        for counter, name in held:
-            if name is not None:
-                counter[name] += 1
-        try:
-            yield
-        finally:
-            self._connections -= 1
-            for counter, name in held:
-                if name is not None:
-                    counter[name] -= 1
-                    if not counter[name]:
-                        del counter[name]
+        for counter, name in self._counters(place):
+            counter[name] += 1
+        return place
+
+    def give_back(self, place: Place) -> None:
+        self._connections -= 1
+        for counter, name in self._counters(place):
+            counter[name] -= 1
+            if not counter[name]:
+                del counter[name]
+
+    def _counters(self, place: Place) -> Iterator[tuple[Counter[str], str]]:
+        if place.user is not None:
+            yield self._by_user, place.user
+        yield self._by_room, place.room
+        if place.address is not None:
+            yield self._by_address, place.address
 
 
 def too_many(details: str, wait_s: float) -> RequestError:

@@ -64,7 +64,8 @@ class Metrics:
         )
         self.publish_bytes = counter("publish_bytes", "Bytes of those that were accepted.")
         self._deliveries = counter("deliveries", "Notifications written to connections.", "kind")
-        self.live = self._deliveries.labels("live")
+        self._live = self._deliveries.labels("live")
+        self.written = 0  # live, since the last look: too many to take a lock for each
         self.replayed = self._deliveries.labels("replay")
         self._replays = counter(
             "replays", "Subscriptions that caught up; gap: something was gone.", "outcome"
@@ -78,7 +79,8 @@ class Metrics:
         )
         self._evicted = 0
         self.publish_to_write = histogram(
-            "publish_to_write", "From a publish's arrival to each live write."
+            "publish_to_write",
+            "From a publish's arrival until all in a room have it, and each who had to wait.",
         )
         self._lag = histogram("event_loop_lag", "How late the event loop comes.")
         self._timer: asyncio.TimerHandle | None = None
@@ -93,6 +95,7 @@ class Metrics:
 
     def totals(self) -> dict[str, float]:
         """What has been counted since the start, over all labels; without a count of its own."""
+        self._count_written()
         counters = {
             "published": self._publishes, "delivered": self._deliveries, "refused": self._refusals,
             "dropped": self._drops,
@@ -119,16 +122,18 @@ class Metrics:
     def caught_up(self, *, recovered: bool) -> None:
         self._replays.labels("complete" if recovered else "gap").inc()
 
-    @contextmanager
-    def connection(self, transport: str) -> Generator[None]:
-        """A connection, for as long as it lasts."""
+    def wrote_late(self, began_at: float | None) -> None:
+        """A live notification was written to one who had to wait for it."""
+        self.written += 1
+        if began_at is not None:
+            self.publish_to_write.observe(perf_counter() - began_at)
+
+    def connected(self, transport: str) -> None:
         self._opened.labels(transport).inc()
-        connections = self._connections.labels(transport)
-        connections.inc()
-        try:
-            yield
-        finally:
-            connections.dec()
+        self._connections.labels(transport).inc()
+
+    def disconnected(self, transport: str) -> None:
+        self._connections.labels(transport).dec()
 
     @contextmanager
     def store_operation(self, name: str) -> Generator[None]:
@@ -144,11 +149,16 @@ class Metrics:
 
     def text(self, usage: Usage) -> bytes:
         """All of it, in Prometheus' text format."""
+        self._count_written()
         self._store_bytes.set(usage.bytes)
         self._store_rooms.set(usage.rooms)
         self._store_evictions.inc(usage.evicted - self._evicted)
         self._evicted = usage.evicted
         return generate_latest(self._registry)
+
+    def _count_written(self) -> None:
+        self._live.inc(self.written)
+        self.written = 0
 
     def watch_loop(self) -> None:
         """Look at the running event loop from now on; to call it again changes nothing."""

@@ -6,8 +6,6 @@ It knows this node's connections. A leave is told only after a grace: who reconn
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,29 +49,37 @@ class Presence:
         self._leaving: dict[tuple[Room, str, str | None], asyncio.TimerHandle] = {}
         self._is_closed = False
 
-    @contextlib.contextmanager
-    def present(self, room: Room, user: str | None, device: str | None) -> Iterator[None]:
-        """A user's connection, for as long as it lasts; one without a user is nobody here."""
-        if user is None:
-            yield
-            return
-        self._join(room, user, device)
-        try:
-            yield
-        finally:
-            self._begin_to_leave(room, user, device)
+    def join(self, room: Room, user: str, device: str | None) -> None:
+        """A connection of a user's begins; :meth:`leave` when it has ended."""
+        if timer := self._leaving.pop((room, user, device), None):
+            timer.cancel()
+        users = self._rooms.setdefault(room, _Room()).users
+        event = "update" if user in users else "join"
+        devices = users.setdefault(user, _User()).devices
+        is_new = device not in devices
+        devices[device] = devices.get(device, 0) + 1
+        if is_new:
+            self._tell(room, event, user)
 
-    @contextlib.contextmanager
-    def watched(self, room: Room, watcher: Watcher) -> Iterator[None]:
-        """Tell a watcher who is there, then each change."""
+    def leave(self, room: Room, user: str, device: str | None) -> None:
+        if self._is_closed:
+            return
+        devices = self._rooms[room].users[user].devices
+        devices[device] -= 1
+        if not devices[device]:
+            key = (room, user, device)
+            loop = asyncio.get_running_loop()
+            self._leaving[key] = loop.call_later(self._grace_s, self._has_left, *key)
+
+    def watch(self, room: Room, watcher: Watcher) -> None:
+        """Tell a watcher who is there, then each change, until :meth:`unwatch`."""
         self._rooms.setdefault(room, _Room()).watchers.add(watcher)
         watcher.say(ControlFrame(PRESENCE, {"event": "state", "users": self.users(room)}))
-        try:
-            yield
-        finally:
-            if (found := self._rooms.get(room)) is not None:  # else the server has stopped
-                found.watchers.discard(watcher)
-                self._forget_if_empty(room)
+
+    def unwatch(self, room: Room, watcher: Watcher) -> None:
+        if (found := self._rooms.get(room)) is not None:  # else the server has stopped
+            found.watchers.discard(watcher)
+            self._forget_if_empty(room)
 
     def users(self, room: Room) -> list[dict[str, Any]]:
         """``[{"user":…,"connections":…,"devices":[…]}]``, sorted by the user's id."""
@@ -90,28 +96,7 @@ class Presence:
         self._leaving.clear()
         self._rooms.clear()
 
-    def _join(self, room: Room, name: str, device: str | None) -> None:
-        if timer := self._leaving.pop((room, name, device), None):
-            timer.cancel()
-        users = self._rooms.setdefault(room, _Room()).users
-        event = "update" if name in users else "join"
-        devices = users.setdefault(name, _User()).devices
-        is_new = device not in devices
-        devices[device] = devices.get(device, 0) + 1
-        if is_new:
-            self._tell(room, event, name)
-
-    def _begin_to_leave(self, room: Room, name: str, device: str | None) -> None:
-        if self._is_closed:
-            return
-        devices = self._rooms[room].users[name].devices
-        devices[device] -= 1
-        if not devices[device]:
-            key = (room, name, device)
-            loop = asyncio.get_running_loop()
-            self._leaving[key] = loop.call_later(self._grace_s, self._leave, *key)
-
-    def _leave(self, room: Room, name: str, device: str | None) -> None:
+    def _has_left(self, room: Room, name: str, device: str | None) -> None:
         del self._leaving[room, name, device]
         users = self._rooms[room].users
         del users[name].devices[device]

@@ -1,4 +1,4 @@
-"""Front 2: the room server as a program of its own, on uvicorn."""
+"""Front 2: the room server as a program of its own."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncGenerator, Generator
-from functools import partial
 from typing import Any
 
-import uvicorn
-
 from ..errors import ConfigurationError
-from ..protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..tokens import MAKE_A_SECRET
-from .asgi import RoomServer, create_app
+from .asgi import create_app
+from .front.listening import Front
 from .logs import configure
-from .protocols import HalfOpen, HttpProtocol, WebSocketProtocol
+from .node import Node
 from .settings import ServerSettings, is_loopback
 
 logger = logging.getLogger(__name__)
@@ -26,51 +23,15 @@ logger = logging.getLogger(__name__)
 LINGER_S = 0.5
 """After draining, publishers on open connections still hear 503 for so long, not a reset."""
 
-CUT_S = 3.0
-"""After draining, who does not read or sent half a request is cut after so long."""
-
 _OTHER_FILES = 100  # the store's, the log's, and what the process has anyway
 
 GRACE_S = 5
-"""And uvicorn ends what is still there after so long."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers; who runs it says when it stops."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if isinstance(app := self.config.app, RoomServer):
-            await app.drain()  # before uvicorn closes the sockets with a code of its own
-        cut = asyncio.get_running_loop().call_later(CUT_S, self._cut)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            cut.cancel()
-
-    def _cut(self) -> None:
-        """End who has sent half a request, or does not read its answer.
-
-        Else uvicorn cancels them, with a traceback in the log for each.
-        """
-        for connection in tuple(self.server_state.connections):
-            if isinstance(connection, HttpProtocol):
-                connection.end()
-            else:
-                connection.transport.abort()
+"""Of an app beside the room server, uvicorn ends what is still there after so long."""
 
 
 @contextlib.asynccontextmanager
-async def running(
-    app: Any, host: str = "127.0.0.1", port: int = 0, *, max_half_open: int = 0
-) -> AsyncGenerator[str]:
-    """Serve an ASGI app inside this event loop: a room server, or what stands beside it.
-
-    Args:
-        max_half_open: sockets that wait for a request; a room server has it in its settings.
+async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGenerator[str]:
+    """Serve inside this event loop: a room server, or an ASGI app that stands beside it.
 
     Yields:
         Its address, ``http://127.0.0.1:8787``. Requests are taken from then on, and answered as
@@ -79,7 +40,7 @@ async def running(
     Raises:
         ConfigurationError: the address cannot be had, or is open to others.
     """
-    if not is_loopback(host) and not (isinstance(app, RoomServer) and app.has_keys):
+    if not is_loopback(host) and not (isinstance(app, Node) and app.has_keys):
         raise ConfigurationError(
             f"--host {host} would let every machine that reaches this one publish and listen: this "
             f"server has no keys. Make some with: {MAKE_A_SECRET} > keys.toml, and give it --keys "
@@ -96,34 +57,43 @@ async def running(
             f"could not listen on {host}:{port} ({error.strerror}); "
             "choose another port, or 0 for a free one"
         ) from error
-    trusted: tuple[str, ...] = ()
-    if isinstance(app, RoomServer):
-        trusted, max_half_open = app.settings.trusted_proxies, app.settings.max_half_open
-    half_open = HalfOpen(max_half_open)
-    config = uvicorn.Config(
-        app,
-        http=partial(HttpProtocol, half_open=half_open),  # type: ignore[arg-type]  # called alone
-        ws=partial(WebSocketProtocol, half_open=half_open),  # type: ignore[arg-type]
-        # Room for a clear close code (4540) where a client sends too much; 1009 where far too much.
-        ws_max_size=16 * MAX_CLIENT_TEXT_BYTES,
-        # The peer is who it is: what a header says of it is believed from the operator's own alone.
-        proxy_headers=bool(trusted),
-        forwarded_allow_ips=",".join(trusted),
-        ws_per_message_deflate=False,
-        ws_ping_interval=None,  # the contract has its own keepalive, and its own close code
-        ws_ping_timeout=None,
-        log_config=None,
-        # Its own lines at "info" hold whole addresses, and an address can hold a token.
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
     shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{listener.getsockname()[1]}"
+    if not isinstance(app, Node):
+        async with _hosted(app, listener):
+            yield url
+        return
+    front = Front(app)
+    await front.listen(listener)
     try:
-        yield f"http://{shown}:{listener.getsockname()[1]}"
+        yield url
+    finally:
+        await front.stop()
+
+
+@contextlib.asynccontextmanager
+async def _hosted(app: Any, listener: socket.socket) -> AsyncGenerator[None]:
+    """An app that is none of ours, by uvicorn."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None]:
+            yield  # who runs it says when it stops
+
+    server = Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
     finally:
         server.should_exit = True
         await task

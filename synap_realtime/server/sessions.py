@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ..protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
@@ -16,7 +16,7 @@ from .access import Access
 from .auth import ANYONE, Claims
 from .http import RequestError
 from .hub import Hub
-from .limits import Limits
+from .limits import Limits, Place
 from .metrics import Metrics
 from .presence import Presence
 from .revocations import Revocation, Revocations
@@ -30,6 +30,11 @@ EXPIRING_S = 30.0
 class Session:
     """One connection: a subscription, and what its token still allows."""
 
+    __slots__ = (
+        "_access", "_clock", "_renewal", "_timer", "address", "began_at", "claims", "device",
+        "place", "room", "subscription", "transport", "user", "watches",
+    )  # fmt: skip
+
     def __init__(
         self,
         subscription: Subscription,
@@ -37,12 +42,21 @@ class Session:
         claims: Claims,
         access: Access,
         *,
+        place: Place | None = None,
+        user: str | None = None,
         address: str | None = None,
         device: str | None = None,
         transport: str = "",
         watches: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """
+        Args:
+            place: what it holds of the limits.
+            user: who is present by it.
+        """
+        self.place = place
+        self.user = user
         self.subscription = subscription
         self.room = room
         self.claims = claims
@@ -51,7 +65,7 @@ class Session:
         self.transport = transport
         self.began_at = clock()
         self._access = access
-        self._watches = watches
+        self.watches = watches
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -78,7 +92,7 @@ class Session:
             if claims.user != self.claims.user:
                 return close(CloseCode.FORBIDDEN)
             await self._access.permit(claims, "subscribe", self.room)
-            if self._watches:
+            if self.watches:
                 await self._access.permit(claims, "presence", self.room)
         except RequestError as error:
             if error.response.status != 503:  # nobody knows: the old one counts to its end
@@ -146,7 +160,6 @@ class Sessions:
         self._left = asyncio.Event()
         revocations.on_revoked = self._close_revoked
 
-    @contextlib.contextmanager
     def open(
         self,
         room: Room,
@@ -157,8 +170,8 @@ class Sessions:
         device: str | None,
         acknowledges: bool,
         watches: bool,
-    ) -> Iterator[Subscription]:
-        """A subscription for a connection that was permitted.
+    ) -> Session:
+        """A session for a connection that was permitted; :meth:`close` when it has ended.
 
         Args:
             transport: ``websocket`` or ``sse``.
@@ -170,41 +183,53 @@ class Sessions:
             TooManyForUserError: the user has too many.
         """
         device = claims.device or device
-        # Without keys nobody says who they are: in a user's room it is that user.
-        user = user_of(room) if claims is ANYONE else claims.user
-        with contextlib.ExitStack() as held:
-            held.enter_context(self._limits.connection(claims, room, address))
-            held.enter_context(self._metrics.connection(transport))
-            subscription = Subscription(
-                self._store,
-                self._hub,
-                room,
-                self._metrics,
-                device=device,
-                acknowledges=acknowledges,
-                takes_message=self._limits.takes_message,
-            )
-            session = Session(
-                subscription, room, claims, self._access,
-                address=address, device=device, transport=transport, watches=watches,
-            )  # fmt: skip
-            self._open.add(session)
-            events.opened(room, claims, address, device, transport)
-            if self._revocations.covers(claims):  # since it was looked at
-                subscription.close(CloseCode.REVOKED)
-            held.enter_context(self._presence.present(room, user, device))
-            if watches:
-                held.enter_context(self._presence.watched(room, subscription))
-            try:
-                yield subscription
-            finally:
-                session.end()
-                if (code := subscription.closing) is not None:
-                    self._metrics.dropped(code.name.lower())
-                lasted_s = time.time() - session.began_at
-                events.closed(room, session.claims, address, device, code, lasted_s)
-                self._open.discard(session)
-                self._left.set()
+        place = self._limits.take_place(claims, room, address)
+        self._metrics.connected(transport)
+        subscription = Subscription(
+            self._store,
+            self._hub,
+            room,
+            self._metrics,
+            device=device,
+            acknowledges=acknowledges,
+            takes_message=self._limits.takes_message,
+        )
+        session = Session(
+            subscription, room, claims, self._access, place=place,
+            # Without keys nobody says who they are: in a user's room it is that user.
+            user=user_of(room) if claims is ANYONE else claims.user,
+            address=address, device=device, transport=transport, watches=watches,
+        )  # fmt: skip
+        self._open.add(session)
+        events.opened(room, claims, address, device, transport)
+        if self._revocations.covers(claims):  # since it was looked at
+            subscription.close(CloseCode.REVOKED)
+        if session.user is not None:
+            self._presence.join(room, session.user, device)
+        if watches:
+            self._presence.watch(room, subscription)
+        return session
+
+    def close(self, session: Session) -> None:
+        """Its connection has gone; a second call changes nothing."""
+        if session not in self._open:
+            return
+        self._open.discard(session)
+        session.end()
+        subscription, room = session.subscription, session.room
+        subscription.leave()
+        if session.watches:
+            self._presence.unwatch(room, subscription)
+        if session.user is not None:
+            self._presence.leave(room, session.user, session.device)
+        self._metrics.disconnected(session.transport)
+        if session.place is not None:
+            self._limits.give_back(session.place)
+        if (code := subscription.closing) is not None:
+            self._metrics.dropped(code.name.lower())
+        lasted_s = time.time() - session.began_at
+        events.closed(room, session.claims, session.address, session.device, code, lasted_s)
+        self._left.set()
 
     def of(self, room: Room) -> list[Session]:
         """Those of a room."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
-from time import perf_counter
+from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import InvalidArgumentError
 from ..protocol.control import (
@@ -44,23 +44,76 @@ LOST = "lost"
 
 _PAGE = 16  # entries read at once: at most 4 MiB that a reader who stalls can hold on to
 
-Send = Callable[[Entry | ControlFrame], Awaitable[None]]
-
 
 def ignore_token(_: str) -> None:
     """Where nobody asks for tokens."""
+
+
+class Outlet(Protocol):
+    """One connection's way out. Nothing here waits, and nothing raises."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the peer takes more now. When it does again, :meth:`Subscription.writable` is
+        called."""
+        ...
+
+    def put(self, entry: Entry) -> None: ...
+
+    def say(self, frame: ControlFrame) -> None:
+        """Put a control frame, if this client asked for them."""
+        ...
+
+    def end(self, code: CloseCode) -> None:
+        """Close the connection, behind what was put."""
+        ...
+
+
+class _Nowhere:
+    """The outlet of a subscription that has not started."""
+
+    is_writable = False
+
+    def put(self, entry: Entry) -> None: ...
+
+    def say(self, frame: ControlFrame) -> None: ...
+
+    def end(self, code: CloseCode) -> None: ...
+
+
+_NOWHERE = _Nowhere()
+
+
+class _Backlog:
+    """What waits for one subscriber: most have nothing, and so none of these."""
+
+    __slots__ = ("bytes", "entries", "farewell", "frames")
+
+    def __init__(self) -> None:
+        self.entries: deque[tuple[Entry, float | None]] = deque()
+        self.bytes = 0
+        self.frames: deque[ControlFrame] = deque()
+        self.farewell: ControlFrame | None = None
 
 
 class Subscription:
     """A listener to one room.
 
     It listens before it reads the log, so nothing falls between. While it reads, live entries need
-    no place to wait: they are in the log, and the reading goes on until it has caught up.
+    no place to wait: they are in the log, and the reading goes on until it has caught up. From then
+    on no task runs for it: what is published is written at once by whoever publishes it, and waits
+    only for a peer who does not read.
 
     Attributes:
         ignored: texts from the client that meant nothing.
         on_token: called with a token that the client hands in.
     """
+
+    __slots__ = (
+        "_acknowledges", "_backlog", "_closing", "_device", "_ended", "_handed", "_hub",
+        "_is_clear", "_is_following", "_letting_go", "_live", "_metrics", "_newest", "_outlet",
+        "_resumed", "_room", "_slow", "_store", "_takes_message", "_untaken", "ignored", "on_token",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -90,17 +143,19 @@ class Subscription:
         # Every listener to a request's room starts at its beginning: there is nothing to remember.
         self._device = None if is_request_room(room) else device
         self._acknowledges = acknowledges
-        self._waiting: deque[tuple[Entry, float | None]] = deque()
-        self._waiting_bytes = 0
+        self._outlet: Outlet = _NOWHERE
+        self._backlog: _Backlog | None = None
         self._newest = 0
         self._handed = 0  # the furthest offset that the client was handed
-        self._live = False
-        self._wake = asyncio.Event()
+        self._untaken: Cursor | None = None  # handed, but the peer has not taken it yet
+        self._live = False  # what is offered waits
+        self._is_following = False  # and is written: the log was read to its end
+        self._is_clear = False  # what is offered can be written at once
         self._letting_go = False
-        self._frames: deque[ControlFrame] = deque()
-        self._farewell: ControlFrame | None = None  # until it is said
         self._closing: CloseCode | None = None
-        self._ended = asyncio.Event()
+        self._resumed: asyncio.Event | None = None  # while the log is read
+        self._ended: asyncio.Event | None = None  # while somebody waits for it
+        self._slow: asyncio.TimerHandle | None = None  # while the peer takes nothing
 
     @property
     def closing(self) -> CloseCode | None:
@@ -109,16 +164,23 @@ class Subscription:
 
     def offer(self, entry: Entry, began_at: float | None) -> bool:
         """See :class:`Listener`."""
+        if self._is_clear:
+            if entry.cursor.offset > self._handed:
+                self._hand_over(entry)
+                self._metrics.written += 1
+                if not self._outlet.is_writable:
+                    self._settle()
+            return True
         if self._closing is not None or self._letting_go:
             return False
         self._newest = entry.cursor.offset
         if self._live:
-            self._waiting.append((entry, began_at))
-            self._waiting_bytes += entry.size
-            if self._waiting_bytes > MAX_WAITING_BYTES:
+            backlog = self._waiting()
+            backlog.entries.append((entry, began_at))
+            backlog.bytes += entry.size
+            if backlog.bytes > MAX_WAITING_BYTES:
                 self.close(CloseCode.TOO_SLOW)
                 return False
-            self._wake.set()
         return True
 
     def hear(self, message: str | bytes) -> str | None:
@@ -139,59 +201,90 @@ class Subscription:
     def say(self, frame: ControlFrame) -> None:
         """Send a control frame soon, between notifications."""
         if self._closing is None:
-            self._frames.append(frame)
-            if len(self._frames) > MAX_WAITING_FRAMES:
+            frames = self._waiting().frames
+            frames.append(frame)
+            if len(frames) > MAX_WAITING_FRAMES:
                 self.close(CloseCode.TOO_SLOW)
-            self._wake.set()
+            else:
+                self._go_on()
 
     def let_go(self, reconnect_after_ms: int) -> None:
         """Drain: take nothing new, say when to come back, send what is there, then close."""
         if self._closing is None and not self._letting_go:
             self._letting_go = True
-            self._farewell = ControlFrame(
+            self._is_clear = False
+            self._waiting().farewell = ControlFrame(
                 CLOSING,
                 {"code": int(CloseCode.DRAINING), "reconnectAfterMs": reconnect_after_ms},
             )
-            self._wake.set()
+            self._go_on()
 
     def close(self, code: CloseCode) -> None:
-        """End the subscription; the first code counts. A send that is under way is not stopped."""
+        """End the subscription; the first code counts. What was put is not taken back."""
         if self._closing is None:
             self._closing = code
-            self._waiting.clear()
-            self._frames.clear()
-            self._wake.set()
-            self._ended.set()
+            self._is_clear = False
+            self._backlog = None
+            self._stop_waiting()
+            if self._resumed is not None:
+                self._resumed.set()
+            if self._ended is not None:
+                self._ended.set()
+            self._outlet.end(code)
 
     async def closed(self) -> CloseCode:
         """Wait until someone closes the subscription; returns why."""
-        await self._ended.wait()
-        assert self._closing is not None  # noqa: S101 - set together with the event
+        if self._ended is None:
+            self._ended = asyncio.Event()
+        while self._closing is None:
+            await self._ended.wait()
         return self._closing
 
-    async def run(self, after: str | None, send: Send) -> None:
-        """Send the log from where ``after`` says, then what comes live, until closed.
+    async def start(self, after: str | None, outlet: Outlet) -> None:
+        """Put the log from where ``after`` says, and what comes live from then on.
 
-        A position that the log no longer has means the whole of what is retained.
+        Returns when the log was read to its end, or the subscription was closed meanwhile; call
+        :meth:`leave` when the connection has ended. A position that the log no longer has means the
+        whole of what is retained.
 
         Args:
             after: a cursor, ``earliest``, ``latest``, :data:`LOST`, or None for the room's own
                 default.
-            send: puts one entry or control frame on the wire; what it raises ends the subscription.
 
         Raises:
             InvalidArgumentError: ``after`` is no position.
             StoreUnavailableError: the log cannot be read now.
         """
+        self._outlet = outlet
         self._hub.join(self._room, self)
-        try:
-            position = await self._start(after)
-            if self._device is not None:
-                self._store.start_device(self._room, self._device, position)
-            position = await self._replay(position, after == LOST, send)
-            await self._follow(position, send)
-        finally:
-            self._hub.leave(self._room, self)
+        self._resumed = asyncio.Event()
+        position = await self._start(after)
+        if self._device is not None:
+            self._store.start_device(self._room, self._device, position)
+        await self._replay(position, after == LOST)
+        self._resumed = None
+        if self._closing is None:
+            self._is_following = True
+            self._settle()
+
+    def writable(self) -> None:
+        """The peer has taken what was put: it can have more."""
+        self._took()
+        self._stop_waiting()
+        self._go_on()
+
+    def leave(self) -> None:
+        """The connection has gone: nothing is put any more."""
+        self._is_clear = self._is_following = False
+        self._stop_waiting()
+        self._hub.leave(self._room, self)
+        self._outlet = _NOWHERE
+
+    def _go_on(self) -> None:
+        if self._resumed is not None:
+            self._resumed.set()
+        elif self._is_following:
+            self._settle()
 
     async def _start(self, after: str | None) -> Cursor:
         if after == "latest":
@@ -205,10 +298,9 @@ class Subscription:
         mark = await self._store.received_mark(self._room, self._device)
         return mark or self._store.earliest()
 
-    async def _replay(self, position: Cursor, lost: bool, send: Send) -> Cursor:
+    async def _replay(self, position: Cursor, lost: bool) -> None:
         replayed = 0
         while self._closing is None:
-            await self._say_frames(send)
             newest = self._newest
             head = await self._store.head(self._room)
             page = await self._store.read(self._room, position, _PAGE)
@@ -216,23 +308,28 @@ class Subscription:
                 lost = True
                 position = self._store.earliest()
             for entry in page.entries:
-                if self._ended.is_set():
-                    return position
-                if await self._hand_over(entry, send):
-                    self._metrics.replayed.inc()
+                if not await self._is_ready():
+                    return
+                self._hand_over(entry)
+                self._metrics.replayed.inc()
                 position = entry.cursor
                 replayed += 1
-            if len(page.entries) < _PAGE:
-                # From here on what is offered waits. What was offered since the page was read is
-                # in the log: it takes one more look, however much goes on in the room.
-                was_live, self._live = self._live, True
-                if not was_live and newest != self._newest:
-                    continue
-                # All of the room up to the head was read; an empty room has a position, too.
-                position = max(position, head, key=lambda cursor: cursor.offset)
-                self._handed = position.offset
-                self._metrics.caught_up(recovered=not lost)
-                frame = ControlFrame(
+            if not await self._is_ready():
+                return
+            if len(page.entries) == _PAGE:
+                await asyncio.sleep(0)  # a long log keeps nobody else waiting
+                continue
+            # From here on what is offered waits. What was offered since the page was read is in the
+            # log: it takes one more look, however much goes on in the room.
+            was_live, self._live = self._live, True
+            if not was_live and newest != self._newest:
+                continue
+            # All of the room up to the head was read; an empty room has a position, too.
+            position = max(position, head, key=lambda cursor: cursor.offset)
+            self._handed = position.offset
+            self._metrics.caught_up(recovered=not lost)
+            self._outlet.say(
+                ControlFrame(
                     SUBSCRIBED,
                     {
                         "room": self._room,
@@ -241,52 +338,85 @@ class Subscription:
                         "recovered": not lost,
                     },
                 )
-                await self._send(frame, send)
+            )
+            return
+
+    async def _is_ready(self) -> bool:
+        """Wait until the peer takes more, and say what is to be said; False: it was closed."""
+        assert self._resumed is not None  # noqa: S101 - while the log is read
+        while self._closing is None:
+            self._say_frames()
+            if self._outlet.is_writable:
+                return True
+            self._resumed.clear()
+            self._wait_for_peer()
+            await self._resumed.wait()
+        return False
+
+    def _settle(self) -> None:
+        """Put what waits, as far as the peer takes it."""
+        while self._closing is None:
+            self._say_frames()
+            if not self._outlet.is_writable:
                 break
-        return position
-
-    async def _follow(self, position: Cursor, send: Send) -> None:
-        while not self._ended.is_set():
-            await self._say_frames(send)
-            while self._waiting:
-                entry, began_at = self._waiting.popleft()
-                self._waiting_bytes -= entry.size
-                if entry.cursor.offset > position.offset and await self._hand_over(entry, send):
-                    self._metrics.live.inc()
-                    if began_at is not None:
-                        self._metrics.publish_to_write.observe(perf_counter() - began_at)
-            if self._letting_go and self._farewell is None:
+            backlog = self._backlog
+            if backlog is not None and backlog.entries:
+                entry, began_at = backlog.entries.popleft()
+                backlog.bytes -= entry.size
+                if entry.cursor.offset > self._handed:
+                    self._hand_over(entry)
+                    self._metrics.wrote_late(began_at)
+            elif self._letting_go:
                 self.close(CloseCode.DRAINING)
-            elif not (self._farewell or self._frames or self._ended.is_set()):
-                self._wake.clear()
-                await self._wake.wait()
+            else:
+                self._backlog = None
+                break
+        self._is_clear = is_clear = (
+            self._outlet.is_writable and self._closing is None and not self._letting_go
+        )
+        if not is_clear and self._closing is None:
+            self._wait_for_peer()
 
-    async def _say_frames(self, send: Send) -> None:
-        while self._frames:
-            await self._send(self._frames.popleft(), send)
-        if self._farewell is not None:
-            frame, self._farewell = self._farewell, None
-            await self._send(frame, send)
+    def _say_frames(self) -> None:
+        backlog = self._backlog
+        while backlog is not None and self._outlet.is_writable:
+            if backlog.frames:
+                self._outlet.say(backlog.frames.popleft())
+            elif backlog.farewell is not None:
+                frame, backlog.farewell = backlog.farewell, None
+                self._outlet.say(frame)
+            else:
+                break
 
-    async def _hand_over(self, entry: Entry, send: Send) -> bool:
+    def _hand_over(self, entry: Entry) -> None:
         span = begin_delivery(self._room, entry)
-        sent = await self._send(entry, send)
-        span.end(None if sent else "the client takes nothing")
-        if not sent:
-            return False
+        self._outlet.put(entry)
+        span.end()
         self._handed = entry.cursor.offset
         if not self._acknowledges:
-            self._store.advance_received_mark(self._room, entry.cursor, self._device)
-        return True
+            self._untaken = entry.cursor
+            if self._outlet.is_writable:
+                self._took()
 
-    async def _send(self, message: Entry | ControlFrame, send: Send) -> bool:
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send(message)
-        except TimeoutError:
-            self.close(CloseCode.TOO_SLOW)
-            return False
-        return True
+    def _took(self) -> None:
+        if self._untaken is not None:
+            self._store.advance_received_mark(self._room, self._untaken, self._device)
+            self._untaken = None
+
+    def _waiting(self) -> _Backlog:
+        if self._backlog is None:
+            self._backlog = _Backlog()
+        return self._backlog
+
+    def _wait_for_peer(self) -> None:
+        if self._slow is None:
+            loop = asyncio.get_running_loop()
+            self._slow = loop.call_later(SEND_TIMEOUT_S, self.close, CloseCode.TOO_SLOW)
+
+    def _stop_waiting(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
 
     def _act(self, text: str) -> bool:
         match read_action(text):

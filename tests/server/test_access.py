@@ -230,7 +230,8 @@ async def test_a_new_token_keeps_it_open(url: str) -> None:
         await asyncio.sleep(2.5)
         await ws.send("ping")
         async with asyncio.timeout(5):
-            assert await ws.recv() == "pong"
+            while await ws.recv() != "pong":  # it may have been late to say that it is live
+                pass
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def until(lines: AsyncIterator[str], start: str) -> str:
 async def test_a_silent_stream_carries_comment_lines(
     rooms: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.connections.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.front.subscribers.HEARTBEAT_S", 0.05)
     async with stream(rooms, "/rooms/user_1/events") as lines:
         await until(lines, "event: synap.subscribed")
         for _ in range(3):

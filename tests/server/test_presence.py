@@ -191,15 +191,20 @@ async def test_a_watcher_who_is_gone_is_told_nothing_and_nothing_is_kept() -> No
             self.heard.append(frame)
 
     there, ear = Presence(grace_s=0), Ear()
-    with there.watched(ROOM, ear):
-        assert len(ear.heard) == 1
-    with there.present(ROOM, "1", None):
-        assert len(ear.heard) == 1
+    there.watch(ROOM, ear)
+    there.unwatch(ROOM, ear)
+    assert len(ear.heard) == 1
+    there.join(ROOM, "1", None)
+    there.leave(ROOM, "1", None)
+    assert len(ear.heard) == 1
     await asyncio.sleep(0.01)
     assert not there._rooms
     assert not there._leaving
-    with there.watched(ROOM, ear), there.present(ROOM, "1", None):
-        there.close()
+    there.watch(ROOM, ear)
+    there.join(ROOM, "1", None)
+    there.close()
+    there.leave(ROOM, "1", None)
+    there.unwatch(ROOM, ear)
     assert not there._rooms
 
 

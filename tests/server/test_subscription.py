@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.connections import follow
 from synap_realtime.server.hub import Hub
 from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.stores.base import Deliver, Entry, Page, Publication, Receipt, Retention
@@ -112,9 +113,10 @@ async def subscribed(
 ) -> AsyncIterator[Reader]:
     reader = reader or Reader()
     subscription = Subscription(node.store, node.hub, room, node.metrics)
-    task = asyncio.create_task(subscription.run(after, reader.send))
+    task = asyncio.create_task(follow(subscription, after, reader.send))
     try:
-        await asyncio.sleep(0)  # the task joins the room first of all
+        while not node.hub.connections(room):  # noqa: ASYNC110 - a few turns of the loop
+            await asyncio.sleep(0)
         yield reader
     finally:
         subscription.close(CloseCode.DRAINING)
@@ -218,7 +220,7 @@ async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
     node = Node()
     reader = Reader()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    task = asyncio.create_task(subscription.run(None, reader.send))
+    task = asyncio.create_task(follow(subscription, None, reader.send))
     first = await node.publish(USER)
     await reader.until(1)
     reader.gate.clear()
@@ -242,7 +244,7 @@ async def test_one_who_stalls_in_the_replay_is_closed_too(
     reader.gate.clear()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
     async with asyncio.timeout(5):
-        await subscription.run(None, reader.send)
+        await follow(subscription, None, reader.send)
         assert await subscription.closed() is CloseCode.TOO_SLOW
     assert await node.store.received_mark(USER) is None, "what was not taken was not received"
 
@@ -260,7 +262,7 @@ def test_any_interleaving_delivers_everything_once_and_in_order(
     async def run() -> None:
         node, reader = Node(store()), Reader()
         last: str | None = "earliest"
-        task: asyncio.Task[None] | None = None
+        task: asyncio.Task[CloseCode] | None = None
         subscription: Subscription | None = None
         cursors: list[str] = []
 
@@ -277,7 +279,7 @@ def test_any_interleaving_delivers_everything_once_and_in_order(
             nonlocal task, subscription
             if task is None:
                 subscription = Subscription(node.store, node.hub, USER, node.metrics)
-                task = asyncio.create_task(subscription.run(last, reader.send))
+                task = asyncio.create_task(follow(subscription, last, reader.send))
 
         for action in actions:
             match action:
@@ -361,7 +363,7 @@ async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -
     node, reader = Node(), Reader()
     cursors = [await node.publish(USER) for _ in range(3)]
     subscription = Subscription(node.store, node.hub, USER, node.metrics, acknowledges=True)
-    task = asyncio.create_task(subscription.run(None, reader.send))
+    task = asyncio.create_task(follow(subscription, None, reader.send))
     await reader.until(3)
     assert await node.store.received_mark(USER) is None
     epoch = cursors[0].partition("-")[0]
@@ -403,7 +405,7 @@ def test_ping_is_answered_and_what_breaks_the_contract_ends_it() -> None:
 async def test_who_is_let_go_gets_what_was_published_first() -> None:
     node, reader = Node(), Reader()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    task = asyncio.create_task(subscription.run(None, reader.send))
+    task = asyncio.create_task(follow(subscription, None, reader.send))
     await reader.until_control(1)
     reader.gate.clear()
     for _ in range(20):
@@ -426,7 +428,7 @@ async def test_who_is_let_go_in_the_replay_gets_all_of_it() -> None:
         await node.publish(REQUEST)
     reader.gate.clear()
     subscription = Subscription(node.store, node.hub, REQUEST, node.metrics)
-    task = asyncio.create_task(subscription.run(None, reader.send))
+    task = asyncio.create_task(follow(subscription, None, reader.send))
     await asyncio.sleep(0)
     subscription.let_go(250)
     reader.gate.set()
@@ -454,7 +456,7 @@ def test_whoever_resumes_hears_everything_or_hears_that_something_is_gone(
         position: str | None = "earliest"
         last = 0  # the number of the notification that the client had last
         reader = Reader()
-        task: asyncio.Task[None] | None = None
+        task: asyncio.Task[CloseCode] | None = None
         subscription: Subscription | None = None
 
         async def leave() -> None:
@@ -485,7 +487,7 @@ def test_whoever_resumes_hears_everything_or_hears_that_something_is_gone(
             elif action == "join" and task is None:
                 reader = Reader()
                 subscription = Subscription(node.store, node.hub, USER, node.metrics)
-                task = asyncio.create_task(subscription.run(position, reader.send))
+                task = asyncio.create_task(follow(subscription, position, reader.send))
             elif action == "pause":
                 reader.gate.clear()
             elif action == "go":

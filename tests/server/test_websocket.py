@@ -15,8 +15,9 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from synap_realtime import AsyncBroadcaster
-from synap_realtime.server import RoomServer, create_app, serve
-from synap_realtime.server.protocols import WebSocketProtocol
+from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server.front import requests
+from synap_realtime.server.front.socket import WebSocket
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 
@@ -154,16 +155,16 @@ async def test_the_socket_of_one_who_does_not_read_is_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its close frame would wait behind what it does not take, and the socket with it."""
-    monkeypatch.setattr("synap_realtime.server.protocols.CLOSE_HANDSHAKE_S", 0.05)
-    monkeypatch.setattr("synap_realtime.server.connections.CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.front.socket.CLOSE_HANDSHAKE_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.front.half_open.LOOK_EVERY_S", 0.05)
     cut = asyncio.Event()
 
-    class Watched(WebSocketProtocol):
+    class Watched(WebSocket):
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             cut.set()
 
-    monkeypatch.setattr(serve, "WebSocketProtocol", Watched)
+    monkeypatch.setattr(requests, "WebSocket", Watched)
     async with (
         running(create_app()) as url,
         AsyncBroadcaster(url) as broadcaster,

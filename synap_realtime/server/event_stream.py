@@ -1,0 +1,32 @@
+"""Server-Sent Events, as text. See PROTOCOL.md, "Server-Sent Events"."""
+
+from __future__ import annotations
+
+import json
+
+from ..protocol.control import ControlFrame
+from .node import RETRY_MS
+from .stores.base import Entry
+
+HEARTBEAT_S = 15.0
+"""An event stream carries a comment line so often: proxies cut what is silent for longer."""
+
+COMMENT = b":\n\n"
+
+
+def opening() -> bytes:
+    """What a stream begins with."""
+    return f"retry: {RETRY_MS}\n\n".encode()
+
+
+def told(message: Entry | ControlFrame) -> bytes:
+    """One event."""
+    if isinstance(message, Entry):
+        return f"id: {message.cursor}\ndata: {message.text}\n\n".encode()
+    fields = ""
+    if cursor := message.data.get("cursor"):
+        fields += f"id: {cursor}\n"
+    if retry_ms := message.data.get("reconnectAfterMs"):
+        fields += f"retry: {retry_ms}\n"
+    data = json.dumps(message.data, separators=(",", ":"))
+    return f"event: {message.type}\n{fields}data: {data}\n\n".encode()

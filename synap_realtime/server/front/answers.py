@@ -1,0 +1,55 @@
+"""The heads of answers, as bytes. See RFC 9112, section 4."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+
+from ..http import Response
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_STATUS = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+
+def head_of(
+    response: Response, length: int | None, *, keeps_alive: bool = False, chunked: bool = False
+) -> bytes:
+    """
+    Args:
+        length: of the body; None: it is not known yet.
+        chunked: the body comes in chunks; else, without a length, it ends with the connection.
+    """
+    fields = response.fields()
+    if length is not None and response.status != 204:  # RFC 9110, section 8.6
+        fields["Content-Length"] = str(length)
+    if chunked:
+        fields["Transfer-Encoding"] = "chunked"
+    if not keeps_alive:
+        fields.setdefault("Connection", "close")
+    text = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    return b"%b%bDate: %b\r\n\r\n" % (_STATUS[response.status], text.encode("latin-1"), _date())
+
+
+def switching(accept: str, subprotocol: str | None) -> bytes:
+    """The answer to a handshake: RFC 6455, section 4.2.2."""
+    chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n{chosen}\r\n"
+    ).encode("latin-1")
+
+
+_now: tuple[int, bytes] = (0, b"")
+
+
+def _date() -> bytes:
+    """RFC 9110, section 6.6.1; made once a second."""
+    global _now
+    second = int(time.time())
+    if second != _now[0]:
+        _now = second, formatdate(second, usegmt=True).encode()
+    return _now[1]

@@ -1,0 +1,68 @@
+"""Connections that wait for their peer: however many knock, so many stay, and not for long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Protocol
+
+LOOK_EVERY_S = 1.0
+
+
+class Connection(Protocol):
+    """What can be cut at once."""
+
+    def end(self) -> None: ...
+
+
+class Tracked(Connection, Protocol):
+    """And what can be asked to end by itself."""
+
+    def finish(self) -> None:
+        """The server stops."""
+
+
+class HalfOpen:
+    """Sockets that wait for a request, or for the rest of one, or for a peer who takes its answer,
+    or the server's close: strangers, as far as we know.
+
+    However many knock, so many stay. Who has waited for longest goes first: a client that means it
+    has sent its request long before. One look a second finds those whose time is up: a timer for
+    each would cost more than all the rest of a request.
+    """
+
+    def __init__(self, most: int) -> None:
+        """
+        Args:
+            most: 0 is no limit.
+        """
+        self._most = most
+        self._waiting: OrderedDict[Connection, float] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, connection: Connection, within_s: float) -> None:
+        """It waits from now on, for so long at most; it does not move up by beginning anew."""
+        self._waiting[connection] = self._loop.time() + within_s
+        if self._most and len(self._waiting) > self._most:
+            oldest, _ = self._waiting.popitem(last=False)
+            oldest.end()
+        if self._timer is None:
+            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+
+    def end(self, connection: Connection) -> None:
+        self._waiting.pop(connection, None)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for connection in [each for each, until in self._waiting.items() if until <= now]:
+            del self._waiting[connection]
+            connection.end()
+        if self._waiting:
+            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)

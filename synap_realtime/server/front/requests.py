@@ -1,0 +1,561 @@
+"""HTTP/1.1 on a socket, parsed by httptools (llhttp). See RFC 9112.
+
+Requests of one connection are answered one after the other. Everything that waits for a peer is
+bounded in bytes and in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+import re
+from collections import deque
+from typing import Any, Protocol
+
+import httptools
+
+from ...protocol.control import MAX_CLIENT_TEXT_BYTES
+from ..api import MAX_BODY_BYTES
+from ..http import Head, RequestError, Response, body_too_large, body_too_slow, malformed
+from ..node import ClosedAtOnceError, Node, Opened
+from ..websocket import accept_of
+from .answers import CONTINUE, head_of, switching
+from .half_open import HalfOpen, Tracked
+from .proxies import Proxies
+from .silence import Silence
+from .socket import Handler, WebSocket
+from .subscribers import EventStream, Subscriber
+
+logger = logging.getLogger(__name__)
+
+HEAD_TIMEOUT_S = 20.0
+"""A connection has so long to send the head of a request; half a head is not waited for."""
+
+IDLE_TIMEOUT_S = 75.0
+"""And so long for the next one after an answer. Longer than clients keep connections: the one who
+closes first should be the one who would send the next request."""
+
+BODY_TIMEOUT_S = 20.0
+"""So long may a request's body take."""
+
+READER_TIMEOUT_S = 20.0
+MIN_READ_BYTES = 64 * 1024
+"""Of an answer that waits, a peer takes at least so much in each ``READER_TIMEOUT_S``."""
+
+MAX_HEAD_BYTES = 64 * 1024
+"""The head of a request has at most so many, beside those of its first packet."""
+
+MAX_PIPELINED = 100
+"""So many requests of one connection wait for the answer before theirs."""
+
+MAX_UNREAD_BYTES = 8 * MAX_BODY_BYTES
+"""So much of a body that nobody wants is taken, so that its sender hears the answer."""
+
+MAX_MESSAGE_BYTES = 16 * MAX_CLIENT_TEXT_BYTES
+"""Room for a clear close code (4540) where a client sends too much; 1009 where far too much."""
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+
+_SLICE_BYTES = 32 * 1024  # of what comes is read at once
+_AHEAD_BYTES = 64 * 1024  # of a body that nobody has asked for yet
+
+
+class Owner(Protocol):
+    """What the connections of one server share."""
+
+    node: Node
+    half_open: HalfOpen
+    silence: Silence
+    proxies: Proxies
+    connections: set[Tracked]
+
+
+class _Exchange:
+    """A request on its way: what has come of it, and who waits for the rest."""
+
+    __slots__ = (
+        "chunks", "expects_continue", "head", "is_answered", "is_complete", "is_http_10",
+        "is_websocket", "keeps_alive", "problem", "size", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, head: Head, *, keeps_alive: bool, is_http_10: bool) -> None:
+        self.head = head
+        self.keeps_alive = keeps_alive
+        self.is_http_10 = is_http_10
+        self.expects_continue = head.headers.get("expect", "").lower() == "100-continue"
+        self.is_websocket = False
+        self.problem: RequestError | None = None  # the answer, whatever it asks
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.is_complete = False
+        self.is_answered = False
+        self.wanted: asyncio.Future[None] | None = None
+
+    def take(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        if self.is_answered:
+            return
+        if self.size <= MAX_BODY_BYTES:
+            self.chunks.append(chunk)
+        else:
+            self.chunks.clear()
+            self.wake()
+
+    def wake(self) -> None:
+        if self.wanted is not None and not self.wanted.done():
+            self.wanted.set_result(None)
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection, until it becomes a WebSocket."""
+
+    __slots__ = (
+        "_address", "_body", "_current", "_dropped", "_head_bytes", "_headers", "_is_held",
+        "_is_in_head", "_is_over", "_is_writable", "_left", "_loop", "_owner", "_parser", "_queue",
+        "_reader_timer", "_stream", "_task", "_transport", "_upgrade", "_url",
+    )  # fmt: skip
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._address: str | None = None
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._head_bytes = 0
+        self._is_in_head = False
+        self._body: _Exchange | None = None  # whose body comes now
+        self._queue: deque[_Exchange] = deque()
+        self._current: _Exchange | None = None
+        self._upgrade: _Exchange | None = None
+        self._stream: EventStream | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_writable = True
+        self._is_held = False  # what comes waits in the socket
+        self._is_over = False  # what comes means nothing
+        self._dropped = 0
+        self._reader_timer: asyncio.TimerHandle | None = None
+        self._left = 0
+
+    # ---- the transport's calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self._address = str(peer[0]) if peer else None
+        self._owner.connections.add(self)
+        self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._forget()
+        if self._stream is not None:
+            self._stream.gone()
+        if self._body is not None:
+            self._body.wake()
+        self._queue.clear()
+
+    def pause_writing(self) -> None:
+        self._is_writable = False
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._is_writable = True
+        self._stop_watching()
+        if self._stream is not None:
+            self._stream.writable()
+        else:
+            self._go_on()
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), _SLICE_BYTES):
+            if self._is_over:
+                self._drop(len(data) - start)
+                return
+            if self._transport.is_closing():
+                return
+            rest = self._read(data[start : start + _SLICE_BYTES])
+            if rest is not None:
+                self._switch(rest + data[start + _SLICE_BYTES :])
+                return
+        self._go_on()
+
+    def _read(self, data: bytes) -> bytes | None:
+        """Parse; returns what follows the head of a request to become a WebSocket."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return data[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            if not self._transport.is_closing():
+                self._refuse(malformed("Invalid HTTP request", "it is not HTTP/1.1"))
+            return None
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                details = f"a request's head has at most {MAX_HEAD_BYTES} bytes"
+                self._refuse(RequestError(431, "too_large", "Head too large", details))
+        elif (body := self._body) is not None:
+            if body.is_answered:
+                if body.size > MAX_UNREAD_BYTES:
+                    self.end()
+            elif body.wanted is None and body.size > _AHEAD_BYTES and not self._is_held:
+                self._is_held = True
+                self._transport.pause_reading()
+        return None
+
+    def _release(self) -> None:
+        """Somebody wants the body, or nobody ever will."""
+        if self._is_held:
+            self._is_held = False
+            self._transport.resume_reading()
+
+    # ---- the parser's calls
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._headers = {}
+        self._is_in_head = True
+        self._head_bytes = 0
+        if self._current is None and not self._queue:
+            self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:  # else it is a trailer, which means nothing here
+            headers, key = self._headers, name.decode("latin-1").lower()
+            text = value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        if len(self._queue) >= MAX_PIPELINED:
+            self.end()
+        if self._transport.is_closing():
+            return
+        parser, headers = self._parser, self._headers
+        is_http_10 = parser.get_http_version() != "1.1"
+        path, _, query = self._target().partition("?")
+        head = Head(
+            parser.get_method().decode("latin-1"),
+            path,
+            query,
+            headers,
+            self._owner.proxies.address(self._address, headers),
+        )
+        exchange = _Exchange(
+            head,
+            keeps_alive=parser.should_keep_alive() and not is_http_10,
+            is_http_10=is_http_10,
+        )
+        if parser.should_upgrade():
+            self._look_at_upgrade(exchange)
+        self._body = exchange
+        self._queue.append(exchange)
+
+    def on_body(self, body: bytes) -> None:
+        if self._body is not None:
+            self._body.take(body)
+
+    def on_message_complete(self) -> None:
+        exchange, self._body = self._body, None
+        if exchange is not None:
+            exchange.is_complete = True
+            exchange.wake()
+            self._release()
+            if exchange.is_answered:
+                self._end_exchange(exchange)
+
+    def _target(self) -> str:
+        """The path and the query; of an absolute target (RFC 9112, section 3.2.2) those parts."""
+        url = self._url
+        if not url.startswith(b"/"):
+            try:
+                parts = httptools.parse_url(url)
+            except httptools.HttpParserInvalidURLError:
+                return "/" + url.decode("latin-1")
+            url = parts.path or b"/"
+            if parts.query is not None:
+                url += b"?" + parts.query
+        return url.decode("latin-1").partition("#")[0]
+
+    # ---- requests, one after the other
+
+    def _go_on(self) -> None:
+        while (
+            self._current is None
+            and self._queue
+            and self._is_writable
+            and not self._transport.is_closing()
+        ):
+            exchange = self._current = self._queue.popleft()
+            self._owner.half_open.end(self)
+            self._owner.node.begin()
+            if exchange.problem is not None:
+                self._owner.node.note(exchange.head, exchange.problem.response)
+                self._answer(exchange, exchange.problem.response)
+            else:
+                self._task = self._loop.create_task(self._serve(exchange))
+
+    async def _serve(self, exchange: _Exchange) -> None:
+        try:
+            answer = await self._owner.node.answer(exchange.head, lambda: self._body_of(exchange))
+            if isinstance(answer, Opened):
+                await self._serve_stream(exchange, answer)
+            elif not self._transport.is_closing():
+                self._answer(exchange, answer)
+        except Exception:  # noqa: BLE001 - whatever it is, it is logged
+            self._fail()
+
+    async def _serve_stream(self, exchange: _Exchange, opened: Opened) -> None:
+        node = self._owner.node
+        if self._transport.is_closing():
+            node.close_session(opened.session)
+            return
+        assert opened.head is not None  # noqa: S101 - of an event stream
+        chunked = not exchange.is_http_10
+        head = head_of(opened.head, None, keeps_alive=exchange.keeps_alive, chunked=chunked)
+        self._transport.write(head)
+        self._stream = stream = EventStream(
+            self._transport, opened.session, node, chunked=chunked,
+            is_writable=lambda: self._is_writable, ended=lambda: self._end_stream(exchange),
+        )  # fmt: skip
+        await stream.start(opened.after)
+
+    def _end_stream(self, exchange: _Exchange) -> None:
+        self._stream = None
+        if not self._transport.is_closing():
+            exchange.is_answered = True
+            self._end_exchange(exchange)
+
+    async def _body_of(self, exchange: _Exchange) -> bytes:
+        """The body, whole.
+
+        Raises:
+            RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes too long.
+        """
+        declared = exchange.head.headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+            raise body_too_large(MAX_BODY_BYTES)
+        if not exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
+            if exchange.expects_continue and not exchange.size:
+                self._transport.write(CONTINUE)
+            exchange.wanted = self._loop.create_future()
+            self._release()
+            timer = self._loop.call_later(BODY_TIMEOUT_S, exchange.wake)
+            try:
+                await exchange.wanted
+            finally:
+                timer.cancel()
+        if exchange.size > MAX_BODY_BYTES:
+            raise body_too_large(MAX_BODY_BYTES)
+        if exchange.problem is not None:
+            raise exchange.problem
+        if not exchange.is_complete:
+            if self._transport.is_closing():
+                raise malformed("Incomplete body", "its sender has gone")
+            raise body_too_slow(BODY_TIMEOUT_S)
+        return exchange.chunks[0] if len(exchange.chunks) == 1 else b"".join(exchange.chunks)
+
+    def _answer(self, exchange: _Exchange, response: Response) -> None:
+        content = response.content
+        head = head_of(response, len(content), keeps_alive=exchange.keeps_alive)
+        is_silent = exchange.head.method == "HEAD" or response.status == 204
+        self._transport.write(head if is_silent else head + content)
+        exchange.is_answered = True
+        if exchange.is_complete:
+            self._end_exchange(exchange)
+        else:  # the rest of what nobody wants is taken, so that the answer is heard
+            exchange.chunks.clear()
+            self._owner.half_open.begin(self, BODY_TIMEOUT_S)
+            self._release()
+
+    def _end_exchange(self, exchange: _Exchange) -> None:
+        """The answer is written and the request is here whole: the next one can come."""
+        if self._current is not exchange or self._transport.is_closing():
+            return
+        self._current = None
+        within_s = HEAD_TIMEOUT_S if self._is_in_head else IDLE_TIMEOUT_S
+        self._owner.half_open.begin(self, within_s)
+        if exchange.keeps_alive:
+            self._go_on()
+        elif self._is_over and self._transport.can_write_eof():
+            # With bytes unread, closing would reset the connection, and the peer might not hear
+            # why: what it goes on saying is dropped, until it hangs up.
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _refuse(self, error: RequestError) -> None:
+        """The last word on this connection, behind the answers that come before. What follows in
+        the stream means nothing."""
+        self._is_over = True
+        exchange, self._body = self._body, None
+        if exchange is None or exchange.is_answered:
+            self._is_in_head = False
+            head = Head("", "/", "", {}, self._address)
+            exchange = _Exchange(head, keeps_alive=False, is_http_10=False)
+            self._queue.append(exchange)
+        exchange.problem = error
+        exchange.keeps_alive = False
+        exchange.is_complete = True
+        exchange.wake()
+        self._go_on()
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > MAX_UNREAD_BYTES:
+            self.end()
+
+    # ---- to become a WebSocket
+
+    def _look_at_upgrade(self, exchange: _Exchange) -> None:
+        """The parser stops behind a head with ``Upgrade`` and takes a body for the next request:
+        one that was smuggled past a proxy, which knows better. So there is none."""
+        headers = exchange.head.headers
+        self._upgrade = exchange
+        exchange.keeps_alive = False
+        length = headers.get("content-length", "").strip(" 0")
+        if exchange.head.method == "CONNECT":
+            exchange.problem = malformed("Invalid method", "this is no proxy")
+            return
+        if length or "transfer-encoding" in headers:
+            exchange.problem = malformed("Invalid upgrade", "it has a body")
+            return
+        offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
+        if exchange.head.method != "GET" or "websocket" not in offered:
+            return  # it is answered as if it asked for nothing more
+        protocols = headers.get("sec-websocket-protocol", "").split(",")
+        exchange.head.subprotocols = [name for part in protocols if (name := part.strip())]
+        if headers.get("sec-websocket-version") != "13":
+            exchange.problem = RequestError(
+                426, "upgrade_required", "Unsupported WebSocket version", "expected 13",
+                {"Sec-WebSocket-Version": "13"},
+            )  # fmt: skip
+        elif (
+            exchange.is_http_10
+            or not _is_key(headers.get("sec-websocket-key", ""))
+            or not all(map(_TOKEN.fullmatch, exchange.head.subprotocols))
+        ):
+            exchange.problem = malformed(
+                "Invalid WebSocket handshake", "see RFC 6455, section 4.2.1"
+            )
+        exchange.is_websocket = exchange.problem is None
+
+    def _switch(self, rest: bytes) -> None:
+        """The parser has come to its end."""
+        exchange = self._upgrade
+        if exchange is None or self._transport.is_closing():
+            return
+        if not exchange.is_websocket:
+            self._is_over = True
+            self._go_on()
+        elif self._current is not None or len(self._queue) != 1:
+            self.end()  # answers would be written into the WebSocket
+        else:
+            self._queue.clear()
+            self._current = exchange
+            self._owner.half_open.end(self)
+            self._owner.node.begin()
+            self._transport.pause_reading()
+            self._task = self._loop.create_task(self._open(exchange, rest))
+
+    async def _open(self, exchange: _Exchange, rest: bytes) -> None:
+        head, node = exchange.head, self._owner.node
+        try:
+            opened = await node.open_websocket(head)
+        except RequestError as error:
+            if not self._transport.is_closing():
+                exchange.is_websocket = False
+                self._answer(exchange, error.response)
+        except ClosedAtOnceError as error:
+            if not self._transport.is_closing():
+                self._become(_Nobody(), exchange).close(error.code)
+        except Exception:  # noqa: BLE001 - whatever it is, it is logged
+            self._fail()
+        else:
+            if self._transport.is_closing():
+                node.close_session(opened.session)
+                return
+            subscriber = Subscriber(
+                opened.session, node, self._owner.silence, self._owner.connections,
+                speaks_control=head.speaks_control,
+            )  # fmt: skip
+            subscriber.socket = socket = self._become(subscriber, exchange)
+            if rest:
+                socket.data_received(rest)
+            await subscriber.start(opened.after)
+
+    def _become(self, handler: Handler, exchange: _Exchange) -> WebSocket:
+        transport, head = self._transport, exchange.head
+        self._forget()
+        accept = accept_of(head.headers["sec-websocket-key"])
+        transport.write(switching(accept, head.chosen_subprotocol))
+        # What a peer does not take at once is paused for: see WebSocket.is_writable.
+        transport.set_write_buffer_limits(high=0)
+        socket = WebSocket(
+            transport, handler, half_open=self._owner.half_open, max_message_bytes=MAX_MESSAGE_BYTES
+        )
+        transport.set_protocol(socket)
+        transport.resume_reading()
+        return socket
+
+    # ---- ends
+
+    def _fail(self) -> None:
+        """A fault of ours: the log has it, and the peer is not left waiting."""
+        logger.exception("a request could not be answered")
+        self.end()
+
+    def end(self) -> None:
+        """Cut the connection at once."""
+        self._transport.abort()
+
+    def finish(self) -> None:
+        """The server stops: close, behind the answer that is under way."""
+        if self._current is None:
+            self._transport.close()
+        else:
+            self._current.keeps_alive = False
+
+    def _forget(self) -> None:
+        self._stop_watching()
+        self._owner.half_open.end(self)
+        self._owner.connections.discard(self)
+
+    def _watch_reader(self) -> None:
+        """Who asks and takes no answer would stay for ever, with all that waits for it."""
+        self._left = self._transport.get_write_buffer_size()
+        self._reader_timer = self._loop.call_later(READER_TIMEOUT_S, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        if self._transport.get_write_buffer_size() > self._left - MIN_READ_BYTES:
+            self.end()
+        else:
+            self._watch_reader()
+
+    def _stop_watching(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+
+class _Nobody:
+    """The handler of a WebSocket that is closed at once."""
+
+    def heard(self, message: str | bytes) -> None: ...
+
+    def writable(self) -> None: ...
+
+    def gone(self) -> None: ...
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text.strip(), validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False

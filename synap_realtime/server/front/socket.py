@@ -1,0 +1,195 @@
+"""A WebSocket after its handshake: one socket on one side, a handler on the other.
+
+See PROTOCOL.md, "WebSocket", and RFC 6455, sections 5 to 7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar, Protocol
+
+from ...protocol.control import CloseCode
+from ..websocket import Close, Decoder, Event, Failure, Ping, close_frame, pong_frame
+from .half_open import HalfOpen
+
+CLOSE_HANDSHAKE_S = 10.0
+"""After its last word, a connection waits so long for the peer to take it, and to answer."""
+
+MAX_FRAMES_PER_S = 1000
+"""Of one WebSocket, with pings, pongs and fragments, which are no messages."""
+
+MAX_DROPPED_BYTES = 1024 * 1024
+"""So much of what a peer goes on saying after it was failed is taken, so that it hears why."""
+
+_SLICE_BYTES = 4096  # some 700 frames: between slices it is seen whether there were too many
+
+
+class Handler(Protocol):
+    """Who listens to one WebSocket. It is called from the loop, and must not wait."""
+
+    def heard(self, message: str | bytes) -> None:
+        """A whole message: text is ``str``, binary is ``bytes``."""
+
+    def writable(self) -> None:
+        """The peer has taken enough: what waited may be written again."""
+
+    def gone(self) -> None:
+        """The connection is no more: once, and nothing after it."""
+
+
+class WebSocket(asyncio.Protocol):
+    """Reads and writes one WebSocket, and brings hostile peers to an end.
+
+    An idle one has no timer, no task and no buffer.
+
+    Who makes it has done the handshake: it has written the 101, has set the transport's
+    write buffer limits, and calls ``transport.set_protocol(socket)`` and then
+    ``socket.data_received(rest)`` with what came behind the head, while the transport has not asked
+    to pause.
+    """
+
+    __slots__ = (
+        "_decoder",
+        "_dropped",
+        "_half_open",
+        "_handler",
+        "_has_failed",
+        "_is_closing",
+        "_is_paused",
+        "_second",
+        "_transport",
+    )
+
+    max_frames_per_s: ClassVar[int] = MAX_FRAMES_PER_S
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        handler: Handler,
+        *,
+        half_open: HalfOpen,
+        max_message_bytes: int,
+    ) -> None:
+        """
+        Args:
+            half_open: it is there from its last word until its peer has gone.
+            max_message_bytes: a longer one is answered with 1009.
+        """
+        self._transport = transport
+        self._handler = handler
+        self._half_open = half_open
+        self._decoder = Decoder(max_message_bytes)
+        self._second = 0
+        self._dropped = 0
+        self._is_paused = False
+        self._is_closing = False  # a close frame was written
+        self._has_failed = False  # what the peer says is dropped
+
+    @property
+    def is_writable(self) -> bool:
+        """False while the peer does not take what was written, and from the last word on."""
+        return not (self._is_paused or self._is_closing)
+
+    def write(self, frame: bytes) -> None:
+        """Hand a whole frame to the transport, which copies nothing that it can send at once.
+
+        What :attr:`is_writable` says is for the caller to look at: the frame is taken anyway. After
+        :meth:`close` it is dropped.
+        """
+        if not self._is_closing and not self._transport.is_closing():
+            self._transport.write(frame)
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Say the last word, and wait for the peer's for at most ``CLOSE_HANDSHAKE_S``.
+
+        What was written before goes first. Nothing is heard any more.
+
+        Args:
+            reason: is cut to the 123 bytes that a close frame has for it.
+        """
+        if not self._is_closing and not self._transport.is_closing():
+            self._say_last(code, reason)
+
+    def end(self) -> None:
+        """Cut the connection at once."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), _SLICE_BYTES):
+            if self._has_failed:
+                self._drop(len(data) - start)
+                return
+            if self._transport.is_closing():
+                return
+            self._read(data[start : start + _SLICE_BYTES])
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        if not self._is_closing:
+            self._handler.writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._is_closing = True
+        self._half_open.end(self)
+        self._handler.gone()
+
+    def _read(self, data: bytes) -> None:
+        decoder = self._decoder
+        second = int(asyncio.get_running_loop().time())
+        if second != self._second:
+            self._second = second
+            decoder.frames = 0
+        for event in decoder.feed(data):
+            self._take(event)
+        if decoder.frames > self.max_frames_per_s:
+            self._fail(CloseCode.TOO_MANY_MESSAGES, "too many frames")
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, (str, bytes)):
+            if not self._is_closing:
+                self._handler.heard(event)
+        elif isinstance(event, Ping):
+            # Of who does not read, the pong would wait in memory, behind all the others.
+            if not self._is_paused:
+                self.write(pong_frame(event.payload))
+        elif isinstance(event, Close):
+            self._answer(event)
+        elif isinstance(event, Failure):
+            self._fail(event.code, event.reason)
+        # A pong answers nothing: this side sends no pings.
+
+    def _answer(self, close: Close) -> None:
+        """Both sides have said their last word: the server closes first (section 7.1.1)."""
+        if not self._is_closing:
+            self._say_last(close.code)
+        self._transport.close()
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Say why, and close (section 7.1.7).
+
+        With bytes unread, closing would reset the connection, and the peer might not hear why. So
+        only the server's half is closed, and what comes is dropped until the peer has closed its
+        half (section 7.1.1).
+        """
+        if self._has_failed or self._transport.is_closing():
+            return
+        self._has_failed = True
+        if not self._is_closing:
+            self._say_last(code, reason)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:  # TLS knows no halves
+            self._transport.close()
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > MAX_DROPPED_BYTES:
+            self.end()
+
+    def _say_last(self, code: int | None, reason: str = "") -> None:
+        self._is_closing = True
+        self._transport.write(close_frame(code, reason))
+        self._half_open.begin(self, CLOSE_HANDSHAKE_S)

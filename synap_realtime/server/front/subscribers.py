@@ -1,0 +1,200 @@
+"""Subscriptions on sockets: as WebSockets, and as event streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ...protocol.control import CloseCode, ControlFrame
+from ..event_stream import COMMENT, HEARTBEAT_S, opening, told
+from ..node import Node
+from ..sessions import Session
+from ..stores.base import Entry, StoreUnavailableError
+from ..subscription import Subscription
+from ..websocket import text_frame
+from .half_open import Tracked
+from .silence import Silence
+from .socket import WebSocket
+
+
+class _Frames:
+    """A notification goes to many: its frame is made once."""
+
+    def __init__(self) -> None:
+        self._entry: Entry | None = None
+        self._frame = b""
+
+    def of(self, entry: Entry) -> bytes:
+        if entry is not self._entry:
+            self._entry, self._frame = entry, text_frame(entry.text.encode())
+        return self._frame
+
+
+_frames = _Frames()
+
+
+class Subscriber:
+    """The handler of a WebSocket, and the outlet of its subscription."""
+
+    __slots__ = (
+        "_connections", "_node", "_session", "_silence", "_speaks_control", "_start",
+        "_subscription", "socket",
+    )  # fmt: skip
+
+    socket: WebSocket
+
+    def __init__(
+        self,
+        session: Session,
+        node: Node,
+        silence: Silence,
+        connections: set[Tracked],
+        *,
+        speaks_control: bool,
+    ) -> None:
+        self._session = session
+        self._subscription = session.subscription
+        self._node = node
+        self._silence = silence
+        self._connections = connections
+        self._speaks_control = speaks_control
+        self._start: asyncio.Task[None] | None = None
+        connections.add(self)
+        silence.heard(self)
+
+    async def start(self, after: str | None) -> None:
+        """Until it is live."""
+        self._start = asyncio.current_task()
+        await _start(self._subscription, after, self)
+        self._start = None
+
+    @property
+    def is_writable(self) -> bool:
+        return self.socket.is_writable
+
+    def put(self, entry: Entry) -> None:
+        self.socket.write(_frames.of(entry))
+
+    def say(self, frame: ControlFrame) -> None:
+        if self._speaks_control:
+            self.socket.write(text_frame(frame.encoded().encode()))
+
+    def end(self, code: CloseCode | None = None) -> None:
+        """Close, with a code; cut, without one."""
+        if code is None:
+            self.socket.end()
+        else:
+            self.socket.close(code)
+            # It listens no more, however long its peer takes to hear so. Not now: its room may be
+            # just being told something.
+            asyncio.get_running_loop().call_soon(self._node.close_session, self._session)
+
+    def heard(self, message: str | bytes) -> None:
+        self._silence.heard(self)
+        if (answer := self._subscription.hear(message)) is not None:
+            self.socket.write(text_frame(answer.encode()))
+
+    def writable(self) -> None:
+        self._subscription.writable()
+
+    def gone(self) -> None:
+        if self._start is not None:
+            self._start.cancel()
+        self._silence.gone(self)
+        self._connections.discard(self)
+        self._node.close_session(self._session)
+
+    def silent(self) -> None:
+        self._subscription.close(CloseCode.SILENT)
+
+    def finish(self) -> None:
+        """The server stops."""
+        self._subscription.close(CloseCode.DRAINING)
+
+
+class EventStream:
+    """The body of an answer that goes on, and the outlet of its subscription."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        session: Session,
+        node: Node,
+        *,
+        chunked: bool,
+        is_writable: Callable[[], bool],
+        ended: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            ended: called when the last byte was written.
+        """
+        self._transport = transport
+        self._session = session
+        self._node = node
+        self._chunked = chunked
+        self._is_writable = is_writable
+        self._ended = ended
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def start(self, after: str | None) -> None:
+        self._task = asyncio.current_task()
+        self._write(opening())
+        self._beat_later()
+        await _start(self._session.subscription, after, self)
+        self._task = None
+
+    @property
+    def is_writable(self) -> bool:
+        return self._is_writable()
+
+    def put(self, entry: Entry) -> None:
+        self._write(told(entry))
+
+    def say(self, frame: ControlFrame) -> None:
+        self._write(told(frame))
+
+    def end(self, code: CloseCode) -> None:
+        is_writable = self._is_writable()
+        self._close()
+        if is_writable and code is not CloseCode.TOO_SLOW:
+            if self._chunked:
+                self._transport.write(b"0\r\n\r\n")
+            self._ended()
+        else:  # the end of the stream would wait behind what it does not take
+            self._transport.abort()
+
+    def writable(self) -> None:
+        self._session.subscription.writable()
+
+    def gone(self) -> None:
+        """The connection is no more."""
+        if self._task is not None:
+            self._task.cancel()
+        self._close()
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._node.close_session(self._session)
+
+    def _write(self, text: bytes) -> None:
+        self._transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)
+
+    def _beat_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
+
+    def _beat(self) -> None:
+        if self.is_writable:
+            self._write(COMMENT)
+        self._beat_later()
+
+
+async def _start(
+    subscription: Subscription, after: str | None, outlet: Subscriber | EventStream
+) -> None:
+    try:
+        await subscription.start(after, outlet)
+    except StoreUnavailableError:
+        subscription.close(CloseCode.DRAINING)

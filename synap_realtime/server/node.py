@@ -1,0 +1,356 @@
+"""One node: its store and its listeners, whichever front moves the bytes.
+
+``api.py`` answers requests, ``subscription.py`` decides what a subscriber gets; here it is decided
+who is let in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from ..protocol.control import CloseCode
+from ..protocol.cursor import is_cursor
+from ..protocol.rooms import Room
+from . import events
+from .access import Access, Caller, May
+from .admin import Admin
+from .api import Api
+from .auth import Authenticator, Claims
+from .http import (
+    Head,
+    Read,
+    Request,
+    RequestError,
+    Response,
+    device_of,
+    malformed,
+    method_not_allowed,
+    position_of,
+    room_of,
+    unavailable,
+)
+from .hub import Hub
+from .limits import Limits, TooManyForUserError, too_many
+from .metrics import Metrics
+from .presence import Presence
+from .revocations import Revocations
+from .sessions import Session, Sessions
+from .settings import ServerSettings
+from .stores.base import Store, StoreUnavailableError
+from .stores.measured import MeasuredStore
+from .subscription import LOST
+
+RETRY_MS = 1000
+"""When a browser comes back after an event stream has ended."""
+
+CLOSE_TIMEOUT_S = 2.0
+"""How long a peer that does not read may delay its own end."""
+
+_DRAIN_BATCH = 100  # fewer are let go at once
+_MAX_SPREAD_MS = 10_000  # over which clients are asked to come back
+
+_EVENT_STREAM = "text/event-stream; charset=utf-8"
+_EVENT_STREAM_HEADERS = {
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",  # nginx, and others that learned it from nginx
+}
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "authorization, content-type, last-event-id",
+    "Access-Control-Max-Age": "600",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A subscriber that was let in.
+
+    Attributes:
+        session: to be given back to :meth:`Node.close_session`.
+        after: where it starts.
+        head: of an event stream, what its answer begins with.
+    """
+
+    session: Session
+    after: str | None
+    head: Response | None = None
+
+
+class ClosedAtOnceError(Exception):
+    """A handshake that is accepted and closed: a page cannot read a refusal, but it can read a
+    close code, which says whether to come back."""
+
+    def __init__(self, code: CloseCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Node:
+    """One instance is one node, with its own store and its own listeners."""
+
+    def __init__(
+        self, settings: ServerSettings, store: Store, authenticator: Authenticator, may: May | None
+    ) -> None:
+        own_version = version("synap-realtime")
+        self._metrics = metrics = Metrics(own_version, settings.max_connections)
+        hub = Hub(metrics.publish_to_write.observe)
+        store = MeasuredStore(store, metrics)
+        self._presence = presence = Presence()
+        limits = Limits(settings)
+        revocations = Revocations(store, hub)
+        self._settings = settings
+        self._store = store
+        self._authenticator = authenticator
+        self._access = access = Access(
+            authenticator,
+            revocations,
+            allowed_origins=settings.allowed_origins,
+            own_pages=settings.admin,
+            may=may,
+        )
+        self._sessions = Sessions(store, hub, presence, access, revocations, limits, metrics)
+        admin = None
+        if settings.admin:
+            admin = Admin(
+                hub, self._sessions, access, metrics, version=own_version, promise=store.promise
+            ).handle
+        self._api = Api(store, hub, presence, access, limits, revocations, metrics, admin)
+
+    @property
+    def settings(self) -> ServerSettings:
+        return self._settings
+
+    @property
+    def promise(self) -> str:
+        """Which store it runs on, and what that means for a crash."""
+        return self._store.promise
+
+    @property
+    def has_keys(self) -> bool:
+        """Without, it answers this machine only."""
+        return self._access.has_keys
+
+    def begin(self) -> None:
+        """A request begins: look at the event loop, and forget whose the one before it was."""
+        self._metrics.watch_loop()
+        events.begun()
+
+    async def answer(self, head: Head, read: Read) -> Response | Opened:
+        """Answer a request; what is asked below ``/rooms/{room}/events`` is let in as a stream.
+
+        Args:
+            read: brings the body, whole. It is called once at most, when it is known who sends it;
+                a :class:`RequestError` that it raises is the answer.
+        """
+        cors: dict[str, str] = {}
+        try:
+            self._access.admit(_caller(head))
+            if (origin := head.headers.get("origin")) is not None:
+                cors = {"Access-Control-Allow-Origin": origin, "Vary": "origin"}
+            segments = head.segments()
+            if head.method == "OPTIONS" and "access-control-request-method" in head.headers:
+                return Response(204, b"", {**cors, **_PREFLIGHT})
+            query = head.query()
+            if len(segments) == 3 and segments[0] == "rooms" and segments[2] == "events":
+                if head.method not in ("GET", "HEAD"):
+                    raise method_not_allowed("GET")
+                return await self._open_event_stream(head, query, segments[1], cors)
+            response = await self._api.handle(
+                Request(
+                    method=head.method,
+                    segments=segments,
+                    query=query,
+                    content_type=head.headers.get("content-type"),
+                    traceparent=head.headers.get("traceparent"),
+                    credential=head.credential(query),
+                    read=read,
+                )
+            )
+        except RequestError as error:
+            response = error.response
+        except StoreUnavailableError as error:
+            response = unavailable(str(error)).response
+        if response.problem is not None:
+            self.note(head, response)
+        return response.with_headers(cors) if cors else response
+
+    async def open_websocket(self, head: Head) -> Opened:
+        """Let a WebSocket in.
+
+        Raises:
+            RequestError: the handshake is refused; the answer was counted and written down.
+            ClosedAtOnceError: it is accepted, and closed with this code.
+        """
+        try:
+            return await self._open_websocket(head)
+        except TooManyForUserError:
+            code = CloseCode.TOO_MANY_CONNECTIONS
+        except RequestError as error:
+            codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
+            status = error.response.status
+            if not error.is_about_credential or "origin" not in head.headers or status not in codes:
+                self.note(head, error.response)
+                raise
+            code = codes[status]
+        except StoreUnavailableError as error:
+            refusal = unavailable(str(error))
+            self.note(head, refusal.response)
+            raise refusal from None
+        reason = code.name.lower()
+        self._metrics.dropped(reason)
+        problem = {"code": reason, "details": f"closed with {int(code)}"}
+        events.refused(problem, head.address, head.room())
+        raise ClosedAtOnceError(code)
+
+    def close_session(self, session: Session) -> None:
+        """The connection of a session has gone; a second call changes nothing."""
+        self._sessions.close(session)
+
+    def note(self, head: Head, response: Response) -> None:
+        """Count an error, and write it down."""
+        if response.problem is not None:
+            self._metrics.refused(response.problem["code"])
+            events.refused(response.problem, head.address, head.room())
+
+    async def drain(self) -> None:
+        """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""
+        if self._api.draining:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_s):
+                await self._api.drain()
+        going = self._sessions.subscriptions()
+        spread_ms = min(_MAX_SPREAD_MS, 10 * len(going))
+        size = max(_DRAIN_BATCH, len(going) // 20)
+        batches = [going[start : start + size] for start in range(0, len(going), size)]
+        # Half of the time to let go, the other half for those who read slowly.
+        pause_s = self._settings.drain_s / 2 / max(1, len(batches))
+        end = asyncio.get_running_loop().time() + self._settings.drain_s
+        for number, batch in enumerate(batches):
+            if number:
+                await asyncio.sleep(pause_s)
+            for subscription in batch:
+                subscription.let_go(100 + secrets.randbelow(spread_ms))
+        await self._sessions.wait_until_left(end)
+        for subscription in self._sessions.subscriptions():
+            subscription.close(CloseCode.DRAINING)
+        await self._sessions.wait_until_left(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Drain, then let go of the store."""
+        await self.drain()
+        self._presence.close()
+        self._metrics.close()
+        await self._authenticator.close()
+        await self._api.close()
+
+    async def _open_websocket(self, head: Head) -> Opened:
+        self._access.admit(_caller(head))
+        match head.segments():
+            case ("rooms", segment, "subscribe"):
+                query = head.query()
+                target = _target(segment, query)
+                if target.watches and not head.speaks_control:
+                    raise malformed(
+                        "Nothing could be told", "presence: offer the subprotocol synap.v1"
+                    )
+                self._api.refuse_while_draining()
+            case _:
+                raise RequestError(
+                    404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
+                )
+        try:
+            claims = await self._access.identify(head.credential(query))
+            await self._permit(claims, target)
+        except RequestError as error:
+            error.is_about_credential = True
+            raise
+        session = self._sessions.open(
+            target.room,
+            claims,
+            head.address,
+            transport="websocket",
+            device=target.device,
+            acknowledges=head.speaks_control,
+            watches=target.watches,
+        )
+        return Opened(session, target.after)
+
+    async def _open_event_stream(
+        self, head: Head, query: dict[str, str], segment: str, cors: dict[str, str]
+    ) -> Response | Opened:
+        """
+        Raises:
+            RequestError: the stream cannot be.
+        """
+        if last := head.headers.get("last-event-id"):
+            # A browser cannot choose what it sends here, so junk is a lost position, not a 400.
+            query["after"] = last if is_cursor(last) else "earliest"
+        target = _target(segment, query)
+        after = LOST if last and not is_cursor(last) else target.after
+        headers = {**_EVENT_STREAM_HEADERS, **cors}
+        claims = await self._access.identify(head.credential(query))
+        await self._permit(claims, target)
+        short = b"" if head.method == "HEAD" else None
+        if short is None and self._api.draining:  # after a 503 a browser never comes back
+            short = f"retry: {RETRY_MS + secrets.randbelow(RETRY_MS)}\n\n".encode()
+        answer = Response(200, short or b"", headers, _EVENT_STREAM)
+        if short is not None:
+            return answer
+        try:
+            session = self._sessions.open(
+                target.room,
+                claims,
+                head.address,
+                transport="sse",
+                device=target.device,
+                acknowledges=False,
+                watches=target.watches,
+            )
+        except TooManyForUserError as error:
+            raise too_many(f"at most {error.limit} connections for a user", 10) from None
+        return Opened(session, after, answer)
+
+    async def _permit(self, claims: Claims, target: _Target) -> None:
+        await self._access.permit(claims, "subscribe", target.room)
+        if target.watches:
+            await self._access.permit(claims, "presence", target.room)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a subscriber asks for: the room, the position, as which device, and whether it wants to
+    hear who comes and goes."""
+
+    room: Room
+    after: str | None
+    device: str | None
+    watches: bool
+
+
+def _target(segment: str, query: dict[str, str]) -> _Target:
+    """
+    Raises:
+        RequestError: it cannot have it.
+    """
+    room = room_of(segment)
+    after = query.get("after")
+    if after not in (None, "earliest", "latest"):
+        position_of(after)
+    if (presence := query.get("presence", "0")) not in ("0", "1"):
+        raise malformed("Invalid presence", "presence: expected 0 or 1")
+    return _Target(room, after, device_of(query), watches=presence == "1")
+
+
+def _caller(head: Head) -> Caller:
+    headers = head.headers
+    return Caller(
+        address=head.address,
+        host=headers.get("host"),
+        origin=headers.get("origin"),
+        forwarded_for=headers.get("x-forwarded-for"),
+    )

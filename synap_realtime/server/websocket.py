@@ -1,0 +1,402 @@
+"""RFC 6455, the server's side: frames to bytes, and bytes to what a client says. No I/O, no clock.
+
+Server and client frames differ in one thing: a client masks each of its frames, a server none.
+No extension is spoken, so the reserved bits are always 0.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from codecs import utf_8_decode
+from dataclasses import dataclass
+from struct import Struct
+from typing import NoReturn
+
+_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+_LAST = 0x80  # of its message: the bit FIN
+_RESERVED = 0x70
+_CONTROL = 0x08
+_MASKED = 0x80
+
+_MAX_CONTROL_BYTES = 125
+_MAX_REASON_BYTES = _MAX_CONTROL_BYTES - 2
+
+PROTOCOL_ERROR = 1002
+NOT_UTF8 = 1007
+TOO_BIG = 1009
+
+_HEAD_16 = Struct("!BBH").pack
+_HEAD_64 = Struct("!BBQ").pack
+_SHORT_TEXT = tuple(bytes((_LAST | _TEXT, size)) for size in range(126))
+
+_BLOCK_BYTES = 4096
+"""XOR of long integers is quickest in blocks that stay in the processor's nearest cache."""
+
+
+def accept_of(key: str) -> str:
+    """``Sec-WebSocket-Accept`` for a ``Sec-WebSocket-Key``: RFC 6455, section 4.2.2."""
+    digest = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode()
+
+
+def text_frame(payload: bytes) -> bytes:
+    """A whole text message. The same bytes may go to any number of clients.
+
+    Args:
+        payload: UTF-8.
+    """
+    size = len(payload)
+    if size < 126:
+        return _SHORT_TEXT[size] + payload
+    if size < 65536:
+        return _HEAD_16(0x81, 126, size) + payload
+    return _HEAD_64(0x81, 127, size) + payload
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """A whole binary message."""
+    size = len(payload)
+    if size < 126:
+        return bytes((_LAST | _BINARY, size)) + payload
+    if size < 65536:
+        return _HEAD_16(_LAST | _BINARY, 126, size) + payload
+    return _HEAD_64(_LAST | _BINARY, 127, size) + payload
+
+
+def ping_frame(payload: bytes = b"") -> bytes:
+    """
+    Args:
+        payload: at most 125 bytes.
+    """
+    return _control(_PING, payload)
+
+
+def pong_frame(payload: bytes = b"") -> bytes:
+    """
+    Args:
+        payload: the ping's; at most 125 bytes.
+    """
+    return _control(_PONG, payload)
+
+
+def close_frame(code: int | None, reason: str = "") -> bytes:
+    """
+    Args:
+        code: ``None`` says nothing, and then there is no reason either.
+        reason: cut where it is longer than the 123 bytes that a close frame has for it.
+    """
+    if code is None:
+        return _control(_CLOSE, b"")
+    said = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")  # no half character
+    return _control(_CLOSE, code.to_bytes(2, "big") + said.encode())
+
+
+def _control(opcode: int, payload: bytes) -> bytes:
+    if len(payload) > _MAX_CONTROL_BYTES:
+        raise ValueError(f"a control frame has at most {_MAX_CONTROL_BYTES} bytes")
+    return bytes((_LAST | opcode, len(payload))) + payload
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The peer's last word.
+
+    Attributes:
+        code: ``None`` where the peer gave none.
+    """
+
+    code: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The peer broke the protocol, or a limit: the connection is to be failed (section 7.1.7).
+
+    Attributes:
+        code: for the close frame.
+        reason: says what was wrong, and repeats nothing that the peer sent.
+    """
+
+    code: int
+    reason: str
+
+
+Event = str | bytes | Ping | Pong | Close | Failure
+"""A text message is ``str``, a binary one ``bytes``."""
+
+
+class _FailedError(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class _Message:
+    """One that has come in part.
+
+    Attributes:
+        is_text: and then what has come is UTF-8, but for a character that is cut at its end.
+        payload: unmasked.
+        checked: so many of its bytes are whole characters.
+        left: of the frame that is being read, so many bytes are still to come; 0 between frames.
+        mask: for the next four of them.
+        is_last: no frame follows that one.
+    """
+
+    __slots__ = ("checked", "is_last", "is_text", "left", "mask", "payload")
+
+    def __init__(self, *, is_text: bool) -> None:
+        self.is_text = is_text
+        self.payload = bytearray()
+        self.checked = 0
+        self.left = 0
+        self.mask = b""
+        self.is_last = False
+
+    def begin(self, length: int, mask: bytes, *, is_last: bool) -> None:
+        self.left = length
+        self.mask = mask
+        self.is_last = is_last
+
+    def add(self, masked: bytes) -> None:
+        self.payload += _unmasked(masked, self.mask)
+        self.left -= len(masked)
+        turned = len(masked) % 4
+        self.mask = self.mask[turned:] + self.mask[:turned]
+        if self.is_text and not self.is_whole:
+            self._check()
+
+    @property
+    def is_whole(self) -> bool:
+        return self.is_last and not self.left
+
+    def whole(self) -> str | bytes:
+        return _decoded(self.payload) if self.is_text else bytes(self.payload)
+
+    def _check(self) -> None:
+        try:
+            _, size = utf_8_decode(self.payload[self.checked :], "strict", False)
+        except UnicodeDecodeError:
+            _fail_text()
+        self.checked += size
+
+
+class Decoder:
+    """What one client says, from what its socket gives.
+
+    Between messages it holds nothing. Of a message that has come in part it holds what has come,
+    and never more than ``max_message_bytes``.
+
+    Attributes:
+        frames: how many frames have begun, with pings, pongs and fragments, which are no messages.
+            Who counts by the second sets it back to 0.
+    """
+
+    __slots__ = ("_has_ended", "_max_message_bytes", "_message", "_rest", "frames")
+
+    def __init__(self, max_message_bytes: int) -> None:
+        """
+        Args:
+            max_message_bytes: a longer message is a :class:`Failure` as soon as a frame's head, or
+                the sum of the fragments so far, says so.
+        """
+        self._max_message_bytes = max_message_bytes
+        self._message: _Message | None = None
+        self._rest = b""  # a head, or a control frame, that has come in part
+        self._has_ended = False
+        self.frames = 0
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Read on.
+
+        Args:
+            data: from the socket, however it was cut.
+
+        Returns:
+            What is complete now, in order. Behind a :class:`Close` or a :class:`Failure` nothing
+            follows, and whatever is fed then is ignored.
+        """
+        events: list[Event] = []
+        if self._has_ended:
+            return events
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        try:
+            self._read(data, events)
+        except _FailedError as error:
+            events.append(Failure(error.code, error.reason))
+            self._end()
+        return events
+
+    def _read(self, data: bytes, events: list[Event]) -> None:
+        at = 0
+        size = len(data)
+        while at < size and not self._has_ended:
+            message = self._message
+            if message is not None and message.left:
+                part = data[at : at + message.left]
+                message.add(part)
+                at += len(part)
+                if message.is_whole:
+                    self._message = None
+                    events.append(message.whole())
+                continue
+            if size - at < 2:
+                break
+            opcode, length = _checked_head(data[at], data[at + 1])
+            begin = at + 6
+            if length >= 126:
+                begin += 2 if length == 126 else 8
+                if begin - 4 > size:
+                    break
+                length = _long_length(data[at + 2 : begin - 4])
+            if opcode < _CONTROL:
+                self._check_order(opcode, length)
+            if begin > size:
+                break
+            mask = data[begin - 4 : begin]
+            is_last = data[at] >= _LAST
+            end = begin + length
+            if opcode >= _CONTROL:
+                if end > size:
+                    break
+                events.append(self._control(opcode, _unmasked(data[begin:end], mask)))
+                at = end
+            elif message is None and is_last and end <= size:  # most of them
+                payload = _unmasked(data[begin:end], mask)
+                events.append(_decoded(payload) if opcode == _TEXT else payload)
+                at = end
+            else:
+                if message is None:
+                    message = self._message = _Message(is_text=opcode == _TEXT)
+                message.begin(length, mask, is_last=is_last)
+                at = begin
+                if message.is_whole:  # an empty last fragment
+                    self._message = None
+                    events.append(message.whole())
+            self.frames += 1
+        if at < size and not self._has_ended:
+            self._rest = data[at:]
+
+    def _check_order(self, opcode: int, length: int) -> None:
+        """Section 5.4, and the limit."""
+        message = self._message
+        if message is None:
+            if opcode == _CONTINUATION:
+                _break("a continuation of nothing")
+            so_far = 0
+        else:
+            if opcode != _CONTINUATION:
+                _break("a message inside another")
+            so_far = len(message.payload)
+        if so_far + length > self._max_message_bytes:
+            raise _FailedError(TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
+
+    def _control(self, opcode: int, payload: bytes) -> Ping | Pong | Close:
+        if opcode == _PING:
+            return Ping(payload)
+        if opcode == _PONG:
+            return Pong(payload)
+        close = _closed(payload)
+        self._end()
+        return close
+
+    def _end(self) -> None:
+        self._has_ended = True
+        self._message = None
+
+
+def _checked_head(first: int, second: int) -> tuple[int, int]:
+    """Section 5.2: the opcode, and the length or what stands in its place (126, 127)."""
+    opcode = first & 0x0F
+    length = second & 0x7F
+    if first & _RESERVED:
+        _break("a reserved bit is set")
+    if opcode not in (_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG):
+        _break("an unknown opcode")
+    if second < _MASKED:
+        _break("a frame without a mask")
+    if opcode >= _CONTROL:
+        if first < _LAST:
+            _break("a control frame in fragments")
+        if length > _MAX_CONTROL_BYTES:
+            _break(f"a control frame of more than {_MAX_CONTROL_BYTES} bytes")
+    return opcode, length
+
+
+def _long_length(data: bytes) -> int:
+    length = int.from_bytes(data, "big")
+    if length < (126 if len(data) == 2 else 65536):
+        _break("a length that is not in its shortest form")
+    if length >= 2**63:
+        _break("a length of 2^63 or more")
+    return length
+
+
+def _closed(payload: bytes) -> Close:
+    """Sections 5.5.1 and 7.4."""
+    if not payload:
+        return Close(None)
+    if len(payload) == 1:
+        _break("half a close code")
+    code = int.from_bytes(payload[:2], "big")
+    if not is_close_code(code):
+        _break("a close code that nobody may send")
+    return Close(code, _decoded(payload[2:]))
+
+
+def is_close_code(code: int) -> bool:
+    """Whether a close frame may have it: section 7.4, and the codes registered since (1012 to 1014,
+    IANA's "WebSocket Close Code Number Registry")."""
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+def _decoded(payload: bytes | bytearray) -> str:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        _fail_text()
+
+
+def _unmasked(data: bytes, mask: bytes) -> bytes:
+    """Section 5.3. Linear: about 2 ns a byte."""
+    size = len(data)
+    if size <= _BLOCK_BYTES:
+        key = (mask * (size // 4 + 1))[:size]
+        return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(
+            size, "little"
+        )
+    key_of_block = int.from_bytes(mask * (_BLOCK_BYTES // 4), "little")
+    tail = size - size % _BLOCK_BYTES
+    blocks = [
+        (int.from_bytes(data[at : at + _BLOCK_BYTES], "little") ^ key_of_block).to_bytes(
+            _BLOCK_BYTES, "little"
+        )
+        for at in range(0, tail, _BLOCK_BYTES)
+    ]
+    blocks.append(_unmasked(data[tail:], mask))
+    return b"".join(blocks)
+
+
+def _break(reason: str) -> NoReturn:
+    raise _FailedError(PROTOCOL_ERROR, reason)
+
+
+def _fail_text() -> NoReturn:
+    raise _FailedError(NOT_UTF8, "not UTF-8")
