@@ -85,9 +85,7 @@ class Subscriber:
             self.socket.end()
         else:
             self.socket.close(code)
-            # It listens no more, however long its peer takes to hear so. Not now: its room may be
-            # just being told something.
-            asyncio.get_running_loop().call_soon(self._node.close_session, self._session)
+            _close_soon(self._node, self._session)
 
     def heard(self, message: str | bytes) -> None:
         self._silence.heard(self)
@@ -177,7 +175,7 @@ class EventStream:
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._node.close_session(self._session)
+        _close_soon(self._node, self._session)
 
     def _write(self, text: bytes) -> None:
         self._transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)
@@ -189,6 +187,12 @@ class EventStream:
         if self.is_writable:
             self._write(COMMENT)
         self._beat_later()
+
+
+def _close_soon(node: Node, session: Session) -> None:
+    """It listens no more, however long its peer takes to hear so. Not now: its room may be just
+    being told something."""
+    asyncio.get_running_loop().call_soon(node.close_session, session)
 
 
 async def _start(
