@@ -1,0 +1,111 @@
+"""An echo server on the room server's WebSocket code, for Autobahn's fuzzing client.
+
+    $ .venv/bin/python -m tests.autobahn.echo 9001
+    listening on ws://127.0.0.1:9001
+    $ wstest -m fuzzingclient -s tests/autobahn/fuzzingclient.json
+
+``wstest`` is ``autobahntestsuite`` of the Python package index, and needs Python 2.7.
+``tests/autobahn/test_cases.py`` sends the same cases without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import cast
+
+import httptools
+
+from synap_realtime.server.front.half_open import HalfOpen
+from synap_realtime.server.front.socket import WebSocket
+from synap_realtime.server.websocket import accept_of, binary_frame, text_frame
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_ANSWER = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Accept: {}\r\n\r\n"
+)
+
+
+class Unhurried(WebSocket):
+    """Autobahn sends 65,536 fragments of one message as quickly as it can."""
+
+    __slots__ = ()
+
+    max_frames_per_s = sys.maxsize
+
+
+class Echo:
+    """Says what it hears."""
+
+    def __init__(self, transport: asyncio.Transport, half_open: HalfOpen) -> None:
+        self.socket = Unhurried(
+            transport, self, half_open=half_open, max_message_bytes=MAX_MESSAGE_BYTES
+        )
+
+    def heard(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            self.socket.write(text_frame(message.encode()))
+        else:
+            self.socket.write(binary_frame(message))
+
+    def writable(self) -> None:
+        """Nothing waits: Autobahn reads."""
+
+    def gone(self) -> None:
+        """Nothing is to be done."""
+
+
+class Handshake(asyncio.Protocol):
+    """Reads one request, and answers it as if it were always the right one."""
+
+    def __init__(self, half_open: HalfOpen) -> None:
+        self._half_open = half_open
+        self._parser = httptools.HttpRequestParser(self)
+        self._key = ""
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"sec-websocket-key":
+            self._key = value.decode()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._transport.write(_ANSWER.format(accept_of(self._key)).encode())
+            socket = Echo(self._transport, self._half_open).socket
+            self._transport.set_protocol(socket)
+            if rest := data[upgrade.args[0] :]:
+                socket.data_received(rest)
+        except httptools.HttpParserError:
+            self._transport.close()
+
+
+async def serve(port: int) -> None:
+    half_open = HalfOpen(0)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Handshake(half_open), "127.0.0.1", port)
+    print(  # noqa: T201 - who started it waits for this line
+        f"listening on ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True
+    )
+    await server.serve_forever()
+
+
+def main() -> None:
+    loop_factory = None
+    with contextlib.suppress(ImportError):  # as the room server does
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(serve(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
