@@ -189,9 +189,13 @@ class _Message:
         return _decoded(self.payload) if self.is_text else bytes(self.payload)
 
     def _check(self) -> None:
+        unchecked = self.payload[self.checked :]
         try:
-            _, size = utf_8_decode(self.payload[self.checked :], "strict", False)
+            _, size = utf_8_decode(unchecked, "strict", False)
         except UnicodeDecodeError:
+            _fail_text()
+        # Python waits for the third byte of a surrogate, which can only be wrong.
+        if len(unchecked) - size == 2 and unchecked[size] == 0xED and unchecked[-1] >= 0xA0:
             _fail_text()
         self.checked += size
 
