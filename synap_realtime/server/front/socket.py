@@ -143,6 +143,8 @@ class WebSocket(asyncio.Protocol):
             self._second = second
             decoder.frames = 0
         for event in decoder.feed(data):
+            if self._transport.is_closing():  # a write failed, or the handler has cut it
+                return
             self._take(event)
         if decoder.frames > self.max_frames_per_s:
             self._fail(CloseCode.TOO_MANY_MESSAGES, "too many frames")

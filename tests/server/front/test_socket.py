@@ -1,0 +1,524 @@
+"""A WebSocket after its handshake, over real sockets, on asyncio's loop and on uvloop's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import socket as sockets
+import ssl
+import struct
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import uvloop
+
+from synap_realtime.server.front import socket as front
+from synap_realtime.server.front.half_open import HalfOpen
+from synap_realtime.server.front.socket import MAX_DROPPED_BYTES, MAX_FRAMES_PER_S, WebSocket
+from synap_realtime.server.websocket import text_frame
+
+from ..test_websocket_frames import CLOSE, CONT, PING, PONG, TEXT, frame
+
+Test = Callable[[Coroutine[Any, Any, None]], None]
+CLOSED = struct.pack("!H", 1000)
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Test:
+    """Run a test on one of the loops, for at most 20 s; nothing may be in the log."""
+
+    def run(test: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(asyncio.wait_for(test, 20))
+        assert not caplog.records
+
+    return run
+
+
+class Heard:
+    """A handler that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str | bytes] = []
+        self.times_writable = 0
+        self.times_gone = 0
+        self.is_gone = asyncio.Event()
+        self.is_writable = asyncio.Event()
+        self.socket: WebSocket
+
+    def heard(self, message: str | bytes) -> None:
+        self.messages.append(message)
+
+    def writable(self) -> None:
+        self.times_writable += 1
+        self.is_writable.set()
+
+    def gone(self) -> None:
+        self.times_gone += 1
+        self.is_gone.set()
+
+
+class Server:
+    """Makes a WebSocket of each connection, without a handshake.
+
+    Attributes:
+        made: one for each, in the order in which they came.
+    """
+
+    def __init__(
+        self, most_half_open: int, kind: type[WebSocket], handler: Callable[[], Heard]
+    ) -> None:
+        self.half_open = HalfOpen(most_half_open)
+        self.handler = handler
+        self.made: asyncio.Queue[Heard] = asyncio.Queue()
+        self.kind = kind
+        self.port = 0
+
+    def accept(self) -> asyncio.Protocol:
+        server = self
+
+        class Accepting(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                stream = cast(asyncio.Transport, transport)
+                stream.set_write_buffer_limits(high=64 * 1024)
+                heard = server.handler()
+                heard.socket = server.kind(
+                    stream, heard, half_open=server.half_open, max_message_bytes=65536
+                )
+                stream.set_protocol(heard.socket)
+                server.made.put_nowait(heard)
+
+        return Accepting()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    most_half_open: int = 0,
+    kind: type[WebSocket] = WebSocket,
+    handler: Callable[[], Heard] = Heard,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Server]:
+    server = Server(most_half_open, kind, handler)
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(server.accept, "127.0.0.1", 0, ssl=tls)
+    server.port = listening.sockets[0].getsockname()[1]
+    try:
+        yield server
+    finally:
+        listening.close()
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    server: Server, tls: ssl.SSLContext | None = None, limit: int = 65536
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Heard]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=tls, limit=limit)
+    try:
+        yield reader, writer, await server.made.get()
+    finally:
+        writer.transport.abort()
+
+
+def fill(socket: WebSocket) -> int:
+    """Write until nobody takes it.
+
+    Returns:
+        How many bytes that were.
+    """
+    message = text_frame(b"x" * 100_000)
+    written = 0
+    while socket.is_writable:
+        socket.write(message)
+        written += len(message)
+    return written
+
+
+def close_said(said: bytes) -> int:
+    """The code of the close frame that it begins with."""
+    assert said[:1] == b"\x88", said[:100]
+    return int.from_bytes(said[2:4], "big")
+
+
+def test_messages_are_heard_and_pings_answered(run: Test) -> None:
+    async def test() -> None:
+        async with serving() as server, connected(server) as (reader, writer, heard):
+            writer.write(frame(TEXT, b"a") + frame(PING, b"?") + frame(PONG) + frame(2, b"b"))
+            assert await reader.readexactly(3) == b"\x8a\x01?"
+            writer.write(frame(TEXT, b"x" * 65536))
+            writer.write(frame(PING))
+            assert await reader.readexactly(2) == b"\x8a\x00"
+            assert heard.messages == ["a", b"b", "x" * 65536]
+            heard.socket.write(text_frame(b"hello"))
+            assert await reader.readexactly(7) == b"\x81\x05hello"
+
+    run(test())
+
+
+def test_the_peers_close_is_answered_and_the_server_ends_the_connection(run: Test) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            for body, answer in (
+                (struct.pack("!H", 4000) + b"bye", b"\x88\x02" + struct.pack("!H", 4000)),
+                (b"", b"\x88\x00"),
+            ):
+                async with connected(server) as (reader, writer, heard):
+                    behind = frame(TEXT, b"behind") + frame(PING)
+                    writer.write(frame(TEXT, b"before") + frame(CLOSE, body) + behind)
+                    assert await reader.read() == answer
+                    await heard.is_gone.wait()
+                    assert heard.messages == ["before"]
+                    assert not heard.socket.is_writable
+
+    run(test())
+
+
+def test_the_server_closes_and_hears_nothing_more(run: Test) -> None:
+    async def test() -> None:
+        async with serving() as server, connected(server) as (reader, writer, heard):
+            heard.socket.write(text_frame(b"last"))
+            heard.socket.close(4008, "too slow")
+            heard.socket.close(1000)
+            heard.socket.write(text_frame(b"behind"))
+            assert not heard.socket.is_writable
+            said = await reader.readexactly(6 + 2 + 2 + 8)
+            assert said == b"\x81\x04last\x88\x0a" + struct.pack("!H", 4008) + b"too slow"
+            writer.write(frame(TEXT, b"x") + frame(PING) + frame(CLOSE, struct.pack("!H", 4008)))
+            assert await reader.read() == b""
+            await heard.is_gone.wait()
+            assert heard.messages == []
+            assert heard.times_gone == 1
+
+    run(test())
+
+
+def test_a_handler_hears_nothing_more_after_it_has_ended_the_connection(run: Test) -> None:
+    class Ending(Heard):
+        def heard(self, message: str | bytes) -> None:
+            super().heard(message)
+            self.socket.end()
+
+    async def test() -> None:
+        async with serving(handler=Ending) as server, connected(server) as (_, writer, heard):
+            writer.write(frame(TEXT, b"a") + frame(TEXT, b"b") + frame(CLOSE))
+            await heard.is_gone.wait()
+            assert heard.messages == ["a"]
+
+    run(test())
+
+
+def test_who_does_not_answer_a_close_is_cut(run: Test, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
+
+    async def test() -> None:
+        async with serving() as server, connected(server) as (_, _, heard):
+            heard.socket.close(1000)
+            await heard.is_gone.wait()
+            assert heard.times_gone == 1
+
+    run(test())
+
+
+def test_who_does_not_take_what_is_written_is_cut(
+    run: Test, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to its close waits behind all that it does not take."""
+    monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
+
+    async def test() -> None:
+        async with serving() as server, connected(server, limit=1024) as (_, writer, heard):
+            fill(heard.socket)
+            writer.write(frame(CLOSE, CLOSED))
+            await heard.is_gone.wait()
+
+    run(test())
+
+
+def test_those_who_do_not_answer_a_close_do_not_add_up(run: Test) -> None:
+    """Who has waited for longest goes first."""
+
+    async def test() -> None:
+        async with (
+            serving(most_half_open=2) as server,
+            connected(server) as (_, _, first),
+            connected(server) as (_, _, second),
+            connected(server) as (_, _, third),
+        ):
+            for heard in (first, second, third):
+                heard.socket.close(1000)
+            await first.is_gone.wait()
+            assert not second.is_gone.is_set()
+            assert not third.is_gone.is_set()
+
+    run(test())
+
+
+def test_who_went_takes_nobodys_room(run: Test) -> None:
+    async def test() -> None:
+        async with serving(most_half_open=2) as server, connected(server) as (_, _, first):
+            first.socket.close(1000)
+            for _ in range(3):
+                async with connected(server) as (reader, writer, heard):
+                    heard.socket.close(1000)
+                    await reader.readexactly(4)
+                    writer.write(frame(CLOSE, CLOSED))
+                    assert await reader.read() == b""
+                    await heard.is_gone.wait()
+            assert not first.is_gone.is_set()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"", frame(PING)),
+        (b"", frame(PONG)),
+        (b"", frame(TEXT, b"x")),
+        (frame(TEXT, end=False), frame(CONT, end=False)),
+    ],
+    ids=["pings", "pongs", "texts", "fragments"],
+)
+def test_a_flood_of_frames_is_not_read_to_its_end(run: Test, begin: bytes, more: bytes) -> None:
+    read: list[int] = []
+
+    class Watched(WebSocket):
+        __slots__ = ()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            read.append(self._decoder.frames)
+            super().connection_lost(exc)
+
+    async def test() -> None:
+        async with serving(kind=Watched) as server, connected(server) as (reader, writer, heard):
+            closing = b"\x88\x11" + struct.pack("!H", 4029) + b"too many frames"
+            # Twice: the first second may end in the middle of it.
+            writer.write(begin + more * (2 * MAX_FRAMES_PER_S + 20_000))
+            assert (await reader.read()).endswith(closing)
+            writer.close()
+            await heard.is_gone.wait()
+            assert read[0] < MAX_FRAMES_PER_S + 1000
+            assert len(heard.messages) < 2 * MAX_FRAMES_PER_S + 1000
+
+    run(test())
+
+
+def test_the_frames_of_each_second_count_for_themselves(run: Test) -> None:
+    async def test() -> None:
+        async with serving() as server, connected(server) as (reader, writer, heard):
+            loop = asyncio.get_running_loop()
+            for _ in range(2):
+                writer.write(frame(PONG) * (MAX_FRAMES_PER_S * 2 // 3) + frame(PING))
+                assert await reader.readexactly(2) == b"\x8a\x00"
+                await asyncio.sleep(1 - loop.time() % 1)  # until the next second
+            assert heard.socket.is_writable
+
+    run(test())
+
+
+def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Test) -> None:
+    waiting: list[int] = []
+
+    class Watched(WebSocket):
+        __slots__ = ()
+        max_frames_per_s = 10_000_000
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            waiting.append(self._transport.get_write_buffer_size())
+
+    async def test() -> None:
+        async with (
+            serving(kind=Watched) as server,
+            connected(server, limit=1024) as (_, writer, heard),
+        ):
+            pings = frame(PING, b"x" * 125) * 500
+            for _ in range(200):  # 13 MB
+                writer.write(pings)
+                await writer.drain()
+            assert not heard.socket.is_writable
+
+    run(test())
+    assert max(waiting) < 1024 * 1024
+
+
+def test_a_writer_is_told_when_its_peer_reads_again(run: Test) -> None:
+    async def test() -> None:
+        async with serving() as server, connected(server, limit=1024) as (reader, _, heard):
+            written = fill(heard.socket)
+            assert heard.times_writable == 0
+            await reader.readexactly(written)
+            await heard.is_writable.wait()
+            assert heard.socket.is_writable
+            assert heard.times_writable == 1
+
+    run(test())
+
+
+def test_who_breaks_the_protocol_hears_why_whatever_it_goes_on_to_say(run: Test) -> None:
+    """Were the connection closed with bytes unread, it would be reset, and the reason lost."""
+
+    async def test() -> None:
+        async with serving() as server, connected(server) as (reader, writer, heard):
+            writer.write(frame(TEXT, b"x" * 65537) + b"\xff" * (MAX_DROPPED_BYTES // 2))
+            said = await reader.read()  # to its end: the server's half is closed
+            assert close_said(said) == 1009
+            assert not heard.is_gone.is_set()
+            writer.close()
+            await heard.is_gone.wait()
+            assert heard.times_gone == 1
+
+    run(test())
+
+
+def test_who_goes_on_for_ever_after_it_was_failed_is_cut(
+    run: Test, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 3600)
+
+    async def test() -> None:
+        async with serving() as server, connected(server) as (_, writer, heard):
+            writer.write(frame(3))
+            with contextlib.suppress(OSError):
+                while not heard.is_gone.is_set():
+                    writer.write(b"\xff" * 65536)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+            await heard.is_gone.wait()
+
+    run(test())
+
+
+def test_over_tls_who_breaks_the_protocol_hears_why(run: Test, tmp_path: Path) -> None:
+    """TLS has no half-closed connections."""
+    ours, theirs = contexts(tmp_path)
+
+    async def test() -> None:
+        async with (
+            serving(tls=ours) as server,
+            connected(server, tls=theirs) as (reader, writer, heard),
+        ):
+            writer.write(frame(TEXT, b"a") + frame(3))
+            said = await reader.read()
+            assert close_said(said) == 1002
+            await heard.is_gone.wait()
+            assert heard.messages == ["a"]
+
+    run(test())
+
+
+def test_a_write_to_who_was_just_reset_is_no_error(run: Test) -> None:
+    """uvloop closes a socket inside the write that fails, before it says so."""
+
+    async def test() -> None:
+        async with serving() as server:
+            with sockets.create_connection(("127.0.0.1", server.port)) as client:
+                heard = await server.made.get()
+                client.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+            for _ in range(100):
+                heard.socket.write(text_frame(b"x" * 1000))
+            heard.socket.close(1000)
+            heard.socket.end()
+            await heard.is_gone.wait()
+            heard.socket.write(text_frame(b"x"))
+            heard.socket.close(1000)
+            heard.socket.end()
+            assert not heard.socket.is_writable
+            assert heard.times_gone == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "last_words",
+    [
+        frame(3),
+        frame(CLOSE),
+        frame(PING),
+        frame(PING) * 9 + frame(CLOSE),
+        frame(PING) * 9 + frame(3),
+    ],
+)
+def test_last_words_of_who_was_just_reset_are_no_error(run: Test, last_words: bytes) -> None:
+    """What answers them fails, and closes the connection."""
+
+    async def test() -> None:
+        async with serving() as server:
+            with sockets.create_connection(("127.0.0.1", server.port)) as client:
+                heard = await server.made.get()
+                client.sendall(last_words)
+                client.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+            await heard.is_gone.wait()
+            assert heard.times_gone == 1
+
+    run(test())
+
+
+def test_an_idle_one_has_no_timer_and_takes_some_hundred_bytes(run: Test) -> None:
+    async def test() -> None:
+        async with serving() as server, connected(server) as (reader, writer, heard):
+            writer.write(frame(TEXT, b"ping") + frame(PING))
+            await reader.readexactly(2)
+            assert heard.socket._end_timer is None
+            transport = heard.socket._transport
+            gc.collect()
+            tracemalloc.start()
+            many = [
+                WebSocket(transport, heard, half_open=server.half_open, max_message_bytes=65536)
+                for _ in range(1000)
+            ]
+            for socket in many:
+                socket.data_received(frame(TEXT, b"x"))
+            heard.messages.clear()
+            size, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert size / len(many) < 400
+
+    run(test())
+
+
+def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The server's, with a certificate of its own, and that of a client that trusts it."""
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "server.pem"
+    file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(file)
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    theirs.check_hostname = False
+    theirs.load_verify_locations(
+        cadata=certificate.public_bytes(serialization.Encoding.PEM).decode()
+    )
+    return ours, theirs
