@@ -337,6 +337,15 @@ def test_an_idle_decoder_is_tiny() -> None:
     assert size_of(decoder) == before
 
 
+@pytest.mark.parametrize("last", [frame(CLOSE), frame(3)])
+def test_what_has_ended_holds_nothing(last: bytes) -> None:
+    decoder = Decoder(LIMIT)
+    before = size_of(decoder)
+    decoder.feed(frame(TEXT, b"x" * 1000, end=False) + frame(CONT, b"x" * 1000, end=False) + last)
+    decoder.feed(frame(TEXT)[:3])
+    assert size_of(decoder) == before
+
+
 def test_what_has_not_come_takes_no_memory() -> None:
     decoder = Decoder(2**40)
     decoder.feed(frame(BINARY, length=2**40)[:12])
