@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -22,13 +23,15 @@ from .cases import CLOSE, Case, Fragments, Frame, Payload, Quiet, Reply, RoundTr
 
 CASES = {case.number: case for case in cases()}
 
+ROOT = Path(__file__).parents[2]
+
 QUIET_S = 0.05  # a slow machine sees less in it, and no failure that is none
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     command = [sys.executable, "-m", "tests.autobahn.echo", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
+import random
 import struct
 import sys
 import time
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
@@ -81,6 +81,8 @@ def size_of(decoder: Decoder) -> int:
     return sum(sys.getsizeof(thing) for thing in seen.values())
 
 
+invented = settings(max_examples=150, deadline=None, derandomize=True)
+
 # --- What websockets says -------------------------------------------------------------------------
 
 masks = st.binary(min_size=4, max_size=4)
@@ -130,6 +132,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, list[Event]]:
     return b"".join(sent), said
 
 
+@invented
 @given(conversations(), st.lists(st.integers(0, 1000), max_size=20))
 def test_what_a_client_says_is_read_however_it_is_cut(
     conversation: tuple[bytes, list[Event]], edges: list[int]
@@ -142,6 +145,7 @@ def test_what_a_client_says_is_read_however_it_is_cut(
         assert read(*(bytes([byte]) for byte in sent), limit=limit) == said
 
 
+@invented
 @given(conversations(), st.data())
 def test_what_is_wrong_is_wrong_however_it_is_cut(
     conversation: tuple[bytes, list[Event]], data: st.DataObject
@@ -157,6 +161,7 @@ def test_what_is_wrong_is_wrong_however_it_is_cut(
     assert events == read(*cut(bytes(sent), edges))
 
 
+@invented
 @given(st.lists(st.binary(max_size=300)))
 def test_any_bytes_are_read_without_an_error_and_held_within_the_limit(
     pieces: Sequence[bytes],
@@ -171,6 +176,7 @@ def test_any_bytes_are_read_without_an_error_and_held_within_the_limit(
         assert size_of(decoder) < 1024
 
 
+@invented
 @given(st.sampled_from([TEXT, BINARY, CONT, PING]), st.booleans(), st.binary(max_size=700))
 def test_frames_of_any_bytes_are_read_without_an_error(opcode: int, end: bool, data: bytes) -> None:
     decoder = Decoder(500)
@@ -190,6 +196,7 @@ def heard(data: bytes) -> list[Frame]:
     return [event for event in client.events_received() if isinstance(event, Frame)]
 
 
+@invented
 @given(payloads)
 def test_the_servers_frames_are_read_by_another_client(payload: bytes) -> None:
     text = payload.hex().encode()
@@ -397,10 +404,11 @@ def test_a_long_message_in_small_packets_takes_linear_time(opcode: int) -> None:
     assert seconds(16 * 1024 * 1024) < 100 * short
 
 
+@invented
 @given(st.integers(0, 20_000), masks)
 def test_masks_are_taken_off_in_blocks(size: int, mask: bytes) -> None:
     """Around the ends of the blocks, and from any place in them."""
-    payload = os.urandom(size)
+    payload = random.Random(size).randbytes(size)
     sent = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
     head = frame(BINARY, length=size)[:-4] + mask
     limit = 20_000
