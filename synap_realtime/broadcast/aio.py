@@ -9,23 +9,20 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import httpx
-import tenacity
 from pydantic import BaseModel
 
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, parse_room
 from . import requests, retry
+from .outbox import Item
 from .result import BroadcastResult
-
-CONCURRENT_REQUESTS = 32
-"""Requests under way at once; more wait here, where waiting is not taken for a slow server."""
+from .sender import Sender
 
 
 class _Pool(NamedTuple):
     """The connections of one event loop."""
 
-    client: httpx.AsyncClient
-    slots: asyncio.Semaphore
+    sender: Sender
     guard: AsyncGenerator[None]
 
 
@@ -129,9 +126,11 @@ class AsyncBroadcaster:
         return await self._deliver((parse_room(room),), requests.prepare(message))
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop."""
+        """Let what is on its way in the running event loop come to its end, then close the
+        connections of this loop. Each broadcast has its deadline, so this ends."""
         pool = self._pools.get(asyncio.get_running_loop())
         if pool is not None:
+            await pool.sender.drain()
             await pool.guard.aclose()
 
     async def __aenter__(self) -> Self:
@@ -153,57 +152,16 @@ class AsyncBroadcaster:
         return result
 
     async def _publish(self, parcel: requests.Parcel) -> BroadcastResult:
-        pool = await self._pool()
         deadline = time.monotonic() + self._deadline_s
-        steps = requests.delivery(self._endpoint, [parcel])
-        call = next(steps)
-        while True:
-            answer = await self._call(pool, call, deadline)
-            try:
-                call = steps.send(answer)
-            except StopIteration as done:
-                (result,) = done.value
-                assert isinstance(result, BroadcastResult)  # noqa: S101 - for the type checker
-                return result
+        pool = self._pools.get(asyncio.get_running_loop()) or await self._open()
+        return await pool.sender.send(Item(parcel, deadline))
 
-    async def _call(self, pool: _Pool, call: requests.Call, deadline: float) -> requests.Answer:
-        attempts = 0
-
-        async def attempt() -> requests.Answer:
-            nonlocal attempts
-            attempts += 1
-            async with pool.slots:
-                budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
-                try:
-                    async with asyncio.timeout(budget):
-                        return await self._post(pool.client, call)
-                except (TimeoutError, *requests.UNSENDABLE) as error:
-                    return requests.read_failure(self._endpoint, error)
-
-        retrying = tenacity.AsyncRetrying(**retry.policy(deadline - time.monotonic()))
-        return retry.counted(await retrying(attempt), attempts)
-
-    async def _post(self, client: httpx.AsyncClient, call: requests.Call) -> requests.Answer:
-        url = self._endpoint.url + call.path
-        content = b""
-        async with client.stream(
-            "POST", url, content=call.body, headers=self._endpoint.headers
-        ) as response:
-            async for chunk in response.aiter_bytes():
-                content += chunk
-                if len(content) > requests.MAX_ANSWER_BYTES:
-                    break
-        return requests.read_response(response.status_code, response.headers, content)
-
-    async def _pool(self) -> _Pool:
+    async def _open(self) -> _Pool:
         loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            client = httpx.AsyncClient(timeout=self._timeout_s, transport=self._transport)
-            guard = self._until_loop_ends(loop, client)
-            pool = _Pool(client, asyncio.Semaphore(CONCURRENT_REQUESTS), guard)
-            self._pools[loop] = pool
-            await anext(guard)
+        client = httpx.AsyncClient(timeout=None, transport=self._transport)  # noqa: S113 - Sender's
+        sender = Sender(self._endpoint, client, self._timeout_s)
+        pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, client))
+        await anext(pool.guard)
         return pool
 
     async def _until_loop_ends(

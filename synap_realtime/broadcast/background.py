@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx
 
-from ..protocol.notification import MAX_BATCH_BYTES, Notification
+from ..protocol.notification import Notification
 from ..protocol.rooms import Room
 from . import requests, retry
 from .result import BroadcastResult
@@ -326,13 +326,9 @@ class BackgroundBroadcaster:
                     return None
                 due = min((posted.due for posted in self._later), default=None)
                 self._changed.wait(None if due is None else due - now)
-            size = 0
-            while self._ready and len(self._on_its_way) < BATCH:
-                posted = self._ready[0]
-                size += len(posted.parcel.addressed) + 1
-                if self._on_its_way and size > MAX_BATCH_BYTES - 64:
-                    break
-                self._ready.popleft()
+            load = requests.Load(BATCH)
+            while self._ready and load.add(self._ready[0].parcel):
+                posted = self._ready.popleft()
                 posted.taken = True
                 self._bytes -= len(posted.parcel.body)
                 self._on_its_way.append(posted)

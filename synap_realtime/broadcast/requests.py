@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +21,10 @@ from pydantic import BaseModel
 from ..endpoint import bearer, parse_address, retry_after_s
 from ..errors import InvalidArgumentError
 from ..protocol.notification import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_NOTIFICATIONS,
     MAX_NOTIFICATION_BYTES,
+    MAX_SPREAD_BYTES,
     Notification,
     Status,
     encode_json,
@@ -64,7 +67,7 @@ class Answer:
         """
         match self.body:
             case {"results": list(results)}:
-                if any(isinstance(r, dict) and r.get("code") == "unavailable" for r in results):
+                if any(_is_unavailable(result) for result in results):
                     return True
         return self.status is None or self.status == 429 or self.status >= 500
 
@@ -88,6 +91,9 @@ def check_seconds(field: str, value: object) -> float:
 
 
 Delivery = Generator[Call, Answer, list[BroadcastResult]]
+Single = Generator[Call, Answer, BroadcastResult]
+
+_EMPTY_BATCH = b'{"notifications":[]}'
 
 
 class Endpoint:
@@ -210,7 +216,38 @@ class Parcel:
     @property
     def addressed(self) -> bytes:
         """As a member of a batch: with ``rooms`` in it."""
-        return b'%b,"rooms":%b}' % (self.body[:-1], json.dumps(self.rooms).encode())
+        # No character of a room id needs an escape in JSON.
+        return b'%b,"rooms":["%b"]}' % (self.body[:-1], '","'.join(self.rooms).encode())
+
+
+class Load:
+    """How much one request holds, within the bounds of PROTOCOL.md, "HTTP", "Many"."""
+
+    def __init__(self, most: int = MAX_BATCH_NOTIFICATIONS) -> None:
+        """Hold nothing yet, and at most so many notifications."""
+        self._most = most
+        self._count = 0
+        self._rooms = 0
+        self._bytes = len(_EMPTY_BATCH)
+        self._spread_bytes = 0
+
+    def add(self, parcel: Parcel) -> bool:
+        """Whether this one goes along, too. The first always does: it cannot go otherwise."""
+        rooms = self._rooms + len(parcel.rooms)
+        size = len(parcel.body) + sum(len(room) + 3 for room in parcel.rooms) + 12
+        spread = self._spread_bytes + size * len(parcel.rooms)
+        if self._count and (
+            self._count >= self._most
+            or rooms > MAX_BATCH_NOTIFICATIONS
+            or self._bytes + size > MAX_BATCH_BYTES
+            or spread > MAX_SPREAD_BYTES
+        ):
+            return False
+        self._count += 1
+        self._rooms = rooms
+        self._bytes += size
+        self._spread_bytes = spread
+        return True
 
 
 def pack(rooms: tuple[Room, ...], notification: Notification) -> Parcel:
@@ -254,20 +291,26 @@ def delivery(endpoint: Endpoint, parcels: Sequence[Parcel]) -> Delivery:
     """
     attempts = 0
     if endpoint.has_batch_route:
-        notifications = b",".join(parcel.addressed for parcel in parcels)
-        answer = yield Call("/broadcast", b'{"notifications":[%b]}' % notifications)
+        answer = yield batch_call(parcels)
         attempts += answer.attempts
-        if not _is_unknown_route(answer):
-            return _read_batch(answer, parcels, attempts)
+        if not is_unknown_route(answer):
+            return [replace(result, attempts=attempts) for result in read_batch(answer, parcels)]
         endpoint.has_batch_route = False
     results = []
     for parcel in parcels:
-        results.append((yield from _one_by_one(parcel, attempts)))
+        results.append((yield from one_by_one(parcel, attempts)))
         attempts = 0
     return results
 
 
-def _one_by_one(parcel: Parcel, attempts: int) -> Generator[Call, Answer, BroadcastResult]:
+def batch_call(parcels: Sequence[Parcel]) -> Call:
+    """One request for all of them."""
+    notifications = b",".join([parcel.addressed for parcel in parcels])
+    return Call("/broadcast", b'{"notifications":[%b]}' % notifications)
+
+
+def one_by_one(parcel: Parcel, attempts: int) -> Single:
+    """One ``POST /rooms/{room}/broadcast`` for each of its rooms; ``attempts`` were made before."""
     count = 0
     duplicates = 0
     reached: list[str] = []
@@ -293,7 +336,7 @@ def _one_by_one(parcel: Parcel, attempts: int) -> Generator[Call, Answer, Broadc
     )
 
 
-def _is_unknown_route(answer: Answer) -> bool:
+def is_unknown_route(answer: Answer) -> bool:
     """Whether the server has no ``POST /broadcast``.
 
     The report's Worker answers 400 with plain text there; ours answers 400 with a ``code``.
@@ -303,38 +346,56 @@ def _is_unknown_route(answer: Answer) -> bool:
     return answer.status in (404, 405)
 
 
-def _read_batch(answer: Answer, parcels: Sequence[Parcel], attempts: int) -> list[BroadcastResult]:
+def read_batch(answer: Answer, parcels: Sequence[Parcel]) -> list[BroadcastResult]:
+    """What became of each, in their order, by one answer to all."""
     match answer.body:
         case {"results": list(results)} if len(results) == len(parcels):
             pass
         case _:
             results = [None] * len(parcels)
     return [
-        _read_result(answer, result, parcel, attempts)
+        _read_result(answer, result, parcel)
         for result, parcel in zip(results, parcels, strict=True)
     ]
 
 
-def _read_result(answer: Answer, result: object, parcel: Parcel, attempts: int) -> BroadcastResult:
+def may_pass(answer: Answer, n: int) -> bool:
+    """Whether the nth of a batch failed in a way that another attempt may mend."""
+    if answer.error is not None:
+        return answer.retriable
+    match answer.body:
+        case {"results": list(results)} if n < len(results):
+            return _is_unavailable(results[n])
+    return False
+
+
+def failed(parcel: Parcel, attempts: int, error: str | None) -> BroadcastResult:
+    """The result of one that no room has."""
+    return BroadcastResult(False, 0, parcel.id, (), attempts, error)
+
+
+def _is_unavailable(result: object) -> bool:
+    return isinstance(result, dict) and result.get("code") == "unavailable"
+
+
+def _read_result(answer: Answer, result: object, parcel: Parcel) -> BroadcastResult:
     error = answer.error
-    count = 0
     if error is None:
         match result:
             case {"success": True}:
-                count = _count(result)
+                return BroadcastResult(
+                    success=True,
+                    broadcast_count=_count(result),
+                    id=parcel.id,
+                    rooms=parcel.rooms,
+                    attempts=answer.attempts,
+                    duplicate=_are_duplicates(result, parcel.rooms),
+                )
             case {"error": str(reason), **rest}:
                 error = f"{reason}: {rest.get('details')}"
             case _:
                 error = _not_ours(answer)
-    return BroadcastResult(
-        success=error is None,
-        broadcast_count=count,
-        id=parcel.id,
-        rooms=parcel.rooms if error is None else (),
-        attempts=attempts,
-        error=error,
-        duplicate=error is None and _are_duplicates(result, parcel.rooms),
-    )
+    return failed(parcel, answer.attempts, error)
 
 
 def _read_single(answer: Answer) -> str | None:

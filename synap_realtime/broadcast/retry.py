@@ -1,4 +1,4 @@
-"""One retry policy, for tenacity's ``Retrying`` and ``AsyncRetrying``.
+"""One retry policy for all clients: when to try again, and when not.
 
 Connection errors, timeouts, 429 and 5xx are tried again, with exponential waits and jitter, or
 after what ``Retry-After`` asks for; never past the deadline.
@@ -6,10 +6,8 @@ after what ``Retry-After`` asks for; never past the deadline.
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
-from typing import Any
-
-import tenacity
 
 from .requests import Answer
 
@@ -19,36 +17,30 @@ DEADLINE_S = 10.0
 TIMEOUT_S = 5.0
 """How long one attempt may take."""
 
-backoff_s = tenacity.wait_exponential_jitter(multiplier=0.1, max=3.0, jitter=0.1)
-"""Seconds before the next attempt: about 0.1, 0.2, 0.4, … and at most 3."""
+MAX_PAUSE_S = 3.0
 
 
-def policy(remaining_s: float) -> dict[str, Any]:
-    """The arguments of ``Retrying`` or ``AsyncRetrying`` around a function that gives an Answer.
+def backoff_s(attempts: int) -> float:
+    """Seconds before the next attempt: about 0.1, 0.2, 0.4, … and at most 3."""
+    jitter_s = random.uniform(0, 0.1)  # noqa: S311 - no secret
+    return min(MAX_PAUSE_S, 0.1 * 2.0 ** min(attempts - 1, 10) + jitter_s)
 
-    The last answer is returned, whatever it is, with the number of attempts in it.
-    """
-    return {
-        "retry": tenacity.retry_if_result(lambda answer: answer.retriable),
-        "wait": _wait,
-        "stop": tenacity.stop_before_delay(max(0.0, remaining_s)),
-        "retry_error_callback": _last_answer,
-    }
+
+def pause_s(answer: Answer, attempts: int) -> float:
+    """Seconds before the attempt that follows this answer."""
+    return max(answer.retry_after_s, backoff_s(attempts))
 
 
 def counted(answer: Answer, attempts: int) -> Answer:
     return replace(answer, attempts=attempts)
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    asked = state.outcome.result().retry_after_s if state.outcome else 0.0
-    return max(asked, backoff_s(state))
+def last(answer: Answer) -> Answer:
+    """The same, to be told because the deadline does not let it be tried again."""
+    return replace(answer, error=last_error(answer, answer.error))
 
 
-def _last_answer(state: tenacity.RetryCallState) -> Answer:
-    assert state.outcome is not None  # noqa: S101 - tenacity calls this after an attempt
-    answer: Answer = state.outcome.result()
+def last_error(answer: Answer, error: str | None) -> str | None:
     if answer.retry_after_s > 0:
-        note = f"{answer.error}; it asked to wait {answer.retry_after_s:g} s, past the deadline"
-        answer = replace(answer, error=note)
-    return answer
+        return f"{error}; it asked to wait {answer.retry_after_s:g} s, past the deadline"
+    return error

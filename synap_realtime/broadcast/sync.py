@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import tenacity
 from pydantic import BaseModel
 
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, parse_room
 from . import requests, retry
+from .outbox import Item, Outbox
 from .result import BroadcastResult
 
 
@@ -76,6 +77,7 @@ class Broadcaster:
         self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
         self._deadline_s = requests.check_seconds("deadline_s", deadline_s)
         self._poster = Poster(self._endpoint, transport)
+        self._reset()
 
     def broadcast_notification(
         self,
@@ -119,7 +121,11 @@ class Broadcaster:
         return self._deliver((parse_room(room),), requests.prepare(message))
 
     def close(self) -> None:
-        """Close the connections."""
+        """Let what other threads have on its way come to its end, then close the connections.
+        Each broadcast has its deadline, so this ends."""
+        if self._pid == os.getpid():
+            with self._changed:
+                self._changed.wait_for(lambda: self._outbox.is_idle)
         self._poster.close()
 
     def __enter__(self) -> Self:
@@ -141,26 +147,99 @@ class Broadcaster:
         return result
 
     def _publish(self, parcel: requests.Parcel) -> BroadcastResult:
-        deadline = time.monotonic() + self._deadline_s
-        steps = requests.delivery(self._endpoint, [parcel])
+        if self._pid != os.getpid():
+            self._reset()  # a forked child: what waits here is its parent's
+        item = Item(parcel, time.monotonic() + self._deadline_s)
+        try:
+            self._enter(item)
+            while self._is_to_send(item):
+                self._work(item)
+        except BaseException:
+            with self._changed:
+                self._outbox.withdraw(item)
+                self._leave(item)
+            raise
+        return item.outcome()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._outbox = Outbox(self._endpoint)
+        self._changed = threading.Condition()
+
+    def _enter(self, item: Item) -> None:
+        with self._changed:
+            if self._changed.wait_for(lambda: not self._outbox.is_full, self._deadline_s):
+                self._outbox.add(item)
+            else:
+                self._outbox.give_up(item)
+
+    def _is_to_send(self, item: Item) -> bool:
+        """Wait until this caller has a result (False), or is the one to send (True)."""
+        with self._changed:
+            while True:
+                self._go_on()
+                if item.leads or item.is_settled:
+                    return bool(item.leads)
+                now = time.monotonic()
+                if now >= item.deadline:
+                    self._outbox.give_up(item)
+                    return False
+                due = self._outbox.next_due(now) or item.deadline
+                self._changed.wait(min(due, item.deadline) - now)
+
+    def _go_on(self) -> None:
+        """Let the first of those who can go together send for them all."""
+        while items := self._outbox.take(time.monotonic()):
+            items[0].leads = items
+            self._changed.notify_all()
+
+    def _leave(self, item: Item) -> None:
+        items, item.leads = item.leads, []
+        self._outbox.leave(items)
+        self._go_on()
+        self._changed.notify_all()
+
+    def _work(self, item: Item) -> None:
+        """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
+        try:
+            if self._endpoint.has_batch_route:
+                call = requests.batch_call([each.parcel for each in item.leads])
+                answer = self._post(call, item.deadline)
+                with self._changed:
+                    self._outbox.answered(item.leads, answer, time.monotonic())
+            else:
+                item.settle(self._one_by_one(item))
+        except Exception as error:  # noqa: BLE001 - their callers see it
+            with self._changed:
+                self._outbox.fail(error, item.leads)
+        finally:
+            with self._changed:
+                self._leave(item)
+
+    def _one_by_one(self, item: Item) -> BroadcastResult:
+        steps = requests.one_by_one(item.parcel, item.attempts)
         call = next(steps)
         while True:
-            answer = self._call(call, deadline)
+            answer = self._persist(call, item.deadline)
             try:
                 call = steps.send(answer)
             except StopIteration as done:
-                (result,) = done.value
-                assert isinstance(result, BroadcastResult)  # noqa: S101 - for the type checker
+                result: BroadcastResult = done.value
                 return result
 
-    def _call(self, call: requests.Call, deadline: float) -> requests.Answer:
+    def _persist(self, call: requests.Call, deadline: float) -> requests.Answer:
+        """Send until there is an answer that stays."""
         attempts = 0
-
-        def attempt() -> requests.Answer:
-            nonlocal attempts
+        while True:
+            answer = self._post(call, deadline)
             attempts += 1
-            budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
-            return self._poster.post(call, budget)
+            if not answer.retriable:
+                return retry.counted(answer, attempts)
+            pause_s = retry.pause_s(answer, attempts)
+            if time.monotonic() + pause_s >= deadline:
+                return retry.counted(retry.last(answer), attempts)
+            time.sleep(pause_s)
 
-        retrying = tenacity.Retrying(**retry.policy(deadline - time.monotonic()))
-        return retry.counted(retrying(attempt), attempts)
+    def _post(self, call: requests.Call, deadline: float) -> requests.Answer:
+        budget_s = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
+        return self._poster.post(call, budget_s)

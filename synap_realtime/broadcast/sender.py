@@ -1,0 +1,172 @@
+"""What leaves one event loop: a lone notification at once, the others together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import time
+
+import httpx
+
+from . import requests, retry
+from .outbox import Item, Outbox
+from .result import BroadcastResult
+
+
+class Sender:
+    """The connections of one event loop to one server, and what waits for them.
+
+    A notification that finds nothing under way is sent by the task that called, which creates no
+    other. What comes meanwhile is sent by a task of the sender, and belongs to no caller: one that
+    is cancelled takes nobody's notification with it.
+    """
+
+    def __init__(
+        self, endpoint: requests.Endpoint, client: httpx.AsyncClient, timeout_s: float
+    ) -> None:
+        self._endpoint = endpoint
+        self._client = client
+        self._timeout_s = timeout_s
+        self._outbox = Outbox(endpoint)
+        self._entrance = asyncio.Lock()  # a fair queue of those for whom there is no room yet
+        self._changed = asyncio.Event()  # for who waits for room, for news or for the end
+        self._pump: asyncio.Task[None] | None = None
+        self._singles: set[asyncio.Task[None]] = set()
+
+    async def send(self, item: Item) -> BroadcastResult:
+        """Send one, in the order of the calls for each of its rooms.
+
+        Raises:
+            Exception: only what a transport of one's own raised that is none of httpx's errors.
+        """
+        try:
+            if self._outbox.is_idle and not self._entrance.locked():
+                self._outbox.add(item)
+                await self._work(self._outbox.take(time.monotonic()))
+            if not item.is_settled:
+                await self._settled(item)
+        except BaseException:
+            self._outbox.withdraw(item)
+            self._changed.set()
+            raise
+        return item.outcome()
+
+    async def drain(self) -> None:
+        """Wait until nothing waits; each has its deadline."""
+        while not self._outbox.is_idle or self._entrance.locked():
+            await self._change()
+
+    async def _settled(self, item: Item) -> None:
+        """Wait for its turn and its result, until its deadline."""
+        result = asyncio.get_running_loop().create_future()
+        item.settled = lambda: None if result.done() else result.set_result(None)
+        try:
+            async with asyncio.timeout(item.deadline - time.monotonic()):
+                if not item.attempts:
+                    await self._enter(item)
+                self._go_on()
+                await result
+        except TimeoutError:
+            self._outbox.give_up(item)
+
+    async def _enter(self, item: Item) -> None:
+        async with self._entrance:
+            while self._outbox.is_full:
+                await self._change()
+            self._outbox.add(item)
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _go_on(self) -> None:
+        """See to it that what waits is sent."""
+        self._changed.set()
+        if self._pump is None and not self._outbox.is_idle:
+            # It works for all, so what it does is part of no caller's trace.
+            self._pump = asyncio.create_task(self._run(), context=contextvars.Context())
+
+    async def _run(self) -> None:
+        try:
+            while not self._outbox.is_idle:
+                now = time.monotonic()
+                if items := self._outbox.take(now):
+                    self._changed.set()
+                    if self._endpoint.has_batch_route:
+                        await self._work(items)
+                    else:
+                        task = asyncio.create_task(self._work(items))
+                        self._singles.add(task)
+                        task.add_done_callback(self._singles.discard)
+                else:
+                    due = self._outbox.next_due(now)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(None if due is None else due - now):
+                            await self._change()
+        except asyncio.CancelledError:
+            self._outbox.end("its event loop ended first")
+            raise
+        finally:
+            self._pump = None
+
+    async def _work(self, items: list[Item]) -> None:
+        """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
+        try:
+            if self._endpoint.has_batch_route:
+                call = requests.batch_call([item.parcel for item in items])
+                answer = await self._post(call, max(item.deadline for item in items))
+                self._outbox.answered(items, answer, time.monotonic())
+            else:
+                for item in items:
+                    item.settle(await self._one_by_one(item))
+        except Exception as error:  # noqa: BLE001 - its callers see it
+            self._outbox.fail(error, items)
+        finally:
+            self._outbox.leave(items)
+            self._go_on()
+
+    async def _one_by_one(self, item: Item) -> BroadcastResult:
+        steps = requests.one_by_one(item.parcel, item.attempts)
+        call = next(steps)
+        while True:
+            answer = await self._persist(call, item.deadline)
+            try:
+                call = steps.send(answer)
+            except StopIteration as done:
+                result: BroadcastResult = done.value
+                return result
+
+    async def _persist(self, call: requests.Call, deadline: float) -> requests.Answer:
+        """Send until there is an answer that stays."""
+        attempts = 0
+        while True:
+            answer = await self._post(call, deadline)
+            attempts += 1
+            if not answer.retriable:
+                return retry.counted(answer, attempts)
+            pause_s = retry.pause_s(answer, attempts)
+            if time.monotonic() + pause_s >= deadline:
+                return retry.counted(retry.last(answer), attempts)
+            await asyncio.sleep(pause_s)
+
+    async def _post(self, call: requests.Call, deadline: float) -> requests.Answer:
+        """One attempt. Never raises for what the network or the server does."""
+        budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
+        try:
+            async with asyncio.timeout(budget):
+                return await self._exchange(call)
+        except (TimeoutError, *requests.UNSENDABLE) as error:
+            return requests.read_failure(self._endpoint, error)
+
+    async def _exchange(self, call: requests.Call) -> requests.Answer:
+        url = self._endpoint.url + call.path
+        content = b""
+        async with self._client.stream(
+            "POST", url, content=call.body, headers=self._endpoint.headers
+        ) as response:
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > requests.MAX_ANSWER_BYTES:
+                    break
+        return requests.read_response(response.status_code, response.headers, content)
