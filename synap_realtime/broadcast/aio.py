@@ -158,7 +158,7 @@ class AsyncBroadcaster:
 
     async def _open(self) -> _Pool:
         loop = asyncio.get_running_loop()
-        client = httpx.AsyncClient(timeout=None, transport=self._transport)  # noqa: S113 - Sender's
+        client = httpx.AsyncClient(headers=self._endpoint.headers, transport=self._transport)
         sender = Sender(self._endpoint, client, self._timeout_s)
         pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, client))
         await anext(pool.guard)

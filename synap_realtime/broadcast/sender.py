@@ -160,13 +160,14 @@ class Sender:
             return requests.read_failure(self._endpoint, error)
 
     async def _exchange(self, call: requests.Call) -> requests.Answer:
-        url = self._endpoint.url + call.path
+        request = requests.request_of(self._endpoint, call, self._client.headers)
+        response = await self._client.send(request, stream=True)
         content = b""
-        async with self._client.stream(
-            "POST", url, content=call.body, headers=self._endpoint.headers
-        ) as response:
+        try:
             async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > requests.MAX_ANSWER_BYTES:
                     break
+        finally:
+            await response.aclose()
         return requests.read_response(response.status_code, response.headers, content)

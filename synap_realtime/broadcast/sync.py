@@ -28,7 +28,7 @@ class Poster:
         self._open()
 
     def _open(self) -> None:
-        self._client = httpx.Client(transport=self._transport)
+        self._client = httpx.Client(headers=self._endpoint.headers, transport=self._transport)
         self._pid = os.getpid()
 
     def post(self, call: requests.Call, budget_s: float) -> requests.Answer:
@@ -46,17 +46,18 @@ class Poster:
     def _post(self, call: requests.Call, budget_s: float) -> requests.Answer:
         """httpx bounds each read; the sum of them is bounded here."""
         end = time.monotonic() + budget_s
-        url = self._endpoint.url + call.path
+        request = requests.request_of(self._endpoint, call, self._client.headers, budget_s)
+        response = self._client.send(request, stream=True)
         content = b""
-        with self._client.stream(
-            "POST", url, content=call.body, headers=self._endpoint.headers, timeout=budget_s
-        ) as response:
+        try:
             for chunk in response.iter_bytes():
                 content += chunk
                 if time.monotonic() > end:
                     raise TimeoutError
                 if len(content) > requests.MAX_ANSWER_BYTES:
                     break
+        finally:
+            response.close()
         return requests.read_response(response.status_code, response.headers, content)
 
 

@@ -102,11 +102,12 @@ class Notification(WireModel):
     def to_wire(self) -> dict[str, Any]:
         """The JSON object: camelCase, without the members that are not set."""
         known = {
-            to_camel(name): value
-            for name in type(self).model_fields
-            if (value := getattr(self, name)) is not None
+            wire: value for name, wire in _WIRE_NAMES if (value := getattr(self, name)) is not None
         }
         return {**known, **(self.model_extra or {})}
+
+
+_WIRE_NAMES = [(name, to_camel(name)) for name in Notification.model_fields]
 
 
 def parse_notification(value: object) -> Notification:
