@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .broadcast import (
     AsyncBroadcaster,
     BackgroundBroadcaster,
@@ -23,24 +26,26 @@ from .errors import (
     SubscriptionError,
     SynapRealtimeError,
 )
-from .jobs import delta, progress
 from .protocol.notification import Notification, Status
-from .protocol.payloads import (
-    JobCancelled,
-    JobDelta,
-    JobFailed,
-    JobProgress,
-    JobRetrying,
-    JobStarted,
-    NoteCreated,
-    ProjectCreated,
-    ResponseGenerated,
-    TaskCompleted,
-    TaskCreated,
-    Truncated,
-)
-from .subscriber import JobState, SubscriptionState, follow_job, subscribe, subscribe_sync
-from .tokens import mint_token
+
+if TYPE_CHECKING:
+    from .jobs import delta, progress
+    from .protocol.payloads import (
+        JobCancelled,
+        JobDelta,
+        JobFailed,
+        JobProgress,
+        JobRetrying,
+        JobStarted,
+        NoteCreated,
+        ProjectCreated,
+        ResponseGenerated,
+        TaskCompleted,
+        TaskCreated,
+        Truncated,
+    )
+    from .subscriber import JobState, SubscriptionState, follow_job, subscribe, subscribe_sync
+    from .tokens import mint_token
 
 __version__ = "0.1.0"
 
@@ -86,3 +91,36 @@ __all__ = [
     "subscribe",
     "subscribe_sync",
 ]
+
+_LATER = {
+    ".jobs": ["delta", "progress"],
+    ".protocol.payloads": [
+        "JobCancelled",
+        "JobDelta",
+        "JobFailed",
+        "JobProgress",
+        "JobRetrying",
+        "JobStarted",
+        "NoteCreated",
+        "ProjectCreated",
+        "ResponseGenerated",
+        "TaskCompleted",
+        "TaskCreated",
+        "Truncated",
+    ],
+    ".subscriber": ["JobState", "SubscriptionState", "follow_job", "subscribe", "subscribe_sync"],
+    ".tokens": ["mint_token"],
+}
+"""What a program that only broadcasts never asks for: loaded when somebody does (PEP 562)."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(module, __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import synap_realtime
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -15,13 +19,41 @@ def test_imports_only_go_down() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_importing_the_package_loads_no_server_and_no_job_framework() -> None:
-    code = "import sys, synap_realtime; print(' '.join(sys.modules))"
+def loaded_by(code: str) -> set[str]:
+    """The modules that are there after some code in a new process."""
+    code += "; import sys; print(' '.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    loaded = set(done.stdout.split())
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_no_server_and_no_job_framework() -> None:
+    loaded = loaded_by("import synap_realtime")
     assert "synap_realtime.broadcast.aio" in loaded
     frameworks = {"celery", "inngest", "taskiq"}
     servers = {"starlette", "synap_realtime.server", "uvicorn", "websockets"}
     assert not loaded & (frameworks | servers | {"typer"})
+
+
+def test_importing_the_package_loads_what_broadcasts_and_little_else() -> None:
+    """It is to cost little more than httpx and pydantic; the rest comes when it is asked for."""
+    base = loaded_by("import asyncio, httpx, uuid_utils, pydantic; pydantic.BaseModel")
+    loaded = loaded_by("import synap_realtime") - base
+    ours = {name for name in loaded if name.startswith("synap_realtime")}
+    inner = {name.split(".")[1] for name in ours if "." in name}
+    assert inner == {"broadcast", "endpoint", "errors", "protocol", "tracing"}
+    assert "synap_realtime.protocol.payloads" not in ours
+    assert "opentelemetry" not in loaded
+    roots = {name.split(".")[0] for name in loaded - ours}
+    assert len(roots - sys.stdlib_module_names - {"pydantic", "annotated_types"}) == 0
+    assert not roots & {"multiprocessing", "sqlite3", "unittest"}
+
+
+def test_each_public_name_is_there_when_it_is_asked_for() -> None:
+    names = "['delta', 'mint_token', 'follow_job', 'NoteCreated']"
+    loaded = loaded_by(f"import synap_realtime as s; [getattr(s, name) for name in {names}]")
+    assert {"synap_realtime.jobs", "synap_realtime.tokens", "synap_realtime.subscriber"} <= loaded
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        synap_realtime.nothing  # noqa: B018 - to ask is the test
+    assert set(dir(synap_realtime)) >= set(synap_realtime.__all__)

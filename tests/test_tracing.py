@@ -104,6 +104,18 @@ async def test_one_trace_from_the_job_to_the_delivery(
     assert (run.attributes or {})["synap_realtime.attempt"] == 1
 
 
+async def test_each_of_those_that_go_together_has_its_own_trace(
+    rooms: str, exporter: InMemorySpanExporter
+) -> None:
+    async with AsyncBroadcaster(rooms) as own:
+        calls = (own.broadcast_success(str(n), "a.completed", {}) for n in range(20))
+        await asyncio.gather(*calls)
+    broadcasts = {id_of(span) for span in await spans(exporter, "broadcast", 20)}
+    published = await spans(exporter, "publish", 20)
+    assert {parent_of(span) for span in published} == broadcasts
+    assert len({span.context.trace_id for span in published if span.context}) == 20
+
+
 async def test_a_request_says_where_it_comes_from_too(
     rooms: str, exporter: InMemorySpanExporter
 ) -> None:

@@ -33,6 +33,11 @@ class AsyncBroadcaster:
     and event loops, of a process. A wrong argument raises at once and names the field; delivery
     never raises.
 
+    A broadcast leaves at once. Those that are made while it is under way wait, and go together in
+    the next request, in the order of the calls in each room; each has a result and a deadline of
+    its own. At most 1,000 wait, or 4 MiB: who calls then waits until there is room. See
+    PROTOCOL.md, "HTTP", "Many".
+
     ::
 
         async with AsyncBroadcaster("http://127.0.0.1:8787") as broadcaster:
@@ -128,10 +133,12 @@ class AsyncBroadcaster:
     async def aclose(self) -> None:
         """Let what is on its way in the running event loop come to its end, then close the
         connections of this loop. Each broadcast has its deadline, so this ends."""
-        pool = self._pools.get(asyncio.get_running_loop())
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
-            await pool.sender.drain()
-            await pool.guard.aclose()
+            try:
+                await pool.sender.drain()
+            finally:
+                await pool.guard.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,16 +167,17 @@ class AsyncBroadcaster:
         loop = asyncio.get_running_loop()
         client = httpx.AsyncClient(headers=self._endpoint.headers, transport=self._transport)
         sender = Sender(self._endpoint, client, self._timeout_s)
-        pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, client))
+        pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, sender, client))
         await anext(pool.guard)
         return pool
 
     async def _until_loop_ends(
-        self, loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient
+        self, loop: asyncio.AbstractEventLoop, sender: Sender, client: httpx.AsyncClient
     ) -> AsyncGenerator[None]:
         """Close the client with its loop: ``asyncio.run`` finishes async generators."""
         try:
             yield
         finally:
-            self._pools.pop(loop, None)
+            if loop in self._pools and self._pools[loop].sender is sender:
+                del self._pools[loop]
             await client.aclose()

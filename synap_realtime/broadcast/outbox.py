@@ -12,7 +12,7 @@ While a request is under way, what comes waits, and goes together in the next on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..protocol.notification import MAX_BATCH_NOTIFICATIONS
@@ -61,8 +61,16 @@ class Item:
         return self.result is not None or self.exception is not None
 
     def settle(self, result: BroadcastResult) -> None:
-        self.result = result
-        self.settled()
+        """The first result counts, and only while somebody waits for it."""
+        if not (self.is_settled or self.abandoned):
+            self.result = result
+            self.settled()
+
+    def fail(self, exception: Exception) -> None:
+        """:meth:`settle`, for what a transport raised."""
+        if not (self.is_settled or self.abandoned):
+            self.exception = exception
+            self.settled()
 
     def outcome(self) -> BroadcastResult:
         """Once it is settled.
@@ -94,6 +102,11 @@ class Outbox:
     def is_full(self) -> bool:
         return len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES
 
+    @property
+    def _is_busy(self) -> bool:
+        """Whether another request has to end before the next can begin."""
+        return len(self._under_way) >= (1 if self._endpoint.has_batch_route else SINGLES)
+
     def add(self, item: Item) -> None:
         """Put one at the end of the queue."""
         self._waiting.append(item)
@@ -108,10 +121,9 @@ class Outbox:
 
     def take(self, now: float) -> list[Item]:
         """What the next request holds; empty while there can be none. :meth:`leave` ends it."""
-        is_batch = self._endpoint.has_batch_route
-        if not self._waiting or len(self._under_way) >= (1 if is_batch else SINGLES):
+        if not self._waiting or self._is_busy:
             return []
-        load = requests.Load(self._most if is_batch else 1)
+        load = requests.Load(self._most if self._endpoint.has_batch_route else 1)
         held = {room for item in self._under_way for room in item.parcel.rooms}
         taken: list[Item] = []
         passed: list[Item] = []
@@ -132,16 +144,17 @@ class Outbox:
 
     def next_due(self, now: float) -> float | None:
         """When there is more to take though nothing happens; None if something has to."""
+        if self._is_busy:
+            return None
         return min((item.due for item in self._waiting if item.due > now), default=None)
 
     def give_up(self, item: Item) -> None:
         """Its deadline has passed: its caller hears of the last failure, or of the silence."""
+        silence = requests.read_failure(self._endpoint, TimeoutError()).error
+        error = silence if item.failure is None else item.failure.error
         attempts = item.attempts + (item in self._under_way)
+        item.settle(requests.failed(item.parcel, attempts, error))
         self.withdraw(item)
-        if not item.is_settled:
-            silence = requests.read_failure(self._endpoint, TimeoutError()).error
-            error = silence if item.failure is None else item.failure.error
-            item.settle(requests.failed(item.parcel, attempts, error))
 
     def answered(self, items: Sequence[Item], answer: requests.Answer, now: float) -> None:
         """Settle what the answer to their ``POST /broadcast`` settles; the others wait again."""
@@ -179,13 +192,6 @@ class Outbox:
         self._waiting.extendleft(reversed(again))
         self._waiting_bytes += sum(len(item.parcel.body) for item in again)
 
-    def fail(self, exception: Exception, items: Iterable[Item]) -> None:
-        """A transport raised something of its own: their callers are to see it."""
-        for item in items:
-            if not item.is_settled:
-                item.exception = exception
-                item.settled()
-
     def end(self, why: str) -> None:
         """Nothing will be sent any more: all that wait fail."""
         while self._waiting:
@@ -194,5 +200,5 @@ class Outbox:
         self._waiting_bytes = 0
 
 
-_NOT_OF_FEWER = (400, 413, 422, 429, 500)
-"""Answers to many that fewer of them might not get."""
+_NOT_OF_FEWER = (None, 400, 413, 422, 429, 500)
+"""Answers to many that fewer of them might not get; None is that none came in time."""

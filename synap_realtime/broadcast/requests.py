@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import httpx
@@ -38,8 +38,7 @@ from ..tracing import TRACEPARENT, Span, begin, current_traceparent
 from .result import BroadcastResult
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One ``POST``: a path below the server's URL and a JSON body."""
 
     path: str
@@ -229,8 +228,7 @@ def error_data(error: str) -> dict[str, Any]:
     return {"error": error}
 
 
-@dataclass(frozen=True, slots=True)
-class Parcel:
+class Parcel(NamedTuple):
     """A checked notification with its rooms, as it goes over the wire."""
 
     rooms: tuple[Room, ...]

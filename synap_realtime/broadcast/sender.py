@@ -69,6 +69,7 @@ class Sender:
                 await result
         except TimeoutError:
             self._outbox.give_up(item)
+            self._changed.set()
 
     async def _enter(self, item: Item) -> None:
         async with self._entrance:
@@ -121,7 +122,8 @@ class Sender:
                 for item in items:
                     item.settle(await self._one_by_one(item))
         except Exception as error:  # noqa: BLE001 - its callers see it
-            self._outbox.fail(error, items)
+            for item in items:
+                item.fail(error)
         finally:
             self._outbox.leave(items)
             self._go_on()

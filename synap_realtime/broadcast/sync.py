@@ -1,4 +1,4 @@
-"""The synchronous client: lifecycle, nothing more."""
+"""The synchronous client: threads that send for one another."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Poster:
 
 
 class Broadcaster:
-    """:class:`AsyncBroadcaster` for code that does not await. Safe to share between threads."""
+    """:class:`AsyncBroadcaster` for code that does not await. Safe to share between threads.
+
+    What several threads publish at the same time goes together as well: one of them sends for all.
+    """
 
     def __init__(
         self,
@@ -212,7 +215,8 @@ class Broadcaster:
                 item.settle(self._one_by_one(item))
         except Exception as error:  # noqa: BLE001 - their callers see it
             with self._changed:
-                self._outbox.fail(error, item.leads)
+                for each in item.leads:
+                    each.fail(error)
         finally:
             with self._changed:
                 self._leave(item)

@@ -1,0 +1,591 @@
+"""What comes while a request is under way goes together in the next one; nobody pays for others."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from synap_realtime import AsyncBroadcaster, Broadcaster, BroadcastResult
+from synap_realtime.broadcast import outbox, requests
+from synap_realtime.broadcast.outbox import Item
+from synap_realtime.broadcast.sender import Sender
+from synap_realtime.testing import Realtime
+
+from .gate import Gate
+
+UNAVAILABLE = {"success": False, "error": "No room", "details": "full", "code": "unavailable"}
+REFUSED = {"success": False, "error": "Too large", "details": "at most", "code": "too_large"}
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+async def broadcaster(gate: Gate) -> AsyncIterator[AsyncBroadcaster]:
+    async with AsyncBroadcaster("http://rooms.test", transport=gate) as made:
+        yield made
+
+
+class Callers:
+    """Calls that are made one after the other and wait together."""
+
+    def __init__(self, broadcaster: AsyncBroadcaster) -> None:
+        self._broadcaster = broadcaster
+
+    async def call(self, id: str, user: str = "42", **data: Any) -> asyncio.Task[BroadcastResult]:
+        """Make one; returns when it is on its way or waits."""
+        task = asyncio.create_task(
+            self._broadcaster.broadcast_success(user, "a.completed", data, id=id)
+        )
+        await asyncio.sleep(0)  # its first step takes it there
+        return task
+
+    async def calls(self, *ids: str, **data: Any) -> list[asyncio.Task[BroadcastResult]]:
+        return [await self.call(id, **data) for id in ids]
+
+    @property
+    def sender(self) -> Sender:
+        return self._broadcaster._pools[asyncio.get_running_loop()].sender
+
+    @property
+    def waiting(self) -> list[str]:
+        return [item.parcel.id for item in self.sender._outbox._waiting]
+
+
+@pytest.fixture
+def callers(broadcaster: AsyncBroadcaster) -> Callers:
+    return Callers(broadcaster)
+
+
+async def test_a_lone_one_leaves_at_once_and_makes_no_task(
+    gate: Gate, broadcaster: AsyncBroadcaster
+) -> None:
+    before = len(asyncio.all_tasks())
+    for id in ("a", "b"):
+        answers = asyncio.get_running_loop().run_in_executor(None, lambda: gate.next_now().accept())
+        assert (await broadcaster.broadcast_success("42", "a.completed", {}, id=id)).id == id
+        await answers
+    assert gate.tasks == before
+
+
+async def test_those_that_come_meanwhile_go_together_in_order(gate: Gate, callers: Callers) -> None:
+    calls = await callers.calls("a", "b", "c", "d")
+    first = await gate.next()
+    assert first.ids == ["a"]
+    assert callers.waiting == ["b", "c", "d"]
+    first.accept()
+    second = await gate.next()
+    assert (second.path, second.ids) == ("/broadcast", ["b", "c", "d"])
+    second.accept()
+    results = await asyncio.gather(*calls)
+    assert [result.id for result in results] == ["a", "b", "c", "d"]
+    assert all(result.success and result.attempts == 1 for result in results)
+    assert gate.is_quiet
+
+
+async def test_each_caller_gets_its_own_result(gate: Gate, callers: Callers) -> None:
+    calls = await callers.calls("a", "ok", "bad", "same")
+    (await gate.next()).accept()
+    room = {"broadcastCount": 3, "cursor": "1", "duplicate": True}
+    same = {"success": True, "broadcastCount": 3, "rooms": {"user_42": room}}
+    (await gate.next()).accept(bad=REFUSED, same=same)
+    _, ok, bad, duplicate = await asyncio.gather(*calls)
+    assert (ok.success, ok.rooms, ok.duplicate) == (True, ("user_42",), False)
+    assert (bad.success, bad.rooms, bad.error) == (False, (), "Too large: at most")
+    assert (duplicate.success, duplicate.broadcast_count, duplicate.duplicate) == (True, 3, True)
+
+
+async def test_only_what_the_store_could_not_keep_is_sent_again(
+    gate: Gate, callers: Callers
+) -> None:
+    calls = await callers.calls("a", "b", "c")
+    (await gate.next()).accept()
+    (await gate.next()).accept(c=UNAVAILABLE)
+    again = await gate.next()
+    assert again.ids == ["c"]
+    again.accept()
+    assert [result.attempts for result in await asyncio.gather(*calls)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("trouble", ["503", "429", "connection"])
+async def test_a_batch_that_failed_is_sent_again_as_it_was(
+    gate: Gate, callers: Callers, trouble: str
+) -> None:
+    calls = await callers.calls("a", "b", "c", "d", "e")
+    (await gate.next()).accept()
+    batch = await gate.next()
+    if trouble == "connection":
+        batch.fail(httpx.ConnectError("refused"))
+    else:
+        batch.refuse(int(trouble))
+    ids: list[str] = []
+    while len(ids) < 4:  # after a 429 they go as fewer at once
+        again = await gate.next()
+        ids += again.ids
+        again.accept()
+    assert ids == ["b", "c", "d", "e"]
+    results = await asyncio.gather(*calls)
+    assert [result.attempts for result in results] == [1, 2, 2, 2, 2]
+    assert all(result.success and not result.duplicate for result in results)
+
+
+async def test_nothing_overtakes_an_earlier_one_in_its_room_and_other_rooms_do_not_wait(
+    gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = iter([1.5])
+    monkeypatch.setattr(
+        "synap_realtime.broadcast.retry.backoff_s", lambda attempts: next(pauses, 0.0)
+    )
+    first = await callers.call("a1", "A")
+    (await gate.next()).refuse(503)
+    while callers.waiting != ["a1"]:
+        await callers.sender._change()
+    others = [await callers.call("a2", "A"), await callers.call("b1", "B")]
+    passing = await gate.next()
+    assert passing.ids == ["b1"]
+    passing.accept()
+    held = await gate.next()
+    assert held.ids == ["a1", "a2"]
+    held.accept()
+    assert all(result.success for result in await asyncio.gather(first, *others))
+
+
+async def test_no_request_is_larger_than_the_contract_allows(gate: Gate, callers: Callers) -> None:
+    calls = await callers.calls("first")
+    small = [f"s{n}" for n in range(990)]
+    large = [f"l{n}" for n in range(9)]
+    calls += await callers.calls(*small)
+    calls += await callers.calls(*large, text="x" * 250_000)
+    ids: list[str] = []
+    sizes: list[int] = []
+    while len(ids) < 1000:
+        held = await gate.next()
+        ids += held.ids
+        sizes.append(held.size)
+        held.accept()
+    assert ids == ["first", *small, *large]
+    assert max(sizes) <= 1024 * 1024
+    assert len(sizes) <= 5, "990 small and 3 large; 4; 2; and the first"
+    assert all(result.success for result in await asyncio.gather(*calls))
+
+
+async def test_rooms_count_as_well(gate: Gate, broadcaster: AsyncBroadcaster) -> None:
+    calls = [
+        asyncio.create_task(broadcaster.broadcast_success("1", "a", {}, "r", id=f"i{n}"))
+        for n in range(601)
+    ]
+    counts: list[int] = []
+    while sum(counts) < 601:
+        held = await gate.next()
+        counts.append(len(held.items))
+        held.accept()
+    assert counts == [1, 500, 100], "1,000 rooms over all notifications of a request"
+    await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize("bound", ["MAX_WAITING", "MAX_WAITING_BYTES"])
+async def test_a_full_queue_lets_callers_wait_and_keeps_their_order(
+    gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(outbox, bound, 3 if bound == "MAX_WAITING" else 300)
+    ids = [f"i{n}" for n in range(20)]
+    calls = await callers.calls(*ids)
+    seen: list[str] = []
+    while len(seen) < 20:
+        held = await gate.next()
+        assert len(callers.waiting) <= 3
+        assert len(held.ids) <= 3
+        seen += held.ids
+        held.accept()
+    assert seen == ids
+    assert all(result.success for result in await asyncio.gather(*calls))
+
+
+@pytest.mark.parametrize("status", [400, 413])
+async def test_one_that_makes_a_whole_batch_fail_fails_alone(
+    gate: Gate, callers: Callers, status: int
+) -> None:
+    """A proxy with a bound of its own, or a check that we do not know."""
+    ids = [f"i{n}" for n in range(9)]
+    calls = await callers.calls("first", *ids)
+
+    def answer() -> None:
+        done: set[str] = set()
+        while len(done) < 10:
+            held = gate.next_now()
+            if "i4" not in held.ids:
+                held.accept()
+            else:
+                held.refuse(status)
+            if "i4" not in held.ids or len(held.ids) == 1:
+                done.update(held.ids)
+
+    await asyncio.to_thread(answer)
+    results = {result.id: result for result in await asyncio.gather(*calls)}
+    assert [id for id, result in results.items() if not result.success] == ["i4"]
+    assert results["i4"].error == f"the server answered {status}: No: because"
+    assert [sent.id for sent in gate.rooms.sent] == ["first", *ids[:4], *ids[5:]]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_what_concerns_the_key_is_every_callers_answer(
+    gate: Gate, callers: Callers, status: int
+) -> None:
+    calls = await callers.calls("a", "b", "c")
+    (await gate.next()).accept()
+    (await gate.next()).refuse(status)
+    errors = [result.error for result in await asyncio.gather(*calls)]
+    assert errors == [None, *[f"the server answered {status}: No: because"] * 2]
+    assert gate.is_quiet
+
+
+@pytest.mark.parametrize("is_lone", [True, False])
+async def test_a_server_without_the_route_gets_each_once_and_in_order(
+    gate: Gate, callers: Callers, is_lone: bool
+) -> None:
+    calls = []
+    if not is_lone:
+        calls = await callers.calls("first")
+        held = await gate.next()
+    calls += [await callers.call(f"{user}{n}", user) for n in range(3) for user in "ABC"]
+    if not is_lone:
+        held.accept()
+    (await gate.next()).refuse(404, None)
+
+    def answer() -> int:
+        most = 0
+        left = 9
+        while left:
+            helds = [gate.next_now() for _ in range(3)]  # one for each user, at the same time
+            assert len({held.path for held in helds}) == 3
+            assert all(held.path.startswith("/rooms/user_") for held in helds)
+            most = max(most, len(helds))
+            left -= 3
+            for held in helds:
+                held.accept()
+        return most
+
+    await asyncio.to_thread(answer)
+    assert all(result.success for result in await asyncio.gather(*calls))
+    arrived = [str(notification.id) for notification in gate.rooms.arrivals if notification.id]
+    for user in "ABC":
+        assert [id for id in arrived if id[0] == user] == [f"{user}{n}" for n in range(3)]
+    again = await callers.call("again")
+    held = await gate.next()
+    assert held.path == "/rooms/user_42/broadcast", "it is remembered"
+    held.accept()
+    assert (await again).attempts == 1
+    assert gate.is_quiet
+
+
+async def test_a_server_without_the_route_gets_so_many_at_once(
+    gate: Gate, broadcaster: AsyncBroadcaster, callers: Callers
+) -> None:
+    broadcaster._endpoint.has_batch_route = False
+    calls = [await callers.call(f"i{n}", str(n)) for n in range(40)]
+    helds = [await gate.next() for _ in range(outbox.SINGLES)]
+    await asyncio.sleep(0.05)
+    assert gate.is_quiet
+    assert len(callers.waiting) == 40 - outbox.SINGLES
+    for held in helds:
+        held.accept()
+    for _ in range(40 - outbox.SINGLES):
+        (await gate.next()).accept()
+    assert all(result.success for result in await asyncio.gather(*calls))
+
+
+def parcel(id: str, user: str = "42") -> requests.Parcel:
+    message = requests.prepare({"type": "a", "data": {}, "id": id})
+    return requests.pack(requests.rooms_for(user, None), message)
+
+
+@pytest.mark.parametrize("at", ["queue", "request"])
+async def test_a_deadline_ends_one_call_and_no_other(gate: Gate, callers: Callers, at: str) -> None:
+    (first,) = await callers.calls("first")
+    held = await gate.next()
+    loop = asyncio.get_running_loop()
+    short = Item(parcel("short"), loop.time() + (0.2 if at == "queue" else 1.5))
+    hurried = asyncio.create_task(callers.sender.send(short))
+    await asyncio.sleep(0)
+    (patient,) = await callers.calls("patient")
+    if at == "request":
+        held.accept()
+        held = await gate.next()
+        assert held.ids == ["short", "patient"]
+    result = await hurried
+    assert not result.success
+    assert "did not answer in time" in (result.error or "")
+    assert result.attempts == (0 if at == "queue" else 1)
+    held.accept()
+    if at == "queue":
+        held = await gate.next()
+        assert held.ids == ["patient"], "nobody waits for the other any more"
+        held.accept()
+    assert (await first).success
+    assert (await patient).success
+
+
+@pytest.mark.parametrize("who", ["lone", "waiting", "under way"])
+async def test_cancelling_one_caller_cancels_no_other(
+    gate: Gate, callers: Callers, who: str
+) -> None:
+    first, second, third = await callers.calls("a", "b", "c")
+    held = await gate.next()
+    if who == "under way":
+        held.accept()
+        held = await gate.next()
+        assert held.ids == ["b", "c"]
+    cancelled = first if who == "lone" else second
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    if who != "lone":
+        held.accept()
+    if who != "under way":
+        held = await gate.next()
+        assert held.ids == (["b", "c"] if who == "lone" else ["c"])
+        held.accept()
+    results = await asyncio.gather(*{first, second, third} - {cancelled})
+    assert all(result.success and result.attempts == 1 for result in results)
+    assert gate.is_quiet
+
+
+async def test_cancelling_who_waits_for_room_leaves_room_to_the_others(
+    gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_WAITING", 1)
+    calls = await callers.calls("a", "b", "c", "d", "e")
+    for call in (calls[2], calls[3]):  # the first in line, and one behind it
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    seen = []
+    for _ in range(3):
+        held = await gate.next()
+        seen += held.ids
+        held.accept()
+    assert seen == ["a", "b", "e"]
+    assert all(result.success for result in await asyncio.gather(calls[0], calls[1], calls[4]))
+
+
+async def test_closing_lets_what_waits_finish(gate: Gate, broadcaster: AsyncBroadcaster) -> None:
+    callers = Callers(broadcaster)
+    calls = await callers.calls("a", "b", "c")
+    closing = asyncio.create_task(broadcaster.aclose())
+    for ids in (["a"], ["b", "c"]):
+        held = await gate.next()
+        assert held.ids == ids
+        assert not closing.done()
+        held.accept()
+    await closing
+    assert all(call.done() and call.result().success for call in calls)
+    assert broadcaster._pools == {}
+
+
+async def test_what_a_transport_of_ones_own_raises_reaches_every_caller(
+    gate: Gate, callers: Callers
+) -> None:
+    calls = await callers.calls("a", "b", "c")
+    (await gate.next()).accept()
+    (await gate.next()).fail(ZeroDivisionError("a bug"))
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [BroadcastResult, *[ZeroDivisionError] * 2]
+
+
+async def test_a_loop_that_ends_fails_what_waits_and_says_so(gate: Gate, callers: Callers) -> None:
+    calls = await callers.calls("a", "b")
+    held = await gate.next()
+    pump = callers.sender._pump
+    assert pump is not None
+    pump.cancel()
+    assert "ended first" in ((await calls[1]).error or "")
+    held.accept()
+    assert (await calls[0]).success
+
+
+async def test_the_testing_plugin_records_each_broadcast(realtime: Realtime) -> None:
+    async with AsyncBroadcaster(transport=realtime) as broadcaster:
+        realtime.fail(503)
+        await asyncio.gather(
+            *(broadcaster.broadcast_success("42", "a.completed", {"n": n}) for n in range(50))
+        )
+    assert [sent.data["n"] for sent in realtime.sent()] == list(range(50))
+    assert len(realtime.arrivals) == 50
+
+
+class Counting(httpx.AsyncHTTPTransport):
+    """Counts the requests to a real server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        return await super().handle_async_request(request)
+
+
+async def test_a_room_of_a_real_server_has_them_in_the_order_of_the_calls(rooms: str) -> None:
+    counting = Counting()
+    async with AsyncBroadcaster(rooms, transport=counting) as broadcaster:
+        results = await asyncio.gather(
+            *(broadcaster.broadcast_success("42", "a.completed", {"n": n}) for n in range(900))
+        )
+    assert all(result.success and result.attempts == 1 for result in results)
+    assert counting.requests <= 3
+    async with httpx.AsyncClient() as client:
+        history = (await client.get(f"{rooms}/rooms/user_42/history?limit=1000")).json()
+    assert [heard["data"]["n"] for heard in history["notifications"]] == list(range(900))
+
+
+# The same for callers that are threads
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as executor:
+        yield executor
+
+
+Call = Callable[..., Future[BroadcastResult]]
+
+
+@pytest.fixture
+def sync(gate: Gate) -> Iterator[Broadcaster]:
+    with Broadcaster("http://rooms.test", transport=gate) as made:
+        yield made
+
+
+@pytest.fixture
+def call(sync: Broadcaster, threads: ThreadPoolExecutor) -> Call:
+    """Make a call in a thread; returns when it is on its way or waits."""
+
+    def make(id: str, user: str = "42") -> Future[BroadcastResult]:
+        with sync._changed:
+            before = count()
+        future = threads.submit(sync.broadcast_success, user, "a.completed", {}, id=id)
+        with sync._changed:
+            while count() == before and not future.done():
+                sync._changed.wait(0.001)
+        return future
+
+    def count() -> int:
+        return len(sync._outbox._waiting) + len(sync._outbox._under_way)
+
+    return make
+
+
+def test_threads_that_come_meanwhile_go_together_in_order(gate: Gate, call: Call) -> None:
+    calls = [call(id) for id in "abcd"]
+    first = gate.next_now()
+    assert first.ids == ["a"]
+    first.accept()
+    second = gate.next_now()
+    assert second.ids == ["b", "c", "d"]
+    second.accept(c=REFUSED, d=UNAVAILABLE)
+    third = gate.next_now()
+    assert third.ids == ["d"]
+    third.accept()
+    results = [each.result(10) for each in calls]
+    assert [result.success for result in results] == [True, True, False, True]
+    assert [result.attempts for result in results] == [1, 1, 1, 2]
+    assert results[2].error == "Too large: at most"
+
+
+def test_threads_share_a_server_without_the_route(gate: Gate, call: Call) -> None:
+    calls = [call(f"{user}{n}", user) for n in range(3) for user in "AB"]
+    gate.next_now().refuse(405, None)
+    for _ in range(3):
+        pair = [gate.next_now(), gate.next_now()]
+        assert {held.path for held in pair} == {
+            "/rooms/user_A/broadcast",
+            "/rooms/user_B/broadcast",
+        }
+        for held in pair:
+            held.accept()
+    assert all(each.result(10).success for each in calls)
+    arrived = [str(notification.id) for notification in gate.rooms.arrivals]
+    assert [id for id in arrived if id[0] == "A"] == ["A0", "A1", "A2"]
+    assert [id for id in arrived if id[0] == "B"] == ["B0", "B1", "B2"]
+
+
+def test_what_a_transport_raises_reaches_every_thread(gate: Gate, call: Call) -> None:
+    calls = [call(id) for id in "abc"]
+    gate.next_now().accept()
+    gate.next_now().fail(ZeroDivisionError("a bug"))
+    assert calls[0].result(10).success
+    for each in calls[1:]:
+        with pytest.raises(ZeroDivisionError):
+            each.result(10)
+
+
+def test_a_full_queue_lets_threads_wait(
+    gate: Gate, sync: Broadcaster, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_WAITING", 2)
+    calls = [
+        threads.submit(sync.broadcast_success, "42", "a.completed", {}, id=f"i{n}")
+        for n in range(20)
+    ]
+    seen: list[str] = []
+    while len(seen) < 20:
+        held = gate.next_now()
+        assert len(held.ids) <= 2
+        seen += held.ids
+        held.accept()
+    assert sorted(seen) == sorted(f"i{n}" for n in range(20))
+    assert all(each.result(10).success for each in calls)
+
+
+def test_a_deadline_ends_one_thread_and_no_other(
+    gate: Gate, sync: Broadcaster, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = call("a")
+    held = gate.next_now()
+    monkeypatch.setattr(sync, "_deadline_s", 0.2)
+    result = sync.broadcast_success("42", "a.completed", {}, id="b")
+    assert not result.success
+    assert result.attempts == 0
+    assert "did not answer in time" in (result.error or "")
+    held.accept()
+    assert first.result(10).success
+    assert gate.is_quiet, "nobody waits for the other any more"
+
+
+def test_closing_waits_for_the_other_threads(gate: Gate, call: Call, sync: Broadcaster) -> None:
+    calls = [call(id) for id in "ab"]
+    closing = threading.Thread(target=sync.close)
+    closing.start()
+    for id in "ab":
+        held = gate.next_now()
+        assert held.ids == [id]
+        assert closing.is_alive()
+        held.accept()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert all(each.result(10).success for each in calls)
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_request(
+    gate: Gate, call: Call, sync: Broadcaster
+) -> None:
+    first = call("a")
+    held = gate.next_now()
+    parents = (sync._outbox, sync._changed)
+    sync._pid = -1  # as after a fork
+    second = threading.Thread(target=sync.broadcast_success, args=("42", "a.completed", {}))
+    second.start()
+    gate.next_now().accept()
+    second.join(10)
+    assert not second.is_alive()
+    sync._outbox, sync._changed = parents
+    held.accept()
+    assert first.result(10).success

@@ -1,0 +1,167 @@
+"""The queue as it is, without a network: nothing is lost, doubled or overtaken in its room."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from synap_realtime.broadcast.outbox import SINGLES, Item, Outbox
+from synap_realtime.broadcast.requests import Answer, Endpoint, Parcel, read_batch
+from synap_realtime.protocol.notification import MAX_BATCH_BYTES
+from synap_realtime.protocol.rooms import Room
+
+ROOMS = st.lists(st.sampled_from("ABC"), min_size=1, max_size=2, unique=True)
+DEADLINE_S = 60.0
+
+
+def ok(count: int) -> Answer:
+    return Answer(status=200, body={"results": [{"success": True}] * count})
+
+
+def unavailable(count: int) -> Answer:
+    result = {"success": False, "error": "No", "details": "full", "code": "unavailable"}
+    return Answer(status=200, body={"results": [result] * count})
+
+
+FAILURES = {
+    "unavailable": Answer(status=503, error="503"),
+    "away": Answer(error="refused"),
+    "broken": Answer(status=500, error="500"),
+    "too many": Answer(status=429, error="429", retry_after_s=1.0),
+    "too large": Answer(status=413, error="413", body={"code": "too_large"}),
+    "bad key": Answer(status=401, error="401", body={"code": "unauthorized"}),
+}
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """A client whose requests come to any end, while calls come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.endpoint = Endpoint("http://rooms.test", None)
+        self.outbox = Outbox(self.endpoint)
+        self.now = 1000.0
+        self.requests: list[list[Item]] = []
+        self.called: dict[str, list[str]] = defaultdict(list)
+        self.kept: dict[str, list[str]] = defaultdict(list)
+        self.open: dict[str, Item] = {}
+        self.settled: list[str] = []
+        self.count = 0
+
+    @rule(rooms=ROOMS, size=st.sampled_from([100, 250_000]))
+    def call(self, rooms: list[Any], size: int) -> None:
+        id = f"{self.count:05d}"
+        self.count += 1
+        parcel = Parcel(tuple(Room(f"user_{room}") for room in rooms), id, b"x" * size)
+        item = Item(parcel, self.now + DEADLINE_S)
+        item.settled = lambda: self.settle(id)
+        self.open[id] = item
+        for room in rooms:
+            self.called[room].append(id)
+        self.outbox.add(item)
+
+    def settle(self, id: str) -> None:
+        self.settled.append(id)
+        del self.open[id]
+
+    @rule()
+    def send(self) -> None:
+        if items := self.outbox.take(self.now):
+            if len(items) > 1:
+                assert sum(len(item.parcel.addressed) + 1 for item in items) <= MAX_BATCH_BYTES
+            assert self.endpoint.has_batch_route or len(items) == 1
+            self.requests.append(items)
+        at_once = 1 if self.endpoint.has_batch_route else SINGLES
+        assert len(self.requests) <= at_once
+        under_way = [room for items in self.requests for room in {*_rooms(items)}]
+        assert len(under_way) == len(set(under_way)), "two requests for one room"
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), kind=st.sampled_from(["ok", "full", "cancelled", *FAILURES]))
+    def answer(self, data: st.DataObject, kind: str) -> None:
+        self.end(self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1))), kind)
+
+    def end(self, items: list[Item], kind: str) -> None:
+        parcels = [item.parcel for item in items]
+        if kind == "cancelled":  # the caller's own task sent it, and is gone
+            if len(items) == 1:
+                self.open.pop(items[0].parcel.id, None)
+                self.outbox.withdraw(items[0])
+        elif self.endpoint.has_batch_route:
+            made = {"ok": ok, "full": unavailable}.get(kind)
+            answer = made(len(items)) if made else FAILURES[kind]
+            if kind == "ok":
+                self.keep(items)
+            self.outbox.answered(items, answer, self.now)
+        else:
+            self.keep(items)
+            items[0].settle(read_batch(ok(1), parcels)[0])
+        self.outbox.leave(items)
+
+    def keep(self, items: list[Item]) -> None:
+        for item in items:
+            for room in item.parcel.rooms:
+                self.kept[room.removeprefix("user_")].append(item.parcel.id)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), is_late=st.booleans())
+    def lose_patience(self, data: st.DataObject, is_late: bool) -> None:
+        id = data.draw(st.sampled_from(sorted(self.open)))
+        item = self.open[id]
+        if is_late:
+            self.outbox.give_up(item)
+        else:
+            self.outbox.withdraw(item)
+            item.settled = lambda: None
+            del self.open[id]
+
+    @precondition(lambda self: not self.requests)
+    @rule()
+    def lose_the_route(self) -> None:
+        if items := self.outbox.take(self.now):
+            self.outbox.answered(items, Answer(status=404, error="404"), self.now)
+            self.outbox.leave(items)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def nothing_is_overtaken_in_its_room(self) -> None:
+        for room, kept in self.kept.items():
+            order = [self.called[room].index(id) for id in kept]
+            assert order == sorted(order)
+            assert len(order) == len(set(order))
+
+    @invariant()
+    def each_hears_once(self) -> None:
+        assert len(self.settled) == len(set(self.settled))
+
+    @invariant()
+    def the_bytes_are_counted(self) -> None:
+        waiting = self.outbox._waiting
+        assert self.outbox._waiting_bytes == sum(len(item.parcel.body) for item in waiting)
+
+    def teardown(self) -> None:
+        """When the server answers well again, everybody who still waits hears."""
+        for _ in range(10_000):
+            while self.requests:
+                self.end(self.requests.pop(), "ok")
+            if not self.open:
+                break
+            if (due := self.outbox.next_due(self.now)) is not None:
+                self.now = due
+            self.send()
+        assert not self.open
+        assert self.outbox.is_idle
+        self.nothing_is_overtaken_in_its_room()
+
+
+def _rooms(items: list[Item]) -> list[Room]:
+    return [room for item in items for room in item.parcel.rooms]
+
+
+TestOutbox = OutboxMachine.TestCase
