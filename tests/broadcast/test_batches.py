@@ -376,6 +376,26 @@ async def test_cancelling_who_waits_for_room_leaves_room_to_the_others(
     assert all(result.success for result in await asyncio.gather(calls[0], calls[1], calls[4]))
 
 
+async def test_who_gives_up_leaves_its_room_to_the_next(
+    gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_WAITING", 1)
+    first = await callers.call("a")
+    held = await gate.next()
+    short = Item(parcel("short"), asyncio.get_running_loop().time() + 0.2)
+    hurried = asyncio.create_task(callers.sender.send(short))
+    await asyncio.sleep(0)
+    second = await callers.call("b")
+    assert not (await hurried).success
+    async with asyncio.timeout(5):
+        while callers.waiting != ["b"]:
+            await callers.sender._change()
+    for each in (held, None):
+        (each or await gate.next()).accept()
+    assert (await first).success
+    assert (await second).success
+
+
 async def test_closing_lets_what_waits_finish(gate: Gate, broadcaster: AsyncBroadcaster) -> None:
     callers = Callers(broadcaster)
     calls = await callers.calls("a", "b", "c")
