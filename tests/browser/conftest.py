@@ -13,12 +13,34 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Error, async_playwright
 
-from .pages import NODE_MODULES, Publisher, Tab, bundle, serving, site
+from ..link import Link
+from .pages import NODE_MODULES, Publisher, Server, Tab, bundle, site
 
 FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-gpu",
     "--disable-quic", "--disable-sync", "--no-first-run",
 ]  # fmt: skip
+
+SERVERS = ("python", "worker")
+PAGES = ("react-18", "react-19")
+"""Of components.tsx, with each version of React that the hooks are for."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that asks for a server meets both, and every one with components both versions of
+    React: 18 with the Python server alone, for what it does otherwise is nothing that a server
+    sees."""
+    pairs = [(page, server) for page in PAGES for server in SERVERS]
+    pairs.remove(("react-18", "worker"))
+    match [name for name in ("react", "server") if name in metafunc.fixturenames]:
+        case ["react", "server"]:
+            metafunc.parametrize(
+                ("react", "server"), pairs, indirect=True, ids=map("-".join, pairs)
+            )
+        case ["react"]:
+            metafunc.parametrize("react", PAGES, indirect=True)
+        case ["server"]:
+            metafunc.parametrize("server", SERVERS, indirect=True)
 
 
 def chromium() -> str | None:
@@ -95,10 +117,30 @@ async def tab(context: BrowserContext, origin: str) -> Tab:
     return await Tab.open(context, origin)
 
 
+@pytest.fixture
+def react(request: pytest.FixtureRequest) -> str:
+    """The page with the components."""
+    page: str = request.param
+    return page
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, origin: str) -> Server:
+    """The Python server, then the Worker."""
+    return Server(request.param, origin)
+
+
 @pytest_asyncio.fixture(loop_scope="module")
-async def url(origin: str) -> AsyncIterator[str]:
-    """A room server in this process, with keys and an empty store."""
-    async with serving(origin) as found:
+async def url(server: Server) -> AsyncIterator[str]:
+    """Where it runs, with keys and an empty store."""
+    async with server.serving() as found:
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def link(url: str) -> AsyncIterator[Link]:
+    """The network between the pages and it."""
+    async with Link(url) as found:
         yield found
 
 

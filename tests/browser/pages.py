@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import httpx
 import pytest
@@ -22,6 +24,10 @@ from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
+
+from ..conformance import workerd
+from ..conformance.workerd import Workerd
+from ..program import Program
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parents[1] / "browser/node_modules"
@@ -84,8 +90,86 @@ async def serving(origin: str, port: int = 0, **settings: Any) -> AsyncIterator[
         yield url
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A room server that a test meets: ours in Python, or our Worker on workerd."""
+
+    kind: Literal["python", "worker"]
+    origin: str
+
+    @asynccontextmanager
+    async def serving(
+        self, port: int = 0, *, has_keys: bool = True, **settings: Any
+    ) -> AsyncIterator[str]:
+        """One with these settings and an empty store; its address."""
+        if self.kind == "worker":
+            variables = self._variables() if has_keys else {}
+            given = {name.upper(): str(value) for name, value in settings.items()}
+            with workerd.running({**variables, **given}, port) as url:
+                yield url
+        elif has_keys:
+            async with serving(self.origin, port, **settings) as url:
+                yield url
+        else:
+            async with running(create_app(load_settings(**settings)), port=port) as url:
+                yield url
+
+    @asynccontextmanager
+    async def program(self, folder: Path) -> AsyncIterator[Mortal]:
+        """One that a test starts and kills, and that finds again what it kept in a folder."""
+        if self.kind == "worker":
+            with Workerd(self._variables(), folder) as worker:
+                yield _MortalWorker(worker)
+            return
+        server = Program(f"sqlite:///{folder / 'rooms.db'}", **environment(self.origin))
+        try:
+            yield server
+        finally:
+            await server.kill()
+
+    @property
+    def says_goodbye(self) -> bool:
+        """Whether one that is told to stop drains: it says so, and when to come back."""
+        return self.kind == "python"
+
+    def _variables(self) -> dict[str, str]:
+        return {
+            "TOKEN_SECRETS": SECRET,
+            "API_KEYS": f"jobs={KEY}",
+            "ALLOWED_ORIGINS": self.origin,
+        }
+
+
+class Mortal(Protocol):
+    """A server's process, through all its lives."""
+
+    @property
+    def url(self) -> str:
+        """In each of its lives, from the first one on."""
+
+    async def start(self) -> None: ...
+
+    async def kill(self) -> None:
+        """``kill -9``."""
+
+
+class _MortalWorker:
+    def __init__(self, worker: Workerd) -> None:
+        self._worker = worker
+
+    @property
+    def url(self) -> str:
+        return self._worker.url
+
+    async def start(self) -> None:
+        self._worker.start()
+
+    async def kill(self) -> None:
+        self._worker.kill()
+
+
 def environment(origin: str) -> dict[str, str]:
-    """The same settings, for the program."""
+    """The Python server's settings, for the program."""
     return {
         "SYNAP_REALTIME_TOKEN_SECRETS": SECRET,
         "SYNAP_REALTIME_API_KEYS": f"jobs={KEY}",
@@ -114,11 +198,16 @@ class Publisher:
                 await asyncio.sleep(0.02)
             self.kept.append(str(body["id"]))
 
-    async def publish_at_once(self, count: int) -> None:
-        """In one request."""
+    async def publish_at_once(self, count: int, random_bytes: int = 0) -> None:
+        """In one request. Each with so many bytes that no server can make less of."""
         ids = [f"n{len(self.kept) + 1 + number}" for number in range(count)]
         await self.send(
-            {"rooms": [self._room], "type": "note.creation.progress", "data": {}, "id": id_}
+            {
+                "rooms": [self._room],
+                "type": "note.creation.progress",
+                "data": {"noise": secrets.token_urlsafe(random_bytes)},
+                "id": id_,
+            }
             for id_ in ids
         )
         self.kept += ids
@@ -147,20 +236,16 @@ class Publisher:
             finally:
                 stop.set()
 
-    async def connections(self) -> int:
-        """How many listen to the room now."""
+    async def until_connections(self, count: int) -> None:
+        """Until so many listen to the room."""
+        async with asyncio.timeout(WAIT_S):
+            while await self._connections() != count:  # noqa: ASYNC110 - the server does not say
+                await asyncio.sleep(0.02)
+
+    async def _connections(self) -> int:
         response = await self._client.get(f"/rooms/{self._room}/health")
         count: int = response.json()["connections"]
         return count
-
-    async def opened(self) -> int:
-        """How many have, to any room."""
-        headers = {"Authorization": f"Bearer {mint_token('m', secret=SECRET, scope='metrics')}"}
-        text = (await self._client.get("/metrics", headers=headers)).text
-        name = "synap_realtime_connections_opened_total{"
-        return sum(
-            int(float(line.split()[1])) for line in text.splitlines() if line.startswith(name)
-        )
 
     async def _is_kept(self, body: object) -> bool:
         try:

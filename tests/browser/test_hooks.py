@@ -17,39 +17,36 @@ import websockets
 from playwright.async_api import BrowserContext, expect
 from websockets.asyncio.server import ServerConnection, serve
 
-from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
-
-from .pages import HERE, NODE_MODULES, Publisher, Tab, serving, token
+from ..link import Link
+from .pages import HERE, NODE_MODULES, Publisher, Server, Tab, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-VERSIONS = ["react-18", "react-19"]
 
 
-@pytest_asyncio.fixture(loop_scope="module", params=VERSIONS)
-async def tab(context: BrowserContext, origin: str, request: pytest.FixtureRequest) -> Tab:
-    return await Tab.open(context, origin, request.param)
+@pytest_asyncio.fixture(loop_scope="module")
+async def tab(context: BrowserContext, origin: str, react: str) -> Tab:
+    return await Tab.open(context, origin, react)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
 async def test_strict_mode_opens_one_connection(
-    tab: Tab, url: str, job: Publisher, shared: bool
+    tab: Tab, link: Link, job: Publisher, shared: bool
 ) -> None:
     """It mounts everything twice. What a component is told ends with it."""
-    options = {"userId": "1", "url": url, "token": token(), "shared": shared}
+    options = {"userId": "1", "url": link.url, "token": token(), "shared": shared}
     await tab.show("Listener", strict=True, options=options)
     await tab.until("seen.hook?.isConnected")
     await job.publish()
     await tab.until("seen.hook?.lastMessage?.id === 'n1'")
-    assert await job.opened() == 1
+    assert link.accepted == 1
     await tab.page.evaluate("leave()")
     assert await tab.calls() == ["connect", "message n1 to 1", "disconnect"]
 
 
 async def test_new_callbacks_are_called_and_do_not_reconnect(
-    tab: Tab, url: str, job: Publisher
+    tab: Tab, link: Link, job: Publisher
 ) -> None:
-    options = {"userId": "1", "url": url, "token": token()}
+    options = {"userId": "1", "url": link.url, "token": token()}
     await tab.show("Listener", options=options)
     await tab.until("seen.hook?.isConnected")
     await job.publish()
@@ -61,7 +58,7 @@ async def test_new_callbacks_are_called_and_do_not_reconnect(
     await tab.until("seen.calls.length === 3")
     assert await tab.calls() == ["connect", "message n1 to 1", "message n2 to 3"]
     assert await tab.page.evaluate("seen.hook.messages.map(({id}) => id)") == ["n1", "n2"]
-    assert await job.opened() == 1
+    assert link.accepted == 1
 
 
 SPY = """() => {
@@ -99,23 +96,24 @@ async def test_another_user_closes_the_old_room_first(tab: Tab, url: str, job: P
     assert await tab.page.evaluate("seen.hook.lastMessage.room") == "user_2"
 
 
-async def test_connect_revives_what_was_given_up(tab: Tab, origin: str) -> None:
+async def test_connect_revives_what_was_given_up(tab: Tab, server: Server) -> None:
     options = {"userId": "1", "token": token(), "attempts": 0, "autoConnect": False}
-    async with serving(origin) as url:
+    async with server.serving() as url:
         port = int(url.rpartition(":")[2])
         await tab.show("Listener", options={**options, "url": url})
         await tab.until("seen.hook?.status === 'closed'")
         await tab.page.evaluate("seen.hook.connect()")
         await tab.until("seen.hook?.isConnected")
     await tab.until("seen.hook?.status === 'closed'")
-    assert await tab.page.evaluate("seen.hook.error.code") == 4012
-    async with serving(origin, port):
+    code = 4012 if server.says_goodbye else 1006
+    assert await tab.page.evaluate("seen.hook.error.code") == code
+    async with server.serving(port):
         await tab.page.evaluate("seen.hook.connect()")
         await tab.until("seen.hook?.isConnected")
         assert await tab.page.evaluate("seen.hook.error") is None
         await tab.page.evaluate("seen.hook.disconnect()")
         await tab.until("seen.hook?.status === 'closed'")
-    said = "error: the connection ended (4012)"
+    said = f"error: the connection ended ({code})"
     assert await tab.calls() == ["connect", said, "disconnect", "connect", "disconnect"]
 
 
@@ -135,9 +133,9 @@ async def test_the_reports_example_compiles_unchanged() -> None:
 
 
 async def test_the_reports_example_as_it_stands(
-    context: BrowserContext, origin: str, tab: Tab
+    context: BrowserContext, tab: Tab, server: Server
 ) -> None:
-    async with running(create_app()) as url:
+    async with server.serving(has_keys=False) as url:
         await tab.page.evaluate("url => { globalThis.REALTIME_URL = url }", url)
         await tab.show("Report", strict=True)
         await expect(tab.page.get_by_role("status")).to_have_text("connected")
@@ -260,18 +258,19 @@ async def test_a_jobs_life(tab: Tab, url: str, job: Publisher) -> None:
 
 
 # Chromium delays a page's WebSockets while many are not open yet: by up to 5 s from the 16th.
-PAGES, WAVES, AT_ONCE = 4, 25, 10
+PAGES, AT_ONCE = 4, 10
+WAVES = {"python": 25, "worker": 5}  # each wave has all three; a thousand are enough once
 
 
 async def test_a_thousand_jobs_end_in_success_whenever_they_end(
-    context: BrowserContext, origin: str
+    context: BrowserContext, origin: str, server: Server
 ) -> None:
-    """Done before anyone listens, while the connection is made, or after."""
+    """Done before anyone listens, while the connection is made, or after. With the Worker, 200."""
     tabs = [await Tab.open(context, origin, "react-19") for _ in range(PAGES)]
     chance = random.Random(7)
-    async with serving(origin, max_connections_per_user=0) as url:
+    async with server.serving(max_connections_per_user=0) as url:
         job = Publisher(url)
-        numbers = range(PAGES * WAVES * AT_ONCE)
+        numbers = range(PAGES * WAVES[server.kind] * AT_ONCE)
         for start in numbers[:: PAGES * AT_ONCE]:
             await _run_wave(tabs, job, url, numbers[start : start + PAGES * AT_ONCE], chance)
         await job.close()

@@ -11,61 +11,122 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from types import TracebackType
+from typing import Self, TextIO
 
 WORKER = Path(__file__).parents[2] / "worker"
-END_TIMEOUT_S = 30.0
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a new folder of our own in it
 
 
 @contextlib.contextmanager
-def running(settings: Mapping[str, str]) -> Iterator[str]:
-    """A Worker with these variables, on a free port. Yields its address.
+def running(settings: Mapping[str, str], port: int = 0) -> Iterator[str]:
+    """A Worker with these variables, on a port of its own or this one. Yields its address.
 
     Whatever a client did to it, it has to live to the end, without a secret in its log.
     """
-    bundle()
     # Each object is a file: a batch for a thousand rooms would wait a thousand times for a disk.
     memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     with (
         tempfile.TemporaryDirectory(prefix="synap-worker-", dir=memory) as folder,
-        tempfile.TemporaryFile("w+", errors="replace") as log,
+        Workerd(settings, Path(folder), port) as workerd,
     ):
+        workerd.start()
+        yield workerd.url
+
+
+class Workerd:
+    """A process of workerd with our Worker, through all its lives.
+
+    Args:
+        settings: the Worker's variables; see docs/cloudflare.md.
+        folder: what the rooms keep; it outlives the process.
+        port: 0 is a free one, which stays the same in each life.
+
+    Attributes:
+        url: where it listens, from its first life on.
+        pid: of the life that it is in.
+    """
+
+    def __init__(self, settings: Mapping[str, str], folder: Path, port: int = 0) -> None:
+        self.url = ""
+        self.pid = 0
+        self._settings = settings
+        self._folder = folder
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        bundle()
+        self._log = tempfile.TemporaryFile("w+", errors="replace")
+        return self
+
+    def start(self) -> None:
+        """Begin a life; returns when it listens."""
         reader, writer = os.pipe()
         process = subprocess.Popen(
             [
-                *(_workerd(), "serve", WORKER / "workerd.capnp", "--socket-addr=http=127.0.0.1:0"),
-                *(f"--directory-path=rooms={folder}", f"--control-fd={writer}"),
+                *(_workerd(), "serve", WORKER / "workerd.capnp", f"--control-fd={writer}"),
+                f"--socket-addr=http=127.0.0.1:{self._port}",
+                f"--directory-path=rooms={self._folder}",
             ],
-            env={"PATH": os.environ["PATH"], **settings},
+            env={"PATH": os.environ["PATH"], **self._settings},
             pass_fds=[writer],
-            stdout=log,
+            stdout=self._log,
             stderr=subprocess.STDOUT,
         )
+        self._process, self.pid = process, process.pid
         os.close(writer)
-        try:
-            with os.fdopen(reader) as events:
-                port = _port(events.readline())
-                assert port is not None, f"workerd did not start:\n{_text_of(log)}"
-                yield f"http://127.0.0.1:{port}"
-                assert process.poll() is None, f"workerd has ended:\n{_text_of(log)[-10_000:]}"
-        finally:
-            process.terminate()
-            try:
-                process.wait(END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        said = _text_of(log)
-        secrets = settings.get("API_KEYS", "").partition("=")[2], settings.get("TOKEN_SECRETS", "")
+        with os.fdopen(reader) as events:
+            port = _port(events.readline())
+        assert port is not None, f"workerd did not start:\n{_text_of(self._log)}"
+        self._port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._log:
+            code = self._end()
+            said = _text_of(self._log)
+        if exc is None:
+            assert code is None, f"workerd has ended:\n{said[-10_000:]}"
+        keys = self._settings.get("API_KEYS", "").partition("=")[2]
+        secrets = keys, self._settings.get("TOKEN_SECRETS", "")
         assert not any(each and each in said for each in secrets), "the Worker wrote a key"
+
+    def _end(self) -> int | None:
+        """Returns with which code it had already ended; None: it had not."""
+        if self._process is None:
+            return None
+        code = self._process.poll()
+        self.kill()  # told to end, it would wait until every client has gone
+        return code
 
 
 @functools.cache
 def bundle() -> None:
-    """Make ``worker/dist`` from the sources, with the tool that deploys them."""
-    run_node("node_modules/wrangler/bin/wrangler.js", "deploy", "--dry-run", "--outdir", "dist")
+    """Make ``worker/dist`` from the sources, with the tool that deploys them.
+
+    Others may be reading it: each file is there, old or new.
+    """
+    target = WORKER / "dist"
+    target.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target) as folder:
+        wrangler = "node_modules/wrangler/bin/wrangler.js"
+        run_node(wrangler, "deploy", "--dry-run", "--outdir", folder)
+        for made in Path(folder).iterdir():
+            made.replace(target / made.name)
 
 
 def run_node(*arguments: str, timeout_s: float = 300.0) -> str:
