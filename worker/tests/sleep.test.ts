@@ -78,14 +78,48 @@ test("what was acknowledged before and after", async () => {
 
 test("a thousand connections", async () => {
   const room = `workspace_${crypto.randomUUID()}`;
-  const credential = await token({ rooms: [room] });
-  const listeners = await Promise.all(
-    Array.from({ length: 1000 }, () => Listener.open(room, credential, "", false)),
-  );
+  const users = Array.from({ length: 25 }, (_, n) => `u${10 + n}`);
+  const brief = users.at(-1)!; // whose token ends before the others'
+  const listeners: { user: string; listener: Listener }[] = [];
+  for (const user of users) {
+    const credential = await token({ sub: user, rooms: [room] }, user === brief ? 45 : 900);
+    const opened = Array.from({ length: 40 }, () => Listener.open(room, credential, "", false));
+    for (const listener of await Promise.all(opened)) listeners.push({ user, listener });
+  }
+  /** Everyone hears it once: then comes the answer to a ping. */
+  const publishTo = async (those: typeof listeners, id: string) => {
+    expect((await publish(room, id))["broadcastCount"]).toBe(those.length);
+    for (const { listener } of those) {
+      expect((await listener.json())["id"]).toBe(id);
+      listener.send("ping");
+      expect(await listener.text()).toBe("pong");
+    }
+  };
+
   await evictDurableObject(roomStub(room));
-  expect((await publish(room, "n0"))["broadcastCount"]).toBe(1000);
-  const heard = await Promise.all(listeners.map((listener) => listener.json()));
-  expect(heard.every((message) => message["id"] === "n0")).toBe(true);
+  for (const { listener } of listeners) {
+    listener.send("ping");
+    expect(await listener.text()).toBe("pong");
+  }
+  await expect(evictDurableObject(roomStub(room))).rejects.toThrow(); // nobody was woken
+  await publishTo(listeners, "n0");
+
+  await evictDurableObject(roomStub(room));
+  const watcher = await token({ rooms: [room], scope: "presence" });
+  const there = await request(`/rooms/${room}/presence`, watcher);
+  expect(await there.json()).toEqual({
+    room,
+    connections: 1000,
+    users: users.map((user) => ({ user, connections: 40, devices: [] })),
+  });
+
+  await evictDurableObject(roomStub(room));
+  later(50_000); // they have pinged: nobody is silent yet
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  for (const { user, listener } of listeners) {
+    if (user === brief) expect(await listener.closed()).toBe(4401);
+  }
+  await publishTo(listeners.filter(({ user }) => user !== brief), "n1");
 }, 60_000);
 
 test("a sleeping connection is closed when its token is revoked: 4504", async () => {
