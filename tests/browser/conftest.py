@@ -14,14 +14,14 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Error, async_playwright
 
 from ..link import Link
-from .pages import NODE_MODULES, Publisher, Server, Tab, bundle, site
+from .pages import NODE_MODULES, Kind, Publisher, Server, Tab, bundle, site
 
 FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-gpu",
     "--disable-quic", "--disable-sync", "--no-first-run",
 ]  # fmt: skip
 
-SERVERS = ("python", "worker")
+SERVERS: tuple[Kind, ...] = ("python", "worker")
 PAGES = ("react-18", "react-19")
 """Of components.tsx, with each version of React that the hooks are for."""
 

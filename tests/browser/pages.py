@@ -90,11 +90,14 @@ async def serving(origin: str, port: int = 0, **settings: Any) -> AsyncIterator[
         yield url
 
 
+Kind = Literal["python", "worker"]
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A room server that a test meets: ours in Python, or our Worker on workerd."""
 
-    kind: Literal["python", "worker"]
+    kind: Kind
     origin: str
 
     @asynccontextmanager
