@@ -85,6 +85,7 @@ class Watch:
                 while listener.ws.state is State.OPEN:  # noqa: ASYNC110 - no event tells of it
                     await asyncio.sleep(0.02)
             received = listener.ws.protocol.close_rcvd
+            listener.ws.transport.abort()  # else a run that ends before that leaves it open
             return Closed(None if received is None else received.code, time.monotonic() - began)
 
     async def _keep_alive(self) -> Closed | None:
