@@ -54,8 +54,11 @@ class Echo:
     def writable(self) -> None:
         """Nothing waits: Autobahn reads."""
 
-    def gone(self) -> None:
+    def ended(self) -> None:
         """Nothing is to be done."""
+
+    def gone(self) -> None:
+        """Nor here."""
 
 
 class Handshake(asyncio.Protocol):

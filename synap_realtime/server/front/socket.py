@@ -33,6 +33,10 @@ class Handler(Protocol):
     def writable(self) -> None:
         """The peer has taken enough: what waited may be written again."""
 
+    def ended(self) -> None:
+        """The peer has said its last word, or was told ours for what it did: nothing is heard or
+        told any more, and :meth:`gone` will follow."""
+
     def gone(self) -> None:
         """The connection is no more: once, and nothing after it."""
 
@@ -167,6 +171,7 @@ class WebSocket(asyncio.Protocol):
         """Both sides have said their last word: the server closes first (section 7.1.1)."""
         if not self._is_closing:
             self._say_last(close.code)
+            self._handler.ended()
         self._transport.close()
 
     def _fail(self, code: int, reason: str) -> None:
@@ -181,6 +186,7 @@ class WebSocket(asyncio.Protocol):
         self._has_failed = True
         if not self._is_closing:
             self._say_last(code, reason)
+            self._handler.ended()
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:  # TLS knows no halves

@@ -95,6 +95,9 @@ class Subscriber:
     def writable(self) -> None:
         self._subscription.writable()
 
+    def ended(self) -> None:
+        _close_soon(self._node, self._session)
+
     def gone(self) -> None:
         if self._start is not None:
             self._start.cancel()

@@ -45,6 +45,7 @@ class Heard:
     def __init__(self) -> None:
         self.messages: list[str | bytes] = []
         self.times_writable = 0
+        self.times_ended = 0
         self.times_gone = 0
         self.is_gone = asyncio.Event()
         self.is_writable = asyncio.Event()
@@ -56,6 +57,9 @@ class Heard:
     def writable(self) -> None:
         self.times_writable += 1
         self.is_writable.set()
+
+    def ended(self) -> None:
+        self.times_ended += 1
 
     def gone(self) -> None:
         self.times_gone += 1
@@ -408,6 +412,7 @@ def test_over_tls_who_breaks_the_protocol_hears_why(run: Test, tmp_path: Path) -
             said = await reader.read()
             assert close_said(said) == 1002
             await heard.is_gone.wait()
+            assert heard.times_ended == 1
             assert heard.messages == ["a"]
 
     run(test())
@@ -460,12 +465,12 @@ def test_last_words_of_who_was_just_reset_are_no_error(run: Test, last_words: by
     run(test())
 
 
-def test_an_idle_one_has_no_timer_and_takes_some_hundred_bytes(run: Test) -> None:
+def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Test) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, heard):
             writer.write(frame(TEXT, b"ping") + frame(PING))
             await reader.readexactly(2)
-            assert heard.socket._end_timer is None
+            assert not server.half_open._waiting
             transport = heard.socket._transport
             gc.collect()
             tracemalloc.start()
