@@ -8,9 +8,11 @@ and nothing is done.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -62,8 +64,24 @@ class Span:
 NOTHING = Span()
 
 
+LOOK_EVERY_S = 1.0
+"""How often it is looked whether somebody has set up tracing, until somebody has: to ask costs as
+much as all the rest of a publish."""
+
+_is_on = False
+_looked_at = -math.inf
+
+
 def is_on() -> bool:
-    """Whether somebody has set up tracing in this process."""
+    """Whether somebody has set up tracing in this process, at the last look."""
+    global _is_on, _looked_at
+    if not _is_on and (now := perf_counter()) - _looked_at >= LOOK_EVERY_S:
+        _looked_at = now
+        _is_on = _look()
+    return _is_on
+
+
+def _look() -> bool:
     # Who has set it up has loaded it, so whoever has not pays nothing, not even the import.
     if (api := sys.modules.get("opentelemetry.trace")) is None:
         return False

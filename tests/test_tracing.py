@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pydantic import SecretStr
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from synap_realtime import AsyncBroadcaster, Broadcaster, progress, subscribe
+from synap_realtime import AsyncBroadcaster, Broadcaster, progress, subscribe, tracing
 from synap_realtime.broadcast import BackgroundBroadcaster
 from synap_realtime.integrations.plain import run_job
 from synap_realtime.jobs import JobRun
@@ -38,8 +39,10 @@ def exporter() -> Iterator[InMemorySpanExporter]:
     provider.add_span_processor(SimpleSpanProcessor(kept))
     before = trace._TRACER_PROVIDER
     trace._TRACER_PROVIDER = provider
+    tracing._looked_at = -math.inf  # else it may have looked a moment ago
     yield kept
     trace._TRACER_PROVIDER = before
+    tracing._is_on = False
 
 
 @pytest.fixture(autouse=True)

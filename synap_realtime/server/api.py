@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import pydantic_core
 import uuid_utils
 
 from ..errors import InvalidArgumentError
@@ -20,12 +19,11 @@ from ..protocol.notification import (
     MAX_BATCH_NOTIFICATIONS,
     MAX_NOTIFICATION_BYTES,
     MAX_SPREAD_BYTES,
-    encode_json,
+    check_wire,
     format_timestamp,
-    parse_notification,
 )
 from ..protocol.rooms import Room
-from ..tracing import Span
+from ..tracing import NOTHING, Span, is_on
 from . import events
 from .access import Access, forbidden, require_scope
 from .auth import MAX_TOKEN_BYTES, Claims, id_of_token
@@ -58,11 +56,11 @@ HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
 MAX_HISTORY_BYTES = 1024 * 1024
 """An answer ends with the notification that reaches it."""
 
+_AT_ONCE = 100  # notifications of a batch that are checked without a pause
 _PAGE = 16  # entries read at once: at most 4 MiB over what an answer may have
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
+class _Checked(NamedTuple):
     """A notification that may be published: its id and its JSON."""
 
     id: str
@@ -70,19 +68,9 @@ class _Checked:
     span: Span
 
 
-@contextlib.contextmanager
-def _ending(spans: Sequence[Span]) -> Generator[None]:
-    """End the spans with what happens inside."""
-    problem: str | None = "cancelled"
-    try:
-        yield
-        problem = None
-    except (RequestError, StoreUnavailableError) as error:
-        problem = str(error)
-        raise
-    finally:
-        for span in spans:
-            span.end(problem)
+def _end(spans: Iterable[Span], problem: str | None = None) -> None:
+    for span in spans:
+        span.end(problem)
 
 
 Route = Callable[[Request], Awaitable[Response]]
@@ -147,21 +135,6 @@ class Api:
         """Let go of the store; no route asks it any more."""
         self._closed = True
         await self._store.close()
-
-    @contextlib.contextmanager
-    def _publishing(self) -> Generator[None]:
-        """What is refused while draining, and what draining waits for.
-
-        Raises:
-            RequestError: 503.
-        """
-        self.refuse_while_draining()
-        self._begun += 1
-        try:
-            yield
-        finally:
-            self._begun -= 1
-            self._idle.set()
 
     def _route(self, request: Request) -> tuple[str, Route]:
         match request.segments:
@@ -277,9 +250,8 @@ class Api:
         claims = await self._access.identify(request.credential)
         await self._access.permit(claims, "broadcast", room)
         checked = self._check(await json_body(request), request.traceparent)
-        with _ending([checked.span]):
-            publication = Publication(room, checked.id, checked.text)
-            (receipt,) = await self._publish(claims, [publication], began_at)
+        publication = Publication(room, checked.id, checked.text)
+        (receipt,) = await self._publish(claims, [publication], began_at, [checked.span])
         return json_response(
             200,
             {
@@ -293,34 +265,56 @@ class Api:
         )
 
     async def _publish(
-        self, claims: Claims, publications: Sequence[Publication], began_at: float
+        self,
+        claims: Claims,
+        publications: Sequence[Publication],
+        began_at: float,
+        spans: Sequence[Span],
     ) -> Sequence[Receipt]:
         """
+        Args:
+            spans: end with it.
+
         Raises:
             RequestError: 429, or 503 while draining.
             StoreUnavailableError: nothing was kept.
         """
-        count, size = len(publications), sum(len(each.text) for each in publications)
+        problem: str | None = "cancelled"
+        count, size = len(publications), sum([len(each.text) for each in publications])
+        self._begun += 1  # which draining waits for
         try:
-            with self._publishing():
-                self._limits.check_publish(claims, count, size)
-                deliver = partial(self._hub.deliver, began_at=began_at)
-                receipts = await self._store.publish(publications, deliver)
+            self.refuse_while_draining()
+            self._limits.check_publish(claims, count, size)
+            deliver = partial(self._hub.deliver, began_at=began_at)
+            receipts = await self._store.publish(publications, deliver)
+            problem = None
         except RequestError as error:
+            problem = str(error)
             self._metrics.published(
                 "unavailable" if error.response.status == 503 else "refused", count
             )
             raise
-        except StoreUnavailableError:
+        except StoreUnavailableError as error:
+            problem = str(error)
             self._metrics.published("unavailable", count)
             raise
-        duplicates = sum(receipt.duplicate for receipt in receipts)
+        finally:
+            self._end_publish()
+            if problem is not None or spans[0] is not NOTHING:
+                _end(spans, problem)
+        duplicates = sum([receipt.duplicate for receipt in receipts])
         self._metrics.published("duplicate", duplicates)
         self._metrics.published("accepted", count - duplicates)
-        self._metrics.publish_bytes.inc(size)
-        rooms = (publication.room for publication in publications)
-        events.published(claims, zip(rooms, receipts, strict=True))
+        self._metrics.accepted_bytes += size
+        if events.are_detailed():
+            rooms = (publication.room for publication in publications)
+            events.published(claims, zip(rooms, receipts, strict=True))
         return receipts
+
+    def _end_publish(self) -> None:
+        self._begun -= 1
+        if not self._begun:
+            self._idle.set()
 
     async def _broadcast_many(self, request: Request) -> Response:
         began_at = perf_counter()
@@ -344,17 +338,22 @@ class Api:
         verdicts = await self._access.permit_each(claims, "broadcast", dict.fromkeys(named))
         checked: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
-        for item, its_rooms in zip(items, rooms, strict=True):
+        for number, (item, its_rooms) in enumerate(zip(items, rooms, strict=True), 1):
             checked.append(self._check_item(item, its_rooms, verdicts, request.traceparent, spans))
-            await asyncio.sleep(0)  # a large batch keeps nobody else waiting
-        with _ending(spans):
-            return await self._publish_checked(checked, claims, began_at)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # a large batch keeps nobody else waiting
+        return await self._publish_checked(checked, claims, began_at, spans)
 
     async def _publish_checked(
-        self, checked: Sequence[list[Publication] | RequestError], claims: Claims, began_at: float
+        self,
+        checked: Sequence[list[Publication] | RequestError],
+        claims: Claims,
+        began_at: float,
+        spans: Sequence[Span],
     ) -> Response:
         good = [entry for entry in checked if not isinstance(entry, RequestError)]
-        if sum(len(each.text) for entry in good for each in entry) > MAX_SPREAD_BYTES:
+        if sum([len(each.text) for entry in good for each in entry]) > MAX_SPREAD_BYTES:
+            _end(spans, "too large")
             raise too_large(
                 f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
                 "each of its rooms"
@@ -362,7 +361,7 @@ class Api:
         self._metrics.published("refused", len(checked) - len(good))
         publications = [each for entry in good for each in entry]
         try:
-            receipts = iter(await self._publish(claims, publications, began_at))
+            receipts = iter(await self._publish(claims, publications, began_at, spans))
             failure = None
         except StoreUnavailableError as error:
             failure = unavailable(str(error))
@@ -393,8 +392,7 @@ class Api:
             if (verdict := verdicts[room]) is not None:
                 return verdict
         try:
-            wire = {k: v for k, v in item.items() if k != "rooms"}
-            checked = self._check(wire, traceparent)
+            checked = self._check({k: item[k] for k in item if k != "rooms"}, traceparent)
         except RequestError as error:
             return error
         spans.append(checked.span)
@@ -405,7 +403,9 @@ class Api:
         claims = await self._access.identify(request.credential)
         require_scope(claims, "admin")
         body = await json_body(request)
-        with self._publishing():
+        self.refuse_while_draining()
+        self._begun += 1
+        try:
             match body:
                 case {"user": str(name)} if 0 < len(name) <= 512:
                     of: Literal["user", "token"] = "user"
@@ -415,6 +415,8 @@ class Api:
                     raise malformed("Nothing to revoke", 'expected {"user": id} or {"token": …}')
             closed = await self._revocations.revoke(of, name)
             events.revoked(claims, of, name, closed)
+        finally:
+            self._end_publish()
         return json_response(200, {"success": True, "closed": closed})
 
     def refuse_while_draining(self) -> None:
@@ -433,19 +435,22 @@ class Api:
         """
         try:
             if isinstance(value, dict):  # what a sender wrote there is replaced, whatever it is
-                value = {k: v for k, v in value.items() if k not in ("room", "cursor")}
-            wire = parse_notification(value).to_wire()
-            id = wire.setdefault("id", str(uuid_utils.uuid7()))
-            wire.setdefault("timestamp", format_timestamp(datetime.now(UTC)))
-            span = begin_publish(wire, traceparent)
-            content = encode_json("notification", wire)
+                value.pop("room", None)
+                value.pop("cursor", None)
+            wire = check_wire(value)
+            if "id" not in wire:
+                wire["id"] = str(uuid_utils.uuid7())
+            if "timestamp" not in wire:
+                wire["timestamp"] = format_timestamp(datetime.now(UTC))
+            span = begin_publish(wire, traceparent) if is_on() else NOTHING
+            content = pydantic_core.to_json(wire)  # what came as JSON has that form
         except InvalidArgumentError as error:
             raise malformed(
                 "Invalid message format. Required: type, data", f"{error.field}: {error.problem}"
             ) from error
         if len(content) > MAX_NOTIFICATION_BYTES:
             raise too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
-        return _Checked(str(id), content.decode(), span)
+        return _Checked(wire["id"], content.decode(), span)
 
 
 def _result(receipts: Sequence[tuple[Room, Receipt]]) -> dict[str, Any]:

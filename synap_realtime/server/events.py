@@ -106,14 +106,18 @@ def closed(
         )  # fmt: skip
 
 
+def are_detailed() -> bool:
+    """Whether there are lines about each connection and publish."""
+    return logger.isEnabledFor(logging.DEBUG)
+
+
 def published(claims: Claims, receipts: Iterable[tuple[Room, Receipt]]) -> None:
     """Notifications were kept; one line for each room."""
-    if logger.isEnabledFor(logging.DEBUG):
-        for room, receipt in receipts:
-            _write(
-                logging.DEBUG, "published", claims, room=room, id=receipt.id,
-                listeners=receipt.broadcast_count, duplicate=receipt.duplicate,
-            )  # fmt: skip
+    for room, receipt in receipts:
+        _write(
+            logging.DEBUG, "published", claims, room=room, id=receipt.id,
+            listeners=receipt.broadcast_count, duplicate=receipt.duplicate,
+        )  # fmt: skip
 
 
 def revoked(claims: Claims, of: str, name: str, count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qs, unquote
@@ -104,7 +103,7 @@ async def _no_body() -> bytes:
     return b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """An HTTP request.
 
@@ -122,7 +121,7 @@ class Request:
     read: Read = _no_body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """An HTTP answer. ``problem`` is what an error's body says."""
 
@@ -144,8 +143,7 @@ class Response:
 
 
 def json_response(status: int, body: object) -> Response:
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(status, content)
+    return Response(status, pydantic_core.to_json(body))
 
 
 class RequestError(Exception):
@@ -216,8 +214,11 @@ def split_path(raw: str) -> tuple[str, ...]:
     Raises:
         RequestError: 400, if it is not UTF-8 under its percent-encoding.
     """
+    parts = raw.strip("/").split("/")
+    if "%" not in raw:
+        return tuple(parts)
     try:
-        return tuple(unquote(part, errors="strict") for part in raw.strip("/").split("/"))
+        return tuple(unquote(part, errors="strict") for part in parts)
     except UnicodeDecodeError:
         raise malformed("Invalid path", "its percent-encoding is not UTF-8") from None
 
@@ -257,7 +258,7 @@ async def json_body(request: Request) -> object:
     Raises:
         RequestError: 400, 408, 413 or 415.
     """
-    if request.content_type is not None:
+    if request.content_type is not None and request.content_type != "application/json":
         media = request.content_type.partition(";")[0].strip().lower()
         if media != "application/json" and not media.endswith("+json"):
             raise RequestError(

@@ -6,15 +6,12 @@ Each server has a registry of its own, so that two in one process do not add up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
-from contextlib import contextmanager
 from time import perf_counter
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
@@ -22,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from .stores.base import Usage
+from .tallies import Tallies, Tally
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -46,10 +44,10 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"synap_realtime_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(
-                f"synap_realtime_{name}_seconds", text, labels, registry=registry, buckets=_FAST
-            )
+        def histogram(name: str, text: str, label: str | None = None) -> Tallies:
+            tallies = Tallies(f"synap_realtime_{name}_seconds", text, _FAST, label)
+            registry.register(tallies)
+            return tallies
 
         gauge("build_info", "1, with the version.", "version").labels(version).set(1)
         gauge("connections_limit", "The most connections; 0: no limit.").set(max_connections)
@@ -62,7 +60,8 @@ class Metrics:
         self._publishes = counter(
             "publishes", "Notifications that were published, once for each room.", "outcome"
         )
-        self.publish_bytes = counter("publish_bytes", "Bytes of those that were accepted.")
+        self._bytes = counter("publish_bytes", "Bytes of those that were accepted.")
+        self.accepted_bytes = 0  # since the last look
         self._deliveries = counter("deliveries", "Notifications written to connections.", "kind")
         self._live = self._deliveries.labels("live")
         self.written = 0  # live, since the last look: too many to take a lock for each
@@ -81,15 +80,17 @@ class Metrics:
         self.publish_to_write = histogram(
             "publish_to_write",
             "From a publish's arrival until all in a room have it, and each who had to wait.",
-        )
-        self._lag = histogram("event_loop_lag", "How late the event loop comes.")
+        ).of()
+        self._lag = histogram("event_loop_lag", "How late the event loop comes.").of()
         self._timer: asyncio.TimerHandle | None = None
         # A series that is there from the start can be told from one that is missing.
         for transport in ("websocket", "sse"):
             self._connections.labels(transport)
             self._opened.labels(transport)
-        for outcome in ("accepted", "duplicate", "refused", "unavailable"):
-            self._publishes.labels(outcome)
+        self._outcomes = {
+            outcome: self._publishes.labels(outcome)
+            for outcome in ("accepted", "duplicate", "refused", "unavailable")
+        }
         for outcome in ("complete", "gap"):
             self._replays.labels(outcome)
 
@@ -111,7 +112,8 @@ class Metrics:
         }
 
     def published(self, outcome: str, count: int = 1) -> None:
-        self._publishes.labels(outcome).inc(count)
+        if count:
+            self._outcomes[outcome].inc(count)
 
     def refused(self, code: str) -> None:
         self._refusals.labels(code).inc()
@@ -135,17 +137,13 @@ class Metrics:
     def disconnected(self, transport: str) -> None:
         self._connections.labels(transport).dec()
 
-    @contextmanager
-    def store_operation(self, name: str) -> Generator[None]:
-        """A call of the store; one that raises is counted as an error, too."""
-        began = perf_counter()
-        try:
-            yield
-        except Exception:
-            self._store_errors.labels(name).inc()
-            raise
-        finally:
-            self._store.labels(name).observe(perf_counter() - began)
+    def store_operation(self, name: str) -> Tally:
+        """How long a call of the store took."""
+        return self._store.of(name)
+
+    def store_failed(self, name: str) -> None:
+        """A call that raised."""
+        self._store_errors.labels(name).inc()
 
     def text(self, usage: Usage) -> bytes:
         """All of it, in Prometheus' text format."""
@@ -158,7 +156,8 @@ class Metrics:
 
     def _count_written(self) -> None:
         self._live.inc(self.written)
-        self.written = 0
+        self._bytes.inc(self.accepted_bytes)
+        self.written = self.accepted_bytes = 0
 
     def watch_loop(self) -> None:
         """Look at the running event loop from now on; to call it again changes nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ...errors import SynapRealtimeError
 from ...protocol.cursor import Cursor
@@ -33,8 +33,7 @@ class Retention:
         return self.request_age_s if is_request_room(room) else self.user_age_s
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """One notification for one room, on its way into the log.
 
     Attributes:
@@ -47,8 +46,7 @@ class Publication:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One notification in a room's log.
 
     Attributes:
@@ -68,8 +66,7 @@ def entry_of(room: Room, cursor: Cursor, text: str) -> Entry:
     return Entry(cursor, full, len(full.encode()))
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What a publish did. For a duplicate, what the first one did."""
 
     id: str

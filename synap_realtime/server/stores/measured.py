@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from time import perf_counter
+from typing import TypeVar
 
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from ..metrics import Metrics
 from .base import Deliver, Page, Publication, Receipt, Store, Usage
+
+_T = TypeVar("_T")
 
 
 class MeasuredStore:
@@ -15,7 +19,8 @@ class MeasuredStore:
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
-        self._operation = metrics.store_operation
+        self._metrics = metrics
+        self._publishing = metrics.store_operation("publish")
         # What never waits is not timed.
         self.earliest = store.earliest
         self.start_device = store.start_device
@@ -29,23 +34,36 @@ class MeasuredStore:
     async def publish(
         self, publications: Sequence[Publication], deliver: Deliver
     ) -> Sequence[Receipt]:
-        with self._operation("publish"):
+        began_at = perf_counter()
+        try:
             return await self._store.publish(publications, deliver)
+        except Exception:
+            self._metrics.store_failed("publish")
+            raise
+        finally:
+            self._publishing.observe(perf_counter() - began_at)
 
     async def head(self, room: Room) -> Cursor:
         return await self._store.head(room)
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
-        with self._operation("read"):
-            return await self._store.read(room, after, limit)
+        return await self._timed("read", self._store.read(room, after, limit))
 
     async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
-        with self._operation("received_mark"):
-            return await self._store.received_mark(room, device)
+        return await self._timed("received_mark", self._store.received_mark(room, device))
 
     async def check(self) -> None:
-        with self._operation("check"):
-            await self._store.check()
+        await self._timed("check", self._store.check())
+
+    async def _timed(self, name: str, call: Awaitable[_T]) -> _T:
+        began_at = perf_counter()
+        try:
+            return await call
+        except Exception:
+            self._metrics.store_failed(name)
+            raise
+        finally:
+            self._metrics.store_operation(name).observe(perf_counter() - began_at)
 
     async def usage(self) -> Usage:
         return await self._store.usage()

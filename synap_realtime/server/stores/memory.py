@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import sys
 import time
@@ -30,7 +31,8 @@ from .base import (
 MAX_DEVICES_IN_ALL = 100_000
 """Over all rooms; the one that has not come for longest is forgotten first."""
 
-_SWEEP = 4  # rooms looked at for each publish: more than one can add, so the sweep keeps up
+_SWEEP = 2  # rooms looked at for each publish: more than one can add, so the sweep keeps up
+_AT_ONCE = 100  # notifications of one call that are kept without a pause
 _IDLE_SWEEP = 500  # and each second, so that memory is let go when nobody publishes
 
 # What an object takes beside its text, in bytes, measured: with its places in our tables.
@@ -45,6 +47,7 @@ class _Log:
     mark: int = 0  # 0: nobody ever received anything
     # When each device last came, and its mark: the one that has not come for longest is first.
     devices: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
+    due: float = math.inf  # before then nothing in it is too old
 
 
 class MemoryStore:
@@ -89,11 +92,12 @@ class MemoryStore:
         self._start_ticking()
         now = self._clock()
         receipts = []
-        for publication in publications:
+        for number, publication in enumerate(publications, 1):
             self._sweep(now, _SWEEP)
             receipts.append(self._keep(publication, now, deliver))
-            # However much one call publishes, subscribers read along and others are answered.
-            await asyncio.sleep(0)
+            if number % _AT_ONCE == 0:
+                # However much one call publishes, subscribers read along and others are answered.
+                await asyncio.sleep(0)
         return receipts
 
     def _keep(self, publication: Publication, now: float, deliver: Deliver) -> Receipt:
@@ -108,6 +112,7 @@ class MemoryStore:
         self._offset += 1
         entry = entry_of(room, Cursor(self._epoch, self._offset), publication.text)
         log.entries.append((now, entry))
+        log.due = min(log.due, now + min(self._retention.age_s(room), self._retention.dedupe_s))
         self._kept[self._offset] = (room, id)
         receipt = Receipt(id, entry.cursor, deliver(room, entry), duplicate=False)
         log.ids[id] = (now, receipt)
@@ -173,7 +178,9 @@ class MemoryStore:
             self._start_ticking()
             log = self._log(room)
             _, mark = log.devices.pop(device, (0.0, 0))
-            log.devices[device] = (self._clock(), max(mark, position.offset))
+            now = self._clock()
+            log.devices[device] = (now, max(mark, position.offset))
+            log.due = min(log.due, now + DEVICE_AGE_S)
             self._devices[room, device] = None
             self._devices.move_to_end((room, device))
             if len(log.devices) > MAX_DEVICES:
@@ -213,13 +220,22 @@ class MemoryStore:
             self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
 
     def _trim(self, room: Room, log: _Log, now: float) -> None:
-        oldest = now - self._retention.age_s(room)
-        while log.entries and log.entries[0][0] <= oldest:
+        if now < log.due:
+            return
+        age_s, dedupe_s = self._retention.age_s(room), self._retention.dedupe_s
+        while log.entries and log.entries[0][0] + age_s <= now:
             self._forget_entry(log)
-        while log.ids and next(iter(log.ids.values()))[0] <= now - self._retention.dedupe_s:
+        while log.ids and next(iter(log.ids.values()))[0] + dedupe_s <= now:
             self._forget_id(log, next(iter(log.ids)))
-        while log.devices and next(iter(log.devices.values()))[0] <= now - DEVICE_AGE_S:
+        while log.devices and next(iter(log.devices.values()))[0] + DEVICE_AGE_S <= now:
             self._forget_device(room, next(iter(log.devices)))
+        log.due = math.inf
+        if log.entries:
+            log.due = log.entries[0][0] + age_s
+        if log.ids:
+            log.due = min(log.due, next(iter(log.ids.values()))[0] + dedupe_s)
+        if log.devices:
+            log.due = min(log.due, next(iter(log.devices.values()))[0] + DEVICE_AGE_S)
 
     def _tick(self) -> None:
         self._timer = None
