@@ -98,10 +98,10 @@ def _compare_key(keys: Keys, say: Say) -> None:
     key = os.environ.get("REALTIME_API_KEY", "")
     if not key:
         return
-    name = keys.name_of(key)
-    if name is None and key.count(".") == 2:
+    claims = keys.claims_of_key(key)
+    if claims is None and key.count(".") == 2:
         say(Finding("ok", "API key", "REALTIME_API_KEY is a token; the round trip tries it"))
-    elif name is None:
+    elif claims is None:
         say(
             Finding(
                 "fail",
@@ -110,17 +110,17 @@ def _compare_key(keys: Keys, say: Say) -> None:
                 "set it to one of api_keys in the file of --keys (SYNAP_REALTIME_API_KEYS)",
             )
         )
-    elif "broadcast" not in keys.scopes[name]:
+    elif "broadcast" not in claims.scopes:
         say(
             Finding(
                 "fail",
                 "API key",
-                f"REALTIME_API_KEY is the server's key {name!r}, which may not broadcast",
+                f"REALTIME_API_KEY is the server's key {claims.key!r}, which may not broadcast",
                 f"take another, or give it the scope; {MAKE_A_SECRET} makes one",
             )
         )
     else:
-        say(Finding("ok", "API key", f"REALTIME_API_KEY is the server's key {name!r}"))
+        say(Finding("ok", "API key", f"REALTIME_API_KEY is the server's key {claims.key!r}"))
 
 
 async def _check_jwks(subject: Subject, url: str, say: Say) -> None:

@@ -85,6 +85,11 @@ class Access:
     def has_keys(self) -> bool:
         return self._authenticator.has_keys
 
+    @property
+    def needs_tasks(self) -> bool:
+        """Whether a rule, or the keys of others, may have to be waited for."""
+        return self._may is not None or self._authenticator.asks_others
+
     def admit(self, caller: Caller) -> None:
         """Whether to talk to this caller at all.
 
@@ -119,9 +124,11 @@ class Access:
             raise unauthorized(f"the token does not count: {error}", invalid=True) from None
         except KeysUnavailableError:
             raise unavailable("the keys that would check the token cannot be had now") from None
-        await self._revocations.load()
-        if self._revocations.covers(claims):
-            raise unauthorized("the token was revoked", invalid=True)
+        if claims.key is None:  # a key is no token: it is taken out of the file
+            if not self._revocations.are_loaded:
+                await self._revocations.load()
+            if self._revocations.covers(claims):
+                raise unauthorized("the token was revoked", invalid=True)
         events.identified(claims)
         return claims
 
@@ -135,10 +142,10 @@ class Access:
         Raises:
             RequestError: 403.
         """
-        require_scope(claims, action)
-        if not claims.opens(room):
-            raise forbidden("the token does not open this room")
-        await self._ask(claims, action, room)
+        if (verdict := self._judge(claims, action, room)) is not None:
+            raise verdict
+        if self._may is not None:
+            await self._ask(self._may, claims, action, room)
 
     async def permit_each(
         self, claims: Claims, action: Action, rooms: Iterable[Room]
@@ -159,7 +166,7 @@ class Access:
 
         if self._may is None:
             for room in verdicts:
-                await judge(room)
+                verdicts[room] = self._judge(claims, action, room)
             return verdicts
         tasks = [asyncio.create_task(judge(room)) for room in verdicts]
         try:
@@ -170,13 +177,21 @@ class Access:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, claims: Claims, action: Action, room: Room) -> None:
-        if self._may is None:
-            return
+    def _judge(self, claims: Claims, action: Action, room: Room) -> RequestError | None:
+        """What our own rules say."""
+        try:
+            require_scope(claims, action)
+        except RequestError as error:
+            return error
+        if claims.opens(room):
+            return None
+        return forbidden("the token does not open this room")
+
+    async def _ask(self, may: May, claims: Claims, action: Action, room: Room) -> None:
         members = {"key": claims.key} if claims.key is not None else claims.members
         try:
             async with asyncio.timeout(MAY_TIMEOUT_S) as limit:
-                if await self._may(action, room, members) is True and not limit.expired():
+                if await may(action, room, members) is True and not limit.expired():
                     return
         except TimeoutError:
             logger.error("may(%r, %r, …) took over %g s, so: no", action, room, MAY_TIMEOUT_S)

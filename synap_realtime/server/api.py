@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -20,7 +19,8 @@ from ..protocol.notification import (
     MAX_NOTIFICATION_BYTES,
     MAX_SPREAD_BYTES,
     check_wire,
-    format_timestamp,
+    encode_json,
+    now_as_timestamp,
 )
 from ..protocol.rooms import Room
 from ..tracing import NOTHING, Span, is_on
@@ -300,8 +300,7 @@ class Api:
             raise
         finally:
             self._end_publish()
-            if problem is not None or spans[0] is not NOTHING:
-                _end(spans, problem)
+            _end(spans, problem)
         duplicates = sum([receipt.duplicate for receipt in receipts])
         self._metrics.published("duplicate", duplicates)
         self._metrics.published("accepted", count - duplicates)
@@ -441,9 +440,13 @@ class Api:
             if "id" not in wire:
                 wire["id"] = str(uuid_utils.uuid7())
             if "timestamp" not in wire:
-                wire["timestamp"] = format_timestamp(datetime.now(UTC))
+                wire["timestamp"] = now_as_timestamp()
             span = begin_publish(wire, traceparent) if is_on() else NOTHING
-            content = pydantic_core.to_json(wire)  # what came as JSON has that form
+            content = pydantic_core.to_json(wire)
+            if (
+                b"Infinity" in content or b"NaN" in content
+            ):  # perhaps a number: 1e999 is right JSON, and none of ours
+                content = encode_json("notification", wire)
         except InvalidArgumentError as error:
             raise malformed(
                 "Invalid message format. Required: type, data", f"{error.field}: {error.problem}"

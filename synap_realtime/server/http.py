@@ -131,6 +131,11 @@ class Response:
     content_type: str = "application/json"
     problem: Mapping[str, str] | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """As most answers are: JSON, and nothing to be said about it."""
+        return self.status == 200 and not self.headers and self.content_type == "application/json"
+
     def with_headers(self, headers: Mapping[str, str]) -> Response:
         return replace(self, headers={**self.headers, **headers})
 

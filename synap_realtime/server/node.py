@@ -134,6 +134,11 @@ class Node:
         """Without, it answers this machine only."""
         return self._access.has_keys
 
+    @property
+    def needs_tasks(self) -> bool:
+        """Whether an answer may have to wait for what only a task can wait for."""
+        return self._access.needs_tasks
+
     def begin(self) -> None:
         """A request begins: look at the event loop, and forget whose the one before it was."""
         self._metrics.watch_loop()
@@ -148,8 +153,10 @@ class Node:
         """
         cors: dict[str, str] = {}
         try:
-            self._access.admit(_caller(head))
-            if (origin := head.headers.get("origin")) is not None:
+            origin = head.headers.get("origin")
+            if origin is not None or not self._access.has_keys:
+                self._access.admit(_caller(head))
+            if origin is not None:
                 cors = {"Access-Control-Allow-Origin": origin, "Vary": "origin"}
             segments = head.segments()
             if head.method == "OPTIONS" and "access-control-request-method" in head.headers:

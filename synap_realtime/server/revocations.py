@@ -54,7 +54,7 @@ class Revocations:
         self._hub = hub
         self._clock = clock
         self._known: dict[tuple[str, str], Revocation] = {}
-        self._is_loaded = False
+        self.are_loaded = False
         self.on_revoked: Callable[[Revocation], int] = lambda _: 0
         """Called with each, as it comes; returns how many connections it closed here."""
         self._closed = 0
@@ -67,12 +67,12 @@ class Revocations:
             StoreUnavailableError: nobody can say now what was revoked.
         """
         position = self._store.earliest()
-        while not self._is_loaded:
+        while not self.are_loaded:
             page = await self._store.read(ROOM, position, _PAGE)
             for entry in page.entries:
                 self._remember(entry)
                 position = entry.cursor
-            self._is_loaded = len(page.entries) < _PAGE
+            self.are_loaded = len(page.entries) < _PAGE
 
     def covers(self, claims: Claims) -> bool:
         """Whether these claims were taken back, of what is known by now."""

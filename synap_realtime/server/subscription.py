@@ -25,6 +25,7 @@ from ..protocol.control import (
 )
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, is_request_room
+from ..tracing import is_on
 from .hub import Hub
 from .metrics import Metrics
 from .spans import begin_delivery
@@ -389,9 +390,12 @@ class Subscription:
                 break
 
     def _hand_over(self, entry: Entry) -> None:
-        span = begin_delivery(self._room, entry)
-        self._outlet.put(entry)
-        span.end()
+        if is_on():
+            span = begin_delivery(self._room, entry)
+            self._outlet.put(entry)
+            span.end()
+        else:
+            self._outlet.put(entry)
         self._handed = entry.cursor.offset
         if not self._acknowledges:
             self._untaken = entry.cursor

@@ -177,12 +177,12 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
 
         with connect(server.subscribe(mint_token("1", secret=SECRET))) as listener:
             assert server.post("/revoke", OPERATOR, {"user": "1"}).status_code == 200
-            ended = members("disconnected")
             assert members("revoked") == {
                 "level": "INFO", "key": "operator", "revoked_user": "1", "closed": 1,
             }  # fmt: skip
             with pytest.raises(ConnectionClosed):
                 listener.recv(timeout=5)
+        ended = members("disconnected")
         assert (ended["level"], ended["code"], ended["reason"]) == ("INFO", 4504, "revoked")
 
 

@@ -16,6 +16,7 @@ import pydantic
 
 from ...errors import ConfigurationError, InvalidArgumentError
 from ...tokens import MAKE_A_SECRET, check_secret, parse_scopes
+from .claims import Claims
 from .jwks import check_jwks_url
 
 logger = logging.getLogger(__name__)
@@ -60,14 +61,12 @@ class Keys:
     Attributes:
         token_secrets: that may have signed a token.
         jwks_urls: where the public keys of others are.
-        api_keys: the SHA-256 of each program's key, by name.
-        scopes: what each of them is good for, by name.
+        api_keys: what each program's key is good for, by its SHA-256.
     """
 
     token_secrets: tuple[str, ...]
     jwks_urls: tuple[str, ...]
-    api_keys: Mapping[str, bytes]
-    scopes: Mapping[str, frozenset[str]]
+    api_keys: Mapping[bytes, Claims]
 
     def __repr__(self) -> str:
         return (
@@ -78,13 +77,14 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self.token_secrets or self.jwks_urls or self.api_keys)
 
-    def name_of(self, credential: str) -> str | None:
-        """Whose API key this is. It takes as long for a wrong one as for a right one."""
+    def claims_of_key(self, credential: str) -> Claims | None:
+        """What an API key may; None if it is none of ours. A wrong one takes as long as a right
+        one: digests are compared."""
         digest = _digest(credential)
         found = None
-        for name, known in self.api_keys.items():
+        for known, claims in self.api_keys.items():
             if hmac.compare_digest(digest, known):
-                found = name
+                found = claims
         return found
 
 
@@ -186,5 +186,8 @@ def _together(own: KeyFile, file: KeyFile) -> Keys:
     urls = own.jwks_urls + file.jwks_urls
     for url in urls:
         check_jwks_url(url)
-    digests = {name: _digest(each.key) for name, each in api_keys.items()}
-    return Keys(secrets, urls, digests, scopes)
+    claims = {
+        _digest(each.key): Claims(rooms=("*",), scopes=scopes[name], key=name)
+        for name, each in api_keys.items()
+    }
+    return Keys(secrets, urls, claims)

@@ -14,6 +14,11 @@ _STATUS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
+_PLAIN = (
+    b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Type: application/json\r\n"
+    b"Content-Length: "
+)
+
 
 def head_of(
     response: Response, length: int | None, *, keeps_alive: bool = False, chunked: bool = False
@@ -23,6 +28,8 @@ def head_of(
         length: of the body; None: it is not known yet.
         chunked: the body comes in chunks; else, without a length, it ends with the connection.
     """
+    if keeps_alive and length is not None and response.is_plain:
+        return b"%b%d\r\nDate: %b\r\n\r\n" % (_PLAIN, length, _date())
     fields = response.fields()
     if length is not None and response.status != 204:  # RFC 9110, section 8.6
         fields["Content-Length"] = str(length)

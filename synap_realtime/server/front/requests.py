@@ -12,6 +12,7 @@ import binascii
 import logging
 import re
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 import httptools
@@ -22,6 +23,7 @@ from ..http import Head, RequestError, Response, body_too_large, body_too_slow, 
 from ..node import ClosedAtOnceError, Node, Opened
 from ..websocket import accept_of
 from .answers import CONTINUE, head_of, switching
+from .eager import run
 from .half_open import HalfOpen, Tracked
 from .proxies import Proxies
 from .silence import Silence
@@ -57,6 +59,15 @@ MAX_MESSAGE_BYTES = 16 * MAX_CLIENT_TEXT_BYTES
 """Room for a clear close code (4540) where a client sends too much; 1009 where far too much."""
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+
+_NAMES = {
+    spelled.encode(): name
+    for name in (
+        "accept", "accept-encoding", "authorization", "connection", "content-length",
+        "content-type", "host", "origin", "traceparent", "user-agent",
+    )
+    for spelled in (name, name.title())
+}  # fmt: skip
 
 _SLICE_BYTES = 32 * 1024  # of what comes is read at once
 _AHEAD_BYTES = 64 * 1024  # of a body that nobody has asked for yet
@@ -227,7 +238,8 @@ class HttpConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_head:  # else it is a trailer, which means nothing here
-            headers, key = self._headers, name.decode("latin-1").lower()
+            headers = self._headers
+            key = _NAMES.get(name) or name.decode("latin-1").lower()
             text = value.decode("latin-1")
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
 
@@ -299,19 +311,25 @@ class HttpConnection(asyncio.Protocol):
                 self._owner.node.note(exchange.head, exchange.problem.response)
                 self._answer(exchange, exchange.problem.response)
             else:
-                self._task = self._loop.create_task(self._serve(exchange))
+                self._run(self._serve(exchange), is_quick=exchange.head.method == "POST")
+
+    def _run(self, work: Coroutine[Any, Any, None], *, is_quick: bool) -> None:
+        if is_quick and not self._owner.node.needs_tasks:
+            self._task = run(self._loop, work)
+        else:
+            self._task = self._loop.create_task(work)
 
     async def _serve(self, exchange: _Exchange) -> None:
         try:
             answer = await self._owner.node.answer(exchange.head, lambda: self._body_of(exchange))
             if isinstance(answer, Opened):
-                await self._serve_stream(exchange, answer)
+                self._serve_stream(exchange, answer)
             elif not self._transport.is_closing():
                 self._answer(exchange, answer)
         except Exception:  # noqa: BLE001 - whatever it is, it is logged
             self._fail()
 
-    async def _serve_stream(self, exchange: _Exchange, opened: Opened) -> None:
+    def _serve_stream(self, exchange: _Exchange, opened: Opened) -> None:
         node = self._owner.node
         if self._transport.is_closing():
             node.close_session(opened.session)
@@ -324,7 +342,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport, opened.session, node, chunked=chunked,
             is_writable=lambda: self._is_writable, ended=lambda: self._end_stream(exchange),
         )  # fmt: skip
-        await stream.start(opened.after)
+        stream.begin(opened.after)
 
     def _end_stream(self, exchange: _Exchange) -> None:
         self._stream = None
@@ -462,7 +480,7 @@ class HttpConnection(asyncio.Protocol):
             self._owner.half_open.end(self)
             self._owner.node.begin()
             self._transport.pause_reading()
-            self._task = self._loop.create_task(self._open(exchange, rest))
+            self._run(self._open(exchange, rest), is_quick=True)
 
     async def _open(self, exchange: _Exchange, rest: bytes) -> None:
         head, node = exchange.head, self._owner.node
@@ -486,9 +504,9 @@ class HttpConnection(asyncio.Protocol):
                 speaks_control=head.speaks_control,
             )  # fmt: skip
             subscriber.socket = socket = self._become(subscriber, exchange)
+            subscriber.begin(opened.after)
             if rest:
                 socket.data_received(rest)
-            await subscriber.start(opened.after)
 
     def _become(self, handler: Handler, exchange: _Exchange) -> WebSocket:
         transport, head = self._transport, exchange.head

@@ -12,6 +12,7 @@ from ..sessions import Session
 from ..stores.base import Entry, StoreUnavailableError
 from ..subscription import Subscription
 from ..websocket import text_frame
+from .eager import run
 from .half_open import Tracked
 from .silence import Silence
 from .socket import WebSocket
@@ -62,11 +63,9 @@ class Subscriber:
         connections.add(self)
         silence.heard(self)
 
-    async def start(self, after: str | None) -> None:
-        """Until it is live."""
-        self._start = asyncio.current_task()
-        await _start(self._subscription, after, self)
-        self._start = None
+    def begin(self, after: str | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._start = run(loop, _start(self._subscription, after, self))
 
     @property
     def is_writable(self) -> bool:
@@ -139,12 +138,11 @@ class EventStream:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self, after: str | None) -> None:
-        self._task = asyncio.current_task()
+    def begin(self, after: str | None) -> None:
         self._write(opening())
         self._beat_later()
-        await _start(self._session.subscription, after, self)
-        self._task = None
+        loop = asyncio.get_running_loop()
+        self._task = run(loop, _start(self._session.subscription, after, self))
 
     @property
     def is_writable(self) -> bool:

@@ -31,7 +31,7 @@ from .base import (
 MAX_DEVICES_IN_ALL = 100_000
 """Over all rooms; the one that has not come for longest is forgotten first."""
 
-_SWEEP = 2  # rooms looked at for each publish: more than one can add, so the sweep keeps up
+_SWEEP = 1  # rooms looked at for each publish: as many as one can add, so the sweep keeps up
 _AT_ONCE = 100  # notifications of one call that are kept without a pause
 _IDLE_SWEEP = 500  # and each second, so that memory is let go when nobody publishes
 
