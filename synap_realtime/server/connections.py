@@ -63,9 +63,10 @@ class _Handover:
     def is_writable(self) -> bool:
         return not (self._is_sending or self._words)
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: Entry) -> bool:
         self._words.append(entry)
         self._news.set()
+        return False
 
     def say(self, frame: ControlFrame) -> None:
         self._words.append(frame)

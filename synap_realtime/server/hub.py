@@ -25,11 +25,11 @@ class Listener(Protocol):
 class Hub:
     """Who listens to which room. A room exists here only while somebody listens."""
 
-    def __init__(self, observe: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(self, observe: Callable[[float, int], None] = lambda _, __: None) -> None:
         """
         Args:
             observe: told for each notification of a room how long after its publish's arrival it
-                was offered to all, in seconds.
+                was offered to all, in seconds, and to how many.
         """
         self._rooms: dict[Room, set[Listener]] = {}
         self._observe = observe
@@ -55,7 +55,7 @@ class Hub:
             if listener.offer(entry, began_at):
                 count += 1
         if began_at is not None:
-            self._observe(perf_counter() - began_at)
+            self._observe(perf_counter() - began_at, count)
         return count
 
     def connections(self, room: Room) -> int:

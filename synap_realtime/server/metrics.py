@@ -64,7 +64,7 @@ class Metrics:
         self.accepted_bytes = 0  # since the last look
         self._deliveries = counter("deliveries", "Notifications written to connections.", "kind")
         self._live = self._deliveries.labels("live")
-        self.written = 0  # live, since the last look: too many to take a lock for each
+        self._written = 0  # live, since the last look: too many to take a lock for each
         self.replayed = self._deliveries.labels("replay")
         self._replays = counter(
             "replays", "Subscriptions that caught up; gap: something was gone.", "outcome"
@@ -124,9 +124,14 @@ class Metrics:
     def caught_up(self, *, recovered: bool) -> None:
         self._replays.labels("complete" if recovered else "gap").inc()
 
-    def wrote_late(self, began_at: float | None) -> None:
-        """A live notification was written to one who had to wait for it."""
-        self.written += 1
+    def delivered(self, after_s: float, count: int) -> None:
+        """A live notification was written to so many of a room; it waits for those who do not
+        read."""
+        self._written += count
+        self.publish_to_write.observe(after_s)
+
+    def delivered_late(self, began_at: float | None) -> None:
+        """It was written to one who had to wait for it."""
         if began_at is not None:
             self.publish_to_write.observe(perf_counter() - began_at)
 
@@ -155,9 +160,9 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _count_written(self) -> None:
-        self._live.inc(self.written)
+        self._live.inc(self._written)
         self._bytes.inc(self.accepted_bytes)
-        self.written = self.accepted_bytes = 0
+        self._written = self.accepted_bytes = 0
 
     def watch_loop(self) -> None:
         """Look at the running event loop from now on; to call it again changes nothing."""

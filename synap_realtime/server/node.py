@@ -97,7 +97,7 @@ class Node:
     ) -> None:
         own_version = version("synap-realtime")
         self._metrics = metrics = Metrics(own_version, settings.max_connections)
-        hub = Hub(metrics.publish_to_write.observe)
+        hub = Hub(metrics.delivered)
         store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
         limits = Limits(settings)

@@ -59,7 +59,9 @@ class Outlet(Protocol):
         called."""
         ...
 
-    def put(self, entry: Entry) -> None: ...
+    def put(self, entry: Entry) -> bool:
+        """Hand it over; whether the peer takes more."""
+        ...
 
     def say(self, frame: ControlFrame) -> None:
         """Put a control frame, if this client asked for them."""
@@ -75,7 +77,8 @@ class _Nowhere:
 
     is_writable = False
 
-    def put(self, entry: Entry) -> None: ...
+    def put(self, entry: Entry) -> bool:
+        raise NotImplementedError
 
     def say(self, frame: ControlFrame) -> None: ...
 
@@ -166,11 +169,8 @@ class Subscription:
     def offer(self, entry: Entry, began_at: float | None) -> bool:
         """See :class:`Listener`."""
         if self._is_clear:
-            if entry.cursor.offset > self._handed:
-                self._hand_over(entry)
-                self._metrics.written += 1
-                if not self._outlet.is_writable:
-                    self._settle()
+            if entry.cursor.offset > self._handed and not self._hand_over(entry):
+                self._settle()
             return True
         if self._closing is not None or self._letting_go:
             return False
@@ -366,7 +366,7 @@ class Subscription:
                 backlog.bytes -= entry.size
                 if entry.cursor.offset > self._handed:
                     self._hand_over(entry)
-                    self._metrics.wrote_late(began_at)
+                    self._metrics.delivered_late(began_at)
             elif self._letting_go:
                 self.close(CloseCode.DRAINING)
             else:
@@ -389,18 +389,20 @@ class Subscription:
             else:
                 break
 
-    def _hand_over(self, entry: Entry) -> None:
+    def _hand_over(self, entry: Entry) -> bool:
+        """Put it; whether the peer takes more."""
         if is_on():
             span = begin_delivery(self._room, entry)
-            self._outlet.put(entry)
+            takes_more = self._outlet.put(entry)
             span.end()
         else:
-            self._outlet.put(entry)
+            takes_more = self._outlet.put(entry)
         self._handed = entry.cursor.offset
         if not self._acknowledges:
             self._untaken = entry.cursor
-            if self._outlet.is_writable:
+            if takes_more:
                 self._took()
+        return takes_more
 
     def _took(self) -> None:
         if self._untaken is not None:

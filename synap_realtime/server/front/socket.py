@@ -94,14 +94,22 @@ class WebSocket(asyncio.Protocol):
         """False while the peer does not take what was written, and from the last word on."""
         return not (self._is_paused or self._is_closing)
 
-    def write(self, frame: bytes) -> None:
+    def write(self, frame: bytes) -> bool:
         """Hand a whole frame to the transport, which copies nothing that it can send at once.
 
         What :attr:`is_writable` says is for the caller to look at: the frame is taken anyway. After
         :meth:`close` it is dropped.
+
+        Returns:
+            :attr:`is_writable`, after it.
         """
-        if not self._is_closing and not self._transport.is_closing():
+        if self._is_closing:
+            return False
+        try:
             self._transport.write(frame)
+        except RuntimeError:  # uvloop: the socket was closed inside a write before this one
+            return False
+        return not self._is_paused
 
     def close(self, code: int, reason: str = "") -> None:
         """Say the last word, and wait for the peer's for at most ``CLOSE_HANDSHAKE_S``.

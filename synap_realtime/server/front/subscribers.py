@@ -18,20 +18,14 @@ from .silence import Silence
 from .socket import WebSocket
 
 
-class _Frames:
-    """A notification goes to many: its frame is made once."""
+class _Last:
+    """A notification goes to many, one after the other: its frame is made once."""
 
-    def __init__(self) -> None:
-        self._entry: Entry | None = None
-        self._frame = b""
-
-    def of(self, entry: Entry) -> bytes:
-        if entry is not self._entry:
-            self._entry, self._frame = entry, text_frame(entry.text.encode())
-        return self._frame
+    entry: Entry | None = None
+    frame = b""
 
 
-_frames = _Frames()
+_last = _Last()
 
 
 class Subscriber:
@@ -71,8 +65,10 @@ class Subscriber:
     def is_writable(self) -> bool:
         return self.socket.is_writable
 
-    def put(self, entry: Entry) -> None:
-        self.socket.write(_frames.of(entry))
+    def put(self, entry: Entry) -> bool:
+        if entry is not _last.entry:
+            _last.entry, _last.frame = entry, text_frame(entry.text.encode())
+        return self.socket.write(_last.frame)
 
     def say(self, frame: ControlFrame) -> None:
         if self._speaks_control:
@@ -148,8 +144,9 @@ class EventStream:
     def is_writable(self) -> bool:
         return self._is_writable()
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: Entry) -> bool:
         self._write(told(entry))
+        return self._is_writable()
 
     def say(self, frame: ControlFrame) -> None:
         self._write(told(frame))
