@@ -1,0 +1,579 @@
+/* The load: thousands of WebSocket clients and some publishers in one thread, on epoll.
+ *
+ * It reads commands, a line each, and answers each with one line of JSON:
+ *
+ *   dial PORT FILE COUNT IN_FLIGHT EXPECTED TIMEOUT_S LIVE   open the next COUNT clients of FILE
+ *   publish PORT FILE COUNT PUBLISHERS MODE RATE TIMEOUT_S   send COUNT requests of FILE, in turn
+ *   redial IN_FLIGHT TIMEOUT_S      wait until the server has died and all clients are live again
+ *   say TEXT                        each client says a text
+ *   hangup                          close all clients
+ *
+ * FILE of clients: records "REQUEST_BYTES HELLO_BYTES\n", the handshake, and the texts to say one by
+ * one, each after a text from the server, with a line break between. A client is live when a text
+ * holds LIVE, or with "-" at the 101. FILE of requests: records "REQUEST_BYTES DELIVERIES\n" and the
+ * request. In it, each "id":"@@@@@@@@@@@@@@@@@@@" becomes the time when it was sent, CLOCK_MONOTONIC
+ * in ns, by which each delivery is recognised, counted and timed.
+ *
+ * MODE: "closed": a publisher's next request follows its answer. "paced": when, besides, all that
+ * was to be delivered so far has come. "rate": RATE a second, whatever the server does; what is late
+ * because no publisher was free counts from when it was due.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_CLIENTS 60000
+#define MAX_PUBLISHERS 256
+#define BUFFER (1 << 20)
+#define STAMP_DIGITS 19
+#define RETRY_NS 2000000ull
+#define MARK "\"id\":\""
+#define PLACE MARK "@@@@@@@@@@@@@@@@@@@"
+
+enum { CLIENT, PUBLISHER, TIMER };
+enum { GONE, CONNECTING, SHAKING, GREETING, LIVE };
+
+typedef struct {
+    char *request, *hello, *said; /* said: the next of hello */
+    unsigned char *rest; /* of a frame that has come in part */
+    uint32_t length, rest_length;
+    int fd, state;
+} Client;
+
+typedef struct {
+    char *data;
+    size_t length;
+    long deliveries;
+} Request;
+
+typedef struct {
+    int fd, busy;
+    size_t sent, length; /* of the request under way */
+    char *data;
+    char answer[16384];
+    size_t answered;
+} Publisher;
+
+static Client clients[MAX_CLIENTS];
+static Publisher publishers[MAX_PUBLISHERS];
+static Request *requests;
+static long request_count;
+static int client_count, port, poller, timer;
+static char live_mark[64];
+
+/* Of the command under way. */
+static long live, dialling, failed, lost, delivered, expected, answered, refused, started, wanted;
+static uint64_t first_live, last_live, last_delivered, last_stamp;
+static uint32_t *samples; /* us */
+static size_t sample_count, sample_room;
+static int redialling;
+static uint64_t dial_after;
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+static double cpu_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void watch(int fd, int kind, int index, uint32_t events, int how) {
+    struct epoll_event event = {.events = events,
+                                .data.u64 = (uint64_t)kind << 32 | (uint32_t)index};
+    epoll_ctl(poller, how, fd, &event);
+}
+
+static int dial(int to) {
+    int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    if (fd < 0) return -1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)to),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) && errno != EINPROGRESS) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* ---- clients ---- */
+
+static void drop(Client *client) {
+    if (client->state == GONE) return;
+    if (client->state == LIVE) live--, lost++;
+    else dialling--, failed++;
+    close(client->fd);
+    free(client->rest);
+    client->rest = NULL;
+    client->rest_length = 0;
+    client->state = GONE;
+}
+
+static void begin(int index) {
+    Client *client = &clients[index];
+    client->said = client->hello;
+    client->fd = dial(port);
+    if (client->fd < 0) {
+        failed++;
+        if (redialling) dial_after = now_ns() + RETRY_NS;
+        return;
+    }
+    client->state = CONNECTING;
+    dialling++;
+    watch(client->fd, CLIENT, index, EPOLLOUT | EPOLLIN, EPOLL_CTL_ADD);
+}
+
+/* RFC 6455, section 5.3, with a mask of zeros, which is one as well. */
+static void say(Client *client, int opcode, const char *text, size_t length) {
+    char frame[4096 + 8] = {(char)(0x80 | opcode)};
+    size_t head = 2;
+    if (length > 4096) return;
+    frame[1] = (char)(0x80 | (length < 126 ? length : 126));
+    if (length >= 126) {
+        frame[2] = (char)(length >> 8);
+        frame[3] = (char)length;
+        head = 4;
+    }
+    head += 4;
+    memcpy(frame + head, text, length);
+    if (send(client->fd, frame, head + length, MSG_NOSIGNAL) < 0 && errno != EAGAIN) drop(client);
+}
+
+static void become_live(Client *client) {
+    client->state = LIVE;
+    dialling--;
+    live++;
+    last_live = now_ns();
+    if (!first_live) first_live = last_live;
+}
+
+static void count(const char *stamp, const char *end, uint64_t now) {
+    uint64_t sent = 0;
+    delivered++;
+    last_delivered = now;
+    for (; stamp < end && *stamp >= '0' && *stamp <= '9'; stamp++)
+        sent = sent * 10 + (uint64_t)(*stamp - '0');
+    if (sample_count == sample_room) {
+        sample_room = sample_room ? sample_room * 2 : 65536;
+        samples = realloc(samples, sample_room * sizeof *samples);
+    }
+    samples[sample_count++] = now > sent ? (uint32_t)((now - sent) / 1000) : 0;
+}
+
+static void hear(Client *client, const char *text, size_t length, uint64_t now) {
+    const char *found = memmem(text, length, MARK, sizeof MARK - 1);
+    if (found) {
+        count(found + sizeof MARK - 1, text + length, now);
+        return;
+    }
+    if (client->state == GREETING) {
+        if (memmem(text, length, live_mark, strlen(live_mark))) {
+            become_live(client);
+        } else if (client->said && *client->said) {
+            size_t size = strcspn(client->said, "\n");
+            const char *next = client->said;
+            client->said += size + (next[size] == '\n');
+            say(client, 1, next, size);
+        }
+    } else if (length == 1 && *text == '2') {
+        say(client, 1, "3", 1); /* engine.io's ping */
+    }
+}
+
+/* The whole frames of what has come; returns how much they were. */
+static size_t take_frames(Client *client, unsigned char *data, size_t length, uint64_t now) {
+    size_t at = 0;
+    while (length - at >= 2 && client->state != GONE) {
+        size_t head = 2, size = data[at + 1] & 127;
+        if (size == 126) head = 4;
+        if (size == 127) head = 10;
+        if (length - at < head) break;
+        if (head > 2) {
+            size = 0;
+            for (size_t i = 2; i < head; i++) size = size << 8 | data[at + i];
+        }
+        if (length - at < head + size) break;
+        char *text = (char *)data + at + head;
+        int opcode = data[at] & 15;
+        if (opcode == 1) hear(client, text, size, now);
+        if (opcode == 9) say(client, 10, text, size);
+        if (opcode == 8) {
+            drop(client);
+            return length;
+        }
+        at += head + size;
+    }
+    return at;
+}
+
+static void on_client(int index, uint32_t events) {
+    static unsigned char buffer[BUFFER];
+    Client *client = &clients[index];
+    if (client->state == GONE) return;
+    if (client->state == CONNECTING) {
+        if (events & (EPOLLERR | EPOLLHUP)) {
+            if (redialling) dial_after = now_ns() + RETRY_NS;
+            drop(client);
+            return;
+        }
+        client->state = SHAKING;
+        watch(client->fd, CLIENT, index, EPOLLIN, EPOLL_CTL_MOD);
+        if (send(client->fd, client->request, client->length, MSG_NOSIGNAL) < 0) drop(client);
+        return;
+    }
+    size_t length = client->rest_length;
+    if (length) memcpy(buffer, client->rest, length);
+    ssize_t got = recv(client->fd, buffer + length, BUFFER - length, 0);
+    if (got <= 0) {
+        if (got == 0 || errno != EAGAIN) drop(client);
+        return;
+    }
+    length += (size_t)got;
+    size_t at = 0;
+    if (client->state == SHAKING) {
+        char *end = memmem(buffer, length, "\r\n\r\n", 4);
+        if (end) {
+            if (memcmp(buffer, "HTTP/1.1 101", 12)) {
+                if (!refused++) fprintf(stderr, "load: a handshake was refused: %.200s\n", buffer);
+                drop(client);
+                return;
+            }
+            at = (size_t)(end + 4 - (char *)buffer);
+            client->state = GREETING;
+            if (!strcmp(live_mark, "-")) become_live(client);
+        }
+    }
+    if (client->state >= GREETING) at += take_frames(client, buffer + at, length - at, now_ns());
+    if (client->state == GONE) return;
+    size_t left = length - at;
+    if (left) {
+        if (left > client->rest_length || !client->rest) client->rest = realloc(client->rest, left);
+        memcpy(client->rest, buffer + at, left);
+    } else {
+        free(client->rest);
+        client->rest = NULL;
+    }
+    client->rest_length = (uint32_t)left;
+}
+
+/* ---- publishers ---- */
+
+static void push(int index) {
+    Publisher *publisher = &publishers[index];
+    while (publisher->sent < publisher->length) {
+        ssize_t sent = send(publisher->fd, publisher->data + publisher->sent,
+                            publisher->length - publisher->sent, MSG_NOSIGNAL);
+        if (sent < 0) {
+            if (errno == EAGAIN) watch(publisher->fd, PUBLISHER, index, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
+            return;
+        }
+        publisher->sent += (size_t)sent;
+    }
+}
+
+/* Each stamp differs from all before: it is the notification's id. */
+static void start(int index, uint64_t due) {
+    Publisher *publisher = &publishers[index];
+    Request *request = &requests[started++ % request_count];
+    publisher->data = realloc(publisher->data, request->length + 1);
+    memcpy(publisher->data, request->data, request->length);
+    char *at = publisher->data, *end = at + request->length;
+    uint64_t stamp = due ? due : now_ns();
+    while ((at = memmem(at, (size_t)(end - at), PLACE, sizeof PLACE - 1))) {
+        if (stamp <= last_stamp) stamp = last_stamp + 1;
+        last_stamp = stamp;
+        char digits[STAMP_DIGITS + 1];
+        snprintf(digits, sizeof digits, "%019llu", (unsigned long long)stamp);
+        memcpy(at + sizeof MARK - 1, digits, STAMP_DIGITS);
+        at += sizeof PLACE - 1;
+    }
+    publisher->length = request->length;
+    publisher->sent = publisher->answered = 0;
+    publisher->busy = 1;
+    expected += request->deliveries;
+    push(index);
+}
+
+/* Whether a whole answer is there. */
+static int is_answered(Publisher *publisher) {
+    publisher->answer[publisher->answered] = 0;
+    char *end = strstr(publisher->answer, "\r\n\r\n");
+    if (!end) return 0;
+    size_t head = (size_t)(end - publisher->answer) + 4;
+    *end = 0;
+    char *length = strcasestr(publisher->answer, "\r\ncontent-length:");
+    int chunked = strcasestr(publisher->answer, "\r\ntransfer-encoding: chunked") != NULL;
+    size_t body = length ? strtoul(length + 17, NULL, 10) : 0;
+    *end = '\r';
+    return chunked ? publisher->answered >= 5 &&
+                         !memcmp(publisher->answer + publisher->answered - 5, "0\r\n\r\n", 5)
+                   : publisher->answered >= head + body;
+}
+
+static void on_publisher(int index, uint32_t events) {
+    Publisher *publisher = &publishers[index];
+    if (events & EPOLLOUT) {
+        watch(publisher->fd, PUBLISHER, index, EPOLLIN, EPOLL_CTL_MOD);
+        push(index);
+    }
+    if (!(events & ~(uint32_t)EPOLLOUT)) return;
+    size_t room = sizeof publisher->answer - 1 - publisher->answered;
+    if (!room) { /* a long answer: its head and its end are what counts */
+        publisher->answered = sizeof publisher->answer / 2;
+        room = sizeof publisher->answer - 1 - publisher->answered;
+    }
+    ssize_t got = recv(publisher->fd, publisher->answer + publisher->answered, room, 0);
+    if (got < 0 && errno == EAGAIN) return;
+    if (got <= 0) {
+        if (publisher->busy) refused++, answered++;
+        publisher->busy = 0;
+        close(publisher->fd);
+        publisher->fd = -1;
+        return;
+    }
+    publisher->answered += (size_t)got;
+    if (!publisher->busy || !is_answered(publisher)) return;
+    publisher->busy = 0;
+    answered++;
+    if (memcmp(publisher->answer, "HTTP/1.1 2", 10) ||
+        strstr(publisher->answer, "\"success\":false") || strstr(publisher->answer, "\"duplicate\":true"))
+        if (!refused++) fprintf(stderr, "load: a publish was refused: %.300s\n", publisher->answer);
+}
+
+/* ---- the loop ---- */
+
+static void turn(int timeout_ms) {
+    struct epoll_event events[512];
+    int ready = epoll_wait(poller, events, 512, timeout_ms);
+    for (int i = 0; i < ready; i++) {
+        int index = (int)(uint32_t)events[i].data.u64;
+        uint64_t ignored;
+        switch (events[i].data.u64 >> 32) {
+        case CLIENT: on_client(index, events[i].events); break;
+        case PUBLISHER: on_publisher(index, events[i].events); break;
+        default: if (read(timer, &ignored, sizeof ignored) < 0) break;
+        }
+    }
+}
+
+static void reset(void) {
+    failed = lost = delivered = expected = answered = refused = started = 0;
+    first_live = last_live = last_delivered = 0;
+    sample_count = 0;
+}
+
+static int by_size(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void report(double wall, double cpu) {
+    qsort(samples, sample_count, sizeof *samples, by_size);
+    size_t last = sample_count ? sample_count - 1 : 0;
+    printf("{\"live\":%ld,\"failed\":%ld,\"lost\":%ld,\"delivered\":%ld,\"expected\":%ld,"
+           "\"answered\":%ld,\"refused\":%ld,\"wall_s\":%.6f,\"cpu_s\":%.6f,"
+           "\"first_live_ns\":%llu,\"last_live_ns\":%llu,\"last_delivered_ns\":%llu,"
+           "\"p50_us\":%u,\"p99_us\":%u,\"max_us\":%u}\n",
+           live, failed, lost, delivered, expected, answered, refused, wall, cpu,
+           (unsigned long long)first_live, (unsigned long long)last_live,
+           (unsigned long long)last_delivered, sample_count ? samples[last / 2] : 0,
+           sample_count ? samples[(size_t)((double)last * 0.99)] : 0,
+           sample_count ? samples[last] : 0);
+    fflush(stdout);
+}
+
+/* Two numbers, a line break, the bytes of the first number (and, of clients, of the second). */
+static char *read_bytes(FILE *file, size_t length) {
+    char *data = malloc(length + 1);
+    if (fread(data, 1, length, file) != length) exit(3);
+    data[length] = 0;
+    return data;
+}
+
+static int load_clients(const char *path, long number) {
+    FILE *file = fopen(path, "r");
+    size_t length, hello;
+    int first = client_count;
+    if (!file) return -1;
+    while (number-- && client_count < MAX_CLIENTS && fscanf(file, "%zu %zu", &length, &hello) == 2) {
+        fgetc(file);
+        Client *client = &clients[client_count++];
+        client->length = (uint32_t)length;
+        client->request = read_bytes(file, length);
+        client->hello = read_bytes(file, hello);
+    }
+    fclose(file);
+    return first;
+}
+
+static int load_requests(const char *path) {
+    FILE *file = fopen(path, "r");
+    size_t length;
+    long deliveries, room = 0;
+    if (!file) return -1;
+    for (long i = 0; i < request_count; i++) free(requests[i].data);
+    request_count = 0;
+    while (fscanf(file, "%zu %ld", &length, &deliveries) == 2) {
+        fgetc(file);
+        if (request_count == room) {
+            room = room ? room * 2 : 1024;
+            requests = realloc(requests, (size_t)room * sizeof *requests);
+        }
+        requests[request_count++] = (Request){read_bytes(file, length), length, deliveries};
+    }
+    fclose(file);
+    return request_count ? 0 : -1;
+}
+
+static void run_dial(const char *path, long number, long in_flight, long replay, double timeout_s) {
+    reset();
+    expected = replay;
+    int next = load_clients(path, number), end = client_count;
+    long before = live;
+    uint64_t begun = now_ns(), limit = begun + (uint64_t)(timeout_s * 1e9);
+    double cpu = cpu_s();
+    if (next < 0) exit(3);
+    wanted = before + end - next;
+    while (now_ns() < limit && (next < end || dialling || delivered < expected)) {
+        while (next < end && dialling < in_flight) begin(next++);
+        if (next == end && !dialling && failed) break;
+        turn(100);
+    }
+    report((double)(now_ns() - begun) / 1e9, cpu_s() - cpu);
+}
+
+static void run_redial(long in_flight, double timeout_s) {
+    reset();
+    uint64_t limit = now_ns() + (uint64_t)(timeout_s * 1e9), begun = now_ns();
+    double cpu = cpu_s();
+    int next = 0;
+    redialling = 1;
+    dial_after = 0;
+    while (now_ns() < limit && !(lost >= client_count && live == client_count)) {
+        uint64_t now = now_ns();
+        /* Until one is through again, one at a time knocks: the others wait for it. */
+        long most = first_live ? in_flight : 1;
+        for (int tried = 0; lost && now >= dial_after && dialling < most && tried < client_count; tried++) {
+            if (clients[next].state == GONE) begin(next);
+            next = (next + 1) % client_count;
+        }
+        turn(2);
+    }
+    redialling = 0;
+    report((double)(now_ns() - begun) / 1e9, cpu_s() - cpu);
+}
+
+static void run_publish(int to, const char *path, long number, int publisher_count,
+                        const char *mode, double rate, double timeout_s) {
+    reset();
+    if (load_requests(path)) exit(3);
+    int paced = !strcmp(mode, "paced"), at_rate = !strcmp(mode, "rate");
+    for (int i = 0; i < publisher_count; i++) {
+        publishers[i].busy = 0;
+        publishers[i].fd = dial(to);
+        if (publishers[i].fd >= 0) watch(publishers[i].fd, PUBLISHER, i, EPOLLIN, EPOLL_CTL_ADD);
+    }
+    usleep(1000); /* loopback connects meanwhile */
+    uint64_t begun = now_ns(), limit = begun + (uint64_t)(timeout_s * 1e9);
+    double cpu = cpu_s();
+    uint64_t gap = at_rate ? (uint64_t)(1e9 / rate) : 0, due = begun;
+    int was_busy = 0;
+    while (now_ns() < limit && (answered < number || delivered < expected)) {
+        int open = 0;
+        for (int i = 0; i < publisher_count && started < number; i++) {
+            Publisher *publisher = &publishers[i];
+            if (publisher->fd < 0) continue;
+            open = 1;
+            if (publisher->busy) continue;
+            if (at_rate) {
+                if (now_ns() < due) {
+                    was_busy = 0;
+                    break;
+                }
+                start(i, was_busy ? due : 0);
+                due += gap;
+            } else if (!paced || delivered >= expected) {
+                start(i, 0);
+            }
+        }
+        if (!open && started < number) break;
+        if (at_rate && started < number) {
+            uint64_t now = now_ns();
+            was_busy = now >= due;
+            if (!was_busy) {
+                struct itimerspec at = {.it_value = {(time_t)(due / 1000000000ull),
+                                                     (long)(due % 1000000000ull)}};
+                timerfd_settime(timer, TFD_TIMER_ABSTIME, &at, NULL);
+            }
+        }
+        turn(100);
+    }
+    double wall = (double)(now_ns() - begun) / 1e9, used = cpu_s() - cpu;
+    /* One delivery too many would be an error as well: what comes late is still counted. */
+    for (uint64_t until = now_ns() + 20000000ull; now_ns() < until;) turn(5);
+    for (int i = 0; i < publisher_count; i++)
+        if (publishers[i].fd >= 0) close(publishers[i].fd);
+    report(wall, used);
+}
+
+int main(void) {
+    char line[4096], path[2048], mode[16];
+    long number, in_flight, replay;
+    int publisher_count, to;
+    double rate, timeout_s;
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    signal(SIGPIPE, SIG_IGN);
+    poller = epoll_create1(0);
+    timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    watch(timer, TIMER, 0, EPOLLIN, EPOLL_CTL_ADD);
+    while (fgets(line, sizeof line, stdin)) {
+        if (sscanf(line, "dial %d %2047s %ld %ld %ld %lf %63[^\n]", &port, path, &number, &in_flight,
+                   &replay, &timeout_s, live_mark) == 7) {
+            run_dial(path, number, in_flight, replay, timeout_s);
+        } else if (sscanf(line, "publish %d %2047s %ld %d %15s %lf %lf", &to, path, &number,
+                          &publisher_count, mode, &rate, &timeout_s) == 7 &&
+                   publisher_count <= MAX_PUBLISHERS) {
+            run_publish(to, path, number, publisher_count, mode, rate, timeout_s);
+        } else if (sscanf(line, "redial %ld %lf", &in_flight, &timeout_s) == 2) {
+            run_redial(in_flight, timeout_s);
+        } else if (!strncmp(line, "say ", 4)) {
+            for (int i = 0; i < client_count; i++)
+                if (clients[i].state == LIVE) say(&clients[i], 1, line + 4, strcspn(line + 4, "\n"));
+            report(0, 0);
+        } else if (!strncmp(line, "hangup", 6)) {
+            for (int i = 0; i < client_count; i++) {
+                drop(&clients[i]);
+                free(clients[i].request);
+                free(clients[i].hello);
+                memset(&clients[i], 0, sizeof clients[i]);
+            }
+            client_count = 0;
+            report(0, 0);
+        } else {
+            fprintf(stderr, "load: not understood: %s", line);
+            return 2;
+        }
+    }
+    return 0;
+}

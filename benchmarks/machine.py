@@ -1,0 +1,100 @@
+"""This machine: its cores, and what processes take of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Where the two sides run.
+
+    Attributes:
+        server: the core of each server, with all its threads and children.
+        load: the core of the load generator; the same one on a machine with one core.
+    """
+
+    server: int
+    load: int
+
+
+def cores() -> Cores:
+    """The first and the last core that this process may use."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return Cores(allowed[0], allowed[-1])
+
+
+def raise_file_limit() -> int:
+    """Take as many descriptors as the system gives, for the children, too."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all its children."""
+    try:
+        root = psutil.Process(pid)
+        return [pid, *(child.pid for child in root.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_s(pid: int) -> float:
+    """What a process and its children have used, user and system, all threads, in seconds.
+
+    From each process' CPU clock (clock_getcpuclockid(3)), which counts in ns where
+    ``/proc/<pid>/stat`` counts in ticks of 10 ms.
+    """
+    total = 0.0
+    for each in tree(pid):
+        with contextlib.suppress(OSError):
+            total += time.clock_gettime((~each << 3) | 2)
+    return total
+
+
+def memory_bytes(pid: int) -> int:
+    """What a process and its children take: PSS, so that what they share counts once."""
+    total = 0
+    for each in tree(pid):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{each}/smaps_rollup").read_text()
+            found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
+            total += int(found[1]) * 1024 if found else 0
+    return total
+
+
+def describe() -> str:
+    """One line for the results: what they were measured on."""
+    model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    name = model[1] if model else platform.machine()
+    return (
+        f"{os.cpu_count()} cores ({name}), Linux {platform.release().split('-')[0]}, "
+        f"Python {platform.python_version()}, load average {os.getloadavg()[0]:.1f} at the start"
+    )
+
+
+def compile_c(source: Path, folder: Path) -> Path:
+    """Compile one file with the system's C compiler.
+
+    Raises:
+        FileNotFoundError: there is none.
+        subprocess.CalledProcessError: it does not compile.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler: install gcc or clang")
+    program = folder / source.stem
+    subprocess.run([compiler, "-O2", "-w", "-o", program, source], check=True, timeout=60)
+    return program

@@ -1,0 +1,217 @@
+"""Rounds in pairs: the limit and a server in turn, so that a noisy machine troubles both alike."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from . import machine
+from .load import Load, LoadError, Report
+from .servers import Limit, MissingError, Running, Server, running
+
+SETTLE_S = 0.2
+"""After clients have connected: some servers subscribe them only after the 101."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is done.
+
+    Attributes:
+        load: ``load.c``, compiled.
+        kinds: the servers, the limit not among them.
+        rounds: of each measure.
+        scale: 1 is the real thing; less for a try: connections, rooms and publishes.
+    """
+
+    load: Path
+    kinds: Sequence[Server]
+    rounds: int = 5
+    scale: float = 1.0
+
+    def scaled(self, count: int, least: int = 10) -> int:
+        return max(least, round(count * self.scale))
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """Some rounds' values: their median, and the least and the most."""
+
+    median: float
+    least: float
+    most: float
+    values: tuple[float, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Stat:
+        return cls(median(values), min(values), max(values), tuple(values))
+
+    def over(self, other: Stat) -> Stat:
+        """The ratio of each pair of rounds."""
+        pairs = zip(self.values, other.values, strict=True)
+        return Stat.of([mine / base for mine, base in pairs if base > 0] or [0.0])
+
+
+@dataclass(slots=True)
+class Row:
+    """One server's line in a table.
+
+    Attributes:
+        stats: by the measure's name.
+        ratios: the same, over the limit's in the same pair of rounds.
+        note: why there are none.
+    """
+
+    server: str
+    stats: dict[str, Stat] = field(default_factory=dict)
+    ratios: dict[str, Stat] = field(default_factory=dict)
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a shape has measured.
+
+    Attributes:
+        columns: the measures, as ``name: unit``.
+        compared: those that are shown beside the limit's.
+    """
+
+    shape: str
+    title: str
+    columns: Mapping[str, str]
+    compared: Sequence[str]
+    rows: Sequence[Row]
+    remark: str = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """A server that runs, and its load."""
+
+    server: Running
+    load: Load
+
+    @property
+    def kind(self) -> Server:
+        return self.server.kind
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def publish_port(self) -> int:
+        return self.kind.publish_port(self.port)
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[Callable[[], float]]:
+        """The server's CPU, in us, from the block's begin to its end."""
+        end = 0.0
+        begin = machine.cpu_s(self.server.pid)
+        yield lambda: (end - begin) * 1e6
+        end = machine.cpu_s(self.server.pid)
+
+
+Measure = Callable[[Session], Mapping[str, float]]
+
+
+def shares(report: Report, server_us: float) -> dict[str, float]:
+    """How busy both sides were: a load generator whose core has time left is no bottleneck."""
+    return {
+        "server_busy": 100 * server_us / 1e6 / report.wall_s,
+        "load_busy": 100 * report.cpu_s / report.wall_s,
+    }
+
+
+@contextlib.contextmanager
+def session(kind: Server, options: Options) -> Iterator[Session]:
+    """
+    Raises:
+        MissingError: the server is not here, or does not start.
+    """
+    with running(kind) as server, Load(options.load, machine.cores().load) as load:
+        yield Session(server, load)
+
+
+def compare(
+    options: Options,
+    prepare: Callable[[Session], None],
+    measure: Measure,
+    *,
+    kinds: Sequence[Server] | None = None,
+) -> list[Row]:
+    """Measure each server in turn with the limit; the limit's own row comes first.
+
+    Args:
+        prepare: connects the clients.
+        measure: one round; the first one of each is a warm-up and does not count.
+    """
+    base = Row(Limit.title)
+    rows = [base]
+    limits: dict[str, list[float]] = {}
+    with session(Limit(), options) as limit:
+        prepare(limit)
+        measure(limit)
+        for kind in options.kinds if kinds is None else kinds:
+            row = Row(kind.title)
+            rows.append(row)
+            begun = time.monotonic()
+            try:
+                with session(kind, options) as mine:
+                    prepare(mine)
+                    measure(mine)
+                    pairs = [pair(limit, mine, measure, n) for n in range(options.rounds)]
+            except (LoadError, MissingError) as error:
+                row.note = " ".join(str(error).split())
+                told(f"{kind.name}: {row.note}")
+                continue
+            for name in pairs[0][1]:
+                mine_stat = Stat.of([pair[1][name] for pair in pairs])
+                row.stats[name] = mine_stat
+                row.ratios[name] = mine_stat.over(Stat.of([pair[0][name] for pair in pairs]))
+                limits.setdefault(name, []).extend(pair[0][name] for pair in pairs)
+            told(f"{kind.name}: {time.monotonic() - begun:.1f} s")
+        if not limits:
+            alone = [measure(limit) for _ in range(options.rounds)]
+            limits = {name: [each[name] for each in alone] for name in alone[0]}
+    base.stats = {name: Stat.of(values) for name, values in limits.items()}
+    return rows
+
+
+def pair(
+    limit: Session, mine: Session, measure: Measure, number: int
+) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """One round of both; each is the first in every other pair."""
+    if number % 2:
+        second = measure(mine)
+        return measure(limit), second
+    return measure(limit), measure(mine)
+
+
+def alone(
+    options: Options, kind: Server, prepare: Callable[[Session], None], measure: Measure
+) -> Row:
+    """One server without the limit beside it; its first round does not count."""
+    row = Row(kind.title)
+    try:
+        with session(kind, options) as mine:
+            prepare(mine)
+            measure(mine)
+            rounds = [measure(mine) for _ in range(options.rounds)]
+    except (LoadError, MissingError) as error:
+        row.note = " ".join(str(error).split())
+    else:
+        row.stats = {name: Stat.of([each[name] for each in rounds]) for name in rounds[0]}
+    told(f"{kind.name}: {row.note or 'done'}")
+    return row
+
+
+def told(text: str) -> None:
+    """Progress, for who waits."""
+    print(f"    {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,445 @@
+"""The servers: how each is started, and how its clients and publishers speak."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synap_realtime import mint_token
+
+from . import machine
+from .load import Client, Publish
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+PEERS = HERE / "peers"
+INSTALLED = ROOT / ".venv" / "bench"
+WORKER = ROOT / "worker"
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+NOTIFICATION_BYTES = 200
+_STAMP = "@" * 19  # load.c writes the time there
+_KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+
+
+class MissingError(Exception):
+    """This machine does not have it; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who listens to what.
+
+    Attributes:
+        user: the user's id.
+        room: ``user_{user}``, or one that is shared.
+        replay: from the beginning of the log; else what comes from now on.
+    """
+
+    user: str
+    room: str
+    replay: bool = False
+
+
+def own_rooms(count: int, *, replay: bool = False) -> list[Listener]:
+    """So many users, each in the user's own room."""
+    return [Listener(str(n), f"user_{n}", replay) for n in range(count)]
+
+
+def one_room(count: int, room: str = "workspace_1") -> list[Listener]:
+    """So many users in one room."""
+    return [Listener(str(n), room) for n in range(count)]
+
+
+def notification(number: int = 0) -> str:
+    """One of 200 bytes, whose id is the time when it was sent."""
+    head = f'{{"id":"{_STAMP}","type":"bench.moved","status":"pending","data":{{"number":{number},"text":"'
+    return head + "x" * (NOTIFICATION_BYTES - len(head) - 3) + '"}}'
+
+
+class Server:
+    """One kind of server. Subclasses say what differs.
+
+    Attributes:
+        name: for ``--peers``; title: in the table.
+        live: what a text holds that says that a client is subscribed; ``-``: the 101 does.
+        has_batches, has_replay: whether there is such a thing.
+    """
+
+    name = ""
+    title = ""
+    live = "-"
+    has_batches = True
+    has_replay = False
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        """What to run, so that it listens on a port of loopback.
+
+        Raises:
+            MissingError: it is not there.
+        """
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def publish_port(self, port: int) -> int:
+        return port
+
+    def client(self, listener: Listener) -> Client:
+        return Client(_handshake(f"/rooms/{listener.room}/subscribe"))
+
+    def headers(self) -> dict[str, str]:
+        """Of a publish."""
+        return {}
+
+    def publish(self, room: str, deliveries: int) -> Publish:
+        return Publish(
+            _post(f"/rooms/{room}/broadcast", notification(), self.headers()), deliveries
+        )
+
+    def publish_many(self, rooms: Sequence[str], deliveries: int) -> Publish:
+        """A notification for each of these rooms, in one request."""
+        each = ",".join(f'{{"rooms":["{room}"],{notification()[1:]}' for room in rooms)
+        return Publish(
+            _post("/broadcast", f'{{"notifications":[{each}]}}', self.headers()), deliveries
+        )
+
+
+def _handshake(path: str, **headers: str) -> bytes:
+    """RFC 6455, section 4.1."""
+    lines = [
+        f"GET {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {_KEY}",
+        "Sec-WebSocket-Version: 13",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _post(path: str, body: str, headers: dict[str, str]) -> bytes:
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+class Limit(Server):
+    name, title = "limit", "C, send(2) in a loop: the limit"
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        return [machine.compile_c(PEERS / "limit.c", folder), str(port)]
+
+
+class Ours(Server):
+    """The room server: keys on, a token for each user, validation, dedupe and log; no rate limits.
+
+    Args:
+        store: ``memory://``, or ``sqlite:///…``.
+    """
+
+    name, title, live, has_replay = "ours", "synap-realtime", '"synap.subscribed"', True
+
+    def __init__(self, store: str = "memory://") -> None:
+        self._store = store
+        self.key = secrets.token_urlsafe(32)
+        self._secret = secrets.token_urlsafe(32)
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        program = Path(sys.executable).with_name("synap-realtime")
+        return [program, "serve", "--port", str(port), "--store", self._store]
+
+    def environment(self) -> dict[str, str]:
+        limits = ("MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_ROOM", "MAX_ROOMS", "MAX_HALF_OPEN")
+        rates = ("CONNECTS_PER_S", "PUBLISHES_PER_S", "PUBLISH_BYTES_PER_S")
+        return {
+            "SYNAP_REALTIME_API_KEYS": f"bench={self.key}",
+            "SYNAP_REALTIME_TOKEN_SECRETS": self._secret,
+            **{f"SYNAP_REALTIME_{name}": "0" for name in (*limits, *rates)},
+        }
+
+    def client(self, listener: Listener) -> Client:
+        rooms = [] if listener.room == f"user_{listener.user}" else [listener.room]
+        token = mint_token(listener.user, rooms=rooms, secret=self._secret)
+        after = "earliest" if listener.replay else "latest"
+        return Client(
+            _handshake(
+                f"/rooms/{listener.room}/subscribe?after={after}",
+                Authorization=f"Bearer {token}",
+                Sec_WebSocket_Protocol="synap.v1",
+            )
+        )
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+class Nchan(Server):
+    name, title, has_batches, has_replay = "nchan", "nchan in nginx, memory store", False, True
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        nginx = _present(INSTALLED / "nchan/usr/sbin/nginx", "Debian's nginx")
+        module = _present(
+            INSTALLED / "nchan/usr/lib/nginx/modules/ngx_nchan_module.so",
+            "Debian's libnginx-mod-nchan",
+        )
+        text = (PEERS / "nchan.conf").read_text()
+        for word, value in (("FOLDER", folder), ("MODULE", module), ("PORT", port)):
+            text = text.replace(word, str(value))
+        (folder / "nginx.conf").write_text(text)
+        return [nginx, "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
+
+    def client(self, listener: Listener) -> Client:
+        route = "replay" if listener.replay else "subscribe"
+        return Client(_handshake(f"/rooms/{listener.room}/{route}"))
+
+
+class Bun(Server):
+    name, title = "bun", "Bun, its pub/sub"
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        found = sorted((INSTALLED / "npm/node_modules/@oven").glob("bun-*/bin/bun*"))
+        for program in found:
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                subprocess.run([program, "--version"], check=True, capture_output=True, timeout=10)
+                return [program, PEERS / "bun_rooms.js", str(port)]
+        raise MissingError("npm's bun is not installed, or does not run here")
+
+
+class Ws(Server):
+    name, title = "ws", "ws on Node"
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        _present(INSTALLED / "npm/node_modules/ws", "npm's ws")
+        return [_node(), PEERS / "ws_rooms.mjs", str(port)]
+
+    def environment(self) -> dict[str, str]:
+        return {"NODE_ENV": "production", "PEERS": str(INSTALLED / "npm")}
+
+
+class InPython(Server):
+    """A peer of ``requirements/bench.txt``."""
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        python = _present(INSTALLED / "bin/python", "requirements/bench.txt")
+        program = PEERS / f"{self.name}_rooms.py"
+        done = subprocess.run(
+            [python, "-c", f"import uvloop, uvicorn, {self.name}"],
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        if done.returncode:
+            raise MissingError("requirements/bench.txt is not installed")
+        return [python, program, str(port)]
+
+
+class Websockets(InPython):
+    name, title = "websockets", "websockets, its broadcast"
+
+    def publish_port(self, port: int) -> int:
+        return port + 1
+
+
+class StarletteOnUvicorn(InPython):
+    name, title = "starlette", "Starlette on uvicorn"
+
+
+class SocketIo(InPython):
+    """Its clients speak Socket.IO 5 over Engine.IO 4, on a WebSocket from the start."""
+
+    name, title, live = "socketio", "python-socketio on uvicorn", "430["
+
+    def client(self, listener: Listener) -> Client:
+        hello = ("40", "420" + json.dumps(["subscribe", listener.room], separators=(",", ":")))
+        return Client(_handshake("/socket.io/?EIO=4&transport=websocket"), hello)
+
+
+class DurableObject(Server):
+    name, title = "workerd", "a Durable Object in workerd"
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        return [
+            *(_workerd(), "serve", PEERS / "durable_object.capnp"),
+            f"--socket-addr=http=127.0.0.1:{port}",
+        ]
+
+
+class OurWorker(Ours):
+    """Our own Worker, on workerd; its rooms are files in memory."""
+
+    name, title = "worker", "synap-realtime's Worker in workerd"
+
+    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+        workerd = _workerd()
+        _bundle()
+        rooms = folder / "rooms"
+        rooms.mkdir(exist_ok=True)
+        return [
+            *(workerd, "serve", WORKER / "workerd.capnp", f"--directory-path=rooms={rooms}"),
+            f"--socket-addr=http=127.0.0.1:{port}",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        limits = ("MAX_CONNECTIONS_PER_USER", "MAX_CONNECTIONS_PER_ROOM")
+        rates = ("PUBLISHES_PER_S", "PUBLISH_BYTES_PER_S")
+        return {
+            "API_KEYS": f"bench={self.key}",
+            "TOKEN_SECRETS": self._secret,
+            **{name: "0" for name in (*limits, *rates)},
+        }
+
+
+KINDS: dict[str, type[Server]] = {
+    kind.name: kind
+    for kind in (
+        *(Limit, Ours, Nchan, Bun, Ws, Websockets, SocketIo, StarletteOnUvicorn),
+        *(DurableObject, OurWorker),
+    )
+}
+
+
+@dataclass(slots=True)
+class Running:
+    """A server that runs.
+
+    Attributes:
+        kind: which.
+        port: on loopback, in all its lives.
+        started_ns: when it was last started, on CLOCK_MONOTONIC.
+    """
+
+    kind: Server
+    port: int
+    folder: Path
+    core: int
+    started_ns: int = 0
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """
+        Raises:
+            MissingError: it is not here, or does not start.
+        """
+        command = self.kind.command(self.port, self.folder)
+        log = self.folder / "log"
+        environment = {
+            name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ
+        }
+        self.started_ns = time.monotonic_ns()
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                list(map(str, command)),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env={**environment, **self.kind.environment()},
+                cwd=self.folder,
+                start_new_session=True,
+                preexec_fn=functools.partial(os.sched_setaffinity, 0, {self.core}),
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        ports = {self.port, self.kind.publish_port(self.port)}
+        while not all(map(_listens, ports)):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise MissingError(f"it does not start: {log.read_text()[-400:].strip()}")
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """``kill -9``, its children too."""
+        if self._process is None:
+            return
+        for pid in machine.tree(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        self._process.wait(STOP_TIMEOUT_S)
+        self._process = None
+
+
+@contextlib.contextmanager
+def running(kind: Server) -> Iterator[Running]:
+    """A server on a free port, on the servers' core; it is killed at the end.
+
+    Raises:
+        MissingError: it is not here, or does not start.
+    """
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a new folder
+    with tempfile.TemporaryDirectory(prefix=f"synap-bench-{kind.name}-", dir=memory) as folder:
+        server = Running(kind, _free_port(), Path(folder), machine.cores().server)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+def _present(path: Path, what: str) -> Path:
+    if not path.exists():
+        raise MissingError(f"{what} is not installed: run scripts/bench")
+    return path
+
+
+def _node() -> Path:
+    return _present(Path(sys.executable).with_name("node"), "Node")
+
+
+def _workerd() -> Path:
+    found = sorted((WORKER / "node_modules/@cloudflare").glob("workerd-*/bin/workerd"))
+    if not found:
+        raise MissingError("workerd is not installed: run scripts/setup dev")
+    return found[0]
+
+
+@functools.cache
+def _bundle() -> None:
+    """Make ``worker/dist``."""
+    subprocess.run(
+        [_node(), "node_modules/wrangler/bin/wrangler.js", "deploy", "--dry-run", "--outdir", "dist"],
+        cwd=WORKER,
+        env={**os.environ, "WRANGLER_SEND_METRICS": "false", "CI": "true"},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+def _free_port() -> int:
+    """One with a free one after it."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port: int = first.getsockname()[1]
+            with (
+                contextlib.suppress(OSError, OverflowError),
+                socket.create_server(("127.0.0.1", port + 1)),
+            ):
+                return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

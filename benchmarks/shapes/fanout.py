@@ -1,0 +1,54 @@
+"""Shape 1: one room, 1,000 listeners, notifications of 200 bytes: server CPU a delivery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from ..rounds import SETTLE_S, Measure, Options, Session, Table, compare, shares
+from ..servers import one_room
+
+LISTENERS = 1000
+DELIVERIES = 50_000
+"""Of a round."""
+
+COLUMNS = {
+    "delivery_us": "server CPU, µs a delivery",
+    "load_us": "load's CPU, µs a delivery",
+    "server_busy": "server busy, %",
+    "load_busy": "load busy, %",
+}
+
+
+def run(options: Options) -> list[Table]:
+    listeners = options.scaled(LISTENERS)
+
+    def prepare(session: Session) -> None:
+        connect(session, listeners)
+
+    rows = compare(options, prepare, measure(listeners, options))
+    title = f"One room, {listeners:,} listeners, 200 bytes; one publish after the other"
+    return [Table("fanout", title, COLUMNS, ["delivery_us"], rows)]
+
+
+def connect(session: Session, listeners: int) -> None:
+    clients = [session.kind.client(one) for one in one_room(listeners)]
+    session.load.dial(session.port, clients, live=session.kind.live)
+    time.sleep(SETTLE_S)
+
+
+def measure(listeners: int, options: Options) -> Measure:
+    """A round: the next publish when all listeners have the last one."""
+    count = max(5, options.scaled(DELIVERIES, 100) // listeners)
+
+    def round_of(session: Session) -> Mapping[str, float]:
+        publish = session.kind.publish("workspace_1", listeners)
+        with session.used() as used_us:
+            report = session.load.publish(session.publish_port, [publish], count, mode="paced")
+        return {
+            "delivery_us": used_us() / report.delivered,
+            "load_us": report.cpu_s * 1e6 / report.delivered,
+            **shares(report, used_us()),
+        }
+
+    return round_of

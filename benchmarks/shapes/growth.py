@@ -1,0 +1,96 @@
+"""Shape 7: what a delivery, a publish and a connection cost with 10 to 10,000 connections and rooms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .. import machine
+from ..load import LoadError
+from ..rounds import Measure, Options, Row, Session, Stat, Table, pair, session, told
+from ..servers import Limit, Listener, MissingError, Server, one_room, own_rooms
+from . import fanout, rooms
+from .idle import REST_S
+
+SIZES = (10, 100, 1000, 10_000)
+SHARE = 0.4
+"""Of a round of the other shapes."""
+
+LEAST_FOR_MEMORY = 500
+"""Connections; fewer fit into what a program has taken already."""
+
+COLUMNS = {
+    "delivery_us": "server CPU, µs a delivery (one room)",
+    "publish_us": "µs a publish (a room each)",
+    "batched_us": "µs a publish, 100 a request",
+    "connect_us": "µs a connect",
+    "connection_kb": "KB a connection",
+}
+
+
+def run(options: Options) -> list[Table]:
+    """Each server beside the limit, step by step; what a connection costs is of the new ones."""
+    sizes = sorted({options.scaled(size) for size in SIZES})
+    limits: list[Row] = []
+    rows: list[Row] = []
+    for kind in options.kinds[:1]:
+        steps = [(Row(f"the limit, {size:,}"), Row(f"{kind.title}, {size:,}")) for size in sizes]
+        limits += [limit for limit, _ in steps]
+        rows += [row for _, row in steps]
+        try:
+            _grow(options, kind, sizes, steps)
+        except (LoadError, MissingError) as error:
+            rows[-1].note = " ".join(str(error).split())
+    title = "Growth: so many listeners in one room; so many rooms with a listener each"
+    remark = "Of the first server alone. What a connection costs is of those that came since the row above."
+    return [Table("growth", title, COLUMNS, list(COLUMNS)[:4], limits + rows, remark)]
+
+
+def _grow(
+    options: Options, kind: Server, sizes: Sequence[int], steps: Sequence[tuple[Row, Row]]
+) -> None:
+    less = replace(options, scale=options.scale * SHARE)
+    for in_one_room in (True, False):
+        with session(Limit(), options) as limit, session(kind, options) as mine:
+            before = 0
+            for size, (limit_row, row) in zip(sizes, steps, strict=True):
+                listeners = (one_room if in_one_room else own_rooms)(size)[before:]
+                costs = [_connect(each, listeners) for each in (limit, mine)]
+                before = size
+                ways: dict[str, tuple[str, Measure]]
+                if in_one_room:
+                    ways = {"delivery_us": ("delivery_us", fanout.measure(size, less))}
+                else:
+                    for name in costs[0]:
+                        _add(limit_row, row, name, [(costs[0][name], costs[1][name])])
+                    ways = {
+                        "publish_us": ("publish_us", rooms.measure(size, less)),
+                        "batched_us": ("publish_us", rooms.measure_batches(size, less)),
+                    }
+                for name, (of, measure) in ways.items():
+                    measure(limit)
+                    measure(mine)
+                    rounds = [pair(limit, mine, measure, n) for n in range(options.rounds)]
+                    pairs = [(a[of], b[of]) for a, b in rounds]
+                    _add(limit_row, row, name, pairs)
+                told(f"growth, {'one room' if in_one_room else 'rooms'}, {size:,}")
+
+
+def _connect(mine: Session, listeners: Sequence[Listener]) -> dict[str, float]:
+    clients = [mine.kind.client(one) for one in listeners]
+    before = machine.memory_bytes(mine.server.pid)
+    with mine.used() as used_us:
+        mine.load.dial(mine.port, clients, live=mine.kind.live)
+        time.sleep(REST_S)
+    costs = {"connect_us": used_us() / len(clients)}
+    if len(clients) >= LEAST_FOR_MEMORY:
+        grown = machine.memory_bytes(mine.server.pid) - before
+        costs["connection_kb"] = grown / 1024 / len(clients)
+    return costs
+
+
+def _add(limit_row: Row, row: Row, name: str, pairs: Sequence[tuple[float, float]]) -> None:
+    limit_row.stats[name] = Stat.of([base for base, _ in pairs])
+    row.stats[name] = Stat.of([cost for _, cost in pairs])
+    row.ratios[name] = row.stats[name].over(limit_row.stats[name])
