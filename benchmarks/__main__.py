@@ -1,8 +1,8 @@
 """``scripts/bench``: ours and the peers, the same work, one run.
 
-Servers run on one core, the load generator on another. Each server is measured in turn with the limit,
-a C program that does nothing but ``send(2)``; figures are medians of the rounds, with the least and the
-most. Server CPU is user and system time of the process with its children.
+Servers run on one core, the load generator on another. Each server is measured in turn with the
+limit, a C program that does nothing but ``send(2)``; figures are medians of the rounds, with the
+least and the most. Server CPU is user and system time of the process with its children.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import datetime
 import json
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from . import load, machine, table
+from . import machine, table
 from .rounds import Options, Table, told
-from .servers import KINDS
+from .servers import KINDS, ON_REQUEST
 from .shapes import SHAPES
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -30,14 +29,14 @@ QUICK = 0.1
 """Of the connections, rooms and publishes."""
 
 _WHAT = """\
-Peers are small programs of `benchmarks/peers/` with the settings of production. They neither validate,
-nor dedupe, keep a log (but nchan keeps 100 messages a room) or ask for a key. Ours does all that: a
-publisher's key, a token for each subscriber, the memory store, the log at its default level; rate limits
-are off. Server CPU is user and system of the process and its children, pinned to one core; the load
-generator (C, epoll, one thread) is pinned to the other. "busy" says how much of its core each side used
-while a round lasted: where the load has time left, it was not what limited the server.
-Medians of {rounds} rounds, the least and the most in brackets; ratios are of pairs of rounds, server and
-limit in turn."""
+Peers are small programs of `benchmarks/peers/` with the settings of production. They neither
+validate, nor dedupe, keep a log (but nchan keeps 100 messages a room) or ask for a key. Ours does
+all that: a publisher's key, a token for each subscriber, the memory store, the log at its default
+level; rate limits are off. Server CPU is user and system of the process and its children, pinned to
+one core; the load generator (C, epoll, one thread) is pinned to the other. "busy" says how much of
+its core each side used while a round lasted: where the load has time left, it was not what limited
+the server. Medians of {rounds} rounds, the least and the most in brackets; ratios are of pairs of
+rounds, server and limit in turn."""
 
 
 def measure(options: Options, names: Sequence[str]) -> list[Table]:
@@ -56,7 +55,9 @@ def measure(options: Options, names: Sequence[str]) -> list[Table]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("shapes", nargs="*", metavar="shape", help=f"of {', '.join(SHAPES)}; all")
-    parser.add_argument("--peers", help=f"beside the limit, of {', '.join(list(KINDS)[1:])}; all")
+    parser.add_argument(
+        "--peers", help=f"{', '.join(list(KINDS)[1:])}; without it, all but {ON_REQUEST[0]}"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="of each measure (5)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, two rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
@@ -65,26 +66,28 @@ def main() -> None:
     )
     given = parser.parse_args()
     names = given.shapes or list(SHAPES)
-    peers = given.peers.split(",") if given.peers else list(KINDS)
+    peers = given.peers.split(",") if given.peers else sorted({*KINDS} - {*ON_REQUEST})
     for wrong in {*names} - {*SHAPES} | {*peers} - {*KINDS}:
         parser.error(f"{wrong!r} is no shape and no peer")
     signal.signal(signal.SIGTERM, _stop)
     about = machine.describe()
     machine.raise_file_limit()
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="synap-bench-") as folder:
-        options = Options(
-            load=machine.compile_c(load.SOURCE, Path(folder)),
-            kinds=[KINDS[name]() for name in KINDS if name in peers and name != "limit"],
-            rounds=2 if given.quick else given.rounds,
-            scale=QUICK if given.quick else 1.0,
-        )
-        told(about)
-        tables = measure(options, names)
+    options = Options(
+        kinds=[KINDS[name]() for name in KINDS if name in peers and name != "limit"],
+        rounds=2 if given.quick else given.rounds,
+        scale=QUICK if given.quick else 1.0,
+    )
+    told(about)
+    tables = measure(options, names)
     told(f"all: {time.monotonic() - begun:.0f} s")
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     if given.json:
-        result = {"date": date, "machine": about, "tables": [table.as_json(each) for each in tables]}
+        result = {
+            "date": date,
+            "machine": about,
+            "tables": [table.as_json(each) for each in tables],
+        }
         given.json.write_text(json.dumps(result, indent=1) + "\n")
     if given.results:
         arguments = [each for each in sys.argv[1:] if each != "--results"]
@@ -103,7 +106,7 @@ def _write(section: str) -> None:
     RESULTS.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(_number: int, _frame: FrameType | None) -> None:
     """Ends as Ctrl-C does: what was started is ended on the way out."""
     raise KeyboardInterrupt
 

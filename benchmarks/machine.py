@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import re
 import resource
 import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+_programs = tempfile.TemporaryDirectory(prefix="synap-bench-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,12 @@ def raise_file_limit() -> int:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all its children."""
-    try:
-        root = psutil.Process(pid)
-        return [pid, *(child.pid for child in root.children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return []
+    """A process and all its children, and theirs."""
+    found = [pid]
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [each for child in file.read_text().split() for each in tree(int(child))]
+    return found
 
 
 def cpu_s(pid: int) -> float:
@@ -85,8 +87,9 @@ def describe() -> str:
     )
 
 
-def compile_c(source: Path, folder: Path) -> Path:
-    """Compile one file with the system's C compiler.
+@functools.cache
+def compile_c(source: Path) -> Path:
+    """Compile one file with the system's C compiler; the program lives as long as this process.
 
     Raises:
         FileNotFoundError: there is none.
@@ -95,6 +98,6 @@ def compile_c(source: Path, folder: Path) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise FileNotFoundError("no C compiler: install gcc or clang")
-    program = folder / source.stem
+    program = Path(_programs.name) / source.stem
     subprocess.run([compiler, "-O2", "-w", "-o", program, source], check=True, timeout=60)
     return program

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 from . import machine
@@ -23,13 +22,11 @@ class Options:
     """How a run is done.
 
     Attributes:
-        load: ``load.c``, compiled.
         kinds: the servers, the limit not among them.
         rounds: of each measure.
         scale: 1 is the real thing; less for a try: connections, rooms and publishes.
     """
 
-    load: Path
     kinds: Sequence[Server]
     rounds: int = 5
     scale: float = 1.0
@@ -130,12 +127,12 @@ def shares(report: Report, server_us: float) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def session(kind: Server, options: Options) -> Iterator[Session]:
+def session(kind: Server) -> Iterator[Session]:
     """
     Raises:
         MissingError: the server is not here, or does not start.
     """
-    with running(kind) as server, Load(options.load, machine.cores().load) as load:
+    with running(kind) as server, Load(machine.cores().load) as load:
         yield Session(server, load)
 
 
@@ -155,7 +152,7 @@ def compare(
     base = Row(Limit.title)
     rows = [base]
     limits: dict[str, list[float]] = {}
-    with session(Limit(), options) as limit:
+    with session(Limit()) as limit:
         prepare(limit)
         measure(limit)
         for kind in options.kinds if kinds is None else kinds:
@@ -163,7 +160,7 @@ def compare(
             rows.append(row)
             begun = time.monotonic()
             try:
-                with session(kind, options) as mine:
+                with session(kind) as mine:
                     prepare(mine)
                     measure(mine)
                     pairs = [pair(limit, mine, measure, n) for n in range(options.rounds)]
@@ -200,7 +197,7 @@ def alone(
     """One server without the limit beside it; its first round does not count."""
     row = Row(kind.title)
     try:
-        with session(kind, options) as mine:
+        with session(kind) as mine:
             prepare(mine)
             measure(mine)
             rounds = [measure(mine) for _ in range(options.rounds)]

@@ -63,9 +63,9 @@ def one_room(count: int, room: str = "workspace_1") -> list[Listener]:
     return [Listener(str(n), room) for n in range(count)]
 
 
-def notification(number: int = 0) -> str:
+def notification() -> str:
     """One of 200 bytes, whose id is the time when it was sent."""
-    head = f'{{"id":"{_STAMP}","type":"bench.moved","status":"pending","data":{{"number":{number},"text":"'
+    head = f'{{"id":"{_STAMP}","type":"bench.moved","status":"pending","data":{{"text":"'
     return head + "x" * (NOTIFICATION_BYTES - len(head) - 3) + '"}}'
 
 
@@ -84,8 +84,8 @@ class Server:
     has_batches = True
     has_replay = False
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
-        """What to run, so that it listens on a port of loopback.
+    def command(self, at: Running) -> Sequence[str | Path]:
+        """What to run, so that it listens on its port of loopback.
 
         Raises:
             MissingError: it is not there.
@@ -146,8 +146,8 @@ def _post(path: str, body: str, headers: dict[str, str]) -> bytes:
 class Limit(Server):
     name, title = "limit", "C, send(2) in a loop: the limit"
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
-        return [machine.compile_c(PEERS / "limit.c", folder), str(port)]
+    def command(self, at: Running) -> Sequence[str | Path]:
+        return [machine.compile_c(PEERS / "limit.c"), str(at.port)]
 
 
 class Ours(Server):
@@ -164,9 +164,9 @@ class Ours(Server):
         self.key = secrets.token_urlsafe(32)
         self._secret = secrets.token_urlsafe(32)
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+    def command(self, at: Running) -> Sequence[str | Path]:
         program = Path(sys.executable).with_name("synap-realtime")
-        return [program, "serve", "--port", str(port), "--store", self._store]
+        return [program, "serve", "--port", str(at.port), "--store", self._store]
 
     def environment(self) -> dict[str, str]:
         limits = ("MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_ROOM", "MAX_ROOMS", "MAX_HALF_OPEN")
@@ -196,17 +196,17 @@ class Ours(Server):
 class Nchan(Server):
     name, title, has_batches, has_replay = "nchan", "nchan in nginx, memory store", False, True
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+    def command(self, at: Running) -> Sequence[str | Path]:
         nginx = _present(INSTALLED / "nchan/usr/sbin/nginx", "Debian's nginx")
         module = _present(
             INSTALLED / "nchan/usr/lib/nginx/modules/ngx_nchan_module.so",
             "Debian's libnginx-mod-nchan",
         )
         text = (PEERS / "nchan.conf").read_text()
-        for word, value in (("FOLDER", folder), ("MODULE", module), ("PORT", port)):
+        for word, value in (("FOLDER", at.folder), ("MODULE", module), ("PORT", at.port)):
             text = text.replace(word, str(value))
-        (folder / "nginx.conf").write_text(text)
-        return [nginx, "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
+        (at.folder / "nginx.conf").write_text(text)
+        return [nginx, "-p", at.folder, "-e", "stderr", "-c", at.folder / "nginx.conf"]
 
     def client(self, listener: Listener) -> Client:
         route = "replay" if listener.replay else "subscribe"
@@ -216,21 +216,19 @@ class Nchan(Server):
 class Bun(Server):
     name, title = "bun", "Bun, its pub/sub"
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
-        found = sorted((INSTALLED / "npm/node_modules/@oven").glob("bun-*/bin/bun*"))
-        for program in found:
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                subprocess.run([program, "--version"], check=True, capture_output=True, timeout=10)
-                return [program, PEERS / "bun_rooms.js", str(port)]
+    def command(self, at: Running) -> Sequence[str | Path]:
+        for program in sorted((INSTALLED / "npm/node_modules/@oven").glob("bun-*/bin/bun*")):
+            if _runs(program, "--version"):
+                return [program, PEERS / "bun_rooms.js", str(at.port)]
         raise MissingError("npm's bun is not installed, or does not run here")
 
 
 class Ws(Server):
     name, title = "ws", "ws on Node"
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+    def command(self, at: Running) -> Sequence[str | Path]:
         _present(INSTALLED / "npm/node_modules/ws", "npm's ws")
-        return [_node(), PEERS / "ws_rooms.mjs", str(port)]
+        return [_node(), PEERS / "ws_rooms.mjs", str(at.port)]
 
     def environment(self) -> dict[str, str]:
         return {"NODE_ENV": "production", "PEERS": str(INSTALLED / "npm")}
@@ -239,18 +237,11 @@ class Ws(Server):
 class InPython(Server):
     """A peer of ``requirements/bench.txt``."""
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+    def command(self, at: Running) -> Sequence[str | Path]:
         python = _present(INSTALLED / "bin/python", "requirements/bench.txt")
-        program = PEERS / f"{self.name}_rooms.py"
-        done = subprocess.run(
-            [python, "-c", f"import uvloop, uvicorn, {self.name}"],
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
-        if done.returncode:
+        if not _runs(python, "-c", f"import uvloop, uvicorn, {self.name}"):
             raise MissingError("requirements/bench.txt is not installed")
-        return [python, program, str(port)]
+        return [python, PEERS / f"{self.name}_rooms.py", str(at.port)]
 
 
 class Websockets(InPython):
@@ -277,10 +268,10 @@ class SocketIo(InPython):
 class DurableObject(Server):
     name, title = "workerd", "a Durable Object in workerd"
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+    def command(self, at: Running) -> Sequence[str | Path]:
         return [
             *(_workerd(), "serve", PEERS / "durable_object.capnp"),
-            f"--socket-addr=http=127.0.0.1:{port}",
+            f"--socket-addr=http=127.0.0.1:{at.port}",
         ]
 
 
@@ -289,14 +280,14 @@ class OurWorker(Ours):
 
     name, title = "worker", "synap-realtime's Worker in workerd"
 
-    def command(self, port: int, folder: Path) -> Sequence[str | Path]:
+    def command(self, at: Running) -> Sequence[str | Path]:
         workerd = _workerd()
         _bundle()
-        rooms = folder / "rooms"
+        rooms = at.folder / "rooms"
         rooms.mkdir(exist_ok=True)
         return [
             *(workerd, "serve", WORKER / "workerd.capnp", f"--directory-path=rooms={rooms}"),
-            f"--socket-addr=http=127.0.0.1:{port}",
+            f"--socket-addr=http=127.0.0.1:{at.port}",
         ]
 
     def environment(self) -> dict[str, str]:
@@ -305,7 +296,7 @@ class OurWorker(Ours):
         return {
             "API_KEYS": f"bench={self.key}",
             "TOKEN_SECRETS": self._secret,
-            **{name: "0" for name in (*limits, *rates)},
+            **dict.fromkeys((*limits, *rates), "0"),
         }
 
 
@@ -316,6 +307,8 @@ KINDS: dict[str, type[Server]] = {
         *(DurableObject, OurWorker),
     )
 }
+ON_REQUEST = ("worker",)
+"""Too slow to be measured each time: a connect costs it milliseconds."""
 
 
 @dataclass(slots=True)
@@ -325,14 +318,12 @@ class Running:
     Attributes:
         kind: which.
         port: on loopback, in all its lives.
-        started_ns: when it was last started, on CLOCK_MONOTONIC.
     """
 
     kind: Server
     port: int
     folder: Path
     core: int
-    started_ns: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -345,12 +336,11 @@ class Running:
         Raises:
             MissingError: it is not here, or does not start.
         """
-        command = self.kind.command(self.port, self.folder)
+        command = self.kind.command(self)
         log = self.folder / "log"
         environment = {
             name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ
         }
-        self.started_ns = time.monotonic_ns()
         with log.open("ab") as out:
             self._process = subprocess.Popen(
                 list(map(str, command)),
@@ -404,6 +394,14 @@ def _present(path: Path, what: str) -> Path:
     return path
 
 
+@functools.cache
+def _runs(program: Path, *arguments: str) -> bool:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run([program, *arguments], check=True, capture_output=True, timeout=30)
+        return True
+    return False
+
+
 def _node() -> Path:
     return _present(Path(sys.executable).with_name("node"), "Node")
 
@@ -419,7 +417,14 @@ def _workerd() -> Path:
 def _bundle() -> None:
     """Make ``worker/dist``."""
     subprocess.run(
-        [_node(), "node_modules/wrangler/bin/wrangler.js", "deploy", "--dry-run", "--outdir", "dist"],
+        [
+            _node(),
+            "node_modules/wrangler/bin/wrangler.js",
+            "deploy",
+            "--dry-run",
+            "--outdir",
+            "dist",
+        ],
         cwd=WORKER,
         env={**os.environ, "WRANGLER_SEND_METRICS": "false", "CI": "true"},
         check=True,

@@ -48,7 +48,7 @@ def _text(stat: Stat | None) -> str:
 
 def _number(value: float) -> str:
     """Three digits that count."""
-    if abs(value) >= 100:
+    if abs(value) >= 100 or value == round(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 

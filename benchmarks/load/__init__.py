@@ -1,4 +1,4 @@
-"""The load generator: a C program of its own (``load.c``), on a core of its own, driven from here."""
+"""The load generator: a C program (``load.c``) on a core of its own, driven from here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from .. import machine
+
 SOURCE = Path(__file__).with_name("load.c")
 
 Mode = Literal["closed", "paced", "rate"]
@@ -21,7 +23,7 @@ SPARE_S = 10.0
 
 
 class LoadError(Exception):
-    """What was asked for did not happen: connections failed, or deliveries were not the right ones."""
+    """What was asked for did not happen: connections failed, or deliveries were too few or many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,13 @@ class Load:
     """One load generator: its clients stay until it is closed.
 
     Args:
-        program: ``load.c``, compiled.
         core: where it runs.
     """
 
-    def __init__(self, program: Path, core: int) -> None:
+    def __init__(self, core: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="synap-bench-load-")
         self._process = subprocess.Popen(
-            [program],
+            [machine.compile_c(SOURCE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -160,7 +161,9 @@ class Load:
         Raises:
             LoadError: an answer is no success, or the deliveries are not exactly those expected.
         """
-        records = [b"%d %d\n%b" % (len(one.request), one.deliveries, one.request) for one in requests]
+        records = [
+            b"%d %d\n%b" % (len(one.request), one.deliveries, one.request) for one in requests
+        ]
         file = self._write("requests", records)
         self._tell(f"publish {port} {file} {count} {publishers} {mode} {rate} {timeout_s}")
         report = self._answer()
@@ -172,12 +175,13 @@ class Load:
         ):
             raise LoadError(
                 f"{report.answered} of {count} publishes were answered, {report.refused} refused; "
-                f"{report.delivered} of {report.expected} deliveries; {report.lost} clients were lost"
+                f"{report.delivered} of {report.expected} deliveries; "
+                f"{report.lost} clients were lost"
             )
         return report
 
     def expect_restart(self, *, in_flight: int, timeout_s: float) -> None:
-        """From now on, dial anew when the server dies; :meth:`restarted` waits for the end of it."""
+        """Dial anew as soon as the server dies; :meth:`restarted` waits for the end of that."""
         self._tell(f"redial {in_flight} {timeout_s}")
 
     def restarted(self) -> Report:

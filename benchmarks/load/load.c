@@ -63,8 +63,9 @@ typedef struct {
     int fd, busy;
     size_t sent, length; /* of the request under way */
     char *data;
-    char answer[16384];
-    size_t answered;
+    char answer[4096]; /* how its answer begins */
+    char tail[5];      /* and how it ends */
+    size_t answered;   /* how much of it there is */
 } Publisher;
 
 static Client clients[MAX_CLIENTS];
@@ -307,6 +308,7 @@ static void start(int index, uint64_t due) {
     }
     publisher->length = request->length;
     publisher->sent = publisher->answered = 0;
+    publisher->answer[0] = 0;
     publisher->busy = 1;
     expected += request->deliveries;
     push(index);
@@ -314,7 +316,6 @@ static void start(int index, uint64_t due) {
 
 /* Whether a whole answer is there. */
 static int is_answered(Publisher *publisher) {
-    publisher->answer[publisher->answered] = 0;
     char *end = strstr(publisher->answer, "\r\n\r\n");
     if (!end) return 0;
     size_t head = (size_t)(end - publisher->answer) + 4;
@@ -323,34 +324,44 @@ static int is_answered(Publisher *publisher) {
     int chunked = strcasestr(publisher->answer, "\r\ntransfer-encoding: chunked") != NULL;
     size_t body = length ? strtoul(length + 17, NULL, 10) : 0;
     *end = '\r';
-    return chunked ? publisher->answered >= 5 &&
-                         !memcmp(publisher->answer + publisher->answered - 5, "0\r\n\r\n", 5)
-                   : publisher->answered >= head + body;
+    return chunked ? !memcmp(publisher->tail, "0\r\n\r\n", 5) : publisher->answered >= head + body;
+}
+
+static void keep(Publisher *publisher, const char *data, size_t length) {
+    size_t room = sizeof publisher->answer - 1;
+    if (publisher->answered < room) {
+        size_t part = room - publisher->answered < length ? room - publisher->answered : length;
+        memcpy(publisher->answer + publisher->answered, data, part);
+        publisher->answer[publisher->answered + part] = 0;
+    }
+    size_t last = length < 5 ? length : 5;
+    memmove(publisher->tail, publisher->tail + last, 5 - last);
+    memcpy(publisher->tail + 5 - last, data + length - last, last);
+    publisher->answered += length;
 }
 
 static void on_publisher(int index, uint32_t events) {
+    static char data[BUFFER];
     Publisher *publisher = &publishers[index];
+    if (publisher->fd < 0) return;
     if (events & EPOLLOUT) {
         watch(publisher->fd, PUBLISHER, index, EPOLLIN, EPOLL_CTL_MOD);
         push(index);
     }
     if (!(events & ~(uint32_t)EPOLLOUT)) return;
-    size_t room = sizeof publisher->answer - 1 - publisher->answered;
-    if (!room) { /* a long answer: its head and its end are what counts */
-        publisher->answered = sizeof publisher->answer / 2;
-        room = sizeof publisher->answer - 1 - publisher->answered;
-    }
-    ssize_t got = recv(publisher->fd, publisher->answer + publisher->answered, room, 0);
+    ssize_t got = recv(publisher->fd, data, sizeof data, 0);
     if (got < 0 && errno == EAGAIN) return;
     if (got <= 0) {
+        fprintf(stderr, "load: a publisher was cut off: %s\n", got ? strerror(errno) : "closed");
         if (publisher->busy) refused++, answered++;
         publisher->busy = 0;
         close(publisher->fd);
         publisher->fd = -1;
         return;
     }
-    publisher->answered += (size_t)got;
-    if (!publisher->busy || !is_answered(publisher)) return;
+    if (!publisher->busy) return;
+    keep(publisher, data, (size_t)got);
+    if (!is_answered(publisher)) return;
     publisher->busy = 0;
     answered++;
     if (memcmp(publisher->answer, "HTTP/1.1 2", 10) ||

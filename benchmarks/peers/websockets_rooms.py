@@ -1,4 +1,4 @@
-"""websockets: its asyncio server on uvloop and its ``broadcast``, and HTTP beside it for publishers.
+"""websockets: its asyncio server on uvloop and its ``broadcast``; HTTP beside it for publishers.
 
 As websockets.readthedocs.io, "Broadcasting", has it. The library serves no request with a body, so
 publishers have a port of their own, the next one, with HTTP parsed by httptools.
@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 from collections import defaultdict
+from typing import cast
 
 import httptools
 import uvloop
@@ -32,8 +33,7 @@ class Publisher(asyncio.Protocol):
     """One keep-alive connection of a publisher."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._parser = httptools.HttpRequestParser(self)
 
     def data_received(self, data: bytes) -> None:

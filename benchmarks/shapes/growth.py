@@ -1,4 +1,4 @@
-"""Shape 7: what a delivery, a publish and a connection cost with 10 to 10,000 connections and rooms."""
+"""Shape 7: the same costs with 10, 100, 1,000 and 10,000 connections and rooms."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def run(options: Options) -> list[Table]:
         except (LoadError, MissingError) as error:
             rows[-1].note = " ".join(str(error).split())
     title = "Growth: so many listeners in one room; so many rooms with a listener each"
-    remark = "Of the first server alone. What a connection costs is of those that came since the row above."
+    remark = (
+        "Of the first server alone. What a connection costs is of those that came since the row "
+        "above."
+    )
     return [Table("growth", title, COLUMNS, list(COLUMNS)[:4], limits + rows, remark)]
 
 
@@ -52,7 +55,7 @@ def _grow(
 ) -> None:
     less = replace(options, scale=options.scale * SHARE)
     for in_one_room in (True, False):
-        with session(Limit(), options) as limit, session(kind, options) as mine:
+        with session(Limit()) as limit, session(kind) as mine:
             before = 0
             for size, (limit_row, row) in zip(sizes, steps, strict=True):
                 listeners = (one_room if in_one_room else own_rooms)(size)[before:]

@@ -24,10 +24,8 @@ COLUMNS = {
 def run(options: Options) -> list[Table]:
     step = options.scaled(CONNECTIONS) // (options.rounds + 1)
     rows = compare(options, lambda _: None, measure(step))
-    title = (
-        f"Idle: {step * (options.rounds + 1):,} connections in {options.rounds + 1} steps, of which "
-        "the first warms up"
-    )
+    steps = options.rounds + 1
+    title = f"Idle: {step * steps:,} connections in {steps} steps, of which the first warms up"
     return [Table("idle", title, COLUMNS, ["connect_us"], rows)]
 
 

@@ -9,7 +9,7 @@ from ..rounds import Measure, Options, Session, Table, compare
 from ..servers import Server, own_rooms
 from . import fanout, rooms
 
-ROUND_S = 0.8
+ROUND_S = 0.6
 PUBLISHERS = 16
 
 COLUMNS = {"p50_us": "p50, µs", "p99_us": "p99, µs", "max_us": "the slowest, µs"}

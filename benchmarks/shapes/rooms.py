@@ -1,4 +1,4 @@
-"""Shape 2: 1,000 rooms with one listener each: server CPU a publish, alone and in batches of 100."""
+"""Shape 2: 1,000 rooms, one listener each: server CPU a publish, alone and in batches of 100."""
 
 from __future__ import annotations
 

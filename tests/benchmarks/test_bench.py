@@ -1,0 +1,162 @@
+"""``scripts/bench`` counts what it says: each shape with few connections, ours and the C limit.
+
+What a round costs is not looked at; that every notification was delivered exactly once is: a round
+with other deliveries than those expected is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks import machine, table
+from benchmarks.load import LoadError
+from benchmarks.rounds import Options, Session, compare, session
+from benchmarks.servers import (
+    KINDS,
+    NOTIFICATION_BYTES,
+    Limit,
+    MissingError,
+    Ours,
+    Running,
+    Server,
+    notification,
+    one_room,
+    own_rooms,
+)
+from benchmarks.shapes import SHAPES
+
+ROOT = Path(__file__).parents[2]
+FEW = 0.01
+"""Of the connections: ten, where a thousand is meant."""
+
+
+class Missing(Server):
+    name, title = "missing", "a peer that is not here"
+
+    def command(self, at: Running) -> Sequence[str | Path]:
+        raise MissingError("it is not installed: run scripts/bench")
+
+
+@pytest.fixture(params=[Limit, Ours], ids=["limit", "ours"])
+def mine(request: pytest.FixtureRequest) -> Iterator[Session]:
+    """A server and its load."""
+    with session(request.param()) as running:
+        yield running
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_shape_is_measured(shape: str) -> None:
+    for each in SHAPES[shape](Options([Ours()], rounds=1, scale=FEW)):
+        assert each.rows
+        for row in each.rows:
+            if row.note == "has none":  # the limit keeps nothing
+                assert row.server == Limit.title
+                continue
+            assert row.note is None, f"{each.title}: {row.server}: {row.note}"
+            for name, stat in row.stats.items():
+                assert name in each.columns
+                if not name.endswith("_kb"):  # for few, what was free already is enough
+                    assert stat.least > 0, f"{each.title}: {row.server}: {name}"
+        assert table.markdown(each).count("\n| ") == len(each.rows) + 2  # the head and its line
+        json.dumps(table.as_json(each))
+
+
+def test_each_delivery_is_counted(mine: Session) -> None:
+    """In one room, in rooms of their own, one a request and many."""
+    kind, load = mine.kind, mine.load
+    together, apart = one_room(10), own_rooms(10)
+    load.dial(mine.port, [kind.client(one) for one in together + apart], live=kind.live)
+    report = load.publish(mine.port, [kind.publish("workspace_1", 10)], 7, mode="paced")
+    assert (report.answered, report.delivered) == (7, 70)
+    each = [kind.publish(one.room, 1) for one in apart]
+    report = load.publish(mine.port, each, 25, mode="closed", publishers=3)
+    assert (report.answered, report.delivered) == (25, 25)
+    batch = kind.publish_many([one.room for one in apart], 10)
+    report = load.publish(mine.port, [batch], 4, mode="closed", publishers=2)
+    assert (report.answered, report.delivered) == (4, 40)
+    report = load.publish(mine.port, each, 20, mode="rate", rate=200, publishers=2)
+    assert (report.answered, report.delivered) == (20, 20)
+    assert 0 < report.p50_us <= report.p99_us <= report.max_us
+
+
+@pytest.mark.parametrize("expected", [9, 11], ids=["one too many", "one too few"])
+def test_another_number_of_deliveries_is_an_error(mine: Session, expected: int) -> None:
+    kind, load = mine.kind, mine.load
+    load.dial(mine.port, [kind.client(one) for one in one_room(10)], live=kind.live)
+    with pytest.raises(LoadError, match=rf"10 of {expected} deliveries"):
+        load.publish(
+            mine.port, [kind.publish("workspace_1", expected)], 1, mode="closed", timeout_s=1
+        )
+
+
+def test_a_refused_publish_is_an_error() -> None:
+    with session(Ours()) as mine:
+        other = Ours().publish("workspace_1", 0)  # another server's key
+        with pytest.raises(LoadError, match="1 of 1 publishes were answered, 1 refused"):
+            mine.load.publish(mine.port, [other], 1, mode="closed")
+
+
+def test_a_refused_handshake_is_an_error() -> None:
+    with session(Ours()) as mine:
+        clients = [Ours().client(one) for one in own_rooms(3)]
+        with pytest.raises(LoadError, match="0 of 3 clients are live"):
+            mine.load.dial(mine.port, clients, live=mine.kind.live)
+
+
+def test_a_peer_that_is_not_here_is_told_in_the_table() -> None:
+    rows = compare(Options([Missing()], rounds=1), lambda _: None, lambda _: {"cost_us": 1.0})
+    assert [row.note for row in rows] == [None, "it is not installed: run scripts/bench"]
+
+
+def test_the_cpu_of_children_counts() -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    busy = "print('ready', flush=True)\nwhile True: pass"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, busy], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        tree = machine.tree(process.pid)
+        assert len(tree) == 2
+        before = machine.cpu_s(process.pid)
+        while machine.cpu_s(process.pid) < before + 0.05:  # it never ends if the child is left out
+            pass
+        for pid in tree:
+            os.kill(pid, 9)
+
+
+def test_nothing_is_left_running() -> None:
+    with session(Limit()) as mine:
+        pid = mine.server.pid
+        folder = mine.server.folder
+        assert machine.memory_bytes(pid) > 0
+    assert not Path(f"/proc/{pid}").exists()
+    assert not folder.exists()
+
+
+def test_a_notification_has_its_size_and_each_peer_its_name() -> None:
+    assert len(notification()) == NOTIFICATION_BYTES
+    assert all(kind.name == name and kind.title for name, kind in KINDS.items())
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "fanout", "--quick", "--peers", "ours", "--json", out],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert f"| {Ours.title} |" in done.stdout
+    (only,) = json.loads(out.read_text())["tables"]
+    assert [row["server"] for row in only["rows"]] == [Limit.title, Ours.title]
+    assert only["rows"][1]["stats"]["delivery_us"]["median"] > 0
