@@ -143,7 +143,7 @@ def compare(
     *,
     kinds: Sequence[Server] | None = None,
 ) -> list[Row]:
-    """Measure each server in turn with the limit; the limit's own row comes first.
+    """Measure each server in turn with a limit of its own; the limit's row comes first.
 
     Args:
         prepare: connects the clients.
@@ -152,33 +152,30 @@ def compare(
     base = Row(Limit.title)
     rows = [base]
     limits: dict[str, list[float]] = {}
-    with session(Limit()) as limit:
-        prepare(limit)
-        measure(limit)
-        for kind in options.kinds if kinds is None else kinds:
-            row = Row(kind.title)
-            rows.append(row)
-            begun = time.monotonic()
-            try:
-                with session(kind) as mine:
-                    prepare(mine)
-                    measure(mine)
-                    pairs = [pair(limit, mine, measure, n) for n in range(options.rounds)]
-            except (LoadError, MissingError) as error:
-                row.note = " ".join(str(error).split())
-                told(f"{kind.name}: {row.note}")
-                continue
-            for name in pairs[0][1]:
-                mine_stat = Stat.of([pair[1][name] for pair in pairs])
-                row.stats[name] = mine_stat
-                row.ratios[name] = mine_stat.over(Stat.of([pair[0][name] for pair in pairs]))
-                limits.setdefault(name, []).extend(pair[0][name] for pair in pairs)
-            told(f"{kind.name}: {time.monotonic() - begun:.1f} s")
-        if not limits:
-            alone = [measure(limit) for _ in range(options.rounds)]
-            limits = {name: [each[name] for each in alone] for name in alone[0]}
-    base.stats = {name: Stat.of(values) for name, values in limits.items()}
-    return rows
+    for kind in options.kinds if kinds is None else kinds:
+        row = Row(kind.title)
+        rows.append(row)
+        begun = time.monotonic()
+        try:
+            with session(Limit()) as limit, session(kind) as mine:
+                for each in (limit, mine):
+                    prepare(each)
+                    measure(each)
+                pairs = [pair(limit, mine, measure, n) for n in range(options.rounds)]
+        except (LoadError, MissingError) as error:
+            row.note = " ".join(str(error).split())
+            told(f"{kind.name}: {row.note}")
+            continue
+        for name in pairs[0][1]:
+            stat = Stat.of([pair[1][name] for pair in pairs])
+            row.stats[name] = stat
+            row.ratios[name] = stat.over(Stat.of([pair[0][name] for pair in pairs]))
+            limits.setdefault(name, []).extend(pair[0][name] for pair in pairs)
+        told(f"{kind.name}: {time.monotonic() - begun:.1f} s")
+    if limits:
+        base.stats = {name: Stat.of(values) for name, values in limits.items()}
+        return rows
+    return [alone(options, Limit(), prepare, measure), *rows[1:]]
 
 
 def pair(
@@ -207,6 +204,15 @@ def alone(
         row.stats = {name: Stat.of([each[name] for each in rounds]) for name in rounds[0]}
     told(f"{kind.name}: {row.note or 'done'}")
     return row
+
+
+def ceiling(limit: Row, name: str) -> str:
+    """A remark: how much the load generator could take, beside what the limit could send."""
+    load, server = (1e6 / limit.stats[each].median for each in ("load_us", name))
+    return (
+        f"With the limit as its server, the load generator could take {load:,.0f} a second on "
+        f"its core, and the limit could send {server:,.0f} on its own."
+    )
 
 
 def told(text: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -30,6 +31,7 @@ WORKER = ROOT / "worker"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 NOTIFICATION_BYTES = 200
+_PORTS = range(20_000, 32_000)
 _STAMP = "@" * 19  # load.c writes the time there
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
@@ -434,15 +436,13 @@ def _bundle() -> None:
 
 
 def _free_port() -> int:
-    """One with a free one after it."""
+    """One with a free one after it, outside of the range where clients get theirs (ip(7))."""
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port: int = first.getsockname()[1]
-            with (
-                contextlib.suppress(OSError, OverflowError),
-                socket.create_server(("127.0.0.1", port + 1)),
-            ):
-                return port
+        port = random.choice(_PORTS)  # noqa: S311 - no secret
+        with contextlib.suppress(OSError), contextlib.ExitStack() as both:
+            for each in (port, port + 1):
+                both.enter_context(socket.create_server(("127.0.0.1", each)))
+            return port
 
 
 def _listens(port: int) -> bool:

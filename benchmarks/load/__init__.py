@@ -212,8 +212,11 @@ class Load:
 
     def _tell(self, command: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise LoadError("the load generator has ended") from error
 
     def _answer(self) -> Report:
         assert self._process.stdout is not None

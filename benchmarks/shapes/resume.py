@@ -18,7 +18,7 @@ IN_FLIGHT = 1000
 """Handshakes at the same time."""
 
 TIMEOUT_S = 60.0
-ENOUGH_S = 25.0
+ENOUGH_S = 15.0
 """A server whose restarts took so long is not asked for all rounds; the table says how many."""
 
 REPLAY = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from ..rounds import SETTLE_S, Measure, Options, Row, Session, Table, compare, shares
+from ..rounds import SETTLE_S, Measure, Options, Row, Session, Table, ceiling, compare, shares
 from ..servers import own_rooms
 
 ROOMS = 1000
@@ -40,9 +40,22 @@ def run(options: Options) -> list[Table]:
         if not kind.has_batches
     ]
     what = f"{rooms:,} rooms, one listener each, {PUBLISHERS} publishers"
+    shown = (COLUMNS, ["publish_us"])
     return [
-        Table("rooms", f"{what}, one publish a request", COLUMNS, ["publish_us"], single),
-        Table("batches", f"{what}, {BATCH} a request", COLUMNS, ["publish_us"], batched),
+        Table(
+            "rooms",
+            f"{what}, one publish a request",
+            *shown,
+            single,
+            ceiling(single[0], "publish_us"),
+        ),
+        Table(
+            "batches",
+            f"{what}, {BATCH} a request",
+            *shown,
+            batched,
+            ceiling(batched[0], "publish_us"),
+        ),
     ]
 
 

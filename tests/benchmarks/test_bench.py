@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -139,6 +141,18 @@ def test_nothing_is_left_running() -> None:
         assert machine.memory_bytes(pid) > 0
     assert not Path(f"/proc/{pid}").exists()
     assert not folder.exists()
+
+
+def test_nothing_is_left_after_ctrl_c() -> None:
+    """Two servers and their loads, in sessions of their own, which the terminal's signal misses."""
+    command = [sys.executable, "-m", "benchmarks", "fanout", "--peers", "ours", "--rounds", "1000"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        while len(started := machine.tree(process.pid)) < 5:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 def test_a_notification_has_its_size_and_each_peer_its_name() -> None:
