@@ -131,9 +131,15 @@ def session(kind: Server) -> Iterator[Session]:
     """
     Raises:
         MissingError: the server is not here, or does not start.
+        LoadError: from inside; it says so where the server has ended by itself.
     """
     with running(kind) as server, Load(machine.cores().load) as load:
-        yield Session(server, load)
+        try:
+            yield Session(server, load)
+        except LoadError as error:
+            if (last_words := server.last_words()) is None:
+                raise
+            raise LoadError(f"the server has ended: {last_words} ({error})") from error
 
 
 def compare(

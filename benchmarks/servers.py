@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import resource
 import secrets
 import socket
 import subprocess
@@ -96,6 +97,10 @@ class Server:
 
     def environment(self) -> dict[str, str]:
         return {}
+
+    def most(self, connections: int) -> int:
+        """So many connections, or as many as this system lets it have."""
+        return connections
 
     def publish_port(self, port: int) -> int:
         return port
@@ -270,6 +275,11 @@ class SocketIo(InPython):
 class DurableObject(Server):
     name, title = "workerd", "a Durable Object in workerd"
 
+    def most(self, connections: int) -> int:
+        """It has two descriptors for each, and does not live through a lack of them."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return min(connections, (files - 500) // 2)
+
     def command(self, at: Running) -> Sequence[str | Path]:
         return [
             *(_workerd(), "serve", PEERS / "durable_object.capnp"),
@@ -361,6 +371,12 @@ class Running:
                 self.kill()
                 raise MissingError(f"it does not start: {log.read_text()[-400:].strip()}")
             time.sleep(0.01)
+
+    def last_words(self) -> str | None:
+        """The end of its log, if it has ended by itself."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        return f"{self._process.returncode}: {(self.folder / 'log').read_text()[-400:].strip()}"
 
     def kill(self) -> None:
         """``kill -9``, its children too."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count as counting
 
 from .. import machine
 from ..rounds import Measure, Options, Session, Table, compare, shares
-from ..servers import Listener
+from ..servers import Listener, Server
 
 CONNECTIONS = 10_000
 REST_S = 0.4
@@ -22,19 +22,30 @@ COLUMNS = {
 
 
 def run(options: Options) -> list[Table]:
-    step = options.scaled(CONNECTIONS) // (options.rounds + 1)
-    rows = compare(options, lambda _: None, measure(step))
     steps = options.rounds + 1
+    step = options.scaled(CONNECTIONS) // steps
+    rows = compare(options, lambda _: None, measure(step, steps))
     title = f"Idle: {step * steps:,} connections in {steps} steps, of which the first warms up"
-    return [Table("idle", title, COLUMNS, ["connect_us"], rows)]
+    remark = fewer(options.kinds, step * steps)
+    return [Table("idle", title, COLUMNS, ["connect_us"], rows, remark)]
 
 
-def measure(step: int) -> Measure:
+def fewer(kinds: Sequence[Server], connections: int) -> str:
+    """A remark on those that cannot have so many."""
+    return " ".join(
+        f"{kind.title}: {most:,} connections; the system's limit of open files allows no more."
+        for kind in kinds
+        if (most := kind.most(connections)) < connections
+    )
+
+
+def measure(step: int, steps: int) -> Measure:
     """A round: so many more connections."""
-    numbers: Callable[[], int] = count().__next__
+    numbers: Callable[[], int] = counting().__next__
 
     def round_of(session: Session) -> Mapping[str, float]:
-        users = [str(numbers()) for _ in range(step)]
+        count = session.kind.most(step * steps) // steps
+        users = [str(numbers()) for _ in range(count)]
         clients = [session.kind.client(Listener(user, f"user_{user}")) for user in users]
         before = machine.memory_bytes(session.server.pid)
         with session.used() as used_us:
@@ -42,8 +53,8 @@ def measure(step: int) -> Measure:
             time.sleep(REST_S)
         grown = machine.memory_bytes(session.server.pid) - before
         return {
-            "connection_kb": grown / 1024 / step,
-            "connect_us": used_us() / step,
+            "connection_kb": grown / 1024 / count,
+            "connect_us": used_us() / count,
             "load_busy": shares(report, used_us())["load_busy"],
         }
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ..load import LoadError
 from ..rounds import SETTLE_S, Measure, Options, Row, Session, Stat, Table, alone, session, told
 from ..servers import Limit, MissingError, Server, own_rooms
+from .idle import fewer
 
 BACK = 1000
 KEPT = 100
@@ -59,7 +60,8 @@ def run(options: Options) -> list[Table]:
             RESTART,
             [],
             restarts,
-            "The way from the kill includes the program's start.",
+            "The way from the kill includes the program's start. "
+            + fewer(options.kinds, connections),
         ),
     ]
 
@@ -111,7 +113,7 @@ def _restarts(options: Options, kind: Server, connections: int) -> Row:
     rounds: list[Mapping[str, float]] = []
     try:
         with session(kind) as mine:
-            clients = [kind.client(one) for one in own_rooms(connections)]
+            clients = [kind.client(one) for one in own_rooms(kind.most(connections))]
             mine.load.dial(mine.port, clients, live=kind.live, timeout_s=TIMEOUT_S)
             time.sleep(SETTLE_S)
             begun = time.monotonic()
