@@ -90,8 +90,9 @@ def main() -> None:
         }
         given.json.write_text(json.dumps(result, indent=1) + "\n")
     if given.results:
-        arguments = [each for each in sys.argv[1:] if each != "--results"]
-        command = " ".join(["scripts/bench", *arguments])
+        words = ["scripts/bench", *given.shapes, *(["--quick"] if given.quick else [])]
+        words += ["--peers", given.peers] if given.peers else []
+        command = " ".join(words)
         text = [f"## {date}, `{command}`, {about}", _WHAT.format(rounds=options.rounds)]
         _write("\n\n".join([*text, *map(table.markdown, tables)]))
 
