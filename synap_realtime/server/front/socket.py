@@ -103,12 +103,10 @@ class WebSocket(asyncio.Protocol):
         Returns:
             :attr:`is_writable`, after it.
         """
-        if self._is_closing:
+        # A loop closes a socket inside a write that fails, and says so later.
+        if self._is_closing or self._transport.is_closing():
             return False
-        try:
-            self._transport.write(frame)
-        except RuntimeError:  # uvloop: the socket was closed inside a write before this one
-            return False
+        self._transport.write(frame)
         return not self._is_paused
 
     def close(self, code: int, reason: str = "") -> None:
