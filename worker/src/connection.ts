@@ -65,7 +65,8 @@ export class Connection {
   renewals = 0;
   #savedAt: number;
   #waiting = 0;
-  #waitingSince = 0;
+  /** Since when nothing of what waits was taken. */
+  #stillSince = Date.now();
 
   constructor(socket: WebSocket, kept: Attachment) {
     this.socket = socket;
@@ -95,11 +96,26 @@ export class Connection {
     }
   }
 
-  /** Whether nothing was taken for a while, of what waits. It is asked now and then. */
+  send(text: string): void {
+    this.#look(Date.now());
+    try {
+      this.socket.send(text);
+    } catch {
+      // It is closing: its end is on the way here.
+    }
+    this.#waiting = this.waiting;
+  }
+
+  /** Whether nothing was taken for a while, of what waits. */
   isStalled(now: number): boolean {
+    this.#look(now);
+    return now - this.#stillSince > STALL_MS;
+  }
+
+  /** It has taken something if less waits than after the last send. */
+  #look(now: number): void {
     const waiting = this.waiting;
-    if (waiting === 0 || waiting < this.#waiting || this.#waiting === 0) this.#waitingSince = now;
+    if (waiting === 0 || waiting < this.#waiting) this.#stillSince = now;
     this.#waiting = waiting;
-    return now - this.#waitingSince > STALL_MS;
   }
 }

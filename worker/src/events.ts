@@ -37,6 +37,7 @@ export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<
   let isOver = false;
   let takenAt = Date.now();
   let wake: () => void = () => undefined;
+  let cut: () => void = () => undefined;
 
   const put = (text: string): void => {
     const chunk = encoder.encode(text);
@@ -50,6 +51,7 @@ export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<
     isOver = true;
     clearInterval(beat);
     room.close(code);
+    if (code === CloseCode.TOO_SLOW) cut(); // who reads nothing would never come to the end
     wake();
   };
   const beat = setInterval(() => {
@@ -75,6 +77,12 @@ export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<
   room.accept();
 
   return new ReadableStream<Uint8Array>({
+    start(controller) {
+      cut = () => {
+        waiting.length = 0;
+        controller.error(new Error("the client is too slow"));
+      };
+    },
     async pull(controller) {
       takenAt = Date.now();
       for (;;) {

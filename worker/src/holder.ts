@@ -13,6 +13,10 @@ import type { Env } from "./settings";
 
 /** As long as a token that was revoked is remembered: it should live shorter. */
 const REMEMBERED_MS = 24 * 3600 * 1000;
+/** So often does a holder ask whether its connections are still there: a room that fell over tells nobody. */
+const LOOK_MS = 24 * 3600 * 1000;
+const CONNECTION = "connection "; // and its id: the key under which its room is kept
+const REVOKED = "revoked"; // the key of the last revocation
 
 export type Verdict = "ok" | "revoked" | "too_many";
 
@@ -67,105 +71,88 @@ export async function openConnection(
   return verdicts.find((verdict) => verdict !== "ok") ?? "ok";
 }
 
-/** One user, or one token. */
+/** One user, or one token. What it keeps are keys, not tables: those have rows of their own to pay. */
 export class Holder extends DurableObject<Env> {
-  readonly #sql: SqlStorage;
+  readonly #kv: SyncKvStorage;
 
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env);
-    this.#sql = ctx.storage.sql;
+    this.#kv = ctx.storage.kv;
   }
 
   /** Hold a place; `most` of 0 is no limit. */
   async open(id: string, room: string, issuedAt: number | undefined, most: number): Promise<Verdict> {
-    if (this.covers(issuedAt)) return "revoked";
-    this.#make();
-    if (most > 0 && this.#count() >= most) {
-      await this.#forgetGone(); // a room that fell over has told nobody
-      if (this.#count() >= most) return "too_many";
+    if (most > 0 && this.#held().size >= most) {
+      await this.#forgetGone();
+      if (this.#held().size >= most) return this.covers(issuedAt) ? "revoked" : "too_many";
     }
-    this.#sql.exec("INSERT OR REPLACE INTO connections (id, room) VALUES (?, ?)", id, room);
+    if (this.covers(issuedAt)) return "revoked"; // asked last: nothing can come between it and the place
+    this.#kv.put(CONNECTION + id, room);
+    if ((await this.ctx.storage.getAlarm()) === null) {
+      await this.ctx.storage.setAlarm(Date.now() + LOOK_MS);
+    }
     return "ok";
   }
 
   /** Connections that have ended, or never began. */
   async left(ids: string[]): Promise<void> {
-    if (!this.#isMade()) return;
-    for (const id of ids) this.#sql.exec("DELETE FROM connections WHERE id = ?", id);
-    if (this.#count() === 0 && this.#revokedAt() === undefined) await this.#forget();
+    for (const id of ids) this.#kv.delete(CONNECTION + id);
+    await this.#forgetIfEmpty();
   }
 
   /** Whether a token that was issued then (seconds since 1970) counts no more. */
   covers(issuedAt: number | undefined): boolean {
-    const at = this.#revokedAt();
-    if (at === undefined) return false;
-    return this.ctx.id.name?.startsWith("token:") === true || (issuedAt ?? 0) <= at;
+    const revocation = this.#kv.get<Revocation>(REVOKED);
+    if (revocation === undefined) return false;
+    return revocation.of === "token" || (issuedAt ?? 0) <= revocation.at;
   }
 
   /** Take the tokens back, or the token; returns how many connections that closed. */
   async revoke(revocation: Revocation): Promise<number> {
-    this.#make();
-    this.#sql.exec("INSERT OR REPLACE INTO revoked (one, at) VALUES (1, ?)", revocation.at);
+    this.#kv.put(REVOKED, revocation);
     await this.ctx.storage.setAlarm(Date.now() + REMEMBERED_MS);
+    const rooms = new Set(this.#held().values());
     const closed = await Promise.all(
-      this.#rooms().map((room) => this.#roomOf(room).closeRevoked(revocation)),
+      [...rooms].map((room) => this.#roomOf(room).closeRevoked(revocation)),
     );
     return closed.reduce((sum, count) => sum + count, 0);
   }
 
   override async alarm(): Promise<void> {
-    if (!this.#isMade()) return;
-    this.#sql.exec("DELETE FROM revoked WHERE at <= ?", (Date.now() - REMEMBERED_MS) / 1000);
-    if (this.#count() === 0) await this.#forget();
+    const revocation = this.#kv.get<Revocation>(REVOKED);
+    if (revocation !== undefined && revocation.at * 1000 <= Date.now() - REMEMBERED_MS) {
+      this.#kv.delete(REVOKED);
+    }
+    await this.#forgetGone();
+    if (!(await this.#forgetIfEmpty())) await this.ctx.storage.setAlarm(Date.now() + LOOK_MS);
   }
 
+  /** Ask the rooms who is there. Of one that cannot be asked now, nobody is forgotten. */
   async #forgetGone(): Promise<void> {
-    const known = new Map(this.#rooms().map((room) => [room, new Set<string>()]));
-    await Promise.all(
+    const known = new Map<string, string[]>(); // ids by room; who comes meanwhile is not among them
+    for (const [id, room] of this.#held()) known.set(room, [...(known.get(room) ?? []), id]);
+    await Promise.allSettled(
       [...known].map(async ([room, ids]) => {
-        for (const id of await this.#roomOf(room).connectionIds()) ids.add(id);
+        const there = new Set(await this.#roomOf(room).connectionIds());
+        for (const id of ids) if (!there.has(id)) this.#kv.delete(CONNECTION + id);
       }),
     );
-    for (const { id, room } of this.#sql.exec("SELECT id, room FROM connections").toArray()) {
-      // A room that came meanwhile was not asked.
-      if (known.get(room as string)?.has(id as string) === false) {
-        this.#sql.exec("DELETE FROM connections WHERE id = ?", id);
-      }
-    }
   }
 
   #roomOf(room: string) {
     return this.env.NOTIFICATION_ROOM.get(this.env.NOTIFICATION_ROOM.idFromName(room));
   }
 
-  #rooms(): string[] {
-    const rows = this.#sql.exec("SELECT DISTINCT room FROM connections").toArray();
-    return rows.map((row) => row["room"] as string);
+  /** The rooms of the connections, by their ids. */
+  #held(): Map<string, string> {
+    const kept = this.#kv.list<string>({ prefix: CONNECTION });
+    return new Map([...kept].map(([key, room]) => [key.slice(CONNECTION.length), room]));
   }
 
-  #count(): number {
-    return this.#sql.exec("SELECT count(*) AS n FROM connections").one()["n"] as number;
-  }
-
-  #revokedAt(): number | undefined {
-    if (!this.#isMade()) return undefined;
-    const [row] = this.#sql.exec("SELECT at FROM revoked").toArray();
-    return row === undefined ? undefined : (row["at"] as number);
-  }
-
-  /** Who only asks makes nothing. */
-  #isMade(): boolean {
-    return this.#sql.exec("SELECT 1 FROM sqlite_master WHERE name = 'revoked'").toArray().length > 0;
-  }
-
-  #make(): void {
-    this.#sql.exec("CREATE TABLE IF NOT EXISTS connections (id TEXT PRIMARY KEY, room TEXT NOT NULL)");
-    this.#sql.exec("CREATE TABLE IF NOT EXISTS revoked (one INTEGER PRIMARY KEY, at REAL NOT NULL)");
-  }
-
-  /** An object that holds nothing costs nothing. */
-  async #forget(): Promise<void> {
-    await this.ctx.storage.deleteAlarm();
-    await this.ctx.storage.deleteAll();
+  /** An object that holds nothing costs nothing. Returns whether it is one. */
+  async #forgetIfEmpty(): Promise<boolean> {
+    if (this.#kv.get(REVOKED) !== undefined || this.#held().size > 0) return false;
+    await this.ctx.storage.deleteAll(); // the alarm, too
+    return true;
   }
 }

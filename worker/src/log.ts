@@ -1,5 +1,6 @@
 /**
- * What a room keeps, in its object's SQLite: the log, the ids it has seen, the received marks.
+ * What a room keeps, in its object's SQLite: the log, the ids it has seen, the received marks. The log
+ * is a table; the rest are keys, because a table has rows of its own to pay, in each room.
  *
  * An offset is a time, in microseconds since 1970, moved on where two would be equal. So it is never
  * used again, even after the whole storage was let go, and says itself how old its notification is:
@@ -20,6 +21,8 @@ const HEAD_AGE_US = 60e6;
 /** A page ends with the notification that reaches it. */
 const PAGE_BYTES = 512 * 1024;
 const VERSION = 1;
+const META = "log"; // the key of Meta
+const DEVICE = "device "; // and its name: the key of a Device
 
 export interface Publication {
   id: string;
@@ -50,9 +53,24 @@ export interface Page {
   more: boolean;
 }
 
+/** What is kept of the log beside its entries. */
+interface Meta {
+  version: number;
+  /** The highest offset that was in the log and is no longer. */
+  forgotten: number;
+  /** 0: nobody ever received anything. What was received at once is with the entries. */
+  mark: number;
+}
+
+/** When a device came last, in ms since 1970, and how far it has received. */
+interface Device {
+  came: number;
+  mark: number;
+}
+
 /** What is asked of a room's storage more often than it changes. */
 interface State {
-  /** The highest offset that was in the log and is no longer. */
+  /** As in {@link Meta}. */
   forgotten: number;
   /** The highest offset that was ever given. */
   last: number;
@@ -66,6 +84,7 @@ interface State {
 export class Log {
   readonly #storage: DurableObjectStorage;
   readonly #sql: SqlStorage;
+  readonly #kv: SyncKvStorage;
   readonly #settings: Settings;
   readonly #epoch: string;
   readonly #ageUs: number;
@@ -75,6 +94,7 @@ export class Log {
   constructor(storage: DurableObjectStorage, settings: Settings, room: string, epoch: string) {
     this.#storage = storage;
     this.#sql = storage.sql;
+    this.#kv = storage.kv;
     this.#settings = settings;
     this.#epoch = epoch;
     const ageS = isRequestRoom(room) ? settings.requestRetentionS : settings.retentionS;
@@ -84,6 +104,11 @@ export class Log {
   }
 
   readonly room: string;
+
+  /** Whether there is anything of it in the storage. */
+  get isMade(): boolean {
+    return this.#state !== undefined;
+  }
 
   earliest(): Cursor {
     return this.#cursor(0);
@@ -128,8 +153,8 @@ export class Log {
     const entries: Entry[] = [];
     let bytes = 0;
     let more = false;
-    for (const row of this.#sql.exec<{ offset: number; text: string }>(
-      "SELECT offset, text FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
+    for (const row of this.#sql.exec<{ offset: number; text: string; bytes: number }>(
+      "SELECT offset, text, bytes FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
       Math.max(start, gone),
       limit + 1,
     )) {
@@ -137,7 +162,7 @@ export class Log {
         more = true;
         break;
       }
-      const entry = this.#entry(row.offset, row.text);
+      const entry = this.#entry(row.offset, row.text, row.bytes);
       entries.push(entry);
       bytes += entry.bytes;
     }
@@ -148,10 +173,8 @@ export class Log {
   receivedMark(device: string | undefined): Cursor | undefined {
     if (this.#state === undefined) return undefined;
     if (device !== undefined) {
-      const [row] = this.#sql
-        .exec("SELECT mark FROM devices WHERE name = ? AND came > ?", device, Date.now() - DEVICE_AGE_S * 1000)
-        .toArray();
-      if (row !== undefined) return this.#cursor(row["mark"] as number);
+      const known = this.#kv.get<Device>(DEVICE + device);
+      if (known !== undefined && known.came > oldestCame()) return this.#cursor(known.mark);
     }
     return this.#state.mark > 0 ? this.#cursor(this.#state.mark) : undefined;
   }
@@ -159,19 +182,13 @@ export class Log {
   /** Know a device from now on: it has what comes before a position. */
   startDevice(device: string, position: Cursor): void {
     if (position.epoch !== this.#epoch) return;
-    this.#make();
-    this.#sql.exec(
-      `INSERT INTO devices (name, came, mark) VALUES (?1, ?2, ?3)
-       ON CONFLICT (name) DO UPDATE SET came = ?2, mark = max(mark, ?3)`,
-      device,
-      Date.now(),
-      position.offset,
-    );
-    this.#sql.exec(
-      `DELETE FROM devices WHERE name IN
-       (SELECT name FROM devices ORDER BY came DESC, rowid DESC LIMIT -1 OFFSET ?)`,
-      MAX_DEVICES,
-    );
+    const { last } = this.#make();
+    const before = this.#kv.get<Device>(DEVICE + device)?.mark ?? 0;
+    const mark = Math.max(before, Math.min(position.offset, last)); // nobody has what does not exist
+    this.#kv.put<Device>(DEVICE + device, { came: Date.now(), mark });
+    const others = this.#devices().filter(([key]) => key !== DEVICE + device);
+    const tooMany = others.sort(([, one], [, other]) => other.came - one.came).slice(MAX_DEVICES - 1);
+    for (const [key] of tooMany) this.#kv.delete(key);
   }
 
   /** Move the room's mark forward, and the device's; a position behind it changes nothing. */
@@ -179,26 +196,20 @@ export class Log {
     if (this.#state === undefined || position.epoch !== this.#epoch) return;
     if (position.offset > this.#state.mark) {
       this.#state.mark = position.offset;
-      this.#sql.exec("UPDATE meta SET mark = ?", position.offset);
+      this.#keepMeta();
     }
     if (device !== undefined) {
-      this.#sql.exec(
-        "UPDATE devices SET mark = ?1, came = ?2 WHERE name = ?3 AND mark < ?1",
-        position.offset,
-        Date.now(),
-        device,
-      );
+      const known = this.#kv.get<Device>(DEVICE + device);
+      if ((known?.mark ?? 0) < position.offset) this.startDevice(device, position);
     }
   }
 
   /** Delete what is too old. Returns when to look again, in ms since 1970; undefined: it is empty. */
   sweep(): number | undefined {
     if (this.#state === undefined) return undefined;
-    const now = nowUs();
-    this.#forgetUntil(this.#lastGone(now));
-    const oldest = now - DEDUPE_S * 1e6;
-    this.#sql.exec("DELETE FROM log WHERE offset <= ? AND offset <= ?", this.#state.forgotten, oldest);
-    this.#sql.exec("DELETE FROM devices WHERE came <= ?", Date.now() - DEVICE_AGE_S * 1000);
+    this.#forgetUntil(this.#lastGone(nowUs()));
+    this.#forgetIds();
+    for (const [key, { came }] of this.#devices()) if (came <= oldestCame()) this.#kv.delete(key);
     return this.nextSweep();
   }
 
@@ -206,15 +217,14 @@ export class Log {
   nextSweep(): number | undefined {
     if (this.#state === undefined) return undefined;
     const [row] = this.#sql.exec("SELECT min(offset) AS oldest FROM log").toArray();
-    const [device] = this.#sql.exec("SELECT min(came) AS came FROM devices").toArray();
     const oldest = row?.["oldest"] as number | null;
-    const came = device?.["came"] as number | null;
-    const times = [
-      // A quarter later, so that one alarm deletes many.
-      ...(oldest === null ? [] : [(Math.max(oldest + this.#ageUs, oldest + DEDUPE_S * 1e6) / 1000) + this.#ageUs / 4000]),
-      ...(came === null ? [] : [came + DEVICE_AGE_S * 1000 + 1]),
-    ];
-    return times.length === 0 ? undefined : Math.min(...times);
+    // A quarter later, so that one alarm deletes many.
+    const keptUs = Math.max(this.#ageUs, DEDUPE_S * 1e6) + this.#ageUs / 4;
+    const next = Math.min(
+      oldest === null ? Infinity : (oldest + keptUs) / 1000,
+      ...this.#devices().map(([, { came }]) => came + DEVICE_AGE_S * 1000 + 1),
+    );
+    return next < Infinity ? next : undefined;
   }
 
   /** The whole storage was let go. */
@@ -248,7 +258,7 @@ export class Log {
       if (isReceived) state.mark = state.last;
       state.held++;
       state.bytes += bytes;
-      const entry = this.#entry(state.last, text);
+      const entry = this.#entry(state.last, text, bytes);
       entries.push(entry);
       receipts.push({ id, cursor: cursorText(entry.cursor), broadcastCount: count, duplicate: false });
     }
@@ -284,18 +294,28 @@ export class Log {
         offset,
       )
       .one();
-    this.#sql.exec(
-      "DELETE FROM log WHERE offset > ? AND offset <= ? AND offset <= ?",
-      state.forgotten, offset, nowUs() - DEDUPE_S * 1e6,
-    );
-    this.#sql.exec(
-      "UPDATE log SET text = '' WHERE offset > ? AND offset <= ?", state.forgotten, offset,
-    );
+    const from = state.forgotten;
     state.held -= n;
     state.bytes -= sum ?? 0;
     state.forgotten = offset;
-    // What was received with these rows has to outlive them.
-    this.#sql.exec("UPDATE meta SET forgotten = ?, mark = max(mark, ?)", offset, state.mark);
+    this.#keepMeta(); // what was received with these rows has to outlive them
+    this.#forgetIds();
+    this.#sql.exec("UPDATE log SET text = '' WHERE offset > ? AND offset <= ?", from, offset);
+  }
+
+  /** Delete what is no longer in the log, and whose id counts no more. */
+  #forgetIds(): void {
+    const until = Math.min(this.#state!.forgotten, nowUs() - DEDUPE_S * 1e6);
+    this.#sql.exec("DELETE FROM log WHERE offset <= ?", until);
+  }
+
+  #keepMeta(): void {
+    const { forgotten, mark } = this.#state!;
+    this.#kv.put<Meta>(META, { version: VERSION, forgotten, mark });
+  }
+
+  #devices(): [string, Device][] {
+    return [...this.#kv.list<Device>({ prefix: DEVICE })];
   }
 
   /** The highest offset that was in the log and is no longer, though it may still be in the table. */
@@ -307,11 +327,11 @@ export class Log {
     return Math.max(forgotten, row?.gone ?? 0);
   }
 
-  #entry(offset: number, text: string): Entry {
+  #entry(offset: number, text: string, bytes: number): Entry {
     const cursor = this.#cursor(offset);
-    // Neither part can hold a quote.
+    // Neither part can hold a quote, or what is not ASCII.
     const full = `${text.slice(0, -1)},"room":"${this.room}","cursor":"${cursorText(cursor)}"}`;
-    return { cursor, text: full, bytes: full.length };
+    return { cursor, text: full, bytes: bytes + full.length - text.length };
   }
 
   #cursor(offset: number): Cursor {
@@ -319,10 +339,9 @@ export class Log {
   }
 
   #load(): State | undefined {
-    const made = this.#sql.exec("SELECT 1 FROM sqlite_master WHERE name = 'meta'").toArray();
-    const [meta] = made.length > 0 ? this.#sql.exec("SELECT forgotten, mark FROM meta").toArray() : [];
+    const meta = this.#kv.get<Meta>(META);
     if (meta === undefined) return undefined;
-    const forgotten = meta["forgotten"] as number;
+    const { forgotten } = meta;
     const log = this.#sql
       .exec<{ last: number | null; held: number; bytes: number | null; received: number | null }>(
         `SELECT max(offset) AS last, count(*) AS held, sum(bytes) AS bytes,
@@ -333,29 +352,34 @@ export class Log {
     return {
       forgotten,
       last: Math.max(log.last ?? 0, forgotten),
-      mark: Math.max(meta["mark"] as number, log.received ?? 0),
+      mark: Math.max(meta.mark, log.received ?? 0),
       held: log.held,
       bytes: log.bytes ?? 0,
     };
   }
 
-  /** A room that nobody has published to has no tables. */
+  /** A room that nobody has published to has no table. */
   #make(): State {
     if (this.#state !== undefined) return this.#state;
     // What was here before, if something was, is too old by now.
     const forgotten = Math.max(0, nowUs() - this.#ageUs);
+    // The text comes last: what stands behind it could be read only by reading through it.
     this.#sql.exec(`
-      CREATE TABLE meta (version INTEGER NOT NULL, forgotten INTEGER NOT NULL, mark INTEGER NOT NULL);
       CREATE TABLE log (
-        offset INTEGER PRIMARY KEY, id TEXT NOT NULL, text TEXT NOT NULL, bytes INTEGER NOT NULL,
-        count INTEGER NOT NULL, received INTEGER NOT NULL
+        offset INTEGER PRIMARY KEY, id TEXT NOT NULL, bytes INTEGER NOT NULL, count INTEGER NOT NULL,
+        received INTEGER NOT NULL, text TEXT NOT NULL
       );
       CREATE INDEX log_id ON log (id);
-      CREATE TABLE devices (name TEXT PRIMARY KEY, came INTEGER NOT NULL, mark INTEGER NOT NULL);
     `);
-    this.#sql.exec("INSERT INTO meta (version, forgotten, mark) VALUES (?, ?, 0)", VERSION, forgotten);
-    return (this.#state = { forgotten, last: forgotten, mark: 0, held: 0, bytes: 0 });
+    this.#state = { forgotten, last: forgotten, mark: 0, held: 0, bytes: 0 };
+    this.#keepMeta();
+    return this.#state;
   }
+}
+
+/** A device that came no later than that is a new one. */
+function oldestCame(): number {
+  return Date.now() - DEVICE_AGE_S * 1000;
 }
 
 function nowUs(): number {

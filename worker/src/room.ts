@@ -45,11 +45,15 @@ const PAGE = 256;
 const MAX_HISTORY_BYTES = 1024 * 1024;
 /** So long before its token ends does a client hear of it. */
 const EXPIRING_S = 30;
+/** No alarm is set further ahead: the runtime ends in 2189, and a token may not. */
+const MAX_ALARM_MS = 30 * 86_400_000;
 /** So long is a revocation remembered for those who were just about to come. */
 const REVOCATION_MS = 60_000;
 /** So much later is it forgotten who left a room that nobody watched. */
 const UNWATCHED_LEAVE_MS = 3_600_000;
 const LEAVING = "leaving"; // the name under which presence is kept
+/** Of so many who are about to leave does it remain known if the object is let go meanwhile. */
+const MAX_LEAVING = 100;
 
 export class NotificationRoom extends DurableObject<Env> {
   readonly #settings: Settings;
@@ -92,7 +96,7 @@ export class NotificationRoom extends DurableObject<Env> {
     const { receipts, entries } = this.#log.publish(publications, listeners, received.length > 0);
     // What is sent now leaves when it is stored: the object's output waits for its writes.
     for (const connection of live) {
-      for (const entry of entries) this.#send(connection, entry.text);
+      for (const entry of entries) connection.send(entry.text);
     }
     const last = entries.at(-1);
     if (last !== undefined) {
@@ -171,7 +175,7 @@ export class NotificationRoom extends DurableObject<Env> {
   // --- what the sockets say
 
   override async webSocketMessage(socket: WebSocket, message: string | ArrayBuffer): Promise<void> {
-    const connection = this.#connections.get(socket);
+    const connection = this.#connectionOf(socket);
     if (connection === undefined) return;
     const now = Date.now();
     connection.heard(now);
@@ -182,7 +186,7 @@ export class NotificationRoom extends DurableObject<Env> {
     } else if (this.#messages.waitS(connection.kept.id, 1, now) > 0) {
       this.#end(connection, CloseCode.TOO_MANY_MESSAGES);
     } else if (message === "ping") {
-      this.#send(connection, "pong");
+      connection.send("pong");
     } else if (connection.acknowledges) {
       await this.#act(connection, message);
     }
@@ -272,19 +276,25 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#opening.add(id);
     try {
       const verdict = await openConnection(this.env, claims, id, this.#room, most);
-      const now = Date.now();
-      const isRevoked = this.#revocations.some(
-        ({ revocation, until }) => until > now && covers(revocation, claims),
-      );
-      if (verdict === "ok" && !isRevoked) return;
-      this.#letGo(id, claims);
+      if (verdict === "ok" && !this.#isRevoked(claims)) return;
       if (verdict !== "too_many") throw revoked();
       const error = tooMany(`at most ${most} connections for a user`, 10);
       error.headers[CLOSE_CODE] = String(CloseCode.TOO_MANY_CONNECTIONS);
       throw error;
+    } catch (error) {
+      this.#letGo(id, claims); // one of two may have given it a place
+      throw error;
     } finally {
       this.#opening.delete(id);
     }
+  }
+
+  /** Whether it was revoked just now, since its holder was asked. */
+  #isRevoked(claims: Claims): boolean {
+    const now = Date.now();
+    return this.#revocations.some(
+      ({ revocation, until }) => until > now && covers(revocation, claims),
+    );
   }
 
   #letGo(id: string, held: { user?: string; tokenId?: string }): void {
@@ -325,11 +335,16 @@ export class NotificationRoom extends DurableObject<Env> {
       this.#sweepPresence();
       this.#awaitLeave();
       const state = { event: "state", users: this.#presence.users() };
-      this.#send(connection, controlFrame(PRESENCE, state));
+      connection.send(controlFrame(PRESENCE, state));
     }
     this.#replay(connection);
     this.#awaitExpiry(connection);
     this.#wantAlarm(this.#nextOf(connection));
+  }
+
+  /** The connection of a socket. One whose end wakes the object is no longer among its sockets. */
+  #connectionOf(socket: WebSocket): Connection | undefined {
+    return this.#connections.get(socket) ?? this.#wake(socket);
   }
 
   /** A socket from before the object slept. */
@@ -355,7 +370,7 @@ export class NotificationRoom extends DurableObject<Env> {
 
   /** The client has ended it. */
   #gone(socket: WebSocket): void {
-    const connection = this.#connections.get(socket);
+    const connection = this.#connectionOf(socket);
     if (connection === undefined) return;
     connection.kept.isEnded = true;
     connection.save();
@@ -365,12 +380,15 @@ export class NotificationRoom extends DurableObject<Env> {
   #forget({ socket, kept }: Connection): void {
     this.#connections.delete(socket);
     this.#letGo(kept.id, kept);
+    this.#sweepPresence();
     if (kept.presentAs !== undefined) {
       if (this.#presence.leave(kept.presentAs, kept.device, Date.now())) {
         this.#keepPresence();
         this.#awaitLeave();
       }
     }
+    // What was kept while somebody was here goes with the last one.
+    if (this.#connections.size === 0 && this.#log.isMade) this.#awaitSweep(Date.now());
   }
 
   // --- the log, then live
@@ -395,7 +413,7 @@ export class NotificationRoom extends DurableObject<Env> {
         at.isLost = true;
         at.position = this.#log.earliest();
       }
-      for (const entry of page.entries) this.#send(connection, entry.text);
+      for (const entry of page.entries) connection.send(entry.text);
       const last = page.entries.at(-1);
       if (last !== undefined) {
         at.position = last.cursor;
@@ -406,7 +424,7 @@ export class NotificationRoom extends DurableObject<Env> {
       if (!page.more) break;
       if (kept.transport === "sse") {
         connection.save();
-        this.#send(connection, MORE);
+        connection.send(MORE);
         return;
       }
       if (connection.waiting > REPLAY_WAITING_BYTES) {
@@ -422,7 +440,7 @@ export class NotificationRoom extends DurableObject<Env> {
     if (kept.speaks) {
       const { replayed, isLost } = at;
       const data = { room: this.#room, cursor, replayed, recovered: !isLost };
-      this.#send(connection, controlFrame(SUBSCRIBED, data));
+      connection.send(controlFrame(SUBSCRIBED, data));
     }
   }
 
@@ -433,14 +451,6 @@ export class NotificationRoom extends DurableObject<Env> {
       else if (connection.isStalled(Date.now())) this.#end(connection, CloseCode.TOO_SLOW);
       else this.#replayLater(connection);
     }, REPLAY_PAUSE_MS);
-  }
-
-  #send({ socket }: Connection, text: string): void {
-    try {
-      socket.send(text);
-    } catch {
-      // It is closing: its end is on the way here.
-    }
   }
 
   // --- what a client asks for
@@ -475,6 +485,7 @@ export class NotificationRoom extends DurableObject<Env> {
       // The user has a place already: it is the same one.
       const verdict = await openConnection(this.env, claims, kept.id, this.#room, 0);
       if (verdict !== "ok") return end(CloseCode.UNAUTHORIZED);
+      if (this.#isRevoked(claims)) return end(CloseCode.REVOKED);
       if (!isCurrent()) return;
       if (kept.tokenId !== undefined && kept.tokenId !== claims.tokenId) {
         const left = holderOf(this.env, "token", kept.tokenId).left([kept.id]);
@@ -505,7 +516,7 @@ export class NotificationRoom extends DurableObject<Env> {
       connection.save();
       if (kept.speaks) {
         const expiresAt = new Date(kept.expiresAt * 1000).toISOString();
-        this.#send(connection, controlFrame(TOKEN_EXPIRING, { expiresAt }));
+        connection.send(controlFrame(TOKEN_EXPIRING, { expiresAt }));
       }
     }
   }
@@ -533,15 +544,17 @@ export class NotificationRoom extends DurableObject<Env> {
     return Math.min(this.#silentAt(connection), tokenS * 1000);
   }
 
-  #awaitSweep(): void {
+  /** @param otherwise when, if the log is empty. */
+  #awaitSweep(otherwise = Infinity): void {
     // There is always an alarm while something is kept: the first one sees what came later.
-    if (this.#alarmAt === undefined) this.#wantAlarm(this.#log.nextSweep() ?? Infinity);
+    if (this.#alarmAt === undefined) this.#wantAlarm(this.#log.nextSweep() ?? otherwise);
   }
 
   #wantAlarm(at: number): void {
-    if (at >= (this.#alarmAt ?? Infinity)) return;
-    this.#alarmAt = at;
-    void this.ctx.storage.setAlarm(at);
+    const next = Math.min(at, Date.now() + MAX_ALARM_MS);
+    if (at === Infinity || next >= (this.#alarmAt ?? Infinity)) return;
+    this.#alarmAt = next;
+    void this.ctx.storage.setAlarm(next);
   }
 
   // --- who is here
@@ -549,7 +562,7 @@ export class NotificationRoom extends DurableObject<Env> {
   #tell(change: Change): void {
     const frame = controlFrame(PRESENCE, change);
     for (const connection of this.#connections.values()) {
-      if (connection.kept.watches) this.#send(connection, frame);
+      if (connection.kept.watches) connection.send(frame);
     }
   }
 
@@ -571,7 +584,7 @@ export class NotificationRoom extends DurableObject<Env> {
   /** Only who is about to leave: the others are with their sockets. */
   #keepPresence(): void {
     const { kv } = this.ctx.storage;
-    const { leaving } = this.#presence;
+    const leaving = this.#presence.leaving.slice(-MAX_LEAVING);
     if (leaving.length > 0) kv.put(LEAVING, leaving);
     else if (kv.get(LEAVING) !== undefined) kv.delete(LEAVING);
   }

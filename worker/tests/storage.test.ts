@@ -3,7 +3,7 @@
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { freshUser, history, Listener, publish, roomStub, token } from "./client";
+import { fill, freshUser, history, Listener, publish, request, roomStub, token } from "./client";
 
 const HOUR = 3_600_000;
 
@@ -77,6 +77,61 @@ test("when all of it is too old, the alarm lets the whole storage go", async () 
   expect(page["recovered"]).toBe(false);
   const { cursor: next } = await publish(room, "n1");
   expect(Number(next.split("-")[1])).toBeGreaterThan(Number(cursor.split("-")[1]));
+});
+
+test("of what a busy room has let go, an id stays for its 5 minutes and no longer", async () => {
+  const { room } = freshUser();
+  await fill(room, 1000);
+  await fill(room, 1000, 1000); // the first thousand are out of the log
+  later(301_000);
+  await fill(room, 1, 2000);
+  const { rows } = await runInDurableObject(roomStub(room), (_, { storage }) =>
+    storage.sql.exec<{ rows: number }>("SELECT count(*) AS rows FROM log").one(),
+  );
+  expect(rows).toBe(1000); // what is in the log
+});
+
+test("what was kept goes with the last who listens", async () => {
+  const room = `workspace_${crypto.randomUUID()}`;
+  const credential = await token({ rooms: [room] }, 7 * 86_400);
+  await publish(room, "n0");
+  const stream = await request(`/rooms/${room}/events`, credential); // it is never silent
+  later(36 * HOUR);
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  expect(await tables(room)).not.toEqual([]); // somebody is here
+  await runInDurableObject(roomStub(room), (_, { storage }) => storage.deleteAlarm());
+  await evictDurableObject(roomStub(room));
+  await stream.body!.cancel();
+  await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  expect(await tables(room)).toEqual([]);
+});
+
+test("a device that was forgotten is known again when it acknowledges", async () => {
+  const { user, room } = freshUser();
+  const [first] = await fill(room, 2);
+  const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
+  await listener.told("synap.subscribed");
+  await runInDurableObject(roomStub(room), (_, { storage }) => void storage.kv.delete("device phone"));
+  listener.send(JSON.stringify({ action: "ack", cursor: first }));
+  await vi.waitFor(async () =>
+    expect(
+      await runInDurableObject(roomStub(room), (_, { storage }) => storage.kv.get("device phone")),
+    ).toMatchObject({ mark: Number(first!.split("-")[1]) }),
+  );
+});
+
+test("a device that claims to have what does not exist hears what comes", async () => {
+  const { user, room } = freshUser();
+  const [cursor] = await fill(room, 1);
+  const future = `${cursor!.split("-")[0]}-999999999999999999`;
+  const claims = await Listener.open(room, await token({ sub: user }), `?device=phone&after=${future}`);
+  expect(await claims.told("synap.subscribed")).toMatchObject({ recovered: false });
+  claims.socket.close(1000);
+  await fill(room, 1, 1);
+  const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
+  expect((await listener.json())["id"]).toBe("n1");
+  expect(await listener.told("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
 });
 
 test("a mark that was received with what is gone still counts", async () => {

@@ -1,0 +1,100 @@
+/** Who holds connections, and what it forgets. PROTOCOL.md, "Revoking" and "Limits". */
+
+import { env } from "cloudflare:workers";
+import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { afterEach, expect, test, vi } from "vitest";
+
+import { holderOf } from "../src/holder";
+import type { Env } from "../src/settings";
+import { freshUser, history, Listener, request, roomStub, token } from "./client";
+
+const DAY = 24 * 3_600_000;
+
+const bindings = env as unknown as Env;
+
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+function later(ms: number): void {
+  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
+}
+
+/** What a holder keeps: its keys, and its alarm. */
+function kept(of: "user" | "token", name: string) {
+  return runInDurableObject(holderOf(bindings, of, name), async (_, { storage }) => ({
+    keys: [...storage.kv.list()].length,
+    alarm: await storage.getAlarm(),
+  }));
+}
+
+async function revoke(what: object): Promise<unknown> {
+  const answer = await request("/revoke", await token({ scope: "admin" }), {
+    method: "POST",
+    body: JSON.stringify(what),
+    headers: { "Content-Type": "application/json" },
+  });
+  return answer.json();
+}
+
+test("a holder of nothing keeps nothing", async () => {
+  const { user, room } = freshUser();
+  const listener = await Listener.open(room, await token({ sub: user, jti: user }));
+  await listener.told("synap.subscribed");
+  expect((await kept("user", user)).keys).toBe(1);
+  expect((await kept("token", user)).keys).toBe(1);
+  listener.socket.close(1000);
+  for (const of of ["user", "token"] as const) {
+    await vi.waitFor(async () => expect(await kept(of, user)).toEqual({ keys: 0, alarm: null }));
+  }
+});
+
+test("a room that fell over has told nobody: a day later it is asked", async () => {
+  const { user, room } = freshUser();
+  const listener = await Listener.open(room, await token({ sub: user, jti: user }));
+  await listener.told("synap.subscribed");
+  const holder = holderOf(bindings, "token", user);
+  await holder.open("one that is not there", room, undefined, 0);
+  await holder.open("of a room that nobody knows", `workspace_${user}`, undefined, 0);
+  later(DAY);
+  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect((await kept("token", user)).keys).toBe(1); // who is there stays
+  expect((await kept("token", user)).alarm).not.toBe(null);
+  expect(await revoke({ token: user })).toEqual({ success: true, closed: 1 });
+});
+
+test("a revocation is remembered for a day, whoever leaves", async () => {
+  const { user, room } = freshUser();
+  const credential = await token({ sub: user, jti: user }, 7 * 86_400);
+  const listener = await Listener.open(room, credential);
+  await listener.told("synap.subscribed");
+  expect(await revoke({ token: user })).toEqual({ success: true, closed: 1 });
+  expect(await listener.closed()).toBe(4504);
+  await evictDurableObject(holderOf(bindings, "token", user));
+  later(DAY - 60_000);
+  expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
+  later(120_000);
+  expect(await runDurableObjectAlarm(holderOf(bindings, "token", user))).toBe(true);
+  expect(await kept("token", user)).toEqual({ keys: 0, alarm: null });
+  expect((await history(room, credential))["notifications"]).toEqual([]);
+});
+
+test("a token whose id is too long for an object's name", async () => {
+  const { user, room } = freshUser();
+  const jti = "ж".repeat(512); // the runtime tells an object names of up to 1,024 bytes
+  // Its clock is ahead of ours, within the leeway: issued after it was revoked.
+  const credential = await token({ sub: user, jti, iat: Math.floor(Date.now() / 1000) + 5 });
+  await revoke({ token: jti });
+  expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
+});
+
+test("a token that was revoked while it was handed in", async () => {
+  const { user, room } = freshUser();
+  const listener = await Listener.open(room, await token({ sub: user }));
+  await listener.told("synap.subscribed");
+  const jti = crypto.randomUUID();
+  // The room hears of it before its holder has answered.
+  await roomStub(room).closeRevoked({ of: "token", name: jti, at: Date.now() / 1000 });
+  listener.send(JSON.stringify({ action: "authenticate", token: await token({ sub: user, jti }) }));
+  expect(await listener.closed()).toBe(4504);
+});
