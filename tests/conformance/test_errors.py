@@ -93,7 +93,8 @@ async def test_details_name_what_is_wrong(client: Client, member: str) -> None:
     "path",
     ["/", "/nothing", "/rooms", "/rooms/user_1", "/rooms/user_1/nothing",
      "/rooms/user_1/broadcast/x",
-     "/broadcasts", "/rooms/user_1/history/1", "/..%2f..%2fetc%2fpasswd"],
+     "/broadcasts", "/rooms%2Fbroadcast", "/rooms%2Fhealth", "/rooms/user_1/history/1",
+     "/..%2f..%2fetc%2fpasswd"],
 )  # fmt: skip
 async def test_404(client: Client, path: str) -> None:
     """Errors: 404 `not_found`: no such route."""

@@ -94,11 +94,12 @@ async def test_a_wrong_limit(client: Client, limit: str) -> None:
     assert (response.status_code, response.json()["code"]) == (400, "malformed")
 
 
-async def test_an_answer_ends_at_about_a_mebibyte(client: Client) -> None:
+@pytest.mark.parametrize("fill", ["y" * 200_000, "é" * 100_000], ids=["ascii", "utf-8"])
+async def test_an_answer_ends_at_about_a_mebibyte(client: Client, fill: str) -> None:
     """History: an answer ends early at about 1 MiB."""
     room = fresh_room()
     for n in range(8):
-        await client.publish(room, f"n{n}", data={"x": "y" * 200_000})
+        await client.publish(room, f"n{n}", data={"x": fill})
     response = await client.get(room_path(room, "history"))
     assert len(response.content) < 1.3 * 1024 * 1024
     page = response.json()

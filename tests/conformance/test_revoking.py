@@ -57,6 +57,7 @@ async def test_a_user(client: Client, user: str) -> None:
         await mine.post("/broadcast", {"notifications": [note(rooms=[room])]}),
     ):
         check_error(response, 401, "unauthorized")
+    assert (await mine.request("HEAD", room_path(room, "events"))).status_code == 401
     path, headers = room_path(room, "subscribe"), {"Origin": client.keys.origin}
     assert (await mine.refusal(path))[0] == 401
     async with mine.listen_at(path, headers=headers) as listener:

@@ -58,28 +58,31 @@ export async function answer(asked: Asked): Promise<Response> {
 }
 
 function routeOf(segments: string[]): [string, Route] {
-  const path = segments.length === 3 && segments[0] === "rooms" ? `rooms/${segments[2]}` : segments.join("/");
-  if (segments.length !== 3 && segments[0] === "rooms") throw notFound(SEE);
-  const found = ROUTES[path];
-  if (found === undefined || !Object.hasOwn(ROUTES, path)) throw notFound(SEE);
+  const isRoom = segments.length === 3 && segments[0] === "rooms";
+  const found = isRoom ? ROOM_ROUTES.get(segments[2]!) : ROUTES.get(segments.join("/"));
+  if (found === undefined) throw notFound(SEE);
   return found;
 }
 
 const SEE = "see PROTOCOL.md, 'HTTP', for the routes";
 
-const ROUTES: Record<string, [string, Route]> = {
-  health: ["GET", async () => jsonResponse(200, { status: "ok" })],
-  ready: ["GET", async () => jsonResponse(200, { status: "ready" })],
-  metrics: ["GET", showMetrics],
-  "openapi.json": ["GET", async () => jsonResponse(200, openapi)],
-  broadcast: ["POST", broadcastMany],
-  revoke: ["POST", revoke],
-  "rooms/broadcast": ["POST", broadcastOne],
-  "rooms/subscribe": ["GET", subscribeWithoutUpgrade],
-  "rooms/history": ["GET", history],
-  "rooms/health": ["GET", roomHealth],
-  "rooms/presence": ["GET", roomPresence],
-};
+const ROUTES = new Map<string, [string, Route]>([
+  ["health", ["GET", async () => jsonResponse(200, { status: "ok" })]],
+  ["ready", ["GET", async () => jsonResponse(200, { status: "ready" })]],
+  ["metrics", ["GET", showMetrics]],
+  ["openapi.json", ["GET", async () => jsonResponse(200, openapi)]],
+  ["broadcast", ["POST", broadcastMany]],
+  ["revoke", ["POST", revoke]],
+]);
+
+/** Below `/rooms/{room}/`. */
+const ROOM_ROUTES = new Map<string, [string, Route]>([
+  ["broadcast", ["POST", broadcastOne]],
+  ["subscribe", ["GET", subscribeWithoutUpgrade]],
+  ["history", ["GET", history]],
+  ["health", ["GET", roomHealth]],
+  ["presence", ["GET", roomPresence]],
+]);
 
 export function stubOf(env: Env, room: string): DurableObjectStub<NotificationRoom> {
   return env.NOTIFICATION_ROOM.get(env.NOTIFICATION_ROOM.idFromName(room));
@@ -167,7 +170,8 @@ async function broadcastOne(asked: Asked, segment: string): Promise<Response> {
   permit(claims, "broadcast", room);
   const checked = check(await jsonBody(asked.request));
   checkLimits(asked, claims, 1, checked.bytes);
-  const [receipt] = await publish(asked.env, room, [checked]);
+  const published = await publishAll(asked.env, new Map([[room, [checked]]]));
+  const [receipt] = receiptsOf(published, room);
   const { id, cursor, broadcastCount, duplicate } = receipt!;
   return jsonResponse(200, {
     success: true,
@@ -215,41 +219,74 @@ async function broadcastMany(asked: Asked): Promise<Response> {
   }
   count(asked.env, "publish", "refused", items.length - good.length);
   checkLimits(asked, claims, good.reduce((sum, { rooms }) => sum + rooms.length, 0), spread);
-  const results = await publishAll(asked.env, items);
+  const results = resultsOf(items, await publishAll(asked.env, byRoom(good)));
   return jsonResponse(200, { success: results.every(({ success }) => success), results });
 }
 
 type Result = { success: boolean } & Partial<Problem> & Record<string, unknown>;
 
-/** Ask all rooms at once. A room that cannot be reached fails its notifications alone. */
-async function publishAll(env: Env, items: Item[]): Promise<Result[]> {
-  const byRoom = new Map<string, Checked[]>();
-  for (const item of items) {
-    if (item instanceof RequestError) continue;
-    for (const room of item.rooms) {
-      const there = byRoom.get(room);
-      if (there === undefined) byRoom.set(room, [item.checked]);
-      else there.push(item.checked);
+function byRoom(items: GoodItem[]): Map<string, Checked[]> {
+  const found = new Map<string, Checked[]>();
+  for (const { rooms, checked } of items) {
+    for (const room of rooms) {
+      const there = found.get(room);
+      if (there === undefined) found.set(room, [checked]);
+      else there.push(checked);
     }
   }
-  const answers = new Map<string, Receipt[] | RequestError>();
+  return found;
+}
+
+/** What each room did, or why it could not be asked. */
+type Published = Map<string, Receipt[] | RequestError>;
+
+/**
+ * Hand notifications to all rooms at once. A room that cannot be reached fails alone. Doing it twice
+ * does nothing more: each notification has its id.
+ */
+async function publishAll(env: Env, given: Map<string, Publication[]>): Promise<Published> {
+  const published: Published = new Map();
+  let [accepted, duplicates, failed, bytes] = [0, 0, 0, 0];
   await Promise.all(
-    [...byRoom].map(async ([room, publications]) => {
+    [...given].map(async ([room, publications]) => {
       try {
-        answers.set(room, await publish(env, room, publications));
+        const receipts = await ask(env, room, (stub) => stub.publish(publications));
+        published.set(room, receipts);
+        receipts.forEach((receipt, place) => {
+          if (receipt.duplicate) duplicates++;
+          else accepted++;
+          bytes += publications[place]!.bytes;
+        });
       } catch (error) {
         if (!(error instanceof RequestError)) throw error;
-        answers.set(room, error);
+        published.set(room, error);
+        failed += publications.length;
       }
     }),
   );
+  // Once for all rooms: a request may write fewer data points than a batch has rooms.
+  count(env, "publish", "duplicate", duplicates);
+  count(env, "publish", "accepted", accepted, bytes);
+  count(env, "publish", "unavailable", failed);
+  return published;
+}
+
+/** @throws RequestError the room could not be reached. */
+function receiptsOf(published: Published, room: string): Receipt[] {
+  const found = published.get(room)!;
+  if (found instanceof RequestError) throw found;
+  return found;
+}
+
+/** What became of each notification of a batch, in order. */
+function resultsOf(items: Item[], published: Published): Result[] {
   const place = new Map<string, number>(); // how many of a room's receipts were given out
   return items.map((item) => {
     if (item instanceof RequestError) return { success: false, ...item.body };
     const receipts: [string, Receipt][] = [];
     let failure: RequestError | undefined;
     for (const room of item.rooms) {
-      const answer = answers.get(room)!;
+      const answer = published.get(room)!;
       if (answer instanceof RequestError) {
         failure = answer;
         continue;
@@ -330,25 +367,6 @@ function checkLimits({ env }: Asked, claims: Claims, many: number, bytes: number
     counted.check(claims, many, bytes);
   } catch (error) {
     count(env, "publish", "refused", many);
-    throw error;
-  }
-}
-
-/**
- * Hand notifications to a room. Doing it twice does nothing more: each has its id.
- *
- * @throws RequestError 503.
- */
-async function publish(env: Env, room: string, publications: Publication[]): Promise<Receipt[]> {
-  try {
-    const receipts = await ask(env, room, (stub) => stub.publish(publications));
-    const duplicates = receipts.filter(({ duplicate }) => duplicate).length;
-    const bytes = publications.reduce((sum, each) => sum + each.bytes, 0);
-    count(env, "publish", "duplicate", duplicates);
-    count(env, "publish", "accepted", receipts.length - duplicates, bytes);
-    return receipts;
-  } catch (error) {
-    count(env, "publish", "unavailable", publications.length);
     throw error;
   }
 }

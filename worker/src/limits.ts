@@ -54,8 +54,11 @@ export class PublishLimits {
    * @throws RequestError 429.
    */
   check(claims: Claims, count: number, bytes: number): void {
-    const who = claims.key !== undefined ? `key ${claims.key}` : (claims.user ?? claims.tokenId);
-    if (who === undefined) return;
+    let who: string; // a user may be called "key …"
+    if (claims.key !== undefined) who = `key ${claims.key}`;
+    else if (claims.user !== undefined) who = `user ${claims.user}`;
+    else if (claims.tokenId !== undefined) who = `token ${claims.tokenId}`;
+    else return;
     const { publishesPerS, publishBytesPerS } = this.#settings;
     for (const [rate, cost, most, what] of [
       [this.#publishes, count, publishesPerS, "notifications"],

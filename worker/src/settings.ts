@@ -152,7 +152,7 @@ function checkUrl(url: string): string {
   }
   const isGood =
     parts?.protocol === "https:" || (parts?.protocol === "http:" && isLoopback(parts.hostname));
-  if (!isGood) throw new ConfigurationError(`JWKS_URLS: expected https://…, got ${url}`);
+  if (!isGood) throw new ConfigurationError("JWKS_URLS: expected https://… for each"); // it may hold a secret
   return url;
 }
 

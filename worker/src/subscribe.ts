@@ -1,6 +1,6 @@
 /** From a handshake to a room's connection. See PROTOCOL.md, "Subscribing". */
 
-import { credentialOf, identify, permit } from "./access";
+import { credentialOf, identify, permit, refuseRevoked } from "./access";
 import { stubOf, type Asked } from "./api";
 import { ANYONE, type Claims } from "./auth/claims";
 import type { Subscribing } from "./connection";
@@ -72,6 +72,7 @@ export async function openEventStream(asked: Asked): Promise<Response> {
   const wanted = wantedOf(asked);
   const claims = await identify(settings, credentialOf(request.headers, query, []));
   if (request.method === "HEAD") {
+    await refuseRevoked(asked.env, claims);
     permitAll(claims, wanted);
     return new Response(null, { headers: EVENT_STREAM_HEADERS });
   }

@@ -84,6 +84,57 @@ test("a key that is not there is looked for once in 10 s; old keys count for an 
   await expect(jwks.find("RS256", "RS256")).rejects.toThrow(KeysUnavailableError);
 });
 
+test("many ask at once for a key that is not there: few look for it, the others come again", async () => {
+  let now = 0;
+  let asked = 0;
+  let answer: () => void = () => undefined;
+  const answered = new Promise<void>((resolve) => (answer = resolve));
+  const jwks = new Jwks(
+    JWKS,
+    async () => {
+      if (++asked > 1) await answered;
+      return Response.json(vectors.jwks);
+    },
+    () => now,
+  );
+  await jwks.find("RS256", "RS256");
+  now = 20_000;
+  const all = Array.from({ length: 100 }, () => jwks.find("RS256", "gone"));
+  const settled = Promise.allSettled(all);
+  expect((await jwks.find("RS256", "RS256")).length).toBe(1); // who has a key that is there waits for nobody
+  answer();
+  const outcomes = await settled;
+  expect(asked).toBe(1 + 4);
+  for (const outcome of outcomes) {
+    if (outcome.status === "rejected") expect(outcome.reason).toBeInstanceOf(KeysUnavailableError);
+    else expect(outcome.value).toEqual([]);
+  }
+});
+
+test("a request that was let go while it looked holds up the others for 5 s at most", async () => {
+  let now = 0;
+  let asked = 0;
+  const jwks = new Jwks(
+    JWKS,
+    () => {
+      asked++;
+      return asked > 1 && asked < 6 ? new Promise(() => undefined) : Promise.resolve(Response.json(vectors.jwks));
+    },
+    () => now,
+  );
+  await jwks.find("RS256", "RS256");
+  now = 20_000;
+  for (let n = 0; n < 4; n++) void jwks.find("RS256", "gone");
+  await expect(jwks.find("RS256", "gone")).rejects.toThrow(KeysUnavailableError);
+  now = 25_000;
+  expect(await jwks.find("RS256", "gone")).toEqual([]);
+});
+
+test("what is wrong is not shown: it may be a secret that came into the wrong place", () => {
+  const given = { JWKS_URLS: "https://id.example/jwks,a-secret" } as unknown as Env;
+  expect(() => settingsOf(given)).toThrow(/^((?!a-secret).)*$/);
+});
+
 test.each([
   [{ TOKEN_SECRETS: "short" }, "TOKEN_SECRETS: expected at least 32 bytes"],
   [{ API_KEYS: "jobs=short" }, "API_KEYS: jobs: expected at least 32 bytes"],

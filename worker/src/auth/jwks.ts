@@ -8,6 +8,8 @@ const FRESH_MS = 300_000;
 const STALE_MS = 3_600_000;
 /** A key that is not there is looked for once in this time, however many ask for it. */
 const PAUSE_MS = 10_000;
+/** While it is looked for, by so many: a Worker's requests cannot wait for one another. */
+const MAX_LOADS = 4;
 const TIMEOUT_MS = 5000;
 const MAX_BYTES = 1024 * 1024;
 const MAX_KEYS = 100;
@@ -32,6 +34,7 @@ export class Jwks {
   #keys: PublicKey[] = [];
   #fetchedAt = -Infinity;
   #triedAt = -Infinity;
+  #begun: number[] = []; // when those began that load them now
 
   constructor(
     private readonly url: string,
@@ -47,9 +50,11 @@ export class Jwks {
   async find(algorithm: string, kid: string | undefined): Promise<CryptoKey[]> {
     // A Worker has no life between requests, in which it could fetch: who comes after five minutes
     // waits for the new keys, and if they cannot be had, the old ones still count.
-    if (this.#ageMs() > FRESH_MS && this.#mayTry()) await this.#load();
+    if (this.#ageMs() > FRESH_MS && this.#mayTry() && !this.#isBusy()) await this.#load();
     let found = this.#among(algorithm, kid);
     if (found.length === 0 && this.#mayTry()) {
+      // It may be on its way: to come back is right, to be told that no key fits would be wrong.
+      if (this.#isBusy()) throw new KeysUnavailableError(this.url);
       await this.#load();
       found = this.#among(algorithm, kid);
     }
@@ -65,6 +70,12 @@ export class Jwks {
     return this.clock() - this.#triedAt >= PAUSE_MS;
   }
 
+  /** Whether enough are loading, while there are keys that count. */
+  #isBusy(): boolean {
+    const recent = this.#begun.filter((at) => this.clock() - at < TIMEOUT_MS);
+    return recent.length >= MAX_LOADS && this.#ageMs() <= STALE_MS;
+  }
+
   #among(algorithm: string, kid: string | undefined): CryptoKey[] {
     return this.#keys
       .filter((each) => each.algorithm === algorithm && (kid === undefined || each.id === kid))
@@ -73,6 +84,7 @@ export class Jwks {
 
   async #load(): Promise<void> {
     const before = this.#triedAt;
+    this.#begun.push(this.clock());
     try {
       const answer = await this.fetcher(this.url, {
         headers: { Accept: "application/json" },
@@ -88,6 +100,7 @@ export class Jwks {
     } finally {
       // Set at the end: a request that was let go meanwhile must not hold up the others.
       if (this.#triedAt === before) this.#triedAt = this.clock();
+      this.#begun = [];
     }
   }
 }
