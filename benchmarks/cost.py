@@ -11,7 +11,8 @@
     $ python -m benchmarks.cost --users 50000 --jobs 60 --session-minutes 5
 
 The prices are in ``prices.toml``, with their pages and dates. What the Worker does for each event
-was counted by reading ``worker/src/log.ts`` and ``holder.ts``; no bill has confirmed it yet.
+was counted by reading ``worker/src/log.ts`` and ``holder.ts``, and what a statement writes by
+asking workerd (``rowsWritten``); no bill has confirmed it yet.
 """
 
 from __future__ import annotations
@@ -68,12 +69,16 @@ class Use:
         return math.ceil(self.connected_minutes / MINUTES * self.peak)
 
 
-# Rows that the Worker writes, an index's and the alarm's among them.
-ROWS_OF_A_NEW_ROOM = 1 + 1  # what is forgotten, and the alarm
+# Rows that the Worker writes, those of a new table, an index and the alarm among them.
+ROWS_OF_A_NEW_ROOM = 2 + 1 + 1 + 1  # the log, its index, what is forgotten, the alarm
 ROWS_OF_A_NOTIFICATION = 2  # itself, and its id
-ROWS_TO_FORGET_ONE = 2
+ROWS_TO_FORGET_ONE = 1
+ROWS_TO_FORGET_A_ROOM = 1  # what is forgotten; letting the storage go is taken as free
 ROWS_OF_AN_ACK = 1
-ROWS_OF_A_CONNECTION = 2 * 2 * 2 + 2  # with the user and the token, in and out; who has left
+ROWS_OF_A_CONNECTION = 2 * 3 + 4  # user and token: in, the alarm, out; who has left, and two alarms
+
+PING_S = 30
+"""A client pings so often: a look comes ``silence_s`` after the last ping that it saw."""
 
 OBJECT_MS = 10
 """So long is an object awake for an event, about."""
@@ -89,24 +94,25 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
     delivered = use.published  # to the user's tab
     # The request's room is read once, as history would be; most users watch their own room alone.
     worker_requests = use.published + connections
-    messages_in = delivered + use.connected_minutes * 2  # acks; a ping every 30 s
-    looks = use.connected_minutes * 60 / use.silence_s if use.silence_s else 0
+    messages_in = delivered + use.connected_minutes * 60 / PING_S  # acks and pings
+    seconds = use.connected_minutes * 60
+    looks = seconds / max(1, use.silence_s - PING_S / 2) if use.silence_s else 0
+    rooms = jobs * 2  # made and let go: a user's room, too, is empty a day after a job
     object_requests = (
         use.published * 2  # two rooms
         + connections * (1 + 2 + 2)  # the room; who holds it, in and out
         + messages_in / prices["websocket_messages_per_request"]
         + looks
-        + jobs  # the alarm that lets a request's room go
+        + rooms  # the alarm that lets one go
     )
     rows_written = (
-        jobs * ROWS_OF_A_NEW_ROOM
-        + use.published * 2 * ROWS_OF_A_NOTIFICATION
-        + use.published * ROWS_TO_FORGET_ONE  # a request's room goes whole
+        rooms * (ROWS_OF_A_NEW_ROOM + ROWS_TO_FORGET_A_ROOM)
+        + use.published * 2 * (ROWS_OF_A_NOTIFICATION + ROWS_TO_FORGET_ONE)
         + delivered * ROWS_OF_AN_ACK
         + connections * ROWS_OF_A_CONNECTION
         + looks  # the next alarm
     )
-    awake = use.published * 2 + connections * 5 + delivered + looks + jobs  # a ping wakes nobody
+    awake = use.published * 2 + connections * 5 + delivered + looks + rooms  # a ping wakes nobody
     meters = {
         "worker_requests": worker_requests,
         "worker_cpu_ms": worker_requests * WORKER_CPU_MS,
@@ -114,6 +120,8 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
         "object_gb_s": awake * OBJECT_MS / 1000 * prices["object_gb"],
         "rows_read": awake * 20,
         "rows_written": rows_written,
+        # A publish, its delivery; a connection, and what it was sent first.
+        "data_points": use.published * 2 + connections * 2,
         "stored_gb": (use.users * 30e3 + use.published / 30 * use.notification_bytes) / 1e9,
     }
     return {name: _over(value, prices[name]) for name, value in meters.items()}

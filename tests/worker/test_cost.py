@@ -18,6 +18,7 @@ PAID = {
     "object_gb_s": {"included": 0, "per_million": 12.50},
     "rows_read": {"included": 0, "per_million": 0},
     "rows_written": {"included": 0, "per_million": 1.00},
+    "data_points": {"included": 0, "per_million": 0.25},
     "stored_gb": {"included": 0, "per_million": 0},
     "websocket_messages_per_request": 20,
     "object_gb": 0.125,
@@ -25,16 +26,27 @@ PAID = {
 
 
 def test_by_hand() -> None:
-    """One million jobs of one notification, nobody listens: four million rows and so on."""
+    """One million jobs of one notification, nobody stays to listen."""
     use = Use(users=1_000_000, jobs=1, notifications=1, sessions=0)
     meters = cloudflare(use, PAID)
     assert meters["worker_requests"] == pytest.approx(0.30)
-    # Two rooms for each, one ack of twenty in a request, one alarm.
-    assert meters["object_requests"] == pytest.approx(0.15 * (2 + 0.05 + 1))
-    # A new room's 2; 2 in each of two rooms; 2 to forget; 1 for an ack.
-    assert meters["rows_written"] == pytest.approx(2 + 4 + 2 + 1)
-    # 4 million times awake, 10 ms, an eighth of a GB: 5,000 GB-s.
-    assert meters["object_gb_s"] == pytest.approx(5_000 / 1e6 * 12.50)
+    # Two rooms for each, an ack is a twentieth of a request, two alarms.
+    assert meters["object_requests"] == pytest.approx(0.15 * (2 + 0.05 + 2))
+    # Two rooms: 5 to make one, 2 for the notification, 1 to forget it, 1 more; 1 for an ack.
+    assert meters["rows_written"] == pytest.approx(2 * (5 + 2 + 1 + 1) + 1)
+    # 5 million times awake, 10 ms, an eighth of a GB: 6,250 GB-s.
+    assert meters["object_gb_s"] == pytest.approx(6_250 / 1e6 * 12.50)
+    assert meters["data_points"] == pytest.approx(0.25 * 2)
+
+
+def test_a_look_comes_a_minute_after_the_last_one() -> None:
+    """A ping is 15 s old on average when the object looks, and 75 s after it it looks again."""
+    looks = [
+        cloudflare(Use(users=1000, jobs=0, sessions=1, session_minutes=1000, silence_s=s), PAID)
+        for s in (75, 0)
+    ]
+    difference = looks[0]["rows_written"] - looks[1]["rows_written"]
+    assert difference == pytest.approx(1_000_000 / 1e6)
 
 
 def test_what_is_included_costs_nothing_more() -> None:
