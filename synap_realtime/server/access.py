@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
 from ..protocol.rooms import Room
-from . import events
 from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
-from .http import RequestError, unavailable
+from .http import Request, RequestError, unavailable
 from .revocations import Revocations
 from .settings import is_loopback
 
@@ -76,19 +75,16 @@ class Access:
             own_pages: this server has a page itself, whose origin is let in.
         """
         self._authenticator = authenticator
+        self.keys = authenticator.keys
+        """Those that count now; false, if there are none."""
         self._revocations = revocations
         self._allowed_origins = allowed_origins
         self._own_pages = own_pages
         self._may = may
 
-    @property
-    def has_keys(self) -> bool:
-        return self._authenticator.has_keys
-
-    @property
     def needs_tasks(self) -> bool:
         """Whether a rule, or the keys of others, may have to be waited for."""
-        return self._may is not None or self._authenticator.asks_others
+        return self._may is not None or bool(self.keys().jwks_urls)
 
     def admit(self, caller: Caller) -> None:
         """Whether to talk to this caller at all.
@@ -97,7 +93,7 @@ class Access:
             RequestError: 403 for a page of another origin; without keys, also for everything that
                 does not come from this machine.
         """
-        if not self.has_keys:
+        if not self.keys():
             self._admit_without_keys(caller)
         if not (self._allows(caller.origin) or self._is_own(caller)):
             raise RequestError(
@@ -107,29 +103,36 @@ class Access:
                 "add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)",
             )
 
-    async def identify(self, credential: str | None) -> Claims:
-        """What the credential says; on a server without keys, everyone is :data:`ANYONE`.
+    async def identify(self, request: Request) -> Claims:
+        """What the request's credential says; on a server without keys, everyone is :data:`ANYONE`.
+        The request remembers it, for what may be said of it later.
 
         Raises:
             RequestError: 401, or 503 while the keys of others cannot be had.
         """
-        if not self.has_keys:
-            events.identified(ANYONE)
+        request.claims = claims = await self.identify_credential(request.credential)
+        return claims
+
+    async def identify_credential(self, credential: str | None) -> Claims:
+        """The same, without a request."""
+        keys = self.keys()
+        if not keys:
             return ANYONE
         if not credential:
             raise unauthorized("send a token, or a publisher's key, as Authorization: Bearer …")
+        return keys.claims_of_key(credential) or await self._identify_token(credential)
+
+    async def _identify_token(self, token: str) -> Claims:
         try:
-            claims = await self._authenticator.identify(credential)
+            claims = await self._authenticator.identify(token)
         except InvalidTokenError as error:
             raise unauthorized(f"the token does not count: {error}", invalid=True) from None
         except KeysUnavailableError:
             raise unavailable("the keys that would check the token cannot be had now") from None
-        if claims.key is None:  # a key is no token: it is taken out of the file
-            if not self._revocations.are_loaded:
-                await self._revocations.load()
-            if self._revocations.covers(claims):
-                raise unauthorized("the token was revoked", invalid=True)
-        events.identified(claims)
+        if not self._revocations.are_loaded:
+            await self._revocations.load()
+        if self._revocations.covers(claims):
+            raise unauthorized("the token was revoked", invalid=True)
         return claims
 
     def is_revoked(self, claims: Claims) -> bool:
@@ -142,8 +145,9 @@ class Access:
         Raises:
             RequestError: 403.
         """
-        if (verdict := self._judge(claims, action, room)) is not None:
-            raise verdict
+        require_scope(claims, action)
+        if not claims.opens(room):
+            raise forbidden("the token does not open this room")
         if self._may is not None:
             await self._ask(self._may, claims, action, room)
 
@@ -165,9 +169,9 @@ class Access:
                 verdicts[room] = error
 
         if self._may is None:
-            for room in verdicts:
-                verdicts[room] = self._judge(claims, action, room)
-            return verdicts
+            require_scope(claims, action)
+            no = forbidden("the token does not open this room")
+            return {room: None if claims.opens(room) else no for room in verdicts}
         tasks = [asyncio.create_task(judge(room)) for room in verdicts]
         try:
             await asyncio.wait(tasks, timeout=MAY_BATCH_TIMEOUT_S)
@@ -176,16 +180,6 @@ class Access:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _judge(self, claims: Claims, action: Action, room: Room) -> RequestError | None:
-        """What our own rules say."""
-        try:
-            require_scope(claims, action)
-        except RequestError as error:
-            return error
-        if claims.opens(room):
-            return None
-        return forbidden("the token does not open this room")
 
     async def _ask(self, may: May, claims: Claims, action: Action, room: Room) -> None:
         members = {"key": claims.key} if claims.key is not None else claims.members
@@ -204,7 +198,7 @@ class Access:
     def _allows(self, origin: str | None) -> bool:
         if origin is None or origin in self._allowed_origins:
             return True
-        return not self.has_keys and is_loopback(_host_of(origin))
+        return not self.keys() and is_loopback(_host_of(origin))
 
     def _is_own(self, caller: Caller) -> bool:
         """Whether this server's own page asks: it was loaded from where it asks now. A name that a

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pydantic_core
 import uuid_utils
@@ -56,21 +56,9 @@ HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
 MAX_HISTORY_BYTES = 1024 * 1024
 """An answer ends with the notification that reaches it."""
 
+_OURS = ("room", "cursor", "rooms")  # members that mean nothing in a notification that is sent
 _AT_ONCE = 100  # notifications of a batch that are checked without a pause
 _PAGE = 16  # entries read at once: at most 4 MiB over what an answer may have
-
-
-class _Checked(NamedTuple):
-    """A notification that may be published: its id and its JSON."""
-
-    id: str
-    text: str
-    span: Span
-
-
-def _end(spans: Iterable[Span], problem: str | None = None) -> None:
-    for span in spans:
-        span.end(problem)
 
 
 Route = Callable[[Request], Awaitable[Response]]
@@ -138,6 +126,8 @@ class Api:
 
     def _route(self, request: Request) -> tuple[str, Route]:
         match request.segments:
+            case ("rooms", _, "broadcast"):
+                return "POST", self.broadcast_one
             case ("health",):
                 return "GET", self._health
             case ("ready",):
@@ -152,8 +142,6 @@ class Api:
                 return "POST", self._revoke
             case ("admin", *_) if self._admin is not None:
                 return "GET", self._admin
-            case ("rooms", _, "broadcast"):
-                return "POST", self._broadcast_one
             case ("rooms", _, "subscribe"):
                 return "GET", self._subscribe_without_upgrade
             case ("rooms", _, "history"):
@@ -173,7 +161,7 @@ class Api:
         return json_response(200, {"status": "ready"})
 
     async def _show_metrics(self, request: Request) -> Response:
-        claims = await self._access.identify(request.credential)
+        claims = await self._access.identify(request)
         require_scope(claims, "metrics", "admin")
         self._metrics.rooms.set(len(self._hub) - 1)  # revocations have one, and it is nobody's
         content = self._metrics.text(await self._store.usage())
@@ -184,7 +172,7 @@ class Api:
 
     async def _room_health(self, request: Request) -> Response:
         room = room_of(request.segments[1])
-        claims = await self._access.identify(request.credential)
+        claims = await self._access.identify(request)
         if not claims.opens(room):
             raise forbidden("the token does not open this room")
         connections = self._hub.connections(room)
@@ -192,7 +180,7 @@ class Api:
 
     async def _room_presence(self, request: Request) -> Response:
         room = room_of(request.segments[1])
-        claims = await self._access.identify(request.credential)
+        claims = await self._access.identify(request)
         await self._access.permit(claims, "presence", room)
         connections = self._hub.connections(room)
         users = self._presence.users(room)
@@ -212,7 +200,7 @@ class Api:
         room = room_of(request.segments[1])
         if self._closed:
             raise unavailable("the server has stopped")
-        claims = await self._access.identify(request.credential)
+        claims = await self._access.identify(request)
         await self._access.permit(claims, "subscribe", room)
         after = request.query.get("after", "earliest")
         position = (
@@ -243,15 +231,22 @@ class Api:
         content = f'{opening},"notifications":[{",".join(texts)}]}}'
         return Response(200, content.encode())
 
-    async def _broadcast_one(self, request: Request) -> Response:
+    async def broadcast_one(self, request: Request) -> Response:
+        """
+        Raises:
+            RequestError, StoreUnavailableError: nothing was published.
+        """
         began_at = perf_counter()
-        self.refuse_while_draining()
+        if self._draining:
+            self.refuse_while_draining()
         room = room_of(request.segments[1])
-        claims = await self._access.identify(request.credential)
+        claims = await self._access.identify(request)
         await self._access.permit(claims, "broadcast", room)
-        checked = self._check(await json_body(request), request.traceparent)
-        publication = Publication(room, checked.id, checked.text)
-        (receipt,) = await self._publish(claims, [publication], began_at, [checked.span])
+        traceparent = request.headers.get("traceparent")
+        id, text, span = self._check(await json_body(request), traceparent)
+        spans = () if span is NOTHING else (span,)
+        publications = (Publication(room, id, text),)
+        (receipt,) = await self._publish(claims, publications, len(text), began_at, spans)
         return json_response(
             200,
             {
@@ -268,11 +263,13 @@ class Api:
         self,
         claims: Claims,
         publications: Sequence[Publication],
+        size: int,
         began_at: float,
         spans: Sequence[Span],
     ) -> Sequence[Receipt]:
         """
         Args:
+            size: of all their texts.
             spans: end with it.
 
         Raises:
@@ -280,11 +277,13 @@ class Api:
             StoreUnavailableError: nothing was kept.
         """
         problem: str | None = "cancelled"
-        count, size = len(publications), sum([len(each.text) for each in publications])
+        count = len(publications)
         self._begun += 1  # which draining waits for
         try:
-            self.refuse_while_draining()
-            self._limits.check_publish(claims, count, size)
+            if self._draining:
+                self.refuse_while_draining()
+            if self._limits.count_publishes:
+                self._limits.check_publish(claims, count, size)
             deliver = partial(self._hub.deliver, began_at=began_at)
             receipts = await self._store.publish(publications, deliver)
             problem = None
@@ -299,26 +298,21 @@ class Api:
             self._metrics.published("unavailable", count)
             raise
         finally:
-            self._end_publish()
-            _end(spans, problem)
-        duplicates = sum([receipt.duplicate for receipt in receipts])
-        self._metrics.published("duplicate", duplicates)
-        self._metrics.published("accepted", count - duplicates)
-        self._metrics.accepted_bytes += size
+            self._begun -= 1
+            if self._draining:
+                self._idle.set()
+            for span in spans:
+                span.end(problem)
+        self._metrics.accepted(receipts, size)
         if events.are_detailed():
             rooms = (publication.room for publication in publications)
             events.published(claims, zip(rooms, receipts, strict=True))
         return receipts
 
-    def _end_publish(self) -> None:
-        self._begun -= 1
-        if not self._begun:
-            self._idle.set()
-
     async def _broadcast_many(self, request: Request) -> Response:
         began_at = perf_counter()
         self.refuse_while_draining()
-        claims = await self._access.identify(request.credential)
+        claims = await self._access.identify(request)
         require_scope(claims, "broadcast")
         body = await json_body(request)
         items = body.get("notifications") if isinstance(body, dict) else None
@@ -338,7 +332,11 @@ class Api:
         checked: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
         for number, (item, its_rooms) in enumerate(zip(items, rooms, strict=True), 1):
-            checked.append(self._check_item(item, its_rooms, verdicts, request.traceparent, spans))
+            checked.append(
+                self._check_item(
+                    item, its_rooms, verdicts, request.headers.get("traceparent"), spans
+                )
+            )
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # a large batch keeps nobody else waiting
         return await self._publish_checked(checked, claims, began_at, spans)
@@ -351,8 +349,10 @@ class Api:
         spans: Sequence[Span],
     ) -> Response:
         good = [entry for entry in checked if not isinstance(entry, RequestError)]
-        if sum([len(each.text) for entry in good for each in entry]) > MAX_SPREAD_BYTES:
-            _end(spans, "too large")
+        size = sum([len(each.text) for entry in good for each in entry])
+        if size > MAX_SPREAD_BYTES:
+            for span in spans:
+                span.end("too large")
             raise too_large(
                 f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
                 "each of its rooms"
@@ -360,14 +360,14 @@ class Api:
         self._metrics.published("refused", len(checked) - len(good))
         publications = [each for entry in good for each in entry]
         try:
-            receipts = iter(await self._publish(claims, publications, began_at, spans))
+            receipts = iter(await self._publish(claims, publications, size, began_at, spans))
             failure = None
         except StoreUnavailableError as error:
             failure = unavailable(str(error))
         results = []
         for entry in checked:
             if isinstance(entry, RequestError):
-                events.refused(entry.body, None, None)
+                events.refused(entry.body, None, None, claims)
                 results.append({"success": False, **entry.body})
             elif failure is not None:
                 results.append({"success": False, **failure.body})
@@ -391,15 +391,16 @@ class Api:
             if (verdict := verdicts[room]) is not None:
                 return verdict
         try:
-            checked = self._check({k: item[k] for k in item if k != "rooms"}, traceparent)
+            id, text, span = self._check(item, traceparent)
         except RequestError as error:
             return error
-        spans.append(checked.span)
-        return [Publication(room, checked.id, checked.text) for room in rooms]
+        if span is not NOTHING:
+            spans.append(span)
+        return [Publication(room, id, text) for room in rooms]
 
     async def _revoke(self, request: Request) -> Response:
         self.refuse_while_draining()
-        claims = await self._access.identify(request.credential)
+        claims = await self._access.identify(request)
         require_scope(claims, "admin")
         body = await json_body(request)
         self.refuse_while_draining()
@@ -415,7 +416,8 @@ class Api:
             closed = await self._revocations.revoke(of, name)
             events.revoked(claims, of, name, closed)
         finally:
-            self._end_publish()
+            self._begun -= 1
+            self._idle.set()
         return json_response(200, {"success": True, "closed": closed})
 
     def refuse_while_draining(self) -> None:
@@ -426,16 +428,17 @@ class Api:
         if self._draining:
             raise unavailable("the server is shutting down")
 
-    def _check(self, value: object, traceparent: str | None) -> _Checked:
-        """A notification with what the server adds, on its way: its span has begun.
+    def _check(self, value: object, traceparent: str | None) -> tuple[str, str, Span]:
+        """The id and the JSON of a notification, with what the server adds; its span has begun.
 
         Raises:
             RequestError: it is none, or too large.
         """
         try:
             if isinstance(value, dict):  # what a sender wrote there is replaced, whatever it is
-                value.pop("room", None)
-                value.pop("cursor", None)
+                for name in _OURS:
+                    if name in value:
+                        del value[name]
             wire = check_wire(value)
             if "id" not in wire:
                 wire["id"] = str(uuid_utils.uuid7())
@@ -453,7 +456,7 @@ class Api:
             ) from error
         if len(content) > MAX_NOTIFICATION_BYTES:
             raise too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
-        return _Checked(wire["id"], content.decode(), span)
+        return wire["id"], content.decode(), span
 
 
 def _result(receipts: Sequence[tuple[Room, Receipt]]) -> dict[str, Any]:
@@ -492,6 +495,8 @@ def _rooms_of(item: object) -> list[Room] | RequestError:
             raise malformed("Invalid notification", "expected a JSON object")
         if not _has_rooms(item):
             raise malformed("Invalid notification", "rooms: expected a list of at least one")
+        if len(item["rooms"]) == 1:
+            return [room_of(_room_name(item["rooms"][0]))]
         return [room_of(name) for name in dict.fromkeys(map(_room_name, item["rooms"]))]
     except RequestError as error:
         return error

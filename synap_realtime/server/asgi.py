@@ -23,7 +23,7 @@ from .connections import (
     run_websocket,
     until_gone,
 )
-from .http import Head, RequestError, Response, body_too_large, body_too_slow
+from .http import Request, RequestError, Response, body_too_large, body_too_slow
 from .node import ClosedAtOnceError, Node, Opened
 from .settings import ServerSettings, load_settings
 from .signals import drained_first
@@ -38,7 +38,7 @@ class RoomServer(Node):
     """The ASGI app."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.begin()
+        self.watch_loop()
         with contextlib.suppress(DisconnectedError):
             match scope["type"]:
                 case "http":
@@ -73,8 +73,9 @@ class RoomServer(Node):
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = _head(scope)
-        answer = await self.answer(head, partial(_read_body, head, receive))
+        request = _request(scope)
+        request.read = partial(_read_body, request, receive)
+        answer = await self.answer(request)
         if isinstance(answer, Response):
             await _respond(send, answer)
             return
@@ -85,15 +86,15 @@ class RoomServer(Node):
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
-        head = _head(scope)
+        request = _request(scope)
         opened: Opened | None = None
         try:
-            opened = await self.open_websocket(head)
-            await run_websocket(opened, head, self.settings.silence_s, receive, send)
+            opened = await self.open_websocket(request)
+            await run_websocket(opened, request, self.settings.silence_s, receive, send)
         except RequestError as error:
             await self._deny(scope, send, error.response)
         except ClosedAtOnceError as error:
-            await close_at_once(head, send, error.code)
+            await close_at_once(request, send, error.code)
         finally:
             if opened is not None:
                 self.close_session(opened.session)
@@ -117,7 +118,7 @@ async def _respond(send: Send, response: Response, kind: str = "http.response") 
     await send({"type": f"{kind}.body", "body": response.content})
 
 
-async def _read_body(head: Head, receive: Receive) -> bytes:
+async def _read_body(request: Request, receive: Receive) -> bytes:
     """The body, whole.
 
     Raises:
@@ -126,13 +127,13 @@ async def _read_body(head: Head, receive: Receive) -> bytes:
     """
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read_chunks(head, receive)
+            return await _read_chunks(request, receive)
     except TimeoutError:
         raise body_too_slow(BODY_TIMEOUT_S) from None
 
 
-async def _read_chunks(head: Head, receive: Receive) -> bytes:
-    declared = head.headers.get("content-length", "0")
+async def _read_chunks(request: Request, receive: Receive) -> bytes:
+    declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise body_too_large(MAX_BODY_BYTES)
     chunks: list[bytes] = []
@@ -150,14 +151,14 @@ async def _read_chunks(head: Head, receive: Receive) -> bytes:
             return b"".join(chunks)
 
 
-def _head(scope: Scope) -> Head:
+def _request(scope: Scope) -> Request:
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     raw = scope.get("raw_path")
     client = scope.get("client")
-    return Head(
+    return Request(
         method=scope.get("method", "GET"),
         path=raw.decode("latin-1").partition("?")[0] if raw else scope["path"],
         query_string=scope["query_string"].decode("latin-1"),

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import SynapRealtimeError
 from ..protocol.control import CloseCode, ControlFrame
 from .event_stream import COMMENT, HEARTBEAT_S, opening, told
-from .http import Head
+from .http import Request
 from .node import CLOSE_TIMEOUT_S, Opened
 from .stores.base import Entry, StoreUnavailableError
 from .subscription import SEND_TIMEOUT_S, Subscription
@@ -119,16 +119,16 @@ async def follow(
 
 
 async def run_websocket(
-    opened: Opened, head: Head, silence_s: float, receive: Receive, send: Send
+    opened: Opened, request: Request, silence_s: float, receive: Receive, send: Send
 ) -> None:
     """Accept a WebSocket and serve it until one side ends it."""
     subscription = opened.session.subscription
-    await send({"type": "websocket.accept", "subprotocol": head.chosen_subprotocol})
+    await send({"type": "websocket.accept", "subprotocol": request.chosen_subprotocol})
 
     async def write(message: Entry | ControlFrame) -> None:
         if isinstance(message, Entry):
             await send({"type": "websocket.send", "text": message.text})
-        elif head.speaks_control:
+        elif request.speaks_control:
             await send({"type": "websocket.send", "text": message.encoded()})
 
     async def listen() -> None:
@@ -158,9 +158,9 @@ async def run_websocket(
         logger.debug("a subscriber went away")
 
 
-async def close_at_once(head: Head, send: Send, code: CloseCode) -> None:
+async def close_at_once(request: Request, send: Send, code: CloseCode) -> None:
     """Accept a WebSocket to close it with a code: a page cannot read a refusal."""
-    await send({"type": "websocket.accept", "subprotocol": head.chosen_subprotocol})
+    await send({"type": "websocket.accept", "subprotocol": request.chosen_subprotocol})
     with contextlib.suppress(DisconnectedError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await send({"type": "websocket.close", "code": int(code)})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
 
 from ..protocol.control import CloseCode
 from ..protocol.rooms import Room
@@ -23,8 +22,6 @@ MAX_LINES_PER_S = 50
 many. What is asked for with ``--log-level debug`` is not counted."""
 
 _ROUTINE = {CloseCode.DRAINING, CloseCode.SILENT, CloseCode.TOKEN_EXPIRED}
-
-_who: ContextVar[Claims | None] = ContextVar("who", default=None)
 
 
 class AtMost(logging.Filter):
@@ -52,29 +49,21 @@ class AtMost(logging.Filter):
 logger.addFilter(AtMost(MAX_LINES_PER_S))
 
 
-def begun() -> None:
-    """A request whose credential was not looked at yet. Where requests are pipelined, uvicorn
-    begins it in the task of the one before it."""
-    _who.set(None)
-
-
-def identified(claims: Claims) -> None:
-    """Whose request this is, for what may be said of it later in the same task."""
-    _who.set(claims)
-
-
-def refused(problem: Mapping[str, str], address: str | None, room: Room | None) -> None:
+def refused(
+    problem: Mapping[str, str], address: str | None, room: Room | None, claims: Claims | None
+) -> None:
     """A request, a handshake or a notification of a batch that got an error.
 
     Args:
         problem: the body of the error; of a page, which can read a close code and no answer, the
             code's name and number.
+        claims: whose it was, if that is known.
     """
     if logger.isEnabledFor(logging.INFO):
         # What is malformed may be repeated in the details.
         details = problem["error" if problem["code"] == "malformed" else "details"]
         _write(
-            logging.INFO, "refused", _who.get(),
+            logging.INFO, "refused", claims,
             room=room, address=address, code=problem["code"], details=details,
         )  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote
 
 import pydantic_core
@@ -13,6 +15,7 @@ from ..protocol.control import BEARER_SUBPROTOCOL, SUBPROTOCOL
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, parse_room
 from ..tokens import parse_device
+from .auth import Claims
 
 RETRY_AFTER_S = 1
 
@@ -20,9 +23,12 @@ RETRY_AFTER_S = 1
 Read = Callable[[], Awaitable[bytes]]
 
 
-@dataclass(slots=True)
-class Head:
-    """The head of a request, from whichever front.
+async def _no_body() -> bytes:
+    return b""
+
+
+class Request:
+    """An HTTP request, from whichever front.
 
     Attributes:
         path: as it came, percent-encoded, without the query.
@@ -32,53 +38,62 @@ class Head:
             ``X-Forwarded-For`` each.
         address: the peer's; None where it is not known.
         subprotocols: what a WebSocket's client offers.
+        content: the body, where all of it has come with the head; else ``read`` brings it: a route
+            asks for it when it knows who sends it.
+        segments: after :meth:`open`, the path below where the server is mounted, split at ``/`` and
+            then percent-decoded.
+        query: after it, the parameters; of a repeated one the last, and an empty one is none.
+        credential: after it, a publisher's key or a token: from ``Authorization``, else the
+            subprotocol, else the query.
+        claims: what it says, after it was looked at.
     """
 
-    method: str
-    path: str
-    query_string: str
-    headers: dict[str, str]
-    address: str | None = None
-    subprotocols: Sequence[str] = ()
-    mounted: str = ""
+    __slots__ = (
+        "address", "claims", "content", "credential", "headers", "method", "mounted", "path",
+        "query", "query_string", "read", "segments", "subprotocols",
+    )  # fmt: skip
 
-    def segments(self) -> tuple[str, ...]:
-        """The path below where the server is mounted, split and then decoded.
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query_string: str,
+        headers: dict[str, str],
+        address: str | None = None,
+        subprotocols: Sequence[str] = (),
+        mounted: str = "",
+        read: Read = _no_body,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query_string = query_string
+        self.headers = headers
+        self.address = address
+        self.subprotocols = subprotocols
+        self.mounted = mounted
+        self.read = read
+        self.content: bytes | None = None
+        self.segments: tuple[str, ...] = ()
+        self.query: dict[str, str] = {}
+        self.credential: str | None = None
+        self.claims: Claims | None = None
+
+    def open(self) -> None:
+        """Take apart what it asks for.
 
         Raises:
             RequestError: 400.
         """
-        segments = split_path(self.path)
-        if self.mounted:
-            mounted = tuple(part for part in self.mounted.split("/") if part)
-            for start in range(len(mounted)):  # a proxy may have taken a first part of it away
-                prefix = mounted[start:]
-                if segments[: len(prefix)] == prefix:
-                    return segments[len(prefix) :]
-        return segments
-
-    def query(self) -> dict[str, str]:
-        """The parameters; of a repeated one the last, and an empty one is none."""
-        if not self.query_string:
-            return {}
-        parameters = parse_qs(self.query_string, max_num_fields=None)
-        return {name: values[-1] for name, values in parameters.items()}
-
-    def credential(self, query: Mapping[str, str]) -> str | None:
-        """A key or a token: from ``Authorization``, else the subprotocol, else the query."""
-        if given := self.headers.get("authorization"):
-            scheme, _, value = given.strip().partition(" ")
-            if scheme.lower() == "bearer" and (value := value.strip()):
-                return value
-        for name in self.subprotocols:
-            if name.startswith(BEARER_SUBPROTOCOL):
-                return name.removeprefix(BEARER_SUBPROTOCOL)
-        return query.get("token")
+        self.segments = self._split() if self.mounted else split_path(self.path)
+        if self.query_string:
+            parameters = parse_qs(self.query_string, max_num_fields=None)
+            self.query = {name: values[-1] for name, values in parameters.items()}
+        self.credential = self._find_credential()
 
     def room(self) -> Room | None:
         """The room in the path, if there is one."""
         try:
-            match self.segments():
+            match self._split():
                 case ("rooms", segment, *_):
                     return room_of(segment)
         except RequestError:
@@ -98,46 +113,40 @@ class Head:
             return SUBPROTOCOL
         return next((n for n in self.subprotocols if n.startswith(BEARER_SUBPROTOCOL)), None)
 
+    def _split(self) -> tuple[str, ...]:
+        segments = split_path(self.path)
+        if self.mounted:
+            mounted = tuple(part for part in self.mounted.split("/") if part)
+            for start in range(len(mounted)):  # a proxy may have taken a first part of it away
+                prefix = mounted[start:]
+                if segments[: len(prefix)] == prefix:
+                    return segments[len(prefix) :]
+        return segments
 
-async def _no_body() -> bytes:
-    return b""
-
-
-@dataclass(slots=True)
-class Request:
-    """An HTTP request.
-
-    ``segments`` is the path, split at ``/`` and then percent-decoded; of a repeated parameter in
-    ``query`` the last counts, and an empty one is none. ``credential`` is a publisher's key or a
-    token. ``read`` brings the body: a route asks for it when it knows who sends it.
-    """
-
-    method: str
-    segments: tuple[str, ...]
-    query: Mapping[str, str] = field(default_factory=dict)
-    content_type: str | None = None
-    traceparent: str | None = None
-    credential: str | None = field(default=None, repr=False)
-    read: Read = _no_body
+    def _find_credential(self) -> str | None:
+        given = self.headers.get("authorization", "")
+        if given[:7].lower() == "bearer " and (value := given[7:].strip()):
+            return value
+        for name in self.subprotocols:
+            if name.startswith(BEARER_SUBPROTOCOL):
+                return name.removeprefix(BEARER_SUBPROTOCOL)
+        return self.query.get("token")
 
 
-@dataclass(slots=True)
-class Response:
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class Response(NamedTuple):
     """An HTTP answer. ``problem`` is what an error's body says."""
 
     status: int
     content: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = _NONE
     content_type: str = "application/json"
     problem: Mapping[str, str] | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """As most answers are: JSON, and nothing to be said about it."""
-        return self.status == 200 and not self.headers and self.content_type == "application/json"
-
     def with_headers(self, headers: Mapping[str, str]) -> Response:
-        return replace(self, headers={**self.headers, **headers})
+        return self._replace(headers={**self.headers, **headers})
 
     def fields(self) -> dict[str, str]:
         """All headers but those about how the body is sent."""
@@ -201,6 +210,9 @@ def method_not_allowed(right: str) -> RequestError:
     )  # fmt: skip
 
 
+_parse_room = lru_cache(4096)(parse_room)  # those that are published to are few, or the same
+
+
 def room_of(segment: str) -> Room:
     """The room in a path.
 
@@ -208,9 +220,14 @@ def room_of(segment: str) -> Room:
         RequestError: 400.
     """
     try:
-        return parse_room(segment)
+        return _parse_room(segment)
     except InvalidArgumentError as error:
         raise malformed("Invalid room id", error.problem) from error
+
+
+@lru_cache(4096)
+def _split_short(raw: str) -> tuple[str, ...]:
+    return tuple(raw.strip("/").split("/"))
 
 
 def split_path(raw: str) -> tuple[str, ...]:
@@ -219,11 +236,10 @@ def split_path(raw: str) -> tuple[str, ...]:
     Raises:
         RequestError: 400, if it is not UTF-8 under its percent-encoding.
     """
-    parts = raw.strip("/").split("/")
-    if "%" not in raw:
-        return tuple(parts)
+    if "%" not in raw and len(raw) < 256:
+        return _split_short(raw)
     try:
-        return tuple(unquote(part, errors="strict") for part in parts)
+        return tuple(unquote(part, errors="strict") for part in raw.strip("/").split("/"))
     except UnicodeDecodeError:
         raise malformed("Invalid path", "its percent-encoding is not UTF-8") from None
 
@@ -263,8 +279,9 @@ async def json_body(request: Request) -> object:
     Raises:
         RequestError: 400, 408, 413 or 415.
     """
-    if request.content_type is not None and request.content_type != "application/json":
-        media = request.content_type.partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type")
+    if kind is not None and kind != "application/json":
+        media = kind.partition(";")[0].strip().lower()
         if media != "application/json" and not media.endswith("+json"):
             raise RequestError(
                 415,
@@ -272,9 +289,13 @@ async def json_body(request: Request) -> object:
                 "Unsupported media type",
                 "send Content-Type: application/json",
             )
+    content = request.content
+    if content is None:
+        content = await request.read()
     try:
-        return pydantic_core.from_json(
-            await request.read(), allow_inf_nan=False, cache_strings="keys"
-        )
+        return _from_json(content, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise malformed("Invalid JSON", str(error)) from error
+
+
+_from_json = pydantic_core.from_json

@@ -48,6 +48,7 @@ class Limits:
         self._publishes = _rate(settings.publishes_per_s)
         self._bytes = _rate(settings.publish_bytes_per_s)
         self._messages = _rate(settings.messages_per_s)
+        self.count_publishes = bool(settings.publishes_per_s or settings.publish_bytes_per_s)
         self._connections = 0
         self._by_user: Counter[str] = Counter()
         self._by_room: Counter[str] = Counter()

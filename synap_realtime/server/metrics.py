@@ -6,6 +6,7 @@ Each server has a registry of its own, so that two in one process do not add up.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import perf_counter
 
 from prometheus_client import (
@@ -18,7 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from .stores.base import Usage
+from .stores.base import Receipt, Usage
 from .tallies import Tallies, Tally
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -61,7 +62,7 @@ class Metrics:
             "publishes", "Notifications that were published, once for each room.", "outcome"
         )
         self._bytes = counter("publish_bytes", "Bytes of those that were accepted.")
-        self.accepted_bytes = 0  # since the last look
+        self._accepted = self._accepted_bytes = 0  # since the last look
         self._deliveries = counter("deliveries", "Notifications written to connections.", "kind")
         self._live = self._deliveries.labels("live")
         self._written = 0  # live, since the last look: too many to take a lock for each
@@ -115,6 +116,14 @@ class Metrics:
         if count:
             self._outcomes[outcome].inc(count)
 
+    def accepted(self, receipts: Sequence[Receipt], size: int) -> None:
+        """Notifications were kept, or are known: so many bytes."""
+        duplicates = sum([receipt.duplicate for receipt in receipts])
+        self._accepted += len(receipts) - duplicates
+        self._accepted_bytes += size
+        if duplicates:
+            self.published("duplicate", duplicates)
+
     def refused(self, code: str) -> None:
         self._refusals.labels(code).inc()
 
@@ -161,8 +170,9 @@ class Metrics:
 
     def _count_written(self) -> None:
         self._live.inc(self._written)
-        self._bytes.inc(self.accepted_bytes)
-        self._written = self.accepted_bytes = 0
+        self._outcomes["accepted"].inc(self._accepted)
+        self._bytes.inc(self._accepted_bytes)
+        self._written = self._accepted = self._accepted_bytes = 0
 
     def watch_loop(self) -> None:
         """Look at the running event loop from now on; to call it again changes nothing."""

@@ -21,8 +21,6 @@ from .admin import Admin
 from .api import Api
 from .auth import Authenticator, Claims
 from .http import (
-    Head,
-    Read,
     Request,
     RequestError,
     Response,
@@ -112,6 +110,8 @@ class Node:
             own_pages=settings.admin,
             may=may,
         )
+        self.needs_tasks = access.needs_tasks
+        """Whether an answer may have to wait for what only a task can wait for."""
         self._sessions = Sessions(store, hub, presence, access, revocations, limits, metrics)
         admin = None
         if settings.admin:
@@ -132,60 +132,47 @@ class Node:
     @property
     def has_keys(self) -> bool:
         """Without, it answers this machine only."""
-        return self._access.has_keys
+        return bool(self._access.keys())
 
-    @property
-    def needs_tasks(self) -> bool:
-        """Whether an answer may have to wait for what only a task can wait for."""
-        return self._access.needs_tasks
-
-    def begin(self) -> None:
-        """A request begins: look at the event loop, and forget whose the one before it was."""
+    def watch_loop(self) -> None:
+        """Look at the running event loop from now on; to call it again changes nothing."""
         self._metrics.watch_loop()
-        events.begun()
 
-    async def answer(self, head: Head, read: Read) -> Response | Opened:
+    async def answer(self, request: Request) -> Response | Opened:
         """Answer a request; what is asked below ``/rooms/{room}/events`` is let in as a stream.
 
-        Args:
-            read: brings the body, whole. It is called once at most, when it is known who sends it;
-                a :class:`RequestError` that it raises is the answer.
+        What ``request.read`` raises is the answer, if it is a :class:`RequestError`.
         """
         cors: dict[str, str] = {}
         try:
-            origin = head.headers.get("origin")
-            if origin is not None or not self._access.has_keys:
-                self._access.admit(_caller(head))
+            origin = request.headers.get("origin")
+            if origin is not None or not self._access.keys():
+                self._access.admit(_caller(request))
             if origin is not None:
                 cors = {"Access-Control-Allow-Origin": origin, "Vary": "origin"}
-            segments = head.segments()
-            if head.method == "OPTIONS" and "access-control-request-method" in head.headers:
+            request.open()
+            if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
                 return Response(204, b"", {**cors, **_PREFLIGHT})
-            query = head.query()
-            if len(segments) == 3 and segments[0] == "rooms" and segments[2] == "events":
-                if head.method not in ("GET", "HEAD"):
+            segments = request.segments
+            is_room = len(segments) == 3 and segments[0] == "rooms"
+            if is_room and segments[2] == "events":
+                if request.method not in ("GET", "HEAD"):
                     raise method_not_allowed("GET")
-                return await self._open_event_stream(head, query, segments[1], cors)
-            response = await self._api.handle(
-                Request(
-                    method=head.method,
-                    segments=segments,
-                    query=query,
-                    content_type=head.headers.get("content-type"),
-                    traceparent=head.headers.get("traceparent"),
-                    credential=head.credential(query),
-                    read=read,
-                )
-            )
+                return await self._open_event_stream(request, segments[1], cors)
+            if is_room and segments[2] == "broadcast" and request.method == "POST":
+                # As most are: straight on.
+                response = await self._api.broadcast_one(request)
+            else:
+                response = await self._api.handle(request)
         except RequestError as error:
             response = error.response
         except StoreUnavailableError as error:
             response = unavailable(str(error)).response
         if response.problem is not None:
-            self.note(head, response)
+            self.note(request, response)
         return response.with_headers(cors) if cors else response
 
-    async def open_websocket(self, head: Head) -> Opened:
+    async def open_websocket(self, request: Request) -> Opened:
         """Let a WebSocket in.
 
         Raises:
@@ -193,35 +180,39 @@ class Node:
             ClosedAtOnceError: it is accepted, and closed with this code.
         """
         try:
-            return await self._open_websocket(head)
+            return await self._open_websocket(request)
         except TooManyForUserError:
             code = CloseCode.TOO_MANY_CONNECTIONS
         except RequestError as error:
             codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
             status = error.response.status
-            if not error.is_about_credential or "origin" not in head.headers or status not in codes:
-                self.note(head, error.response)
+            if (
+                not error.is_about_credential
+                or "origin" not in request.headers
+                or status not in codes
+            ):
+                self.note(request, error.response)
                 raise
             code = codes[status]
         except StoreUnavailableError as error:
             refusal = unavailable(str(error))
-            self.note(head, refusal.response)
+            self.note(request, refusal.response)
             raise refusal from None
         reason = code.name.lower()
         self._metrics.dropped(reason)
         problem = {"code": reason, "details": f"closed with {int(code)}"}
-        events.refused(problem, head.address, head.room())
+        events.refused(problem, request.address, request.room(), request.claims)
         raise ClosedAtOnceError(code)
 
     def close_session(self, session: Session) -> None:
         """The connection of a session has gone; a second call changes nothing."""
         self._sessions.close(session)
 
-    def note(self, head: Head, response: Response) -> None:
+    def note(self, request: Request, response: Response) -> None:
         """Count an error, and write it down."""
         if response.problem is not None:
             self._metrics.refused(response.problem["code"])
-            events.refused(response.problem, head.address, head.room())
+            events.refused(response.problem, request.address, request.room(), request.claims)
 
     async def drain(self) -> None:
         """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""
@@ -255,13 +246,13 @@ class Node:
         await self._authenticator.close()
         await self._api.close()
 
-    async def _open_websocket(self, head: Head) -> Opened:
-        self._access.admit(_caller(head))
-        match head.segments():
+    async def _open_websocket(self, request: Request) -> Opened:
+        self._access.admit(_caller(request))
+        request.open()
+        match request.segments:
             case ("rooms", segment, "subscribe"):
-                query = head.query()
-                target = _target(segment, query)
-                if target.watches and not head.speaks_control:
+                target = _target(segment, request.query)
+                if target.watches and not request.speaks_control:
                     raise malformed(
                         "Nothing could be told", "presence: offer the subprotocol synap.v1"
                     )
@@ -271,7 +262,7 @@ class Node:
                     404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
                 )
         try:
-            claims = await self._access.identify(head.credential(query))
+            claims = await self._access.identify(request)
             await self._permit(claims, target)
         except RequestError as error:
             error.is_about_credential = True
@@ -279,30 +270,30 @@ class Node:
         session = self._sessions.open(
             target.room,
             claims,
-            head.address,
+            request.address,
             transport="websocket",
             device=target.device,
-            acknowledges=head.speaks_control,
+            acknowledges=request.speaks_control,
             watches=target.watches,
         )
         return Opened(session, target.after)
 
     async def _open_event_stream(
-        self, head: Head, query: dict[str, str], segment: str, cors: dict[str, str]
+        self, request: Request, segment: str, cors: dict[str, str]
     ) -> Response | Opened:
         """
         Raises:
             RequestError: the stream cannot be.
         """
-        if last := head.headers.get("last-event-id"):
+        if last := request.headers.get("last-event-id"):
             # A browser cannot choose what it sends here, so junk is a lost position, not a 400.
-            query["after"] = last if is_cursor(last) else "earliest"
-        target = _target(segment, query)
+            request.query["after"] = last if is_cursor(last) else "earliest"
+        target = _target(segment, request.query)
         after = LOST if last and not is_cursor(last) else target.after
         headers = {**_EVENT_STREAM_HEADERS, **cors}
-        claims = await self._access.identify(head.credential(query))
+        claims = await self._access.identify(request)
         await self._permit(claims, target)
-        short = b"" if head.method == "HEAD" else None
+        short = b"" if request.method == "HEAD" else None
         if short is None and self._api.draining:  # after a 503 a browser never comes back
             short = f"retry: {RETRY_MS + secrets.randbelow(RETRY_MS)}\n\n".encode()
         answer = Response(200, short or b"", headers, _EVENT_STREAM)
@@ -312,7 +303,7 @@ class Node:
             session = self._sessions.open(
                 target.room,
                 claims,
-                head.address,
+                request.address,
                 transport="sse",
                 device=target.device,
                 acknowledges=False,
@@ -353,10 +344,10 @@ def _target(segment: str, query: dict[str, str]) -> _Target:
     return _Target(room, after, device_of(query), watches=presence == "1")
 
 
-def _caller(head: Head) -> Caller:
-    headers = head.headers
+def _caller(request: Request) -> Caller:
+    headers = request.headers
     return Caller(
-        address=head.address,
+        address=request.address,
         host=headers.get("host"),
         origin=headers.get("origin"),
         forwarded_for=headers.get("x-forwarded-for"),

@@ -88,7 +88,7 @@ class Session:
     async def _renew(self, token: str) -> None:
         close = self.subscription.close
         try:
-            claims = await self._access.identify(token)
+            claims = await self._access.identify_credential(token)
             if claims.user != self.claims.user:
                 return close(CloseCode.FORBIDDEN)
             await self._access.permit(claims, "subscribe", self.room)

@@ -169,7 +169,15 @@ class Subscription:
     def offer(self, entry: Entry, began_at: float | None) -> bool:
         """See :class:`Listener`."""
         if self._is_clear:
-            if entry.cursor.offset > self._handed and not self._hand_over(entry):
+            offset = entry.cursor.offset
+            if offset <= self._handed:
+                return True
+            if not self._acknowledges or is_on():
+                takes_more = self._hand_over(entry)
+            else:
+                self._handed = offset
+                takes_more = self._outlet.put(entry)
+            if not takes_more:
                 self._settle()
             return True
         if self._closing is not None or self._letting_go:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .claims import ANYONE, Claims
 from .jwks import KeysUnavailableError
-from .keyring import KeyRing
+from .keyring import KeyRing, Keys
 from .verify import MAX_TOKEN_BYTES, Authenticator, InvalidTokenError, id_of_token
 
 __all__ = [
     "ANYONE", "MAX_TOKEN_BYTES", "Authenticator", "Claims", "InvalidTokenError", "KeyRing",
-    "KeysUnavailableError", "id_of_token",
+    "Keys", "KeysUnavailableError", "id_of_token",
 ]  # fmt: skip

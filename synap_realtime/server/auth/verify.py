@@ -53,6 +53,8 @@ class Authenticator:
             ConfigurationError: there are keys for tokens, and PyJWT is not installed.
         """
         self._ring = keys
+        self.keys = keys.current
+        """Those that count now."""
         self._issuer = issuer
         self._audience = audience
         self._leeway_s = leeway_s
@@ -65,15 +67,6 @@ class Authenticator:
                 raise ConfigurationError(
                     "keys for tokens need: pip install 'synap-realtime[auth]'"
                 ) from None
-
-    @property
-    def has_keys(self) -> bool:
-        return bool(self._ring.current())
-
-    @property
-    def asks_others(self) -> bool:
-        """Whether it may have to fetch a key."""
-        return bool(self._ring.current().jwks_urls)
 
     async def identify(self, credential: str) -> Claims:
         """What a publisher's key or a token says.

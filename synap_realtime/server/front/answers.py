@@ -28,7 +28,12 @@ def head_of(
         length: of the body; None: it is not known yet.
         chunked: the body comes in chunks; else, without a length, it ends with the connection.
     """
-    if keeps_alive and length is not None and response.is_plain:
+    if (
+        keeps_alive
+        and length is not None
+        and response.status == 200
+        and not (response.headers or response.content_type != "application/json")
+    ):  # as most are
         return b"%b%d\r\nDate: %b\r\n\r\n" % (_PLAIN, length, _date())
     fields = response.fields()
     if length is not None and response.status != 204:  # RFC 9110, section 8.6

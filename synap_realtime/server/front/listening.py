@@ -29,6 +29,7 @@ class Front:
 
     async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Take connections from now on."""
+        self.node.watch_loop()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: HttpConnection(self), sock=listener, ssl=tls, backlog=2048

@@ -13,14 +13,18 @@ class Proxies:
         """
         Args:
             trusted: addresses or networks; ``*``: all.
+
+        Attributes:
+            are_trusted: whether there are any.
         """
         names = list(trusted)
         self._all = "*" in names
+        self.are_trusted = bool(names)
         self._networks = [ipaddress.ip_network(name) for name in names if name != "*"]
 
     def address(self, peer: str | None, headers: Mapping[str, str]) -> str | None:
         """Of the client: the last one in the list that is no proxy of ours."""
-        if not (self._all or self._networks) or not self._trusts(peer):
+        if not self._trusts(peer):
             return peer
         given = headers.get("x-forwarded-for", "")
         hosts = [host for part in given.split(",") if (host := part.strip())]

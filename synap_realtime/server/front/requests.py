@@ -13,13 +13,14 @@ import logging
 import re
 from collections import deque
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Protocol
 
 import httptools
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..api import MAX_BODY_BYTES
-from ..http import Head, RequestError, Response, body_too_large, body_too_slow, malformed
+from ..http import Request, RequestError, Response, body_too_large, body_too_slow, malformed
 from ..node import ClosedAtOnceError, Node, Opened
 from ..websocket import accept_of
 from .answers import CONTINUE, head_of, switching
@@ -70,6 +71,7 @@ _NAMES = {
 }  # fmt: skip
 
 _SLICE_BYTES = 32 * 1024  # of what comes is read at once
+_SLASH = ord("/")
 _AHEAD_BYTES = 64 * 1024  # of a body that nobody has asked for yet
 
 
@@ -83,19 +85,20 @@ class Owner(Protocol):
     connections: set[Tracked]
 
 
-class _Exchange:
+class _Exchange(Request):
     """A request on its way: what has come of it, and who waits for the rest."""
 
     __slots__ = (
-        "chunks", "expects_continue", "head", "is_answered", "is_complete", "is_http_10",
-        "is_websocket", "keeps_alive", "problem", "size", "wanted",
+        "chunks", "is_answered", "is_complete", "is_http_10", "is_websocket", "keeps_alive",
+        "problem", "size", "wanted",
     )  # fmt: skip
 
-    def __init__(self, head: Head, *, keeps_alive: bool, is_http_10: bool) -> None:
-        self.head = head
-        self.keeps_alive = keeps_alive
-        self.is_http_10 = is_http_10
-        self.expects_continue = head.headers.get("expect", "").lower() == "100-continue"
+    def __init__(
+        self, method: str, path: str, query: str, headers: dict[str, str], address: str | None
+    ) -> None:
+        super().__init__(method, path, query, headers, address)
+        self.keeps_alive = False
+        self.is_http_10 = False
         self.is_websocket = False
         self.problem: RequestError | None = None  # the answer, whatever it asks
         self.chunks: list[bytes] = []
@@ -123,9 +126,9 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_body", "_current", "_dropped", "_head_bytes", "_headers", "_is_held",
-        "_is_in_head", "_is_over", "_is_writable", "_left", "_loop", "_owner", "_parser", "_queue",
-        "_reader_timer", "_stream", "_task", "_transport", "_upgrade", "_url",
+        "_address", "_body", "_current", "_dropped", "_head_bytes", "_headers", "_is_going_on",
+        "_is_held", "_is_in_head", "_is_over", "_is_writable", "_left", "_loop", "_owner",
+        "_parser", "_queue", "_reader_timer", "_stream", "_task", "_transport", "_upgrade", "_url",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -145,6 +148,7 @@ class HttpConnection(asyncio.Protocol):
         self._stream: EventStream | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
+        self._is_going_on = False
         self._is_held = False  # what comes waits in the socket
         self._is_over = False  # what comes means nothing
         self._dropped = 0
@@ -204,6 +208,8 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(malformed("Invalid HTTP request", "it is not HTTP/1.1"))
             return None
         if self._is_in_head:
+            if not self._head_bytes and self._current is None and not self._queue:
+                self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 details = f"a request's head has at most {MAX_HEAD_BYTES} bytes"
@@ -230,8 +236,6 @@ class HttpConnection(asyncio.Protocol):
         self._headers = {}
         self._is_in_head = True
         self._head_bytes = 0
-        if self._current is None and not self._queue:
-            self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -249,21 +253,14 @@ class HttpConnection(asyncio.Protocol):
             self.end()
         if self._transport.is_closing():
             return
-        parser, headers = self._parser, self._headers
-        is_http_10 = parser.get_http_version() != "1.1"
+        parser, headers, address = self._parser, self._headers, self._address
+        if self._owner.proxies.are_trusted:
+            address = self._owner.proxies.address(address, headers)
         path, _, query = self._target().partition("?")
-        head = Head(
-            parser.get_method().decode("latin-1"),
-            path,
-            query,
-            headers,
-            self._owner.proxies.address(self._address, headers),
-        )
-        exchange = _Exchange(
-            head,
-            keeps_alive=parser.should_keep_alive() and not is_http_10,
-            is_http_10=is_http_10,
-        )
+        method = parser.get_method().decode("latin-1")
+        exchange = _Exchange(method, path, query, headers, address)
+        exchange.is_http_10 = is_http_10 = parser.get_http_version() != "1.1"
+        exchange.keeps_alive = parser.should_keep_alive() and not is_http_10
         if parser.should_upgrade():
             self._look_at_upgrade(exchange)
         self._body = exchange
@@ -285,7 +282,9 @@ class HttpConnection(asyncio.Protocol):
     def _target(self) -> str:
         """The path and the query; of an absolute target (RFC 9112, section 3.2.2) those parts."""
         url = self._url
-        if not url.startswith(b"/"):
+        if url[0] == _SLASH and b"#" not in url:  # as most do
+            return url.decode("latin-1")
+        if url[0] != _SLASH:
             try:
                 parts = httptools.parse_url(url)
             except httptools.HttpParserInvalidURLError:
@@ -298,30 +297,38 @@ class HttpConnection(asyncio.Protocol):
     # ---- requests, one after the other
 
     def _go_on(self) -> None:
+        if self._is_going_on:  # an answer was given at once: the loop below goes on by itself
+            return
+        self._is_going_on = True
         while (
-            self._current is None
-            and self._queue
+            self._queue
+            and self._current is None
             and self._is_writable
             and not self._transport.is_closing()
         ):
             exchange = self._current = self._queue.popleft()
-            self._owner.half_open.end(self)
-            self._owner.node.begin()
             if exchange.problem is not None:
-                self._owner.node.note(exchange.head, exchange.problem.response)
+                self._owner.node.note(exchange, exchange.problem.response)
                 self._answer(exchange, exchange.problem.response)
             else:
-                self._run(self._serve(exchange), is_quick=exchange.head.method == "POST")
+                if exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
+                    exchange.content = b"".join(exchange.chunks)
+                else:
+                    exchange.read = partial(self._body_of, exchange)
+                self._run(self._serve(exchange), is_quick=exchange.method == "POST")
+            if self._current is exchange:  # it waits for us
+                self._owner.half_open.end(self)
+        self._is_going_on = False
 
     def _run(self, work: Coroutine[Any, Any, None], *, is_quick: bool) -> None:
-        if is_quick and not self._owner.node.needs_tasks:
+        if is_quick and not self._owner.node.needs_tasks():
             self._task = run(self._loop, work)
         else:
             self._task = self._loop.create_task(work)
 
     async def _serve(self, exchange: _Exchange) -> None:
         try:
-            answer = await self._owner.node.answer(exchange.head, lambda: self._body_of(exchange))
+            answer = await self._owner.node.answer(exchange)
             if isinstance(answer, Opened):
                 self._serve_stream(exchange, answer)
             elif not self._transport.is_closing():
@@ -356,11 +363,12 @@ class HttpConnection(asyncio.Protocol):
         Raises:
             RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes too long.
         """
-        declared = exchange.head.headers.get("content-length", "0")
+        declared = exchange.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
             raise body_too_large(MAX_BODY_BYTES)
         if not exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
-            if exchange.expects_continue and not exchange.size:
+            expects = exchange.headers.get("expect", "").lower()
+            if expects == "100-continue" and not exchange.size:
                 self._transport.write(CONTINUE)
             exchange.wanted = self._loop.create_future()
             self._release()
@@ -382,7 +390,7 @@ class HttpConnection(asyncio.Protocol):
     def _answer(self, exchange: _Exchange, response: Response) -> None:
         content = response.content
         head = head_of(response, len(content), keeps_alive=exchange.keeps_alive)
-        is_silent = exchange.head.method == "HEAD" or response.status == 204
+        is_silent = exchange.method == "HEAD" or response.status == 204
         self._transport.write(head if is_silent else head + content)
         exchange.is_answered = True
         if exchange.is_complete:
@@ -398,7 +406,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._current = None
         within_s = HEAD_TIMEOUT_S if self._is_in_head else IDLE_TIMEOUT_S
-        self._owner.half_open.begin(self, within_s)
+        self._owner.half_open.renew(self, within_s)
         if exchange.keeps_alive:
             self._go_on()
         elif self._is_over and self._transport.can_write_eof():
@@ -415,8 +423,7 @@ class HttpConnection(asyncio.Protocol):
         exchange, self._body = self._body, None
         if exchange is None or exchange.is_answered:
             self._is_in_head = False
-            head = Head("", "/", "", {}, self._address)
-            exchange = _Exchange(head, keeps_alive=False, is_http_10=False)
+            exchange = _Exchange("", "/", "", {}, self._address)
             self._queue.append(exchange)
         exchange.problem = error
         exchange.keeps_alive = False
@@ -434,21 +441,21 @@ class HttpConnection(asyncio.Protocol):
     def _look_at_upgrade(self, exchange: _Exchange) -> None:
         """The parser stops behind a head with ``Upgrade`` and takes a body for the next request:
         one that was smuggled past a proxy, which knows better. So there is none."""
-        headers = exchange.head.headers
+        headers = exchange.headers
         self._upgrade = exchange
         exchange.keeps_alive = False
         length = headers.get("content-length", "").strip(" 0")
-        if exchange.head.method == "CONNECT":
+        if exchange.method == "CONNECT":
             exchange.problem = malformed("Invalid method", "this is no proxy")
             return
         if length or "transfer-encoding" in headers:
             exchange.problem = malformed("Invalid upgrade", "it has a body")
             return
         offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
-        if exchange.head.method != "GET" or "websocket" not in offered:
+        if exchange.method != "GET" or "websocket" not in offered:
             return  # it is answered as if it asked for nothing more
         protocols = headers.get("sec-websocket-protocol", "").split(",")
-        exchange.head.subprotocols = [name for part in protocols if (name := part.strip())]
+        exchange.subprotocols = [name for part in protocols if (name := part.strip())]
         if headers.get("sec-websocket-version") != "13":
             exchange.problem = RequestError(
                 426, "upgrade_required", "Unsupported WebSocket version", "expected 13",
@@ -457,7 +464,7 @@ class HttpConnection(asyncio.Protocol):
         elif (
             exchange.is_http_10
             or not _is_key(headers.get("sec-websocket-key", ""))
-            or not all(map(_TOKEN.fullmatch, exchange.head.subprotocols))
+            or not all(map(_TOKEN.fullmatch, exchange.subprotocols))
         ):
             exchange.problem = malformed(
                 "Invalid WebSocket handshake", "see RFC 6455, section 4.2.1"
@@ -478,14 +485,13 @@ class HttpConnection(asyncio.Protocol):
             self._queue.clear()
             self._current = exchange
             self._owner.half_open.end(self)
-            self._owner.node.begin()
             self._transport.pause_reading()
             self._run(self._open(exchange, rest), is_quick=True)
 
     async def _open(self, exchange: _Exchange, rest: bytes) -> None:
-        head, node = exchange.head, self._owner.node
+        node = self._owner.node
         try:
-            opened = await node.open_websocket(head)
+            opened = await node.open_websocket(exchange)
         except RequestError as error:
             if not self._transport.is_closing():
                 exchange.is_websocket = False
@@ -501,7 +507,7 @@ class HttpConnection(asyncio.Protocol):
                 return
             subscriber = Subscriber(
                 opened.session, node, self._owner.silence, self._owner.connections,
-                speaks_control=head.speaks_control,
+                speaks_control=exchange.speaks_control,
             )  # fmt: skip
             subscriber.socket = socket = self._become(subscriber, exchange)
             subscriber.begin(opened.after)
@@ -509,10 +515,10 @@ class HttpConnection(asyncio.Protocol):
                 socket.data_received(rest)
 
     def _become(self, handler: Handler, exchange: _Exchange) -> WebSocket:
-        transport, head = self._transport, exchange.head
+        transport = self._transport
         self._forget()
-        accept = accept_of(head.headers["sec-websocket-key"])
-        transport.write(switching(accept, head.chosen_subprotocol))
+        accept = accept_of(exchange.headers["sec-websocket-key"])
+        transport.write(switching(accept, exchange.chosen_subprotocol))
         # What a peer does not take at once is paused for: see WebSocket.is_writable.
         transport.set_write_buffer_limits(high=0)
         socket = WebSocket(

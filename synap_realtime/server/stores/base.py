@@ -62,8 +62,8 @@ class Entry(NamedTuple):
 
 def entry_of(room: Room, cursor: Cursor, text: str) -> Entry:
     """A publication's text with its place in the log. (Neither part can hold a quote.)"""
-    full = f'{text[:-1]},"room":"{room}","cursor":"{cursor}"}}'
-    return Entry(cursor, full, len(full.encode()))
+    full = f'{text[:-1]},"room":"{room}","cursor":"{cursor.epoch}-{cursor.offset}"}}'
+    return Entry(cursor, full, len(full) if full.isascii() else len(full.encode()))
 
 
 class Receipt(NamedTuple):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-import sys
 import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from sys import getsizeof
 
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room, is_request_room
@@ -31,8 +31,7 @@ from .base import (
 MAX_DEVICES_IN_ALL = 100_000
 """Over all rooms; the one that has not come for longest is forgotten first."""
 
-_SWEEP = 1  # rooms looked at for each publish: as many as one can add, so the sweep keeps up
-_AT_ONCE = 100  # notifications of one call that are kept without a pause
+_SWEEP = 50  # rooms looked at after so many publishes: as many as they can add, so it keeps up
 _IDLE_SWEEP = 500  # and each second, so that memory is let go when nobody publishes
 
 # What an object takes beside its text, in bytes, measured: with its places in our tables.
@@ -69,6 +68,7 @@ class MemoryStore:
         self._clock = clock
         self._bytes = 0
         self._evicted = 0
+        self._unswept = 0  # publishes since the last sweep
         self._epoch = secrets.token_hex(6)
         self._offset = 1  # not 0: a head must not look like the position before everything
         # The highest offset in any log that was dropped whole, for requests' rooms and for others:
@@ -92,31 +92,36 @@ class MemoryStore:
         self._start_ticking()
         now = self._clock()
         receipts = []
-        for number, publication in enumerate(publications, 1):
-            self._sweep(now, _SWEEP)
+        for publication in publications:
             receipts.append(self._keep(publication, now, deliver))
-            if number % _AT_ONCE == 0:
+            self._unswept += 1
+            if self._unswept == _SWEEP:
+                self._unswept = 0
+                self._sweep(now, _SWEEP)
                 # However much one call publishes, subscribers read along and others are answered.
-                await asyncio.sleep(0)
+                if len(publications) > _SWEEP:
+                    await asyncio.sleep(0)
         return receipts
 
     def _keep(self, publication: Publication, now: float, deliver: Deliver) -> Receipt:
-        room, id = publication.room, publication.id
-        log = self._log(room)
+        room, id, text = publication
+        log = self._logs.get(room) or self._log(room)
         self._logs.move_to_end(room)
-        self._trim(room, log, now)
+        if now >= log.due:
+            self._trim(room, log, now)
         if (seen := log.ids.get(id)) is not None:
             first = seen[1]
             return Receipt(first.id, first.cursor, first.broadcast_count, duplicate=True)
 
-        self._offset += 1
-        entry = entry_of(room, Cursor(self._epoch, self._offset), publication.text)
+        self._offset = offset = self._offset + 1
+        entry = entry_of(room, Cursor(self._epoch, offset), text)
         log.entries.append((now, entry))
-        log.due = min(log.due, now + min(self._retention.age_s(room), self._retention.dedupe_s))
-        self._kept[self._offset] = (room, id)
+        if log.due == math.inf:
+            log.due = now + min(self._retention.age_s(room), self._retention.dedupe_s)
+        self._kept[offset] = (room, id)
         receipt = Receipt(id, entry.cursor, deliver(room, entry), duplicate=False)
         log.ids[id] = (now, receipt)
-        self._bytes += _entry_bytes(entry) + _id_bytes(id)
+        self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
         if len(log.entries) > self._retention.count:
             self._forget_entry(log)
         while self._bytes > self._retention.memory_bytes and len(self._kept) > 1:
@@ -248,8 +253,7 @@ class MemoryStore:
 
     def _sweep(self, now: float, rooms: int) -> None:
         """Look at a few rooms and drop those that hold nothing any more."""
-        for _ in range(min(rooms, len(self._logs))):
-            room, log = next(iter(self._logs.items()))
+        for room, log in list(islice(self._logs.items(), rooms)):
             self._trim(room, log, now)
             if log.entries or log.ids or log.devices:
                 self._logs.move_to_end(room)
@@ -261,8 +265,8 @@ class MemoryStore:
 
 
 def _entry_bytes(entry: Entry) -> int:
-    return sys.getsizeof(entry.text) + _ENTRY_BYTES
+    return getsizeof(entry.text) + _ENTRY_BYTES
 
 
 def _id_bytes(id: str) -> int:
-    return sys.getsizeof(id) + _ID_BYTES
+    return getsizeof(id) + _ID_BYTES
