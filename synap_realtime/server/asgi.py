@@ -200,15 +200,16 @@ def create_app(
         ConfigurationError: names the setting that is wrong.
     """
     settings = settings or load_settings()
+    rule = may or (None if settings.may is None else load_rule(settings.may))
     return RoomServer(
         settings,
         store or open_store(settings.store, settings.retention()),
-        _authenticator(settings),
-        may or (None if settings.may is None else load_rule(settings.may)),
+        _authenticator(settings, keeps_members=rule is not None),
+        rule,
     )
 
 
-def _authenticator(settings: ServerSettings) -> Authenticator:
+def _authenticator(settings: ServerSettings, *, keeps_members: bool) -> Authenticator:
     ring = KeyRing(
         token_secrets=[secret.get_secret_value() for secret in settings.token_secrets],
         jwks_urls=settings.jwks_urls,
@@ -220,4 +221,5 @@ def _authenticator(settings: ServerSettings) -> Authenticator:
         issuer=settings.token_issuer,
         audience=settings.token_audience,
         leeway_s=settings.token_leeway_s,
+        keeps_members=keeps_members,
     )

@@ -210,7 +210,7 @@ def method_not_allowed(right: str) -> RequestError:
     )  # fmt: skip
 
 
-_parse_room = lru_cache(4096)(parse_room)  # those that are published to are few, or the same
+_parse_room = lru_cache(1024)(parse_room)  # those that are published to are few, or the same
 
 
 def room_of(segment: str) -> Room:
@@ -225,7 +225,7 @@ def room_of(segment: str) -> Room:
         raise malformed("Invalid room id", error.problem) from error
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _split_short(raw: str) -> tuple[str, ...]:
     return tuple(raw.strip("/").split("/"))
 

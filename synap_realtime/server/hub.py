@@ -9,6 +9,8 @@ from typing import Protocol
 from ..protocol.rooms import Room
 from .stores.base import Entry
 
+_FEW = 4
+
 
 class Listener(Protocol):
     """One connection's ear. ``offer`` never waits and never raises."""
@@ -31,19 +33,31 @@ class Hub:
             observe: told for each notification of a room how long after its publish's arrival it
                 was offered to all, in seconds, and to how many.
         """
-        self._rooms: dict[Room, set[Listener]] = {}
+        self._rooms: dict[Room, tuple[Listener, ...] | set[Listener]] = {}
         self._observe = observe
 
     def join(self, room: Room, listener: Listener) -> None:
-        self._rooms.setdefault(room, set()).add(listener)
+        listeners = self._rooms.get(room, ())
+        if isinstance(listeners, set):
+            listeners.add(listener)
+        elif listener not in listeners:
+            # Most rooms have one: a set takes four times the memory of a tuple.
+            more = (*listeners, listener)
+            self._rooms[room] = more if len(more) <= _FEW else set(more)
 
     def leave(self, room: Room, listener: Listener) -> None:
         """Forget a listener; one that is not there is no error."""
-        listeners = self._rooms.get(room)
-        if listeners is not None:
+        listeners = self._rooms.get(room, ())
+        if isinstance(listeners, set):
             listeners.discard(listener)
-            if not listeners:
-                del self._rooms[room]
+            if listeners:
+                return
+        elif len(listeners) > 1:
+            self._rooms[room] = tuple(each for each in listeners if each is not listener)
+            return
+        elif listener not in listeners:
+            return
+        del self._rooms[room]
 
     def deliver(self, room: Room, entry: Entry, began_at: float | None = None) -> int:
         """Offer an entry to everyone in a room; returns how many took it."""

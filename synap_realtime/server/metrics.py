@@ -85,9 +85,10 @@ class Metrics:
         self._lag = histogram("event_loop_lag", "How late the event loop comes.").of()
         self._timer: asyncio.TimerHandle | None = None
         # A series that is there from the start can be told from one that is missing.
-        for transport in ("websocket", "sse"):
-            self._connections.labels(transport)
-            self._opened.labels(transport)
+        self._by_transport = {
+            transport: (self._opened.labels(transport), self._connections.labels(transport))
+            for transport in ("websocket", "sse")
+        }
         self._outcomes = {
             outcome: self._publishes.labels(outcome)
             for outcome in ("accepted", "duplicate", "refused", "unavailable")
@@ -145,11 +146,12 @@ class Metrics:
             self.publish_to_write.observe(perf_counter() - began_at)
 
     def connected(self, transport: str) -> None:
-        self._opened.labels(transport).inc()
-        self._connections.labels(transport).inc()
+        opened, connections = self._by_transport[transport]
+        opened.inc()
+        connections.inc()
 
     def disconnected(self, transport: str) -> None:
-        self._connections.labels(transport).dec()
+        self._by_transport[transport][1].dec()
 
     def store_operation(self, name: str) -> Tally:
         """How long a call of the store took."""

@@ -242,6 +242,7 @@ class Node:
         """Drain, then let go of the store."""
         await self.drain()
         self._presence.close()
+        self._sessions.stop()
         self._metrics.close()
         await self._authenticator.close()
         await self._api.close()

@@ -37,7 +37,7 @@ class _User:
 @dataclass(slots=True)
 class _Room:
     users: dict[str, _User] = field(default_factory=dict)
-    watchers: set[Watcher] = field(default_factory=set)
+    watchers: set[Watcher] | None = None  # most rooms have none
 
 
 class Presence:
@@ -53,7 +53,10 @@ class Presence:
         """A connection of a user's begins; :meth:`leave` when it has ended."""
         if timer := self._leaving.pop((room, user, device), None):
             timer.cancel()
-        users = self._rooms.setdefault(room, _Room()).users
+        there = self._rooms.get(room)
+        if there is None:
+            there = self._rooms[room] = _Room()
+        users = there.users
         event = "update" if user in users else "join"
         devices = users.setdefault(user, _User()).devices
         is_new = device not in devices
@@ -73,12 +76,16 @@ class Presence:
 
     def watch(self, room: Room, watcher: Watcher) -> None:
         """Tell a watcher who is there, then each change, until :meth:`unwatch`."""
-        self._rooms.setdefault(room, _Room()).watchers.add(watcher)
+        there = self._rooms.setdefault(room, _Room())
+        if there.watchers is None:
+            there.watchers = set()
+        there.watchers.add(watcher)
         watcher.say(ControlFrame(PRESENCE, {"event": "state", "users": self.users(room)}))
 
     def unwatch(self, room: Room, watcher: Watcher) -> None:
         if (found := self._rooms.get(room)) is not None:  # else the server has stopped
-            found.watchers.discard(watcher)
+            if found.watchers is not None:
+                found.watchers.discard(watcher)
             self._forget_if_empty(room)
 
     def users(self, room: Room) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from ..protocol.notification import format_timestamp
 from ..protocol.rooms import Room, user_of
 from . import events
 from .access import Access
+from .alarms import Alarms
 from .auth import ANYONE, Claims
 from .http import RequestError
 from .hub import Hub
@@ -31,8 +33,9 @@ class Session:
     """One connection: a subscription, and what its token still allows."""
 
     __slots__ = (
-        "_access", "_clock", "_renewal", "_timer", "address", "began_at", "claims", "device",
-        "place", "room", "subscription", "transport", "user", "watches",
+        "_access", "_alarms", "_clock", "_renewal", "_rings_at", "_was_told", "address", "began_at",
+        "claims", "device", "is_over", "place", "room", "subscription", "transport", "user",
+        "watches",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +44,7 @@ class Session:
         room: Room,
         claims: Claims,
         access: Access,
+        alarms: Alarms,
         *,
         place: Place | None = None,
         user: str | None = None,
@@ -64,10 +68,13 @@ class Session:
         self.device = device
         self.transport = transport
         self.began_at = clock()
+        self.is_over = False
         self._access = access
+        self._alarms = alarms
         self.watches = watches
         self._clock = clock
-        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf  # by the clock, when the next alarm that was set comes
+        self._was_told = False  # that its token is about to end
         self._renewal: asyncio.Task[None] | None = None
         subscription.on_token = self.renew
         self._await_expiry()
@@ -81,7 +88,9 @@ class Session:
     def end(self) -> None:
         """The connection is gone."""
         self.subscription.on_token = ignore_token  # no circle that waits for the collector
-        self._stop_timer()
+        self.is_over = True
+        if self._rings_at != math.inf:
+            self._alarms.drop()
         if self._renewal is not None:
             self._renewal.cancel()
 
@@ -107,33 +116,33 @@ class Session:
             self.claims = claims
             self._await_expiry()
 
+    def ring(self) -> None:
+        """See :class:`alarms.Sleeper`."""
+        self._rings_at = math.inf
+        self._look_at_token()
+
     def _await_expiry(self) -> None:
-        self._stop_timer()
-        if self.claims.expires_at is None:
+        self._was_told = False
+        self._look_at_token()
+
+    def _look_at_token(self) -> None:
+        """Say that the token is about to end, or that it has; else look again when it is time."""
+        ends_at = self.claims.expires_at
+        if ends_at is None:
             return
-        left_s = self.claims.expires_at - self._clock()
-        self._call_in(left_s - EXPIRING_S, self._say_expiring)
-
-    def _say_expiring(self) -> None:
-        ends_at = self.claims.expires_at or 0.0
-        when = format_timestamp(datetime.fromtimestamp(ends_at, UTC))
-        self.subscription.say(ControlFrame(TOKEN_EXPIRING, {"expiresAt": when}))
-        self._call_in(ends_at - self._clock(), self._expire)
-
-    def _expire(self) -> None:
-        self.subscription.close(CloseCode.TOKEN_EXPIRED)
-
-    def _call_in(self, delay_s: float, call: Callable[[], None]) -> None:
-        # A timer may not be set for years ahead; a day on, it looks again.
-        day_s = 86_400.0
-        if delay_s > day_s:
-            delay_s, call = day_s, self._await_expiry
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), call)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        left_s = ends_at - self._clock()
+        if left_s <= 0:
+            self.subscription.close(CloseCode.TOKEN_EXPIRED)
+            return
+        if left_s <= EXPIRING_S and not self._was_told:
+            self._was_told = True
+            when = format_timestamp(datetime.fromtimestamp(ends_at, UTC))
+            self.subscription.say(ControlFrame(TOKEN_EXPIRING, {"expiresAt": when}))
+        wait_s = left_s if self._was_told else left_s - EXPIRING_S
+        # An alarm that comes before then looks again; it is not taken back.
+        if self._clock() + wait_s < self._rings_at:
+            self._rings_at = self._clock() + wait_s
+            self._alarms.set(wait_s, self)
 
 
 class Sessions:
@@ -156,6 +165,7 @@ class Sessions:
         self._revocations = revocations
         self._limits = limits
         self._metrics = metrics
+        self._alarms = Alarms()
         self._open: set[Session] = set()
         self._left = asyncio.Event()
         revocations.on_revoked = self._close_revoked
@@ -195,7 +205,7 @@ class Sessions:
             takes_message=self._limits.takes_message,
         )
         session = Session(
-            subscription, room, claims, self._access, place=place,
+            subscription, room, claims, self._access, self._alarms, place=place,
             # Without keys nobody says who they are: in a user's room it is that user.
             user=user_of(room) if claims is ANYONE else claims.user,
             address=address, device=device, transport=transport, watches=watches,
@@ -252,6 +262,10 @@ class Sessions:
                 while self._open:
                     self._left.clear()
                     await self._left.wait()
+
+    def stop(self) -> None:
+        """The server has stopped."""
+        self._alarms.close()
 
     def _close_revoked(self, revocation: Revocation) -> int:
         revoked = [session for session in self._open if revocation.covers(session.claims)]

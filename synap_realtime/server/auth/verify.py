@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from ...errors import ConfigurationError, InvalidArgumentError
@@ -17,6 +18,7 @@ from .keyring import KeyRing, Keys
 
 MAX_TOKEN_BYTES = 8 * 1024
 MAX_PATTERNS = 1000
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 LEEWAY_S = 10.0
 """Clocks may differ by so much."""
 
@@ -43,9 +45,11 @@ class Authenticator:
         issuer: str | None = None,
         audience: str | None = None,
         leeway_s: float = LEEWAY_S,
+        keeps_members: bool = True,
     ) -> None:
         """
         Args:
+            keeps_members: somebody asks for all that a token says.
             issuer, audience: what a token's ``iss`` and ``aud`` must be. A token with an ``aud``
                 is refused where none is asked for: it was made for somebody else.
 
@@ -58,6 +62,7 @@ class Authenticator:
         self._issuer = issuer
         self._audience = audience
         self._leeway_s = leeway_s
+        self._keeps_members = keeps_members
         self._jwks: dict[str, Jwks] = {}
         current = keys.current()
         if current.token_secrets or current.jwks_urls:
@@ -153,7 +158,7 @@ class Authenticator:
                 token_id=_optional_text(members, "jti") or _hash(token),
                 issued_at=_moment(members, "iat"),
                 expires_at=_moment(members, "exp"),
-                members=members,
+                members=members if self._keeps_members else _NOTHING,
             )
         except InvalidArgumentError as error:
             raise InvalidTokenError(f"its claim {error.field!r} is wrong") from None
@@ -228,8 +233,13 @@ def _patterns(value: object) -> tuple[str, ...]:
 def _scopes(value: object) -> frozenset[str]:
     """RFC 8693, section 4.2: words with spaces between. Those of other servers mean nothing."""
     if value is None:
-        return frozenset({"subscribe"})
+        value = "subscribe"
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise InvalidArgumentError("scope", "expected words with spaces between")
-    return frozenset(words) & frozenset(SCOPES)
+    scopes = frozenset(words) & _ALL_SCOPES
+    return _KNOWN.setdefault(scopes, scopes)
+
+
+_ALL_SCOPES = frozenset(SCOPES)
+_KNOWN: dict[frozenset[str], frozenset[str]] = {}  # one for all who have the same

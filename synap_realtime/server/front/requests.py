@@ -519,8 +519,6 @@ class HttpConnection(asyncio.Protocol):
         self._forget()
         accept = accept_of(exchange.headers["sec-websocket-key"])
         transport.write(switching(accept, exchange.chosen_subprotocol))
-        # What a peer does not take at once is paused for: see WebSocket.is_writable.
-        transport.set_write_buffer_limits(high=0)
         socket = WebSocket(
             transport, handler, half_open=self._owner.half_open, max_message_bytes=MAX_MESSAGE_BYTES
         )

@@ -6,6 +6,7 @@ See PROTOCOL.md, "WebSocket", and RFC 6455, sections 5 to 7.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import ClassVar, Protocol
 
 from ...protocol.control import CloseCode
@@ -46,15 +47,15 @@ class WebSocket(asyncio.Protocol):
 
     An idle one has no timer, no task and no buffer.
 
-    Who makes it has done the handshake: it has written the 101, has set the transport's
-    write buffer limits, and calls ``transport.set_protocol(socket)`` and then
-    ``socket.data_received(rest)`` with what came behind the head, while the transport has not asked
-    to pause.
+    Who makes it has done the handshake: it has written the 101, and calls
+    ``transport.set_protocol(socket)`` and then ``socket.data_received(rest)`` with what came behind
+    the head.
     """
 
     __slots__ = (
         "_decoder",
         "_dropped",
+        "_fd",
         "_half_open",
         "_handler",
         "_has_failed",
@@ -79,13 +80,16 @@ class WebSocket(asyncio.Protocol):
             half_open: it is there from its last word until its peer has gone.
             max_message_bytes: a longer one is answered with 1009.
         """
+        # Whatever waits in the transport is paused for.
+        transport.set_write_buffer_limits(high=0)
         self._transport = transport
         self._handler = handler
         self._half_open = half_open
         self._decoder = Decoder(max_message_bytes)
+        self._fd = _descriptor_of(transport)
         self._second = 0
         self._dropped = 0
-        self._is_paused = False
+        self._is_paused = transport.get_write_buffer_size() > 0
         self._is_closing = False  # a close frame was written
         self._has_failed = False  # what the peer says is dropped
 
@@ -103,10 +107,24 @@ class WebSocket(asyncio.Protocol):
         Returns:
             :attr:`is_writable`, after it.
         """
+        transport = self._transport
         # A loop closes a socket inside a write that fails, and says so later.
-        if self._is_closing or self._transport.is_closing():
+        if self._is_closing or transport.is_closing():
             return False
-        self._transport.write(frame)
+        if self._fd is None or self._is_paused:
+            transport.write(frame)
+            return not self._is_paused
+        # Nothing waits in the transport, so this is what it would do, without its own part of it.
+        try:
+            sent = os.write(self._fd, frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # the peer has gone
+            transport.abort()
+            return False
+        if sent == len(frame):
+            return True
+        transport.write(frame[sent:])
         return not self._is_paused
 
     def close(self, code: int, reason: str = "") -> None:
@@ -207,3 +225,12 @@ class WebSocket(asyncio.Protocol):
         self._is_closing = True
         self._transport.write(close_frame(code, reason))
         self._half_open.begin(self, CLOSE_HANDSHAKE_S)
+
+
+def _descriptor_of(transport: asyncio.Transport) -> int | None:
+    """Of its socket, if what is written there is what the peer gets."""
+    socket = transport.get_extra_info("socket")
+    if socket is None or os.name != "posix" or transport.get_extra_info("ssl_object") is not None:
+        return None
+    descriptor: int = socket.fileno()
+    return descriptor

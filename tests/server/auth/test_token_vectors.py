@@ -168,11 +168,11 @@ async def test_our_server_agrees(access: Access, entry: dict[str, Any]) -> None:
     expected = entry["expected"]
     if expected["status"] != 200:
         with pytest.raises(RequestError) as caught:
-            await access.identify(entry["token"])
+            await access.identify_credential(entry["token"])
         assert caught.value.response.status == expected["status"]
         assert caught.value.body["code"] == expected["code"]
         return
-    claims = await access.identify(entry["token"])
+    claims = await access.identify_credential(entry["token"])
     said = {"user": claims.user, "scopes": sorted(claims.scopes), "device": claims.device}
     assert said == expected["says"]
     for ask in expected["asks"]:

@@ -88,7 +88,6 @@ class Server:
         class Accepting(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 stream = cast(asyncio.Transport, transport)
-                stream.set_write_buffer_limits(high=64 * 1024)
                 heard = server.handler()
                 heard.socket = server.kind(
                     stream, heard, half_open=server.half_open, max_message_bytes=65536
