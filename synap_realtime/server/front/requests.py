@@ -546,6 +546,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _forget(self) -> None:
         self._stop_watching()
+        self._parser = None  # it knows our methods: a circle, which would wait for the collector
         self._owner.half_open.end(self)
         self._owner.connections.discard(self)
 
