@@ -61,9 +61,12 @@ class HalfOpen:
         self._waiting.pop(connection, None)
 
     def close(self) -> None:
-        """Look no more."""
+        """The server has stopped: nobody is waited for any more."""
         if self._timer is not None:
             self._timer.cancel()
+        for connection in tuple(self._waiting):
+            connection.end()
+        self._waiting.clear()
 
     def _look(self) -> None:
         self._timer = None
