@@ -65,9 +65,9 @@ async def test_memory_returns_to_where_it_was() -> None:
     async with running(create_app(store=store)) as url:
         tracemalloc.start()
         try:
-            await use_rooms(url, 0, 300)  # what is made once is made now
+            await use_rooms(url, 0, 1200)  # what is made once is made now, and caches are full
             before = await taken()
-            await use_rooms(url, 1000, 5000)
+            await use_rooms(url, 2000, 5000)
             held = tracemalloc.get_traced_memory()[1] - before
             after = await taken()
         finally:

@@ -316,7 +316,7 @@ class HttpConnection(asyncio.Protocol):
                 else:
                     exchange.read = partial(self._body_of, exchange)
                 self._run(self._serve(exchange), is_quick=exchange.method == "POST")
-            if self._current is exchange:  # it waits for us
+            if self._current is exchange and not exchange.is_answered:  # it waits for us
                 self._owner.half_open.end(self)
         self._is_going_on = False
 
