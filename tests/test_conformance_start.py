@@ -57,7 +57,7 @@ async def test_an_address_without_a_room_server_is_one_line(rooms: str) -> None:
     for server, said in (
         (f"{rooms}/nowhere", "GET /health was answered 404"),
         ("http://127.0.0.1:1", "no room server answers"),
-        ("nope", "expected memory, sqlite, memory-keys, worker, worker-keys or a URL"),
+        ("nope", "expected memory, sqlite, memory-keys, asgi, asgi-keys, worker, worker-keys or a"),
     ):
         done = await asyncio.to_thread(suite, server)
         assert done.returncode == 2

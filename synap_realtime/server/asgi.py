@@ -24,7 +24,7 @@ from .connections import (
     until_gone,
 )
 from .http import Request, RequestError, Response, body_too_large, body_too_slow
-from .node import ClosedAtOnceError, Node, Opened
+from .node import CLOSE_TIMEOUT_S, ClosedAtOnceError, Node, Opened
 from .settings import ServerSettings, load_settings
 from .signals import drained_first
 from .stores import open_store
@@ -92,19 +92,25 @@ class RoomServer(Node):
             opened = await self.open_websocket(request)
             await run_websocket(opened, request, self.settings.silence_s, receive, send)
         except RequestError as error:
-            await self._deny(scope, send, error.response)
+            await self._deny(scope, receive, send, error.response)
         except ClosedAtOnceError as error:
             await close_at_once(request, send, error.code)
         finally:
             if opened is not None:
                 self.close_session(opened.session)
 
-    async def _deny(self, scope: Scope, send: Send, response: Response) -> None:
+    async def _deny(self, scope: Scope, receive: Receive, send: Send, response: Response) -> None:
         """Refuse a handshake, with the reason where the server can send one."""
-        if "websocket.http.response" in scope.get("extensions", {}):
-            await _respond(send, response, kind="websocket.http.response")
-        else:
+        if "websocket.http.response" not in scope.get("extensions", {}):
             await send({"type": "websocket.close", "code": 1008})
+            return
+        await _respond(send, response, kind="websocket.http.response")
+        # Until the connection has gone, uvicorn calls it an error to return: there was no
+        # handshake. It says that it goes, and then that it has gone.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await receive()
+                await receive()
 
 
 async def _respond(send: Send, response: Response, kind: str = "http.response") -> None:

@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
@@ -30,15 +31,26 @@ from .watch import Watch
 from .workerd import running as running_worker
 
 HERE = Path(__file__).parent
-OURS = ("memory", "sqlite", "memory-keys", "worker", "worker-keys")
+OURS = ("memory", "sqlite", "memory-keys", "asgi", "asgi-keys", "worker", "worker-keys")
 WORKER = ("worker", "worker-keys")
-"""One server, once without keys and once with them: ``--server=worker`` means both."""
+ASGI = ("asgi", "asgi-keys")
+BOTH = {"worker": WORKER, "asgi": ASGI}
+"""One server, once without keys and once with them: ``--server=worker`` means both, and they have
+one table of differences."""
 OUR_SILENCE_S = 3.0
 WORKER_SILENCE_S = 30.0
 """Of a socket that it closes itself, workerd ends the TCP connection only when the object sleeps,
 10 s later; meanwhile the others of a case are silent."""
 THE_SILENCE_S = 75.0
 START_TIMEOUT_S = 30.0
+OF_ITS_OWN = [Path(sys.executable).with_name("synap-realtime"), "serve", "--port", "0"]
+BY_UVICORN = [
+    *(sys.executable, "-m", "uvicorn", "--factory", "synap_realtime.server:create_app"),
+    *("--port", "0", "--loop", "uvloop", "--http", "httptools", "--ws", "websockets-sansio"),
+    *("--ws-per-message-deflate", "false", "--no-server-header", "--no-access-log"),
+    *("--timeout-graceful-shutdown", "5", "--no-proxy-headers"),
+]
+"""The ASGI front, as somebody serves it who has never seen ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,7 @@ def kinds(config: pytest.Config) -> tuple[str, ...]:
     given = config.getoption("--server", None)
     if given is None:
         return OURS
-    return WORKER if given == "worker" else (given,)
+    return BOTH.get(given, (given,))
 
 
 @pytest.hookimpl(tryfirst=True)  # before there is a reporter, which would say it again
@@ -150,7 +162,8 @@ def _waits_long(item: pytest.Item) -> bool:
 
 
 def _expect_differences(kind: str, config: pytest.Config, cases: list[pytest.Function]) -> None:
-    ours = WORKER[0] if kind in WORKER else kind
+    shared = kind.removesuffix("-keys")
+    ours = shared if shared in BOTH else kind
     table = config.getoption("--differences", None) or (ours if kind in OURS else None)
     if table is None:
         return
@@ -231,21 +244,21 @@ def _variables(silence_s: float, keys: Keys | None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _ours(kind: str, folder: Path, silence_s: float, keys: Keys | None) -> Iterator[str]:
-    """Our own server, as an operator starts it. Yields its address.
+    """Our own server, as an operator starts it, with all settings from the environment. Yields its
+    address.
 
     Whatever a client did to it, it has to end well, without a traceback or a key in its log.
     """
     store = f"sqlite:///{folder / 'rooms.db'}" if kind == "sqlite" else "memory://"
     settings = {k: v for k, v in os.environ.items() if not k.startswith("SYNAP_REALTIME_")}
+    settings["SYNAP_REALTIME_STORE"] = store
+    settings["SYNAP_REALTIME_SILENCE_S"] = str(silence_s)
     if keys is not None:
         settings["SYNAP_REALTIME_API_KEYS"] = f"jobs={keys.api_key}"
         settings["SYNAP_REALTIME_TOKEN_SECRETS"] = keys.token_secret
         settings["SYNAP_REALTIME_ALLOWED_ORIGINS"] = keys.origin
     process = subprocess.Popen(
-        [
-            Path(sys.executable).with_name("synap-realtime"),
-            *("serve", "--port", "0", "--store", store, "--silence-s", str(silence_s)),
-        ],
+        BY_UVICORN if kind in ASGI else OF_ITS_OWN,
         env=settings,
         stderr=subprocess.PIPE,
         text=True,
@@ -265,8 +278,12 @@ def _ours(kind: str, folder: Path, silence_s: float, keys: Keys | None) -> Itera
         code = process.wait(START_TIMEOUT_S)
         reader.join(START_TIMEOUT_S)
         said = "".join(log)
-        assert code == 0, f"the {kind} server ended with {code}:\n{said[-10_000:]}"
-        assert "Traceback" not in said, f"the {kind} server wrote:\n{said[-10_000:]}"
+        # uvicorn ends by the signal that it was sent.
+        assert code == (-signal.SIGTERM if kind in ASGI else 0), (
+            f"the {kind} server ended with {code}:\n{said[-10_000:]}"
+        )
+        wrong = re.search(r"^Traceback|^(\S+ ){0,2}ERROR\b", said, re.MULTILINE)
+        assert wrong is None, f"the {kind} server wrote:\n{said[wrong.start() :][:10_000]}"
         if keys is not None:
             shown = keys.api_key in said or keys.token_secret in said
             assert not shown, "the server wrote a key"
@@ -283,6 +300,6 @@ def _read_log(
     with process.stderr as lines:
         for line in lines:
             log.append(line)
-            if found := re.search(r"listening on (http://\S+)", line):
+            if found := re.search(r"(?:listening|running) on (http://\S+)", line):
                 addresses.put(found[1])
     addresses.put(None)  # it has ended

@@ -28,6 +28,7 @@ from synap_realtime.server import access, create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
+from tests.server.fronts import Front
 
 SECRET, API_KEY = "s" * 32, "k" * 43
 ORIGIN = "https://app.example"
@@ -35,20 +36,22 @@ NOTE = {"type": "a.completed", "data": {}, "id": "n1"}
 
 
 @contextlib.asynccontextmanager
-async def serving(may: access.May | None = None, **options: Any) -> AsyncIterator[str]:
+async def serving(
+    front: Front, may: access.May | None = None, **options: Any
+) -> AsyncIterator[str]:
     settings = load_settings(
         token_secrets=(SecretStr(SECRET),),
         api_keys={"jobs": SecretStr(API_KEY)},
         allowed_origins=(ORIGIN,),
         **options,
     )
-    async with running(create_app(settings, may=may)) as url:
+    async with front(create_app(settings, may=may)) as url:
         yield url
 
 
 @pytest.fixture
-async def url() -> AsyncIterator[str]:
-    async with serving() as url:
+async def url(front: Front) -> AsyncIterator[str]:
+    async with serving(front) as url:
         yield url
 
 
@@ -249,7 +252,7 @@ async def test_a_wrong_new_token_ends_it(url: str, make: Any, code: int) -> None
         assert await closed_with(ws) == code
 
 
-async def test_a_new_token_that_is_revoked_while_a_rule_is_asked_ends_it() -> None:
+async def test_a_new_token_that_is_revoked_while_a_rule_is_asked_ends_it(front: Front) -> None:
     asked, go_on = asyncio.Event(), asyncio.Event()
     new = token(device="new")
 
@@ -259,7 +262,7 @@ async def test_a_new_token_that_is_revoked_while_a_rule_is_asked_ends_it() -> No
             await go_on.wait()
         return True
 
-    async with serving(may) as url, listening(url, "user_1", token()) as ws:
+    async with serving(front, may) as url, listening(url, "user_1", token()) as ws:
         await ws.send(json.dumps({"action": "authenticate", "token": new}))
         await asked.wait()
         admin = token(None, scope="admin")
@@ -295,12 +298,12 @@ async def test_revoking_one_token_leaves_the_others(url: str) -> None:
     assert (await ask(url, "GET", "/rooms/user_1/history", another)).status_code == 200
 
 
-async def test_a_revocation_survives_a_restart(tmp_path: Any) -> None:
+async def test_a_revocation_survives_a_restart(front: Front, tmp_path: Any) -> None:
     store, mine = f"sqlite:///{tmp_path / 'rooms.db'}", token()
-    async with serving(store=store) as url:
+    async with serving(front, store=store) as url:
         admin = token(None, scope="admin")
         assert (await ask(url, "POST", "/revoke", admin, json={"user": "1"})).status_code == 200
-    async with serving(store=store) as url:
+    async with serving(front, store=store) as url:
         assert (await ask(url, "GET", "/rooms/user_1/history", mine)).status_code == 401
 
 
@@ -310,7 +313,7 @@ async def test_what_to_revoke_has_to_be_said(url: str, body: object) -> None:
     assert (await ask(url, "POST", "/revoke", admin, json=body)).status_code == 400
 
 
-async def test_a_rule_of_ones_own_can_say_no(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rule_of_ones_own_can_say_no(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "MAY_TIMEOUT_S", 0.1)
     asked = []
 
@@ -322,7 +325,7 @@ async def test_a_rule_of_ones_own_can_say_no(monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.sleep(60)
         return room == "user_1"
 
-    async with serving(may) as url:
+    async with serving(front, may) as url:
         everything = token(rooms=["*"])
         assert (await ask(url, "GET", "/rooms/user_1/history", everything)).status_code == 200
         for room in ("user_2", "user_3", "user_4"):
@@ -335,6 +338,7 @@ async def test_a_rule_of_ones_own_can_say_no(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_rule_that_says_yes_after_its_time_has_said_no(
+    front: Front,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(access, "MAY_TIMEOUT_S", 0.05)
@@ -344,12 +348,12 @@ async def test_a_rule_that_says_yes_after_its_time_has_said_no(
             await asyncio.sleep(60)
         return True
 
-    async with serving(may) as url:
+    async with serving(front, may) as url:
         assert (await ask(url, "GET", "/rooms/user_1/history", token())).status_code == 403
 
 
-async def test_too_many_connections_of_a_user() -> None:
-    async with serving(max_connections_per_user=2) as url:
+async def test_too_many_connections_of_a_user(front: Front) -> None:
+    async with serving(front, max_connections_per_user=2) as url:
         async with listening(url, "user_1", token()), listening(url, "user_1", token()):
             async with listening(url, "user_1", token()) as third:
                 assert await closed_with(third) == 4529
@@ -360,8 +364,8 @@ async def test_too_many_connections_of_a_user() -> None:
             await frame(again, "synap.subscribed")
 
 
-async def test_too_many_connections_in_all() -> None:
-    async with serving(max_connections=1) as url, listening(url, "user_1", token()):
+async def test_too_many_connections_in_all(front: Front) -> None:
+    async with serving(front, max_connections=1) as url, listening(url, "user_1", token()):
         with pytest.raises(websockets.InvalidStatus) as caught:
             async with listening(url, "user_2", token("2")):
                 pass
@@ -369,9 +373,9 @@ async def test_too_many_connections_in_all() -> None:
         assert caught.value.response.headers["Retry-After"]
 
 
-async def test_too_many_rooms() -> None:
+async def test_too_many_rooms(front: Front) -> None:
     """Who listens to a room that is there already takes no other."""
-    async with serving(max_rooms=2) as url:
+    async with serving(front, max_rooms=2) as url:
         everything = token(rooms=["*"])
         async with listening(url, "request_1", everything):
             async with (
@@ -385,8 +389,8 @@ async def test_too_many_rooms() -> None:
                 pass
 
 
-async def test_too_many_of_an_address_behind_a_trusted_proxy() -> None:
-    async with serving(trusted_proxies=("127.0.0.1",), connects_per_s=3) as url:
+async def test_too_many_of_an_address_behind_a_trusted_proxy(front: Front) -> None:
+    async with serving(front, trusted_proxies=("127.0.0.1",), connects_per_s=3) as url:
         for address, statuses in (("203.0.113.7", [101] * 3 + [429]), ("203.0.113.8", [101])):
             for status in statuses:
                 headers = {**bearer(token()), "X-Forwarded-For": address}
@@ -399,8 +403,8 @@ async def test_too_many_of_an_address_behind_a_trusted_proxy() -> None:
                 assert found == status
 
 
-async def test_a_header_of_a_stranger_is_not_believed() -> None:
-    async with serving(connects_per_s=1) as url:
+async def test_a_header_of_a_stranger_is_not_believed(front: Front) -> None:
+    async with serving(front, connects_per_s=1) as url:
         for _ in range(4):
             headers = {**bearer(token()), "X-Forwarded-For": "203.0.113.7"}
             path = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
@@ -409,6 +413,7 @@ async def test_a_header_of_a_stranger_is_not_believed() -> None:
 
 
 async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
+    front: Front,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And who is not answered in time has a no, though the others have their yes."""
@@ -425,7 +430,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
 
     rooms = [f"user_{n}" for n in range(3 * access.MAY_AT_ONCE)]
     items = [{**NOTE, "id": name, "rooms": [name]} for name in ["user_quick", *rooms]]
-    async with serving(may) as url:
+    async with serving(front, may) as url:
         body = {"notifications": items}
         response = await ask(url, "POST", "/broadcast", API_KEY, json=body)
         quick, *others = response.json()["results"]
@@ -436,8 +441,8 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
         assert most == access.MAY_AT_ONCE
 
 
-async def test_too_many_publishes_of_a_key() -> None:
-    async with serving(publishes_per_s=5) as url:
+async def test_too_many_publishes_of_a_key(front: Front) -> None:
+    async with serving(front, publishes_per_s=5) as url:
         statuses = []
         for _ in range(8):
             response = await ask(url, "POST", "/rooms/user_1/broadcast", API_KEY, json=NOTE)
@@ -451,8 +456,8 @@ async def test_too_many_publishes_of_a_key() -> None:
         assert int(response.headers["Retry-After"]) >= 1
 
 
-async def test_a_user_takes_nothing_from_the_key_that_is_called_so() -> None:
-    async with serving(publishes_per_s=2) as url:
+async def test_a_user_takes_nothing_from_the_key_that_is_called_so(front: Front) -> None:
+    async with serving(front, publishes_per_s=2) as url:
         claims = {"sub": "key jobs", "rooms": ["*"], "scope": "broadcast", "exp": 9e9}
         for _ in range(3):
             await ask(url, "POST", "/rooms/user_1/broadcast", jwt.encode(claims, SECRET), json=NOTE)
@@ -460,17 +465,17 @@ async def test_a_user_takes_nothing_from_the_key_that_is_called_so() -> None:
         assert response.status_code == 200
 
 
-async def test_too_many_messages_of_a_client() -> None:
-    async with serving(messages_per_s=5) as url, listening(url, "user_1", token()) as ws:
+async def test_too_many_messages_of_a_client(front: Front) -> None:
+    async with serving(front, messages_per_s=5) as url, listening(url, "user_1", token()) as ws:
         with contextlib.suppress(websockets.ConnectionClosed):
             for _ in range(20):
                 await ws.send("ping")
         assert await closed_with(ws) == 4029
 
 
-async def test_without_keys_a_name_of_elsewhere_is_not_answered() -> None:
+async def test_without_keys_a_name_of_elsewhere_is_not_answered(front: Front) -> None:
     """DNS rebinding; and a proxy that would let strangers in."""
-    async with running(create_app(load_settings())) as url:
+    async with front(create_app(load_settings())) as url:
         for headers in (
             {"Host": "evil.example"}, {"X-Forwarded-For": "203.0.113.7"},
             {"X-Forwarded-For": "127.0.0.1, 203.0.113.7"},

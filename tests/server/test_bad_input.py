@@ -24,6 +24,7 @@ from synap_realtime.server.front.requests import HttpConnection
 from synap_realtime.server.front.socket import MAX_FRAMES_PER_S, WebSocket
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.server.fronts import FRONTS
 
 NOTE = {"type": "note.creation.completed", "data": {"entityId": "e1"}}
 BODY = json.dumps(NOTE).encode()
@@ -33,10 +34,18 @@ HANDSHAKE = (
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["front-memory", "asgi-memory", "front-sqlite"])
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    store = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/rooms.db"
-    async with running(create_app(load_settings(store=store, drain_s=1))) as url:
+    front, _, kind = request.param.partition("-")
+    store = "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/rooms.db"
+    async with FRONTS[front](create_app(load_settings(store=store, drain_s=1))) as url:
+        yield url
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[str]:
+    """The address of a room server on our own front."""
+    async with running(create_app()) as url:
         yield url
 
 

@@ -14,8 +14,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.server.fronts import Front
 
 
 async def dial(url: str, room: str = "user_1") -> ClientConnection:
@@ -36,8 +36,8 @@ async def rest_of(ws: ClientConnection) -> list[dict[str, object]]:
             return frames
 
 
-async def test_everyone_hears_when_to_come_back_and_is_closed_with_4012() -> None:
-    async with running(create_app(load_settings(drain_s=1))) as url:
+async def test_everyone_hears_when_to_come_back_and_is_closed_with_4012(front: Front) -> None:
+    async with front(create_app(load_settings(drain_s=1))) as url:
         sockets = [await dial(url, f"user_{n}") for n in range(250)]
     waits = []
     for ws in sockets:
@@ -51,8 +51,8 @@ async def test_everyone_hears_when_to_come_back_and_is_closed_with_4012() -> Non
     assert len(set(waits)) > 50, "not all at once"
 
 
-async def test_what_was_answered_200_comes_before_the_close() -> None:
-    async with running(create_app()) as url:
+async def test_what_was_answered_200_comes_before_the_close(front: Front) -> None:
+    async with front(create_app()) as url:
         ws = await dial(url)
         ws.transport.pause_reading()
         items = [
@@ -69,10 +69,10 @@ async def test_what_was_answered_200_comes_before_the_close() -> None:
     assert ws.close_code == 4012
 
 
-async def test_who_does_not_read_cannot_keep_the_server(tmp_path: Path) -> None:
+async def test_who_does_not_read_cannot_keep_the_server(front: Front, tmp_path: Path) -> None:
     settings = load_settings(drain_s=0.2, store=f"sqlite:///{tmp_path}/rooms.db")
     async with asyncio.timeout(10):
-        async with running(create_app(settings)) as url:
+        async with front(create_app(settings)) as url:
             ws = await dial(url)
             ws.transport.pause_reading()
             async with httpx.AsyncClient(base_url=url) as client:

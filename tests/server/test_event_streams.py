@@ -14,7 +14,7 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from tests.server.fronts import Front
 
 
 @asynccontextmanager
@@ -40,7 +40,8 @@ async def until(lines: AsyncIterator[str], start: str) -> str:
 async def test_a_silent_stream_carries_comment_lines(
     rooms: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.front.subscribers.HEARTBEAT_S", 0.05)
+    for module in ("front.subscribers", "connections"):
+        monkeypatch.setattr(f"synap_realtime.server.{module}.HEARTBEAT_S", 0.05)
     async with stream(rooms, "/rooms/user_1/events") as lines:
         await until(lines, "event: synap.subscribed")
         for _ in range(3):
@@ -113,9 +114,9 @@ async def test_a_stream_that_does_not_read_is_let_go_and_resumes(rooms: str) -> 
     assert data["replayed"] > 0
 
 
-async def test_a_server_that_stops_says_goodbye_and_ends_the_stream() -> None:
+async def test_a_server_that_stops_says_goodbye_and_ends_the_stream(front: Front) -> None:
     async with httpx.AsyncClient() as client:
-        async with running(create_app()) as url:
+        async with front(create_app()) as url:
             request = client.build_request("GET", f"{url}/rooms/user_1/events")
             response = await client.send(request, stream=True)
             lines = response.aiter_lines()

@@ -13,8 +13,8 @@ import websockets
 from prometheus_client.parser import text_string_to_metric_families
 
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.server.fronts import Front
 from tests.server.test_access import API_KEY, ask, closed_with, frame, listening, serving, token
 
 PREFIX = "synap_realtime_"
@@ -22,8 +22,8 @@ Samples = dict[tuple[str, str], float]
 
 
 @pytest.fixture
-async def url() -> AsyncIterator[str]:
-    async with serving() as url:
+async def url(front: Front) -> AsyncIterator[str]:
+    async with serving(front) as url:
         yield url
 
 
@@ -144,19 +144,19 @@ async def test_metrics_want_their_scope(url: str) -> None:
         assert (await ask(url, "GET", "/metrics", credential)).status_code == status
 
 
-async def test_a_key_may_be_for_metrics_alone(tmp_path: Path) -> None:
+async def test_a_key_may_be_for_metrics_alone(front: Front, tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     key = "m" * 43
     file.write_text(f'[api_keys]\nprometheus = {{ key = "{key}", scope = "metrics" }}\n')
-    async with running(create_app(load_settings(keys=file))) as url:
+    async with front(create_app(load_settings(keys=file))) as url:
         assert (await ask(url, "GET", "/metrics", key)).status_code == 200
         refused = await ask(url, "POST", "/rooms/user_1/broadcast", key, json=note("n"))
         assert refused.status_code == 403
         assert key not in (await ask(url, "GET", "/metrics", key)).text
 
 
-async def test_two_servers_in_one_process_count_apart() -> None:
-    async with serving() as one, serving() as other:
+async def test_two_servers_in_one_process_count_apart(front: Front) -> None:
+    async with serving(front) as one, serving(front) as other:
         await publish(one, "n1")
         assert (await scraped(one))["publishes_total", "accepted"] == 1
         assert (await scraped(other))["publishes_total", "accepted"] == 0

@@ -16,8 +16,8 @@ from synap_realtime.protocol.control import ControlFrame
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import create_app, presence
 from synap_realtime.server.presence import Presence
-from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.server.fronts import Front
 from tests.server.test_access import ask, bearer, closed_with, frame, listening, serving, token
 
 GRACE_S = 0.2
@@ -31,8 +31,8 @@ def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def url() -> AsyncIterator[str]:
-    async with serving() as url:
+async def url(front: Front) -> AsyncIterator[str]:
+    async with serving(front) as url:
         yield url
 
 
@@ -166,8 +166,8 @@ async def test_what_could_not_be_told_is_refused(url: str) -> None:
         assert caught.value.response.status_code == 400
 
 
-async def test_without_keys_a_user_room_is_that_users() -> None:
-    async with running(create_app(load_settings())) as url:
+async def test_without_keys_a_user_room_is_that_users(front: Front) -> None:
+    async with front(create_app(load_settings())) as url:
         address = url.replace("http", "ws")
         async with (
             websockets.connect(f"{address}/rooms/user_42/subscribe"),

@@ -20,6 +20,7 @@ from synap_realtime.server.front import requests
 from synap_realtime.server.front.socket import WebSocket
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.server.fronts import Front
 
 
 @asynccontextmanager
@@ -118,9 +119,9 @@ async def test_a_client_that_breaks_the_contract_is_closed_with_4540(
         assert await closed_with(ws) == 4540
 
 
-async def test_a_silent_client_is_closed_with_4009() -> None:
+async def test_a_silent_client_is_closed_with_4009(front: Front) -> None:
     async with (
-        running(create_app(load_settings(silence_s=0.2))) as url,
+        front(create_app(load_settings(silence_s=0.2))) as url,
         listening(url, "/rooms/user_1/subscribe") as ws,
     ):
         for _ in range(4):
@@ -219,17 +220,17 @@ async def test_a_page_of_another_origin_cannot_listen(rooms: str) -> None:
     assert refused.value.response.status_code == 403
 
 
-async def test_an_allowed_origin_can_listen() -> None:
+async def test_an_allowed_origin_can_listen(front: Front) -> None:
     settings = load_settings(allowed_origins="https://app.example, https://b.example/")
-    async with running(create_app(settings)) as url:
+    async with front(create_app(settings)) as url:
         for origin in ("https://app.example", "https://b.example", "http://localhost:3000"):
             async with listening(url, "/rooms/user_1/subscribe", origin=origin) as ws:
                 await ws.send("ping")
                 assert await ws.recv() == "pong"
 
 
-async def test_a_server_that_stops_asks_its_subscribers_to_come_back() -> None:
-    async with running(create_app()) as url:
+async def test_a_server_that_stops_asks_its_subscribers_to_come_back(front: Front) -> None:
+    async with front(create_app()) as url:
         ws = await websockets.connect(url.replace("http", "ws") + "/rooms/user_1/subscribe")
     assert await closed_with(ws) == 4012
 

@@ -1,0 +1,54 @@
+"""The two ways to serve the rooms: our own front, and an ASGI server in front of the app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import uvicorn
+
+from synap_realtime.server import RoomServer
+from synap_realtime.server.serve import running
+
+Front = Callable[[RoomServer], AbstractAsyncContextManager[str]]
+"""Serves an app within ``async with``, which brings its address."""
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield  # they are pytest's
+
+
+@asynccontextmanager
+async def by_uvicorn(app: RoomServer) -> AsyncIterator[str]:
+    """As somebody serves it who has mounted it, and lets it drain before the host stops."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,
+            ws_ping_interval=None,
+            proxy_headers=bool(app.settings.trusted_proxies),
+            forwarded_allow_ips=",".join(app.settings.trusted_proxies),
+            log_config=None,
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+        )
+    )
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        await app.drain()
+        server.should_exit = True
+        await task
+        listener.close()
+
+
+FRONTS: dict[str, Front] = {"front": running, "asgi": by_uvicorn}
