@@ -27,6 +27,7 @@ class _Server(uvicorn.Server):
 async def by_uvicorn(app: RoomServer) -> AsyncIterator[str]:
     """As somebody serves it who has mounted it, and lets it drain before the host stops."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as where uvicorn makes it
     server = _Server(
         uvicorn.Config(
             app,

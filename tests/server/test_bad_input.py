@@ -350,6 +350,29 @@ CHUNKED = b"Transfer-Encoding: chunked"
 SUBSCRIBE = b"GET /rooms/user_1/subscribe"
 UPGRADE = HANDSHAKE.rstrip().split(b"\r\n")
 
+
+async def test_half_a_body_ends_with_its_connection(rooms: str) -> None:
+    where = urlsplit(rooms)
+    for sent in (http(POST, b"Content-Length: 100", body=b"{"), http(POST, CHUNKED, body=b"5\r\n")):
+        _, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(sent)
+        await writer.drain()
+        writer.transport.abort()
+        await require_alive(rooms, sent)
+
+
+async def test_a_preflight_is_answered_for_pages_that_may_ask(rooms: str) -> None:
+    ask = b"Access-Control-Request-Method: POST"
+    for origin, status in ((b"http://localhost:3000", b"204"), (b"https://evil.example", b"403")):
+        head, _ = await answer(rooms, http(b"OPTIONS /broadcast", ask, b"Origin: " + origin))
+        assert head.split()[1] == status
+        head = head.lower()
+        assert (b"access-control-allow-origin: " + origin in head) is (status == b"204")
+        assert (b"content-length" in head) is (status != b"204")
+
+
+# --- HTTP as bytes, to our own front: before an ASGI app, its host reads them ---------------------
+
 RAW = {
     "connect": (http(b"CONNECT x:80"), {400}),
     "options of all": (http(b"OPTIONS *"), {404}),
@@ -420,27 +443,25 @@ HANDSHAKES = {
 
 
 @pytest.mark.parametrize("cases", [RAW, HANDSHAKES], ids=["requests", "handshakes"])
-async def test_each_request_has_its_answer(rooms: str, cases: Any) -> None:
+async def test_each_request_has_its_answer(own: str, cases: Any) -> None:
     for name, (sent, statuses) in cases.items():
-        head, body = await answer(rooms, sent)
+        head, body = await answer(own, sent)
         assert int(head.split()[1]) in statuses, (name, head)
         assert b"Traceback" not in body
-        await require_alive(rooms, name)
+        await require_alive(own, name)
 
 
-async def test_half_a_request_is_not_waited_for(
-    rooms: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_half_a_request_is_not_waited_for(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "HEAD_TIMEOUT_S", 0.05)
     monkeypatch.setattr(half_open, "LOOK_EVERY_S", 0.05)
     for sent in (b"", b"GET", b"GET /health HTTP/1.1\r\nX: ", http(b"GET /health") + b"GET /he"):
-        where = urlsplit(rooms)
+        where = urlsplit(own)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         writer.write(sent)
         async with asyncio.timeout(10):  # a connection that is kept alive ends after 75 s
             assert (await reader.read()).count(b"200 OK") == sent.count(b"\r\n\r\n")
         writer.close()
-    await require_alive(rooms, "half a request")
+    await require_alive(own, "half a request")
 
 
 async def test_nobody_who_stalls_keeps_a_server_from_its_end(
@@ -473,16 +494,6 @@ async def test_nobody_who_stalls_keeps_a_server_from_its_end(
         writer.transport.abort()
 
 
-async def test_half_a_body_ends_with_its_connection(rooms: str) -> None:
-    where = urlsplit(rooms)
-    for sent in (http(POST, b"Content-Length: 100", body=b"{"), http(POST, CHUNKED, body=b"5\r\n")):
-        _, writer = await asyncio.open_connection(where.hostname, where.port)
-        writer.write(sent)
-        await writer.drain()
-        writer.transport.abort()
-        await require_alive(rooms, sent)
-
-
 @pytest.mark.parametrize(
     ("begin", "more", "count"),
     [
@@ -493,9 +504,9 @@ async def test_half_a_body_ends_with_its_connection(rooms: str) -> None:
     ids=["a header", "headers", "an address"],
 )
 async def test_a_head_that_does_not_end_is_cut(
-    rooms: str, begin: bytes, more: bytes, count: int
+    own: str, begin: bytes, more: bytes, count: int
 ) -> None:
-    where = urlsplit(rooms)
+    where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(begin)
     with pytest.raises(ConnectionError):  # noqa: PT012 - which of them meets the end is open
@@ -506,18 +517,16 @@ async def test_a_head_that_does_not_end_is_cut(
             await reader.read()
             pytest.fail("all of it was taken")
     writer.transport.abort()
-    await require_alive(rooms, begin)
+    await require_alive(own, begin)
 
 
 @pytest.mark.parametrize("upgrade", [b"h2c", b"x", b"websocket, h2c"])
 @pytest.mark.parametrize("line", [POST, b"POST /broadcast", b"GET /health"])
-async def test_the_body_of_an_upgrade_is_no_request(
-    rooms: str, line: bytes, upgrade: bytes
-) -> None:
+async def test_the_body_of_an_upgrade_is_no_request(own: str, line: bytes, upgrade: bytes) -> None:
     """It would be a request that was smuggled past a proxy: the parser stops behind such a head."""
     inner = http(b"GET /rooms/user_1/history")
     head = http(line, b"Connection: Upgrade", b"Upgrade: " + upgrade)[:-2]
-    where = urlsplit(rooms)
+    where = urlsplit(own)
     for framing, body in (
         (b"Content-Length: %d" % len(inner), inner),
         (CHUNKED, b"%x\r\n%s\r\n0\r\n\r\n" % (len(inner), inner)),
@@ -533,18 +542,18 @@ async def test_the_body_of_an_upgrade_is_no_request(
                 writer.write(body)
                 assert await reader.read() == b""
         writer.transport.abort()
-    await require_alive(rooms, line)
+    await require_alive(own, line)
 
 
-async def test_a_handshake_behind_an_answer_that_is_under_way_is_cut(rooms: str) -> None:
+async def test_a_handshake_behind_an_answer_that_is_under_way_is_cut(own: str) -> None:
     """The stream would go on beside the WebSocket, and not hear whether anybody reads it."""
-    where = urlsplit(rooms)
+    where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(http(b"GET /rooms/user_1/events") + http(SUBSCRIBE, *UPGRADE))
     async with asyncio.timeout(4):
         with contextlib.suppress(ConnectionError):
             assert b" 101 " not in await reader.read()
-        async with httpx.AsyncClient(base_url=rooms) as client:
+        async with httpx.AsyncClient(base_url=own) as client:
             while (await client.get("/rooms/user_1/health")).json()["connections"]:
                 pass
     writer.close()
@@ -591,34 +600,24 @@ async def test_who_asks_and_takes_no_answer_is_cut(
             writer.transport.abort()
 
 
-async def test_pipelined_requests_do_not_add_up(rooms: str) -> None:
+async def test_pipelined_requests_do_not_add_up(own: str) -> None:
     """Each would take its turn from everybody else, and its place in memory until then."""
-    where = urlsplit(rooms)
+    where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(http(b"GET /health") * (requests.MAX_PIPELINED + 200))
     async with asyncio.timeout(4):
         with contextlib.suppress(ConnectionError):
             assert (await reader.read()).count(b" 200 OK") <= requests.MAX_PIPELINED
     writer.close()
-    await require_alive(rooms, "pipelined")
+    await require_alive(own, "pipelined")
 
 
-async def test_trailers_mean_nothing(rooms: str) -> None:
+async def test_trailers_mean_nothing(own: str) -> None:
     """What follows a chunked body is no header: a proxy may not have looked at it."""
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
     trailers = b"Content-Type: text/plain\r\nOrigin: https://evil.example\r\n" + b"X: y\r\n" * 1000
-    head, _ = await answer(rooms, http(POST, CHUNKED, body=chunks + trailers + b"\r\n"))
+    head, _ = await answer(own, http(POST, CHUNKED, body=chunks + trailers + b"\r\n"))
     assert head.split()[1] == b"200"
-
-
-async def test_a_preflight_is_answered_for_pages_that_may_ask(rooms: str) -> None:
-    ask = b"Access-Control-Request-Method: POST"
-    for origin, status in ((b"http://localhost:3000", b"204"), (b"https://evil.example", b"403")):
-        head, _ = await answer(rooms, http(b"OPTIONS /broadcast", ask, b"Origin: " + origin))
-        assert head.split()[1] == status
-        head = head.lower()
-        assert (b"access-control-allow-origin: " + origin in head) is (status == b"204")
-        assert (b"content-length" in head) is (status != b"204")
 
 
 # --- WebSocket frames ---------------------------------------------------------------------------
@@ -641,6 +640,57 @@ def frame(
 
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+
+
+async def spoken(url: str, sent: bytes, until: bytes) -> bytes:
+    """What the server says in a WebSocket up to ``until``."""
+    where = urlsplit(url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    try:
+        async with asyncio.timeout(5):
+            writer.write(http(SUBSCRIBE, *UPGRADE))
+            assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+            writer.write(sent)
+            return await reader.readuntil(until)
+    finally:
+        writer.transport.abort()
+
+
+async def test_who_breaks_the_protocol_while_it_is_told_something_leaves_no_traceback(
+    rooms: str,
+) -> None:
+    """The autouse fixture looks at the log."""
+    items = [{**NOTE, "rooms": ["user_1"]}] * 100
+    async with httpx.AsyncClient(base_url=rooms) as client:
+        for _ in range(5):
+            telling = asyncio.create_task(client.post("/broadcast", json={"notifications": items}))
+            await spoken(rooms, frame(3), struct.pack("!H", 1002))
+            assert (await telling).json()["success"]
+
+
+async def test_frames_that_are_odd_but_right_are_read(rooms: str) -> None:
+    split = frame(TEXT, b"pi", end=False) + frame(PING, b"x") + frame(CONT, b"ng")
+    assert (await spoken(rooms, split, b"pong")).startswith(b"\x8a\x01x")
+    nothing = frame(TEXT, end=False) + frame(CONT, end=False) * 500 + frame(CONT, b"ping")
+    await spoken(rooms, nothing, b"pong")
+    await spoken(rooms, frame(PONG, b"?") + frame(PING, b"x" * 125), b"x" * 125)
+    junk = [
+        b"", b"{}", b"{", b'{"action":"ack"}', b'{"action":"ack","cursor":7}', b"[" * 4096,
+        b'{"action":"ack","cursor":"\\ud800"}', b'{"action":' + b"9" * 4080 + b"}", b"\x00",
+        b'{"action":"ack","cursor":"a-999999999999999999"}', b'{"action":"ack","cursor":NaN}',
+    ]  # fmt: skip
+    texts = b"".join(frame(TEXT, text) for text in junk)
+    await spoken(rooms, texts + frame(TEXT, b"ping"), b"pong")
+    await require_alive(rooms, "odd frames")
+
+
+async def test_a_flood_of_texts_is_not_read_to_its_end(rooms: str) -> None:
+    closing = struct.pack("!H", 4029)
+    assert closing in await spoken(rooms, frame(TEXT, b"x") * 1000, closing)
+    await require_alive(rooms, "texts")
+
+
+# --- WebSocket frames, to our own front -----------------------------------------------------------
 
 FRAMES = {
     "a text that is not UTF-8": (frame(TEXT, b"\xff\xfe"), 1007),
@@ -674,71 +724,28 @@ FRAMES = {
 }  # fmt: skip
 
 
-async def spoken(url: str, sent: bytes, until: bytes) -> bytes:
-    """What the server says in a WebSocket up to ``until``."""
-    where = urlsplit(url)
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    try:
-        async with asyncio.timeout(5):
-            writer.write(http(SUBSCRIBE, *UPGRADE))
-            assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-            writer.write(sent)
-            return await reader.readuntil(until)
-    finally:
-        writer.transport.abort()
-
-
-async def test_frames_that_break_the_protocol_get_its_close_code(rooms: str) -> None:
+async def test_frames_that_break_the_protocol_get_its_close_code(own: str) -> None:
     for name, (sent, code) in FRAMES.items():
         closing = b"" if code in (None, 1005) else struct.pack("!H", code)
-        said = await spoken(rooms, sent, closing or b"\x88")
+        said = await spoken(own, sent, closing or b"\x88")
         assert b"\x88" in said, (name, said)
-        await require_alive(rooms, name)
-
-
-async def test_who_breaks_the_protocol_while_it_is_told_something_leaves_no_traceback(
-    rooms: str,
-) -> None:
-    """The autouse fixture looks at the log."""
-    items = [{**NOTE, "rooms": ["user_1"]}] * 100
-    async with httpx.AsyncClient(base_url=rooms) as client:
-        for _ in range(5):
-            telling = asyncio.create_task(client.post("/broadcast", json={"notifications": items}))
-            await spoken(rooms, frame(3), struct.pack("!H", 1002))
-            assert (await telling).json()["success"]
-
-
-async def test_frames_that_are_odd_but_right_are_read(rooms: str) -> None:
-    split = frame(TEXT, b"pi", end=False) + frame(PING, b"x") + frame(CONT, b"ng")
-    assert (await spoken(rooms, split, b"pong")).startswith(b"\x8a\x01x")
-    nothing = frame(TEXT, end=False) + frame(CONT, end=False) * 500 + frame(CONT, b"ping")
-    await spoken(rooms, nothing, b"pong")
-    await spoken(rooms, frame(PONG, b"?") + frame(PING, b"x" * 125), b"x" * 125)
-    junk = [
-        b"", b"{}", b"{", b'{"action":"ack"}', b'{"action":"ack","cursor":7}', b"[" * 4096,
-        b'{"action":"ack","cursor":"\\ud800"}', b'{"action":' + b"9" * 4080 + b"}", b"\x00",
-        b'{"action":"ack","cursor":"a-999999999999999999"}', b'{"action":"ack","cursor":NaN}',
-    ]  # fmt: skip
-    texts = b"".join(frame(TEXT, text) for text in junk)
-    await spoken(rooms, texts + frame(TEXT, b"ping"), b"pong")
-    await require_alive(rooms, "odd frames")
+        await require_alive(own, name)
 
 
 FLOODS = {
     "pings": (b"", frame(PING)),
     "pongs": (b"", frame(PONG)),
     "fragments": (frame(TEXT, end=False), frame(CONT, end=False)),
-    "texts": (b"", frame(TEXT, b"x")),
 }
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-async def test_a_flood_of_frames_is_not_read_to_its_end(rooms: str, kind: str) -> None:
-    """Each takes its time from everybody else, though only texts are messages."""
+async def test_a_flood_of_frames_is_not_read_to_its_end(own: str, kind: str) -> None:
+    """Each takes its time from everybody else, though it is no message."""
     begin, more = FLOODS[kind]
     closing = struct.pack("!H", 4029)
-    assert closing in await spoken(rooms, begin + more * (MAX_FRAMES_PER_S + 1000), closing)
-    await require_alive(rooms, kind)
+    assert closing in await spoken(own, begin + more * (MAX_FRAMES_PER_S + 1000), closing)
+    await require_alive(own, kind)
 
 
 async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory() -> None:
