@@ -79,10 +79,11 @@ class RoomServer(Node):
         if isinstance(answer, Response):
             await _respond(send, answer)
             return
+        leave = partial(self.close_session, answer.session)
         try:
-            await run_event_stream(answer, receive, send)
+            await run_event_stream(answer, receive, send, leave)
         finally:
-            self.close_session(answer.session)
+            leave()
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect

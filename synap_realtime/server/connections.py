@@ -32,18 +32,22 @@ class DisconnectedError(Exception):
     """The peer has gone: there is nobody to answer."""
 
 
+_GONE = ("handler is closed", "after sending 'websocket.close'")
+
+
 def until_gone(send: Send) -> Send:
     """``send``, but a peer that has just gone is a :class:`DisconnectedError`.
 
     uvloop closes a socket inside the write that fails, and raises RuntimeError at the next write,
-    before the ASGI server has heard of the end.
+    before the ASGI server has heard of the end. And uvicorn closes a WebSocket whose client breaks
+    the protocol, and raises RuntimeError at what is sent before we hear of it.
     """
 
     async def send_or_end(message: Message) -> None:
         try:
             await send(message)
         except RuntimeError as error:
-            if "handler is closed" not in str(error):
+            if not any(text in str(error) for text in _GONE):
                 raise
             await asyncio.sleep(0)  # now the ASGI server hears of it, too
             raise DisconnectedError from error
@@ -166,17 +170,29 @@ async def close_at_once(request: Request, send: Send, code: CloseCode) -> None:
             await send({"type": "websocket.close", "code": int(code)})
 
 
-async def run_event_stream(opened: Opened, receive: Receive, send: Send) -> None:
-    """Answer with an event stream until one side ends it."""
+async def run_event_stream(
+    opened: Opened, receive: Receive, send: Send, leave: Callable[[], None]
+) -> None:
+    """Answer with an event stream until one side ends it.
+
+    Args:
+        leave: called when it listens no more, however long its peer takes to hear so.
+    """
     subscription, head = opened.session.subscription, opened.head
     assert head is not None  # noqa: S101 - of an event stream
     headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in head.fields().items()]
+    has_begun = False
     started = asyncio.Event()
+
+    async def begin() -> None:
+        nonlocal has_begun
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        has_begun = True
 
     async def start() -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await begin()
                 await put(opening())
         except TimeoutError:  # what it asked for before, on this connection, it does not read
             subscription.close(CloseCode.TOO_SLOW)
@@ -200,11 +216,13 @@ async def run_event_stream(opened: Opened, receive: Receive, send: Send) -> None
 
     try:
         await _run_until_closed(subscription, listen(), beat(), start())
-        if not started.is_set():
-            raise TimeoutError
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await send({"type": "http.response.body", "body": b""})
-    except (DisconnectedError, OSError, TimeoutError):
+        leave()
+        # An app can cut nothing. To return before the end would be an error in the host's log, and
+        # the socket of a peer that does not read would stay all the same.
+        if not has_begun:
+            await begin()
+        await send({"type": "http.response.body", "body": b""})
+    except (DisconnectedError, OSError):
         logger.debug("a subscriber went away")
 
 

@@ -43,7 +43,7 @@ WORKER_SILENCE_S = 30.0
 10 s later; meanwhile the others of a case are silent."""
 THE_SILENCE_S = 75.0
 START_TIMEOUT_S = 30.0
-OF_ITS_OWN = [Path(sys.executable).with_name("synap-realtime"), "serve", "--port", "0"]
+OF_ITS_OWN = [str(Path(sys.executable).with_name("synap-realtime")), "serve", "--port", "0"]
 BY_UVICORN = [
     *(sys.executable, "-m", "uvicorn", "--factory", "synap_realtime.server:create_app"),
     *("--port", "0", "--loop", "uvloop", "--http", "httptools", "--ws", "websockets-sansio"),
