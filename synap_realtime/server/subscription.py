@@ -264,6 +264,9 @@ class Subscription:
             InvalidArgumentError: ``after`` is no position.
             StoreUnavailableError: the log cannot be read now.
         """
+        if self._closing is not None:  # its token was revoked while a rule was asked
+            outlet.end(self._closing)
+            return
         self._outlet = outlet
         self._hub.join(self._room, self)
         self._resumed = asyncio.Event()

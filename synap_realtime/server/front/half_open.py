@@ -51,11 +51,10 @@ class HalfOpen:
             self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
 
     def renew(self, connection: Connection, within_s: float) -> None:
-        """It waits anew: whoever has done something has not waited for longest."""
-        self._waiting[connection] = self._loop.time() + within_s
-        self._waiting.move_to_end(connection)
-        if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+        """It waits anew: who has done something has not waited for longest."""
+        if connection in self._waiting:
+            self._waiting.move_to_end(connection)
+        self.begin(connection, within_s)
 
     def end(self, connection: Connection) -> None:
         self._waiting.pop(connection, None)

@@ -50,11 +50,18 @@ MIN_READ_BYTES = 64 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 """The head of a request has at most so many, beside those of its first packet."""
 
+MAX_HEADERS = 256
+"""And at most so many fields."""
+
 MAX_PIPELINED = 100
 """So many requests of one connection wait for the answer before theirs."""
 
 MAX_UNREAD_BYTES = 8 * MAX_BODY_BYTES
-"""So much of a body that nobody wants is taken, so that its sender hears the answer."""
+"""So much of a body that nobody wants is taken, so that its sender hears the answer; and so much a
+body may weigh on the wire, with the heads of its chunks and what follows them."""
+
+LINGER_S = 10.0
+"""Who was told the last word has so long to hang up."""
 
 MAX_MESSAGE_BYTES = 16 * MAX_CLIENT_TEXT_BYTES
 """Room for a clear close code (4540) where a client sends too much; 1009 where far too much."""
@@ -72,7 +79,7 @@ _NAMES = {
 
 _SLICE_BYTES = 32 * 1024  # of what comes is read at once
 _SLASH = ord("/")
-_AHEAD_BYTES = 64 * 1024  # of a body that nobody has asked for yet
+_AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
 
 
 class Owner(Protocol):
@@ -89,7 +96,7 @@ class _Exchange(Request):
     """A request on its way: what has come of it, and who waits for the rest."""
 
     __slots__ = (
-        "chunks", "is_answered", "is_complete", "is_http_10", "is_websocket", "keeps_alive",
+        "body", "is_answered", "is_complete", "is_http_10", "is_websocket", "keeps_alive",
         "problem", "size", "wanted",
     )  # fmt: skip
 
@@ -101,7 +108,7 @@ class _Exchange(Request):
         self.is_http_10 = False
         self.is_websocket = False
         self.problem: RequestError | None = None  # the answer, whatever it asks
-        self.chunks: list[bytes] = []
+        self.body: bytes | bytearray = b""
         self.size = 0
         self.is_complete = False
         self.is_answered = False
@@ -111,11 +118,15 @@ class _Exchange(Request):
         self.size += len(chunk)
         if self.is_answered:
             return
-        if self.size <= MAX_BODY_BYTES:
-            self.chunks.append(chunk)
-        else:
-            self.chunks.clear()
+        if self.size > MAX_BODY_BYTES:
+            self.body = b""
             self.wake()
+        elif not self.body:
+            self.body = chunk
+        else:  # of many small ones, each would weigh more than what is in it
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += chunk
 
     def wake(self) -> None:
         if self.wanted is not None and not self.wanted.done():
@@ -126,9 +137,10 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_body", "_current", "_dropped", "_head_bytes", "_headers", "_is_going_on",
-        "_is_held", "_is_in_head", "_is_over", "_is_writable", "_left", "_loop", "_owner",
-        "_parser", "_queue", "_reader_timer", "_stream", "_task", "_transport", "_upgrade", "_url",
+        "_address", "_ahead", "_body", "_current", "_dropped", "_fields", "_head_bytes",
+        "_headers", "_is_going_on", "_is_held", "_is_in_head", "_is_over", "_is_writable", "_left",
+        "_loop", "_owner", "_parser", "_queue", "_reader_timer", "_stream", "_task", "_transport",
+        "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -139,8 +151,10 @@ class HttpConnection(asyncio.Protocol):
         self._address: str | None = None
         self._url = b""
         self._headers: dict[str, str] = {}
+        self._fields = 0
         self._head_bytes = 0
         self._is_in_head = False
+        self._wire_bytes = 0  # of a body, and what is around it
         self._body: _Exchange | None = None  # whose body comes now
         self._queue: deque[_Exchange] = deque()
         self._current: _Exchange | None = None
@@ -149,6 +163,7 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
         self._is_going_on = False
+        self._ahead = 0  # bytes of requests that wait for the answer before theirs
         self._is_held = False  # what comes waits in the socket
         self._is_over = False  # what comes means nothing
         self._dropped = 0
@@ -196,6 +211,10 @@ class HttpConnection(asyncio.Protocol):
                 self._switch(rest + data[start + _SLICE_BYTES :])
                 return
         self._go_on()
+        if self._queue:
+            self._ahead += len(data)
+            if self._ahead > _AHEAD_BYTES:
+                self._hold()
 
     def _read(self, data: bytes) -> bytes | None:
         """Parse; returns what follows the head of a request to become a WebSocket."""
@@ -215,13 +234,17 @@ class HttpConnection(asyncio.Protocol):
                 details = f"a request's head has at most {MAX_HEAD_BYTES} bytes"
                 self._refuse(RequestError(431, "too_large", "Head too large", details))
         elif (body := self._body) is not None:
-            if body.is_answered:
-                if body.size > MAX_UNREAD_BYTES:
-                    self.end()
-            elif body.wanted is None and body.size > _AHEAD_BYTES and not self._is_held:
-                self._is_held = True
-                self._transport.pause_reading()
+            self._wire_bytes += len(data)
+            if self._wire_bytes > MAX_UNREAD_BYTES:
+                self.end()
+            elif body.wanted is None and not body.is_answered and body.size > _AHEAD_BYTES:
+                self._hold()
         return None
+
+    def _hold(self) -> None:
+        if not self._is_held and not self._transport.is_closing():
+            self._is_held = True
+            self._transport.pause_reading()
 
     def _release(self) -> None:
         """Somebody wants the body, or nobody ever will."""
@@ -234,6 +257,7 @@ class HttpConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers = {}
+        self._fields = 0
         self._is_in_head = True
         self._head_bytes = 0
 
@@ -242,6 +266,9 @@ class HttpConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_head:  # else it is a trailer, which means nothing here
+            self._fields += 1
+            if self._fields > MAX_HEADERS:
+                return
             headers = self._headers
             key = _NAMES.get(name) or name.decode("latin-1").lower()
             text = value.decode("latin-1")
@@ -261,9 +288,14 @@ class HttpConnection(asyncio.Protocol):
         exchange = _Exchange(method, path, query, headers, address)
         exchange.is_http_10 = is_http_10 = parser.get_http_version() != "1.1"
         exchange.keeps_alive = parser.should_keep_alive() and not is_http_10
+        if self._fields > MAX_HEADERS:
+            details = f"a request's head has at most {MAX_HEADERS} fields"
+            exchange.problem = RequestError(431, "too_large", "Head too large", details)
+            exchange.keeps_alive = False
         if parser.should_upgrade():
             self._look_at_upgrade(exchange)
         self._body = exchange
+        self._wire_bytes = 0
         self._queue.append(exchange)
 
     def on_body(self, body: bytes) -> None:
@@ -297,9 +329,15 @@ class HttpConnection(asyncio.Protocol):
     # ---- requests, one after the other
 
     def _go_on(self) -> None:
-        if self._is_going_on:  # an answer was given at once: the loop below goes on by itself
+        if self._is_going_on:  # an answer that did not have to wait: the loop below goes on
             return
         self._is_going_on = True
+        try:
+            self._take_turns()
+        finally:
+            self._is_going_on = False
+
+    def _take_turns(self) -> None:
         while (
             self._queue
             and self._current is None
@@ -307,18 +345,21 @@ class HttpConnection(asyncio.Protocol):
             and not self._transport.is_closing()
         ):
             exchange = self._current = self._queue.popleft()
+            if not self._queue:
+                self._ahead = 0
+                if self._is_held:
+                    self._release()
             if exchange.problem is not None:
                 self._owner.node.note(exchange, exchange.problem.response)
                 self._answer(exchange, exchange.problem.response)
             else:
                 if exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
-                    exchange.content = b"".join(exchange.chunks)
+                    exchange.content = bytes(exchange.body)
                 else:
                     exchange.read = partial(self._body_of, exchange)
                 self._run(self._serve(exchange), is_quick=exchange.method == "POST")
             if self._current is exchange and not exchange.is_answered:  # it waits for us
                 self._owner.half_open.end(self)
-        self._is_going_on = False
 
     def _run(self, work: Coroutine[Any, Any, None], *, is_quick: bool) -> None:
         if is_quick and not self._owner.node.needs_tasks():
@@ -363,12 +404,15 @@ class HttpConnection(asyncio.Protocol):
         Raises:
             RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes too long.
         """
+        if self._transport.is_closing():
+            raise malformed("Incomplete body", "its sender has gone")
         declared = exchange.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
             raise body_too_large(MAX_BODY_BYTES)
         if not exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
             expects = exchange.headers.get("expect", "").lower()
-            if expects == "100-continue" and not exchange.size:
+            # RFC 9110, section 10.1.1: HTTP/1.0 does not know it.
+            if expects == "100-continue" and not (exchange.size or exchange.is_http_10):
                 self._transport.write(CONTINUE)
             exchange.wanted = self._loop.create_future()
             self._release()
@@ -385,7 +429,7 @@ class HttpConnection(asyncio.Protocol):
             if self._transport.is_closing():
                 raise malformed("Incomplete body", "its sender has gone")
             raise body_too_slow(BODY_TIMEOUT_S)
-        return exchange.chunks[0] if len(exchange.chunks) == 1 else b"".join(exchange.chunks)
+        return bytes(exchange.body)
 
     def _answer(self, exchange: _Exchange, response: Response) -> None:
         content = response.content
@@ -396,7 +440,7 @@ class HttpConnection(asyncio.Protocol):
         if exchange.is_complete:
             self._end_exchange(exchange)
         else:  # the rest of what nobody wants is taken, so that the answer is heard
-            exchange.chunks.clear()
+            exchange.body = b""
             self._owner.half_open.begin(self, BODY_TIMEOUT_S)
             self._release()
 
@@ -406,7 +450,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._current = None
         within_s = HEAD_TIMEOUT_S if self._is_in_head else IDLE_TIMEOUT_S
-        self._owner.half_open.renew(self, within_s)
+        self._owner.half_open.renew(self, within_s if exchange.keeps_alive else LINGER_S)
         if exchange.keeps_alive:
             self._go_on()
         elif self._is_over and self._transport.can_write_eof():
@@ -421,7 +465,12 @@ class HttpConnection(asyncio.Protocol):
         the stream means nothing."""
         self._is_over = True
         exchange, self._body = self._body, None
-        if exchange is None or exchange.is_answered:
+        if exchange is not None and exchange.is_answered:  # it was told more than this
+            exchange.keeps_alive = False
+            exchange.is_complete = True
+            self._end_exchange(exchange)
+            return
+        if exchange is None:
             self._is_in_head = False
             exchange = _Exchange("", "/", "", {}, self._address)
             self._queue.append(exchange)
@@ -495,6 +544,8 @@ class HttpConnection(asyncio.Protocol):
         except RequestError as error:
             if not self._transport.is_closing():
                 exchange.is_websocket = False
+                self._is_over = True
+                self._transport.resume_reading()
                 self._answer(exchange, error.response)
         except ClosedAtOnceError as error:
             if not self._transport.is_closing():

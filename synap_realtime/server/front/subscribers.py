@@ -84,7 +84,9 @@ class Subscriber:
 
     def heard(self, message: str | bytes) -> None:
         self._silence.heard(self)
-        if (answer := self._subscription.hear(message)) is not None:
+        answer = self._subscription.hear(message)
+        # Of who does not read, it would wait in memory, behind all the others.
+        if answer is not None and self.socket.is_writable:
             self.socket.write(text_frame(answer.encode()))
 
     def writable(self) -> None:
@@ -155,7 +157,7 @@ class EventStream:
         is_writable = self._is_writable()
         self._close()
         if is_writable and code is not CloseCode.TOO_SLOW:
-            if self._chunked:
+            if self._chunked and not self._transport.is_closing():
                 self._transport.write(b"0\r\n\r\n")
             self._ended()
         else:  # the end of the stream would wait behind what it does not take
@@ -176,7 +178,10 @@ class EventStream:
         _close_soon(self._node, self._session)
 
     def _write(self, text: bytes) -> None:
-        self._transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)
+        # A loop closes a socket inside a write that fails, and says so later.
+        if not self._transport.is_closing():
+            chunk = b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text
+            self._transport.write(chunk)
 
     def _beat_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
