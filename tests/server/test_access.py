@@ -271,6 +271,33 @@ async def test_a_new_token_that_is_revoked_while_a_rule_is_asked_ends_it(front: 
         assert await closed_with(ws) == 4504
 
 
+@pytest.mark.parametrize("kind", ["websocket", "events"])
+async def test_a_token_that_is_revoked_while_a_rule_is_asked_opens_nothing(
+    front: Front, kind: str
+) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+        asked.set()
+        await go_on.wait()
+        return True
+
+    async def listen(url: str) -> None:
+        if kind == "websocket":
+            async with listening(url, "user_1", token()) as ws:
+                assert await closed_with(ws) == 4504
+        else:
+            assert (await ask(url, "GET", "/rooms/user_1/events", token())).status_code == 200
+
+    async with serving(front, may) as url, asyncio.timeout(5):
+        listener = asyncio.create_task(listen(url))
+        await asked.wait()
+        admin = token(None, scope="admin")
+        assert (await ask(url, "POST", "/revoke", admin, json={"user": "1"})).status_code == 200
+        go_on.set()
+        await listener
+
+
 async def test_revoking_a_user_closes_and_keeps_out(url: str) -> None:
     admin, mine = token(None, scope="admin"), token()
     assert (await ask(url, "POST", "/revoke", mine, json={"user": "1"})).status_code == 403

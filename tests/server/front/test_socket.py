@@ -9,12 +9,11 @@ import socket as sockets
 import ssl
 import struct
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
-import uvloop
 
 from synap_realtime.server.front import socket as front
 from synap_realtime.server.front.half_open import HalfOpen
@@ -22,21 +21,9 @@ from synap_realtime.server.front.socket import MAX_DROPPED_BYTES, MAX_FRAMES_PER
 from synap_realtime.server.websocket import text_frame
 
 from ..test_websocket_frames import CLOSE, CONT, PING, PONG, TEXT, frame
+from .conftest import Run
 
-Test = Callable[[Coroutine[Any, Any, None]], None]
 CLOSED = struct.pack("!H", 1000)
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Test:
-    """Run a test on one of the loops, for at most 20 s; nothing may be in the log."""
-
-    def run(test: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(asyncio.wait_for(test, 20))
-        assert not caplog.records
-
-    return run
 
 
 class Heard:
@@ -149,7 +136,7 @@ def close_said(said: bytes) -> int:
     return int.from_bytes(said[2:4], "big")
 
 
-def test_messages_are_heard_and_pings_answered(run: Test) -> None:
+def test_messages_are_heard_and_pings_answered(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, heard):
             writer.write(frame(TEXT, b"a") + frame(PING, b"?") + frame(PONG) + frame(2, b"b"))
@@ -164,7 +151,7 @@ def test_messages_are_heard_and_pings_answered(run: Test) -> None:
     run(test())
 
 
-def test_the_peers_close_is_answered_and_the_server_ends_the_connection(run: Test) -> None:
+def test_the_peers_close_is_answered_and_the_server_ends_the_connection(run: Run) -> None:
     async def test() -> None:
         async with serving() as server:
             for body, answer in (
@@ -182,7 +169,7 @@ def test_the_peers_close_is_answered_and_the_server_ends_the_connection(run: Tes
     run(test())
 
 
-def test_the_server_closes_and_hears_nothing_more(run: Test) -> None:
+def test_the_server_closes_and_hears_nothing_more(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, heard):
             heard.socket.write(text_frame(b"last"))
@@ -201,7 +188,7 @@ def test_the_server_closes_and_hears_nothing_more(run: Test) -> None:
     run(test())
 
 
-def test_a_handler_hears_nothing_more_after_it_has_ended_the_connection(run: Test) -> None:
+def test_a_handler_hears_nothing_more_after_it_has_ended_the_connection(run: Run) -> None:
     class Ending(Heard):
         def heard(self, message: str | bytes) -> None:
             super().heard(message)
@@ -216,7 +203,7 @@ def test_a_handler_hears_nothing_more_after_it_has_ended_the_connection(run: Tes
     run(test())
 
 
-def test_who_does_not_answer_a_close_is_cut(run: Test, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_does_not_answer_a_close_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
 
     async def test() -> None:
@@ -229,7 +216,7 @@ def test_who_does_not_answer_a_close_is_cut(run: Test, monkeypatch: pytest.Monke
 
 
 def test_who_does_not_take_what_is_written_is_cut(
-    run: Test, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to its close waits behind all that it does not take."""
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
@@ -243,7 +230,7 @@ def test_who_does_not_take_what_is_written_is_cut(
     run(test())
 
 
-def test_those_who_do_not_answer_a_close_do_not_add_up(run: Test) -> None:
+def test_those_who_do_not_answer_a_close_do_not_add_up(run: Run) -> None:
     """Who has waited for longest goes first."""
 
     async def test() -> None:
@@ -262,7 +249,7 @@ def test_those_who_do_not_answer_a_close_do_not_add_up(run: Test) -> None:
     run(test())
 
 
-def test_who_went_takes_nobodys_room(run: Test) -> None:
+def test_who_went_takes_nobodys_room(run: Run) -> None:
     async def test() -> None:
         async with serving(most_half_open=2) as server, connected(server) as (_, _, first):
             first.socket.close(1000)
@@ -288,7 +275,7 @@ def test_who_went_takes_nobodys_room(run: Test) -> None:
     ],
     ids=["pings", "pongs", "texts", "fragments"],
 )
-def test_a_flood_of_frames_is_not_read_to_its_end(run: Test, begin: bytes, more: bytes) -> None:
+def test_a_flood_of_frames_is_not_read_to_its_end(run: Run, begin: bytes, more: bytes) -> None:
     read: list[int] = []
 
     class Watched(WebSocket):
@@ -312,7 +299,7 @@ def test_a_flood_of_frames_is_not_read_to_its_end(run: Test, begin: bytes, more:
     run(test())
 
 
-def test_the_frames_of_each_second_count_for_themselves(run: Test) -> None:
+def test_the_frames_of_each_second_count_for_themselves(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, heard):
             loop = asyncio.get_running_loop()
@@ -325,7 +312,7 @@ def test_the_frames_of_each_second_count_for_themselves(run: Test) -> None:
     run(test())
 
 
-def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Test) -> None:
+def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Run) -> None:
     waiting: list[int] = []
 
     class Watched(WebSocket):
@@ -351,7 +338,7 @@ def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Te
     assert max(waiting) < 1024 * 1024
 
 
-def test_a_writer_is_told_when_its_peer_reads_again(run: Test) -> None:
+def test_a_writer_is_told_when_its_peer_reads_again(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server, limit=1024) as (reader, _, heard):
             written = fill(heard.socket)
@@ -364,7 +351,7 @@ def test_a_writer_is_told_when_its_peer_reads_again(run: Test) -> None:
     run(test())
 
 
-def test_who_breaks_the_protocol_hears_why_whatever_it_goes_on_to_say(run: Test) -> None:
+def test_who_breaks_the_protocol_hears_why_whatever_it_goes_on_to_say(run: Run) -> None:
     """Were the connection closed with bytes unread, it would be reset, and the reason lost."""
 
     async def test() -> None:
@@ -381,7 +368,7 @@ def test_who_breaks_the_protocol_hears_why_whatever_it_goes_on_to_say(run: Test)
 
 
 def test_who_goes_on_for_ever_after_it_was_failed_is_cut(
-    run: Test, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 3600)
 
@@ -398,7 +385,7 @@ def test_who_goes_on_for_ever_after_it_was_failed_is_cut(
     run(test())
 
 
-def test_over_tls_who_breaks_the_protocol_hears_why(run: Test, tmp_path: Path) -> None:
+def test_over_tls_who_breaks_the_protocol_hears_why(run: Run, tmp_path: Path) -> None:
     """TLS has no half-closed connections."""
     ours, theirs = contexts(tmp_path)
 
@@ -417,7 +404,7 @@ def test_over_tls_who_breaks_the_protocol_hears_why(run: Test, tmp_path: Path) -
     run(test())
 
 
-def test_a_write_to_who_was_just_reset_is_no_error(run: Test) -> None:
+def test_a_write_to_who_was_just_reset_is_no_error(run: Run) -> None:
     """uvloop closes a socket inside the write that fails, before it says so."""
 
     async def test() -> None:
@@ -449,7 +436,7 @@ def test_a_write_to_who_was_just_reset_is_no_error(run: Test) -> None:
         frame(PING) * 9 + frame(3),
     ],
 )
-def test_last_words_of_who_was_just_reset_are_no_error(run: Test, last_words: bytes) -> None:
+def test_last_words_of_who_was_just_reset_are_no_error(run: Run, last_words: bytes) -> None:
     """What answers them fails, and closes the connection."""
 
     async def test() -> None:
@@ -464,7 +451,7 @@ def test_last_words_of_who_was_just_reset_are_no_error(run: Test, last_words: by
     run(test())
 
 
-def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Test) -> None:
+def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, heard):
             writer.write(frame(TEXT, b"ping") + frame(PING))

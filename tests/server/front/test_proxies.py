@@ -1,0 +1,50 @@
+"""Who a request comes from, where a proxy stands between."""
+
+from __future__ import annotations
+
+import pytest
+
+from synap_realtime.server.front.proxies import Proxies
+
+PROXY, CLIENT = "10.0.0.1", "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("peer", "given", "address"),
+    [
+        (PROXY, CLIENT, CLIENT),
+        (PROXY, f"198.51.100.1, {CLIENT}", CLIENT),
+        (PROXY, f"127.0.0.1, {CLIENT}, 10.0.0.2", CLIENT),
+        (PROXY, f" ,, {CLIENT} , ", CLIENT),
+        (PROXY, "10.0.0.3, 10.0.0.2", "10.0.0.3"),
+        (PROXY, "", PROXY),
+        (PROXY, " , ", PROXY),
+        (PROXY, f"{CLIENT}:4711", CLIENT),
+        (PROXY, "[2001:db8::7]:4711", "2001:db8::7"),
+        (PROXY, "[2001:db8::7]", "2001:db8::7"),
+        (PROXY, "2001:db8::7", "2001:db8::7"),
+        (PROXY, f"{CLIENT}, [fd00::2]:80", CLIENT),
+        (PROXY, f"{CLIENT}, 10.0.0.2:80", CLIENT),
+        (PROXY, f"{CLIENT}, unknown", "unknown"),
+        (PROXY, "a" * 10_000, "a" * 10_000),
+        ("fd00::1", CLIENT, CLIENT),
+        ("::ffff:10.0.0.1", CLIENT, CLIENT),
+        (CLIENT, "127.0.0.1", CLIENT),
+        (None, "127.0.0.1", None),
+        ("10.0.0", "127.0.0.1", "10.0.0"),
+    ],
+)
+def test_only_the_operators_own_are_believed(
+    peer: str | None, given: str, address: str | None
+) -> None:
+    proxies = Proxies(["10.0.0.0/8", "fd00::/8"])
+    assert proxies.address(peer, {"x-forwarded-for": given}) == address
+
+
+def test_without_proxies_nobody_is_believed() -> None:
+    for peer in ("127.0.0.1", None, CLIENT):
+        assert Proxies([]).address(peer, {"x-forwarded-for": "198.51.100.1"}) == peer
+
+
+def test_who_says_nothing_is_itself() -> None:
+    assert Proxies([PROXY]).address(PROXY, {}) == PROXY

@@ -1,0 +1,631 @@
+"""HTTP/1.1 over real sockets, on asyncio's loop and on uvloop's: RFC 9112, and who breaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from pydantic import SecretStr
+
+from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server.front import half_open, requests
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
+
+from .conftest import Run
+
+SECRET, API_KEY = "s" * 32, "k" * 43
+MIB = 1024 * 1024
+BODY = b'{"type":"a","data":{}}'
+ROOM = b"/rooms/user_1"
+HANDSHAKE = (
+    b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Version: 13",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)  # fmt: skip
+CHUNKED = b"Transfer-Encoding: chunked"
+
+
+def http(line: bytes, *fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
+    return b"\r\n".join([line + b" HTTP/" + version, b"Host: localhost", *fields, b"", body])
+
+
+def publish(*fields: bytes, room: bytes = ROOM, body: bytes = BODY) -> bytes:
+    length = b"Content-Length: %d" % len(body)
+    return http(b"POST " + room + b"/broadcast", length, *fields, body=body)
+
+
+HEALTH = http(b"GET /health")
+
+
+class Peer:
+    """A client that says what it likes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self, *, has_body: bool = True) -> tuple[int, dict[str, str], bytes]:
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        fields = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines[1:-2])
+        }
+        length = int(fields.get("content-length", "0")) if has_body else 0
+        return int(lines[0].split()[1]), fields, await self.reader.readexactly(length)
+
+    async def status(self) -> int:
+        return (await self.answer())[0]
+
+    async def has_ended(self) -> bool:
+        """Waits for the server's end; what it says before is wrong."""
+        try:
+            return await self.reader.read() == b""
+        except ConnectionError:
+            return True
+
+    async def resets(self) -> None:
+        """A reset, without a goodbye."""
+        raw = self.writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def peer(url: str, *, buffer: int | None = None) -> AsyncIterator[Peer]:
+    where = urlsplit(url)
+    raw = socket.socket()
+    if buffer is not None:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    raw.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(raw, (where.hostname, where.port))
+    reader, writer = await asyncio.open_connection(sock=raw, limit=2**20)
+    try:
+        yield Peer(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+def rooms(**settings: Any) -> RoomServer:
+    return create_app(load_settings(**{"drain_s": 0, **settings}))
+
+
+def with_keys(**options: Any) -> RoomServer:
+    may = options.pop("may", None)
+    settings = load_settings(
+        token_secrets=(SecretStr(SECRET),), api_keys={"jobs": SecretStr(API_KEY)}, drain_s=0,
+        **options,
+    )  # fmt: skip
+    return create_app(settings, may=may)
+
+
+def bearer(credential: str) -> bytes:
+    return b"Authorization: Bearer " + credential.encode()
+
+
+async def nothing_is_left(app: RoomServer, tasks: int) -> None:
+    """No session, no place of the limits, no listener, no task."""
+    async with asyncio.timeout(10):
+        while (  # noqa: ASYNC110 - there is no event for all of it
+            app._sessions.subscriptions()
+            or len(asyncio.all_tasks()) > tasks
+            or app._sessions._limits._connections
+            or app._sessions._hub.connections("user_1")  # type: ignore[arg-type]
+        ):
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_TIMEOUT_S", "IDLE_TIMEOUT_S", "BODY_TIMEOUT_S", "LINGER_S"):
+        monkeypatch.setattr(requests, name, 0.1)
+    monkeypatch.setattr(half_open, "LOOK_EVERY_S", 0.05)
+
+
+# --- what is right ------------------------------------------------------------------------------
+
+
+def test_a_connection_is_kept_and_each_request_is_answered_in_its_turn(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            for _ in range(3):
+                await client.say(HEALTH)
+                status, fields, body = await client.answer()
+                assert (status, json.loads(body)) == (200, {"status": "ok"})
+                assert "connection" not in fields
+                parsedate_to_datetime(fields["date"])
+            asked = [publish(), http(b"GET " + ROOM + b"/history"), publish(), HEALTH]
+            await client.say(b"".join(asked))
+            kinds = [set(json.loads((await client.answer())[2])) for _ in asked]
+            assert ["cursor" in kinds[0], "notifications" in kinds[1]] == [True, True]
+            assert ["cursor" in kinds[2], kinds[3]] == [True, {"status"}]
+
+    run(test())
+
+
+def test_who_waits_is_answered_before_who_comes_behind(run: Run) -> None:
+    """The first has to ask a rule; the second does not, and still comes second."""
+
+    async def test() -> None:
+        asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+            asked.set()
+            await go_on.wait()
+            return True
+
+        async with running(with_keys(may=may)) as url, peer(url) as client:
+            await client.say(publish(bearer(API_KEY)) + HEALTH + http(b"GET /nothing"))
+            await asked.wait()
+            go_on.set()
+            assert "cursor" in json.loads((await client.answer())[2])
+            assert [await client.status(), await client.status()] == [200, 404]
+
+    run(test())
+
+
+def test_as_many_as_may_be_pipelined_are_answered(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            await client.say(publish() * requests.MAX_PIPELINED)
+            for _ in range(requests.MAX_PIPELINED):
+                assert await client.status() == 200
+
+    run(test())
+
+
+def test_100_is_said_when_the_body_is_wanted_and_only_then(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            expecting = publish(b"Expect: 100-continue", bearer(API_KEY))[: -len(BODY)]
+            await client.say(HEALTH + expecting)
+            assert await client.status() == 200
+            assert await client.status() == 100
+            await client.say(BODY)
+            assert await client.status() == 200
+            await client.say(publish(b"Expect: 100-continue", bearer("no"))[: -len(BODY)])
+            assert await client.status() == 401
+            await client.say(BODY + HEALTH)  # who sends it all the same is understood
+            assert await client.status() == 200
+            await client.say(expecting.replace(b"HTTP/1.1", b"HTTP/1.0") + BODY)
+            assert await client.status() == 200, "HTTP/1.0 does not know it"
+
+    run(test())
+
+
+def test_a_body_for_a_refused_credential_is_passed_over(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            large = publish(bearer("no"), body=b" " * 3_000_000)
+            for _ in range(2):
+                await client.say(large)
+                assert await client.status() in (401, 413)
+            await client.say(HEALTH)
+            assert await client.status() == 200
+
+    run(test())
+
+
+def test_a_body_comes_in_pieces_of_any_size(run: Run) -> None:
+    async def test() -> None:
+        text = json.dumps({"type": "a", "data": {"x": "y" * 20_000}}).encode()
+        for size in (1, 2, 1000):
+            pieces = [text[at : at + size] for at in range(0, len(text), size)]
+            chunks = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+            sent = http(b"POST " + ROOM + b"/broadcast", CHUNKED, body=chunks + b"0\r\n\r\n")
+            async with running(rooms()) as url, peer(url) as client:
+                await client.say(sent + HEALTH)
+                assert [await client.status(), await client.status()] == [200, 200]
+        async with running(rooms()) as url, peer(url) as client:
+            for at in range(0, len(sent), 200):
+                await client.say(sent[at : at + 200])
+                await asyncio.sleep(0)
+            assert await client.status() == 200
+
+    run(test())
+
+
+def test_old_clients_get_an_answer_and_an_end(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url:
+            for sent in (
+                http(b"GET /health", version=b"1.0"),
+                http(b"GET /health", b"Connection: keep-alive", version=b"1.0"),
+                http(b"GET /health", b"Connection: close"),
+                http(b"GET /health", b"Connection: close") + HEALTH,
+            ):
+                async with peer(url) as client:
+                    await client.say(sent)
+                    status, fields, _ = await client.answer()
+                    assert (status, fields["connection"]) == (200, "close"), sent
+                    assert await client.has_ended(), sent
+
+    run(test())
+
+
+def test_head_is_a_get_without_its_body(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            await client.say(http(b"HEAD /health") + HEALTH)
+            status, fields, _ = await client.answer(has_body=False)
+            assert (status, fields["content-length"]) == (200, "15")
+            assert await client.status() == 200
+
+    run(test())
+
+
+def test_an_absolute_target_is_its_path(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            for target in (b"http://localhost/health", b"HTTP://x:1/health?a=b", b"/health?a#b"):
+                await client.say(http(b"GET " + target))
+                assert await client.status() == 200, target
+
+    run(test())
+
+
+# --- who is late --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(
+    ("sent", "answers"),
+    [
+        (b"", []), (b"\r\n", []), (b"GET /he", []), (HEALTH[:-2], []), (HEALTH, [200]),
+        (HEALTH + HEALTH[:-4], [200]), (publish()[:-1], [408]), (publish()[:-1] + b"\r", [400]),
+    ],
+    ids=["nothing", "a line", "a target", "a head", "idle", "half of the next", "a body", "junk"],
+)  # fmt: skip
+def test_who_waits_too_long_is_cut(run: Run, sent: bytes, answers: list[int]) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            await client.say(sent)
+            assert [await client.status() for _ in answers] == answers
+            assert await client.has_ended()
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["slowly", "not at all"])
+def test_who_reads_slowly_gets_all_and_who_does_not_read_is_cut(
+    run: Run, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
+
+    async def test() -> None:
+        async with running(rooms()) as url:
+            large = json.dumps({"type": "a", "data": {"x": "y" * 200_000}}).encode()
+            async with peer(url) as client:
+                for _ in range(10):
+                    await client.say(publish(body=large))
+                    assert await client.status() == 200
+            async with peer(url, buffer=4096) as client:
+                client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+                await client.say(http(b"GET " + ROOM + b"/history", b"Connection: close"))
+                await asyncio.sleep(0.5)
+                client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+                answer = await client.answer()
+                count = len(json.loads(answer[2])["notifications"])
+                assert count > 3
+            async with peer(url, buffer=4096) as client:
+                client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+                await client.say(http(b"GET " + ROOM + b"/history") * 10)
+                if how == "not at all":
+                    await asyncio.sleep(0.5)
+                client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+                heard = 0
+                with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                    while heard < 10:
+                        _, _, body = await client.answer()
+                        assert len(json.loads(body)["notifications"]) == count
+                        heard += 1
+                        await asyncio.sleep(0.02)
+                assert (heard == 10) is (how == "slowly")
+
+    run(test())
+
+
+# --- who breaks it ------------------------------------------------------------------------------
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LENGTH = b"Content-Length: 4"
+POST = b"POST /rooms/user_1/broadcast"
+IN_CHUNKS = b"0\r\n\r\n"
+
+FRAMINGS = {
+    "a length, and chunks": http(POST, LENGTH, CHUNKED, body=IN_CHUNKS),
+    "chunks, and a length": http(POST, CHUNKED, LENGTH, body=IN_CHUNKS),
+    "two lengths": http(POST, LENGTH, b"Content-Length: 5", body=b"{}{}"),
+    "the same length twice": http(POST, LENGTH, LENGTH, body=b"{}{}"),
+    "a list of lengths": http(POST, b"Content-Length: 4, 4", body=b"{}{}"),
+    "a length with a sign": http(POST, b"Content-Length: +4", body=b"{}{}"),
+    "a length in hex": http(POST, b"Content-Length: 0x4", body=b"{}{}"),
+    "a length with a gap": http(POST, b"Content-Length: 4 4", body=b"{}{}"),
+    "an empty length": http(POST, b"Content-Length:", body=b""),
+    "a space before the colon": http(POST, b"Content-Length : 4", body=b"{}{}"),
+    "a tab before the colon": http(POST, b"Transfer-Encoding\t: chunked", body=IN_CHUNKS),
+    "a folded line": http(POST, b"X: a\r\n Content-Length: 4", LENGTH, body=b"{}{}"),
+    "a folded coding": http(POST, b"Transfer-Encoding:\r\n chunked", body=IN_CHUNKS),
+    "a first line that is folded": b"GET /health HTTP/1.1\r\n Host: localhost\r\n\r\n",
+    "lines that end with LF": http(POST, LENGTH, body=b"{}{}").replace(b"\r\n", b"\n"),
+    "one that does": http(POST, b"X: a\nContent-Length: 4", body=b""),
+    "lines that end with CR": http(POST, b"X: a\rContent-Length: 4", body=b""),
+    "no line's end behind the head": http(POST, LENGTH).replace(b"\r\n\r\n", b"\r\n\n") + b"{}{}",
+    "another coding": http(POST, b"Transfer-Encoding: xchunked", body=IN_CHUNKS),
+    "a coding behind chunks": http(POST, b"Transfer-Encoding: chunked, gzip", body=IN_CHUNKS),
+    "no coding, and chunks": http(POST, b"Transfer-Encoding: identity, chunked, x", body=IN_CHUNKS),
+    "chunks twice, not at the end": http(POST, CHUNKED, b"Transfer-Encoding: x", body=IN_CHUNKS),
+    "a coding with a control": http(POST, b"Transfer-Encoding: \x0bchunked", body=IN_CHUNKS),
+    "a chunk in signs": http(POST, CHUNKED, body=b"+4\r\n{}{}\r\n0\r\n\r\n"),
+    "a chunk in hex with x": http(POST, CHUNKED, body=b"0x4\r\n{}{}\r\n0\r\n\r\n"),
+    "a chunk with a gap": http(POST, CHUNKED, body=b"4 4\r\n{}{}\r\n0\r\n\r\n"),
+    "a chunk that ends with LF": http(POST, CHUNKED, body=b"4\n{}{}\r\n0\r\n\r\n"),
+    "a chunk whose data end with LF": http(POST, CHUNKED, body=b"4\r\n{}{}\n0\r\n\r\n"),
+    "a chunk with LF in its extension": http(POST, CHUNKED, body=b"4;a\n{}{}\r\n0\r\n\r\n"),
+    "a chunk without a size": http(POST, CHUNKED, body=b"\r\n{}{}\r\n0\r\n\r\n"),
+    "a version of its own": http(b"GET /health", version=b"1.1x"),
+    "a version of two digits": http(b"GET /health", version=b"1.10"),
+    "a tab in the first line": b"GET\t/health\tHTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a method with a colon": http(b"GE:T /health"),
+    "an empty name": http(b"GET /health", b": x"),
+    "a name with a space": http(b"GET /health", b"Content Length: 4"),
+    "a NUL in a name": http(b"GET /health", b"Content-Length\0: 4"),
+}
+
+
+@pytest.mark.parametrize("name", FRAMINGS)
+def test_who_frames_a_body_in_two_ways_is_refused_and_heard_no_more(run: Run, name: str) -> None:
+    """A proxy may have read it in the other way: what comes behind is not ours to say."""
+
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            await client.say(FRAMINGS[name] + SMUGGLED)
+            assert await client.status() == 400
+            assert await client.has_ended()
+
+    run(test())
+
+
+def test_a_body_that_breaks_after_its_answer_ends_the_connection(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            await client.say(http(POST, CHUNKED, bearer("no"), body=b"2\r\n{}\r\n"))
+            assert await client.status() == 401
+            await client.say(b"zz\r\n" + SMUGGLED)
+            assert await client.has_ended()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"junk\r\n\r\n", http(b"GET /rooms/nope/subscribe", *HANDSHAKE), http(POST, b"X: a\0b")],
+    ids=["a request", "a handshake", "a field"],
+)
+def test_who_goes_on_after_the_last_word_hears_it(run: Run, sent: bytes) -> None:
+    """With bytes unread, a close would be a reset, and the answer would be lost with it."""
+
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            await client.say(sent + b"x" * 500_000)
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(ConnectionError):
+                await client.say(b"x" * 500_000)
+            assert await client.status() == 400
+            assert await client.has_ended()
+
+    run(test())
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_who_was_told_the_last_word_and_stays_is_cut(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            await client.say(b"junk\r\n\r\n")
+            assert await client.status() == 400
+            with pytest.raises(ConnectionError):  # noqa: PT012 - which of them meets it is open
+                while True:
+                    await client.say(b"x")
+                    await asyncio.sleep(0.01)
+
+    run(test())
+
+
+def test_a_head_has_only_so_many_fields(run: Run) -> None:
+    """One name in all of them would be one value, copied as often."""
+
+    async def test() -> None:
+        async with running(rooms()) as url:
+            for line, fields, status in (
+                (b"GET /health", [b"a:b"] * (requests.MAX_HEADERS - 1), 200),
+                (b"GET /health", [b"a:b"] * requests.MAX_HEADERS, 431),
+                (b"GET /rooms/user_1/subscribe", [*HANDSHAKE, *[b"a:b"] * 300], 431),
+            ):
+                async with peer(url) as client:
+                    await client.say(http(line, *fields))
+                    assert await client.status() == status
+
+    run(test())
+
+
+class Traced(requests.HttpConnection):
+    """Says how much it has taken when it was cut, or when it reads no more."""
+
+    taken = 0
+    is_enough: asyncio.Event
+
+    def data_received(self, data: bytes) -> None:
+        type(self).taken += len(data)
+        super().data_received(data)
+        if self._is_held:
+            self.is_enough.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_enough.set()
+        super().connection_lost(exc)
+
+
+@pytest.mark.parametrize(
+    ("begin", "more", "most"),
+    [
+        (http(POST, CHUNKED, body=b"0\r\nX: "), b"y" * 65536, 10 * MIB),
+        (http(POST, CHUNKED, body=b"4;"), b"y" * 65536, 10 * MIB),
+        (http(b"GET " + ROOM + b"/events"), publish(body=BODY.ljust(60_000)) * 3, MIB),
+        (http(b"GET " + ROOM + b"/events", LENGTH + b"0000000"), b"y" * 65536, MIB),
+    ],
+    ids=["a trailer", "an extension of a chunk", "pipelined", "a body that nobody wants"],
+)
+def test_what_nobody_wants_is_not_kept(
+    run: Run, begin: bytes, more: bytes, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.server.front.listening.HttpConnection", Traced)
+
+    async def test() -> None:
+        Traced.taken, Traced.is_enough = 0, asyncio.Event()
+        async with running(rooms()) as url, peer(url) as client:
+            client.writer.write(begin)
+            enough = asyncio.create_task(Traced.is_enough.wait())
+            with contextlib.suppress(ConnectionError):
+                while not enough.done():
+                    await asyncio.wait(
+                        [enough, asyncio.create_task(client.say(more))],
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    await asyncio.sleep(0)
+            await enough
+            assert Traced.taken < most
+
+    run(test())
+
+
+def test_who_was_held_back_is_heard_when_it_is_its_turn(run: Run) -> None:
+    async def test() -> None:
+        asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+            asked.set()
+            await go_on.wait()
+            return True
+
+        async with running(with_keys(may=may)) as url, peer(url) as client:
+            large = publish(bearer(API_KEY), body=BODY.ljust(60_000))
+            sending = asyncio.create_task(client.say(large * 50))
+            await asked.wait()
+            go_on.set()
+            for _ in range(50):
+                assert await client.status() == 200
+            await sending
+
+    run(test())
+
+
+# --- who goes in the middle ---------------------------------------------------------------------
+
+STAGES = {
+    "of a head": HEALTH[:-3],
+    "of a body": publish(bearer(API_KEY))[:-3],
+    "of a body that was asked for": publish(b"Expect: 100-continue", bearer(API_KEY))[:-22],
+    "of a publish": publish(bearer(API_KEY)),
+    "of pipelined publishes": publish(bearer(API_KEY)) * 50,
+    "of a handshake": http(b"GET " + ROOM + b"/subscribe", bearer("TOKEN"), *HANDSHAKE),
+    "of a replay": http(b"GET " + ROOM + b"/subscribe?after=earliest", bearer("TOKEN"), *HANDSHAKE),
+    "of a stream": http(b"GET " + ROOM + b"/events?after=earliest", bearer("TOKEN")),
+    "of streams behind each other": http(b"GET " + ROOM + b"/events", bearer("TOKEN")) * 3,
+}
+
+
+@pytest.mark.parametrize("rule", [False, True], ids=["at once", "a rule is asked"])
+@pytest.mark.parametrize("how", ["reset", "closed"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_who_goes_in_the_middle_leaves_nothing(run: Run, stage: str, how: str, rule: bool) -> None:
+    async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+        await asyncio.sleep(0.01)
+        return True
+
+    async def test() -> None:
+        app = with_keys(may=may if rule else None)
+        large = json.dumps({"type": "a", "data": {"x": "y" * 100_000}}).encode()
+        sent = STAGES[stage].replace(b"TOKEN", mint_token("1", secret=SECRET).encode())
+        async with running(app) as url:
+            async with peer(url) as client:
+                for _ in range(20):
+                    await client.say(publish(bearer(API_KEY), body=large))
+                    assert await client.status() == 200
+            tasks = len(asyncio.all_tasks())
+            for pause_s in (None, 0, 0.005, 0.02):
+                async with peer(url, buffer=4096) as client:
+                    await client.say(sent)
+                    if pause_s is not None:
+                        await asyncio.sleep(pause_s)
+                    if how == "reset":
+                        await client.resets()
+            async with peer(url) as client:  # and meanwhile the room is told something
+                await client.say(publish(bearer(API_KEY), body=large))
+                assert await client.status() == 200
+            await nothing_is_left(app, tasks)
+
+    run(test())
+
+
+def test_who_is_gone_while_many_are_told_harms_no_publisher(run: Run) -> None:
+    """The loop learns of it in the middle of a batch, from a write that fails."""
+
+    async def test() -> None:
+        app = rooms()
+        items = [{"rooms": ["user_1"], "type": "a", "data": {"x": "y" * 100_000}} for _ in range(9)]
+        batch = json.dumps({"notifications": items}).encode()
+        sent = http(b"POST /broadcast", b"Content-Length: %d" % len(batch), body=batch)
+        async with running(app) as url:
+            for line, fields in ((b"/events", ()), (b"/subscribe", HANDSHAKE)):
+                async with peer(url) as publisher, peer(url) as listener:
+                    await listener.say(http(b"GET " + ROOM + line, *fields))
+                    await listener.reader.readuntil(b"\r\n\r\n")
+                    await publisher.say(sent[:-1])
+                    await asyncio.sleep(0.05)
+                    # Both are there when the loop looks next, and the batch comes first.
+                    publisher.writer.write(sent[-1:])
+                    await listener.resets()
+                    status, _, body = await publisher.answer()
+                    assert (status, json.loads(body)["success"]) == (200, True)
+
+    run(test())
+
+
+def test_the_ping_of_who_does_not_read_is_not_answered_in_memory(run: Run) -> None:
+    async def test() -> None:
+        app = rooms(messages_per_s=0)
+        ping = bytes([0x81, 0x84, 0, 0, 0, 0]) + b"ping"
+        async with running(app) as url, peer(url, buffer=4096) as client:
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await client.say(http(b"GET " + ROOM + b"/subscribe", *HANDSHAKE))
+            large = json.dumps({"type": "a", "data": {"x": "y" * 200_000}}).encode()
+            async with peer(url) as publisher:
+                while not (waiting := _waiting(app)):
+                    await publisher.say(publish(body=large))
+                    assert await publisher.status() == 200
+            for _ in range(5):
+                await client.say(ping * 100)
+                await asyncio.sleep(0.01)
+            assert _waiting(app) <= waiting
+
+    run(test())
+
+
+def _waiting(app: RoomServer) -> int:
+    """What waits in memory for the one who listens."""
+    (session,) = app._sessions._open
+    outlet = session.subscription._outlet
+    socket = getattr(outlet, "socket", None)
+    return 0 if socket is None else int(socket._transport.get_write_buffer_size())
