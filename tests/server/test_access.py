@@ -430,6 +430,19 @@ async def test_too_many_of_an_address_behind_a_trusted_proxy(front: Front) -> No
                 assert found == status
 
 
+async def test_the_port_that_a_proxy_adds_is_not_another_address() -> None:
+    async with serving(running, trusted_proxies=("127.0.0.1",), connects_per_s=1) as url:
+        path = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
+        for peer in ("203.0.113.7:4711", "[2001:db8::7]:4711"):
+            headers = {**bearer(token()), "X-Forwarded-For": peer}
+            async with websockets.connect(path, additional_headers=headers):
+                pass
+            headers["X-Forwarded-For"] = peer.replace("4711", "4712")
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await websockets.connect(path, additional_headers=headers)
+            assert refused.value.response.status_code == 429
+
+
 async def test_a_header_of_a_stranger_is_not_believed(front: Front) -> None:
     async with serving(front, connects_per_s=1) as url:
         for _ in range(4):

@@ -138,9 +138,9 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_address", "_ahead", "_body", "_current", "_dropped", "_fields", "_head_bytes",
-        "_headers", "_is_going_on", "_is_held", "_is_in_head", "_is_over", "_is_writable", "_left",
-        "_loop", "_owner", "_parser", "_queue", "_reader_timer", "_stream", "_task", "_transport",
-        "_upgrade", "_url", "_wire_bytes",
+        "_headers", "_is_behind_body", "_is_going_on", "_is_held", "_is_in_head", "_is_over",
+        "_is_writable", "_left", "_loop", "_owner", "_parser", "_queue", "_reader_timer",
+        "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -154,6 +154,7 @@ class HttpConnection(asyncio.Protocol):
         self._fields = 0
         self._head_bytes = 0
         self._is_in_head = False
+        self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
         self._body: _Exchange | None = None  # whose body comes now
         self._queue: deque[_Exchange] = deque()
@@ -235,7 +236,9 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(RequestError(431, "too_large", "Head too large", details))
         elif (body := self._body) is not None:
             self._wire_bytes += len(data)
-            if self._wire_bytes > MAX_UNREAD_BYTES:
+            if self._is_behind_body:  # the parser puts each line together
+                self._head_bytes += len(data)
+            if self._wire_bytes > MAX_UNREAD_BYTES or self._head_bytes > MAX_HEAD_BYTES:
                 self.end()
             elif body.wanted is None and not body.is_answered and body.size > _AHEAD_BYTES:
                 self._hold()
@@ -275,7 +278,8 @@ class HttpConnection(asyncio.Protocol):
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
+        self._is_in_head = self._is_behind_body = False
+        self._head_bytes = 0
         if len(self._queue) >= MAX_PIPELINED:
             self.end()
         if self._transport.is_closing():
@@ -298,7 +302,12 @@ class HttpConnection(asyncio.Protocol):
         self._wire_bytes = 0
         self._queue.append(exchange)
 
+    def on_chunk_header(self) -> None:
+        self._is_behind_body = True  # unless it is not the last one
+        self._head_bytes = 0
+
     def on_body(self, body: bytes) -> None:
+        self._is_behind_body = False
         if self._body is not None:
             self._body.take(body)
 
