@@ -52,6 +52,13 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help=_setting("PORT", "Default 8787; 0 takes a free one."))
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help=_setting("TLS_CERT", "Speak TLS: the certificate's chain (PEM).")),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help=_setting("TLS_KEY", "The certificate's key (PEM)."))
+    ] = None,
     allowed_origins: Annotated[
         str | None,
         typer.Option(help=_setting("ALLOWED_ORIGINS", "Browsers' origins, comma-separated.")),
@@ -160,6 +167,8 @@ def serve(
         load_settings(
             host=host,
             port=port,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
             allowed_origins=allowed_origins,
             store=store,
             drain_s=drain_s,
@@ -328,17 +337,26 @@ def doctor(
     host: Annotated[
         str | None, typer.Option(help=_setting("HOST", "Where a server is to listen."))
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help=_setting("TLS_CERT", "A server's certificate (PEM)."))
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help=_setting("TLS_KEY", "The certificate's key (PEM)."))
+    ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Check configuration, keys, store, clock and the way to the room server; say what to do.
+    """Check configuration, keys, certificate, store, clock and the way to the room server.
 
-    It looks at the settings of serve and at those of the application (REALTIME_URL,
-    REALTIME_API_KEY, REALTIME_TOKEN_SECRET, REALTIME_PUBLIC_URL), as this environment has them, and
-    publishes one notification to a room of its own. Exits with 1 if something failed.
+    It says what to do. It looks at the settings of serve and at those of the application
+    (REALTIME_URL, REALTIME_API_KEY, REALTIME_TOKEN_SECRET, REALTIME_PUBLIC_URL), as this
+    environment has them, and publishes one notification to a room of its own. Exits with 1 if
+    something failed.
     """
     from .commands import doctor
 
-    given = {"keys": keys, "store": store, "host": host}
+    given = {
+        "keys": keys, "store": store, "host": host, "tls_cert": tls_cert, "tls_key": tls_key
+    }  # fmt: skip
     raise typer.Exit(doctor(url, given, as_json=as_json))
 
 

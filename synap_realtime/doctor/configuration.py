@@ -25,7 +25,7 @@ async def check(subject: Subject, say: Say) -> None:
     if find_spec("websockets") is None:
         say(_missing("websockets", "nothing can be heard", "subscriber"))
     if subject.missing:
-        what = "not read, and neither are keys and store of a server"
+        what = "not read, and neither are keys, certificate and store of a server"
         say(Finding("warn", "configuration", f"{what}: {subject.missing}"))
         return
     if subject.wrong is not None:

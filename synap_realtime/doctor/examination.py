@@ -14,8 +14,8 @@ from .waiting import TIMEOUT_S, in_thread
 LIMIT_S = 30.0
 """A check's own limits are shorter: this is for one that forgot them."""
 
-_CHECKS = ("configuration", "keys", "store", "reachability", "round_trip", "clock")
-_OF_A_SERVER = ("keys", "store")
+_CHECKS = ("configuration", "keys", "certificate", "store", "reachability", "round_trip", "clock")
+_OF_A_SERVER = ("keys", "certificate", "store")
 
 
 async def examine(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[Finding]:

@@ -30,7 +30,7 @@ async def check(subject: Subject, say: Say) -> None:
     """Nothing of a key is shown, neither its length nor a part of it."""
     settings, keys = subject.settings, subject.keys
     if settings is not None and settings.keys is not None:
-        await _check_mode(settings.keys, say)
+        await check_mode("key file", settings.keys, say)
     if keys is None:
         say(Finding("fail", "keys", subject.keys_problem or "they cannot be read", _CORRECT))
         return
@@ -60,17 +60,18 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
-async def _check_mode(file: Path, say: Say) -> None:
+async def check_mode(check: str, file: Path, say: Say) -> None:
+    """Whether a file with a secret is open to others."""
     try:
         status = await in_thread(file.stat)
-    except OSError:  # that it cannot be read is said of the keys
+    except OSError:  # that it cannot be read is said elsewhere
         return
     if os.name == "posix" and status.st_mode & _OPEN:
         mode = stat.filemode(status.st_mode)
         found = f"{file} is open to other users of this machine ({mode})"
-        say(Finding("warn", "key file", found, f"chmod 600 {file}"))
+        say(Finding("warn", check, found, f"chmod 600 {file}"))
     else:
-        say(Finding("ok", "key file", f"{file} is closed to other users of this machine"))
+        say(Finding("ok", check, f"{file} is closed to other users of this machine"))
 
 
 def _compare_secret(keys: Keys, say: Say) -> None:

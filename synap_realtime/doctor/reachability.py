@@ -16,12 +16,10 @@ import httpx
 from ..endpoint import SCHEMES, Address, parse_address
 from ..errors import ConfigurationError
 from .asking import Answer, NoAnswerError, ask
+from .ending import ending
 from .finding import Finding, Say
 from .subject import Subject
 from .waiting import TIMEOUT_S, in_thread
-
-SOON_S = 14 * 86400.0
-"""A certificate that ends before should have been renewed by now."""
 
 _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # as jobs/accepted.py asks them
 
@@ -97,16 +95,9 @@ async def _check_certificate(address: Address, port: int, say: Say) -> bool:
         advice = "does the server speak TLS there? Else write http://"
         say(Finding("fail", "TLS", f"{host}:{port}: {reason}", advice))
         return False
-    say(ending(host, ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()))
+    left_s = ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()
+    say(ending("certificate", f"of {host}", left_s))
     return True
-
-
-def ending(host: str, left_s: float) -> Finding:
-    """How long a good certificate is still good."""
-    found = f"of {host}: good for {left_s / 86400:.0f} days"
-    if left_s < SOON_S:
-        return Finding("warn", "certificate", found, "renew it; see why nothing has renewed it yet")
-    return Finding("ok", "certificate", found)
 
 
 async def _check_health(

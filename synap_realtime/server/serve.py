@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..tokens import MAKE_A_SECRET
 from .asgi import create_app
+from .front.certificate import Certificate, open_certificate
 from .front.listening import Front
 from .logs import configure
 from .node import Node
@@ -31,12 +32,17 @@ GRACE_S = 5
 
 
 @contextlib.asynccontextmanager
-async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGenerator[str]:
+async def running(
+    app: Any, host: str = "127.0.0.1", port: int = 0, certificate: Certificate | None = None
+) -> AsyncGenerator[str]:
     """Serve inside this event loop: a room server, or an ASGI app that stands beside it.
 
+    Args:
+        certificate: of a room server that speaks TLS; others do not.
+
     Yields:
-        Its address, ``http://127.0.0.1:8787``. Requests are taken from then on, and answered as
-        soon as the app has started.
+        Its address, ``http://127.0.0.1:8787`` or ``https://…``. Requests are taken from then on,
+        and answered as soon as the app has started.
 
     Raises:
         ConfigurationError: the address cannot be had, or is open to others.
@@ -59,13 +65,14 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncGene
             "choose another port, or 0 for a free one"
         ) from error
     shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listener.getsockname()[1]}"
+    scheme = "http" if certificate is None else "https"
+    url = f"{scheme}://{shown}:{listener.getsockname()[1]}"
     if not isinstance(app, Node):
         async with _hosted(app, listener):
             yield url
         return
     front = Front(app)
-    await front.listen(listener)
+    await front.listen(listener, certificate)
     try:
         yield url
     finally:
@@ -120,9 +127,10 @@ async def serve(settings: ServerSettings) -> None:
     Raises:
         ConfigurationError: the settings cannot work, or the port is taken.
     """
+    certificate = open_certificate(settings.tls_cert, settings.tls_key)
     app = create_app(settings)
     _allow_sockets(settings)
-    async with running(app, settings.host, settings.port) as url:
+    async with running(app, settings.host, settings.port, certificate) as url:
         stopped = asyncio.create_task(until_stopped())
         await asyncio.sleep(0)  # it hears signals now: who reads the next lines may stop us
         logger.info("%s", app.promise)

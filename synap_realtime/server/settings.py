@@ -30,6 +30,8 @@ class ServerSettings(BaseSettings):
 
     Attributes:
         host, port: where ``serve`` listens. Port 0 takes a free one.
+        tls_cert, tls_key: files with the certificate's chain and its key (PEM): ``serve`` speaks
+            TLS. They are read anew when they change; see :class:`front.certificate.Certificate`.
         allowed_origins: browsers' origins beside loopback ones, ``https://app.example.com``.
             In the environment: separated by commas.
         store: ``memory://`` or ``sqlite:///path``; see :func:`stores.open_store`.
@@ -52,7 +54,8 @@ class ServerSettings(BaseSettings):
             max_connections_per_address: 0 is no limit, here and below. Loopback addresses have
             none.
         max_rooms: rooms that somebody listens to.
-        max_half_open: sockets that wait for a request, or for the rest of one.
+        max_half_open: sockets that wait for the end of a TLS handshake, or for a request, or for
+            the rest of one.
         connects_per_s: new connections of an address.
         publishes_per_s: notifications of a key, each once for each room;
             ``publish_bytes_per_s``: what they weigh.
@@ -63,6 +66,8 @@ class ServerSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     store: str = "memory://"
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0

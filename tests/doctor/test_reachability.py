@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
-import ssl
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from ..certificates import certify
 from .conftest import HEALTH, answering, diagnosis
 
 
@@ -97,54 +92,23 @@ async def test_the_public_address_is_another(rooms: str, monkeypatch: pytest.Mon
 HOST = "0.0.0.0"
 
 
-def certified(folder: Path, days: float) -> ssl.SSLContext:
-    """A server's TLS, with a certificate that it has signed itself."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=90))
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, secret = folder / "certificate.pem", folder / "key.pem"
-    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    secret.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem, secret)
-    return context
-
-
 @pytest.mark.parametrize(("days", "level"), [(90, "ok"), (5, "warn"), (-1, "fail")])
 async def test_a_certificate(
     days: float, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = certified(tmp_path, days)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
-    async with answering(lambda _: (200, {}, HEALTH), HOST, context) as url:
+    certified = certify(tmp_path, days, HOST)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certified.root))
+    async with answering(lambda _: (200, {}, HEALTH), HOST, certified.server()) as url:
         found = await diagnosis(url)
     assert found["certificate"].level == level, found
     assert ("health" in found) == (level != "fail")
 
 
 async def test_a_certificate_of_nobody_known(tmp_path: Path) -> None:
-    async with answering(lambda _: (200, {}, HEALTH), HOST, certified(tmp_path, 90)) as url:
+    context = certify(tmp_path, 90, HOST).server()
+    async with answering(lambda _: (200, {}, HEALTH), HOST, context) as url:
         found = (await diagnosis(url))["certificate"]
-    assert (found.level, "self-signed" in found.found) == ("fail", True), found
+    assert (found.level, "issuer" in found.found) == ("fail", True), found
 
 
 async def test_no_tls_where_it_is_expected(rooms: str) -> None:

@@ -22,6 +22,8 @@ from websockets.sync.client import connect
 from synap_realtime import ConfigurationError, __version__
 from synap_realtime.server.settings import is_loopback, load_settings
 
+from ..certificates import certify
+
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
 
@@ -37,9 +39,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @contextmanager
-def served(**environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen(
-        [COMMAND, "serve", "--port", "0"],
+        [COMMAND, "serve", "--port", "0", *arguments],
         env={**os.environ, **environment},
         stderr=subprocess.PIPE,
         text=True,
@@ -48,7 +50,7 @@ def served(**environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         assert process.stderr is not None
         first, second = process.stderr.readline(), process.stderr.readline()
         assert "memory store" in first
-        found = re.search(r"listening on (http://\S+)", second)
+        found = re.search(r"listening on (https?://\S+)", second)
         assert found, second
         yield process, found[1]
     finally:
@@ -67,6 +69,23 @@ def test_it_serves_and_stops_on_sigterm() -> None:
         assert process.returncode == 0
         assert "Traceback" not in errors
         assert errors.splitlines()[-1].endswith(": stopped")
+
+
+def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
+    certified = certify(tmp_path)
+    files = ["--tls-cert", str(certified.chain), "--tls-key", str(certified.key)]
+    with served(*files) as (process, url):
+        assert url.startswith("https://127.0.0.1:")
+        note = {"type": "a", "data": {}, "id": "n1"}
+        tls = certified.client()
+        with connect(url.replace("http", "ws") + "/rooms/user_1/subscribe", ssl=tls) as ws:
+            answer = httpx.post(f"{url}/rooms/user_1/broadcast", json=note, verify=tls)
+            assert answer.status_code == 200
+            assert '"id":"n1"' in str(ws.recv(timeout=5))
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=15)
+        assert process.returncode == 0
+        assert "Traceback" not in errors
 
 
 async def test_an_answer_does_not_wait_for_an_ack(rooms: str) -> None:
@@ -101,6 +120,8 @@ def test_each_option_is_also_in_the_environment() -> None:
         (["--allowed-origins", "https://a.example,https://b.example/x"], "scheme://host"),
         (["--allowed-origins", "https://A.example"], "expected scheme://host[:port]"),
         (["--allowed-origins", "*"], "expected scheme://host[:port]"),
+        (["--tls-cert", "chain.pem"], "needs --tls-key (SYNAP_REALTIME_TLS_KEY)"),
+        (["--tls-cert", "none.pem", "--tls-key", "key.pem"], "none.pem: No such file"),
         (["--host", "0.0.0.0"], "this server has no keys"),
         (["--host", "::"], "this server has no keys"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +14,11 @@ import pydantic
 
 from ...errors import ConfigurationError, InvalidArgumentError
 from ...tokens import MAKE_A_SECRET, check_secret, parse_scopes
+from ..watched import Watched
 from .claims import Claims
 from .jwks import check_jwks_url
 
 logger = logging.getLogger(__name__)
-
-LOOK_EVERY_S = 1.0
-"""How often the file is looked at, while somebody asks."""
 
 
 class ApiKey(pydantic.BaseModel):
@@ -102,19 +99,14 @@ class KeyRing:
             token_secrets=tuple(token_secrets), jwks_urls=tuple(jwks_urls), api_keys=api_keys or {}
         )
         self._file = file
-        self._clock = clock
-        self._looked_at = clock()
-        self._state = self._state_of_file()
+        self._watched = Watched(*([file] if file else []), clock=clock)
         self._keys = _together(self._own, _read(file) if file else KeyFile())
 
     def current(self) -> Keys:
         """The keys now. A file that has become unreadable or wrong is said once, and its last
         good contents count."""
-        if self._file is not None and self._clock() - self._looked_at >= LOOK_EVERY_S:
-            self._looked_at = self._clock()
-            if (state := self._state_of_file()) != self._state:
-                self._state = state
-                self._reload(self._file)
+        if self._file is not None and self._watched.have_changed():
+            self._reload(self._file)
         return self._keys
 
     def _reload(self, file: Path) -> None:
@@ -124,15 +116,6 @@ class KeyRing:
             logger.error("the keys stay as they were: %s", error)
         else:
             logger.info("%s has changed: %r", file, self._keys)
-
-    def _state_of_file(self) -> tuple[int, ...] | None:
-        if self._file is None:
-            return None
-        try:
-            found = os.stat(self._file)  # noqa: PTH116 - follows a link that is turned to another
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _digest(text: str) -> bytes:

@@ -23,8 +23,8 @@ class Tracked(Connection, Protocol):
 
 
 class HalfOpen:
-    """Sockets that wait for a request, or for the rest of one, or for a peer who takes its answer,
-    or the server's close: strangers, as far as we know.
+    """Sockets that wait for the end of a TLS handshake, for a request, or for the rest of one, or
+    for a peer who takes its answer, or the server's close: strangers, as far as we know.
 
     However many knock, so many stay. Who has waited for longest goes first: a client that means it
     has sent its request long before. One look a second finds those whose time is up: a timer for

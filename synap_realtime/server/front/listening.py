@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
+from collections.abc import Callable
 
 from ..node import Node
+from .certificate import Certificate
 from .half_open import HalfOpen, Tracked
+from .handshake import Handshakes
 from .proxies import Proxies
 from .requests import HttpConnection
 from .silence import Silence
@@ -25,21 +27,32 @@ class Front:
         self.silence = Silence(node.settings.silence_s)
         self.proxies = Proxies(node.settings.trusted_proxies)
         self.connections: set[Tracked] = set()
-        self._server: asyncio.Server | None = None
+        self._stop_taking: Callable[[], None] = lambda: None
 
-    async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Take connections from now on."""
+    async def listen(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
+        """Take connections from now on: with a certificate, over TLS."""
         self.node.watch_loop()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: HttpConnection(self), sock=listener, ssl=tls, backlog=2048
-        )
+        if certificate is None:
+            server = await loop.create_server(self._connection, sock=listener, backlog=2048)
+            self._stop_taking = server.close
+            return
+        handshakes = Handshakes(self, certificate, self._connection)
+        task = loop.create_task(handshakes.accept(listener))
+
+        def stop_taking() -> None:
+            task.add_done_callback(lambda _: listener.close())
+            task.cancel()
+
+        self._stop_taking = stop_taking
+
+    def _connection(self) -> HttpConnection:
+        return HttpConnection(self)
 
     async def stop(self) -> None:
         """Drain; answer what was begun, then take nothing more and let go of the store."""
         await self.node.drain()
-        if self._server is not None:
-            self._server.close()
+        self._stop_taking()
         for connection in tuple(self.connections):
             connection.finish()
         loop = asyncio.get_running_loop()

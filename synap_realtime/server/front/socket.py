@@ -80,13 +80,13 @@ class WebSocket(asyncio.Protocol):
             half_open: it is there from its last word until its peer has gone.
             max_message_bytes: a longer one is answered with 1009.
         """
-        # Whatever waits in the transport is paused for.
-        transport.set_write_buffer_limits(high=0)
+        self._fd = _descriptor_of(transport)
+        # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing at all.)
+        transport.set_write_buffer_limits(high=0 if self._fd is not None else 1)
         self._transport = transport
         self._handler = handler
         self._half_open = half_open
         self._decoder = Decoder(max_message_bytes)
-        self._fd = _descriptor_of(transport)
         self._second = 0
         self._dropped = 0
         self._is_paused = transport.get_write_buffer_size() > 0

@@ -20,6 +20,7 @@ from synap_realtime.server.front.half_open import HalfOpen
 from synap_realtime.server.front.socket import MAX_DROPPED_BYTES, MAX_FRAMES_PER_S, WebSocket
 from synap_realtime.server.websocket import text_frame
 
+from ...certificates import certify
 from ..test_websocket_frames import CLOSE, CONT, PING, PONG, TEXT, frame
 from .conftest import Run
 
@@ -387,12 +388,12 @@ def test_who_goes_on_for_ever_after_it_was_failed_is_cut(
 
 def test_over_tls_who_breaks_the_protocol_hears_why(run: Run, tmp_path: Path) -> None:
     """TLS has no half-closed connections."""
-    ours, theirs = contexts(tmp_path)
+    certified = certify(tmp_path)
 
     async def test() -> None:
         async with (
-            serving(tls=ours) as server,
-            connected(server, tls=theirs) as (reader, writer, heard),
+            serving(tls=certified.server()) as server,
+            connected(server, tls=certified.client()) as (reader, writer, heard),
         ):
             writer.write(frame(TEXT, b"a") + frame(3))
             said = await reader.read()
@@ -472,44 +473,3 @@ def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) ->
             assert size / len(many) < 400
 
     run(test())
-
-
-def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The server's, with a certificate of its own, and that of a client that trusts it."""
-    from datetime import UTC, datetime, timedelta
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    file = folder / "server.pem"
-    file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ours.load_cert_chain(file)
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    theirs.check_hostname = False
-    theirs.load_verify_locations(
-        cadata=certificate.public_bytes(serialization.Encoding.PEM).decode()
-    )
-    return ours, theirs

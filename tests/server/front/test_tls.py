@@ -1,0 +1,326 @@
+"""``serve`` over TLS, with real certificates and clients that check them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import websockets
+from websockets.asyncio.client import ClientConnection
+from websockets.typing import Subprotocol
+
+from synap_realtime.server import create_app
+from synap_realtime.server.front import handshake, requests
+from synap_realtime.server.front.certificate import Certificate
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+
+from ...certificates import Certified, certify
+from .conftest import Run
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> Certified:
+    return certify(tmp_path)
+
+
+@contextlib.asynccontextmanager
+async def serving(certified: Certified, **settings: Any) -> AsyncIterator[str]:
+    certificate = Certificate(certified.chain, certified.key)
+    app = create_app(load_settings(drain_s=1, **settings))
+    async with running(app, certificate=certificate) as url:
+        assert url.startswith("https://127.0.0.1:")
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def client(url: str, certified: Certified) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=url, verify=certified.client()) as http:
+        yield http
+
+
+async def dial(url: str, tls: ssl.SSLContext) -> ClientConnection:
+    ws = await websockets.connect(
+        url.replace("https", "wss") + "/rooms/user_1/subscribe",
+        ssl=tls,
+        subprotocols=[Subprotocol("synap.v1")],
+    )
+    assert json.loads(await ws.recv())["type"] == "synap.subscribed"
+    return ws
+
+
+async def publish(http: httpx.AsyncClient, id: str, size: int = 1) -> None:
+    note = {"type": "a", "data": {"x": "y" * size}, "id": id}
+    answer = await http.post("/rooms/user_1/broadcast", json=note)
+    assert answer.status_code == 200, answer.text
+
+
+async def next_id(ws: ClientConnection) -> str:
+    return str(json.loads(await ws.recv())["id"])
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+def test_publishes_reach_websockets_and_event_streams(run: Run, certified: Certified) -> None:
+    """The root alone is trusted: the chain is shown whole."""
+
+    async def test() -> None:
+        async with serving(certified) as url, client(url, certified) as http:
+            ws = await dial(url, certified.client())
+            async with http.stream("GET", "/rooms/user_1/events") as stream:
+                lines = stream.aiter_lines()
+                await publish(http, "n1")
+                await publish(http, "n2", 200_000)
+                assert [await next_id(ws), await next_id(ws)] == ["n1", "n2"]
+                told = []
+                async for line in lines:
+                    if '"type":"a"' in line:
+                        told.append(json.loads(line.removeprefix("data:"))["id"])
+                    if len(told) == 2:
+                        break
+                assert told == ["n1", "n2"]
+            history = (await http.get("/rooms/user_1/history")).json()["notifications"]
+            assert [each["id"] for each in history] == ["n1", "n2"]
+            tls = ws.transport.get_extra_info("ssl_object")
+            assert tls.version() == "TLSv1.3"
+            await ws.close()
+            assert ws.close_code == 1000
+
+    run(test())
+
+
+def test_http_1_1_is_agreed_on_and_old_tls_is_not_spoken(run: Run, certified: Certified) -> None:
+    async def test() -> None:
+        async with serving(certified) as url:
+            tls = certified.client()
+            tls.set_alpn_protocols(["h2", "http/1.1"])
+            _, writer = await asyncio.open_connection("127.0.0.1", port_of(url), ssl=tls)
+            assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+            writer.close()
+            await writer.wait_closed()
+        ours = Certificate(certified.chain, certified.key).current()
+        assert ours.minimum_version is ssl.TLSVersion.TLSv1_2
+
+    run(test())
+
+
+def test_a_quiet_websocket_stays_though_it_takes_all_it_gets(
+    run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TLS transport with a limit of 0 pauses its writer at nothing."""
+    monkeypatch.setattr(requests, "READER_TIMEOUT_S", 0.05)
+
+    async def test() -> None:
+        async with serving(certified) as url, client(url, certified) as http:
+            ws = await dial(url, certified.client())
+            await asyncio.sleep(0.3)
+            for n in range(10):
+                await publish(http, f"n{n}")
+                assert await next_id(ws) == f"n{n}"
+            await ws.close()
+
+    run(test())
+
+
+def test_who_does_not_read_is_too_slow_and_goes(run: Run, certified: Certified) -> None:
+    async def test() -> None:
+        async with serving(certified) as url, client(url, certified) as http:
+            ws = await dial(url, certified.client())
+            ws.transport.pause_reading()
+            for n in range(60):
+                await publish(http, f"n{n}", 250_000)  # 15 MB: more than all buffers together
+                usage = (await http.get("/metrics")).text
+                if 'reason="too_slow"} 1.0' in usage:
+                    break
+            else:
+                raise AssertionError("it was not too slow")
+            ws.transport.resume_reading()
+            heard = []
+            with contextlib.suppress(websockets.ConnectionClosed):
+                while True:
+                    heard.append(json.loads(await ws.recv()))
+            assert ws.close_code == 4008
+            ids = [each["id"] for each in heard if each["type"] == "a"]
+            assert ids == [f"n{n}" for n in range(len(ids))]
+            async with http.stream("GET", "/rooms/user_1/events") as stream:
+                assert stream.status_code == 200
+            assert (await http.get("/rooms/user_1/presence")).status_code < 500
+
+    run(test())
+
+
+async def silent(url: str, said: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stranger who opens a connection and says no more than that."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+    writer.write(said)
+    return reader, writer
+
+
+async def is_cut(reader: asyncio.StreamReader) -> None:
+    """Wait until the server has hung up."""
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(1000):
+            pass
+
+
+HALF_A_HELLO = bytes.fromhex("1603010200010001fc0303")
+
+
+@pytest.mark.parametrize("said", [b"", HALF_A_HELLO])
+def test_strangers_who_do_not_shake_hands_make_room_for_others(
+    run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 3600.0)
+
+    async def test() -> None:
+        async with serving(certified, max_half_open=5) as url:
+            strangers = [await silent(url, said) for _ in range(5)]
+            async with client(url, certified) as http:
+                await publish(http, "n1")
+                await is_cut(strangers[0][0])
+                strangers += [await silent(url, said) for _ in range(20)]
+                for reader, _ in strangers[:20]:
+                    await is_cut(reader)
+                await publish(http, "n2")
+            for _, writer in strangers:
+                writer.transport.abort()
+
+    run(test())
+
+
+@pytest.mark.parametrize("said", [b"", HALF_A_HELLO])
+def test_a_handshake_ends_in_time(
+    run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.2)
+
+    async def test() -> None:
+        async with serving(certified, max_half_open=0) as url:
+            reader, writer = await silent(url, said)
+            await is_cut(reader)
+            writer.transport.abort()
+
+    run(test())
+
+
+def test_who_is_not_understood_is_hung_up_on(run: Run, certified: Certified) -> None:
+    """Nothing is in the log: who speaks no TLS is no news."""
+
+    async def test() -> None:
+        async with serving(certified) as url:
+            for said in (
+                b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                b"\x16\x03\x01" + b"\xff" * 99,
+            ):
+                reader, writer = await silent(url, said)
+                await is_cut(reader)
+                writer.transport.abort()
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await dial(url, ssl.create_default_context())
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", port_of(url))) as reset:
+                    reset.sendall(HALF_A_HELLO)
+                    reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            async with client(url, certified) as http:
+                await publish(http, "n1")
+
+    run(test())
+
+
+def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(
+    run: Run, certified: Certified
+) -> None:
+    """In one packet: the server hears it before it knows that the handshake is done."""
+
+    async def test() -> None:
+        async with serving(certified) as url:
+            reader, writer = await silent(url)
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = certified.client().wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    writer.write(outgoing.read())
+                    incoming.write(await reader.read(65536))
+            tls.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            writer.write(outgoing.read())
+            answer = b""
+            while not answer.endswith(b'{"status":"ok"}'):
+                try:
+                    answer += tls.read(65536)
+                except ssl.SSLWantReadError:
+                    more = await reader.read(65536)
+                    assert more, answer
+                    incoming.write(more)
+            writer.transport.abort()
+
+    run(test())
+
+
+def test_a_renewed_certificate_is_shown_to_those_who_come_then(
+    run: Run, certified: Certified, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    trusted_before = certified.client()
+
+    async def test() -> None:
+        async with serving(certified) as url:
+            before = await dial(url, trusted_before)
+            renewed = certify(tmp_path).client()
+            while True:
+                try:
+                    after = await dial(url, renewed)
+                    break
+                except ssl.SSLCertVerificationError:
+                    await asyncio.sleep(0.1)  # it looks once a second
+            certified.chain.write_text("broken")
+            while not caplog.records:
+                async with client(url, certified) as http:
+                    assert (await http.get("/health")).status_code == 200
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(1.1)
+            async with client(url, certified) as http:
+                await publish(http, "n1")
+            assert [await next_id(before), await next_id(after)] == ["n1", "n1"]
+            (said,) = caplog.records
+            assert "the certificate stays as it was: --tls-cert" in said.getMessage()
+            caplog.clear()
+            await before.close()
+            await after.close()
+
+    run(test())
+
+
+def test_draining_lets_everybody_go(run: Run, certified: Certified) -> None:
+    async def test() -> None:
+        async with serving(certified) as url:
+            ws = await dial(url, certified.client())
+            stranger, writer = await silent(url)
+            idle, idle_writer = await asyncio.open_connection(
+                "127.0.0.1", port_of(url), ssl=certified.client()
+            )
+        assert json.loads(await ws.recv())["type"] == "synap.closing"
+        await ws.wait_closed()
+        assert ws.close_code == 4012
+        await is_cut(stranger)
+        await is_cut(idle)
+        writer.transport.abort()
+        idle_writer.transport.abort()
+        with pytest.raises(ConnectionRefusedError):
+            await silent(url)
+
+    run(test())
