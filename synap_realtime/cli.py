@@ -59,12 +59,19 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option(help=_setting("TLS_KEY", "The certificate's key (PEM)."))
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help=_setting("WORKERS", "Processes, with a store that they share; 1.")),
+    ] = None,
     allowed_origins: Annotated[
         str | None,
         typer.Option(help=_setting("ALLOWED_ORIGINS", "Browsers' origins, comma-separated.")),
     ] = None,
     store: Annotated[
-        str | None, typer.Option(help=_setting("STORE", "memory:// (default) or sqlite:///path."))
+        str | None,
+        typer.Option(
+            help=_setting("STORE", "memory:// (default), sqlite:///path or module:function.")
+        ),
     ] = None,
     drain_s: Annotated[
         float | None,
@@ -169,6 +176,7 @@ def serve(
             port=port,
             tls_cert=tls_cert,
             tls_key=tls_key,
+            workers=workers,
             allowed_origins=allowed_origins,
             store=store,
             drain_s=drain_s,

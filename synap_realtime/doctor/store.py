@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigurationError
-from ..server.stores import open_store
+from ..server.stores import is_own, open_store
 from ..server.stores.base import Retention
 from ..server.stores.sqlite_file import UNUSABLE
 from .finding import Finding, Say
@@ -32,6 +32,10 @@ _ELSEWHERE = "choose another path with --store (SYNAP_REALTIME_STORE)"
 async def check(subject: Subject, say: Say) -> None:
     """What a server would meet that started now."""
     if subject.settings is None:
+        return
+    if is_own(subject.settings.store):
+        own = "a store of your own is not looked into; the round trip tries it"
+        say(Finding("ok", "store", f"{subject.settings.store}: {own}"))
         return
     try:
         path = _file_of(subject.settings.store)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
 from ..protocol.rooms import Room
 from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
 from .http import Request, RequestError, unavailable
+from .references import resolve
 from .revocations import Revocations
 from .settings import is_loopback
 
@@ -238,19 +237,12 @@ def load_rule(name: str) -> May:
     Raises:
         ConfigurationError: there is no such thing.
     """
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, "")
-    try:
-        rule: May = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"--may (SYNAP_REALTIME_MAY): {name}: {error}") from None
-    finally:
-        sys.path.remove("")
+    rule = resolve("--may (SYNAP_REALTIME_MAY)", name)
     if not inspect.iscoroutinefunction(rule):
         raise ConfigurationError(
             f"--may (SYNAP_REALTIME_MAY): {name}: expected async def may(action, room, claims)"
         )
-    return rule
+    return cast(May, rule)
 
 
 def unauthorized(details: str, *, invalid: bool = False) -> RequestError:

@@ -177,7 +177,11 @@ def _request(scope: Scope) -> Request:
 
 
 def create_app(
-    settings: ServerSettings | None = None, store: Store | None = None, *, may: May | None = None
+    settings: ServerSettings | None = None,
+    store: Store | None = None,
+    *,
+    may: May | None = None,
+    worker: int | None = None,
 ) -> RoomServer:
     """The room server as an ASGI app.
 
@@ -202,6 +206,7 @@ def create_app(
             stops: open :meth:`RoomServer.lifespan` in the lifespan of yours.
         may: a rule of your own, ``async def may(action, room, claims) -> bool``, asked when ours
             have said yes; default: the one that the settings name.
+        worker: its number, where several processes serve on one port: a label of its metrics.
 
     Raises:
         ConfigurationError: names the setting that is wrong.
@@ -213,6 +218,7 @@ def create_app(
         store or open_store(settings.store, settings.retention()),
         _authenticator(settings, keeps_members=rule is not None),
         rule,
+        worker,
     )
 
 

@@ -35,17 +35,34 @@ def _shown(value: object) -> str:
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
-def configure(level: str, style: Format) -> None:
+def configure(level: str, style: Format, worker: int | None = None) -> None:
     """Log to stderr from now on.
+
+    Args:
+        worker: its number, for each line, where several processes write to one log.
 
     Raises:
         ConfigurationError: python-json-logger is wanted and not installed.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_json_formatter() if style == "json" else _HumanFormatter(_HUMAN))
+    if worker is not None:
+        handler.addFilter(_Numbered(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     for name in _BY_STRANGERS:
         logging.getLogger(name).addFilter(AtMost(MAX_LINES_PER_S))
+
+
+class _Numbered(logging.Filter):
+    """Lets all through, with the worker's number."""
+
+    def __init__(self, worker: int) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.worker = self._worker
+        return True
 
 
 def _json_formatter() -> logging.Formatter:

@@ -6,13 +6,14 @@ Each server has a registry of its own, so that two in one process do not add up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
@@ -33,8 +34,12 @@ _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 class Metrics:
     """The counts of one server; ``text()`` is what ``/metrics`` answers."""
 
-    def __init__(self, version: str, max_connections: int) -> None:
-        self._registry = registry = CollectorRegistry()
+    def __init__(self, version: str, max_connections: int, worker: int | None = None) -> None:
+        """
+        Args:
+            worker: a label of everything: whichever process is asked answers for itself.
+        """
+        self._registry = registry = CollectorRegistry() if worker is None else _Labelled(worker)
         # What only some programs have (Linux' /proc) is left out elsewhere, as everywhere.
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -194,3 +199,19 @@ class Metrics:
             self._look_at(loop)
 
         self._timer = loop.call_at(due, look)
+
+
+class _Labelled(CollectorRegistry):
+    """What is collected, with the number of the worker."""
+
+    def __init__(self, worker: int) -> None:
+        super().__init__()
+        self._worker = {"worker": str(worker)}
+
+    def collect(self) -> Iterator[Metric]:
+        for family in super().collect():
+            family.samples = [
+                sample._replace(labels={**sample.labels, **self._worker})
+                for sample in family.samples
+            ]
+            yield family

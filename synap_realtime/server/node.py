@@ -11,6 +11,7 @@ import contextlib
 import secrets
 from dataclasses import dataclass
 from importlib.metadata import version
+from time import perf_counter
 
 from ..protocol.control import CloseCode
 from ..protocol.cursor import is_cursor
@@ -38,7 +39,7 @@ from .presence import Presence
 from .revocations import Revocations
 from .sessions import Session, Sessions
 from .settings import ServerSettings
-from .stores.base import Store, StoreUnavailableError
+from .stores.base import SharedStore, Store, StoreUnavailableError
 from .stores.measured import MeasuredStore
 from .subscription import LOST
 
@@ -91,11 +92,18 @@ class Node:
     """One instance is one node, with its own store and its own listeners."""
 
     def __init__(
-        self, settings: ServerSettings, store: Store, authenticator: Authenticator, may: May | None
+        self,
+        settings: ServerSettings,
+        store: Store,
+        authenticator: Authenticator,
+        may: May | None,
+        worker: int | None = None,
     ) -> None:
         own_version = version("synap-realtime")
-        self._metrics = metrics = Metrics(own_version, settings.max_connections)
+        self._metrics = metrics = Metrics(own_version, settings.max_connections, worker)
         hub = Hub(metrics.delivered)
+        if isinstance(store, SharedStore):
+            store.follow(lambda room, entry: hub.deliver(room, entry, perf_counter()))
         store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
         limits = Limits(settings)

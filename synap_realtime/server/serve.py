@@ -8,17 +8,21 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..tokens import MAKE_A_SECRET
-from .asgi import create_app
+from . import supervisor
+from .asgi import RoomServer, create_app
 from .front.certificate import Certificate, open_certificate
 from .front.listening import Front
 from .logs import configure
 from .node import Node
 from .settings import ServerSettings, is_loopback
+from .stores import check_shared, open_store
+from .stores.base import SharedStore
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +37,18 @@ GRACE_S = 5
 
 @contextlib.asynccontextmanager
 async def running(
-    app: Any, host: str = "127.0.0.1", port: int = 0, certificate: Certificate | None = None
+    app: Any,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    certificate: Certificate | None = None,
+    *,
+    shares_port: bool = False,
 ) -> AsyncGenerator[str]:
     """Serve inside this event loop: a room server, or an ASGI app that stands beside it.
 
     Args:
         certificate: of a room server that speaks TLS; others do not.
+        shares_port: other processes that say so, too, may listen there as well.
 
     Yields:
         Its address, ``http://127.0.0.1:8787`` or ``https://…``. Requests are taken from then on,
@@ -55,7 +65,9 @@ async def running(
         )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server(
+            (host, port), family=family, backlog=2048, reuse_port=shares_port
+        )
         # asyncio sets it only where it made the socket; without it an answer in two parts waits
         # 40 ms for the peer's delayed acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -121,25 +133,62 @@ async def until_stopped() -> None:
             loop.remove_signal_handler(number)
 
 
-async def serve(settings: ServerSettings) -> None:
+@dataclass(frozen=True, slots=True)
+class Share:
+    """This process's part where several serve together.
+
+    Attributes:
+        worker: its number, from 1.
+        port: that all of them listen on.
+        ready: called when connections are taken.
+        until_stopped: waits until the process is to end.
+    """
+
+    worker: int
+    port: int
+    ready: Callable[[], None]
+    until_stopped: Callable[[], Coroutine[Any, Any, None]]
+
+
+async def serve(settings: ServerSettings, share: Share | None = None) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
         ConfigurationError: the settings cannot work, or the port is taken.
     """
     certificate = open_certificate(settings.tls_cert, settings.tls_key)
-    app = create_app(settings)
+    if share is None:
+        app, port, wait = create_app(settings), settings.port, until_stopped
+    else:
+        app, port, wait = _part(settings, share), share.port, share.until_stopped
     _allow_sockets(settings)
-    async with running(app, settings.host, settings.port, certificate) as url:
-        stopped = asyncio.create_task(until_stopped())
+    shares_port = share is not None
+    async with running(app, settings.host, port, certificate, shares_port=shares_port) as url:
+        stopped = asyncio.create_task(wait())
         await asyncio.sleep(0)  # it hears signals now: who reads the next lines may stop us
         logger.info("%s", app.promise)
         logger.info("listening on %s", url)
+        if share is not None:
+            share.ready()
         await stopped
         logger.info("stopping")
         await app.drain()
         await asyncio.sleep(min(LINGER_S, settings.drain_s))
     logger.info("stopped")
+
+
+def _part(settings: ServerSettings, share: Share) -> RoomServer:
+    """
+    Raises:
+        ConfigurationError: the store is not shared.
+    """
+    store = open_store(settings.store, settings.retention())
+    if not isinstance(store, SharedStore):
+        raise ConfigurationError(
+            f"--workers (SYNAP_REALTIME_WORKERS): the store of {settings.store} is not shared: it "
+            "has no method follow, see synap_realtime.server.stores.base.SharedStore"
+        )
+    return create_app(settings, store, worker=share.worker)
 
 
 def _allow_sockets(settings: ServerSettings) -> None:
@@ -165,9 +214,16 @@ def _allow_sockets(settings: ServerSettings) -> None:
         )
 
 
-def run(settings: ServerSettings) -> None:
-    """:func:`serve`, with logging and, where there is one, uvloop."""
-    configure(settings.log_level, settings.log_format)
+def run(settings: ServerSettings, share: Share | None = None) -> None:
+    """:func:`serve`, with logging and, where there is one, uvloop.
+
+    Of several workers, this is the process that starts them, or with a ``share`` one of them.
+    """
+    if settings.workers > 1 and share is None:
+        check_shared(settings.store)
+        supervisor.run(settings)
+        return
+    configure(settings.log_level, settings.log_format, None if share is None else share.worker)
     try:
         import uvloop
 
@@ -176,7 +232,7 @@ def run(settings: ServerSettings) -> None:
         runner = asyncio.Runner()
     with runner:
         _spare_the_collector()
-        runner.run(serve(settings))
+        runner.run(serve(settings, share))
 
 
 def _spare_the_collector() -> None:

@@ -32,9 +32,12 @@ class ServerSettings(BaseSettings):
         host, port: where ``serve`` listens. Port 0 takes a free one.
         tls_cert, tls_key: files with the certificate's chain and its key (PEM): ``serve`` speaks
             TLS. They are read anew when they change; see :class:`front.certificate.Certificate`.
+        workers: processes that ``serve`` on one port, with a store that they share. Limits and
+            rates count in each; see :mod:`supervisor`.
         allowed_origins: browsers' origins beside loopback ones, ``https://app.example.com``.
             In the environment: separated by commas.
-        store: ``memory://`` or ``sqlite:///path``; see :func:`stores.open_store`.
+        store: ``memory://``, ``sqlite:///path``, or ``module:function`` of one's own; see
+            :func:`stores.open_store`.
         drain_s: at most so long are subscribers let go when the server stops.
         silence_s: a connection from which nothing has come for so long is closed.
         memory_bytes: what the memory store takes, about; the oldest notifications go first.
@@ -68,6 +71,7 @@ class ServerSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     store: str = "memory://"
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0

@@ -81,7 +81,7 @@ class WebSocket(asyncio.Protocol):
             max_message_bytes: a longer one is answered with 1009.
         """
         self._fd = _descriptor_of(transport)
-        # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing at all.)
+        # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
         transport.set_write_buffer_limits(high=0 if self._fd is not None else 1)
         self._transport = transport
         self._handler = handler

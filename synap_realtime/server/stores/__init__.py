@@ -6,7 +6,10 @@ from collections.abc import Callable
 from urllib.parse import unquote, urlsplit
 
 from ...errors import ConfigurationError
+from ..references import REFERENCE, resolve
 from .base import Retention, Store
+
+_OPTION = "--store (SYNAP_REALTIME_STORE)"
 
 
 def _memory(path: str, retention: Retention) -> Store:
@@ -35,18 +38,48 @@ def _sqlite(path: str, retention: Retention) -> Store:
 _STORES: dict[str, Callable[[str, Retention], Store]] = {"memory": _memory, "sqlite": _sqlite}
 
 
+def is_own(url: str) -> bool:
+    """Whether it names a store of somebody's own, ``module:function``."""
+    return REFERENCE.fullmatch(url) is not None
+
+
+def _own(reference: str, retention: Retention) -> Store:
+    make = resolve(_OPTION, reference)
+    if not callable(make):
+        raise ConfigurationError(f"{_OPTION}: {reference}: expected def open(retention) -> Store")
+    store: Store = make(retention)
+    return store
+
+
+def check_shared(url: str) -> None:
+    """
+    Raises:
+        ConfigurationError: servers cannot share such a store.
+    """
+    if (scheme := urlsplit(url).scheme) in _STORES:
+        raise ConfigurationError(
+            "--workers (SYNAP_REALTIME_WORKERS): processes that serve together need a store that "
+            f"they share, and {scheme} is one server's own: what is "
+            "published at one worker would not reach who listens at another. Serve with one "
+            "worker, or give --store module:function a SharedStore of your own"
+        )
+
+
 def open_store(url: str, retention: Retention) -> Store:
     """The store that a URL names.
 
     Args:
         url: ``memory://``; ``sqlite:///rooms.db`` (a path from here) or ``sqlite:////var/rooms.db``
-            (from the root), as SQLAlchemy writes them.
+            (from the root), as SQLAlchemy writes them. Or ``module:function``: it is called with
+            the retention, and returns a :class:`Store`.
 
     Raises:
         ConfigurationError: no such store, or it cannot be opened.
     """
+    if is_own(url):
+        return _own(url, retention)
     parts = urlsplit(url)
-    expected = "--store (SYNAP_REALTIME_STORE): expected memory:// or sqlite:///path"
+    expected = f"{_OPTION}: expected memory://, sqlite:///path or module:function"
     if "://" not in url:
         # It is not shown: something without a scheme may be a password as well.
         hint = "what was given has no scheme" if url else "what was given is empty"

