@@ -54,6 +54,7 @@ class ReplicatedStore:
         self._deliver: Deliver
         self._task: asyncio.Task[None] | None = None
         self._is_current = asyncio.Event()
+        self._is_closed = False
         self.earliest = self._memory.earliest
         self.start_device = self._memory.start_device
         self.advance_received_mark = self._memory.advance_received_mark
@@ -97,9 +98,9 @@ class ReplicatedStore:
         return await self._memory.usage()
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await self._task  # not cancelled: the client might not hear of it in the middle
         await self._redis.aclose()
         await self._memory.close()
 
@@ -112,7 +113,7 @@ class ReplicatedStore:
         newest = await self._redis.xrevrange(_STREAM, count=1)
         until = newest[0][0] if newest else "0-0"
         last = "0-0"
-        while True:
+        while not self._is_closed:
             if last == until:
                 self._is_current.set()
             found = await self._redis.xread({_STREAM: last}, block=500, count=1)

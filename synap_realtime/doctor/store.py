@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigurationError
-from ..server.stores import is_own, open_store
+from ..server.stores import check_shared, is_own, open_store
 from ..server.stores.base import Retention
 from ..server.stores.sqlite_file import UNUSABLE
 from .finding import Finding, Say
@@ -38,6 +38,8 @@ async def check(subject: Subject, say: Say) -> None:
         say(Finding("ok", "store", f"{subject.settings.store}: {own}"))
         return
     try:
+        if subject.settings.workers > 1:
+            check_shared(subject.settings.store)
         path = _file_of(subject.settings.store)
     except (ConfigurationError, ValueError) as error:
         say(Finding("fail", "store", str(error), "correct it, and ask again"))

@@ -149,3 +149,15 @@ def test_how_much_space_will_do() -> None:
     assert space(FEW_BYTES, folder).level == "ok"
     assert space(FEW_BYTES - 1, folder).level == "warn"
     assert space(TOO_FEW_BYTES - 1, folder).level == "fail"
+
+
+async def test_a_store_of_ones_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNAP_REALTIME_WORKERS", "2")
+    found = (await diagnosis(store="tests.shared:dying"))["store"]
+    assert (found.level, "is not looked into" in found.found) == ("ok", True)
+
+
+async def test_workers_need_a_store_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNAP_REALTIME_WORKERS", "2")
+    found = (await diagnosis())["store"]
+    assert (found.level, "memory is one server's own" in found.found) == ("fail", True)

@@ -29,6 +29,7 @@ from synap_realtime.server.stores.memory import MemoryStore
 from ..certificates import certify
 from ..program import free_port
 from ..shared import PORT, ReplicatedStore
+from .test_access import ask, closed_with, frame, listening, serving, token
 from .test_serve import COMMAND, run
 
 TIMEOUT_S = 30
@@ -70,6 +71,10 @@ class Workers:
                 return found
 
     def end(self) -> None:
+        if self.process.poll() is None:  # else it has ended them, or they end without it
+            for pid in self.pids.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
         self._reader.join()  # all who might write have gone
@@ -224,6 +229,22 @@ def test_a_port_that_another_has_is_an_error(start: Callable[..., Workers]) -> N
     for more in ([], ["--workers", "2", "--store", "tests.shared:alone"]):
         done = run("serve", "--port", port, *more)
         assert (done.returncode, "could not listen" in done.stderr) == (2, True), done.stderr
+
+
+async def test_who_is_revoked_at_one_is_let_go_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, admin = token(), token(None, scope="admin")
+    with ValkeyServer() as server:
+        monkeypatch.setenv(PORT, str(server.port))
+        async with (
+            serving(store="tests.shared:replicated") as here,
+            serving(store="tests.shared:replicated") as there,
+            listening(there, "user_1", mine) as ws,
+        ):
+            await frame(ws, "synap.subscribed")
+            answer = await ask(here, "POST", "/revoke", admin, json={"user": "1"})
+            assert answer.json() == {"success": True, "closed": 0}  # here, that is
+            assert await closed_with(ws) == 4504
+            assert (await ask(there, "GET", "/rooms/user_1/history", mine)).status_code == 401
 
 
 @pytest.mark.parametrize(
