@@ -214,7 +214,7 @@ def test_strangers_cannot_fill_the_disk(tmp_path: Path) -> None:
         seconds = time.monotonic() - begun
         server.stop()
     refused = [line for line in server.lines if ": refused " in line]
-    assert len(refused) <= MAX_LINES_PER_S * (seconds + 1)
+    assert len(refused) <= MAX_LINES_PER_S * (seconds + 2)  # of the first and the last, a part
     assert any(" left_out=" in line for line in refused)
 
 

@@ -23,6 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from synap_realtime.server.metrics import Metrics
+from synap_realtime.server.serve import running
 from synap_realtime.server.stores.base import Retention, SharedStore, Usage
 from synap_realtime.server.stores.memory import MemoryStore
 
@@ -236,8 +237,8 @@ async def test_who_is_revoked_at_one_is_let_go_by_all(monkeypatch: pytest.Monkey
     with ValkeyServer() as server:
         monkeypatch.setenv(PORT, str(server.port))
         async with (
-            serving(store="tests.shared:replicated") as here,
-            serving(store="tests.shared:replicated") as there,
+            serving(running, store="tests.shared:replicated") as here,
+            serving(running, store="tests.shared:replicated") as there,
             listening(there, "user_1", mine) as ws,
         ):
             await frame(ws, "synap.subscribed")

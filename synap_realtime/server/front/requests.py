@@ -7,10 +7,7 @@ bounded in bytes and in time.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import logging
-import re
 from collections import deque
 from collections.abc import Coroutine
 from functools import partial
@@ -20,16 +17,18 @@ import httptools
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..api import MAX_BODY_BYTES
-from ..http import Request, RequestError, Response, body_too_large, body_too_slow, malformed
+from ..http import RequestError, Response, body_too_large, body_too_slow, malformed
 from ..node import ClosedAtOnceError, Node, Opened
 from ..websocket import accept_of
 from .answers import CONTINUE, head_of, switching
 from .eager import run
+from .exchange import Exchange
 from .half_open import HalfOpen, Tracked
 from .proxies import Proxies
 from .silence import Silence
 from .socket import Handler, WebSocket
 from .subscribers import EventStream, Subscriber
+from .upgrade import look_at_upgrade
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +65,6 @@ LINGER_S = 10.0
 MAX_MESSAGE_BYTES = 16 * MAX_CLIENT_TEXT_BYTES
 """Room for a clear close code (4540) where a client sends too much; 1009 where far too much."""
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
-
 _NAMES = {
     spelled.encode(): name
     for name in (
@@ -90,47 +87,6 @@ class Owner(Protocol):
     silence: Silence
     proxies: Proxies
     connections: set[Tracked]
-
-
-class _Exchange(Request):
-    """A request on its way: what has come of it, and who waits for the rest."""
-
-    __slots__ = (
-        "body", "is_answered", "is_complete", "is_http_10", "is_websocket", "keeps_alive",
-        "problem", "size", "wanted",
-    )  # fmt: skip
-
-    def __init__(
-        self, method: str, path: str, query: str, headers: dict[str, str], address: str | None
-    ) -> None:
-        super().__init__(method, path, query, headers, address)
-        self.keeps_alive = False
-        self.is_http_10 = False
-        self.is_websocket = False
-        self.problem: RequestError | None = None  # the answer, whatever it asks
-        self.body: bytes | bytearray = b""
-        self.size = 0
-        self.is_complete = False
-        self.is_answered = False
-        self.wanted: asyncio.Future[None] | None = None
-
-    def take(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        if self.is_answered:
-            return
-        if self.size > MAX_BODY_BYTES:
-            self.body = b""
-            self.wake()
-        elif not self.body:
-            self.body = chunk
-        else:  # of many small ones, each would weigh more than what is in it
-            if isinstance(self.body, bytes):
-                self.body = bytearray(self.body)
-            self.body += chunk
-
-    def wake(self) -> None:
-        if self.wanted is not None and not self.wanted.done():
-            self.wanted.set_result(None)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -156,10 +112,10 @@ class HttpConnection(asyncio.Protocol):
         self._is_in_head = False
         self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
-        self._body: _Exchange | None = None  # whose body comes now
-        self._queue: deque[_Exchange] = deque()
-        self._current: _Exchange | None = None
-        self._upgrade: _Exchange | None = None
+        self._body: Exchange | None = None  # whose body comes now
+        self._queue: deque[Exchange] = deque()
+        self._current: Exchange | None = None
+        self._upgrade: Exchange | None = None
         self._stream: EventStream | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
@@ -289,7 +245,7 @@ class HttpConnection(asyncio.Protocol):
             address = self._owner.proxies.address(address, headers)
         path, _, query = self._target().partition("?")
         method = parser.get_method().decode("latin-1")
-        exchange = _Exchange(method, path, query, headers, address)
+        exchange = Exchange(method, path, query, headers, address)
         exchange.is_http_10 = is_http_10 = parser.get_http_version() != "1.1"
         exchange.keeps_alive = parser.should_keep_alive() and not is_http_10
         if self._fields > MAX_HEADERS:
@@ -297,7 +253,8 @@ class HttpConnection(asyncio.Protocol):
             exchange.problem = RequestError(431, "too_large", "Head too large", details)
             exchange.keeps_alive = False
         if parser.should_upgrade():
-            self._look_at_upgrade(exchange)
+            self._upgrade = exchange
+            look_at_upgrade(exchange)
         self._body = exchange
         self._wire_bytes = 0
         self._queue.append(exchange)
@@ -376,7 +333,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._task = self._loop.create_task(work)
 
-    async def _serve(self, exchange: _Exchange) -> None:
+    async def _serve(self, exchange: Exchange) -> None:
         try:
             answer = await self._owner.node.answer(exchange)
             if isinstance(answer, Opened):
@@ -386,7 +343,7 @@ class HttpConnection(asyncio.Protocol):
         except Exception:  # noqa: BLE001 - whatever it is, it is logged
             self._fail()
 
-    def _serve_stream(self, exchange: _Exchange, opened: Opened) -> None:
+    def _serve_stream(self, exchange: Exchange, opened: Opened) -> None:
         node = self._owner.node
         if self._transport.is_closing():
             node.close_session(opened.session)
@@ -401,13 +358,13 @@ class HttpConnection(asyncio.Protocol):
         )  # fmt: skip
         stream.begin(opened.after)
 
-    def _end_stream(self, exchange: _Exchange) -> None:
+    def _end_stream(self, exchange: Exchange) -> None:
         self._stream = None
         if not self._transport.is_closing():
             exchange.is_answered = True
             self._end_exchange(exchange)
 
-    async def _body_of(self, exchange: _Exchange) -> bytes:
+    async def _body_of(self, exchange: Exchange) -> bytes:
         """The body, whole.
 
         Raises:
@@ -440,7 +397,7 @@ class HttpConnection(asyncio.Protocol):
             raise body_too_slow(BODY_TIMEOUT_S)
         return bytes(exchange.body)
 
-    def _answer(self, exchange: _Exchange, response: Response) -> None:
+    def _answer(self, exchange: Exchange, response: Response) -> None:
         content = response.content
         head = head_of(response, len(content), keeps_alive=exchange.keeps_alive)
         is_silent = exchange.method == "HEAD" or response.status == 204
@@ -453,7 +410,7 @@ class HttpConnection(asyncio.Protocol):
             self._owner.half_open.begin(self, BODY_TIMEOUT_S)
             self._release()
 
-    def _end_exchange(self, exchange: _Exchange) -> None:
+    def _end_exchange(self, exchange: Exchange) -> None:
         """The answer is written and the request is here whole: the next one can come."""
         if self._current is not exchange or self._transport.is_closing():
             return
@@ -481,7 +438,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if exchange is None:
             self._is_in_head = False
-            exchange = _Exchange("", "/", "", {}, self._address)
+            exchange = Exchange("", "/", "", {}, self._address)
             self._queue.append(exchange)
         exchange.problem = error
         exchange.keeps_alive = False
@@ -495,39 +452,6 @@ class HttpConnection(asyncio.Protocol):
             self.end()
 
     # ---- to become a WebSocket
-
-    def _look_at_upgrade(self, exchange: _Exchange) -> None:
-        """The parser stops behind a head with ``Upgrade`` and takes a body for the next request:
-        one that was smuggled past a proxy, which knows better. So there is none."""
-        headers = exchange.headers
-        self._upgrade = exchange
-        exchange.keeps_alive = False
-        length = headers.get("content-length", "").strip(" 0")
-        if exchange.method == "CONNECT":
-            exchange.problem = malformed("Invalid method", "this is no proxy")
-            return
-        if length or "transfer-encoding" in headers:
-            exchange.problem = malformed("Invalid upgrade", "it has a body")
-            return
-        offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
-        if exchange.method != "GET" or "websocket" not in offered:
-            return  # it is answered as if it asked for nothing more
-        protocols = headers.get("sec-websocket-protocol", "").split(",")
-        exchange.subprotocols = [name for part in protocols if (name := part.strip())]
-        if headers.get("sec-websocket-version") != "13":
-            exchange.problem = RequestError(
-                426, "upgrade_required", "Unsupported WebSocket version", "expected 13",
-                {"Sec-WebSocket-Version": "13"},
-            )  # fmt: skip
-        elif (
-            exchange.is_http_10
-            or not _is_key(headers.get("sec-websocket-key", ""))
-            or not all(map(_TOKEN.fullmatch, exchange.subprotocols))
-        ):
-            exchange.problem = malformed(
-                "Invalid WebSocket handshake", "see RFC 6455, section 4.2.1"
-            )
-        exchange.is_websocket = exchange.problem is None
 
     def _switch(self, rest: bytes) -> None:
         """The parser has come to its end."""
@@ -546,7 +470,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
             self._run(self._open(exchange, rest), is_quick=True)
 
-    async def _open(self, exchange: _Exchange, rest: bytes) -> None:
+    async def _open(self, exchange: Exchange, rest: bytes) -> None:
         node = self._owner.node
         try:
             opened = await node.open_websocket(exchange)
@@ -574,7 +498,7 @@ class HttpConnection(asyncio.Protocol):
             if rest:
                 socket.data_received(rest)
 
-    def _become(self, handler: Handler, exchange: _Exchange) -> WebSocket:
+    def _become(self, handler: Handler, exchange: Exchange) -> WebSocket:
         transport = self._transport
         self._forget()
         accept = accept_of(exchange.headers["sec-websocket-key"])
@@ -637,10 +561,3 @@ class _Nobody:
     def ended(self) -> None: ...
 
     def gone(self) -> None: ...
-
-
-def _is_key(text: str) -> bool:
-    try:
-        return len(base64.b64decode(text.strip(), validate=True)) == 16
-    except (binascii.Error, ValueError):
-        return False
