@@ -56,7 +56,7 @@ HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
 MAX_HISTORY_BYTES = 1024 * 1024
 """An answer ends with the notification that reaches it."""
 
-_OURS = ("room", "cursor", "rooms")  # members that mean nothing in a notification that is sent
+_OURS = ("room", "cursor")  # members that mean nothing in a notification that is sent
 _AT_ONCE = 100  # notifications of a batch that are checked without a pause
 _PAGE = 16  # entries read at once: at most 4 MiB over what an answer may have
 
@@ -378,7 +378,7 @@ class Api:
 
     def _check_item(
         self,
-        item: Mapping[str, Any],
+        item: dict[str, Any],
         rooms: list[Room] | RequestError,
         verdicts: Mapping[Room, RequestError | None],
         traceparent: str | None,
@@ -391,6 +391,7 @@ class Api:
             if (verdict := verdicts[room]) is not None:
                 return verdict
         try:
+            del item["rooms"]
             id, text, span = self._check(item, traceparent)
         except RequestError as error:
             return error
