@@ -272,7 +272,10 @@ class Subscription:
         self._resumed = asyncio.Event()
         position = await self._start(after)
         if self._device is not None:
-            self._store.start_device(self._room, self._device, position)
+            head = await self._store.head(self._room)
+            # A position that nobody has reached yet is none: this one will be read from the start.
+            known = position if position.offset <= head.offset else self._store.earliest()
+            self._store.start_device(self._room, self._device, known)
         await self._replay(position, after == LOST)
         self._resumed = None
         if self._closing is None:

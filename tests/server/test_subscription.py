@@ -383,6 +383,24 @@ async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -
         assert await again.until(1) == ["n3"]
 
 
+async def test_a_position_that_nobody_has_reached_is_not_where_a_device_is() -> None:
+    """Else each time it comes it would hear everything anew, and that something is gone."""
+    node = Node()
+    await node.publish(USER)
+    ahead = f"{node.store.earliest().epoch}-{10**17}"
+    for after, recovered in ((ahead, False), (None, True)):
+        reader = Reader()
+        subscription = Subscription(
+            node.store, node.hub, USER, node.metrics, device="phone", acknowledges=True
+        )
+        task = asyncio.create_task(follow(subscription, after, reader.send))
+        assert await reader.until(1) == ["n1"]
+        await reader.until_control(1)
+        assert subscribed_frame(reader)[1]["recovered"] is recovered
+        subscription.close(CloseCode.DRAINING)
+        await task
+
+
 async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
     node = Node()
     cursor = await node.publish(USER)
