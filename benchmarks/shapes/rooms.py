@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from ..load import Publish
 from ..rounds import SETTLE_S, Measure, Options, Row, Session, Table, ceiling, compare, shares
 from ..servers import own_rooms
 
@@ -71,15 +72,7 @@ def measure(rooms: int, options: Options) -> Measure:
 
     def round_of(session: Session) -> Mapping[str, float]:
         publishes = [session.kind.publish(one.room, 1) for one in own_rooms(min(rooms, count))]
-        with session.used() as used_us:
-            report = session.load.publish(
-                session.publish_port, publishes, count, mode="closed", publishers=PUBLISHERS
-            )
-        return {
-            "publish_us": used_us() / report.delivered,
-            "load_us": report.cpu_s * 1e6 / report.delivered,
-            **shares(report, used_us()),
-        }
+        return _publish(session, publishes, count)
 
     return round_of
 
@@ -93,14 +86,19 @@ def measure_batches(rooms: int, options: Options) -> Measure:
 
     def round_of(session: Session) -> Mapping[str, float]:
         publishes = [session.kind.publish_many(batch, len(batch)) for batch in batches]
-        with session.used() as used_us:
-            report = session.load.publish(
-                session.publish_port, publishes, count, mode="closed", publishers=PUBLISHERS
-            )
-        return {
-            "publish_us": used_us() / report.delivered,
-            "load_us": report.cpu_s * 1e6 / report.delivered,
-            **shares(report, used_us()),
-        }
+        return _publish(session, publishes, count)
 
     return round_of
+
+
+def _publish(session: Session, publishes: Sequence[Publish], count: int) -> Mapping[str, float]:
+    """Send so many requests, over and over these."""
+    with session.used() as used_us:
+        report = session.load.publish(
+            session.publish_port, publishes, count, mode="closed", publishers=PUBLISHERS
+        )
+    return {
+        "publish_us": used_us() / report.delivered,
+        "load_us": report.cpu_s * 1e6 / report.delivered,
+        **shares(report, used_us()),
+    }

@@ -127,7 +127,7 @@ class Api:
     def _route(self, request: Request) -> tuple[str, Route]:
         match request.segments:
             case ("rooms", _, "broadcast"):
-                return "POST", self.broadcast_one
+                return "POST", self._broadcast_one
             case ("health",):
                 return "GET", self._health
             case ("ready",):
@@ -231,14 +231,9 @@ class Api:
         content = f'{opening},"notifications":[{",".join(texts)}]}}'
         return Response(200, content.encode())
 
-    async def broadcast_one(self, request: Request) -> Response:
-        """
-        Raises:
-            RequestError, StoreUnavailableError: nothing was published.
-        """
+    async def _broadcast_one(self, request: Request) -> Response:
         began_at = perf_counter()
-        if self._draining:
-            self.refuse_while_draining()
+        self.refuse_while_draining()
         room = room_of(request.segments[1])
         claims = await self._access.identify(request)
         await self._access.permit(claims, "broadcast", room)
@@ -280,8 +275,7 @@ class Api:
         count = len(publications)
         self._begun += 1  # which draining waits for
         try:
-            if self._draining:
-                self.refuse_while_draining()
+            self.refuse_while_draining()
             if self._limits.count_publishes:
                 self._limits.check_publish(claims, count, size)
             deliver = partial(self._hub.deliver, began_at=began_at)
@@ -329,14 +323,11 @@ class Api:
         rooms = [_rooms_of(item) for item in items]
         named = (room for each in rooms if not isinstance(each, RequestError) for room in each)
         verdicts = await self._access.permit_each(claims, "broadcast", dict.fromkeys(named))
+        traceparent = request.headers.get("traceparent")
         checked: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
         for number, (item, its_rooms) in enumerate(zip(items, rooms, strict=True), 1):
-            checked.append(
-                self._check_item(
-                    item, its_rooms, verdicts, request.headers.get("traceparent"), spans
-                )
-            )
+            checked.append(self._check_item(item, its_rooms, verdicts, traceparent, spans))
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # a large batch keeps nobody else waiting
         return await self._publish_checked(checked, claims, began_at, spans)

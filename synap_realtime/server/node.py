@@ -162,16 +162,11 @@ class Node:
             if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
                 return Response(204, b"", {**cors, **_PREFLIGHT})
             segments = request.segments
-            is_room = len(segments) == 3 and segments[0] == "rooms"
-            if is_room and segments[2] == "events":
+            if len(segments) == 3 and segments[0] == "rooms" and segments[2] == "events":
                 if request.method not in ("GET", "HEAD"):
                     raise method_not_allowed("GET")
                 return await self._open_event_stream(request, segments[1], cors)
-            if is_room and segments[2] == "broadcast" and request.method == "POST":
-                # As most are: straight on.
-                response = await self._api.broadcast_one(request)
-            else:
-                response = await self._api.handle(request)
+            response = await self._api.handle(request)
         except RequestError as error:
             response = error.response
         except StoreUnavailableError as error:

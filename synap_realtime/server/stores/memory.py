@@ -121,7 +121,7 @@ class MemoryStore:
         self._kept[offset] = (room, id)
         receipt = Receipt(id, entry.cursor, deliver(room, entry), duplicate=False)
         log.ids[id] = (now, receipt)
-        self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
+        self._bytes += _entry_bytes(entry) + _id_bytes(id)
         if len(log.entries) > self._retention.count:
             self._forget_entry(log)
         while self._bytes > self._retention.memory_bytes and len(self._kept) > 1:
