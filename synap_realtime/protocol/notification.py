@@ -32,8 +32,12 @@ Status = Literal["pending", "success", "error"]
 """How the job stands: progress and retries are ``pending``."""
 
 
+RESERVED = "synap."
+"""Types that begin so are the server's."""
+
+
 def _not_reserved(value: str) -> str:
-    if value.startswith("synap."):
+    if value.startswith(RESERVED):
         raise ValueError("the prefix 'synap.' is reserved")
     return value
 
@@ -142,12 +146,12 @@ def parse_notification(value: object) -> Notification:
         raise InvalidArgumentError(field, first["msg"].removeprefix("Value error, ")) from None
 
 
-class _Wire(TypedDict, total=False):
-    """What :class:`Notification` holds, as it travels. What came as JSON is known to be Unicode."""
+class _RawWire(TypedDict, total=False):
+    """What :class:`Notification` holds, as it travels; its type may be a reserved one."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
-    type: Required[Annotated[str, _NAME, AfterValidator(_not_reserved)]]
+    type: Required[Annotated[str, _NAME]]
     data: Required[dict[str, Any]]
     id: Annotated[str, _NAME]
     requestId: str
@@ -155,6 +159,14 @@ class _Wire(TypedDict, total=False):
     timestamp: Annotated[str, AfterValidator(to_utc_timestamp)]
     room: str
     cursor: str
+
+
+class _Wire(_RawWire, total=False):
+    """The same, checked."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+    type: Required[Annotated[str, _NAME, AfterValidator(_not_reserved)]]
 
 
 _check_wire = TypeAdapter(_Wire).validator.validate_python
@@ -172,6 +184,43 @@ def check_wire(value: object) -> dict[str, Any]:
     except pydantic.ValidationError:  # or a member is null, which is as if it were not there
         return parse_notification(value).to_wire()
     return wire
+
+
+class _BatchWire(_RawWire):
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+    rooms: Required[list[str]]
+
+
+class _Batch(TypedDict):
+    notifications: Annotated[list[_BatchWire], pydantic.Field(min_length=1)]
+
+
+_read_wire = TypeAdapter(_RawWire).validator.validate_json
+_read_batch = TypeAdapter(_Batch).validator.validate_json
+
+
+def read_wire(content: bytes) -> dict[str, Any] | None:
+    """:func:`check_wire` of JSON, in one step.
+
+    Returns:
+        None: it is not right, or a member is null. Not looked at: whether its type is reserved, and
+        whether a number is one of JSON's (``NaN``).
+    """
+    try:
+        wire: dict[str, Any] = _read_wire(content)
+    except pydantic.ValidationError:
+        return None
+    return wire
+
+
+def read_wires(content: bytes) -> list[dict[str, Any]] | None:
+    """The same of a batch; each has its ``rooms``, which are any strings."""
+    try:
+        wires: list[dict[str, Any]] = _read_batch(content)["notifications"]
+    except pydantic.ValidationError:
+        return None
+    return wires
 
 
 def to_json_object(field: str, value: object) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def method_not_allowed(right: str) -> RequestError:
     )  # fmt: skip
 
 
-_parse_room = lru_cache(1024)(parse_room)  # those that are published to are few, or the same
+_parse_room = lru_cache(16_384)(parse_room)  # those that are published to are mostly the same
 
 
 def room_of(segment: str) -> Room:
@@ -223,6 +223,14 @@ def room_of(segment: str) -> Room:
         return _parse_room(segment)
     except InvalidArgumentError as error:
         raise malformed("Invalid room id", error.problem) from error
+
+
+def known_room(segment: str) -> Room | None:
+    """The room in a path; None: there is none."""
+    try:
+        return _parse_room(segment)
+    except InvalidArgumentError:
+        return None
 
 
 @lru_cache(1024)
@@ -273,11 +281,11 @@ def device_of(query: Mapping[str, str]) -> str | None:
         raise malformed("Invalid device", f"device: {error.problem}") from error
 
 
-async def json_body(request: Request) -> object:
-    """The JSON body: strict (no NaN, no lone surrogates, bounded depth).
+async def json_body(request: Request) -> bytes:
+    """The body, whose sender says that it is JSON.
 
     Raises:
-        RequestError: 400, 408, 413 or 415.
+        RequestError: 408, 413 or 415.
     """
     kind = request.headers.get("content-type")
     if kind is not None and kind != "application/json":
@@ -292,6 +300,15 @@ async def json_body(request: Request) -> object:
     content = request.content
     if content is None:
         content = await request.read()
+    return content
+
+
+def parsed_json(content: bytes) -> object:
+    """What a body holds: strict (no NaN, no lone surrogates, bounded depth).
+
+    Raises:
+        RequestError: 400.
+    """
     try:
         return _from_json(content, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:

@@ -36,6 +36,7 @@ from .hub import Hub
 from .limits import Limits, TooManyForUserError, too_many
 from .metrics import Metrics
 from .presence import Presence
+from .publishing import Publishing
 from .revocations import Revocations
 from .sessions import Session, Sessions
 from .settings import ServerSettings
@@ -104,12 +105,11 @@ class Node:
         hub = Hub(metrics.delivered)
         if isinstance(store, SharedStore):
             store.follow(lambda room, entry: hub.deliver(room, entry, perf_counter()))
-        store = MeasuredStore(store, metrics)
+        self._store = store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
         limits = Limits(settings)
         revocations = Revocations(store, hub)
         self._settings = settings
-        self._store = store
         self._authenticator = authenticator
         self._access = access = Access(
             authenticator,
@@ -126,7 +126,9 @@ class Node:
             admin = Admin(
                 hub, self._sessions, access, metrics, version=own_version, promise=store.promise
             ).handle
-        self._api = Api(store, hub, presence, access, limits, revocations, metrics, admin)
+        self._publishing = publishing = Publishing(store, hub, access, limits, metrics)
+        self._api = Api(store, hub, presence, access, publishing, revocations, metrics, admin)
+        self.publish_at_once = publishing.at_once
 
     @property
     def settings(self) -> ServerSettings:
@@ -219,11 +221,11 @@ class Node:
 
     async def drain(self) -> None:
         """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""
-        if self._api.draining:
+        if self._publishing.draining:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_s):
-                await self._api.drain()
+                await self._publishing.drain()
         going = self._sessions.subscriptions()
         spread_ms = min(_MAX_SPREAD_MS, 10 * len(going))
         size = max(_DRAIN_BATCH, len(going) // 20)
@@ -260,7 +262,7 @@ class Node:
                     raise malformed(
                         "Nothing could be told", "presence: offer the subprotocol synap.v1"
                     )
-                self._api.refuse_while_draining()
+                self._publishing.refuse_while_draining()
             case _:
                 raise RequestError(
                     404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
@@ -298,7 +300,7 @@ class Node:
         claims = await self._access.identify(request)
         await self._permit(claims, target)
         short = b"" if request.method == "HEAD" else None
-        if short is None and self._api.draining:  # after a 503 a browser never comes back
+        if short is None and self._publishing.draining:  # after a 503 a browser never comes back
             short = f"retry: {RETRY_MS + secrets.randbelow(RETRY_MS)}\n\n".encode()
         answer = Response(200, short or b"", headers, _EVENT_STREAM)
         if short is not None:

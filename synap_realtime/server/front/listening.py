@@ -10,6 +10,7 @@ from ..node import Node
 from .certificate import Certificate
 from .half_open import HalfOpen, Tracked
 from .handshake import Handshakes
+from .heads import Heads
 from .proxies import Proxies
 from .requests import HttpConnection
 from .silence import Silence
@@ -25,6 +26,7 @@ class Front:
         self.node = node
         self.half_open = HalfOpen(node.settings.max_half_open)
         self.silence = Silence(node.settings.silence_s)
+        self.heads = Heads()
         self.proxies = Proxies(node.settings.trusted_proxies)
         self.connections: set[Tracked] = set()
         self._stop_taking: Callable[[], None] = lambda: None

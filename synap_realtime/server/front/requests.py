@@ -24,6 +24,7 @@ from .answers import CONTINUE, head_of, switching
 from .eager import run
 from .exchange import Exchange
 from .half_open import HalfOpen, Tracked
+from .heads import Heads
 from .proxies import Proxies
 from .silence import Silence
 from .socket import Handler, WebSocket
@@ -84,6 +85,7 @@ class Owner(Protocol):
 
     node: Node
     half_open: HalfOpen
+    heads: Heads
     silence: Silence
     proxies: Proxies
     connections: set[Tracked]
@@ -94,9 +96,9 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_address", "_ahead", "_body", "_current", "_dropped", "_fields", "_head_bytes",
-        "_headers", "_is_behind_body", "_is_going_on", "_is_held", "_is_in_head", "_is_over",
-        "_is_writable", "_left", "_loop", "_owner", "_parser", "_queue", "_reader_timer",
-        "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
+        "_headers", "_heard", "_is_behind_body", "_is_going_on", "_is_held", "_is_in_head",
+        "_is_over", "_is_writable", "_left", "_loop", "_owner", "_parser", "_queue",
+        "_reader_timer", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -109,6 +111,7 @@ class HttpConnection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._fields = 0
         self._head_bytes = 0
+        self._heard: bytes | None = None  # all that has come, of a request that may be repeated
         self._is_in_head = False
         self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
@@ -157,6 +160,11 @@ class HttpConnection(asyncio.Protocol):
             self._go_on()
 
     def data_received(self, data: bytes) -> None:
+        self._heard = None
+        if self._current is None and self._body is None and not self._queue:
+            if self._is_writable and not self._is_in_head and self._publish_at_once(data):
+                return
+            self._heard = data
         for start in range(0, len(data), _SLICE_BYTES):
             if self._is_over:
                 self._drop(len(data) - start)
@@ -172,6 +180,19 @@ class HttpConnection(asyncio.Protocol):
             self._ahead += len(data)
             if self._ahead > _AHEAD_BYTES:
                 self._hold()
+
+    def _publish_at_once(self, data: bytes) -> bool:
+        """Answer one whole request, if it is one that is sent again and again."""
+        publish = self._owner.heads.find(data)
+        if publish is None or self._is_over or self._transport.is_closing():
+            return False
+        answer = self._owner.node.publish_at_once(*publish)
+        if answer is None:
+            return False
+        content = answer.content
+        self._transport.write(head_of(answer, len(content), keeps_alive=True) + content)
+        self._owner.half_open.renew(self, IDLE_TIMEOUT_S)
+        return True
 
     def _read(self, data: bytes) -> bytes | None:
         """Parse; returns what follows the head of a request to become a WebSocket."""
@@ -403,6 +424,8 @@ class HttpConnection(asyncio.Protocol):
         is_silent = exchange.method == "HEAD" or response.status == 204
         self._transport.write(head if is_silent else head + content)
         exchange.is_answered = True
+        if self._heard is not None and response.status == 200:
+            self._owner.heads.learn(self._heard, exchange)
         if exchange.is_complete:
             self._end_exchange(exchange)
         else:  # the rest of what nobody wants is taken, so that the answer is heard

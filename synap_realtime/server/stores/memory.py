@@ -89,44 +89,51 @@ class MemoryStore:
     async def publish(
         self, publications: Sequence[Publication], deliver: Deliver
     ) -> Sequence[Receipt]:
-        self._start_ticking()
-        now = self._clock()
-        receipts = []
-        for publication in publications:
-            receipts.append(self._keep(publication, now, deliver))
-            self._unswept += 1
-            if self._unswept == _SWEEP:
-                self._unswept = 0
-                self._sweep(now, _SWEEP)
-                # However much one call publishes, subscribers read along and others are answered.
-                if len(publications) > _SWEEP:
-                    await asyncio.sleep(0)
+        if len(publications) <= _SWEEP:
+            return self.publish_at_once(publications, deliver)
+        receipts: list[Receipt] = []
+        for start in range(0, len(publications), _SWEEP):
+            receipts += self.publish_at_once(publications[start : start + _SWEEP], deliver)
+            # However much one call publishes, subscribers read along and others are answered.
+            await asyncio.sleep(0)
         return receipts
 
-    def _keep(self, publication: Publication, now: float, deliver: Deliver) -> Receipt:
-        room, id, text = publication
-        log = self._logs.get(room) or self._log(room)
-        self._logs.move_to_end(room)
-        if now >= log.due:
-            self._trim(room, log, now)
-        if (seen := log.ids.get(id)) is not None:
-            first = seen[1]
-            return Receipt(first.id, first.cursor, first.broadcast_count, duplicate=True)
-
-        self._offset = offset = self._offset + 1
-        entry = entry_of(room, Cursor(self._epoch, offset), text)
-        log.entries.append((now, entry))
-        if log.due == math.inf:
-            log.due = now + min(self._retention.age_s(room), self._retention.dedupe_s)
-        self._kept[offset] = (room, id)
-        receipt = Receipt(id, entry.cursor, deliver(room, entry), duplicate=False)
-        log.ids[id] = (now, receipt)
-        self._bytes += _entry_bytes(entry) + _id_bytes(id)
-        if len(log.entries) > self._retention.count:
-            self._forget_entry(log)
-        while self._bytes > self._retention.memory_bytes and len(self._kept) > 1:
-            self._evict()
-        return receipt
+    def publish_at_once(
+        self, publications: Sequence[Publication], deliver: Deliver
+    ) -> Sequence[Receipt]:
+        """See :class:`InstantStore`."""
+        self._start_ticking()
+        now = self._clock()
+        most, most_bytes = self._retention.count, self._retention.memory_bytes
+        receipts = []
+        for room, id, text in publications:
+            log = self._logs.get(room) or self._log(room)
+            if now >= log.due:
+                self._trim(room, log, now)
+            seen = log.ids.get(id)
+            if seen is not None:
+                receipts.append(seen[1]._replace(duplicate=True))
+                continue
+            self._offset = offset = self._offset + 1
+            cursor = Cursor(self._epoch, offset)
+            entry = entry_of(room, cursor, text)
+            log.entries.append((now, entry))
+            if log.due == math.inf:
+                log.due = now + min(self._retention.age_s(room), self._retention.dedupe_s)
+            self._kept[offset] = (room, id)
+            receipt = Receipt(id, cursor, deliver(room, entry), False)
+            log.ids[id] = (now, receipt)
+            receipts.append(receipt)
+            self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
+            if len(log.entries) > most:
+                self._forget_entry(log)
+            while self._bytes > most_bytes and len(self._kept) > 1:
+                self._evict()
+        self._unswept += len(publications)
+        if self._unswept >= _SWEEP:
+            self._unswept = 0
+            self._sweep(now, _SWEEP)
+        return receipts
 
     def _evict(self) -> None:
         """Let the oldest notification of all go, and what is known of its id."""
@@ -225,6 +232,7 @@ class MemoryStore:
             self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
 
     def _trim(self, room: Room, log: _Log, now: float) -> None:
+        """Let go what is too old."""
         if now < log.due:
             return
         age_s, dedupe_s = self._retention.age_s(room), self._retention.dedupe_s
@@ -254,7 +262,8 @@ class MemoryStore:
     def _sweep(self, now: float, rooms: int) -> None:
         """Look at a few rooms and drop those that hold nothing any more."""
         for room, log in list(islice(self._logs.items(), rooms)):
-            self._trim(room, log, now)
+            if now >= log.due:
+                self._trim(room, log, now)
             if log.entries or log.ids or log.devices:
                 self._logs.move_to_end(room)
             else:

@@ -1,0 +1,79 @@
+"""What publishers repeat: a program sends the same head before each of its notifications.
+
+To parse it anew costs more than all the rest of a publish. So what a head came to is remembered,
+byte for byte; a request that differs in anything but the room is parsed as ever.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import NamedTuple
+
+from .exchange import Exchange
+
+MAX_KNOWN = 1024
+"""A publisher has one for each length of a body. Then the oldest is forgotten."""
+
+MAX_BYTES = 1024
+"""Of one that is remembered."""
+
+_BEGIN, _END = b"POST /rooms/", b"/broadcast HTTP/1.1"
+_NEVER = {"expect", "origin", "transfer-encoding", "upgrade"}  # fields that ask for more
+
+
+class Publish(NamedTuple):
+    """A request to publish to one room.
+
+    Attributes:
+        segment: of the path, where the room is.
+        digest: SHA-256 of the publisher's key.
+        content: the body.
+    """
+
+    segment: str
+    digest: bytes
+    content: bytes
+
+
+class Heads:
+    """The fields of requests to publish, without the first line, as they came."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[int, bytes]] = {}  # how long a body is; the key's digest
+
+    def learn(self, data: bytes, exchange: Exchange) -> None:
+        """Remember what came, if it is one whole request to publish, which was answered well.
+
+        Args:
+            exchange: what the parser has made of it.
+        """
+        claims, credential = exchange.claims, exchange.credential
+        if claims is None or claims.key is None or credential is None or exchange.query_string:
+            return
+        if not (exchange.keeps_alive and _NEVER.isdisjoint(exchange.headers)):
+            return
+        line, end = _bounds(data)
+        length = exchange.headers.get("content-length", "")
+        if not length.isdigit() or int(length) != len(data) - end or not 0 < end - line < MAX_BYTES:
+            return
+        if len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        digest = sha256(credential.encode(errors="surrogatepass")).digest()
+        self._known[data[line:end]] = (len(data) - end, digest)
+
+    def find(self, data: bytes) -> Publish | None:
+        """What came, if it is one whole request to publish with a head that is known."""
+        line, end = _bounds(data)
+        known = self._known.get(data[line:end])
+        if known is None or len(data) != end + known[0]:
+            return None
+        if not (data.startswith(_BEGIN) and data.endswith(_END, 0, line)):
+            return None
+        segment = data[len(_BEGIN) : line - len(_END)].decode("latin-1")
+        return Publish(segment, known[1], data[end:])
+
+
+def _bounds(data: bytes) -> tuple[int, int]:
+    """Where the first line ends, and where the head does."""
+    line = data.find(b"\r\n")
+    return line, data.find(b"\r\n\r\n", line) + 4

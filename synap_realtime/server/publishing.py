@@ -1,0 +1,332 @@
+"""The routes of publishers: what they send is checked, kept, and handed to who listens.
+
+See PROTOCOL.md, "HTTP".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from json.encoder import encode_basestring_ascii as as_json
+from time import perf_counter
+
+from ..protocol.notification import (
+    MAX_BATCH_NOTIFICATIONS,
+    MAX_SPREAD_BYTES,
+    now_as_timestamp,
+    read_wire,
+    read_wires,
+)
+from ..tracing import NOTHING, Span, is_on
+from . import events
+from .access import Access, require_scope
+from .auth import Claims
+from .http import (
+    Request,
+    RequestError,
+    Response,
+    json_body,
+    known_room,
+    malformed,
+    parsed_json,
+    room_of,
+    too_large,
+    unavailable,
+)
+from .hub import Hub
+from .limits import Limits
+from .metrics import Metrics
+from .publications import (
+    check,
+    check_item,
+    has_rooms,
+    publication_of,
+    rooms_of,
+)
+from .stores.base import Publication, Receipt, StoreUnavailableError
+from .stores.measured import MeasuredStore
+
+_AT_ONCE = 100  # notifications of a batch that are checked without a pause
+
+
+class Publishing:
+    """What one node publishes."""
+
+    def __init__(
+        self, store: MeasuredStore, hub: Hub, access: Access, limits: Limits, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._access = access
+        self._limits = limits
+        self._metrics = metrics
+        self._draining = False
+        self._begun = 0  # what is not answered yet
+        self._idle = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    async def drain(self) -> None:
+        """Take nothing more, and wait until what was begun is answered."""
+        self._draining = True
+        self._metrics.draining.set(1)
+        while self._begun:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def refuse_while_draining(self) -> None:
+        """
+        Raises:
+            RequestError: 503.
+        """
+        if self._draining:
+            raise unavailable("the server is shutting down")
+
+    def begin(self) -> None:
+        """Something begins that draining waits for.
+
+        Raises:
+            RequestError: 503.
+        """
+        self.refuse_while_draining()
+        self._begun += 1
+
+    def end(self) -> None:
+        self._begun -= 1
+        if self._draining:
+            self._idle.set()
+
+    def at_once(self, segment: str, digest: bytes, content: bytes) -> Response | None:
+        """Answer what is asked most: a publisher's notification for one room, if all is right with
+        it and nothing has to be waited for.
+
+        Args:
+            segment: of the path, where the room is.
+            digest: of the publisher's key.
+
+        Returns:
+            None: nothing was done; :meth:`one` has the answer.
+        """
+        began_at = perf_counter()
+        publish = self._store.publish_at_once
+        if publish is None or self._draining or is_on() or events.are_detailed():
+            return None
+        room = known_room(segment)
+        if room is None or (claims := self._access.publisher(digest, room)) is None:
+            return None
+        wire = read_wire(content)
+        if wire is None:
+            return None
+        publication = publication_of(room, wire, now_as_timestamp())
+        if publication is None:
+            return None
+        size = len(publication.text)
+        if self._limits.count_publishes:
+            try:
+                self._limits.check_publish(claims, 1, size)
+            except RequestError:  # which is told on the other way
+                return None
+        receipts = publish((publication,), partial(self._hub.deliver, began_at=began_at))
+        self._metrics.accepted(receipts, size)
+        return Response(200, _told(receipts[0]))
+
+    async def one(self, request: Request) -> Response:
+        """``POST /rooms/{room}/broadcast``."""
+        began_at = perf_counter()
+        self.refuse_while_draining()
+        room = room_of(request.segments[1])
+        claims = await self._access.identify(request)
+        await self._access.permit(claims, "broadcast", room)
+        traceparent = request.headers.get("traceparent")
+        id, text, span = check(parsed_json(await json_body(request)), traceparent)
+        spans = () if span is NOTHING else (span,)
+        publications = (Publication(room, id, text),)
+        (receipt,) = await self._publish(claims, publications, len(text), began_at, spans)
+        return Response(200, _told(receipt))
+
+    async def many(self, request: Request) -> Response:
+        """``POST /broadcast``."""
+        began_at = perf_counter()
+        self.refuse_while_draining()
+        claims = await self._access.identify(request)
+        require_scope(claims, "broadcast")
+        content = await json_body(request)
+        if self._access.opens_all(claims) and not is_on():
+            publications = await self._plain(content)
+            if publications is not None:
+                return await self._all(publications, claims, began_at)
+        return await self._each(request, content, claims, began_at)
+
+    async def _plain(self, content: bytes) -> list[Publication] | None:
+        """A batch in which each notification goes to one room, if all is right with it."""
+        wires = read_wires(content)
+        if wires is None or len(wires) > MAX_BATCH_NOTIFICATIONS:
+            return None
+        timestamp = now_as_timestamp()
+        publications = []
+        for number, wire in enumerate(wires, 1):
+            rooms = wire.pop("rooms")
+            if len(rooms) != 1 or (room := known_room(rooms[0])) is None:
+                return None
+            publication = publication_of(room, wire, timestamp)
+            if publication is None:
+                return None
+            publications.append(publication)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # a large batch keeps nobody else waiting
+        return publications
+
+    async def _all(
+        self, publications: Sequence[Publication], claims: Claims, began_at: float
+    ) -> Response:
+        """Nothing is wrong with any of them."""
+        size = sum([len(publication.text) for publication in publications])
+        try:
+            receipts = await self._publish(claims, publications, size, began_at, ())
+        except StoreUnavailableError as error:
+            failed = {"success": False, **unavailable(str(error)).body}
+            results = [json.dumps(failed)] * len(publications)
+            return _results(results, success=False)
+        kept = zip(publications, receipts, strict=True)
+        return _results([_result((each,)) for each in kept], success=True)
+
+    async def _each(
+        self, request: Request, content: bytes, claims: Claims, began_at: float
+    ) -> Response:
+        body = parsed_json(content)
+        items = body.get("notifications") if isinstance(body, dict) else None
+        if not isinstance(items, list) or not items:
+            raise malformed("Invalid batch", "notifications: expected a list of at least one")
+        if len(items) > MAX_BATCH_NOTIFICATIONS:
+            raise too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
+        pairs = sum(len(item["rooms"]) for item in items if has_rooms(item))
+        if pairs > MAX_BATCH_NOTIFICATIONS:
+            raise too_large(
+                f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its "
+                "notifications"
+            )
+        rooms = [rooms_of(item) for item in items]
+        named = (room for each in rooms if not isinstance(each, RequestError) for room in each)
+        verdicts = await self._access.permit_each(claims, "broadcast", dict.fromkeys(named))
+        traceparent = request.headers.get("traceparent")
+        checked: list[list[Publication] | RequestError] = []
+        spans: list[Span] = []
+        for number, (item, its_rooms) in enumerate(zip(items, rooms, strict=True), 1):
+            checked.append(check_item(item, its_rooms, verdicts, traceparent, spans))
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # a large batch keeps nobody else waiting
+        return await self._checked(checked, claims, began_at, spans)
+
+    async def _checked(
+        self,
+        checked: Sequence[list[Publication] | RequestError],
+        claims: Claims,
+        began_at: float,
+        spans: Sequence[Span],
+    ) -> Response:
+        good = [entry for entry in checked if not isinstance(entry, RequestError)]
+        size = sum([len(each.text) for entry in good for each in entry])
+        if size > MAX_SPREAD_BYTES:
+            for span in spans:
+                span.end("too large")
+            raise too_large(
+                f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
+                "each of its rooms"
+            )
+        self._metrics.published("refused", len(checked) - len(good))
+        publications = [each for entry in good for each in entry]
+        try:
+            receipts = iter(await self._publish(claims, publications, size, began_at, spans))
+            failure = None
+        except StoreUnavailableError as error:
+            failure = unavailable(str(error))
+        results = []
+        for entry in checked:
+            if isinstance(entry, RequestError):
+                events.refused(entry.body, None, None, claims)
+            problem = entry if isinstance(entry, RequestError) else failure
+            if problem is not None:
+                failed = {"success": False, **problem.body}
+                results.append(json.dumps(failed))
+            else:
+                assert not isinstance(entry, RequestError)  # noqa: S101 - else it is the problem
+                results.append(_result([(each, next(receipts)) for each in entry]))
+        return _results(results, success=failure is None and len(good) == len(checked))
+
+    async def _publish(
+        self,
+        claims: Claims,
+        publications: Sequence[Publication],
+        size: int,
+        began_at: float,
+        spans: Sequence[Span],
+    ) -> Sequence[Receipt]:
+        """
+        Args:
+            size: of all their texts.
+            spans: end with it.
+
+        Raises:
+            RequestError: 429, or 503 while draining.
+            StoreUnavailableError: nothing was kept.
+        """
+        problem: str | None = "cancelled"
+        count = len(publications)
+        self._begun += 1  # which draining waits for
+        try:
+            self.refuse_while_draining()
+            if self._limits.count_publishes:
+                self._limits.check_publish(claims, count, size)
+            deliver = partial(self._hub.deliver, began_at=began_at)
+            receipts = await self._store.publish(publications, deliver)
+            problem = None
+        except RequestError as error:
+            problem = str(error)
+            self._metrics.published(
+                "unavailable" if error.response.status == 503 else "refused", count
+            )
+            raise
+        except StoreUnavailableError as error:
+            problem = str(error)
+            self._metrics.published("unavailable", count)
+            raise
+        finally:
+            self.end()
+            for span in spans:
+                span.end(problem)
+        self._metrics.accepted(receipts, size)
+        if events.are_detailed():
+            rooms = (publication.room for publication in publications)
+            events.published(claims, zip(rooms, receipts, strict=True))
+        return receipts
+
+
+def _told(receipt: Receipt) -> bytes:
+    """What became of one notification for one room. (A cursor holds no quote.)"""
+    id, cursor, count, duplicate = receipt
+    return (
+        f'{{"success":true,"broadcastCount":{count},"message":"Notification broadcasted",'
+        f'"id":{as_json(id)},"cursor":"{cursor}","duplicate":{"true" if duplicate else "false"}}}'
+    ).encode()
+
+
+def _result(kept: Iterable[tuple[Publication, Receipt]]) -> str:
+    """What became of one notification of a batch. (Neither a room nor a cursor holds a quote.)"""
+    in_all, rooms, name = 0, [], ""
+    for (room, _, _), (id, cursor, count, duplicate) in kept:
+        in_all += count
+        name = as_json(id)
+        rooms.append(
+            f'"{room}":{{"broadcastCount":{count},"cursor":"{cursor}",'
+            f'"duplicate":{"true" if duplicate else "false"}}}'
+        )
+    return f'{{"success":true,"broadcastCount":{in_all},"id":{name},"rooms":{{{",".join(rooms)}}}}}'
+
+
+def _results(results: Iterable[str], *, success: bool) -> Response:
+    said = "true" if success else "false"
+    return Response(200, f'{{"success":{said},"results":[{",".join(results)}]}}'.encode())
