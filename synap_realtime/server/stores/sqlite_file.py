@@ -13,7 +13,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -24,6 +26,10 @@ from .base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention, Usage
 _APPLICATION_ID = 0x53594E50  # "SYNP"
 _VERSION = 1
 _BUSY_TIMEOUT_S = 1.0
+
+_ROWS = (64, 8, 1)  # of a statement: few sizes, so that SQLite knows each already
+_MORE = 15  # deleted beside as many as have come
+_MAX_ROOMS = 16_384  # known at once
 
 # entry.offset: AUTOINCREMENT, so that none is ever used again. At each start it goes on from the
 # clock's microseconds: a copy of the file that was put back does not use those that were used after
@@ -154,11 +160,13 @@ class LogFile:
         """
         self.require_in_place()
         db = self._open()
-        # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache.
+        # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache. Hot
+        # pages stay in memory (32 MB), and go from the log into the file once in 32 MB of it.
         try:
             db.executescript(
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
-                "PRAGMA journal_size_limit=67108864;"
+                "PRAGMA journal_size_limit=67108864; PRAGMA wal_autocheckpoint=8000;"
+                "PRAGMA cache_size=-32768;"
             )
         except BaseException:
             db.close()
@@ -229,6 +237,61 @@ class LogFile:
             db.execute("COMMIT")
 
 
+class _Room:
+    """What the writer knows of a room.
+
+    Attributes:
+        size: of its log.
+        grown: by so many since then.
+    """
+
+    __slots__ = ("grown", "id", "name", "size")
+
+    def __init__(self, id: int, name: Room, size: int) -> None:
+        self.id = id
+        self.name = name
+        self.size = size
+        self.grown = 0
+
+
+class _Rooms:
+    """The rooms that were published to of late."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[Room, _Room] = {}
+        self._by_id: dict[int, _Room] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def find(self, db: sqlite3.Connection, name: Room) -> _Room:
+        """A room of the file, made if it is new."""
+        room = self._by_name.get(name)
+        if room is None:
+            row = db.execute("SELECT id, size FROM room WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                row = db.execute(
+                    "INSERT INTO room (name, forgotten)"
+                    " SELECT ?, value FROM meta WHERE name = ? RETURNING id, size",
+                    (name, _dropped(name)),
+                ).fetchone()
+            room = _Room(row[0], name, row[1])
+            self._by_name[name] = self._by_id[room.id] = room
+        return room
+
+    def shrink(self, id: int) -> None:
+        if (room := self._by_id.get(id)) is not None:
+            room.size -= 1
+
+    def forget(self, id: int) -> None:
+        if (room := self._by_id.pop(id, None)) is not None:
+            del self._by_name[room.name]
+
+    def clear(self) -> None:
+        self._by_name.clear()
+        self._by_id.clear()
+
+
 class LogWriter:
     """All that changes the file. For one thread."""
 
@@ -238,12 +301,13 @@ class LogWriter:
         self._clock = clock
         self._db = file.connect()
         self._connected = True
+        self._rooms = _Rooms()
         (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
         self.offset = _last_offset(self._db)
 
     def write(
         self,
-        calls: Iterable[Sequence[Publication]],
+        calls: Sequence[Sequence[Publication]],
         marks: Mapping[tuple[Room, str | None], int],
         counts: Mapping[int, int],
         sweep: int,
@@ -260,7 +324,15 @@ class LogWriter:
             sqlite3.Error: nothing was written.
         """
         with self._transaction():
-            kept = [[self._keep(publication) for publication in call] for call in calls]
+            publications = [publication for call in calls for publication in call]
+            places = iter(
+                [
+                    place
+                    for start in range(0, len(publications), _ROWS[0])
+                    for place in self._keep(publications[start : start + _ROWS[0]])
+                ]
+            )
+            kept = [list(islice(places, len(call))) for call in calls]
             self._db.executemany(
                 "UPDATE room SET mark = max(mark, ?) WHERE name = ?",
                 [(offset, room) for (room, device), offset in marks.items() if device is None],
@@ -305,39 +377,83 @@ class LogWriter:
         except BaseException:
             # Whatever it was, the next transaction starts with a connection that is known good.
             self._connected = False
+            self._rooms.clear()
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             raise
 
-    def _keep(self, publication: Publication) -> Kept:
-        now, execute = self._clock(), self._db.execute
-        row = execute("SELECT id, size FROM room WHERE name = ?", (publication.room,)).fetchone()
-        if row is None:
-            (room,) = execute(
-                "INSERT INTO room (name, forgotten)"
-                " SELECT ?, value FROM meta WHERE name = ? RETURNING id",
-                (publication.room, _dropped(publication.room)),
-            ).fetchone()
-            size = 0
-        else:
-            room, size = row
-            first = execute(
-                "SELECT offset, count FROM seen WHERE room = ? AND id = ? AND expires > ?",
-                (room, publication.id, now),
-            ).fetchone()
-            if first is not None:
-                return Kept(first[0], duplicate=True, count=first[1])
-        (offset,) = execute(
-            "INSERT INTO entry (room, expires, text) VALUES (?, ?, ?) RETURNING offset",
-            (room, now + self._retention.age_s(publication.room), publication.text),
-        ).fetchone()
-        execute(
-            "INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES (?, ?, ?, ?)",
-            (offset, room, publication.id, now + self._retention.dedupe_s),
+    def _keep(self, publications: Sequence[Publication]) -> list[Kept]:
+        """A few statements for many: in each the interpreter's lock changes hands."""
+        now = self._clock()
+        if len(self._rooms) > _MAX_ROOMS:
+            self._rooms.clear()
+        rooms = [self._rooms.find(self._db, publication.room) for publication in publications]
+        names = [(room.id, each.id) for room, each in zip(rooms, publications, strict=True)]
+        first = self._first_of(names, now)
+        kept, entries, seen = [], [], []
+        offset = _last_offset(self._db)
+        for room, name, (kind, id, text) in zip(rooms, names, publications, strict=True):
+            before = first.get(name)
+            if before is not None:
+                kept.append(before)
+                continue
+            offset += 1
+            entries.append((offset, room.id, now + self._retention.age_s(kind), text))
+            seen.append((offset, room.id, id, now + self._retention.dedupe_s))
+            room.grown += 1
+            kept.append(Kept(offset, duplicate=False, count=0))
+            first[name] = Kept(offset, duplicate=True, count=0)
+        self._many("INSERT INTO entry (offset, room, expires, text) VALUES {}", entries)
+        self._many("INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES {}", seen)
+        self._write_sizes(rooms)
+        return kept
+
+    def _first_of(
+        self, names: Sequence[tuple[int, str]], now: float
+    ) -> dict[tuple[int, str], Kept]:
+        """Where those are that the file has already."""
+        rows = self._many(
+            "SELECT seen.room, seen.id, offset, count, expires FROM (VALUES {}) AS asked"
+            # Not for the other way round: a scan of all that was seen.
+            " CROSS JOIN seen ON seen.room = asked.column1 AND seen.id = asked.column2",
+            names,
         )
-        execute("UPDATE room SET size = size + 1 WHERE id = ?", (room,))
-        self._delete_oldest(room, size + 1 - self._retention.count)
-        return Kept(offset, duplicate=False, count=0)
+        return {
+            (room, id): Kept(offset, duplicate=True, count=count)
+            for room, id, offset, count, expires in rows
+            if expires > now
+        }
+
+    def _write_sizes(self, rooms: Iterable[_Room]) -> None:
+        grown = [room for room in dict.fromkeys(rooms) if room.grown]
+        self._many(
+            "UPDATE room SET size = size + more.column2"
+            " FROM (VALUES {}) AS more WHERE id = more.column1",
+            [(room.id, room.grown) for room in grown],
+        )
+        for room in grown:
+            room.size += room.grown
+            # A few at a time: a retention that was lowered between two runs is no stall.
+            surplus = min(room.size - self._retention.count, room.grown + _MORE)
+            room.grown = 0
+            if surplus > 0:
+                self._delete_oldest(room, surplus)
+
+    def _many(self, sql: str, rows: Sequence[tuple[object, ...]]) -> list[Any]:
+        """A statement for many rows.
+
+        Args:
+            sql: ``{}`` stands where they go.
+        """
+        found, start = [], 0
+        for size in _ROWS:
+            while len(rows) - start >= size:
+                part = rows[start : start + size]
+                row = f"({', '.join('?' * len(part[0]))})"
+                values = [value for each in part for value in each]
+                found += self._db.execute(sql.format(", ".join([row] * size)), values).fetchall()
+                start += size
+        return found
 
     def _keep_devices(self, marks: Sequence[tuple[Room, str, int]]) -> None:
         """Those that came last stand last: a microsecond tells them apart."""
@@ -353,21 +469,19 @@ class LogWriter:
             [(room, MAX_DEVICES) for room in {room for room, _, _ in marks}],
         )
 
-    def _delete_oldest(self, room: int, surplus: int) -> None:
-        """A few at a time: a retention that was lowered between two runs is no stall."""
-        if surplus <= 0:
-            return
+    def _delete_oldest(self, room: _Room, count: int) -> None:
         oldest = self._db.execute(
-            "SELECT offset FROM entry WHERE room = ? ORDER BY offset LIMIT ?",
-            (room, min(surplus, 16)),
+            "SELECT offset FROM entry WHERE room = ? ORDER BY offset LIMIT ?", (room.id, count)
         ).fetchall()
-        self._delete([(offset, room) for (offset,) in oldest])
+        self._delete([(offset, room.id) for (offset,) in oldest])
 
     def _delete(self, entries: Sequence[tuple[int, int]]) -> None:
         self._db.executemany("DELETE FROM entry WHERE offset = ?", [(e[0],) for e in entries])
         self._db.executemany(
             "UPDATE room SET size = size - 1, forgotten = max(forgotten, ?) WHERE id = ?", entries
         )
+        for _, id in entries:
+            self._rooms.shrink(id)
 
     def _sweep(self, limit: int) -> None:
         now, execute = self._clock(), self._db.execute
@@ -395,6 +509,7 @@ class LogWriter:
             ).fetchone()
             if dropped is not None:
                 forgotten, name = dropped
+                self._rooms.forget(room)
                 execute(
                     "UPDATE meta SET value = max(value, ?) WHERE name = ?",
                     (forgotten, _dropped(name)),
