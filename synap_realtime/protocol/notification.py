@@ -8,13 +8,12 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Required
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pydantic_core
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from pydantic.alias_generators import to_camel
-from typing_extensions import TypedDict
 
 from ..errors import InvalidArgumentError
 
@@ -36,7 +35,7 @@ RESERVED = "synap."
 """Types that begin so are the server's."""
 
 
-def _not_reserved(value: str) -> str:
+def not_reserved(value: str) -> str:
     if value.startswith(RESERVED):
         raise ValueError("the prefix 'synap.' is reserved")
     return value
@@ -81,8 +80,10 @@ def _is_unicode(value: str) -> str:
     return value
 
 
-_NAME = StringConstraints(min_length=1, max_length=128)
-_Name = Annotated[str, _NAME, AfterValidator(_is_unicode)]
+NAME = StringConstraints(min_length=1, max_length=128)
+"""Of a type, or of an id."""
+
+_Name = Annotated[str, NAME, AfterValidator(_is_unicode)]
 
 
 class WireModel(BaseModel):
@@ -109,7 +110,7 @@ class Notification(WireModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    type: Annotated[_Name, AfterValidator(_not_reserved)]
+    type: Annotated[_Name, AfterValidator(not_reserved)]
     data: dict[str, Any]
     id: _Name | None = None
     request_id: str | None = None
@@ -144,83 +145,6 @@ def parse_notification(value: object) -> Notification:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "notification"
         raise InvalidArgumentError(field, first["msg"].removeprefix("Value error, ")) from None
-
-
-class _RawWire(TypedDict, total=False):
-    """What :class:`Notification` holds, as it travels; its type may be a reserved one."""
-
-    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
-
-    type: Required[Annotated[str, _NAME]]
-    data: Required[dict[str, Any]]
-    id: Annotated[str, _NAME]
-    requestId: str
-    status: Status
-    timestamp: Annotated[str, AfterValidator(to_utc_timestamp)]
-    room: str
-    cursor: str
-
-
-class _Wire(_RawWire, total=False):
-    """The same, checked."""
-
-    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
-
-    type: Required[Annotated[str, _NAME, AfterValidator(_not_reserved)]]
-
-
-_check_wire = TypeAdapter(_Wire).validator.validate_python
-
-
-def check_wire(value: object) -> dict[str, Any]:
-    """Check a decoded JSON value, and write it as it travels: ``parse_notification(…).to_wire()``
-    in a third of the time.
-
-    Raises:
-        InvalidArgumentError: names the first member that is wrong.
-    """
-    try:
-        wire: dict[str, Any] = _check_wire(value)
-    except pydantic.ValidationError:  # or a member is null, which is as if it were not there
-        return parse_notification(value).to_wire()
-    return wire
-
-
-class _BatchWire(_RawWire):
-    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
-
-    rooms: Required[list[str]]
-
-
-class _Batch(TypedDict):
-    notifications: Annotated[list[_BatchWire], pydantic.Field(min_length=1)]
-
-
-_read_wire = TypeAdapter(_RawWire).validator.validate_json
-_read_batch = TypeAdapter(_Batch).validator.validate_json
-
-
-def read_wire(content: bytes) -> dict[str, Any] | None:
-    """:func:`check_wire` of JSON, in one step.
-
-    Returns:
-        None: it is not right, or a member is null. Not looked at: whether its type is reserved, and
-        whether a number is one of JSON's (``NaN``).
-    """
-    try:
-        wire: dict[str, Any] = _read_wire(content)
-    except pydantic.ValidationError:
-        return None
-    return wire
-
-
-def read_wires(content: bytes) -> list[dict[str, Any]] | None:
-    """The same of a batch; each has its ``rooms``, which are any strings."""
-    try:
-        wires: list[dict[str, Any]] = _read_batch(content)["notifications"]
-    except pydantic.ValidationError:
-        return None
-    return wires
 
 
 def to_json_object(field: str, value: object) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def method_not_allowed(right: str) -> RequestError:
     )  # fmt: skip
 
 
-_parse_room = lru_cache(16_384)(parse_room)  # those that are published to are mostly the same
+_parse_room = lru_cache(1024)(parse_room)  # those that are published to are mostly the same
 
 
 def room_of(segment: str) -> Room:

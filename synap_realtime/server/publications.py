@@ -12,7 +12,6 @@ from ..errors import InvalidArgumentError
 from ..protocol.notification import (
     MAX_NOTIFICATION_BYTES,
     RESERVED,
-    check_wire,
     encode_json,
     now_as_timestamp,
 )
@@ -21,6 +20,7 @@ from ..tracing import NOTHING, Span, is_on
 from .http import RequestError, malformed, room_of, too_large
 from .spans import begin_publish
 from .stores.base import Publication
+from .wire import check_wire
 
 _OURS = ("room", "cursor")  # members that mean nothing in a notification that is sent
 

@@ -16,8 +16,6 @@ from ..protocol.notification import (
     MAX_BATCH_NOTIFICATIONS,
     MAX_SPREAD_BYTES,
     now_as_timestamp,
-    read_wire,
-    read_wires,
 )
 from ..tracing import NOTHING, Span, is_on
 from . import events
@@ -47,6 +45,7 @@ from .publications import (
 )
 from .stores.base import Publication, Receipt, StoreUnavailableError
 from .stores.measured import MeasuredStore
+from .wire import read_wire, read_wires
 
 _AT_ONCE = 100  # notifications of a batch that are checked without a pause
 

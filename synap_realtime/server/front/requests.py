@@ -160,11 +160,9 @@ class HttpConnection(asyncio.Protocol):
             self._go_on()
 
     def data_received(self, data: bytes) -> None:
-        self._heard = None
-        if self._current is None and self._body is None and not self._queue:
-            if self._is_writable and not self._is_in_head and self._publish_at_once(data):
-                return
-            self._heard = data
+        is_new = not (self._queue or self._is_in_head) and self._body is self._current is None
+        if is_new and self._is_writable and self._publish_at_once(data):
+            return
         for start in range(0, len(data), _SLICE_BYTES):
             if self._is_over:
                 self._drop(len(data) - start)
@@ -175,6 +173,8 @@ class HttpConnection(asyncio.Protocol):
             if rest is not None:
                 self._switch(rest + data[start + _SLICE_BYTES :])
                 return
+        # Of a request that has come in part, this would be held a second time.
+        self._heard = data if is_new and self._queue and self._body is None else None
         self._go_on()
         if self._queue:
             self._ahead += len(data)
@@ -424,8 +424,9 @@ class HttpConnection(asyncio.Protocol):
         is_silent = exchange.method == "HEAD" or response.status == 204
         self._transport.write(head if is_silent else head + content)
         exchange.is_answered = True
-        if self._heard is not None and response.status == 200:
-            self._owner.heads.learn(self._heard, exchange)
+        heard, self._heard = self._heard, None
+        if heard is not None and response.status == 200:
+            self._owner.heads.learn(heard, exchange)
         if exchange.is_complete:
             self._end_exchange(exchange)
         else:  # the rest of what nobody wants is taken, so that the answer is heard
