@@ -17,7 +17,10 @@ MAX_KNOWN = 1024
 MAX_BYTES = 1024
 """Of one that is remembered."""
 
-_BEGIN, _END = b"POST /rooms/", b"/broadcast HTTP/1.1"
+_BEGIN = b"POST /rooms/"
+"""What a request to publish to one room begins with."""
+
+_END = b"/broadcast HTTP/1.1"  # and its first line ends
 _NEVER = {"expect", "origin", "transfer-encoding", "upgrade"}  # fields that ask for more
 
 
@@ -45,14 +48,19 @@ class Heads:
         """Remember what came, if it is one whole request to publish, which was answered well.
 
         Args:
-            exchange: what the parser has made of it.
+            data: from the first byte of a request: of the rest of one, the part that says whose it
+                is might be missing, and everybody who sends that rest would be taken for its
+                sender.
+            exchange: what the parser has made of the first request in it.
         """
         claims, credential = exchange.claims, exchange.credential
         if claims is None or claims.key is None or credential is None or exchange.query_string:
             return
-        if not (exchange.keeps_alive and _NEVER.isdisjoint(exchange.headers)):
+        if not (exchange.is_complete and exchange.keeps_alive):
             return
         line, end = _bounds(data)
+        if not (_is_publish(data, line) and _NEVER.isdisjoint(exchange.headers)):
+            return
         length = exchange.headers.get("content-length", "")
         if not length.isdigit() or int(length) != len(data) - end or not 0 < end - line < MAX_BYTES:
             return
@@ -67,10 +75,14 @@ class Heads:
         known = self._known.get(data[line:end])
         if known is None or len(data) != end + known[0]:
             return None
-        if not (data.startswith(_BEGIN) and data.endswith(_END, 0, line)):
+        if not _is_publish(data, line):
             return None
         segment = data[len(_BEGIN) : line - len(_END)].decode("latin-1")
         return Publish(segment, known[1], data[end:])
+
+
+def _is_publish(data: bytes, line: int) -> bool:
+    return data.startswith(_BEGIN) and data.endswith(_END, 0, line)
 
 
 def _bounds(data: bytes) -> tuple[int, int]:

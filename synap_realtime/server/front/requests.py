@@ -111,7 +111,7 @@ class HttpConnection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._fields = 0
         self._head_bytes = 0
-        self._heard: bytes | None = None  # all that has come, of a request that may be repeated
+        self._heard: bytes | None = None  # all that has come, from a request's first byte on
         self._is_in_head = False
         self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
@@ -173,8 +173,9 @@ class HttpConnection(asyncio.Protocol):
             if rest is not None:
                 self._switch(rest + data[start + _SLICE_BYTES :])
                 return
-        # Of a request that has come in part, this would be held a second time.
-        self._heard = data if is_new and self._queue and self._body is None else None
+        # Of a request that has come in part it would be held a second time.
+        is_whole = bool(self._queue) and self._body is None
+        self._heard = data if is_new and is_whole else None
         self._go_on()
         if self._queue:
             self._ahead += len(data)
