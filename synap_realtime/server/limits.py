@@ -55,8 +55,8 @@ class Limits:
         self._by_address: Counter[str] = Counter()
 
     def check_publish(self, claims: Claims, count: int, size: int) -> None:
-        """Count notifications and their bytes, each once for each of its rooms. Without keys there
-        is no limit.
+        """Count notifications and their bytes, each once for each of its rooms; of what is refused
+        nothing counts. Without keys there is no limit.
 
         Raises:
             RequestError: 429.
@@ -69,12 +69,14 @@ class Limits:
             who = f"token {claims.token_id}"
         else:
             return
-        for rate, cost, most, what in (
-            (self._publishes, count, self._settings.publishes_per_s, "notifications"),
-            (self._bytes, size, self._settings.publish_bytes_per_s, "bytes"),
-        ):
-            if wait_s := rate.wait_s(who, cost):
-                raise too_many(f"at most {most} {what} a second for a key", wait_s)
+        if wait_s := self._publishes.wait_s(who, count):
+            most, what = self._settings.publishes_per_s, "notifications"
+        elif wait_s := self._bytes.wait_s(who, size):
+            self._publishes.give_back(who, count)
+            most, what = self._settings.publish_bytes_per_s, "bytes"
+        else:
+            return
+        raise too_many(f"at most {most} {what} a second for a key", wait_s)
 
     def takes_message(self, connection: int) -> bool:
         """Whether a client may say something more."""
@@ -166,6 +168,13 @@ class _Rate:
             return 0.0
         return self._ask(who, min(cost, self._burst))
 
+    def give_back(self, who: str, cost: int) -> None:
+        """Who has taken so many does not use them after all."""
+        cost = min(cost, self._burst)
+        self._leased[who] = min(self._leased.get(who, 0) + cost, self._burst)
+        if len(self._leased) > MAX_CALLERS:
+            self._leased.popitem(last=False)
+
     def _ask(self, who: str, cost: int) -> float:
         result = self._throttled.limit(who, cost)
         return max(float(result.state.retry_after), 0.001) if result.limited else 0.0
@@ -174,6 +183,8 @@ class _Rate:
 class _NoRate:
     def wait_s(self, who: str, cost: int) -> float:  # noqa: ARG002
         return 0.0
+
+    def give_back(self, who: str, cost: int) -> None: ...
 
 
 def _rate(per_s: int) -> _Rate | _NoRate:

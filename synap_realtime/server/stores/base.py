@@ -204,7 +204,7 @@ class Store(Protocol):
 
 @runtime_checkable
 class InstantStore(Store, Protocol):
-    """A store that keeps without waiting for anything."""
+    """A store that keeps without waiting for anything, and so never fails."""
 
     def publish_at_once(
         self, publications: Sequence[Publication], deliver: Deliver

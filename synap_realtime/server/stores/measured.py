@@ -33,7 +33,7 @@ class MeasuredStore:
         self.advance_received_mark = store.advance_received_mark
         self.close = store.close
         self.publish_at_once: PublishAtOnce | None = None
-        if isinstance(store, InstantStore):
+        if isinstance(store, InstantStore) and _is_whole(store):
             self._at_once = store.publish_at_once
             self.publish_at_once = self._publish_at_once
 
@@ -85,3 +85,13 @@ class MeasuredStore:
 
     async def usage(self) -> Usage:
         return await self._store.usage()
+
+
+def _is_whole(store: InstantStore) -> bool:
+    """Whether one class has both ways to publish. Of a store that is made from another one, and has
+    a :meth:`publish` of its own only, the other's way would pass it by."""
+
+    def where(name: str) -> type | None:
+        return next((kind for kind in type(store).__mro__ if name in vars(kind)), None)
+
+    return where("publish") is where("publish_at_once")
