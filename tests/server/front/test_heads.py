@@ -1,0 +1,356 @@
+"""A publish with a head that is known is answered at once, and nobody can tell but by the time.
+
+Two servers hear the same, and one of them a field more in each head, which keeps it from being
+known: what they answer, tell their listeners and count is the same, but for ids and moments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import SecretStr
+
+from synap_realtime import tracing
+from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server.front import half_open, heads, requests
+from synap_realtime.server.front.certificate import Certificate
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
+
+from ...certificates import certify
+from .conftest import Run
+from .test_requests import (
+    API_KEY,
+    BODY,
+    CHUNKED,
+    HEALTH,
+    ROOM,
+    SECRET,
+    Peer,
+    bearer,
+    http,
+    nothing_is_left,
+    peer,
+    publish,
+    with_keys,
+)
+
+KEY = bearer(API_KEY)
+UNKNOWN = b"X-N: n"
+KNOWN = publish(KEY)
+MIB = 1024 * 1024
+
+
+class Counted(requests.HttpConnection):
+    """Says how many were answered at once."""
+
+    at_once = 0
+
+    def _publish_at_once(self, data: bytes) -> bool:
+        is_answered = super()._publish_at_once(data)
+        Counted.at_once += is_answered
+        return is_answered
+
+
+@pytest.fixture(autouse=True)
+def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synap_realtime.server.front.listening.HttpConnection", Counted)
+    monkeypatch.setattr(Counted, "at_once", 0)
+
+
+@contextlib.contextmanager
+def counting(count: int, name: object = None) -> Iterator[None]:
+    """So many are answered at once meanwhile."""
+    before = Counted.at_once
+    yield
+    assert Counted.at_once - before == count, name
+
+
+async def learned(client: Peer, sent: bytes = KNOWN) -> None:
+    """A head is known from here on."""
+    await client.say(sent)
+    assert await client.status() == 200
+    with counting(1):
+        await client.say(sent)
+        assert await client.status() == 200
+
+
+async def heard(listener: Peer) -> bytes:
+    """The next notification on an event stream."""
+    while not (line := await listener.reader.readline()).startswith(b'data: {"type":'):
+        assert line, "the stream has ended"
+    return line
+
+
+async def listen(url: str, stack: AsyncExitStack, room: bytes, *fields: bytes) -> Peer:
+    listener = await stack.enter_async_context(peer(url))
+    await listener.say(http(b"GET /rooms/" + room + b"/events", *fields))
+    await listener.reader.readuntil(b"event: synap.subscribed")
+    return listener
+
+
+COUNTED = re.compile(
+    r"^synap_realtime_((?:publishes|publish_bytes|deliveries|refusals|drops|store_errors)_total"
+    r"|(?:store_operation|publish_to_write)_seconds_count|store_bytes|store_rooms)(\S*) (\S+)$",
+    re.MULTILINE,
+)
+
+
+async def counts(url: str) -> list[tuple[str, ...]]:
+    """What the metrics say, that is not about time."""
+    token = mint_token(secret=SECRET, scope="metrics").encode()
+    async with peer(url) as client:
+        await client.say(http(b"GET /metrics", b"Authorization: Bearer " + token))
+        status, _, text = await client.answer()
+        assert status == 200
+    return COUNTED.findall(text.decode())
+
+
+ALIKE = re.compile(
+    rb'(?<="id":")[0-9a-f]{8}-[0-9a-f-]{27}|(?<="cursor":")[0-9a-f]{12}'
+    rb"|\d{4}-\d\d-\d\dT[\d:.]+Z"
+)
+
+
+def alike(told: bytes) -> bytes:
+    """Without what the server makes anew each time: its own ids, its epoch, the moment."""
+    return ALIKE.sub(b"_", told)
+
+
+# --- the same answers ---------------------------------------------------------------------------
+
+
+def note(members: bytes) -> bytes:
+    return b'{"type":"a","data":{},' + members + b"}"
+
+
+def data(value: bytes) -> bytes:
+    return b'{"type":"a","data":{"x":' + value + b"}}"
+
+
+AT_ONCE = {
+    "the least": BODY,
+    "all members": note(b'"id":"n1","requestId":"r","status":"pending","x":[1,null,{"y":2}]'),
+    "a moment": note(b'"timestamp":"2026-01-31T14:00:00+02:00"'),
+    "another order": b'{"x":1,"data":{"b":1,"a":2},"id":"n1","type":"a"}',
+    "spaces around": b" \r\n\t" + BODY + b" \r\n\t",
+    "the type twice": b'{"type":5,"data":{},"type":"b"}',
+    "the data twice": b'{"type":"a","data":[],"x":1,"data":{"y":1},"x":2}',
+    "a member of data twice": data(b'1,"y":2,"x":3'),
+    "an id twice": note(b'"id":7,"id":"n1"'),
+    "escapes": data(rb'"\u0041\n\"\\\/\u00e9\ud83d\ude00\u0000"'),
+    "other letters": data('"é😀\u2028"'.encode()),
+    "an id of other letters": note('"id":"é\\"\\u0000😀"'.encode()),
+    "a type in escapes": b'{"\\u0074ype":"\\u0061","data":{}}',
+    "numbers": data(b"[0,-0,-0.0,1.0,1e2,1E-7,0.1,1e22,1e-400,9007199254740993]"),
+    "a large number": data(b"9" * 400),
+    "as deep as may be": data(b"[" * 190 + b"]" * 190),
+    "names that mean something elsewhere": note(b'"__proto__":{},"request_id":5,"model_extra":1'),
+    "an empty name": note(b'"":{"":""}'),
+    "the longest type": b'{"type":"%b","data":{}}' % ("é" * 128).encode(),
+    "rooms, which is any member": note(b'"rooms":["user_2"]'),
+    "large": data(b'"%b"' % (b"y" * 30_000)),
+}
+
+OTHERWISE = {
+    "nothing": b"",
+    "no object": b'["a"]',
+    "an empty object": b"{}",
+    "text": b'"%b"' % (b"a" * 30),
+    "not JSON": b"x" * len(BODY),
+    "half of it": BODY[:-1] + b" ",
+    "two of them": BODY + BODY,
+    "something behind": BODY + b"x",
+    "a comma too many": b'{"type":"a","data":{},}',
+    "a comment": BODY + b"//x",
+    "single quotes": BODY.replace(b'"', b"'"),
+    "a NUL behind": BODY + b"\0",
+    "a NUL within": data(b'"\0"'),
+    "a line's end in a text": data(b'"\n"'),
+    "NaN": data(b"NaN"),
+    "Infinity": data(b"[Infinity]"),
+    "-Infinity": data(b"-Infinity"),
+    "NaN in a member": note(b'"x":NaN'),
+    "too large a number": data(b"1e999"),
+    "one below zero": note(b'"x":[-1e999]'),
+    "too many digits": data(b"9" * 5000),
+    "NaN, and a text that says so": data(b'"NaN Infinity"'),
+    "only the text": note(b'"NaN":"Infinity"'),
+    "half of a letter": data(rb'"\ud83d"'),
+    "the other half": data(rb'"\ude00x"'),
+    "half of a letter as a name": data(rb'{"\ud83d":1}'),
+    "half of a letter as a type": b'{"type":"\\ud800","data":{}}',
+    "half of a letter as an id": note(rb'"id":"\udfff"'),
+    "not UTF-8": data(b'"\xff"'),
+    "UTF-8 of half a letter": data(b'"\xed\xa0\x80"'),
+    "UTF-16": BODY.decode().encode("utf-16"),
+    "a mark in front": b"\xef\xbb\xbf" + BODY,
+    "a type that is null": b'{"type":null,"data":{}}',
+    "an id that is null": note(b'"id":null'),
+    "a status that is null": note(b'"status":null,"x":null'),
+    "a moment that is null": note(b'"timestamp":null,"requestId":null'),
+    "the server's type": b'{"type":"synap.closing","data":{}}',
+    "the server's type, in escapes": b'{"type":"s\\u0079nap.x","data":{}}',
+    "the server's type, the second time": b'{"type":"a","data":{},"type":"synap.a"}',
+    "a room": note(b'"room":"user_2"'),
+    "a cursor": note(b'"cursor":"x-5"'),
+    "a room of a wrong type": note(b'"room":5,"cursor":null'),
+    "a room in escapes": note(b'"roo\\u006d":"user_2"'),
+    "a type that is a number": b'{"type":1,"data":{}}',
+    "no type": b'{"typ":"a","data":{}}',
+    "an empty type": b'{"type":"","data":{}}',
+    "too long a type": b'{"type":"%b","data":{}}' % (b"a" * 129),
+    "data that is a list": b'{"type":"a","data":[]}',
+    "data that is null": b'{"type":"a","data":null}',
+    "no data": b'{"type":"a","date":{}}',
+    "an empty id": note(b'"id":""'),
+    "an id that is a number": note(b'"id":5'),
+    "too long an id": note(b'"id":"%b"' % (b"a" * 129)),
+    "a status of its own": note(b'"status":"done"'),
+    "a requestId that is a number": note(b'"requestId":5'),
+    "no moment": note(b'"timestamp":"yesterday"'),
+    "a moment without an offset": note(b'"timestamp":"2026-01-31T12:00:00"'),
+    "a moment that is none": note(b'"timestamp":"2026-02-31T12:00:00Z"'),
+    "a moment that is a number": note(b'"timestamp":1790000000'),
+    "too deep": data(b"[" * 200 + b"]" * 200),
+    "much too deep": data(b"[" * 20_000),
+    "larger when it is written out": data(b"[" + b"1e15," * 40_000 + b"1]"),
+    "over 256 KiB": data(b'"%b"' % (b"y" * 256 * 1024)),
+    "over 1 MiB": data(b'"%b"' % (b"y" * MIB)),
+}  # fmt: skip
+
+
+def first_line(room: bytes) -> bytes:
+    return b"POST /rooms/" + room + b"/broadcast HTTP/1.1"
+
+
+LINES = {
+    "another room": (first_line(b"user_2"), True),
+    "a room of another kind": (first_line(b"request_7f-3a"), True),
+    "a room of all letters": (first_line(b"user_a.b~c:d@e|f=g+h-i_J"), True),
+    "the longest room": (first_line(b"user_" + b"x" * 200), True),
+    "percent-encoded": (first_line(b"user%5F1"), False),
+    "percent-encoded, badly": (first_line(b"user_%ff"), False),
+    "half of an encoding": (first_line(b"user_%"), False),
+    "a slash, encoded": (first_line(b"user_1%2F2"), False),
+    "a slash": (first_line(b"user_1/x"), False),
+    "a slash in front": (first_line(b"/user_1"), False),
+    "a slash behind": (b"POST /rooms/user_1/broadcast/ HTTP/1.1", False),
+    "two roots": (b"POST //rooms/user_1/broadcast HTTP/1.1", False),
+    "dots": (first_line(b"../rooms/user_1"), False),
+    "no room": (b"POST /rooms/broadcast HTTP/1.1", False),
+    "an empty room": (first_line(b""), False),
+    "a bad room": (first_line(b"nope"), False),
+    "the server's kind": (first_line(b"synap_x"), False),
+    "a kind in capitals": (first_line(b"User_1"), False),
+    "too long a room": (first_line(b"user_" + b"x" * 201), False),
+    "much too long": (first_line(b"user_" + b"x" * 50_000), False),
+    "other letters": (first_line("user_é".encode()), False),
+    "other letters, Latin-1": (first_line(b"user_\xe9"), False),
+    "a NUL": (first_line(b"user_\0"), False),
+    "a line's end": (first_line(b"user_1\n"), False),
+    "a return": (first_line(b"user_1\r"), False),
+    "a first line within": (first_line(b"user_1/broadcast HTTP/1.1\nX: "), False),
+    "a query": (b"POST /rooms/user_1/broadcast?a=b HTTP/1.1", False),
+    "a query in front": (first_line(b"user_1?x="), False),
+    "a token in the query": (b"POST /rooms/user_1/broadcast?token=x HTTP/1.1", False),
+    "a fragment": (first_line(b"user_1#"), False),
+    "an absolute target": (b"POST http://localhost/rooms/user_1/broadcast HTTP/1.1", False),
+    "another method": (b"PUT /rooms/user_1/broadcast HTTP/1.1", False),
+    "a method in small letters": (b"post /rooms/user_1/broadcast HTTP/1.1", False),
+    "a method with a letter more": (b"XPOST /rooms/user_1/broadcast HTTP/1.1", False),
+    "HTTP/1.0": (b"POST /rooms/user_1/broadcast HTTP/1.0", False),
+    "HTTP/1.2": (b"POST /rooms/user_1/broadcast HTTP/1.2", False),
+    "http in small letters": (b"POST /rooms/user_1/broadcast http/1.1", False),
+    "a space in front": (b" POST /rooms/user_1/broadcast HTTP/1.1", False),
+    "two spaces": (b"POST  /rooms/user_1/broadcast HTTP/1.1", False),
+    "a space in the room": (first_line(b"user_1 "), False),
+    "two spaces behind": (b"POST /rooms/user_1/broadcast  HTTP/1.1", False),
+    "a space at the end": (b"POST /rooms/user_1/broadcast HTTP/1.1 ", False),
+    "a tab": (b"POST\t/rooms/user_1/broadcast HTTP/1.1", False),
+    "lines in front": (b"\r\n\r\n" + first_line(b"user_1"), False),
+    "another route": (b"POST /broadcast HTTP/1.1", False),
+    "a route of the room": (b"POST /rooms/user_1/events HTTP/1.1", False),
+}
+
+SAME = {
+    **{f"body: {name}": (first_line(b"user_1"), body, True) for name, body in AT_ONCE.items()},
+    **{f"body: {name}": (first_line(b"user_1"), body, False) for name, body in OTHERWISE.items()},
+    **{f"line: {name}": (line, BODY, quick) for name, (line, quick) in LINES.items()},
+}
+
+
+LISTENER = bearer(mint_token("1", secret=SECRET, rooms=["*"]))
+
+
+class Side:
+    """One of the two servers."""
+
+    def __init__(self, url: str, listener: Peer, *, is_known: bool) -> None:
+        self._url = url
+        self._listener = listener
+        self._is_known = is_known
+
+    def _rest(self, body: bytes, number: bytes) -> bytes:
+        fields = [b"Host: localhost", b"Content-Length: %d" % len(body), KEY]
+        more = b"X-N: 0" if self._is_known else b"X-N: " + number
+        return b"\r\n".join([b"", *fields, more, b"", b""])
+
+    async def say(self, line: bytes, body: bytes) -> list[Any]:
+        """What comes of it, where one with a body of the same length was answered before."""
+        told: list[Any] = []
+        async with peer(self._url) as client:
+            if len(BODY) <= len(body) < 240_000:
+                good = BODY.ljust(len(body))
+                await client.say(first_line(b"user_1") + self._rest(body, b"1") + good)
+                assert await client.status() == 200
+                await heard(self._listener)
+            await client.say(line + self._rest(body, b"2") + body)
+            status, answered, content = await client.answer()
+            del answered["date"]
+            told += [status, answered, alike(content)]
+            if answered.get("connection") == "close":
+                told.append(await client.has_ended())
+            else:
+                await client.say(HEALTH)
+                told.append(await client.status())
+            if status == 200 and b'"broadcastCount":1' in content:
+                told.append(alike(await heard(self._listener)))
+        async with peer(self._url) as client:
+            for room in (b"user_1", b"user_2", b"request_7f-3a"):
+                await client.say(http(b"GET /rooms/" + room + b"/history", LISTENER))
+                told.append(alike((await client.answer())[2]))
+        return [*told, await counts(self._url)]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_it_comes_to_the_same(run: Run, name: str) -> None:
+    line, body, is_quick = SAME[name]
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            told = []
+            for is_known in (True, False):
+                url = await stack.enter_async_context(running(with_keys()))
+                listener = await listen(url, stack, b"user_1", LISTENER)
+                with counting(is_known and is_quick):
+                    told.append(await Side(url, listener, is_known=is_known).say(line, body))
+            assert told[0] == told[1]
+
+    run(test())
