@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
 from synap_realtime.errors import InvalidArgumentError
-from synap_realtime.protocol.notification import RESERVED, check_wire, read_wire, read_wires
+from synap_realtime.protocol.notification import RESERVED
+from synap_realtime.server.wire import check_wire, read_wire, read_wires
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
