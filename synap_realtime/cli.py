@@ -63,6 +63,13 @@ def serve(
         int | None,
         typer.Option(help=_setting("WORKERS", "Processes, with a store that they share; 1.")),
     ] = None,
+    io_uring: Annotated[
+        bool | None,
+        typer.Option(
+            "--io-uring/--no-io-uring",
+            help=_setting("IO_URING", "To write to many at once; where there is one."),
+        ),
+    ] = None,
     allowed_origins: Annotated[
         str | None,
         typer.Option(help=_setting("ALLOWED_ORIGINS", "Browsers' origins, comma-separated.")),
@@ -177,6 +184,7 @@ def serve(
             tls_cert=tls_cert,
             tls_key=tls_key,
             workers=workers,
+            io_uring=io_uring,
             allowed_origins=allowed_origins,
             store=store,
             drain_s=drain_s,

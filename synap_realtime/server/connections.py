@@ -18,7 +18,7 @@ from .event_stream import COMMENT, HEARTBEAT_S, opening, told
 from .http import Request
 from .node import CLOSE_TIMEOUT_S, Opened
 from .stores.base import Entry, StoreUnavailableError
-from .subscription import SEND_TIMEOUT_S, Subscription
+from .subscription import SEND_TIMEOUT_S, Alone, Subscription
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def until_gone(send: Send) -> Send:
     return send_or_end
 
 
-class _Handover:
+class _Handover(Alone):
     """The outlet of a subscription whose words are awaited, one after the other."""
 
     def __init__(self) -> None:

@@ -106,6 +106,9 @@ class Revocations:
         self._closed += self.on_revoked(self._remember(entry))
         return True
 
+    def gather(self) -> None:
+        """See :class:`Listener`: it is always offered by itself."""
+
     def _remember(self, entry: Entry) -> Revocation:
         members = json.loads(entry.text)
         found = Revocation(members["of"], members["name"], members["at"])

@@ -34,6 +34,8 @@ class ServerSettings(BaseSettings):
             TLS. They are read anew when they change; see :class:`front.certificate.Certificate`.
         workers: processes that ``serve`` on one port, with a store that they share. Limits and
             rates count in each; see :mod:`supervisor`.
+        io_uring: write to rooms with many listeners by io_uring, where the system has it and allows
+            it.
         allowed_origins: browsers' origins beside loopback ones, ``https://app.example.com``.
             In the environment: separated by commas.
         store: ``memory://``, ``sqlite:///path``, or ``module:function`` of one's own; see
@@ -72,6 +74,7 @@ class ServerSettings(BaseSettings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     workers: Annotated[int, Field(ge=1, le=256)] = 1
+    io_uring: bool = True
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     store: str = "memory://"
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0

@@ -26,7 +26,7 @@ from ..protocol.control import (
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, is_request_room
 from ..tracing import is_on
-from .hub import Hub
+from .hub import Company, Hub
 from .metrics import Metrics
 from .spans import begin_delivery
 from .stores.base import Entry, Store
@@ -71,8 +71,41 @@ class Outlet(Protocol):
         """Close the connection, behind what was put."""
         ...
 
+    @property
+    def can_gather(self) -> bool:
+        """Whether it can be written to with others of its kind, in one go."""
+        ...
 
-class _Nowhere:
+    def new_company(self) -> Company:
+        """For outlets of its kind; called only if it :attr:`can_gather`."""
+        ...
+
+    def enter(self, company: Company) -> None:
+        """Be written to with the others of it, as long as it :attr:`is_writable`; before it is so
+        no more, :meth:`Subscription.stall` is called."""
+        ...
+
+    def exit(self) -> None:
+        """Be written to alone again."""
+        ...
+
+
+class Alone:
+    """Of an outlet that is always written to alone."""
+
+    can_gather = False
+
+    def new_company(self) -> Company:
+        raise NotImplementedError
+
+    def enter(self, company: Company) -> None:
+        raise NotImplementedError
+
+    def exit(self) -> None:
+        raise NotImplementedError
+
+
+class _Nowhere(Alone):
     """The outlet of a subscription that has not started."""
 
     is_writable = False
@@ -106,17 +139,20 @@ class Subscription:
     It listens before it reads the log, so nothing falls between. While it reads, live entries need
     no place to wait: they are in the log, and the reading goes on until it has caught up. From then
     on no task runs for it: what is published is written at once by whoever publishes it, and waits
-    only for a peer who does not read.
+    only for a peer who does not read. Where there are many in a room, all for whom nothing waits
+    are told in one go: its company.
 
     Attributes:
+        acknowledges: the client says itself what it has received.
         ignored: texts from the client that meant nothing.
         on_token: called with a token that the client hands in.
     """
 
     __slots__ = (
-        "_acknowledges", "_backlog", "_closing", "_device", "_ended", "_handed", "_hub",
+        "_backlog", "_closing", "_company", "_device", "_ended", "_handed", "_hub",
         "_is_clear", "_is_following", "_letting_go", "_live", "_metrics", "_newest", "_outlet",
-        "_resumed", "_room", "_slow", "_store", "_takes_message", "_untaken", "ignored", "on_token",
+        "_resumed", "_room", "_slow", "_store", "_takes_message", "_untaken", "acknowledges",
+        "ignored", "on_token",
     )  # fmt: skip
 
     def __init__(
@@ -146,15 +182,16 @@ class Subscription:
         self._metrics = metrics
         # Every listener to a request's room starts at its beginning: there is nothing to remember.
         self._device = None if is_request_room(room) else device
-        self._acknowledges = acknowledges
+        self.acknowledges = acknowledges
         self._outlet: Outlet = _NOWHERE
         self._backlog: _Backlog | None = None
         self._newest = 0
-        self._handed = 0  # the furthest offset that the client was handed
+        self._handed = 0  # the furthest offset that the client was handed, but by its company
         self._untaken: Cursor | None = None  # handed, but the peer has not taken it yet
         self._live = False  # what is offered waits
         self._is_following = False  # and is written: the log was read to its end
         self._is_clear = False  # what is offered can be written at once
+        self._company: Company | None = None
         self._letting_go = False
         self._closing: CloseCode | None = None
         self._resumed: asyncio.Event | None = None  # while the log is read
@@ -166,13 +203,19 @@ class Subscription:
         """Why it was closed; None while it was not."""
         return self._closing
 
+    @property
+    def handed(self) -> int:
+        """The furthest offset that the client was handed."""
+        company = self._company
+        return self._handed if company is None else max(self._handed, company.handed)
+
     def offer(self, entry: Entry, began_at: float | None) -> bool:
         """See :class:`Listener`."""
         if self._is_clear:
             offset = entry.cursor.offset
             if offset <= self._handed:
                 return True
-            if not self._acknowledges or is_on():
+            if not self.acknowledges or is_on():
                 takes_more = self._hand_over(entry)
             else:
                 self._handed = offset
@@ -192,6 +235,46 @@ class Subscription:
                 return False
         return True
 
+    def gather(self) -> None:
+        """See :class:`Listener`. Who has a mark of its own needs something done for each entry."""
+        if (
+            self._is_clear
+            and self._company is None
+            and self._outlet.can_gather
+            and (self.acknowledges or self._device is None)
+            and not is_on()
+        ):
+            company = self._hub.gather(self._room, self, self._outlet.new_company)
+            if company is not None:
+                self._outlet.enter(company)
+                self._company = company
+
+    def scatter(self) -> None:
+        """Leave the company, if there is one."""
+        if self._company is not None:
+            self._handed = self.handed
+            self._company = None
+            self._outlet.exit()
+            self._hub.scatter(self._room, self)
+
+    def stall(self) -> None:
+        """The peer takes no more for now, or never again."""
+        if self._is_clear:
+            self._is_clear = False
+            self.scatter()
+            self._wait_for_peer()
+
+    def was_handed(self, entry: Entry) -> None:
+        """By its company, which could not write it whole at once."""
+        if not self.acknowledges:
+            self._untaken = entry.cursor
+            if self._is_clear:
+                self._took()
+
+    def received(self, position: Cursor) -> None:
+        """The client was handed all up to there, and has taken it."""
+        self._store.advance_received_mark(self._room, position, self._device)
+
     def hear(self, message: str | bytes) -> str | None:
         """Take what the client said; returns the answer, if there is one.
 
@@ -203,7 +286,7 @@ class Subscription:
             self.close(CloseCode.TOO_MANY_MESSAGES)
         elif message == PING:
             return PONG
-        elif not (self._acknowledges and self._act(message)):
+        elif not (self.acknowledges and self._act(message)):
             self.ignored += 1
         return None
 
@@ -222,6 +305,7 @@ class Subscription:
         if self._closing is None and not self._letting_go:
             self._letting_go = True
             self._is_clear = False
+            self.scatter()
             self._waiting().farewell = ControlFrame(
                 CLOSING,
                 {"code": int(CloseCode.DRAINING), "reconnectAfterMs": reconnect_after_ms},
@@ -233,6 +317,7 @@ class Subscription:
         if self._closing is None:
             self._closing = code
             self._is_clear = False
+            self.scatter()
             self._backlog = None
             self._stop_waiting()
             if self._resumed is not None:
@@ -291,6 +376,7 @@ class Subscription:
     def leave(self) -> None:
         """The connection has gone: nothing is put any more."""
         self._is_clear = self._is_following = False
+        self.scatter()
         self._stop_waiting()
         self._hub.leave(self._room, self)
         self._outlet = _NOWHERE
@@ -389,8 +475,12 @@ class Subscription:
         self._is_clear = is_clear = (
             self._outlet.is_writable and self._closing is None and not self._letting_go
         )
-        if not is_clear and self._closing is None:
-            self._wait_for_peer()
+        if is_clear:
+            self.gather()
+        else:
+            self.scatter()
+            if self._closing is None:
+                self._wait_for_peer()
 
     def _say_frames(self) -> None:
         backlog = self._backlog
@@ -412,7 +502,7 @@ class Subscription:
         else:
             takes_more = self._outlet.put(entry)
         self._handed = entry.cursor.offset
-        if not self._acknowledges:
+        if not self.acknowledges:
             self._untaken = entry.cursor
             if takes_more:
                 self._took()
@@ -420,7 +510,7 @@ class Subscription:
 
     def _took(self) -> None:
         if self._untaken is not None:
-            self._store.advance_received_mark(self._room, self._untaken, self._device)
+            self.received(self._untaken)
             self._untaken = None
 
     def _waiting(self) -> _Backlog:
@@ -452,7 +542,7 @@ class Subscription:
             cursor = parse_cursor(text)
         except InvalidArgumentError:
             return False
-        if cursor.epoch != self._store.earliest().epoch or cursor.offset > self._handed:
+        if cursor.epoch != self._store.earliest().epoch or cursor.offset > self.handed:
             return False
-        self._store.advance_received_mark(self._room, cursor, self._device)
+        self.received(cursor)
         return True

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from ..node import Node
 from .certificate import Certificate
+from .company import Company
 from .half_open import HalfOpen, Tracked
 from .handshake import Handshakes
 from .heads import Heads
 from .proxies import Proxies
 from .requests import HttpConnection
+from .ring import Ring, RingUnavailableError
 from .silence import Silence
+
+logger = logging.getLogger(__name__)
 
 CUT_S = 3.0
 """After draining, who does not read or sent half a request is cut after so long."""
@@ -29,11 +35,16 @@ class Front:
         self.heads = Heads()
         self.proxies = Proxies(node.settings.trusted_proxies)
         self.connections: set[Tracked] = set()
+        self._ring: Ring | None = None
+        self.new_company: Callable[[], Company] = partial(Company, None)
         self._stop_taking: Callable[[], None] = lambda: None
 
     async def listen(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
         """Take connections from now on: with a certificate, over TLS."""
         self.node.watch_loop()
+        # TLS has to encrypt for each. A worker is a process of its own, and has a ring of its own.
+        if certificate is None and self.node.settings.io_uring:
+            self._open_ring()
         loop = asyncio.get_running_loop()
         if certificate is None:
             server = await loop.create_server(self._connection, sock=listener, backlog=2048)
@@ -47,6 +58,15 @@ class Front:
             task.cancel()
 
         self._stop_taking = stop_taking
+
+    def _open_ring(self) -> None:
+        try:
+            self._ring = Ring()
+        except RingUnavailableError as error:
+            logger.debug("rooms with many listeners are told without io_uring: %s", error)
+        else:
+            self.new_company = partial(Company, self._ring)
+            logger.debug("rooms with many listeners are told by io_uring")
 
     def _connection(self) -> HttpConnection:
         return HttpConnection(self)
@@ -67,3 +87,5 @@ class Front:
         self.silence.close()
         await asyncio.sleep(0)  # their ends are heard
         await self.node.close()
+        if self._ring is not None:
+            self._ring.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from ..http import RequestError, Response, body_too_large, body_too_slow, malfor
 from ..node import ClosedAtOnceError, Node, Opened
 from ..websocket import accept_of
 from .answers import CONTINUE, head_of, switching
+from .company import Company
 from .eager import run
 from .exchange import Exchange
 from .half_open import HalfOpen, Tracked
@@ -89,6 +90,7 @@ class Owner(Protocol):
     silence: Silence
     proxies: Proxies
     connections: set[Tracked]
+    new_company: Callable[[], Company]
 
 
 class HttpConnection(asyncio.Protocol):
@@ -516,7 +518,7 @@ class HttpConnection(asyncio.Protocol):
                 return
             subscriber = Subscriber(
                 opened.session, node, self._owner.silence, self._owner.connections,
-                speaks_control=exchange.speaks_control,
+                self._owner.new_company, speaks_control=exchange.speaks_control,
             )  # fmt: skip
             subscriber.socket = socket = self._become(subscriber, exchange)
             subscriber.begin(opened.after)

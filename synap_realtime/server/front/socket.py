@@ -42,6 +42,13 @@ class Handler(Protocol):
         """The connection is no more: once, and nothing after it."""
 
 
+class Company(Protocol):
+    """WebSockets that are written to together, past their transports."""
+
+    def stalled(self, socket: WebSocket) -> None:
+        """Nothing may be written past its transport any more: when this returns, it has left."""
+
+
 class WebSocket(asyncio.Protocol):
     """Reads and writes one WebSocket, and brings hostile peers to an end.
 
@@ -50,12 +57,17 @@ class WebSocket(asyncio.Protocol):
     Who makes it has done the handshake: it has written the 101, and calls
     ``transport.set_protocol(socket)`` and then ``socket.data_received(rest)`` with what came behind
     the head.
+
+    Attributes:
+        descriptor: of its socket, if what is written there is what the peer gets. It is open until
+            :meth:`connection_lost` has returned.
+        company: as one of which it is written to; it is there only while :attr:`is_writable`.
+        place: the company's own.
     """
 
     __slots__ = (
         "_decoder",
         "_dropped",
-        "_fd",
         "_half_open",
         "_handler",
         "_has_failed",
@@ -63,6 +75,9 @@ class WebSocket(asyncio.Protocol):
         "_is_paused",
         "_second",
         "_transport",
+        "company",
+        "descriptor",
+        "place",
     )
 
     max_frames_per_s: ClassVar[int] = MAX_FRAMES_PER_S
@@ -80,9 +95,11 @@ class WebSocket(asyncio.Protocol):
             half_open: it is there from its last word until its peer has gone.
             max_message_bytes: a longer one is answered with 1009.
         """
-        self._fd = _descriptor_of(transport)
+        self.descriptor = _descriptor_of(transport)
+        self.company: Company | None = None
+        self.place = -1
         # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
-        transport.set_write_buffer_limits(high=0 if self._fd is not None else 1)
+        transport.set_write_buffer_limits(high=0 if self.descriptor is not None else 1)
         self._transport = transport
         self._handler = handler
         self._half_open = half_open
@@ -90,7 +107,7 @@ class WebSocket(asyncio.Protocol):
         self._second = 0
         self._dropped = 0
         self._is_paused = transport.get_write_buffer_size() > 0
-        self._is_closing = False  # a close frame was written
+        self._is_closing = False  # a close frame was written, or it was cut
         self._has_failed = False  # what the peer says is dropped
 
     @property
@@ -111,21 +128,32 @@ class WebSocket(asyncio.Protocol):
         # A loop closes a socket inside a write that fails, and says so later.
         if self._is_closing or transport.is_closing():
             return False
-        if self._fd is None or self._is_paused:
+        if self.descriptor is None or self._is_paused:
             transport.write(frame)
             return not self._is_paused
         # Nothing waits in the transport, so this is what it would do, without its own part of it.
         try:
-            sent = os.write(self._fd, frame)
+            sent = os.write(self.descriptor, frame)
         except BlockingIOError:
             sent = 0
         except OSError:  # the peer has gone
-            transport.abort()
+            self.end()
             return False
         if sent == len(frame):
             return True
         transport.write(frame[sent:])
         return not self._is_paused
+
+    def go_on(self, frame: bytes, sent: int) -> None:
+        """Hand the transport what the company could not write.
+
+        Args:
+            sent: so much of the frame was written; -1: the peer has gone.
+        """
+        if sent < 0 or self._transport.is_closing():
+            self.end()
+        else:
+            self._transport.write(frame[sent:])
 
     def close(self, code: int, reason: str = "") -> None:
         """Say the last word, and wait for the peer's for at most ``CLOSE_HANDSHAKE_S``.
@@ -140,6 +168,8 @@ class WebSocket(asyncio.Protocol):
 
     def end(self) -> None:
         """Cut the connection at once."""
+        self._is_closing = True
+        self._step_out()
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -153,6 +183,7 @@ class WebSocket(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_paused = True
+        self._step_out()
 
     def resume_writing(self) -> None:
         self._is_paused = False
@@ -161,6 +192,7 @@ class WebSocket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._is_closing = True
+        self._step_out()
         self._half_open.end(self)
         self._handler.gone()
 
@@ -223,8 +255,13 @@ class WebSocket(asyncio.Protocol):
 
     def _say_last(self, code: int | None, reason: str = "") -> None:
         self._is_closing = True
+        self._step_out()
         self._transport.write(close_frame(code, reason))
         self._half_open.begin(self, CLOSE_HANDSHAKE_S)
+
+    def _step_out(self) -> None:
+        if self.company is not None:
+            self.company.stalled(self)
 
 
 def _descriptor_of(transport: asyncio.Transport) -> int | None:

@@ -7,25 +7,18 @@ from collections.abc import Callable
 
 from ...protocol.control import CloseCode, ControlFrame
 from ..event_stream import COMMENT, HEARTBEAT_S, opening, told
+from ..hub import Company as AnyCompany
 from ..node import Node
 from ..sessions import Session
 from ..stores.base import Entry, StoreUnavailableError
-from ..subscription import Subscription
+from ..subscription import Alone, Subscription
 from ..websocket import text_frame
+from .company import Company
 from .eager import run
+from .frames import frame_of
 from .half_open import Tracked
 from .silence import Silence
 from .socket import WebSocket
-
-
-class _Last:
-    """A notification goes to many, one after the other: its frame is made once."""
-
-    entry: Entry | None = None
-    frame = b""
-
-
-_last = _Last()
 
 
 class Subscriber:
@@ -33,7 +26,7 @@ class Subscriber:
 
     __slots__ = (
         "_connections", "_node", "_session", "_silence", "_speaks_control", "_start",
-        "_subscription", "socket",
+        "_subscription", "new_company", "socket",
     )  # fmt: skip
 
     socket: WebSocket
@@ -44,9 +37,11 @@ class Subscriber:
         node: Node,
         silence: Silence,
         connections: set[Tracked],
+        new_company: Callable[[], Company],
         *,
         speaks_control: bool,
     ) -> None:
+        self.new_company = new_company
         self._session = session
         self._subscription = session.subscription
         self._node = node
@@ -66,9 +61,7 @@ class Subscriber:
         return self.socket.is_writable
 
     def put(self, entry: Entry) -> bool:
-        if entry is not _last.entry:
-            _last.entry, _last.frame = entry, text_frame(entry.text.encode())
-        return self.socket.write(_last.frame)
+        return self.socket.write(frame_of(entry))
 
     def say(self, frame: ControlFrame) -> None:
         if self._speaks_control:
@@ -81,6 +74,19 @@ class Subscriber:
         else:
             self.socket.close(code)
             _close_soon(self._node, self._session)
+
+    @property
+    def can_gather(self) -> bool:
+        return self.socket.descriptor is not None
+
+    def enter(self, company: AnyCompany) -> None:
+        assert isinstance(company, Company)  # noqa: S101 - one of this front's made it
+        company.add(self.socket, self._subscription)
+
+    def exit(self) -> None:
+        company = self.socket.company
+        assert isinstance(company, Company)  # noqa: S101
+        company.discard(self.socket)
 
     def heard(self, message: str | bytes) -> None:
         self._silence.heard(self)
@@ -110,7 +116,7 @@ class Subscriber:
         self._subscription.close(CloseCode.DRAINING)
 
 
-class EventStream:
+class EventStream(Alone):
     """The body of an answer that goes on, and the outlet of its subscription."""
 
     def __init__(
