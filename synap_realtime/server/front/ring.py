@@ -209,7 +209,7 @@ class Ring:
                     raise RingUnavailableError("it does not send")
                 return [taken for _, taken in short]
 
-            found = [send(b"whole"), peer.recv(9) == b"whole"]
+            found = [send(b"whole"), _drained(peer) == len(b"whole")]
             part = send(bytes(65536))
             full = send(b"none")
             taken = _drained(peer)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+import socket
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 import uvloop
+
+from synap_realtime.server.front.ring import Ring, RingUnavailableError
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -22,3 +26,51 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run
         assert not caplog.records
 
     return run
+
+
+def _has_io_uring() -> bool:
+    try:
+        Ring().close()
+    except RingUnavailableError:
+        return False
+    return True
+
+
+HAS_IO_URING = _has_io_uring()
+
+WAYS = ["io_uring", "loop"] if HAS_IO_URING else ["loop"]
+"""How many are written to in one go."""
+
+
+@contextlib.contextmanager
+def pairs(count: int) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
+    """So many connections over loopback: our ends, which do not block, and the peers'."""
+    ours, peers = [], []
+    with contextlib.ExitStack() as undo, socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(count):
+            peers.append(undo.enter_context(socket.create_connection(listener.getsockname())))
+            ours.append(undo.enter_context(listener.accept()[0]))
+            for each in (ours[-1], peers[-1]):
+                each.setblocking(False)
+        yield ours, peers
+
+
+def drained(peer: socket.socket) -> bytes:
+    """What has come."""
+    parts = []
+    with contextlib.suppress(BlockingIOError):
+        while part := peer.recv(1 << 20):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def received(peer: socket.socket, size: int) -> bytes:
+    """The next so many bytes."""
+    peer.settimeout(10)
+    got = bytearray()
+    while len(got) < size:
+        part = peer.recv(size - len(got))
+        assert part, "it has ended"
+        got += part
+    peer.setblocking(False)
+    return bytes(got)

@@ -1,0 +1,542 @@
+"""Rooms with many listeners, whose sockets are written to together: what each of them gets.
+
+PROTOCOL.md, "Subscribing", over real sockets; by io_uring, and without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from synap_realtime import tracing
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server.front import ring as rings
+from synap_realtime.server.hub import Company, Hub
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import ServerSettings, load_settings
+from synap_realtime.server.stores.base import Entry, Publication
+from synap_realtime.server.stores.memory import MemoryStore
+
+from ..test_subscription import LateStore
+from ..test_websocket_frames import CLOSE, CONT, PING, TEXT, frame
+from .conftest import WAYS, Run
+
+ROOM, OTHER = Room("workspace_1"), Room("workspace_2")
+CLOSED = (1000).to_bytes(2, "big")
+MANY = 20  # more than fan.FEWEST
+
+
+@pytest.fixture(params=[*WAYS, "not allowed"])
+def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ServerSettings:
+    if request.param == "not allowed":
+        monkeypatch.setattr(rings, "_SETUP", 100_000)  # the kernel knows no such call
+    return settings_of(io_uring=request.param != "loop")
+
+
+def settings_of(**given: Any) -> ServerSettings:
+    limits = ("connections_per_room", "connections_per_address", "connections_per_user")
+    return load_settings(**{f"max_{name}": 0 for name in limits}, connects_per_s=0, **given)
+
+
+class Server:
+    """A room server, and what a publish to it does, without HTTP."""
+
+    def __init__(self, app: RoomServer, url: str) -> None:
+        self.app = app
+        parts = urlsplit(url)
+        self.address = (str(parts.hostname), int(parts.port or 0))
+        self.store = app._store
+        self.hub: Hub = app._sessions._hub
+        self.told: dict[Room, list[str]] = {}
+        self._count = 0
+
+    async def publish(self, room: Room = ROOM, size: int = 0) -> int:
+        """How many took it; nothing else has run meanwhile."""
+        self._count += 1
+        id = f"{room}.{self._count}"
+        self.told.setdefault(room, []).append(id)
+        text = json.dumps({"id": id, "type": "a", "data": {"x": "x" * size}})
+        (receipt,) = await self.store.publish([Publication(room, id, text)], self.hub.deliver)
+        return receipt.broadcast_count
+
+    def company(self, room: Room = ROOM) -> Company | None:
+        return getattr(self.hub._rooms.get(room), "company", None)
+
+    def together(self, room: Room = ROOM) -> int:
+        company = self.company(room)
+        return 0 if company is None else len(company)
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(15):
+            while not is_so():  # noqa: ASYNC110 - the server says so to nobody
+                await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    settings: ServerSettings, store: MemoryStore | None = None
+) -> AsyncIterator[Server]:
+    app = create_app(settings, store)
+    async with running(app) as url:
+        yield Server(app, url)
+
+
+class Client:
+    """Reads when it is told to.
+
+    Attributes:
+        ids: of the notifications that came, in order; control: the other frames' texts, each with
+            how many notifications came before.
+    """
+
+    def __init__(self, sock: socket.socket, room: Room) -> None:
+        self.socket = sock
+        self.room = room
+        self.ids: list[str] = []
+        self.control: list[tuple[int, Any]] = []
+        self.close_code: int | None = None
+        self.has_ended = False
+        self._rest = b""
+        self._loop = asyncio.get_running_loop()
+
+    async def say(self, data: bytes) -> None:
+        await self._loop.sock_sendall(self.socket, data)
+
+    async def read(self) -> None:
+        """What comes next, whole frames of it."""
+        async with asyncio.timeout(15):
+            data = await self._loop.sock_recv(self.socket, 1 << 18)
+        if not data:
+            assert not self._rest, "half a frame"
+            self.has_ended = True
+        self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        data = self._rest + data
+        while (end := _end_of(data)) is not None:
+            self._take(data[0] & 15, data[end[0] : end[1]])
+            data = data[end[1] :]
+        self._rest = data
+
+    def _take(self, opcode: int, payload: bytes) -> None:
+        assert self.close_code is None, "a frame behind the last one"
+        if opcode == 8:
+            self.close_code = int.from_bytes(payload[:2], "big")
+        elif opcode == 10:
+            self.control.append((len(self.ids), payload))
+        elif payload == b"pong":
+            self.control.append((len(self.ids), "pong"))
+        else:
+            assert opcode == 1
+            wire = json.loads(payload)
+            if wire["type"].startswith("synap."):
+                self.control.append((len(self.ids), wire))
+            else:
+                self.ids.append(wire["id"])
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            assert not self.has_ended, (self.ids[-3:], self.close_code)
+            await self.read()
+
+    async def until_told(self, ids: list[str]) -> None:
+        """These came, and nothing else."""
+        await self.until(lambda: len(self.ids) >= len(ids))
+        assert self.ids == ids
+
+    def reset(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.socket.close()
+
+
+def _end_of(data: bytes) -> tuple[int, int] | None:
+    """Where the payload of the first frame begins and ends; None: it is not all there."""
+    if len(data) < 2:
+        return None
+    size, begin = data[1], 2
+    if size >= 126:
+        begin = 4 if size == 126 else 10
+        if len(data) < begin:
+            return None
+        size = int.from_bytes(data[2:begin], "big")
+    return None if len(data) < begin + size else (begin, begin + size)
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    server: Server,
+    count: int = MANY,
+    room: Room = ROOM,
+    *,
+    query: str = "after=latest",
+    acknowledges: bool = True,
+    receive_bytes: int | None = None,
+) -> AsyncIterator[list[Client]]:
+    """So many clients that are live."""
+    clients = []
+    loop = asyncio.get_running_loop()
+    protocol = "Sec-WebSocket-Protocol: synap.v1\r\n" if acknowledges else ""
+    head = (
+        f"GET /rooms/{room}/subscribe?{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        f"{protocol}Sec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+    before = server.hub.connections(room)
+    with contextlib.ExitStack() as undo:
+        for _ in range(count):
+            sock = undo.enter_context(socket.socket())
+            sock.setblocking(False)
+            if receive_bytes is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            await loop.sock_connect(sock, server.address)
+            await loop.sock_sendall(sock, head)
+            got = b""
+            while b"\r\n\r\n" not in got:
+                got += await loop.sock_recv(sock, 65536)
+            answer, _, rest = got.partition(b"\r\n\r\n")
+            assert b" 101 " in answer
+            client = Client(sock, room)
+            client.feed(rest)
+            clients.append(client)
+            if acknowledges:
+                await client.until(lambda: bool(client.control))  # noqa: B023 - it is awaited here
+        await server.until(lambda: server.hub.connections(room) == before + count)
+        yield clients
+
+
+def test_all_hear_all_in_order_whoever_comes_and_goes(run: Run, settings: ServerSettings) -> None:
+    """Two rooms, so that a descriptor that is used again would bring the other room's."""
+    rng = random.Random(3)
+
+    async def test() -> None:
+        async with serving(settings) as server, contextlib.AsyncExitStack() as undo:
+            everyone: list[tuple[Client, int]] = []  # and how many its room had been told before
+            for n in range(400):
+                room = rng.choice([ROOM, OTHER])
+                match rng.choice(["come", "come", "go", "publish", "publish", "publish"]):
+                    case "come" if len(everyone) < 80:
+                        kind = rng.randrange(4)
+                        query = "after=latest" + ("&device=d" if kind == 0 else "")
+                        coming = listening(server, 1, room, query=query, acknowledges=kind != 1)
+                        (client,) = await undo.enter_async_context(coming)
+                        everyone.append((client, len(server.told.get(room, []))))
+                    case "go" if everyone:
+                        client, before = everyone.pop(rng.randrange(len(everyone)))
+                        told = server.told.get(client.room, [])[before:]
+                        if rng.random() < 0.3:
+                            client.reset()
+                        else:
+                            await client.until_told(told)
+                            client.socket.close()
+                    case _:
+                        await server.publish(room, rng.choice([0, 0, 100, 5000]))
+                        if rng.random() < 0.3:
+                            await server.publish(room)
+                if n % 50 == 49:
+                    for client, before in everyone:
+                        await client.until_told(server.told.get(client.room, [])[before:])
+            assert server.together(ROOM) > 5
+            assert server.together(OTHER) > 5
+
+    run(test())
+
+
+def test_who_does_not_read_gets_all_of_it_later_and_holds_nobody_up(
+    run: Run, settings: ServerSettings
+) -> None:
+    async def test() -> None:
+        async with (
+            serving(settings) as server,
+            listening(server) as quick,
+            listening(server, 2, receive_bytes=4096) as slow,
+        ):
+            await server.until(lambda: server.together() == MANY + 2)
+            while server.together() > MANY:
+                assert await server.publish(size=60_000) == MANY + 2
+                for client in quick:
+                    await client.until_told(server.told[ROOM])
+            for size in (60_000, 10, 60_000):  # these wait
+                assert await server.publish(size=size) == MANY + 2
+            for client in quick:
+                await client.until_told(server.told[ROOM])
+            for client in slow:
+                await client.until_told(server.told[ROOM])
+            await server.until(lambda: server.together() == MANY + 2)
+            await server.publish()
+            for client in (*quick, *slow):
+                await client.until_told(server.told[ROOM])
+
+    run(test())
+
+
+def test_one_who_never_reads_is_closed_as_too_slow(run: Run, settings: ServerSettings) -> None:
+    async def test() -> None:
+        async with (
+            serving(settings) as server,
+            listening(server) as quick,
+            listening(server, 1, receive_bytes=4096),
+        ):
+            while server.hub.connections(ROOM) > MANY:
+                await server.publish(size=200_000)
+                for client in quick:
+                    await client.until_told(server.told[ROOM])
+
+    run(test())
+
+
+def test_a_dead_peer_among_a_thousand_harms_nobody(run: Run, settings: ServerSettings) -> None:
+    async def test() -> None:
+        async with serving(settings) as server, listening(server, 1000) as clients:
+            await server.until(lambda: server.together() == 1000)
+            for dead in (clients.pop(0), clients.pop(500), clients.pop()):
+                dead.reset()
+            for _ in range(3):
+                await server.publish()
+            await server.until(lambda: server.hub.connections(ROOM) == 997)
+            assert server.together() == 997
+            assert await server.publish() == 997
+            for client in clients:
+                await client.until_told(server.told[ROOM])
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    try:
+        run(test())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_descriptor_that_is_used_again_gets_nothing_of_the_old_room(
+    run: Run, settings: ServerSettings
+) -> None:
+    async def test() -> None:
+        async with serving(settings) as server, listening(server) as clients:
+            await server.until(lambda: server.together() == MANY)
+            descriptors = {socket.descriptor for socket in server.company()._subscriptions}  # type: ignore[union-attr]
+            gone = clients[::2]
+            for client in gone:
+                client.reset()
+            await server.publish()
+            await server.until(lambda: server.hub.connections(ROOM) == MANY - len(gone))
+            async with listening(server, len(gone), OTHER) as others:
+                await server.until(lambda: server.together(OTHER) == len(gone))
+                again = {socket.descriptor for socket in server.company(OTHER)._subscriptions}  # type: ignore[union-attr]
+                assert again & descriptors
+                for _ in range(3):
+                    await server.publish()
+                    await server.publish(OTHER)
+                for client in (*clients[1::2], *others):
+                    await client.until_told(server.told[client.room])
+
+    run(test())
+
+
+def test_a_room_grows_to_many_and_shrinks_to_few_and_to_none(
+    run: Run, settings: ServerSettings
+) -> None:
+    async def test() -> None:
+        async with serving(settings) as server:
+            for _ in range(2):
+                async with listening(server, 4) as few:
+                    before = len(server.told.get(ROOM, []))
+                    assert await server.publish() == 4
+                    assert server.company() is None
+                    async with listening(server, 1) as (fifth,):
+                        await server.until(lambda: server.together() == 5)
+                        assert await server.publish() == 5
+                        await fifth.until_told(server.told[ROOM][before + 1 :])
+                    for client in few[1:]:
+                        client.socket.close()
+                    await server.until(lambda: server.hub.connections(ROOM) == 1)
+                    assert await server.publish() == 1
+                    await few[0].until_told(server.told[ROOM][before:])
+                await server.until(lambda: server.hub.connections(ROOM) == 0)
+                assert len(server.hub) == 1, "the revocations'"
+
+    run(test())
+
+
+def test_what_clients_say_is_answered_between_notifications(
+    run: Run, settings: ServerSettings
+) -> None:
+    async def test() -> None:
+        async with serving(settings) as server, listening(server) as clients:
+            await server.until(lambda: server.together() == MANY)
+            for _ in range(30):
+                for client in clients:
+                    await client.say(frame(TEXT, b"ping") + frame(PING, b"p"))
+                await server.publish(size=3000)
+            for client in clients:
+                await client.until_told(server.told[ROOM])
+                await client.until(lambda: len(client.control) == 61)  # noqa: B023
+            assert server.together() == MANY
+
+    run(test())
+
+
+def test_who_breaks_the_protocol_hears_a_last_word_and_nothing_after_it(
+    run: Run, settings: ServerSettings
+) -> None:
+    async def test() -> None:
+        async with serving(settings) as server, listening(server) as clients:
+            await server.until(lambda: server.together() == MANY)
+            await clients[0].say(frame(CONT, b"x"))
+            await clients[1].say(frame(CLOSE, CLOSED))
+            while server.together() > MANY - 2:
+                await server.publish()
+                await asyncio.sleep(0)
+            await server.publish()
+            for client, code in zip(clients, (1002, 1000), strict=False):
+                await client.until(lambda: client.close_code is not None)  # noqa: B023
+                assert client.close_code == code
+                assert client.ids == server.told[ROOM][: len(client.ids)]
+            for client in clients[2:]:
+                await client.until_told(server.told[ROOM])
+
+    run(test())
+
+
+def test_a_server_that_stops_tells_what_it_has_taken_and_says_so(
+    run: Run, settings: ServerSettings
+) -> None:
+    async def test() -> None:
+        async with serving(settings) as server, listening(server) as clients:
+            await server.until(lambda: server.together() == MANY)
+            await server.publish()
+            stopping = asyncio.create_task(server.app.drain())
+            for client in clients:
+                await client.until(lambda: client.close_code is not None)  # noqa: B023
+                assert client.ids == server.told[ROOM]
+                assert client.control[-1][1]["type"] == "synap.closing"
+                client.socket.close()
+            await stopping
+
+    run(test())
+
+
+def test_what_the_company_was_handed_can_be_acknowledged(
+    run: Run, settings: ServerSettings
+) -> None:
+    async def test() -> None:
+        async with serving(settings) as server, listening(server) as clients:
+            await server.until(lambda: server.together() == MANY)
+            await server.publish()
+            head = await server.store.head(ROOM)
+            ahead = f"{head.epoch}-{head.offset + 1}"
+            for cursor, counts in ((ahead, False), (str(head), True)):
+                text = json.dumps({"action": "ack", "cursor": cursor}) + " " * 40
+                await clients[3].say(frame(TEXT, text.encode()) + frame(TEXT, b"ping"))
+                await clients[3].until(lambda: clients[3].control[-1][1] == "pong")
+                clients[3].control.pop()
+                mark = await server.store.received_mark(ROOM)
+                assert (mark == head) is counts
+
+    run(test())
+
+
+def test_marks_of_those_who_do_not_acknowledge_go_on(run: Run, settings: ServerSettings) -> None:
+    """The room's is one for all who have no device; a device has its own."""
+
+    async def test() -> None:
+        async with (
+            serving(settings) as server,
+            listening(server),
+            listening(server, 3, acknowledges=False) as plain,
+            listening(server, 2, query="after=latest&device=d", acknowledges=False),
+        ):
+            await server.until(lambda: server.together() == MANY + 3)
+            assert await server.publish() == MANY + 5
+            head = await server.store.head(ROOM)
+            assert await server.store.received_mark(ROOM) == head
+            assert await server.store.received_mark(ROOM, "d") == head
+            for client in plain:
+                await client.until_told(server.told[ROOM])
+
+    run(test())
+
+
+def test_what_a_peer_has_not_taken_was_not_received(run: Run, settings: ServerSettings) -> None:
+    async def test() -> None:
+        async with (
+            serving(settings) as server,
+            listening(server) as quick,
+            listening(server, 1, acknowledges=False, receive_bytes=4096) as (slow,),
+        ):
+            await server.until(lambda: server.together() == MANY + 1)
+            while server.together() > MANY:
+                before = await server.store.received_mark(ROOM)
+                await server.publish(size=60_000)
+                for client in quick:
+                    await client.until_told(server.told[ROOM])
+            assert await server.store.received_mark(ROOM) == before
+            await slow.until_told(server.told[ROOM])
+            await server.until(lambda: server.together() == MANY + 1)
+            assert await server.store.received_mark(ROOM) == await server.store.head(ROOM)
+
+    run(test())
+
+
+def test_what_some_have_read_in_the_log_already_is_not_told_twice(
+    run: Run, settings: ServerSettings
+) -> None:
+    """A store on disk delivers later than it can be read."""
+
+    async def test() -> None:
+        store = LateStore()
+        async with serving(settings, store) as server, listening(server) as before:
+            await server.until(lambda: server.together() == MANY)
+            await server.publish()
+            async with listening(server, 3, query="after=earliest") as since:
+                await server.until(lambda: server.together() == MANY + 3)
+                for client in since:
+                    await client.until_told(server.told[ROOM])
+                assert before[0].ids == []
+                await server.publish()
+                store.release()
+                assert server.together() == MANY + 3
+                for client in (*before, *since):
+                    await client.until_told(server.told[ROOM])
+                await server.publish()
+                store.release()
+                for client in (*before, *since):
+                    await client.until_told(server.told[ROOM])
+
+    run(test())
+
+
+def test_while_somebody_traces_each_delivery_has_its_span(
+    run: Run, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with serving(settings) as server, listening(server) as clients:
+            await server.until(lambda: server.together() == MANY)
+            await server.publish()
+            spans = []
+
+            def begin(room: Room, _: Entry) -> tracing.Span:
+                spans.append(room)
+                return tracing.Span()
+
+            monkeypatch.setattr(tracing, "_is_on", True)
+            monkeypatch.setattr(
+                "synap_realtime.server.subscription.begin_delivery",
+                begin,
+            )
+            await server.publish()
+            assert server.together() == 0
+            await server.publish()
+            assert len(spans) == 2 * MANY
+            for client in clients:
+                await client.until_told(server.told[ROOM])
+
+    run(test())

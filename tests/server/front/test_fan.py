@@ -1,0 +1,142 @@
+"""Sockets that are written to together, by io_uring or one by one: the same comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from synap_realtime.server.front import fan as fans
+from synap_realtime.server.front.fan import FEWEST, Fan
+from synap_realtime.server.front.ring import MAX_FRAME_BYTES, Ring
+
+from .conftest import WAYS, drained, pairs, received
+
+
+class Member:
+    place = -1
+
+
+@pytest.fixture(params=WAYS)
+def ring(request: pytest.FixtureRequest) -> Iterator[Ring | None]:
+    if request.param == "loop":
+        yield None
+        return
+    with contextlib.closing(Ring()) as ring:
+        yield ring
+
+
+def test_all_get_each_frame_whatever_its_size(ring: Ring | None) -> None:
+    sizes = (1, 125, 126, 300, 300, 9000, 65536, 7)
+    with pairs(FEWEST + 3) as (ours, peers):
+        fan: Fan[Member] = Fan(ring)
+        for each in ours:
+            fan.add(Member(), each.fileno())
+        for n, size in enumerate(sizes):
+            assert fan.write(bytes([n]) * size) == []
+            assert all(received(peer, size) == bytes([n]) * size for peer in peers)
+
+
+def test_one_that_is_longer_than_any_notification_goes_too(ring: Ring | None) -> None:
+    frame = b"x" * (MAX_FRAME_BYTES + 1)
+    with pairs(FEWEST) as (ours, peers):
+        fan: Fan[Member] = Fan(ring)
+        members = [Member() for _ in ours]
+        for member, each in zip(members, ours, strict=True):
+            fan.add(member, each.fileno())
+        taken = {id(member): taken for member, taken in fan.write(frame)}
+        for member, peer in zip(members, peers, strict=True):
+            size = taken.get(id(member), len(frame))
+            assert received(peer, size) == frame[:size]
+
+
+def test_who_comes_and_goes_gets_what_is_written_meanwhile(ring: Ring | None) -> None:
+    """Against the plain model; a descriptor is used again by the next one at once."""
+    rng = random.Random(7)
+    fan: Fan[Member] = Fan(ring)
+    live: dict[Member, tuple[socket.socket, socket.socket, bytearray]] = {}
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as undo:
+        for n in range(1500):
+            if rng.random() < 0.55 and len(live) < 90:
+                peer = undo.enter_context(socket.create_connection(listener.getsockname()))
+                ours = undo.enter_context(listener.accept()[0])
+                ours.setblocking(False)
+                peer.setblocking(False)
+                member = Member()
+                fan.add(member, ours.fileno())
+                live[member] = ours, peer, bytearray()
+            elif live:
+                member = rng.choice(list(live))
+                fan.discard(member)
+                ours, peer, told = live.pop(member)
+                ours.close()
+                assert received(peer, len(told)) == bytes(told)
+                assert peer.recv(1) == b"", "nothing more"
+                peer.close()
+            assert len(fan) == len(live)
+            frame = b"%d;" % n
+            assert fan.write(frame) == []
+            for _, _, told in live.values():
+                told += frame
+        for _, peer, told in live.values():
+            assert received(peer, len(told)) == bytes(told)
+            assert drained(peer) == b""
+
+
+def test_who_is_gone_or_does_not_read_is_told_with_what_it_took(ring: Ring | None) -> None:
+    frame = b"x" * 50_000
+    with pairs(FEWEST + 2) as (ours, peers):
+        fan: Fan[Member] = Fan(ring)
+        members = [Member() for _ in ours]
+        for member, each in zip(members, ours, strict=True):
+            fan.add(member, each.fileno())
+        peers[3].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peers[3].close()
+        said = 0
+        for _ in range(1000):
+            short = dict(fan.write(frame))
+            assert short.pop(members[3]) == -1
+            for place in set(range(len(peers))) - {3, 5}:
+                assert received(peers[place], len(frame)) == frame
+            taken = short.pop(members[5], len(frame))
+            said += taken
+            assert not short
+            if not taken:
+                break
+        assert said % len(frame)
+        assert received(peers[5], said) == b"x" * said
+
+
+def test_what_the_kernel_did_not_take_of_a_round_is_written_all_the_same(
+    ring: Ring | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it has no memory for more, or a signal has come."""
+    with pairs(FEWEST + 4) as (ours, peers):
+        fan: Fan[Member] = Fan(ring)
+        for each in ours:
+            fan.add(Member(), each.fileno())
+        if ring is not None:
+            call = ring._call
+            asked = iter((0, 5, 3, FEWEST + 4))
+            monkeypatch.setattr(
+                ring, "_call", lambda nr, fd, _count, *rest: call(nr, fd, next(asked), *rest)
+            )
+        for n in range(4):
+            assert fan.write(b"frame %d" % n) == []
+        for peer in peers:
+            assert drained(peer) == b"frame 0frame 1frame 2frame 3"
+
+
+def test_few_are_written_to_without_the_ring(ring: Ring | None) -> None:
+    assert fans.FEWEST > 4, "hub._FEW: rooms with fewer have none of this"
+    with pairs(FEWEST - 1) as (ours, peers):
+        fan: Fan[Member] = Fan(ring)
+        for each in ours:
+            fan.add(Member(), each.fileno())
+        if ring is not None:
+            ring.close()
+        assert fan.write(b"hello") == []
+        assert [drained(peer) for peer in peers] == [b"hello"] * (FEWEST - 1)

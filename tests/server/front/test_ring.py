@@ -1,0 +1,159 @@
+"""io_uring on real sockets of TCP, as :class:`Ring` promises it.
+
+Where a system does not have it or does not allow it, there is one test: that it says so. Everything
+that uses it runs without it, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synap_realtime.server.front import ring as rings
+from synap_realtime.server.front.ring import ENTRY_BYTES, Ring
+
+from .conftest import HAS_IO_URING, drained, pairs, received
+
+with_io_uring = pytest.mark.skipif(not HAS_IO_URING, reason="this system gives no io_uring")
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    with contextlib.closing(Ring()) as ring:
+        yield ring
+
+
+def block_of(ring: Ring, sockets: list[socket.socket], size: int) -> memoryview:
+    block = memoryview(bytearray(len(sockets) * ENTRY_BYTES))
+    for place, each in enumerate(sockets):
+        ring.entry(block, place, each.fileno(), size)
+    return block
+
+
+@with_io_uring
+def test_a_frame_goes_to_each_and_success_says_nothing(ring: Ring) -> None:
+    with pairs(3) as (ours, peers):
+        for n in range(1000):  # thrice around the ring
+            frame = b"%d." % n
+            assert ring.send(block_of(ring, ours, len(frame)), 0, 3, frame) == (3, [])
+        for peer in peers:
+            assert drained(peer) == b"".join(b"%d." % n for n in range(1000))
+
+
+@with_io_uring
+def test_more_than_fit_into_it_are_sent_in_rounds(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rings, "_ENTRIES", 8)
+    with contextlib.closing(Ring()) as small, pairs(21) as (ours, peers):
+        for frame in (b"first", b"secon"):
+            assert small.send(block_of(small, ours, 5), 0, 21, frame) == (21, [])
+        assert [drained(peer) for peer in peers] == [b"firstsecon"] * 21
+
+
+@with_io_uring
+def test_who_takes_a_part_says_how_much_and_harms_nobody(ring: Ring) -> None:
+    """And the kernel sends nothing of the rest later."""
+    with pairs(3) as (ours, peers):
+        said = b""  # to the second, who does not read
+        for n in range(1000):
+            frame = bytes([n % 256]) * 100_000
+            end, short = ring.send(block_of(ring, ours, len(frame)), 0, 3, frame)
+            assert end == 3
+            assert all(place == 1 for place, _ in short)
+            assert [received(peer, len(frame)) for peer in (peers[0], peers[2])] == [frame] * 2
+            taken = short[0][1] if short else len(frame)
+            said += frame[:taken]
+            if not taken:
+                break
+        assert len(said) % 100_000, "there was one that was taken in part"
+        assert received(peers[1], len(said)) == said
+        assert ring.send(block_of(ring, ours, 4), 1, 2, b"next") == (2, [])
+        assert received(peers[1], 4) == b"next"
+
+
+@with_io_uring
+def test_a_peer_that_has_gone_is_told_from_one_that_is_full(ring: Ring) -> None:
+    with pairs(3) as (ours, peers):
+        peers[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peers[1].close()  # a reset
+        block = block_of(ring, ours, 5)
+        assert ring.send(block, 0, 3, b"hello") == (3, [(1, -1)])
+        assert ring.send(block, 0, 3, b"again") == (3, [(1, -1)])
+        assert drained(peers[0]) == drained(peers[2]) == b"helloagain"
+
+
+@with_io_uring
+def test_what_is_no_socket_is_told_and_harms_nobody(ring: Ring) -> None:
+    with pairs(2) as (ours, peers), open("/dev/null", "wb") as null:  # noqa: PTH123
+        block = block_of(ring, ours, 5)
+        ring.entry(block, 0, null.fileno(), 5)
+        assert ring.send(block, 0, 2, b"hello") == (2, [(0, -1)])
+        assert drained(peers[1]) == b"hello"
+
+
+@with_io_uring
+def test_what_is_started_from_here_does_not_get_it(ring: Ring) -> None:
+    assert "io_uring" in str(open_files(Path("/proc/self/fd")))
+    child = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False
+    )
+    try:
+        assert "io_uring" not in str(open_files(Path(f"/proc/{child.pid}/fd")))
+    finally:
+        child.communicate(b"\n")
+
+
+def open_files(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for each in folder.iterdir():
+        with contextlib.suppress(OSError):  # of the folder itself
+            found.append(each.readlink())
+    return found
+
+
+@with_io_uring
+def test_one_that_was_closed_sends_nothing() -> None:
+    ring = Ring()
+    with pairs(1) as (ours, peers):
+        block = block_of(ring, ours, 5)
+        ring.close()
+        assert ring.send(block, 0, 1, b"hello") == (0, [])
+        assert drained(peers[0]) == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("_SETUP", 100_000), ("_MACHINES", ())],
+    ids=["no such call", "another machine"],
+)
+def test_without_it_it_is_said(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    monkeypatch.setattr(rings, name, value)
+    with pytest.raises(rings.RingUnavailableError, match=r"none|not implemented"):
+        Ring()
+
+
+@with_io_uring
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_FLAGS", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL),
+        ("_SKIP_SUCCESS", 0),
+        ("_SEND", 0),
+        ("_SEND", 250),
+    ],
+    ids=["a part is a success", "success is told", "nothing is sent", "an unknown operation"],
+)
+def test_a_kernel_that_does_otherwise_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    """As older ones do."""
+    monkeypatch.setattr(rings, name, value)
+    with pytest.raises(rings.RingUnavailableError, match="it does not"):
+        Ring()
