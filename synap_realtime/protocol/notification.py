@@ -62,7 +62,11 @@ def format_timestamp(moment: datetime) -> str:
 
 def now_as_timestamp() -> str:
     """:func:`format_timestamp` of now, many times a second."""
-    milliseconds = time.time_ns() // 1_000_000
+    return _timestamp(time.time_ns() // 1_000_000)
+
+
+@lru_cache(2)
+def _timestamp(milliseconds: int) -> str:
     return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 

@@ -72,6 +72,8 @@ class _Handover(Alone):
         self._news.set()
         return False
 
+    put_soon = put
+
     def say(self, frame: ControlFrame) -> None:
         self._words.append(frame)
         self._news.set()

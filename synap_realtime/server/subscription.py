@@ -63,6 +63,11 @@ class Outlet(Protocol):
         """Hand it over; whether the peer takes more."""
         ...
 
+    def put_soon(self, entry: Entry) -> bool:
+        """The same, with what others are told now: whether the peer takes more, as far as is known.
+        If it does not after all, :meth:`Subscription.stall` is called."""
+        ...
+
     def say(self, frame: ControlFrame) -> None:
         """Put a control frame, if this client asked for them."""
         ...
@@ -112,6 +117,8 @@ class _Nowhere(Alone):
 
     def put(self, entry: Entry) -> bool:
         raise NotImplementedError
+
+    put_soon = put
 
     def say(self, frame: ControlFrame) -> None: ...
 
@@ -219,7 +226,7 @@ class Subscription:
                 takes_more = self._hand_over(entry)
             else:
                 self._handed = offset
-                takes_more = self._outlet.put(entry)
+                takes_more = self._outlet.put_soon(entry)
             if not takes_more:
                 self._settle()
             return True

@@ -19,6 +19,7 @@ import httptools
 
 from synap_realtime.server.front.half_open import HalfOpen
 from synap_realtime.server.front.socket import WebSocket
+from synap_realtime.server.front.turn import Turn
 from synap_realtime.server.websocket import accept_of, binary_frame, text_frame
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -42,7 +43,11 @@ class Echo:
 
     def __init__(self, transport: asyncio.Transport, half_open: HalfOpen) -> None:
         self.socket = Unhurried(
-            transport, self, half_open=half_open, max_message_bytes=MAX_MESSAGE_BYTES
+            transport,
+            self,
+            half_open=half_open,
+            turn=Turn(),
+            max_message_bytes=MAX_MESSAGE_BYTES,
         )
 
     def heard(self, message: str | bytes) -> None:
@@ -50,6 +55,9 @@ class Echo:
             self.socket.write(text_frame(message.encode()))
         else:
             self.socket.write(binary_frame(message))
+
+    def stalled(self) -> None:
+        """Autobahn reads on."""
 
     def writable(self) -> None:
         """Nothing waits: Autobahn reads."""

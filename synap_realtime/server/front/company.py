@@ -9,6 +9,7 @@ from .fan import Fan
 from .frames import frame_of
 from .ring import Ring
 from .socket import WebSocket
+from .turn import Turn
 
 
 class Company:
@@ -18,9 +19,10 @@ class Company:
         handed: the offset that all of them were handed last.
     """
 
-    def __init__(self, ring: Ring | None) -> None:
+    def __init__(self, ring: Ring | None, turn: Turn) -> None:
         self.handed = 0
         self._furthest = 0  # where a log was read to, by one who has come since, may be further
+        self._turn = turn
         self._fan: Fan[WebSocket] = Fan(ring)
         self._subscriptions: dict[WebSocket, Subscription] = {}
         self._unacknowledging: set[Subscription] = set()
@@ -60,6 +62,7 @@ class Company:
             return False
         self.handed = self._furthest = offset
         frame = frame_of(entry)
+        self._turn.flush()
         for socket, taken in self._fan.write(frame):
             subscription = self._subscriptions[socket]
             socket.go_on(frame, taken)

@@ -7,7 +7,6 @@ byte for byte; a request that differs in anything but the room is parsed as ever
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import NamedTuple
 
 from .exchange import Exchange
 
@@ -24,18 +23,9 @@ _END = b"/broadcast HTTP/1.1"  # and its first line ends
 _NEVER = {"expect", "origin", "transfer-encoding", "upgrade"}  # fields that ask for more
 
 
-class Publish(NamedTuple):
-    """A request to publish to one room.
-
-    Attributes:
-        segment: of the path, where the room is.
-        digest: SHA-256 of the publisher's key.
-        content: the body.
-    """
-
-    segment: str
-    digest: bytes
-    content: bytes
+Publish = tuple[str, bytes, bytes]
+"""A request to publish to one room: the segment of the path where the room is, SHA-256 of the
+publisher's key, and the body."""
 
 
 class Heads:
@@ -58,7 +48,8 @@ class Heads:
             return
         if not (exchange.is_complete and exchange.keeps_alive):
             return
-        line, end = _bounds(data)
+        line = data.find(b"\r\n")
+        end = data.find(b"\r\n\r\n", line) + 4
         if not (_is_publish(data, line) and _NEVER.isdisjoint(exchange.headers)):
             return
         length = exchange.headers.get("content-length", "")
@@ -71,21 +62,13 @@ class Heads:
 
     def find(self, data: bytes) -> Publish | None:
         """What came, if it is one whole request to publish with a head that is known."""
-        line, end = _bounds(data)
+        line = data.find(b"\r\n")
+        end = data.find(b"\r\n\r\n", line) + 4
         known = self._known.get(data[line:end])
-        if known is None or len(data) != end + known[0]:
+        if known is None or len(data) - end != known[0] or not _is_publish(data, line):
             return None
-        if not _is_publish(data, line):
-            return None
-        segment = data[len(_BEGIN) : line - len(_END)].decode("latin-1")
-        return Publish(segment, known[1], data[end:])
+        return data[len(_BEGIN) : line - len(_END)].decode("latin-1"), known[1], data[end:]
 
 
 def _is_publish(data: bytes, line: int) -> bool:
     return data.startswith(_BEGIN) and data.endswith(_END, 0, line)
-
-
-def _bounds(data: bytes) -> tuple[int, int]:
-    """Where the first line ends, and where the head does."""
-    line = data.find(b"\r\n")
-    return line, data.find(b"\r\n\r\n", line) + 4

@@ -18,6 +18,7 @@ from .proxies import Proxies
 from .requests import HttpConnection
 from .ring import Ring, RingUnavailableError
 from .silence import Silence
+from .turn import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ class Front:
         self.heads = Heads()
         self.proxies = Proxies(node.settings.trusted_proxies)
         self.connections: set[Tracked] = set()
+        self.turn = Turn()
         self._ring: Ring | None = None
-        self.new_company: Callable[[], Company] = partial(Company, None)
+        self.new_company: Callable[[], Company] = partial(Company, None, self.turn)
         self._stop_taking: Callable[[], None] = lambda: None
 
     async def listen(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
@@ -65,7 +67,7 @@ class Front:
         except RingUnavailableError as error:
             logger.debug("rooms with many listeners are told without io_uring: %s", error)
         else:
-            self.new_company = partial(Company, self._ring)
+            self.new_company = partial(Company, self._ring, self.turn)
             logger.debug("rooms with many listeners are told by io_uring")
 
     def _connection(self) -> HttpConnection:

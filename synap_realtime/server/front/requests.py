@@ -30,6 +30,7 @@ from .proxies import Proxies
 from .silence import Silence
 from .socket import Handler, WebSocket
 from .subscribers import EventStream, Subscriber
+from .turn import Turn
 from .upgrade import look_at_upgrade
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Owner(Protocol):
     half_open: HalfOpen
     heads: Heads
     silence: Silence
+    turn: Turn
     proxies: Proxies
     connections: set[Tracked]
     new_company: Callable[[], Company]
@@ -531,7 +533,11 @@ class HttpConnection(asyncio.Protocol):
         accept = accept_of(exchange.headers["sec-websocket-key"])
         transport.write(switching(accept, exchange.chosen_subprotocol))
         socket = WebSocket(
-            transport, handler, half_open=self._owner.half_open, max_message_bytes=MAX_MESSAGE_BYTES
+            transport,
+            handler,
+            half_open=self._owner.half_open,
+            turn=self._owner.turn,
+            max_message_bytes=MAX_MESSAGE_BYTES,
         )
         transport.set_protocol(socket)
         transport.resume_reading()
@@ -582,6 +588,8 @@ class _Nobody:
     """The handler of a WebSocket that is closed at once."""
 
     def heard(self, message: str | bytes) -> None: ...
+
+    def stalled(self) -> None: ...
 
     def writable(self) -> None: ...
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 from ...protocol.control import CloseCode
 from ..websocket import Close, Decoder, Event, Failure, Ping, close_frame, pong_frame
 from .half_open import HalfOpen
+from .turn import Turn
 
 CLOSE_HANDSHAKE_S = 10.0
 """After its last word, a connection waits so long for the peer to take it, and to answer."""
@@ -30,6 +31,9 @@ class Handler(Protocol):
 
     def heard(self, message: str | bytes) -> None:
         """A whole message: text is ``str``, binary is ``bytes``."""
+
+    def stalled(self) -> None:
+        """The peer takes no more for now."""
 
     def writable(self) -> None:
         """The peer has taken enough: what waited may be written again."""
@@ -75,6 +79,7 @@ class WebSocket(asyncio.Protocol):
         "_is_paused",
         "_second",
         "_transport",
+        "_turn",
         "company",
         "descriptor",
         "place",
@@ -88,10 +93,12 @@ class WebSocket(asyncio.Protocol):
         handler: Handler,
         *,
         half_open: HalfOpen,
+        turn: Turn,
         max_message_bytes: int,
     ) -> None:
         """
         Args:
+            turn: what was written soon, of all sockets.
             half_open: it is there from its last word until its peer has gone.
             max_message_bytes: a longer one is answered with 1009.
         """
@@ -103,6 +110,7 @@ class WebSocket(asyncio.Protocol):
         self._transport = transport
         self._handler = handler
         self._half_open = half_open
+        self._turn = turn
         self._decoder = Decoder(max_message_bytes)
         self._second = 0
         self._dropped = 0
@@ -116,7 +124,7 @@ class WebSocket(asyncio.Protocol):
         return not (self._is_paused or self._is_closing)
 
     def write(self, frame: bytes) -> bool:
-        """Hand a whole frame to the transport, which copies nothing that it can send at once.
+        """Write a whole frame; the transport gets what the peer does not take at once.
 
         What :attr:`is_writable` says is for the caller to look at: the frame is taken anyway. After
         :meth:`close` it is dropped.
@@ -124,6 +132,11 @@ class WebSocket(asyncio.Protocol):
         Returns:
             :attr:`is_writable`, after it.
         """
+        self._turn.flush()
+        return self.write_now(frame)
+
+    def write_now(self, frame: bytes) -> bool:
+        """The same, before what was to be written soon."""
         transport = self._transport
         # A loop closes a socket inside a write that fails, and says so later.
         if self._is_closing or transport.is_closing():
@@ -143,6 +156,18 @@ class WebSocket(asyncio.Protocol):
             return True
         transport.write(frame[sent:])
         return not self._is_paused
+
+    def write_soon(self, frame: bytes) -> bool:
+        """Write a whole frame at the end of this turn of the loop, and before anything else that is
+        written meanwhile.
+
+        Returns:
+            :attr:`is_writable`, before it. If it is not any more after it, the handler hears so.
+        """
+        if self._is_paused or self._is_closing:
+            return self.write(frame)
+        self._turn.add(self, frame)
+        return True
 
     def go_on(self, frame: bytes, sent: int) -> None:
         """Hand the transport what the company could not write.
@@ -184,6 +209,8 @@ class WebSocket(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._is_paused = True
         self._step_out()
+        if not self._is_closing:
+            self._handler.stalled()
 
     def resume_writing(self) -> None:
         self._is_paused = False
@@ -254,6 +281,7 @@ class WebSocket(asyncio.Protocol):
             self.end()
 
     def _say_last(self, code: int | None, reason: str = "") -> None:
+        self._turn.flush()
         self._is_closing = True
         self._step_out()
         self._transport.write(close_frame(code, reason))

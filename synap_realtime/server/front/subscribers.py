@@ -63,6 +63,9 @@ class Subscriber:
     def put(self, entry: Entry) -> bool:
         return self.socket.write(frame_of(entry))
 
+    def put_soon(self, entry: Entry) -> bool:
+        return self.socket.write_soon(frame_of(entry))
+
     def say(self, frame: ControlFrame) -> None:
         if self._speaks_control:
             self.socket.write(text_frame(frame.encoded().encode()))
@@ -94,6 +97,9 @@ class Subscriber:
         # Of who does not read, it would wait in memory, behind all the others.
         if answer is not None and self.socket.is_writable:
             self.socket.write(text_frame(answer.encode()))
+
+    def stalled(self) -> None:
+        self._subscription.stall()
 
     def writable(self) -> None:
         self._subscription.writable()
@@ -155,6 +161,8 @@ class EventStream(Alone):
     def put(self, entry: Entry) -> bool:
         self._write(told(entry))
         return self._is_writable()
+
+    put_soon = put
 
     def say(self, frame: ControlFrame) -> None:
         self._write(told(frame))

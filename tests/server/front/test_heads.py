@@ -6,46 +6,27 @@ known: what they answer, tell their listeners and count is the same, but for ids
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
-import logging
-import math
-import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from pydantic import SecretStr
 
-from synap_realtime import tracing
-from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.front import half_open, heads, requests
-from synap_realtime.server.front.certificate import Certificate
+from synap_realtime.server.front import requests
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 
-from ...certificates import certify
 from .conftest import Run
 from .test_requests import (
     API_KEY,
     BODY,
-    CHUNKED,
     HEALTH,
-    ROOM,
     SECRET,
     Peer,
     bearer,
     http,
-    nothing_is_left,
     peer,
     publish,
     with_keys,

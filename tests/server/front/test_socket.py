@@ -18,6 +18,7 @@ import pytest
 from synap_realtime.server.front import socket as front
 from synap_realtime.server.front.half_open import HalfOpen
 from synap_realtime.server.front.socket import MAX_DROPPED_BYTES, MAX_FRAMES_PER_S, WebSocket
+from synap_realtime.server.front.turn import Turn
 from synap_realtime.server.websocket import text_frame
 
 from ...certificates import certify
@@ -32,6 +33,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.messages: list[str | bytes] = []
+        self.times_stalled = 0
         self.times_writable = 0
         self.times_ended = 0
         self.times_gone = 0
@@ -41,6 +43,9 @@ class Heard:
 
     def heard(self, message: str | bytes) -> None:
         self.messages.append(message)
+
+    def stalled(self) -> None:
+        self.times_stalled += 1
 
     def writable(self) -> None:
         self.times_writable += 1
@@ -78,7 +83,7 @@ class Server:
                 stream = cast(asyncio.Transport, transport)
                 heard = server.handler()
                 heard.socket = server.kind(
-                    stream, heard, half_open=server.half_open, max_message_bytes=65536
+                    stream, heard, half_open=server.half_open, turn=Turn(), max_message_bytes=65536
                 )
                 stream.set_protocol(heard.socket)
                 server.made.put_nowait(heard)
@@ -462,7 +467,13 @@ def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) ->
             gc.collect()
             tracemalloc.start()
             many = [
-                WebSocket(transport, heard, half_open=server.half_open, max_message_bytes=65536)
+                WebSocket(
+                    transport,
+                    heard,
+                    half_open=server.half_open,
+                    turn=Turn(),
+                    max_message_bytes=65536,
+                )
                 for _ in range(1000)
             ]
             for socket in many:
