@@ -6,22 +6,38 @@ known: what they answer, tell their listeners and count is the same, but for ids
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
+import logging
+import math
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from synap_realtime.server.front import requests
+from synap_realtime import tracing
+from synap_realtime.server import create_app
+from synap_realtime.server.front import half_open, heads, requests
+from synap_realtime.server.front.certificate import Certificate
 from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 
+from ...certificates import certify
 from .conftest import Run
 from .test_requests import (
     API_KEY,
     BODY,
+    CHUNKED,
     HEALTH,
     SECRET,
     Peer,
@@ -70,6 +86,12 @@ async def learned(client: Peer, sent: bytes = KNOWN) -> None:
     with counting(1):
         await client.say(sent)
         assert await client.status() == 200
+
+
+def at_once(client: Peer) -> None:
+    """What it says goes out by itself, without waiting for what comes next."""
+    raw = client.writer.get_extra_info("socket")
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 async def heard(listener: Peer) -> bytes:
@@ -333,5 +355,330 @@ def test_it_comes_to_the_same(run: Run, name: str) -> None:
                 with counting(is_known and is_quick):
                     told.append(await Side(url, listener, is_known=is_known).say(line, body))
             assert told[0] == told[1]
+
+    run(test())
+
+
+# --- what is learned ----------------------------------------------------------------------------
+
+
+async def test_of_a_head_in_two_pieces_nothing_is_learned() -> None:
+    """In the second half alone is no key: whoever sent it would be its holder."""
+    whole = publish(KEY, b"X: y")
+    async with running(with_keys()) as url, peer(url) as client:
+        at_once(client)
+        for cut in range(1, len(whole) - len(BODY)):
+            await client.say(whole[:cut])
+            await asyncio.sleep(0.001)  # so that it is read by itself
+            await client.say(whole[cut:])
+            assert await client.status() == 200
+            _, found, rest = whole[cut:].partition(b"\r\n")
+            if found and KEY not in rest:
+                async with peer(url) as stranger:
+                    await stranger.say(first_line(b"user_9") + found + rest)
+                    assert await stranger.status() in (400, 401), cut
+
+
+TOKEN = bearer(mint_token(secret=SECRET, rooms=["*"], scope="broadcast"))
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (publish(TOKEN), 200),
+        (publish(bearer("no" * 20)), 401),
+        (publish(KEY, body=b"[]"), 400),
+        (publish(KEY, room=b"/rooms/nope"), 400),
+        (publish(KEY, b"Content-Type: text/plain"), 415),
+        (publish(KEY, b"Origin: http://localhost"), 403),
+        (publish(KEY, b"Expect: 100-continue"), 200),
+        (publish(KEY, b"Connection: close"), 200),
+        (publish(KEY, b"Upgrade: h2c", b"Connection: Upgrade"), 400),
+        (publish(KEY, KEY), 401),
+        (http(b"POST /rooms/user_1/broadcast", KEY, CHUNKED,
+              body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), 200),
+        (http(b"POST /rooms/user_1/broadcast?a=b", KEY, b"Content-Length: 22", body=BODY), 200),
+        (publish(KEY, b"X: " + b"x" * heads.MAX_BYTES), 200),
+        (http(b"GET /rooms/user_1/presence", KEY, b"Content-Length: 0"), 403),
+    ],
+)  # fmt: skip
+async def test_this_is_never_learned(sent: bytes, status: int) -> None:
+    async with running(with_keys()) as url:
+        with counting(0):
+            for _ in range(3):
+                async with peer(url) as client:
+                    await client.say(sent)
+                    assert await client.status() == status
+
+
+async def test_only_so_many_are_known() -> None:
+    async with running(with_keys()) as url, peer(url) as client:
+        await learned(client)
+        for number in range(heads.MAX_KNOWN):
+            await client.say(publish(KEY, b"X: %d" % number))
+            assert await client.status() == 200
+        with counting(0):
+            await client.say(KNOWN)
+            assert await client.status() == 200
+        with counting(1):
+            await client.say(publish(KEY, b"X: %d" % (heads.MAX_KNOWN - 1)))
+            assert await client.status() == 200
+
+
+async def test_a_rule_is_asked_each_time() -> None:
+    asked = []
+
+    async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+        asked.append(room)
+        return len(asked) < 3
+
+    async with running(with_keys(may=may)) as url, peer(url) as client:
+        statuses = []
+        with counting(0):
+            for _ in range(4):
+                await client.say(KNOWN)
+                statuses.append(await client.status())
+        assert (statuses, len(asked)) == ([200, 200, 403, 403], 4)
+
+
+async def test_a_key_that_is_taken_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.server.watched.LOOK_EVERY_S", 0)
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[api_keys]\njobs = "{API_KEY}"\n')
+    async with running(create_app(load_settings(keys=file))) as url, peer(url) as client:
+        await learned(client)
+        for keys, status in (
+            (f'jobs = {{ key = "{API_KEY}", scope = "metrics" }}', 403),
+            (f'jobs = "{API_KEY}"\n# again', 200),
+            (f'jobs = "{"z" * 43}"', 401),
+        ):
+            file.write_text(f"[api_keys]\n{keys}\n")
+            await client.say(KNOWN)
+            assert await client.status() == status
+
+
+async def test_a_store_that_has_to_be_waited_for_is(tmp_path: Path) -> None:
+    app = with_keys(store=f"sqlite:///{tmp_path / 'rooms.db'}")
+    async with running(app) as url, peer(url) as client:
+        with counting(0):
+            for _ in range(3):
+                await client.say(KNOWN)
+                assert await client.status() == 200
+
+
+# --- limits, and the end ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [(), (b"X-N: n",)])
+async def test_what_is_refused_for_its_bytes_takes_no_notification(
+    fields: tuple[bytes, ...],
+) -> None:
+    app = with_keys(publishes_per_s=5, publish_bytes_per_s=10_000)
+    large, small = json.dumps({"type": "a", "data": {"x": "y" * 9000}}).encode(), BODY
+    async with running(app) as url, peer(url) as client:
+        await client.say(publish(KEY, *fields, body=large))
+        assert await client.status() == 200
+        for _ in range(10):  # over the rate of notifications, if they counted
+            await client.say(publish(KEY, *fields, body=large))
+            status, answer, content = await client.answer()
+            assert (status, b"bytes a second" in content) == (429, True)
+            assert int(answer["retry-after"]) >= 1
+        await client.say(publish(KEY, *fields, body=small))
+        assert await client.status() == 200
+        counted = {name + labels: value for name, labels, value in await counts(url)}
+        assert counted['publishes_total{outcome="refused"}'] == "10.0"
+        assert counted['refusals_total{code="too_many"}'] == "10.0"
+
+
+async def test_too_many_notifications_are_told_so() -> None:
+    async with running(with_keys(publishes_per_s=5)) as url, peer(url) as client:
+        statuses = []
+        for _ in range(20):
+            await client.say(KNOWN)
+            statuses.append(await client.status())
+        assert statuses[:5] == [200] * 5
+        assert 429 in statuses
+
+
+async def test_who_drains_takes_nothing_more() -> None:
+    app = with_keys()
+    async with running(app) as url, peer(url) as client:
+        await learned(client)
+        await app.drain()
+        with counting(0):
+            await client.say(KNOWN)
+            status, fields, _ = await client.answer()
+        assert (status, fields["retry-after"]) == (503, "1")
+
+
+async def test_lines_about_each_publish_are_written(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(with_keys()) as url, peer(url) as client:
+        await learned(client)
+        with caplog.at_level(logging.DEBUG, "synap_realtime.server.events"), counting(0):
+            await client.say(KNOWN)
+            assert await client.status() == 200
+    (line,) = [record for record in caplog.records if record.message == "published"]
+    assert (line.__dict__["key"], line.__dict__["room"]) == ("jobs", "user_1")
+
+
+async def test_a_trace_has_its_span() -> None:
+    kept, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    before = trace._TRACER_PROVIDER
+    async with running(with_keys()) as url, peer(url) as client:
+        await learned(client)
+        trace._TRACER_PROVIDER, tracing._looked_at = provider, -math.inf
+        try:
+            with counting(0):
+                await client.say(KNOWN)
+                assert await client.status() == 200
+        finally:
+            trace._TRACER_PROVIDER, tracing._is_on = before, False
+    assert [span.name for span in kept.get_finished_spans()] == ["publish"]
+
+
+# --- on the wire --------------------------------------------------------------------------------
+
+
+def test_known_ones_in_one_piece_are_answered_in_their_turn(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            await learned(client)
+            with counting(0):
+                await client.say(KNOWN * 3 + KNOWN[:30])
+                assert [await client.status() for _ in range(3)] == [200] * 3
+                await client.say(KNOWN[30:])
+                assert await client.status() == 200
+            with counting(1):
+                await client.say(KNOWN)
+                assert await client.status() == 200
+
+    run(test())
+
+
+def test_a_known_one_is_cut_anywhere(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            await learned(client)
+            at_once(client)
+            for cut in range(1, len(KNOWN)):
+                await client.say(KNOWN[:cut])
+                await asyncio.sleep(0)
+                await client.say(KNOWN[cut:])
+                assert await client.status() == 200, cut
+
+    run(test())
+
+
+def test_behind_a_part_of_another_it_is_none(run: Run) -> None:
+    """The parser has the first part, and what comes is the rest of it."""
+
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as first:
+            await learned(first)
+            large = publish(KEY, b"X-N: n", body=BODY.ljust(len(BODY) + len(KNOWN)))
+            for begun, status in (
+                (b"P", 400), (b"POST /", 400), (http(b"GET /health", b"X: ")[:-4], 200),
+                (publish(KEY, b"X: 1")[: -len(BODY)], 400),
+                (large[: -len(KNOWN)], 400),
+                (http(b"POST /rooms/user_1/broadcast", KEY, CHUNKED), 400),
+            ):  # fmt: skip
+                async with peer(url) as client:
+                    await client.say(begun)
+                    await asyncio.sleep(0.02)  # so that it is read by itself
+                    with counting(0, begun):
+                        await client.say(KNOWN)
+                        assert await client.status() == status, begun
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (KEY, KEY + b"\r\nContent-Length: 0"),
+        (KEY, KEY + b"\r\nContent-Length: 22"),
+        (KEY, KEY + b"\r\nTransfer-Encoding: chunked"),
+        (KEY, KEY + b"\r\n folded"),
+        (KEY, KEY + b"\nX: y"),
+        (KEY, KEY + b"\0"),
+        (KEY, b"X : y\r\n" + KEY),
+        (b"\r\n\r\n", b"\n\n"),
+        (b"\r\n\r\n", b"\r\n\n"),
+        (b"HTTP/1.1\r\n", b"HTTP/1.1\n"),
+        (b"HTTP/1.1\r\n", b"HTTP/1.1\r\n X: y\r\n"),
+        (b"HTTP/1.1\r\n", b"HTTP/1.1\r"),
+    ],
+)
+def test_who_frames_it_in_two_ways_is_refused(run: Run, old: bytes, new: bytes) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            await learned(client)
+            with counting(0):
+                await client.say(KNOWN.replace(old, new, 1) + KNOWN)
+                assert await client.status() == 400
+                assert await client.has_ended()
+
+    run(test())
+
+
+def test_a_body_that_looks_like_a_request_is_a_body(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            body = KNOWN
+            await learned(client, publish(KEY, body=BODY.ljust(len(body))))
+            await client.say(publish(KEY, body=body) + HEALTH)
+            assert [await client.status(), await client.status()] == [400, 200]
+
+    run(test())
+
+
+@pytest.mark.parametrize("sent", [b"", KNOWN[:20], KNOWN[:-5]], ids=["idle", "head", "body"])
+def test_who_waits_too_long_after_one_is_cut(
+    run: Run, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HEAD_TIMEOUT_S", "IDLE_TIMEOUT_S", "BODY_TIMEOUT_S", "LINGER_S"):
+        monkeypatch.setattr(requests, name, 0.3)
+    monkeypatch.setattr(half_open, "LOOK_EVERY_S", 0.05)
+
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            await learned(client)
+            await client.say(sent)
+            if sent == KNOWN[:-5]:
+                assert await client.status() == 408
+            assert await client.has_ended()
+
+    run(test())
+
+
+def test_who_takes_no_answer_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "READER_TIMEOUT_S", 0.2)
+
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url, buffer=4096) as client:
+            await learned(client)
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            with pytest.raises(ConnectionError):  # noqa: PT012 - it is cut in the midst of it
+                while True:
+                    await client.say(KNOWN)
+                    await asyncio.sleep(0)
+
+    run(test())
+
+
+def test_over_tls_it_is_the_same(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        certified = certify(tmp_path)
+        certificate = Certificate(certified.chain, certified.key)
+        async with running(with_keys(), certificate=certificate) as url:
+            port = int(url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=certified.client()
+            )
+            await learned(Peer(reader, writer))
+            writer.transport.abort()
 
     run(test())

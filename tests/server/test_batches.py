@@ -1,0 +1,122 @@
+"""A batch in which each notification goes to one room is checked in one step: with the same result.
+
+The same notifications are sent with a token that opens the same rooms by name, for which each is
+looked at by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from synap_realtime.server import create_app
+from synap_realtime.server.publishing import Publishing
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
+
+SECRET, API_KEY = "s" * 32, "k" * 43
+NAMED = mint_token(secret=SECRET, rooms=["user_1", "user_2", "request_*"], scope="broadcast")
+READER = mint_token(secret=SECRET, rooms=["*"])
+MADE = re.compile(
+    r'(?<="id":")[0-9a-f]{8}-[0-9a-f-]{27}|(?<="cursor":")[0-9a-f]{12}|\d{4}-\d\d-\d\dT[\d:.]+Z'
+)
+
+
+def item(more: str = "", rooms: str = '["user_1"]') -> str:
+    return f'{{"rooms":{rooms},"type":"a","data":{{}}{more}}}'
+
+
+def batch(*items: str, more: str = "") -> str:
+    return f'{{{more}"notifications":[{",".join(items)}]}}'
+
+
+GOOD = item(), item(',"id":"n1","x":null', '["user_2"]'), item(',"status":"error"', '["request_1"]')
+AT_ONCE = {
+    "one": batch(item()),
+    "some": batch(*GOOD),
+    "the same id twice": batch(*[item(',"id":"n"')] * 2, item(',"id":"n"', '["user_2"]')),
+    "a thousand": batch(*[item(f',"id":"n{number}"') for number in range(1000)]),
+    "members at the top": batch(*GOOD, more='"x":[1],"rooms":5,'),
+    "the list twice": batch(item(), more='"notifications":[],'),
+    "a name twice": batch(item(',"type":"b","data":{"y":1},"data":{"z":2}')),
+    "rooms twice": batch(item(',"rooms":["user_2"]')),
+    "other letters": batch(item(',"id":"é\\"\\ud83d\\ude00"')),
+    "numbers": batch(item(',"x":[0,-0,-0.0,1e2,1e22,123456789012345678901234567890]')),
+}  # fmt: skip
+OTHERWISE = {
+    "empty": batch(),
+    "nothing": "",
+    "no list": '{"notifications":{}}',
+    "null": '{"notifications":null}',
+    "a list": "[]",
+    "no JSON": batch(*GOOD)[:-1],
+    "something behind": batch(*GOOD) + "x",
+    "two rooms": batch(item(), item(rooms='["user_1","user_2"]')),
+    "the same room twice": batch(item(rooms='["user_1","user_1"]')),
+    "more than a thousand": batch(*[item()] * 1001),
+    "more than a thousand rooms": batch(*[item(rooms='["user_1","user_2"]')] * 501),
+    "over 1 MiB": batch(*[item(f',"x":"{"y" * 200_000}"')] * 6),
+    "one over 256 KiB": batch(item(), item(f',"x":"{"y" * 270_000}"'), item()),
+    "larger when it is written out": batch(item(), item(f',"x":[{"1e15," * 40_000}1]')),
+    "all bad": batch(*[item(',"type":5')] * 150),
+    "one that is none": batch(item(), "5", item()),
+    "rooms that are none": batch(item(), item(rooms="[]"), item(rooms="null"), item(rooms="[5]")),
+    "without rooms": batch(item(), '{"type":"a","data":{}}'),
+    "too deep": batch(item(), item(f',"x":{"[" * 200}{"]" * 200}')),
+    "NaN": batch(item(), item(',"x":NaN')),
+    "half of a letter": batch(item(), item(',"x":"\\ud800"')),
+    **{
+        f"one with {more}": batch(*GOOD, item(more), *GOOD)
+        for more in (
+            ',"type":"synap.x"', ',"type":null', ',"data":[]', ',"id":null', ',"id":""',
+            ',"room":"user_2"', ',"cursor":5', ',"x":1e999', ',"x":-1e999', ',"timestamp":"x"',
+            ',"status":"done"', ',"requestId":5', ',"rooms":["nope"]', ',"rooms":["synap_x"]',
+        )
+    },
+}  # fmt: skip
+
+
+async def comes_to(credential: str, content: str) -> list[Any]:
+    """What is answered, and what is in the rooms then."""
+    settings = load_settings(
+        token_secrets=(SecretStr(SECRET),), api_keys={"jobs": SecretStr(API_KEY)}, drain_s=0
+    )
+    reader = {"Authorization": f"Bearer {READER}"}
+    async with running(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
+        headers = {"Authorization": f"Bearer {credential}"}
+        answer = await http.post("/broadcast", content=content.encode(), headers=headers)
+        told: list[Any] = [answer.status_code, MADE.sub("_", answer.text)]
+        for room in ("user_1", "user_2", "request_1"):
+            history = await http.get(f"/rooms/{room}/history?limit=1000", headers=reader)
+            told.append(MADE.sub("_", history.text))
+        headers["Authorization"] = f"Bearer {mint_token(secret=SECRET, scope='metrics')}"
+        lines = (await http.get("/metrics", headers=headers)).text.splitlines()
+        told += [line for line in lines if re.match(r"synap_realtime_\w+_(total|count)\b", line)
+                 and "lag" not in line]  # fmt: skip
+    return told
+
+
+@pytest.mark.parametrize("name", [*AT_ONCE, *OTHERWISE])
+async def test_both_ways_come_to_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = []
+    plain = Publishing._plain
+
+    async def watched(self: Publishing, content: bytes) -> Any:
+        ways.append((found := await plain(self, content)) is not None)
+        return found
+
+    monkeypatch.setattr(Publishing, "_plain", watched)
+    content = AT_ONCE.get(name) or OTHERWISE.get(name, "")
+    by_key = await comes_to(API_KEY, content)
+    assert any(ways) is (name in AT_ONCE)
+    ways.clear()
+    assert by_key == await comes_to(NAMED, content)
+    assert not ways
+    if name in AT_ONCE:
+        assert (by_key[0], json.loads(by_key[1])["success"]) == (200, True)
