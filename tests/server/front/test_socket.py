@@ -465,13 +465,14 @@ def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) ->
             assert not server.half_open._waiting
             transport = heard.socket._transport
             gc.collect()
+            turn = Turn()
             tracemalloc.start()
             many = [
                 WebSocket(
                     transport,
                     heard,
                     half_open=server.half_open,
-                    turn=Turn(),
+                    turn=turn,
                     max_message_bytes=65536,
                 )
                 for _ in range(1000)
