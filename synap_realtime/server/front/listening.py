@@ -77,6 +77,7 @@ class Front:
         """Drain; answer what was begun, then take nothing more and let go of the store."""
         await self.node.drain()
         self._stop_taking()
+        self.turn.flush()
         for connection in tuple(self.connections):
             connection.finish()
         loop = asyncio.get_running_loop()

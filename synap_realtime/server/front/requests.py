@@ -22,6 +22,7 @@ from ..node import ClosedAtOnceError, Node, Opened
 from ..websocket import accept_of
 from .answers import CONTINUE, head_of, switching
 from .company import Company
+from .descriptors import descriptor_of, write_past
 from .eager import run
 from .exchange import Exchange
 from .half_open import HalfOpen, Tracked
@@ -77,6 +78,7 @@ _NAMES = {
     for spelled in (name, name.title())
 }  # fmt: skip
 
+_UNKNOWN = -1
 _SLICE_BYTES = 32 * 1024  # of what comes is read at once
 _SLASH = ord("/")
 _AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
@@ -99,9 +101,9 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_ahead", "_body", "_current", "_dropped", "_fields", "_head_bytes",
-        "_headers", "_heard", "_is_behind_body", "_is_going_on", "_is_held", "_is_in_head",
-        "_is_over", "_is_writable", "_left", "_loop", "_owner", "_parser", "_queue",
+        "_address", "_ahead", "_body", "_current", "_descriptor", "_dropped", "_fields",
+        "_head_bytes", "_headers", "_heard", "_is_behind_body", "_is_going_on", "_is_held",
+        "_is_in_head", "_is_over", "_is_writable", "_left", "_loop", "_owner", "_parser", "_queue",
         "_reader_timer", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
@@ -110,6 +112,7 @@ class HttpConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
+        self._descriptor: int | None = _UNKNOWN
         self._address: str | None = None
         self._url = b""
         self._headers: dict[str, str] = {}
@@ -167,6 +170,7 @@ class HttpConnection(asyncio.Protocol):
         is_new = not (self._queue or self._is_in_head) and self._body is self._current is None
         if is_new and self._is_writable and self._publish_at_once(data):
             return
+        self._owner.turn.flush()  # answers that come before
         for start in range(0, len(data), _SLICE_BYTES):
             if self._is_over:
                 self._drop(len(data) - start)
@@ -186,6 +190,18 @@ class HttpConnection(asyncio.Protocol):
             if self._ahead > _AHEAD_BYTES:
                 self._hold()
 
+    def write_now(self, answer: bytes) -> None:
+        """See :class:`turn.Socket`."""
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if self._descriptor == _UNKNOWN:
+            self._descriptor = descriptor_of(transport)
+        if self._descriptor is None or transport.get_write_buffer_size():
+            transport.write(answer)
+        elif not write_past(transport, self._descriptor, answer):
+            self.end()
+
     def _publish_at_once(self, data: bytes) -> bool:
         """Answer one whole request, if it is one that is sent again and again."""
         publish = self._owner.heads.find(data)
@@ -195,7 +211,7 @@ class HttpConnection(asyncio.Protocol):
         if answer is None:
             return False
         content = answer.content
-        self._transport.write(head_of(answer, len(content), keeps_alive=True) + content)
+        self._owner.turn.add(self, head_of(answer, len(content), keeps_alive=True) + content)
         self._owner.half_open.renew(self, IDLE_TIMEOUT_S)
         return True
 

@@ -6,11 +6,11 @@ See PROTOCOL.md, "WebSocket", and RFC 6455, sections 5 to 7.
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import ClassVar, Protocol
 
 from ...protocol.control import CloseCode
 from ..websocket import Close, Decoder, Event, Failure, Ping, close_frame, pong_frame
+from .descriptors import descriptor_of, write_past
 from .half_open import HalfOpen
 from .turn import Turn
 
@@ -102,7 +102,7 @@ class WebSocket(asyncio.Protocol):
             half_open: it is there from its last word until its peer has gone.
             max_message_bytes: a longer one is answered with 1009.
         """
-        self.descriptor = _descriptor_of(transport)
+        self.descriptor = descriptor_of(transport)
         self.company: Company | None = None
         self.place = -1
         # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
@@ -144,18 +144,9 @@ class WebSocket(asyncio.Protocol):
         if self.descriptor is None or self._is_paused:
             transport.write(frame)
             return not self._is_paused
-        # Nothing waits in the transport, so this is what it would do, without its own part of it.
-        try:
-            sent = os.write(self.descriptor, frame)
-        except BlockingIOError:
-            sent = 0
-        except OSError:  # the peer has gone
+        if not write_past(transport, self.descriptor, frame):
             self.end()
-            return False
-        if sent == len(frame):
-            return True
-        transport.write(frame[sent:])
-        return not self._is_paused
+        return self.is_writable
 
     def write_soon(self, frame: bytes) -> bool:
         """Write a whole frame at the end of this turn of the loop, and before anything else that is
@@ -290,12 +281,3 @@ class WebSocket(asyncio.Protocol):
     def _step_out(self) -> None:
         if self.company is not None:
             self.company.stalled(self)
-
-
-def _descriptor_of(transport: asyncio.Transport) -> int | None:
-    """Of its socket, if what is written there is what the peer gets."""
-    socket = transport.get_extra_info("socket")
-    if socket is None or os.name != "posix" or transport.get_extra_info("ssl_object") is not None:
-        return None
-    descriptor: int = socket.fileno()
-    return descriptor

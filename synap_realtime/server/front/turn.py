@@ -1,4 +1,4 @@
-"""What is written in one turn of the event loop, together at its end.
+"""What is written in one turn of the event loop, together at its end: answers and notifications.
 
 Who reads falls asleep between two writes, and to wake it costs more than the write.
 """
@@ -14,7 +14,8 @@ MAX_BYTES = 256 * 1024
 
 
 class Socket(Protocol):
-    def write_now(self, frame: bytes) -> bool: ...
+    def write_now(self, data: bytes, /) -> object:
+        """Write before anything else; what the peer does not take now goes to the transport."""
 
 
 class Turn:
