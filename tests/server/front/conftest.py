@@ -37,7 +37,7 @@ def _has_io_uring() -> bool:
         return False
     release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
     setup = ctypes.CDLL(None, use_errno=True).syscall
-    return release >= (5, 18) and setup(425, 0, 0) < 0 and ctypes.get_errno() == errno.EINVAL
+    return release >= (5, 18) and setup(425, 0, 0) < 0 and ctypes.get_errno() == errno.EFAULT
 
 
 HAS_IO_URING = _has_io_uring()
