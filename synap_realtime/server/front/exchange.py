@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import httptools
+
 from ..api import MAX_BODY_BYTES
 from ..http import Request, RequestError
 
@@ -52,3 +54,21 @@ class Exchange(Request):
     def wake(self) -> None:
         if self.wanted is not None and not self.wanted.done():
             self.wanted.set_result(None)
+
+
+_SLASH = ord("/")
+
+
+def target_of(url: bytes) -> str:
+    """The path and the query; of an absolute target (RFC 9112, section 3.2.2) those parts."""
+    if url[0] == _SLASH and b"#" not in url:  # as most do
+        return url.decode("latin-1")
+    if url[0] != _SLASH:
+        try:
+            parts = httptools.parse_url(url)
+        except httptools.HttpParserInvalidURLError:
+            return "/" + url.decode("latin-1")
+        url = parts.path or b"/"
+        if parts.query is not None:
+            url += b"?" + parts.query
+    return url.decode("latin-1").partition("#")[0]

@@ -24,12 +24,13 @@ from .answers import CONTINUE, head_of, switching
 from .company import Company
 from .descriptors import descriptor_of, write_past
 from .eager import run
-from .exchange import Exchange
+from .exchange import Exchange, target_of
 from .half_open import HalfOpen, Tracked
 from .heads import Heads
 from .proxies import Proxies
+from .reader import Reader
 from .silence import Silence
-from .socket import Handler, WebSocket
+from .socket import Handler, Nobody, WebSocket
 from .subscribers import EventStream, Subscriber
 from .turn import Turn
 from .upgrade import look_at_upgrade
@@ -45,10 +46,6 @@ closes first should be the one who would send the next request."""
 
 BODY_TIMEOUT_S = 20.0
 """So long may a request's body take."""
-
-READER_TIMEOUT_S = 20.0
-MIN_READ_BYTES = 64 * 1024
-"""Of an answer that waits, a peer takes at least so much in each ``READER_TIMEOUT_S``."""
 
 MAX_HEAD_BYTES = 64 * 1024
 """The head of a request has at most so many, beside those of its first packet."""
@@ -80,7 +77,6 @@ _NAMES = {
 
 _UNKNOWN = -1
 _SLICE_BYTES = 32 * 1024  # of what comes is read at once
-_SLASH = ord("/")
 _AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
 
 
@@ -103,8 +99,8 @@ class HttpConnection(asyncio.Protocol):
     __slots__ = (
         "_address", "_ahead", "_body", "_current", "_descriptor", "_dropped", "_fields",
         "_head_bytes", "_headers", "_heard", "_is_behind_body", "_is_going_on", "_is_held",
-        "_is_in_head", "_is_over", "_is_writable", "_left", "_loop", "_owner", "_parser", "_queue",
-        "_reader_timer", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
+        "_is_in_head", "_is_over", "_is_writable", "_loop", "_owner", "_parser", "_queue",
+        "_reader", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -134,8 +130,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_held = False  # what comes waits in the socket
         self._is_over = False  # what comes means nothing
         self._dropped = 0
-        self._reader_timer: asyncio.TimerHandle | None = None
-        self._left = 0
+        self._reader = Reader()
 
     # ---- the transport's calls
 
@@ -156,11 +151,11 @@ class HttpConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_writable = False
-        self._watch_reader()
+        self._reader.watch(self._transport, self.end)
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        self._stop_watching()
+        self._reader.stop()
         if self._stream is not None:
             self._stream.writable()
         else:
@@ -285,7 +280,7 @@ class HttpConnection(asyncio.Protocol):
         parser, headers, address = self._parser, self._headers, self._address
         if self._owner.proxies.are_trusted:
             address = self._owner.proxies.address(address, headers)
-        path, _, query = self._target().partition("?")
+        path, _, query = target_of(self._url).partition("?")
         method = parser.get_method().decode("latin-1")
         exchange = Exchange(method, path, query, headers, address)
         exchange.is_http_10 = is_http_10 = parser.get_http_version() != "1.1"
@@ -318,21 +313,6 @@ class HttpConnection(asyncio.Protocol):
             self._release()
             if exchange.is_answered:
                 self._end_exchange(exchange)
-
-    def _target(self) -> str:
-        """The path and the query; of an absolute target (RFC 9112, section 3.2.2) those parts."""
-        url = self._url
-        if url[0] == _SLASH and b"#" not in url:  # as most do
-            return url.decode("latin-1")
-        if url[0] != _SLASH:
-            try:
-                parts = httptools.parse_url(url)
-            except httptools.HttpParserInvalidURLError:
-                return "/" + url.decode("latin-1")
-            url = parts.path or b"/"
-            if parts.query is not None:
-                url += b"?" + parts.query
-        return url.decode("latin-1").partition("#")[0]
 
     # ---- requests, one after the other
 
@@ -527,7 +507,7 @@ class HttpConnection(asyncio.Protocol):
                 self._answer(exchange, error.response)
         except ClosedAtOnceError as error:
             if not self._transport.is_closing():
-                self._become(_Nobody(), exchange).close(error.code)
+                self._become(Nobody(), exchange).close(error.code)
         except Exception:  # noqa: BLE001 - whatever it is, it is logged
             self._fail()
         else:
@@ -578,37 +558,7 @@ class HttpConnection(asyncio.Protocol):
             self._current.keeps_alive = False
 
     def _forget(self) -> None:
-        self._stop_watching()
+        self._reader.stop()
         self._parser = None  # it knows our methods: a circle, which would wait for the collector
         self._owner.half_open.end(self)
         self._owner.connections.discard(self)
-
-    def _watch_reader(self) -> None:
-        """Who asks and takes no answer would stay for ever, with all that waits for it."""
-        self._left = self._transport.get_write_buffer_size()
-        self._reader_timer = self._loop.call_later(READER_TIMEOUT_S, self._look_at_reader)
-
-    def _look_at_reader(self) -> None:
-        if self._transport.get_write_buffer_size() > self._left - MIN_READ_BYTES:
-            self.end()
-        else:
-            self._watch_reader()
-
-    def _stop_watching(self) -> None:
-        if self._reader_timer is not None:
-            self._reader_timer.cancel()
-            self._reader_timer = None
-
-
-class _Nobody:
-    """The handler of a WebSocket that is closed at once."""
-
-    def heard(self, message: str | bytes) -> None: ...
-
-    def stalled(self) -> None: ...
-
-    def writable(self) -> None: ...
-
-    def ended(self) -> None: ...
-
-    def gone(self) -> None: ...

@@ -281,3 +281,17 @@ class WebSocket(asyncio.Protocol):
     def _step_out(self) -> None:
         if self.company is not None:
             self.company.stalled(self)
+
+
+class Nobody:
+    """The handler of a WebSocket that is closed at once."""
+
+    def heard(self, message: str | bytes) -> None: ...
+
+    def stalled(self) -> None: ...
+
+    def writable(self) -> None: ...
+
+    def ended(self) -> None: ...
+
+    def gone(self) -> None: ...

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from synap_realtime import tracing
 from synap_realtime.server import create_app
-from synap_realtime.server.front import half_open, heads, requests
+from synap_realtime.server.front import half_open, heads, reader, requests
 from synap_realtime.server.front.certificate import Certificate
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
@@ -655,7 +655,7 @@ def test_who_waits_too_long_after_one_is_cut(
 
 
 def test_who_takes_no_answer_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "READER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(reader, "READER_TIMEOUT_S", 0.2)
 
     async def test() -> None:
         async with running(with_keys()) as url, peer(url, buffer=4096) as client:

@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.front import half_open, requests
+from synap_realtime.server.front import half_open, reader, requests
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
@@ -302,7 +302,7 @@ def test_who_waits_too_long_is_cut(run: Run, sent: bytes, answers: list[int]) ->
 def test_who_reads_slowly_gets_all_and_who_does_not_read_is_cut(
     run: Run, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
+    monkeypatch.setattr(reader, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
 
     async def test() -> None:
         async with running(rooms()) as url:
