@@ -26,7 +26,7 @@ from .descriptors import descriptor_of, write_past
 from .eager import run
 from .exchange import Exchange, target_of
 from .half_open import HalfOpen, Tracked
-from .heads import Heads
+from .heads import BEGIN, Heads
 from .proxies import Proxies
 from .reader import Reader
 from .silence import Silence
@@ -46,6 +46,9 @@ closes first should be the one who would send the next request."""
 
 BODY_TIMEOUT_S = 20.0
 """So long may a request's body take."""
+
+EARLY_S = 1.0
+"""A head that is known waits so long for its body, before it is parsed."""
 
 MAX_HEAD_BYTES = 64 * 1024
 """The head of a request has at most so many, beside those of its first packet."""
@@ -76,6 +79,7 @@ _NAMES = {
 }  # fmt: skip
 
 _UNKNOWN = -1
+_HEARD_BYTES = 2048  # of a request's beginning: more than a head has that is remembered
 _SLICE_BYTES = 32 * 1024  # of what comes is read at once
 _AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
 
@@ -97,9 +101,9 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_ahead", "_body", "_current", "_descriptor", "_dropped", "_fields",
+        "_address", "_ahead", "_body", "_current", "_descriptor", "_dropped", "_early", "_fields",
         "_head_bytes", "_headers", "_heard", "_is_behind_body", "_is_going_on", "_is_held",
-        "_is_in_head", "_is_over", "_is_writable", "_loop", "_owner", "_parser", "_queue",
+        "_is_in_head", "_is_over", "_is_writable", "_late", "_loop", "_owner", "_parser", "_queue",
         "_reader", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
@@ -114,7 +118,9 @@ class HttpConnection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._fields = 0
         self._head_bytes = 0
-        self._heard: bytes | None = None  # all that has come, from a request's first byte on
+        self._heard: bytes | None = None  # how a request began
+        self._early: bytes | None = None  # a head that is known, whose body is to come
+        self._late: asyncio.TimerHandle | None = None  # when it is not waited for any more
         self._is_in_head = False
         self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
@@ -162,9 +168,16 @@ class HttpConnection(asyncio.Protocol):
             self._go_on()
 
     def data_received(self, data: bytes) -> None:
-        is_new = not (self._queue or self._is_in_head) and self._body is self._current is None
-        if is_new and self._is_writable and self._publish_at_once(data):
-            return
+        if self._early is not None:
+            data = self._early + data
+            self._stop_waiting_for_body()
+        if not (self._queue or self._is_in_head) and self._body is self._current is None:
+            if self._is_writable and (self._publish_at_once(data) or self._awaits_body(data)):
+                return
+            self._heard = data[:_HEARD_BYTES] if data.startswith(BEGIN) else None
+        self._read_on(data)
+
+    def _read_on(self, data: bytes) -> None:
         self._owner.turn.flush()  # answers that come before
         for start in range(0, len(data), _SLICE_BYTES):
             if self._is_over:
@@ -176,9 +189,6 @@ class HttpConnection(asyncio.Protocol):
             if rest is not None:
                 self._switch(rest + data[start + _SLICE_BYTES :])
                 return
-        # Of a request that has come in part it would be held a second time.
-        is_whole = bool(self._queue) and self._body is None
-        self._heard = data if is_new and is_whole else None
         self._go_on()
         if self._queue:
             self._ahead += len(data)
@@ -209,6 +219,27 @@ class HttpConnection(asyncio.Protocol):
         self._owner.turn.add(self, head_of(answer, len(content), keeps_alive=True) + content)
         self._owner.half_open.renew(self, IDLE_TIMEOUT_S)
         return True
+
+    def _awaits_body(self, data: bytes) -> bool:
+        """If it is the head of one: its body comes at once, mostly."""
+        if self._is_over or not self._owner.heads.is_alone(data):
+            return False
+        self._early = data
+        self._late = self._loop.call_later(EARLY_S, self._read_early)
+        return True
+
+    def _stop_waiting_for_body(self) -> None:
+        self._early = None
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _read_early(self) -> None:
+        """The body does not come as quickly as it mostly does: the head is parsed as ever."""
+        early = self._early
+        if early is not None:
+            self._stop_waiting_for_body()
+            self._read_on(early)
 
     def _read(self, data: bytes) -> bytes | None:
         """Parse; returns what follows the head of a request to become a WebSocket."""
@@ -552,12 +583,14 @@ class HttpConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """The server stops: close, behind the answer that is under way."""
+        self._read_early()
         if self._current is None:
             self._transport.close()
         else:
             self._current.keeps_alive = False
 
     def _forget(self) -> None:
+        self._stop_waiting_for_body()
         self._reader.stop()
         self._parser = None  # it knows our methods: a circle, which would wait for the collector
         self._owner.half_open.end(self)

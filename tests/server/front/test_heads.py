@@ -55,9 +55,13 @@ MIB = 1024 * 1024
 
 
 class Counted(requests.HttpConnection):
-    """Says how many were answered at once."""
+    """Says how many were answered at once, and how often something came."""
 
-    at_once = 0
+    at_once = reads = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        Counted.reads += 1
 
     def _publish_at_once(self, data: bytes) -> bool:
         is_answered = super()._publish_at_once(data)
@@ -572,6 +576,98 @@ def test_a_known_one_is_cut_anywhere(run: Run) -> None:
     run(test())
 
 
+HEAD = KNOWN[: -len(BODY)]
+
+
+async def alone(client: Peer, part: bytes) -> None:
+    """Say it so that it is read by itself."""
+    before = Counted.reads
+    await client.say(part)
+    while Counted.reads == before:  # noqa: ASYNC110 - the server counts
+        await asyncio.sleep(0.001)
+
+
+def test_a_head_and_its_body_may_come_one_after_the_other(run: Run) -> None:
+    """As many libraries send them: it is learned so, and known so."""
+
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            at_once(client)
+            for count in (0, 1, 1):
+                with counting(count):
+                    await alone(client, HEAD)
+                    await client.say(BODY)
+                    assert await client.status() == 200
+            with counting(1, "they come together"):
+                await client.say(KNOWN)
+                assert await client.status() == 200
+
+    run(test())
+
+
+def test_behind_a_head_alone_all_is_parsed_that_is_not_its_body(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url:
+            for said, statuses in (
+                ((BODY + HEALTH,), (200, 200)),
+                ((BODY + KNOWN,), (200, 200)),
+                ((BODY[:5], BODY[5:]), (200,)),
+                ((b"x" * len(BODY) + HEAD, BODY), (400, 200)),
+            ):
+                async with peer(url) as client:
+                    await learned(client)
+                    await alone(client, HEAD)
+                    with counting(0, said):
+                        for part in said:
+                            await alone(client, part)
+                        for status in statuses:
+                            assert await client.status() == status, said
+
+    run(test())
+
+
+def test_a_head_whose_body_does_not_come_is_parsed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "EARLY_S", 0.05)
+    monkeypatch.setattr(requests, "BODY_TIMEOUT_S", 0.3)
+
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client, peer(url) as other:
+            await learned(client)
+            await client.say(HEAD)
+            assert await client.status() == 408
+            await learned(other)
+            await other.say(HEAD)
+            await asyncio.sleep(0.1)  # it is parsed now
+            with counting(0):
+                await other.say(BODY)
+                assert await other.status() == 200
+
+    run(test())
+
+
+def test_a_server_that_stops_reads_the_body_of_a_head_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "EARLY_S", 60)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            async with running(with_keys()) as url:
+                client = await stack.enter_async_context(peer(url))
+                gone = await stack.enter_async_context(peer(url))
+                await learned(client)
+                await alone(client, HEAD)
+                await gone.say(HEAD)
+                gone.writer.transport.abort()
+                stopping = asyncio.get_running_loop().call_later(0.2, client.writer.write, BODY)
+            assert await client.status() == 503
+            stopping.cancel()
+
+    run(test())
+
+
 def test_behind_a_part_of_another_it_is_none(run: Run) -> None:
     """The parser has the first part, and what comes is the rest of it."""
 
@@ -586,8 +682,7 @@ def test_behind_a_part_of_another_it_is_none(run: Run) -> None:
                 (http(b"POST /rooms/user_1/broadcast", KEY, CHUNKED), 400),
             ):  # fmt: skip
                 async with peer(url) as client:
-                    await client.say(begun)
-                    await asyncio.sleep(0.02)  # so that it is read by itself
+                    await alone(client, begun)
                     with counting(0, begun):
                         await client.say(KNOWN)
                         assert await client.status() == status, begun
