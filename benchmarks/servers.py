@@ -200,6 +200,15 @@ class Ours(Server):
         return {"Authorization": f"Bearer {self.key}"}
 
 
+class WithoutRing(Ours):
+    """As it is where io_uring is not allowed."""
+
+    title = "synap-realtime, --no-io-uring"
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "SYNAP_REALTIME_IO_URING": "0"}
+
+
 class Nchan(Server):
     name, title, has_batches, has_replay = "nchan", "nchan in nginx, memory store", False, True
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from ..rounds import SETTLE_S, Measure, Options, Session, Table, ceiling, compare, shares
-from ..servers import one_room
+from ..servers import Ours, WithoutRing, one_room
 
 LISTENERS = 1000
 DELIVERIES = 30_000
@@ -26,7 +26,9 @@ def run(options: Options) -> list[Table]:
     def prepare(session: Session) -> None:
         connect(session, listeners)
 
-    rows = compare(options, prepare, measure(listeners, options))
+    without = [WithoutRing() for kind in options.kinds if type(kind) is Ours]
+    kinds = [*options.kinds, *without]
+    rows = compare(options, prepare, measure(listeners, options), kinds=kinds)
     title = f"One room, {listeners:,} listeners, 200 bytes; one publish after the other"
     return [Table("fanout", title, COLUMNS, ["delivery_us"], rows, ceiling(rows[0], "delivery_us"))]
 
