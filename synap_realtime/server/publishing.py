@@ -306,21 +306,22 @@ class Publishing:
 
 def _told(receipt: Receipt) -> bytes:
     """What became of one notification for one room. (A cursor holds no quote.)"""
-    id, cursor, count, duplicate = receipt
+    id, (epoch, offset), count, duplicate = receipt
     return (
         f'{{"success":true,"broadcastCount":{count},"message":"Notification broadcasted",'
-        f'"id":{as_json(id)},"cursor":"{cursor}","duplicate":{"true" if duplicate else "false"}}}'
+        f'"id":{as_json(id)},"cursor":"{epoch}-{offset}",'
+        f'"duplicate":{"true" if duplicate else "false"}}}'
     ).encode()
 
 
 def _result(kept: Iterable[tuple[Publication, Receipt]]) -> str:
     """What became of one notification of a batch. (Neither a room nor a cursor holds a quote.)"""
     in_all, rooms, name = 0, [], ""
-    for (room, _, _), (id, cursor, count, duplicate) in kept:
+    for (room, _, _), (id, (epoch, offset), count, duplicate) in kept:
         in_all += count
         name = as_json(id)
         rooms.append(
-            f'"{room}":{{"broadcastCount":{count},"cursor":"{cursor}",'
+            f'"{room}":{{"broadcastCount":{count},"cursor":"{epoch}-{offset}",'
             f'"duplicate":{"true" if duplicate else "false"}}}'
         )
     return f'{{"success":true,"broadcastCount":{in_all},"id":{name},"rooms":{{{",".join(rooms)}}}}}'
