@@ -24,13 +24,14 @@ class Turn:
     def __init__(self) -> None:
         self._frames: deque[tuple[Socket, bytes]] = deque()
         self._bytes = 0
+        self._is_due = False
 
     def add(self, socket: Socket, frame: bytes) -> None:
         """Write it soon: before the loop waits for anything."""
-        frames = self._frames
-        if not frames:
+        if not self._is_due:
+            self._is_due = True
             asyncio.get_running_loop().call_soon(self.flush)
-        frames.append((socket, frame))
+        self._frames.append((socket, frame))
         self._bytes += len(frame)
         if self._bytes > MAX_BYTES:
             self.flush()
@@ -38,6 +39,7 @@ class Turn:
     def flush(self) -> None:
         """Write all of it now: what is written next comes behind it."""
         frames = self._frames
+        self._is_due = False
         self._bytes = 0
         while frames:
             socket, frame = frames.popleft()

@@ -70,6 +70,32 @@ async def test_one_call_may_hold_many_and_each_gets_its_receipt(open_store: Open
     assert await ids(store, REQUEST) == [f"n{n}" for n in range(300)]
 
 
+async def test_many_in_one_call_come_to_the_same_as_one_by_one(open_store: OpenStore) -> None:
+    """Rooms that overflow, ids that come again, near and far."""
+    rooms = [Room(f"user_{n}") for n in (1, 1, 1, 2, 3)]
+    publications = [
+        publication(f"n{n if n % 7 else n // 3}", rooms[n % len(rooms)]) for n in range(300)
+    ]
+    together, alone = open_store(count=50), open_store(count=50)
+    at_once = await together.publish(publications[:10], lambda _room, _entry: 2)
+    at_once = [*at_once, *await together.publish(publications[10:], lambda _room, _entry: 2)]
+    one_by_one = [
+        (await alone.publish([each], lambda _room, _entry: 2))[0] for each in publications
+    ]
+    for receipts in (at_once, one_by_one):
+        assert len({receipt.cursor for receipt in receipts if not receipt.duplicate}) == sum(
+            not receipt.duplicate for receipt in receipts
+        )
+    assert [(r.id, r.broadcast_count, r.duplicate) for r in at_once] == [
+        (r.id, r.broadcast_count, r.duplicate) for r in one_by_one
+    ]
+    assert any(receipt.duplicate for receipt in at_once)
+    for room in set(rooms):
+        kept = await ids(together, room)
+        assert kept == await ids(alone, room)
+        assert len(kept) <= 50
+
+
 async def test_the_order_of_delivery_is_the_order_of_the_log(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
     await asyncio.gather(*(store.publish([publication(f"n{n}")], listeners) for n in range(200)))
