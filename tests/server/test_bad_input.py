@@ -20,6 +20,7 @@ import websockets
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
 from synap_realtime.server.front import half_open, listening, requests
+from synap_realtime.server.front import reader as readers
 from synap_realtime.server.front.requests import HttpConnection
 from synap_realtime.server.front.socket import MAX_FRAMES_PER_S, WebSocket
 from synap_realtime.server.serve import running
@@ -575,7 +576,7 @@ async def test_who_asks_and_takes_no_answer_is_cut(
     monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     if way == "the time is over":
-        monkeypatch.setattr(requests, "READER_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(readers, "READER_TIMEOUT_S", 0.2)
     monkeypatch.setattr(listening, "HttpConnection", WatchedHttp)
     WatchedHttp.ended = asyncio.Event()
     asked = http(b"GET /rooms/user_1/history") * 100

@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
 from synap_realtime.server import create_app
-from synap_realtime.server.front import handshake, requests
+from synap_realtime.server.front import handshake, reader
 from synap_realtime.server.front.certificate import Certificate
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
@@ -121,7 +121,7 @@ def test_a_quiet_websocket_stays_though_it_takes_all_it_gets(
     run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A TLS transport with a limit of 0 pauses its writer at nothing."""
-    monkeypatch.setattr(requests, "READER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(reader, "READER_TIMEOUT_S", 0.05)
 
     async def test() -> None:
         async with serving(certified) as url, client(url, certified) as http:
