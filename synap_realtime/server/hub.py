@@ -42,6 +42,10 @@ class Company(Protocol):
 
     def __len__(self) -> int: ...
 
+    def prepare(self) -> None:
+        """Write what is still to be written to any of them: who takes that badly goes."""
+        ...
+
     def tell(self, entry: Entry) -> bool:
         """Tell all of them; False: nobody was told, for each has to be offered it alone.
 
@@ -150,6 +154,8 @@ class Hub:
 
     def _deliver_to_many(self, many: _Many, entry: Entry, began_at: float | None) -> int:
         count, has_parted = 0, False
+        if many.company is not None:
+            many.company.prepare()
         apart = tuple(many.apart)  # not who takes it badly now
         if many.company is not None and (size := len(many.company)):
             if many.company.tell(entry):

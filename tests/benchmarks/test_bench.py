@@ -28,6 +28,7 @@ from benchmarks.servers import (
     Ours,
     Running,
     Server,
+    WithoutRing,
     notification,
     one_room,
     own_rooms,
@@ -172,5 +173,9 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     )
     assert f"| {Ours.title} |" in done.stdout
     (only,) = json.loads(out.read_text())["tables"]
-    assert [row["server"] for row in only["rows"]] == [Limit.title, Ours.title]
+    assert [row["server"] for row in only["rows"]] == [
+        Limit.title,
+        Ours.title,
+        WithoutRing.title,
+    ]
     assert only["rows"][1]["stats"]["delivery_us"]["median"] > 0

@@ -54,6 +54,10 @@ class Company:
         """See :class:`socket.Company`."""
         self._subscriptions[socket].stall()
 
+    def prepare(self) -> None:
+        """See :class:`hub.Company`."""
+        self._turn.flush()
+
     def tell(self, entry: Entry) -> bool:
         """See :class:`hub.Company`: of each delivery there may have to be a span, and what one of
         them has read in the log already is for the others alone."""
@@ -62,7 +66,6 @@ class Company:
             return False
         self.handed = self._furthest = offset
         frame = frame_of(entry)
-        self._turn.flush()
         for socket, taken in self._fan.write(frame):
             subscription = self._subscriptions[socket]
             socket.go_on(frame, taken)

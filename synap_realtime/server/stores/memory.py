@@ -118,8 +118,9 @@ class MemoryStore:
             cursor = Cursor(self._epoch, offset)
             entry = entry_of(room, cursor, text)
             log.entries.append((now, entry))
-            if log.due == math.inf:
-                log.due = now + min(self._retention.age_s(room), self._retention.dedupe_s)
+            if not log.ids:
+                keep_s = min(self._retention.age_s(room), self._retention.dedupe_s)
+                log.due = min(log.due, now + keep_s)
             self._kept[offset] = (room, id)
             receipt = Receipt(id, cursor, deliver(room, entry), False)
             log.ids[id] = (now, receipt)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import resource
 import socket
@@ -274,6 +275,44 @@ def test_who_does_not_read_gets_all_of_it_later_and_holds_nobody_up(
             await server.publish()
             for client in (*quick, *slow):
                 await client.until_told(server.told[ROOM])
+
+    run(test())
+
+
+class Apart:
+    """A listener that is always offered by itself."""
+
+    def offer(self, entry: Entry, began_at: float | None) -> bool:
+        return True
+
+    def gather(self) -> None: ...
+
+
+def test_who_stalls_at_what_it_was_told_alone_misses_nothing_that_is_told_to_all(
+    run: Run, settings: ServerSettings
+) -> None:
+    """In one turn of the loop: few are told, they become many, and all are told."""
+
+    async def test() -> None:
+        async with (
+            serving(settings) as server,
+            listening(server, 3) as quick,
+            listening(server, 1, receive_bytes=4096) as slow,
+        ):
+            await server.until(lambda: server.hub.connections(ROOM) == 4)
+            few: Any = server.hub._rooms[ROOM]
+            for subscription in few:
+                descriptor = os.dup(subscription._outlet.socket.descriptor)
+                with socket.socket(fileno=descriptor) as ours:
+                    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await server.publish(size=40_000)
+            server.hub.join(ROOM, Apart())
+            assert server.together() == 4
+            assert await server.publish() == 5
+            assert await server.publish() == 5
+            for client in (*quick, *slow):
+                await client.until_told(server.told[ROOM])
+            await server.until(lambda: server.together() == 4)
 
     run(test())
 

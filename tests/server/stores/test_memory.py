@@ -83,6 +83,22 @@ async def test_the_books_are_right_whatever_comes_and_goes() -> None:
     await store.close()
 
 
+async def test_an_id_is_forgotten_in_time_whatever_else_the_room_holds() -> None:
+    now = 0.0
+    store = MemoryStore(Retention(user_age_s=1000, dedupe_s=10), clock=lambda: now)
+    device, older = Room("user_1"), Room("user_2")
+    store.start_device(device, "phone", store.earliest())  # it stays for a month
+    await publish(store, notification(older, "older"))
+    now = 11.0
+    for room in (device, older):
+        await publish(store, notification(room, "n"))
+    for now in (20.0, 22.0):
+        for room in (device, older):
+            (receipt,) = await store.publish([notification(room, "n")], lambda _room, _entry: 0)
+            assert receipt.duplicate == (now < 21), (room, now)
+    await store.close()
+
+
 async def test_devices_have_a_bound_over_all_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MAX_DEVICES_IN_ALL", 100)
     store = MemoryStore()
