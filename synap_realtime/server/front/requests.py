@@ -195,6 +195,10 @@ class HttpConnection(asyncio.Protocol):
             if self._ahead > _AHEAD_BYTES:
                 self._hold()
 
+    def eof_received(self) -> None:
+        """The peer says no more: TLS is closed then, before the turn ends."""
+        self._owner.turn.flush()
+
     def write_now(self, answer: bytes) -> None:
         """See :class:`turn.Socket`."""
         transport = self._transport

@@ -118,7 +118,7 @@ class MemoryStore:
             cursor = Cursor(self._epoch, offset)
             entry = entry_of(room, cursor, text)
             log.entries.append((now, entry))
-            if not log.ids:
+            if not log.ids or len(log.entries) == 1:
                 keep_s = min(self._retention.age_s(room), self._retention.dedupe_s)
                 log.due = min(log.due, now + keep_s)
             self._kept[offset] = (room, id)

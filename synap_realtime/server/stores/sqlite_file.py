@@ -161,7 +161,8 @@ class LogFile:
         self.require_in_place()
         db = self._open()
         # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache. Hot
-        # pages stay in memory (32 MB), and go from the log into the file once in 32 MB of it.
+        # pages stay in memory (32 MB for who writes, and for who reads), and go from the log into
+        # the file once in 32 MB of it.
         try:
             db.executescript(
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"

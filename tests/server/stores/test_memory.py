@@ -99,6 +99,19 @@ async def test_an_id_is_forgotten_in_time_whatever_else_the_room_holds() -> None
     await store.close()
 
 
+async def test_a_notification_goes_in_time_though_ids_are_kept_for_longer() -> None:
+    now = 0.0
+    store = MemoryStore(Retention(user_age_s=10, dedupe_s=1000), clock=lambda: now)
+    room = Room("user_1")
+    await publish(store, notification(room, "first"))
+    now = 11.0
+    await publish(store, notification(room, "second"))
+    for now in (20.0, 22.0):
+        page = await store.read(room, store.earliest(), 10)
+        assert len(page.entries) == (now < 21), now
+    await store.close()
+
+
 async def test_devices_have_a_bound_over_all_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MAX_DEVICES_IN_ALL", 100)
     store = MemoryStore()
