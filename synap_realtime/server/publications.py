@@ -37,10 +37,7 @@ def publication_of(room: Room, wire: dict[str, Any], timestamp: str) -> Publicat
     """
     if "room" in wire or "cursor" in wire or wire["type"].startswith(RESERVED):
         return None
-    if "id" not in wire:
-        wire["id"] = str(uuid_utils.uuid7())
-    if "timestamp" not in wire:
-        wire["timestamp"] = timestamp
+    _complete(wire, timestamp)
     content = to_json(wire)
     # 1e999 is right JSON, and none of ours.
     if len(content) > MAX_NOTIFICATION_BYTES or b"Infinity" in content or b"NaN" in content:
@@ -59,10 +56,7 @@ def check(value: object, traceparent: str | None) -> tuple[str, str, Span]:
             for name in _OURS:
                 value.pop(name, None)
         wire = check_wire(value)
-        if "id" not in wire:
-            wire["id"] = str(uuid_utils.uuid7())
-        if "timestamp" not in wire:
-            wire["timestamp"] = now_as_timestamp()
+        _complete(wire, now_as_timestamp())
         span = begin_publish(wire, traceparent) if is_on() else NOTHING
         content = to_json(wire)
         if b"Infinity" in content or b"NaN" in content:  # perhaps a number
@@ -74,6 +68,13 @@ def check(value: object, traceparent: str | None) -> tuple[str, str, Span]:
     if len(content) > MAX_NOTIFICATION_BYTES:
         raise too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
     return wire["id"], content.decode(), span
+
+
+def _complete(wire: dict[str, Any], timestamp: str) -> None:
+    if "id" not in wire:
+        wire["id"] = str(uuid_utils.uuid7())
+    if "timestamp" not in wire:
+        wire["timestamp"] = timestamp
 
 
 def check_item(

@@ -76,7 +76,7 @@ class Keys:
     def claims_of_key(self, credential: str) -> Claims | None:
         """What an API key may; None if it is none of ours. It is looked for by its digest: how long
         that takes says nothing of the key."""
-        return self.api_keys.get(sha256(credential.encode(errors="surrogatepass")).digest())
+        return self.api_keys.get(digest_of(credential))
 
 
 class KeyRing:
@@ -118,7 +118,8 @@ class KeyRing:
             logger.info("%s has changed: %r", file, self._keys)
 
 
-def _digest(text: str) -> bytes:
+def digest_of(text: str) -> bytes:
+    """SHA-256 of a key: by it, it is looked for."""
     return sha256(text.encode(errors="surrogatepass")).digest()
 
 
@@ -164,7 +165,7 @@ def _together(own: KeyFile, file: KeyFile) -> Keys:
     for url in urls:
         check_jwks_url(url)
     claims = {
-        _digest(each.key): Claims(rooms=("*",), scopes=scopes[name], key=name)
+        digest_of(each.key): Claims(rooms=("*",), scopes=scopes[name], key=name)
         for name, each in api_keys.items()
     }
     return Keys(secrets, urls, claims)

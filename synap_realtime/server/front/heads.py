@@ -6,8 +6,7 @@ byte for byte; a request that differs in anything but the room is parsed as ever
 
 from __future__ import annotations
 
-from hashlib import sha256
-
+from ..auth import digest_of
 from .exchange import Exchange
 
 MAX_KNOWN = 1024
@@ -56,8 +55,7 @@ class Heads:
             return
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
-        digest = sha256(credential.encode(errors="surrogatepass")).digest()
-        self._known[first[line:end]] = (int(length), digest)
+        self._known[first[line:end]] = (int(length), digest_of(credential))
 
     def find(self, data: bytes) -> Publish | None:
         """What came, if it is one whole request to publish with a head that is known."""

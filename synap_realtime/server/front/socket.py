@@ -136,7 +136,7 @@ class WebSocket(asyncio.Protocol):
         return self.write_now(frame)
 
     def write_now(self, frame: bytes) -> bool:
-        """The same, before what was to be written soon."""
+        """The same, before what was to be written soon: for the turn, and for :meth:`write`."""
         transport = self._transport
         # A loop closes a socket inside a write that fails, and says so later.
         if self._is_closing or transport.is_closing():
@@ -153,7 +153,8 @@ class WebSocket(asyncio.Protocol):
         written meanwhile.
 
         Returns:
-            :attr:`is_writable`, before it. If it is not any more after it, the handler hears so.
+            :attr:`is_writable`, as far as is known. If it is not any more after it, the handler
+            hears so.
         """
         if self._is_paused or self._is_closing:
             return self.write(frame)

@@ -243,7 +243,7 @@ class _Room:
 
     Attributes:
         size: of its log.
-        grown: by so many since then.
+        grown: by so many since its size was last written.
     """
 
     __slots__ = ("grown", "id", "name", "size")
@@ -389,35 +389,33 @@ class LogWriter:
         if len(self._rooms) > _MAX_ROOMS:
             self._rooms.clear()
         rooms = [self._rooms.find(self._db, publication.room) for publication in publications]
-        names = [(room.id, each.id) for room, each in zip(rooms, publications, strict=True)]
-        first = self._first_of(names, now)
+        keys = [(room.id, each.id) for room, each in zip(rooms, publications, strict=True)]
+        first = self._first_of(keys, now)
         kept, entries, seen = [], [], []
         offset = _last_offset(self._db)
-        for room, name, (kind, id, text) in zip(rooms, names, publications, strict=True):
-            before = first.get(name)
+        for room, key, (_, id, text) in zip(rooms, keys, publications, strict=True):
+            before = first.get(key)
             if before is not None:
                 kept.append(before)
                 continue
             offset += 1
-            entries.append((offset, room.id, now + self._retention.age_s(kind), text))
+            entries.append((offset, room.id, now + self._retention.age_s(room.name), text))
             seen.append((offset, room.id, id, now + self._retention.dedupe_s))
             room.grown += 1
             kept.append(Kept(offset, duplicate=False, count=0))
-            first[name] = Kept(offset, duplicate=True, count=0)
+            first[key] = Kept(offset, duplicate=True, count=0)
         self._many("INSERT INTO entry (offset, room, expires, text) VALUES {}", entries)
         self._many("INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES {}", seen)
         self._write_sizes(rooms)
         return kept
 
-    def _first_of(
-        self, names: Sequence[tuple[int, str]], now: float
-    ) -> dict[tuple[int, str], Kept]:
+    def _first_of(self, keys: Sequence[tuple[int, str]], now: float) -> dict[tuple[int, str], Kept]:
         """Where those are that the file has already."""
         rows = self._many(
             "SELECT seen.room, seen.id, offset, count, expires FROM (VALUES {}) AS asked"
             # Not for the other way round: a scan of all that was seen.
             " CROSS JOIN seen ON seen.room = asked.column1 AND seen.id = asked.column2",
-            names,
+            keys,
         )
         return {
             (room, id): Kept(offset, duplicate=True, count=count)

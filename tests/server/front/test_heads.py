@@ -13,7 +13,8 @@ import logging
 import math
 import re
 import socket
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -760,6 +761,51 @@ def test_who_takes_no_answer_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -
                 while True:
                     await client.say(KNOWN)
                     await asyncio.sleep(0)
+
+    run(test())
+
+
+def test_who_ends_tls_behind_a_known_one_hears_its_answer(run: Run, tmp_path: Path) -> None:
+    """The request and the end of TLS come in one read: TLS is closed before the turn ends."""
+
+    def ask(port: int, context: ssl.SSLContext) -> list[bytes]:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+        answers: list[bytes] = []
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+
+            def until_done(step: Callable[[], object]) -> None:
+                while True:
+                    try:
+                        step()
+                        break
+                    except ssl.SSLWantReadError:
+                        raw.sendall(outgoing.read())
+                        incoming.write(raw.recv(65536))
+                raw.sendall(outgoing.read())
+
+            until_done(tls.do_handshake)
+            tls.write(KNOWN)
+            until_done(lambda: answers.append(tls.read(65536)))
+            tls.write(KNOWN)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.unwrap()  # says that it ends; what waits goes out together
+            raw.sendall(outgoing.read())
+            raw.shutdown(socket.SHUT_WR)
+            while part := raw.recv(65536):
+                incoming.write(part)
+            with contextlib.suppress(ssl.SSLError):
+                answers.append(tls.read(65536))
+        return answers
+
+    async def test() -> None:
+        certified = certify(tmp_path)
+        certificate = Certificate(certified.chain, certified.key)
+        async with running(with_keys(), certificate=certificate) as url:
+            port = int(url.rpartition(":")[2])
+            with counting(1):
+                answers = await asyncio.to_thread(ask, port, certified.client())
+            assert [answer[:15] for answer in answers] == [b"HTTP/1.1 200 OK"] * 2
 
     run(test())
 
