@@ -84,6 +84,12 @@ def is_request_room(room: Room) -> bool:
     return room.startswith("request_")
 
 
+def is_control_room(room: Room) -> bool:
+    """Whether the server itself publishes to the room. No client can name one: see
+    :func:`parse_room`."""
+    return room.startswith("synap_")
+
+
 def _room_of(kind: str, field: str, key: str) -> Room:
     _require_text(field, key)
     if not re.fullmatch(_KEY, key):

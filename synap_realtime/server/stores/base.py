@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from ...errors import SynapRealtimeError
 from ...protocol.cursor import Cursor
-from ...protocol.rooms import Room, is_request_room
+from ...protocol.rooms import Room, is_control_room, is_request_room
 
 
 class StoreUnavailableError(SynapRealtimeError):
@@ -21,6 +21,10 @@ class Retention:
 
     ``memory_bytes`` is what all rooms of the memory store take together, about: over it, the oldest
     notifications of all go first.
+
+    Control rooms (``synap_…``), such as the revocations', are exempt from all of these. They have
+    an age and a bound of their own, ``control_age_s`` and ``control_count``, so that no number of
+    notifications, and no setting for them, makes the server forget a revocation.
     """
 
     count: int = 1000
@@ -28,8 +32,17 @@ class Retention:
     request_age_s: float = 3600.0
     dedupe_s: float = 300.0
     memory_bytes: int = 512 * 1024 * 1024
+    control_age_s: float = 24 * 3600.0
+    control_count: int = 100_000
+
+    def count_of(self, room: Room) -> int:
+        """How many notifications the room keeps."""
+        return self.control_count if is_control_room(room) else self.count
 
     def age_s(self, room: Room) -> float:
+        """For how many seconds the room keeps a notification."""
+        if is_control_room(room):
+            return self.control_age_s
         return self.request_age_s if is_request_room(room) else self.user_age_s
 
 

@@ -14,7 +14,7 @@ from itertools import islice
 from sys import getsizeof
 
 from ...protocol.cursor import Cursor
-from ...protocol.rooms import Room, is_request_room
+from ...protocol.rooms import Room, is_control_room, is_request_room
 from .base import (
     DEVICE_AGE_S,
     MAX_DEVICES,
@@ -40,6 +40,7 @@ _ROOM_BYTES, _ENTRY_BYTES, _ID_BYTES = 1300, 450, 350
 
 @dataclass(slots=True)
 class _Log:
+    most: int  # notifications that it keeps
     entries: deque[tuple[float, Entry]] = field(default_factory=deque)
     ids: OrderedDict[str, tuple[float, Receipt]] = field(default_factory=OrderedDict)
     forgotten: int = 0  # the highest offset that was in this log and is no longer
@@ -47,6 +48,9 @@ class _Log:
     # When each device last came, and its mark: the one that has not come for longest is first.
     devices: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
     due: float = math.inf  # before then nothing in it is too old
+    # By offset, whose entry or id is kept. All rooms share the store's, except for control rooms:
+    # what stands only in a room's own is never evicted.
+    kept: OrderedDict[int, tuple[Room, str]] = field(default_factory=OrderedDict)
 
 
 class MemoryStore:
@@ -104,7 +108,7 @@ class MemoryStore:
         """See :class:`InstantStore`."""
         self._start_ticking()
         now = self._clock()
-        most, most_bytes = self._retention.count, self._retention.memory_bytes
+        most_bytes = self._retention.memory_bytes
         receipts = []
         for room, id, text in publications:
             log = self._logs.get(room) or self._log(room)
@@ -121,12 +125,12 @@ class MemoryStore:
             if not log.ids or len(log.entries) == 1:
                 keep_s = min(self._retention.age_s(room), self._retention.dedupe_s)
                 log.due = min(log.due, now + keep_s)
-            self._kept[offset] = (room, id)
+            log.kept[offset] = (room, id)
             receipt = Receipt(id, cursor, deliver(room, entry), False)
             log.ids[id] = (now, receipt)
             receipts.append(receipt)
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
-            if len(log.entries) > most:
+            if len(log.entries) > log.most:
                 self._forget_entry(log)
             while self._bytes > most_bytes and len(self._kept) > 1:
                 self._evict()
@@ -151,15 +155,15 @@ class MemoryStore:
         _, entry = log.entries.popleft()
         log.forgotten = offset = entry.cursor.offset
         self._bytes -= _entry_bytes(entry)
-        _, id = self._kept[offset]
+        _, id = log.kept[offset]
         if id not in log.ids or log.ids[id][1].cursor.offset != offset:
-            del self._kept[offset]
+            del log.kept[offset]
 
     def _forget_id(self, log: _Log, id: str) -> None:
         _, receipt = log.ids.pop(id)
         self._bytes -= _id_bytes(id)
         if receipt.cursor.offset <= log.forgotten:  # so its entry has gone, too
-            del self._kept[receipt.cursor.offset]
+            del log.kept[receipt.cursor.offset]
 
     def _forget_device(self, room: Room, device: str) -> None:
         del self._logs[room].devices[device]
@@ -224,7 +228,11 @@ class MemoryStore:
     def _log(self, room: Room) -> _Log:
         log = self._logs.get(room)
         if log is None:
-            log = self._logs[room] = _Log(forgotten=self._dropped[is_request_room(room)])
+            log = self._logs[room] = _Log(
+                self._retention.count_of(room), forgotten=self._dropped[is_request_room(room)]
+            )
+            if not is_control_room(room):
+                log.kept = self._kept
             self._bytes += _ROOM_BYTES
         return log
 

@@ -433,7 +433,7 @@ class LogWriter:
         for room in grown:
             room.size += room.grown
             # A few at a time: a retention that was lowered between two runs is no stall.
-            surplus = min(room.size - self._retention.count, room.grown + _MORE)
+            surplus = min(room.size - self._retention.count_of(room.name), room.grown + _MORE)
             room.grown = 0
             if surplus > 0:
                 self._delete_oldest(room, surplus)

@@ -326,3 +326,32 @@ async def test_a_room_knows_the_devices_that_came_last(
             await asyncio.sleep(0.05)  # a store on disk forgets them with its next upkeep
     known = [name for name in names if await store.received_mark(USER, name) == store.earliest()]
     assert known == names[-MAX_DEVICES:]
+
+
+async def test_keeps_control_rooms_whatever_the_retention_of_notifications(
+    open_store: OpenStore, clock: Clock
+) -> None:
+    """A revocation outlives the count, the age and the memory budget of other rooms."""
+    control = Room("synap_revocations")
+    store = open_store(
+        count=1, user_age_s=10, request_age_s=10, memory_bytes=50_000, control_age_s=1000
+    )
+    for n in range(20):
+        await publish(store, f"c{n}", control)
+        clock.now += 1
+    for n in range(200):
+        await publish(store, f"n{n}", Room(f"user_{n}"))
+    clock.now += 900
+    await publish(store, "late", USER)
+    assert await ids(store, control) == [f"c{n}" for n in range(20)]
+    clock.now += 200
+    await publish(store, "later", USER)
+    assert await ids(store, control) == []
+
+
+async def test_bounds_a_control_room_by_its_own_count(open_store: OpenStore) -> None:
+    control = Room("synap_revocations")
+    store = open_store(count=1, control_count=3)
+    for n in range(5):
+        await publish(store, f"c{n}", control)
+    assert await ids(store, control) == ["c2", "c3", "c4"]
