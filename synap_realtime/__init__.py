@@ -5,31 +5,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .broadcast import (
-    AsyncBroadcaster,
-    BackgroundBroadcaster,
-    Broadcaster,
-    BroadcastResult,
-    broadcast_error,
-    broadcast_error_sync,
-    broadcast_notification,
-    broadcast_notification_sync,
-    broadcast_success,
-    broadcast_success_sync,
-)
-from .errors import (
-    BroadcastError,
-    ConfigurationError,
-    InvalidArgumentError,
-    InvalidInputError,
-    JobError,
-    SubscriptionError,
-    SynapRealtimeError,
-)
-from .protocol.notification import Notification, Status
-
 if TYPE_CHECKING:
+    from .broadcast import (
+        AsyncBroadcaster,
+        BackgroundBroadcaster,
+        Broadcaster,
+        BroadcastResult,
+        broadcast_error,
+        broadcast_error_sync,
+        broadcast_notification,
+        broadcast_notification_sync,
+        broadcast_success,
+        broadcast_success_sync,
+    )
+    from .errors import (
+        BroadcastError,
+        ConfigurationError,
+        InvalidArgumentError,
+        InvalidInputError,
+        JobError,
+        SubscriptionError,
+        SynapRealtimeError,
+    )
     from .jobs import delta, progress
+    from .protocol.notification import Notification, Status
     from .protocol.payloads import (
         JobCancelled,
         JobDelta,
@@ -93,7 +92,29 @@ __all__ = [
 ]
 
 _LATER = {
+    ".broadcast": [
+        "AsyncBroadcaster",
+        "BackgroundBroadcaster",
+        "BroadcastResult",
+        "Broadcaster",
+        "broadcast_error",
+        "broadcast_error_sync",
+        "broadcast_notification",
+        "broadcast_notification_sync",
+        "broadcast_success",
+        "broadcast_success_sync",
+    ],
+    ".errors": [
+        "BroadcastError",
+        "ConfigurationError",
+        "InvalidArgumentError",
+        "InvalidInputError",
+        "JobError",
+        "SubscriptionError",
+        "SynapRealtimeError",
+    ],
     ".jobs": ["delta", "progress"],
+    ".protocol.notification": ["Notification", "Status"],
     ".protocol.payloads": [
         "JobCancelled",
         "JobDelta",
@@ -111,7 +132,8 @@ _LATER = {
     ".subscriber": ["JobState", "SubscriptionState", "follow_job", "subscribe", "subscribe_sync"],
     ".tokens": ["mint_token"],
 }
-"""What a program that only broadcasts never asks for: loaded when somebody does (PEP 562)."""
+"""Names by module. A module is imported when one of its names is first used (PEP 562): every pytest
+run of an environment imports this package, for the plugin."""
 
 
 def __getattr__(name: str) -> Any:

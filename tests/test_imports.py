@@ -29,17 +29,29 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_importing_the_package_loads_no_server_and_no_job_framework() -> None:
-    loaded = loaded_by("import synap_realtime")
+    loaded = loaded_by("from synap_realtime import broadcast_success")
     assert "synap_realtime.broadcast.aio" in loaded
     frameworks = {"celery", "inngest", "taskiq"}
     servers = {"starlette", "synap_realtime.server", "uvicorn", "websockets"}
     assert not loaded & (frameworks | servers | {"typer"})
 
 
-def test_importing_the_package_loads_what_broadcasts_and_little_else() -> None:
+def test_importing_the_package_loads_nothing_else() -> None:
+    base = loaded_by("from __future__ import annotations; import importlib, typing")
+    assert loaded_by("import synap_realtime") - base == {"synap_realtime"}
+
+
+def test_pytest_plugin_loads_nothing_until_its_fixture_is_used() -> None:
+    """It is imported in everybody's test runs, also where nothing else of ours is used."""
+    base = loaded_by("import pytest")
+    loaded = loaded_by("import pytest, synap_realtime.testing.plugin") - base
+    assert loaded == {"synap_realtime", "synap_realtime.testing", "synap_realtime.testing.plugin"}
+
+
+def test_broadcasting_loads_what_broadcasts_and_little_else() -> None:
     """It is to cost little more than httpx and pydantic; the rest comes when it is asked for."""
     base = loaded_by("import asyncio, httpx, uuid_utils, pydantic; pydantic.BaseModel")
-    loaded = loaded_by("import synap_realtime") - base
+    loaded = loaded_by("from synap_realtime import broadcast_success") - base
     ours = {name for name in loaded if name.startswith("synap_realtime")}
     inner = {name.split(".")[1] for name in ours if "." in name}
     assert inner == {"broadcast", "endpoint", "errors", "protocol", "tracing"}

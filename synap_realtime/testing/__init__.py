@@ -9,7 +9,23 @@ With pytest the fixture ``realtime`` is there as soon as the package is installe
 
 from __future__ import annotations
 
-from .recorder import Realtime, record
-from .rooms import Sent
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .recorder import Realtime, record
+    from .rooms import Sent
 
 __all__ = ["Realtime", "Sent", "record"]
+
+_LATER = {".recorder": ["Realtime", "record"], ".rooms": ["Sent"]}
+"""Names by module. The plugin is in this package, and must load none of them before its fixture is
+used: pytest loads it in every test run of the environment."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(module, __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
