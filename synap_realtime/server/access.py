@@ -8,15 +8,22 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
-from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
+from ..loopback import (
+    ForeignPageError,
+    NotLocalError,
+    host_of,
+    is_loopback,
+    names_own_origin,
+    require_allowed_page,
+    require_local,
+)
 from ..protocol.rooms import Room
 from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
 from .http import Request, RequestError, unavailable
 from .references import resolve
 from .revocations import Revocations
-from .settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +56,16 @@ class Caller:
         host: the ``Host`` header.
         origin: the ``Origin`` header: a browser says which page asks.
         forwarded_for: the ``X-Forwarded-For`` header.
+        fetch_site: the ``Sec-Fetch-Site`` header: a browser says how the page relates to us.
+        is_visit: a browser opens the operator's page, perhaps by a link on another site.
     """
 
     address: str | None = None
     host: str | None = None
     origin: str | None = None
     forwarded_for: str | None = None
+    fetch_site: str | None = None
+    is_visit: bool = False
 
 
 class Access:
@@ -78,6 +89,7 @@ class Access:
         """Those that count now; false, if there are none."""
         self._revocations = revocations
         self._allowed_origins = allowed_origins
+        self._allowed_hosts = frozenset(filter(None, map(host_of, allowed_origins)))
         self._own_pages = own_pages
         self._may = may
 
@@ -92,15 +104,26 @@ class Access:
             RequestError: 403 for a page of another origin; without keys, also for everything that
                 does not come from this machine.
         """
-        if not self.keys():
-            self._admit_without_keys(caller)
-        if not (self._allows(caller.origin) or self._is_own(caller)):
-            raise RequestError(
-                403,
-                "forbidden",
-                "Origin not allowed",
-                "add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)",
+        try:
+            if not self.keys():
+                require_local(
+                    address=caller.address,
+                    host=caller.host,
+                    forwarded_for=caller.forwarded_for,
+                    known_hosts=self._allowed_hosts,
+                )
+            require_allowed_page(
+                origin=caller.origin,
+                fetch_site=caller.fetch_site,
+                allows=lambda origin: self._allows(origin, caller.host),
+                is_visit=caller.is_visit,
             )
+        except NotLocalError as error:
+            details = f"{error}, until it has keys"
+            raise RequestError(403, "forbidden", "This server has no keys", details) from None
+        except ForeignPageError as error:
+            details = f"{error}: add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)"
+            raise RequestError(403, "forbidden", "Origin not allowed", details) from None
 
     async def identify(self, request: Request) -> Claims:
         """What the request's credential says; on a server without keys, everyone is :data:`ANYONE`.
@@ -211,31 +234,14 @@ class Access:
             logger.error("may(%r, %r, …) raised %s, so: no", action, room, kind)
         raise forbidden("the server's own rule says no")
 
-    def _allows(self, origin: str | None) -> bool:
-        if origin is None or origin in self._allowed_origins:
+    def _allows(self, origin: str, host: str | None) -> bool:
+        if origin in self._allowed_origins:
             return True
-        return not self.keys() and is_loopback(_host_of(origin))
-
-    def _is_own(self, caller: Caller) -> bool:
-        """Whether this server's own page asks: it was loaded from where it asks now. A name that a
-        stranger has turned to this address gains nothing by it, for the page has no credential."""
-        if not self._own_pages or caller.origin is None or caller.host is None:
-            return False
-        scheme, _, host = caller.origin.partition("://")
-        return scheme in ("http", "https") and host.lower() == caller.host.lower()
-
-    def _admit_without_keys(self, caller: Caller) -> None:
-        """Without keys, this server is for this machine only, whoever brings the request here."""
-        peers = [caller.address, *(caller.forwarded_for or "").split(",")]
-        if not all(is_loopback(peer.strip()) for peer in peers if peer and peer.strip()):
-            raise _keyless("it answers loopback addresses only, until it has keys")
-        # A name that a stranger's page has turned to 127.0.0.1 (DNS rebinding).
-        if caller.host is not None and not self._is_known(caller.host):
-            raise _keyless("it answers to names of this machine only, until it has keys")
-
-    def _is_known(self, host: str) -> bool:
-        name = _host_of(f"//{host}")
-        return is_loopback(name) or name in map(_host_of, self._allowed_origins)
+        if self._own_pages and names_own_origin(origin, host):
+            # A name that a stranger has pointed here gains nothing: that page has no credential,
+            # and without keys the host was checked.
+            return True
+        return not self.keys() and is_loopback(host_of(origin))
 
 
 def require_scope(claims: Claims, *scopes: Action) -> None:
@@ -271,14 +277,3 @@ def unauthorized(details: str, *, invalid: bool = False) -> RequestError:
 
 def forbidden(details: str) -> RequestError:
     return RequestError(403, "forbidden", "Forbidden", details)
-
-
-def _keyless(details: str) -> RequestError:
-    return RequestError(403, "forbidden", "This server has no keys", details)
-
-
-def _host_of(address: str) -> str:
-    try:
-        return urlsplit(address).hostname or ""
-    except ValueError:
-        return ""

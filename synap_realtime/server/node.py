@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from time import perf_counter
 
+from ..loopback import is_visit
 from ..protocol.control import CloseCode
 from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room
@@ -156,7 +157,7 @@ class Node:
         cors: dict[str, str] = {}
         try:
             origin = request.headers.get("origin")
-            if origin is not None or not self._access.keys():
+            if origin is not None or "sec-fetch-site" in request.headers or not self._access.keys():
                 self._access.admit(_caller(request))
             if origin is not None:
                 cors = {"Access-Control-Allow-Origin": origin, "Vary": "origin"}
@@ -357,4 +358,7 @@ def _caller(request: Request) -> Caller:
         host=headers.get("host"),
         origin=headers.get("origin"),
         forwarded_for=headers.get("x-forwarded-for"),
+        fetch_site=headers.get("sec-fetch-site"),
+        # The operator's page is a document that does nothing until its user does.
+        is_visit=request.path.endswith("/admin") and is_visit(request.method, headers),
     )

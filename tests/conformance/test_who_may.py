@@ -94,6 +94,59 @@ async def test_authorization_is_not_read(client: Client, value: str) -> None:
         assert (await listener.next())["id"] == "n0"
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_refuses_hidden_request_of_a_foreign_page(client: Client, site: str) -> None:
+    """Who may, Origins: a browser that sends no `Origin` says with `Sec-Fetch-Site` that a page of
+    another origin asks. An image must not move a received mark."""
+    room = fresh_room()
+    await client.publish(room, "n0")
+    for mode, dest in (
+        ("no-cors", "image"), ("no-cors", "script"), ("no-cors", "empty"),
+        ("navigate", "iframe"), ("navigate", "document"),
+    ):  # fmt: skip
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
+        for path in (
+            room_path(room, "events"), room_path(room, "history"), room_path(room, "subscribe"),
+            room_path(room, "health"), "/health", "/ready", "/metrics", "/openapi.json",
+        ):  # fmt: skip
+            response = await client.get(path, headers)
+            assert (response.status_code, response.json()["code"]) == (403, "forbidden"), path
+    async with client.listen(room) as listener:
+        assert (await listener.next())["id"] == "n0"
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none", "nonsense"])
+async def test_admits_what_no_foreign_page_sent(client: Client, site: str) -> None:
+    """Who may, Origins: a typed address, a page of the server itself, a program."""
+    response = await client.get("/health", {"Sec-Fetch-Site": site})
+    assert response.status_code == 200
+
+
+@pytest.mark.without_keys
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_admits_page_of_this_machine_on_another_site(client: Client, site: str) -> None:
+    """Who may, Origins: `Origin` decides where it is sent. `localhost` and `127.0.0.1` are two
+    sites."""
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors", "Origin": LOOPBACK[0]}
+    assert (await client.get(room_path(fresh_room(), "history"), headers)).status_code == 200
+
+
+@pytest.mark.without_keys
+@pytest.mark.parametrize("peers", ["127.0.0.1:5555", "[::1]:80", "[::1]", "127.0.0.1:1, ::1"])
+async def test_ignores_port_of_a_forwarded_address(client: Client, peers: str) -> None:
+    """Who may, Without keys: some proxies add the port."""
+    assert (await client.get("/health", {"X-Forwarded-For": peers})).status_code == 200
+
+
+@pytest.mark.without_keys
+@pytest.mark.parametrize(
+    "peers", ["203.0.113.7:80", "[2001:db8::1]:80", "127.0.0.1:1, 203.0.113.7"]
+)
+async def test_refuses_forwarded_address_of_another_machine(client: Client, peers: str) -> None:
+    response = await client.get("/health", {"X-Forwarded-For": peers})
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
 # --- a server with keys
 
 
@@ -120,6 +173,13 @@ async def test_a_page_on_the_list(client: Client) -> None:
     path = room_path(room, "subscribe", after="earliest")
     async with client.listen_at(path, headers=headers) as listener:
         assert (await listener.next())["id"] == "n0"
+
+
+@pytest.mark.with_keys
+async def test_admits_page_on_the_list_of_another_site(client: Client) -> None:
+    """Who may, Origins: `Origin` decides where it is sent."""
+    headers = {"Origin": client.keys.origin, "Sec-Fetch-Site": "cross-site"}
+    assert (await client.get(room_path(fresh_room(), "history"), headers)).status_code == 200
 
 
 @pytest.mark.with_keys

@@ -17,11 +17,34 @@ import { hasKeys, isLoopback, type Env, type Settings } from "./settings";
 export function admit(request: Request, settings: Settings): void {
   if (!hasKeys(settings)) admitWithoutKeys(request, settings);
   const origin = request.headers.get("Origin");
+  if (origin === null) {
+    refuseHiddenPage(request);
+    return;
+  }
   const isAllowed =
-    origin === null ||
     settings.allowedOrigins.includes(origin) ||
     (!hasKeys(settings) && isLoopback(hostOf(origin)));
-  if (!isAllowed) throw forbidden("add it to ALLOWED_ORIGINS", "Origin not allowed");
+  if (!isAllowed) {
+    const shown = JSON.stringify(origin.slice(0, 200));
+    throw forbidden(`origin ${shown} is not allowed: add it to ALLOWED_ORIGINS`, NOT_ALLOWED);
+  }
+}
+
+const NOT_ALLOWED = "Origin not allowed";
+
+/**
+ * An image, a script, a frame, a form with GET, or `fetch()` with `no-cors` of a page of another
+ * origin: browsers send no `Origin` with these, but `Sec-Fetch-Site`. A page that is allowed uses
+ * CORS, a WebSocket or an EventSource, and then its `Origin` is there.
+ *
+ * @throws RequestError 403.
+ */
+function refuseHiddenPage(request: Request): void {
+  const site = request.headers.get("Sec-Fetch-Site");
+  if (site === "cross-site" || site === "same-site") {
+    const what = `a page of another origin sent it without Origin (Sec-Fetch-Site: ${site})`;
+    throw forbidden(`${what}: add it to ALLOWED_ORIGINS`, NOT_ALLOWED);
+  }
 }
 
 /**
@@ -107,7 +130,7 @@ function admitWithoutKeys(request: Request, settings: Settings): void {
   const { headers } = request;
   const peers = ["CF-Connecting-IP", "X-Forwarded-For"]
     .flatMap((name) => (headers.get(name) ?? "").split(","))
-    .map((peer) => peer.trim());
+    .map((peer) => withoutPort(peer.trim()));
   if (!peers.every((peer) => peer === "" || isLoopback(peer))) {
     throw keyless("it answers loopback addresses only, until it has keys");
   }
@@ -116,6 +139,12 @@ function admitWithoutKeys(request: Request, settings: Settings): void {
   if (!isLoopback(name) && !settings.allowedOrigins.map(hostOf).includes(name)) {
     throw keyless("it answers to names of this machine only, until it has keys");
   }
+}
+
+/** Some proxies add the port to an address of `X-Forwarded-For`. */
+function withoutPort(peer: string): string {
+  const [, v6, v4] = /^\[([0-9A-Fa-f:.]+)\](?::\d+)?$|^([0-9.]+):\d+$/.exec(peer) ?? [];
+  return v6 ?? v4 ?? peer;
 }
 
 function keyless(details: string): Error {

@@ -19,7 +19,8 @@ BEGIN = b"POST /rooms/"
 """What a request to publish to one room begins with."""
 
 _END = b"/broadcast HTTP/1.1"  # and its first line ends
-_NEVER = {"expect", "origin", "transfer-encoding", "upgrade"}  # fields that ask for more
+_NEVER = {"expect", "origin", "sec-fetch-site", "transfer-encoding", "upgrade"}
+"""Fields that ask for more."""
 
 
 Publish = tuple[str, bytes, bytes]

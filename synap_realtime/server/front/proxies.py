@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping
 
-_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
+from ...loopback import strip_port
 
 
 class Proxies:
@@ -28,7 +27,7 @@ class Proxies:
         if not self._trusts(peer):
             return peer
         given = headers.get("x-forwarded-for", "")
-        hosts = [_without_port(host) for part in given.split(",") if (host := part.strip())]
+        hosts = [strip_port(host) for part in given.split(",") if (host := part.strip())]
         for host in reversed(hosts):
             if not self._trusts(host):
                 return host
@@ -42,9 +41,3 @@ class Proxies:
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
             address = address.ipv4_mapped
         return any(address in network for network in self._networks)
-
-
-def _without_port(host: str) -> str:
-    """Some proxies add the port, which is another one each time."""
-    found = _WITH_PORT.fullmatch(host)
-    return host if found is None else found[1] or found[2]

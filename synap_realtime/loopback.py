@@ -1,0 +1,246 @@
+"""Admission for servers that run on a developer's machine and do not authenticate.
+
+Such a server trusts its machine, and the machine runs a browser, which runs pages of any site.
+Every page can make the browser send requests to ``127.0.0.1``. Three properties of a request tell
+them apart, and none of them can be set by a page:
+
+- ``Host`` names the site that the browser believes it talks to. A page that has pointed its own
+  name at ``127.0.0.1`` (DNS rebinding) cannot hide that name.
+- ``Origin`` names the page. Browsers send it with each WebSocket, each request in CORS mode and
+  each method other than GET and HEAD.
+- ``Sec-Fetch-Site`` says how the page relates to the server (W3C Fetch Metadata). It is the only
+  one of the three that tells of an image, a script, a frame or a ``no-cors`` GET.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+logger = logging.getLogger(__name__)
+
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
+_OTHER_SITES = ("cross-site", "same-site")
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+
+
+class AdmissionError(Exception):
+    """The request is refused; the message says why and names the header field."""
+
+
+class NotLocalError(AdmissionError):
+    """The request comes from another machine, or was sent to another machine's name."""
+
+
+class ForeignPageError(AdmissionError):
+    """The request comes from a page of an origin that is not allowed."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address reaches this machine only.
+
+    Args:
+        host: ``localhost`` or an IP address, IPv6 with or without brackets. Every other name is
+            remote, whatever it resolves to: the answer of its name server can change at any time.
+    """
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback
+
+
+def host_of(url: str) -> str:
+    """The host of a URL or an origin, in lower case; empty if there is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def strip_port(address: str) -> str:
+    """An address of ``X-Forwarded-For`` without the port that some proxies add."""
+    found = _WITH_PORT.fullmatch(address)
+    return address if found is None else found[1] or found[2]
+
+
+def require_local(
+    *,
+    address: str | None,
+    host: str | None,
+    forwarded_for: str | None,
+    known_hosts: Collection[str] = (),
+) -> None:
+    """Refuse what does not come from this machine.
+
+    Args:
+        address: of the peer; None where it is not known, such as over a Unix socket.
+        host: the ``Host`` field.
+        forwarded_for: the ``X-Forwarded-For`` field: a proxy on this machine may admit others.
+        known_hosts: names, without a port, that are allowed beside those of this machine.
+
+    Raises:
+        NotLocalError: the peer, an address it is forwarded for, or the host is another machine's.
+    """
+    given = (part.strip() for part in (forwarded_for or "").split(","))
+    for peer in (address, *map(strip_port, given)):
+        if peer and not is_loopback(peer):
+            raise NotLocalError("it answers loopback addresses only")
+    if host is not None:
+        name = host_of(f"//{host}")
+        if not (is_loopback(name) or name in known_hosts):
+            raise NotLocalError(
+                "it answers to names of this machine only, and Host is another: use 127.0.0.1"
+            )
+
+
+def require_allowed_page(
+    *,
+    origin: str | None,
+    fetch_site: str | None,
+    allows: Callable[[str], bool],
+    is_visit: bool = False,
+) -> None:
+    """Refuse requests of pages whose origin is not allowed, whether the browser names it or not.
+
+    Args:
+        origin: the ``Origin`` field.
+        fetch_site: the ``Sec-Fetch-Site`` field.
+        allows: whether pages of an origin are allowed.
+        is_visit: the user follows a link to a page that may be linked to; see :func:`is_visit`.
+
+    Raises:
+        ForeignPageError: the page is of another origin.
+    """
+    if origin is not None:
+        if not allows(origin):
+            raise ForeignPageError(f"origin {origin[:200]!r} is not allowed")
+    elif fetch_site in _OTHER_SITES and not is_visit:
+        # An image, a script, a frame, a form with GET, or fetch() with no-cors. A page that is
+        # allowed uses CORS, a WebSocket or an EventSource, and then its Origin is here.
+        raise ForeignPageError(
+            f"a page of another origin sent it without Origin (Sec-Fetch-Site: {fetch_site})"
+        )
+
+
+def is_visit(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a browser opens the address as a page of its own, in a tab and not in a frame.
+
+    Only a page that does nothing by being opened may be exempted for this.
+    """
+    return (
+        method == "GET"
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
+
+
+def names_own_origin(origin: str, host: str | None) -> bool:
+    """Whether a page was loaded from the server that it now sends a request to.
+
+    This proves nothing unless the host was checked: a page can point its own name here.
+    """
+    scheme, _, page_host = origin.partition("://")
+    return host is not None and scheme in ("http", "https") and page_host.lower() == host.lower()
+
+
+class LocalOnly:
+    """ASGI middleware: admits requests of this machine's programs and of the app's own pages.
+
+    Everything else is answered 403 before the app sees it; a WebSocket is refused. For apps on a
+    developer's machine that do not authenticate.
+    """
+
+    def __init__(
+        self,
+        app: _App,
+        *,
+        name: str,
+        allowed_origins: Iterable[str] = (),
+        pages: Collection[str] = (),
+    ) -> None:
+        """
+        Args:
+            app: what is protected.
+            name: of the app, for the log.
+            allowed_origins: pages that may send requests beside the app's own, such as
+                ``http://127.0.0.1:3000``. Their hosts are also allowed in ``Host``.
+            pages: paths that other sites may link to. Opening one must not change anything.
+        """
+        self._app = app
+        self._name = name
+        self._origins = frozenset(allowed_origins)
+        self._hosts = frozenset(filter(None, map(host_of, self._origins)))
+        self._pages = pages
+        self._logged_at = -1.0
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            try:
+                self._admit(scope)
+            except AdmissionError as error:
+                self._log(str(error))
+                await _refuse(scope, send, f"{self._name}: {error}")
+                return
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: _Scope) -> None:
+        headers = _joined(scope["headers"])
+        host, client = headers.get("host"), scope.get("client")
+        require_local(
+            address=client[0] if client else None,
+            host=host,
+            forwarded_for=headers.get("x-forwarded-for"),
+            known_hosts=self._hosts,
+        )
+        require_allowed_page(
+            origin=headers.get("origin"),
+            fetch_site=headers.get("sec-fetch-site"),
+            allows=lambda origin: origin in self._origins or names_own_origin(origin, host),
+            is_visit=scope["path"] in self._pages and is_visit(scope.get("method", ""), headers),
+        )
+
+    def _log(self, reason: str) -> None:
+        """Write at most one line a second: a page can send requests without end."""
+        now = time.monotonic()
+        if self._logged_at < 0 or now - self._logged_at >= 1:
+            self._logged_at = now
+            logger.warning("%s refused a request: %s", self._name, reason)
+
+
+def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Header fields by name. Repeated ones are joined with a comma (RFC 9110, section 5.3), so that
+    of two hosts or two origins none is allowed."""
+    joined: dict[str, str] = {}
+    for raw_name, raw_value in fields:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
+
+
+async def _refuse(scope: _Scope, send: _Send, error: str) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": ""})
+        return
+    body = json.dumps({"error": error, "status": 403}).encode()
+    fields = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),  # a body that follows is not read
+    ]
+    await send({"type": "http.response.start", "status": 403, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
