@@ -367,7 +367,7 @@ async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -
     await reader.until(3)
     assert await node.store.received_mark(USER) is None
     epoch = cursors[0].partition("-")[0]
-    wrong = (f'"{epoch}-999999"', '"elsewhere-1"', '"nonsense"', "7", "null", "{}")
+    wrong = (f'"{epoch}-99999999999999999"', '"elsewhere-1"', '"nonsense"', "7", "null", "{}")
     for cursor in wrong:
         assert subscription.hear(f'{{"action":"ack","cursor":{cursor}}}') is None
     for text in ('{"action":"dance"}', "{", "[]", "hello", ""):

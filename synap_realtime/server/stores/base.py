@@ -63,7 +63,8 @@ class Entry(NamedTuple):
     """One notification in a room's log.
 
     Attributes:
-        cursor: its position; ``offset`` grows within a room, never reused in a store's life.
+        cursor: its position; ``offset`` grows within a room, never reused in a store's life. It
+            tells a reader of the room nothing about other rooms: it is no count of theirs.
         text: the JSON as every subscriber gets it, ``room`` and ``cursor`` included.
         size: its bytes in UTF-8.
     """
@@ -144,7 +145,13 @@ class Store(Protocol):
         ...
 
     async def head(self, room: Room) -> Cursor:
-        """A position that everything delivered so far is not after; never offset 0."""
+        """A position that everything delivered so far is not after; never offset 0.
+
+        It says nothing of other rooms: neither how much is published there, nor when.
+
+        Raises:
+            StoreUnavailableError: it cannot be told now.
+        """
         ...
 
     async def publish(

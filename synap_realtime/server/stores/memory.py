@@ -27,6 +27,7 @@ from .base import (
     Usage,
     entry_of,
 )
+from .offsets import OffsetClock
 
 MAX_DEVICES_IN_ALL = 100_000
 """Over all rooms; the one that has not come for longest is forgotten first."""
@@ -54,7 +55,7 @@ class _Log:
 
 
 class MemoryStore:
-    """Logs in dictionaries. Offsets are counted over the whole store, so none is ever reused.
+    """Logs in dictionaries. Offsets are unique in the whole store, so none is ever reused.
 
     What goes before its time, because all of it takes too much, is told like everything that is no
     longer retained: who resumes from before it is not recovered.
@@ -74,7 +75,8 @@ class MemoryStore:
         self._evicted = 0
         self._unswept = 0  # publishes since the last sweep
         self._epoch = secrets.token_hex(6)
-        self._offset = 1  # not 0: a head must not look like the position before everything
+        self._offset_clock = OffsetClock()
+        self._offset = 1  # the highest issued; not 0, which is the position before everything
         # The highest offset in any log that was dropped whole, for requests' rooms and for others:
         # what is kept for an hour says nothing about what is kept for a day.
         self._dropped = {True: 0, False: 0}
@@ -87,7 +89,11 @@ class MemoryStore:
     def earliest(self) -> Cursor:
         return Cursor(self._epoch, 0)
 
-    async def head(self, room: Room) -> Cursor:  # noqa: ARG002 - one for all rooms
+    async def head(self, room: Room) -> Cursor:
+        log = self._logs.get(room)
+        if log is not None and log.entries:
+            return log.entries[-1][1].cursor
+        self._offset = self._offset_clock.next(self._offset)
         return Cursor(self._epoch, self._offset)
 
     async def publish(
@@ -118,7 +124,7 @@ class MemoryStore:
             if seen is not None:
                 receipts.append(seen[1]._replace(duplicate=True))
                 continue
-            self._offset = offset = self._offset + 1
+            self._offset = offset = self._offset_clock.next(self._offset)
             cursor = Cursor(self._epoch, offset)
             entry = entry_of(room, cursor, text)
             log.entries.append((now, entry))
@@ -171,7 +177,9 @@ class MemoryStore:
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         log = self._logs.get(room)
-        foreign = after.epoch != self._epoch or after.offset > self._offset
+        # Compared with this moment, not with the last offset, which would tell of other rooms.
+        newest = max(self._offset, self._offset_clock.now())
+        foreign = after.epoch != self._epoch or after.offset > newest
         if log is None:
             lost = 0 < after.offset < self._dropped[is_request_room(room)]
             return Page((), recovered=not foreign and not lost)

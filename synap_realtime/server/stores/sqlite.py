@@ -116,7 +116,7 @@ class SqliteStore:
         except UNUSABLE as error:
             self._file.close()
             raise self._file.unusable(error) from error
-        self._epoch, self._head = self._writer.epoch, self._writer.offset
+        self._epoch = self._writer.epoch
         self._writes = _Health(f"{self._file.path}: it takes writes")
         self._reads = _Health(f"{self._file.path}: it can be read")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -141,8 +141,10 @@ class SqliteStore:
     def earliest(self) -> Cursor:
         return Cursor(self._epoch, 0)
 
-    async def head(self, room: Room) -> Cursor:  # noqa: ARG002 - one for all rooms
-        return Cursor(self._epoch, self._head)
+    async def head(self, room: Room) -> Cursor:
+        # The checkpoint is read first: what is committed afterwards comes after it.
+        checkpoint = self._writer.checkpoint
+        return Cursor(self._epoch, await self._read(self._reader.head, room, checkpoint))
 
     async def publish(
         self, publications: Sequence[Publication], deliver: Deliver
@@ -167,7 +169,8 @@ class SqliteStore:
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         foreign = after.epoch != self._epoch
         start = 0 if foreign else after.offset
-        rows = await self._read(self._reader.page, room, start, limit)
+        checkpoint = self._writer.checkpoint
+        rows = await self._read(self._reader.page, room, start, limit, checkpoint)
         return Page(
             [entry_of(room, Cursor(self._epoch, offset), text) for offset, text in rows.entries],
             recovered=rows.recovered and not foreign,
@@ -333,7 +336,6 @@ class SqliteStore:
                 count = self._counts.get(place.offset, place.count)
             else:
                 entry = entry_of(publication.room, cursor, publication.text)
-                self._head = place.offset
                 try:
                     count = job.deliver(publication.room, entry)
                 except Exception:  # it must not; but nobody else shall wait for ever

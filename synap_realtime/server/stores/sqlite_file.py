@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from ...errors import ConfigurationError
 from ...protocol.rooms import Room, is_request_room
 from .base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention, Usage
+from .offsets import OffsetClock
 
 _APPLICATION_ID = 0x53594E50  # "SYNP"
 _VERSION = 1
@@ -30,10 +31,12 @@ _BUSY_TIMEOUT_S = 1.0
 _ROWS = (64, 8, 1)  # of a statement: few sizes, so that SQLite knows each already
 _MORE = 15  # deleted beside as many as have come
 _MAX_ROOMS = 16_384  # known at once
+_CHECKPOINT_US = 10_000_000  # between two checkpoints
 
-# entry.offset: AUTOINCREMENT, so that none is ever used again. At each start it goes on from the
-# clock's microseconds: a copy of the file that was put back does not use those that were used after
-# it was made. jump: the offsets left out so, which no entry has; a cursor there is of a log that is
+# entry.offset: see OffsetClock. AUTOINCREMENT keeps the highest that was issued, also as a
+# checkpoint, so that none is ever used again. At each start it goes on from the clock's
+# microseconds: a copy of the file that was put back does not use those that were used after it was
+# made. jump: the offsets left out so, which no entry has; a cursor there is of a log that is
 # gone.
 _TABLES = """
 CREATE TABLE room (
@@ -304,7 +307,11 @@ class LogWriter:
         self._connected = True
         self._rooms = _Rooms()
         (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
-        self.offset = _last_offset(self._db)
+        self._offsets = OffsetClock(_last_offset(self._db))
+        self.checkpoint = _last_offset(self._db)
+        """A recent offset that comes after all that was committed before it: the position of a room
+        without a log. It is set every ten seconds at most, so that readers of a quiet room cannot
+        see when others publish."""
 
     def write(
         self,
@@ -325,6 +332,7 @@ class LogWriter:
             sqlite3.Error: nothing was written.
         """
         with self._transaction():
+            checkpoint = self._next_checkpoint()
             publications = [publication for call in calls for publication in call]
             places = iter(
                 [
@@ -347,7 +355,17 @@ class LogWriter:
             )
             self._sweep(sweep)
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'checked'", (self._clock(),))
+        self.checkpoint = checkpoint  # now that it is in the file
         return kept
+
+    def _next_checkpoint(self) -> int:
+        """The checkpoint, renewed and put into the file if it is old."""
+        last, now = _last_offset(self._db), self._offsets.now()
+        if now < self.checkpoint + _CHECKPOINT_US:
+            return self.checkpoint
+        now = max(now, last)
+        self._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'entry'", (now,))
+        return now
 
     def is_anything_old(self) -> bool:
         if not self._connected:
@@ -398,7 +416,7 @@ class LogWriter:
             if before is not None:
                 kept.append(before)
                 continue
-            offset += 1
+            offset = self._offsets.next(offset)
             entries.append((offset, room.id, now + self._retention.age_s(room.name), text))
             seen.append((offset, room.id, id, now + self._retention.dedupe_s))
             room.grown += 1
@@ -524,15 +542,18 @@ class LogReader:
         self._db = file.connect()
         self._db.execute("PRAGMA query_only=ON")
 
-    def page(self, room: Room, after: int, limit: int) -> Rows:
+    def page(self, room: Room, after: int, limit: int, checkpoint: int) -> Rows:
         """Up to ``limit`` entries after an offset, as they were at one moment.
+
+        Args:
+            checkpoint: no cursor of a room without a log was issued after it.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
         """
         self._db.execute("BEGIN")
         try:
-            return self._page(room, after, limit)
+            return self._page(room, after, limit, checkpoint)
         finally:
             self._db.execute("ROLLBACK")
 
@@ -542,6 +563,22 @@ class LogReader:
             sqlite3.Error: the file cannot be read now.
         """
         return _last_offset(self._db)
+
+    def head(self, room: Room, checkpoint: int) -> int:
+        """The highest offset that was ever in a room's log; of a room without one, the checkpoint.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        row = self._db.execute(
+            "SELECT max(forgotten, ifnull((SELECT max(offset) FROM entry WHERE room = room.id), 0))"
+            " FROM room WHERE name = ?",
+            (room,),
+        ).fetchone()
+        if row is not None and row[0]:
+            return int(row[0])
+        # What was kept for a few seconds only may have been dropped after the checkpoint.
+        return max(checkpoint, self._dropped(room))
 
     def device_mark(self, room: Room, device: str) -> int | None:
         """How far a device has come; None if it is not known.
@@ -578,15 +615,13 @@ class LogReader:
     def close(self) -> None:
         self._db.close()
 
-    def _page(self, room: Room, after: int, limit: int) -> Rows:
+    def _page(self, room: Room, after: int, limit: int, checkpoint: int) -> Rows:
         execute = self._db.execute
-        foreign = after > _last_offset(self._db) or self._is_in_a_jump(after)
+        # Not compared with the last offset of all rooms: the answer would tell of others.
+        foreign = after > max(checkpoint, self.head(room, checkpoint)) or self._is_in_a_jump(after)
         row = execute("SELECT id, forgotten FROM room WHERE name = ?", (room,)).fetchone()
         if row is None:
-            (dropped,) = execute(
-                "SELECT value FROM meta WHERE name = ?", (_dropped(room),)
-            ).fetchone()
-            return Rows((), recovered=not foreign and not 0 < after < dropped)
+            return Rows((), recovered=not foreign and not 0 < after < self._dropped(room))
         id, forgotten = row
         start = 0 if foreign else after
         gone = max(forgotten, self._expired(id))
@@ -595,6 +630,13 @@ class LogReader:
             (id, max(start, gone), limit),
         ).fetchall()
         return Rows(rows, recovered=not foreign and not 0 < start < gone)
+
+    def _dropped(self, room: Room) -> int:
+        """The highest offset that was in a log of this kind that was dropped whole."""
+        row = self._db.execute(
+            "SELECT value FROM meta WHERE name = ?", (_dropped(room),)
+        ).fetchone()
+        return int(row[0])
 
     def _is_in_a_jump(self, offset: int) -> bool:
         row = self._db.execute(

@@ -1,0 +1,119 @@
+"""Cursors of one room say nothing about another."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from synap_realtime.protocol.cursor import Cursor
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.stores import sqlite_file
+from synap_realtime.server.stores.base import Store
+from synap_realtime.server.stores.offsets import OffsetClock
+from synap_realtime.server.stores.sqlite import SqliteStore
+
+from .conftest import OpenStore
+from .test_contract import ids, publication, publish
+
+MINE, QUIET = Room("user_mine"), Room("user_quiet")
+
+
+async def publish_elsewhere(store: Store, count: int) -> None:
+    """Each to a room of its own, as a busy server does."""
+    for n in range(count):
+        await publish(store, f"n{n}", Room(f"user_other{n}"))
+
+
+async def test_cursors_do_not_count_the_publishes_of_other_rooms(open_store: OpenStore) -> None:
+    store = open_store()
+    first = await publish(store, "a", MINE)
+    await publish_elsewhere(store, 3)
+    await asyncio.sleep(0.05)
+    second = await publish(store, "b", MINE)
+    assert second.cursor.offset - first.cursor.offset >= 50_000  # microseconds, not publishes
+
+
+async def test_the_head_of_a_quiet_room_does_not_count_the_publishes_of_other_rooms(
+    open_store: OpenStore,
+) -> None:
+    store = open_store()
+    before = await store.head(QUIET)
+    await publish_elsewhere(store, 3)
+    await asyncio.sleep(0.05)
+    after = await store.head(QUIET)
+    assert after == before or after.offset - before.offset >= 50_000
+
+
+async def test_a_guessed_cursor_does_not_tell_whether_others_published(
+    open_store: OpenStore,
+) -> None:
+    store = open_store()
+    guess = (await store.head(QUIET)).offset + 1
+    guessed = Cursor(store.earliest().epoch, guess)
+    await asyncio.sleep(0.001)
+    before = await store.read(QUIET, guessed, 1)
+    await publish_elsewhere(store, 3)
+    assert await store.read(QUIET, guessed, 1) == before
+
+
+async def test_a_busy_room_does_not_move_the_head_of_another(open_store: OpenStore) -> None:
+    store = open_store()
+    mine = (await publish(store, "a", MINE)).cursor
+    await publish_elsewhere(store, 3)
+    assert await store.head(MINE) == mine
+
+
+@pytest.mark.parametrize("checkpoint_us", [0, 10_000_000])
+async def test_the_head_of_an_empty_room_resumes_completely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_us: int
+) -> None:
+    """Also over restarts: what was issued before is never taken for another log's."""
+    monkeypatch.setattr(sqlite_file, "_CHECKPOINT_US", checkpoint_us)
+    heads: list[tuple[Room, Cursor]] = []
+    for life in range(3):
+        store = SqliteStore(tmp_path / "rooms.db")
+        for n in range(10):
+            room = Room(f"user_{life}-{n}")
+            heads.append((room, await store.head(room)))
+            await publish(store, f"{life}.{n}")
+        for room, _ in heads[-10:]:
+            await publish(store, "first", room)
+        for room, head in heads:
+            page = await store.read(room, head, 10)
+            assert page.recovered
+            assert len(page.entries) == 1
+        await store.close()
+
+
+async def test_the_head_comes_before_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "_CHECKPOINT_US", 0)
+    store = SqliteStore(tmp_path / "rooms.db")
+    for n in range(50):
+        room = Room(f"user_{n}")
+        publishing = asyncio.ensure_future(store.publish([publication("n", room)], lambda *_: 0))
+        await asyncio.sleep(0)
+        head = await store.head(room)
+        (receipt,) = await publishing
+        missed = await ids(store, room, head)
+        assert missed == ["n"] or head == receipt.cursor
+    await store.close()
+
+
+def test_offsets_grow_within_one_microsecond_and_after_the_last() -> None:
+    stopped = OffsetClock(10**17, clock_ns=lambda: 0)
+    assert stopped.now() == 10**17 + 1
+    assert stopped.next(10**17 + 1) == 10**17 + 2
+    assert stopped.next(10**17 + 2) == 10**17 + 3
+
+
+def test_offsets_follow_no_jump_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    elapsed_ns = 0
+    clock = OffsetClock(clock_ns=lambda: elapsed_ns)
+    before = clock.now()
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    elapsed_ns = 5_000
+    assert clock.now() == before + 5
