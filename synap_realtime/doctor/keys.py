@@ -145,7 +145,7 @@ async def _check_jwks(subject: Subject, url: str, say: Say) -> None:
             say(Finding("fail", "JWKS", f"what {host} has is no JWK set", advice))
             return
         finally:
-            await jwks.close()
+            jwks.cancel()
     if found:
         say(Finding("ok", "JWKS", f"{host} has {_count(len(found), 'key')} for signatures"))
     else:

@@ -87,6 +87,8 @@ class Access:
         self._authenticator = authenticator
         self.keys = authenticator.keys
         """Those that count now; false, if there are none."""
+        self.refresh_keys = authenticator.refresh
+        self.vouches_for = authenticator.vouches_for
         self._revocations = revocations
         self._allowed_origins = allowed_origins
         self._allowed_hosts = frozenset(filter(None, map(host_of, allowed_origins)))
@@ -157,9 +159,10 @@ class Access:
             raise unauthorized("the token was revoked", invalid=True)
         return claims
 
-    def is_revoked(self, claims: Claims) -> bool:
-        """Whether they were taken back since :meth:`identify`."""
-        return self._revocations.covers(claims)
+    def still_counts(self, claims: Claims) -> bool:
+        """Whether claims that :meth:`identify` accepted are still good: they were not revoked
+        meanwhile, and the key that vouched for them was not removed."""
+        return self.vouches_for(claims) and not self._revocations.covers(claims)
 
     def publisher(self, digest: bytes, room: Room) -> Claims | None:
         """Who may publish to a room, by the digest of a key.

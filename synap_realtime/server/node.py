@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -44,6 +45,9 @@ from .settings import ServerSettings
 from .stores.base import SharedStore, Store, StoreUnavailableError
 from .stores.measured import MeasuredStore
 from .subscription import LOST
+from .watched import LOOK_EVERY_S
+
+logger = logging.getLogger(__name__)
 
 RETRY_MS = 1000
 """When a browser comes back after an event stream has ended."""
@@ -130,6 +134,7 @@ class Node:
         self._publishing = publishing = Publishing(store, hub, access, limits, metrics)
         self._api = Api(store, hub, presence, access, publishing, revocations, metrics, admin)
         self.publish_at_once = publishing.at_once
+        self._keys_timer: asyncio.TimerHandle | None = None
 
     @property
     def settings(self) -> ServerSettings:
@@ -146,8 +151,17 @@ class Node:
         return bool(self._access.keys())
 
     def watch_loop(self) -> None:
-        """Look at the running event loop from now on; to call it again changes nothing."""
+        """Look at the running event loop, and at the keys, from now on; to call it again changes
+        nothing."""
         self._metrics.watch_loop()
+        if self._keys_timer is None:
+            self._watch_keys(asyncio.get_running_loop())
+
+    def _watch_keys(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A key that was removed stops counting within a second, whoever asks meanwhile."""
+        self._keys_timer = loop.call_later(LOOK_EVERY_S, self._watch_keys, loop)
+        if self._access.refresh_keys() and (closed := self._sessions.close_untrusted()):
+            logger.warning("connections closed: their key was removed; connections=%d", closed)
 
     async def answer(self, request: Request) -> Response | Opened:
         """Answer a request; what is asked below ``/rooms/{room}/events`` is let in as a stream.
@@ -250,6 +264,8 @@ class Node:
         self._presence.close()
         self._sessions.stop()
         self._metrics.close()
+        if self._keys_timer is not None:
+            self._keys_timer.cancel()
         await self._authenticator.close()
         await self._api.close()
 

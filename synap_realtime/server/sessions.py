@@ -111,7 +111,7 @@ class Session:
         except StoreUnavailableError:
             pass
         else:
-            if self._access.is_revoked(claims):  # while a rule was asked
+            if not self._access.still_counts(claims):  # while a rule was asked
                 return close(CloseCode.REVOKED)
             self.claims = claims
             self._await_expiry()
@@ -212,7 +212,7 @@ class Sessions:
         )  # fmt: skip
         self._open.add(session)
         events.opened(room, claims, address, device, transport)
-        if self._revocations.covers(claims):  # since it was looked at
+        if not self._access.still_counts(claims):  # since it was looked at
             subscription.close(CloseCode.REVOKED)
         if session.user is not None:
             self._presence.join(room, session.user, device)
@@ -254,6 +254,17 @@ class Sessions:
 
     def subscriptions(self) -> list[Subscription]:
         return [session.subscription for session in self._open]
+
+    def close_untrusted(self) -> int:
+        """Close the connections whose key was removed; returns how many.
+
+        With 4401, not 4504: the user was not revoked, and comes back with a token that another key
+        has signed.
+        """
+        found = [each for each in self._open if not self._access.vouches_for(each.claims)]
+        for session in found:
+            session.subscription.close(CloseCode.TOKEN_EXPIRED)
+        return len(found)
 
     async def wait_until_left(self, end: float) -> None:
         """Wait until all have gone, at most to a moment of the loop's clock."""

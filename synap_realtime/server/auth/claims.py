@@ -23,6 +23,8 @@ class Claims:
         token_id: ``jti``, else a hash of what was signed: for revoking it. None for a key.
         issued_at, expires_at: seconds since 1970; None: not said, or a key, which does not end.
         members: all that the token says, for a rule of one's own.
+        anchor: the trust anchor that vouches for it: the digest of the API key, of the secret or of
+            the public key that signed the token. None: on a server without keys.
     """
 
     user: str | None = None
@@ -34,6 +36,7 @@ class Claims:
     issued_at: float | None = None
     expires_at: float | None = None
     members: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    anchor: bytes | None = field(default=None, repr=False)
 
     def opens(self, room: Room) -> bool:
         """Whether the room is the user's own, or one of those that the credential names."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ...errors import ConfigurationError
+from ...redaction import redacted
 from ..settings import is_loopback
 
 if TYPE_CHECKING:
@@ -39,18 +43,31 @@ class KeysUnavailableError(Exception):
     """The keys cannot be had now: nobody can say whether the token is good."""
 
 
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A key of a JWK set, and the SHA-256 of its public members, whatever its ``kid``."""
+
+    jwk: jwt.PyJWK
+    digest: bytes
+
+
 class Jwks:
-    """The keys at one address."""
+    """The keys at one address.
+
+    Attributes:
+        changes: how often what was fetched were other keys than before.
+    """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._clock = clock
-        self._keys: list[jwt.PyJWK] = []
+        self._keys: list[PublicKey] = []
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
+        self.changes = 0
 
-    async def find(self, algorithm: str, kid: str | None) -> list[jwt.PyJWK]:
+    async def find(self, algorithm: str, kid: str | None) -> list[PublicKey]:
         """The keys that may have signed such a token; empty if there is none.
 
         Raises:
@@ -65,10 +82,21 @@ class Jwks:
             await self._fetch()
             found = self._among(algorithm, kid)
         if self._age_s() > STALE_S:
-            raise KeysUnavailableError(self._url)
+            raise KeysUnavailableError(redacted(self._url))
         return found
 
-    async def close(self) -> None:
+    def refresh(self) -> None:
+        """Begin to fetch the keys again, if they were fetched before and are due. A key that was
+        withdrawn stops counting so, also while no token asks for keys."""
+        if FRESH_S < self._age_s() < math.inf and self._may_try():
+            self._begin()
+
+    def has(self, digest: bytes) -> bool:
+        """Whether a key is among those that were last fetched."""
+        return any(key.digest == digest for key in self._keys)
+
+    def cancel(self) -> None:
+        """Stop fetching: nobody asks for these keys any more."""
         if self._fetching is not None:
             self._fetching.cancel()
 
@@ -78,14 +106,14 @@ class Jwks:
     def _may_try(self) -> bool:
         return self._clock() - self._tried_at >= PAUSE_S
 
-    def _among(self, algorithm: str, kid: str | None) -> list[jwt.PyJWK]:
+    def _among(self, algorithm: str, kid: str | None) -> list[PublicKey]:
         kind = ALGORITHMS[algorithm]
         return [
             key
             for key in self._keys
-            if key.key_type == kind
-            and key.algorithm_name == algorithm
-            and (kid is None or key.key_id == kid)
+            if key.jwk.key_type == kind
+            and key.jwk.algorithm_name == algorithm
+            and (kid is None or key.jwk.key_id == kid)
         ]
 
     def _begin(self) -> asyncio.Task[None]:
@@ -118,14 +146,18 @@ class Jwks:
                         raise ValueError(f"has more than {MAX_BYTES} bytes")
             keys = _keys_of(json.loads(content))
         except (httpx.HTTPError, ValueError, RecursionError, TimeoutError, OSError) as error:
+            reason = redacted(str(error)) or type(error).__name__
             logger.error(
-                "the keys at %s could not be had: %s", self._url, str(error) or type(error).__name__
-            )
+                "fetching JWKS failed, keeping previous keys for at most %g s: %s: %s",
+                STALE_S, redacted(self._url), reason,
+            )  # fmt: skip
         else:
+            if {key.digest for key in keys} != {key.digest for key in self._keys}:
+                self.changes += 1
             self._keys, self._fetched_at = keys, self._clock()
 
 
-def _keys_of(document: Any) -> list[jwt.PyJWK]:
+def _keys_of(document: Any) -> list[PublicKey]:
     """The keys of a JWK set that we can use; others are passed over (RFC 7517, section 5)."""
     import jwt
 
@@ -139,10 +171,17 @@ def _keys_of(document: Any) -> list[jwt.PyJWK]:
         if member.get("kty") not in ALGORITHMS.values():
             continue  # a shared secret has no place in public
         try:
-            keys.append(jwt.PyJWK(member))
+            keys.append(PublicKey(jwt.PyJWK(member), _digest_of(member)))
         except (jwt.PyJWTError, ValueError, TypeError, KeyError):
-            logger.warning("a key of the JWK set cannot be used: kid %r", member.get("kid"))
+            kid = redacted(repr(member.get("kid")))
+            logger.warning("JWKS key ignored: it cannot be used: kid=%s", kid)
     return keys
+
+
+def _digest_of(member: Mapping[str, Any]) -> bytes:
+    """In the manner of a JWK thumbprint (RFC 7638): of what makes the key, not of what names it."""
+    parts = {name: member[name] for name in ("kty", "crv", "e", "n", "x", "y") if name in member}
+    return sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
 
 def check_jwks_url(url: str) -> None:
@@ -159,4 +198,4 @@ def check_jwks_url(url: str) -> None:
     except ValueError:
         ok = False
     if not ok:
-        raise ConfigurationError(f"JWKS address: expected https://…, got {url!r}")
+        raise ConfigurationError(f"JWKS address: expected https://…, got {redacted(url)!r}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import stat
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from pathlib import Path
 import pydantic
 
 from ...errors import ConfigurationError, InvalidArgumentError
+from ...redaction import redacted
 from ...tokens import MAKE_A_SECRET, check_secret, parse_scopes
 from ..watched import Watched
 from .claims import Claims
@@ -55,12 +58,12 @@ class Keys:
     """What is trusted at one moment. Its repr shows none of it.
 
     Attributes:
-        token_secrets: that may have signed a token.
+        token_secrets: that may have signed a token, each with its SHA-256.
         jwks_urls: where the public keys of others are.
         api_keys: what each program's key is good for, by its SHA-256.
     """
 
-    token_secrets: tuple[str, ...]
+    token_secrets: Mapping[str, bytes]
     jwks_urls: tuple[str, ...]
     api_keys: Mapping[bytes, Claims]
 
@@ -80,7 +83,11 @@ class Keys:
 
 
 class KeyRing:
-    """The keys of the settings and of the file, as they are now."""
+    """The keys of the settings and of the file, as they are now.
+
+    A ring that has keys never becomes empty: a key file that is missing, unreadable, malformed or
+    without any key leaves the keys as they were. To run without keys, restart without them.
+    """
 
     def __init__(
         self,
@@ -93,29 +100,66 @@ class KeyRing:
     ) -> None:
         """
         Raises:
-            ConfigurationError: names the key that cannot be used; does not show it.
+            ConfigurationError: names the key that cannot be used, or says what is wrong with the
+                file; shows no key.
         """
         self._own = KeyFile(
             token_secrets=tuple(token_secrets), jwks_urls=tuple(jwks_urls), api_keys=api_keys or {}
         )
         self._file = file
-        self._watched = Watched(*([file] if file else []), clock=clock)
-        self._keys = _together(self._own, _read(file) if file else KeyFile())
+        self._watched = Watched(*([file] if file else []), settles=True, clock=clock)
+        self._keys = _together(self._own, KeyFile())
+        if file is not None:
+            self._keys = self._read(file)
+        self._problem: tuple[object, str] | None = None
 
     def current(self) -> Keys:
-        """The keys now. A file that has become unreadable or wrong is said once, and its last
-        good contents count."""
-        if self._file is not None and self._watched.have_changed():
-            self._reload(self._file)
+        """The keys that were last read. Looks at no file: see :meth:`refresh`."""
         return self._keys
 
-    def _reload(self, file: Path) -> None:
+    def refresh(self) -> bool:
+        """Read the key file again if it has changed; to be called a few times a second.
+
+        A reload that fails keeps the previous keys, writes one log line for each state of the file,
+        and is tried again at the next call.
+
+        Returns:
+            Whether the keys are others now.
+        """
+        if self._file is None or not self._watched.have_changed():
+            return False
         try:
-            self._keys = _together(self._own, _read(file))
+            keys = self._read(self._file)
         except ConfigurationError as error:
-            logger.error("the keys stay as they were: %s", error)
-        else:
-            logger.info("%s has changed: %r", file, self._keys)
+            problem = (self._watched.state, str(error))
+            if problem != self._problem:
+                logger.error("keys file reload failed, keeping previous keys: %s", error)
+            self._problem = problem
+            self._watched.report_again()  # what cannot be read now may be readable a moment later
+            return False
+        self._problem = None
+        if keys == self._keys:
+            return False
+        self._keys = keys
+        logger.info("keys file reloaded: %s: %r", redacted(str(self._file)), keys)
+        return True
+
+    def _read(self, file: Path) -> Keys:
+        """The keys of the settings and of the file.
+
+        Raises:
+            ConfigurationError: the file cannot be read, is malformed, or has no keys.
+        """
+        shown = redacted(str(file))
+        try:
+            return _together(self._own, _parse(_content_of(file)))
+        except OSError as error:
+            problem = f"{error.strerror}; {_MAKE_A_FILE}"
+        except (ValueError, RecursionError) as error:
+            problem = _without_secrets(error)
+        except ConfigurationError as error:
+            problem = str(error)
+        raise ConfigurationError(f"--keys {shown}: {problem}")
 
 
 def digest_of(text: str) -> bytes:
@@ -123,22 +167,40 @@ def digest_of(text: str) -> bytes:
     return sha256(text.encode(errors="surrogatepass")).digest()
 
 
-def _read(file: Path) -> KeyFile:
-    try:
-        return KeyFile.model_validate(tomllib.loads(file.read_text()))
-    except OSError as error:
-        raise ConfigurationError(
-            f"--keys {file}: {error.strerror}; make it with: {MAKE_A_SECRET} > {file}"
-        ) from None
-    except ValueError as error:
-        raise ConfigurationError(f"--keys {file}: {_without_secrets(error)}") from None
+MAX_FILE_BYTES = 1024 * 1024
+"""A key file is read whole; a larger file is something else, given by mistake."""
+
+
+def _content_of(file: Path) -> str:
+    if not stat.S_ISREG(file.stat().st_mode):  # a pipe would block, a folder has no text
+        raise ConfigurationError(f"it is not a file; {_MAKE_A_FILE}")
+    with file.open("rb") as opened:
+        content = opened.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigurationError(f"it is larger than {MAX_FILE_BYTES} bytes; {_MAKE_A_FILE}")
+    return content.decode()
+
+
+def _parse(content: str) -> KeyFile:
+    keys = KeyFile.model_validate(tomllib.loads(content))
+    if not (keys.token_secrets or keys.jwks_urls or keys.api_keys):
+        raise ConfigurationError(f"it has no keys; {_MAKE_A_FILE}, or start without --keys")
+    return keys
+
+
+_MAKE_A_FILE = f"make one with: {MAKE_A_SECRET} --out keys.toml"
 
 
 def _without_secrets(error: Exception) -> str:
     if isinstance(error, pydantic.ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return str(error) if isinstance(error, tomllib.TOMLDecodeError) else "it is not UTF-8"
+        return redacted(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+    if isinstance(error, tomllib.TOMLDecodeError):
+        return redacted(_QUOTED.sub("…", str(error)))  # it may quote what stands in the file
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it is malformed"
+
+
+_QUOTED = re.compile(r"\('.*?'\S*\)|'[^']{2,}'|\"[^\"]{2,}\"")
 
 
 def _together(own: KeyFile, file: KeyFile) -> Keys:
@@ -155,17 +217,19 @@ def _together(own: KeyFile, file: KeyFile) -> Keys:
         try:
             scopes[name] = frozenset(parse_scopes(each.scope))
         except InvalidArgumentError as error:
-            raise ConfigurationError(f"API key {name!r}: {error}") from None
-        check_secret(f"API key {name!r}", key)
+            raise ConfigurationError(f"API key {redacted(name)!r}: {error}") from None
+        check_secret(f"API key {redacted(name)!r}", key)
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigurationError(
-                f"API key {name!r}: an HTTP header has to carry it: expected ASCII without spaces"
+                f"API key {redacted(name)!r}: an HTTP header has to carry it: expected ASCII "
+                "without spaces"
             )
     urls = own.jwks_urls + file.jwks_urls
     for url in urls:
         check_jwks_url(url)
+    digests = {name: digest_of(each.key) for name, each in api_keys.items()}
     claims = {
-        digest_of(each.key): Claims(rooms=("*",), scopes=scopes[name], key=name)
-        for name, each in api_keys.items()
+        digest: Claims(rooms=("*",), scopes=scopes[name], key=name, anchor=digest)
+        for name, digest in digests.items()
     }
-    return Keys(secrets, urls, claims)
+    return Keys({secret: digest_of(secret) for secret in secrets}, urls, claims)

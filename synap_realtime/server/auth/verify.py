@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -64,6 +64,7 @@ class Authenticator:
         self._leeway_s = leeway_s
         self._keeps_members = keeps_members
         self._jwks: dict[str, Jwks] = {}
+        self._changes = 0
         current = keys.current()
         if current.token_secrets or current.jwks_urls:
             try:
@@ -87,13 +88,44 @@ class Authenticator:
             return claims
         if credential.count(".") != 2:
             raise InvalidTokenError("it is no key of this server, and no JWT")
-        return self._claims_of(await self._verify(credential, keys), credential)
+        members, anchor = await self._verify(credential, keys)
+        return self._claims_of(members, credential, anchor)
+
+    def refresh(self) -> bool:
+        """Read a key file that has changed, and fetch public keys that are due, without waiting; to
+        be called a few times a second.
+
+        Returns:
+            Whether a key may have gone since the last call: then :meth:`vouches_for` answers anew.
+        """
+        has_changed = self._ring.refresh()
+        if has_changed:
+            urls = self._ring.current().jwks_urls
+            for url in [url for url in self._jwks if url not in urls]:
+                self._jwks.pop(url).cancel()
+        for jwks in self._jwks.values():
+            jwks.refresh()
+        before, self._changes = self._changes, sum(jwks.changes for jwks in self._jwks.values())
+        return has_changed or self._changes != before
+
+    def vouches_for(self, claims: Claims) -> bool:
+        """Whether the key that vouched for these claims still counts, and for as much."""
+        if claims.anchor is None:
+            return True  # on a server without keys
+        keys = self._ring.current()
+        if claims.key is not None:
+            now = keys.api_keys.get(claims.anchor)
+            return now is not None and now.scopes >= claims.scopes
+        return claims.anchor in keys.token_secrets.values() or any(
+            jwks.has(claims.anchor) for url, jwks in self._jwks.items() if url in keys.jwks_urls
+        )
 
     async def close(self) -> None:
         for jwks in self._jwks.values():
-            await jwks.close()
+            jwks.cancel()
 
-    async def _verify(self, token: str, keys: Keys) -> Mapping[str, Any]:
+    async def _verify(self, token: str, keys: Keys) -> tuple[Mapping[str, Any], bytes]:
+        """What a token says, and the digest of the key that has signed it."""
         import jwt
 
         header = _header_of(token.partition(".")[0])
@@ -104,14 +136,14 @@ class Authenticator:
             raise InvalidTokenError("its 'alg' is no text")
         # The algorithm chooses the kind of key, and no key is ever used for another: a public key
         # is no shared secret, whatever the header says (RFC 8725, section 3.1).
-        candidates: list[Any]
+        candidates: Sequence[tuple[Any, bytes]]
         if algorithm == "HS256":
-            candidates = list(keys.token_secrets)
+            candidates = [*keys.token_secrets.items()]
         elif algorithm in ALGORITHMS:
             candidates = await self._public_keys(keys, algorithm, header.get("kid"))
         else:
             raise InvalidTokenError(f"its algorithm is none of HS256, {', '.join(ALGORITHMS)}")
-        for key in candidates:
+        for key, anchor in candidates:
             try:
                 decoded: Mapping[str, Any] = jwt.decode(
                     token,
@@ -130,25 +162,28 @@ class Authenticator:
                 raise InvalidTokenError(_REASONS.get(type(error).__name__, "it is wrong")) from None
             except (ValueError, TypeError, OverflowError, RecursionError):
                 raise InvalidTokenError("its claims have wrong types") from None
-            return decoded
+            return decoded, anchor
         raise InvalidTokenError("no key of this server has signed it")
 
-    async def _public_keys(self, keys: Keys, algorithm: str, kid: object) -> list[Any]:
+    async def _public_keys(
+        self, keys: Keys, algorithm: str, kid: object
+    ) -> list[tuple[Any, bytes]]:
         if kid is not None and not isinstance(kid, str):
             raise InvalidTokenError("its 'kid' is no text")
-        found: list[Any] = []
+        found: list[tuple[Any, bytes]] = []
         unavailable: KeysUnavailableError | None = None
         for url in keys.jwks_urls:
-            jwks = self._jwks.setdefault(url, Jwks(url))
+            if (jwks := self._jwks.get(url)) is None:
+                jwks = self._jwks[url] = Jwks(url)
             try:
-                found += await jwks.find(algorithm, kid)
+                found += [(key.jwk, key.digest) for key in await jwks.find(algorithm, kid)]
             except KeysUnavailableError as error:
                 unavailable = error
         if not found and unavailable is not None:
             raise unavailable
         return found
 
-    def _claims_of(self, members: Mapping[str, Any], token: str) -> Claims:
+    def _claims_of(self, members: Mapping[str, Any], token: str, anchor: bytes) -> Claims:
         try:
             return Claims(
                 user=_optional_text(members, "sub"),
@@ -159,6 +194,7 @@ class Authenticator:
                 issued_at=_moment(members, "iat"),
                 expires_at=_moment(members, "exp"),
                 members=members if self._keeps_members else _NOTHING,
+                anchor=anchor,
             )
         except InvalidArgumentError as error:
             raise InvalidTokenError(f"its claim {error.field!r} is wrong") from None

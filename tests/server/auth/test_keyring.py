@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
-from collections.abc import AsyncIterator
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from synap_realtime import ConfigurationError
-from synap_realtime.server.auth import Authenticator, InvalidTokenError, KeyRing
-from synap_realtime.server.auth.jwks import KeysUnavailableError
+from synap_realtime.server.auth import Authenticator, InvalidTokenError, KeyRing, verify
+from synap_realtime.server.auth.jwks import FRESH_S, Jwks, KeysUnavailableError
+from synap_realtime.server.auth.keyring import MAX_FILE_BYTES
 from synap_realtime.server.serve import running
+from synap_realtime.server.watched import LOOK_EVERY_S
 from synap_realtime.tokens import mint_token
 
 from .test_verify import DOCUMENT, EC_KEY
@@ -37,45 +44,178 @@ def write(file: Path, *secrets: str, **api_keys: str) -> None:
     file.write_text("\n".join(lines + [f'{name} = "{key}"' for name, key in api_keys.items()]))
 
 
+def look(ring: KeyRing | Authenticator, clock: Clock) -> bool:
+    """Let a changed file settle: whether the keys are others now."""
+    found = False
+    for _ in range(3):
+        clock.now += LOOK_EVERY_S
+        found |= ring.refresh()
+    return found
+
+
 async def test_rotation_needs_no_restart(tmp_path: Path) -> None:
     file, clock = tmp_path / "keys.toml", Clock()
     write(file, OLD)
-    ring = KeyRing(file=file, clock=clock)
-    subject = Authenticator(ring)
+    subject = Authenticator(KeyRing(file=file, clock=clock))
     old, new = mint_token("1", secret=OLD), mint_token("1", secret=NEW)
-    await subject.identify(old)
+    by_old = await subject.identify(old)
     with pytest.raises(InvalidTokenError):
         await subject.identify(new)
     write(file, OLD, NEW)
-    clock.now += 1
+    assert look(subject, clock)
     await subject.identify(old)
-    await subject.identify(new)
+    by_new = await subject.identify(new)
+    assert subject.vouches_for(by_old)
     write(file, NEW)
-    clock.now += 1
+    assert look(subject, clock)
     with pytest.raises(InvalidTokenError):
         await subject.identify(old)
+    assert not subject.vouches_for(by_old)
+    assert subject.vouches_for(by_new)
 
 
-async def test_a_file_that_becomes_wrong_is_said_once_and_changes_nothing(
+def test_a_key_that_loses_a_scope_vouches_no_more(tmp_path: Path) -> None:
+    file, clock = tmp_path / "keys.toml", Clock()
+
+    def give(scope: str) -> None:
+        file.write_text(f'[api_keys]\njobs = {{ key = "{OLD}", scope = "{scope}" }}\n')
+
+    give("subscribe broadcast")
+    ring = KeyRing(file=file, clock=clock)
+    subject = Authenticator(ring)
+    claims = ring.current().claims_of_key(OLD)
+    assert claims is not None
+    give("subscribe broadcast presence")
+    assert look(subject, clock)
+    assert subject.vouches_for(claims)
+    give("broadcast")
+    assert look(subject, clock)
+    assert not subject.vouches_for(claims)
+
+
+def make_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def make_link_nowhere(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.with_name("nowhere"))
+
+
+def make_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "empty": lambda file: file.write_text(""),
+    "blank": lambda file: file.write_text("\n \n\t\n"),
+    "comments": lambda file: file.write_text(f"# {OLD}\n# [api_keys]\n"),
+    "empty lists": lambda file: file.write_text("token_secrets = []\njwks_urls = []\n[api_keys]\n"),
+    "truncated": lambda file: file.write_text(f'token_secrets = ["{OLD[:5]}'),
+    "too short": lambda file: file.write_text('token_secrets = ["shhh-too-short"]'),
+    "not UTF-8": lambda file: file.write_bytes(b"\xff"),
+    "zeros": lambda file: file.write_bytes(b"\0" * 100),
+    "UTF-16": lambda file: file.write_text("token_secrets = []", encoding="utf-16"),
+    "malformed": lambda file: file.write_text(f"{OLD}\n"),
+    "an unknown member": lambda file: file.write_text(f'secret = "{OLD}"\n'),
+    "of other types": lambda file: file.write_text(f'token_secrets = "{OLD}"\napi_keys = 1\n'),
+    "nested": lambda file: file.write_text(f"a = {'[' * 5000}"),
+    "huge": lambda file: file.write_text("#" * (MAX_FILE_BYTES + 1)),
+    "missing": Path.unlink,
+    "a folder": make_folder,
+    "a link to nowhere": make_link_nowhere,
+    "a pipe": make_pipe,
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_keeps_previous_keys_while_the_file_is_broken(
+    broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, clock = tmp_path / "keys.toml", Clock()
+    write(file, OLD, jobs=NEW)
+    ring = KeyRing(file=file, clock=clock)
+    before = ring.current()
+    BROKEN[broken](file)
+    for _ in range(20):
+        assert not look(ring, clock)
+        assert ring.current() == before
+    (record,) = caplog.records
+    assert record.getMessage().startswith("keys file reload failed, keeping previous keys: --keys ")
+    assert "shhh" not in caplog.text
+    assert OLD not in caplog.text
+
+
+def test_takes_the_file_again_when_it_is_repaired(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, clock = tmp_path / "keys.toml", Clock()
     write(file, OLD)
     ring = KeyRing(file=file, clock=clock)
-    for broken in ("token_secrets = [", 'token_secrets = ["shhh-too-short"]', "", None):
-        caplog.clear()
-        if broken is None:
-            file.unlink()
-        elif broken:
-            file.write_text(broken)
-        else:
-            file.write_bytes(b"\xff")
-        for _ in range(3):
-            clock.now += 1
-            assert ring.current().token_secrets == (OLD,)
-        assert len(caplog.records) == 1
-        assert "shhh" not in caplog.text
-        assert OLD not in caplog.text
+    for text in ("", "# nothing\n", "["):
+        file.write_text(text)
+        assert not look(ring, clock)
+        assert not look(ring, clock)
+    assert len(caplog.records) == 3, "one line for each state of the file"
+    write(file, NEW)
+    assert look(ring, clock)
+    assert [*ring.current().token_secrets] == [NEW]
+
+
+def test_retries_a_file_that_could_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An I/O error leaves no trace in the file's state."""
+    file, clock = tmp_path / "keys.toml", Clock()
+    write(file, OLD)
+    ring = KeyRing(file=file, clock=clock)
+    write(file, NEW)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(Path, "open", fail)
+        assert not look(ring, clock)
+        assert not look(ring, clock)
+    assert len(caplog.records) == 1
+    assert look(ring, clock)
+    assert [*ring.current().token_secrets] == [NEW]
+
+
+def test_does_not_read_a_file_that_is_still_being_written(tmp_path: Path) -> None:
+    """Half of a file may be good TOML, without the keys that were to come."""
+    file, clock = tmp_path / "keys.toml", Clock()
+    write(file, OLD, jobs=NEW)
+    ring = KeyRing(file=file, clock=clock)
+    before = ring.current()
+    whole = file.read_text() + "# rotated\n"
+    for end in range(1, len(whole)):
+        file.write_text(whole[:end])
+        clock.now += LOOK_EVERY_S
+        assert not ring.refresh()
+        assert ring.current() == before
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_refuses_to_start_with_a_file_without_keys(broken: str, tmp_path: Path) -> None:
+    """Also beside keys of the environment: what the file was to add would be missing."""
+    file = tmp_path / "keys.toml"
+    write(file, OLD)
+    BROKEN[broken](file)
+    for others in ([], [NEW]):
+        with pytest.raises(ConfigurationError, match="--keys ") as caught:
+            KeyRing(file=file, token_secrets=others)
+        assert OLD not in str(caught.value)
+
+
+def test_a_secret_in_the_place_of_the_file_is_not_shown() -> None:
+    for secret in (secrets.token_urlsafe(32), secrets.token_hex(32), OLD):
+        with pytest.raises(ConfigurationError, match="--keys …: No such file") as caught:
+            KeyRing(file=Path(secret))
+        assert secret not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -159,3 +299,51 @@ async def test_a_provider_that_is_away_is_no_verdict(provider: Provider, wrong: 
         with pytest.raises(expected):
             await subject.identify(token())
     assert provider.fetched == 1
+
+
+async def test_a_public_key_that_is_withdrawn_vouches_no_more_though_nobody_asks(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(verify, "Jwks", partial(Jwks, clock=clock))
+    subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
+    claims = await subject.identify(token())
+    subject.refresh()
+    assert subject.vouches_for(claims)
+    provider.document = {"keys": [key for key in DOCUMENT["keys"] if key["kid"] != "ES256"]}
+    assert not subject.refresh(), "not yet due"
+    clock.now += FRESH_S + 1
+    async with asyncio.timeout(5):
+        while not subject.refresh():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not subject.vouches_for(claims)
+    await subject.close()
+
+
+async def test_keys_of_an_address_that_is_removed_vouch_no_more(
+    provider: Provider, tmp_path: Path
+) -> None:
+    file, clock = tmp_path / "keys.toml", Clock()
+    file.write_text(f'token_secrets = ["{OLD}"]\njwks_urls = ["{provider.url}"]\n')
+    subject = Authenticator(KeyRing(file=file, clock=clock))
+    claims = await subject.identify(token())
+    write(file, OLD)
+    assert look(subject, clock)
+    assert not subject.vouches_for(claims)
+    with pytest.raises(InvalidTokenError):
+        await subject.identify(token())
+
+
+async def test_a_password_in_the_address_of_keys_is_not_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "http://jwks:hunter2-hunter2@127.0.0.1:9/jwks?token=hunter3"
+    subject = Authenticator(KeyRing(jwks_urls=[url]))
+    with pytest.raises(KeysUnavailableError) as caught:
+        await subject.identify(token())
+    for text in (caplog.text, str(caught.value)):
+        assert "127.0.0.1:9" in text
+        assert "hunter" not in text
+    with pytest.raises(ConfigurationError) as refused:
+        KeyRing(jwks_urls=["http://jwks:hunter2@id.example/jwks"])
+    assert "hunter2" not in str(refused.value)

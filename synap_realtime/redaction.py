@@ -1,0 +1,63 @@
+"""Keep credentials out of messages: what a user gave in a wrong place may be a secret.
+
+An option, a variable or a path that is wrong is often wrong because a key, a token or a password
+was put there. Errors and log lines that echo such a value pass it through :func:`redacted`.
+"""
+
+from __future__ import annotations
+
+import re
+
+_MASK = "…"
+
+_USERINFO = re.compile(r"//\S*@")
+"""User and password of a URL (RFC 3986, section 3.2.1), also where the password holds a slash."""
+
+_QUERY = re.compile(r"([?&#;][\w.~%-]+=)[^&#;\s'\"]+")
+_PAIR = re.compile(
+    r"((?:token|secret|key|keys|password|passwd|pwd|credential|authorization)s?[\"']?\s*[=:]\s*[\"']?)"
+    r"[^\s,;&\"']{8,}",
+    re.IGNORECASE,
+)
+_BEARER = re.compile(r"\b(bearer)[\s.]+[^\s,;\"']+", re.IGNORECASE)
+_JWT = re.compile(r"e[wy][\w-]{6,}(?:\.[\w-]*){1,4}")
+"""A JWT or a part of one: its header begins with ``{`` in base64."""
+
+_RUN = re.compile(r"[\w+=~@$%^*!-]{24,}")
+"""As long as no word is."""
+_PIECE = re.compile(r"[A-Za-z0-9+=]{10,}")
+"""A piece of a base64 text between slashes, if it has capitals, small letters and digits."""
+
+_UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])", re.I)
+_SNAKE = re.compile(r"[a-z]+(?:[_-][a-z]{1,15})+[_-]?[0-9]{0,4}|[A-Z]+(?:_[A-Z]{1,15})+")
+"""Words with underscores or hyphens between them: the name of an option or of a file."""
+
+
+def redacted(text: str) -> str:
+    """The text without what may be a credential: passwords and query values of URLs, JWTs, bearer
+    credentials, and runs of characters that are as long as a key.
+
+    A UUID stays, and so do words with underscores or hyphens between them: ids and names are
+    needed to find a mistake.
+    """
+    text = _USERINFO.sub(f"//{_MASK}@", text)
+    text = _QUERY.sub(rf"\1{_MASK}", text)
+    text = _BEARER.sub(rf"\1 {_MASK}", text)
+    text = _JWT.sub(_MASK, text)
+    text = _PAIR.sub(rf"\1{_MASK}", text)
+    text = _RUN.sub(_without_key, text)
+    return _PIECE.sub(_without_piece, text)
+
+
+def _without_key(found: re.Match[str]) -> str:
+    run = found[0]
+    rest = _UUID.sub("", run)
+    if len(rest) < 24 or _SNAKE.fullmatch(run):
+        return run
+    return _MASK
+
+
+def _without_piece(found: re.Match[str]) -> str:
+    piece = found[0]
+    kinds = (str.isupper, str.islower, str.isdigit)
+    return _MASK if all(any(map(kind, piece)) for kind in kinds) else piece
