@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from .base import (
     Usage,
     entry_of,
 )
+from .clock import RunningClock
 from .offsets import OffsetClock
 
 MAX_DEVICES_IN_ALL = 100_000
@@ -67,10 +67,10 @@ class MemoryStore:
         self,
         retention: Retention | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._retention = retention or Retention()
-        self._clock = clock
+        self._clock = clock or RunningClock()
         self._bytes = 0
         self._evicted = 0
         self._unswept = 0  # publishes since the last sweep

@@ -31,6 +31,7 @@ from .base import (
     Usage,
     entry_of,
 )
+from .clock import RunningClock
 from .sqlite_file import UNUSABLE, Kept, LogFile, LogReader, LogWriter
 
 logger = logging.getLogger(__name__)
@@ -102,17 +103,20 @@ class SqliteStore:
         path: str | Path,
         retention: Retention | None = None,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Open the file, or make it.
+
+        Args:
+            clock: seconds, from any origin, by which age is judged; running time by default.
 
         Raises:
             ConfigurationError: it cannot be used; the message says why and what to do.
         """
-        self._file = LogFile(Path(path))
+        self._file = LogFile(Path(path), clock or RunningClock())
         try:
-            self._writer = LogWriter(self._file, retention or Retention(), clock)
-            self._reader = LogReader(self._file, clock)
+            self._writer = LogWriter(self._file, retention or Retention())
+            self._reader = LogReader(self._file)
         except UNUSABLE as error:
             self._file.close()
             raise self._file.unusable(error) from error
@@ -257,7 +261,8 @@ class SqliteStore:
                     or marks
                     or counts
                     or self._writes.problem
-                    or self._writer.is_anything_old()
+                    or stopping
+                    or self._writer.is_upkeep_due()
                 ):
                     calls = [job.publications for job in jobs]
                     outcome = self._writer.write(calls, marks, counts, sweep)

@@ -27,6 +27,7 @@ from .offsets import OffsetClock
 _APPLICATION_ID = 0x53594E50  # "SYNP"
 _VERSION = 1
 _BUSY_TIMEOUT_S = 1.0
+_CHECKED_EVERY_S = 60.0  # of running time, a crash forgets no more
 
 _ROWS = (64, 8, 1)  # of a statement: few sizes, so that SQLite knows each already
 _MORE = 15  # deleted beside as many as have come
@@ -49,7 +50,7 @@ CREATE TABLE room (
 CREATE TABLE entry (
     offset INTEGER PRIMARY KEY AUTOINCREMENT,
     room INTEGER NOT NULL,
-    expires REAL NOT NULL,            -- Unix time
+    expires REAL NOT NULL,            -- by the store's clock: see LogFile.now
     text TEXT NOT NULL
 );
 CREATE INDEX entry_room ON entry (room);
@@ -67,7 +68,8 @@ CREATE TABLE jump (after INTEGER PRIMARY KEY, until INTEGER NOT NULL);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO sqlite_sequence (name, seq) VALUES ('entry', 0);
 INSERT INTO meta VALUES
-    ('epoch', :epoch), ('dropped_request', 0), ('dropped_other', 0), ('checked', 0);
+    ('epoch', :epoch), ('dropped_request', 0), ('dropped_other', 0),
+    ('checked', :now);                -- the store's clock at the last write
 """
 
 _DEVICES = """
@@ -75,7 +77,7 @@ CREATE TABLE IF NOT EXISTS device (
     room TEXT NOT NULL,
     name TEXT NOT NULL,
     mark INTEGER NOT NULL,            -- 0: it is known, and has received nothing
-    seen REAL NOT NULL,               -- Unix time
+    seen REAL NOT NULL,               -- by the store's clock
     PRIMARY KEY (room, name)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS device_seen ON device (seen)
@@ -106,12 +108,18 @@ class Rows:
 class LogFile:
     """The file, held by one process at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         """Take the file and make its tables if it is new. Only its owner may read it.
+
+        Args:
+            clock: seconds, from any origin, that passed while this process ran.
 
         Raises:
             ConfigurationError: it cannot be had, or is something else.
         """
+        self._clock = clock
+        self._clock_origin = clock()
+        self._began = 0.0
         # Through symbolic links: the lock stands beside the file itself, whatever it is called.
         try:
             self.path = path.resolve()
@@ -149,12 +157,23 @@ class LogFile:
                 self._make_tables(db)
                 self._jump(db)
                 (_,) = db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
+                (self._began,) = db.execute(
+                    "SELECT max(value, 0.0) FROM meta WHERE name='checked'"
+                ).fetchone()
         except (*UNUSABLE, OSError) as error:
             self.close()
             raise self.unusable(error) from error
         except BaseException:
             self.close()
             raise
+
+    def now(self) -> float:
+        """Seconds by the store's clock, which runs while a server runs with this file.
+
+        It starts with the file, at that time's Unix time, and goes on from the last write of the
+        server before. The wall clock is not read again: a wrong reading of it would delete the log.
+        """
+        return self._began + self._clock() - self._clock_origin
 
     def connect(self) -> sqlite3.Connection:
         """
@@ -228,7 +247,8 @@ class LogFile:
             self.path.chmod(0o600)
         epoch = secrets.token_hex(6)
         db.executescript(
-            f"BEGIN; {_TABLES.replace(':epoch', repr(epoch))} {_DEVICES};"
+            f"BEGIN; {_TABLES.replace(':epoch', repr(epoch)).replace(':now', repr(time.time()))}"
+            f"{_DEVICES};"
             f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_VERSION}; COMMIT;"
         )
 
@@ -299,10 +319,10 @@ class _Rooms:
 class LogWriter:
     """All that changes the file. For one thread."""
 
-    def __init__(self, file: LogFile, retention: Retention, clock: Callable[[], float]) -> None:
+    def __init__(self, file: LogFile, retention: Retention) -> None:
         self._file = file
         self._retention = retention
-        self._clock = clock
+        self._checked = file.now()  # as it stands in the file
         self._db = file.connect()
         self._connected = True
         self._rooms = _Rooms()
@@ -354,7 +374,9 @@ class LogWriter:
                 [(count, offset) for offset, count in counts.items()],
             )
             self._sweep(sweep)
-            self._db.execute("UPDATE meta SET value = ? WHERE name = 'checked'", (self._clock(),))
+            checked = self._file.now()
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'checked'", (checked,))
+        self._checked = checked
         self.checkpoint = checkpoint  # now that it is in the file
         return kept
 
@@ -367,10 +389,17 @@ class LogWriter:
         self._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'entry'", (now,))
         return now
 
-    def is_anything_old(self) -> bool:
+    def is_upkeep_due(self) -> bool:
+        """Whether a write without publications has something to do.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
         if not self._connected:
             return True  # let a write find out whether it is there again
-        now = self._clock()
+        now = self._file.now()
+        if now - self._checked >= _CHECKED_EVERY_S and self._holds_anything():
+            return True
         for query in (
             "SELECT expires FROM entry ORDER BY expires LIMIT 1",
             "SELECT expires FROM seen ORDER BY expires LIMIT 1",
@@ -379,6 +408,13 @@ class LogWriter:
             if oldest is not None and oldest[0] <= now:
                 return True
         return False
+
+    def _holds_anything(self) -> bool:
+        (answer,) = self._db.execute(
+            "SELECT EXISTS (SELECT 1 FROM entry) OR EXISTS (SELECT 1 FROM seen)"
+            " OR EXISTS (SELECT 1 FROM device)"
+        ).fetchone()
+        return bool(answer)
 
     def close(self) -> None:
         self._db.close()
@@ -403,7 +439,7 @@ class LogWriter:
 
     def _keep(self, publications: Sequence[Publication]) -> list[Kept]:
         """A few statements for many: in each the interpreter's lock changes hands."""
-        now = self._clock()
+        now = self._file.now()
         if len(self._rooms) > _MAX_ROOMS:
             self._rooms.clear()
         rooms = [self._rooms.find(self._db, publication.room) for publication in publications]
@@ -474,7 +510,7 @@ class LogWriter:
 
     def _keep_devices(self, marks: Sequence[tuple[Room, str, int]]) -> None:
         """Those that came last stand last: a microsecond tells them apart."""
-        now = self._clock()
+        now = self._file.now()
         self._db.executemany(
             "INSERT INTO device (room, name, mark, seen) VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET mark = max(mark, excluded.mark), seen = excluded.seen",
@@ -501,7 +537,7 @@ class LogWriter:
             self._rooms.shrink(id)
 
     def _sweep(self, limit: int) -> None:
-        now, execute = self._clock(), self._db.execute
+        now, execute = self._file.now(), self._db.execute
         entries = execute(
             "SELECT offset, room FROM entry WHERE expires <= ? ORDER BY expires LIMIT ?",
             (now, limit),
@@ -536,8 +572,8 @@ class LogWriter:
 class LogReader:
     """All that only looks. For one thread."""
 
-    def __init__(self, file: LogFile, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, file: LogFile) -> None:
+        self._file = file
         self._path = file.path
         self._db = file.connect()
         self._db.execute("PRAGMA query_only=ON")
@@ -588,7 +624,7 @@ class LogReader:
         """
         row = self._db.execute(
             "SELECT mark FROM device WHERE room = ? AND name = ? AND seen > ?",
-            (room, device, self._clock() - DEVICE_AGE_S),
+            (room, device, self._file.now() - DEVICE_AGE_S),
         ).fetchone()
         return int(row[0]) if row is not None else None
 
@@ -646,7 +682,7 @@ class LogReader:
 
     def _expired(self, room: int) -> int:
         """The highest offset that has expired and is not deleted yet; 0 if there is none."""
-        now, execute = self._clock(), self._db.execute
+        now, execute = self._file.now(), self._db.execute
         oldest = execute(
             "SELECT expires FROM entry WHERE room = ? ORDER BY offset LIMIT 1", (room,)
         ).fetchone()

@@ -7,6 +7,7 @@ import json
 import logging
 import sqlite3
 import stat
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -135,21 +136,59 @@ async def test_one_call_may_be_larger_than_what_may_wait(
     await store.close()
 
 
-async def test_ids_are_forgotten_when_the_clock_was_set_back(path: Path) -> None:
-    now = 100_000.0
-    store = SqliteStore(path, Retention(dedupe_s=10), clock=lambda: now)
-    for n in range(300):
-        await publish(store, f"a{n}")
-    now -= 50_000
-    for n in range(300):
-        await publish(store, f"b{n}")
-    now += 20
-    for n in range(10):
-        await publish(store, f"c{n}")
-    with closing(sqlite3.connect(path)) as other:
-        count = other.execute("SELECT count(*) FROM seen WHERE id LIKE 'b%'").fetchone()[0]
-    assert count == 0
+async def test_age_goes_on_over_restarts(path: Path) -> None:
+    """The clock of each process has its own origin; the file says how far the last one was."""
+    now = 0.0
+    retention = Retention(user_age_s=100)
+
+    def clock() -> float:
+        return now
+
+    store = SqliteStore(path, retention, clock=clock)
+    await publish(store, "n0")
+    for origin in (7e5, -300.0, 5.0):
+        now += 33
+        await store.close()
+        now = origin
+        store = SqliteStore(path, retention, clock=clock)
+        assert await ids(store) == ["n0"], origin
+    now += 2
+    assert await ids(store) == []
     await store.close()
+
+
+async def test_a_crash_forgets_no_more_than_a_minute_of_age(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "UPKEEP_S", 0.01)
+    now = 0.0
+    store = SqliteStore(path, Retention(user_age_s=1000), clock=lambda: now)
+    await publish(store, "n0")
+    with closing(sqlite3.connect(path)) as other:
+        (began,) = other.execute("SELECT value FROM meta WHERE name = 'checked'").fetchone()
+        now += 900
+        async with asyncio.timeout(5):
+            while True:
+                row = other.execute("SELECT value FROM meta WHERE name = 'checked'").fetchone()
+                if row[0] >= began + 900 - 60:
+                    break
+                await asyncio.sleep(0.01)  # another thread's work, seen through the file
+    await store.close()
+
+
+async def test_a_restart_with_a_wrong_wall_clock_keeps_the_log(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SqliteStore(path)
+    await publish(store, "n0")
+    await store.close()
+    right = time.time()
+    for wrong in (right + 3 * 86_400, right - 3 * 86_400, 0.0, right + 1e9):
+        monkeypatch.setattr(time, "time", lambda wrong=wrong: wrong)
+        store = SqliteStore(path)
+        assert await ids(store) == ["n0"]
+        assert (await publish(store, "n0")).duplicate
+        await store.close()
 
 
 async def test_what_is_old_is_deleted_while_nobody_publishes(

@@ -1,0 +1,102 @@
+"""Running time, whatever the clock underneath does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.stores.base import Publication, Retention, Store
+from synap_realtime.server.stores.clock import MAX_STEP_S, RunningClock
+from synap_realtime.server.stores.memory import MemoryStore
+from synap_realtime.server.stores.sqlite import SqliteStore
+
+DAY_S = 86_400.0
+
+
+class Source:
+    now = 5_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_counts_the_time_that_passes() -> None:
+    source = Source()
+    clock = RunningClock(source)
+    began = clock()
+    for _ in range(3_600):
+        source.now += 1
+        clock()
+    assert clock() - began == pytest.approx(3_600)
+
+
+@pytest.mark.parametrize("jump_s", [3 * DAY_S, -3 * DAY_S, 1e12, -1e12])
+def test_a_jump_counts_for_a_minute_at_most(jump_s: float) -> None:
+    source = Source()
+    clock = RunningClock(source)
+    source.now += 10
+    before = clock()
+    source.now += jump_s
+    assert 0 <= clock() - before <= MAX_STEP_S
+    source.now += 2.5
+    ahead = clock()
+    source.now -= jump_s
+    assert 0 <= clock() - ahead <= MAX_STEP_S
+    back = clock()
+    source.now += 5
+    assert clock() - back == pytest.approx(5)
+
+
+def test_never_goes_back() -> None:
+    source = Source()
+    clock = RunningClock(source)
+    seen = []
+    for step in (1.0, -2.0, 3.0, 1e6, -1e6, 0.5, 59.0, 61.0, -0.001):
+        source.now += step
+        seen.append(clock())
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("jump_s", [3 * DAY_S, -3 * DAY_S])
+async def test_a_clock_that_is_wrong_for_a_moment_deletes_nothing(
+    kind: str, jump_s: float, tmp_path: Path
+) -> None:
+    source = Source()
+    clock = RunningClock(source)
+    kept = Retention(user_age_s=DAY_S, dedupe_s=300)
+    store: Store = (
+        MemoryStore(kept, clock=clock)
+        if kind == "memory"
+        else SqliteStore(tmp_path / "rooms.db", kept, clock=clock)
+    )
+    room = Room("user_1")
+
+    async def publish(id: str) -> bool:
+        text = f'{{"id":"{id}"}}'
+        (receipt,) = await store.publish([Publication(room, id, text)], lambda _room, _entry: 0)
+        return receipt.duplicate
+
+    async def count() -> int:
+        return len((await store.read(room, store.earliest(), 100)).entries)
+
+    await publish("before")
+    source.now += jump_s
+    assert await count() == 1
+    await publish("meanwhile")
+    source.now += 2.5
+    assert await publish("before"), "it is still a duplicate"
+    source.now -= jump_s
+    assert await publish("meanwhile")
+    assert await count() == 2
+    for _ in range(6):  # nothing lives for ever, and ids are forgotten in time
+        source.now += 59
+        await publish("tick")
+    assert not await publish("before")
+    for _ in range(int(DAY_S / 59) + 2):
+        source.now += 59
+        clock()
+    assert await count() == 0
+    await store.close()
