@@ -75,7 +75,10 @@ class Answer:
 MAX_ANSWER_BYTES = 1024 * 1024
 """No room server answers with more."""
 
-UNSENDABLE = (httpx.RequestError, OSError, UnicodeError)
+MAX_REASON_CHARACTERS = 500
+"""Of what a server says went wrong: it goes into results and logs."""
+
+UNSENDABLE = (httpx.RequestError, httpx.InvalidURL, OSError, UnicodeError)
 """What an HTTP client raises when there is no answer, or no such host can be."""
 
 
@@ -159,7 +162,7 @@ def read_failure(endpoint: Endpoint, error: Exception) -> Answer:
     """A connection error or a timeout as an answer."""
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return Answer(error=f"{endpoint.shown} did not answer in time (REALTIME_URL)")
-    reason = str(error) or type(error).__name__
+    reason = _bounded(str(error)) or type(error).__name__
     return Answer(error=f"{endpoint.shown} could not be reached (REALTIME_URL): {reason}")
 
 
@@ -414,7 +417,7 @@ def _read_result(answer: Answer, result: object, parcel: Parcel) -> BroadcastRes
                     duplicate=_are_duplicates(result, parcel.rooms),
                 )
             case {"error": str(reason), **rest}:
-                error = f"{reason}: {rest.get('details')}"
+                error = _bounded(f"{reason}: {rest.get('details')}")
             case _:
                 error = _not_ours(answer)
     return failed(parcel, answer.attempts, error)
@@ -427,7 +430,7 @@ def _read_single(answer: Answer) -> str | None:
         case {"success": True}:
             return None
         case {"success": False, "error": str(reason)}:
-            return reason
+            return _bounded(reason)
         case _:
             return _not_ours(answer)
 
@@ -452,13 +455,21 @@ def _are_duplicates(result: object, rooms: Sequence[Room]) -> bool:
     return False
 
 
+def _bounded(reason: str) -> str:
+    if len(reason) <= MAX_REASON_CHARACTERS:
+        return reason
+    return reason[:MAX_REASON_CHARACTERS] + "…"
+
+
 def _describe(status: int, body: object) -> str:
     match body:
         case {"error": str(error), "details": str(details)}:
-            return f"the server answered {status}: {error}: {details}"
+            reason = f"{error}: {details}"
         case {"error": str(error)}:
-            return f"the server answered {status}: {error}"
-        case str(text) if text.strip():
-            return f"the server answered {status}: {text.strip()}"
+            reason = error
+        case str(text):
+            reason = text.strip()
         case _:
-            return f"the server answered {status}"
+            reason = ""
+    said = f": {_bounded(reason)}" if reason else ""
+    return f"the server answered {status}{said}"

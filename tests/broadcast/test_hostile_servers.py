@@ -75,6 +75,7 @@ HOSTILE = {
     "superscript": raw("429 Too Many Requests", b"", "Retry-After: \xb2"),
     "far": raw("429 No", b"", "Retry-After: Wed, 21 Oct 99999999999999999999 07:28:00 GMT"),
     "zone": raw("429 No", b"", "Retry-After: Wed, 21 Oct 2015 07:28:00 +99999999999999"),
+    "location": raw("307 Temporary Redirect", b"", "Location: http:x//http://a/"),
     "gzip": raw("200 OK", b"no gzip", "Content-Encoding: gzip"),
     "garbage": lambda connection: connection.sendall(b"\x00\xff" * 100),
     "cut": lambda connection: connection.close(),
@@ -82,6 +83,34 @@ HOSTILE = {
     "trickle": trickle,
     "flood": flood,
 }
+
+
+LONG = b"x" * 5000
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        raw("400 Bad Request", b'{"code":"x","error":"%b"}' % LONG),
+        raw("400 Bad Request", b'{"code":"x","error":"e","details":"%b"}' % LONG),
+        raw("200 OK", b'{"results":[{"success":false,"error":"%b"}]}' % LONG),
+        raw("200 OK", b"{}", "\xff" + "x" * 5000),
+    ],
+    ids=["error", "details", "result", "field"],
+)
+def test_bounds_the_reason_that_a_server_gives(
+    publish: Publish, answer: Callable[[socket.socket], None]
+) -> None:
+    """It goes into the result and the log."""
+    with answering(answer) as url:
+        result = publish(
+            "broadcast_notification",
+            user_id="1",
+            message={"type": "a", "data": {}},
+            options={"url": url, "deadline_s": 0.5},
+        )
+        assert not result.success
+        assert 0 < len(result.error or "") < 1000
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

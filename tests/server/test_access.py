@@ -481,6 +481,18 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
         assert most == access.MAY_AT_ONCE
 
 
+async def test_answers_a_batch_that_names_no_valid_room_under_a_rule(front: Front) -> None:
+    async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
+        return True
+
+    async with serving(front, may) as url:
+        body = {"notifications": [{**NOTE, "rooms": ["no room"]}]}
+        response = await ask(url, "POST", "/broadcast", API_KEY, json=body)
+        assert response.status_code == 200
+        (result,) = response.json()["results"]
+        assert (result["success"], result["code"]) == (False, "malformed")
+
+
 async def test_too_many_publishes_of_a_key(front: Front) -> None:
     async with serving(front, publishes_per_s=5) as url:
         statuses = []

@@ -1,0 +1,16 @@
+"""The targets by name. Each module is imported when it is run, so that atheris can instrument what
+it imports."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from ..target import Target
+
+NAMES = ("http", "websocket", "notification", "token", "answer", "subscriber")
+
+
+def load(name: str) -> Target:
+    """Import and set up one target."""
+    target: Target = import_module(f"{__name__}.{name}").TARGET()
+    return target

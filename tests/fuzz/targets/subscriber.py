@@ -1,0 +1,66 @@
+"""The Python subscriber: whatever a server sends, it delivers, ignores or reconnects."""
+
+from __future__ import annotations
+
+import logging
+
+from synap_realtime.errors import SubscriptionError
+from synap_realtime.protocol.control import SUBPROTOCOL
+from synap_realtime.subscriber import core, options
+from synap_realtime.subscriber.reconnect import Failure
+
+from ..target import Target, require
+
+_END = Failure("the input has ended")
+
+
+class SubscriberTarget(Target):
+    """Messages of a server, separated by line feeds; one that begins with a NUL is binary."""
+
+    name = "subscriber"
+
+    def __init__(self) -> None:
+        logging.getLogger("synap_realtime.subscriber").setLevel(logging.ERROR)
+        self._options = options.check(
+            "user_1", "http://127.0.0.1:1", None, after="a-1", attempts=2, acknowledge=True,
+            on_gap=lambda _: None, on_state=lambda _: None,
+        )  # fmt: skip
+
+    def check(self, data: bytes) -> None:
+        messages = [
+            bytes(part) if part.startswith(b"\0") else part.decode(errors="replace")
+            for part in data.split(b"\n")
+        ]
+        now = 0.0
+
+        def clock() -> float:
+            nonlocal now
+            now += 0.001
+            return now
+
+        steps = core.listening(self._options, clock, lambda: 0.5)
+        answer: core.Answer = None
+        dials = 0
+        try:
+            while True:
+                step = steps.send(answer)
+                answer = None
+                if isinstance(step, core.Dial):
+                    dials += 1
+                    answer = SUBPROTOCOL if dials < 3 else Failure("refused")
+                elif isinstance(step, core.Receive):
+                    require(0 <= step.timeout_s < 3600, "a wait has a bound")
+                    answer = messages.pop(0) if messages else _END
+                elif isinstance(step, core.Keep):
+                    pass
+                elif isinstance(step, core.Sleep):
+                    require(0 <= step.delay_s < 1e6, "a pause has a bound")
+                elif isinstance(step, core.Tell) and step.function is not None:
+                    step.function(step.value)
+                elif isinstance(step, core.Deliver):
+                    require(isinstance(step.notification.data, dict), "a notification has data")
+        except SubscriptionError:
+            return
+
+
+TARGET = SubscriberTarget

@@ -1,0 +1,220 @@
+"""The fuzz targets hold for their corpus, and each of them notices when its parser is broken."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from synap_realtime.broadcast import requests
+from synap_realtime.server import publishing, websocket, wire
+from synap_realtime.server.front.requests import HttpConnection
+from synap_realtime.server.http import Response
+from synap_realtime.server.node import Node
+from synap_realtime.subscriber import core
+
+from . import worker
+from .mutation import Mutator
+from .target import CORPUS, RuleBrokenError, Target, chunks_of
+from .targets import NAMES, load
+from .worker import Watch
+
+INPUTS = 300
+"""Mutated ones, for a fault that the corpus does not show."""
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """A target changes the levels of loggers: in its own process that is nobody's concern."""
+    names = (None, "httpx", "httpcore", "synap_realtime.broadcast", "synap_realtime.subscriber")
+    levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in names]
+    yield
+    for logger, level in levels:
+        logger.setLevel(level)
+
+
+def feed(target: Target, inputs: int = 0) -> None:
+    """The corpus, then so many mutations of it."""
+    watch = Watch(target, 0)
+    mutator = Mutator(target.seeds(), target.words(), target.max_bytes, seed=1)
+    try:
+        for data in [*target.seeds(), *(mutator.next() for _ in range(inputs))]:
+            watch.run(data)
+    finally:
+        target.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_input_of_the_corpus_breaks_a_rule(name: str) -> None:
+    feed(load(name))
+
+
+def test_each_target_has_a_corpus_and_a_dictionary() -> None:
+    assert sorted(NAMES) == sorted(folder.name for folder in CORPUS.iterdir())
+    for name in NAMES:
+        target = load(name)
+        assert len(target.seeds()) > 10
+        assert len(target.words()) > 5
+        target.close()
+
+
+def catches(name: str) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - each fault shows in its own way
+        feed(load(name), INPUTS)
+    assert not isinstance(caught.value, OSError)
+
+
+def test_http_target_notices_a_connection_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HttpConnection, "connection_lost", lambda _self, _exc: None)
+    catches("http")
+
+
+def test_http_target_notices_a_traceback_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Node.answer
+
+    async def fails(self: Node, request: Any) -> Any:
+        if request.method == "OPTIONS":
+            raise KeyError("a fault")
+        return await answer(self, request)
+
+    monkeypatch.setattr(Node, "answer", fails)
+    catches("http")
+
+
+def test_http_target_notices_a_field_that_splits_the_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields = Response.fields
+    monkeypatch.setattr(Response, "fields", lambda self: {**fields(self), "X": "a\r\n\r\nb"})
+    catches("http")
+
+
+def test_http_target_notices_answers_that_depend_on_the_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data_received = HttpConnection.data_received
+    monkeypatch.setattr(
+        HttpConnection, "data_received", lambda self, data: data_received(self, data[:2000])
+    )
+    catches("http")
+
+
+def test_websocket_target_notices_a_rule_of_the_rfc_that_is_not_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(websocket, "is_close_code", lambda _code: True)
+    catches("websocket")
+
+
+def test_websocket_target_notices_text_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "_decoded", lambda payload: payload.decode(errors="replace"))
+    catches("websocket")
+
+
+def test_notification_target_notices_a_fast_way_that_checks_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lenient(content: bytes) -> Any:
+        return wire.read_wire(content.replace(b'"status":"done"', b'"status":"error"'))
+
+    monkeypatch.setattr(publishing, "read_wire", lenient)
+    catches("notification")
+
+
+def test_token_target_notices_a_signature_that_is_not_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decode = jwt.decode
+
+    def unchecked(token: str, *args: Any, **options: Any) -> Any:
+        return decode(token, options={"verify_signature": False})
+
+    monkeypatch.setattr(jwt, "decode", unchecked)
+    catches("token")
+
+
+def test_answer_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "_describe", lambda _status, body: body["error"])
+    catches("answer")
+
+
+def test_subscriber_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "parse_notification", lambda value: value["type"])
+    catches("subscriber")
+
+
+class _Leaks(Target):
+    name = "subscriber"
+
+    def __init__(self) -> None:
+        self._kept: list[object] = []
+
+    def check(self, data: bytes) -> None:
+        self._kept.extend({} for _ in range(80))
+
+
+class _Spins(Target):
+    name = "subscriber"
+
+    def check(self, data: bytes) -> None:
+        end = time.process_time() + worker.MAX_CPU_S + 0.1
+        while time.process_time() < end:
+            pass
+
+
+def test_memory_that_grows_with_the_inputs_is_noticed() -> None:
+    watch = Watch(_Leaks(), 0)
+
+    def feed_many() -> None:
+        for _ in range(2 * worker.CHECK_EVERY):
+            watch.run(b"")
+
+    with pytest.raises(RuleBrokenError, match="memory grows"):
+        feed_many()
+
+
+def test_an_input_that_takes_too_much_processor_time_is_noticed() -> None:
+    with pytest.raises(RuleBrokenError, match="at most 1 s"):
+        Watch(_Spins(), 0).run(b"")
+
+
+def test_mutations_are_reproducible() -> None:
+    one, other = (Mutator([b"abc", b"defg"], [b"word"], 100, seed=7) for _ in range(2))
+    inputs = [one.next() for _ in range(100)]
+    assert inputs == [other.next() for _ in range(100)]
+    assert len(set(inputs)) > 50
+    assert max(map(len, inputs)) <= 100
+
+
+def test_chunks_are_the_input() -> None:
+    for size in (0, 1, 2, 300, 5000):
+        assert b"".join(chunks_of(b"x" * size)) == b"x" * size
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.fuzz", *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=180, check=False
+    )
+
+
+def test_the_command_says_what_ran() -> None:
+    done = run(1, "--target", "subscriber", "--driver", "mutation", "--seed", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "subscriber: " in done.stdout
+    assert "fuzz: 1 passed, 0 failed" in done.stdout
+
+
+def test_one_input_is_reproduced(tmp_path: Path) -> None:
+    file = tmp_path / "input"
+    file.write_bytes(b"{}")
+    done = run("--reproduce", "subscriber", file)
+    assert (done.returncode, done.stdout) == (0, "subscriber: 2 bytes break nothing\n")

@@ -1,0 +1,194 @@
+"""One target in one process: ``python -m tests.fuzz.worker``, started by ``scripts/fuzz``."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib.util
+import mmap
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from .mutation import Mutator
+from .target import CORPUS, RuleBrokenError, Target
+from .targets import load
+
+MAX_CPU_S = 1.0
+"""For one input. Processor time, so that a busy machine fails nothing."""
+
+HANG_S = 30.0
+"""An input that takes so long has hung."""
+
+CHECK_EVERY = 500
+"""Inputs between two looks at the memory."""
+
+MAX_BLOCKS = 30_000
+MAX_BLOCKS_PER_INPUT = 0.5
+"""Growth, in blocks of Python's allocator: both have to be exceeded. Caches fill once; a leak goes
+on with each input."""
+
+MAX_GROWTH_BYTES = 128 * 1024 * 1024
+"""Of the resident memory, after a third of the time."""
+
+_SIZE_BYTES = 8
+
+
+class InputFile:
+    """The input under way, where the parent finds it however this process ends."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        size = _SIZE_BYTES + max_bytes
+        path.write_bytes(bytes(size))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), size)
+
+    def write(self, data: bytes) -> None:
+        self._map[_SIZE_BYTES : _SIZE_BYTES + len(data)] = data
+        self._map[:_SIZE_BYTES] = len(data).to_bytes(_SIZE_BYTES, "big")
+
+
+def last_input(path: Path) -> bytes:
+    """What :class:`InputFile` holds."""
+    if not path.exists():
+        return b""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:_SIZE_BYTES], "big")
+    return content[_SIZE_BYTES : _SIZE_BYTES + size]
+
+
+class Watch:
+    """Runs inputs, each within its time, and all of them within flat memory."""
+
+    def __init__(self, target: Target, duration_s: float, file: InputFile | None = None) -> None:
+        self._target = target
+        self._file = file
+        self._base_at = time.monotonic() + duration_s / 3
+        self._base: tuple[int, int, int] | None = None
+        self.inputs = 0
+
+    def run(self, data: bytes) -> None:
+        """
+        Raises:
+            Exception: a rule is broken.
+        """
+        if self._file is not None:
+            self._file.write(data)
+        faulthandler.dump_traceback_later(HANG_S, exit=True)
+        begun_s = time.process_time()
+        self._target.check(data)
+        took_s = time.process_time() - begun_s
+        faulthandler.cancel_dump_traceback_later()
+        if took_s > MAX_CPU_S:
+            raise RuleBrokenError(f"an input takes at most {MAX_CPU_S:g} s, not {took_s:.1f} s")
+        self.inputs += 1
+        if self.inputs % CHECK_EVERY == 0 and time.monotonic() >= self._base_at:
+            self.check_memory()
+
+    def check_memory(self) -> str:
+        """
+        Returns:
+            The growth, in words.
+
+        Raises:
+            RuleBrokenError: memory grows with the inputs.
+        """
+        gc.collect()
+        now = self.inputs, sys.getallocatedblocks(), _resident_bytes()
+        if self._base is None:
+            self._base = now
+        inputs, blocks, size = (a - b for a, b in zip(now, self._base, strict=True))
+        growth = f"{blocks:+d} blocks, {size / 2**20:+.1f} MiB over {inputs} inputs"
+        if blocks > MAX_BLOCKS and blocks > MAX_BLOCKS_PER_INPUT * inputs:
+            raise RuleBrokenError(f"memory grows: {growth}")
+        if size > MAX_GROWTH_BYTES:
+            raise RuleBrokenError(f"memory grows: {growth}")
+        return growth
+
+
+def has_atheris() -> bool:
+    return importlib.util.find_spec("atheris") is not None
+
+
+def reproduce(name: str, data: bytes) -> int:
+    """Feed one input; what it breaks is raised."""
+    target = load(name)
+    Watch(target, 0).run(data)
+    target.close()
+    print(f"{name}: {len(data)} bytes break nothing")
+    return 0
+
+
+def without_noise(text: str) -> str:
+    """What atheris prints beside an error, taken away."""
+    noise = re.compile(r"^(INFO|#\d|NEW_FUNC|==\d+== ERROR|MS: |Base64: |0x|artifact_prefix)")
+    return "\n".join(line for line in text.splitlines() if not noise.match(line))
+
+
+def _mutate(name: str, duration_s: float, seed: int, file: Path) -> None:
+    target = load(name)
+    watch = Watch(target, duration_s, InputFile(file, 1 << 20))
+    seeds = target.seeds()
+    mutator = Mutator(seeds, target.words(), target.max_bytes, seed)
+    begun = time.monotonic()
+    for data in seeds:
+        watch.run(data)
+    while time.monotonic() - begun < duration_s:
+        watch.run(mutator.next())
+    print(f"memory: {watch.check_memory()}")
+    print(f"Done {watch.inputs} runs in {time.monotonic() - begun:.0f} second(s)")
+    target.close()
+
+
+def _guide(name: str, duration_s: float, seed: int, file: Path, covered: Path) -> None:
+    """By atheris: it ends the process itself."""
+    import atheris
+
+    with atheris.instrument_imports(include=["synap_realtime"]):
+        target = load(name)
+    watch = Watch(target, duration_s, InputFile(file, 1 << 20))
+    end = time.monotonic() + duration_s
+
+    def test_one_input(data: bytes) -> None:
+        watch.run(data)
+        if time.monotonic() > end:
+            print(f"memory: {watch.check_memory()}")
+            print(f"Done {watch.inputs} runs in {duration_s:.0f} second(s)", flush=True)
+            os._exit(0)
+
+    longest = max([target.max_bytes, *map(len, target.seeds())])
+    atheris.Setup(
+        [
+            name, f"-max_len={longest}", f"-dict={target.dictionary}",
+            f"-seed={seed % 2**31 or 1}", "-timeout=60", "-rss_limit_mb=2048",
+            f"-artifact_prefix={file}.", "-verbosity=0", str(covered), str(CORPUS / name),
+        ],
+        test_one_input,
+    )  # fmt: skip
+    atheris.Fuzz()
+
+
+def _resident_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except OSError:  # macOS has no /proc: the peak stands in for it
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
+    name, driver, duration, seed, file, covered = sys.argv[1:]
+    if driver == "atheris":
+        _guide(name, float(duration), int(seed), Path(file), Path(covered))
+    else:
+        _mutate(name, float(duration), int(seed), Path(file))
