@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 SUBPROTOCOL = "synap.v1"
@@ -52,7 +53,7 @@ class CloseCode(IntEnum):
     CONTRACT_BROKEN = 4540
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ControlFrame:
     """``{"type":…,"data":{…}}``, for clients that asked for it."""
 
@@ -60,6 +61,11 @@ class ControlFrame:
     data: Mapping[str, Any]
 
     def encoded(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
+        """Encoded once, however many connections the frame goes to."""
         return json.dumps({"type": self.type, "data": self.data}, separators=(",", ":"))
 
 

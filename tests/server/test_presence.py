@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -180,6 +181,110 @@ async def test_without_keys_a_user_room_is_that_users(front: Front) -> None:
                     await asyncio.sleep(0.01)
             assert found == [{"user": "42", "connections": 1, "devices": []}]
             assert await users(url, ROOM) == []
+
+
+class Recorder:
+    """A watcher that keeps the frames and the picture that they give."""
+
+    def __init__(self) -> None:
+        self.frames: list[dict[str, Any]] = []
+
+    def say(self, frame: ControlFrame) -> None:
+        self.frames.append(dict(frame.data))
+
+    @property
+    def picture(self) -> dict[str, list[str]]:
+        """Each user's devices, as a client would have them."""
+        known: dict[str, list[str]] = {}
+        for data in self.frames:
+            if data["event"] == "state":
+                known = {user["user"]: user["devices"] for user in data["users"]}
+            elif data["event"] == "leave":
+                del known[data["user"]]
+            else:
+                assert (data["event"] == "join") is (data["user"] not in known)
+                known[data["user"]] = data["devices"]
+        return known
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
+
+
+async def test_a_burst_of_devices_is_told_as_one_update() -> None:
+    there, watchers = Presence(grace_s=60), [Recorder() for _ in range(45)]
+    for watcher in watchers:
+        there.watch(ROOM, watcher)
+    for n in range(500):
+        there.join(ROOM, "1", f"d{n}")
+        there.leave(ROOM, "1", f"d{n}")
+    await until(lambda: all(len(watcher.frames) > 2 for watcher in watchers))
+    await asyncio.sleep(2 * presence.UPDATE_INTERVAL_S)
+    for watcher in watchers:
+        assert [data["event"] for data in watcher.frames] == ["state", "join", "update"]
+    there.close()
+
+
+async def test_devices_of_a_user_are_bounded_though_all_have_just_left() -> None:
+    there, watcher = Presence(grace_s=60), Recorder()
+    there.watch(ROOM, watcher)
+    for n in range(presence.MAX_DEVICES):
+        there.join(ROOM, "1", f"stays{n}")
+    for n in range(500):
+        there.join(ROOM, "1", f"d{n}")
+        there.leave(ROOM, "1", f"d{n}")
+    (user,) = there.users(ROOM)
+    assert (user["connections"], len(user["devices"])) == (presence.MAX_DEVICES,) * 2
+    for n in range(presence.MAX_DEVICES):
+        there.leave(ROOM, "1", f"stays{n}")
+    for n in range(500):
+        there.join(ROOM, "1", f"d{n}")
+        there.leave(ROOM, "1", f"d{n}")
+    (user,) = there.users(ROOM)
+    assert (user["connections"], len(user["devices"])) == (0, presence.MAX_DEVICES)
+    there.close()
+
+
+async def test_all_watchers_come_to_the_same_picture_whenever_they_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(presence, "UPDATE_INTERVAL_S", 0.01)
+    chance = random.Random(7)
+    there, watchers = Presence(grace_s=0.02), [Recorder()]
+    connected: list[tuple[str, str]] = []
+    there.watch(ROOM, watchers[0])
+    for _ in range(400):
+        if chance.random() < 0.5 or not connected:
+            connected.append((f"u{chance.randrange(5)}", f"d{chance.randrange(4)}"))
+            there.join(ROOM, *connected[-1])
+        else:
+            there.leave(ROOM, *connected.pop(chance.randrange(len(connected))))
+        if chance.random() < 0.05:
+            watchers.append(Recorder())
+            there.watch(ROOM, watchers[-1])
+        if chance.random() < 0.2:
+            await asyncio.sleep(0.005)
+    expected: dict[str, list[str]] = {}
+    for user, device in sorted(set(connected)):
+        expected.setdefault(user, []).append(device)
+    await until(lambda: all(watcher.picture == expected for watcher in watchers))
+    there.close()
+
+
+async def test_many_watchers_are_told_in_slices() -> None:
+    there, watchers = Presence(grace_s=60), [Recorder() for _ in range(1200)]
+    for watcher in watchers:
+        there.watch(ROOM, watcher)
+
+    def told() -> int:
+        return sum(len(watcher.frames) == 2 for watcher in watchers)
+
+    there.join(ROOM, "1", None)
+    assert 0 < told() <= 500, "others have their turn in between"
+    await until(lambda: told() == len(watchers))
+    there.close()
 
 
 async def test_a_watcher_who_is_gone_is_told_nothing_and_nothing_is_kept() -> None:

@@ -1,11 +1,17 @@
 /**
  * Who is in a room now, over users and their devices. See PROTOCOL.md, "Presence".
  *
- * A leave is told only after a grace: who reconnects has not left.
+ * A leave is told only after a grace: who reconnects has not left. Changes are coalesced, so that a
+ * user whose devices come and go costs the same as one who stays: the watchers share one picture of
+ * the room, and each user who differs from it is told once.
  */
 
 /** Who comes back within so long was never away. */
 export const GRACE_MS = 5000;
+/** A user's changes within so long are told as one. */
+export const UPDATE_INTERVAL_MS = 200;
+/** So many of a user's devices are listed; of those without a connection, as many are kept. */
+const MAX_DEVICES = 64;
 
 export interface User {
   user: string;
@@ -28,6 +34,9 @@ export class Presence {
   /** By device, how many connections a user has; those without a name are under undefined. */
   readonly #users = new Map<string, Map<string | undefined, number>>();
   #leaving: Leaving[];
+  /** What all watchers know, and who may differ from it. */
+  readonly #told = new Map<string, User>();
+  readonly #changed = new Set<string>();
 
   /** @param leaving from before the object slept. */
   constructor(leaving: Leaving[]) {
@@ -43,14 +52,49 @@ export class Presence {
     return [...this.#users.keys()].sort().map((user) => this.#described(user));
   }
 
-  /** A connection came; undefined: that tells nobody anything new. */
-  join(user: string, device: string | undefined): Change | undefined {
+  /** What all watchers know. */
+  state(): User[] {
+    return [...this.#told.keys()].sort().map((user) => this.#told.get(user)!);
+  }
+
+  /** Nobody watches, or everybody who does knows how things are. */
+  settle(): void {
+    this.#changed.clear();
+    this.#told.clear();
+    for (const user of this.#users.keys()) this.#told.set(user, this.#described(user));
+  }
+
+  /** A connection from before the object slept: watchers know it. */
+  rejoin(user: string, device: string | undefined): void {
+    this.join(user, device);
+    this.#changed.delete(user);
+    this.#told.set(user, this.#described(user));
+  }
+
+  /** What watchers do not know yet, one user after the other; undefined: they know all. */
+  nextChange(): Change | undefined {
+    for (const name of this.#changed) {
+      this.#changed.delete(name);
+      const before = this.#told.get(name);
+      if (!this.#users.has(name)) {
+        this.#told.delete(name);
+        if (before !== undefined) return { event: "leave", user: name, connections: 0, devices: [] };
+        continue;
+      }
+      const now = this.#described(name);
+      this.#told.set(name, now);
+      if (before === undefined) return { event: "join", ...now };
+      if (String(before.devices) !== String(now.devices)) return { event: "update", ...now };
+    }
+    return undefined;
+  }
+
+  /** A connection came. */
+  join(user: string, device: string | undefined): void {
     this.#leaving = this.#leaving.filter((each) => each.user !== user || each.device !== device);
-    const event = this.#users.has(user) ? "update" : "join";
     const devices = this.#devicesOf(user);
-    const isNew = !devices.has(device);
     devices.set(device, (devices.get(device) ?? 0) + 1);
-    return isNew ? { event, ...this.#described(user) } : undefined;
+    this.#changed.add(user);
   }
 
   /** A connection has ended; returns whether its device begins to leave. */
@@ -58,24 +102,32 @@ export class Presence {
     const devices = this.#devicesOf(user);
     const left = Math.max(0, (devices.get(device) ?? 0) - 1);
     devices.set(device, left);
+    this.#changed.add(user);
     if (left > 0) return false;
+    if (devices.size > MAX_DEVICES) {
+      // Devices that come and go must not pile up: the first one without a connection goes.
+      const [oldest] = [...devices].find(([, count]) => count === 0)!;
+      devices.delete(oldest);
+      this.#leaving = this.#leaving.filter((each) => each.user !== user || each.device !== oldest);
+      if (oldest === device) return true;
+    }
     const leaving = { user, until: now + GRACE_MS, ...(device === undefined ? {} : { device }) };
     this.#leaving = [...this.#leaving, leaving];
     return true;
   }
 
-  /** Those whose grace is over have left. */
-  sweep(now: number): Change[] {
+  /** Those whose grace is over have left; returns whether there were any. */
+  sweep(now: number): boolean {
     const gone = this.#leaving.filter((each) => each.until <= now);
+    if (gone.length === 0) return false;
     this.#leaving = this.#leaving.filter((each) => each.until > now);
-    return gone.map(({ user, device }) => {
+    for (const { user, device } of gone) {
       const devices = this.#devicesOf(user);
       devices.delete(device);
-      const event = devices.size > 0 ? "update" : "leave";
-      const change: Change = { event, ...this.#described(user) };
-      if (event === "leave") this.#users.delete(user);
-      return change;
-    });
+      if (devices.size === 0) this.#users.delete(user);
+      this.#changed.add(user);
+    }
+    return true;
   }
 
   #devicesOf(user: string): Map<string | undefined, number> {
@@ -86,7 +138,7 @@ export class Presence {
 
   #described(user: string): User {
     const devices = this.#devicesOf(user);
-    const names = [...devices.keys()].filter((name) => name !== undefined).sort();
+    const names = [...devices.keys()].filter((name) => name !== undefined).sort().slice(0, MAX_DEVICES);
     return { user, connections: [...devices.values()].reduce((sum, n) => sum + n, 0), devices: names };
   }
 }

@@ -15,7 +15,7 @@ import { RequestError, tooMany } from "./http";
 import { Rate } from "./limits";
 import { Log, type Publication, type Receipt } from "./log";
 import { count } from "./metrics";
-import { Presence, type Change, type Leaving, type User } from "./presence";
+import { Presence, UPDATE_INTERVAL_MS, type Leaving, type User } from "./presence";
 import {
   CloseCode,
   controlFrame,
@@ -51,6 +51,9 @@ const MAX_ALARM_MS = 30 * 86_400_000;
 const REVOCATION_MS = 60_000;
 /** So much later is it forgotten who left a room that nobody watched. */
 const UNWATCHED_LEAVE_MS = 3_600_000;
+/** So many frames about presence are sent in a row, and in a second; in a larger room later. */
+const PRESENCE_FRAMES = 500;
+const PRESENCE_FRAMES_PER_S = 5000;
 const LEAVING = "leaving"; // the name under which presence is kept
 /** Of so many who are about to leave does it remain known if the object is let go meanwhile. */
 const MAX_LEAVING = 100;
@@ -60,6 +63,7 @@ export class NotificationRoom extends DurableObject<Env> {
   readonly #room: string;
   readonly #log: Log;
   readonly #presence: Presence;
+  #isTelling = false; // of presence: more of it waits
   readonly #connections = new Map<WebSocket, Connection>();
   readonly #opening = new Set<string>(); // ids of those that wait for who holds them
   readonly #messages: Rate;
@@ -75,6 +79,7 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#presence = new Presence(ctx.storage.kv.get<Leaving[]>(LEAVING) ?? []);
     ctx.setWebSocketAutoResponse(new WebSocketRequestResponsePair("ping", "pong"));
     for (const socket of ctx.getWebSockets()) this.#wake(socket);
+    this.#presence.settle();
     void ctx.blockConcurrencyWhile(async () => {
       this.#alarmAt = (await ctx.storage.getAlarm()) ?? undefined;
     });
@@ -326,15 +331,16 @@ export class NotificationRoom extends DurableObject<Env> {
 
   #begin(connection: Connection): void {
     const { kept } = connection;
-    const change =
-      kept.presentAs === undefined ? undefined : this.#presence.join(kept.presentAs, kept.device);
-    if (kept.presentAs !== undefined) this.#keepPresence();
-    if (change !== undefined) this.#tell(change);
+    if (kept.presentAs !== undefined) {
+      this.#presence.join(kept.presentAs, kept.device);
+      this.#keepPresence();
+      this.#tellPresence();
+    }
     this.#connections.set(connection.socket, connection);
     if (kept.watches) {
       this.#sweepPresence();
       this.#awaitLeave();
-      const state = { event: "state", users: this.#presence.users() };
+      const state = { event: "state", users: this.#presence.state() };
       connection.send(controlFrame(PRESENCE, state));
     }
     this.#replay(connection);
@@ -354,7 +360,7 @@ export class NotificationRoom extends DurableObject<Env> {
     if (kept === null || kept.isEnded) return undefined;
     const connection = new Connection(socket, kept);
     this.#connections.set(socket, connection);
-    if (kept.presentAs !== undefined) this.#presence.join(kept.presentAs, kept.device);
+    if (kept.presentAs !== undefined) this.#presence.rejoin(kept.presentAs, kept.device);
     if (kept.replaying !== undefined && kept.transport === "websocket") this.#replayLater(connection);
     return connection;
   }
@@ -386,6 +392,7 @@ export class NotificationRoom extends DurableObject<Env> {
         this.#keepPresence();
         this.#awaitLeave();
       }
+      this.#tellPresence();
     }
     // What was kept while somebody was here goes with the last one.
     if (this.#connections.size === 0 && this.#log.isMade) this.#awaitSweep(Date.now());
@@ -559,18 +566,35 @@ export class NotificationRoom extends DurableObject<Env> {
 
   // --- who is here
 
-  #tell(change: Change): void {
-    const frame = controlFrame(PRESENCE, change);
-    for (const connection of this.#connections.values()) {
-      if (connection.kept.watches) connection.send(frame);
+  /** Tell watchers of what has changed: some of it, and the rest after a pause. */
+  #tellPresence(): void {
+    if (this.#isTelling) return;
+    const watchers = [...this.#connections.values()].filter(({ kept }) => kept.watches);
+    if (watchers.length === 0) return this.#presence.settle();
+    let written = 0;
+    while (written < PRESENCE_FRAMES) {
+      const change = this.#presence.nextChange();
+      if (change === undefined) break;
+      const frame = controlFrame(PRESENCE, change);
+      for (const watcher of watchers) watcher.send(frame);
+      written += watchers.length;
     }
+    if (written === 0) return;
+    this.#isTelling = true;
+    setTimeout(
+      () => {
+        this.#isTelling = false;
+        this.#tellPresence();
+      },
+      Math.max(UPDATE_INTERVAL_MS, (written / PRESENCE_FRAMES_PER_S) * 1000),
+    );
   }
 
   /** Those whose grace is over have left; who watches is told. */
   #sweepPresence(): void {
-    const changes = this.#presence.sweep(Date.now());
-    if (changes.length > 0) this.#keepPresence();
-    for (const change of changes) this.#tell(change);
+    if (!this.#presence.sweep(Date.now())) return;
+    this.#keepPresence();
+    this.#tellPresence();
   }
 
   /** Where nobody watches, it is soon enough when somebody asks. */

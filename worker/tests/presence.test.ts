@@ -5,6 +5,7 @@ import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "c
 import { afterEach, expect, test, vi } from "vitest";
 
 import { holderOf } from "../src/holder";
+import { Presence } from "../src/presence";
 import type { Env } from "../src/settings";
 import { Listener, roomStub, token } from "./client";
 
@@ -32,4 +33,28 @@ test("who closes while the room sleeps has left, and nobody holds the connection
   vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + 6000 });
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
   expect(await watcher.told("synap.presence")).toMatchObject({ event: "leave", user: goes });
+});
+
+test("a burst of devices is one change, with a bounded list", () => {
+  const presence = new Presence([]);
+  presence.settle();
+  for (let n = 0; n < 500; n++) {
+    presence.join("one", `d${n}`);
+    presence.leave("one", `d${n}`, n);
+  }
+  expect(presence.nextChange()).toMatchObject({ event: "join", user: "one", connections: 0 });
+  expect(presence.nextChange()).toBeUndefined();
+  expect(presence.state()[0]?.devices.length).toBe(64);
+  expect(presence.leaving.length).toBe(64);
+  presence.join("one", undefined); // no device by name: nothing that watchers do not know
+  expect(presence.nextChange()).toBeUndefined();
+  presence.sweep(Date.now());
+  expect(presence.nextChange()).toMatchObject({ event: "update", connections: 1, devices: [] });
+  presence.leave("one", undefined, 0);
+  presence.join("two", "d");
+  presence.leave("two", "d", 0);
+  presence.sweep(Date.now());
+  expect(presence.nextChange()).toMatchObject({ event: "leave", user: "one" });
+  expect(presence.nextChange()).toBeUndefined(); // the other came and went unseen
+  expect(presence.users()).toEqual([]);
 });
