@@ -218,11 +218,25 @@ def serve(
 
 
 @app.command()
-def keys() -> None:
-    """Make keys: print a file for serve --keys, and what publishers need, as comments."""
+def keys(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A file to make: written at once, for its owner alone. Default: print."),
+    ] = None,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Add new keys to the file; the old ones stay.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove from the file the keys that were rotated out.")
+    ] = False,
+) -> None:
+    """Make the file of serve --keys, or change its keys; what publishers need stands in it, too.
+
+    A server that runs reads the file again by itself.
+    """
     from .commands import keys
 
-    keys()
+    keys(out, rotate=rotate, prune=prune)
 
 
 @app.command()

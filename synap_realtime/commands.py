@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import shlex
 import stat
 import sys
@@ -19,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from . import keygen
 from .broadcast import Broadcaster, BroadcastResult
 from .doctor import examine
 from .endpoint import SCHEMES, parse_address
@@ -272,25 +272,48 @@ def send(
     return 0 if result.success else 1
 
 
-def keys() -> None:
-    """Print new keys: a file for the server, with the publisher's environment as comments."""
-    token_secret, api_key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-    print(
-        f"""\
-# Of the room server: synap-realtime serve --keys keys.toml. Who has these can be anybody.
-# To rotate: add a second one, give it to publishers, then take the first away. The server reads
-# this file again when it changes.
-token_secrets = ["{token_secret}"]
-# jwks_urls = ["https://id.example.com/.well-known/jwks.json"]
+def keys(out: Path | None, *, rotate: bool, prune: bool) -> None:
+    """Make, rotate or prune the keys of a server; without a file, print new ones.
 
-[api_keys]
-jobs = "{api_key}"
-# prometheus = {{ key = "…", scope = "metrics" }}
+    Raises:
+        InvalidArgumentError: the options do not fit together.
+        ConfigurationError: the file is there, or is not, or cannot be written.
+    """
+    if rotate and prune:
+        raise InvalidArgumentError(
+            "--prune", "not together with --rotate: applications need the new keys first"
+        )
+    if out is None:
+        if rotate or prune:
+            raise InvalidArgumentError("--out", "name the file to change")
+        if _is_redirected():
+            _say("note: --out FILE writes a file at once, for its owner alone; a redirect does not")
+        _print(keygen.to_toml(keygen.new_keys()).rstrip("\n"))
+        return
+    if not (rotate or prune):
+        keygen.create(out)
+        _print(f"{out}: made, for its owner alone; its last lines are for your application")
+        return
+    before, after = keygen.change(out, keygen.rotated if rotate else keygen.pruned)
+    if rotate:
+        _print(
+            f"{out}: new keys added, and the old ones count as before. Give your application its "
+            f"last lines; when no token of the old secret is alive: synap-realtime keys --out "
+            f"{shlex.quote(str(out))} --prune"
+        )
+    else:
+        gone = (
+            len(before.token_secrets) - len(after.token_secrets),
+            len(before.api_keys) - len(after.api_keys),
+        )
+        _print(f"{out}: removed {gone[0]} token secrets and {gone[1]} API keys")
 
-# Of your application:
-# REALTIME_TOKEN_SECRET={token_secret}
-# REALTIME_API_KEY={api_key}"""
-    )
+
+def _is_redirected() -> bool:
+    """Whether stdout is a file."""
+    with suppress(OSError, ValueError):  # a test's stdout has no descriptor
+        return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+    return False
 
 
 def explain_token(token: str) -> int:

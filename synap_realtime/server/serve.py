@@ -60,8 +60,8 @@ async def running(
     if not is_loopback(host) and not (isinstance(app, Node) and app.has_keys):
         raise ConfigurationError(
             f"--host {host} would let every machine that reaches this one publish and listen: this "
-            f"server has no keys. Make some with: {MAKE_A_SECRET} > keys.toml, and give it --keys "
-            "keys.toml; or use 127.0.0.1"
+            f"server has no keys. Make some with: {MAKE_A_SECRET} --out keys.toml, and give it "
+            "--keys keys.toml; or use 127.0.0.1"
         )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
