@@ -20,6 +20,7 @@ from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
 from synap_realtime.handlers import Services
 from synap_realtime.integrations.inngest import accepted, create_functions
 from synap_realtime.jobs import Family, family
+from synap_realtime.loopback import LocalOnly
 
 from .config import Config
 from .database import Database
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page")
 """What ``web/`` is built into (``npm run example`` in ``browser/``), so nobody needs Node."""
 
-# A real app takes the user from its session; here the browser says who it is.
+# A real app takes the user from its session; here the browser says who it is, so the app must serve
+# nobody but this machine and its own page (see LocalOnly below).
 Accepted = dict[str, Any]  # the body of a 202
 User = Annotated[str, Header(alias="X-User-Id", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -153,4 +155,6 @@ def create_app(config: Config) -> fastapi.FastAPI:
     app.mount("/page", StaticFiles(directory=PAGE))
 
     inngest.fast_api.serve(app, client, create_functions(client, services, broadcaster))
+    # Last, so that it is asked first: pages of other sites can send requests to 127.0.0.1, too.
+    app.add_middleware(LocalOnly, name="notes_app", pages=("/",))
     return app

@@ -392,7 +392,7 @@ async def test_an_events_id_counts_once(stage: Stage) -> None:
     "body", ["", "nonsense", "[]x", "7", "{}", '{"name":""}', '{"name":"a","data":[]}', "[[]]"]
 )
 async def test_a_bad_event_gets_a_clear_400(stage: Stage, body: str) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(headers={"Content-Type": "application/json"}) as client:
         response = await client.post(f"{stage.inngest_url}/e/key", content=body)
         assert response.status_code == 400
         assert "not an event" in response.json()["error"]

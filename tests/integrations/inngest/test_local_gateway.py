@@ -18,6 +18,8 @@ from synap_realtime.integrations.inngest.local.gateway import SUBPROTOCOL
 
 from .conftest import Stage, on, until
 
+PROTOBUF = {"Content-Type": "application/protobuf"}
+
 
 @asynccontextmanager
 async def connected(
@@ -149,7 +151,7 @@ async def test_an_answer_may_come_by_http(stage: Stage) -> None:
         )
         async with httpx.AsyncClient() as client:
             url = f"{stage.inngest_url}/v0/connect/flush"
-            response = await client.post(url, content=answer.SerializeToString())
+            response = await client.post(url, content=answer.SerializeToString(), headers=PROTOBUF)
         assert pb.FlushResponse.FromString(response.content).request_id == asked.request_id
         await until(lambda: not stage.server._executor)
 
@@ -185,7 +187,8 @@ async def by_hand(stage: Stage) -> AsyncIterator[websockets.ClientConnection]:
 
 async def endpoint(stage: Stage) -> str:
     async with httpx.AsyncClient() as client:
-        response = await client.post(f"{stage.inngest_url}/v0/connect/start", content=b"")
+        url = f"{stage.inngest_url}/v0/connect/start"
+        response = await client.post(url, content=b"", headers=PROTOBUF)
     return str(pb.StartResponse.FromString(response.content).gateway_endpoint)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
 
@@ -17,8 +19,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ....errors import ConfigurationError
+from ....loopback import LocalOnly
 from . import events
+from .addresses import AddressError, AppHosts
 from .batches import Batches
+from .bodies import JSON, MAX_EVENTS_BYTES, BodyError, ReplyError, exchange, read_body
 from .caller import Caller
 from .events import Event
 from .executor import Executor
@@ -27,7 +33,12 @@ from .runs import Backoff
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENTS_BYTES = 4 * 1024 * 1024
+MAX_EVENTS = 5000
+"""In one request."""
+
+MAX_UNFINISHED = 10_000
+"""Runs, and events that wait for a batch. With so many, no more events are taken."""
+
 _SEEN_S = 24 * 3600
 _SEEN_COUNT = 100_000
 _CALL_TIMEOUT_S = 3600.0
@@ -53,6 +64,8 @@ class LocalInngest:
         *,
         backoff: Backoff | None = None,
         client: httpx.AsyncClient | None = None,
+        app_hosts: Iterable[str] = (),
+        allowed_origins: Iterable[str] = (),
     ) -> None:
         """Make a server; it runs between ``async with`` (or an ASGI lifespan) and its end.
 
@@ -60,18 +73,33 @@ class LocalInngest:
             apps: addresses at which apps serve Inngest; each is asked to register itself.
             backoff: waits between attempts, short by default.
             client: how apps are reached.
+            app_hosts: hosts, without a port, at which apps may be served beside this machine and
+                the hosts of ``apps``. Whoever registers an app there receives its events.
+            allowed_origins: pages that may send requests, such as ``http://127.0.0.1:3000``, and
+                whose hosts are allowed in ``Host``. Without any, no page can: every other site's
+                page could send events through the browser of this machine.
+
+        Raises:
+            ConfigurationError: an address of ``apps`` or a host of ``app_hosts`` cannot be read.
         """
         self._apps = tuple(apps)
-        self._registry = Registry()
-        self._client = client or httpx.AsyncClient(timeout=_CALL_TIMEOUT_S)
+        try:
+            self._hosts = AppHosts(app_hosts)
+        except AddressError as error:
+            raise ConfigurationError(f"app_hosts: {error}") from None
+        self._registry = Registry(self._hosts)
+        # Loopback is never reached through the environment's proxy.
+        self._client = client or httpx.AsyncClient(timeout=_CALL_TIMEOUT_S, trust_env=False)
         self._owns_client = client is None
-        caller = Caller(self._client, self._registry.register)
+        caller = Caller(self._client, self._registry.register_worker)
         self._executor = Executor(caller, self._publish, self._registry.get, backoff or Backoff())
         self._batches = Batches(self._executor.start)
         self._registering: asyncio.Task[None] | None = None
         self._registered = asyncio.Event()
         self._seen: OrderedDict[str, float] = OrderedDict()
-        self._asgi = Starlette(
+        for url in self._apps:
+            self._allow(url)
+        app = Starlette(
             routes=[
                 Route("/e/{key}", self._receive_events, methods=["POST"]),
                 Route("/fn/register", self._register, methods=["POST"]),
@@ -80,7 +108,9 @@ class LocalInngest:
                 *caller.routes,
             ],
             lifespan=self._lifespan,
+            exception_handlers={BodyError: _refuse_body},
         )
+        self._asgi = LocalOnly(app, name="LocalInngest", allowed_origins=allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
@@ -111,7 +141,12 @@ class LocalInngest:
         self._registered.set()
 
     async def register(self, url: str) -> None:
-        """Ask the app that serves Inngest at this address to register, until it has."""
+        """Ask the app that serves Inngest at this address to register, until it has.
+
+        Raises:
+            ConfigurationError: the address cannot be read.
+        """
+        self._allow(url)
         told = False
         while (problem := await self._ask_to_register(url)) is not None:
             if not told:
@@ -119,14 +154,20 @@ class LocalInngest:
             told = True
             await asyncio.sleep(0.1)
 
+    def _allow(self, url: str) -> None:
+        try:
+            self._hosts.allow(url)
+        except AddressError as error:
+            raise ConfigurationError(f"apps: {error}") from None
+
     async def _ask_to_register(self, url: str) -> str | None:
         """One try; returns what is wrong, None if nothing is."""
         headers = {"X-Inngest-Server-Kind": "dev"}
         try:
-            response = await self._client.put(url, headers=headers, timeout=5.0)
-        except httpx.RequestError as error:
+            reply = await exchange(self._client, "PUT", url, headers=headers, timeout=5.0)
+        except (httpx.RequestError, ReplyError) as error:
             return repr(error)
-        return None if response.is_success else f"{response.status_code} {response.text[:200]}"
+        return None if reply.status in range(200, 300) else f"{reply.status} {reply.text[:200]}"
 
     async def cancel(self, run_id: str) -> bool:
         """Cancel a run: it goes no further, and ``inngest/function.cancelled`` is told.
@@ -152,16 +193,18 @@ class LocalInngest:
             yield
 
     async def _receive_events(self, request: Request) -> JSONResponse:
-        body = await request.body()
-        if len(body) > MAX_EVENTS_BYTES:
-            return _error(413, f"events have at most {MAX_EVENTS_BYTES} bytes in one request")
+        body = await read_body(request, JSON, MAX_EVENTS_BYTES)
+        if len(self._executor) + self._batches.waiting >= MAX_UNFINISHED:
+            return _error(429, f"{MAX_UNFINISHED} runs are unfinished: wait until some have ended")
         try:
-            given = await request.json()
+            given = json.loads(body)
             sent = [events.read(item) for item in (given if isinstance(given, list) else [given])]
         except events.EventError as error:
             return _error(400, str(error))
         except (ValueError, RecursionError) as error:
             return _error(400, f"not an event: {error}")
+        if len(sent) > MAX_EVENTS:
+            return _error(413, f"a request has at most {MAX_EVENTS} events")
         # The SDK repeats a request whose answer was lost, with the same seed: the same events.
         if seed := request.headers.get("x-inngest-event-id-seed"):
             sent = [{"id": f"{seed}:{n}", **event} for n, event in enumerate(sent)]
@@ -170,7 +213,8 @@ class LocalInngest:
 
     async def _register(self, request: Request) -> JSONResponse:
         try:
-            name, count = self._registry.register(await request.json())
+            body = await read_body(request, JSON, MAX_EVENTS_BYTES)
+            name, count = self._registry.register(json.loads(body))
         except (ValueError, RecursionError, RegistrationError) as error:
             return _error(400, str(error))
         logger.info("app %s registered %d functions", name, count)
@@ -202,12 +246,20 @@ class LocalInngest:
         return id
 
     def _is_seen(self, id: str) -> bool:
+        if len(id) > 64:  # so that the number of ids bounds their bytes, too
+            id = hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()
         now = time.monotonic()
         while self._seen and (
             len(self._seen) > _SEEN_COUNT or next(iter(self._seen.values())) < now - _SEEN_S
         ):
             self._seen.popitem(last=False)
         return self._seen.setdefault(id, now) != now
+
+
+async def _refuse_body(_: Request, error: Exception) -> JSONResponse:
+    response = _error(error.status if isinstance(error, BodyError) else 400, str(error))
+    response.headers["Connection"] = "close"  # the rest of the body is not read
+    return response
 
 
 def _error(status: int, message: str) -> JSONResponse:

@@ -37,6 +37,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def waiting(self) -> int:
+        """How many events wait in open batches."""
+        return sum(len(batch.events) for batch in self._open.values())
+
     def add(self, function: Function, batching: Batching, event: Event) -> None:
         """Keep an event until its batch is full or its time is up.
 
@@ -71,10 +76,10 @@ class Batches:
         Returns:
             How many there were.
         """
-        batches = list(self._open.values())
+        lost = self.waiting
         for place in tuple(self._open):
             self._take(place)
-        return sum(len(batch.events) for batch in batches)
+        return lost
 
     def _close(self, place: tuple[str, str]) -> None:
         batch = self._take(place)

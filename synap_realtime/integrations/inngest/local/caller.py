@@ -49,8 +49,7 @@ class Caller:
         return await sdk.call_over_http(self._client, function, body, step_id)
 
     def _gateway_of(self, function: Function) -> Gateway | None:
-        """A worker registers its functions under an address that means nothing."""
-        return self._gateway if function.url.startswith("wss:") else None
+        return self._gateway if function.is_called_at_worker else None
 
 
 def _gateway(register: Callable[[object], object]) -> Gateway | None:

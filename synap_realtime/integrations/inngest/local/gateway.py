@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from . import sdk
+from .bodies import MAX_EVENTS_BYTES, MAX_REPLY_BYTES, PROTOBUF, BodyError, read_body
 from .events import new_id
 from .registry import Function, RegistrationError
 
@@ -31,6 +32,7 @@ SUBPROTOCOL = "v0.connect.inngest.com"
 _HEARTBEAT = "10s"
 _EXTEND_LEASE = "30s"
 _REFUSED = 4400
+MAX_WORKERS = 100
 _HTTP_STATUS = {
     pb.SDKResponseStatus.DONE: 200,
     pb.SDKResponseStatus.NOT_COMPLETED: 206,
@@ -106,6 +108,7 @@ class Gateway:
             worker.calls.pop(request.request_id, None)
 
     async def _start(self, request: Request) -> Response:
+        await read_body(request, PROTOBUF, MAX_EVENTS_BYTES)
         scheme = "wss" if request.url.scheme == "https" else "ws"
         answer = pb.StartResponse(
             connection_id=new_id(),
@@ -116,7 +119,11 @@ class Gateway:
 
     async def _flush(self, request: Request) -> Response:
         """An answer that a worker could not send by its connection."""
-        response = pb.SDKResponse.FromString(await request.body())
+        content = await read_body(request, PROTOBUF, MAX_REPLY_BYTES)
+        try:
+            response = pb.SDKResponse.FromString(content)
+        except DecodeError as error:
+            raise BodyError(400, f"not an SDKResponse: {error}") from error
         self._answer(response)
         return _protobuf(pb.FlushResponse(request_id=response.request_id))
 
@@ -124,6 +131,8 @@ class Gateway:
         await socket.accept(subprotocol=SUBPROTOCOL)
         worker = Worker(socket)
         try:
+            if len(self._workers) >= MAX_WORKERS:
+                raise RegistrationError(f"{MAX_WORKERS} workers are connected already")
             await self._greet(worker)
             while True:
                 await self._handle(worker, await _receive(socket))

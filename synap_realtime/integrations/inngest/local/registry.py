@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import durations
+from .addresses import AddressError, AppHosts
 from .events import INVOKED
 from .expressions import ExpressionError, matches
 
@@ -21,6 +22,14 @@ _IGNORED = (
 )  # fmt: skip
 _CANCELLABLE_S = 365 * 86400.0
 _DEFAULT_RETRIES = 4
+MAX_APPS = 100
+MAX_FUNCTIONS = 1000
+"""Of all apps together."""
+
+MAX_TRIGGERS = 100
+"""Of one function, and its cancellation events too."""
+
+_WORKERS_URL = "wss:"
 _NEVER_BATCHED = ("cancel", "debounce", "singleton", "priority")
 
 
@@ -67,27 +76,59 @@ class Function:
     cancels: tuple[Cancel, ...] = ()
     finish_timeout_s: float | None = None
 
+    @property
+    def is_called_at_worker(self) -> bool:
+        """Whether a connected worker is called, and not an address."""
+        return self.url.startswith(_WORKERS_URL)
+
 
 class Registry:
     """All apps' functions. An app that registers again replaces its earlier ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: AppHosts | None = None) -> None:
+        """
+        Args:
+            hosts: where apps may be served; this machine, if it is not given.
+        """
+        self._hosts = hosts or AppHosts()
         self._apps: dict[str, dict[str, Function]] = {}
 
     def register(self, body: object) -> tuple[str, int]:
-        """Take an app's registration.
+        """Take the registration of an app that is called at an address.
 
         Returns:
             The app's name and how many functions it has.
 
         Raises:
-            RegistrationError: a member is missing or wrong.
+            RegistrationError: a member is missing or wrong, an address is not allowed, or there
+                are too many.
         """
-        match body:
-            case {"appname": str(name), "functions": [*configs]}:
-                functions = [_read_function(config) for config in configs]
-            case _:
-                raise RegistrationError("expected an object with appname and functions")
+        name, functions = _read_app(body)
+        for function in functions:
+            try:
+                self._hosts.check(function.url)
+            except AddressError as error:
+                raise RegistrationError(f"function {function.id}: {error}") from error
+        return self._keep(name, functions)
+
+    def register_worker(self, body: object) -> tuple[str, int]:
+        """Take the registration of an app whose worker has connected, and is called there.
+
+        Raises:
+            RegistrationError: as :meth:`register`.
+        """
+        name, functions = _read_app(body)
+        for function in functions:
+            if not function.url.startswith(_WORKERS_URL):
+                raise RegistrationError(f"function {function.id}: a worker has no address")
+        return self._keep(name, functions)
+
+    def _keep(self, name: str, functions: list[Function]) -> tuple[str, int]:
+        others = [each for app, each in self._apps.items() if app != name]
+        if len(others) >= MAX_APPS:
+            raise RegistrationError(f"there are {MAX_APPS} apps already")
+        if sum(map(len, others)) + len(functions) > MAX_FUNCTIONS:
+            raise RegistrationError(f"all apps together may have {MAX_FUNCTIONS} functions")
         self._apps[name] = {function.id: function for function in functions}
         return name, len(functions)
 
@@ -128,6 +169,13 @@ def _is_wildcard(pattern: str, name: str) -> bool:
     return pattern.endswith("*") and name.startswith(pattern[:-1])
 
 
+def _read_app(body: object) -> tuple[str, list[Function]]:
+    match body:
+        case {"appname": str(name), "functions": [*configs]}:
+            return name, [_read_function(config) for config in configs]
+    raise RegistrationError("expected an object with appname and functions")
+
+
 def _read_function(config: Any) -> Function:
     try:
         step = config["steps"]["step"]
@@ -144,6 +192,8 @@ def _read_function(config: Any) -> Function:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RegistrationError(f"a function's configuration is not readable: {error!r}") from error
+    if len(function.triggers) + len(function.cancels) > MAX_TRIGGERS:
+        raise RegistrationError(f"function {id}: at most {MAX_TRIGGERS} triggers and cancellations")
     if ignored := [name for name in _IGNORED if config.get(name)]:
         logger.warning("LocalInngest ignores %s of function %s", ", ".join(ignored), id)
     return function

@@ -14,10 +14,14 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import httpx
 
+from .bodies import Reply, ReplyError, exchange
 from .events import new_id
 from .registry import Function
 
 logger = logging.getLogger(__name__)
+
+_MAX_SHOWN = 10_000
+"""Characters of an answer that no SDK gave; they are shown in the run's error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +81,24 @@ async def call_over_http(
     }
     url = _with_step(function.url, step_id)
     try:
-        response = await client.post(url, content=content, headers=headers)
+        reply = await exchange(client, "POST", url, content=content, headers=headers)
     except httpx.RequestError as error:
         logger.warning("the app at %s could not be reached: %r", url, error)
         return _unreachable()
-    if "x-inngest-sdk" not in response.headers:
-        logger.warning("what answered %d at %s is no Inngest SDK", response.status_code, url)
-        return _no_sdk(response)
-    status, answered = response.status_code, dict(response.headers)
+    except ReplyError as error:
+        logger.warning("call to %s failed: %s", function.url, error)
+        return failure("ResponseError", str(error))
+    if "x-inngest-sdk" not in reply.headers:
+        logger.warning("what answered %d at %s is no Inngest SDK", reply.status, url)
+        return _no_sdk(reply)
+    status, answered = reply.status, dict(reply.headers)
     try:
-        answer = response.json()
+        answer = json.loads(reply.content)
         if status == 201:  # streamed: blanks, then the real answer in an envelope (section 9)
             status = int(answer["status"])
             answered |= {name.lower(): value for name, value in answer["headers"].items()}
             answer = json.loads(answer["body"])
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return failure("ResponseError", "the app's answer is not what the SDK sends")
     no_retry = answered.get("x-inngest-no-retry") == "true"
     return read(status, answer, no_retry=no_retry, retry_after=answered.get("retry-after"))
@@ -121,16 +128,16 @@ def _unreachable() -> Failure:
     return Failure({**error, "message": output}, output=output)
 
 
-def _no_sdk(response: httpx.Response) -> Failure:
+def _no_sdk(reply: Reply) -> Failure:
     """A proxy, a crashed app, or a wrong address."""
-    message = f"Your server returned HTTP {response.status_code} before the SDK responded."
+    message = f"Your server returned HTTP {reply.status} before the SDK responded."
     stack = (
         "No step output was produced before the request failed — this can mean a proxy or load "
         "balancer in front of your app returned an error, or your app was unable to respond."
     )
-    if response.text:
-        kind = response.headers.get("content-type", "unknown content-type")
-        stack += f"\n\nUpstream response ({kind}):\n{response.text}"
+    if text := reply.text[:_MAX_SHOWN]:
+        kind = reply.headers.get("content-type", "unknown content-type")
+        stack += f"\n\nUpstream response ({kind}):\n{text}"
     name = "Server returned a fatal error"
     return Failure({"error": message, "name": name, "message": message, "stack": stack})
 
