@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Literal
 
 from ..protocol.notification import MAX_BATCH_BYTES
@@ -28,6 +29,7 @@ from .metrics import CONTENT_TYPE, Metrics
 from .openapi import document
 from .presence import Presence
 from .publishing import Publishing
+from .readiness import Readiness
 from .revocations import Revocations
 from .stores.base import Store, StoreUnavailableError
 
@@ -39,6 +41,15 @@ MAX_HISTORY_BYTES = 1024 * 1024
 """An answer ends with the notification that reaches it."""
 
 _PAGE = 16  # entries read at once: at most 4 MiB over what an answer may have
+
+
+_HEALTHY = json_response(200, {"status": "ok"})
+_READY = json_response(200, {"status": "ready"})
+
+
+@cache
+def _describe() -> Response:
+    return json_response(200, document())
 
 
 Route = Callable[[Request], Awaitable[Response]]
@@ -70,6 +81,7 @@ class Api:
         self._publishing = publishing
         self._revocations = revocations
         self._metrics = metrics
+        self._readiness = Readiness(store)
         self._closed = False
 
     async def handle(self, request: Request) -> Response:
@@ -118,12 +130,12 @@ class Api:
         raise RequestError(404, "not_found", "Not found", "see PROTOCOL.md, 'HTTP', for the routes")
 
     async def _health(self, _: Request) -> Response:
-        return json_response(200, {"status": "ok"})
+        return _HEALTHY
 
     async def _ready(self, _: Request) -> Response:
         self._publishing.refuse_while_draining()
-        await self._store.check()
-        return json_response(200, {"status": "ready"})
+        await self._readiness.check()
+        return _READY
 
     async def _show_metrics(self, request: Request) -> Response:
         claims = await self._access.identify(request)
@@ -133,7 +145,7 @@ class Api:
         return Response(200, content, content_type=CONTENT_TYPE)
 
     async def _openapi(self, _: Request) -> Response:
-        return json_response(200, document())
+        return _describe()
 
     async def _room_health(self, request: Request) -> Response:
         room = room_of(request.segments[1])

@@ -40,6 +40,10 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 """More than this not yet written, and publishes are refused until the disk has caught up."""
 
 CHECK_TIMEOUT_S = 2.0
+TRIAL_BYTES = 512 * 1024
+"""The file takes writes if it takes so much at once: the largest notification, and what is around
+it."""
+
 UPKEEP_S = 1.0
 """How often marks and counts are written, and, when nobody publishes, what is old is deleted."""
 
@@ -83,12 +87,11 @@ class _Health:
         self.problem: str | None = None
 
     def report(self, problem: str | None) -> None:
-        if problem != self.problem:
-            if problem is None:
-                logger.warning("%s again", self._what)
-            else:
-                logger.error("%s no more, and is answered 503: %s", self._what, problem)
-            self.problem = problem
+        if problem is None and self.problem is not None:
+            logger.warning("%s again", self._what)
+        elif problem is not None and self.problem is None:
+            logger.error("%s no more, and is answered 503: %s", self._what, problem)
+        self.problem = problem
 
 
 class SqliteStore:
@@ -124,6 +127,8 @@ class SqliteStore:
         self._writes = _Health(f"{self._file.path}: it takes writes")
         self._reads = _Health(f"{self._file.path}: it can be read")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._trial_bytes = TRIAL_BYTES
+        self._next_trial_at = 0.0
         self._waiting_bytes = 0
         # Not yet in the file. Changed by the event loop only; the writing thread takes copies.
         self._marks: dict[tuple[Room, str | None], int] = {}
@@ -169,6 +174,8 @@ class SqliteStore:
                 await self._read(self._reader.last_offset)
         except TimeoutError:
             raise StoreUnavailableError("the file does not take a write in time") from None
+        if (problem := self._writes.problem) is not None:
+            raise StoreUnavailableError(f"the file takes no writes: {problem}")
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         foreign = after.epoch != self._epoch
@@ -254,23 +261,18 @@ class SqliteStore:
             marks = self._marks.copy() if due else {}
             counts = self._counts.copy() if due else {}
             sweep = 2 * sum(len(job.publications) for job in jobs) + _SWEEP if jobs else _IDLE_SWEEP
-            outcome: _Outcome = ()
+            size = sum(job.size for job in jobs)
+            outcome: _Outcome = [()] * len(jobs)
             try:
-                if (
-                    jobs
-                    or marks
-                    or counts
-                    or self._writes.problem
-                    or stopping
-                    or self._writer.is_upkeep_due()
-                ):
+                if size or marks or counts or stopping or self._writer.is_upkeep_due():
                     calls = [job.publications for job in jobs]
                     outcome = self._writer.write(calls, marks, counts, sweep)
-                self._writes.report(None)
+                self._try_writing(size, is_asked=any(not job.publications for job in jobs))
                 if due:
                     upkeep_at = time.monotonic() + UPKEEP_S
             except sqlite3.Error as error:
                 self._writes.report(str(error))
+                self._trial_bytes = max(self._trial_bytes, min(2 * size, _GROUP_BYTES))
                 outcome = StoreUnavailableError(f"the file takes no writes: {error}")
                 marks, counts = {}, {}
             except Exception as error:
@@ -283,6 +285,32 @@ class SqliteStore:
                     self._loop.call_soon_threadsafe(self._take_back, done)
                 except RuntimeError:  # the event loop has gone: there is nobody to tell
                     return
+
+    def _try_writing(self, written: int, *, is_asked: bool) -> None:
+        """After a failure, and when it is asked, see whether the file takes what is published.
+
+        A full disk may still take a few bytes, so a failure is over only when as much was written
+        as failed. Without a failure nothing is written, as long as there is space.
+
+        Args:
+            written: bytes of publications that it has just taken.
+            is_asked: somebody wants to know.
+        """
+        failed = self._writes.problem is not None
+        if not (failed or is_asked):
+            return
+        if not (failed and written >= self._trial_bytes):
+            now = time.monotonic()
+            if now < self._next_trial_at:
+                return
+            self._next_trial_at = now + UPKEEP_S
+            try:
+                self._writer.try_writing(self._trial_bytes, only_if_nearly_full=not failed)
+            except sqlite3.Error as error:
+                self._writes.report(str(error))
+                return
+        self._writes.report(None)
+        self._trial_bytes = TRIAL_BYTES
 
     def _take(self) -> tuple[list[_Job], bool]:
         """All jobs that wait, up to what one transaction should hold; whether it is the end."""

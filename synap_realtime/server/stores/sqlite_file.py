@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ _CHECKED_EVERY_S = 60.0  # of running time, a crash forgets no more
 _ROWS = (64, 8, 1)  # of a statement: few sizes, so that SQLite knows each already
 _MORE = 15  # deleted beside as many as have come
 _MAX_ROOMS = 16_384  # known at once
+_AMPLE = 8  # so many times what is to be written has to be free, or it is tried
 _CHECKPOINT_US = 10_000_000  # between two checkpoints
 
 # entry.offset: see OffsetClock. AUTOINCREMENT keeps the highest that was issued, also as a
@@ -379,6 +381,25 @@ class LogWriter:
         self._checked = checked
         self.checkpoint = checkpoint  # now that it is in the file
         return kept
+
+    def try_writing(self, size: int, *, only_if_nearly_full: bool) -> None:
+        """See that the file would take so many bytes, by writing them and deleting them again.
+
+        Args:
+            only_if_nearly_full: write nothing where the disk has space for many more.
+
+        Raises:
+            sqlite3.Error: it would not.
+        """
+        if only_if_nearly_full:
+            self._file.require_in_place()
+            with contextlib.suppress(OSError):
+                if shutil.disk_usage(self._file.path.parent).free > _AMPLE * size:
+                    return
+        with self._transaction():
+            self._db.execute("REPLACE INTO meta VALUES ('trial', zeroblob(?))", (size,))
+        with self._transaction():
+            self._db.execute("DELETE FROM meta WHERE name = 'trial'")
 
     def _next_checkpoint(self) -> int:
         """The checkpoint, renewed and put into the file if it is old."""
