@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         SubscriptionError,
         SynapRealtimeError,
     )
-    from .jobs import delta, progress
+    from .jobs import bind_reporter, delta, progress
     from .protocol.notification import Notification, Status
     from .protocol.payloads import (
         JobCancelled,
@@ -77,6 +77,7 @@ __all__ = [
     "TaskCreated",
     "Truncated",
     "__version__",
+    "bind_reporter",
     "broadcast_error",
     "broadcast_error_sync",
     "broadcast_notification",
@@ -113,7 +114,7 @@ _LATER = {
         "SubscriptionError",
         "SynapRealtimeError",
     ],
-    ".jobs": ["delta", "progress"],
+    ".jobs": ["bind_reporter", "delta", "progress"],
     ".protocol.notification": ["Notification", "Status"],
     ".protocol.payloads": [
         "JobCancelled",

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class SynapRealtimeError(Exception):
     """The root: everything that this package raises on purpose."""
@@ -29,6 +31,10 @@ class InvalidArgumentError(SynapRealtimeError, ValueError):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        # A pool's process sends to its parent what a function raised: the parent must read it.
+        return type(self), (self.field, self.problem)
 
 
 class ConfigurationError(SynapRealtimeError):

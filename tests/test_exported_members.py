@@ -35,6 +35,7 @@ def test_the_public_names_are_these() -> None:
         "TaskCreated",
         "Truncated",
         "__version__",
+        "bind_reporter",
         "mint_token",
         "broadcast_error",
         "broadcast_error_sync",

@@ -15,6 +15,7 @@ from celery.exceptions import Reject, Retry, TimeLimitExceeded
 from ..broadcast import BackgroundBroadcaster
 from ..errors import ConfigurationError, InvalidInputError
 from ..jobs import Family, Lifecycle, Person, Reporter, running
+from ..jobs.extent import extent_of
 from ..jobs.lifecycle import STALL_AFTER_S
 
 
@@ -99,7 +100,7 @@ class ToldTask(celery.Task):  # type: ignore[misc]
         if isinstance(exc, InvalidInputError):
             raise exc
         most = self.max_retries if max_retries is None else max_retries
-        attempt = _attempts.get(request.id)
+        attempt = _attempt_of(request)
         if attempt is not None and (most is None or request.retries < most):
             delay = self.default_retry_delay if countdown is None else countdown
             _tell_retry(attempt.reporter, exc, eta or delay)
@@ -109,7 +110,7 @@ class ToldTask(celery.Task):  # type: ignore[misc]
 
     def on_replace(self, sig: Any) -> Any:
         """Another task goes on in this one's name, and tells the end."""
-        if attempt := _attempts.get(self.request.id):
+        if attempt := _attempt_of(self.request):
             attempt.goes_on = True
         return super().on_replace(sig)
 
@@ -117,31 +118,40 @@ class ToldTask(celery.Task):  # type: ignore[misc]
 @dataclass(slots=True)
 class _Attempt:
     reporter: Reporter
-    stack: ExitStack
     goes_on: bool = False  # in another attempt, which has been told, or in another task
 
 
-_attempts: dict[str, _Attempt] = {}
-"""Those that run in this process, by the task's id."""
+_ATTEMPT, _EXTENT = "_synap_realtime_attempt", "_synap_realtime_extent"
+"""Kept with Celery's request, which each execution has for itself. A task's id is shared by the
+next attempt, which may begin in this process before this one is cleaned up, and by a replacement.
+"""
 
 
-def _begin(sender: object, task_id: str, args: Any, kwargs: Any, **_: object) -> None:
+def _attempt_of(request: Any, task_id: str | None = None) -> _Attempt | None:
+    attempt: _Attempt | None = getattr(request, _ATTEMPT, None)
+    return attempt if task_id in (None, request.id) else None
+
+
+def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: object) -> None:
+    stack = ExitStack()
+    setattr(sender.request, _EXTENT, stack)
+    # An eager task runs inside of its caller, which may be a job of somebody else.
+    stack.enter_context(extent_of(None))
     if isinstance(sender, ToldTask):
         reporter = sender.reporter(task_id, sender.request.retries, tuple(args), kwargs)
-        stack = ExitStack()
+        setattr(sender.request, _ATTEMPT, _Attempt(reporter))
         stack.enter_context(running(reporter))
-        _attempts[task_id] = _Attempt(reporter, stack)
 
 
 def _succeed(sender: object, result: object, **_: object) -> None:
-    attempt = _attempts.get(sender.request.id) if isinstance(sender, ToldTask) else None
+    attempt = _attempt_of(sender.request) if isinstance(sender, ToldTask) else None
     if attempt is not None and not attempt.goes_on:
         attempt.reporter.completed(result)
 
 
 def _retry(sender: object, request: Any, reason: object, **_: object) -> None:
     if isinstance(sender, ToldTask):
-        attempt = _attempts.get(request.id)
+        attempt = _attempt_of(request)
         if attempt is None or not attempt.goes_on:
             reporter = attempt.reporter if attempt else _reporter_of(sender, request)
             cause, when = (reason.exc, reason.when) if isinstance(reason, Retry) else (None, None)
@@ -152,7 +162,7 @@ def _fail(
     sender: object, task_id: str, exception: BaseException, args: Any, kwargs: Any, **_: object
 ) -> None:
     if isinstance(sender, ToldTask):
-        attempt = _attempts.get(task_id)
+        attempt = _attempt_of(sender.request, task_id)
         # Without one it is the worker's main process, and the task's own is lost.
         reporter = attempt.reporter if attempt else sender.reporter(task_id, 0, tuple(args), kwargs)
         if isinstance(exception, Reject):
@@ -172,9 +182,11 @@ def _revoke(sender: object, request: Any, **_: object) -> None:
         _reporter_of(sender, request).cancelled()
 
 
-def _end(task_id: str, state: str, **_: object) -> None:
-    if (attempt := _attempts.pop(task_id, None)) is not None:
-        attempt.stack.close()
+def _end(sender: Any, state: str, **_: object) -> None:
+    stack: ExitStack | None = getattr(sender.request, _EXTENT, None)
+    if stack is not None:
+        stack.close()
+    if (attempt := _attempt_of(sender.request)) is not None:
         if state == states.IGNORED and not attempt.goes_on:
             attempt.reporter.cancelled()
         attempt.reporter.settle()

@@ -18,6 +18,7 @@ from taskiq.result import TaskiqResult
 from ..broadcast import BackgroundBroadcaster
 from ..errors import ConfigurationError, InvalidInputError
 from ..jobs import Family, Lifecycle, Person, Reporter, running
+from ..jobs.extent import extent_of
 from ..jobs.lifecycle import STALL_AFTER_S
 
 logger = logging.getLogger(__name__)
@@ -86,14 +87,18 @@ class ToldMiddleware(TaskiqMiddleware):
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         attempt = None
+        stack = ExitStack()
+        # With InMemoryBroker, the task that has sent this one may be a job of somebody else.
+        stack.enter_context(extent_of(None))
         if family := message.labels.get(FAMILY_LABEL):
             try:
                 attempt = self._begin(Family(str(family)), message)
+                stack.enter_context(running(attempt.reporter))
             except Exception:
                 logger.exception(
                     "task %s of %s runs, but nobody is told", message.task_id, message.task_name
                 )
-        _call.set(_Call(attempt, _call.get()))
+        _call.set(_Call(attempt, stack, _call.get()))
         return message
 
     async def on_error(
@@ -127,9 +132,9 @@ class ToldMiddleware(TaskiqMiddleware):
         if (call := _call.get()) is None:
             return
         _call.set(call.outer)
+        call.extent.close()
         if (attempt := call.attempt) is None:
             return
-        attempt.stack.close()
         reporter, error = attempt.reporter, attempt.error
         if error is None:
             reporter.completed(result.return_value)
@@ -154,10 +159,8 @@ class ToldMiddleware(TaskiqMiddleware):
         )
         person = self._person(message.args, message.kwargs)
         reporter = Reporter(lifecycle, [person], self._broadcaster)
-        stack = ExitStack()
-        stack.enter_context(running(reporter))
         requeues = _number(message, REQUEUES_LABEL)
-        return _Attempt(message.task_id, retries, requeues, reporter, stack)
+        return _Attempt(message.task_id, retries, requeues, reporter)
 
     def _retries(self) -> SimpleRetryMiddleware | SmartRetryMiddleware | None:
         for each in self.broker.middlewares:
@@ -198,7 +201,6 @@ class _Attempt:
     retries: int
     requeues: int
     reporter: Reporter
-    stack: ExitStack
     error: BaseException | None = None
     goes_on: bool = False  # in another attempt, which has been told
 
@@ -208,6 +210,7 @@ class _Call:
     """Of a task's code. One that nobody is told of has no attempt."""
 
     attempt: _Attempt | None
+    extent: ExitStack
     outer: _Call | None  # of the task that has started this one, in the same process
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .accepted import accepted_body, new_request_id
-from .current import delta, progress, running
+from .current import bind_reporter, delta, progress, running
 from .family import Family
 from .lifecycle import Lifecycle
 from .people import Person
@@ -19,6 +19,7 @@ __all__ = [
     "PlainRun",
     "Reporter",
     "accepted_body",
+    "bind_reporter",
     "delta",
     "new_request_id",
     "progress",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import math
+import os
 import threading
 import time
 import uuid
@@ -30,6 +32,19 @@ MAX_PROGRESS_EVERY_S = 5.0
 
 MAX_DELTA = 16 * 1024
 """Characters of one delta; a longer text is more than one."""
+
+
+class ReporterState(enum.Enum):
+    """Where a reporter is in the life of its attempt."""
+
+    PENDING = enum.auto()
+    """Nothing was published."""
+    RUNNING = enum.auto()
+    """The attempt runs: progress and text are published."""
+    RETRYING = enum.auto()
+    """The attempt is over and another was announced: only a terminal notification may follow."""
+    FINISHED = enum.auto()
+    """A terminal notification was published: nothing may follow."""
 
 
 @dataclass(slots=True)
@@ -82,11 +97,14 @@ class Reporter:
             self._problems += problems
             if rooms:
                 self._lines.append(_Line(person, rooms))
-        self._lock = threading.Lock()  # a job may tell from several threads
+        # A job may report from several threads, and a handler that runs in the middle of it (a
+        # signal's, a finalizer) must not wait for the lock that its own thread holds.
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
         self._began = time.monotonic()
         self._progresses = 0
         self._stream = uuid.uuid4().hex[:12]
-        self._ended = False
+        self._state = ReporterState.PENDING
         self._problem: str | None = None
         self.span = begin(
             lifecycle.family.name,
@@ -99,6 +117,16 @@ class Reporter:
     def attempt(self) -> int:
         """Which attempt is told, from 1."""
         return self._lifecycle.attempt
+
+    @property
+    def state(self) -> ReporterState:
+        """FINISHED in every process but the one that made it."""
+        return ReporterState.FINISHED if self._is_foreign else self._state
+
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether this is a forked child's copy. Its lock may be held for ever: nobody takes it."""
+        return self._pid != os.getpid()
 
     def started(self) -> None:
         """See :meth:`Lifecycle.started`. What is wrong with who waits is logged now, once a run."""
@@ -118,18 +146,24 @@ class Reporter:
         label: str | None = None,
         *,
         stall_after_s: float | None = None,
+        is_replay: bool | None = None,
     ) -> None:
-        """See :func:`synap_realtime.progress`."""
-        fraction = _fraction(fraction)
-        if not isinstance(label, str | None):
-            raise InvalidArgumentError("label", f"expected text, got {type(label).__name__}")
+        """See :func:`synap_realtime.progress`.
+
+        Args:
+            is_replay: whether the code goes through what it has done before, where the caller
+                knows; default: as ``is_replaying`` says.
+        """
+        fraction, label, stall_after_s = check_progress(fraction, label, stall_after_s)
+        if self._is_foreign:
+            return
         what = zlib.crc32(f"{fraction}:{label}".encode(errors="replace"))
         with self._lock:
-            if self._ended or self._is_replaying():
+            if not self._takes_news(is_replay):
                 return
             self._progresses += 1
             n = f"{self._lifecycle.attempt}:{self._call}:{self._progresses}:{what:08x}"
-            told = self._lifecycle.progress(n, fraction, label, _seconds(stall_after_s))
+            told = self._lifecycle.progress(n, fraction, label, stall_after_s)
             now = time.monotonic()
             pause_s = min(max((now - self._began) / 100, PROGRESS_EVERY_S), MAX_PROGRESS_EVERY_S)
             for line in self._lines:
@@ -144,14 +178,17 @@ class Reporter:
         """The job waits for something that may take any time: no silence is too long."""
         self._tell(self._lifecycle.waits(what))
 
-    def delta(self, text: str) -> None:
-        """See :func:`synap_realtime.delta`. Pieces that wait for the network become one."""
-        if not isinstance(text, str):
-            raise InvalidArgumentError("text", f"expected text, got {type(text).__name__}")
-        text = text.encode(errors="replace").decode()
-        pieces = [text[start : start + MAX_DELTA] for start in range(0, len(text), MAX_DELTA)]
+    def delta(self, text: str, *, is_replay: bool | None = None) -> None:
+        """See :func:`synap_realtime.delta`. Pieces that wait for the network become one.
+
+        Args:
+            is_replay: as for :meth:`progress`.
+        """
+        pieces = check_delta(text)
+        if self._is_foreign:
+            return
         with self._lock:
-            if self._ended or self._is_replaying():
+            if not self._takes_news(is_replay):
                 return
             for line in self._lines:
                 for piece in pieces:
@@ -162,7 +199,8 @@ class Reporter:
     ) -> None:
         """See :meth:`Lifecycle.retrying`."""
         self._problem = "failed, and will be tried again"
-        self._tell(self._lifecycle.retrying(error, part=part, in_s=in_s))
+        notification = self._lifecycle.retrying(error, part=part, in_s=in_s)
+        self._tell(notification, ReporterState.RETRYING)
 
     def raised(self, error: Exception, *, again_in_s: float | None) -> bool:
         """An attempt failed, where the adapter itself decides whether another comes.
@@ -181,47 +219,67 @@ class Reporter:
 
     def completed(self, result: object) -> None:
         """See :meth:`Lifecycle.completed`."""
-        self._end(self._lifecycle.completed(result))
+        self._tell(self._lifecycle.completed(result), ReporterState.FINISHED)
 
     def completed_each(self, results: Mapping[Person, object]) -> None:
         """:meth:`completed`, with a result for each person: nobody reads another's."""
+        if self._is_foreign:
+            return
         with self._lock:
-            for line in self._lines if not self._ended else ():
+            if self._state is ReporterState.FINISHED:
+                return
+            for line in self._lines:
                 self._post(line, self._lifecycle.completed(results.get(line.person)))
-            self._ended = True
+            self._state = ReporterState.FINISHED
 
     def failed(self, error: BaseException | str) -> None:
         """See :meth:`Lifecycle.failed`."""
         self._problem = "failed"
-        self._end(self._lifecycle.failed(error))
+        self._tell(self._lifecycle.failed(error), ReporterState.FINISHED)
 
     def cancelled(self) -> None:
         """See :meth:`Lifecycle.cancelled`."""
         self._problem = "cancelled"
-        self._end(self._lifecycle.cancelled())
+        self._tell(self._lifecycle.cancelled(), ReporterState.FINISHED)
 
     def settle(self) -> None:
         """Wait until the server has what was told: a few seconds, and not for one that is away."""
-        self.span.end(self._problem)
-        for line in self._lines:
-            if line.last is not None:
-                self._broadcaster.wait_for(line.last)
+        for posted in self._unsettled():
+            self._broadcaster.wait_for(posted)
 
     async def asettle(self) -> None:
         """:meth:`settle` for code that awaits."""
+        for posted in self._unsettled():
+            await self._broadcaster.await_for(posted)
+
+    def _unsettled(self) -> list[Posted]:
+        if self._is_foreign:
+            return []  # a forked child's parent sends them, and nothing here would ever answer
         self.span.end(self._problem)
-        for line in self._lines:
-            if line.last is not None:
-                await self._broadcaster.await_for(line.last)
+        return [line.last for line in self._lines if line.last is not None]
 
-    def _end(self, notification: Notification) -> None:
-        self._tell(notification)
-        self._ended = True
+    def _takes_news(self, is_replay: bool | None) -> bool:
+        if self._state not in (ReporterState.PENDING, ReporterState.RUNNING):
+            return False
+        if is_replay if is_replay is not None else self._is_replaying():
+            return False
+        self._state = ReporterState.RUNNING
+        return True
 
-    def _tell(self, notification: Notification) -> None:
+    def _tell(
+        self, notification: Notification, state: ReporterState = ReporterState.RUNNING
+    ) -> None:
+        if self._is_foreign:
+            return
         with self._lock:
-            for line in self._lines if not self._ended else ():
+            refused_in = [ReporterState.FINISHED]
+            if state is ReporterState.RUNNING:
+                refused_in.append(ReporterState.RETRYING)
+            if self._state in refused_in:
+                return
+            for line in self._lines:
                 self._post(line, notification)
+            self._state = state
 
     def _add(self, line: _Line, piece: str) -> None:
         joined = line.text + piece
@@ -260,6 +318,32 @@ class Reporter:
         if (traceparent := self.span.traceparent) is not None:
             members[TRACEPARENT] = traceparent
         return notification.model_copy(update=members)
+
+
+def check_progress(
+    fraction: object, label: object, stall_after_s: object
+) -> tuple[float | None, str | None, float | None]:
+    """Return the arguments of :func:`synap_realtime.progress` as they are published.
+
+    Raises:
+        InvalidArgumentError: names the argument that is wrong.
+    """
+    fraction = _fraction(fraction)
+    if not isinstance(label, str | None):
+        raise InvalidArgumentError("label", f"expected text, got {type(label).__name__}")
+    return fraction, label, _seconds(stall_after_s)
+
+
+def check_delta(text: object) -> list[str]:
+    """Return the text of :func:`synap_realtime.delta` in pieces that fit one notification.
+
+    Raises:
+        InvalidArgumentError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise InvalidArgumentError("text", f"expected text, got {type(text).__name__}")
+    text = text.encode(errors="replace").decode()
+    return [text[start : start + MAX_DELTA] for start in range(0, len(text), MAX_DELTA)]
 
 
 def _fraction(value: object) -> float | None:

@@ -8,7 +8,8 @@ import inspect
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,8 @@ from typing import Any
 import inngest
 
 from ...broadcast import BackgroundBroadcaster
-from ...jobs import Family, Lifecycle, Person, Reporter, current
+from ...jobs import Family, Lifecycle, Person, Reporter
+from ...jobs.extent import Extent, entered, extent_of
 from .endings import CANCELLED_EVENT, Context, read_ending
 from .run import is_final, person_of, to_inngest
 
@@ -58,8 +60,9 @@ class Call:
         self._told: Told | None = None
         self.reporter: Reporter | None = None
 
-    def begin(self, told: Told) -> None:
-        """The function's code is about to run."""
+    @contextmanager
+    def running(self, told: Told) -> Iterator[None]:
+        """Around the function's code, which a step leaves by an exception."""
         self._told = told
         self._events = self._ctx.events or [self._ctx.event]
         lifecycle = Lifecycle(
@@ -74,12 +77,13 @@ class Call:
             map(person_of, self._events),
             told.broadcaster,
             call=str(self._done_before),
-            is_replaying=lambda: self._steps.size > 0 and not _in_step.get(),
+            is_replaying=lambda: self._steps.size > 0,
         )
-        _mark_steps(self._ctx.step)
-        current.reporter.set(self.reporter)
         if self._done_before == 0:  # on any attempt: the first may never have reached this code
             self.reporter.started()
+        with extent_of(self.reporter) as extent:
+            _mark_steps(self._ctx.step, extent)
+            yield
 
     def end(self, result: object) -> None:
         """The function has returned."""
@@ -126,30 +130,22 @@ class Call:
         self.reporter.retrying(error, part=part, in_s=_seconds_until_retry(error))
 
 
-_in_step: ContextVar[bool] = ContextVar("synap_realtime_in_step", default=False)
-
-
-def _mark_steps(step: Any) -> None:
+def _mark_steps(step: Any, function: Extent) -> None:
     """Let a step's code be known: it is never a replay, also where others of a parallel group are
     done already and the function's code is not past them.
     """
     run = step.run
+    news = Extent(function.sink, is_replay=False, within=function)
 
     def marked(step_id: str, handler: Callable[..., Any], *args: Any, **options: Any) -> Any:
         def in_step(*args: Any) -> Any:
-            token = _in_step.set(True)
-            try:
+            with entered(news):
                 result = handler(*args)
-            finally:
-                _in_step.reset(token)
             return wait(result) if inspect.isawaitable(result) else result
 
         async def wait(result: Awaitable[Any]) -> Any:
-            token = _in_step.set(True)
-            try:
+            with entered(news):
                 return await result
-            finally:
-                _in_step.reset(token)
 
         return run(step_id, in_step, *args, **options)
 

@@ -159,8 +159,8 @@ def _wrap_async(
     @functools.wraps(handler)
     async def run(ctx: inngest.Context) -> Any:
         call = current_call.get()
-        call.begin(told)
-        result = await handler(ctx)
+        with call.running(told):
+            result = await handler(ctx)
         # Not through a step: that would make Inngest replay the function once more, and run again
         # what stands after its last step. A repeat has the same id, and is dropped.
         call.end(result)
@@ -178,8 +178,8 @@ def _wrap_sync(handler: Handler, on_failure: Failure | None, told: Told) -> tupl
     @functools.wraps(handler)
     def run(ctx: inngest.ContextSync) -> Any:
         call = current_call.get()
-        call.begin(told)
-        result = handler(ctx)
+        with call.running(told):
+            result = handler(ctx)
         call.end(result)
         return result
 

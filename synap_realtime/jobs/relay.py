@@ -1,0 +1,297 @@
+"""Reports from other processes of this machine, through the process that runs the job.
+
+A pool's process does not publish itself: it hands what a job says to the process that owns the
+job's reporter, which numbers it, spaces it, and drops it as soon as the attempt is over.
+
+The two speak lines over a Unix socket in a directory of this user alone (a loopback port where the
+system has none). The peer names an extent by the hash of its key; the owner answers with the key,
+which shows the peer that it is the owner. Then each line is one call as JSON, or ``flush``, which
+is answered with ``ok`` when all calls before it were handled.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import socketserver
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidArgumentError
+from .extent import Extent, Ticket, shared_extents
+from .reporter import check_delta, check_progress
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 2.0
+"""How long a process waits for the owner to take what it reports, before it gives up on it."""
+
+MAX_LINE = 256 * 1024
+"""Bytes of one call: a delta has at most 16 Ki characters, each twelve bytes of JSON."""
+
+MAX_ADDRESS = 100
+"""Bytes of a Unix socket's path; Linux has 108."""
+
+FLUSH, DONE = b"flush\n", b"ok\n"
+
+_FAMILY = getattr(socket, "AF_UNIX", socket.AF_INET)
+
+
+def _name_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class _Owner:
+    """The end of the process that runs jobs: one for all its extents, made for the first."""
+
+    def __init__(self) -> None:
+        self.extents: dict[str, Extent] = {}  # by the name of their key
+        self._directory: str | None = None
+        self._server = self._listen()
+        self._server.daemon_threads = True
+        threading.Thread(
+            target=self._server.serve_forever, name="synap-realtime-relay", daemon=True
+        ).start()
+
+    def _listen(self) -> socketserver.ThreadingTCPServer:
+        owner = self
+
+        class Handler(_Handler):
+            extents = owner.extents
+
+        if _FAMILY != socket.AF_INET:
+            for parent in (None, "/tmp"):  # noqa: S108 - if TMPDIR is too long for a socket's path
+                directory = tempfile.mkdtemp(prefix="synap-realtime-", dir=parent)
+                path = str(Path(directory) / "relay")
+                if len(os.fsencode(path)) <= MAX_ADDRESS:
+                    self._directory = directory
+                    self.address: str | tuple[str, int] = path
+                    return _UnixServer(path, Handler)  # type: ignore[arg-type]
+                shutil.rmtree(directory, ignore_errors=True)
+        server = _Server(("127.0.0.1", 0), Handler)
+        self.address = ("127.0.0.1", server.server_address[1])
+        return server
+
+    def admit(self, extent: Extent) -> Ticket:
+        ticket = Ticket(self.address, secrets.token_hex(16))
+        name = _name_of(ticket.key)
+        self.extents[name] = extent
+        extent.on_close(lambda: self.extents.pop(name, None))
+        return ticket
+
+    def forget(self) -> None:
+        """Leave the socket to the parent, in a forked child."""
+        self._server.socket.close()
+
+    def close(self) -> None:
+        self._server.socket.close()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        logger.debug("relay: a pool process's connection failed; it is dropped", exc_info=True)
+
+
+class _UnixServer(_Server):
+    address_family = _FAMILY
+    server_address: Any
+
+    def server_bind(self) -> None:
+        self.socket.bind(self.server_address)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, _ = self.socket.accept()
+        return request, ("", 0)
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    extents: dict[str, Extent]
+
+    def handle(self) -> None:
+        self.request.settimeout(TIMEOUT_S)
+        extent = self.extents.get(self.rfile.readline(128).decode("ascii", "replace").strip())
+        if extent is None or extent.ticket is None:
+            return  # unknown, or over
+        self.wfile.write(f"{extent.ticket.key}\n".encode())
+        self.request.settimeout(None)
+        while (line := self.rfile.readline(MAX_LINE)).endswith(b"\n") and extent.is_live:
+            if line == FLUSH:
+                self.wfile.write(DONE)
+            else:
+                self._report(extent, json.loads(line))
+
+    def _report(self, extent: Extent, call: dict[str, Any]) -> None:
+        assert extent.sink is not None  # noqa: S101 - bind_reporter() takes along no other
+        with contextlib.suppress(InvalidArgumentError):  # the peer has checked it, and raised it
+            if "delta" in call:
+                extent.sink.delta(call["delta"], is_replay=extent.is_replay)
+            else:
+                extent.sink.progress(
+                    call["fraction"],
+                    call["label"],
+                    stall_after_s=call["stallAfterS"],
+                    is_replay=extent.is_replay,
+                )
+
+
+_owner: _Owner | None = None
+_lock = threading.Lock()
+
+
+def ticket_for(extent: Extent) -> Ticket | None:
+    """Let other processes reach an extent of this one.
+
+    Returns:
+        None if it is over, or if this process cannot listen.
+    """
+    global _owner
+    if extent.ticket is not None or not extent.is_live:
+        return extent.ticket
+    with _lock:
+        if extent.ticket is None:
+            try:
+                _owner = _owner or _Owner()
+            except (OSError, RuntimeError) as error:  # no socket; no thread, at exit
+                logger.warning(
+                    "cannot listen for reports of pool processes: %s; they report nothing", error
+                )
+                return None
+            extent.ticket = _owner.admit(extent)
+    return extent.ticket
+
+
+class RelayedReporter:
+    """The end of a pool's process. Connects when something is reported, and waits for little.
+
+    If the owner does not answer, or has closed the extent, everything is dropped.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self._socket: socket.socket | None = None
+        self._is_over = ticket.address in _unreachable
+        self._lock = threading.RLock()
+
+    def progress(
+        self,
+        fraction: float | None,
+        label: str | None = None,
+        *,
+        stall_after_s: float | None = None,
+        is_replay: bool | None = None,  # noqa: ARG002 - the owner knows
+    ) -> None:
+        fraction, label, stall_after_s = check_progress(fraction, label, stall_after_s)
+        self._send({"fraction": fraction, "label": label, "stallAfterS": stall_after_s})
+
+    def delta(self, text: str, *, is_replay: bool | None = None) -> None:  # noqa: ARG002
+        for piece in check_delta(text):
+            self._send({"delta": piece})
+
+    def close(self) -> None:
+        """Wait until the owner has handled all calls: the result must not overtake them."""
+        with self._lock:
+            if self._socket is not None and not self._is_over:
+                with self._giving_up():
+                    self._socket.sendall(FLUSH)
+                    self._receive(len(DONE))
+            self._is_over = True
+            if self._socket is not None:
+                self._socket.close()
+
+    def _send(self, call: dict[str, Any]) -> None:
+        with self._lock:
+            if self._is_over:
+                return
+            with self._giving_up():
+                if self._socket is None:
+                    self._socket = self._connect()
+                self._socket.sendall(json.dumps(call).encode() + b"\n")
+
+    def _connect(self) -> socket.socket:
+        address = self._ticket.address
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(address)
+            self._socket = connection
+            connection.sendall(f"{_name_of(self._ticket.key)}\n".encode())
+            proof = self._receive(len(self._ticket.key) + 1)
+            if not hmac.compare_digest(proof, f"{self._ticket.key}\n".encode()):
+                raise ConnectionError("somebody else answers there")
+        except BaseException:
+            connection.close()
+            self._socket = None
+            raise
+        return connection
+
+    def _receive(self, size: int) -> bytes:
+        assert self._socket is not None  # noqa: S101 - the caller has connected
+        received = b""
+        while len(received) < size:
+            if not (chunk := self._socket.recv(size - len(received))):
+                raise EOFError("the job is over")
+            received += chunk
+        return received
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Drop everything from the first failure on: a job's code never waits for it again."""
+        try:
+            yield
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._is_over = True
+            logger.debug("progress() or delta() after the end of the job's attempt: ignored")
+        except OSError as error:
+            self._is_over = True
+            if self._ticket.address not in _unreachable:
+                _unreachable.add(self._ticket.address)
+                logger.warning(
+                    "the process that runs the job does not answer: %s; "
+                    "progress() and delta() do nothing in this one",
+                    error,
+                )
+
+
+_unreachable: set[str | tuple[str, int]] = set()
+"""Owners that this process has given up on."""
+
+
+def _before_fork() -> None:
+    # A forked child inherits what it is to call instead of unpickling it.
+    for extent in tuple(shared_extents):
+        ticket_for(extent)
+
+
+def _after_fork() -> None:
+    global _owner, _lock
+    _lock = threading.Lock()
+    if _owner is not None:
+        _owner.forget()
+        _owner = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+@atexit.register
+def _at_exit() -> None:
+    if _owner is not None:  # never a parent's: a forked child has none
+        _owner.close()

@@ -1,0 +1,153 @@
+"""What the process that runs a job takes from others, and what those do without it."""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+import json
+import logging
+import pickle
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synap_realtime import bind_reporter, progress
+from synap_realtime.jobs import Family, Lifecycle, Person, Reporter, running
+from synap_realtime.jobs.extent import Ticket, extent_of
+from synap_realtime.jobs.relay import RelayedReporter
+from synap_realtime.testing import Realtime
+
+REPORT = Family("report.creation")
+
+
+@pytest.fixture
+def ticket(realtime: Realtime) -> Iterator[Ticket]:
+    """Of a run that goes on."""
+    lifecycle = Lifecycle(REPORT, "run1")
+    reporter = Reporter(lifecycle, [Person("a")], realtime.broadcaster())
+    with running(reporter):
+        yield ticket_of(bind_reporter(progress))
+
+
+def ticket_of(bound: Any) -> Ticket:
+    _, (_, ticket) = bound.__reduce__()
+    assert isinstance(ticket, Ticket)
+    return ticket
+
+
+def connect(ticket: Ticket) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(5)
+    connection.connect(str(ticket.address))
+    return connection
+
+
+CALL = json.dumps({"fraction": 0.5, "label": "forged", "stallAfterS": None}).encode() + b"\n"
+
+
+@pytest.mark.parametrize("hello", ["key", "0" * 64, "", "GET / HTTP/1.1", "x" * 1000])
+def test_the_relay_answers_only_who_has_the_key_of_a_live_run(
+    ticket: Ticket, realtime: Realtime, hello: str
+) -> None:
+    with connect(ticket) as connection:
+        connection.sendall(f"{ticket.key if hello == 'key' else hello}\n".encode())
+        try:
+            connection.sendall(CALL + b"flush\n")
+            answer = connection.recv(100)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""
+    assert answer == b""
+    assert realtime.types() == [REPORT.started]
+
+
+@pytest.mark.parametrize("line", [b"[]\n", b"not JSON\n", b"x" * 1_000_000, b"{}\n", b"\xff\n"])
+def test_the_relay_ends_a_connection_that_speaks_wrongly(
+    ticket: Ticket, realtime: Realtime, line: bytes
+) -> None:
+    with connect(ticket) as connection:
+        connection.sendall(f"{hashlib.sha256(ticket.key.encode()).hexdigest()}\n".encode())
+        assert connection.recv(100).decode() == f"{ticket.key}\n"
+        try:
+            connection.sendall(line)
+            assert connection.recv(100) == b""
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+    other = RelayedReporter(ticket)
+    other.progress(0.5, "good")
+    other.close()
+    assert [each.data["label"] for each in realtime.sent(REPORT.progress)] == ["good"]
+
+
+def test_the_relays_socket_is_its_users_alone(ticket: Ticket) -> None:
+    mode = Path(str(ticket.address)).parent.stat().st_mode
+    assert stat.S_IMODE(mode) == 0o700
+
+
+def test_after_the_attempt_the_key_opens_nothing(realtime: Realtime) -> None:
+    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
+    with running(reporter):
+        ticket = ticket_of(bind_reporter(progress))
+        connected = RelayedReporter(ticket)
+        connected.progress(0.1, "inside")
+    late = RelayedReporter(ticket)
+    for each in (late, connected):
+        each.progress(0.5, "late")
+        each.close()
+    assert "late" not in str(realtime.sent())
+
+
+def test_two_runs_have_two_keys(realtime: Realtime) -> None:
+    tickets = []
+    for _ in range(2):
+        reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
+        with running(reporter):
+            tickets.append(ticket_of(bind_reporter(progress)))
+    assert tickets[0].address == tickets[1].address
+    assert tickets[0].key != tickets[1].key
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+def test_a_process_whose_owner_does_not_answer_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_listening: bool
+) -> None:
+    """Stopped, or gone and its socket left behind: one short wait and one line in the log."""
+    with socket.socket(socket.AF_UNIX) as deaf, caplog.at_level(logging.WARNING):
+        deaf.bind(str(tmp_path / "relay"))
+        if is_listening:
+            deaf.listen()
+        ticket = Ticket(str(tmp_path / "relay"), "key")
+        begin = time.monotonic()
+        for _ in range(5):
+            reporter = RelayedReporter(ticket)
+            with extent_of(reporter):
+                for n in range(100):
+                    progress(n / 100)
+            reporter.close()
+        assert time.monotonic() - begin < 4
+    assert caplog.text.count("does not answer") == 1
+
+
+def test_where_nothing_can_listen_the_function_runs_all_the_same(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_socket() -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("synap_realtime.jobs.relay._owner", None)
+    monkeypatch.setattr("synap_realtime.jobs.relay._Owner", no_socket)
+    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
+    with caplog.at_level(logging.WARNING), running(reporter):
+        taken = pickle.loads(pickle.dumps(bind_reporter(label)))  # noqa: S301
+        assert contextvars.Context().run(taken, "x") == "x"
+    assert "read-only file system" in caplog.text
+    assert realtime.types() == [REPORT.started]
+
+
+def label(text: str) -> str:
+    progress(0.5, text)
+    return text
