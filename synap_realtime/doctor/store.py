@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
 from ..errors import ConfigurationError
 from ..server.stores import check_shared, is_own, open_store
 from ..server.stores.base import Retention
+from ..server.stores.file_guard import find_user
 from ..server.stores.sqlite_file import UNUSABLE
 from .finding import Finding, Say
 from .subject import Subject
@@ -116,24 +115,11 @@ def _look_at_file(path: Path) -> Finding:
             return Finding("fail", "store", found, f"{_ELSEWHERE}, or chown the file")
         if path.stat().st_nlink > 1:
             return Finding("fail", "store", f"{path} has another name", "remove one (hard link)")
-        if _is_in_use(path):
+        if find_user(path) is not None:
             return Finding("ok", "store", f"{path} is in use by a running server; not looked into")
         return _look_into(path)
     except OSError as error:
         return Finding("fail", "store", f"{path} cannot be used ({error.strerror})", _ELSEWHERE)
-
-
-def _is_in_use(path: Path) -> bool:
-    """Whether a server holds the lock. It is taken for a moment, if it is there and free."""
-    lock = FileLock(f"{path}.lock", mode=0o600)
-    if not Path(lock.lock_file).exists():
-        return False
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def _look_into(path: Path) -> Finding:
@@ -150,7 +136,7 @@ def _look_into(path: Path) -> Finding:
             db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     except UNUSABLE as error:
-        if _is_in_use(path):  # a server that has started meanwhile writes while we read
+        if find_user(path) is not None:  # a server that has started meanwhile writes while we read
             return Finding("ok", "store", f"{path} is in use by a server that has just started")
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
             found = f"{path} opens; it is too large for a check in {TIMEOUT_S / 2:g} s"

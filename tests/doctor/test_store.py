@@ -70,7 +70,7 @@ async def test_a_running_server_is_not_disturbed(path: Path) -> None:
     store = SqliteStore(path)
     try:
         await publish(store, "n1")
-        found = await said_of(path)
+        found = (await diagnosis(store=f"sqlite:///{path}"))["store"]
         assert (found.level, "in use by a running server" in found.found) == ("ok", True)
         await publish(store, "n2")
         assert await ids(store) == ["n1", "n2"]

@@ -47,6 +47,9 @@ it."""
 UPKEEP_S = 1.0
 """How often marks and counts are written, and, when nobody publishes, what is old is deleted."""
 
+_REST_S = 0.25
+"""After so long without a publication, the write-ahead log is moved into the database file."""
+
 _GROUP_BYTES = 4 * 1024 * 1024
 _SWEEP, _IDLE_SWEEP = 64, 2000  # old entries deleted in a transaction
 _BREATH_BYTES = 16 * 1024  # delivered in a row, before others get their turn
@@ -234,7 +237,7 @@ class SqliteStore:
     async def _read(self, ask: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
         try:
             answer = await self._started().run_in_executor(
-                self._reading, lambda: ask(*arguments, **_)
+                self._reading, lambda: self._reader.run(ask, *arguments, **_)
             )
         except sqlite3.Error as error:
             self._reads.report(str(error))
@@ -267,6 +270,8 @@ class SqliteStore:
                 if size or marks or counts or stopping or self._writer.is_upkeep_due():
                     calls = [job.publications for job in jobs]
                     outcome = self._writer.write(calls, marks, counts, sweep)
+                if not size:
+                    self._writer.idle()
                 self._try_writing(size, is_asked=any(not job.publications for job in jobs))
                 if due:
                     upkeep_at = time.monotonic() + UPKEEP_S
@@ -317,7 +322,7 @@ class SqliteStore:
         jobs: list[_Job] = []
         size = 0
         try:
-            job = self._jobs.get(timeout=UPKEEP_S)
+            job = self._jobs.get(timeout=_REST_S if self._file.log_bytes else UPKEEP_S)
             while job is not None:
                 jobs.append(job)
                 size += job.size

@@ -7,23 +7,27 @@ each in its own thread: SQLite's write-ahead log keeps them apart.
 from __future__ import annotations
 
 import contextlib
-import os
+import ctypes
+import logging
 import secrets
 import shutil
 import sqlite3
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from ...errors import ConfigurationError
 from ...protocol.rooms import Room, is_request_room
 from .base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention, Usage
+from .file_guard import HELD, Change, GuardedFile, describe_irregular, find_user
 from .offsets import OffsetClock
+
+logger = logging.getLogger(__name__)
 
 _APPLICATION_ID = 0x53594E50  # "SYNP"
 _VERSION = 1
@@ -86,6 +90,12 @@ CREATE INDEX IF NOT EXISTS device_seen ON device (seen)
 """
 
 
+_CHECKPOINT_BYTES = 32 * 1024 * 1024
+"""A larger log is moved into the database file also while notifications are published."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 UNUSABLE = (sqlite3.Error, TypeError)
 """What a file raises that SQLite cannot read; TypeError: a row that has to be there is not."""
 
@@ -108,7 +118,18 @@ class Rows:
 
 
 class LogFile:
-    """The file, held by one process at a time."""
+    """The database file and its write-ahead log, held by one process.
+
+    SQLite's VFS ``unix-excl`` locks the file itself for as long as this process has it open. The
+    lock is on the inode, so no other process reads or writes the database, by whatever name it
+    opens it. The log's index is in memory, so there is no ``-shm`` file to lose.
+
+    One thread writes and calls :meth:`require_intact`; another one may read under :attr:`reading`.
+
+    Attributes:
+        reading: held while a connection of the reader is in use.
+        generation: grows when all connections were closed; then :meth:`connect` again.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         """Take the file and make its tables if it is new. Only its owner may read it.
@@ -122,7 +143,13 @@ class LogFile:
         self._clock = clock
         self._clock_origin = clock()
         self._began = 0.0
-        # Through symbolic links: the lock stands beside the file itself, whatever it is called.
+        self.reading = threading.Lock()
+        self.generation = 0
+        self._connections: list[sqlite3.Connection] = []
+        self._log: GuardedFile | None = None  # None: there is no connection either
+        self._broken: str | None = None
+        self._is_away = False
+        # Through symbolic links: the log stands beside the file itself, whatever it is called.
         try:
             self.path = path.resolve()
         except (OSError, RuntimeError) as error:  # links in a circle: RuntimeError until 3.12
@@ -135,33 +162,13 @@ class LogFile:
                 f"--store: there is no directory {self.path.parent}; make it first. "
                 "(A path from the root has four slashes: sqlite:////var/lib/rooms.db)"
             )
-        self._lock = FileLock(f"{self.path}.lock", thread_local=False, mode=0o600)
+        self._log_path = Path(f"{self.path}-wal")
         try:
-            # Before the lock, so that a place that takes no file is not taken for a busy one.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            raise ConfigurationError(
-                f"--store: {self.path} is in use by another server; each needs a file of its own"
-            ) from None
+            self._database = self._open_database()
         except OSError as error:
             raise self.unusable(error) from error
         try:
-            status = self.path.stat()
-            self._inode = status.st_ino
-            if status.st_nlink > 1:
-                raise ConfigurationError(
-                    f"--store: {self.path} has another name (a hard link), under which another "
-                    "server could open it at the same time; remove one of the names, or choose "
-                    "another path"
-                )
-            with contextlib.closing(self._open()) as db:
-                self._make_tables(db)
-                self._jump(db)
-                (_,) = db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
-                (self._began,) = db.execute(
-                    "SELECT max(value, 0.0) FROM meta WHERE name='checked'"
-                ).fetchone()
+            self._connect_first()
         except (*UNUSABLE, OSError) as error:
             self.close()
             raise self.unusable(error) from error
@@ -177,51 +184,210 @@ class LogFile:
         """
         return self._began + self._clock() - self._clock_origin
 
+    @property
+    def log_bytes(self) -> int:
+        """What the write-ahead log holds that is not in the database file yet."""
+        return self._log.size if self._log is not None else 0
+
     def connect(self) -> sqlite3.Connection:
         """
         Raises:
-            sqlite3.Error: the file cannot be opened, or is no longer the one that was.
+            sqlite3.Error: the file cannot be opened.
         """
-        self.require_in_place()
         db = self._open()
-        # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache. Hot
-        # pages stay in memory (32 MB for who writes, and for who reads), and go from the log into
-        # the file once in 32 MB of it.
         try:
-            db.executescript(
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
-                "PRAGMA journal_size_limit=67108864; PRAGMA wal_autocheckpoint=8000;"
-                "PRAGMA cache_size=-32768;"
-            )
+            self._configure(db)
         except BaseException:
             db.close()
             raise
+        self._connections.append(db)
         return db
 
+    def disconnect(self, db: sqlite3.Connection) -> None:
+        """Close one connection."""
+        if db in self._connections:
+            self._connections.remove(db)
+        if self._broken is not None:
+            _prevent_checkpoint(db)
+        else:
+            db.close()
+
+    def require_intact(self, *, own_append: bool = False) -> None:
+        """See that what was acknowledged can still be found by who opens the path.
+
+        A log that was deleted or replaced still exists while this process has it open: its content
+        is moved into the database file, and a new log begun.
+
+        Args:
+            own_append: a transaction was committed since the last call.
+
+        Raises:
+            sqlite3.Error: it cannot; the message says why and what to do.
+        """
+        if self._broken is not None:
+            raise sqlite3.OperationalError(self._broken)
+        try:
+            self._require_intact(own_append)
+        except OSError as error:
+            raise sqlite3.OperationalError(f"the file cannot be reached: {error}") from error
+        except ConfigurationError as error:  # another program took the file meanwhile
+            raise sqlite3.OperationalError(str(error)) from error
+
+    def _require_intact(self, own_append: bool) -> None:
+        change = self._database.find_change()
+        if change in (Change.DELETED, Change.REPLACED):
+            if not self._is_away:
+                # Whole wherever it is now. And an old log beside a new file would damage that one.
+                self._empty_log()
+                self._is_away = True
+            there = ", and another one is in its place" if change is Change.REPLACED else ""
+            raise sqlite3.OperationalError(
+                f"the file was moved or deleted{there}; put it back, or restart the server"
+            )
+        self._is_away = False
+        log = self._log or self._connect_first()  # to begin a new one may have failed
+        if change is not None:
+            self._break(
+                f"the file was {change.value} by another program; stop the server, restore a copy "
+                f"of the file, delete {self._log_path.name}, and start the server"
+            )
+        change = log.find_change(own_append=own_append)
+        if change in (Change.DELETED, Change.REPLACED):
+            self._begin_new_log(change)
+        elif change is not None:
+            self._break(
+                f"{self._log_path.name} was {change.value} by another program, so that "
+                "notifications of the last seconds may be lost; restart the server"
+            )
+        elif own_append:
+            log.accept()
+
+    def checkpoint(self) -> bool:
+        """Move what the log holds into the database file. Outside of a transaction.
+
+        Returns:
+            whether the log is empty now; False: a reader uses it.
+
+        Raises:
+            sqlite3.Error: part of it is still in the log only.
+        """
+        if self._log is None:
+            raise sqlite3.OperationalError("the file is not open")
+        try:
+            (is_busy, _, _) = (
+                self._connections[0].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            )
+        finally:  # part of it may have been moved
+            self._database.accept()
+            self._log.accept()
+        return not is_busy
+
+    def close(self) -> None:
+        """Let go of the file. Connections that are still open are closed."""
+        self._close_connections()
+        HELD.discard(self._database.identity)
+        self._database.close()
+
+    def _open_database(self) -> GuardedFile:
+        if (kind := describe_irregular(self.path)) is not None:
+            raise ConfigurationError(
+                f"--store: {self.path} is {kind}; choose another path: a file, such as rooms.db"
+            )
+        if (pid := find_user(self.path)) is not None:
+            raise self._in_use(pid)
+        return GuardedFile(self.path, create=True)
+
+    def _connect_first(self) -> GuardedFile:
+        """Take the lock, with a connection that holds it and makes the checkpoints."""
+        db = self._open()
+        try:
+            if not self.generation:
+                self._prepare(db)
+            self._configure(db)
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            log = GuardedFile(self._log_path)
+        except BaseException as error:
+            db.close()
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+            if code == sqlite3.SQLITE_BUSY:
+                raise self._in_use(find_user(self.path)) from error
+            raise
+        self._connections.append(db)
+        self._log = log
+        self._database.accept()
+        HELD.add(self._database.identity)
+        return log
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Make what the file lacks, and learn where its clock stood."""
+        self._make_tables(db)
+        if self._database.links > 1:
+            raise ConfigurationError(
+                f"--store: {self.path} has another name (a hard link), and the log beside it only "
+                "one: after a crash, who opens the other name misses what the log holds. Remove "
+                "one of the names, or choose another path"
+            )
+        self._jump(db)
+        (_,) = db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
+        (self._began,) = db.execute(
+            "SELECT max(value, 0.0) FROM meta WHERE name='checked'"
+        ).fetchone()
+
+    def _empty_log(self) -> None:
+        if not self.checkpoint():
+            raise sqlite3.OperationalError("the write-ahead log is in use by a reader; try again")
+
+    def _begin_new_log(self, change: Change) -> None:
+        self._empty_log()
+        with self.reading:
+            self._close_connections()  # SQLite deletes what stands in the old log's place now
+            self.generation += 1
+            self._connect_first()
+        logger.warning(
+            "%s was %s by another program: its notifications were saved into %s; a new log is used",
+            self._log_path,
+            change.value,
+            self.path.name,
+        )
+
+    def _break(self, problem: str) -> NoReturn:
+        """Refuse everything from now on: to go on could damage what is still whole."""
+        self._broken = problem
+        raise sqlite3.OperationalError(problem)
+
+    def _close_connections(self) -> None:
+        for db in self._connections[::-1]:
+            self.disconnect(db)
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _in_use(self, pid: int | None) -> ConfigurationError:
+        process = f" (process {pid})" if pid else ""
+        return ConfigurationError(
+            f"--store: {self.path} is in use by another server or program{process}; stop it, or "
+            "choose another path: each server needs a file of its own"
+        )
+
+    def _configure(self, db: sqlite3.Connection) -> None:
+        # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache. Hot
+        # pages stay in memory (32 MB for the writer, and for the reader). Only checkpoint() moves
+        # what the log holds, so that this process knows of each change of the database file.
+        db.executescript(
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
+            "PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-32768;"
+        )
+
     def _open(self) -> sqlite3.Connection:
+        # mode=rw: never make a new file in the place of one that went.
+        vfs = "" if sys.platform == "win32" else "&vfs=unix-excl"
         return sqlite3.connect(
-            f"{self.path.as_uri()}?mode=rw",  # never make a new file in the place of one that went
+            f"{self.path.as_uri()}?mode=rw{vfs}",
             uri=True,
             timeout=_BUSY_TIMEOUT_S,
             isolation_level=None,
             check_same_thread=False,
         )
-
-    def require_in_place(self) -> None:
-        """See that the path still leads to the file that is open.
-
-        Raises:
-            sqlite3.OperationalError: someone moved or deleted it: what is written would be lost.
-        """
-        try:
-            if self.path.stat().st_ino == self._inode:
-                return
-        except OSError:
-            pass
-        raise sqlite3.OperationalError("the file was moved or deleted; put it back, or restart")
-
-    def close(self) -> None:
-        self._lock.release()
 
     def unusable(self, error: Exception) -> ConfigurationError:
         """Why the file cannot be used, and what to do."""
@@ -325,8 +491,9 @@ class LogWriter:
         self._file = file
         self._retention = retention
         self._checked = file.now()  # as it stands in the file
-        self._db = file.connect()
-        self._connected = True
+        self._connected = False
+        self._generation = 0
+        self._connect()
         self._rooms = _Rooms()
         (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
         self._offsets = OffsetClock(_last_offset(self._db))
@@ -392,7 +559,7 @@ class LogWriter:
             sqlite3.Error: it would not.
         """
         if only_if_nearly_full:
-            self._file.require_in_place()
+            self._file.require_intact()
             with contextlib.suppress(OSError):
                 if shutil.disk_usage(self._file.path.parent).free > _AMPLE * size:
                     return
@@ -437,26 +604,52 @@ class LogWriter:
         ).fetchone()
         return bool(answer)
 
+    def idle(self) -> None:
+        """While nobody publishes: move the log into the database file, where it is safest.
+
+        Raises:
+            sqlite3.Error: the files are no longer those that were.
+        """
+        self._file.require_intact()
+        self._checkpoint_over(0)
+
     def close(self) -> None:
-        self._db.close()
+        self._file.disconnect(self._db)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        has_begun = False
         try:
-            self._file.require_in_place()
-            if not self._connected:
-                self._db = self._file.connect()
-                self._connected = True
+            self._file.require_intact()
+            if not self._connected or self._generation != self._file.generation:
+                self._connect()
             self._db.execute("BEGIN IMMEDIATE")
+            has_begun = True
             yield
             self._db.execute("COMMIT")
+            self._file.require_intact(own_append=True)
         except BaseException:
             # Whatever it was, the next transaction starts with a connection that is known good.
             self._connected = False
             self._rooms.clear()
             with contextlib.suppress(sqlite3.Error):
-                self._db.close()
+                self._file.disconnect(self._db)
+            if has_begun:
+                with contextlib.suppress(sqlite3.Error, ConfigurationError):
+                    self._file.require_intact(own_append=True)
             raise
+        self._checkpoint_over(_CHECKPOINT_BYTES)
+
+    def _checkpoint_over(self, log_bytes: int) -> None:
+        if self._file.log_bytes > log_bytes:
+            # What it holds is kept either way; the next call tries again.
+            with contextlib.suppress(sqlite3.Error):
+                self._file.checkpoint()
+
+    def _connect(self) -> None:
+        self._db = self._file.connect()
+        self._connected = True
+        self._generation = self._file.generation
 
     def _keep(self, publications: Sequence[Publication]) -> list[Kept]:
         """A few statements for many: in each the interpreter's lock changes hands."""
@@ -596,7 +789,22 @@ class LogReader:
     def __init__(self, file: LogFile) -> None:
         self._file = file
         self._path = file.path
-        self._db = file.connect()
+        self._connect()
+
+    def run(self, ask: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
+        """Call one of the methods below, with a connection to the log as it is now.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        with self._file.reading:
+            if self._generation != self._file.generation:
+                self._connect()
+            return ask(*arguments, **_)
+
+    def _connect(self) -> None:
+        self._db = self._file.connect()
+        self._generation = self._file.generation
         self._db.execute("PRAGMA query_only=ON")
 
     def page(self, room: Room, after: int, limit: int, checkpoint: int) -> Rows:
@@ -670,7 +878,7 @@ class LogReader:
         return Usage(sum(sizes), rooms)
 
     def close(self) -> None:
-        self._db.close()
+        self._file.disconnect(self._db)
 
     def _page(self, room: Room, after: int, limit: int, checkpoint: int) -> Rows:
         execute = self._db.execute
@@ -713,6 +921,15 @@ class LogReader:
             "SELECT max(offset) FROM entry WHERE room = ? AND expires <= ?", (room, now)
         ).fetchone()
         return int(expired or 0)
+
+
+def _prevent_checkpoint(db: sqlite3.Connection) -> None:
+    """Close a connection in such a way that nothing of a damaged log reaches the database file."""
+    if sys.version_info >= (3, 12):
+        db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+        db.close()
+    else:  # it stays open until the process ends, even when the interpreter frees everything
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
 
 
 def _problem(error: Exception) -> str:
