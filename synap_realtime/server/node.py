@@ -44,6 +44,8 @@ from .sessions import Session, Sessions
 from .settings import ServerSettings
 from .stores.base import SharedStore, Store, StoreUnavailableError
 from .stores.measured import MeasuredStore
+from .stores.memory import MemoryStore
+from .stores.sqlite import SqliteStore
 from .subscription import LOST
 from .watched import LOOK_EVERY_S
 
@@ -110,6 +112,8 @@ class Node:
         hub = Hub(metrics.delivered)
         if isinstance(store, SharedStore):
             store.follow(lambda room, entry: hub.deliver(room, entry, perf_counter()))
+        # A store of another author may use asyncio.timeout(), which needs a current task.
+        self._store_needs_tasks = type(store) not in (MemoryStore, SqliteStore)
         self._store = store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
         limits = Limits(settings)
@@ -123,8 +127,6 @@ class Node:
             own_pages=settings.admin,
             may=may,
         )
-        self.needs_tasks = access.needs_tasks
-        """Whether an answer may have to wait for what only a task can wait for."""
         self._sessions = Sessions(store, hub, presence, access, revocations, limits, metrics)
         admin = None
         if settings.admin:
@@ -149,6 +151,10 @@ class Node:
     def has_keys(self) -> bool:
         """Without, it answers this machine only."""
         return bool(self._access.keys())
+
+    def needs_tasks(self) -> bool:
+        """Whether serving a request may await something that requires a current task."""
+        return self._store_needs_tasks or self._access.needs_tasks()
 
     def watch_loop(self) -> None:
         """Look at the running event loop, and at the keys, from now on; to call it again changes
