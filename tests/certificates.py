@@ -85,8 +85,24 @@ def _signed(
         .add_extension(x509.BasicConstraints(ca=host is None, path_length=None), True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         .add_extension(authority, False)
+        .add_extension(_key_usage(is_authority=host is None), True)
     )
     if host is not None:
         names = [x509.IPAddress(ipaddress.ip_address(host)), x509.DNSName("localhost")]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
     return builder.sign(issuers, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
+    """RFC 5280, section 4.2.1.3: Python 3.13 requires it in an authority's."""
+    return x509.KeyUsage(
+        digital_signature=not is_authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=is_authority,
+        crl_sign=is_authority,
+        encipher_only=False,
+        decipher_only=False,
+    )

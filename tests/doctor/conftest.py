@@ -95,15 +95,26 @@ async def proxy(
             hop = (b"upgrade:", b"connection:", b"sec-websocket")
             head = b"\r\n".join(line for line in lines if not line.lower().startswith(hop))
         up_reader, up_writer = await asyncio.open_connection(where.hostname, where.port)
-        up_writer.write(head)
-        if holds_events and b"/events" in head.split(b"\r\n")[0]:
-            held = await up_reader.read(-1)  # all of it first, as a proxy that buffers does
-            with contextlib.suppress(OSError):
-                writer.write(held)
+        try:
+            up_writer.write(head)
+            if holds_events and b"/events" in head.split(b"\r\n")[0]:
+                # All of it first, as a proxy that buffers does.
+                writer.write(await up_reader.read(-1))
+            else:
+                await asyncio.gather(carry(reader, up_writer), carry(up_reader, writer))
+        finally:
             writer.close()
             up_writer.close()
-            return
-        await asyncio.gather(carry(reader, up_writer), carry(up_reader, writer))
 
-    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+    handlers: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(handle(reader, writer))
+        handlers.add(task)
+        task.add_done_callback(handlers.discard)
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        # From Python 3.12 on, a server waits at its end for every connection.
+        for task in tuple(handlers):
+            task.cancel()
