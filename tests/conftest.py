@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
+from unittest import mock
 
 import pytest
 
@@ -12,6 +13,19 @@ from synap_realtime.server.serve import running
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=5, help="deaths of the server in tests/faults")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Refuse to mint a token while test modules are imported.
+
+    It would expire after 15 minutes, before its tests run where the suite is slow.
+    """
+    error = RuntimeError(
+        "mint the token in the test: one minted at import may expire before it runs"
+    )
+    with mock.patch("synap_realtime.tokens._sign", side_effect=error):
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -153,18 +153,18 @@ async def test_it_reads_nothing_from_a_user(page: Page, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "said"),
+    ("make_token", "said"),
     [
-        ("wrong", "no JWT"),
-        (mint_token("1", secret=SECRET), "does not hold 'admin'"),
-        (mint_token("1", secret="x" * 32, scope="admin"), "no key of this server"),
+        (lambda: "wrong", "no JWT"),
+        (lambda: mint_token("1", secret=SECRET), "does not hold 'admin'"),
+        (lambda: mint_token("1", secret="x" * 32, scope="admin"), "no key of this server"),
     ],
     ids=["junk", "a user's", "forged"],
 )
 async def test_who_is_no_operator_sees_nothing(
-    page: Page, url: str, token: str, said: str, screenshots: Path
+    page: Page, url: str, make_token: Callable[[], str], said: str, screenshots: Path
 ) -> None:
-    await sign_in(page, url, token)
+    await sign_in(page, url, make_token())
     await expect(page.get_by_role("alert")).to_contain_text(said)
     await expect(page.locator("#board")).to_be_hidden()
     await page.screenshot(path=screenshots / "admin-refused.png")

@@ -21,7 +21,10 @@ from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 
 SECRET, JOBS = "s" * 32, "j" * 43
-OPERATOR = mint_token(secret=SECRET, scope="admin subscribe broadcast", rooms=["*"])
+
+
+def operator_token() -> str:
+    return mint_token(secret=SECRET, scope="admin subscribe broadcast", rooms=["*"])
 
 
 @asynccontextmanager
@@ -31,7 +34,9 @@ async def serving(**settings: Any) -> AsyncIterator[str]:
         yield url
 
 
-async def get(url: str, path: str, token: str | None = OPERATOR) -> httpx.Response:
+async def get(url: str, path: str, *tokens: str | None) -> httpx.Response:
+    """Ask as the operator, or with another token, or with none."""
+    (token,) = tokens or (operator_token(),)
     async with httpx.AsyncClient() as client:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         return await client.get(url + path, headers=headers)
@@ -68,7 +73,7 @@ async def test_rooms_with_the_most_connections_come_first() -> None:
     async with serving(admin=True, max_connections_per_user=0) as url:
         sockets = []
         for name in ("user_a", "user_b", "user_b", "request_1"):
-            address = f"{url.replace('http', 'ws')}/rooms/{name}/subscribe?token={OPERATOR}"
+            address = f"{url.replace('http', 'ws')}/rooms/{name}/subscribe?token={operator_token()}"
             sockets.append(await connect(address))
         async with httpx.AsyncClient() as client:
             note = {"type": "a", "data": {}}
@@ -96,7 +101,7 @@ async def test_an_answer_is_bounded() -> None:
     async with serving(admin=True, max_connections_per_user=0) as url:
         address = url.replace("http", "ws")
         sockets = [
-            await connect(f"{address}/rooms/{room}/subscribe?token={OPERATOR}")
+            await connect(f"{address}/rooms/{room}/subscribe?token={operator_token()}")
             for room in [*(f"user_{n}" for n in range(MAX_ROOMS + 5)), *["user_x"] * 205]
         ]
         state = (await get(url, "/admin/state")).json()
@@ -138,7 +143,7 @@ async def test_a_connection_is_described_without_its_token() -> None:
 async def test_the_page_of_this_server_is_let_in(admin: bool, origin: str, is_let_in: bool) -> None:
     async with serving(admin=admin) as url:
         path = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
-        subprotocols = [Subprotocol("synap.v1"), Subprotocol(f"bearer.{OPERATOR}")]
+        subprotocols = [Subprotocol("synap.v1"), Subprotocol(f"bearer.{operator_token()}")]
         asked = connect(path, origin=Origin(origin.format(own=url)), subprotocols=subprotocols)
         try:
             async with asked as socket:
