@@ -27,9 +27,20 @@ from synap_realtime.server.stores.base import (
     Usage,
 )
 from synap_realtime.server.stores.memory import MemoryStore
+from synap_realtime.server.stores.offsets import OffsetClock
 
 PORT = "TESTS_VALKEY_PORT"
 _STREAM = "log"
+
+
+class _Counter(OffsetClock):
+    """Counts, so that all servers number the same stream alike."""
+
+    def now(self) -> int:
+        return 0
+
+    def next(self, last: int) -> int:
+        return last + 1
 
 
 class _Replica(MemoryStore):
@@ -38,6 +49,10 @@ class _Replica(MemoryStore):
     def __init__(self, retention: Retention) -> None:
         super().__init__(retention)
         self._epoch = "replicated"
+        self._offset_clock = _Counter()
+
+    async def head(self, room: Room) -> Cursor:
+        return Cursor(self._epoch, self._offset)
 
 
 class ReplicatedStore:
