@@ -1,0 +1,43 @@
+"""Stores that somebody else has written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import httpx
+import pytest
+
+from synap_realtime.protocol.cursor import Cursor
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server import create_app
+from synap_realtime.server.stores.base import Deliver, Page, Publication, Receipt
+from synap_realtime.server.stores.memory import MemoryStore
+
+from ..fronts import Front
+
+
+class TimedStore(MemoryStore):
+    """Uses ``asyncio.timeout`` before its first wait, which needs a current task."""
+
+    async def publish(
+        self, publications: Sequence[Publication], deliver: Deliver
+    ) -> Sequence[Receipt]:
+        async with asyncio.timeout(5):
+            return await super().publish(publications, deliver)
+
+    async def read(self, room: Room, after: Cursor, limit: int) -> Page:
+        async with asyncio.timeout(5):
+            return await super().read(room, after, limit)
+
+
+@pytest.mark.parametrize("path", ["/rooms/user_1/broadcast", "/broadcast"])
+async def test_custom_store_may_use_asyncio_timeout(front: Front, path: str) -> None:
+    notification = {"type": "a", "data": {}}
+    body = {"notifications": [{**notification, "rooms": ["user_1"]}]}
+    async with front(create_app(store=TimedStore())) as url, httpx.AsyncClient() as client:
+        sent = body if path == "/broadcast" else notification
+        answer = await client.post(url + path, json=sent)
+        assert (answer.status_code, answer.json()["success"]) == (200, True)
+        history = await client.get(f"{url}/rooms/user_1/history")
+        assert len(history.json()["notifications"]) == 1
