@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..rounds import Options, Table
-from . import fanout, growth, idle, latency, resume, rooms, sdk, sqlite
+from . import abuse, fanout, growth, idle, latency, resume, rooms, sdk, sqlite
 
 SHAPES: Mapping[str, Callable[[Options], Sequence[Table]]] = {
     "fanout": fanout.run,
@@ -16,4 +16,5 @@ SHAPES: Mapping[str, Callable[[Options], Sequence[Table]]] = {
     "sdk": sdk.run,
     "sqlite": sqlite.run,
     "growth": growth.run,
+    "abuse": abuse.run,
 }
