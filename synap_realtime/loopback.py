@@ -26,7 +26,11 @@ from urllib.parse import urlsplit
 logger = logging.getLogger(__name__)
 
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
-_OTHER_SITES = ("cross-site", "same-site")
+_IMPLIED_PORTS = {"http": ":80", "https": ":443"}
+_NO_OTHER_PAGE = (None, "none", "same-origin")
+"""What ``Sec-Fetch-Site`` says of programs, of typed addresses and of the server's own pages. Every
+other value, also one of a later specification, is refused."""
+
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -70,6 +74,14 @@ def host_of(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def normalize_origin(origin: str) -> str:
+    """An origin as browsers send it: no slash at its end, and no port that its scheme implies
+    (RFC 6454, section 6.2)."""
+    origin = origin.rstrip("/")
+    scheme = origin.partition("://")[0]
+    return origin.removesuffix(_IMPLIED_PORTS.get(scheme, ""))
 
 
 def strip_port(address: str) -> str:
@@ -129,11 +141,11 @@ def require_allowed_page(
     if origin is not None:
         if not allows(origin):
             raise ForeignPageError(f"origin {origin[:200]!r} is not allowed")
-    elif fetch_site in _OTHER_SITES and not is_visit:
+    elif fetch_site not in _NO_OTHER_PAGE and not is_visit:
         # An image, a script, a frame, a form with GET, or fetch() with no-cors. A page that is
         # allowed uses CORS, a WebSocket or an EventSource, and then its Origin is here.
         raise ForeignPageError(
-            f"a page of another origin sent it without Origin (Sec-Fetch-Site: {fetch_site})"
+            f"a page of another origin sent it without Origin (Sec-Fetch-Site: {fetch_site[:50]})"
         )
 
 
@@ -183,7 +195,7 @@ class LocalOnly:
         """
         self._app = app
         self._name = name
-        self._origins = frozenset(allowed_origins)
+        self._origins = frozenset(map(normalize_origin, allowed_origins))
         self._hosts = frozenset(filter(None, map(host_of, self._origins)))
         self._pages = pages
         self._logged_at = -1.0

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ..errors import ConfigurationError
 from ..loopback import is_loopback as is_loopback
+from ..loopback import normalize_origin
 from ..protocol.control import SILENCE_LIMIT_S
 from .stores.base import Retention
 
@@ -141,7 +142,7 @@ class ServerSettings(BaseSettings):
     @pydantic.field_validator("allowed_origins")
     @classmethod
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        origins = tuple(origin.rstrip("/") for origin in origins)
+        origins = tuple(map(normalize_origin, origins))
         for origin in origins:
             if not _ORIGIN.fullmatch(origin):
                 raise PydanticCustomError(

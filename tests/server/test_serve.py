@@ -181,13 +181,21 @@ def test_without_its_extra_the_server_says_what_to_install() -> None:
 
 
 def test_origins_as_browsers_send_them() -> None:
-    given = "https://app.example.com/, http://10.0.0.1:3000,http://[fd00::1]:80, tauri://localhost"
+    """A port that the scheme implies is never in an Origin."""
+    given = (
+        "https://app.example.com/, http://10.0.0.1:3000,http://[fd00::1]:80, tauri://localhost,"
+        "https://a.example:443, http://a.example:443/, https://a.example:80, https://[fd00::443]"
+    )
     origins = load_settings(allowed_origins=given).allowed_origins
     assert origins == (
         "https://app.example.com",
         "http://10.0.0.1:3000",
-        "http://[fd00::1]:80",
+        "http://[fd00::1]",
         "tauri://localhost",
+        "https://a.example",
+        "http://a.example:443",
+        "https://a.example:80",
+        "https://[fd00::443]",
     )
 
 

@@ -41,8 +41,9 @@ const NOT_ALLOWED = "Origin not allowed";
  */
 function refuseHiddenPage(request: Request): void {
   const site = request.headers.get("Sec-Fetch-Site");
-  if (site === "cross-site" || site === "same-site") {
-    const what = `a page of another origin sent it without Origin (Sec-Fetch-Site: ${site})`;
+  if (site !== null && site !== "none" && site !== "same-origin") {
+    const which = `(Sec-Fetch-Site: ${site.slice(0, 50)})`;
+    const what = `a page of another origin sent it without Origin ${which}`;
     throw forbidden(`${what}: add it to ALLOWED_ORIGINS`, NOT_ALLOWED);
   }
 }

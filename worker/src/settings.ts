@@ -134,7 +134,10 @@ function checkSecret(name: string, secret: string): string {
 }
 
 function checkOrigin(given: string): string {
-  const origin = given.replace(/\/+$/, "");
+  // As browsers send it: without a port that the scheme implies (RFC 6454, section 6.2).
+  const origin = given
+    .replace(/\/+$/, "")
+    .replace(/^(http:\/\/.+):80$|^(https:\/\/.+):443$/, "$1$2");
   if (!ORIGIN.test(origin)) {
     throw new ConfigurationError(
       "ALLOWED_ORIGINS: expected scheme://host[:port], as browsers send it, for each",

@@ -144,3 +144,13 @@ test.each([
 ])("settings that are wrong are named: %o", (given, message) => {
   expect(() => settingsOf(given as unknown as Env)).toThrow(message);
 });
+
+test("a port that the scheme implies is not a part of an allowed origin", () => {
+  const given = "https://a.example:443,http://b.example:80/,https://c.example:80";
+  const env = { ALLOWED_ORIGINS: given } as unknown as Env;
+  expect(settingsOf(env).allowedOrigins).toEqual([
+    "https://a.example",
+    "http://b.example",
+    "https://c.example:80",
+  ]);
+});
