@@ -12,7 +12,7 @@ import httpx
 import pytest
 import websockets
 
-from ..program import Program
+from ..program import COMMAND, Program
 
 ROOMS = ["user_1", "user_2", "request_1"]
 
@@ -118,4 +118,81 @@ async def test_what_was_answered_200_survives_sudden_death(
         for task in (*publishing, *listening):
             task.cancel()
         await asyncio.gather(*publishing, *listening, return_exceptions=True)
+        await server.kill()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["the log is deleted", "all beside the file is deleted", "an old log is put back"],
+)
+async def test_a_log_that_was_exchanged_before_sudden_death_loses_nothing(
+    tmp_path: Path, harm: str
+) -> None:
+    """Publishers go on all the while; the server saves what was acknowledged, and then dies."""
+    file = tmp_path / "rooms.db"
+    server = Program(f"sqlite:///{file}")
+    await server.start()
+    stop = asyncio.Event()
+    publishers = [Publisher(server.url, "user_1", f"p{n}") for n in range(4)]
+    publishing = [asyncio.create_task(each.run(stop)) for each in publishers]
+    log = Path(f"{file}-wal")
+
+    async def acknowledge(count: int) -> None:
+        """Until each publisher has so many more."""
+        goals = [len(each.acknowledged) + count for each in publishers]
+        async with asyncio.timeout(30):
+            for each, goal in zip(publishers, goals, strict=True):
+                while len(each.acknowledged) < goal:  # noqa: ASYNC110 - another process's work
+                    await asyncio.sleep(0.01)
+
+    try:
+        for _ in range(3):
+            await acknowledge(5)
+            old = log.read_bytes()
+            await acknowledge(5)
+            for beside in tmp_path.iterdir():
+                if beside == log or (harm.startswith("all") and beside != file):
+                    beside.unlink()
+            if harm.startswith("an old"):
+                log.write_bytes(old)
+            await acknowledge(2)  # the first of these was answered after the harm was seen
+            await server.kill()
+            await server.start()
+        stop.set()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*publishing)
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"{server.url}/rooms/user_1/history?limit=1000")
+        kept = [each["id"] for each in answer.json()["notifications"]]
+        assert len(set(kept)) == len(kept), "none twice"
+        for publisher in publishers:
+            own = [id for id in kept if id in set(publisher.acknowledged)]
+            assert own == publisher.acknowledged
+    finally:
+        for task in publishing:
+            task.cancel()
+        await asyncio.gather(*publishing, return_exceptions=True)
+        await server.kill()
+
+
+async def test_a_second_server_is_refused_though_everything_beside_the_file_is_gone(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "rooms.db"
+    server = Program(f"sqlite:///{file}")
+    await server.start()
+    try:
+        for beside in tmp_path.iterdir():
+            if beside != file:
+                beside.unlink()
+        (tmp_path / "link.db").symlink_to(file)
+        second = await asyncio.create_subprocess_exec(
+            COMMAND, "serve", "--port", "0", "--store", f"sqlite:///{tmp_path / 'link.db'}",
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(20):
+            _, said = await second.communicate()
+        assert second.returncode
+        assert f"{file} is in use by another server or program (process ".encode() in said
+    finally:
         await server.kill()

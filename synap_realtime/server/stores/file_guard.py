@@ -14,6 +14,11 @@ if sys.platform != "win32":
 
 _HEAD_BYTES = 100  # of SQLite's database file; its log's header is shorter
 
+_NETWORK_FILE_SYSTEMS = frozenset(
+    {"9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "lustre"}
+    | {"nfs", "nfs4", "smb3", "smbfs"}
+)
+
 HELD: set[tuple[int, int]] = set()
 """Devices and inodes of the databases that this process has open: its own locks do not stop it."""
 
@@ -112,6 +117,27 @@ def describe_irregular(path: Path) -> str | None:
         stat.S_IFBLK: "a device",
     }
     return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def find_network_file_system(path: Path, mounts: str | None = None) -> str | None:
+    """The kind of network file system that a path is on; None if it is on none, or not known.
+
+    Args:
+        mounts: the content of Linux's ``/proc/self/mounts``, see proc_pid_mounts(5).
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text(errors="replace")
+        except OSError:
+            return None
+    found, depth = None, -1
+    for line in mounts.splitlines():
+        _, place, kind, *_ = line.split(" ")
+        # Blanks are written as octal numbers.
+        point = Path(place.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
+        if path.is_relative_to(point) and len(point.parts) >= depth:  # the last one is on top
+            found, depth = kind, len(point.parts)
+    return found if found in _NETWORK_FILE_SYSTEMS else None
 
 
 def find_user(path: Path) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import secrets
 import shutil
@@ -24,7 +25,14 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 from ...errors import ConfigurationError
 from ...protocol.rooms import Room, is_request_room
 from .base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention, Usage
-from .file_guard import HELD, Change, GuardedFile, describe_irregular, find_user
+from .file_guard import (
+    HELD,
+    Change,
+    GuardedFile,
+    describe_irregular,
+    find_network_file_system,
+    find_user,
+)
 from .offsets import OffsetClock
 
 logger = logging.getLogger(__name__)
@@ -92,6 +100,8 @@ CREATE INDEX IF NOT EXISTS device_seen ON device (seen)
 
 _CHECKPOINT_BYTES = 32 * 1024 * 1024
 """A larger log is moved into the database file also while notifications are published."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -312,6 +322,13 @@ class LogFile:
             if code == sqlite3.SQLITE_BUSY:
                 raise self._in_use(find_user(self.path)) from error
             raise
+        if not self.generation and (kind := find_network_file_system(self.path)) is not None:
+            logger.warning(
+                "%s is on a network file system (%s): SQLite's locks and flushes are not reliable "
+                "there, so notifications may be lost; move it to a local disk with --store",
+                self.path,
+                kind,
+            )
         self._connections.append(db)
         self._log = log
         self._database.accept()
@@ -400,15 +417,17 @@ class LogFile:
             db.executescript(_DEVICES)  # a file of before they were known
             return
         (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if application == _APPLICATION_ID and tables:
+            newer = version > _VERSION
+            advice = "upgrade this program" if newer else "start it once with the version between"
+            raise ConfigurationError(
+                f"--store: {self.path} was written by {'a newer' if newer else 'another'} version "
+                f"of this program (its tables have version {version}, and this one reads "
+                f"{_VERSION}); {advice}, or choose another path"
+            )
         if tables:
             raise ConfigurationError(
-                f"--store: {self.path} is "
-                + (
-                    f"of another version of this program (its tables are version {version})"
-                    if application == _APPLICATION_ID
-                    else "another program's database"
-                )
-                + "; choose another file"
+                f"--store: {self.path} is another program's database; choose another path"
             )
         # An empty file that was there before is ours now; where that cannot be, it stays as it is.
         with contextlib.suppress(PermissionError):
@@ -939,7 +958,7 @@ def _problem(error: Exception) -> str:
             return "is a directory; choose another path: a file in it, such as rooms.db"
         case PermissionError():
             return "may not be written by this user; choose another path, or change its mode"
-        case OSError():
+        case OSError() if error.errno not in _NO_SPACE:
             return f"cannot be used ({error.strerror}); choose another path"
     if code == sqlite3.SQLITE_NOTADB:
         return "is not a database of SQLite; choose another path"
@@ -948,6 +967,10 @@ def _problem(error: Exception) -> str:
         return f"is damaged ({what}); restore a copy of it, or choose another path"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return f"cannot be written ({error}), nor a file beside it; choose another path"
+    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in _NO_SPACE:
+        return "cannot be made: its disk, or the quota of this user, is full; make room"
+    if code == sqlite3.SQLITE_IOERR:
+        return f"cannot be used: its disk reports an error ({error}); look into the system's log"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "is locked by another program; end that program, or choose another path"
     return f"cannot be used ({error}); choose another path"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
+import socket
 import sqlite3
 import stat
+import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from synap_realtime.server.stores.base import (
     Store,
     StoreUnavailableError,
 )
+from synap_realtime.server.stores.file_guard import find_network_file_system
 from synap_realtime.server.stores.sqlite import SqliteStore
 
 USER = Room("user_1")
@@ -351,7 +357,10 @@ async def test_only_its_owner_may_read_it(path: Path, was_there: bool) -> None:
     [
         (b"this is a text, and no database, " * 100, "not a database"),
         ("CREATE TABLE theirs (x)", "another program's database"),
-        ("PRAGMA application_id=1398361680; PRAGMA user_version=99; CREATE TABLE x (y)", "version"),
+        (
+            "PRAGMA application_id=1398361680; PRAGMA user_version=99; CREATE TABLE x (y)",
+            r"--store: .*rooms\.db was written by a newer version .* 99, .* upgrade this program",
+        ),
     ],
 )
 def test_a_file_of_something_else_is_left_alone(
@@ -376,6 +385,87 @@ def test_a_path_that_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="choose another path") as wrong:
         SqliteStore(tmp_path / ("x" * 300))
     assert str(wrong.value).count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
+def test_a_path_that_is_no_regular_file_is_refused(path: Path, kind: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "a named pipe":
+            os.mkfifo(path)
+        elif kind == "a socket":
+            listener.bind(str(path))
+        else:
+            path.symlink_to("/dev/null")
+        with pytest.raises(ConfigurationError, match=rf"--store: .* is {kind}; choose another"):
+            SqliteStore(path)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    ballast = folder / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    return ballast
+
+
+def test_a_full_disk_at_the_start_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        with pytest.raises(ConfigurationError, match=r"--store: .*rooms\.db .* full; make room"):
+            SqliteStore(disk / "rooms.db")
+
+
+async def test_a_full_disk_loses_and_doubles_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calls are kept whole or not at all, and kept again when there is space again."""
+    with small_disk(tmp_path / "disk") as disk:
+        store = SqliteStore(disk / "rooms.db")
+        kept = ["n0"]
+        await publish(store, "n0")
+        ballast = fill(disk)
+        refused = []
+        for number in range(1, 200):
+            batch = [
+                Publication(USER, f"n{number}.{part}", json.dumps({"id": f"n{number}.{part}"}))
+                for part in range(20)
+            ]
+            try:
+                await store.publish(batch, lambda _room, _entry: 0)
+            except StoreUnavailableError:
+                refused.append(batch)
+            else:
+                kept += [each.id for each in batch]
+            if len(refused) == 5:
+                break
+        assert len(refused) == 5
+        with pytest.raises(StoreUnavailableError):
+            await store.check()
+        assert await ids(store) == kept
+        ballast.unlink()
+        for batch in refused:
+            receipts = await store.publish(batch, lambda _room, _entry: 0)
+            assert not any(receipt.duplicate for receipt in receipts)
+            kept += [each.id for each in batch]
+        assert await ids(store) == kept
+        said = [r.levelname for r in caplog.records if "takes writes" in r.message]
+        assert said in (["ERROR", "WARNING"], ["ERROR"]), "once each"
+        await store.close()
+        store = SqliteStore(disk / "rooms.db")
+        assert await ids(store) == kept
+        await store.close()
 
 
 async def test_a_damaged_file_is_said_with_what_to_do(path: Path) -> None:
@@ -442,3 +532,25 @@ async def test_a_url_chooses_the_store(tmp_path: Path, monkeypatch: pytest.Monke
         store = open_store(url, Retention())
         assert promised in store.promise
         await store.close()
+
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw,relatime 0 0
+server:/export /mnt/my\\040share nfs4 rw,vers=4.2 0 0
+/dev/sdb1 /mnt/my\\040share/local ext4 rw 0 0
+//host/share /srv cifs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [
+        ("/var/lib/rooms.db", None),
+        ("/mnt/my share/rooms.db", "nfs4"),
+        ("/mnt/my share/local/rooms.db", None),
+        ("/srv/rooms.db", "cifs"),
+        ("/srvother/rooms.db", None),
+    ],
+)
+def test_finds_a_network_file_system(where: str, kind: str | None) -> None:
+    assert find_network_file_system(Path(where), MOUNTS) == kind
