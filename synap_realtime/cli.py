@@ -165,6 +165,16 @@ def serve(
     publish_bytes_per_s: Annotated[
         int | None, typer.Option(help=_setting("PUBLISH_BYTES_PER_S", "What they weigh; 20 MiB."))
     ] = None,
+    requests_per_s: Annotated[
+        int | None,
+        typer.Option(
+            help=_setting("REQUESTS_PER_S", "Beside publishes, of a user, key or address; 200.")
+        ),
+    ] = None,
+    read_bytes_per_s: Annotated[
+        int | None,
+        typer.Option(help=_setting("READ_BYTES_PER_S", "What a user or a key reads; 20 MiB.")),
+    ] = None,
     messages_per_s: Annotated[
         int | None, typer.Option(help=_setting("MESSAGES_PER_S", "What a client says; 100."))
     ] = None,
@@ -212,6 +222,8 @@ def serve(
             connects_per_s=connects_per_s,
             publishes_per_s=publishes_per_s,
             publish_bytes_per_s=publish_bytes_per_s,
+            requests_per_s=requests_per_s,
+            read_bytes_per_s=read_bytes_per_s,
             messages_per_s=messages_per_s,
         )
     )

@@ -22,6 +22,7 @@ from ..loopback import (
 from ..protocol.rooms import Room
 from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
 from .http import Request, RequestError, unavailable
+from .limits import Limits
 from .references import resolve
 from .revocations import Revocations
 
@@ -75,6 +76,7 @@ class Access:
         self,
         authenticator: Authenticator,
         revocations: Revocations,
+        limits: Limits,
         *,
         allowed_origins: tuple[str, ...] = (),
         own_pages: bool = False,
@@ -90,6 +92,7 @@ class Access:
         self.refresh_keys = authenticator.refresh
         self.vouches_for = authenticator.vouches_for
         self._revocations = revocations
+        self._limits = limits
         self._allowed_origins = allowed_origins
         self._allowed_hosts = frozenset(filter(None, map(host_of, allowed_origins)))
         self._own_pages = own_pages
@@ -128,34 +131,61 @@ class Access:
             raise RequestError(403, "forbidden", "Origin not allowed", details) from None
 
     async def identify(self, request: Request) -> Claims:
-        """What the request's credential says; on a server without keys, everyone is :data:`ANYONE`.
+        """What a publisher's credential says; on a server without keys, everyone is :data:`ANYONE`.
         The request remembers it, for what may be said of it later.
 
         Raises:
-            RequestError: 401, or 503 while the keys of others cannot be had.
+            RequestError: 401; 429 for an address with too many that do not count; 503 while the
+                keys of others cannot be had.
         """
-        request.claims = claims = await self.identify_credential(request.credential)
+        claims = await self.identify_credential(request.credential, request.address)
+        request.claims = claims
+        self._limits.check_publisher(claims)
         return claims
 
-    async def identify_credential(self, credential: str | None) -> Claims:
-        """The same, without a request."""
+    async def identify_counted(self, request: Request) -> Claims:
+        """The same for a request that is no publish: it counts for its caller.
+
+        Raises:
+            RequestError: 401, 429, 503.
+        """
+        claims = await self.identify_credential(request.credential, request.address)
+        request.claims = claims
+        self._limits.check_request(claims, request.address)
+        return claims
+
+    async def identify_renewed(self, token: str, before: Claims, address: str | None) -> Claims:
+        """The same for a token that a connection hands in: it counts for whose connection it is.
+
+        Raises:
+            RequestError: 401, 429, 503.
+        """
+        self._limits.check_request(before, address)
+        return await self.identify_credential(token, address)
+
+    async def identify_credential(self, credential: str | None, address: str | None) -> Claims:
+        """The same as :meth:`identify`, without a request."""
         keys = self.keys()
         if not keys:
             return ANYONE
         if not credential:
+            self._limits.check_request(None, address)
             raise unauthorized("send a token, or a publisher's key, as Authorization: Bearer …")
-        return keys.claims_of_key(credential) or await self._identify_token(credential)
+        return keys.claims_of_key(credential) or await self._identify_token(credential, address)
 
-    async def _identify_token(self, token: str) -> Claims:
+    async def _identify_token(self, token: str, address: str | None) -> Claims:
+        self._limits.check_attempt(address)
         try:
             claims = await self._authenticator.identify(token)
         except InvalidTokenError as error:
+            self._limits.count_failed_attempt(address)
             raise unauthorized(f"the token does not count: {error}", invalid=True) from None
         except KeysUnavailableError:
             raise unavailable("the keys that would check the token cannot be had now") from None
         if not self._revocations.are_loaded:
             await self._revocations.load()
         if self._revocations.covers(claims):
+            self._limits.count_failed_attempt(address)
             raise unauthorized("the token was revoked", invalid=True)
         return claims
 

@@ -25,6 +25,7 @@ from .http import (
     unavailable,
 )
 from .hub import Hub
+from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import document
 from .presence import Presence
@@ -66,6 +67,7 @@ class Api:
         access: Access,
         publishing: Publishing,
         revocations: Revocations,
+        limits: Limits,
         metrics: Metrics,
         admin: Route | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class Api:
         self._access = access
         self._publishing = publishing
         self._revocations = revocations
+        self._limits = limits
         self._metrics = metrics
         self._readiness = Readiness(store)
         self._closed = False
@@ -89,6 +92,7 @@ class Api:
         try:
             method, route = self._route(request)
             if request.method != method and (request.method, method) != ("HEAD", "GET"):
+                self._limits.check_request(None, request.address)
                 raise method_not_allowed(method)
             return await route(request)
         except RequestError as error:
@@ -127,29 +131,33 @@ class Api:
                 return "GET", self._room_health
             case ("rooms", _, "presence"):
                 return "GET", self._room_presence
+        self._limits.check_request(None, request.address)
         raise RequestError(404, "not_found", "Not found", "see PROTOCOL.md, 'HTTP', for the routes")
 
-    async def _health(self, _: Request) -> Response:
+    async def _health(self, request: Request) -> Response:
+        self._limits.check_request(None, request.address)
         return _HEALTHY
 
-    async def _ready(self, _: Request) -> Response:
+    async def _ready(self, request: Request) -> Response:
+        self._limits.check_request(None, request.address)
         self._publishing.refuse_while_draining()
         await self._readiness.check()
         return _READY
 
     async def _show_metrics(self, request: Request) -> Response:
-        claims = await self._access.identify(request)
+        claims = await self._access.identify_counted(request)
         require_scope(claims, "metrics", "admin")
         self._metrics.rooms.set(len(self._hub) - 1)  # revocations have one, and it is nobody's
         content = self._metrics.text(await self._store.usage())
         return Response(200, content, content_type=CONTENT_TYPE)
 
-    async def _openapi(self, _: Request) -> Response:
+    async def _openapi(self, request: Request) -> Response:
+        self._limits.check_request(None, request.address)
         return _describe()
 
     async def _room_health(self, request: Request) -> Response:
         room = room_of(request.segments[1])
-        claims = await self._access.identify(request)
+        claims = await self._access.identify_counted(request)
         if not claims.opens(room):
             raise forbidden("the token does not open this room")
         connections = self._hub.connections(room)
@@ -157,13 +165,16 @@ class Api:
 
     async def _room_presence(self, request: Request) -> Response:
         room = room_of(request.segments[1])
-        claims = await self._access.identify(request)
+        claims = await self._access.identify_counted(request)
         await self._access.permit(claims, "presence", room)
         connections = self._hub.connections(room)
         users = self._presence.users(room)
-        return json_response(200, {"room": room, "connections": connections, "users": users})
+        response = json_response(200, {"room": room, "connections": connections, "users": users})
+        self._limits.count_read(claims, request.address, len(response.content))
+        return response
 
     async def _subscribe_without_upgrade(self, request: Request) -> Response:
+        self._limits.check_request(None, request.address)
         room_of(request.segments[1])
         raise RequestError(
             426,
@@ -177,7 +188,7 @@ class Api:
         room = room_of(request.segments[1])
         if self._closed:
             raise unavailable("the server has stopped")
-        claims = await self._access.identify(request)
+        claims = await self._access.identify_counted(request)
         await self._access.permit(claims, "subscribe", room)
         after = request.query.get("after", "earliest")
         position = (
@@ -192,6 +203,8 @@ class Api:
             if not page.recovered:
                 recovered, position = False, self._store.earliest()
             more = len(page.entries) == _PAGE
+            read = sum([entry.size for entry in page.entries])
+            self._limits.count_read(claims, request.address, read)
             for entry in page.entries:
                 if len(texts) == wanted or size >= MAX_HISTORY_BYTES:
                     more = True
@@ -210,7 +223,7 @@ class Api:
 
     async def _revoke(self, request: Request) -> Response:
         self._publishing.refuse_while_draining()
-        claims = await self._access.identify(request)
+        claims = await self._access.identify_counted(request)
         require_scope(claims, "admin")
         body = parsed_json(await json_body(request))
         self._publishing.begin()

@@ -7,8 +7,9 @@ table of bounded size: however many strangers knock, the longest silent one is f
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +49,9 @@ class Limits:
         self._publishes = _rate(settings.publishes_per_s)
         self._bytes = _rate(settings.publish_bytes_per_s)
         self._messages = _rate(settings.messages_per_s)
+        self._requests = _Budget(settings.requests_per_s)
+        self._attempts = _Budget(settings.requests_per_s)
+        self._read = _Budget(settings.read_bytes_per_s)
         self.count_publishes = bool(settings.publishes_per_s or settings.publish_bytes_per_s)
         self._connections = 0
         self._by_user: Counter[str] = Counter()
@@ -61,13 +65,8 @@ class Limits:
         Raises:
             RequestError: 429.
         """
-        if claims.key is not None:
-            who = f"key {claims.key}"
-        elif claims.user is not None:  # who may be called "key …"
-            who = f"user {claims.user}"
-        elif claims.token_id is not None:
-            who = f"token {claims.token_id}"
-        else:
+        who = _name_of(claims)
+        if who is None:
             return
         if wait_s := self._publishes.wait_s(who, count):
             most, what = self._settings.publishes_per_s, "notifications"
@@ -77,6 +76,68 @@ class Limits:
         else:
             return
         raise too_many(f"at most {most} {what} a second for a key", wait_s)
+
+    def check_request(self, claims: Claims | None, address: str | None) -> None:
+        """Count a request that is no publish, for who sends it, and see whether they may read more.
+
+        Args:
+            claims: of a credential that counts; None: there is none, and the address counts.
+
+        Raises:
+            RequestError: 429.
+        """
+        who = _caller(claims, address)
+        if who is None:
+            return
+        if wait_s := self._requests.spend(who, 1):
+            most, what = self._settings.requests_per_s, "requests"
+        elif wait_s := self._read.wait_s(who):
+            most, what = self._settings.read_bytes_per_s, "bytes read"
+        else:
+            return
+        raise too_many(f"at most {most} {what} a second for a user, a key or an address", wait_s)
+
+    def count_read(self, claims: Claims, address: str | None, size: int) -> None:
+        """Bytes that are being answered. They may be more than are left: then the next request
+        waits for longer."""
+        who = _caller(claims, address)
+        if who is not None:
+            self._read.charge(who, size)
+
+    def check_attempt(self, address: str | None) -> None:
+        """See whether an address may try a token: to verify one takes longer than anything else
+        that a stranger can ask for.
+
+        Raises:
+            RequestError: 429.
+        """
+        who = _limited_address(address)
+        if who is not None and (wait_s := self._attempts.wait_s(who)):
+            most = self._settings.requests_per_s
+            raise too_many(f"at most {most} failed attempts a second for an address", wait_s)
+
+    def check_publisher(self, claims: Claims) -> None:
+        """See whether a publisher had too many requests refused.
+
+        What is published has limits of its own.
+
+        Raises:
+            RequestError: 429.
+        """
+        who = _name_of(claims)
+        if who is not None and (wait_s := self._requests.wait_s(who)):
+            most = self._settings.requests_per_s
+            raise too_many(f"at most {most} refused requests a second for a user or a key", wait_s)
+
+    def count_failed_attempt(self, address: str | None) -> None:
+        """A token of this address did not count."""
+        if (who := _limited_address(address)) is not None:
+            self._attempts.charge(who, 1)
+
+    def count_refusal(self, claims: Claims, address: str | None) -> None:
+        """A request with a credential was refused: to find that out took its time."""
+        if (who := _caller(claims, address)) is not None:
+            self._requests.charge(who, 1)
 
     def takes_message(self, connection: int) -> bool:
         """Whether a client may say something more."""
@@ -90,8 +151,7 @@ class Limits:
             TooManyForUserError: this user's are too many.
         """
         settings = self._settings
-        # A loopback peer is a developer or a proxy, and a proxy's connections are everybody's.
-        source = None if address is None or is_loopback(address) else address
+        source = _limited_address(address)
         if source is not None:
             if wait_s := self._connects.wait_s(source, 1):
                 raise too_many(
@@ -135,6 +195,71 @@ class Limits:
 def too_many(details: str, wait_s: float) -> RequestError:
     headers = {"Retry-After": str(max(1, math.ceil(wait_s)))}
     return RequestError(429, "too_many", "Too many", details, headers)
+
+
+def _name_of(claims: Claims) -> str | None:
+    """What a caller's rates are counted by; None: there are no keys."""
+    if claims.key is not None:
+        return f"key {claims.key}"
+    if claims.user is not None:  # who may be called "key …"
+        return f"user {claims.user}"
+    return None if claims.token_id is None else f"token {claims.token_id}"
+
+
+def _caller(claims: Claims | None, address: str | None) -> str | None:
+    who = None if claims is None else _name_of(claims)
+    if who is None and (source := _limited_address(address)) is not None:
+        who = f"address {source}"
+    return who
+
+
+def _limited_address(address: str | None) -> str | None:
+    """None: it has no limit of its own. A loopback peer is a developer or a proxy, and a proxy's
+    connections are everybody's."""
+    return None if address is None or is_loopback(address) else address
+
+
+class _Budget:
+    """So much a second for each caller, and as much at once; what costs more than is left is a debt
+    that is paid before the next.
+
+    For each caller it is known when all is there again. Of too many, the one who was silent for
+    longest is forgotten first.
+    """
+
+    def __init__(self, per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            per_s: 0 is no limit.
+            clock: monotonic seconds.
+        """
+        self._per_s = per_s
+        self._clock = clock
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+
+    def wait_s(self, who: str) -> float:
+        """For how long there is nothing left; 0: there is something."""
+        if not self._per_s:
+            return 0.0
+        now = self._clock()
+        return max(0.0, self._full_at.get(who, now) - now - 1.0)
+
+    def spend(self, who: str, cost: float) -> float:
+        """Take so much, if there is anything left; 0, or how long to wait."""
+        wait_s = self.wait_s(who)
+        if not wait_s:
+            self.charge(who, cost)
+        return wait_s
+
+    def charge(self, who: str, cost: float) -> None:
+        """Take so much, whether it is there or not."""
+        if not self._per_s:
+            return
+        now = self._clock()
+        full_at = max(self._full_at.pop(who, now), now) + cost / self._per_s
+        self._full_at[who] = full_at
+        if len(self._full_at) > MAX_CALLERS:
+            self._full_at.popitem(last=False)
 
 
 class _Rate:

@@ -116,13 +116,14 @@ class Node:
         self._store_needs_tasks = type(store) not in (MemoryStore, SqliteStore)
         self._store = store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
-        limits = Limits(settings)
+        self._limits = limits = Limits(settings)
         revocations = Revocations(store, hub)
         self._settings = settings
         self._authenticator = authenticator
         self._access = access = Access(
             authenticator,
             revocations,
+            limits,
             allowed_origins=settings.allowed_origins,
             own_pages=settings.admin,
             may=may,
@@ -134,7 +135,9 @@ class Node:
                 hub, self._sessions, access, metrics, version=own_version, promise=store.promise
             ).handle
         self._publishing = publishing = Publishing(store, hub, access, limits, metrics)
-        self._api = Api(store, hub, presence, access, publishing, revocations, metrics, admin)
+        self._api = Api(
+            store, hub, presence, access, publishing, revocations, limits, metrics, admin
+        )
         self.publish_at_once = publishing.at_once
         self._keys_timer: asyncio.TimerHandle | None = None
 
@@ -183,6 +186,7 @@ class Node:
                 cors = {"Access-Control-Allow-Origin": origin, "Vary": "origin"}
             request.open()
             if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+                self._limits.check_request(None, request.address)
                 return Response(204, b"", {**cors, **_PREFLIGHT})
             segments = request.segments
             if len(segments) == 3 and segments[0] == "rooms" and segments[2] == "events":
@@ -237,6 +241,8 @@ class Node:
     def note(self, request: Request, response: Response) -> None:
         """Count an error, and write it down."""
         if response.problem is not None:
+            if request.claims is not None and response.status not in (429, 503):
+                self._limits.count_refusal(request.claims, request.address)
             self._metrics.refused(response.problem["code"])
             events.refused(response.problem, request.address, request.room(), request.claims)
 
@@ -291,7 +297,7 @@ class Node:
                     404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
                 )
         try:
-            claims = await self._access.identify(request)
+            claims = await self._access.identify_counted(request)
             await self._permit(claims, target)
         except RequestError as error:
             error.is_about_credential = True
@@ -320,7 +326,7 @@ class Node:
         target = _target(segment, request.query)
         after = LOST if last and not is_cursor(last) else target.after
         headers = {**_EVENT_STREAM_HEADERS, **cors}
-        claims = await self._access.identify(request)
+        claims = await self._access.identify_counted(request)
         await self._permit(claims, target)
         short = b"" if request.method == "HEAD" else None
         if short is None and self._publishing.draining:  # after a 503 a browser never comes back

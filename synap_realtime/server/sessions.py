@@ -97,14 +97,16 @@ class Session:
     async def _renew(self, token: str) -> None:
         close = self.subscription.close
         try:
-            claims = await self._access.identify_credential(token)
+            claims = await self._access.identify_renewed(token, self.claims, self.address)
             if claims.user != self.claims.user:
                 return close(CloseCode.FORBIDDEN)
             await self._access.permit(claims, "subscribe", self.room)
             if self.watches:
                 await self._access.permit(claims, "presence", self.room)
         except RequestError as error:
-            if error.response.status != 503:  # nobody knows: the old one counts to its end
+            if error.response.status == 429:
+                close(CloseCode.TOO_MANY_MESSAGES)
+            elif error.response.status != 503:  # nobody knows: the old one counts to its end
                 close(
                     CloseCode.FORBIDDEN if error.response.status == 403 else CloseCode.UNAUTHORIZED
                 )

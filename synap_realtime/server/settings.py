@@ -66,6 +66,9 @@ class ServerSettings(BaseSettings):
         connects_per_s: new connections of an address.
         publishes_per_s: notifications of a key, each once for each room;
             ``publish_bytes_per_s``: what they weigh.
+        requests_per_s: requests of a user or a key beside publishes, and handshakes; of an address
+            those without a credential that counts. ``read_bytes_per_s``: what histories and other
+            answers to a user or a key weigh.
         messages_per_s: what a client says.
     """
 
@@ -108,6 +111,8 @@ class ServerSettings(BaseSettings):
     connects_per_s: _Limit = 50
     publishes_per_s: _Limit = 10_000
     publish_bytes_per_s: _Limit = 20 * 1024 * 1024
+    requests_per_s: _Limit = 200
+    read_bytes_per_s: _Limit = 20 * 1024 * 1024
     messages_per_s: _Limit = 100
 
     @pydantic.field_validator(

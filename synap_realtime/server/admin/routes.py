@@ -55,7 +55,7 @@ class Admin:
         """
         if request.segments == ("admin",):
             return page()
-        require_scope(await self._access.identify(request), "admin")
+        require_scope(await self._access.identify_counted(request), "admin")
         match request.segments:
             case ("admin", "state"):
                 return json_response(200, self._state(request.query.get("room", "")))

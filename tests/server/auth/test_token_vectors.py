@@ -26,7 +26,9 @@ from synap_realtime.server.access import Access, Action, require_scope
 from synap_realtime.server.auth import Authenticator, KeyRing
 from synap_realtime.server.http import RequestError
 from synap_realtime.server.hub import Hub
+from synap_realtime.server.limits import Limits
 from synap_realtime.server.revocations import Revocations
+from synap_realtime.server.settings import load_settings
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.conformance import vectors
 
@@ -146,7 +148,7 @@ async def access(jwks_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     ring = KeyRing(token_secrets=DOCUMENT["secrets"], jwks_urls=[jwks_url])
     authenticator = Authenticator(ring, leeway_s=DOCUMENT["leewaySeconds"])
     store = MemoryStore()
-    yield Access(authenticator, Revocations(store, Hub()))
+    yield Access(authenticator, Revocations(store, Hub()), Limits(load_settings()))
     await authenticator.close()
     await store.close()
 
@@ -168,11 +170,11 @@ async def test_our_server_agrees(access: Access, entry: dict[str, Any]) -> None:
     expected = entry["expected"]
     if expected["status"] != 200:
         with pytest.raises(RequestError) as caught:
-            await access.identify_credential(entry["token"])
+            await access.identify_credential(entry["token"], None)
         assert caught.value.response.status == expected["status"]
         assert caught.value.body["code"] == expected["code"]
         return
-    claims = await access.identify_credential(entry["token"])
+    claims = await access.identify_credential(entry["token"], None)
     said = {"user": claims.user, "scopes": sorted(claims.scopes), "device": claims.device}
     assert said == expected["says"]
     for ask in expected["asks"]:
