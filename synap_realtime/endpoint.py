@@ -6,7 +6,6 @@ Address and key may hold a secret, so neither is ever shown as it is.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import httpx
 
 from .errors import ConfigurationError
+from .network import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 """Where ``synap-realtime serve`` listens unless told otherwise."""
@@ -37,10 +37,7 @@ class Address(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether it is this machine, which no proxy of the environment leads to."""
-        try:
-            return ipaddress.ip_address(self.url.host).is_loopback
-        except ValueError:
-            return self.url.host == "localhost"
+        return is_loopback(self.url.host)
 
 
 def parse_address(

@@ -165,19 +165,18 @@ class AsyncBroadcaster:
 
     async def _open(self) -> _Pool:
         loop = asyncio.get_running_loop()
-        client = httpx.AsyncClient(headers=self._endpoint.headers, transport=self._transport)
-        sender = Sender(self._endpoint, client, self._timeout_s)
-        pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, sender, client))
+        sender = Sender(self._endpoint, self._transport, self._timeout_s)
+        pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, sender))
         await anext(pool.guard)
         return pool
 
     async def _until_loop_ends(
-        self, loop: asyncio.AbstractEventLoop, sender: Sender, client: httpx.AsyncClient
+        self, loop: asyncio.AbstractEventLoop, sender: Sender
     ) -> AsyncGenerator[None]:
-        """Close the client with its loop: ``asyncio.run`` finishes async generators."""
+        """Close the connections with their loop: ``asyncio.run`` finishes async generators."""
         try:
             yield
         finally:
             if loop in self._pools and self._pools[loop].sender is sender:
                 del self._pools[loop]
-            await client.aclose()
+            await sender.aclose()

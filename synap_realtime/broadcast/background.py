@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import os
 import threading
 import time
 import weakref
@@ -21,7 +20,7 @@ import httpx
 
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room
-from . import requests, retry
+from . import forks, requests, retry
 from .result import BroadcastResult
 from .sync import Poster
 
@@ -94,13 +93,17 @@ class BackgroundBroadcaster:
         self._endpoint = requests.Endpoint(url, api_key)
         self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
         self._max_waiting = max_waiting
-        self._transport = transport
+        self._poster = Poster(self._endpoint, transport)
         self._reset()
         _instances.add(self)
+        forks.renew_in_child(self)
+
+    def renew(self) -> None:
+        """Begin anew in a forked child: what waits here, and the connections, are its parent's."""
+        self._poster = self._poster.renewed()
+        self._reset()
 
     def _reset(self) -> None:
-        """Begin with nothing: at first, and in a forked child, whose parent sends what waits."""
-        self._poster = Poster(self._endpoint, self._transport)
         self._changed = threading.Condition()
         self._ready: deque[Posted] = deque()
         self._later: dict[Posted, None] = {}  # not due yet
@@ -307,7 +310,6 @@ class BackgroundBroadcaster:
             self._thread.start()
 
     def _run(self) -> None:
-        logging.getLogger("httpx").addFilter(_is_not_ours)
         while (batch := self._take()) is not None:
             self._deliver(batch)
         self._poster.close()
@@ -406,11 +408,6 @@ class BackgroundBroadcaster:
         self._refusal = result.error
 
 
-def _is_not_ours(record: logging.LogRecord) -> bool:
-    """httpx logs every request; nobody asked for these, and they are many."""
-    return record.threadName != _THREAD or record.levelno > logging.INFO
-
-
 def _release(posted: Posted) -> None:
     for future in posted.waiting:
         if future.set_running_or_notify_cancel():
@@ -421,17 +418,8 @@ def _release(posted: Posted) -> None:
 _instances: weakref.WeakSet[BackgroundBroadcaster] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    for instance in _instances:
-        instance._reset()
-
-
 @atexit.register
 def _at_exit() -> None:
     end = time.monotonic() + FLUSH_S
     for instance in list(_instances):
         instance.close(max(0.1, end - time.monotonic()))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ answers, and returns the result. The clients only run it.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Generator, Mapping, Sequence
@@ -20,7 +21,7 @@ import uuid_utils
 from pydantic import BaseModel
 
 from ..endpoint import bearer, parse_address, retry_after_s
-from ..errors import InvalidArgumentError
+from ..errors import ConfigurationError, InvalidArgumentError
 from ..protocol.notification import (
     MAX_BATCH_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -57,14 +58,18 @@ class Answer:
     body: object = None
     error: str | None = None
     retry_after_s: float = 0.0
+    is_permanent: bool = False
 
     @property
     def retriable(self) -> bool:
-        """Connection errors, timeouts, 429 and 5xx; never another 4xx.
+        """Connection errors, timeouts, 429 and 5xx; never another 4xx, nor what only a change of
+        the configuration mends (``is_permanent``).
 
         So is a batch that the server could not keep, in whole or in part: who has a notification
         already drops the second by its id.
         """
+        if self.is_permanent:
+            return False
         match self.body:
             case {"results": list(results)}:
                 if any(_is_unavailable(result) for result in results):
@@ -73,7 +78,7 @@ class Answer:
 
 
 MAX_ANSWER_BYTES = 1024 * 1024
-"""No room server answers with more."""
+"""No room server answers with more; what comes after it is not read."""
 
 MAX_REASON_CHARACTERS = 500
 """Of what a server says went wrong: it goes into results and logs."""
@@ -109,39 +114,81 @@ class Endpoint:
             ConfigurationError: the URL is not an ``http`` or ``https`` one.
         """
         address = parse_address(url)
-        self.url = str(address)
-        self.shown = address.shown
+        self.address = address.url.copy_with(username=None, password=None)
+        self.url = self.shown = address.shown
         key = api_key or os.environ.get("REALTIME_API_KEY")
-        self.headers = {"Content-Type": "application/json"}
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Connection": "keep-alive",
+            "Content-Type": "application/json",
+            "User-Agent": f"python-httpx/{httpx.__version__}",
+        }
         if key:
             source = "api_key" if api_key else "REALTIME_API_KEY"
-            self.headers["Authorization"] = bearer(source, key)
-            # httpx would send a user and a password of the address in its place.
-            self.url = str(address.url.copy_with(username=None, password=None)).rstrip("/")
+            headers["Authorization"] = bearer(source, key)
+        elif address.url.userinfo:
+            user, password = address.url.username, address.url.password
+            basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+            headers["Authorization"] = f"Basic {basic}"
+        self.headers = httpx.Headers(headers)
         self.has_batch_route = True
 
 
 _url = lru_cache(maxsize=128)(httpx.URL)  # parsed once: it is always the same one
 
 
-def request_of(
-    endpoint: Endpoint, call: Call, headers: httpx.Headers, timeout_s: float | None = None
-) -> httpx.Request:
+def request_of(endpoint: Endpoint, call: Call, timeout_s: float | None = None) -> httpx.Request:
     """A call as httpx sends it.
 
-    Made here and not by the client, which merges parameters, cookies and headers anew each time.
+    It goes straight to a transport. A client in between would follow the environment, merge
+    parameters and headers anew each time, and keep every cookie that a server sets.
 
     Args:
-        headers: the client's, with the endpoint's in them.
         timeout_s: of each read and write; None where the caller bounds the whole.
     """
     return httpx.Request(
         "POST",
         _url(endpoint.url + call.path),
-        headers=headers,
+        headers=endpoint.headers,
         content=call.body,
         extensions={"timeout": httpx.Timeout(timeout_s).as_dict()},
     )
+
+
+class AnswerBody:
+    """The body of a response, within :data:`MAX_ANSWER_BYTES`.
+
+    No encoding is accepted: a compressed body of a few bytes could fill the memory.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._content = bytearray()
+        encoding = response.headers.get("Content-Encoding", "identity").strip()
+        self._encoding = "" if encoding.lower() in ("", "identity") else encoding
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the body is to be read at all."""
+        return not self._encoding
+
+    def add(self, chunk: bytes) -> bool:
+        """Take a chunk; False once there is too much already, and the rest is not to be read."""
+        self._content += chunk
+        return len(self._content) <= MAX_ANSWER_BYTES
+
+    def answer(self) -> Answer:
+        """Once it is read, or need not be."""
+        response = self._response
+        if not self._encoding:
+            return read_response(response.status_code, response.headers, bytes(self._content))
+        answer = read_response(response.status_code, response.headers, b"")
+        error = (
+            f"the server answered {answer.status} with Content-Encoding {self._encoding[:40]!r}, "
+            "which was not asked for; is there a proxy in between that compresses?"
+        )
+        return replace(answer, error=error)
 
 
 def read_response(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
@@ -159,7 +206,9 @@ def read_response(status: int, headers: Mapping[str, str], content: bytes) -> An
 
 
 def read_failure(endpoint: Endpoint, error: Exception) -> Answer:
-    """A connection error or a timeout as an answer."""
+    """Why there is no response, as an answer."""
+    if isinstance(error, ConfigurationError):
+        return Answer(error=str(error), is_permanent=True)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return Answer(error=f"{endpoint.shown} did not answer in time (REALTIME_URL)")
     reason = _bounded(str(error)) or type(error).__name__

@@ -6,12 +6,17 @@ import asyncio
 import contextlib
 import contextvars
 import time
+from typing import TYPE_CHECKING
 
 import httpx
 
+from ..errors import ConfigurationError
 from . import requests, retry
 from .outbox import Item, Outbox
 from .result import BroadcastResult
+
+if TYPE_CHECKING:
+    from .transport import AsyncTransport
 
 
 class Sender:
@@ -23,10 +28,15 @@ class Sender:
     """
 
     def __init__(
-        self, endpoint: requests.Endpoint, client: httpx.AsyncClient, timeout_s: float
+        self,
+        endpoint: requests.Endpoint,
+        transport: httpx.AsyncBaseTransport | None,
+        timeout_s: float,
     ) -> None:
+        """Connect to nothing yet; the environment is read at the first request."""
         self._endpoint = endpoint
-        self._client = client
+        self._given = transport
+        self._own: AsyncTransport | None = None
         self._timeout_s = timeout_s
         self._outbox = Outbox(endpoint)
         self._entrance = asyncio.Lock()  # a fair queue of those for whom there is no room yet
@@ -153,23 +163,45 @@ class Sender:
             await asyncio.sleep(pause_s)
 
     async def _post(self, call: requests.Call, deadline: float) -> requests.Answer:
-        """One attempt. Never raises for what the network or the server does."""
+        """One attempt. Never raises for what the network, the server or the environment does."""
         budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
         try:
             async with asyncio.timeout(budget):
                 return await self._exchange(call)
-        except (TimeoutError, *requests.UNSENDABLE) as error:
+        except (TimeoutError, ConfigurationError, *requests.UNSENDABLE) as error:
+            return requests.read_failure(self._endpoint, error)
+        except Exception as error:
+            if self._given is not None:
+                raise
             return requests.read_failure(self._endpoint, error)
 
     async def _exchange(self, call: requests.Call) -> requests.Answer:
-        request = requests.request_of(self._endpoint, call, self._client.headers)
-        response = await self._client.send(request, stream=True)
-        content = b""
+        transport = self._open()
+        request = requests.request_of(self._endpoint, call)
+        response = await transport.handle_async_request(request)
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
+        body = requests.AnswerBody(response)
         try:
-            async for chunk in response.aiter_bytes():
-                content += chunk
-                if len(content) > requests.MAX_ANSWER_BYTES:
-                    break
+            if body.is_readable:
+                async for chunk in response.stream:
+                    if not body.add(chunk):
+                        break
         finally:
-            await response.aclose()
-        return requests.read_response(response.status_code, response.headers, content)
+            await response.stream.aclose()
+        return body.answer()
+
+    def _open(self) -> httpx.AsyncBaseTransport:
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            from .transport import AsyncTransport  # with httpcore: for those who publish
+
+            self._own = AsyncTransport(self._endpoint.address)
+        return self._own
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for transport in (self._given, self._own):
+            if transport is not None:
+                await transport.aclose()
+        self._own = None

@@ -2,63 +2,90 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 from pydantic import BaseModel
 
+from ..errors import ConfigurationError
+from ..network import deadline
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, parse_room
-from . import requests, retry
+from . import forks, requests, retry
 from .outbox import Item, Outbox
 from .result import BroadcastResult
+
+if TYPE_CHECKING:
+    from .transport import DeadlineTransport
 
 
 class Poster:
     """Connections to one room server, and single requests over them."""
 
     def __init__(self, endpoint: requests.Endpoint, transport: httpx.BaseTransport | None) -> None:
+        """Connect to nothing yet; the environment is read at the first request."""
         self._endpoint = endpoint
-        self._transport = transport
-        self._open()
+        self._given = transport
+        self._own: DeadlineTransport | None = None
 
-    def _open(self) -> None:
-        self._client = httpx.Client(headers=self._endpoint.headers, transport=self._transport)
-        self._pid = os.getpid()
+    def open(self) -> httpx.BaseTransport:
+        """Read the environment and load what a request needs.
+
+        Raises:
+            ConfigurationError: names the environment variable that cannot be used.
+        """
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            from .transport import DeadlineTransport  # with httpcore: for those who publish
+
+            self._own = DeadlineTransport(self._endpoint.address)
+        return self._own
 
     def post(self, call: requests.Call, budget_s: float) -> requests.Answer:
-        """One attempt. Never raises for what the network or the server does."""
-        if self._pid != os.getpid():
-            self._open()  # a forked child must not write on its parent's connections
+        """One attempt. Never raises for what the network, the server or the environment does."""
         try:
             return self._post(call, budget_s)
-        except (TimeoutError, *requests.UNSENDABLE) as error:
+        except (TimeoutError, ConfigurationError, *requests.UNSENDABLE) as error:
+            return requests.read_failure(self._endpoint, error)
+        except Exception as error:
+            if self._given is not None:
+                raise
             return requests.read_failure(self._endpoint, error)
 
     def close(self) -> None:
-        self._client.close()
+        for transport in (self._given, self._own):
+            if transport is not None:
+                transport.close()
+        self._own = None
+
+    def renewed(self) -> Poster:
+        """Another like this one, for a forked child; the connections go on in its parent."""
+        if self._own is not None:
+            self._own.abandon()
+        return Poster(self._endpoint, self._given)
 
     def _post(self, call: requests.Call, budget_s: float) -> requests.Answer:
-        """httpx bounds each read; the sum of them is bounded here."""
         end = time.monotonic() + budget_s
-        request = requests.request_of(self._endpoint, call, self._client.headers, budget_s)
-        response = self._client.send(request, stream=True)
-        content = b""
-        try:
-            for chunk in response.iter_bytes():
-                content += chunk
-                if time.monotonic() > end:
-                    raise TimeoutError
-                if len(content) > requests.MAX_ANSWER_BYTES:
-                    break
-        finally:
-            response.close()
-        return requests.read_response(response.status_code, response.headers, content)
+        transport = self.open()
+        request = requests.request_of(self._endpoint, call, budget_s)
+        with deadline(end):
+            response = transport.handle_request(request)
+            assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - as in httpx
+            body = requests.AnswerBody(response)
+            try:
+                for chunk in response.stream if body.is_readable else ():
+                    if time.monotonic() > end:  # for a transport of one's own
+                        raise TimeoutError
+                    if not body.add(chunk):
+                        break
+            finally:
+                response.stream.close()
+        return body.answer()
 
 
 class Broadcaster:
@@ -82,6 +109,7 @@ class Broadcaster:
         self._deadline_s = requests.check_seconds("deadline_s", deadline_s)
         self._poster = Poster(self._endpoint, transport)
         self._reset()
+        forks.renew_in_child(self)
 
     def broadcast_notification(
         self,
@@ -127,9 +155,8 @@ class Broadcaster:
     def close(self) -> None:
         """Let what other threads have on its way come to its end, then close the connections.
         Each broadcast has its deadline, so this ends."""
-        if self._pid == os.getpid():
-            with self._changed:
-                self._changed.wait_for(lambda: self._outbox.is_idle)
+        with self._changed:
+            self._changed.wait_for(lambda: self._outbox.is_idle)
         self._poster.close()
 
     def __enter__(self) -> Self:
@@ -151,8 +178,6 @@ class Broadcaster:
         return result
 
     def _publish(self, parcel: requests.Parcel) -> BroadcastResult:
-        if self._pid != os.getpid():
-            self._reset()  # a forked child: what waits here is its parent's
         item = Item(parcel, time.monotonic() + self._deadline_s)
         try:
             self._enter(item)
@@ -165,8 +190,12 @@ class Broadcaster:
             raise
         return item.outcome()
 
+    def renew(self) -> None:
+        """Begin anew in a forked child: what waits here, and the connections, are its parent's."""
+        self._poster = self._poster.renewed()
+        self._reset()
+
     def _reset(self) -> None:
-        self._pid = os.getpid()
         self._outbox = Outbox(self._endpoint)
         self._changed = threading.Condition()
 

@@ -128,7 +128,7 @@ class _Line:
         if callable(token):
             given = token()
             token = await given if inspect.isawaitable(given) else given
-        arguments = dialling.dial_arguments(self._options, after, token)
+        arguments = dialling.dial_arguments("asyncio.client", self._options, after, token)
         try:
             ws: ClientConnection = await connect(**arguments)
         except dialling.dial_errors() as error:

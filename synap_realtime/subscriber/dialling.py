@@ -5,11 +5,16 @@ It is imported only when someone dials, so that publishers need not have it.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import logging
+import socket
+import time
 from types import ModuleType
 from typing import Any
 
+from .. import network
 from ..endpoint import bearer
 from ..errors import ConfigurationError
 from ..protocol.control import SUBPROTOCOL
@@ -19,8 +24,16 @@ from .reconnect import Failure, closed, refused
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Four times the largest notification: some servers write JSON with escapes."""
 
+MAX_FRAGMENTS = 1024
+"""Frames of one message. Empty ones add nothing to its size, but each takes memory."""
+
+MAX_UNSENT_BYTES = 1024 * 1024
+"""Answers to pings that the server does not read."""
+
 _library_logger = logging.getLogger("synap_realtime.subscriber.websockets")
 _library_logger.setLevel(logging.INFO)  # at DEBUG it would write down the token
+
+_SOCKS = "python_socks"
 
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
@@ -42,17 +55,108 @@ def library(name: str) -> ModuleType:
         ) from None
 
 
-def dial_arguments(options: Options, after: str | None, token: str | None) -> dict[str, Any]:
-    """The arguments of both ``connect``, the asynchronous and the synchronous.
+class RefusedError(Exception):
+    """The handshake was answered with something else than a WebSocket."""
+
+    def __init__(self, response: Any) -> None:
+        super().__init__(response.status_code)
+        self.response = response
+
+
+class _Bounds:
+    """What a connection takes from its server; mixed into the library's connections.
+
+    The library bounds the size of a message, but not what takes memory without adding to it.
+    """
+
+    protocol: Any
+    _fragments = 0
+
+    def process_event(self, event: Any) -> None:
+        """Look at each frame before the library does."""
+        opcode = getattr(event, "opcode", None)
+        if opcode is not None and opcode < 8:  # data; the others are control frames
+            self._fragments = 0 if event.fin else self._fragments + 1
+            if self._fragments > MAX_FRAGMENTS:
+                self.protocol.fail(1009, "too many fragments")
+                self._cut()
+                return
+        elif opcode is not None and self._unsent_bytes() > MAX_UNSENT_BYTES:
+            self._cut()
+            return
+        super().process_event(event)  # type: ignore[misc]
+
+    def _unsent_bytes(self) -> int:
+        return 0
+
+    def _cut(self) -> None:
+        raise NotImplementedError
+
+
+@functools.cache
+def connection_class(name: str) -> Any:
+    """The library's connection with our bounds, and without redirects.
+
+    A redirect is a refusal: the library would follow it to another host, and its version 15.0
+    takes the token along. A connection that raises another error than its own is left alone.
+
+    Args:
+        name: ``asyncio.client`` or ``sync.client``.
 
     Raises:
-        ConfigurationError: no header can carry the token.
+        ConfigurationError: the library is not installed.
     """
+    base = library(name).ClientConnection
+    status = library("exceptions").InvalidStatus
+
+    if name.startswith("asyncio"):
+
+        class Connection(_Bounds, base):  # type: ignore[misc, valid-type]
+            async def handshake(self, *args: Any, **kwargs: Any) -> None:
+                try:
+                    await super().handshake(*args, **kwargs)
+                except status as error:
+                    raise RefusedError(error.response) from None
+
+            def _unsent_bytes(self) -> int:
+                return int(self.transport.get_write_buffer_size())
+
+            def _cut(self) -> None:
+                self.transport.abort()
+
+    else:
+
+        class Connection(_Bounds, base):  # type: ignore[misc, valid-type, no-redef]
+            def handshake(self, *args: Any, **kwargs: Any) -> None:
+                try:
+                    super().handshake(*args, **kwargs)
+                except status as error:
+                    raise RefusedError(error.response) from None
+
+            def _cut(self) -> None:
+                self.close_socket()
+
+    return Connection
+
+
+def dial_arguments(
+    name: str, options: Options, after: str | None, token: str | None
+) -> dict[str, Any]:
+    """The arguments of a ``connect``, the asynchronous or the synchronous.
+
+    Raises:
+        ConfigurationError: no header can carry the token, or the environment's proxy is unusable.
+    """
+    url = options.address.url
+    proxy = network.find_proxy(url)
+    if proxy and proxy.url.scheme.startswith("socks") and not importlib.util.find_spec(_SOCKS):
+        raise network.need_for_socks(proxy, "python-socks", url.host)
     return {
+        "create_connection": connection_class(name),
         "uri": options.uri(after, with_token=bool(token)),
         "subprotocols": [SUBPROTOCOL],
         "additional_headers": {"Authorization": bearer("token", token)} if token else None,
-        "proxy": None if options.address.is_loopback else True,
+        "proxy": str(proxy.url) if proxy else None,
         "compression": None,
         "open_timeout": OPEN_TIMEOUT_S,
         "close_timeout": CLOSE_TIMEOUT_S,
@@ -63,10 +167,41 @@ def dial_arguments(options: Options, after: str | None, token: str | None) -> di
     }
 
 
+def dial_socket(arguments: dict[str, Any], options: Options) -> None:
+    """Connect a socket for the synchronous ``connect``, which does not bound all that takes.
+
+    It gives each address of a host the whole time, and a look-up as long as it likes. What is
+    left of the time is for the handshakes. A proxy's connection is left to the library.
+
+    Raises:
+        OSError: no connection, or none in time.
+    """
+    if arguments["proxy"] is not None:
+        return
+    url = options.address.url
+    port = url.port or {"http": 80, "ws": 80}.get(url.scheme, 443)
+    end = time.monotonic() + OPEN_TIMEOUT_S
+
+    def attempt(address: str, timeout_s: float) -> socket.socket:
+        return socket.create_connection((address, port), timeout_s)
+
+    sock = network.connect(url.host, port, end, attempt)
+    sock.settimeout(None)
+    arguments["sock"] = sock
+    arguments["open_timeout"] = max(0.001, end - time.monotonic())
+
+
 def dial_errors() -> tuple[type[Exception], ...]:
     """What the library raises when no connection could be made."""
     exceptions = library("exceptions")
-    return (OSError, UnicodeError, ImportError, ValueError, exceptions.WebSocketException)
+    return (
+        OSError,
+        UnicodeError,
+        ImportError,
+        ValueError,
+        RefusedError,
+        exceptions.WebSocketException,
+    )
 
 
 def read_dial_error(error: Exception) -> Failure:
@@ -76,7 +211,7 @@ def read_dial_error(error: Exception) -> Failure:
         ConfigurationError: dialling again cannot help.
     """
     exceptions = library("exceptions")
-    if isinstance(error, exceptions.InvalidStatus):
+    if isinstance(error, RefusedError):
         response = error.response
         return refused(response.status_code, response.headers, bytes(response.body or b""))
     if isinstance(error, ImportError | exceptions.InvalidProxy):

@@ -101,9 +101,13 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
             reason += f": {error}: {details}"
         case {"error": str(error)}:
             reason += f": {error}"
-    if status in (401, 403):
+    if 300 <= status < 400:
+        # Not followed: the token would go along, to wherever the answer says.
+        to = (headers.get("Location") or "nowhere").partition("?")[0]
+        reason += f" and redirects to {to}; set the URL to where the room server is"
+    elif status in (401, 403):
         reason += "; check the token"
-    elif status in (404, 426) or status < 400:
+    elif status in (404, 426) or status < 300:
         reason += "; check the URL: is it a room server?"
     return Failure(
         _printable(reason), status=status, asked_s=retry_after_s(headers.get("Retry-After"))

@@ -106,8 +106,9 @@ class _Line:
         given = token() if callable(token) else token
         if given is not None and not isinstance(given, str):
             raise InvalidArgumentError("token", "expected its function to return a string")
-        arguments = dialling.dial_arguments(self._options, after, given)
+        arguments = dialling.dial_arguments("sync.client", self._options, after, given)
         try:
+            dialling.dial_socket(arguments, self._options)
             ws: ClientConnection = self._stack.enter_context(connect(**arguments))
         except dialling.dial_errors() as error:
             return dialling.read_dial_error(error)

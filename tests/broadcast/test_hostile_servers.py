@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,13 +16,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from synap_realtime import Broadcaster, ConfigurationError, InvalidArgumentError
+from synap_realtime import Broadcaster, ConfigurationError, InvalidArgumentError, network
+from synap_realtime.broadcast import requests
 
 from .conftest import Publish
 
 
 @contextlib.contextmanager
-def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+def answering(answer: Callable[[socket.socket], None], scheme: str = "http") -> Iterator[str]:
     """A server on which each connection gets one answer, written byte by byte if need be."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -39,7 +43,7 @@ def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         listener.shutdown(socket.SHUT_RDWR) if sys.platform == "linux" else None
         listener.close()
@@ -55,18 +59,59 @@ def raw(status: str, body: bytes, *headers: str) -> Callable[[socket.socket], No
     return answer
 
 
-def trickle(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
-    for _ in range(100):
-        connection.sendall(b" ")
-        time.sleep(0.05)
+def dribbling(*parts: bytes) -> Callable[[socket.socket], None]:
+    """Say the first parts at once, and the last again and again, for ten seconds."""
+
+    def answer(connection: socket.socket) -> None:
+        *first, last = parts
+        connection.sendall(b"".join(first))
+        for _ in range(200):
+            connection.sendall(last)
+            time.sleep(0.05)
+
+    return answer
 
 
-def flood(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
-    for _ in range(1000):
-        connection.sendall(b" " * 1_000_000)
+def flooding(*parts: bytes, times: int = 1000) -> Callable[[socket.socket], None]:
+    def answer(connection: socket.socket) -> None:
+        *first, last = parts
+        connection.sendall(b"".join(first))
+        for _ in range(times):
+            connection.sendall(last)
 
+    return answer
+
+
+def silent(connection: socket.socket) -> None:
+    connection.settimeout(10)
+    while connection.recv(65536):
+        pass
+
+
+def squeezed(layers: int) -> Callable[[socket.socket], None]:
+    """A JSON body of 64 MB, compressed once or twice."""
+    body = b'{"x":"' + b"a" * 64_000_000 + b'"}'
+    for _ in range(layers):
+        body = gzip.compress(body, 1)
+    return raw("200 OK", body, "Content-Encoding: " + ", ".join(["gzip"] * layers))
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+SLOW = {
+    "status": dribbling(b"H"),
+    "header": dribbling(OK, b"X: "),
+    "headers": dribbling(OK, b"X-A: b\r\n"),
+    "continue": dribbling(b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "hints": flooding(b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n" * 200, times=10**6),
+    "body": dribbling(OK + b"Content-Length: 5000\r\n\r\n", b" "),
+    "to the end": dribbling(OK + b"\r\n", b" "),
+    "chunks": dribbling(CHUNKED, b"1\r\n \r\n"),
+    "chunk header": dribbling(CHUNKED + b"1;", b"x"),
+    "trailers": dribbling(CHUNKED + b"0\r\n", b"X: y\r\n"),
+    "silent": silent,
+}
 
 HOSTILE = {
     "deep": raw("200 OK", b"[" * 200_000),
@@ -80,8 +125,13 @@ HOSTILE = {
     "garbage": lambda connection: connection.sendall(b"\x00\xff" * 100),
     "cut": lambda connection: connection.close(),
     "half": lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"),
-    "trickle": trickle,
-    "flood": flood,
+    "flood": flooding(OK + b"Content-Length: 1000000000\r\n\r\n", b" " * 1_000_000),
+    "flood of chunks": flooding(CHUNKED, b"fffff\r\n" + b" " * 0xFFFFF + b"\r\n"),
+    "flood of headers": flooding(OK, b"X-A: b\r\n" * 10_000),
+    "one long header": flooding(OK + b"X: ", b"x" * 100_000),
+    "gzip bomb": squeezed(1),
+    "gzip bomb in gzip": squeezed(2),
+    **SLOW,
 }
 
 
@@ -119,9 +169,151 @@ def test_no_answer_makes_a_broadcast_raise_or_hang(publish: Publish, kind: str) 
         start = time.monotonic()
         options = {"url": url, "deadline_s": 0.6, "timeout_s": 0.3}
         result = publish("broadcast_success", "42", "a.completed", {}, options=options)
+        took_s = time.monotonic() - start
     assert not result.success
     assert result.error
-    assert time.monotonic() - start < 3
+    assert took_s < 3
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_deadline_holds_while_each_read_gets_something(publish: Publish, kind: str) -> None:
+    with answering(SLOW[kind]) as url:
+        start = time.monotonic()
+        options = {"url": url, "deadline_s": 1.0, "timeout_s": 30}
+        result = publish("broadcast_success", "42", "a.completed", {}, options=options)
+        took_s = time.monotonic() - start
+    assert "in time" in (result.error or "")
+    assert took_s < 3
+
+
+def test_deadline_holds_while_tls_is_not_answered(publish: Publish) -> None:
+    hello = dribbling(b"\x16\x03\x03\x40\x00", b"\x02")  # a record of 16 KiB, byte by byte
+    for answer in (silent, hello):
+        with answering(answer, "https") as url:
+            start = time.monotonic()
+            options = {"url": url, "deadline_s": 0.6, "timeout_s": 30}
+            result = publish("broadcast_success", "42", "a.completed", {}, options=options)
+            took_s = time.monotonic() - start
+        assert "in time" in (result.error or "")
+        assert took_s < 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems queue without end")
+def test_deadline_holds_while_no_connection_is_taken(publish: Publish) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1))
+        for _ in range(3):  # all that the queue holds
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        start = time.monotonic()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        options = {"url": url, "deadline_s": 0.6, "timeout_s": 30}
+        result = publish("broadcast_success", "42", "a.completed", {}, options=options)
+        took_s = time.monotonic() - start
+    assert "in time" in (result.error or "")
+    assert took_s < 3
+
+
+def test_deadline_holds_while_a_request_is_not_read(publish: Publish) -> None:
+    def sip(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for _ in range(200):
+            connection.recv(100)
+            time.sleep(0.05)
+
+    with answering(sip) as url, Broadcaster(url, deadline_s=1.0, timeout_s=30) as broadcaster:
+        start = time.monotonic()
+        call = requests.Call("/broadcast", b"x" * 50_000_000)
+        answer = broadcaster._poster.post(call, 0.5)
+        assert "in time" in (answer.error or "")
+        assert time.monotonic() - start < 3
+
+
+def test_deadline_holds_while_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = threading.Event()
+
+    def getaddrinfo(*arguments: Any, **options: Any) -> Any:
+        found.wait(10)
+        raise OSError("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with Broadcaster("http://rooms.invalid", deadline_s=0.3) as broadcaster:
+        start = time.monotonic()
+        result = broadcaster.broadcast_success("42", "a.completed", {})
+        took_s = time.monotonic() - start
+    found.set()
+    assert "in time" in (result.error or "")
+    assert took_s < 3
+
+
+def test_an_address_that_swallows_packets_leaves_time_for_the_next() -> None:
+    tried = []
+
+    def attempt(address: str, timeout_s: float) -> str:
+        tried.append((address, timeout_s))
+        if len(tried) < 3:
+            raise OSError("no route")
+        return address
+
+    with pytest.MonkeyPatch.context() as patch:
+        infos = [(0, 0, 0, "", (f"10.0.0.{n}", 80)) for n in range(4)]
+        patch.setattr(socket, "getaddrinfo", lambda *a, **k: infos)
+        assert network.connect("x.test", 80, time.monotonic() + 8, attempt) == "10.0.0.2"
+    assert [round(timeout_s) for _, timeout_s in tried] == [2, 3, 4]
+
+
+def memory_growth_of(code: str, *arguments: str) -> float:
+    """How many MiB a child's memory grew at its most while it ran the code."""
+    peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if LINUX else 1024**2)"
+    script = f"""
+import asyncio, gc, resource, sys
+from synap_realtime import AsyncBroadcaster, Broadcaster
+LINUX = sys.platform == "linux"
+class Program:
+    url = sys.argv[1]
+    def warm(self):
+        with Broadcaster("http://127.0.0.1:1", deadline_s=0.05) as broadcaster:
+            broadcaster.broadcast_success("1", "a", {{}})
+        async def run():
+            async with AsyncBroadcaster("http://127.0.0.1:1", deadline_s=0.05) as broadcaster:
+                await broadcaster.broadcast_success("1", "a", {{}})
+        asyncio.run(run())
+program = Program()
+program.warm()
+before = {peak}
+{code}
+print({peak} - before)
+"""
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return float(done.stdout)
+
+
+SYNC_CODE = """
+with Broadcaster(program.url, deadline_s=2) as broadcaster:
+    assert not broadcaster.broadcast_success("1", "a", {}).success
+"""
+ASYNC_CODE = """
+async def run():
+    async with AsyncBroadcaster(program.url, deadline_s=2) as broadcaster:
+        assert not (await broadcaster.broadcast_success("1", "a", {})).success
+asyncio.run(run())
+"""
+
+
+@pytest.mark.parametrize("code", [SYNC_CODE, ASYNC_CODE], ids=["sync", "async"])
+@pytest.mark.parametrize("kind", ["gzip bomb", "gzip bomb in gzip", "flood", "flood of headers"])
+def test_memory_stays_bounded_whatever_is_answered(code: str, kind: str) -> None:
+    with answering(HOSTILE[kind]) as url:
+        assert memory_growth_of(code, url) < 16
+
+
+def test_cookies_of_a_server_are_not_kept(publish: Publish) -> None:
+    with answering(raw("200 OK", b"{}", "Set-Cookie: a=b")) as url, Broadcaster(url) as broadcaster:
+        broadcaster.broadcast_success("1", "a", {})
+        own = broadcaster._poster.open()
+    assert not hasattr(own, "cookies")
 
 
 class Odd(BaseModel):
@@ -164,19 +356,22 @@ def test_a_host_that_cannot_be_is_a_failure_that_is_told(publish: Publish, host:
     assert not result.success
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_has_connections_of_its_own() -> None:
     body = b'{"success":true,"results":[{"success":true,"broadcastCount":0}]}'
+    connections = []
 
     def keep_alive(connection: socket.socket) -> None:
+        connections.append(connection.getpeername())
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         connection.sendall(head + body)
         while connection.recv(65536):
             connection.sendall(head + body)
 
     with answering(keep_alive) as url, Broadcaster(url) as broadcaster:
-        before = broadcaster._poster._client
         assert broadcaster.broadcast_success("1", "a", {}).success
-        broadcaster._poster._pid = -1  # as after a fork
+        if (child := os.fork()) == 0:
+            os._exit(0 if broadcaster.broadcast_success("1", "a", {}).success else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert broadcaster.broadcast_success("1", "a", {}).success
-        assert broadcaster._poster._client is not before
-        before.close()
+    assert len(connections) == 2

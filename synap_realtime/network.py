@@ -1,0 +1,242 @@
+"""Connections from whatever environment a program runs in: addresses, proxies, authorities, time.
+
+An environment variable can be wrong in many ways. It never raises anything but
+:class:`~synap_realtime.ConfigurationError`, whose message names the variable.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import queue
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, TypeVar
+
+import httpx
+
+from .errors import ConfigurationError
+
+T = TypeVar("T")
+
+_deadline: ContextVar[float] = ContextVar("synap_realtime_deadline", default=float("inf"))
+
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+@contextmanager
+def deadline(end: float) -> Iterator[None]:
+    """Bound what a block does over the network by ``end``, a moment of the monotonic clock."""
+    before = _deadline.set(end)
+    try:
+        yield
+    finally:
+        _deadline.reset(before)
+
+
+def left_s(timeout_s: float | None = None) -> float:
+    """Seconds until this block's :func:`deadline`, at most ``timeout_s``; 0 or less after it."""
+    left = _deadline.get() - time.monotonic()
+    return min(left, 86400.0 if timeout_s is None else timeout_s)  # a socket takes no infinity
+
+
+class Proxy(NamedTuple):
+    """The proxy that the environment names for one server."""
+
+    url: httpx.URL
+    source: str
+    """The environment variable, such as ``HTTPS_PROXY``."""
+
+    @property
+    def shown(self) -> str:
+        """The variable and the proxy without user and password, for messages."""
+        shown = str(self.url.copy_with(username=None, password=None)).rstrip("/")
+        return f"{self.source}={shown}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine: ``localhost``, ``127.0.0.0/8``, ``::1``, or unspecified.
+
+    Short and IPv4-mapped forms count, such as ``127.1`` and ``::ffff:127.0.0.1``.
+    """
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, section 6.3
+        return True
+    ip = _ip_of(name)
+    return ip is not None and (ip.is_loopback or ip.is_unspecified)
+
+
+def find_proxy(url: httpx.URL) -> Proxy | None:
+    """The proxy of the environment for a server; None to connect directly.
+
+    ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``ALL_PROXY`` name it. ``NO_PROXY`` lists hosts (with their
+    subdomains), ``host:port``, addresses and networks; an entry that is none of these matches
+    nothing. Loopback addresses have no proxy, whatever the environment says.
+
+    Raises:
+        ConfigurationError: names the variable that holds no usable proxy.
+    """
+    if is_loopback(url.host):
+        return None
+    scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
+    found = urllib.request.getproxies()
+    text = found.get(scheme) or found.get("all")
+    if not text or _is_bypassed(url, found.get("no", "")):
+        return None
+    source = _source_of((scheme, "all"), text)
+    try:
+        parsed = httpx.URL(text if "://" in text else f"http://{text}")
+    except (httpx.InvalidURL, ValueError):
+        raise ConfigurationError(f"{source}: not the URL of a proxy; correct or unset it") from None
+    proxy = Proxy(parsed, source)
+    if parsed.scheme not in PROXY_SCHEMES or not parsed.host:
+        expected = ", ".join(f"{each}://" for each in PROXY_SCHEMES)
+        raise ConfigurationError(
+            f"{source}: expected a proxy with {expected}, got {parsed.scheme}://…; "
+            f"correct it, unset it, or add {url.host} to NO_PROXY"
+        )
+    return proxy
+
+
+def need_for_socks(proxy: Proxy, library: str, host: str) -> ConfigurationError:
+    """The error for a SOCKS proxy without the library that speaks SOCKS."""
+    return ConfigurationError(
+        f"{proxy.source}: a SOCKS proxy needs the package {library} (pip install {library}); "
+        f"or add {host} to NO_PROXY"
+    )
+
+
+def tls_context(url: httpx.URL) -> ssl.SSLContext:
+    """What verifies a server: the authorities of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else of
+    certifi.
+
+    For a URL without TLS the context trusts nobody, and no authority is loaded.
+
+    Raises:
+        ConfigurationError: names the variable whose file or folder cannot be used.
+    """
+    if url.scheme not in ("https", "wss"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        return httpx.create_ssl_context()
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+        source = next((name for name in names if os.environ.get(name)), "certifi")
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(
+            f"{source}: no certificate authorities can be loaded ({reason}); "
+            "name a file in PEM format, or unset it"
+        ) from None
+
+
+def connect(
+    host: str,
+    port: int,
+    end: float,
+    attempt: Callable[[str, float], T],
+    failures: tuple[type[Exception], ...] = (OSError,),
+) -> T:
+    """Call ``attempt(address, timeout_s)`` for each address of a host until one succeeds.
+
+    Every address gets its share of the time that is left, so that one that swallows packets does
+    not take the time of the others.
+
+    Args:
+        end: when to give up, by the monotonic clock. Looking up the name counts.
+        failures: what an attempt raises that leads to the next address.
+
+    Raises:
+        TimeoutError: the time is over.
+        OSError: the name has no address.
+        Exception: what the last attempt raised.
+    """
+    addresses = _resolve(host, port, end)
+    for n, address in enumerate(addresses):
+        left_s = end - time.monotonic()
+        if left_s <= 0:
+            break
+        try:
+            return attempt(address, left_s / (len(addresses) - n))
+        except failures:
+            if n == len(addresses) - 1:
+                raise
+    raise TimeoutError
+
+
+def _resolve(host: str, port: int, end: float) -> list[str]:
+    """A host's addresses. A resolver takes as long as it likes, so a thread asks it."""
+    if _ip_of(host) is not None or "%" in host:
+        return [host]
+    answer: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answer.put(list(dict.fromkeys(str(info[4][0]) for info in infos)))
+        except Exception as error:  # noqa: BLE001 - raised by whoever asked
+            answer.put(error)
+
+    try:
+        threading.Thread(target=look_up, name="synap-resolver", daemon=True).start()
+    except RuntimeError:  # the interpreter shuts down, or has no more threads
+        look_up()
+    try:
+        found = answer.get(timeout=max(0.0, end - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is, if it is one and not a name."""
+    try:
+        ip = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        try:  # the forms that only the C library reads: 127.1, 0x7f.0.0.1
+            return ipaddress.ip_address(socket.inet_aton(host)) if host[:1].isdigit() else None
+        except (OSError, ValueError):
+            return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def _is_bypassed(url: httpx.URL, no_proxy: str) -> bool:
+    host = url.host.rstrip(".").lower()
+    ip = _ip_of(host)
+    port = url.port or {"http": 80, "ws": 80}.get(url.scheme, 443)
+    for entry in no_proxy.lower().replace(",", " ").split():
+        if entry == "*":
+            return True
+        name, _, digits = entry.rpartition(":")
+        is_name_with_port = digits.isdecimal() and (name.endswith("]") or ":" not in name)
+        if is_name_with_port:
+            if int(digits[:6]) != port:
+                continue
+            entry = name
+        entry = entry.strip("[]")
+        if ip is not None:
+            try:
+                if ip in ipaddress.ip_network(entry, strict=False):
+                    return True
+            except (ValueError, TypeError):
+                continue
+        entry = entry.removeprefix("*").strip(".")
+        if entry and (host == entry or host.endswith(f".{entry}")):
+            return True
+    # macOS and Windows have a list of their own, which counts without proxies in the environment.
+    try:
+        return not urllib.request.getproxies_environment() and urllib.request.proxy_bypass(host)
+    except (OSError, ValueError):
+        return False
+
+
+def _source_of(kinds: tuple[str, ...], text: str) -> str:
+    names = [name for kind in kinds for name in (f"{kind}_proxy", f"{kind}_PROXY".upper())]
+    return next((name for name in names if os.environ.get(name) == text), "the system's proxy")
