@@ -15,7 +15,7 @@ from typing import NamedTuple
 import httpx
 
 from .errors import ConfigurationError
-from .network import is_loopback
+from .network import names_this_machine
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 """Where ``synap-realtime serve`` listens unless told otherwise."""
@@ -37,7 +37,7 @@ class Address(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether it is this machine, which no proxy of the environment leads to."""
-        return is_loopback(self.url.host)
+        return names_this_machine(self.url.host)
 
 
 def parse_address(

@@ -6,6 +6,7 @@ An environment variable can be wrong in many ways. It never raises anything but
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import queue
@@ -60,10 +61,12 @@ class Proxy(NamedTuple):
         return f"{self.source}={shown}"
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine: ``localhost``, ``127.0.0.0/8``, ``::1``, or unspecified.
+def names_this_machine(host: str) -> bool:
+    """Whether connecting to a host reaches this machine, so that no proxy leads there.
 
-    Short and IPv4-mapped forms count, such as ``127.1`` and ``::ffff:127.0.0.1``.
+    ``localhost`` and names below it, ``127.0.0.0/8``, ``::1``, the unspecified address, and their
+    short and IPv4-mapped forms, such as ``127.1`` and ``::ffff:127.0.0.1``. It admits nobody: see
+    :func:`synap_realtime.loopback.is_loopback` for that.
     """
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, section 6.3
@@ -72,8 +75,11 @@ def is_loopback(host: str) -> bool:
     return ip is not None and (ip.is_loopback or ip.is_unspecified)
 
 
-def find_proxy(url: httpx.URL) -> Proxy | None:
+def find_proxy(url: httpx.URL, socks_library: str) -> Proxy | None:
     """The proxy of the environment for a server; None to connect directly.
+
+    Args:
+        socks_library: the module that a SOCKS proxy needs.
 
     ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``ALL_PROXY`` name it. ``NO_PROXY`` lists hosts (with their
     subdomains), ``host:port``, addresses and networks; an entry that is none of these matches
@@ -82,7 +88,7 @@ def find_proxy(url: httpx.URL) -> Proxy | None:
     Raises:
         ConfigurationError: names the variable that holds no usable proxy.
     """
-    if is_loopback(url.host):
+    if names_this_machine(url.host):
         return None
     scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
     found = urllib.request.getproxies()
@@ -101,15 +107,13 @@ def find_proxy(url: httpx.URL) -> Proxy | None:
             f"{source}: expected a proxy with {expected}, got {parsed.scheme}://…; "
             f"correct it, unset it, or add {url.host} to NO_PROXY"
         )
+    if parsed.scheme.startswith("socks") and not importlib.util.find_spec(socks_library):
+        package = socks_library.replace("_", "-")
+        raise ConfigurationError(
+            f"{source}: a SOCKS proxy needs the package {package} (pip install {package}); "
+            f"else unset it, or add {url.host} to NO_PROXY"
+        )
     return proxy
-
-
-def need_for_socks(proxy: Proxy, library: str, host: str) -> ConfigurationError:
-    """The error for a SOCKS proxy without the library that speaks SOCKS."""
-    return ConfigurationError(
-        f"{proxy.source}: a SOCKS proxy needs the package {library} (pip install {library}); "
-        f"or add {host} to NO_PROXY"
-    )
 
 
 def tls_context(url: httpx.URL) -> ssl.SSLContext:
@@ -133,6 +137,65 @@ def tls_context(url: httpx.URL) -> ssl.SSLContext:
             f"{source}: no certificate authorities can be loaded ({reason}); "
             "name a file in PEM format, or unset it"
         ) from None
+
+
+def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
+    """A client for a few requests to one server; it takes no encoding and follows no redirect.
+
+    Args:
+        timeout_s: of each read and write; the caller bounds the whole.
+
+    Raises:
+        ConfigurationError: names the environment variable that cannot be used.
+    """
+    proxy = find_proxy(url, socks_library="socksio")
+    return httpx.AsyncClient(
+        timeout=timeout_s,
+        trust_env=False,
+        proxy=httpx.Proxy(proxy.url) if proxy else None,
+        verify=tls_context(url),
+        headers={"Accept-Encoding": "identity"},
+    )
+
+
+class BoundedBody:
+    """The body of a response, up to a size.
+
+    No encoding was asked for, and none is taken: a few compressed bytes could fill the memory.
+    """
+
+    def __init__(self, response: httpx.Response, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._content = bytearray()
+        encoding = response.headers.get("Content-Encoding", "").strip()
+        self.encoding = "" if encoding.lower() == "identity" else encoding[:40]
+        """What the body is encoded in; then it is not to be read."""
+
+    @property
+    def content(self) -> bytes:
+        return bytes(self._content)
+
+    def add(self, chunk: bytes) -> bool:
+        """Take a chunk; False once the body is too large, and the rest is not to be read."""
+        self._content += chunk
+        return len(self._content) <= self._max_bytes
+
+
+async def read_body(response: httpx.Response, max_bytes: int) -> bytes:
+    """The body of a response that is being streamed.
+
+    Raises:
+        ValueError: it is larger, or has a ``Content-Encoding``.
+    """
+    body = BoundedBody(response, max_bytes)
+    if body.encoding:
+        raise ValueError(
+            f"answered with Content-Encoding {body.encoding!r}, which nobody asked for"
+        )
+    async for chunk in response.aiter_raw():
+        if not body.add(chunk):
+            raise ValueError(f"answered with more than {max_bytes} bytes")
+    return body.content
 
 
 def connect(

@@ -123,7 +123,8 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
   let askedMs: number | undefined;
   const take = ({ data, event: control, retry }: Record<string, string>) => {
     // Only our server's own events have names.
-    const message = read(control ? /^synap\./.test(control) && `{"type":"${control}","data":${data}}` : data);
+    const text = control ? /^synap\./.test(control) && `{"type":"${control}","data":${data}}` : data;
+    const message = data && read(text); // most events have none: they are comments
     if (message && !isOpen) {
       // Not before: a server that drains says when to come back, and nothing else.
       isOpen = true;

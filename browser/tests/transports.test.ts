@@ -248,4 +248,48 @@ describe("a stream", () => {
     expect(listener.notifications).toEqual(["c1"]);
     expect(listener.statuses()).toEqual(["connecting", "open"]);
   });
+
+  test("does not follow a redirect, which would take the token along", async () => {
+    const { stream } = await streaming();
+    expect(stream.init.redirect).toBe("error");
+  });
+
+  const MIB = 1024 * 1024;
+  const endless: Record<string, string[]> = {
+    "an endless line": ["data: ", ...Array<string>(20).fill("x".repeat(MIB / 16))],
+    "endless lines": Array<string>(20).fill("data: x\n".repeat(MIB / 128)),
+    "endless comments": Array<string>(20).fill(":x\n".repeat(MIB / 32)),
+    "a huge line at once": [`data: ${"x".repeat(2 * MIB)}\n\n`],
+  };
+  test.each(Object.keys(endless))("is left if an event has %s", async (kind) => {
+    const { stream, subscription, notifications } = await streaming();
+    for (const piece of endless[kind] as string[]) stream.write(piece);
+    await settle();
+    expect(subscription.state).toMatchObject({
+      status: "waiting",
+      error: { message: "the server sent a message of more than 1 MiB" },
+    });
+    expect(stream.isAborted).toBe(true);
+    expect(notifications).toEqual([]);
+  });
+
+  test("may have a great many events, and one of nearly 1 MiB", async () => {
+    const { stream, subscription, notifications } = await streaming();
+    for (let n = 0; n < 10; n++) stream.write(":\n\n".repeat(50_000));
+    stream.write(`data: {"type":"a","data":{"x":"${"x".repeat(MIB - 100)}"},"cursor":"c1"}\n\n`);
+    await settle();
+    expect(subscription.state.status).toBe("open");
+    expect(notifications).toEqual(["c1"]);
+  });
+});
+
+test("a WebSocket message of more than 1 MiB is not parsed, and the connection is left", async () => {
+  const { socket, subscription, notifications } = await connected();
+  socket.text(`{"type":"a","cursor":"c9","data":{"x":"${"x".repeat(1024 * 1024)}"}}`);
+  await settle();
+  expect(notifications).toEqual([]);
+  expect(subscription.state).toMatchObject({
+    status: "waiting",
+    error: { message: "the server sent a message of more than 1 MiB" },
+  });
 });

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from ..endpoint import bearer, parse_address, retry_after_s
 from ..errors import ConfigurationError, InvalidArgumentError
+from ..network import BoundedBody
 from ..protocol.notification import (
     MAX_BATCH_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -156,39 +157,16 @@ def request_of(endpoint: Endpoint, call: Call, timeout_s: float | None = None) -
     )
 
 
-class AnswerBody:
-    """The body of a response, within :data:`MAX_ANSWER_BYTES`.
-
-    No encoding is accepted: a compressed body of a few bytes could fill the memory.
-    """
-
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self._content = bytearray()
-        encoding = response.headers.get("Content-Encoding", "identity").strip()
-        self._encoding = "" if encoding.lower() in ("", "identity") else encoding
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether the body is to be read at all."""
-        return not self._encoding
-
-    def add(self, chunk: bytes) -> bool:
-        """Take a chunk; False once there is too much already, and the rest is not to be read."""
-        self._content += chunk
-        return len(self._content) <= MAX_ANSWER_BYTES
-
-    def answer(self) -> Answer:
-        """Once it is read, or need not be."""
-        response = self._response
-        if not self._encoding:
-            return read_response(response.status_code, response.headers, bytes(self._content))
-        answer = read_response(response.status_code, response.headers, b"")
-        error = (
-            f"the server answered {answer.status} with Content-Encoding {self._encoding[:40]!r}, "
-            "which was not asked for; is there a proxy in between that compresses?"
-        )
-        return replace(answer, error=error)
+def read_body(response: httpx.Response, body: BoundedBody) -> Answer:
+    """A response and its body as an answer."""
+    answer = read_response(response.status_code, response.headers, body.content)
+    if not body.encoding:
+        return answer
+    error = (
+        f"the server answered {answer.status} with Content-Encoding {body.encoding!r}, "
+        "which was not asked for; is there a proxy in between that compresses?"
+    )
+    return replace(answer, error=error)
 
 
 def read_response(status: int, headers: Mapping[str, str], content: bytes) -> Answer:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from ..errors import ConfigurationError
+from ..network import BoundedBody
 from . import requests, retry
 from .outbox import Item, Outbox
 from .result import BroadcastResult
@@ -180,15 +181,15 @@ class Sender:
         request = requests.request_of(self._endpoint, call)
         response = await transport.handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
-        body = requests.AnswerBody(response)
+        body = BoundedBody(response, requests.MAX_ANSWER_BYTES)
         try:
-            if body.is_readable:
+            if not body.encoding:
                 async for chunk in response.stream:
                     if not body.add(chunk):
                         break
         finally:
             await response.stream.aclose()
-        return body.answer()
+        return requests.read_body(response, body)
 
     def _open(self) -> httpx.AsyncBaseTransport:
         if self._given is not None:

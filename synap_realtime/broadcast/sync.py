@@ -12,7 +12,7 @@ import httpx
 from pydantic import BaseModel
 
 from ..errors import ConfigurationError
-from ..network import deadline
+from ..network import BoundedBody, deadline
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, parse_room
 from . import forks, requests, retry
@@ -76,16 +76,16 @@ class Poster:
         with deadline(end):
             response = transport.handle_request(request)
             assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - as in httpx
-            body = requests.AnswerBody(response)
+            body = BoundedBody(response, requests.MAX_ANSWER_BYTES)
             try:
-                for chunk in response.stream if body.is_readable else ():
+                for chunk in () if body.encoding else response.stream:
                     if time.monotonic() > end:  # for a transport of one's own
                         raise TimeoutError
                     if not body.add(chunk):
                         break
             finally:
                 response.stream.close()
-        return body.answer()
+        return requests.read_body(response, body)
 
 
 class Broadcaster:

@@ -10,7 +10,6 @@ timeout, or the end of an event loop, leaves open.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import socket
 import ssl
 import time
@@ -280,7 +279,7 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
 
 def _settings(url: httpx.URL) -> dict[str, Any]:
     """What both pools are told: httpx's limits, and the environment's proxy and authorities."""
-    proxy = _find_proxy(url)
+    proxy = network.find_proxy(url, socks_library="socksio")
     return {
         "ssl_context": network.tls_context(url),
         "proxy": _httpcore_proxy(proxy) if proxy else None,
@@ -327,13 +326,6 @@ def _as_httpx() -> Iterator[None]:
             if isinstance(error, theirs):
                 raise ours(str(error)) from error
         raise
-
-
-def _find_proxy(url: httpx.URL) -> network.Proxy | None:
-    proxy = network.find_proxy(url)
-    if proxy and proxy.url.scheme.startswith("socks") and not importlib.util.find_spec("socksio"):
-        raise network.need_for_socks(proxy, "socksio", url.host)
-    return proxy
 
 
 def _httpcore_proxy(proxy: network.Proxy) -> httpcore.Proxy:

@@ -12,6 +12,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from ..endpoint import Address
+from ..errors import ConfigurationError
+from ..network import BoundedBody, async_client
 from .subject import Subject
 from .waiting import TIMEOUT_S
 
@@ -55,31 +57,26 @@ async def ask(subject: Subject, address: Address, path: str = "") -> Answer:
     try:
         async with (
             asyncio.timeout(TIMEOUT_S),
-            client_for(address, TIMEOUT_S) as client,
+            async_client(address.url, TIMEOUT_S) as client,
             client.stream("GET", url) as response,
         ):
             came = time.time()
-            content = b""
-            async for chunk in response.aiter_bytes():
-                content += chunk
-                if len(content) > MAX_BYTES:
-                    break
+            body = BoundedBody(response, MAX_BYTES)
+            if not body.encoding:
+                async for chunk in response.aiter_raw():
+                    if not body.add(chunk):
+                        break
     except (TimeoutError, httpx.TimeoutException):
         raise NoAnswerError(f"did not answer within {TIMEOUT_S:g} s") from None
+    except ConfigurationError as error:
+        raise NoAnswerError(f"cannot be asked ({error})") from None
     except (httpx.HTTPError, OSError, UnicodeError, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise NoAnswerError(f"did not answer as HTTP does ({reason})") from None
     ahead_s = _ahead_s(response.headers, begun, came)
     if ahead_s is not None:
         subject.dates.append(Dated(address.url.host, ahead_s))
-    return Answer(response.status_code, response.headers, _json(content))
-
-
-def client_for(address: Address, timeout_s: float | None) -> httpx.AsyncClient:
-    """A client that takes the environment's proxy, but not to this machine; and its authorities
-    (``SSL_CERT_FILE``) always."""
-    verify = httpx.create_ssl_context() if address.is_loopback else True
-    return httpx.AsyncClient(timeout=timeout_s, trust_env=not address.is_loopback, verify=verify)
+    return Answer(response.status_code, response.headers, _json(body.content))
 
 
 def _json(content: bytes) -> object:

@@ -9,12 +9,10 @@ import socket
 import ssl
 import time
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
-
-import httpx
 
 from ..endpoint import SCHEMES, Address, parse_address
 from ..errors import ConfigurationError
+from ..network import find_proxy, tls_context
 from .asking import Answer, NoAnswerError, ask
 from .ending import ending
 from .finding import Finding, Say
@@ -41,9 +39,15 @@ async def _check_way(address: Address, say: Say) -> bool:
     url = address.url
     host, is_secure = url.host, url.scheme in ("https", "wss")
     port = url.port or (443 if is_secure else 80)
-    scheme = "https" if is_secure else "http"
-    if not address.is_loopback and getproxies().get(scheme) and not proxy_bypass(host):
-        say(Finding("ok", "network", f"{host}: through the proxy of {scheme}_proxy"))
+    try:
+        proxy = find_proxy(url, socks_library="socksio")
+        context = tls_context(url)
+    except ConfigurationError as error:
+        found = f"{address.shown} cannot be asked: {error}"
+        say(Finding("fail", "environment", found, "jobs run on, and nobody hears of them"))
+        return False
+    if proxy:
+        say(Finding("ok", "network", f"{host}: through the proxy of {proxy.shown}"))
         return True
     try:
         await in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
@@ -62,7 +66,7 @@ async def _check_way(address: Address, say: Say) -> bool:
         say(Finding("fail", "network", f"{host}:{port} takes no connection ({reason})", advice))
         return False
     say(Finding("ok", "network", f"{host}:{port} takes connections"))
-    return not is_secure or await _check_certificate(address, port, say)
+    return not is_secure or await _check_certificate(address, port, context, say)
 
 
 async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
@@ -80,9 +84,10 @@ async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
     return found
 
 
-async def _check_certificate(address: Address, port: int, say: Say) -> bool:
+async def _check_certificate(
+    address: Address, port: int, context: ssl.SSLContext, say: Say
+) -> bool:
     host = address.url.host
-    context = httpx.create_ssl_context()  # as the SDK has it, with SSL_CERT_FILE
     try:
         certificate = await _connect(host, port, context)
     except ssl.SSLCertVerificationError as error:

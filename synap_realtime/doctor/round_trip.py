@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,10 @@ import httpx
 from ..broadcast import AsyncBroadcaster
 from ..endpoint import Address, bearer
 from ..errors import ConfigurationError, SubscriptionError
+from ..network import async_client
 from ..protocol.rooms import Room, request_room
 from ..subscriber import subscribe
 from ..tokens import mint_token
-from .asking import client_for
 from .finding import Finding, Say
 from .subject import Subject
 from .waiting import TIMEOUT_S
@@ -34,6 +34,10 @@ _BUFFERS = (
     "let what stands before the server pass each piece at once (nginx: proxy_buffering off), and "
     "not compress text/event-stream"
 )
+
+
+MAX_LINE_BYTES = 1024 * 1024
+"""No line of an event stream has more."""
 
 
 class _DeafError(Exception):
@@ -235,20 +239,41 @@ async def _by_events(target: _Target, is_open: asyncio.Event) -> None:
     url = f"{base}/rooms/{target.room}/events"
     try:
         async with (
-            client_for(target.address, None) as client,  # the ear has a time limit
+            async_client(target.address.url, None) as client,  # the ear has a time limit
             client.stream("GET", url, headers=headers, params={"after": "earliest"}) as response,
         ):
             if response.status_code != 200:
                 raise _DeafError(
                     f"the server answered {response.status_code}", response.status_code
                 )
-            async for line in response.aiter_lines():
+            async for line in _lines(response):
                 is_open.set()
                 if line.startswith("data:") and _id_of(line.removeprefix("data:")) == target.id:
                     return
+    except ConfigurationError as error:
+        raise _DeafError(str(error)) from None
     except (httpx.HTTPError, OSError) as error:
         raise _DeafError(f"the stream broke ({str(error) or type(error).__name__})") from None
     raise _DeafError("the stream ended")
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """The lines of an event stream, as they come.
+
+    Raises:
+        _DeafError: one does not end.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_raw():
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            yield b"".join([*pieces, end]).decode(errors="replace").rstrip("\r")
+            pieces, size = [], 0
+        pieces.append(rest)
+        size += len(rest)
+        if size > MAX_LINE_BYTES:
+            raise _DeafError(f"it sent a line of more than {MAX_LINE_BYTES} bytes")
 
 
 def _id_of(text: str) -> object:

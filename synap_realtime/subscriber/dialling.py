@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import logging
 import socket
 import time
@@ -33,7 +32,14 @@ MAX_UNSENT_BYTES = 1024 * 1024
 _library_logger = logging.getLogger("synap_realtime.subscriber.websockets")
 _library_logger.setLevel(logging.INFO)  # at DEBUG it would write down the token
 
-_SOCKS = "python_socks"
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """What a server does wrong is no fault of this program."""
+    record.exc_info = None
+    return True
+
+
+_library_logger.addFilter(_without_traceback)
 
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
@@ -148,9 +154,7 @@ def dial_arguments(
         ConfigurationError: no header can carry the token, or the environment's proxy is unusable.
     """
     url = options.address.url
-    proxy = network.find_proxy(url)
-    if proxy and proxy.url.scheme.startswith("socks") and not importlib.util.find_spec(_SOCKS):
-        raise network.need_for_socks(proxy, "python-socks", url.host)
+    proxy = network.find_proxy(url, socks_library="python_socks")
     return {
         "create_connection": connection_class(name),
         "uri": options.uri(after, with_token=bool(token)),

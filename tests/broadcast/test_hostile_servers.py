@@ -172,7 +172,7 @@ def test_no_answer_makes_a_broadcast_raise_or_hang(publish: Publish, kind: str) 
         took_s = time.monotonic() - start
     assert not result.success
     assert result.error
-    assert took_s < 3
+    assert took_s < 8
 
 
 @pytest.mark.parametrize("kind", SLOW)
@@ -183,7 +183,7 @@ def test_deadline_holds_while_each_read_gets_something(publish: Publish, kind: s
         result = publish("broadcast_success", "42", "a.completed", {}, options=options)
         took_s = time.monotonic() - start
     assert "in time" in (result.error or "")
-    assert took_s < 3
+    assert took_s < 8
 
 
 def test_deadline_holds_while_tls_is_not_answered(publish: Publish) -> None:
@@ -195,7 +195,7 @@ def test_deadline_holds_while_tls_is_not_answered(publish: Publish) -> None:
             result = publish("broadcast_success", "42", "a.completed", {}, options=options)
             took_s = time.monotonic() - start
         assert "in time" in (result.error or "")
-        assert took_s < 3
+        assert took_s < 8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems queue without end")
@@ -212,7 +212,7 @@ def test_deadline_holds_while_no_connection_is_taken(publish: Publish) -> None:
         result = publish("broadcast_success", "42", "a.completed", {}, options=options)
         took_s = time.monotonic() - start
     assert "in time" in (result.error or "")
-    assert took_s < 3
+    assert took_s < 8
 
 
 def test_deadline_holds_while_a_request_is_not_read(publish: Publish) -> None:
@@ -227,7 +227,7 @@ def test_deadline_holds_while_a_request_is_not_read(publish: Publish) -> None:
         call = requests.Call("/broadcast", b"x" * 50_000_000)
         answer = broadcaster._poster.post(call, 0.5)
         assert "in time" in (answer.error or "")
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 8
 
 
 def test_deadline_holds_while_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_deadline_holds_while_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatc
         took_s = time.monotonic() - start
     found.set()
     assert "in time" in (result.error or "")
-    assert took_s < 3
+    assert took_s < 8
 
 
 def test_an_address_that_swallows_packets_leaves_time_for_the_next() -> None:

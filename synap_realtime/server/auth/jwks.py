@@ -130,22 +130,26 @@ class Jwks:
     async def _load(self) -> None:
         import httpx
 
+        from ... import network
+
         try:
-            local = is_loopback(urlsplit(self._url).hostname or "")
             async with (
                 asyncio.timeout(TIMEOUT_S),
-                httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=not local) as client,
+                network.async_client(httpx.URL(self._url), TIMEOUT_S) as client,
                 client.stream("GET", self._url, headers={"Accept": "application/json"}) as answer,
             ):
                 if answer.status_code != 200:
                     raise ValueError(f"answered {answer.status_code}")
-                content = b""
-                async for chunk in answer.aiter_bytes():
-                    content += chunk
-                    if len(content) > MAX_BYTES:
-                        raise ValueError(f"has more than {MAX_BYTES} bytes")
+                content = await network.read_body(answer, MAX_BYTES)
             keys = _keys_of(json.loads(content))
-        except (httpx.HTTPError, ValueError, RecursionError, TimeoutError, OSError) as error:
+        except (
+            ConfigurationError,
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            ValueError,
+            RecursionError,
+            OSError,
+        ) as error:
             reason = redacted(str(error)) or type(error).__name__
             logger.error(
                 "fetching JWKS failed, keeping previous keys for at most %g s: %s: %s",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
+import json
 import logging
 import os
 import secrets
@@ -16,7 +18,7 @@ import jwt
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from synap_realtime import ConfigurationError
@@ -299,6 +301,53 @@ async def test_a_provider_that_is_away_is_no_verdict(provider: Provider, wrong: 
         with pytest.raises(expected):
             await subject.identify(token())
     assert provider.fetched == 1
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
+async def test_refuses_compressed_jwks(encoding: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A few bytes could become a gigabyte, and none was asked for."""
+
+    async def answer(request: Request) -> Response:
+        assert request.headers["accept-encoding"] == "identity"
+        body = gzip.compress(json.dumps(DOCUMENT).encode())
+        return Response(body, headers={"Content-Encoding": encoding})
+
+    async with running(Starlette(routes=[Route("/jwks", answer)])) as url:
+        subject = Authenticator(KeyRing(jwks_urls=[f"{url}/jwks"]))
+        with pytest.raises(KeysUnavailableError):
+            await subject.identify(token())
+    assert f"Content-Encoding '{encoding}'" in caplog.text
+
+
+async def test_jwks_of_more_than_the_bound_are_not_read(provider: Provider) -> None:
+    provider.document = {**DOCUMENT, "x": "x" * 2_000_000}
+    subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
+    with pytest.raises(KeysUnavailableError):
+        await subject.identify(token())
+
+
+async def test_a_redirect_of_jwks_is_not_followed(provider: Provider) -> None:
+    async def answer(_: Request) -> Response:
+        return Response(status_code=302, headers={"Location": provider.url})
+
+    async with running(Starlette(routes=[Route("/jwks", answer)])) as url:
+        subject = Authenticator(KeyRing(jwks_urls=[f"{url}/jwks"]))
+        with pytest.raises(KeysUnavailableError):
+            await subject.identify(token())
+    assert provider.fetched == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "socks://127.0.0.1:9"), ("NO_PROXY", "fd00::/8"), ("SSL_CERT_FILE", "/none")],
+)
+async def test_no_environment_keeps_jwks_of_this_machine_away(
+    provider: Provider, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, value)
+    subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
+    assert (await subject.identify(token())).user == "1"
 
 
 async def test_a_public_key_that_is_withdrawn_vouches_no_more_though_nobody_asks(
