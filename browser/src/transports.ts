@@ -26,9 +26,7 @@ export interface Target {
 
 /** Four times the largest notification, as other clients have it: some servers write JSON with escapes. */
 const MAX_MESSAGE_CHARS = 1024 * 1024;
-const TOO_LARGE = "the server sent a message of more than 1 MiB";
-/** The fields of an event that mean something here. */
-const KNOWN = new Set(["data", "event", "retry"]);
+const TOO_LARGE: Failure = { reason: "the server sent a message of more than 1 MiB" };
 
 /** What a subprotocol may be made of (RFC 9110, section 5.6.2). */
 const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;
@@ -59,10 +57,7 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
   socket.onopen = () => socket.protocol !== "synap.v1" && opened(false);
   socket.onmessage = ({ data }) => {
     if (data === "pong") return ear.onPong();
-    if (typeof data === "string" && data.length > MAX_MESSAGE_CHARS) {
-      wire.close();
-      return ear.onEnd({ reason: TOO_LARGE });
-    }
+    if (data.length > MAX_MESSAGE_CHARS) return ear.onEnd(TOO_LARGE);
     const message = read(data);
     if (!message) return;
     opened(true);
@@ -79,7 +74,7 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
       isFinal: code >= 4500 || code === 1009, // which may stand for 4540
       askedMs,
     });
-  const wire: Wire = {
+  return {
     kind: "websocket",
     send: (text) => {
       if (socket.readyState === 1) socket.send(text);
@@ -89,7 +84,6 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
       socket.close();
     },
   };
-  return wire;
 }
 
 export function eventStream(target: Target, ear: Ear): Wire {
@@ -121,7 +115,33 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let isOpen = false;
   let askedMs: number | undefined;
-  const take = ({ data, event: control, retry }: Record<string, string>) => {
+  // What is kept of an event that has not ended is bounded; each character is read once.
+  let fields: Record<string, string> = {};
+  let line = "";
+  let size = 0;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done || signal.aborted) return { reason: "the stream ended", askedMs };
+    ear.onPong(); // also a comment line says that the server lives
+    const pieces = value.split("\n");
+    const rest = pieces.length - 1;
+    for (const [n, piece] of pieces.entries()) {
+      line += piece;
+      size += piece.length;
+      if (size > MAX_MESSAGE_CHARS) return TOO_LARGE;
+      if (n === rest) break;
+      if (/^\r?$/.test(line)) {
+        take(fields);
+        fields = {};
+        size = 0;
+      }
+      const [, name, text] = /^(\w+): ?(.*?)\r?$/s.exec(line) ?? []; // JSON may hold U+2028
+      if (name) fields[name] = text as string;
+      line = "";
+    }
+  }
+
+  function take({ data, event: control, retry }: Record<string, string>) {
     // Only our server's own events have names.
     const text = control ? /^synap\./.test(control) && `{"type":"${control}","data":${data}}` : data;
     const message = data && read(text); // most events have none: they are comments
@@ -133,52 +153,5 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
     }
     if (retry && (!isOpen || control === "synap.closing")) askedMs = Number(retry);
     if (message && !signal.aborted) ear.onMessage(message);
-  };
-  const events = new EventReader(take);
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done || signal.aborted) return { reason: "the stream ended", askedMs };
-    ear.onPong(); // also a comment line says that the server lives
-    if (!events.read(value)) return { reason: TOO_LARGE };
-  }
-}
-
-/**
- * Reads `text/event-stream` (HTML, section 9.2) piece by piece, each character once.
- * What is kept of an event that has not ended yet is bounded by {@link MAX_MESSAGE_CHARS}.
- */
-class EventReader {
-  private line: string[] = []; // the pieces of one that has not ended
-  private size = 0; // of the event, as far as it has come
-  private fields: Record<string, string> = {};
-
-  constructor(private readonly take: (fields: Record<string, string>) => void) {}
-
-  /** @returns false if the event is too large: there is no sense in reading on. */
-  read(text: string): boolean {
-    const lines = text.split("\n"); // a CR before it is taken off the line
-    const rest = lines.pop() as string;
-    for (const end of lines) {
-      this.size += end.length;
-      if (this.size > MAX_MESSAGE_CHARS) return false;
-      this.line.push(end);
-      this.end(this.line.join("").replace(/\r$/, ""));
-      this.line = [];
-    }
-    this.size += rest.length;
-    if (rest) this.line.push(rest);
-    return this.size <= MAX_MESSAGE_CHARS;
-  }
-
-  private end(line: string) {
-    if (line === "") {
-      const { fields } = this;
-      this.fields = {};
-      this.size = 0;
-      this.take(fields);
-      return;
-    }
-    const [, name, text] = /^(\w+): ?(.*)$/s.exec(line) ?? []; // JSON may hold U+2028
-    if (name && KNOWN.has(name)) this.fields[name] = text as string;
   }
 }
