@@ -126,6 +126,12 @@ def serve(
     token_leeway_s: Annotated[
         float | None, typer.Option(help=_setting("TOKEN_LEEWAY_S", "Clocks may differ; 10."))
     ] = None,
+    token_max_lifetime_s: Annotated[
+        float | None,
+        typer.Option(
+            help=_setting("TOKEN_MAX_LIFETIME_S", "A token that lives longer is refused; 90 days.")
+        ),
+    ] = None,
     may: Annotated[
         str | None, typer.Option(help=_setting("MAY", "module:function, a rule of your own."))
     ] = None,
@@ -210,6 +216,7 @@ def serve(
             token_issuer=token_issuer,
             token_audience=token_audience,
             token_leeway_s=token_leeway_s,
+            token_max_lifetime_s=token_max_lifetime_s,
             may=may,
             admin=admin,
             trusted_proxies=trusted_proxies,

@@ -49,6 +49,11 @@ def redacted(text: str) -> str:
     return _PIECE.sub(_without_piece, text)
 
 
+def holds_token(text: str) -> bool:
+    """Whether a JWT, or a part of one, is in the text."""
+    return _JWT.search(text) is not None
+
+
 def _without_key(found: re.Match[str]) -> str:
     run = found[0]
     rest = _UUID.sub("", run)

@@ -33,6 +33,7 @@ const worker :Workerd.Worker = (
     (name = "TOKEN_ISSUER", fromEnvironment = "TOKEN_ISSUER"),
     (name = "TOKEN_AUDIENCE", fromEnvironment = "TOKEN_AUDIENCE"),
     (name = "TOKEN_LEEWAY_S", fromEnvironment = "TOKEN_LEEWAY_S"),
+    (name = "TOKEN_MAX_LIFETIME_S", fromEnvironment = "TOKEN_MAX_LIFETIME_S"),
     (name = "RETENTION_COUNT", fromEnvironment = "RETENTION_COUNT"),
     (name = "RETENTION_S", fromEnvironment = "RETENTION_S"),
     (name = "REQUEST_RETENTION_S", fromEnvironment = "REQUEST_RETENTION_S"),

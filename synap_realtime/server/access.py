@@ -20,6 +20,7 @@ from ..loopback import (
     require_local,
 )
 from ..protocol.rooms import Room
+from ..redaction import holds_token
 from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
 from .http import Request, RequestError, unavailable
 from .limits import Limits
@@ -89,6 +90,7 @@ class Access:
         self._authenticator = authenticator
         self.keys = authenticator.keys
         """Those that count now; false, if there are none."""
+        self.id_of_token = authenticator.id_of
         self.refresh_keys = authenticator.refresh
         self.vouches_for = authenticator.vouches_for
         self._revocations = revocations
@@ -193,6 +195,16 @@ class Access:
         """Whether claims that :meth:`identify` accepted are still good: they were not revoked
         meanwhile, and the key that vouched for them was not removed."""
         return self.vouches_for(claims) and not self._revocations.covers(claims)
+
+    def is_credential(self, text: str) -> bool:
+        """Whether a text is one of this server's keys or secrets, or a JWT or a part of one: given
+        in a wrong place, it must not be repeated to anybody."""
+        keys = self.keys()
+        return (
+            holds_token(text)
+            or keys.claims_of_key(text.strip()) is not None
+            or text.strip() in keys.token_secrets
+        )
 
     def publisher(self, digest: bytes, room: Room) -> Claims | None:
         """Who may publish to a room, by the digest of a key.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 from ..protocol.notification import MAX_BATCH_BYTES
 from . import events
 from .access import Access, forbidden, require_scope
-from .auth import MAX_TOKEN_BYTES, id_of_token
+from .auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
 from .http import (
     Request,
     RequestError,
@@ -31,7 +32,7 @@ from .openapi import document
 from .presence import Presence
 from .publishing import Publishing
 from .readiness import Readiness
-from .revocations import Revocations
+from .revocations import Revocations, TooManyRevocationsError
 from .stores.base import Store, StoreUnavailableError
 
 MAX_BODY_BYTES = MAX_BATCH_BYTES
@@ -225,21 +226,83 @@ class Api:
         self._publishing.refuse_while_draining()
         claims = await self._access.identify_counted(request)
         require_scope(claims, "admin")
-        body = parsed_json(await json_body(request))
+        of, given = _revocation_in(parsed_json(await json_body(request)))
+        if not self._access.keys():  # no token is looked at, so there is none to take back
+            return json_response(200, {"success": True, "revoked": False, "closed": 0})
         self._publishing.begin()
         try:
-            match body:
-                case {"user": str(name)} if 0 < len(name) <= 512:
-                    of: Literal["user", "token"] = "user"
-                case {"token": str(token)} if 0 < len(token) <= MAX_TOKEN_BYTES:
-                    of, name = "token", id_of_token(token)
-                case _:
-                    raise malformed("Nothing to revoke", 'expected {"user": id} or {"token": …}')
-            closed = await self._revocations.revoke(of, name)
-            events.revoked(claims, of, name, closed)
+            name = await self._name_to_revoke(of, given)
+            closed = await self._revocations.revoke("user" if of == "user" else "token", name)
+        except TooManyRevocationsError:
+            raise unavailable(
+                "too many revocations are remembered; remove the secret from the server's keys, "
+                "which takes back all tokens that it has signed"
+            ) from None
         finally:
             self._publishing.end()
-        return json_response(200, {"success": True, "closed": closed})
+        events.revoked(claims, of, name, closed)
+        return json_response(200, {"success": True, "revoked": True, "closed": closed})
+
+    async def _name_to_revoke(self, of: _Revocable, given: str) -> str:
+        """The id of a user or a token.
+
+        Raises:
+            RequestError: 400; it shows nothing of what was given.
+        """
+        if of == "token":
+            try:
+                id = await self._access.id_of_token(_bare_token(given))
+            except MalformedTokenError as error:
+                raise malformed("Nothing was revoked", f"token: {error}") from None
+            if id is None:
+                raise malformed(
+                    "Nothing was revoked",
+                    "token: no key of this server has signed it; was it copied whole?",
+                )
+            return id
+        if self._access.is_credential(given):
+            raise malformed(
+                "Nothing was revoked", f'{of}: this is a credential; send a token as {{"token": …}}'
+            )
+        return given
+
+
+_Revocable = Literal["user", "token", "jti"]
+
+
+def _revocation_in(body: object) -> tuple[_Revocable, str]:
+    """What the body of ``/revoke`` names.
+
+    Raises:
+        RequestError: 400.
+    """
+    match body:
+        case {"user": str(name), **rest} if 0 < len(name) <= MAX_TEXT and not _NAMES & rest.keys():
+            return "user", name
+        case {"token": str(name), **rest} if (
+            0 < len(name) <= MAX_GIVEN and not _NAMES & rest.keys()
+        ):
+            return "token", name
+        case {"jti": str(name), **rest} if 0 < len(name) <= MAX_TEXT and not _NAMES & rest.keys():
+            return "jti", name
+    raise malformed(
+        "Nothing was revoked", 'expected one of {"user": id}, {"token": JWT} and {"jti": id}'
+    )
+
+
+_NAMES = {"user", "token", "jti"}
+MAX_GIVEN = MAX_TOKEN_BYTES + 100
+
+_DECORATED = re.compile(
+    r"""\s*["']?\s*(?:authorization\s*:\s*)?(?:bearer[\s.]\s*)?["']?([\w.=-]+)["']?\s*["']?\s*""",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def _bare_token(text: str) -> str:
+    """A token without what was copied with it: white space, quotes, ``Bearer`` before it."""
+    found = _DECORATED.fullmatch(text.strip())
+    return found[1] if found else text
 
 
 def _limit_of(text: str | None) -> int:

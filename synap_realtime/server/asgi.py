@@ -234,5 +234,6 @@ def _authenticator(settings: ServerSettings, *, keeps_members: bool) -> Authenti
         issuer=settings.token_issuer,
         audience=settings.token_audience,
         leeway_s=settings.token_leeway_s,
+        max_lifetime_s=settings.token_max_lifetime_s,
         keeps_members=keeps_members,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
 
 from ..protocol.control import CloseCode
 from ..protocol.rooms import Room
@@ -110,8 +111,11 @@ def published(claims: Claims, receipts: Iterable[tuple[Room, Receipt]]) -> None:
 
 
 def revoked(claims: Claims, of: str, name: str, count: int) -> None:
-    """Somebody's tokens were taken back: which is always written."""
-    _write(logging.INFO, "revoked", claims, **{f"revoked_{of}": name}, closed=count)
+    """Somebody's tokens were taken back: which is always written. Of a token's id a digest: the id
+    itself may be a secret of another system."""
+    shown = name if of == "user" else sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
+    kind = "user" if of == "user" else "token"
+    _write(logging.INFO, "revoked", claims, **{f"revoked_{kind}": shown}, closed=count)
 
 
 def _write(level: int, message: str, claims: Claims | None, **fields: object) -> None:

@@ -117,7 +117,9 @@ class Node:
         self._store = store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
         self._limits = limits = Limits(settings)
-        revocations = Revocations(store, hub)
+        revocations = Revocations(
+            store, hub, leeway_s=settings.token_leeway_s, kept_s=settings.revocations_kept_s()
+        )
         self._settings = settings
         self._authenticator = authenticator
         self._access = access = Access(

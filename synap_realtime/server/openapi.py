@@ -127,10 +127,14 @@ _SCHEMAS: dict[str, Any] = {
     "Revocation": {
         "anyOf": [
             _object("user", user={**_TEXT, "minLength": 1, "maxLength": 512}),
-            _object("token", token={**_TEXT, "minLength": 1, "maxLength": 8192}),
+            _object("token", token={**_TEXT, "minLength": 1, "maxLength": 8292}),
+            _object("jti", jti={**_TEXT, "minLength": 1, "maxLength": 512}),
         ]
     },
-    "Revoked": _object("success", "closed", success={"const": True}, closed=_COUNT),
+    "Revoked": _object(
+        "success", "revoked", "closed",
+        success={"const": True}, revoked={"type": "boolean"}, closed=_COUNT,
+    ),
     "Error": _object("error", "details", "code", error=_TEXT, details=_TEXT, code=_CODE),
 }  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,18 +14,15 @@ from typing import Literal
 import uuid_utils
 
 from ..protocol.rooms import Room
-from .auth import Claims
+from .auth import LEEWAY_S, Claims
 from .hub import Hub
-from .stores.base import Entry, Publication, Store
+from .stores.base import Entry, Publication, Retention, Store
 
 logger = logging.getLogger(__name__)
 
 ROOM = Room("synap_revocations")
 """Kept in the log like everything else: it survives what the store survives, and reaches every node
 that the store reaches. No request can name it."""
-
-REMEMBERED_S = 24 * 3600.0
-"""As long as the room keeps it: a token should live shorter."""
 
 _PAGE = 100
 
@@ -33,7 +32,7 @@ class Revocation:
     """
     Attributes:
         of: what ``name`` is: a user's id or a token's.
-        at: seconds since 1970; a user's tokens that were issued until then are revoked.
+        at: seconds since 1970; a user's tokens whose ``iat`` is until then are revoked.
     """
 
     of: Literal["user", "token"]
@@ -46,15 +45,47 @@ class Revocation:
         return claims.user == self.name and (claims.issued_at or 0.0) <= self.at
 
 
-class Revocations:
-    """Those that count now."""
+class TooManyRevocationsError(Exception):
+    """No more can be remembered: to take one more would mean to forget one that still matters."""
 
-    def __init__(self, store: Store, hub: Hub, *, clock: Callable[[], float] = time.time) -> None:
+
+class Revocations:
+    """Those that count now. They are kept by running time, of this process and in the store: no
+    reading of the wall clock makes the server forget one."""
+
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        *,
+        leeway_s: float = LEEWAY_S,
+        kept_s: float | None = None,
+        most: int = Retention().control_count,
+        clock: Callable[[], float] = time.time,
+        running: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            leeway_s: by so much may the clocks of those who issue tokens be ahead.
+            kept_s: for so long the store keeps a revocation; see
+                :meth:`ServerSettings.revocations_kept_s`.
+            most: so many are remembered.
+            clock: seconds since 1970.
+            running: seconds that never go back.
+        """
         self._store = store
         self._hub = hub
+        self._leeway_s = leeway_s
+        self._kept_s = Retention().control_age_s if kept_s is None else kept_s
+        self._most = most
         self._clock = clock
+        self._running = running
+        self._began = clock() - running()
         self._known: dict[tuple[str, str], Revocation] = {}
+        self._order: deque[tuple[float, Revocation]] = deque()  # as they came, by running time
         self.are_loaded = False
+        self._loading = asyncio.Lock()
+        self._position = store.earliest()
         self.on_revoked: Callable[[Revocation], int] = lambda _: 0
         """Called with each, as it comes; returns how many connections it closed here."""
         self._closed = 0
@@ -66,13 +97,15 @@ class Revocations:
         Raises:
             StoreUnavailableError: nobody can say now what was revoked.
         """
-        position = self._store.earliest()
-        while not self.are_loaded:
-            page = await self._store.read(ROOM, position, _PAGE)
-            for entry in page.entries:
-                self._remember(entry)
-                position = entry.cursor
-            self.are_loaded = len(page.entries) < _PAGE
+        if self.are_loaded:
+            return
+        async with self._loading:
+            while not self.are_loaded:
+                page = await self._store.read(ROOM, self._position, _PAGE)
+                for entry in page.entries:
+                    self._remember(entry)
+                    self._position = entry.cursor
+                self.are_loaded = len(page.entries) < _PAGE
 
     def covers(self, claims: Claims) -> bool:
         """Whether these claims were taken back, of what is known by now."""
@@ -85,9 +118,15 @@ class Revocations:
 
         Raises:
             StoreUnavailableError: it was not kept, and nothing was closed.
+            TooManyRevocationsError: the same.
         """
-        now = self._clock()
-        text = json.dumps({"of": of, "name": name, "at": now})
+        await self.load()  # what is there counts towards the bound
+        self._forget_old()
+        if len(self._order) >= self._most:
+            raise TooManyRevocationsError
+        # A wall clock that was set back must not spare tokens that were issued before.
+        now = max(self._clock(), self._began + self._running())
+        text = json.dumps({"of": of, "name": name, "at": now + self._leeway_s})
         closed = 0
 
         def deliver(room: Room, entry: Entry) -> int:
@@ -112,11 +151,15 @@ class Revocations:
     def _remember(self, entry: Entry) -> Revocation:
         members = json.loads(entry.text)
         found = Revocation(members["of"], members["name"], members["at"])
-        oldest = self._clock() - REMEMBERED_S
-        for key, known in list(self._known.items()):
-            if known.at > oldest:
-                break  # in the order in which they came
-            del self._known[key]
-        self._known.pop((found.of, found.name), None)
-        self._known[found.of, found.name] = found
+        known = self._known.get((found.of, found.name))
+        if known is None or known.at <= found.at:
+            self._known[found.of, found.name] = found
+        self._order.append((self._running(), found))
         return found
+
+    def _forget_old(self) -> None:
+        oldest = self._running() - self._kept_s
+        while self._order and self._order[0][0] < oldest:
+            _, found = self._order.popleft()
+            if self._known.get((found.of, found.name)) is found:
+                del self._known[found.of, found.name]

@@ -54,6 +54,8 @@ class ServerSettings(BaseSettings):
         jwks_urls: where an identity provider has its public keys. Separated by commas.
         token_issuer, token_audience: what a token's ``iss`` and ``aud`` must be.
         token_leeway_s: by so much may clocks differ.
+        token_max_lifetime_s: a token that lives longer, from ``iat`` to ``exp``, is refused.
+            Revocations are kept for as long.
         admin: whether there is a page for operators, ``/admin``.
         may: ``module:function``, a rule of one's own; see :data:`access.May`.
         trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
@@ -98,6 +100,7 @@ class ServerSettings(BaseSettings):
     token_issuer: str | None = None
     token_audience: str | None = None
     token_leeway_s: Annotated[float, Field(ge=0, le=300)] = 10.0
+    token_max_lifetime_s: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)] = 90 * 86_400.0
     admin: bool = False
     may: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
@@ -155,12 +158,24 @@ class ServerSettings(BaseSettings):
                 )
         return origins
 
+    def revocations_kept_s(self) -> float:
+        """For how long a revocation is kept, so that no revoked token ever counts again.
+
+        A token counts until its ``exp`` and the leeway. One that was issued before the revocation
+        has an ``iat`` of at most the leeway after it, and its ``exp`` is at most the longest
+        lifetime later. One without ``iat`` that counted at the revocation ends within that lifetime
+        and the leeway after it. So no such token is alive after this time. A minute more is for the
+        steps in which stores judge age.
+        """
+        return self.token_max_lifetime_s + 2 * self.token_leeway_s + 60.0
+
     def retention(self) -> Retention:
         return Retention(
             self.retention_count,
             self.retention_s,
             self.request_retention_s,
             memory_bytes=self.memory_bytes,
+            control_age_s=self.revocations_kept_s(),
         )
 
 

@@ -32,7 +32,7 @@ async def _answer(client: Client, ask: Ask) -> tuple[int, str | None]:
     if action == "broadcast":
         response = await client.broadcast(room, note())
     elif action == "admin":
-        response = await client.post("/revoke", {"token": "of-nobody"})
+        response = await client.post("/revoke", {"jti": "of-nobody"})
     elif action == "metrics":
         response = await client.get("/metrics")
     else:

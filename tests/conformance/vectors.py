@@ -27,6 +27,9 @@ NOW = 1_800_000_000
 """The file's time, in seconds since 1970."""
 
 LEEWAY_S = 10
+LIFETIME_S = 90 * 86_400
+"""The longest that a token may live, from ``iat``, else from now."""
+
 SECRETS = ("an-older-secret-that-still-counts-000", "a-secret-that-everybody-may-know-0001")
 ANOTHER = "a-secret-of-somebody-else-0123456789"
 
@@ -134,6 +137,14 @@ def vectors(now: int, user: str = "u1") -> list[Vector]:
         refused("a sub that is a number", {**own, "sub": 1}),
         refused("an empty sub", {**own, "sub": ""}),
         refused("a sub that is a list", {**own, "sub": [user]}),
+        refused("a sub that is no UTF-8: a lone surrogate", {**own, "sub": "\ud800"}),
+        refused("a sub with a lone surrogate in it", {**own, "sub": f"{user}\udfffx"}),
+        refused("a sub with a control character", {**own, "sub": f"{user}\n"}),
+        refused("a sub with a NUL", {**own, "sub": f"{user}\0"}),
+        refused("a sub with a control character above ASCII", {**own, "sub": f"{user}\x9b"}),
+        refused("a sub of 513 characters", {**own, "sub": "x" * 513}),
+        counts("a sub of 300 characters of two UTF-16 units", {"sub": "\U0001f600" * 300},
+               ("subscribe", mine, 403)),
         # rooms
         counts("rooms opens those as well", {"sub": user, "rooms": [request]},
                *reads, ("subscribe", request, 200), ("subscribe", f"{request}x", 403)),
@@ -191,6 +202,13 @@ def vectors(now: int, user: str = "u1") -> list[Vector]:
         refused("a device of 65 characters", {**own, "device": "x" * 65}),
         refused("a device that is a number", {**own, "device": 1}),
         refused("a jti that is a number", {**own, "jti": 7}),
+        refused("a jti that is no UTF-8", {**own, "jti": "a\ud83d"}),
+        refused("a jti with a control character", {**own, "jti": "a\x1b[31m"}),
+        refused("a jti of 513 characters", {**own, "jti": "x" * 513}),
+        refused("a device that is no UTF-8", {**own, "device": "\ud800"}),
+        refused("a device with a line end", {**own, "device": "phone\n"}),
+        refused("a room that is no UTF-8", {**own, "rooms": ["user_\ud800"]}),
+        refused("a room with a line end", {**own, "rooms": [f"{request}\n"]}),
         # time
         refused("no exp", {"sub": user}),
         refused("expired", {**own, "exp": now - 60}),
@@ -200,6 +218,14 @@ def vectors(now: int, user: str = "u1") -> list[Vector]:
         counts("good since", {"sub": user, "nbf": now - 60}, *reads),
         counts("good soon, but clocks may differ", {"sub": user, "nbf": now + 5}, *reads),
         refused("issued in the future", {**own, "iat": now + 60}),
+        counts("the longest lifetime", {"sub": user, "iat": now - 60, "exp": now - 60 + LIFETIME_S},
+               *reads),
+        refused("a longer lifetime", {**own, "iat": now - 60, "exp": now - 55 + LIFETIME_S}),
+        refused("issued in 1970", {**own, "iat": 0}),
+        counts("no iat, and an end within the longest lifetime",
+               {"sub": user, "exp": now + LIFETIME_S - 60}, *reads),
+        refused("no iat, and an end too far away", {**own, "exp": now + LIFETIME_S + 600}),
+        refused("an end that no float can hold", {**own, "exp": 10**400}),
         refused("exp that is a text", {**own, "exp": "soon"}),
         refused("exp that is null", {**own, "exp": None}),
         refused("exp that is true", {**own, "exp": True}),

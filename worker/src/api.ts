@@ -2,7 +2,7 @@
 
 import { credentialOf, identify, permit, refuseRevoked, requireScope } from "./access";
 import { opens, type Claims } from "./auth/claims";
-import { idOfToken, MAX_TOKEN_BYTES } from "./auth/verify";
+import { idOfToken, isCredential, MalformedTokenError, MAX_TOKEN_BYTES } from "./auth/verify";
 import { holderOf } from "./holder";
 import {
   forbidden,
@@ -34,7 +34,7 @@ import {
   type Checked,
 } from "./protocol/notification";
 import type { NotificationRoom } from "./room";
-import { settingsOf, type Env, type Settings } from "./settings";
+import { hasKeys, settingsOf, type Env, type Settings } from "./settings";
 
 const HISTORY_LIMIT = 100;
 const MAX_HISTORY_LIMIT = 1000;
@@ -373,20 +373,71 @@ function checkLimits({ env }: Asked, claims: Claims, many: number, bytes: number
 
 async function revoke(asked: Asked): Promise<Response> {
   requireScope(await claimsOf(asked), "admin");
-  const body = await jsonBody(asked.request);
-  const { user, token } = isObject(body) ? body : {};
-  let [of, name]: ["user" | "token", string] = ["user", ""];
-  if (typeof user === "string" && user !== "" && user.length <= MAX_USER) name = user;
-  else if (typeof token === "string" && token !== "" && token.length <= MAX_TOKEN_BYTES) {
-    [of, name] = ["token", await idOfToken(token)];
-  } else {
-    throw malformed("Nothing to revoke", 'expected {"user": id} or {"token": …}');
-  }
+  const { env, settings } = asked;
+  const [member, given] = revocationIn(await jsonBody(asked.request));
+  // Without keys no token is looked at, so there is none to take back.
+  if (!hasKeys(settings)) return jsonResponse(200, { success: true, revoked: false, closed: 0 });
+  const of = member === "user" ? "user" : "token";
+  const name = await nameToRevoke(settings, member, given);
+  // The clock of who issued a token may be ahead by the leeway.
+  const at = Date.now() / 1000 + settings.tokenLeewayS;
   try {
-    const closed = await holderOf(asked.env, of, name).revoke({ of, name, at: Date.now() / 1000 });
-    return jsonResponse(200, { success: true, closed });
+    const closed = await holderOf(env, of, name).revoke({ of, name, at });
+    return jsonResponse(200, { success: true, revoked: true, closed });
   } catch (error) {
     console.error(`revoking failed: ${String(error)}`);
     throw unavailable("it is not sure that the tokens were revoked: say it again");
   }
+}
+
+const REVOCABLE = ["user", "token", "jti"] as const;
+type Revocable = (typeof REVOCABLE)[number];
+
+/** @throws RequestError 400: the body names nothing, or several. */
+function revocationIn(body: unknown): [Revocable, string] {
+  const members = isObject(body) ? body : {};
+  const named = REVOCABLE.filter((name) => Object.hasOwn(members, name));
+  const [member] = named;
+  const value = member === undefined ? undefined : members[member];
+  const most = member === "token" ? MAX_GIVEN : MAX_USER;
+  if (named.length === 1 && typeof value === "string" && value !== "") {
+    if ([...value].length <= most) return [member!, value];
+  }
+  throw malformed(NOT_REVOKED, 'expected one of {"user": id}, {"token": JWT} and {"jti": id}');
+}
+
+const NOT_REVOKED = "Nothing was revoked";
+const MAX_GIVEN = MAX_TOKEN_BYTES + 100;
+
+/**
+ * The id of a user or a token.
+ *
+ * @throws RequestError 400; it shows nothing of what was given.
+ */
+async function nameToRevoke(settings: Settings, member: Revocable, given: string): Promise<string> {
+  if (member === "token") {
+    let id: string | undefined;
+    try {
+      id = await idOfToken(settings, bareToken(given));
+    } catch (error) {
+      if (!(error instanceof MalformedTokenError)) throw error;
+      throw malformed(NOT_REVOKED, `token: ${error.message}`);
+    }
+    if (id !== undefined) return id;
+    const problem = "no key of this server has signed it; was it copied whole?";
+    throw malformed(NOT_REVOKED, `token: ${problem}`);
+  }
+  if (await isCredential(settings, given)) {
+    const problem = 'this is a credential; send a token as {"token": …}';
+    throw malformed(NOT_REVOKED, `${member}: ${problem}`);
+  }
+  return given;
+}
+
+const DECORATED =
+  /^["']?\s*(?:authorization\s*:\s*)?(?:bearer[\s.]\s*)?["']?([\w.=-]+)["']?\s*["']?$/i;
+
+/** A token without what was copied with it: white space, quotes, `Bearer` before it. */
+function bareToken(text: string): string {
+  return DECORATED.exec(text.trim())?.[1] ?? text;
 }

@@ -9,10 +9,9 @@
 import { DurableObject } from "cloudflare:workers";
 
 import type { Claims } from "./auth/claims";
-import type { Env } from "./settings";
+import { keptMs } from "./auth/verify";
+import { settingsOf, type Env } from "./settings";
 
-/** As long as a token that was revoked is remembered: it should live shorter. */
-const REMEMBERED_MS = 24 * 3600 * 1000;
 /** So often does a holder ask whether its connections are still there: a room that fell over tells nobody. */
 const LOOK_MS = 24 * 3600 * 1000;
 const CONNECTION = "connection "; // and its id: the key under which its room is kept
@@ -20,7 +19,7 @@ const REVOKED = "revoked"; // the key of the last revocation
 
 export type Verdict = "ok" | "revoked" | "too_many";
 
-/** A user's tokens that were issued until `at` (seconds since 1970), or one token. */
+/** A user's tokens whose `iat` is until `at` (seconds since 1970), or one token. */
 export interface Revocation {
   of: "user" | "token";
   name: string;
@@ -109,8 +108,9 @@ export class Holder extends DurableObject<Env> {
 
   /** Take the tokens back, or the token; returns how many connections that closed. */
   async revoke(revocation: Revocation): Promise<number> {
-    this.#kv.put(REVOKED, revocation);
-    await this.ctx.storage.setAlarm(Date.now() + REMEMBERED_MS);
+    const before = this.#kv.get<Revocation>(REVOKED);
+    if (before === undefined || before.at <= revocation.at) this.#kv.put(REVOKED, revocation);
+    await this.ctx.storage.setAlarm(Date.now() + LOOK_MS);
     const rooms = new Set(this.#held().values());
     const closed = await Promise.all(
       [...rooms].map((room) => this.#roomOf(room).closeRevoked(revocation)),
@@ -120,11 +120,12 @@ export class Holder extends DurableObject<Env> {
 
   override async alarm(): Promise<void> {
     const revocation = this.#kv.get<Revocation>(REVOKED);
-    if (revocation !== undefined && revocation.at * 1000 <= Date.now() - REMEMBERED_MS) {
-      this.#kv.delete(REVOKED);
-    }
+    const endsAt = (revocation?.at ?? 0) * 1000 + keptMs(settingsOf(this.env));
+    if (revocation !== undefined && endsAt <= Date.now()) this.#kv.delete(REVOKED);
     await this.#forgetGone();
-    if (!(await this.#forgetIfEmpty())) await this.ctx.storage.setAlarm(Date.now() + LOOK_MS);
+    if (await this.#forgetIfEmpty()) return;
+    const nextAt = this.#held().size > 0 ? Date.now() + LOOK_MS : Math.max(endsAt, Date.now());
+    await this.ctx.storage.setAlarm(nextAt);
   }
 
   /** Ask the rooms who is there. Of one that cannot be asked now, nobody is forgotten. */

@@ -22,6 +22,8 @@ export interface Settings {
   tokenIssuer?: string;
   tokenAudience?: string;
   tokenLeewayS: number;
+  /** A token that lives longer, from its `iat`, else from now, is refused. Revocations are kept for as long. */
+  tokenMaxLifetimeS: number;
   /** Notifications that a room keeps, for how long, and how many bytes of them. */
   retentionCount: number;
   retentionS: number;
@@ -93,6 +95,7 @@ function read(env: Env): Settings {
     ...optional("tokenIssuer", "TOKEN_ISSUER"),
     ...optional("tokenAudience", "TOKEN_AUDIENCE"),
     tokenLeewayS: number("TOKEN_LEEWAY_S", 10, 0, 300),
+    tokenMaxLifetimeS: number("TOKEN_MAX_LIFETIME_S", 90 * 86_400, 1, 10 * 366 * 86_400),
     retentionCount: number("RETENTION_COUNT", 1000, 1, 100_000),
     retentionS: number("RETENTION_S", 24 * 3600, 1),
     requestRetentionS: number("REQUEST_RETENTION_S", 3600, 1),

@@ -5,9 +5,18 @@ from __future__ import annotations
 from .claims import ANYONE, Claims
 from .jwks import KeysUnavailableError
 from .keyring import KeyRing, Keys, digest_of
-from .verify import MAX_TOKEN_BYTES, Authenticator, InvalidTokenError, id_of_token
+from .verify import (
+    LEEWAY_S,
+    MAX_LIFETIME_S,
+    MAX_TEXT,
+    MAX_TOKEN_BYTES,
+    Authenticator,
+    InvalidTokenError,
+    MalformedTokenError,
+)
 
 __all__ = [
-    "ANYONE", "MAX_TOKEN_BYTES", "Authenticator", "Claims", "InvalidTokenError", "KeyRing",
-    "Keys", "KeysUnavailableError", "digest_of", "id_of_token",
+    "ANYONE", "LEEWAY_S", "MAX_LIFETIME_S", "MAX_TEXT", "MAX_TOKEN_BYTES", "Authenticator",
+    "Claims", "InvalidTokenError", "KeyRing", "Keys", "KeysUnavailableError", "MalformedTokenError",
+    "digest_of",
 ]  # fmt: skip

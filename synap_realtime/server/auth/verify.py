@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -19,8 +24,14 @@ from .keyring import KeyRing, Keys
 MAX_TOKEN_BYTES = 8 * 1024
 MAX_PATTERNS = 1000
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+MAX_TEXT = 512
+"""Characters of a user's id, and of a token's."""
+
 LEEWAY_S = 10.0
 """Clocks may differ by so much."""
+
+MAX_LIFETIME_S = 90 * 86_400.0
+"""Of a token, unless told otherwise. Revocations are kept for as long."""
 
 
 class InvalidTokenError(Exception):
@@ -35,6 +46,10 @@ class InvalidTokenError(Exception):
         self.expired = expired
 
 
+class MalformedTokenError(Exception):
+    """What was given is no JWT, or a part of one. The message shows nothing of it."""
+
+
 class Authenticator:
     """Knows the keys, and asks for those of others."""
 
@@ -45,11 +60,15 @@ class Authenticator:
         issuer: str | None = None,
         audience: str | None = None,
         leeway_s: float = LEEWAY_S,
+        max_lifetime_s: float = MAX_LIFETIME_S,
+        clock: Callable[[], float] = time.time,
         keeps_members: bool = True,
     ) -> None:
         """
         Args:
             keeps_members: somebody asks for all that a token says.
+            max_lifetime_s: a token that lives longer, from ``iat`` or else from now on, is refused.
+            clock: seconds since 1970.
             issuer, audience: what a token's ``iss`` and ``aud`` must be. A token with an ``aud``
                 is refused where none is asked for: it was made for somebody else.
 
@@ -62,6 +81,8 @@ class Authenticator:
         self._issuer = issuer
         self._audience = audience
         self._leeway_s = leeway_s
+        self._max_lifetime_s = max_lifetime_s
+        self._clock = clock
         self._keeps_members = keeps_members
         self._jwks: dict[str, Jwks] = {}
         self._changes = 0
@@ -90,6 +111,44 @@ class Authenticator:
             raise InvalidTokenError("it is no key of this server, and no JWT")
         members, anchor = await self._verify(credential, keys)
         return self._claims_of(members, credential, anchor)
+
+    async def id_of(self, token: str) -> str | None:
+        """What a token is known by when it is revoked: its ``jti``, else a hash of what was signed.
+
+        The signature has to be of a key of this server, where its keys can be had; the claims may
+        be expired, not good yet, or meant for somebody else.
+
+        Returns:
+            None: no key of this server has signed it, so it does not count anyway.
+
+        Raises:
+            MalformedTokenError: it is no JWT.
+        """
+        keys = self._ring.current()
+        if not (keys.token_secrets or keys.jwks_urls):
+            return None
+        import jwt
+
+        try:
+            parts = [*map(_decoded, token.split("."))]
+            members = json.loads(parts[1]) if len(parts) == 3 and all(parts) else None
+            header = _header_of(token.partition(".")[0])
+        except (ValueError, RecursionError, InvalidTokenError):
+            members = None
+        if not isinstance(members, dict):
+            raise MalformedTokenError("expected a whole JWT: header, payload and signature")
+        algorithm = header.get("alg")
+        try:
+            candidates = await self._candidates(keys, algorithm, header)
+        except InvalidTokenError:
+            return None
+        except KeysUnavailableError:  # to take it back must not wait for others
+            return _id_of(members, token)
+        for key, _ in candidates:
+            with contextlib.suppress(jwt.PyJWTError, ValueError, TypeError):
+                jwt.api_jws.decode(token, key, algorithms=[str(algorithm)])
+                return _id_of(members, token)
+        return None
 
     def refresh(self) -> bool:
         """Read a key file that has changed, and fetch public keys that are due, without waiting; to
@@ -132,23 +191,12 @@ class Authenticator:
         if "crit" in header:  # RFC 7515, section 4.1.11
             raise InvalidTokenError("its header has a 'crit' that this server does not know")
         algorithm = header.get("alg")
-        if not isinstance(algorithm, str):
-            raise InvalidTokenError("its 'alg' is no text")
-        # The algorithm chooses the kind of key, and no key is ever used for another: a public key
-        # is no shared secret, whatever the header says (RFC 8725, section 3.1).
-        candidates: Sequence[tuple[Any, bytes]]
-        if algorithm == "HS256":
-            candidates = [*keys.token_secrets.items()]
-        elif algorithm in ALGORITHMS:
-            candidates = await self._public_keys(keys, algorithm, header.get("kid"))
-        else:
-            raise InvalidTokenError(f"its algorithm is none of HS256, {', '.join(ALGORITHMS)}")
-        for key, anchor in candidates:
+        for key, anchor in await self._candidates(keys, algorithm, header):
             try:
                 decoded: Mapping[str, Any] = jwt.decode(
                     token,
                     key,
-                    algorithms=[algorithm],
+                    algorithms=[str(algorithm)],
                     issuer=self._issuer,
                     audience=self._audience,
                     leeway=self._leeway_s,
@@ -164,6 +212,20 @@ class Authenticator:
                 raise InvalidTokenError("its claims have wrong types") from None
             return decoded, anchor
         raise InvalidTokenError("no key of this server has signed it")
+
+    async def _candidates(
+        self, keys: Keys, algorithm: object, header: Mapping[str, Any]
+    ) -> Sequence[tuple[Any, bytes]]:
+        """The keys that may have signed a token with this header, and their digests."""
+        if not isinstance(algorithm, str):
+            raise InvalidTokenError("its 'alg' is no text")
+        # The algorithm chooses the kind of key, and no key is ever used for another: a public key
+        # is no shared secret, whatever the header says (RFC 8725, section 3.1).
+        if algorithm == "HS256":
+            return [*keys.token_secrets.items()]
+        if algorithm in ALGORITHMS:
+            return await self._public_keys(keys, algorithm, header.get("kid"))
+        raise InvalidTokenError(f"its algorithm is none of HS256, {', '.join(ALGORITHMS)}")
 
     async def _public_keys(
         self, keys: Keys, algorithm: str, kid: object
@@ -185,19 +247,32 @@ class Authenticator:
 
     def _claims_of(self, members: Mapping[str, Any], token: str, anchor: bytes) -> Claims:
         try:
+            issued_at, expires_at = _moment(members, "iat"), _moment(members, "exp")
+            self._check_lifetime(issued_at, expires_at)
             return Claims(
                 user=_optional_text(members, "sub"),
                 rooms=_patterns(members.get("rooms")),
                 scopes=_scopes(members.get("scope")),
                 device=None if members.get("device") is None else parse_device(members["device"]),
                 token_id=_optional_text(members, "jti") or _hash(token),
-                issued_at=_moment(members, "iat"),
-                expires_at=_moment(members, "exp"),
+                issued_at=issued_at,
+                expires_at=expires_at,
                 members=members if self._keeps_members else _NOTHING,
                 anchor=anchor,
             )
         except InvalidArgumentError as error:
-            raise InvalidTokenError(f"its claim {error.field!r} is wrong") from None
+            reason = f"its claim {error.field!r} is wrong: {_problem(error)}"
+            raise InvalidTokenError(reason) from None
+
+    def _check_lifetime(self, issued_at: float | None, expires_at: float | None) -> None:
+        """Refuse what would outlive its revocation: see
+        :meth:`ServerSettings.revocations_kept_s`."""
+        begins_at = self._clock() + self._leeway_s if issued_at is None else issued_at
+        if expires_at is not None and expires_at - begins_at > self._max_lifetime_s:
+            raise InvalidTokenError(
+                f"it lives for longer than {self._max_lifetime_s:g} s, which is the most that this "
+                "server accepts (--token-max-lifetime-s)"
+            )
 
 
 @lru_cache(64)  # those of one issuer are all alike
@@ -210,18 +285,30 @@ def _header_of(segment: str) -> Mapping[str, Any]:
         raise InvalidTokenError("it is no JWT") from None
 
 
-def id_of_token(text: str) -> str:
-    """What a token is known by, from its ``jti`` or from the token itself; not checked."""
-    if text.count(".") != 2:
-        return text
-    import jwt
+def _decoded(segment: str) -> bytes:
+    """A part of a JWT (RFC 7515, section 2: base64url without padding).
 
+    Raises:
+        ValueError: it is none.
+    """
+    if not _BASE64URL.fullmatch(segment):
+        raise ValueError("not base64url")
+    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+
+
+def _problem(error: InvalidArgumentError) -> str:
+    """What is wrong, without what was given."""
+    return error.problem.partition("; got ")[0]
+
+
+def _id_of(members: Mapping[str, Any], token: str) -> str:
     try:
-        members = jwt.decode(text, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-        return text
-    id = members.get("jti")
-    return id if isinstance(id, str) and id else _hash(text)
+        return _optional_text(members, "jti") or _hash(token)
+    except InvalidArgumentError:  # such a token does not count
+        return _hash(token)
 
 
 def _hash(token: str) -> str:
@@ -243,9 +330,17 @@ _REASONS = {
 
 def _optional_text(members: Mapping[str, Any], name: str) -> str | None:
     value = members.get(name)
-    if value is not None and (not isinstance(value, str) or not 0 < len(value) <= 512):
-        raise InvalidArgumentError(name, "expected a text")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT:
+        raise InvalidArgumentError(name, f"expected a text of 1 to {MAX_TEXT} characters")
+    # A lone surrogate is no UTF-8: nothing that holds it could be sent to anybody.
+    if _UNPRINTABLE.search(value):
+        raise InvalidArgumentError(name, "expected no control characters and no lone surrogates")
     return value
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _moment(members: Mapping[str, Any], name: str) -> float | None:

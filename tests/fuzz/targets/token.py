@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -15,7 +16,7 @@ from synap_realtime.server.auth import (
     Claims,
     InvalidTokenError,
     KeyRing,
-    id_of_token,
+    MalformedTokenError,
 )
 from synap_realtime.server.http import json_response
 
@@ -41,7 +42,8 @@ class TokenTarget(Target):
 
     def check(self, data: bytes) -> None:
         credential = _signed(data[1:]) if data.startswith(SIGNED) else data.decode("latin-1")
-        id_of_token(credential)
+        with contextlib.suppress(MalformedTokenError):
+            self._loop.run_until_complete(self._authenticator.id_of(credential))
         try:
             claims = self._loop.run_until_complete(self._authenticator.identify(credential))
         except InvalidTokenError as error:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -278,7 +279,7 @@ async def provider() -> AsyncIterator[Provider]:
 
 def token(kid: str | None = "ES256", key: Any = EC_KEY) -> str:
     headers = None if kid is None else {"kid": kid}
-    return jwt.encode({"sub": "1", "exp": 9e9}, key, "ES256", headers=headers)
+    return jwt.encode({"sub": "1", "exp": time.time() + 600}, key, "ES256", headers=headers)
 
 
 async def test_keys_are_fetched_once_for_many(provider: Provider) -> None:

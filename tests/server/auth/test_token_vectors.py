@@ -146,7 +146,8 @@ def jwks_url() -> Iterator[str]:
 async def access(jwks_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Access]:
     monkeypatch.setattr("jwt.api_jwt.datetime", Stopped)
     ring = KeyRing(token_secrets=DOCUMENT["secrets"], jwks_urls=[jwks_url])
-    authenticator = Authenticator(ring, leeway_s=DOCUMENT["leewaySeconds"])
+    leeway_s = DOCUMENT["leewaySeconds"]
+    authenticator = Authenticator(ring, leeway_s=leeway_s, clock=lambda: vectors.NOW)
     store = MemoryStore()
     yield Access(authenticator, Revocations(store, Hub()), Limits(load_settings()))
     await authenticator.close()

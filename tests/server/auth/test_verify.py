@@ -17,13 +17,13 @@ from synap_realtime.server.auth import (
     Authenticator,
     InvalidTokenError,
     KeyRing,
-    id_of_token,
     jwks,
 )
 from synap_realtime.tokens import mint_token
 
 OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32
 API_KEY = "k" * 43
+CLAIMS = {"sub": "1", "exp": time.time() + 3600}
 
 
 def authenticator(**options: Any) -> Authenticator:
@@ -76,7 +76,8 @@ async def test_a_forged_token_does_not_count() -> None:
     await refused(sign({"sub": "1"}, OTHER))
     good = sign({"sub": "1"})
     head, _, signature = good.split(".")
-    body = base64.urlsafe_b64encode(json.dumps({"sub": "2", "exp": 9e9}).encode()).decode()
+    claims = {"sub": "2", "exp": time.time() + 600}
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()
     await refused(f"{head}.{body.rstrip('=')}.{signature}")
     await refused(f"{head}..{signature}")
 
@@ -85,16 +86,16 @@ async def test_a_forged_token_does_not_count() -> None:
     "alg", ["none", "None", "HS384", "HS512", "RS384", "PS256", "", None, 7, ["HS256"], {}]
 )
 async def test_another_algorithm_does_not_count(alg: object) -> None:
-    await refused(raw({"alg": alg, "typ": "JWT"}, {"sub": "1", "exp": 9e9}))
+    await refused(raw({"alg": alg, "typ": "JWT"}, {"sub": "1", "exp": time.time() + 600}))
 
 
 async def test_an_unsigned_token_does_not_count() -> None:
-    await refused(jwt.encode({"sub": "1", "exp": 9e9}, "", algorithm="none"))
+    await refused(jwt.encode({"sub": "1", "exp": time.time() + 600}, "", algorithm="none"))
 
 
 async def test_an_unknown_critical_header_does_not_count() -> None:
     """RFC 7515, section 4.1.11."""
-    await refused(raw({"alg": "HS256", "crit": ["exp"], "exp": 1}, {"exp": 9e9}))
+    await refused(raw({"alg": "HS256", "crit": ["exp"], "exp": 1}, {"exp": time.time() + 600}))
 
 
 async def test_a_token_has_to_end() -> None:
@@ -102,9 +103,36 @@ async def test_a_token_has_to_end() -> None:
     assert "exp" in str(error)
 
 
-async def test_an_end_that_no_float_can_hold_is_an_end_all_the_same() -> None:
-    claims = await authenticator().identify(raw({"alg": "HS256"}, {"sub": "1", "exp": 10**400}))
-    assert claims.expires_at == 1e11
+@pytest.mark.parametrize("exp", [10**400, 9e9, time.time() + 100 * 86_400])
+async def test_a_token_that_would_outlive_its_revocation_is_refused(exp: float) -> None:
+    for times in ({"exp": exp}, {"exp": exp, "iat": time.time()}, {"exp": exp, "iat": 0}):
+        error = await refused(raw({"alg": "HS256"}, {"sub": "1", **times}))
+        assert "--token-max-lifetime-s" in str(error)
+
+
+async def test_the_longest_lifetime_is_an_option() -> None:
+    now = time.time()
+    for lifetime_s, is_good in ((59.0, False), (61.0, True)):
+        token = raw({"alg": "HS256"}, {"sub": "1", "iat": now, "exp": now + 60})
+        if is_good:
+            await authenticator(max_lifetime_s=lifetime_s).identify(token)
+        else:
+            await refused(token, max_lifetime_s=lifetime_s)
+
+
+@pytest.mark.parametrize("claim", ["sub", "jti"])
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\0", "a\n", "\x1b[2J", "\x7f", "\x85"])
+async def test_refuses_text_that_cannot_be_printed(claim: str, text: str) -> None:
+    error = await refused(raw({"alg": "HS256"}, {"exp": time.time() + 60, claim: text}))
+    assert f"'{claim}'" in str(error)
+    assert "no control characters and no lone surrogates" in str(error)
+    assert str(error).isascii()
+
+
+async def test_a_reason_shows_nothing_of_what_was_given() -> None:
+    for claims in ({"rooms": ["User_hunter2"]}, {"device": "hunter2 "}, {"sub": "hunter2\n"}):
+        error = await refused(raw({"alg": "HS256"}, {"exp": time.time() + 60, **claims}))
+        assert "hunter2" not in str(error)
 
 
 async def test_an_expired_one_says_so_and_clocks_may_differ_a_little() -> None:
@@ -197,20 +225,20 @@ def with_provider() -> Authenticator:
 @pytest.mark.parametrize("kid", [True, False])
 async def test_a_providers_token_counts(provider: dict[str, Any], alg: str, kid: bool) -> None:
     headers = {"kid": alg} if kid else None
-    token = jwt.encode({"sub": "1", "exp": 9e9}, PRIVATE[alg], alg, headers=headers)  # type: ignore[arg-type]
+    token = jwt.encode(CLAIMS, PRIVATE[alg], alg, headers=headers)  # type: ignore[arg-type]
     assert (await with_provider().identify(token)).user == "1"
 
 
 async def test_another_signature_makes_no_other_token_of_it(provider: dict[str, Any]) -> None:
     """Of ES256's (r, s), (r, n - s) is good, too: who was revoked would be back with it."""
     n = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-    token = jwt.encode({"sub": "1", "exp": 9e9}, EC_KEY, "ES256")
+    token = jwt.encode({"sub": "1", "exp": time.time() + 600}, EC_KEY, "ES256")
     signed, _, signature = token.rpartition(".")
     r_and_s = base64.urlsafe_b64decode(signature + "==")
     s = n - int.from_bytes(r_and_s[32:])
     other = base64.urlsafe_b64encode(r_and_s[:32] + s.to_bytes(32)).decode().rstrip("=")
     one, two = [await with_provider().identify(each) for each in (token, f"{signed}.{other}")]
-    assert one.token_id == two.token_id == id_of_token(token)
+    assert one.token_id == two.token_id == await with_provider().id_of(token)
 
 
 async def test_a_public_key_is_no_shared_secret(provider: dict[str, Any]) -> None:
@@ -219,7 +247,7 @@ async def test_a_public_key_is_no_shared_secret(provider: dict[str, Any]) -> Non
 
     pem = RSA_KEY.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
     for secret in (pem.decode(), json.dumps(DOCUMENT["keys"][0]), DOCUMENT["keys"][0]["n"]):
-        token = raw({"alg": "HS256", "kid": "RS256"}, {"sub": "1", "exp": 9e9}, secret)
+        token = raw({"alg": "HS256", "kid": "RS256"}, CLAIMS, secret)
         with pytest.raises(InvalidTokenError):
             await with_provider().identify(token)
 
@@ -234,7 +262,7 @@ async def test_a_shared_secret_in_public_is_not_used(provider: dict[str, Any]) -
 async def test_unknown_key_ids_do_not_flood_the_provider(provider: dict[str, Any]) -> None:
     subject = with_provider()
     for number in range(20):
-        token = jwt.encode({"exp": 9e9}, RSA_KEY, "RS256", headers={"kid": f"k{number}"})
+        token = jwt.encode(CLAIMS, RSA_KEY, "RS256", headers={"kid": f"k{number}"})
         with pytest.raises(InvalidTokenError):
             await subject.identify(token)
     assert provider["fetched"] == 1

@@ -54,11 +54,11 @@ export class Jwks {
     let found = this.#among(algorithm, kid);
     if (found.length === 0 && this.#mayTry()) {
       // It may be on its way: to come back is right, to be told that no key fits would be wrong.
-      if (this.#isBusy()) throw new KeysUnavailableError(this.url);
+      if (this.#isBusy()) throw new KeysUnavailableError(shownOf(this.url));
       await this.#load();
       found = this.#among(algorithm, kid);
     }
-    if (this.#ageMs() > STALE_MS) throw new KeysUnavailableError(this.url);
+    if (this.#ageMs() > STALE_MS) throw new KeysUnavailableError(shownOf(this.url));
     return found;
   }
 
@@ -96,13 +96,21 @@ export class Jwks {
       this.#keys = keys;
       this.#fetchedAt = this.clock();
     } catch (error) {
-      console.error(`the keys at ${this.url} could not be had: ${String(error)}`);
+      const shown = shownOf(this.url);
+      const reason = String(error).replaceAll(this.url, shown).replace(/\/\/\S*@/g, "//…@");
+      console.error(`fetching JWKS failed, keeping previous keys: ${shown}: ${reason}`);
     } finally {
       // Set at the end: a request that was let go meanwhile must not hold up the others.
       if (this.#triedAt === before) this.#triedAt = this.clock();
       this.#begun = [];
     }
   }
+}
+
+/** An address without the user, the password and the query, which may be secrets. */
+function shownOf(url: string): string {
+  const { origin, pathname } = new URL(url);
+  return origin + pathname;
 }
 
 async function readDocument(answer: Response): Promise<unknown> {

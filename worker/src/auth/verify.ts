@@ -1,6 +1,6 @@
 /** From a credential to what it says, or to why it does not count. */
 
-import { decodeJwt, decodeProtectedHeader, errors, jwtVerify, type JWTPayload } from "jose";
+import { compactVerify, decodeJwt, decodeProtectedHeader, errors, jwtVerify, type JWTPayload } from "jose";
 
 import { isDevice, isPattern } from "../protocol/rooms";
 import type { Settings } from "../settings";
@@ -10,7 +10,13 @@ import { digestOf, keyRingOf, nameOf } from "./keyring";
 
 export const MAX_TOKEN_BYTES = 8 * 1024;
 const MAX_PATTERNS = 1000;
-const MAX_TEXT = 512;
+/** Characters of a user's id, and of a token's. */
+export const MAX_TEXT = 512;
+/** A lone surrogate is no UTF-8: nothing that holds it could be sent to anybody. */
+const UNPRINTABLE = /[\p{Cc}\p{Cs}]/u;
+
+/** What was given is no JWT, or a part of one. The message shows nothing of it. */
+export class MalformedTokenError extends Error {}
 
 /** The credential does not count. The message says why, and nothing of what is in it. */
 export class InvalidTokenError extends Error {}
@@ -36,19 +42,96 @@ export async function identify(
   if (credential.split(".").length !== 3) {
     throw new InvalidTokenError("it is no key of this server, and no JWT");
   }
-  return claimsOf(await verify(settings, credential, now), credential);
+  const claims = await claimsOf(await verify(settings, credential, now), credential);
+  checkLifetime(claims, settings, now);
+  return claims;
 }
 
-/** What a token is known by, from its `jti` or from the token itself; not checked. */
-export async function idOfToken(text: string): Promise<string> {
-  if (text.split(".").length !== 3) return text;
-  let id: unknown;
-  try {
-    id = decodeJwt(text).jti;
-  } catch {
-    return text;
+/** Refuse what would outlive its revocation: see {@link keptMs}. */
+function checkLifetime(claims: Claims, settings: Settings, now: number): void {
+  const most = settings.tokenMaxLifetimeS;
+  const begins = claims.issuedAt ?? now / 1000 + settings.tokenLeewayS;
+  if (claims.expiresAt !== undefined && claims.expiresAt - begins > most) {
+    throw new InvalidTokenError(
+      `it lives for longer than ${most} s, which is the most that this server accepts ` +
+        "(TOKEN_MAX_LIFETIME_S)",
+    );
   }
-  return typeof id === "string" && id !== "" ? id : hashOf(text);
+}
+
+/**
+ * For how long a revocation is kept, so that no revoked token ever counts again: a token counts until
+ * its end and the leeway, and the clock of who issued it may have been ahead by the leeway.
+ */
+export function keptMs(settings: Settings): number {
+  return (settings.tokenMaxLifetimeS + 2 * settings.tokenLeewayS + 60) * 1000;
+}
+
+/** Whether a text is one of this server's keys or secrets, or a JWT or a part of one. */
+export async function isCredential(settings: Settings, text: string): Promise<boolean> {
+  const given = text.trim();
+  if (/e[wy][\w-]{6,}(?:\.[\w-]*){1,4}/.test(given)) return true;
+  if (settings.tokenSecrets.includes(given)) return true;
+  return (await nameOf(await keyRingOf(settings), given)) !== undefined;
+}
+
+/**
+ * What a token is known by when it is revoked: its `jti`, else a hash of what was signed. The
+ * signature has to be of a key of this server, where its keys can be had; the claims may be expired,
+ * not good yet, or meant for somebody else.
+ *
+ * @returns undefined: no key of this server has signed it, so it does not count anyway.
+ * @throws MalformedTokenError it is no JWT.
+ */
+export async function idOfToken(settings: Settings, token: string): Promise<string | undefined> {
+  let header: Record<string, unknown>;
+  let payload: JWTPayload;
+  try {
+    if (!/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) throw new Error("not three parts of base64url");
+    header = decodeProtectedHeader(token);
+    payload = decodeJwt(token);
+  } catch {
+    throw new MalformedTokenError("expected a whole JWT: header, payload and signature");
+  }
+  const algorithm = header["alg"];
+  try {
+    for (const key of await candidatesOf(settings, header)) {
+      try {
+        await compactVerify(token, key, { algorithms: [String(algorithm)] });
+        return await idOf(payload, token);
+      } catch {
+        // it is another key's
+      }
+    }
+  } catch (error) {
+    if (error instanceof KeysUnavailableError) return idOf(payload, token); // it must not wait for others
+    if (!(error instanceof InvalidTokenError)) throw error;
+  }
+  return undefined;
+}
+
+async function idOf(payload: JWTPayload, token: string): Promise<string> {
+  try {
+    return textOf(payload, "jti") ?? (await hashOf(token));
+  } catch {
+    return hashOf(token); // such a token does not count
+  }
+}
+
+/** The keys that may have signed a token with this header. */
+async function candidatesOf(
+  settings: Settings,
+  header: Record<string, unknown>,
+): Promise<CryptoKey[]> {
+  // The algorithm chooses the kind of key, and no key is ever used for another: a public key is no
+  // shared secret, whatever the header says (RFC 8725, section 3.1).
+  const algorithm = header["alg"];
+  if (algorithm === "HS256") return (await keyRingOf(settings)).secrets;
+  if (typeof algorithm === "string" && Object.hasOwn(ALGORITHMS, algorithm)) {
+    return publicKeys(settings, algorithm, header["kid"]);
+  }
+  const all = ["HS256", ...Object.keys(ALGORITHMS)].join(", ");
+  throw new InvalidTokenError(`its algorithm is none of ${all}`);
 }
 
 async function verify(settings: Settings, token: string, now: number): Promise<JWTPayload> {
@@ -62,18 +145,8 @@ async function verify(settings: Settings, token: string, now: number): Promise<J
     // RFC 7515, section 4.1.11
     throw new InvalidTokenError("its header has a 'crit' that this server does not know");
   }
-  // The algorithm chooses the kind of key, and no key is ever used for another: a public key is no
-  // shared secret, whatever the header says (RFC 8725, section 3.1).
-  const algorithm = header["alg"];
-  let candidates: CryptoKey[];
-  if (algorithm === "HS256") {
-    candidates = (await keyRingOf(settings)).secrets;
-  } else if (typeof algorithm === "string" && Object.hasOwn(ALGORITHMS, algorithm)) {
-    candidates = await publicKeys(settings, algorithm, header["kid"]);
-  } else {
-    const all = ["HS256", ...Object.keys(ALGORITHMS)].join(", ");
-    throw new InvalidTokenError(`its algorithm is none of ${all}`);
-  }
+  const candidates = await candidatesOf(settings, header);
+  const algorithm = String(header["alg"]);
   for (const key of candidates) {
     try {
       const { payload } = await jwtVerify(token, key, {
@@ -163,14 +236,19 @@ async function claimsOf(payload: JWTPayload, token: string): Promise<Claims> {
   };
 }
 
-function wrong(claim: string): InvalidTokenError {
-  return new InvalidTokenError(`its claim '${claim}' is wrong`);
+function wrong(claim: string, problem?: string): InvalidTokenError {
+  return new InvalidTokenError(`its claim '${claim}' is wrong${problem ? `: ${problem}` : ""}`);
 }
 
 function textOf(payload: JWTPayload, name: string): string | undefined {
   const value = payload[name] ?? undefined;
   if (value === undefined) return undefined;
-  if (typeof value !== "string" || value === "" || value.length > MAX_TEXT) throw wrong(name);
+  if (typeof value !== "string" || value === "" || [...value].length > MAX_TEXT) {
+    throw wrong(name, `expected a text of 1 to ${MAX_TEXT} characters`);
+  }
+  if (UNPRINTABLE.test(value)) {
+    throw wrong(name, "expected no control characters and no lone surrogates");
+  }
   return value;
 }
 
