@@ -159,6 +159,26 @@ def serve(
         int | None,
         typer.Option(help=_setting("MAX_HALF_OPEN", "Sockets that wait for a request; 5000.")),
     ] = None,
+    max_request_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help=_setting("MAX_REQUEST_BYTES", "Of requests that are not answered yet; 64 MiB.")
+        ),
+    ] = None,
+    max_answer_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help=_setting("MAX_ANSWER_BYTES", "Of answers that are not taken yet; 64 MiB.")
+        ),
+    ] = None,
+    max_backlog_bytes: Annotated[
+        int | None,
+        typer.Option(help=_setting("MAX_BACKLOG_BYTES", "What waits for slow consumers; 256 MiB.")),
+    ] = None,
+    max_caller_bytes: Annotated[
+        int | None,
+        typer.Option(help=_setting("MAX_CALLER_BYTES", "Of each of those, for one; 16 MiB.")),
+    ] = None,
     max_connections_per_address: Annotated[
         int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ADDRESS", "1000."))
     ] = None,
@@ -225,6 +245,10 @@ def serve(
             max_connections_per_room=max_connections_per_room,
             max_rooms=max_rooms,
             max_half_open=max_half_open,
+            max_request_bytes=max_request_bytes,
+            max_answer_bytes=max_answer_bytes,
+            max_backlog_bytes=max_backlog_bytes,
+            max_caller_bytes=max_caller_bytes,
             max_connections_per_address=max_connections_per_address,
             connects_per_s=connects_per_s,
             publishes_per_s=publishes_per_s,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable
-from functools import cache
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import cache, partial
 from typing import Literal
 
+from ..protocol.cursor import Cursor
 from ..protocol.notification import MAX_BATCH_BYTES
+from ..protocol.rooms import Room
 from . import events
 from .access import Access, forbidden, require_scope
 from .auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
@@ -42,7 +44,8 @@ HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
 MAX_HISTORY_BYTES = 1024 * 1024
 """An answer ends with the notification that reaches it."""
 
-_PAGE = 16  # entries read at once: at most 4 MiB over what an answer may have
+_CHUNK_BYTES = 64 * 1024  # of an answer that is sent in parts
+_PAGE = 16  # entries read at once, where they are small
 
 
 _HEALTHY = json_response(200, {"status": "ok"})
@@ -196,31 +199,54 @@ class Api:
             self._store.earliest() if after == "earliest" else position_of(after, "or 'earliest'")
         )
         wanted = _limit_of(request.query.get("limit"))
+        count_read = partial(self._limits.count_read, claims, request.address)
+        chunks = self._history_chunks(room, position, wanted, count_read)
+        content = await anext(chunks)
+        # A short history has one chunk: it is sent whole, with its length.
+        second = await anext(chunks, None)
+        if second is None:
+            return Response(200, content)
+        return Response(200, content, rest=_chain(second, chunks))
+
+    async def _history_chunks(
+        self, room: Room, position: Cursor, wanted: int, count_read: Callable[[int], None]
+    ) -> AsyncGenerator[bytes]:
+        """Produce the body in chunks of about ``_CHUNK_BYTES``.
+
+        Nothing but the chunk is held while the peer takes it: an answer that nobody reads would
+        otherwise pin a whole history.
+        """
         head = await self._store.head(room)
-        texts: list[str] = []
-        size, recovered, more = 0, True, True
-        while more and len(texts) < wanted and size < MAX_HISTORY_BYTES:
-            page = await self._store.read(room, position, _PAGE)
+        parts = [f'{{"room":"{room}","notifications":['.encode()]
+        count, size, unsent, recovered, more = 0, 0, 0, True, True
+        asked = 1  # then as many as a chunk has room for
+        while more and count < wanted and size < MAX_HISTORY_BYTES:
+            page = await self._store.read(room, position, asked)
             if not page.recovered:
                 recovered, position = False, self._store.earliest()
-            more = len(page.entries) == _PAGE
-            read = sum([entry.size for entry in page.entries])
-            self._limits.count_read(claims, request.address, read)
+            more = len(page.entries) == asked
+            count_read(sum([entry.size for entry in page.entries]))
             for entry in page.entries:
-                if len(texts) == wanted or size >= MAX_HISTORY_BYTES:
+                if count == wanted or size >= MAX_HISTORY_BYTES:
                     more = True
                     break
-                texts.append(entry.text)
+                parts.append(b"," + entry.text.encode() if count else entry.text.encode())
+                count += 1
                 size += entry.size
+                unsent += entry.size
                 position = entry.cursor
+            asked = max(1, min(_PAGE, _CHUNK_BYTES * count // max(size, 1)))
+            if unsent >= _CHUNK_BYTES:
+                chunk, parts, unsent = b"".join(parts), [], 0
+                del page
+                yield chunk
         if more:
             more = bool((await self._store.read(room, position, 1)).entries)
         else:  # all up to the head was read; an empty room has a position, too
             position = max(position, head, key=lambda cursor: cursor.offset)
-        around = {"room": room, "cursor": str(position), "recovered": recovered, "more": more}
-        opening = json.dumps(around, separators=(",", ":"))[:-1]
-        content = f'{opening},"notifications":[{",".join(texts)}]}}'
-        return Response(200, content.encode())
+        around = {"cursor": str(position), "recovered": recovered, "more": more}
+        parts.append(f"],{json.dumps(around, separators=(',', ':'))[1:]}".encode())
+        yield b"".join(parts)
 
     async def _revoke(self, request: Request) -> Response:
         self._publishing.refuse_while_draining()
@@ -303,6 +329,16 @@ def _bare_token(text: str) -> str:
     """A token without what was copied with it: white space, quotes, ``Bearer`` before it."""
     found = _DECORATED.fullmatch(text.strip())
     return found[1] if found else text
+
+
+async def _chain(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    try:
+        yield first
+        del first
+        async for chunk in rest:
+            yield chunk
+    finally:
+        await rest.aclose()
 
 
 def _limit_of(text: str | None) -> int:

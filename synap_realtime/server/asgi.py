@@ -23,7 +23,14 @@ from .connections import (
     run_websocket,
     until_gone,
 )
-from .http import Request, RequestError, Response, body_too_large, body_too_slow
+from .http import (
+    Request,
+    RequestError,
+    Response,
+    body_too_large,
+    body_too_slow,
+    problem_of_head,
+)
 from .node import CLOSE_TIMEOUT_S, ClosedAtOnceError, Node, Opened
 from .settings import ServerSettings, load_settings
 from .signals import drained_first
@@ -74,10 +81,14 @@ class RoomServer(Node):
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = _request(scope)
+        if (problem := _problem_of(scope, request)) is not None:
+            self.note(request, problem.response)
+            await _respond(send, problem.response)
+            return
         request.read = partial(_read_body, request, receive)
         answer = await self.answer(request)
         if isinstance(answer, Response):
-            await _respond(send, answer)
+            await _respond(send, answer, is_head=request.method == "HEAD")
             return
         leave = partial(self.close_session, answer.session)
         try:
@@ -90,6 +101,9 @@ class RoomServer(Node):
         request = _request(scope)
         opened: Opened | None = None
         try:
+            if (problem := _problem_of(scope, request)) is not None:
+                self.note(request, problem.response)
+                raise problem
             opened = await self.open_websocket(request)
             await run_websocket(opened, request, self.settings.silence_s, receive, send)
         except RequestError as error:
@@ -114,15 +128,27 @@ class RoomServer(Node):
                 await receive()
 
 
-async def _respond(send: Send, response: Response, kind: str = "http.response") -> None:
+async def _respond(
+    send: Send, response: Response, kind: str = "http.response", *, is_head: bool = False
+) -> None:
     headers = [
         (name.lower().encode(), value.encode("latin-1"))
         for name, value in response.fields().items()
     ]
-    if response.status != 204:  # RFC 9110, section 8.6
+    rest = response.rest
+    if response.status != 204 and rest is None:  # RFC 9110, section 8.6
         headers.append((b"content-length", str(len(response.content)).encode()))
     await send({"type": f"{kind}.start", "status": response.status, "headers": headers})
-    await send({"type": f"{kind}.body", "body": response.content})
+    if rest is None:
+        await send({"type": f"{kind}.body", "body": response.content})
+        return
+    async with contextlib.aclosing(rest):
+        content = response.content
+        if not is_head:
+            await send({"type": f"{kind}.body", "body": content, "more_body": True})
+            async for chunk in rest:
+                await send({"type": f"{kind}.body", "body": chunk, "more_body": True})
+        await send({"type": f"{kind}.body", "body": b""})
 
 
 async def _read_body(request: Request, receive: Receive) -> bytes:
@@ -156,6 +182,13 @@ async def _read_chunks(request: Request, receive: Receive) -> bytes:
         chunks.append(chunk)
         if not message.get("more_body"):
             return b"".join(chunks)
+
+
+def _problem_of(scope: Scope, request: Request) -> RequestError | None:
+    """See :func:`http.problem_of_head`; a host may have read the head less strictly."""
+    target_bytes = len(request.path) + len(request.query_string)
+    version = scope.get("http_version", "1.1")
+    return problem_of_head(target_bytes, version, request.headers, ("1.0", "1.1", "2", "3"))
 
 
 def _request(scope: Scope) -> Request:

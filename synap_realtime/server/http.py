@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -19,6 +20,14 @@ from .auth import Claims
 
 RETRY_AFTER_S = 1
 
+MAX_TARGET_BYTES = 8 * 1024
+"""The longest request target, path and query together (RFC 9112, section 3)."""
+
+MAX_QUERY_FIELDS = 32
+"""The most parameters in a query; the routes know six."""
+
+_MAX_SEGMENTS = 32  # of a path: the routes have three, and a mounted app some before them
+_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")  # RFC 9110, section 7.2, without a comma
 
 Read = Callable[[], Awaitable[bytes]]
 
@@ -86,7 +95,11 @@ class Request:
         """
         self.segments = self._split() if self.mounted else split_path(self.path)
         if self.query_string:
-            parameters = parse_qs(self.query_string, max_num_fields=None)
+            try:
+                parameters = parse_qs(self.query_string, max_num_fields=MAX_QUERY_FIELDS)
+            except ValueError:
+                details = f"a query has at most {MAX_QUERY_FIELDS} parameters"
+                raise malformed("Invalid query", details) from None
             self.query = {name: values[-1] for name, values in parameters.items()}
         self.credential = self._find_credential()
 
@@ -137,13 +150,20 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Response(NamedTuple):
-    """An HTTP answer. ``problem`` is what an error's body says."""
+    """An HTTP answer.
+
+    Attributes:
+        problem: what an error's body says.
+        rest: produces what follows ``content`` of a long body, a chunk at a time; None: ``content``
+            is the whole. Closed by the front, whatever becomes of the connection.
+    """
 
     status: int
     content: bytes
     headers: Mapping[str, str] = _NONE
     content_type: str = "application/json"
     problem: Mapping[str, str] | None = None
+    rest: AsyncGenerator[bytes] | None = None
 
     def with_headers(self, headers: Mapping[str, str]) -> Response:
         return self._replace(headers={**self.headers, **headers})
@@ -180,6 +200,41 @@ class RequestError(Exception):
         self.body = {"error": error, "details": details, "code": code}
         content = json_response(status, self.body).content
         self.response = Response(status, content, headers or {}, problem=self.body)
+
+
+def problem_of_head(
+    target_bytes: int,
+    version: str,
+    headers: Mapping[str, str],
+    versions: Collection[str] = ("1.0", "1.1"),
+) -> RequestError | None:
+    """Return the refusal of a head that no route may see; None: it is well formed.
+
+    Args:
+        target_bytes: length of the request target.
+        version: of HTTP, as ``1.1``.
+        headers: as in :class:`Request`; several ``Host`` fields are one with commas.
+        versions: those that are spoken. Others come where somebody tries to be understood
+            differently by a proxy and by this server (RFC 9112, section 2.3).
+    """
+    if target_bytes > MAX_TARGET_BYTES:
+        return target_too_long()
+    if version not in versions:
+        return malformed("Invalid HTTP request", "it is not HTTP/1.1")
+    host = headers.get("host")
+    # RFC 9112, section 3.2: a proxy that routes by another Host than this server reads could be
+    # made to reach rooms that it should not.
+    if host is None:
+        if version == "1.1":
+            return malformed("Invalid Host", "a request has one Host field; there is none")
+    elif not _HOST.fullmatch(host):
+        return malformed("Invalid Host", "a request has one Host field: host or host:port")
+    return None
+
+
+def target_too_long() -> RequestError:
+    details = f"a path and its query have at most {MAX_TARGET_BYTES} bytes"
+    return RequestError(414, "too_large", "URI too long", details)
 
 
 def malformed(error: str, details: str) -> RequestError:
@@ -235,7 +290,12 @@ def known_room(segment: str) -> Room | None:
 
 @lru_cache(1024)
 def _split_short(raw: str) -> tuple[str, ...]:
-    return tuple(raw.strip("/").split("/"))
+    return tuple(_parts_of(raw))
+
+
+def _parts_of(raw: str) -> list[str]:
+    """The raw segments; what follows the last that a route could have is one segment."""
+    return raw.strip("/").split("/", _MAX_SEGMENTS)
 
 
 def split_path(raw: str) -> tuple[str, ...]:
@@ -247,7 +307,7 @@ def split_path(raw: str) -> tuple[str, ...]:
     if "%" not in raw and len(raw) < 256:
         return _split_short(raw)
     try:
-        return tuple(unquote(part, errors="strict") for part in raw.strip("/").split("/"))
+        return tuple(unquote(part, errors="strict") for part in _parts_of(raw))
     except UnicodeDecodeError:
         raise malformed("Invalid path", "its percent-encoding is not UTF-8") from None
 
@@ -297,6 +357,15 @@ async def json_body(request: Request) -> bytes:
                 "Unsupported media type",
                 "send Content-Type: application/json",
             )
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise RequestError(
+            415,
+            "unsupported_media_type",
+            "Unsupported content coding",
+            "send the body without Content-Encoding",
+            {"Accept-Encoding": "identity"},  # RFC 9110, section 12.5.3
+        )
     content = request.content
     if content is None:
         content = await request.read()

@@ -6,7 +6,7 @@ Each server has a registry of its own, so that two in one process do not add up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 from prometheus_client import (
@@ -61,6 +61,14 @@ class Metrics:
         self.draining = gauge("draining", "1 while the server lets its subscribers go.")
         self._connections = gauge("connections", "Open connections.", "transport")
         self._opened = counter("connections_opened", "Connections that began.", "transport")
+        self._held_bytes = gauge("held_bytes", "Bytes that are held for peers.", "kind")
+        self._held_limits = gauge("held_bytes_limit", "The most; 0: no limit.", "kind")
+        self._cuts = counter(
+            "held_bytes_cuts", "Connections that were ended because too much was held.", "kind"
+        )
+        self.internal_errors = counter(
+            "internal_errors", "Errors of the server's own, each of which ended a connection."
+        )
         self._drops = counter("drops", "Connections that the server ended, and why.", "reason")
         self._refusals = counter("refusals", "Requests and handshakes that got an error.", "code")
         self._publishes = counter(
@@ -129,6 +137,16 @@ class Metrics:
         self._accepted_bytes += size
         if duplicates:
             self.published("duplicate", duplicates)
+
+    def cuts(self, kind: str) -> Callable[[], None]:
+        """What counts a connection that is ended for the bytes of a kind."""
+        cuts = self._cuts.labels(kind)
+        return lambda: cuts.inc()
+
+    def watch_bytes(self, kind: str, limit: int, held: Callable[[], float]) -> None:
+        """Show how many bytes of a kind are held, asked whenever the metrics are."""
+        self._held_limits.labels(kind).set(limit)
+        self._held_bytes.labels(kind).set_function(held)
 
     def refused(self, code: str) -> None:
         self._refusals.labels(code).inc()

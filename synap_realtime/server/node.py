@@ -18,11 +18,12 @@ from ..loopback import is_visit
 from ..protocol.control import CloseCode
 from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room
-from . import events
+from . import events, faults
 from .access import Access, Caller, May
 from .admin import Admin
 from .api import Api
 from .auth import Authenticator, Claims
+from .byte_budget import Budgets
 from .http import (
     Request,
     RequestError,
@@ -117,6 +118,7 @@ class Node:
         self._store = store = MeasuredStore(store, metrics)
         self._presence = presence = Presence()
         self._limits = limits = Limits(settings)
+        self.budgets = budgets = Budgets(settings, metrics)
         revocations = Revocations(
             store, hub, leeway_s=settings.token_leeway_s, kept_s=settings.revocations_kept_s()
         )
@@ -130,7 +132,9 @@ class Node:
             own_pages=settings.admin,
             may=may,
         )
-        self._sessions = Sessions(store, hub, presence, access, revocations, limits, metrics)
+        self._sessions = Sessions(
+            store, hub, presence, access, revocations, limits, budgets.backlogs, metrics
+        )
         admin = None
         if settings.admin:
             admin = Admin(
@@ -247,6 +251,20 @@ class Node:
                 self._limits.count_refusal(request.claims, request.address)
             self._metrics.refused(response.problem["code"])
             events.refused(response.problem, request.address, request.room(), request.claims)
+
+    def fault(self, what: str, error: BaseException) -> None:
+        """Count an error of the server's own, and write it down in one line."""
+        self._metrics.internal_errors.inc()
+        faults.report(what, error)
+
+    def bound_loop_errors(self) -> None:
+        """Let errors in callbacks and tasks of the running loop be counted, and be one line each.
+
+        An exception handler that somebody else has set stays.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.get_exception_handler() is None:
+            loop.set_exception_handler(faults.handler(self._metrics.internal_errors.inc))
 
     async def drain(self) -> None:
         """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""

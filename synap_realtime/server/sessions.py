@@ -16,6 +16,7 @@ from . import events
 from .access import Access
 from .alarms import Alarms
 from .auth import ANYONE, Claims
+from .byte_budget import BacklogBudget, caller_of
 from .http import RequestError
 from .hub import Hub
 from .limits import Limits, Place
@@ -158,6 +159,7 @@ class Sessions:
         access: Access,
         revocations: Revocations,
         limits: Limits,
+        backlogs: BacklogBudget,
         metrics: Metrics,
     ) -> None:
         self._store = store
@@ -166,6 +168,7 @@ class Sessions:
         self._access = access
         self._revocations = revocations
         self._limits = limits
+        self._backlogs = backlogs
         self._metrics = metrics
         self._alarms = Alarms()
         self._open: set[Session] = set()
@@ -205,6 +208,8 @@ class Sessions:
             device=device,
             acknowledges=acknowledges,
             takes_message=self._limits.takes_message,
+            budget=self._backlogs,
+            caller=caller_of(claims, address),
         )
         session = Session(
             subscription, room, claims, self._access, self._alarms, place=place,

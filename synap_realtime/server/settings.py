@@ -65,6 +65,11 @@ class ServerSettings(BaseSettings):
         max_rooms: rooms that somebody listens to.
         max_half_open: sockets that wait for the end of a TLS handshake, or for a request, or for
             the rest of one.
+        max_request_bytes: of requests that are not answered yet, in all: heads, targets, bodies,
+            and what is pipelined behind them.
+        max_answer_bytes: of answers that their peers have not taken yet, in all.
+        max_backlog_bytes: of notifications that slow consumers have not taken yet, in all.
+        max_caller_bytes: of each of these three, for one caller: a user, a token, or an address.
         connects_per_s: new connections of an address.
         publishes_per_s: notifications of a key, each once for each room;
             ``publish_bytes_per_s``: what they weigh.
@@ -111,6 +116,10 @@ class ServerSettings(BaseSettings):
     max_rooms: _Limit = 20_000
     max_connections_per_address: _Limit = 1000
     max_half_open: _Limit = 5000
+    max_request_bytes: _Limit = 64 * 1024 * 1024
+    max_answer_bytes: _Limit = 64 * 1024 * 1024
+    max_backlog_bytes: _Limit = 256 * 1024 * 1024
+    max_caller_bytes: _Limit = 16 * 1024 * 1024
     connects_per_s: _Limit = 50
     publishes_per_s: _Limit = 10_000
     publish_bytes_per_s: _Limit = 20 * 1024 * 1024

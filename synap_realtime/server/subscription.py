@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..errors import InvalidArgumentError
@@ -26,6 +26,7 @@ from ..protocol.control import (
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.rooms import Room, is_request_room
 from ..tracing import is_on
+from .byte_budget import NOBODY, BacklogBudget, Caller
 from .hub import Company, Hub
 from .metrics import Metrics
 from .spans import begin_delivery
@@ -40,10 +41,13 @@ SEND_TIMEOUT_S = 20.0
 MAX_WAITING_FRAMES = 1000
 """More control frames than this unsent, and the subscriber is too slow, too."""
 
+_CHARGE_BYTES = 16 * 1024
+
 LOST = "lost"
 """A position that no log has: everything that is retained, and ``recovered: false``."""
 
-_PAGE = 16  # entries read at once: at most 4 MiB that a reader who stalls can hold on to
+# Entries read at once, which a reader who stalls holds on to: as many as are about so many bytes.
+_PAGE, _FIRST_PAGE, _PAGE_BYTES = 16, 4, 128 * 1024
 
 
 def ignore_token(_: str) -> None:
@@ -131,9 +135,10 @@ _NOWHERE = _Nowhere()
 class _Backlog:
     """What waits for one subscriber: most have nothing, and so none of these."""
 
-    __slots__ = ("bytes", "entries", "farewell", "frames")
+    __slots__ = ("bytes", "charged", "entries", "farewell", "frames")
 
     def __init__(self) -> None:
+        self.charged = 0  # bytes that the budget knows of
         self.entries: deque[tuple[Entry, float | None]] = deque()
         self.bytes = 0
         self.frames: deque[ControlFrame] = deque()
@@ -156,7 +161,8 @@ class Subscription:
     """
 
     __slots__ = (
-        "_backlog", "_closing", "_company", "_device", "_ended", "_handed", "_hub",
+        "_backlog", "_budget", "_caller", "_closing", "_company", "_device", "_ended", "_handed",
+        "_hub",
         "_is_clear", "_is_following", "_letting_go", "_live", "_metrics", "_newest", "_outlet",
         "_resumed", "_room", "_slow", "_store", "_takes_message", "_untaken", "acknowledges",
         "ignored", "on_token",
@@ -172,6 +178,8 @@ class Subscription:
         device: str | None = None,
         acknowledges: bool = False,
         takes_message: Callable[[int], bool] = lambda _: True,
+        budget: BacklogBudget | None = None,
+        caller: Caller = NOBODY,
     ) -> None:
         """
         Args:
@@ -179,10 +187,14 @@ class Subscription:
             acknowledges: the client says itself what it has received (``synap.v1``); otherwise what
                 it was handed counts.
             takes_message: whether this subscription, by its ``id()``, may say one thing more now.
+            budget: bounds the backlogs of all subscribers; default: there is no bound.
+            caller: who is charged for this one's.
         """
         self.ignored = 0
         self.on_token: Callable[[str], None] = ignore_token
         self._takes_message = takes_message
+        self._budget = budget or BacklogBudget(0, 0)
+        self._caller = caller
         self._store = store
         self._hub = hub
         self._room = room
@@ -237,9 +249,15 @@ class Subscription:
             backlog = self._waiting()
             backlog.entries.append((entry, began_at))
             backlog.bytes += entry.size
+            self._budget.add(entry)
             if backlog.bytes > MAX_WAITING_BYTES:
                 self.close(CloseCode.TOO_SLOW)
                 return False
+            if backlog.bytes > backlog.charged:
+                # In steps: most of what waits goes on within a turn of the loop or two.
+                backlog.charged = backlog.bytes + _CHARGE_BYTES
+                self._budget.charge(self, self._caller, backlog.charged)
+                return self._closing is None
         return True
 
     def gather(self) -> None:
@@ -277,6 +295,10 @@ class Subscription:
             self._untaken = entry.cursor
             if self._is_clear:
                 self._took()
+
+    def over_budget(self) -> None:
+        """See :class:`byte_budget.Holder`."""
+        self.close(CloseCode.TOO_SLOW)
 
     def received(self, position: Cursor) -> None:
         """The client was handed all up to there, and has taken it."""
@@ -325,7 +347,7 @@ class Subscription:
             self._closing = code
             self._is_clear = False
             self.scatter()
-            self._backlog = None
+            self._drop_backlog()
             self._stop_waiting()
             if self._resumed is not None:
                 self._resumed.set()
@@ -382,9 +404,10 @@ class Subscription:
 
     def leave(self) -> None:
         """The connection has gone: nothing is put any more."""
-        self._is_clear = self._is_following = False
+        self._is_clear = self._is_following = self._live = False
         self.scatter()
         self._stop_waiting()
+        self._drop_backlog()
         self._hub.leave(self._room, self)
         self._outlet = _NOWHERE
 
@@ -408,15 +431,16 @@ class Subscription:
 
     async def _replay(self, position: Cursor, lost: bool) -> None:
         replayed = 0
+        asked = _FIRST_PAGE
         while self._closing is None:
             newest = self._newest
             head = await self._store.head(self._room)
-            page = await self._store.read(self._room, position, _PAGE)
+            page = await self._store.read(self._room, position, asked)
             if not page.recovered:
                 lost = True
                 position = self._store.earliest()
-            for entry in page.entries:
-                if not await self._is_ready():
+            for number, entry in enumerate(page.entries):
+                if not await self._is_ready(page.entries, number):
                     return
                 self._hand_over(entry)
                 self._metrics.replayed.inc()
@@ -424,7 +448,9 @@ class Subscription:
                 replayed += 1
             if not await self._is_ready():
                 return
-            if len(page.entries) == _PAGE:
+            if len(page.entries) == asked:
+                size = sum(entry.size for entry in page.entries)
+                asked = max(1, min(_PAGE, asked * _PAGE_BYTES // max(1, size)))
                 await asyncio.sleep(0)  # a long log keeps nobody else waiting
                 continue
             # From here on what is offered waits. What was offered since the page was read is in the
@@ -449,8 +475,12 @@ class Subscription:
             )
             return
 
-    async def _is_ready(self) -> bool:
-        """Wait until the peer takes more, and say what is to be said; False: it was closed."""
+    async def _is_ready(self, page: Sequence[Entry] = (), first: int = 0) -> bool:
+        """Wait until the peer takes more, and say what is to be said; False: it was closed.
+
+        Args:
+            page: what was read in the log; from ``first`` on it is held meanwhile.
+        """
         assert self._resumed is not None  # noqa: S101 - while the log is read
         while self._closing is None:
             self._say_frames()
@@ -458,7 +488,16 @@ class Subscription:
                 return True
             self._resumed.clear()
             self._wait_for_peer()
-            await self._resumed.wait()
+            held = page[first:]
+            for entry in held:
+                self._budget.add(entry)
+            try:
+                self._charge(sum(entry.size for entry in held))
+                await self._resumed.wait()
+            finally:
+                for entry in held:
+                    self._budget.remove(entry)
+                self._charge(0)
         return False
 
     def _settle(self) -> None:
@@ -471,13 +510,14 @@ class Subscription:
             if backlog is not None and backlog.entries:
                 entry, began_at = backlog.entries.popleft()
                 backlog.bytes -= entry.size
+                self._budget.remove(entry)
                 if entry.cursor.offset > self._handed:
                     self._hand_over(entry)
                     self._metrics.delivered_late(began_at)
             elif self._letting_go:
                 self.close(CloseCode.DRAINING)
             else:
-                self._backlog = None
+                self._drop_backlog()
                 break
         self._is_clear = is_clear = (
             self._outlet.is_writable and self._closing is None and not self._letting_go
@@ -524,6 +564,19 @@ class Subscription:
         if self._backlog is None:
             self._backlog = _Backlog()
         return self._backlog
+
+    def _drop_backlog(self) -> None:
+        backlog, self._backlog = self._backlog, None
+        if backlog is not None:
+            for entry, _ in backlog.entries:
+                self._budget.remove(entry)
+            if backlog.charged:
+                self._budget.charge(self, self._caller, 0)
+
+    def _charge(self, held_bytes: int) -> None:
+        """Charge what is held beside the backlog."""
+        charged = 0 if self._backlog is None else self._backlog.charged
+        self._budget.charge(self, self._caller, held_bytes + charged)
 
     def _wait_for_peer(self) -> None:
         if self._slow is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -20,9 +22,10 @@ from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
-API_KEY = "k" * 43
+API_KEY, SECRET = "k" * 43, "s" * 32
 STRANGERS, KEPT = 5000, 200
 
 BODY = (
@@ -32,6 +35,8 @@ BODY = (
 HALVES = {
     "silent": b"",
     "half a head": b"GET /rooms/user_1/subscribe HTTP/1.1\r\nHost: x\r\nX-Half: " + b"x" * 2000,
+    "half a long head": b"GET /health HTTP/1.1\r\nHost: x\r\nX-Half: " + b"x" * 62 * 1024,
+    "a long target": b"GET /" + b"x" * 62 * 1024 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     "a body that nobody asked for": BODY,
     "and then silent": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
     # A page's handshake without a credential: it is closed, and the peer says nothing to that.
@@ -56,12 +61,13 @@ def _sockets() -> Iterator[None]:
 
 
 @contextmanager
-def served() -> Iterator[tuple[int, str]]:
+def served(*options: str) -> Iterator[tuple[int, str]]:
     process = subprocess.Popen(
-        [COMMAND, "serve", "--port", "0", "--max-half-open", str(KEPT)],
+        [COMMAND, "serve", "--port", "0", "--max-half-open", str(KEPT), *options],
         env={
             **os.environ,
             "SYNAP_REALTIME_API_KEYS": f"jobs={API_KEY}",
+            "SYNAP_REALTIME_TOKEN_SECRETS": SECRET,
             "SYNAP_REALTIME_ALLOWED_ORIGINS": "https://app.example",
         },
         stderr=subprocess.PIPE,
@@ -163,3 +169,40 @@ async def test_who_sends_a_request_is_not_cut_for_those_who_wait() -> None:
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         for _, each in [*others, (reader, writer)]:
             each.close()
+
+
+async def test_unread_histories_take_bounded_memory_and_give_it_back() -> None:
+    """One user's token, 1,000 sockets, and nothing is read."""
+    mib = 1024 * 1024
+    count = 1000
+    loop = asyncio.get_running_loop()
+    with served("--max-half-open", "5000") as (pid, url):
+        where = urlsplit(url)
+        async with AsyncBroadcaster(url, API_KEY, timeout_s=30, deadline_s=60) as broadcaster:
+            for _ in range(10):
+                data = {"x": "y" * 100_000}
+                assert (await broadcaster.broadcast_success("1", "a.completed", data)).success
+            before = rss(pid)
+            token = mint_token("1", secret=SECRET)
+            asked = (
+                "GET /rooms/user_1/history?limit=1000 HTTP/1.1\r\nHost: x\r\n"
+                f"Authorization: Bearer {token}\r\n\r\n"
+            ).encode()
+            sockets = []
+            for _ in range(count):
+                each = socket.socket()
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                each.setblocking(False)
+                await loop.sock_connect(each, (where.hostname, where.port))
+                with contextlib.suppress(ConnectionError):
+                    await loop.sock_sendall(each, asked)
+                sockets.append(each)
+            assert (await broadcaster.broadcast_success("1", "a.completed", {})).success
+            peak = rss(pid)
+            for each in sockets:
+                each.close()
+            assert peak - before < 64 * mib, f"{peak - before} bytes more for {count} answers"
+            end = time.monotonic() + 30
+            while rss(pid) - before > 32 * mib and time.monotonic() < end:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+            assert rss(pid) - before <= 32 * mib

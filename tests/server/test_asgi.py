@@ -128,3 +128,29 @@ async def test_a_host_that_has_closed_a_websocket_has_no_error_either() -> None:
     assert sent == ["websocket.accept", "websocket.send"]
     assert not app._sessions.subscriptions()
     await app.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost/x\r\n\r\n", 400),
+        (b"GET /" + b"x" * 9000 + HEAD + b"\r\n", 414),
+        (b"GET /health?" + b"a=b&" * 3000 + HEAD + b"\r\n", 414),
+        (b"GET /health?" + b"a=b&" * 40 + HEAD + b"\r\n", 400),
+        (b"GET /" + b"x" * 9000 + HEAD + HANDSHAKE + b"\r\n", 414),
+        (b"GET /rooms/user_1/subscribe HTTP/1.1\r\n" + HANDSHAKE + b"\r\n", 400),
+        (b"GET /health" + HEAD + b"\r\n", 200),
+        (b"GET /health HTTP/1.0\r\n\r\n", 200),
+    ],
+)
+async def test_head_is_checked_whoever_has_parsed_it(sent: bytes, status: int) -> None:
+    async with by_uvicorn(create_app(load_settings(drain_s=0))) as url:
+        where = urlsplit(url)
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(sent)
+        async with asyncio.timeout(10):
+            line = await reader.readline()
+        writer.transport.abort()
+    assert int(line.split()[1]) == status

@@ -10,6 +10,9 @@ from ..http import Response
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+LAST_CHUNK = b"0\r\n\r\n"
+"""The end of a body in chunks: RFC 9112, section 7.1."""
+
 _STATUS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
@@ -53,6 +56,11 @@ def switching(accept: str, subprotocol: str | None) -> bytes:
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Accept: {accept}\r\n{chosen}\r\n"
     ).encode("latin-1")
+
+
+def chunk_of(data: bytes) -> bytes:
+    """A part of a body in chunks; ``data`` is not empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 _now: tuple[int, bytes] = (0, b"")

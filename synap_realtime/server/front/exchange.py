@@ -16,11 +16,12 @@ class Exchange(Request):
     Attributes:
         problem: the answer, whatever it asks.
         wanted: somebody waits for the rest of the body.
+        weight: about how many bytes of memory its head takes, and its body when that is complete.
     """
 
     __slots__ = (
         "body", "is_answered", "is_complete", "is_http_10", "is_websocket", "keeps_alive",
-        "problem", "size", "wanted",
+        "problem", "size", "wanted", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -36,6 +37,7 @@ class Exchange(Request):
         self.is_complete = False
         self.is_answered = False
         self.wanted: asyncio.Future[None] | None = None
+        self.weight = 0
 
     def take(self, chunk: bytes) -> None:
         self.size += len(chunk)

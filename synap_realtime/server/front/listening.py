@@ -11,6 +11,7 @@ from functools import partial
 from ..node import Node
 from .certificate import Certificate
 from .company import Company
+from .descriptors import bound_buffers
 from .half_open import HalfOpen, Tracked
 from .handshake import Handshakes
 from .heads import Heads
@@ -18,7 +19,9 @@ from .proxies import Proxies
 from .requests import HttpConnection
 from .ring import Ring, RingUnavailableError
 from .silence import Silence
+from .trim import Trimmer
 from .turn import Turn
+from .unread import Unread
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +34,15 @@ class Front:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.half_open = HalfOpen(node.settings.max_half_open)
-        self.silence = Silence(node.settings.silence_s)
+        settings = node.settings
+        self.half_open = HalfOpen(settings.max_half_open)
+        self.request_bytes = node.budgets.requests
+        self.answer_bytes = node.budgets.answers
+        self.unread = Unread()
+        self._trimmer = Trimmer(node.budgets.total)
+        self.silence = Silence(settings.silence_s)
         self.heads = Heads()
-        self.proxies = Proxies(node.settings.trusted_proxies)
+        self.proxies = Proxies(settings.trusted_proxies)
         self.connections: set[Tracked] = set()
         self.turn = Turn()
         self._ring: Ring | None = None
@@ -44,10 +52,13 @@ class Front:
     async def listen(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
         """Take connections from now on: with a certificate, over TLS."""
         self.node.watch_loop()
+        self.node.bound_loop_errors()
         # TLS has to encrypt for each. A worker is a process of its own, and has a ring of its own.
         if certificate is None and self.node.settings.io_uring:
             self._open_ring()
         loop = asyncio.get_running_loop()
+        bound_buffers(listener)
+        self._trimmer.start()
         if certificate is None:
             server = await loop.create_server(self._connection, sock=listener, backlog=2048)
             self._stop_taking = server.close
@@ -87,6 +98,8 @@ class Front:
         for connection in tuple(self.connections):
             connection.end()
         self.half_open.close()
+        self.unread.close()
+        self._trimmer.close()
         self.silence.close()
         await asyncio.sleep(0)  # their ends are heard
         await self.node.close()

@@ -7,7 +7,6 @@ bounded in bytes and in time.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -17,12 +16,23 @@ import httptools
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..api import MAX_BODY_BYTES
-from ..http import RequestError, Response, body_too_large, body_too_slow, malformed
+from ..byte_budget import ByteBudget, Caller, caller_of
+from ..http import (
+    MAX_TARGET_BYTES,
+    RequestError,
+    Response,
+    body_too_large,
+    body_too_slow,
+    malformed,
+    problem_of_head,
+    target_too_long,
+)
 from ..node import ClosedAtOnceError, Node, Opened
+from ..stores.base import StoreUnavailableError
 from ..websocket import accept_of
-from .answers import CONTINUE, head_of, switching
+from .answers import CONTINUE, LAST_CHUNK, chunk_of, head_of, switching
 from .company import Company
-from .descriptors import descriptor_of, write_past
+from .descriptors import cut, descriptor_of, unsent_bytes, write_past
 from .eager import run
 from .exchange import Exchange, target_of
 from .half_open import HalfOpen, Tracked
@@ -33,9 +43,8 @@ from .silence import Silence
 from .socket import Handler, Nobody, WebSocket
 from .subscribers import EventStream, Subscriber
 from .turn import Turn
+from .unread import Unread
 from .upgrade import look_at_upgrade
-
-logger = logging.getLogger(__name__)
 
 HEAD_TIMEOUT_S = 20.0
 """A connection has so long to send the head of a request; half a head is not waited for."""
@@ -78,6 +87,12 @@ _NAMES = {
     for spelled in (name, name.title())
 }  # fmt: skip
 
+MIN_UNREAD_BYTES = 16 * 1024
+"""An answer that is as long or longer is charged to its caller until the peer has taken it, also
+where the system's own buffer holds all of it."""
+
+_REQUEST_WEIGHT = 2048  # of a request beside its bytes: the objects that it becomes
+_FIELD_WEIGHT = 200  # of a header field beside its bytes
 _UNKNOWN = -1
 _HEARD_BYTES = 2048  # of a request's beginning: more than a head has that is remembered
 _SLICE_BYTES = 32 * 1024  # of what comes is read at once
@@ -89,6 +104,9 @@ class Owner(Protocol):
 
     node: Node
     half_open: HalfOpen
+    request_bytes: ByteBudget
+    answer_bytes: ByteBudget
+    unread: Unread
     heads: Heads
     silence: Silence
     turn: Turn
@@ -101,10 +119,11 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_ahead", "_body", "_current", "_descriptor", "_dropped", "_early", "_fields",
-        "_head_bytes", "_headers", "_heard", "_is_behind_body", "_is_going_on", "_is_held",
-        "_is_in_head", "_is_over", "_is_writable", "_late", "_loop", "_owner", "_parser", "_queue",
-        "_reader", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
+        "_address", "_ahead", "_body", "_caller", "_charged", "_current", "_descriptor", "_dropped",
+        "_early", "_field_bytes", "_fields", "_head_bytes", "_headers", "_heard", "_is_behind_body",
+        "_is_ended", "_is_going_on", "_is_held", "_is_in_head", "_is_over", "_is_writable",
+        "_late", "_loop", "_owner", "_parser", "_queue", "_queued_bytes", "_reader", "_resumed",
+        "_sent", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -117,6 +136,7 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[str, str] = {}
         self._fields = 0
+        self._field_bytes = 0
         self._head_bytes = 0
         self._heard: bytes | None = None  # how a request began
         self._early: bytes | None = None  # a head that is known, whose body is to come
@@ -135,7 +155,13 @@ class HttpConnection(asyncio.Protocol):
         self._ahead = 0  # bytes of requests that wait for the answer before theirs
         self._is_held = False  # what comes waits in the socket
         self._is_over = False  # what comes means nothing
+        self._is_ended = False  # the last answer was written: nothing follows it
+        self._queued_bytes = 0  # weight of the requests in the queue
+        self._charged = 0  # bytes of requests that the budget knows of
+        self._caller: Caller | None = None  # of the last request that was answered
+        self._resumed: asyncio.Future[None] | None = None  # while a long answer waits for its peer
         self._dropped = 0
+        self._sent = 0  # since what is unread was measured
         self._reader = Reader()
 
     # ---- the transport's calls
@@ -144,6 +170,9 @@ class HttpConnection(asyncio.Protocol):
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self._address = str(peer[0]) if peer else None
+        # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
+        is_tls = transport.get_extra_info("ssl_object") is not None
+        transport.set_write_buffer_limits(high=1 if is_tls else 0)
         self._owner.connections.add(self)
         self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
 
@@ -153,15 +182,18 @@ class HttpConnection(asyncio.Protocol):
             self._stream.gone()
         if self._body is not None:
             self._body.wake()
+        self._wake_writer()
         self._queue.clear()
 
     def pause_writing(self) -> None:
         self._is_writable = False
         self._reader.watch(self._transport, self.end)
+        self._owner.unread.add(self)
 
     def resume_writing(self) -> None:
         self._is_writable = True
         self._reader.stop()
+        self._wake_writer()
         if self._stream is not None:
             self._stream.writable()
         else:
@@ -190,6 +222,7 @@ class HttpConnection(asyncio.Protocol):
                 self._switch(rest + data[start + _SLICE_BYTES :])
                 return
         self._go_on()
+        self._charge_requests()
         if self._queue:
             self._ahead += len(data)
             if self._ahead > _AHEAD_BYTES:
@@ -259,7 +292,9 @@ class HttpConnection(asyncio.Protocol):
             if not self._head_bytes and self._current is None and not self._queue:
                 self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
+            if len(self._url) > MAX_TARGET_BYTES:
+                self._refuse(target_too_long())
+            elif self._head_bytes > MAX_HEAD_BYTES:
                 details = f"a request's head has at most {MAX_HEAD_BYTES} bytes"
                 self._refuse(RequestError(431, "too_large", "Head too large", details))
         elif (body := self._body) is not None:
@@ -288,16 +323,18 @@ class HttpConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers = {}
-        self._fields = 0
+        self._fields = self._field_bytes = 0
         self._is_in_head = True
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        self._url += url
+        if len(self._url) <= MAX_TARGET_BYTES:  # the first bytes are enough to refuse it
+            self._url += url[: MAX_TARGET_BYTES + 1]
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_head:  # else it is a trailer, which means nothing here
             self._fields += 1
+            self._field_bytes += len(name) + len(value)
             if self._fields > MAX_HEADERS:
                 return
             headers = self._headers
@@ -313,23 +350,35 @@ class HttpConnection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         parser, headers, address = self._parser, self._headers, self._address
+        url, self._headers, self._url = self._url, {}, b""
         if self._owner.proxies.are_trusted:
             address = self._owner.proxies.address(address, headers)
-        path, _, query = target_of(self._url).partition("?")
+        version = parser.get_http_version()
+        problem = problem_of_head(len(url), version, headers)
+        path, _, query = ("/", "", "") if problem else target_of(url).partition("?")
         method = parser.get_method().decode("latin-1")
         exchange = Exchange(method, path, query, headers, address)
-        exchange.is_http_10 = is_http_10 = parser.get_http_version() != "1.1"
+        exchange.is_http_10 = is_http_10 = version != "1.1"
         exchange.keeps_alive = parser.should_keep_alive() and not is_http_10
+        exchange.weight = (
+            _REQUEST_WEIGHT + _FIELD_WEIGHT * self._fields + len(url) + self._field_bytes
+        )
         if self._fields > MAX_HEADERS:
             details = f"a request's head has at most {MAX_HEADERS} fields"
-            exchange.problem = RequestError(431, "too_large", "Head too large", details)
+            problem = RequestError(431, "too_large", "Head too large", details)
+        if problem is not None:
+            exchange.problem = problem
             exchange.keeps_alive = False
         if parser.should_upgrade():
             self._upgrade = exchange
-            look_at_upgrade(exchange)
+            if problem is None:
+                look_at_upgrade(exchange)
+            else:
+                exchange.keeps_alive = False
         self._body = exchange
         self._wire_bytes = 0
         self._queue.append(exchange)
+        self._queued_bytes += exchange.weight
 
     def on_chunk_header(self) -> None:
         self._is_behind_body = True  # unless it is not the last one
@@ -344,6 +393,9 @@ class HttpConnection(asyncio.Protocol):
         exchange, self._body = self._body, None
         if exchange is not None:
             exchange.is_complete = True
+            exchange.weight += len(exchange.body)
+            if exchange is not self._current:
+                self._queued_bytes += len(exchange.body)
             exchange.wake()
             self._release()
             if exchange.is_answered:
@@ -365,9 +417,10 @@ class HttpConnection(asyncio.Protocol):
             self._queue
             and self._current is None
             and self._is_writable
-            and not self._transport.is_closing()
+            and not (self._is_ended or self._transport.is_closing())
         ):
             exchange = self._current = self._queue.popleft()
+            self._queued_bytes -= exchange.weight
             if not self._queue:
                 self._ahead = 0
                 if self._is_held:
@@ -377,7 +430,7 @@ class HttpConnection(asyncio.Protocol):
                 self._answer(exchange, exchange.problem.response)
             else:
                 if exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
-                    exchange.content = bytes(exchange.body)
+                    exchange.content, exchange.body = bytes(exchange.body), b""
                 else:
                     exchange.read = partial(self._body_of, exchange)
                 self._run(self._serve(exchange), is_quick=exchange.method == "POST")
@@ -395,16 +448,19 @@ class HttpConnection(asyncio.Protocol):
             answer = await self._owner.node.answer(exchange)
             if isinstance(answer, Opened):
                 self._serve_stream(exchange, answer)
+            elif answer.rest is not None:
+                await self._answer_in_chunks(exchange, answer)
             elif not self._transport.is_closing():
                 self._answer(exchange, answer)
-        except Exception:  # noqa: BLE001 - whatever it is, it is logged
-            self._fail()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+            self._fail(error)
 
     def _serve_stream(self, exchange: Exchange, opened: Opened) -> None:
         node = self._owner.node
         if self._transport.is_closing():
             node.close_session(opened.session)
             return
+        self._caller = caller_of(exchange.claims, exchange.address)
         assert opened.head is not None  # noqa: S101 - of an event stream
         chunked = not exchange.is_http_10
         head = head_of(opened.head, None, keeps_alive=exchange.keeps_alive, chunked=chunked)
@@ -458,7 +514,7 @@ class HttpConnection(asyncio.Protocol):
         content = response.content
         head = head_of(response, len(content), keeps_alive=exchange.keeps_alive)
         is_silent = exchange.method == "HEAD" or response.status == 204
-        self._transport.write(head if is_silent else head + content)
+        self._write(exchange, head if is_silent else head + content)
         exchange.is_answered = True
         heard, self._heard = self._heard, None
         if heard is not None and response.status == 200:
@@ -469,12 +525,107 @@ class HttpConnection(asyncio.Protocol):
             exchange.body = b""
             self._owner.half_open.begin(self, BODY_TIMEOUT_S)
             self._release()
+            self._charge_requests()
+
+    async def _answer_in_chunks(self, exchange: Exchange, response: Response) -> None:
+        """Write a long answer as its peer takes it: what is held meanwhile is one chunk."""
+        rest = response.rest
+        assert rest is not None  # noqa: S101 - else it is answered whole
+        try:
+            if self._transport.is_closing():
+                return
+            is_chunked = not exchange.is_http_10
+            head = head_of(response, None, keeps_alive=exchange.keeps_alive, chunked=is_chunked)
+            if exchange.method == "HEAD":
+                self._write(exchange, head)
+            else:
+                first = response.content
+                self._write(exchange, head + (chunk_of(first) if is_chunked else first))
+                async for chunk in rest:
+                    if not await self._takes_more():
+                        return
+                    self._write(exchange, chunk_of(chunk) if is_chunked else chunk)
+                if not await self._takes_more():
+                    return
+                if is_chunked:
+                    self._write(exchange, LAST_CHUNK)
+        except StoreUnavailableError:
+            self.end()  # the head has gone out: a body without its end says that it is not whole
+            return
+        finally:
+            await rest.aclose()
+        exchange.is_answered = True
+        if exchange.is_complete:
+            self._end_exchange(exchange)
+        else:
+            self._owner.half_open.begin(self, BODY_TIMEOUT_S)
+            self._release()
+
+    async def _takes_more(self) -> bool:
+        """Wait until the peer has taken what was written; False: it has gone."""
+        while not (self._is_writable or self._transport.is_closing()):
+            self._owner.half_open.begin(self, IDLE_TIMEOUT_S)
+            self._resumed = self._loop.create_future()
+            await self._resumed
+            self._owner.half_open.end(self)
+        return not self._transport.is_closing()
+
+    def _wake_writer(self) -> None:
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and not resumed.done():
+            resumed.set_result(None)
+
+    def _write(self, exchange: Exchange, data: bytes) -> None:
+        """Write part of an answer, and charge it to who asked if it may stay unread for long."""
+        self._caller = caller_of(exchange.claims, exchange.address)
+        self._transport.write(data)
+        self._sent += len(data)
+        if self._sent >= MIN_UNREAD_BYTES:
+            self._sent = 0
+            self._owner.unread.add(self)
+
+    # ---- what is held for the peer
+
+    def charge_unread(self) -> bool:
+        """See :class:`unread.Writer`."""
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        size = transport.get_write_buffer_size() + unsent_bytes(transport)
+        caller = self._caller or caller_of(None, self._address)
+        self._owner.answer_bytes.hold(self, caller, size)
+        return size > 0
+
+    def _charge_requests(self) -> None:
+        """Charge the peer for the requests, or parts of them, that are held for it."""
+        size, body, current = self._queued_bytes, self._body, self._current
+        if current is not None:
+            size += current.weight
+        if body is not None:
+            size += len(body.body)
+        if self._is_in_head:
+            size += _REQUEST_WEIGHT + _FIELD_WEIGHT * self._fields + self._head_bytes
+        if size != self._charged and not self._transport.is_closing():
+            self._charged = size
+            exchange = current or body
+            claims = None if exchange is None else exchange.claims
+            address = self._address if exchange is None else exchange.address
+            self._owner.request_bytes.hold(self, caller_of(claims, address), size)
+
+    def over_budget(self) -> None:
+        """See :class:`byte_budget.Holder`."""
+        self.end()
 
     def _end_exchange(self, exchange: Exchange) -> None:
         """The answer is written and the request is here whole: the next one can come."""
         if self._current is not exchange or self._transport.is_closing():
             return
         self._current = None
+        if not exchange.keeps_alive:  # what was asked behind it is not answered
+            self._is_ended = True
+            self._queue.clear()
+            self._queued_bytes = 0
+        self._charge_requests()
         within_s = HEAD_TIMEOUT_S if self._is_in_head else IDLE_TIMEOUT_S
         self._owner.half_open.renew(self, within_s if exchange.keeps_alive else LINGER_S)
         if exchange.keeps_alive:
@@ -498,6 +649,9 @@ class HttpConnection(asyncio.Protocol):
             return
         if exchange is None:
             self._is_in_head = False
+            last = self._queue[-1] if self._queue else self._current
+            if self._is_ended or (last is not None and not last.keeps_alive):
+                return  # the last answer is written, or on its way
             exchange = Exchange("", "/", "", {}, self._address)
             self._queue.append(exchange)
         exchange.problem = error
@@ -543,8 +697,8 @@ class HttpConnection(asyncio.Protocol):
         except ClosedAtOnceError as error:
             if not self._transport.is_closing():
                 self._become(Nobody(), exchange).close(error.code)
-        except Exception:  # noqa: BLE001 - whatever it is, it is logged
-            self._fail()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+            self._fail(error)
         else:
             if self._transport.is_closing():
                 node.close_session(opened.session)
@@ -576,14 +730,14 @@ class HttpConnection(asyncio.Protocol):
 
     # ---- ends
 
-    def _fail(self) -> None:
+    def _fail(self, error: Exception) -> None:
         """A fault of ours: the log has it, and the peer is not left waiting."""
-        logger.exception("a request could not be answered")
+        self._owner.node.fault("request failed; its connection is closed", error)
         self.end()
 
     def end(self) -> None:
         """Cut the connection at once."""
-        self._transport.abort()
+        cut(self._transport)
 
     def finish(self) -> None:
         """The server stops: close, behind the answer that is under way."""
@@ -598,4 +752,7 @@ class HttpConnection(asyncio.Protocol):
         self._reader.stop()
         self._parser = None  # it knows our methods: a circle, which would wait for the collector
         self._owner.half_open.end(self)
+        self._owner.request_bytes.release(self)
+        self._owner.answer_bytes.release(self)
+        self._owner.unread.discard(self)
         self._owner.connections.discard(self)

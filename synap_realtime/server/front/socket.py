@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 from ...protocol.control import CloseCode
 from ..websocket import Close, Decoder, Event, Failure, Ping, close_frame, pong_frame
-from .descriptors import descriptor_of, write_past
+from .descriptors import cut, descriptor_of, write_past
 from .half_open import HalfOpen
 from .turn import Turn
 
@@ -170,7 +170,8 @@ class WebSocket(asyncio.Protocol):
         if sent < 0 or self._transport.is_closing():
             self.end()
         else:
-            self._transport.write(frame[sent:])
+            # Not a copy for each: the rest of one frame may wait for thousands.
+            self._transport.write(memoryview(frame)[sent:])
 
     def close(self, code: int, reason: str = "") -> None:
         """Say the last word, and wait for the peer's for at most ``CLOSE_HANDSHAKE_S``.
@@ -187,7 +188,7 @@ class WebSocket(asyncio.Protocol):
         """Cut the connection at once."""
         self._is_closing = True
         self._step_out()
-        self._transport.abort()
+        cut(self._transport)
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), _SLICE_BYTES):

@@ -14,6 +14,7 @@ from ..stores.base import Entry, StoreUnavailableError
 from ..subscription import Alone, Subscription
 from ..websocket import text_frame
 from .company import Company
+from .descriptors import cut
 from .eager import run
 from .frames import frame_of
 from .half_open import Tracked
@@ -175,7 +176,7 @@ class EventStream(Alone):
                 self._transport.write(b"0\r\n\r\n")
             self._ended()
         else:  # the end of the stream would wait behind what it does not take
-            self._transport.abort()
+            cut(self._transport)
 
     def writable(self) -> None:
         self._session.subscription.writable()

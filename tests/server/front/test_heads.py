@@ -682,7 +682,8 @@ def test_behind_a_part_of_another_it_is_none(run: Run) -> None:
             await learned(first)
             large = publish(KEY, b"X-N: n", body=BODY.ljust(len(BODY) + len(KNOWN)))
             for begun, status in (
-                (b"P", 400), (b"POST /", 400), (http(b"GET /health", b"X: ")[:-4], 200),
+                (b"P", 400), (b"POST /", 400),
+                (b"GET /health HTTP/1.1\r\nX: ", 200),  # its Host is what follows
                 (publish(KEY, b"X: 1")[: -len(BODY)], 400),
                 (large[: -len(KNOWN)], 400),
                 (http(b"POST /rooms/user_1/broadcast", KEY, CHUNKED), 400),

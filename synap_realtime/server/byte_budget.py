@@ -1,0 +1,248 @@
+"""Bytes that the server holds for its peers, bounded in all and for each caller.
+
+A bound on the number of connections does not bound memory: one peer may make the server hold 2 KiB
+and another 1 MiB. See PROTOCOL.md, "Limits".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple, Protocol
+
+from .auth import Claims
+from .metrics import Metrics
+from .settings import ServerSettings, is_loopback
+from .stores.base import Entry
+
+
+class Holder(Protocol):
+    """A connection for which bytes are held."""
+
+    def over_budget(self) -> None:
+        """Let the bytes go, now or soon: end the connection. It holds nothing from here on."""
+
+
+class Caller(NamedTuple):
+    """Whose connections are counted together.
+
+    Attributes:
+        is_bounded: whether the bound for each caller applies. It does not for a publisher's key,
+            which is trusted, nor for a loopback address, where a proxy brings everybody.
+    """
+
+    name: str
+    is_bounded: bool
+
+
+NOBODY = Caller("", is_bounded=False)
+"""Where there is no budget to be charged."""
+
+
+def caller_of(claims: Claims | None, address: str | None) -> Caller:
+    """Return who is charged: the key, the user or the token of a credential, else the address."""
+    if claims is not None:
+        if claims.key is not None:
+            return Caller(f"key {claims.key}", is_bounded=False)
+        if claims.user is not None:
+            return Caller(f"user {claims.user}", is_bounded=True)
+        if claims.token_id is not None:
+            return Caller(f"token {claims.token_id}", is_bounded=True)
+    return _caller_at(address)
+
+
+@lru_cache(4096)
+def _caller_at(address: str | None) -> Caller:
+    is_elsewhere = address is not None and not is_loopback(address)
+    return Caller(f"address {address}", is_bounded=is_elsewhere)
+
+
+class _Account:
+    __slots__ = ("bytes", "sizes")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.sizes: dict[Holder, int] = {}
+
+
+class ByteBudget:
+    """What is held for all connections, of one kind.
+
+    Over the bound, connections are ended until an eighth of it is free again: of the callers that
+    hold most, the connections that hold most. One that holds little is not ended for those that
+    hold much.
+
+    Attributes:
+        bytes: held now.
+    """
+
+    def __init__(
+        self, max_bytes: int, max_caller_bytes: int, on_cut: Callable[[], None] = lambda: None
+    ) -> None:
+        """
+        Args:
+            max_bytes: for all callers together; 0 is no limit.
+            max_caller_bytes: for each caller; 0 is no limit.
+            on_cut: called for each connection that is ended.
+        """
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._max_caller_bytes = max_caller_bytes
+        self._on_cut = on_cut
+        self._accounts: dict[Caller, _Account] = {}
+        self._callers: dict[Holder, Caller] = {}
+
+    def hold(self, holder: Holder, caller: Caller, size: int) -> None:
+        """Set how many bytes are held for a connection; 0 forgets it.
+
+        The connection may be ended before this returns.
+        """
+        if self._callers.get(holder, caller) != caller:
+            self.release(holder)
+        if size <= 0:
+            self.release(holder)
+            return
+        account = self._accounts.get(caller)
+        if account is None:
+            account = self._accounts[caller] = _Account()
+        self._callers[holder] = caller
+        more = size - account.sizes.get(holder, 0)
+        account.sizes[holder] = size
+        account.bytes += more
+        self.bytes += more
+        if more > 0:
+            if caller.is_bounded and _is_over(account.bytes, self._max_caller_bytes):
+                self._cut_largest(account, account.bytes - self._max_caller_bytes * 7 // 8)
+            if _is_over(self.bytes, self._max_bytes):
+                self.cut_heaviest(self._excess)
+
+    def release(self, holder: Holder) -> None:
+        """Forget a connection, which may hold nothing."""
+        caller = self._callers.pop(holder, None)
+        if caller is None:
+            return
+        account = self._accounts[caller]
+        size = account.sizes.pop(holder)
+        account.bytes -= size
+        self.bytes -= size
+        if not account.sizes:
+            del self._accounts[caller]
+
+    def cut_heaviest(self, excess: Callable[[], int]) -> None:
+        """End connections of the callers that hold most.
+
+        Args:
+            excess: how many bytes are still to go; asked again after each caller.
+        """
+        while self._accounts and (left := excess()) > 0:
+            # A quarter of each that is about as heavy as the heaviest, until there is room.
+            accounts = sorted(self._accounts.values(), key=_bytes_of, reverse=True)
+            least = accounts[0].bytes * 3 // 4
+            for account in accounts:
+                if left <= 0 or account.bytes < least:
+                    break
+                self._cut_largest(account, min(left, max(1, account.bytes // 4)))
+                left = excess()
+
+    def _excess(self) -> int:
+        return self.bytes - self._max_bytes * 7 // 8
+
+    def _cut_largest(self, account: _Account, excess: int) -> None:
+        for holder, size in sorted(account.sizes.items(), key=_size_of, reverse=True):
+            if excess <= 0:
+                break
+            excess -= size
+            self.release(holder)
+            self._on_cut()
+            holder.over_budget()
+
+
+def _bytes_of(account: _Account) -> int:
+    return account.bytes
+
+
+def _size_of(item: tuple[Holder, int]) -> int:
+    return item[1]
+
+
+def _is_over(size: int, most: int) -> bool:
+    return bool(most) and size > most
+
+
+_PLACE_BYTES = 100  # of an entry in one backlog, beside the entry
+
+
+class BacklogBudget:
+    """What is published and waits for slow consumers.
+
+    A notification that waits for many is held once, and is counted once in all. Each caller is
+    charged for its own backlogs as if nobody else had them.
+
+    Attributes:
+        bytes: held now, for all.
+    """
+
+    def __init__(
+        self, max_bytes: int, max_caller_bytes: int, on_cut: Callable[[], None] = lambda: None
+    ) -> None:
+        """
+        Args:
+            max_bytes: for all subscribers together; 0 is no limit.
+            max_caller_bytes: for each caller; 0 is no limit.
+            on_cut: called for each subscriber that is closed.
+        """
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._budget = ByteBudget(0, max_caller_bytes, on_cut)
+        self._counts: dict[int, int] = {}  # by the entry's id(): in so many backlogs
+
+    def add(self, entry: Entry) -> None:
+        """An entry is in one backlog more. It has to be removed once for each time."""
+        key = id(entry)
+        count = self._counts.get(key, 0)
+        self._counts[key] = count + 1
+        self.bytes += _PLACE_BYTES if count else _PLACE_BYTES + entry.size
+
+    def remove(self, entry: Entry) -> None:
+        key = id(entry)
+        count = self._counts.pop(key) - 1
+        if count:
+            self._counts[key] = count
+            self.bytes -= _PLACE_BYTES
+        else:
+            self.bytes -= _PLACE_BYTES + entry.size
+
+    def charge(self, subscriber: Holder, caller: Caller, size: int) -> None:
+        """Set how large a subscriber's backlog is; 0 forgets it. Subscribers may be ended."""
+        self._budget.hold(subscriber, caller, size)
+        if _is_over(self.bytes, self._max_bytes):
+            self._budget.cut_heaviest(self._excess)
+
+    def _excess(self) -> int:
+        return self.bytes - self._max_bytes * 7 // 8
+
+
+class Budgets:
+    """Those of one server.
+
+    Attributes:
+        requests: heads and bodies, until they are answered.
+        answers: what was answered, until the peer has taken it.
+        backlogs: notifications, until the subscriber has taken them.
+    """
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        most = settings.max_caller_bytes
+        self.requests = ByteBudget(settings.max_request_bytes, most, metrics.cuts("requests"))
+        self.answers = ByteBudget(settings.max_answer_bytes, most, metrics.cuts("answers"))
+        self.backlogs = BacklogBudget(settings.max_backlog_bytes, most, metrics.cuts("backlogs"))
+        for kind, budget, limit in (
+            ("requests", self.requests, settings.max_request_bytes),
+            ("answers", self.answers, settings.max_answer_bytes),
+            ("backlogs", self.backlogs, settings.max_backlog_bytes),
+        ):
+            metrics.watch_bytes(kind, limit, partial(getattr, budget, "bytes"))
+
+    def total(self) -> int:
+        """How many bytes are held now, of all kinds."""
+        return self.requests.bytes + self.answers.bytes + self.backlogs.bytes

@@ -1,0 +1,59 @@
+"""Errors of the server's own, in bounded lines.
+
+A traceback for each would let one peer who has found a fault fill the disk: 70 bytes of a request
+would write 2 KB. So each is one line, with the place; see :data:`MAX_LINES_PER_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .events import AtMost
+
+logger = logging.getLogger(__name__)
+
+MAX_LINES_PER_S = 5
+"""More are left out; the next line says how many. The traceback is written at ``debug``."""
+
+_SHOWN_FRAMES = 3
+
+logger.addFilter(AtMost(MAX_LINES_PER_S))
+
+
+def report(what: str, error: BaseException | None) -> None:
+    """Write down that something failed which never should.
+
+    Args:
+        what: what was cut short by it, and what happens next.
+    """
+    if error is None:
+        logger.error("%s", what)
+        return
+    frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
+    where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
+    # The error's own text may repeat what a peer has sent.
+    logger.error("%s: %s at %s", what, type(error).__name__, where or "?")
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s", what, exc_info=error)
+
+
+Handler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]
+
+
+def handler(count: Callable[[], None]) -> Handler:
+    """Make an exception handler for an event loop; see ``loop.set_exception_handler``.
+
+    Args:
+        count: called for each error.
+    """
+
+    def handle(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        count()
+        report(f"event loop: {context.get('message', 'unhandled error')}", context.get("exception"))
+
+    return handle

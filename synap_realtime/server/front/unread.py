@@ -1,0 +1,52 @@
+"""Connections whose peers have not taken all of their answers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+LOOK_EVERY_S = 0.5
+
+
+class Writer(Protocol):
+    """A connection that writes answers."""
+
+    def charge_unread(self) -> bool:
+        """Charge what its peer has not taken yet; False: that is nothing."""
+        ...
+
+
+class Unread:
+    """Measures what the peers of connections have not taken, now and then until it is nothing.
+
+    No event says that the system's buffer is empty, and a peer may leave an answer in it for as
+    long as a connection may be idle.
+    """
+
+    def __init__(self) -> None:
+        self._writers: set[Writer] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, writer: Writer) -> None:
+        """Something was written to it, or its peer takes no more."""
+        if writer.charge_unread():
+            self._writers.add(writer)
+            if self._timer is None:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(LOOK_EVERY_S, self._look)
+
+    def discard(self, writer: Writer) -> None:
+        self._writers.discard(writer)
+
+    def close(self) -> None:
+        """Measure no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        for writer in tuple(self._writers):
+            if not writer.charge_unread():
+                self._writers.discard(writer)
+        if self._writers:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)

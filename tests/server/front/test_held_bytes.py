@@ -1,0 +1,468 @@
+"""What is held for peers is bounded in bytes: requests, answers, and backlogs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+
+from synap_realtime.server import RoomServer
+from synap_realtime.server.byte_budget import BacklogBudget, ByteBudget, Caller, caller_of
+from synap_realtime.server.front.trim import MIN_BYTES, Trimmer
+from synap_realtime.server.http import Request, RequestError
+from synap_realtime.server.serve import running
+from synap_realtime.server.stores.base import Entry
+from synap_realtime.tokens import mint_token
+
+from .conftest import Run
+from .test_requests import (
+    API_KEY,
+    CHUNKED,
+    HANDSHAKE,
+    HEALTH,
+    ROOM,
+    SECRET,
+    bearer,
+    http,
+    peer,
+    publish,
+    rooms,
+    with_keys,
+)
+
+MIB = 1024 * 1024
+LARGE = json.dumps({"type": "a", "data": {"x": "y" * 200_000}}).encode()
+
+
+async def metric(url: str, name: str, **labels: str) -> float:
+    """Of a server without keys, or with those of ``with_keys``."""
+    token = mint_token("ops", secret=SECRET, scope="metrics")
+    async with httpx.AsyncClient(base_url=url) as client:
+        response = await client.get("/metrics", headers={"Authorization": f"Bearer {token}"})
+    shown = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    found = re.search(rf"^synap_realtime_{name}\{{{shown}\}} (\S+)$", response.text, re.MULTILINE)
+    assert found, (name, response.text[:500])
+    return float(found[1])
+
+
+async def until(check: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await check():  # noqa: ASYNC110 - it is asked for over HTTP
+            await asyncio.sleep(0.05)
+
+
+async def is_below(most: float, value: Awaitable[float]) -> bool:
+    return await value < most
+
+
+async def is_some(value: Awaitable[float]) -> bool:
+    return await value > 0
+
+
+async def cuts(url: str, *kinds: str) -> float:
+    return sum([await metric(url, "held_bytes_cuts_total", kind=kind) for kind in kinds])
+
+
+async def filled(url: str, *fields: bytes, count: int = 10) -> None:
+    """A room with 2 MB."""
+    async with peer(url) as client:
+        for _ in range(count):
+            await client.say(publish(*fields, body=LARGE))
+            assert await client.status() == 200
+
+
+# --- the budget ---------------------------------------------------------------------------------
+
+
+class Connection:
+    def __init__(self, budget: ByteBudget) -> None:
+        self.budget = budget
+        self.is_cut = False
+
+    def over_budget(self) -> None:
+        self.is_cut = True
+
+
+def callers(*names: str) -> list[Caller]:
+    return [Caller(name, is_bounded=True) for name in names]
+
+
+def test_budget_cuts_the_largest_of_the_heaviest_caller() -> None:
+    budget = ByteBudget(1000, 0)
+    heavy, light = callers("heavy", "light")
+    many = [Connection(budget) for _ in range(9)]
+    one = Connection(budget)
+    budget.hold(one, light, 150)  # more than each of the others
+    for each in many:
+        budget.hold(each, heavy, 100)
+    assert not one.is_cut
+    assert budget.bytes <= 875
+    assert sum(each.is_cut for each in many) == 2
+
+
+def test_budget_of_a_caller_does_not_touch_others() -> None:
+    cuts: list[None] = []
+    budget = ByteBudget(0, 100, lambda: cuts.append(None))
+    first, second = callers("first", "second")
+    held = [Connection(budget) for _ in range(3)]
+    budget.hold(held[0], first, 60)
+    budget.hold(held[1], second, 90)
+    budget.hold(held[2], first, 61)
+    assert [each.is_cut for each in held] == [False, False, True]
+    assert (budget.bytes, len(cuts)) == (150, 1)
+
+
+def test_budget_of_a_caller_is_not_for_keys_and_loopback() -> None:
+    budget = ByteBudget(0, 100)
+    here = Connection(budget)
+    budget.hold(here, caller_of(None, "127.0.0.1"), 1000)
+    assert not here.is_cut
+    there = Connection(budget)
+    budget.hold(there, caller_of(None, "192.0.2.1"), 1000)
+    assert there.is_cut
+
+
+def test_budget_forgets_who_is_released() -> None:
+    budget = ByteBudget(1000, 1000)
+    (caller, other) = callers("a", "b")
+    connection = Connection(budget)
+    for size in (10, 500, 20):
+        budget.hold(connection, caller, size)
+        assert budget.bytes == size
+    budget.hold(connection, other, 30)  # it has said who it is
+    assert budget.bytes == 30
+    budget.hold(connection, other, 0)
+    budget.release(connection)
+    assert budget.bytes == 0
+
+
+def test_backlog_budget_counts_a_shared_notification_once() -> None:
+    budget = BacklogBudget(10_000, 0)
+    (caller,) = callers("a")
+    entry: Any = Entry(None, "x", 5000)  # type: ignore[arg-type]
+    subscribers = [Connection(ByteBudget(0, 0)) for _ in range(20)]
+    for each in subscribers:
+        budget.add(entry)
+        budget.charge(each, caller, 5000)
+    assert not any(each.is_cut for each in subscribers)
+    for each in subscribers:
+        budget.remove(entry)
+        budget.charge(each, caller, 0)
+    assert budget.bytes == 0
+
+
+def test_trimmer_gives_memory_back_after_a_flood() -> None:
+    held = [0]
+    trims: list[int] = []
+
+    def trim(pad: int) -> int:
+        trims.append(pad)
+        return 1
+
+    async def test() -> None:
+        trimmer = Trimmer(lambda: held[0], trim)
+        looks = [(0, 0), (2 * MIN_BYTES, 0), (MIN_BYTES + 1, 0), (100, 1), (0, 1)]
+        for size, count in looks:
+            held[0] = size
+            trimmer._look()
+            assert len(trims) == count, size
+        trimmer.close()
+
+    asyncio.run(test())
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["history", "events?after=earliest"])
+def test_cuts_who_asks_on_many_sockets_and_reads_nothing(run: Run, route: str) -> None:
+    async def test() -> None:
+        limit = 1 * MIB
+        app = with_keys(max_answer_bytes=limit, max_caller_bytes=limit // 2)
+        async with running(app) as url:
+            await filled(url, bearer(API_KEY))
+            asked = http(
+                b"GET " + ROOM + b"/" + route.encode(), bearer(mint_token("1", secret=SECRET))
+            )
+            greedy = [await silent(url, asked) for _ in range(30)]
+            await until(lambda: is_some(cuts(url, "answers", "backlogs")))
+            assert await metric(url, "held_bytes", kind="answers") <= limit // 2
+            async with peer(url) as other:  # another user has an answer
+                await other.say(http(b"GET /rooms/user_2/history", bearer(
+                    mint_token("2", secret=SECRET))))  # fmt: skip
+                assert await other.status() == 200
+            for each in greedy:
+                each.close()
+            await until(lambda: is_below(1, metric(url, "held_bytes", kind="answers")))
+
+    run(test())
+
+
+async def silent(url: str, sent: bytes) -> socket.socket:
+    """Sends, and reads nothing."""
+    where = httpx.URL(url)
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(raw, (where.host, where.port))
+    await loop.sock_sendall(raw, sent)
+    return raw
+
+
+def test_charges_answers_that_the_system_holds(run: Run) -> None:
+    """They are written whole, and the connection is idle; the memory is taken all the same."""
+
+    async def test() -> None:
+        async with running(rooms()) as url:
+            await filled(url, count=1)
+            raw = await silent(url, http(b"GET " + ROOM + b"/history?limit=1"))
+            await until(lambda: is_some(metric(url, "held_bytes", kind="answers")))
+            raw.setblocking(False)
+            got = 0
+            while got < 200_000:
+                got += len(await asyncio.get_running_loop().sock_recv(raw, 1 << 16))
+            await until(lambda: is_below(1, metric(url, "held_bytes", kind="answers")))
+            raw.close()
+
+    run(test())
+
+
+def test_long_history_comes_in_chunks_and_short_with_its_length(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url:
+            await filled(url, count=3)
+            async with peer(url) as client:
+                await client.say(http(b"GET " + ROOM + b"/history"))
+                _, fields, body = await client.answer()
+                assert fields["transfer-encoding"] == "chunked"
+                assert "content-length" not in fields
+                answer = json.loads(body)
+                assert len(answer["notifications"]) == 3
+                assert (answer["recovered"], answer["more"]) == (True, False)
+                await client.say(http(b"HEAD " + ROOM + b"/history") + HEALTH)
+                assert (await client.answer(has_body=False))[0] == 200
+                assert (await client.answer())[2] == b'{"status":"ok"}'
+                after = answer["cursor"].encode()
+                await client.say(http(b"GET " + ROOM + b"/history?after=" + after))
+                _, fields, body = await client.answer()
+                assert int(fields["content-length"]) == len(body)
+            async with peer(url) as client:  # HTTP/1.0 knows no chunks
+                await client.say(http(b"GET " + ROOM + b"/history", version=b"1.0"))
+                head, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
+                assert b"chunked" not in head
+                assert json.loads(body) == answer
+
+    run(test())
+
+
+# --- requests -----------------------------------------------------------------------------------
+
+HALVES = {
+    "half a head": b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 30_000,
+    "many fields": b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"".join(
+        b"X%d:\r\n" % n for n in range(250)
+    ),
+    "half a body": publish(body=b"x" * 60_000)[:-30_000],
+    "pipelined": http(b"GET /rooms/user_1/history") + http(b"GET /health", b"X: " + b"x" * 99) * 80,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_cuts_who_holds_most_of_half_requests(run: Run, half: str) -> None:
+    async def test() -> None:
+        limit = 512 * 1024
+        async with running(rooms(max_request_bytes=limit)) as url:
+            await filled(url, count=4)
+            many = [await silent(url, HALVES[half]) for _ in range(40)]
+            await until(lambda: is_some(metric(url, "held_bytes_cuts_total", kind="requests")))
+            assert 0 < await metric(url, "held_bytes", kind="requests") <= limit
+            for each in many:
+                each.close()
+            # Only the request for the metrics is left.
+            held = partial(metric, url, "held_bytes", kind="requests")
+            await until(lambda: is_below(10_000, held()))
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "target", [b"/" + b"a/" * 30_000, b"/?" + b"a=b&" * 15_000, b"/" + b"x" * 62_000]
+)
+def test_rejects_target_over_8_kib(run: Run, target: bytes) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url:
+            for _ in range(3):
+                async with peer(url) as client:
+                    await client.say(http(b"GET " + target))
+                    status, _, body = await client.answer()
+                    assert (status, json.loads(body)["code"]) == (414, "too_large")
+                    assert await client.has_ended()
+
+    run(test())
+
+
+@pytest.mark.parametrize("query", ["&".join(["a=b"] * 33), "a&" * 100, "a=b;" * 50 + "&" * 40])
+def test_query_has_a_bounded_number_of_fields(query: str) -> None:
+    request = Request("GET", "/health", query, {})
+    with pytest.raises(RequestError, match="Invalid query"):
+        request.open()
+
+
+def test_path_has_a_bounded_number_of_segments() -> None:
+    request = Request("GET", "/a%61" * 2000, "", {})
+    request.open()
+    assert len(request.segments) < 50
+
+
+# --- backlogs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "replay"])
+def test_closes_the_slowest_of_a_user_over_the_budget(run: Run, transport: str) -> None:
+    async def test() -> None:
+        app = with_keys(max_caller_bytes=600_000)
+        token = bearer(mint_token("1", secret=SECRET))
+        if transport == "sse":
+            asked = http(b"GET " + ROOM + b"/events?after=latest", token)
+        else:
+            after = b"earliest" if transport == "replay" else b"latest"
+            asked = http(b"GET " + ROOM + b"/subscribe?after=" + after, token, *HANDSHAKE)
+        async with running(app) as url:
+            if transport == "replay":
+                await filled(url, bearer(API_KEY), count=8)
+            stalled = [await silent(url, asked) for _ in range(6)]
+            if transport != "replay":
+                await until(lambda: is_below(1, missing(url, 6)))
+                await filled(url, bearer(API_KEY), count=4)
+            await until(lambda: is_some(cuts(url, "answers", "backlogs")))
+            for each in stalled:
+                each.close()
+            await until(lambda: is_below(1, metric(url, "held_bytes", kind="backlogs")))
+
+    run(test())
+
+
+async def missing(url: str, count: int) -> float:
+    """How many subscribers of the room are still to come."""
+    token = mint_token("1", secret=SECRET)
+    headers = {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+        health = (await client.get("/rooms/user_1/health")).json()
+    return count - float(health["connections"])
+
+
+# --- whatever comes -----------------------------------------------------------------------------
+
+AFTER_THE_LAST = [
+    b"POST /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\nX",
+    http(b"GET /health", b"Connection: close") + b"\0",
+    http(b"GET /health", b"Connection: close") + HEALTH,
+    http(b"GET /health", version=b"1.0") + b"GET",
+    http(b"GET /rooms/user_1/history", b"Connection: close") + b"X" * 100,
+    http(b"GET /rooms/user_1/events", b"Connection: close") + b"X" * 100,
+    publish(b"Connection: close") + b"X",
+    http(b"GET /health", b"Upgrade: x", b"Connection: Upgrade") + b"X",
+    HEALTH + b"\0" + HEALTH,
+    b"\0" * 3 + HEALTH,
+    http(b"GET /") + http(b"GET /", b"Connection: close") * 3 + b"X",
+]
+
+
+@pytest.mark.parametrize("sent", AFTER_THE_LAST)
+def test_bytes_after_the_last_request_are_no_error(
+    run: Run, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        errors: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        async with running(rooms()) as url:
+            for start in range(0, len(sent), 7):
+                async with peer(url) as client:
+                    await client.say(sent[:start])
+                    await asyncio.sleep(0)
+                    await client.say(sent[start:])
+                    if b"/events" not in sent:
+                        await client.has_ended()
+            assert not errors
+
+    run(test())
+
+
+SEEDS = [
+    HEALTH, publish(), http(b"GET /rooms/user_1/subscribe", *HANDSHAKE) + b"\x81\x84aaaa\x11\x08",
+    http(b"GET /rooms/user_1/history"), http(b"GET /rooms/user_1/events"),
+    http(b"POST /broadcast", CHUNKED, body=b"5\r\nhello\r\n0\r\nX: y\r\n\r\n"),
+    http(b"POST /rooms/user_1/broadcast", b"Expect: 100-continue", b"Content-Length: 5"),
+    http(b"OPTIONS *"), http(b"GET http://x/health", version=b"1.0"), *AFTER_THE_LAST,
+]  # fmt: skip
+
+
+INSERTED = [b"\r\n", b"\0", b" ", b":", b"\xff", b"0\r\n\r\n", b"GET "]
+
+
+def mutated(dice: random.Random) -> bytes:
+    data = bytearray(b"".join(dice.choices(SEEDS, k=dice.randint(1, 3))))
+    for _ in range(dice.randint(0, 4)):
+        at = dice.randrange(len(data) + 1)
+        match dice.randrange(4):
+            case 0:
+                data[at:at] = dice.choice(INSERTED)
+            case 1:
+                del data[at : at + dice.randint(1, 20)]
+            case 2:
+                data[at : at + 1] = dice.randbytes(1)
+            case _:
+                data[at:at] = data[at : at + dice.randint(1, 200)]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_bytes_come_there_is_no_traceback(run: Run, seed: int) -> None:
+    """Cut anywhere, followed by anything, ended in each way. See also scripts/fuzz."""
+    dice = random.Random(seed)
+
+    async def once(url: str) -> None:
+        async with peer(url) as client:
+            data = mutated(dice)
+            start = 0
+            try:
+                while start < len(data):
+                    end = dice.randint(start + 1, len(data))
+                    await client.say(data[start:end])
+                    start = end
+                    if dice.random() < 0.3:
+                        await asyncio.sleep(0)
+                match dice.randrange(4):
+                    case 0:
+                        client.writer.write_eof()
+                    case 1:
+                        await client.resets()
+                    case 2:
+                        await client.say(b"X")
+                async with asyncio.timeout(0.02):
+                    await client.reader.read()
+            except (OSError, TimeoutError):
+                pass
+
+    async def test() -> None:
+        errors: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        app: RoomServer = rooms()
+        async with running(app) as url:
+            for _ in range(20):
+                await asyncio.gather(*(once(url) for _ in range(5)))
+            async with peer(url) as client:
+                await client.say(HEALTH)
+                assert await client.status() == 200
+        assert not errors
+
+    run(test())
