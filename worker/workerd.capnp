@@ -41,6 +41,7 @@ const worker :Workerd.Worker = (
     (name = "SILENCE_S", fromEnvironment = "SILENCE_S"),
     (name = "MAX_CONNECTIONS_PER_USER", fromEnvironment = "MAX_CONNECTIONS_PER_USER"),
     (name = "MAX_CONNECTIONS_PER_ROOM", fromEnvironment = "MAX_CONNECTIONS_PER_ROOM"),
+    (name = "REQUESTS_PER_S", fromEnvironment = "REQUESTS_PER_S"),
     (name = "PUBLISHES_PER_S", fromEnvironment = "PUBLISHES_PER_S"),
     (name = "PUBLISH_BYTES_PER_S", fromEnvironment = "PUBLISH_BYTES_PER_S"),
     (name = "MESSAGES_PER_S", fromEnvironment = "MESSAGES_PER_S"),

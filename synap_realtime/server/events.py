@@ -6,8 +6,11 @@ notification's id; never what is in a notification, a key, a token or an address
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 
@@ -19,35 +22,104 @@ from .stores.base import Receipt
 logger = logging.getLogger(__name__)
 
 MAX_LINES_PER_S = 50
-"""More at ``info`` are left out, so that strangers cannot fill a disk; the next line says how
+"""More of a kind at ``info`` are left out, so that strangers cannot fill a disk; a line says how
 many. What is asked for with ``--log-level debug`` is not counted."""
+
+MAX_LINES_PER_CALLER_S = 10
+"""The same for one user, key or address, so that nobody can hide others' lines behind theirs."""
+
+_MAX_KINDS_S = 4  # so many kinds may have all their lines in one second
+_MAX_KINDS = 50
+_OTHERS = ("other lines", None)
+_CALLER = ("user", "key", "address")
 
 _ROUTINE = {CloseCode.DRAINING, CloseCode.SILENT, CloseCode.TOKEN_EXPIRED}
 
 
 class AtMost(logging.Filter):
-    """Lets so many records a second through; the first of the next second has ``left_out``."""
+    """Lets so many records of a kind a second through, and fewer of one caller.
 
-    def __init__(self, per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+    A kind is a message with its ``code``, so that a flood of one does not hide another, and one
+    caller's flood does not hide others'. The next record of the kind, or a line of its own when
+    none comes within a second, has ``left_out``: how many there were beside.
+    """
+
+    def __init__(
+        self,
+        per_s: int,
+        per_caller_s: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            per_s: records of a kind, a second.
+            per_caller_s: of those, with the same user, key or address; None: as many.
+            clock: seconds.
+        """
         super().__init__()
         self._per_s = per_s
+        self._per_caller_s = per_s if per_caller_s is None else per_caller_s
         self._clock = clock
         self._second = 0
-        self._count = 0
+        self._kinds: dict[tuple[str, object], int] = {}  # passed in this second
+        self._callers: Counter[tuple[object, ...]] = Counter()
+        self._left_out: dict[tuple[str, object], tuple[str, int]] = {}
+        self._is_summarizing = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.INFO:
+        if record.levelno < logging.INFO or self._is_summarizing:
             return True
         second = int(self._clock())
         if second != self._second:
-            if self._count > self._per_s:
-                record.left_out = self._count - self._per_s
-            self._second, self._count = second, 0
-        self._count += 1
-        return self._count <= self._per_s
+            self._second = second
+            self._kinds.clear()
+            self._callers.clear()
+        kind = (str(record.msg), getattr(record, "code", None))
+        if kind not in self._kinds and len(self._kinds) >= _MAX_KINDS:
+            kind = _OTHERS
+        caller = next(filter(None, (getattr(record, name, None) for name in _CALLER)), None)
+        passed = self._kinds.get(kind, 0)
+        is_too_much = passed and sum(self._kinds.values()) >= _MAX_KINDS_S * self._per_s
+        if (
+            is_too_much
+            or passed >= self._per_s
+            or self._callers[kind, caller] >= self._per_caller_s
+        ):
+            _, count = self._left_out.get(kind, ("", 0))
+            self._left_out[kind] = record.name, count + 1
+            self._summarize_later()
+            return False
+        self._kinds[kind] = passed + 1
+        self._callers[kind, caller] += 1
+        if kind in self._left_out:
+            record.left_out = self._left_out.pop(kind)[1]
+        return True
+
+    def _summarize_later(self) -> None:
+        """Where no loop runs, the next record of the kind says it."""
+        if self._timer is None:
+            with contextlib.suppress(RuntimeError):
+                self._timer = asyncio.get_running_loop().call_later(1.0, self._summarize)
+
+    def _summarize(self) -> None:
+        self._timer = None
+        left_out, self._left_out = self._left_out, {}
+        for (message, code), (name, count) in left_out.items():
+            members = {"left_out": count} if code is None else {"code": code, "left_out": count}
+            line = logging.getLogger(name)
+            if line.isEnabledFor(logging.INFO):
+                record = line.makeRecord(
+                    name, logging.INFO, "", 0, message, (), None, None, members
+                )
+                self._is_summarizing = True
+                try:
+                    line.handle(record)
+                finally:
+                    self._is_summarizing = False
 
 
-logger.addFilter(AtMost(MAX_LINES_PER_S))
+logger.addFilter(AtMost(MAX_LINES_PER_S, MAX_LINES_PER_CALLER_S))
 
 
 def refused(

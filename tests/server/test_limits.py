@@ -222,3 +222,30 @@ def test_a_table_of_callers_is_bounded() -> None:
     for n in range(MAX_CALLERS):
         limits.count_failed_attempt(f"2001:db8::{n:x}")
     limits.check_attempt(A)
+
+
+async def test_nothing_that_a_client_chooses_becomes_a_label(front: Front) -> None:
+    async with limited(front, requests_per_s=0) as client:
+
+        async def series() -> set[str]:
+            headers = bearer(token("ops", scope="metrics"))
+            text = (await client.get("/metrics", headers=headers)).text
+            return {line.rpartition(" ")[0] for line in text.splitlines() if line[0] != "#"}
+
+        async def ask(name: str) -> None:
+            note = {"type": name, "data": {}, "id": name}
+            for method, path in (
+                (name, "/"),
+                ("GET", f"/{name}"),
+                ("GET", f"/rooms/user_{name}/history?after={name}"),
+                ("GET", f"/rooms/{name}/events?device={name}"),
+                ("POST", f"/rooms/{name}/broadcast"),
+            ):
+                for credential in (token(name), API_KEY, name):
+                    await statuses(client, path, [credential], method=method, json=note)
+
+        await ask("first")
+        before = await series()
+        for n in range(5):
+            await ask(f"name{n}")
+        assert await series() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -243,6 +244,60 @@ def test_a_request_behind_anothers_is_nobodys_until_it_says_whose(tmp_path: Path
             refused = json.loads(server.next("refused"))
     assert refused["code"] == "unauthorized"
     assert "user" not in refused
+
+
+def lines_of(limit: AtMost, count: int, **members: object) -> int:
+    """How many of so many records with these members pass."""
+    passed = 0
+    for _ in range(count):
+        record = logging.LogRecord("x", logging.INFO, "", 0, "refused", (), None)
+        vars(record).update(members)
+        passed += bool(limit.filter(record))
+    return passed
+
+
+def test_a_caller_cannot_hide_the_lines_of_others() -> None:
+    limit = AtMost(50, 10, clock=lambda: 1.0)
+    assert lines_of(limit, 1000, code="forbidden", address="203.0.113.7") == 10
+    assert lines_of(limit, 1, code="forbidden", address="203.0.113.8") == 1
+    assert lines_of(limit, 1, code="forbidden", address="203.0.113.7", user="1") == 1
+    assert lines_of(limit, 1, code="forbidden", key="jobs") == 1
+
+
+def test_a_flood_of_one_kind_hides_no_other() -> None:
+    limit = AtMost(50, 10, clock=lambda: 1.0)
+    passed = sum(
+        lines_of(limit, 1, code="unauthorized", address=f"2001:db8::{n:x}") for n in range(1000)
+    )
+    assert passed == 50
+    assert lines_of(limit, 1, code="unavailable", address="203.0.113.7") == 1
+
+
+def test_lines_of_all_kinds_together_are_bounded() -> None:
+    limit = AtMost(50, 10, clock=lambda: 1.0)
+    passed = sum(
+        lines_of(limit, 1, code=n % 1000, address=f"2001:db8::{n:x}") for n in range(20_000)
+    )
+    assert passed <= 4 * 50 + 60
+
+
+async def test_what_is_left_out_gets_a_line_though_no_other_comes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "flood")
+    logger, limit = logging.getLogger("flood"), AtMost(2)
+    logger.addFilter(limit)
+    try:
+        for _ in range(10):
+            logger.info("refused", extra={"code": "forbidden", "address": "203.0.113.7"})
+        async with asyncio.timeout(5):
+            while not hasattr(caplog.records[-1], "left_out"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    finally:
+        logger.removeFilter(limit)
+    summary = caplog.records[-1]
+    assert (summary.message, vars(summary)["code"]) == ("refused", "forbidden")
+    assert len(caplog.records) - 1 + vars(summary)["left_out"] == 10
 
 
 def test_what_is_left_out_is_counted() -> None:

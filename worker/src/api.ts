@@ -20,7 +20,7 @@ import {
   type Problem,
   type Target,
 } from "./http";
-import { PublishLimits } from "./limits";
+import { checkRequest, PublishLimits } from "./limits";
 import type { Publication, Receipt } from "./log";
 import { count, METRICS_TEXT } from "./metrics";
 import openapi from "./openapi.json";
@@ -117,21 +117,28 @@ async function claimsOf({ request, query, env, settings }: Asked): Promise<Claim
   return claims;
 }
 
+/** The same for a request that is no publish: it counts for its caller. */
+async function countedClaimsOf(asked: Asked): Promise<Claims> {
+  const claims = await claimsOf(asked);
+  checkRequest(asked.settings, claims);
+  return claims;
+}
+
 async function showMetrics(asked: Asked): Promise<Response> {
-  requireScope(await claimsOf(asked), "metrics", "admin");
+  requireScope(await countedClaimsOf(asked), "metrics", "admin");
   return textResponse(200, METRICS_TEXT, "text/plain; version=0.0.4; charset=utf-8");
 }
 
 async function roomHealth(asked: Asked, segment: string): Promise<Response> {
   const room = roomOf(segment);
-  if (!opens(await claimsOf(asked), room)) throw forbidden("the token does not open this room");
+  if (!opens(await countedClaimsOf(asked), room)) throw forbidden("the token does not open this room");
   const connections = await ask(asked.env, room, (stub) => stub.connections());
   return jsonResponse(200, { status: "ok", connections, roomId: room });
 }
 
 async function roomPresence(asked: Asked, segment: string): Promise<Response> {
   const room = roomOf(segment);
-  permit(await claimsOf(asked), "presence", room);
+  permit(await countedClaimsOf(asked), "presence", room);
   const { connections, users } = await ask(asked.env, room, (stub) => stub.presence());
   return jsonResponse(200, { room, connections, users });
 }
@@ -149,7 +156,7 @@ async function subscribeWithoutUpgrade(_: Asked, segment: string): Promise<Respo
 
 async function history(asked: Asked, segment: string): Promise<Response> {
   const room = roomOf(segment);
-  permit(await claimsOf(asked), "subscribe", room);
+  permit(await countedClaimsOf(asked), "subscribe", room);
   const after = asked.query.get("after") ?? "earliest";
   const position = after === "earliest" ? undefined : positionOf(after, "or 'earliest'");
   const limit = limitOf(asked.query.get("limit"));
@@ -372,7 +379,7 @@ function checkLimits({ env }: Asked, claims: Claims, many: number, bytes: number
 }
 
 async function revoke(asked: Asked): Promise<Response> {
-  requireScope(await claimsOf(asked), "admin");
+  requireScope(await countedClaimsOf(asked), "admin");
   const { env, settings } = asked;
   const [member, given] = revocationIn(await jsonBody(asked.request));
   // Without keys no token is looked at, so there is none to take back.

@@ -35,6 +35,31 @@ export class Rate {
   }
 }
 
+/** Whose rates they are; undefined: there are no keys. */
+function nameOf(claims: Claims): string | undefined {
+  if (claims.key !== undefined) return `key ${claims.key}`;
+  if (claims.user !== undefined) return `user ${claims.user}`; // who may be called "key …"
+  return claims.tokenId === undefined ? undefined : `token ${claims.tokenId}`;
+}
+
+const requests = new WeakMap<Settings, Rate>();
+
+/**
+ * Count a request that is no publish.
+ *
+ * @throws RequestError 429.
+ */
+export function checkRequest(settings: Settings, claims: Claims): void {
+  const who = nameOf(claims);
+  if (who === undefined) return;
+  let rate = requests.get(settings);
+  if (rate === undefined) requests.set(settings, (rate = new Rate(settings.requestsPerS)));
+  const waitS = rate.waitS(who, 1);
+  if (waitS > 0) {
+    throw tooMany(`at most ${settings.requestsPerS} requests a second for a user or a key`, waitS);
+  }
+}
+
 /** What keys and tokens publish. */
 export class PublishLimits {
   readonly #settings: Settings;
@@ -54,11 +79,8 @@ export class PublishLimits {
    * @throws RequestError 429.
    */
   check(claims: Claims, count: number, bytes: number): void {
-    let who: string; // a user may be called "key …"
-    if (claims.key !== undefined) who = `key ${claims.key}`;
-    else if (claims.user !== undefined) who = `user ${claims.user}`;
-    else if (claims.tokenId !== undefined) who = `token ${claims.tokenId}`;
-    else return;
+    const who = nameOf(claims);
+    if (who === undefined) return;
     const { publishesPerS, publishBytesPerS } = this.#settings;
     for (const [rate, cost, most, what] of [
       [this.#publishes, count, publishesPerS, "notifications"],

@@ -34,6 +34,7 @@ export interface Settings {
   /** 0 is no limit, here and below. */
   maxConnectionsPerUser: number;
   maxConnectionsPerRoom: number;
+  requestsPerS: number;
   publishesPerS: number;
   publishBytesPerS: number;
   messagesPerS: number;
@@ -103,6 +104,7 @@ function read(env: Env): Settings {
     silenceS: number("SILENCE_S", 75),
     maxConnectionsPerUser: number("MAX_CONNECTIONS_PER_USER", 50),
     maxConnectionsPerRoom: number("MAX_CONNECTIONS_PER_ROOM", 10_000),
+    requestsPerS: number("REQUESTS_PER_S", 200),
     publishesPerS: number("PUBLISHES_PER_S", 10_000),
     publishBytesPerS: number("PUBLISH_BYTES_PER_S", 20 * 1024 * 1024),
     messagesPerS: number("MESSAGES_PER_S", 100),

@@ -6,6 +6,7 @@ import { ANYONE, type Claims } from "./auth/claims";
 import type { Subscribing } from "./connection";
 import { eventStream, EVENT_STREAM_HEADERS } from "./events";
 import { deviceOf, malformed, methodNotAllowed, positionOf, RequestError, roomOf, unavailable } from "./http";
+import { checkRequest } from "./limits";
 import { count } from "./metrics";
 import { BEARER_SUBPROTOCOL, CloseCode, SUBPROTOCOL } from "./protocol/control";
 import { parseCursor } from "./protocol/cursor";
@@ -38,6 +39,7 @@ export async function openWebSocket(asked: Asked): Promise<Response> {
   const subprotocol = speaks ? SUBPROTOCOL : bearer;
   try {
     const claims = await identify(settings, credentialOf(request.headers, query, offered));
+    checkRequest(settings, claims);
     const how = { transport: "websocket" as const, speaks, isLost: false };
     const answer = await ask(asked, claims, {
       ...how,
@@ -71,6 +73,7 @@ export async function openEventStream(asked: Asked): Promise<Response> {
   if (last !== undefined) query.set("after", isLost ? "earliest" : last);
   const wanted = wantedOf(asked);
   const claims = await identify(settings, credentialOf(request.headers, query, []));
+  checkRequest(settings, claims);
   if (request.method === "HEAD") {
     await refuseRevoked(asked.env, claims);
     permitAll(claims, wanted);

@@ -61,6 +61,30 @@ test("a user who is called like a key takes nothing of the key's rate", () => {
   expect(() => limits.check({ ...claims, key: "jobs" }, 10, 1)).toThrow();
 });
 
+test("reads and handshakes of a user are limited, those of another are not", async () => {
+  const limited = { ...bindings, REQUESTS_PER_S: "5" };
+  const { user, room } = freshUser();
+  const credential = await token({ sub: user });
+  const statusOf = async (path: string, bearer: string, headers: Record<string, string> = {}) => {
+    const all = { ...headers, Authorization: `Bearer ${bearer}` };
+    const asked = new Request(`http://worker/rooms/${path}`, { headers: all });
+    const answer = await worker.fetch!(asked as never, limited as never);
+    answer.webSocket?.accept();
+    answer.webSocket?.close(1000);
+    return answer.status;
+  };
+  const upgrade = { Upgrade: "websocket" };
+  const found: number[] = [];
+  for (let n = 0; n < 60; n++) found.push(await statusOf(`${room}/history`, credential));
+  expect(found.slice(0, 5)).toEqual([200, 200, 200, 200, 200]);
+  expect(found).toContain(429);
+  const opened: number[] = [];
+  for (let n = 0; n < 60; n++) opened.push(await statusOf(`${room}/subscribe`, credential, upgrade));
+  expect(opened).toContain(429);
+  const other = freshUser();
+  expect(await statusOf(`${other.room}/history`, await token({ sub: other.user }))).toBe(200);
+});
+
 test("many who leave at once, and a room that works on", async () => {
   const { user, room } = freshUser();
   await runInDurableObject(roomStub(room), async (_, { storage }) => {
