@@ -189,7 +189,7 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
 
 def test_a_line_for_people_has_them_behind_it(tmp_path: Path) -> None:
     """Also where a user's name would like to be a line of its own."""
-    hostile = "1\n2026-01-01 INFO x: all is well"
+    hostile = "1\u20282026-01-01 INFO x: all is well"  # a line separator
     with serving(tmp_path, "--log-level", "debug") as server:
         claims = {
             "sub": hostile,
@@ -200,7 +200,7 @@ def test_a_line_for_people_has_them_behind_it(tmp_path: Path) -> None:
         with connect(server.subscribe(jwt.encode(claims, SECRET))):
             line = server.next("connected")
     assert line.endswith(
-        ' connected user="1\\n2026-01-01 INFO x: all is well" room=user_1 address=127.0.0.1 '
+        ' connected user="1\\u20282026-01-01 INFO x: all is well" room=user_1 address=127.0.0.1 '
         "transport=websocket\n"
     )
 
