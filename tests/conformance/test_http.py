@@ -233,3 +233,30 @@ async def test_openapi(client: Client) -> None:
         ("GET", "/health"),
         ("GET", "/ready"),
     }
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/health?" + "x" * 9000, "/" + "a/" * 5000, "/health?" + "a=b&" * 2500],
+    ids=["query", "path", "fields"],
+)
+async def test_rejects_target_over_8_kib(client: Client, target: str) -> None:
+    """Limits: 8 KiB of a request target. Errors: 414."""
+    response = await client.request("GET", target)
+    assert (response.status_code, response.json()["code"]) == (414, "too_large")
+
+
+async def test_rejects_query_of_more_than_32_parameters(client: Client) -> None:
+    """Limits: 32 parameters of a query. Errors: 400."""
+    for count, status in ((32, 200), (33, 400)):
+        query = "&".join(["a=b"] * count)
+        assert (await client.request("GET", f"/health?{query}")).status_code == status
+
+
+async def test_rejects_body_with_content_encoding(client: Client) -> None:
+    """Errors: 415; a body is read as it came."""
+    for coding, status in (("gzip", 415), ("br", 415), ("identity", 200)):
+        path = f"/rooms/{fresh_room()}/broadcast"
+        headers = {"Content-Encoding": coding}
+        response = await client.request("POST", path, body=note(), headers=headers)
+        assert response.status_code == status

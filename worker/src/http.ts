@@ -38,6 +38,12 @@ export class RequestError extends Error {
   }
 }
 
+/** The longest path and query together, in bytes. */
+const MAX_TARGET_BYTES = 8 * 1024;
+
+/** The most parameters in a query. */
+const MAX_QUERY_FIELDS = 32;
+
 export function malformed(error: string, details: string): RequestError {
   return new RequestError(400, "malformed", error, details);
 }
@@ -118,6 +124,14 @@ export interface Target {
  */
 export function targetOf(url: string): Target {
   const [, raw = "", search = ""] = /^[^:]+:\/\/[^/?#]*([^?#]*)\??([^#]*)/.exec(url) ?? [];
+  if (raw.length + search.length >= MAX_TARGET_BYTES) {
+    const details = `a path and its query have at most ${MAX_TARGET_BYTES} bytes`;
+    throw new RequestError(414, "too_large", "URI too long", details);
+  }
+  if (search.split("&").length > MAX_QUERY_FIELDS) {
+    const details = `a query has at most ${MAX_QUERY_FIELDS} parameters`;
+    throw malformed("Invalid query", details);
+  }
   const query = new Map<string, string>();
   for (const [name, value] of new URLSearchParams(search)) {
     if (value !== "") query.set(name, value);
@@ -172,6 +186,16 @@ export function deviceOf(query: Map<string, string>): string | undefined {
  * @throws RequestError 400, 408, 413 or 415.
  */
 export async function jsonBody(request: Request): Promise<unknown> {
+  const coding = request.headers.get("Content-Encoding")?.trim().toLowerCase() ?? "";
+  if (coding !== "" && coding !== "identity") {
+    throw new RequestError(
+      415,
+      "unsupported_media_type",
+      "Unsupported content coding",
+      "send the body without Content-Encoding",
+      { "Accept-Encoding": "identity" },
+    );
+  }
   const contentType = request.headers.get("Content-Type");
   if (contentType !== null) {
     const media = contentType.split(";")[0]!.trim().toLowerCase();
