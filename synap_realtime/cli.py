@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
+    from typer.core import TyperGroup
 except ImportError:
     sys.exit("synap-realtime: this command needs: pip install 'synap-realtime[server,cli]'")
 
 from . import __version__
 from .errors import SynapRealtimeError
+from .redaction import redacted
+
+
+class _Commands(TyperGroup):
+    """The commands; what is wrong on the command line is said without a credential in it."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _redacting():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _redacting():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _redacting() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = redacted(message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="synap-realtime",
     help="The moment a background job moves, the user who waits for it sees it.",
     no_args_is_help=True,

@@ -7,7 +7,6 @@ Address and key may hold a secret, so neither is ever shown as it is.
 from __future__ import annotations
 
 import os
-import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import httpx
 
 from .errors import ConfigurationError
 from .network import names_this_machine
+from .redaction import redacted
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 """Where ``synap-realtime serve`` listens unless told otherwise."""
@@ -56,7 +56,7 @@ def parse_address(
         if text:
             break
     text = text or DEFAULT_URL
-    shown = re.sub(r"//.*@", "//…@", str(text))  # also where the password holds a slash
+    shown = redacted(str(text))
     try:
         parsed = httpx.URL(text)
     except (httpx.InvalidURL, TypeError, ValueError):

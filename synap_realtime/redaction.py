@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 
 _MASK = "…"
+MAX_SHOWN = 1000
+"""Characters of a text that are looked at; the rest is cut off. An error is shorter."""
 
 _USERINFO = re.compile(r"//\S*@")
 """User and password of a URL (RFC 3986, section 3.2.1), also where the password holds a slash."""
@@ -20,12 +22,12 @@ _PAIR = re.compile(
     re.IGNORECASE,
 )
 _BEARER = re.compile(r"\b(bearer)[\s.]+[^\s,;\"']+", re.IGNORECASE)
-_JWT = re.compile(r"e[wy][\w-]{6,}(?:\.[\w-]*){1,4}")
-"""A JWT or a part of one: its header begins with ``{`` in base64."""
+_JWT = re.compile(r"(?<![A-Za-z0-9_-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}(?:\.[\w-]*){0,4}")
+"""A JWT or a part of one: ``{`` and a quote or white space, in base64."""
 
 _RUN = re.compile(r"[\w+=~@$%^*!-]{24,}")
 """As long as no word is."""
-_PIECE = re.compile(r"[A-Za-z0-9+=]{10,}")
+_PIECE = re.compile(r"[A-Za-z0-9+=]{8,}")
 """A piece of a base64 text between slashes, if it has capitals, small letters and digits."""
 
 _UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])", re.I)
@@ -40,6 +42,8 @@ def redacted(text: str) -> str:
     A UUID stays, and so do words with underscores or hyphens between them: ids and names are
     needed to find a mistake.
     """
+    if len(text) > MAX_SHOWN:
+        text = text[:MAX_SHOWN] + _MASK
     text = _USERINFO.sub(f"//{_MASK}@", text)
     text = _QUERY.sub(rf"\1{_MASK}", text)
     text = _BEARER.sub(rf"\1 {_MASK}", text)

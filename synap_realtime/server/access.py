@@ -20,7 +20,7 @@ from ..loopback import (
     require_local,
 )
 from ..protocol.rooms import Room
-from ..redaction import holds_token
+from ..redaction import holds_token, redacted
 from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
 from .http import Request, RequestError, unavailable
 from .limits import Limits
@@ -310,7 +310,8 @@ def load_rule(name: str) -> May:
     rule = resolve("--may (SYNAP_REALTIME_MAY)", name)
     if not inspect.iscoroutinefunction(rule):
         raise ConfigurationError(
-            f"--may (SYNAP_REALTIME_MAY): {name}: expected async def may(action, room, claims)"
+            f"--may (SYNAP_REALTIME_MAY): {redacted(name)}: "
+            "expected async def may(action, room, claims)"
         )
     return cast(May, rule)
 

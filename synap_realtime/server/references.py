@@ -7,6 +7,7 @@ import re
 import sys
 
 from ..errors import ConfigurationError
+from ..redaction import redacted
 
 REFERENCE = re.compile(r"[\w.]+:\w+")
 
@@ -25,6 +26,6 @@ def resolve(option: str, reference: str) -> object:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"{option}: {reference}: {error}") from None
+        raise ConfigurationError(f"{option}: {redacted(f'{reference}: {error}')}") from None
     finally:
         sys.path.remove("")

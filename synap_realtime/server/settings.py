@@ -17,6 +17,7 @@ from ..errors import ConfigurationError
 from ..loopback import is_loopback as is_loopback
 from ..loopback import normalize_origin
 from ..protocol.control import SILENCE_LIMIT_S
+from ..redaction import redacted
 from .stores.base import Retention
 
 # What a browser sends: no path, no user, no upper case.
@@ -203,7 +204,8 @@ def load_settings(**given: Any) -> ServerSettings:
         if name in _SECRET:  # there is no option, and what was given is not shown
             raise ConfigurationError(f"{variable}: {first['msg']}") from None
         raise ConfigurationError(
-            f"--{name.replace('_', '-')} ({variable}): {first['msg']}, got {first['input']!r}"
+            f"--{name.replace('_', '-')} ({variable}): {first['msg']}, "
+            f"got {redacted(repr(first['input']))}"
         ) from None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from urllib.parse import unquote, urlsplit
 
 from ...errors import ConfigurationError
+from ...redaction import redacted
 from ..references import REFERENCE, resolve
 from .base import Retention, Store
 
@@ -46,7 +47,9 @@ def is_own(url: str) -> bool:
 def _own(reference: str, retention: Retention) -> Store:
     make = resolve(_OPTION, reference)
     if not callable(make):
-        raise ConfigurationError(f"{_OPTION}: {reference}: expected def open(retention) -> Store")
+        raise ConfigurationError(
+            f"{_OPTION}: {redacted(reference)}: expected def open(retention) -> Store"
+        )
     store: Store = make(retention)
     return store
 
@@ -96,5 +99,5 @@ def open_store(url: str, retention: Retention) -> Store:
             )
     if parts.scheme not in _STORES or parts.netloc or parts.query or parts.fragment:
         # Only the scheme is shown: another kind of URL may hold a password.
-        raise ConfigurationError(f"{expected}, got {parts.scheme}://…")
+        raise ConfigurationError(f"{expected}, got {redacted(parts.scheme)}://…")
     return _STORES[parts.scheme](unquote(parts.path), retention)

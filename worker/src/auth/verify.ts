@@ -70,7 +70,7 @@ export function keptMs(settings: Settings): number {
 /** Whether a text is one of this server's keys or secrets, or a JWT or a part of one. */
 export async function isCredential(settings: Settings, text: string): Promise<boolean> {
   const given = text.trim();
-  if (/e[wy][\w-]{6,}(?:\.[\w-]*){1,4}/.test(given)) return true;
+  if (/(?<![\w-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}/.test(given)) return true;
   if (settings.tokenSecrets.includes(given)) return true;
   return (await nameOf(await keyRingOf(settings), given)) !== undefined;
 }

@@ -1,0 +1,161 @@
+"""A credential that was given in a wrong place is repeated to nobody."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import jwt
+import pytest
+import uvicorn
+
+from synap_realtime import AsyncBroadcaster, ConfigurationError
+from synap_realtime.endpoint import parse_address
+from synap_realtime.redaction import MAX_SHOWN, redacted
+from synap_realtime.server import create_app
+from synap_realtime.server.settings import load_settings
+
+from .server.fronts import by_uvicorn
+
+TOKEN = jwt.encode({"sub": "1", "exp": 4e9}, "s" * 32, "HS256")
+KEYS = [
+    secrets.token_urlsafe(32), secrets.token_hex(32), "s" * 32, "k" * 43, TOKEN,
+    f"Bearer {TOKEN}", "AbCd1234+EfGh5678/IjKl9012+MnOp3456/QrSt7890=",
+]  # fmt: skip
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+
+
+def pieces(secret: str) -> list[str]:
+    """What must not be seen of it: any eight characters in a row."""
+    secret = secret.removeprefix("Bearer ")
+    return [secret[start : start + 8] for start in range(len(secret) - 7)]
+
+
+@pytest.mark.parametrize("secret", KEYS)
+@pytest.mark.parametrize("around", ["{}", "'{}'", "--keys {}: No such file", "got {!r}", "a={} b"])
+def test_masks_credentials(secret: str, around: str) -> None:
+    shown = redacted(around.format(secret))
+    assert not [piece for piece in pieces(secret) if piece in shown], shown
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("https://u:hunter2@id.example/jwks", "id.example/jwks"),
+        ("https://u:hun/ter2@id.example/jwks", "id.example"),
+        ("postgres://u:hunter2@db:5432/x", "db:5432/x"),
+        ("http://127.0.0.1:8787/?token=hunter2", "http://127.0.0.1:8787/?token="),
+        ("http://h/#access_token=hunter2&x=hunter2", "access_token="),
+        ("https://hunter2@h/", "https://…@h/"),
+    ],
+)
+def test_masks_what_a_url_holds(url: str, kept: str) -> None:
+    shown = redacted(url)
+    assert "hunter2" not in shown
+    assert "hun/ter2" not in shown
+    assert kept in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/etc/synap-realtime/keys.toml", "keys-production.toml", "keys.toml", "user_42",
+        "access_control.rules:may_subscribe_to_room", "https://app.example.com:443/base",
+        "user_123e4567-e89b-12d3-a456-426614174000", "127.0.0.1", "seven", "--token-max-lifetime-s",
+        "SYNAP_REALTIME_MAX_CONNECTIONS_PER_ADDRESS", "/var/lib/synap/rooms.db",
+        "No module named 'x'",
+    ],
+)  # fmt: skip
+def test_keeps_what_is_needed_to_find_a_mistake(text: str) -> None:
+    assert redacted(text) == text
+
+
+OPTIONS = [
+    "host", "port", "tls_cert", "tls_key", "workers", "allowed_origins", "store", "drain_s",
+    "silence_s", "memory_bytes", "retention_count", "log_level", "log_format", "keys", "jwks_urls",
+    "token_leeway_s", "token_max_lifetime_s", "may", "trusted_proxies", "max_connections",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_setting_repeats_a_secret(option: str) -> None:
+    for secret in (KEYS[0], TOKEN, KEYS[1]):
+        given = f"https://u:{secret}@id.example" if secret is KEYS[1] else secret
+        try:
+            settings = load_settings(**{option: given})
+            if option in ("keys", "may", "store", "jwks_urls"):
+                create_app(settings)
+        except ConfigurationError as error:
+            text = str(error)
+            assert not [piece for piece in pieces(secret) if piece in text], text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--keys"], ["serve", "--may"], ["serve", "--port"], ["serve", "--store"],
+        ["serve", "--log-level"], ["serve", "--jwks-urls"], ["serve", "--drain-s"], ["serve"], [],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_command_repeats_a_secret(arguments: list[str]) -> None:
+    secret = KEYS[0].replace("-", "a")  # not taken for an option
+    done = subprocess.run(
+        [COMMAND, *arguments, secret], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    said = done.stdout + done.stderr
+    assert not [piece for piece in pieces(secret) if piece in said], said
+
+
+@pytest.mark.parametrize("secret", KEYS)
+def test_no_address_repeats_a_secret(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (
+        secret,
+        f"http://h/?token={secret}",
+        f"ftp://u:{secret}@h",
+        f"http://{secret}@h/#x",
+    ):
+        monkeypatch.setenv("REALTIME_URL", url)
+        with pytest.raises(ConfigurationError, match="REALTIME_URL") as caught:
+            parse_address(None)
+        text = str(caught.value)
+        assert not [piece for piece in pieces(secret) if piece in text], text
+
+
+@pytest.mark.parametrize("text", ["/" * 10**6, "//a" * 10**5, "a=" * 10**6, "eyJ." * 10**6])
+def test_takes_no_time_for_a_long_text(text: str) -> None:
+    began_at = time.perf_counter()
+    assert len(redacted(text)) <= MAX_SHOWN + 100
+    assert time.perf_counter() - began_at < 1.0
+
+
+async def test_the_hosts_access_log_holds_no_token(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn writes its line from the scope, after the app has read it."""
+    caplog.set_level(logging.INFO, "uvicorn.access")
+    config = uvicorn.Config.__init__
+
+    def verbose(self: uvicorn.Config, *args: object, **options: object) -> None:
+        options |= {"access_log": True, "log_level": "info"}
+        config(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(uvicorn.Config, "__init__", verbose)
+    async with by_uvicorn(create_app()) as url, httpx.AsyncClient() as client:
+        await client.get(f"{url}/rooms/user_1/history?limit=5&token={TOKEN}")
+    (line,) = [each.getMessage() for each in caplog.records if each.name == "uvicorn.access"]
+    assert "/rooms/user_1/history?" in line
+    assert not [piece for piece in pieces(TOKEN) if piece in line], line
+
+
+async def test_the_sdk_repeats_no_key() -> None:
+    async with AsyncBroadcaster("http://u:hunter2-hunter2@127.0.0.1:9", KEYS[0]) as broadcaster:
+        result = await broadcaster.broadcast_success("1", "a.completed", {})
+    assert "hunter2" not in f"{result!r} {broadcaster!r}"
+    assert KEYS[0] not in f"{result!r} {broadcaster!r}"
