@@ -9,7 +9,7 @@ import asyncio
 from typing import ClassVar, Protocol
 
 from ...protocol.control import CloseCode
-from ..websocket import Close, Decoder, Event, Failure, Ping, close_frame, pong_frame
+from ..websocket import Close, Decoder, Failure, Ping, Pong, close_frame, pong_frame
 from .descriptors import cut, descriptor_of, write_past
 from .half_open import HalfOpen
 from .turn import Turn
@@ -222,26 +222,34 @@ class WebSocket(asyncio.Protocol):
         if second != self._second:
             self._second = second
             decoder.frames = 0
+        pongs: list[bytes] = []
         for event in decoder.feed(data):
             if self._transport.is_closing():  # a write failed, or the handler has cut it
                 return
-            self._take(event)
+            if isinstance(event, Ping):
+                pongs.append(pong_frame(event.payload))
+            elif not isinstance(event, Pong):  # it answers nothing: this side sends no pings
+                self._answer_pings(pongs)
+                self._take(event)
+        self._answer_pings(pongs)
         if decoder.frames > self.max_frames_per_s:
             self._fail(CloseCode.TOO_MANY_MESSAGES, "too many frames")
 
-    def _take(self, event: Event) -> None:
+    def _answer_pings(self, pongs: list[bytes]) -> None:
+        """In one write: for a flood of pings, a write for each would keep all others waiting."""
+        # Of who does not read, the pongs would wait in memory, behind all the others.
+        if pongs and not self._is_paused:
+            self.write(b"".join(pongs))
+        pongs.clear()
+
+    def _take(self, event: str | bytes | Close | Failure) -> None:
         if isinstance(event, (str, bytes)):
             if not self._is_closing:
                 self._handler.heard(event)
-        elif isinstance(event, Ping):
-            # Of who does not read, the pong would wait in memory, behind all the others.
-            if not self._is_paused:
-                self.write(pong_frame(event.payload))
         elif isinstance(event, Close):
             self._answer(event)
-        elif isinstance(event, Failure):
+        else:
             self._fail(event.code, event.reason)
-        # A pong answers nothing: this side sends no pings.
 
     def _answer(self, close: Close) -> None:
         """Both sides have said their last word: the server closes first (section 7.1.1)."""

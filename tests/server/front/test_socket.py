@@ -305,6 +305,28 @@ def test_a_flood_of_frames_is_not_read_to_its_end(run: Run, begin: bytes, more: 
     run(test())
 
 
+def test_answers_a_flood_of_pings_in_a_few_writes(run: Run) -> None:
+    """A write for each would keep everybody else waiting."""
+    writes: list[bytes] = []
+
+    class Watched(WebSocket):
+        __slots__ = ()
+
+        def write(self, frame: bytes) -> bool:
+            writes.append(frame)
+            return super().write(frame)
+
+    async def test() -> None:
+        async with serving(kind=Watched) as server, connected(server) as (reader, writer, _heard):
+            count = MAX_FRAMES_PER_S // 2
+            writer.write(b"".join(frame(PING, b"%03d" % n) for n in range(count)))
+            expected = b"".join(b"\x8a\x03%03d" % n for n in range(count))
+            assert await reader.readexactly(len(expected)) == expected
+            assert len(writes) < 10
+
+    run(test())
+
+
 def test_the_frames_of_each_second_count_for_themselves(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, heard):
