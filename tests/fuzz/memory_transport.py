@@ -81,6 +81,7 @@ class MemoryTransport(asyncio.Transport):
         is_reading_peer: whether the peer reads; what it does not take is buffered here.
         peak_bytes: the most that was ever buffered.
         is_gone: ``connection_lost`` was called.
+        is_aborted: our side has reset the connection.
     """
 
     def __init__(self, loop: Loop, protocol: asyncio.Protocol) -> None:
@@ -99,6 +100,7 @@ class MemoryTransport(asyncio.Transport):
         self.is_reading_peer = True
         self.peak_bytes = 0
         self.is_gone = False
+        self.is_aborted = False
         protocol.connection_made(self)
 
     # ---- the peer
@@ -202,6 +204,7 @@ class MemoryTransport(asyncio.Transport):
                 self._lose()
 
     def abort(self) -> None:
+        self.is_aborted = True
         self._is_closing = True
         self._buffer.clear()
         self._lose()
