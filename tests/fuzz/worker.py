@@ -28,7 +28,7 @@ HANG_S = 30.0
 CHECK_EVERY = 500
 """Inputs between two looks at the memory."""
 
-MAX_BLOCKS = 30_000
+MAX_BLOCKS = 100_000
 MAX_BLOCKS_PER_INPUT = 0.5
 """Growth, in blocks of Python's allocator: both have to be exceeded. Caches fill once; a leak goes
 on with each input."""
