@@ -43,8 +43,8 @@ class Outcome:
     Attributes:
         statuses: of the responses, without 100.
         is_stream: the last one is an event stream or a WebSocket.
-        is_cut: the connection ended before all had to be answered: by the client, or the server
-            has reset it.
+        is_cut: the connection ended before all had to be answered: by the client, or by a reset of
+            the server that was no timeout.
     """
 
     statuses: tuple[int, ...]
@@ -95,10 +95,9 @@ class HttpTarget(Target):
             loop.run(connection.end_input)
         elif way == "reset":
             loop.run(connection.drop)
+        is_cut = way in ("half-closed", "reset") or connection.is_aborted
         loop.skip(PATIENCE_S)
-        outcome = _outcome_of(bytes(connection.output))
-        if way in ("half-closed", "reset") or connection.is_aborted:
-            outcome = replace(outcome, is_cut=True)
+        outcome = replace(_outcome_of(bytes(connection.output)), is_cut=is_cut)
         if not outcome.is_stream:
             require(connection.is_gone, "a connection that is silent is closed")
         loop.run(connection.end_input)

@@ -115,7 +115,7 @@ class _Side:
     def __init__(self, *, has_rule: bool) -> None:
         settings = load_settings(
             api_keys={"fuzz": SecretStr(API_KEY)}, publishes_per_s=0, publish_bytes_per_s=0,
-            drain_s=0,
+            requests_per_s=0, drain_s=0,
         )  # fmt: skip
         self.store = MemoryStore(Retention(count=10, memory_bytes=1024 * 1024))
         self.app = create_app(settings, self.store, may=_allow if has_rule else None)
