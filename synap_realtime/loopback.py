@@ -164,10 +164,13 @@ def is_visit(method: str, headers: Mapping[str, str]) -> bool:
 def names_own_origin(origin: str, host: str | None) -> bool:
     """Whether a page was loaded from the server that it now sends a request to.
 
-    This proves nothing unless the host was checked: a page can point its own name here.
+    React Native has no pages and sends the server's own address as ``Origin``, on iOS with a slash
+    at its end. This proves nothing unless the host was checked: a page can point its own name here.
     """
-    scheme, _, page_host = origin.partition("://")
-    return host is not None and scheme in ("http", "https") and page_host.lower() == host.lower()
+    scheme, separator, _ = origin.lower().partition("://")
+    if host is None or not separator or scheme not in _IMPLIED_PORTS:
+        return False
+    return normalize_origin(origin.lower()) == normalize_origin(f"{scheme}://{host.lower()}")
 
 
 class LocalOnly:

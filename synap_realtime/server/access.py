@@ -80,13 +80,8 @@ class Access:
         limits: Limits,
         *,
         allowed_origins: tuple[str, ...] = (),
-        own_pages: bool = False,
         may: May | None = None,
     ) -> None:
-        """
-        Args:
-            own_pages: this server has a page itself, whose origin is let in.
-        """
         self._authenticator = authenticator
         self.keys = authenticator.keys
         """Those that count now; false, if there are none."""
@@ -97,7 +92,6 @@ class Access:
         self._limits = limits
         self._allowed_origins = allowed_origins
         self._allowed_hosts = frozenset(filter(None, map(host_of, allowed_origins)))
-        self._own_pages = own_pages
         self._may = may
 
     def needs_tasks(self) -> bool:
@@ -284,9 +278,9 @@ class Access:
     def _allows(self, origin: str, host: str | None) -> bool:
         if origin in self._allowed_origins:
             return True
-        if self._own_pages and names_own_origin(origin, host):
-            # A name that a stranger has pointed here gains nothing: that page has no credential,
-            # and without keys the host was checked.
+        if names_own_origin(origin, host):
+            # The operator's page, and React Native. DNS rebinding gains nothing: the page of a name
+            # that was pointed here has no credential, and without keys the host was checked.
             return True
         return not self.keys() and is_loopback(host_of(origin))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -71,6 +72,9 @@ _PREFLIGHT = {
     "Access-Control-Allow-Headers": "authorization, content-type, last-event-id",
     "Access-Control-Max-Age": "600",
 }
+_FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
+"""Names of header fields with commas between (RFC 9110, section 5.6.2)."""
+_MAX_FIELD_NAMES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,6 @@ class Node:
             revocations,
             limits,
             allowed_origins=settings.allowed_origins,
-            own_pages=settings.admin,
             may=may,
         )
         self._sessions = Sessions(
@@ -189,11 +192,11 @@ class Node:
             if origin is not None or "sec-fetch-site" in request.headers or not self._access.keys():
                 self._access.admit(_caller(request))
             if origin is not None:
-                cors = {"Access-Control-Allow-Origin": origin, "Vary": "origin"}
+                cors = _cors(origin)
             request.open()
             if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
                 self._limits.check_request(None, request.address)
-                return Response(204, b"", {**cors, **_PREFLIGHT})
+                return Response(204, b"", {**cors, **_preflight(request)})
             segments = request.segments
             if len(segments) == 3 and segments[0] == "rooms" and segments[2] == "events":
                 if request.method not in ("GET", "HEAD"):
@@ -397,6 +400,29 @@ def _target(segment: str, query: dict[str, str]) -> _Target:
     if (presence := query.get("presence", "0")) not in ("0", "1"):
         raise malformed("Invalid presence", "presence: expected 0 or 1")
     return _Target(room, after, device_of(query), watches=presence == "1")
+
+
+def _cors(origin: str) -> dict[str, str]:
+    """What lets a page of an allowed origin read the answer.
+
+    It may ask for credentials, as ``EventSource`` polyfills do (``withCredentials``). The server
+    sets and reads no cookie, so that adds nothing to what the page can do.
+    """
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Credentials": "true",
+        "Vary": "origin",
+    }
+
+
+def _preflight(request: Request) -> dict[str, str]:
+    """What an allowed page may send: every header field that it asks for (Fetch standard, "CORS
+    protocol"). Polyfills add ``Cache-Control``, tracing adds ``traceparent``; ``*`` would not cover
+    ``Authorization``."""
+    asked = request.headers.get("access-control-request-headers", "")
+    if len(asked) > _MAX_FIELD_NAMES or not _FIELD_NAMES.fullmatch(asked):
+        return _PREFLIGHT
+    return {**_PREFLIGHT, "Access-Control-Allow-Headers": asked}
 
 
 def _caller(request: Request) -> Caller:

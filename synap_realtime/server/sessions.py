@@ -27,16 +27,19 @@ from .stores.base import Store, StoreUnavailableError
 from .subscription import Subscription, ignore_token
 
 EXPIRING_S = 30.0
-"""So long before its token ends does a client hear of it."""
+EXPIRING_SHARE = 2 / 3
+"""A client is warned so long before its token ends, or when this share of what the token had left
+at its arrival is left, whichever is later. Else a token that lives for 30 s, or a cached one that
+arrives late, would be replaced as soon as it arrives, again and again."""
 
 
 class Session:
     """One connection: a subscription, and what its token still allows."""
 
     __slots__ = (
-        "_access", "_alarms", "_clock", "_renewal", "_rings_at", "_was_told", "address", "began_at",
-        "claims", "device", "is_over", "place", "room", "subscription", "transport", "user",
-        "watches",
+        "_access", "_alarms", "_clock", "_renewal", "_rings_at", "_warns_at", "_was_told",
+        "address", "began_at", "claims", "device", "is_over", "place", "room", "subscription",
+        "transport", "user", "watches",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +79,7 @@ class Session:
         self._clock = clock
         self._rings_at = math.inf  # by the clock, when the next alarm that was set comes
         self._was_told = False  # that its token is about to end
+        self._warns_at = math.inf  # by the clock, when it is told so
         self._renewal: asyncio.Task[None] | None = None
         subscription.on_token = self.renew
         self._await_expiry()
@@ -116,8 +120,12 @@ class Session:
         else:
             if not self._access.still_counts(claims):  # while a rule was asked
                 return close(CloseCode.REVOKED)
-            self.claims = claims
-            self._await_expiry()
+            previous, self.claims = self.claims, claims
+            # A token that ends no later is no news: its client has none that is newer.
+            if _end_of(claims) > _end_of(previous):
+                self._await_expiry()
+            else:
+                self._look_at_token()
 
     def ring(self) -> None:
         """See :class:`alarms.Sleeper`."""
@@ -126,6 +134,9 @@ class Session:
 
     def _await_expiry(self) -> None:
         self._was_told = False
+        if self.claims.expires_at is not None:
+            left_s = self.claims.expires_at - self._clock()
+            self._warns_at = self.claims.expires_at - min(EXPIRING_S, left_s * EXPIRING_SHARE)
         self._look_at_token()
 
     def _look_at_token(self) -> None:
@@ -133,19 +144,23 @@ class Session:
         ends_at = self.claims.expires_at
         if ends_at is None:
             return
-        left_s = ends_at - self._clock()
-        if left_s <= 0:
+        now = self._clock()
+        if ends_at <= now:
             self.subscription.close(CloseCode.TOKEN_EXPIRED)
             return
-        if left_s <= EXPIRING_S and not self._was_told:
+        if self._warns_at <= now and not self._was_told:
             self._was_told = True
             when = format_timestamp(datetime.fromtimestamp(ends_at, UTC))
             self.subscription.say(ControlFrame(TOKEN_EXPIRING, {"expiresAt": when}))
-        wait_s = left_s if self._was_told else left_s - EXPIRING_S
+        next_at = ends_at if self._was_told else min(ends_at, self._warns_at)
         # An alarm that comes before then looks again; it is not taken back.
-        if self._clock() + wait_s < self._rings_at:
-            self._rings_at = self._clock() + wait_s
-            self._alarms.set(wait_s, self)
+        if next_at < self._rings_at:
+            self._rings_at = next_at
+            self._alarms.set(next_at - now, self)
+
+
+def _end_of(claims: Claims) -> float:
+    return math.inf if claims.expires_at is None else claims.expires_at
 
 
 class Sessions:

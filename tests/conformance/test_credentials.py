@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -307,14 +309,47 @@ async def test_an_event_stream_ends_with_its_token(client: Client, user: str) ->
     assert "event: synap.token_expiring" in response.text
 
 
-async def test_it_is_said_30_s_before(client: Client, user: str) -> None:
-    """WebSocket: `synap.token_expiring`: 30 s before the token ends, and not earlier."""
+async def _warning(listener: Listener) -> float:
+    """Wait for the warning, alive; how many seconds that took."""
+    began = time.monotonic()
+    while not (heard := await listener.ping()):  # noqa: ASYNC110 - it has to ping
+        await asyncio.sleep(0.2)
+    (message,) = heard
+    assert message["type"] == "synap.token_expiring"
+    return time.monotonic() - began
+
+
+async def test_warns_of_a_short_token_when_two_thirds_of_it_are_left(
+    client: Client, user: str
+) -> None:
+    """WebSocket: `synap.token_expiring`: or the client would replace it as soon as it arrives."""
     mine = client.showing(client.keys.token(user, expires_in_s=32))
     async with mine.listen(f"user_{user}", v1=True) as listener:
         await listener.subscribed()
-        assert await listener.ping() == []
+        assert 9 < await _warning(listener) < 14
+        for _ in range(2):
+            await _renew(listener, client.keys.token(user, expires_in_s=64))
+            await _renew(listener, client.keys.token(user, expires_in_s=66))
+            assert await listener.ping() == []
+    mine = client.showing(client.keys.token(user, expires_in_s=9))
+    async with mine.listen(f"user_{user}", v1=True) as listener:
+        await listener.subscribed()
+        for _ in range(2):
+            assert await _warning(listener) > 1.5
+            await _renew(listener, client.keys.token(user, expires_in_s=9))
+
+
+async def test_does_not_warn_again_of_a_token_that_ends_no_later(client: Client, user: str) -> None:
+    """WebSocket: `synap.token_expiring`: once for each end, whatever the client hands in."""
+    token = client.keys.token(user, expires_in_s=5)
+    async with client.showing(token).listen(f"user_{user}", v1=True) as listener:
+        await listener.subscribed()
         assert (await listener.next())["type"] == "synap.token_expiring"
-        assert await listener.ping() == [], "it is said once, and the connection stays"
+        for _ in range(5):
+            await _renew(listener, token)
+        await _renew(listener, client.keys.token(user, expires_in_s=2))
+        assert await listener.ping() == []
+        assert await listener.closed() == 4401
 
 
 async def _renew(listener: Listener, token: str) -> None:

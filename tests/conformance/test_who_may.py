@@ -202,6 +202,99 @@ async def test_a_preflight(client: Client, method: str) -> None:
     assert "access-control-allow-origin" not in response.headers
 
 
+@pytest.mark.with_keys
+@pytest.mark.parametrize(
+    "names",
+    [
+        "cache-control,x-requested-with", "authorization, traceparent,tracestate", "content-type",
+        "authorization,cache-control,last-event-id,baggage,x-datadog-trace-id",
+    ],
+)  # fmt: skip
+async def test_preflight_allows_every_header_field_of_allowed_page(
+    client: Client, names: str
+) -> None:
+    """Who may, Origins: polyfills of `EventSource` and tracing add header fields, and ask with
+    credentials."""
+    room = fresh_room()
+    headers = {
+        "Origin": client.keys.origin,
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": names,
+    }
+    for route in ("events", "history", "broadcast"):
+        path = room_path(room, route)
+        response = await client.showing(None).request("OPTIONS", path, headers=headers)
+        assert response.status_code == 204
+        assert response.headers["access-control-allow-origin"] == client.keys.origin
+        assert response.headers["access-control-allow-credentials"] == "true"
+        allowed = response.headers["access-control-allow-headers"].lower().replace(" ", "")
+        assert set(names.replace(" ", "").split(",")) <= set(allowed.split(","))
+    answered = await client.get(room_path(room, "history"), {"Origin": client.keys.origin})
+    assert answered.headers["access-control-allow-credentials"] == "true"
+    assert answered.headers["access-control-allow-origin"] == client.keys.origin
+
+
+@pytest.mark.with_keys
+@pytest.mark.parametrize("names", ["a\tb", "a;b", ",,", "x" * 2000])
+async def test_preflight_repeats_nothing_but_names_of_header_fields(
+    client: Client, names: str
+) -> None:
+    headers = {
+        "Origin": client.keys.origin,
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": names,
+    }
+    path = room_path(fresh_room(), "history")
+    response = await client.showing(None).request("OPTIONS", path, headers=headers)
+    assert response.status_code in (204, 400)
+    assert names not in response.headers.get("access-control-allow-headers", "")
+
+
+def _own_origins(client: Client) -> list[str]:
+    """As React Native sends it: on Android, on iOS, and in other letters."""
+    own = str(client.url).rstrip("/")
+    return [own, f"{own}/", own.upper().replace("HTTP", "http", 1), own.replace("http:", "https:")]
+
+
+async def test_admits_the_servers_own_origin(client: Client) -> None:
+    """Who may, Origins: React Native has no page, and sends the server's own address."""
+    room = fresh_room()
+    await client.publish(room, "n0")
+    for origin in _own_origins(client):
+        headers = {"Origin": origin}
+        assert (await client.get(room_path(room, "history"), headers)).status_code == 200, origin
+        path = room_path(room, "subscribe", after="earliest")
+        async with client.listen_at(path, headers=headers) as listener:
+            assert (await listener.next())["id"] == "n0"
+        async with client.stream(room, "earliest", headers=headers) as stream:
+            assert (await stream.next())["id"] == "n0"
+
+
+@pytest.mark.with_keys
+async def test_own_origin_is_host_and_port(client: Client) -> None:
+    own = str(client.url).rstrip("/")
+    host = own.partition("://")[2].rpartition(":")[0]
+    for origin in (f"http://{host}", f"http://{host}:1", f"{own}0", f"{own}.evil.example", host,
+                   f"ftp://{own.partition('://')[2]}", f"{own}/page", f"{own}, {own}"):  # fmt: skip
+        response = await client.get(room_path(fresh_room(), "history"), {"Origin": origin})
+        assert response.status_code == 403, origin
+
+
+@pytest.mark.with_keys
+async def test_own_origin_gives_no_credential(client: Client) -> None:
+    """Who may, Origins: DNS rebinding makes a page of the server's own origin, and no more."""
+    headers = {"Origin": "http://rebound.example", "Host": "rebound.example"}
+    response = await client.showing(None).get(room_path(fresh_room(), "history"), headers)
+    assert response.status_code == 401
+
+
+@pytest.mark.without_keys
+async def test_rebound_name_is_not_the_servers_own_without_keys(client: Client) -> None:
+    headers = {"Origin": "http://rebound.example", "Host": "rebound.example"}
+    response = await client.get(room_path(fresh_room(), "history"), headers)
+    assert response.status_code == 403
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null"])
 async def test_grants_no_private_network_access_to_a_foreign_page(
     client: Client, origin: str

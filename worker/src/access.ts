@@ -23,6 +23,7 @@ export function admit(request: Request, settings: Settings): void {
   }
   const isAllowed =
     settings.allowedOrigins.includes(origin) ||
+    namesOwnOrigin(origin, request.headers.get("Host") ?? new URL(request.url).host) ||
     (!hasKeys(settings) && isLoopback(hostOf(origin)));
   if (!isAllowed) {
     const shown = JSON.stringify(origin.slice(0, 200));
@@ -150,6 +151,20 @@ function withoutPort(peer: string): string {
 
 function keyless(details: string): Error {
   return forbidden(details, "This server has no keys");
+}
+
+/**
+ * React Native has no pages and sends the server's own address as `Origin`, on iOS with a slash at its end.
+ * DNS rebinding gains nothing: the page of a name that was pointed here has no credential, and without keys
+ * the host was checked.
+ */
+function namesOwnOrigin(origin: string, host: string): boolean {
+  try {
+    const { protocol, href } = new URL(origin);
+    return /^https?:$/.test(protocol) && href === new URL(`${protocol}//${host}`).href;
+  } catch {
+    return false;
+  }
 }
 
 function hostOf(address: string): string {

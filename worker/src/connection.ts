@@ -38,6 +38,8 @@ export interface Attachment {
   tokenId?: string;
   issuedAt?: number;
   expiresAt?: number;
+  /** When it is told that its token ends soon. */
+  warnsAt?: number;
   /** It was told that its token ends soon. */
   isWarned: boolean;
   heardAt: number;

@@ -10,7 +10,7 @@ import { openEventStream, openWebSocket } from "./subscribe";
 export { Holder } from "./holder";
 export { NotificationRoom } from "./room";
 
-const PREFLIGHT = {
+const PREFLIGHT: Record<string, string> = {
   "Access-Control-Allow-Methods": "GET, POST",
   "Access-Control-Allow-Headers": "authorization, content-type, last-event-id",
   "Access-Control-Max-Age": "600",
@@ -25,7 +25,7 @@ export default {
       cors = corsOf(request);
       const target = targetOf(request.url);
       if (request.method === "OPTIONS" && request.headers.has("Access-Control-Request-Method")) {
-        const headers = { "Cache-Control": "no-store", ...cors, ...PREFLIGHT };
+        const headers = { "Cache-Control": "no-store", ...cors, ...preflightOf(request) };
         return new Response(null, { status: 204, headers });
       }
       return withHeaders(await respond({ ...target, request, env, settings }), cors);
@@ -60,10 +60,29 @@ function problemOf(error: unknown): RequestError {
   return unavailable("something went wrong; the Worker's log says what");
 }
 
-/** For a page of another origin, which was let in. */
+/**
+ * What lets a page of an allowed origin read the answer. It may ask for credentials, as `EventSource` polyfills
+ * do (`withCredentials`): the server sets and reads no cookie, so that adds nothing to what the page can do.
+ */
 function corsOf(request: Request): Record<string, string> {
   const origin = request.headers.get("Origin");
-  return origin === null ? {} : { "Access-Control-Allow-Origin": origin, Vary: "origin" };
+  return origin === null
+    ? {}
+    : { "Access-Control-Allow-Origin": origin, "Access-Control-Allow-Credentials": "true", Vary: "origin" };
+}
+
+/** Names of header fields with commas between (RFC 9110, section 5.6.2). */
+const FIELD_NAMES = /^[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*$/;
+const MAX_FIELD_NAMES = 1024;
+
+/**
+ * What an allowed page may send: every header field that it asks for (Fetch standard, "CORS protocol").
+ * Polyfills add `Cache-Control`, tracing adds `traceparent`; `*` would not cover `Authorization`.
+ */
+function preflightOf(request: Request): Record<string, string> {
+  const asked = request.headers.get("Access-Control-Request-Headers") ?? "";
+  if (asked.length > MAX_FIELD_NAMES || !FIELD_NAMES.test(asked)) return PREFLIGHT;
+  return { ...PREFLIGHT, "Access-Control-Allow-Headers": asked };
 }
 
 function withHeaders(response: Response, headers: Record<string, string>): Response {

@@ -43,8 +43,13 @@ const REPLAY_WAITING_BYTES = 256 * 1024;
 const REPLAY_PAUSE_MS = 20;
 const PAGE = 256;
 const MAX_HISTORY_BYTES = 1024 * 1024;
-/** So long before its token ends does a client hear of it. */
+/**
+ * A client is warned so long before its token ends, or when this share of what the token had left at its
+ * arrival is left, whichever is later. Else a token that lives for 30 s, or a cached one that arrives late,
+ * would be replaced as soon as it arrives, again and again.
+ */
 const EXPIRING_S = 30;
+const EXPIRING_SHARE = 2 / 3;
 /** No alarm is set further ahead: the runtime ends in 2189, and a token may not. */
 const MAX_ALARM_MS = 30 * 86_400_000;
 /** So long is a revocation remembered for those who were just about to come. */
@@ -498,8 +503,11 @@ export class NotificationRoom extends DurableObject<Env> {
         const left = holderOf(this.env, "token", kept.tokenId).left([kept.id]);
         this.ctx.waitUntil(left.catch(() => undefined));
       }
-      Object.assign(kept, { issuedAt: undefined, expiresAt: undefined }, heldBy(claims));
-      kept.isWarned = false;
+      // A token that ends no later is no news: its client has none that is newer.
+      const isNewer = (claims.expiresAt ?? Infinity) > (kept.expiresAt ?? Infinity);
+      const { warnsAt, isWarned } = kept;
+      const none = { issuedAt: undefined, expiresAt: undefined, warnsAt: undefined };
+      Object.assign(kept, none, heldBy(claims), isNewer ? { isWarned: false } : { warnsAt, isWarned });
       connection.save();
       this.#awaitExpiry(connection);
       this.#wantAlarm(this.#nextOf(connection));
@@ -517,8 +525,7 @@ export class NotificationRoom extends DurableObject<Env> {
   #awaitExpiry(connection: Connection): void {
     const { kept } = connection;
     if (kept.expiresAt === undefined) return;
-    const leftS = kept.expiresAt - Date.now() / 1000;
-    if (leftS <= EXPIRING_S && !kept.isWarned) {
+    if ((kept.warnsAt ?? 0) <= Date.now() / 1000 && !kept.isWarned) {
       kept.isWarned = true;
       connection.save();
       if (kept.speaks) {
@@ -546,8 +553,8 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   #nextOf(connection: Connection): number {
-    const { expiresAt, isWarned } = connection.kept;
-    const tokenS = expiresAt === undefined ? Infinity : expiresAt - (isWarned ? 0 : EXPIRING_S);
+    const { expiresAt = Infinity, warnsAt, isWarned } = connection.kept;
+    const tokenS = isWarned ? expiresAt : Math.min(expiresAt, warnsAt ?? expiresAt);
     return Math.min(this.#silentAt(connection), tokenS * 1000);
   }
 
@@ -614,12 +621,18 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 }
 
+/** When to warn of a token that arrives now, in seconds since 1970. */
+function warningAt(expiresAt: number): number {
+  const leftS = expiresAt - Date.now() / 1000;
+  return expiresAt - Math.min(EXPIRING_S, leftS * EXPIRING_SHARE);
+}
+
 function heldBy({ user, tokenId, issuedAt, expiresAt }: Claims) {
   return {
     ...(user === undefined ? {} : { user }),
     ...(tokenId === undefined ? {} : { tokenId }),
     ...(issuedAt === undefined ? {} : { issuedAt }),
-    ...(expiresAt === undefined ? {} : { expiresAt }),
+    ...(expiresAt === undefined ? {} : { expiresAt, warnsAt: warningAt(expiresAt) }),
   };
 }
 
