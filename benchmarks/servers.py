@@ -209,6 +209,9 @@ class WithoutRing(Ours):
         return {**super().environment(), "SYNAP_REALTIME_IO_URING": "0"}
 
 
+_TEMPORARY = b"nginx-defaults/"  # as long as what it replaces in the module
+
+
 class Nchan(Server):
     name, title, has_batches, has_replay = "nchan", "nchan in nginx, memory store", False, True
 
@@ -218,8 +221,13 @@ class Nchan(Server):
             INSTALLED / "nchan/usr/lib/nginx/modules/ngx_nchan_module.so",
             "Debian's libnginx-mod-nchan",
         )
+        # Debian's module creates its compiled-in temporary folder whatever the configuration says,
+        # and only an installed nginx has /var/lib/nginx. A relative path is below -p.
+        own_module = at.folder / module.name
+        own_module.write_bytes(module.read_bytes().replace(b"/var/lib/nginx/", _TEMPORARY))
+        (at.folder / _TEMPORARY.decode()).mkdir(exist_ok=True)
         text = (PEERS / "nchan.conf").read_text()
-        for word, value in (("FOLDER", at.folder), ("MODULE", module), ("PORT", at.port)):
+        for word, value in (("FOLDER", at.folder), ("MODULE", own_module), ("PORT", at.port)):
             text = text.replace(word, str(value))
         (at.folder / "nginx.conf").write_text(text)
         return [nginx, "-p", at.folder, "-e", "stderr", "-c", at.folder / "nginx.conf"]

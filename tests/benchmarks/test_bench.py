@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, table
+from benchmarks import machine, servers, table
 from benchmarks.attacks import ATTACKS
 from benchmarks.load import LoadError
 from benchmarks.rounds import Options, Session, compare, session
@@ -129,6 +130,32 @@ def test_a_refused_handshake_is_an_error() -> None:
 def test_a_peer_that_is_not_here_is_told_in_the_table() -> None:
     rows = compare(Options([Missing()], rounds=1), lambda _: None, lambda _: {"cost_us": 1.0})
     assert [row.note for row in rows] == [None, "it is not installed: run scripts/bench"]
+
+
+def test_nchan_writes_below_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's module creates its compiled-in temporary folder, which is there only where nginx is
+    installed."""
+    installed, folder = tmp_path / "installed", tmp_path / "run"
+    nginx = installed / "nchan/usr/sbin/nginx"
+    module = installed / "nchan/usr/lib/nginx/modules/ngx_nchan_module.so"
+    for file in (nginx, module):
+        file.parent.mkdir(parents=True)
+    nginx.touch()
+    compiled = b"\x7fELF\0/var/lib/nginx/body\0/var/lib/nginx/proxy\0"
+    module.write_bytes(compiled)
+    folder.mkdir()
+    monkeypatch.setattr(servers, "INSTALLED", installed)
+    command = servers.Nchan().command(Running(servers.Nchan(), 1, folder, 0))
+    assert command[:3] == [nginx, "-p", folder]
+    (loaded,) = re.findall(r"^load_module (\S+);", (folder / "nginx.conf").read_text(), re.M)
+    changed = Path(loaded).read_bytes()
+    assert len(changed) == len(compiled)
+    for name in changed.split(b"\0")[1:-1]:
+        assert not name.startswith(b"/")
+        assert (folder / name.decode()).parent.is_dir()
+    assert module.read_bytes() == compiled
 
 
 def test_the_cpu_of_children_counts() -> None:
