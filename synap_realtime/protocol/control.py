@@ -52,6 +52,25 @@ class CloseCode(IntEnum):
     TOO_MANY_CONNECTIONS = 4529
     CONTRACT_BROKEN = 4540
 
+    @property
+    def reason(self) -> str:
+        """What the close frame says where nothing more exact is known."""
+        return _REASONS[self]
+
+
+_REASONS = {
+    CloseCode.TOO_SLOW: "slow consumer: the client does not read what it is sent",
+    CloseCode.SILENT: "idle timeout: nothing was received, not even a pong",
+    CloseCode.DRAINING: "the server is draining",
+    CloseCode.TOO_MANY_MESSAGES: "rate limit: too many messages",
+    CloseCode.TOKEN_EXPIRED: "token expired",
+    CloseCode.UNAUTHORIZED: "invalid token",
+    CloseCode.FORBIDDEN: "forbidden",
+    CloseCode.REVOKED: "token revoked",
+    CloseCode.TOO_MANY_CONNECTIONS: "connection limit: too many connections of this user",
+    CloseCode.CONTRACT_BROKEN: "expected text messages of at most 4 KiB",
+}
+
 
 @dataclass(frozen=True)
 class ControlFrame:

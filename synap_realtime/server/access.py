@@ -134,8 +134,7 @@ class Access:
             RequestError: 401; 429 for an address with too many that do not count; 503 while the
                 keys of others cannot be had.
         """
-        claims = await self.identify_credential(request.credential, request.address)
-        request.claims = claims
+        claims = await self._identify(request)
         self._limits.check_publisher(claims)
         return claims
 
@@ -145,8 +144,7 @@ class Access:
         Raises:
             RequestError: 401, 429, 503.
         """
-        claims = await self.identify_credential(request.credential, request.address)
-        request.claims = claims
+        claims = await self._identify(request)
         self._limits.check_request(claims, request.address)
         return claims
 
@@ -159,6 +157,15 @@ class Access:
         self._limits.check_request(before, address)
         return await self.identify_credential(token, address)
 
+    async def _identify(self, request: Request) -> Claims:
+        try:
+            claims = await self.identify_credential(request.credential, request.address)
+        except RequestError as error:
+            request.rejected_user = error.rejected_user
+            raise
+        request.claims = claims
+        return claims
+
     async def identify_credential(self, credential: str | None, address: str | None) -> Claims:
         """The same as :meth:`identify`, without a request."""
         keys = self.keys()
@@ -166,7 +173,7 @@ class Access:
             return ANYONE
         if not credential:
             self._limits.check_request(None, address)
-            raise unauthorized("send a token, or a publisher's key, as Authorization: Bearer …")
+            raise unauthorized("no credential: send a token or a key as Authorization: Bearer …")
         return keys.claims_of_key(credential) or await self._identify_token(credential, address)
 
     async def _identify_token(self, token: str, address: str | None) -> Claims:
@@ -175,14 +182,18 @@ class Access:
             claims = await self._authenticator.identify(token)
         except InvalidTokenError as error:
             self._limits.count_failed_attempt(address)
-            raise unauthorized(f"the token does not count: {error}", invalid=True) from None
+            refusal = unauthorized(str(error), invalid=True)
+            refusal.rejected_user = error.user
+            raise refusal from None
         except KeysUnavailableError:
             raise unavailable("the keys that would check the token cannot be had now") from None
         if not self._revocations.are_loaded:
             await self._revocations.load()
         if self._revocations.covers(claims):
             self._limits.count_failed_attempt(address)
-            raise unauthorized("the token was revoked", invalid=True)
+            refusal = unauthorized("token revoked", invalid=True)
+            refusal.rejected_user = claims.user
+            raise refusal
         return claims
 
     def still_counts(self, claims: Claims) -> bool:

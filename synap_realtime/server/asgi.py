@@ -110,7 +110,7 @@ class RoomServer(Node):
         except RequestError as error:
             await self._deny(scope, receive, send, error.response)
         except ClosedAtOnceError as error:
-            await close_at_once(request, send, error.code)
+            await close_at_once(request, send, error.code, error.reason)
         finally:
             if opened is not None:
                 self.close_session(opened.session)

@@ -19,6 +19,7 @@ from .http import Request
 from .node import CLOSE_TIMEOUT_S, Opened
 from .stores.base import Entry, StoreUnavailableError
 from .subscription import SEND_TIMEOUT_S, Alone, Subscription
+from .websocket import cut_reason
 
 logger = logging.getLogger(__name__)
 
@@ -159,17 +160,19 @@ async def run_websocket(
             subscription, listen(), _follow(subscription, opened.after, write)
         )
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await send({"type": "websocket.close", "code": int(code)})
+            reason = cut_reason(subscription.reason)
+            await send({"type": "websocket.close", "code": int(code), "reason": reason})
     except (DisconnectedError, OSError, TimeoutError):
         logger.debug("a subscriber went away")
 
 
-async def close_at_once(request: Request, send: Send, code: CloseCode) -> None:
-    """Accept a WebSocket to close it with a code: a page cannot read a refusal."""
+async def close_at_once(request: Request, send: Send, code: CloseCode, reason: str) -> None:
+    """Accept a WebSocket to close it with a code and a reason: a page cannot read a refusal."""
     await send({"type": "websocket.accept", "subprotocol": request.chosen_subprotocol})
     with contextlib.suppress(DisconnectedError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await send({"type": "websocket.close", "code": int(code)})
+            reason = cut_reason(reason)
+            await send({"type": "websocket.close", "code": int(code), "reason": reason})
 
 
 async def run_event_stream(

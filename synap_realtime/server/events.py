@@ -16,6 +16,7 @@ from hashlib import sha256
 
 from ..protocol.control import CloseCode
 from ..protocol.rooms import Room
+from ..redaction import redacted
 from .auth import Claims
 from .stores.base import Receipt
 
@@ -31,6 +32,7 @@ MAX_LINES_PER_CALLER_S = 10
 _MAX_KINDS_S = 4  # so many kinds may have all their lines in one second
 _MAX_KINDS = 50
 _OTHERS = ("other lines", None)
+_MAX_ORIGIN = 200  # characters
 _CALLER = ("user", "key", "address")
 
 _ROUTINE = {CloseCode.DRAINING, CloseCode.SILENT, CloseCode.TOKEN_EXPIRED}
@@ -123,14 +125,24 @@ logger.addFilter(AtMost(MAX_LINES_PER_S, MAX_LINES_PER_CALLER_S))
 
 
 def refused(
-    problem: Mapping[str, str], address: str | None, room: Room | None, claims: Claims | None
+    problem: Mapping[str, str],
+    address: str | None,
+    room: Room | None,
+    claims: Claims | None,
+    *,
+    origin: str | None = None,
+    user: str | None = None,
+    close_code: CloseCode | None = None,
 ) -> None:
     """A request, a handshake or a notification of a batch that got an error.
 
     Args:
         problem: the body of the error; of a page, which can read a close code and no answer, the
-            code's name and number.
+            code's name and the cause.
         claims: whose it was, if that is known.
+        origin: of the page that has sent it.
+        user: whose token it was, if that is not valid any more.
+        close_code: of a handshake that was accepted and closed.
     """
     if logger.isEnabledFor(logging.INFO):
         # What is malformed may be repeated in the details.
@@ -138,6 +150,9 @@ def refused(
         _write(
             logging.INFO, "refused", claims,
             room=room, address=address, code=problem["code"], details=details,
+            user=user if claims is None else claims.user,
+            origin=None if origin is None else redacted(origin[:_MAX_ORIGIN]),
+            close_code=None if close_code is None else int(close_code),
         )  # fmt: skip
 
 
@@ -156,15 +171,17 @@ def closed(
     address: str | None,
     device: str | None,
     code: CloseCode | None,
+    details: str,
     lasted_s: float,
 ) -> None:
-    """A connection ended; ``code``: the server ended it, and why."""
+    """A connection ended; ``code``: the server ended it; ``details``: why, in words."""
     level = logging.DEBUG if code is None or code in _ROUTINE else logging.INFO
     if logger.isEnabledFor(level):
         _write(
             level, "disconnected", claims, room=room, device=device, address=address,
             code=None if code is None else int(code),
-            reason="gone" if code is None else code.name.lower(), lasted_s=round(lasted_s, 3),
+            reason="gone" if code is None else code.name.lower(), details=details or None,
+            lasted_s=round(lasted_s, 3),
         )  # fmt: skip
 
 

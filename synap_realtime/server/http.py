@@ -55,11 +55,13 @@ class Request:
         credential: after it, a publisher's key or a token: from ``Authorization``, else the
             subprotocol, else the query.
         claims: what it says, after it was looked at.
+        rejected_user: the user of a token that is signed by a key of this server and not valid any
+            more, for the log; it allows nothing.
     """
 
     __slots__ = (
         "address", "claims", "content", "credential", "headers", "method", "mounted", "path",
-        "query", "query_string", "read", "segments", "subprotocols",
+        "query", "query_string", "read", "rejected_user", "segments", "subprotocols",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +88,7 @@ class Request:
         self.query: dict[str, str] = {}
         self.credential: str | None = None
         self.claims: Claims | None = None
+        self.rejected_user: str | None = None
 
     def open(self) -> None:
         """Take apart what it asks for.
@@ -185,6 +188,7 @@ class RequestError(Exception):
 
     Attributes:
         is_about_credential: who sends it may not have this.
+        rejected_user: see :class:`Request`.
     """
 
     def __init__(
@@ -197,6 +201,7 @@ class RequestError(Exception):
     ) -> None:
         super().__init__(error)
         self.is_about_credential = False
+        self.rejected_user: str | None = None
         self.body = {"error": error, "details": details, "code": code}
         content = json_response(status, self.body).content
         self.response = Response(status, content, headers or {}, problem=self.body)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from time import perf_counter
@@ -96,9 +97,10 @@ class ClosedAtOnceError(Exception):
     """A handshake that is accepted and closed: a page cannot read a refusal, but it can read a
     close code, which says whether to come back."""
 
-    def __init__(self, code: CloseCode) -> None:
+    def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(code)
         self.code = code
+        self.reason = reason
 
 
 class Node:
@@ -220,8 +222,9 @@ class Node:
         """
         try:
             return await self._open_websocket(request)
-        except TooManyForUserError:
+        except TooManyForUserError as error:
             code = CloseCode.TOO_MANY_CONNECTIONS
+            cause = f"connection limit: at most {error.limit} connections of a user"
         except RequestError as error:
             codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
             status = error.response.status
@@ -232,16 +235,15 @@ class Node:
             ):
                 self.note(request, error.response)
                 raise
-            code = codes[status]
+            code, cause = codes[status], error.body["details"]
         except StoreUnavailableError as error:
             refusal = unavailable(str(error))
             self.note(request, refusal.response)
             raise refusal from None
         reason = code.name.lower()
         self._metrics.dropped(reason)
-        problem = {"code": reason, "details": f"closed with {int(code)}"}
-        events.refused(problem, request.address, request.room(), request.claims)
-        raise ClosedAtOnceError(code)
+        self._write_down(request, {"code": reason, "details": cause}, code)
+        raise ClosedAtOnceError(code, cause)
 
     def close_session(self, session: Session) -> None:
         """The connection of a session has gone; a second call changes nothing."""
@@ -253,7 +255,15 @@ class Node:
             if request.claims is not None and response.status not in (429, 503):
                 self._limits.count_refusal(request.claims, request.address)
             self._metrics.refused(response.problem["code"])
-            events.refused(response.problem, request.address, request.room(), request.claims)
+            self._write_down(request, response.problem)
+
+    def _write_down(
+        self, request: Request, problem: Mapping[str, str], code: CloseCode | None = None
+    ) -> None:
+        events.refused(
+            problem, request.address, request.room(), request.claims,
+            origin=request.headers.get("origin"), user=request.rejected_user, close_code=code,
+        )  # fmt: skip
 
     def fault(self, what: str, error: BaseException) -> None:
         """Count an error of the server's own, and write it down in one line."""

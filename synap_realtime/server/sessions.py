@@ -104,16 +104,18 @@ class Session:
         try:
             claims = await self._access.identify_renewed(token, self.claims, self.address)
             if claims.user != self.claims.user:
-                return close(CloseCode.FORBIDDEN)
+                return close(CloseCode.FORBIDDEN, "the new token is another user's")
             await self._access.permit(claims, "subscribe", self.room)
             if self.watches:
                 await self._access.permit(claims, "presence", self.room)
         except RequestError as error:
+            details = error.body["details"]
             if error.response.status == 429:
-                close(CloseCode.TOO_MANY_MESSAGES)
+                close(CloseCode.TOO_MANY_MESSAGES, details)
             elif error.response.status != 503:  # nobody knows: the old one counts to its end
                 close(
-                    CloseCode.FORBIDDEN if error.response.status == 403 else CloseCode.UNAUTHORIZED
+                    CloseCode.FORBIDDEN if error.response.status == 403 else CloseCode.UNAUTHORIZED,
+                    details,
                 )
         except StoreUnavailableError:
             pass
@@ -260,7 +262,10 @@ class Sessions:
         if (code := subscription.closing) is not None:
             self._metrics.dropped(code.name.lower())
         lasted_s = time.time() - session.began_at
-        events.closed(room, session.claims, session.address, session.device, code, lasted_s)
+        events.closed(
+            room, session.claims, session.address, session.device, code, subscription.reason,
+            lasted_s,
+        )  # fmt: skip
         self._left.set()
 
     def of(self, room: Room) -> list[Session]:
@@ -285,7 +290,7 @@ class Sessions:
         """
         found = [each for each in self._open if not self._access.vouches_for(each.claims)]
         for session in found:
-            session.subscription.close(CloseCode.TOKEN_EXPIRED)
+            session.subscription.close(CloseCode.TOKEN_EXPIRED, "the token's key was removed")
         return len(found)
 
     async def wait_until_left(self, end: float) -> None:

@@ -156,6 +156,7 @@ class Subscription:
 
     Attributes:
         acknowledges: the client says itself what it has received.
+        reason: why it was closed, in words; empty while it was not.
         ignored: texts from the client that meant nothing.
         on_token: called with a token that the client hands in.
     """
@@ -165,7 +166,7 @@ class Subscription:
         "_hub",
         "_is_clear", "_is_following", "_letting_go", "_live", "_metrics", "_newest", "_outlet",
         "_resumed", "_room", "_slow", "_store", "_takes_message", "_untaken", "acknowledges",
-        "ignored", "on_token",
+        "ignored", "on_token", "reason",
     )  # fmt: skip
 
     def __init__(
@@ -191,6 +192,7 @@ class Subscription:
             caller: who is charged for this one's.
         """
         self.ignored = 0
+        self.reason = ""
         self.on_token: Callable[[str], None] = ignore_token
         self._takes_message = takes_message
         self._budget = budget or BacklogBudget(0, 0)
@@ -341,10 +343,16 @@ class Subscription:
             )
             self._go_on()
 
-    def close(self, code: CloseCode) -> None:
-        """End the subscription; the first code counts. What was put is not taken back."""
+    def close(self, code: CloseCode, reason: str | None = None) -> None:
+        """End the subscription; the first code counts. What was put is not taken back.
+
+        Args:
+            reason: for the client and the log; default: the code's own. It names the cause and
+                nothing secret.
+        """
         if self._closing is None:
             self._closing = code
+            self.reason = reason or code.reason
             self._is_clear = False
             self.scatter()
             self._drop_backlog()

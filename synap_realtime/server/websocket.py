@@ -90,8 +90,12 @@ def close_frame(code: int | None, reason: str = "") -> bytes:
     """
     if code is None:
         return _control(_CLOSE, b"")
-    said = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")  # no half character
-    return _control(_CLOSE, code.to_bytes(2, "big") + said.encode())
+    return _control(_CLOSE, code.to_bytes(2, "big") + cut_reason(reason).encode())
+
+
+def cut_reason(reason: str) -> str:
+    """As much of it as fits into a close frame: 123 bytes, and no half character."""
+    return reason.encode(errors="replace")[:_MAX_REASON_BYTES].decode(errors="ignore")
 
 
 def _control(opcode: int, payload: bytes) -> bytes:

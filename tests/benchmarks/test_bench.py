@@ -132,9 +132,7 @@ def test_a_peer_that_is_not_here_is_told_in_the_table() -> None:
     assert [row.note for row in rows] == [None, "it is not installed: run scripts/bench"]
 
 
-def test_nchan_writes_below_its_own_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nchan_writes_below_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian's module creates its compiled-in temporary folder, which is there only where nginx is
     installed."""
     installed, folder = tmp_path / "installed", tmp_path / "run"

@@ -30,6 +30,7 @@ async def test_4540(client: Client, message: str | bytes | Sequence[str], v1: bo
             await listener.send(message)
         far_over = isinstance(message, str) and len(message) > 64 * 1024
         assert await listener.closed() in ((4540, 1009) if far_over else (4540,))
+        assert listener.ws.close_reason, "the reason says what was wrong"
     await client.until_connections(room, 0)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import jwt
 import pytest
 from websockets import InvalidStatus
 
@@ -279,6 +280,70 @@ async def test_a_page_without_a_credential(client: Client) -> None:
     assert await client.connections(room) == 0
 
 
+CAUSES = {
+    "none": "no credential",
+    "nonsense": "unknown key",
+    "malformed": "malformed token",
+    "expired": "token expired",
+    "forged": "invalid signature",
+    "another-audience": "audience mismatch",
+    "not-yet": "token not valid yet",
+    "endless": "missing claim 'exp'",
+}
+"""What `details` and the close reason begin with."""
+
+
+def _bad(client: Client, user: str, kind: str) -> Secret | None:
+    keys = client.keys
+    now = int(time.time())
+    return {
+        "none": None,
+        "nonsense": Secret("nonsense"),
+        "malformed": Secret("a.b.c"),
+        "expired": keys.token(user, expires_in_s=-60),
+        "forged": Secret(jwt.encode({"sub": user, "exp": now + 900}, "?" * 43, "HS256")),
+        "another-audience": keys.token(user, aud="another"),
+        "not-yet": keys.token(user, nbf=now + 600),
+        "endless": Secret(jwt.encode({"sub": user, "iat": now}, keys.token_secret, "HS256")),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", CAUSES)
+async def test_a_refused_credential_hears_the_cause(client: Client, user: str, kind: str) -> None:
+    """Errors: 401, `details` says why, and so does the close reason of a page's handshake."""
+    stranger = client.showing(_bad(client, user, kind))
+    for route in ("history", "events"):
+        answer = await stranger.get(f"/rooms/user_{user}/{route}")
+        check_error(answer, 401, "unauthorized")
+        assert answer.json()["details"].startswith(CAUSES[kind])
+    path = room_path(f"user_{user}", "subscribe")
+    status, refusal = await stranger.refusal(path)
+    assert (status, str(refusal["details"])[: len(CAUSES[kind])]) == (401, CAUSES[kind])
+    headers = {"Origin": client.keys.origin}
+    async with stranger.listen_at(path, [V1], headers) as listener:
+        assert await listener.closed() == 4501
+        assert _reason(listener).startswith(CAUSES[kind])
+
+
+async def test_a_refused_room_or_scope_is_the_close_reason(client: Client, user: str) -> None:
+    """Close codes: 4503, the reason says whether it is the room or the scope."""
+    headers = {"Origin": client.keys.origin}
+    for token, named in (
+        (client.keys.token("another"), "room"),
+        (client.keys.token(user, scope="broadcast"), "scope"),
+    ):
+        path = room_path(f"user_{user}", "subscribe")
+        async with client.showing(token).listen_at(path, [V1], headers) as listener:
+            assert await listener.closed() == 4503
+            assert named in _reason(listener)
+
+
+def _reason(listener: Listener) -> str:
+    reason = listener.ws.close_reason or ""
+    assert 0 < len(reason.encode()) <= 123
+    return reason
+
+
 # --- a token's end
 
 
@@ -386,7 +451,7 @@ async def test_a_wrong_new_token_ends_it(client: Client, user: str, wrong: str, 
     token = {
         "nonsense": "nonsense",
         "expired": keys.token(user, expires_in_s=-60),
-        "forged": Secret(good[:-10] + good[-10:].swapcase()),
+        "forged": Secret(jwt.encode({"sub": user, "exp": 2e9}, "?" * 43, "HS256")),
         "key": keys.api_key,
         "another-user": keys.token("another"),
         "another-user-of-the-room": keys.token("another", rooms=[room]),
@@ -396,6 +461,10 @@ async def test_a_wrong_new_token_ends_it(client: Client, user: str, wrong: str, 
     async with client.showing(good).listen(room, v1=True) as listener:
         await _renew(listener, token)
         assert await listener.closed() == code
+        if wrong in CAUSES:
+            assert _reason(listener).startswith(CAUSES[wrong])
+        else:
+            assert ("scope" if wrong == "another-scope" else "user") in _reason(listener)
 
 
 async def test_a_new_token_that_does_not_open_the_room(client: Client, user: str) -> None:

@@ -109,6 +109,36 @@ async def test_without_a_credential_nothing_is_told(url: str, method: str, path:
         assert response.headers["www-authenticate"].startswith("Bearer")
 
 
+def expired(user: str = "1") -> str:
+    return jwt.encode({"sub": user, "exp": int(time.time()) - 60}, SECRET)
+
+
+async def test_log_of_a_refusal_names_cause_room_user_and_origin(
+    front: Front, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "synap_realtime.server.events")
+    foreign = {"Origin": "https://other.example"}
+    async with serving(front) as url:
+        async with listening(url, "user_1", expired()) as ws:
+            assert await closed_with(ws) == 4501
+            assert ws.close_reason == "token expired"
+        await ask(url, "GET", "/rooms/user_1/history", token(), headers=foreign)
+        await ask(url, "GET", "/rooms/user_1/history", expired().rpartition(".")[0] + ".AAAA")
+    members = ("code", "details", "room", "user", "origin", "close_code")
+    page, stranger, forged = [
+        tuple(getattr(record, name, None) for name in members)
+        for record in caplog.records
+        if record.message == "refused"
+    ]
+    assert page == ("unauthorized", "token expired", "user_1", "1", ORIGIN, 4501)
+    assert stranger[0] == "forbidden"
+    assert (stranger[2], stranger[4]) == ("user_1", "https://other.example")
+    assert "--allowed-origins" in str(stranger[1])
+    # Of a token that this server has not signed, nobody knows whose it is.
+    assert str(forged[1]).startswith("invalid signature")
+    assert forged[3] is None
+
+
 async def test_head_tells_nothing_either(url: str) -> None:
     for path in ("/rooms/user_1/events", "/rooms/user_1/history"):
         assert (await ask(url, "HEAD", path)).status_code == 401

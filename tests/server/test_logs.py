@@ -165,7 +165,7 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
         assert server.post("/rooms/user_1/broadcast", "k" * 43, NOTE).status_code == 401
         assert members("refused") == {
             "level": "INFO", "room": "user_1", "address": "127.0.0.1", "code": "unauthorized",
-            "details": "the token does not count: it is no key of this server, and no JWT",
+            "details": "unknown key: not a key of this server, and not a JWT",
         }  # fmt: skip
         assert server.post("/rooms/user_1/broadcast", JOBS, {"type": "x"}).status_code == 400
         assert members("refused") == {

@@ -58,13 +58,13 @@ function refuseHiddenPage(request: Request): void {
 export async function identify(settings: Settings, credential?: string): Promise<Claims> {
   if (!hasKeys(settings)) return ANYONE;
   if (!credential) {
-    throw unauthorized("send a token, or a publisher's key, as Authorization: Bearer …");
+    throw unauthorized("no credential: send a token or a key as Authorization: Bearer …");
   }
   try {
     return await identifyCredential(settings, credential);
   } catch (error) {
     if (error instanceof InvalidTokenError) {
-      throw unauthorized(`the token does not count: ${error.message}`, true);
+      throw unauthorized(error.message, true);
     }
     if (error instanceof KeysUnavailableError) {
       throw unavailable("the keys that would check the token cannot be had now");
@@ -91,7 +91,7 @@ export async function refuseRevoked(env: Env, claims: Claims): Promise<void> {
 }
 
 export function revoked(): Error {
-  return unauthorized("the token was revoked", true);
+  return unauthorized("token revoked", true);
 }
 
 /**

@@ -17,8 +17,10 @@ import { Log, type Publication, type Receipt } from "./log";
 import { count } from "./metrics";
 import { Presence, UPDATE_INTERVAL_MS, type Leaving, type User } from "./presence";
 import {
+  CLOSE_REASONS,
   CloseCode,
   controlFrame,
+  cutReason,
   MAX_CLIENT_TEXT_BYTES,
   PRESENCE,
   readAction,
@@ -371,11 +373,11 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   /** End a connection from here. What was sent to it still comes, then the close. */
-  #end(connection: Connection, code: CloseCode): void {
+  #end(connection: Connection, code: CloseCode, reason = CLOSE_REASONS[code]): void {
     connection.kept.isEnded = true;
     connection.save();
     this.#forget(connection);
-    connection.socket.close(code);
+    connection.socket.close(code, cutReason(reason));
     count(this.env, "drop", String(code));
   }
 
@@ -486,17 +488,17 @@ export class NotificationRoom extends DurableObject<Env> {
     const renewal = ++connection.renewals;
     const isCurrent = () =>
       this.#connections.has(connection.socket) && renewal === connection.renewals;
-    const end = (code: CloseCode) => {
-      if (isCurrent()) this.#end(connection, code);
+    const end = (code: CloseCode, reason?: string) => {
+      if (isCurrent()) this.#end(connection, code, reason);
     };
     try {
       const claims = await identify(this.#settings, token);
-      if (claims.user !== kept.user) return end(CloseCode.FORBIDDEN);
+      if (claims.user !== kept.user) return end(CloseCode.FORBIDDEN, "the new token is another user's");
       permit(claims, "subscribe", this.#room);
       if (kept.watches) permit(claims, "presence", this.#room);
       // The user has a place already: it is the same one.
       const verdict = await openConnection(this.env, claims, kept.id, this.#room, 0);
-      if (verdict !== "ok") return end(CloseCode.UNAUTHORIZED);
+      if (verdict !== "ok") return end(CloseCode.UNAUTHORIZED, CLOSE_REASONS[CloseCode.REVOKED]);
       if (this.#isRevoked(claims)) return end(CloseCode.REVOKED);
       if (!isCurrent()) return;
       if (kept.tokenId !== undefined && kept.tokenId !== claims.tokenId) {
@@ -514,8 +516,9 @@ export class NotificationRoom extends DurableObject<Env> {
     } catch (error) {
       // When nobody knows, the old one counts to its end.
       if (!(error instanceof RequestError)) return;
-      if (error.status === 403) end(CloseCode.FORBIDDEN);
-      else if (error.status === 401) end(CloseCode.UNAUTHORIZED);
+      const { details } = error.body;
+      if (error.status === 403) end(CloseCode.FORBIDDEN, details);
+      else if (error.status === 401) end(CloseCode.UNAUTHORIZED, details);
     }
   }
 

@@ -8,7 +8,7 @@ import { eventStream, EVENT_STREAM_HEADERS } from "./events";
 import { deviceOf, malformed, methodNotAllowed, positionOf, RequestError, roomOf, unavailable } from "./http";
 import { checkRequest } from "./limits";
 import { count } from "./metrics";
-import { BEARER_SUBPROTOCOL, CloseCode, SUBPROTOCOL } from "./protocol/control";
+import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protocol/control";
 import { parseCursor } from "./protocol/cursor";
 import { userOf } from "./protocol/rooms";
 import { CLOSE_CODE, SUBSCRIBING } from "./room";
@@ -46,14 +46,17 @@ export async function openWebSocket(asked: Asked): Promise<Response> {
       ...(subprotocol === undefined ? {} : { subprotocol }),
     }, wanted);
     const closeCode = answer.headers.get(CLOSE_CODE);
-    if (closeCode !== null) return closeAtOnce(asked, Number(closeCode), subprotocol);
+    if (closeCode !== null) {
+      const { details } = (await errorOf(answer)).body;
+      return closeAtOnce(asked, Number(closeCode), details, subprotocol);
+    }
     if (answer.status === 101) return answer;
     throw await errorOf(answer);
   } catch (error) {
     // A page cannot read the answer to a handshake, but it can read a close code.
     const code = error instanceof RequestError ? CODES[error.status] : undefined;
     if (code === undefined || !request.headers.has("Origin")) throw error;
-    return closeAtOnce(asked, code, subprotocol);
+    return closeAtOnce(asked, code, (error as RequestError).body.details, subprotocol);
   }
 }
 
@@ -140,10 +143,15 @@ function subprotocolsOf(request: Request): string[] {
   return header.split(",").map((name) => name.trim()).filter(Boolean);
 }
 
-function closeAtOnce({ env }: Asked, code: number, subprotocol: string | undefined): Response {
+function closeAtOnce(
+  { env }: Asked,
+  code: number,
+  reason: string,
+  subprotocol: string | undefined,
+): Response {
   const pair = new WebSocketPair();
   pair[1].accept();
-  pair[1].close(code);
+  pair[1].close(code, cutReason(reason));
   count(env, "drop", String(code));
   return new Response(null, {
     status: 101,

@@ -35,15 +35,18 @@ MAX_LIFETIME_S = 90 * 86_400.0
 
 
 class InvalidTokenError(Exception):
-    """The credential does not count. The message says why, and nothing of what is in it.
+    """The credential is not valid. The message begins with the cause ("token expired", "invalid
+    signature", "audience mismatch") and holds nothing of the token but names of claims.
 
     Attributes:
-        expired: it counted once: a new one will do.
+        expired: the token was valid once: a new one will do.
+        user: the ``sub`` of a token whose signature is valid, for the log; else None.
     """
 
-    def __init__(self, reason: str, *, expired: bool = False) -> None:
+    def __init__(self, reason: str, *, expired: bool = False, user: str | None = None) -> None:
         super().__init__(reason)
         self.expired = expired
+        self.user = user
 
 
 class MalformedTokenError(Exception):
@@ -103,12 +106,12 @@ class Authenticator:
             KeysUnavailableError: the keys that would say so cannot be had now.
         """
         if len(credential) > MAX_TOKEN_BYTES:
-            raise InvalidTokenError(f"it has more than {MAX_TOKEN_BYTES} bytes")
+            raise InvalidTokenError(f"token too long: more than {MAX_TOKEN_BYTES} bytes")
         keys = self._ring.current()
         if (claims := keys.claims_of_key(credential)) is not None:
             return claims
         if credential.count(".") != 2:
-            raise InvalidTokenError("it is no key of this server, and no JWT")
+            raise InvalidTokenError("unknown key: not a key of this server, and not a JWT")
         members, anchor = await self._verify(credential, keys)
         return self._claims_of(members, credential, anchor)
 
@@ -189,7 +192,7 @@ class Authenticator:
 
         header = _header_of(token.partition(".")[0])
         if "crit" in header:  # RFC 7515, section 4.1.11
-            raise InvalidTokenError("its header has a 'crit' that this server does not know")
+            raise InvalidTokenError("unsupported header parameter 'crit'")
         algorithm = header.get("alg")
         for key, anchor in await self._candidates(keys, algorithm, header):
             try:
@@ -204,34 +207,47 @@ class Authenticator:
                 )
             except jwt.InvalidSignatureError:
                 continue
-            except jwt.ExpiredSignatureError:
-                raise InvalidTokenError("it has expired", expired=True) from None
             except jwt.PyJWTError as error:
-                raise InvalidTokenError(_REASONS.get(type(error).__name__, "it is wrong")) from None
+                raise self._explain(error, token) from None
             except (ValueError, TypeError, OverflowError, RecursionError):
-                raise InvalidTokenError("its claims have wrong types") from None
+                raise InvalidTokenError("malformed token: a claim of a wrong type") from None
             return decoded, anchor
-        raise InvalidTokenError("no key of this server has signed it")
+        raise InvalidTokenError("invalid signature: not signed by a key of this server")
+
+    def _explain(self, error: Exception, token: str) -> InvalidTokenError:
+        """What the library found, as ours."""
+        name = type(error).__name__
+        if name == "MissingRequiredClaimError":
+            reason = f"missing claim {getattr(error, 'claim', 'exp')!r}"
+        elif name == "InvalidAudienceError" and self._audience is None:
+            reason = "audience mismatch: the token has an 'aud', and this server expects none"
+        elif name in _CLAIM_REASONS:
+            reason = _CLAIM_REASONS[name]
+        else:
+            return InvalidTokenError(_REASONS.get(name, "malformed token: not a JWT"))
+        # Claims are looked at after the signature: it is valid.
+        is_expired = name == "ExpiredSignatureError"
+        return InvalidTokenError(reason, expired=is_expired, user=_subject_of(token))
 
     async def _candidates(
         self, keys: Keys, algorithm: object, header: Mapping[str, Any]
     ) -> Sequence[tuple[Any, bytes]]:
         """The keys that may have signed a token with this header, and their digests."""
         if not isinstance(algorithm, str):
-            raise InvalidTokenError("its 'alg' is no text")
+            raise InvalidTokenError("malformed token: 'alg' is not a string")
         # The algorithm chooses the kind of key, and no key is ever used for another: a public key
         # is no shared secret, whatever the header says (RFC 8725, section 3.1).
         if algorithm == "HS256":
             return [*keys.token_secrets.items()]
         if algorithm in ALGORITHMS:
             return await self._public_keys(keys, algorithm, header.get("kid"))
-        raise InvalidTokenError(f"its algorithm is none of HS256, {', '.join(ALGORITHMS)}")
+        raise InvalidTokenError(f"unsupported algorithm: expected HS256, {', '.join(ALGORITHMS)}")
 
     async def _public_keys(
         self, keys: Keys, algorithm: str, kid: object
     ) -> list[tuple[Any, bytes]]:
         if kid is not None and not isinstance(kid, str):
-            raise InvalidTokenError("its 'kid' is no text")
+            raise InvalidTokenError("malformed token: 'kid' is not a string")
         found: list[tuple[Any, bytes]] = []
         unavailable: KeysUnavailableError | None = None
         for url in keys.jwks_urls:
@@ -261,7 +277,7 @@ class Authenticator:
                 anchor=anchor,
             )
         except InvalidArgumentError as error:
-            reason = f"its claim {error.field!r} is wrong: {_problem(error)}"
+            reason = f"invalid claim {error.field!r}: {_problem(error)}"
             raise InvalidTokenError(reason) from None
 
     def _check_lifetime(self, issued_at: float | None, expires_at: float | None) -> None:
@@ -270,8 +286,8 @@ class Authenticator:
         begins_at = self._clock() + self._leeway_s if issued_at is None else issued_at
         if expires_at is not None and expires_at - begins_at > self._max_lifetime_s:
             raise InvalidTokenError(
-                f"it lives for longer than {self._max_lifetime_s:g} s, which is the most that this "
-                "server accepts (--token-max-lifetime-s)"
+                f"token lifetime too long: more than {self._max_lifetime_s:g} s "
+                "(--token-max-lifetime-s)"
             )
 
 
@@ -282,7 +298,7 @@ def _header_of(segment: str) -> Mapping[str, Any]:
     try:
         return jwt.get_unverified_header(f"{segment}.e30.")
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-        raise InvalidTokenError("it is no JWT") from None
+        raise InvalidTokenError("malformed token: not a JWT") from None
 
 
 def _decoded(segment: str) -> bytes:
@@ -317,15 +333,26 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
 
-_REASONS = {
-    "MissingRequiredClaimError": "it has no 'exp': tokens must end, or a claim that is asked for "
-    "is missing",
-    "ImmatureSignatureError": "it is not good yet: its 'nbf' or 'iat' is in the future",
-    "InvalidIssuerError": "its issuer is not the one that this server asks for",
-    "InvalidAudienceError": "it was made for another audience",
-    "DecodeError": "it is no JWT",
-    "InvalidAlgorithmError": "its algorithm is not that of its key",
+_CLAIM_REASONS = {
+    "ExpiredSignatureError": "token expired",
+    "ImmatureSignatureError": "token not valid yet: 'nbf' or 'iat' is in the future",
+    "InvalidIssuedAtError": "invalid claim 'iat': expected seconds since 1970",
+    "InvalidIssuerError": "issuer mismatch: not the 'iss' that this server expects",
+    "InvalidAudienceError": "audience mismatch: not the 'aud' that this server expects",
 }
+_REASONS = {
+    "InvalidAlgorithmError": "unsupported algorithm for the key",
+    "InvalidKeyError": "unsupported algorithm for the key",
+}
+
+
+def _subject_of(token: str) -> str | None:
+    """The ``sub`` of a token whose signature was verified."""
+    try:
+        members = json.loads(_decoded(token.split(".")[1]))
+        return _optional_text(members, "sub")
+    except (InvalidArgumentError, ValueError, RecursionError):
+        return None
 
 
 def _optional_text(members: Mapping[str, Any], name: str) -> str | None:

@@ -696,7 +696,7 @@ class HttpConnection(asyncio.Protocol):
                 self._answer(exchange, error.response)
         except ClosedAtOnceError as error:
             if not self._transport.is_closing():
-                self._become(Nobody(), exchange).close(error.code)
+                self._become(Nobody(), exchange).close(error.code, error.reason)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
             self._fail(error)
         else:

@@ -76,7 +76,7 @@ class Subscriber:
         if code is None:
             self.socket.end()
         else:
-            self.socket.close(code)
+            self.socket.close(code, self._subscription.reason)
             _close_soon(self._node, self._session)
 
     @property

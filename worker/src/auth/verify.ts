@@ -18,7 +18,10 @@ const UNPRINTABLE = /[\p{Cc}\p{Cs}]/u;
 /** What was given is no JWT, or a part of one. The message shows nothing of it. */
 export class MalformedTokenError extends Error {}
 
-/** The credential does not count. The message says why, and nothing of what is in it. */
+/**
+ * The credential is not valid. The message begins with the cause ("token expired", "invalid signature",
+ * "audience mismatch") and holds nothing of the token but names of claims.
+ */
 export class InvalidTokenError extends Error {}
 
 const known = new Map<string, Jwks>(); // by address, for as long as the isolate lives
@@ -35,12 +38,12 @@ export async function identify(
   now = Date.now(),
 ): Promise<Claims> {
   if (credential.length > MAX_TOKEN_BYTES) {
-    throw new InvalidTokenError(`it has more than ${MAX_TOKEN_BYTES} bytes`);
+    throw new InvalidTokenError(`token too long: more than ${MAX_TOKEN_BYTES} bytes`);
   }
   const name = await nameOf(await keyRingOf(settings), credential);
   if (name !== undefined) return { rooms: ["*"], scopes: ["broadcast"], key: name };
   if (credential.split(".").length !== 3) {
-    throw new InvalidTokenError("it is no key of this server, and no JWT");
+    throw new InvalidTokenError("unknown key: not a key of this server, and not a JWT");
   }
   const claims = await claimsOf(await verify(settings, credential, now), credential);
   checkLifetime(claims, settings, now);
@@ -53,8 +56,7 @@ function checkLifetime(claims: Claims, settings: Settings, now: number): void {
   const begins = claims.issuedAt ?? now / 1000 + settings.tokenLeewayS;
   if (claims.expiresAt !== undefined && claims.expiresAt - begins > most) {
     throw new InvalidTokenError(
-      `it lives for longer than ${most} s, which is the most that this server accepts ` +
-        "(TOKEN_MAX_LIFETIME_S)",
+      `token lifetime too long: more than ${most} s (TOKEN_MAX_LIFETIME_S)`,
     );
   }
 }
@@ -131,7 +133,7 @@ async function candidatesOf(
     return publicKeys(settings, algorithm, header["kid"]);
   }
   const all = ["HS256", ...Object.keys(ALGORITHMS)].join(", ");
-  throw new InvalidTokenError(`its algorithm is none of ${all}`);
+  throw new InvalidTokenError(`unsupported algorithm: expected ${all}`);
 }
 
 async function verify(settings: Settings, token: string, now: number): Promise<JWTPayload> {
@@ -139,11 +141,11 @@ async function verify(settings: Settings, token: string, now: number): Promise<J
   try {
     header = decodeProtectedHeader(token);
   } catch {
-    throw new InvalidTokenError("it is no JWT");
+    throw new InvalidTokenError("malformed token: not a JWT");
   }
   if ("crit" in header) {
     // RFC 7515, section 4.1.11
-    throw new InvalidTokenError("its header has a 'crit' that this server does not know");
+    throw new InvalidTokenError("unsupported header parameter 'crit'");
   }
   const candidates = await candidatesOf(settings, header);
   const algorithm = String(header["alg"]);
@@ -164,7 +166,7 @@ async function verify(settings: Settings, token: string, now: number): Promise<J
       throw error instanceof InvalidTokenError ? error : new InvalidTokenError(reasonOf(error));
     }
   }
-  throw new InvalidTokenError("no key of this server has signed it");
+  throw new InvalidTokenError("invalid signature: not signed by a key of this server");
 }
 
 /** What the library leaves to us. */
@@ -174,25 +176,27 @@ function checkMore(payload: JWTPayload, settings: Settings, now: number): void {
     throw new InvalidTokenError(NOT_YET);
   }
   if (settings.tokenAudience === undefined && payload.aud != null) {
-    throw new InvalidTokenError(OTHER_AUDIENCE);
+    throw new InvalidTokenError(UNEXPECTED_AUDIENCE);
   }
 }
 
-const NOT_YET = "it is not good yet: its 'nbf' or 'iat' is in the future";
-const OTHER_AUDIENCE = "it was made for another audience";
+const NOT_YET = "token not valid yet: 'nbf' or 'iat' is in the future";
+const UNEXPECTED_AUDIENCE = "audience mismatch: the token has an 'aud', and this server expects none";
+const MISMATCHES: Record<string, string> = {
+  iss: "issuer mismatch: not the 'iss' that this server expects",
+  aud: "audience mismatch: not the 'aud' that this server expects",
+};
 
 function reasonOf(error: unknown): string {
-  if (error instanceof errors.JWTExpired) return "it has expired";
+  if (error instanceof errors.JWTExpired) return "token expired";
   if (error instanceof errors.JWTClaimValidationFailed) {
-    if (error.reason === "missing") {
-      return "it has no 'exp': tokens must end, or a claim that is asked for is missing";
-    }
-    if (error.claim === "nbf" || error.claim === "iat") return NOT_YET;
-    if (error.claim === "iss") return "its issuer is not the one that this server asks for";
-    if (error.claim === "aud") return OTHER_AUDIENCE;
-    return "its claims have wrong types";
+    const { claim, reason } = error;
+    if (reason === "missing") return `missing claim '${claim}'`;
+    if (reason === "invalid") return `invalid claim '${claim}': expected seconds since 1970`;
+    if (claim === "nbf" || claim === "iat") return NOT_YET;
+    return MISMATCHES[claim] ?? `invalid claim '${claim}'`;
   }
-  return "it is wrong";
+  return "malformed token: not a JWT";
 }
 
 async function publicKeys(
@@ -201,7 +205,7 @@ async function publicKeys(
   kid: unknown,
 ): Promise<CryptoKey[]> {
   if (kid !== undefined && typeof kid !== "string") {
-    throw new InvalidTokenError("its 'kid' is no text");
+    throw new InvalidTokenError("malformed token: 'kid' is not a string");
   }
   const found: CryptoKey[] = [];
   let failure: KeysUnavailableError | undefined;
@@ -237,7 +241,7 @@ async function claimsOf(payload: JWTPayload, token: string): Promise<Claims> {
 }
 
 function wrong(claim: string, problem?: string): InvalidTokenError {
-  return new InvalidTokenError(`its claim '${claim}' is wrong${problem ? `: ${problem}` : ""}`);
+  return new InvalidTokenError(`invalid claim '${claim}'${problem ? `: ${problem}` : ""}`);
 }
 
 function textOf(payload: JWTPayload, name: string): string | undefined {

@@ -27,6 +27,29 @@ export const CloseCode = {
 } as const;
 export type CloseCode = (typeof CloseCode)[keyof typeof CloseCode];
 
+/** What a close frame says where nothing more exact is known. */
+export const CLOSE_REASONS: Record<CloseCode, string> = {
+  [CloseCode.TOO_SLOW]: "slow consumer: the client does not read what it is sent",
+  [CloseCode.SILENT]: "idle timeout: nothing was received",
+  [CloseCode.DRAINING]: "the server is draining",
+  [CloseCode.TOO_MANY_MESSAGES]: "rate limit: too many messages",
+  [CloseCode.TOKEN_EXPIRED]: "token expired",
+  [CloseCode.UNAUTHORIZED]: "invalid token",
+  [CloseCode.FORBIDDEN]: "forbidden",
+  [CloseCode.REVOKED]: "token revoked",
+  [CloseCode.TOO_MANY_CONNECTIONS]: "connection limit: too many connections of this user",
+  [CloseCode.CONTRACT_BROKEN]: "expected text messages of at most 4 KiB",
+};
+
+const MAX_REASON_BYTES = 123;
+
+/** As much of a reason as fits into a close frame (RFC 6455, section 5.5). */
+export function cutReason(reason: string): string {
+  const bytes = new TextEncoder().encode(reason);
+  if (bytes.length <= MAX_REASON_BYTES) return reason;
+  return new TextDecoder().decode(bytes.subarray(0, MAX_REASON_BYTES), { stream: true });
+}
+
 /** `{"type":…,"data":{…}}`, for clients that asked for it. */
 export function controlFrame(type: string, data: object): string {
   return JSON.stringify({ type, data });
