@@ -13,11 +13,28 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class SynapRealtimeError(Exception):
-    """The root: everything that this package raises on purpose."""
+    """The root: everything that this package raises on purpose.
+
+    It and its subclasses, also those of an application, can be pickled and copied whatever
+    arguments they are made with.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is by default rebuilt by a call with its message alone. A pool whose process
+        # sends one that cannot be rebuilt is broken for all later calls.
+        return _rebuild, (type(self), self.args), dict(self.__dict__)
+
+
+def _rebuild(kind: type[E], args: tuple[Any, ...]) -> E:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 class InvalidArgumentError(SynapRealtimeError, ValueError):
@@ -31,10 +48,6 @@ class InvalidArgumentError(SynapRealtimeError, ValueError):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
-        # A pool's process sends to its parent what a function raised: the parent must read it.
-        return type(self), (self.field, self.problem)
 
 
 class ConfigurationError(SynapRealtimeError):
@@ -73,3 +86,21 @@ class JobError(SynapRealtimeError):
 
 class InvalidInputError(JobError):
     """The job's input is wrong. No retry can mend it: the job fails at once."""
+
+
+def deciding_error(error: BaseException) -> BaseException:
+    """Return the exception of a group, nested groups included, that decides what becomes of a job.
+
+    That is the first :class:`InvalidInputError`, since no retry can mend it whatever failed beside
+    it; else the first :class:`JobError`, since it has a text for the user; else ``error`` itself,
+    as for an exception that is no group.
+    """
+    members = [error]
+    for each in members:
+        if isinstance(each, BaseExceptionGroup):
+            members += each.exceptions
+    for kind in (InvalidInputError, JobError):
+        for each in members:
+            if isinstance(each, kind):
+                return each
+    return error

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
+import inspect
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from ..broadcast import BackgroundBroadcaster
 from ..errors import InvalidArgumentError
 from ..jobs import Family, JobRun, Lifecycle, Person, PlainRun, Reporter, running
+from ..jobs.arguments import check_stall_after_s
 from ..jobs.lifecycle import STALL_AFTER_S
 
 T = TypeVar("T")
@@ -17,6 +21,7 @@ T = TypeVar("T")
 MAX_PAUSE_S = 60.0
 
 
+@overload
 async def run_job(
     family: Family | str,
     do: Callable[[JobRun], Awaitable[T]],
@@ -27,8 +32,35 @@ async def run_job(
     first_pause_s: float = 1.0,
     stall_after_s: float = STALL_AFTER_S,
     broadcaster: BackgroundBroadcaster | None = None,
-) -> T:
-    """Run a coroutine function as a job whose user hears how it stands.
+) -> T: ...
+
+
+@overload
+async def run_job(
+    family: Family | str,
+    do: Callable[[JobRun], T],
+    data: Mapping[str, Any],
+    *,
+    run_id: str | None = None,
+    retries: int = 0,
+    first_pause_s: float = 1.0,
+    stall_after_s: float = STALL_AFTER_S,
+    broadcaster: BackgroundBroadcaster | None = None,
+) -> T: ...
+
+
+async def run_job(
+    family: Family | str,
+    do: Callable[[JobRun], Any],
+    data: Mapping[str, Any],
+    *,
+    run_id: str | None = None,
+    retries: int = 0,
+    first_pause_s: float = 1.0,
+    stall_after_s: float = STALL_AFTER_S,
+    broadcaster: BackgroundBroadcaster | None = None,
+) -> Any:
+    """Run a function as a job whose user hears how it stands.
 
     Nothing survives the process: for that, use a job framework.
 
@@ -41,13 +73,19 @@ async def run_job(
         asyncio.create_task(run_job("report.creation", create_report,
                                     {"title": "Q3", "userId": "42", "requestId": "r1"}, retries=3))
 
+    A run that was announced ends with one terminal notification whatever ends it: ``failed`` also
+    for SystemExit, ``cancelled`` also for KeyboardInterrupt and for a coroutine that is closed.
+    Nothing can be published when the process is killed, or its event loop is never run again.
+
     Args:
         family: the name before the dot, or a :class:`Family`.
-        do: the job; it may run more than once, and each time does all of it.
+        do: the job; it may run more than once, and each time does all of it. A plain function runs
+            in a thread, where ``progress()`` and ``delta()`` work; when the job is cancelled, the
+            thread goes on unheard.
         data: its input; who waits is ``userId`` and ``requestId`` in it.
         run_id: the same for the same run; default: a new one.
         retries: how often a failed attempt is tried again, but not after an
-            :class:`InvalidInputError`.
+            :class:`InvalidInputError`, alone or in an exception group.
         first_pause_s: the pause before the first of these; each later one is twice as long, and
             none longer than a minute.
 
@@ -55,13 +93,16 @@ async def run_job(
         what the job returned.
 
     Raises:
-        InvalidArgumentError: ``retries`` is less than 0.
-        Exception: what the last attempt raised; also CancelledError, when it was cancelled.
+        InvalidArgumentError: ``retries`` is less than 0, or ``family`` or ``stall_after_s`` cannot
+            be used; the job has not begun.
+        BaseException: what the last attempt raised; also CancelledError, when it was cancelled.
     """
     if retries < 0:
         raise InvalidArgumentError("retries", f"expected 0 or more, got {retries}")
     family = Family(family) if isinstance(family, str) else family
-    run = PlainRun(run_id or str(uuid.uuid4()), data)
+    stall_after_s = check_stall_after_s(stall_after_s)
+    run = PlainRun(str(run_id or uuid.uuid4()), data)
+    person = Person.of(data)
     attempt = 0
     while True:
         attempt += 1
@@ -72,23 +113,57 @@ async def run_job(
             max_attempts=retries + 1,
             stall_after_s=stall_after_s,
         )
-        reporter = Reporter(lifecycle, [Person.of(data)], broadcaster)
+        reporter = Reporter(lifecycle, [person], broadcaster)
         pause_s = min(first_pause_s * 2 ** (attempt - 1), MAX_PAUSE_S)
         try:
             try:
                 with running(reporter):
-                    result = await do(run)
+                    result = await _call(do, run)
             except Exception as error:
                 again = reporter.raised(error, again_in_s=pause_s if attempt <= retries else None)
                 if not again:
                     raise
+                await reporter.asettle()
                 await asyncio.sleep(pause_s)
                 continue
             reporter.completed(result)
-        except asyncio.CancelledError:
+            await reporter.asettle()
+        except GeneratorExit:  # the coroutine was closed: it may not await any more
             reporter.cancelled()
             raise
-        else:
-            return result
-        finally:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+                reporter.cancelled()
+            else:
+                reporter.failed(error)
             await reporter.asettle()
+            raise
+        return result
+
+
+async def _call(do: Callable[[JobRun], Any], run: JobRun) -> Any:
+    """Call the job, which is code that awaits or a plain function, in a thread then."""
+    if _is_async(do):
+        return await do(run)
+    called = functools.partial(contextvars.copy_context().run, _outcome, do, run)
+    value, error = await asyncio.get_running_loop().run_in_executor(None, called)
+    if error is not None:
+        raise error
+    # A function that is not itself async may still return something to await.
+    return await value if inspect.isawaitable(value) else value
+
+
+def _is_async(do: object) -> bool:
+    while isinstance(do, functools.partial):
+        do = do.func
+    return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(
+        getattr(do, "__call__", None)  # noqa: B004 - whether it awaits, not whether it is callable
+    )
+
+
+def _outcome(do: Callable[[JobRun], T], run: JobRun) -> tuple[T | None, BaseException | None]:
+    """Call, and return the exception: a future cannot carry a StopIteration."""
+    try:
+        return do(run), None
+    except BaseException as error:  # noqa: BLE001 - it is raised where the job is awaited
+        return None, error

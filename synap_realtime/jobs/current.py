@@ -10,7 +10,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, ParamSpec, TypeVar
+from datetime import timedelta
+from typing import Any, Generic, ParamSpec, SupportsFloat, TypeVar
 
 from .extent import Extent, Ticket, current_extent, entered, extent_of, open_extents, shared_extents
 from .interrupts import in_signal_handler
@@ -42,7 +43,10 @@ def running(told: Reporter) -> Iterator[None]:
 
 
 def progress(
-    fraction: float | None, label: str | None = None, *, stall_after_s: float | None = None
+    fraction: SupportsFloat | None,
+    label: str | None = None,
+    *,
+    stall_after_s: SupportsFloat | timedelta | None = None,
 ) -> None:
     """Say how far the running job is. Never waits, and never fails the job for the network's sake.
 
@@ -50,13 +54,18 @@ def progress(
     after its end, in a signal handler, and in a thread or a process that the reporter was not taken
     to (:func:`bind_reporter`) it does nothing.
 
+    An argument that has no meaning (NaN, a label that is no text) is left out, and logged once for
+    each call site: what a job says about itself never makes it fail.
+
     Args:
-        fraction: 0 to 1; what is beyond is moved to the border. None if it cannot be told.
-        label: what is being done, for the user.
-        stall_after_s: how long silence is normal from here on, if longer than usual.
+        fraction: any real number from 0 to 1; what is beyond is moved to the border. None if it
+            cannot be told.
+        label: what is being done, for the user: text, or a lazy translation.
+        stall_after_s: how long silence is normal from here on, if longer than usual: seconds or a
+            timedelta, more than 0 and finite.
 
     Raises:
-        InvalidArgumentError: an argument has the wrong type.
+        InvalidArgumentError: in tests with the ``realtime`` fixture only, for a wrong argument.
 
     See PROTOCOL.md, "Jobs".
     """
@@ -72,8 +81,11 @@ def delta(text: str) -> None:
 
     It does nothing where :func:`progress` does nothing.
 
+    Args:
+        text: the piece, or a lazy translation; what is no text is left out, as in :func:`progress`.
+
     Raises:
-        InvalidArgumentError: the piece is not text.
+        InvalidArgumentError: in tests with the ``realtime`` fixture only, for what is no text.
 
     See PROTOCOL.md, "Jobs".
     """

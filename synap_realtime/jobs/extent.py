@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import timedelta
+from typing import Protocol, SupportsFloat
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,10 @@ class Sink(Protocol):
 
     def progress(
         self,
-        fraction: float | None,
+        fraction: SupportsFloat | None,
         label: str | None = None,
         *,
-        stall_after_s: float | None = None,
+        stall_after_s: SupportsFloat | timedelta | None = None,
         is_replay: bool | None = None,
     ) -> None: ...
 

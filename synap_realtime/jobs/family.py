@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidArgumentError
+from ..protocol.notification import Notification
 from ..protocol.payloads import (
     NoteCreated,
     ProjectCreated,
@@ -13,6 +14,8 @@ from ..protocol.payloads import (
     TaskCompleted,
     TaskCreated,
 )
+
+_PARTS = ("started", "progress", "retrying", "failed", "cancelled", "completed", "delta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class Family:
             TypedDict or a dataclass. None: any JSON object. Nothing is checked against it.
 
     Raises:
-        InvalidArgumentError: the payload is no class.
+        InvalidArgumentError: the payload is no class; or a name is no text, is reserved, or is
+            longer than a notification's type may be.
     """
 
     name: str
@@ -46,6 +50,24 @@ class Family:
             object.__setattr__(self, "delta", f"{self.name}.delta")
         if self.payload is not None and not isinstance(self.payload, type):
             raise InvalidArgumentError("payload", f"expected a class, got {self.payload!r}")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuse now what the server would refuse when a run ends."""
+        name: object = self.name
+        if not isinstance(name, str) or not name:
+            raise InvalidArgumentError("name", f"expected text, got {name!r}")
+        for part in _PARTS:
+            type = getattr(self, part)
+            try:
+                Notification(type=type, data={})
+            except ValueError:
+                is_derived = isinstance(type, str) and type == f"{self.name}.{part}"
+                raise InvalidArgumentError(
+                    "name" if is_derived else part,
+                    f"{str(type)[:40]!r}… cannot be a notification's type: that is 1 to 128 "
+                    "characters of Unicode text and does not begin with 'synap.'",
+                ) from None
 
     @property
     def started(self) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+import numbers
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Set
 from typing import Any
 
-from pydantic import BaseModel
+import pydantic_core
+from pydantic import BaseModel, RootModel
 
-from ..errors import InvalidArgumentError
-from ..protocol.notification import MAX_NOTIFICATION_BYTES, encode_json, to_json_object
+from ..protocol.notification import MAX_NOTIFICATION_BYTES, encode_json
+from .strict import report_result
+from .text import as_text
 
 logger = logging.getLogger(__name__)
 
@@ -19,52 +25,176 @@ MAX_DATA_BYTES = MAX_NOTIFICATION_BYTES - 4096
 _MAX_NAMES = 50  # of members that did not fit
 
 
-def fit(result: object) -> dict[str, Any]:
-    """What a job returned as the ``data`` of a notification.
+class _TooLargeError(Exception):
+    """More than a notification takes: to convert it would only cost memory."""
 
-    A mapping or a pydantic model is it; anything else becomes ``{"result": …}``, None is ``{}``.
-    What has no JSON form, or is over the limit with the rest, is left out: then ``truncated`` is
-    true and ``omitted`` names the members.
+
+def fit(result: object) -> dict[str, Any]:
+    """Convert what a job returned to the ``data`` of a notification. Never raises.
+
+    A mapping, a dataclass or a pydantic model is it; anything else becomes ``{"result": …}``, None
+    is ``{}``. What has no JSON form, or is over the limit with the rest, is left out: then
+    ``truncated`` is true and ``omitted`` names the members. The result itself is not changed; an
+    iterator is left out, because to read it would be to use it up.
     """
-    if not isinstance(result, Mapping | BaseModel):
-        result = {} if result is None else {"result": result}
     try:
-        data = to_json_object("result", result)
+        data = _as_object(result)
         if len(encode_json("result", data)) <= MAX_DATA_BYTES:
             return data
-    except InvalidArgumentError as error:
-        logger.warning("a result is told in part: %s", error)
-    else:
-        logger.warning("a result is told in part: it has more than %d bytes", MAX_DATA_BYTES)
-    return _what_fits(dict(_members(result)))
+        raise _TooLargeError
+    except Exception as error:  # noqa: BLE001 - whatever an application's own types raise
+        return _what_fits(result, error)
 
 
-def _members(result: Mapping[Any, Any] | BaseModel) -> Iterator[tuple[str, object]]:
-    if isinstance(result, BaseModel):
-        for name, info in type(result).model_fields.items():
-            yield info.serialization_alias or info.alias or name, getattr(result, name)
-    else:
-        for key, value in result.items():
-            yield str(key), value
-
-
-def _what_fits(members: Mapping[str, object]) -> dict[str, Any]:
+def _what_fits(result: object, error: Exception) -> dict[str, Any]:
+    names: list[str] = []
+    problems: list[str] = []
     sized: dict[str, tuple[int, object]] = {}
-    for name, value in members.items():
+    try:
+        members = dict(_members(result))
+    except Exception as unreadable:  # noqa: BLE001 - a mapping of the application's
+        members = {"result": functools.partial(_raise, unreadable)}
+    for name, read in members.items():
+        names.append(name)
         try:
-            one = to_json_object("result", {name: value})
-            sized[name] = (len(encode_json("result", one)), one[name])
-        except InvalidArgumentError:
-            continue
+            value = read()
+            sized[name] = (len(encode_json("result", {name: value})), value)
+        except _TooLargeError:
+            pass
+        except Exception as failed:  # noqa: BLE001 - as in fit()
+            problems.append(f"{_printable(name)}: {_described(failed)}")
     left = MAX_DATA_BYTES - 1024 - 134 * _MAX_NAMES
     kept = set()
     for name, (size, _) in sorted(sized.items(), key=lambda item: item[1][0]):
         left -= size
         if left >= 0:
             kept.add(name)
+    omitted = [_printable(name) for name in names if name not in kept][:_MAX_NAMES]
+    if not problems and not isinstance(error, _TooLargeError):
+        problems.append(_described(error))
+    cause = "; ".join(problems[:3]) or f"it has more than {MAX_DATA_BYTES} bytes"
+    logger.warning("a result is published without %s: %s", ", ".join(omitted) or "a part", cause)
+    if problems:
+        report_result(cause)
     data = {name: value for name, (_, value) in sized.items() if name in kept}
-    omitted = [_printable(name) for name in members if name not in kept]
-    return {**data, "truncated": True, "omitted": omitted[:_MAX_NAMES]}
+    return {**data, "truncated": True, "omitted": omitted}
+
+
+def _members(result: object) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The result's members, each with what reads it as JSON data."""
+    if isinstance(result, RootModel):
+        yield from _members(result.root)
+    elif isinstance(result, BaseModel):
+        kind = type(result)
+        for name, info in kind.model_fields.items():
+            if getattr(result, name, None) is not None:
+                yield info.serialization_alias or info.alias or name, _member_of(result, name)
+        for name, computed in kind.model_computed_fields.items():
+            yield computed.alias or name, _member_of(result, name)
+    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
+        for field in dataclasses.fields(result):
+            yield field.name, functools.partial(_plain, getattr(result, field.name, None))
+    elif isinstance(result, Mapping):
+        for key, value in result.items():
+            yield str(key), functools.partial(_plain, value)
+    else:
+        yield "result", functools.partial(_plain, result)
+
+
+def _member_of(model: BaseModel, name: str) -> Callable[[], Any]:
+    def read() -> Any:
+        _check_size(getattr(model, name))
+        dumped = _dump(model, include={name})
+        (value,) = dumped.values()
+        return value
+
+    return read
+
+
+def _as_object(result: object) -> dict[str, Any]:
+    if result is None:
+        return {}
+    plain = _plain(result)
+    return plain if isinstance(plain, dict) else {"result": plain}
+
+
+def _plain(value: object) -> Any:
+    """JSON data; raises whatever the value's types raise, and TypeError for what has none."""
+    _check_size(value)
+    if isinstance(value, BaseModel):
+        return _dump(value)
+    return pydantic_core.to_jsonable_python(
+        value, by_alias=True, inf_nan_mode="constants", fallback=_fallback
+    )
+
+
+def _dump(model: BaseModel, include: set[str] | None = None) -> Any:
+    return model.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_none=True,
+        include=include,
+        fallback=_fallback,
+        warnings=False,
+    )
+
+
+def _fallback(value: object) -> Any:
+    """What pydantic does not know."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Set):
+        return list(value)
+    if callable(getattr(type(value), "tolist", None)):  # arrays, and scalars of NumPy
+        if getattr(value, "nbytes", 0) > 8 * MAX_DATA_BYTES:
+            raise _TooLargeError
+        return value.tolist()  # type: ignore[attr-defined]
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if (text := as_text(value)) is not None:
+        return text
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _check_size(value: object) -> None:
+    """Look at all that a value holds, before anything of it is converted.
+
+    Raises:
+        _TooLargeError: it is certainly larger than a notification, or contains itself.
+        TypeError: it holds an iterator.
+    """
+    left = MAX_DATA_BYTES
+    stack = [value]
+    while stack:
+        each = stack.pop()
+        left -= len(each) if isinstance(each, str | bytes | bytearray) else 2
+        if left < 0:
+            raise _TooLargeError
+        if isinstance(each, Iterator | AsyncIterator):
+            raise TypeError(f"{type(each).__name__} is an iterator, which can be read once only")
+        if isinstance(each, Mapping | list | tuple | set | frozenset | deque):
+            if len(each) > left:
+                raise _TooLargeError
+            if isinstance(each, Mapping):
+                stack += each.keys()
+                stack += each.values()
+            else:
+                stack += each
+        elif isinstance(each, BaseModel) or dataclasses.is_dataclass(each):
+            stack += getattr(each, "__dict__", {}).values() if not isinstance(each, type) else []
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+def _described(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:200].splitlines()[0]
+    except Exception:  # noqa: BLE001 - its __str__ is of the application
+        return type(error).__name__
 
 
 def _printable(name: str) -> str:

@@ -6,11 +6,14 @@ See PROTOCOL.md, "Jobs".
 from __future__ import annotations
 
 import hashlib
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import JobError
+from ..errors import JobError, deciding_error
 from ..protocol.notification import Notification, Status
+from .arguments import check_stall_after_s
 from .family import Family
 from .fitting import fit
 
@@ -24,11 +27,17 @@ STALL_AFTER_S = 60.0
 
 
 def readable_error(error: BaseException | str, run_id: str) -> str:
-    """What a user may read of an exception: a :class:`JobError`'s message, else a neutral text."""
+    """What a user may read of an exception: a :class:`JobError`'s message, else a neutral text.
+
+    An exception group has the message of the exception that decides
+    (:func:`~synap_realtime.errors.deciding_error`).
+    """
     if isinstance(error, str):
         return error
-    if isinstance(error, JobError) and str(error):
-        return str(error)
+    error = deciding_error(error)
+    if isinstance(error, JobError):
+        with suppress(Exception):  # its __str__ may be of the application, and fail
+            return str(error) or neutral_error(run_id)
     return neutral_error(run_id)
 
 
@@ -45,6 +54,9 @@ class Lifecycle:
         attempt: counted from 1.
         max_attempts: None if the framework does not tell.
         stall_after_s: how long silence is normal.
+
+    Raises:
+        InvalidArgumentError: ``stall_after_s`` is no positive, finite number of seconds.
     """
 
     family: Family
@@ -52,6 +64,10 @@ class Lifecycle:
     attempt: int = 1
     max_attempts: int | None = None
     stall_after_s: float = STALL_AFTER_S
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_id", str(self.run_id))
+        object.__setattr__(self, "stall_after_s", check_stall_after_s(self.stall_after_s))
 
     def started(self) -> Notification:
         """The run has begun."""
@@ -92,6 +108,8 @@ class Lifecycle:
         """
         data = self._attempts(self.attempt + 1)
         data["error"] = _short(readable_error(error, self.run_id))
+        if in_s is not None and not 0 <= in_s < math.inf:
+            in_s = None
         if in_s is not None:
             data["retryInS"] = in_s
         data["stallAfterS"] = self.stall_after_s + (in_s or 0)

@@ -26,12 +26,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from ..errors import InvalidArgumentError
+from .arguments import check_delta, check_progress
 from .extent import Extent, Ticket, shared_extents
-from .reporter import check_delta, check_progress
 
 logger = logging.getLogger(__name__)
 
@@ -190,14 +191,15 @@ class RelayedReporter:
 
     def progress(
         self,
-        fraction: float | None,
+        fraction: SupportsFloat | None,
         label: str | None = None,
         *,
-        stall_after_s: float | None = None,
+        stall_after_s: SupportsFloat | timedelta | None = None,
         is_replay: bool | None = None,  # noqa: ARG002 - the owner knows
     ) -> None:
-        fraction, label, stall_after_s = check_progress(fraction, label, stall_after_s)
-        self._send({"fraction": fraction, "label": label, "stallAfterS": stall_after_s})
+        if (checked := check_progress(fraction, label, stall_after_s)) is not None:
+            number, text, seconds = checked
+            self._send({"fraction": number, "label": text, "stallAfterS": seconds})
 
     def delta(self, text: str, *, is_replay: bool | None = None) -> None:  # noqa: ARG002
         for piece in check_delta(text):

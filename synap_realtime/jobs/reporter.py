@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import math
 import os
 import threading
 import time
@@ -12,14 +11,16 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import SupportsFloat
 
 from ..broadcast import BackgroundBroadcaster, background_broadcaster
 from ..broadcast.background import Posted
-from ..errors import InvalidArgumentError, InvalidInputError
+from ..errors import InvalidInputError, deciding_error
 from ..protocol.notification import Notification, format_timestamp
 from ..protocol.rooms import Room
 from ..tracing import TRACEPARENT, begin
+from .arguments import MAX_DELTA, check_delta, check_progress
 from .lifecycle import Lifecycle
 from .people import Person
 
@@ -29,9 +30,6 @@ PROGRESS_EVERY_S = 0.1
 """At most so often a job's progress is sent; that of a long job every hundredth of its age."""
 
 MAX_PROGRESS_EVERY_S = 5.0
-
-MAX_DELTA = 16 * 1024
-"""Characters of one delta; a longer text is more than one."""
 
 
 class ReporterState(enum.Enum):
@@ -142,10 +140,10 @@ class Reporter:
 
     def progress(
         self,
-        fraction: float | None,
+        fraction: SupportsFloat | None,
         label: str | None = None,
         *,
-        stall_after_s: float | None = None,
+        stall_after_s: SupportsFloat | timedelta | None = None,
         is_replay: bool | None = None,
     ) -> None:
         """See :func:`synap_realtime.progress`.
@@ -154,16 +152,17 @@ class Reporter:
             is_replay: whether the code goes through what it has done before, where the caller
                 knows; default: as ``is_replaying`` says.
         """
-        fraction, label, stall_after_s = check_progress(fraction, label, stall_after_s)
-        if self._is_foreign:
+        checked = check_progress(fraction, label, stall_after_s)
+        if checked is None or self._is_foreign:
             return
-        what = zlib.crc32(f"{fraction}:{label}".encode(errors="replace"))
+        number, text, seconds = checked
+        what = zlib.crc32(f"{number}:{text}".encode(errors="replace"))
         with self._lock:
             if not self._takes_news(is_replay):
                 return
             self._progresses += 1
             n = f"{self._lifecycle.attempt}:{self._call}:{self._progresses}:{what:08x}"
-            told = self._lifecycle.progress(n, fraction, label, stall_after_s)
+            told = self._lifecycle.progress(n, number, text, seconds)
             now = time.monotonic()
             pause_s = min(max((now - self._began) / 100, PROGRESS_EVERY_S), MAX_PROGRESS_EVERY_S)
             for line in self._lines:
@@ -209,9 +208,9 @@ class Reporter:
             again_in_s: when the next attempt would come; None if there is none left.
 
         Returns:
-            whether to try again: not after an :class:`InvalidInputError`.
+            whether to try again: not after an :class:`InvalidInputError`, alone or in a group.
         """
-        if again_in_s is None or isinstance(error, InvalidInputError):
+        if again_in_s is None or isinstance(deciding_error(error), InvalidInputError):
             self.failed(error)
             return False
         self.retrying(error, in_s=again_in_s)
@@ -303,14 +302,30 @@ class Reporter:
         due: float = 0.0,
         rooms: tuple[Room, ...] = (),
     ) -> None:
-        line.last = self._broadcaster.post(
-            rooms or line.rooms, self._addressed(line, notification), due=due, after=line.last
-        )
         line.kind = ""
+        try:
+            line.last = self._broadcaster.post(
+                rooms or line.rooms, self._addressed(line, notification), due=due, after=line.last
+            )
+        except Exception:  # noqa: BLE001 - it is logged with its traceback
+            self._log_unpublished(notification)
 
     def _replace(self, line: _Line, notification: Notification) -> bool:
-        assert line.last is not None  # noqa: S101 - there is a kind only if there is a last
-        return self._broadcaster.replace(line.last, self._addressed(line, notification))
+        if line.last is None:
+            return False
+        try:
+            return self._broadcaster.replace(line.last, self._addressed(line, notification))
+        except Exception:  # noqa: BLE001 - it is logged with its traceback
+            self._log_unpublished(notification)
+            return True
+
+    def _log_unpublished(self, notification: Notification) -> None:
+        """A job must not fail because a notification about it does."""
+        logger.exception(
+            "run %s: %s cannot be published; the job goes on",
+            self._lifecycle.run_id,
+            notification.type,
+        )
 
     def _addressed(self, line: _Line, notification: Notification) -> Notification:
         now = format_timestamp(datetime.now(UTC))
@@ -318,47 +333,3 @@ class Reporter:
         if (traceparent := self.span.traceparent) is not None:
             members[TRACEPARENT] = traceparent
         return notification.model_copy(update=members)
-
-
-def check_progress(
-    fraction: object, label: object, stall_after_s: object
-) -> tuple[float | None, str | None, float | None]:
-    """Return the arguments of :func:`synap_realtime.progress` as they are published.
-
-    Raises:
-        InvalidArgumentError: names the argument that is wrong.
-    """
-    fraction = _fraction(fraction)
-    if not isinstance(label, str | None):
-        raise InvalidArgumentError("label", f"expected text, got {type(label).__name__}")
-    return fraction, label, _seconds(stall_after_s)
-
-
-def check_delta(text: object) -> list[str]:
-    """Return the text of :func:`synap_realtime.delta` in pieces that fit one notification.
-
-    Raises:
-        InvalidArgumentError: it is no text.
-    """
-    if not isinstance(text, str):
-        raise InvalidArgumentError("text", f"expected text, got {type(text).__name__}")
-    text = text.encode(errors="replace").decode()
-    return [text[start : start + MAX_DELTA] for start in range(0, len(text), MAX_DELTA)]
-
-
-def _fraction(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise InvalidArgumentError("fraction", f"expected a number from 0 to 1, got {value!r}")
-    if not 0 <= value <= 1:
-        logger.debug("progress(%r) is beyond 0 to 1", value)
-    return min(max(float(value), 0.0), 1.0)
-
-
-def _seconds(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InvalidArgumentError("stall_after_s", f"expected seconds, more than 0; got {value!r}")
-    return float(value)

@@ -14,6 +14,8 @@ import httpx
 
 from ..broadcast import BackgroundBroadcaster, background_broadcaster
 from ..broadcast.functions import via
+from ..errors import InvalidArgumentError
+from ..jobs.strict import strict
 from ..protocol.notification import Notification
 from ..protocol.rooms import request_room, user_room
 from .rooms import Rooms, Sent
@@ -213,11 +215,21 @@ def _seconds(faults: list[_Fault]) -> float:
 
 @contextmanager
 def record() -> Iterator[Realtime]:
-    """Record what this process broadcasts from here on. See :class:`Realtime`."""
+    """Record what this process broadcasts from here on. See :class:`Realtime`.
+
+    Meanwhile jobs are strict: a wrong argument of ``progress()`` or ``delta()`` raises where it is
+    given, and a result that has no JSON form raises here when the block ends without another
+    exception. In production both are logged.
+
+    Raises:
+        InvalidArgumentError: what a job returned was published in part.
+    """
     realtime = Realtime()
-    with via(realtime):
+    with via(realtime), strict() as problems:
         try:
             yield realtime
         finally:
             for broadcaster in realtime._broadcasters:
                 broadcaster.close()
+    if problems:
+        raise InvalidArgumentError("result", "; ".join(problems))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,54 @@ def test_a_payload_is_a_class() -> None:
     assert Family("a.b").payload is None
     with pytest.raises(InvalidArgumentError, match="payload: expected a class"):
         Family("a.b", payload={"x": int})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"name": "a" * 120}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "synap.report"}, "name"),
+        ({"name": "a\ud800"}, "name"),
+        ({"name": 7}, "name"),
+        ({"name": "a.b", "completed": "a" * 129}, "completed"),
+        ({"name": "a.b", "delta": "synap.x"}, "delta"),
+    ],
+)
+def test_a_name_that_the_server_would_refuse_is_refused_at_definition(
+    options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"^{field}: "):
+        Family(**options)
+    assert Family("a" * 118).completed == "a" * 118 + ".completed"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "60", None])
+def test_a_wrong_stall_after_s_is_refused_at_definition(seconds: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="stall_after_s: "):
+        Lifecycle(NOTE_CREATION, "run1", stall_after_s=seconds)
+
+
+def test_an_error_that_cannot_be_read_is_neutral() -> None:
+    class UnreadableError(JobError):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    data = Lifecycle(NOTE_CREATION, "run1").failed(UnreadableError()).data
+    assert data["error"] == "Something went wrong (run run1)."
+
+
+def test_a_groups_text_is_that_of_its_deciding_error() -> None:
+    inner = ExceptionGroup("h", [JobError("No paper.")])
+    group = ExceptionGroup("g", [ValueError("secret"), inner])
+    assert Lifecycle(NOTE_CREATION, "run1").failed(group).data["error"] == "No paper."
+
+
+@pytest.mark.parametrize("in_s", [float("nan"), float("inf"), -1.0])
+def test_a_pause_that_is_no_time_is_left_out(in_s: float) -> None:
+    data = Lifecycle(NOTE_CREATION, "run1").retrying("No.", in_s=in_s).data
+    assert "retryInS" not in data
+    assert data["stallAfterS"] == 60
 
 
 def test_the_missions_names_stay() -> None:

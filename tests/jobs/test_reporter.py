@@ -188,7 +188,7 @@ def test_what_is_beyond_is_moved_to_the_border(
         (lambda told: told.delta(b"x"), "text: "),
     ],
 )
-def test_wrong_types_are_said(make: Make, call: Callable[[Reporter], None], said: str) -> None:
+def test_wrong_types_raise_here(make: Make, call: Callable[[Reporter], None], said: str) -> None:
     with pytest.raises(InvalidArgumentError, match=said):
         call(make())
 

@@ -1,0 +1,149 @@
+"""What a job says about itself, converted to what is published."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from ..errors import InvalidArgumentError
+from .strict import refuse
+from .text import as_text
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_DELTA = 16 * 1024
+"""Characters of one delta; a longer text is more than one."""
+
+
+def check_progress(
+    fraction: object, label: object, stall_after_s: object
+) -> tuple[float | None, str | None, float | None] | None:
+    """Convert the arguments of :func:`synap_realtime.progress` to what is published.
+
+    Whatever has a meaning is converted: any real number (also of NumPy, and a Decimal), a lazy
+    string, a timedelta. A wrong argument is left out, and logged once for each call site.
+
+    Returns:
+        None if nothing is left to publish.
+
+    Raises:
+        InvalidArgumentError: in strict mode, names the argument that is wrong.
+    """
+    errors: list[InvalidArgumentError] = []
+    arguments = (
+        _checked(_fraction, fraction, errors),
+        _checked(_label, label, errors),
+        _checked(_seconds, stall_after_s, errors),
+    )
+    refuse(errors)
+    if errors and arguments == (None, None, None):
+        return None
+    return arguments
+
+
+def check_delta(text: object) -> list[str]:
+    """Return the text of :func:`synap_realtime.delta` in pieces that fit one notification.
+
+    What is no text is left out, and logged once for each call site.
+
+    Raises:
+        InvalidArgumentError: in strict mode, if it is no text.
+    """
+    errors: list[InvalidArgumentError] = []
+    piece = _checked(_piece, text, errors)
+    refuse(errors)
+    if piece is None:
+        return []
+    piece = piece.encode(errors="replace").decode()
+    return [piece[start : start + MAX_DELTA] for start in range(0, len(piece), MAX_DELTA)]
+
+
+def check_stall_after_s(value: object) -> float:
+    """Convert a job type's ``stall_after_s`` where it is defined.
+
+    Raises:
+        InvalidArgumentError: it is no positive, finite number of seconds.
+    """
+    seconds = _seconds(value)
+    if seconds is None:
+        raise InvalidArgumentError("stall_after_s", "expected seconds, got None")
+    return seconds
+
+
+def _checked(
+    convert: Callable[[Any], T | None], value: object, errors: list[InvalidArgumentError]
+) -> T | None:
+    try:
+        return convert(value)
+    except InvalidArgumentError as error:
+        errors.append(error)
+    return None
+
+
+def _fraction(value: object) -> float | None:
+    if value is None:
+        return None
+    number = _number(value)
+    if number is None or math.isnan(number):
+        problem = f"expected a number from 0 to 1, got {_shown(value)}"
+        raise InvalidArgumentError("fraction", problem)
+    if not 0 <= number <= 1:
+        logger.debug("progress(%r) is beyond 0 to 1", number)
+    return min(max(number, 0.0), 1.0)
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    number = value.total_seconds() if isinstance(value, timedelta) else _number(value)
+    if number is None or not 0 < number < math.inf:
+        raise InvalidArgumentError(
+            "stall_after_s", f"expected seconds, more than 0 and finite; got {_shown(value)}"
+        )
+    return number
+
+
+def _label(value: object) -> str | None:
+    return None if value is None else _text("label", value)
+
+
+def _piece(value: object) -> str:
+    return _text("text", value)
+
+
+def _text(field: str, value: object) -> str:
+    try:
+        text = as_text(value)
+    except Exception as error:  # a lazy string's, when it is evaluated
+        raise InvalidArgumentError(
+            field, f"{type(value).__name__} has no text: it raised {type(error).__name__}"
+        ) from error
+    if text is None:
+        raise InvalidArgumentError(field, f"expected text, got {type(value).__name__}")
+    return text
+
+
+def _number(value: object) -> float | None:
+    """Any real number; None for what is none."""
+    if isinstance(value, bool | str | bytes | bytearray):
+        return None
+    if not hasattr(type(value), "__float__") and not hasattr(type(value), "__index__"):
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+    except Exception:  # noqa: BLE001 - whatever a type of the application raises
+        return None
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:80]
+    except Exception:  # noqa: BLE001 - its __repr__ is of the application
+        return type(value).__name__

@@ -1,0 +1,68 @@
+"""What a job reports wrongly: logged and ignored in production, an error in tests."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..errors import InvalidArgumentError
+
+logger = logging.getLogger(__name__)
+
+MAX_CALL_SITES = 100
+"""Call sites that one process logs; a job in a loop must not fill the log."""
+
+_PACKAGE = __name__.partition(".")[0]
+
+_logged: set[tuple[str, int]] = set()
+
+_collected: list[list[str]] = []
+"""One list for each :func:`strict` that is open."""
+
+
+@contextmanager
+def strict() -> Iterator[list[str]]:
+    """Let wrong arguments of ``progress()`` and ``delta()`` raise, in all threads of this process.
+
+    Yields:
+        the problems of results that were published in part, in order. Those never raise where they
+        are found: a job has returned then, and must not seem to fail.
+    """
+    problems: list[str] = []
+    _collected.append(problems)
+    try:
+        yield problems
+    finally:
+        _collected.remove(problems)
+
+
+def refuse(errors: Sequence[InvalidArgumentError]) -> None:
+    """Handle arguments that were ignored: log them, once for each call site of the application.
+
+    Raises:
+        InvalidArgumentError: the first one, in strict mode.
+    """
+    if not errors:
+        return
+    if _collected:
+        raise errors[0]
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    site = (frame.f_code.co_filename, frame.f_lineno)
+    if site not in _logged and len(_logged) < MAX_CALL_SITES:
+        _logged.add(site)
+        problems = "; ".join(str(error) for error in errors)
+        logger.warning("wrong argument at %s:%d: %s; it is ignored", *site, problems)
+
+
+def report_result(problem: str) -> None:
+    """Keep a result's problem for the tests that run in strict mode."""
+    for problems in _collected:
+        problems.append(problem)
+
+
+def _is_ours(module: str) -> bool:
+    return module == _PACKAGE or module.startswith(f"{_PACKAGE}.")

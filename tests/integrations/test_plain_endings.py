@@ -1,0 +1,217 @@
+"""A run of run_job() that was announced ends with one terminal notification, whatever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, RootModel, computed_field
+
+from synap_realtime import InvalidArgumentError, InvalidInputError, JobError, delta, progress
+from synap_realtime.integrations.plain import run_job
+from synap_realtime.jobs import JobRun
+from synap_realtime.testing import Realtime
+from synap_realtime.testing.recorder import record
+
+WHO = {"userId": "42"}
+
+
+def words(realtime: Realtime) -> list[str]:
+    realtime.assert_one_ending()
+    return [type.rpartition(".")[2] for type in realtime.types(user_id="42")]
+
+
+def job(do: Callable[[JobRun], Any], **options: Any) -> Any:
+    return run_job("report.creation", do, WHO, first_pause_s=0.01, **options)
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (SystemExit(3), "failed"),
+        (KeyboardInterrupt(), "cancelled"),
+        (asyncio.CancelledError(), "cancelled"),
+        (GeneratorExit(), "cancelled"),
+        (StopIteration(7), "failed"),
+        (StopAsyncIteration(), "failed"),
+        (BaseExceptionGroup("g", [KeyboardInterrupt()]), "failed"),
+        (ExceptionGroup("g", [ValueError()]), "failed"),
+        (RecursionError(), "failed"),
+        (MemoryError(), "failed"),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, BaseException) else None,
+)
+async def test_ends_whatever_is_raised(
+    realtime: Realtime, kind: str, error: BaseException, ending: str
+) -> None:
+    async def raises(run: JobRun) -> None:
+        raise error
+
+    def raises_sync(run: JobRun) -> None:
+        raise error
+
+    with pytest.raises((type(error), RuntimeError)):
+        await job(raises if kind == "async" else raises_sync)
+    assert words(realtime) == ["started", ending]
+
+
+async def test_sys_exit_goes_on(realtime: Realtime) -> None:
+    async def leaves(run: JobRun) -> None:
+        sys.exit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        await job(leaves, retries=3)
+    assert words(realtime) == ["started", "failed"]
+
+
+class Forever:
+    def __await__(self) -> Generator[None]:
+        while True:
+            yield
+
+
+async def test_a_closed_coroutine_is_cancelled(realtime: Realtime) -> None:
+    async def waits(run: JobRun) -> None:
+        await Forever()
+
+    coroutine = job(waits)
+    coroutine.send(None)
+    coroutine.close()
+    assert words(realtime) == ["started", "cancelled"]
+
+
+async def test_a_job_cancelled_while_a_retry_is_published_is_cancelled(realtime: Realtime) -> None:
+    async def fails(run: JobRun) -> None:
+        raise JobError("The printer is busy.")
+
+    realtime.delay(0.5, type="report.creation.retrying")
+    running = asyncio.create_task(run_job("report.creation", fails, WHO, retries=3))
+    await asyncio.sleep(0.2)  # while the notification is on its way
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert words(realtime) == ["started", "retrying", "cancelled"]
+
+
+def nested(*errors: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("g", [ValueError("secret"), ExceptionGroup("h", list(errors))])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "text"),
+    [
+        (
+            ExceptionGroup("g", [InvalidInputError("It is empty.")]),
+            ["started", "failed"],
+            "It is empty.",
+        ),
+        (nested(InvalidInputError("It is empty.")), ["started", "failed"], "It is empty."),
+        (
+            nested(JobError("No paper."), InvalidInputError("It is empty.")),
+            ["started", "failed"],
+            "It is empty.",
+        ),
+        (nested(JobError("No paper.")), ["started", "retrying", "failed"], "No paper."),
+        (nested(KeyError()), ["started", "retrying", "failed"], None),
+    ],
+)
+async def test_an_exception_group_is_judged_by_what_it_holds(
+    realtime: Realtime, error: Exception, expected: list[str], text: str | None
+) -> None:
+    async def fails(run: JobRun) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(raises())
+
+    async def raises() -> None:
+        raise error
+
+    with pytest.raises(ExceptionGroup):
+        await job(fails, retries=1)
+    assert words(realtime) == expected
+    said = realtime.sent()[-1].data["error"]
+    assert said == text if text else said.startswith("Something went wrong")
+
+
+class Computed(BaseModel):
+    url: str = "/7.pdf"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def size(self) -> int:
+        raise RuntimeError("the file is gone")
+
+
+@pytest.mark.parametrize(
+    "result",
+    [RootModel[list[int]]([1, 2]), Computed(), object(), (n for n in [1])],
+    ids=lambda each: type(each).__name__,
+)
+async def test_a_result_is_untouched_whatever_it_is(result: Any) -> None:
+    async def returns(run: JobRun) -> Any:
+        return result
+
+    with suppress(InvalidArgumentError), record() as realtime:  # raised behind the test's code
+        assert await job(returns, retries=3) is result
+        assert words(realtime) == ["started", "completed"]
+
+
+async def test_a_result_without_a_json_form_fails_a_test_that_records() -> None:
+    async def returns(run: JobRun) -> Any:
+        return object()
+
+    with pytest.raises(InvalidArgumentError, match="no JSON form"), record():
+        await job(returns)
+
+
+async def test_a_plain_function_runs_once_in_a_thread_with_the_reporter(realtime: Realtime) -> None:
+    threads = []
+
+    def work(run: JobRun) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        progress(0.5, "Rendering")
+        delta("text")
+        return {"title": run.data["userId"]}
+
+    assert await job(work, retries=3) == {"title": "42"}
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+    assert words(realtime) == ["started", "progress", "delta", "completed"]
+
+
+async def test_a_function_that_returns_an_awaitable_is_awaited(realtime: Realtime) -> None:
+    async def work(run: JobRun, title: str) -> str:
+        progress(0.5)
+        return title
+
+    class Work:
+        async def __call__(self, run: JobRun) -> str:
+            return await work(run, "Q3")
+
+    each: Callable[[JobRun], Awaitable[str]]
+    for each in (lambda run: work(run, "Q3"), partial(work, title="Q3"), Work()):
+        assert await job(each) == "Q3"
+    assert words(realtime)[-1] == "completed"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"retries": -1}, {"stall_after_s": float("inf")}, {"stall_after_s": float("nan")}],
+)
+async def test_a_wrong_option_is_refused_before_the_job_begins(
+    realtime: Realtime, options: dict[str, Any]
+) -> None:
+    async def work(run: JobRun) -> None:
+        raise AssertionError("it ran")
+
+    with pytest.raises(InvalidArgumentError):
+        await job(work, **options)
+    with pytest.raises(InvalidArgumentError, match="name: "):
+        await run_job("a" * 120, work, WHO)
+    assert realtime.sent() == []
