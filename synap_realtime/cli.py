@@ -116,6 +116,10 @@ def serve(
         float | None,
         typer.Option(help=_setting("SILENCE_S", "Then a silent connection is closed; 75.")),
     ] = None,
+    ping_interval_s: Annotated[
+        float | None,
+        typer.Option(help=_setting("PING_INTERVAL_S", "Then a quiet WebSocket is pinged; 25.")),
+    ] = None,
     memory_bytes: Annotated[
         int | None, typer.Option(help=_setting("MEMORY_BYTES", "Of the memory store; 512 MiB."))
     ] = None,
@@ -253,6 +257,7 @@ def serve(
             store=store,
             drain_s=drain_s,
             silence_s=silence_s,
+            ping_interval_s=ping_interval_s,
             memory_bytes=memory_bytes,
             retention_count=retention_count,
             retention_s=retention_s,

@@ -23,6 +23,9 @@ PONG = "pong"
 SILENCE_LIMIT_S = 75.0
 """A connection from which nothing has come for so long is closed."""
 
+PING_QUIET_S = 25.0
+"""The server pings a connection from which nothing has come for so long."""
+
 PING_INTERVAL_S = 30.0
 """How often a client says ``ping``."""
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from ..errors import SynapRealtimeError
-from ..protocol.control import CloseCode, ControlFrame
+from ..protocol.control import PING, CloseCode, ControlFrame
 from .event_stream import COMMENT, HEARTBEAT_S, opening, told
 from .http import Request
 from .node import CLOSE_TIMEOUT_S, Opened
@@ -139,15 +139,20 @@ async def run_websocket(
             await send({"type": "websocket.send", "text": message.encoded()})
 
     async def listen() -> None:
+        # An app sees no pings and pongs: whether the peer lives, the ASGI server finds out by its
+        # own. A client that sends text pings is expected to go on.
+        limit_s: float | None = None
         while True:
             try:
-                async with asyncio.timeout(silence_s):
+                async with asyncio.timeout(limit_s):
                     message = await receive()
             except TimeoutError:
                 return subscription.close(CloseCode.SILENT)
             if message["type"] == "websocket.disconnect":
                 raise DisconnectedError
             heard = message["bytes"] if message.get("text") is None else message["text"]
+            if heard == PING:
+                limit_s = silence_s
             if (answer := subscription.hear(heard)) is not None:
                 try:
                     async with asyncio.timeout(SEND_TIMEOUT_S):

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from ..errors import ConfigurationError
 from ..loopback import is_loopback as is_loopback
 from ..loopback import normalize_origin
-from ..protocol.control import SILENCE_LIMIT_S
+from ..protocol.control import PING_QUIET_S, SILENCE_LIMIT_S
 from ..redaction import redacted
 from .stores.base import Retention
 
@@ -44,7 +44,10 @@ class ServerSettings(BaseSettings):
         store: ``memory://``, ``sqlite:///path``, or ``module:function`` of one's own; see
             :func:`stores.open_store`.
         drain_s: at most so long are subscribers let go when the server stops.
-        silence_s: a connection from which nothing has come for so long is closed.
+        silence_s: a WebSocket from which no frame has come for so long is closed.
+        ping_interval_s: a WebSocket from which none has come for so long is sent a ping, at the
+            latest after a third of ``silence_s``; 0: never. Mounted in an ASGI server, that server
+            pings (uvicorn: ``ws_ping_interval``).
         memory_bytes: what the memory store takes, about; the oldest notifications go first.
         retention_count: notifications that a room keeps.
         retention_s: for how long a room keeps them; ``request_retention_s``: a request's room.
@@ -92,6 +95,7 @@ class ServerSettings(BaseSettings):
     store: str = "memory://"
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0
     silence_s: Annotated[float, Field(gt=0)] = SILENCE_LIMIT_S
+    ping_interval_s: Annotated[float, Field(ge=0)] = PING_QUIET_S
     memory_bytes: Annotated[int, Field(ge=1024 * 1024)] = Retention().memory_bytes
     retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
     retention_s: Annotated[float, Field(gt=0)] = 24 * 3600.0

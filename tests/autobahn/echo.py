@@ -50,6 +50,8 @@ class Echo:
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
 
+    def alive(self) -> None: ...
+
     def heard(self, message: str | bytes) -> None:
         if isinstance(message, str):
             self.socket.write(text_frame(message.encode()))

@@ -88,10 +88,15 @@ async def test_a_client_that_leaves_is_answered(client: Client) -> None:
 
 
 def test_4009(watch: Watch) -> None:
-    """Close codes: 4009, silent for 75 s."""
+    """Close codes: 4009, nothing came for 75 s, not even a pong."""
     closed = watch.silent.result(watch.silence_s + 30)
     assert closed.code == 4009
     assert watch.silence_s * 0.9 < closed.after_s < watch.silence_s + 10
+
+
+def test_a_connection_that_sends_no_message_stays(watch: Watch) -> None:
+    """WebSocket: a client needs no text `ping`; answering protocol pings is enough."""
+    assert watch.quiet.result(2 * watch.silence_s + 30) is None
 
 
 def test_ping_keeps_a_connection(watch: Watch) -> None:

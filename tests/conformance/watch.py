@@ -11,6 +11,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, TypeVar
 
+from websockets import Frame, Opcode
 from websockets.protocol import State
 
 from .client import TIMEOUT_S, fresh_room, open_client
@@ -30,11 +31,13 @@ class Closed:
 
 
 class Watch:
-    """Three connections to one server, beside the cases, in a thread of their own.
+    """Four connections to one server, beside the cases, in a thread of their own.
 
     Attributes:
-        silent: of a WebSocket that never says anything.
+        silent: of a WebSocket that sends a `ping` and then nothing any more, not even a pong.
         kept: of a WebSocket that pings; None if it outlived the silent one.
+        quiet: the same of one that sends no message, and answers protocol pings, as
+            ``new WebSocket(url)`` does.
         comment_s: how long a quiet event stream was without a line; one that comes at once, as a
             greeting, is not counted.
     """
@@ -48,6 +51,7 @@ class Watch:
         self._thread.start()
         self.silent: Future[Closed] = self._begin(self._stay_silent())
         self.kept: Future[Closed | None] = self._begin(self._keep_alive())
+        self.quiet: Future[Closed | None] = self._begin(self._stay_quiet())
         self.comment_s: Future[float] = self._begin(self._await_comment())
 
     def __enter__(self) -> Watch:
@@ -79,7 +83,15 @@ class Watch:
             open_client(self._url, self._keys) as client,
             client.listen(fresh_room()) as listener,
         ):
+            await listener.ping()
             began = time.monotonic()
+            send = listener.ws.protocol.send_frame
+
+            def send_no_pong(frame: Frame) -> None:
+                if frame.opcode is not Opcode.PONG:
+                    send(frame)
+
+            listener.ws.protocol.send_frame = send_no_pong  # type: ignore[method-assign]
             async with asyncio.timeout(self.silence_s + TIMEOUT_S):
                 # The close frame counts. The end of the TCP connection may come some seconds later.
                 while listener.ws.state is State.OPEN:  # noqa: ASYNC110 - no event tells of it
@@ -99,6 +111,18 @@ class Watch:
                     return Closed(listener.ws.close_code, lived)
                 await listener.ping()
                 await asyncio.sleep(self.silence_s / 3)
+            return None
+
+    async def _stay_quiet(self) -> Closed | None:
+        async with (
+            open_client(self._url, self._keys) as client,
+            client.listen(fresh_room()) as listener,
+        ):
+            began = time.monotonic()
+            while (lived := time.monotonic() - began) < self.silence_s * 1.5:
+                if listener.ws.state is not State.OPEN:
+                    return Closed(listener.ws.close_code, lived)
+                await asyncio.sleep(self.silence_s / 30)
             return None
 
     async def _await_comment(self) -> float:

@@ -119,16 +119,43 @@ async def test_a_client_that_breaks_the_contract_is_closed_with_4540(
         assert await closed_with(ws) == 4540
 
 
-async def test_a_silent_client_is_closed_with_4009(front: Front) -> None:
+async def test_closes_a_client_that_has_fallen_silent_with_4009(front: Front) -> None:
     async with (
-        front(create_app(load_settings(silence_s=0.2))) as url,
+        front(create_app(load_settings(silence_s=0.4))) as url,
         listening(url, "/rooms/user_1/subscribe") as ws,
     ):
+        answer_no_pings(ws)
         for _ in range(4):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.15)
             await ws.send("ping")
             assert await ws.recv() == "pong"
         assert await closed_with(ws) == 4009
+        assert str(ws.close_reason).startswith("idle timeout")
+
+
+async def test_keeps_a_client_that_sends_no_text_ping(front: Front) -> None:
+    """Of our own front it answers pings; of an app, the ASGI server finds out whether it lives."""
+    async with (
+        front(create_app(load_settings(silence_s=0.4))) as url,
+        listening(url, "/rooms/user_1/subscribe") as ws,
+    ):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await ws.recv()
+        async with AsyncBroadcaster(url) as broadcaster:
+            assert (await broadcaster.broadcast("user_1", {"type": "a", "data": {}})).success
+        assert '"type":"a"' in str(await ws.recv())
+
+
+def answer_no_pings(ws: websockets.ClientConnection) -> None:
+    """Its library answers each ping; a peer that has gone answers none."""
+    send = ws.protocol.send_frame
+
+    def send_no_pong(frame: websockets.Frame) -> None:
+        if frame.opcode is not websockets.Opcode.PONG:
+            send(frame)
+
+    ws.protocol.send_frame = send_no_pong  # type: ignore[method-assign]
 
 
 async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(rooms: str) -> None:

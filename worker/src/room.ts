@@ -546,19 +546,34 @@ export class NotificationRoom extends DurableObject<Env> {
     return expiresAt !== undefined && expiresAt * 1000 <= now ? CloseCode.TOKEN_EXPIRED : undefined;
   }
 
-  /** When a connection is silent for too long, in ms since 1970. */
+  /**
+   * When a connection is silent for too long, in ms since 1970.
+   *
+   * An object cannot send a protocol ping, and the runtime answers those of a client without telling
+   * it. So only a client that sends text pings is expected to go on; whether another one lives, the
+   * runtime finds out by its own.
+   */
   #silentAt({ socket, kept }: Connection): number {
     const { silenceS } = this.#settings;
-    if (silenceS === 0 || kept.transport === "sse") return Infinity;
     // A ping is answered while the object sleeps.
-    const pingedAt = this.ctx.getWebSocketAutoResponseTimestamp(socket)?.getTime() ?? 0;
+    const pingedAt = this.ctx.getWebSocketAutoResponseTimestamp(socket)?.getTime();
+    if (silenceS === 0 || kept.transport === "sse" || pingedAt === undefined) return Infinity;
     return Math.max(kept.heardAt, pingedAt) + silenceS * 1000;
+  }
+
+  /** When to look whether it is silent: also at one that has not pinged yet, once. */
+  #lookAt(connection: Connection): number {
+    const { heardAt, transport } = connection.kept;
+    const { silenceS } = this.#settings;
+    const first = heardAt + silenceS * 1000;
+    if (silenceS > 0 && transport === "websocket" && first > Date.now()) return first;
+    return this.#silentAt(connection);
   }
 
   #nextOf(connection: Connection): number {
     const { expiresAt = Infinity, warnsAt, isWarned } = connection.kept;
     const tokenS = isWarned ? expiresAt : Math.min(expiresAt, warnsAt ?? expiresAt);
-    return Math.min(this.#silentAt(connection), tokenS * 1000);
+    return Math.min(this.#lookAt(connection), tokenS * 1000);
   }
 
   /** @param otherwise when, if the log is empty. */

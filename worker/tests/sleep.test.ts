@@ -133,7 +133,7 @@ test("a sleeping connection is closed when its token is revoked: 4504", async ()
     body: JSON.stringify({ user }),
     headers: { "Content-Type": "application/json" },
   });
-  expect(await answer.json()).toEqual({ success: true, closed: 1 });
+  expect(await answer.json()).toEqual({ success: true, revoked: true, closed: 1 });
   expect(await listener.closed()).toBe(4504);
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
 });
@@ -154,12 +154,26 @@ test("a token ends while it sleeps: said 30 s before, then 4401", async () => {
   expect(await listener.closed()).toBe(4401);
 });
 
+test("a client that sends no text ping stays: the runtime looks after it", async () => {
+  const { user, room } = freshUser();
+  const quiet = await Listener.open(room, await token({ sub: user }));
+  await quiet.told("synap.subscribed");
+  await evictDurableObject(roomStub(room));
+  later(80_000);
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  expect((await publish(room, "n0"))["broadcastCount"]).toBe(1);
+  expect((await quiet.json())["id"]).toBe("n0");
+});
+
 test("silent for 75 s, though it sleeps: 4009; who pings stays", async () => {
   const { user, room } = freshUser();
   const silent = await Listener.open(room, await token({ sub: user }));
   const pings = await Listener.open(room, await token({ sub: user }));
-  await silent.told("synap.subscribed");
-  await pings.told("synap.subscribed");
+  for (const listener of [silent, pings]) {
+    await listener.told("synap.subscribed");
+    listener.send("ping");
+    expect(await listener.text()).toBe("pong");
+  }
   await evictDurableObject(roomStub(room));
   later(80_000);
   pings.send("hello");

@@ -15,10 +15,10 @@ from .descriptors import bound_buffers
 from .half_open import HalfOpen, Tracked
 from .handshake import Handshakes
 from .heads import Heads
+from .keepalive import Keepalive
 from .proxies import Proxies
 from .requests import HttpConnection
 from .ring import Ring, RingUnavailableError
-from .silence import Silence
 from .trim import Trimmer
 from .turn import Turn
 from .unread import Unread
@@ -40,7 +40,7 @@ class Front:
         self.answer_bytes = node.budgets.answers
         self.unread = Unread()
         self._trimmer = Trimmer(node.budgets.total)
-        self.silence = Silence(settings.silence_s)
+        self.keepalive = Keepalive(settings.silence_s, settings.ping_interval_s)
         self.heads = Heads()
         self.proxies = Proxies(settings.trusted_proxies)
         self.connections: set[Tracked] = set()
@@ -100,7 +100,7 @@ class Front:
         self.half_open.close()
         self.unread.close()
         self._trimmer.close()
-        self.silence.close()
+        self.keepalive.close()
         await asyncio.sleep(0)  # their ends are heard
         await self.node.close()
         if self._ring is not None:

@@ -37,9 +37,9 @@ from .eager import run
 from .exchange import Exchange, target_of
 from .half_open import HalfOpen, Tracked
 from .heads import BEGIN, Heads
+from .keepalive import Keepalive
 from .proxies import Proxies
 from .reader import Reader
-from .silence import Silence
 from .socket import Handler, Nobody, WebSocket
 from .subscribers import EventStream, Subscriber
 from .turn import Turn
@@ -108,7 +108,7 @@ class Owner(Protocol):
     answer_bytes: ByteBudget
     unread: Unread
     heads: Heads
-    silence: Silence
+    keepalive: Keepalive
     turn: Turn
     proxies: Proxies
     connections: set[Tracked]
@@ -704,7 +704,7 @@ class HttpConnection(asyncio.Protocol):
                 node.close_session(opened.session)
                 return
             subscriber = Subscriber(
-                opened.session, node, self._owner.silence, self._owner.connections,
+                opened.session, node, self._owner.keepalive, self._owner.connections,
                 self._owner.new_company, speaks_control=exchange.speaks_control,
             )  # fmt: skip
             subscriber.socket = socket = self._become(subscriber, exchange)

@@ -29,6 +29,9 @@ _SLICE_BYTES = 4096  # some 700 frames: between slices it is seen whether there 
 class Handler(Protocol):
     """Who listens to one WebSocket. It is called from the loop, and must not wait."""
 
+    def alive(self) -> None:
+        """A frame of any kind has begun; :meth:`heard` follows if it completes a message."""
+
     def heard(self, message: str | bytes) -> None:
         """A whole message: text is ``str``, binary is ``bytes``."""
 
@@ -223,12 +226,16 @@ class WebSocket(asyncio.Protocol):
             self._second = second
             decoder.frames = 0
         pongs: list[bytes] = []
-        for event in decoder.feed(data):
+        frames = decoder.frames
+        events = decoder.feed(data)
+        if decoder.frames != frames and not self._is_closing:
+            self._handler.alive()
+        for event in events:
             if self._transport.is_closing():  # a write failed, or the handler has cut it
                 return
             if isinstance(event, Ping):
                 pongs.append(pong_frame(event.payload))
-            elif not isinstance(event, Pong):  # it answers nothing: this side sends no pings
+            elif not isinstance(event, Pong):  # which needs no answer
                 self._answer_pings(pongs)
                 self._take(event)
         self._answer_pings(pongs)
@@ -295,6 +302,8 @@ class WebSocket(asyncio.Protocol):
 
 class Nobody:
     """The handler of a WebSocket that is closed at once."""
+
+    def alive(self) -> None: ...
 
     def heard(self, message: str | bytes) -> None: ...
 

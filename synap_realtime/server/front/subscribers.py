@@ -12,21 +12,23 @@ from ..node import Node
 from ..sessions import Session
 from ..stores.base import Entry, StoreUnavailableError
 from ..subscription import Alone, Subscription
-from ..websocket import text_frame
+from ..websocket import ping_frame, text_frame
 from .company import Company
 from .descriptors import cut
 from .eager import run
 from .frames import frame_of
 from .half_open import Tracked
-from .silence import Silence
+from .keepalive import Keepalive
 from .socket import WebSocket
+
+PING = ping_frame()
 
 
 class Subscriber:
     """The handler of a WebSocket, and the outlet of its subscription."""
 
     __slots__ = (
-        "_connections", "_node", "_session", "_silence", "_speaks_control", "_start",
+        "_connections", "_keepalive", "_node", "_session", "_speaks_control", "_start",
         "_subscription", "new_company", "socket",
     )  # fmt: skip
 
@@ -36,7 +38,7 @@ class Subscriber:
         self,
         session: Session,
         node: Node,
-        silence: Silence,
+        keepalive: Keepalive,
         connections: set[Tracked],
         new_company: Callable[[], Company],
         *,
@@ -46,12 +48,12 @@ class Subscriber:
         self._session = session
         self._subscription = session.subscription
         self._node = node
-        self._silence = silence
+        self._keepalive = keepalive
         self._connections = connections
         self._speaks_control = speaks_control
         self._start: asyncio.Task[None] | None = None
         connections.add(self)
-        silence.heard(self)
+        keepalive.heard(self)
 
     def begin(self, after: str | None) -> None:
         loop = asyncio.get_running_loop()
@@ -92,8 +94,10 @@ class Subscriber:
         assert isinstance(company, Company)  # noqa: S101
         company.discard(self.socket)
 
+    def alive(self) -> None:
+        self._keepalive.heard(self)
+
     def heard(self, message: str | bytes) -> None:
-        self._silence.heard(self)
         answer = self._subscription.hear(message)
         # Of who does not read, it would wait in memory, behind all the others.
         if answer is not None and self.socket.is_writable:
@@ -111,9 +115,14 @@ class Subscriber:
     def gone(self) -> None:
         if self._start is not None:
             self._start.cancel()
-        self._silence.gone(self)
+        self._keepalive.gone(self)
         self._connections.discard(self)
         self._node.close_session(self._session)
+
+    def ping(self) -> None:
+        # To a peer that does not read, it would only wait in memory.
+        if self.socket.is_writable:
+            self.socket.write(PING)
 
     def silent(self) -> None:
         self._subscription.close(CloseCode.SILENT)

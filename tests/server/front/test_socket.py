@@ -41,6 +41,8 @@ class Heard:
         self.is_writable = asyncio.Event()
         self.socket: WebSocket
 
+    def alive(self) -> None: ...
+
     def heard(self, message: str | bytes) -> None:
         self.messages.append(message)
 

@@ -1,0 +1,98 @@
+"""Keepalive of WebSockets by protocol-level pings. See PROTOCOL.md, "WebSocket"."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Protocol
+
+LOOK_EVERY_S = 0.05
+"""Between two looks at the connections. What is due by then is handled in one go."""
+
+MAX_PINGS_PER_LOOK = 200
+"""Connections that were opened together are quiet together. Their pings are spread, so that a
+publish never waits behind thousands of them."""
+
+
+class Peer(Protocol):
+    """A connection whose peer must show now and then that it lives."""
+
+    def ping(self) -> None:
+        """Ask it to."""
+
+    def silent(self) -> None:
+        """It has not, for too long."""
+
+
+class Keepalive:
+    """When a frame of each peer came last: one timer for all connections.
+
+    A peer from which nothing has come for the ping interval is pinged once. A compliant peer
+    answers with a pong (RFC 6455, section 5.5.2), which is a frame like any other.
+    """
+
+    def __init__(self, idle_timeout_s: float, ping_interval_s: float) -> None:
+        """
+        Args:
+            idle_timeout_s: a peer from which nothing has come for so long is silent.
+            ping_interval_s: it is pinged when nothing has come for so long, at the latest after a
+                third of the idle timeout; 0: never.
+        """
+        self._idle_timeout_s = idle_timeout_s
+        self._ping_after_s = min(ping_interval_s or idle_timeout_s, idle_timeout_s / 3)
+        self._pings = ping_interval_s > 0
+        self._quiet: OrderedDict[Peer, float] = OrderedDict()  # by the time of the last frame
+        self._pinged: OrderedDict[Peer, float] = OrderedDict()  # since then; by the same time
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def heard(self, peer: Peer) -> None:
+        """A frame has come from it, or it has just come itself."""
+        if self._pinged:
+            self._pinged.pop(peer, None)
+        self._quiet[peer] = self._loop.time()
+        self._quiet.move_to_end(peer)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._ping_after_s, self._look)
+
+    def gone(self, peer: Peer) -> None:
+        self._quiet.pop(peer, None)
+        self._pinged.pop(peer, None)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for _ in range(MAX_PINGS_PER_LOOK):
+            if not self._quiet:
+                break
+            peer, heard_at = next(iter(self._quiet.items()))
+            if heard_at + self._ping_after_s > now:
+                break
+            del self._quiet[peer]
+            self._pinged[peer] = heard_at
+            if self._pings:
+                peer.ping()
+        while self._pinged:
+            peer, heard_at = next(iter(self._pinged.items()))
+            if heard_at + self._idle_timeout_s > now:
+                break
+            del self._pinged[peer]
+            peer.silent()
+        self._look_later(now)
+
+    def _look_later(self, now: float) -> None:
+        due = [
+            next(iter(waiting.values())) + after_s
+            for waiting, after_s in (
+                (self._quiet, self._ping_after_s),
+                (self._pinged, self._idle_timeout_s),
+            )
+            if waiting
+        ]
+        if due and self._timer is None:
+            self._timer = self._loop.call_later(max(LOOK_EVERY_S, min(due) - now), self._look)

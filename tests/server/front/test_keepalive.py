@@ -1,0 +1,132 @@
+"""Keepalive: who is pinged when, and who is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from dataclasses import dataclass, field
+
+import pytest
+
+from synap_realtime.server import create_app
+from synap_realtime.server.front import keepalive
+from synap_realtime.server.front.keepalive import Keepalive
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+
+PING, PONG, CLOSE = 0x89, 0x8A, 0x88
+
+
+@dataclass(eq=False)
+class Peer:
+    """A connection of nobody.
+
+    Attributes:
+        times: of its pings, and of its end.
+    """
+
+    pings: list[float] = field(default_factory=list)
+    ended_at: float | None = None
+    is_silent: asyncio.Event = field(default_factory=asyncio.Event)
+    is_pinged: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ping(self) -> None:
+        self.pings.append(asyncio.get_running_loop().time())
+        self.is_pinged.set()
+
+    def silent(self) -> None:
+        self.ended_at = asyncio.get_running_loop().time()
+        self.is_silent.set()
+
+
+async def test_pings_a_quiet_peer_once_and_closes_it_after_the_idle_timeout() -> None:
+    watch, peer = Keepalive(0.6, 0.1), Peer()
+    begun = asyncio.get_running_loop().time()
+    watch.heard(peer)
+    async with asyncio.timeout(5):
+        await peer.is_silent.wait()
+    assert len(peer.pings) == 1
+    assert peer.pings[0] - begun >= 0.1
+    assert peer.ended_at is not None
+    assert peer.ended_at - begun >= 0.6
+    watch.close()
+
+
+async def test_keeps_a_peer_that_answers_each_ping() -> None:
+    watch, peer = Keepalive(0.6, 0.1), Peer()
+    watch.heard(peer)
+    async with asyncio.timeout(10):
+        for _ in range(8):  # longer than the idle timeout
+            await peer.is_pinged.wait()
+            peer.is_pinged.clear()
+            watch.heard(peer)
+    assert peer.ended_at is None
+    watch.close()
+
+
+async def test_neither_pings_nor_closes_a_connection_that_has_gone() -> None:
+    watch, gone, here = Keepalive(0.3, 0.1), Peer(), Peer()
+    watch.heard(gone)
+    watch.heard(here)
+    watch.gone(gone)
+    async with asyncio.timeout(5):
+        await here.is_silent.wait()
+    assert (gone.pings, gone.ended_at) == ([], None)
+    watch.close()
+
+
+async def test_without_an_interval_closes_but_does_not_ping() -> None:
+    watch, peer = Keepalive(0.2, 0), Peer()
+    watch.heard(peer)
+    async with asyncio.timeout(5):
+        await peer.is_silent.wait()
+    assert peer.pings == []
+    watch.close()
+
+
+async def test_spreads_the_pings_of_connections_that_were_opened_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keepalive, "MAX_PINGS_PER_LOOK", 10)
+    watch, peers = Keepalive(60, 0.1), [Peer() for _ in range(100)]
+    for peer in peers:
+        watch.heard(peer)
+    async with asyncio.timeout(10):
+        for peer in peers:
+            await peer.is_pinged.wait()
+    first, last = peers[0].pings[0], peers[-1].pings[0]
+    assert last - first >= 9 * keepalive.LOOK_EVERY_S
+    watch.close()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [bytes((PONG, 0x80, 1, 2, 3, 4)), bytes((PING, 0x80, 1, 2, 3, 4)), b"\x01\x80\1\2\3\4"],
+    ids=["pong", "ping", "fragment"],
+)
+async def test_every_frame_counts_as_life(frame: bytes) -> None:
+    """On a socket: its peer answers each ping with this frame, and stays for far longer than the
+    idle timeout; then it says nothing more, and is closed."""
+    first = frame
+    async with running(create_app(load_settings(silence_s=0.45))) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(
+            b"GET /rooms/user_1/subscribe HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        async with asyncio.timeout(10):
+            await reader.readuntil(b"\r\n\r\n")
+            begun = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() - begun < 1.5:
+                opcode, size = await reader.readexactly(2)
+                await reader.readexactly(size)
+                assert opcode in (PING, PONG)
+                if opcode == PING:
+                    writer.write(frame)
+                    if first[0] == 1:  # the fragments of one message
+                        frame = b"\x00" + first[1:]
+            while (await reader.readexactly(2))[0] != CLOSE:
+                pass
+            assert struct.unpack("!H", await reader.readexactly(2)) == (4009,)
+        writer.close()
