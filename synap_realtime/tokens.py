@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import ConfigurationError, InvalidArgumentError
-from .protocol.rooms import parse_pattern, user_room
+from .protocol.rooms import UserId, id_text, parse_pattern, user_room
 
 SCOPES = ("subscribe", "broadcast", "presence", "metrics", "admin")
 """What a token may be good for. Without a ``scope``: ``subscribe``."""
@@ -26,7 +26,7 @@ _DEVICE = re.compile(r"[A-Za-z0-9._~:@|=+\-]{1,64}")
 
 
 def mint_token(
-    user_id: str | None = None,
+    user_id: UserId | None = None,
     *,
     rooms: Iterable[str] = (),
     scope: str = "subscribe",
@@ -59,7 +59,7 @@ def mint_token(
     claims: dict[str, Any] = {}
     if user_id is not None:
         user_room(user_id)
-        claims["sub"] = user_id
+        claims["sub"] = id_text("user_id", user_id)
     if patterns := [parse_pattern(room) for room in rooms]:
         claims["rooms"] = patterns
     claims["scope"] = " ".join(parse_scopes(scope))

@@ -12,7 +12,7 @@ import httpx
 from pydantic import BaseModel
 
 from ..protocol.notification import Notification
-from ..protocol.rooms import Room, parse_room
+from ..protocol.rooms import Room, UserId, parse_room
 from . import requests, retry
 from .outbox import Item
 from .result import BroadcastResult
@@ -75,14 +75,15 @@ class AsyncBroadcaster:
     async def broadcast_notification(
         self,
         *,
-        user_id: str | None = None,
-        request_id: str | None = None,
+        user_id: UserId | None = None,
+        request_id: UserId | None = None,
         message: Notification | Mapping[str, Any],
     ) -> BroadcastResult:
         """Send one notification to a user's room, a request's room, or both.
 
         Args:
-            user_id: goes to the room ``user_{user_id}``.
+            user_id: goes to the room ``user_{user_id}``. An ``int`` or a UUID becomes text, here
+                and in ``request_id``.
             request_id: goes to the room ``request_{request_id}``, and into the message.
             message: a :class:`Notification` or a mapping with at least ``type`` and ``data``.
 
@@ -96,10 +97,10 @@ class AsyncBroadcaster:
 
     async def broadcast_success(
         self,
-        user_id: str | None,
+        user_id: UserId | None,
         type: str,
         data: Mapping[str, Any] | BaseModel,
-        request_id: str | None = None,
+        request_id: UserId | None = None,
         *,
         id: str | None = None,
     ) -> BroadcastResult:
@@ -111,10 +112,10 @@ class AsyncBroadcaster:
 
     async def broadcast_error(
         self,
-        user_id: str | None,
+        user_id: UserId | None,
         type: str,
         error: str,
-        request_id: str | None = None,
+        request_id: UserId | None = None,
         *,
         id: str | None = None,
     ) -> BroadcastResult:
@@ -165,10 +166,20 @@ class AsyncBroadcaster:
 
     async def _open(self) -> _Pool:
         loop = asyncio.get_running_loop()
+        self._release_closed()
         sender = Sender(self._endpoint, self._transport, self._timeout_s)
         pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, sender))
         await anext(pool.guard)
         return pool
+
+    def _release_closed(self) -> None:
+        """Close the sockets of event loops that were closed by hand: nothing else does it.
+
+        Only ``asyncio.run`` and :class:`asyncio.Runner` finish async generators at the end.
+        """
+        for loop in list(self._pools):
+            if loop.is_closed() and (pool := self._pools.pop(loop, None)) is not None:
+                pool.sender.abandon()
 
     async def _until_loop_ends(
         self, loop: asyncio.AbstractEventLoop, sender: Sender

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any, Self
 import httpx
 
 from ..protocol.notification import Notification
-from ..protocol.rooms import Room
+from ..protocol.rooms import Room, UserId
 from . import forks, requests, retry
 from .result import BroadcastResult
 from .sync import Poster
@@ -129,8 +130,8 @@ class BackgroundBroadcaster:
     def broadcast_notification(
         self,
         *,
-        user_id: str | None = None,
-        request_id: str | None = None,
+        user_id: UserId | None = None,
+        request_id: UserId | None = None,
         message: Notification | Mapping[str, Any],
     ) -> None:
         """Send one notification to a user's room, a request's room, or both, in the background.
@@ -230,6 +231,10 @@ class BackgroundBroadcaster:
             self._changed.notify_all()
             if self._away:
                 timeout_s -= time.monotonic() - self._away_since
+            is_running = self._thread is not None and self._thread.is_alive()
+        if not is_running:
+            self._send_here()
+        with self._changed:
             self._changed.wait_for(lambda: not self.waiting, max(0, timeout_s))
             self._closing = True
             lost = self.waiting
@@ -305,9 +310,30 @@ class BackgroundBroadcaster:
         self._dropped += count
 
     def _start(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
-            self._thread.start()
+        if self._thread is not None and self._thread.is_alive():
+            return
+        # Imports and reads here what the thread needs: see requests.Endpoint. What is wrong is
+        # the result of each notification, and logged as such.
+        with contextlib.suppress(Exception):
+            self._poster.open()
+        thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # From Python 3.12 on, no thread starts while the interpreter shuts down; and a system
+            # may have no more of them. What waits is sent by the next call, or by close().
+            return
+        self._thread = thread
+
+    def _send_here(self) -> None:
+        """Send what waits from this thread, once: there is no other, and there may be none."""
+        with self._changed:
+            batch = self._next_batch() if self._ready else []
+            self._closing = True
+        while batch:
+            self._deliver(batch)
+            with self._changed:
+                batch = self._next_batch() if self._ready else []
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
@@ -328,13 +354,16 @@ class BackgroundBroadcaster:
                     return None
                 due = min((posted.due for posted in self._later), default=None)
                 self._changed.wait(None if due is None else due - now)
-            load = requests.Load(BATCH)
-            while self._ready and load.add(self._ready[0].parcel):
-                posted = self._ready.popleft()
-                posted.taken = True
-                self._bytes -= len(posted.parcel.body)
-                self._on_its_way.append(posted)
-            return self._on_its_way
+            return self._next_batch()
+
+    def _next_batch(self) -> list[Posted]:
+        load = requests.Load(BATCH)
+        while self._ready and load.add(self._ready[0].parcel):
+            posted = self._ready.popleft()
+            posted.taken = True
+            self._bytes -= len(posted.parcel.body)
+            self._on_its_way.append(posted)
+        return self._on_its_way
 
     def _deliver(self, batch: list[Posted]) -> None:
         steps = requests.delivery(self._endpoint, [posted.parcel for posted in batch])

@@ -9,9 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 from pydantic import BaseModel
 
+from ..endpoint import DEFAULT_URL
+from ..errors import ConfigurationError
 from ..protocol.notification import Notification
+from ..protocol.rooms import UserId
 from .aio import AsyncBroadcaster
 from .background import BackgroundBroadcaster
 from .result import BroadcastResult
@@ -20,8 +24,8 @@ from .sync import Broadcaster
 
 async def broadcast_notification(
     *,
-    user_id: str | None = None,
-    request_id: str | None = None,
+    user_id: UserId | None = None,
+    request_id: UserId | None = None,
     message: Notification | Mapping[str, Any],
 ) -> BroadcastResult:
     """Send one notification to a user's room, a request's room, or both.
@@ -39,10 +43,10 @@ async def broadcast_notification(
 
 
 async def broadcast_success(
-    user_id: str | None,
+    user_id: UserId | None,
     type: str,
     data: Mapping[str, Any] | BaseModel,
-    request_id: str | None = None,
+    request_id: UserId | None = None,
     *,
     id: str | None = None,
 ) -> BroadcastResult:
@@ -51,10 +55,10 @@ async def broadcast_success(
 
 
 async def broadcast_error(
-    user_id: str | None,
+    user_id: UserId | None,
     type: str,
     error: str,
-    request_id: str | None = None,
+    request_id: UserId | None = None,
     *,
     id: str | None = None,
 ) -> BroadcastResult:
@@ -64,8 +68,8 @@ async def broadcast_error(
 
 def broadcast_notification_sync(
     *,
-    user_id: str | None = None,
-    request_id: str | None = None,
+    user_id: UserId | None = None,
+    request_id: UserId | None = None,
     message: Notification | Mapping[str, Any],
 ) -> BroadcastResult:
     """:func:`broadcast_notification` for code that does not await."""
@@ -75,10 +79,10 @@ def broadcast_notification_sync(
 
 
 def broadcast_success_sync(
-    user_id: str | None,
+    user_id: UserId | None,
     type: str,
     data: Mapping[str, Any] | BaseModel,
-    request_id: str | None = None,
+    request_id: UserId | None = None,
     *,
     id: str | None = None,
 ) -> BroadcastResult:
@@ -87,10 +91,10 @@ def broadcast_success_sync(
 
 
 def broadcast_error_sync(
-    user_id: str | None,
+    user_id: UserId | None,
     type: str,
     error: str,
-    request_id: str | None = None,
+    request_id: UserId | None = None,
     *,
     id: str | None = None,
 ) -> BroadcastResult:
@@ -126,23 +130,42 @@ def _forget() -> None:
         cache.cache_clear()
 
 
+# Made anew when the environment changes. The clients read it themselves, so that an error names the
+# variable.
 @functools.lru_cache(maxsize=8)
-def _shared(url: str | None, api_key: str | None) -> AsyncBroadcaster:
-    return AsyncBroadcaster(url, api_key, transport=_transport)
+def _shared(*_environment: str | None) -> AsyncBroadcaster:
+    return AsyncBroadcaster(transport=_transport)
 
 
 @functools.lru_cache(maxsize=8)
-def _shared_sync(url: str | None, api_key: str | None) -> Broadcaster:
-    broadcaster = Broadcaster(url, api_key, transport=_transport)
+def _shared_sync(*_environment: str | None) -> Broadcaster:
+    broadcaster = Broadcaster(transport=_transport)
     atexit.register(broadcaster.close)
     return broadcaster
 
 
 def background_broadcaster() -> BackgroundBroadcaster:
-    """The one of ``REALTIME_URL`` and ``REALTIME_API_KEY``, shared by all jobs of the process."""
+    """The one of ``REALTIME_URL`` and ``REALTIME_API_KEY``, shared by all jobs of the process.
+
+    A job runs whatever the variables hold: where they cannot be used, nothing is sent, and one log
+    line says why.
+    """
     return _shared_background(*_environment())
 
 
 @functools.lru_cache(maxsize=8)
-def _shared_background(url: str | None, api_key: str | None) -> BackgroundBroadcaster:
-    return BackgroundBroadcaster(url, api_key, transport=_transport)
+def _shared_background(*_environment: str | None) -> BackgroundBroadcaster:
+    try:
+        return BackgroundBroadcaster(transport=_transport)
+    except ConfigurationError as error:
+        return BackgroundBroadcaster(DEFAULT_URL, "none", transport=_Refusing(error))
+
+
+class _Refusing(httpx.BaseTransport):
+    """Answers each request with what is wrong with the configuration."""
+
+    def __init__(self, error: ConfigurationError) -> None:
+        self._error = error
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002
+        raise self._error

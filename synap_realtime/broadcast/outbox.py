@@ -170,7 +170,7 @@ class Outbox:
             self._most = len(items) // 2
             if not answer.retriable:
                 return
-        results = requests.read_batch(answer, [item.parcel for item in items])
+        results = requests.read_batch(self._endpoint, answer, [item.parcel for item in items])
         again_at = now + retry.pause_s(answer, max(item.attempts for item in items))
         for n, (item, result) in enumerate(zip(items, results, strict=True)):
             told = replace(result, attempts=item.attempts)

@@ -7,8 +7,10 @@ answers, and returns the result. The clients only run it.
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import os
+import ssl
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ from pydantic import BaseModel
 
 from ..endpoint import bearer, parse_address, retry_after_s
 from ..errors import ConfigurationError, InvalidArgumentError
-from ..network import BoundedBody
+from ..network import BoundedBody, find_proxy
 from ..protocol.notification import (
     MAX_BATCH_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -35,7 +37,7 @@ from ..protocol.notification import (
     parse_notification,
     to_json_object,
 )
-from ..protocol.rooms import Room, request_room, user_room
+from ..protocol.rooms import Room, UserId, id_text, request_room, user_room
 from ..tracing import TRACEPARENT, Span, begin, current_traceparent
 from .result import BroadcastResult
 
@@ -106,7 +108,14 @@ _EMPTY_BATCH = b'{"notifications":[]}'
 
 
 class Endpoint:
-    """One room server: its address, its key, and what is known of its routes."""
+    """One room server: its address, its key, and what is known of its routes.
+
+    A program that publishes may fork while another thread publishes. A module that is being
+    imported then stays half imported in the child. So everything that a request needs is imported
+    before a thread needs it; a host name needs the codec ``idna``.
+    """
+
+    _codec = codecs.lookup("idna")  # and the interpreter remembers it
 
     def __init__(self, url: str | None, api_key: str | None) -> None:
         """Take the arguments, else ``REALTIME_URL`` and ``REALTIME_API_KEY``.
@@ -187,13 +196,55 @@ def read_failure(endpoint: Endpoint, error: Exception) -> Answer:
     """Why there is no response, as an answer."""
     if isinstance(error, ConfigurationError):
         return Answer(error=str(error), is_permanent=True)
+    tls = _tls_error(error)
+    if isinstance(tls, ssl.SSLCertVerificationError):
+        return Answer(
+            error=f"{endpoint.shown} (REALTIME_URL) has a certificate that is not trusted: "
+            f"{tls.verify_message}; SSL_CERT_FILE names an authority of your own",
+            is_permanent=True,
+        )
+    if tls is not None and tls.reason in _NO_TLS:
+        return Answer(
+            error=f"{endpoint.shown} (REALTIME_URL) does not speak TLS ({tls.reason}); "
+            "write http://, or the port at which it does",
+            is_permanent=True,
+        )
+    way = _way(endpoint)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
-        return Answer(error=f"{endpoint.shown} did not answer in time (REALTIME_URL)")
-    reason = _bounded(str(error)) or type(error).__name__
-    return Answer(error=f"{endpoint.shown} could not be reached (REALTIME_URL): {reason}")
+        return Answer(error=f"{endpoint.shown} did not answer in time{way} (REALTIME_URL)")
+    reason = str(error) or type(error).__name__
+    return Answer(error=f"{endpoint.shown} could not be reached{way} (REALTIME_URL): {reason}")
 
 
-def rooms_for(user_id: str | None, request_id: str | None) -> tuple[Room, ...]:
+_NO_TLS = (
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "UNKNOWN_PROTOCOL",
+    "UNSUPPORTED_PROTOCOL",
+    "WRONG_VERSION_NUMBER",
+)
+"""What OpenSSL says of a peer that answers with anything but TLS, or with a version too old."""
+
+
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _way(endpoint: Endpoint) -> str:
+    """By which proxy of the environment, if by one: it may be what is away."""
+    try:
+        proxy = find_proxy(endpoint.address, socks_library="socksio")
+    except ConfigurationError:
+        return ""
+    return f" through {proxy.shown}" if proxy else ""
+
+
+def rooms_for(user_id: UserId | None, request_id: UserId | None) -> tuple[Room, ...]:
     """The user's room and the request's room, whichever is given.
 
     Raises:
@@ -210,7 +261,7 @@ def rooms_for(user_id: str | None, request_id: str | None) -> tuple[Room, ...]:
 
 
 def prepare(
-    message: Notification | Mapping[str, Any], request_id: str | None = None
+    message: Notification | Mapping[str, Any], request_id: UserId | None = None
 ) -> Notification:
     """Check a message and give it an id and a time.
 
@@ -230,7 +281,7 @@ def prepare(
     if "data" in wire:
         wire["data"] = to_json_object("data", wire["data"])
     if wire.get("requestId") is None and request_id is not None:
-        wire["requestId"] = request_id
+        wire["requestId"] = id_text("request_id", request_id)
     if wire.get("id") is None:
         wire["id"] = str(uuid_utils.uuid7())
     if wire.get("timestamp") is None:
@@ -346,11 +397,14 @@ def delivery(endpoint: Endpoint, parcels: Sequence[Parcel]) -> Delivery:
         answer = yield batch_call(parcels)
         attempts += answer.attempts
         if not is_unknown_route(answer):
-            return [replace(result, attempts=attempts) for result in read_batch(answer, parcels)]
+            return [
+                replace(result, attempts=attempts)
+                for result in read_batch(endpoint, answer, parcels)
+            ]
         endpoint.has_batch_route = False
     results = []
     for parcel in parcels:
-        results.append((yield from one_by_one(parcel, attempts)))
+        results.append((yield from one_by_one(endpoint, parcel, attempts)))
         attempts = 0
     return results
 
@@ -361,8 +415,11 @@ def batch_call(parcels: Sequence[Parcel]) -> Call:
     return Call("/broadcast", b'{"notifications":[%b]}' % notifications)
 
 
-def one_by_one(parcel: Parcel, attempts: int) -> Single:
-    """One ``POST /rooms/{room}/broadcast`` for each of its rooms; ``attempts`` were made before."""
+def one_by_one(endpoint: Endpoint, parcel: Parcel, attempts: int) -> Single:
+    """One ``POST /rooms/{room}/broadcast`` for each of its rooms; ``attempts`` were made before.
+
+    A server that has no such route, either, is no room server.
+    """
     count = 0
     duplicates = 0
     reached: list[str] = []
@@ -370,7 +427,10 @@ def one_by_one(parcel: Parcel, attempts: int) -> Single:
     for room in parcel.rooms:
         answer = yield Call(f"/rooms/{quote(room, safe='')}/broadcast", parcel.body)
         attempts += answer.attempts
-        error = _read_single(answer)
+        if answer.status in (404, 405):
+            endpoint.has_batch_route = True  # what stands there next may have it
+            return failed(parcel, attempts, _not_ours(endpoint, answer))
+        error = _read_single(endpoint, answer)
         if error is None:
             reached.append(room)
             count += _count(answer.body)
@@ -398,7 +458,9 @@ def is_unknown_route(answer: Answer) -> bool:
     return answer.status in (404, 405)
 
 
-def read_batch(answer: Answer, parcels: Sequence[Parcel]) -> list[BroadcastResult]:
+def read_batch(
+    endpoint: Endpoint, answer: Answer, parcels: Sequence[Parcel]
+) -> list[BroadcastResult]:
     """What became of each, in their order, by one answer to all."""
     match answer.body:
         case {"results": list(results)} if len(results) == len(parcels):
@@ -406,7 +468,7 @@ def read_batch(answer: Answer, parcels: Sequence[Parcel]) -> list[BroadcastResul
         case _:
             results = [None] * len(parcels)
     return [
-        _read_result(answer, result, parcel)
+        _read_result(endpoint, answer, result, parcel)
         for result, parcel in zip(results, parcels, strict=True)
     ]
 
@@ -430,7 +492,9 @@ def _is_unavailable(result: object) -> bool:
     return isinstance(result, dict) and result.get("code") == "unavailable"
 
 
-def _read_result(answer: Answer, result: object, parcel: Parcel) -> BroadcastResult:
+def _read_result(
+    endpoint: Endpoint, answer: Answer, result: object, parcel: Parcel
+) -> BroadcastResult:
     error = answer.error
     if error is None:
         match result:
@@ -446,11 +510,11 @@ def _read_result(answer: Answer, result: object, parcel: Parcel) -> BroadcastRes
             case {"error": str(reason), **rest}:
                 error = _bounded(f"{reason}: {rest.get('details')}")
             case _:
-                error = _not_ours(answer)
+                error = _not_ours(endpoint, answer)
     return failed(parcel, answer.attempts, error)
 
 
-def _read_single(answer: Answer) -> str | None:
+def _read_single(endpoint: Endpoint, answer: Answer) -> str | None:
     if answer.error is not None:
         return answer.error
     match answer.body:
@@ -459,11 +523,14 @@ def _read_single(answer: Answer) -> str | None:
         case {"success": False, "error": str(reason)}:
             return _bounded(reason)
         case _:
-            return _not_ours(answer)
+            return _not_ours(endpoint, answer)
 
 
-def _not_ours(answer: Answer) -> str:
-    return f"the server answered {answer.status}, but not as a room server does; check the URL"
+def _not_ours(endpoint: Endpoint, answer: Answer) -> str:
+    return (
+        f"{endpoint.shown} is not a room server (it answered {answer.status}); "
+        "check the URL (REALTIME_URL), and the path where the rooms are mounted"
+    )
 
 
 def _count(body: object) -> int:

@@ -140,7 +140,7 @@ class Sender:
             self._go_on()
 
     async def _one_by_one(self, item: Item) -> BroadcastResult:
-        steps = requests.one_by_one(item.parcel, item.attempts)
+        steps = requests.one_by_one(self._endpoint, item.parcel, item.attempts)
         call = next(steps)
         while True:
             answer = await self._persist(call, item.deadline)
@@ -206,3 +206,8 @@ class Sender:
             if transport is not None:
                 await transport.aclose()
         self._own = None
+
+    def abandon(self) -> None:
+        """Close the sockets of an event loop that is closed, and cannot close them itself."""
+        if self._own is not None:
+            self._own.abandon()

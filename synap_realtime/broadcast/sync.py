@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ..errors import ConfigurationError
 from ..network import BoundedBody, deadline
 from ..protocol.notification import Notification
-from ..protocol.rooms import Room, parse_room
+from ..protocol.rooms import Room, UserId, parse_room
 from . import forks, requests, retry
 from .outbox import Item, Outbox
 from .result import BroadcastResult
@@ -114,8 +114,8 @@ class Broadcaster:
     def broadcast_notification(
         self,
         *,
-        user_id: str | None = None,
-        request_id: str | None = None,
+        user_id: UserId | None = None,
+        request_id: UserId | None = None,
         message: Notification | Mapping[str, Any],
     ) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast_notification`."""
@@ -124,10 +124,10 @@ class Broadcaster:
 
     def broadcast_success(
         self,
-        user_id: str | None,
+        user_id: UserId | None,
         type: str,
         data: Mapping[str, Any] | BaseModel,
-        request_id: str | None = None,
+        request_id: UserId | None = None,
         *,
         id: str | None = None,
     ) -> BroadcastResult:
@@ -137,10 +137,10 @@ class Broadcaster:
 
     def broadcast_error(
         self,
-        user_id: str | None,
+        user_id: UserId | None,
         type: str,
         error: str,
-        request_id: str | None = None,
+        request_id: UserId | None = None,
         *,
         id: str | None = None,
     ) -> BroadcastResult:
@@ -251,7 +251,7 @@ class Broadcaster:
                 self._leave(item)
 
     def _one_by_one(self, item: Item) -> BroadcastResult:
-        steps = requests.one_by_one(item.parcel, item.attempts)
+        steps = requests.one_by_one(self._endpoint, item.parcel, item.attempts)
         call = next(steps)
         while True:
             answer = self._persist(call, item.deadline)

@@ -236,8 +236,18 @@ class _AsyncBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        async def attempt(address: str) -> httpcore.AsyncNetworkStream:
+            return await self._tcp.connect_tcp(
+                address, port, timeout, local_address, socket_options
+            )
+
         try:
-            stream = await self._tcp.connect_tcp(host, port, timeout, local_address, socket_options)
+            try:
+                stream = await attempt(host)
+            except RuntimeError:
+                # No thread looks a name up any more: the interpreter shuts down.
+                infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                stream = await attempt(str(infos[-1][4][0]))
         except (OSError, UnicodeError) as error:  # a name that no host can have
             raise httpcore.ConnectError(str(error)) from error
         return self.known(_AsyncStream(stream, self))

@@ -31,8 +31,7 @@ class PlainRun:
         person = person or Person.of(data)
         self.run_id = run_id
         self.data = data
-        self.user_id = person.user_id
-        self.request_id = person.request_id
+        self.user_id, self.request_id = person.ids
         self._send_event = send_event
 
     async def step(self, id: str, do: Callable[[], Awaitable[T]]) -> T:  # noqa: ARG002

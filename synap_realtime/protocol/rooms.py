@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import NewType
+from uuid import UUID
 
 from ..errors import InvalidArgumentError
 
@@ -64,12 +65,33 @@ def matches(pattern: str, room: Room) -> bool:
     return room == pattern
 
 
-def user_room(user_id: str) -> Room:
+UserId = str | int | UUID
+"""An id as applications have it: a primary key is often a number or a UUID."""
+
+
+def id_text(field: str, value: object) -> str:
+    """An id as text: a string as it is, an ``int`` or a UUID by ``str()``.
+
+    Raises:
+        InvalidArgumentError: it is of another type. ``bool`` is one: ``True`` is nobody's id.
+    """
+    if isinstance(value, str):
+        return value
+    # Drivers and libraries have UUID classes of their own.
+    is_uuid = isinstance(value, UUID) or type(value).__name__ == "UUID"
+    if is_uuid or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    raise InvalidArgumentError(
+        field, f"expected a string, an int or a UUID, got {type(value).__name__}"
+    )
+
+
+def user_room(user_id: UserId) -> Room:
     """The room of everything that concerns one user."""
     return _room_of("user", "user_id", user_id)
 
 
-def request_room(request_id: str) -> Room:
+def request_room(request_id: UserId) -> Room:
     """The room of one request: it replays from its start to whoever comes late."""
     return _room_of("request", "request_id", request_id)
 
@@ -90,8 +112,8 @@ def is_control_room(room: Room) -> bool:
     return room.startswith("synap_")
 
 
-def _room_of(kind: str, field: str, key: str) -> Room:
-    _require_text(field, key)
+def _room_of(kind: str, field: str, value: object) -> Room:
+    key = id_text(field, value)
     if not re.fullmatch(_KEY, key):
         raise InvalidArgumentError(field, f"expected {_ALLOWED}; got {_shown(key)}")
     return Room(f"{kind}_{key}")

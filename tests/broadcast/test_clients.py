@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
+import uuid_utils
 
 from synap_realtime import BroadcastError, ConfigurationError, InvalidArgumentError, NoteCreated
 
@@ -50,6 +52,22 @@ def test_both_rooms_are_reached_by_one_request(publish: Publish) -> None:
     assert result.rooms == ("user_42", "request_r1")
     assert (result.attempts, result.error) == (1, None)
     assert result.raise_for_status() is result
+
+
+@respx.mock
+@pytest.mark.parametrize(
+    ("id", "text"),
+    [(42, "42"), (0, "0"), (uuid.UUID(int=7), str(uuid.UUID(int=7))), (uuid_utils.uuid7(), None)],
+)
+def test_an_int_and_a_uuid_are_ids(publish: Publish, id: Any, text: str | None) -> None:
+    text = text or str(id)
+    route = respx.post(f"{URL}/broadcast").respond(json=OK)
+    publish(
+        "broadcast_notification", user_id=id, request_id=id, message=MESSAGE, options={"url": URL}
+    )
+    (item,) = json.loads(route.calls.last.request.content)["notifications"]
+    assert item["rooms"] == [f"user_{text}", f"request_{text}"]
+    assert item["requestId"] == text
 
 
 @respx.mock
@@ -192,6 +210,29 @@ def test_the_reports_server_gets_a_request_for_each_room(
 
 
 @respx.mock
+@pytest.mark.parametrize("status", [404, 405])
+def test_another_application_is_named_by_its_address(publish: Publish, status: int) -> None:
+    respx.post(url__regex=r".*").respond(status, text="Not Found")
+    result = send(publish)
+    assert not result.success
+    assert result.attempts == 2
+    assert (result.error or "").startswith(f"{URL} is not a room server (it answered {status})")
+    assert "REALTIME_URL" in (result.error or "")
+
+
+@respx.mock
+def test_a_server_that_comes_in_the_place_of_another_application_is_noticed() -> None:
+    from synap_realtime import Broadcaster
+
+    batch = respx.post(f"{URL}/broadcast")
+    batch.side_effect = [httpx.Response(404), httpx.Response(200, json=OK)]
+    respx.post(f"{URL}/rooms/user_42/broadcast").respond(404)
+    with Broadcaster(URL) as broadcaster:
+        assert not broadcaster.broadcast_success("42", "a.completed", {}).success
+        assert broadcaster.broadcast_success("42", "a.completed", {}).success
+
+
+@respx.mock
 def test_that_the_route_is_missing_is_remembered() -> None:
     from synap_realtime import Broadcaster
 
@@ -235,7 +276,10 @@ def test_a_room_id_is_percent_encoded(publish: Publish) -> None:
     ("arguments", "field"),
     [
         ({"message": MESSAGE}, "user_id"),
-        ({"user_id": 42, "message": MESSAGE}, "user_id"),
+        ({"user_id": 4.2, "message": MESSAGE}, "user_id"),
+        ({"user_id": True, "message": MESSAGE}, "user_id"),
+        ({"user_id": b"42", "message": MESSAGE}, "user_id"),
+        ({"request_id": False, "message": MESSAGE}, "request_id"),
         ({"user_id": "a/b", "message": MESSAGE}, "user_id"),
         ({"request_id": "", "message": MESSAGE}, "request_id"),
         ({"user_id": "1", "message": "hello"}, "message"),

@@ -23,7 +23,9 @@ from .conftest import Publish
 
 
 @contextlib.contextmanager
-def answering(answer: Callable[[socket.socket], None], scheme: str = "http") -> Iterator[str]:
+def answering(
+    answer: Callable[[socket.socket], None], scheme: str = "http", *, reads: bool = True
+) -> Iterator[str]:
     """A server on which each connection gets one answer, written byte by byte if need be."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -37,7 +39,8 @@ def answering(answer: Callable[[socket.socket], None], scheme: str = "http") -> 
 
     def handle(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            connection.recv(65536)
+            if reads:
+                connection.recv(65536)
             answer(connection)
 
     thread = threading.Thread(target=serve, daemon=True)

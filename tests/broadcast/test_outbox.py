@@ -98,7 +98,7 @@ class OutboxMachine(RuleBasedStateMachine):
             self.outbox.answered(items, answer, self.now)
         else:
             self.keep(items)
-            items[0].settle(read_batch(ok(1), parcels)[0])
+            items[0].settle(read_batch(Endpoint(None, None), ok(1), parcels)[0])
         self.outbox.leave(items)
 
     def keep(self, items: list[Item]) -> None:

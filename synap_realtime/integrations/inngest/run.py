@@ -60,7 +60,7 @@ class InngestRun:
     def __init__(self, ctx: inngest.Context) -> None:
         self._ctx = ctx
         person = person_of(ctx.event)
-        self.user_id, self.request_id = person.user_id, person.request_id
+        self.user_id, self.request_id = person.ids
 
     @property
     def run_id(self) -> str:
