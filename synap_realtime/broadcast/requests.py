@@ -212,7 +212,7 @@ def read_failure(endpoint: Endpoint, error: Exception) -> Answer:
     way = _way(endpoint)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return Answer(error=f"{endpoint.shown} did not answer in time{way} (REALTIME_URL)")
-    reason = str(error) or type(error).__name__
+    reason = _bounded(str(error) or type(error).__name__)
     return Answer(error=f"{endpoint.shown} could not be reached{way} (REALTIME_URL): {reason}")
 
 
