@@ -373,12 +373,12 @@ class BackgroundBroadcaster:
             logger.exception("notifications for %s are lost", self._endpoint.shown)
             results = []
         with self._changed:
+            self._on_its_way = []  # before anybody wakes, and asks whether anything still waits
             for posted, result in zip_longest(batch, results):
                 posted.result = result
                 _release(posted)
                 if result is not None and not self._closing:
                     self._log_refusal(result)
-            self._on_its_way = []
             self._changed.notify_all()
 
     def _answered(self, steps: requests.Delivery) -> list[BroadcastResult]:
