@@ -73,7 +73,9 @@ class Use:
 ROWS_OF_A_NEW_ROOM = 2 + 1 + 1 + 1  # the log, its index, what is forgotten, the alarm
 ROWS_OF_A_NOTIFICATION = 2  # itself, and its id
 ROWS_TO_FORGET_ONE = 1
-ROWS_TO_FORGET_A_ROOM = 1  # what is forgotten; letting the storage go is taken as free
+ROWS_TO_FORGET_A_ROOM = 1 + 1 + 1 + 1
+"""That it is too old, the alarm that confirms it, the note gone, what is forgotten; letting the
+storage go is taken as free."""
 ROWS_OF_AN_ACK = 1
 ROWS_OF_A_CONNECTION = 2 * 3 + 4  # user and token: in, the alarm, out; who has left, and two alarms
 
@@ -98,12 +100,13 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
     seconds = use.connected_minutes * 60
     looks = seconds / max(1, use.silence_s - PING_S / 2) if use.silence_s else 0
     rooms = jobs * 2  # made and let go: a user's room, too, is empty a day after a job
+    alarms = rooms * 2  # one finds it too old, the second one lets it go
     object_requests = (
         use.published * 2  # two rooms
         + connections * (1 + 2 + 2)  # the room; who holds it, in and out
         + messages_in / prices["websocket_messages_per_request"]
         + looks
-        + rooms  # the alarm that lets one go
+        + alarms
     )
     rows_written = (
         rooms * (ROWS_OF_A_NEW_ROOM + ROWS_TO_FORGET_A_ROOM)
@@ -112,7 +115,7 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
         + connections * ROWS_OF_A_CONNECTION
         + looks  # the next alarm
     )
-    awake = use.published * 2 + connections * 5 + delivered + looks + rooms  # a ping wakes nobody
+    awake = use.published * 2 + connections * 5 + delivered + looks + alarms  # a ping wakes nobody
     meters = {
         "worker_requests": worker_requests,
         "worker_cpu_ms": worker_requests * WORKER_CPU_MS,

@@ -30,12 +30,12 @@ def test_by_hand() -> None:
     use = Use(users=1_000_000, jobs=1, notifications=1, sessions=0)
     meters = cloudflare(use, PAID)
     assert meters["worker_requests"] == pytest.approx(0.30)
-    # Two rooms for each, an ack is a twentieth of a request, two alarms.
-    assert meters["object_requests"] == pytest.approx(0.15 * (2 + 0.05 + 2))
-    # Two rooms: 5 to make one, 2 for the notification, 1 to forget it, 1 more; 1 for an ack.
-    assert meters["rows_written"] == pytest.approx(2 * (5 + 2 + 1 + 1) + 1)
-    # 5 million times awake, 10 ms, an eighth of a GB: 6,250 GB-s.
-    assert meters["object_gb_s"] == pytest.approx(6_250 / 1e6 * 12.50)
+    # Two rooms for each, an ack is a twentieth of a request, two alarms each.
+    assert meters["object_requests"] == pytest.approx(0.15 * (2 + 0.05 + 4))
+    # Two rooms: 5 to make one, 2 for the notification, 1 to forget it, 4 to let go; 1 for an ack.
+    assert meters["rows_written"] == pytest.approx(2 * (5 + 2 + 1 + 4) + 1)
+    # 7 million times awake, 10 ms, an eighth of a GB: 8,750 GB-s.
+    assert meters["object_gb_s"] == pytest.approx(8_750 / 1e6 * 12.50)
     assert meters["data_points"] == pytest.approx(0.25 * 2)
 
 

@@ -8,6 +8,7 @@
 
 import { DurableObject } from "cloudflare:workers";
 
+import { AgeCheck } from "./age";
 import type { Claims } from "./auth/claims";
 import { keptMs } from "./auth/verify";
 import { settingsOf, type Env } from "./settings";
@@ -121,11 +122,13 @@ export class Holder extends DurableObject<Env> {
   override async alarm(): Promise<void> {
     const revocation = this.#kv.get<Revocation>(REVOKED);
     const endsAt = (revocation?.at ?? 0) * 1000 + keptMs(settingsOf(this.env));
-    if (revocation !== undefined && endsAt <= Date.now()) this.#kv.delete(REVOKED);
+    const ages = new AgeCheck(this.#kv);
+    const foundAt = ages.confirm((now) => revocation !== undefined && endsAt <= now);
+    if (foundAt !== undefined && endsAt <= foundAt) this.#kv.delete(REVOKED);
     await this.#forgetGone();
     if (await this.#forgetIfEmpty()) return;
-    const nextAt = this.#held().size > 0 ? Date.now() + LOOK_MS : Math.max(endsAt, Date.now());
-    await this.ctx.storage.setAlarm(nextAt);
+    const lookAt = this.#held().size > 0 ? Date.now() + LOOK_MS : Math.max(endsAt, Date.now());
+    await this.ctx.storage.setAlarm(Math.min(lookAt, ages.dueAt ?? Infinity));
   }
 
   /** Ask the rooms who is there. Of one that cannot be asked now, nobody is forgotten. */

@@ -3,10 +3,13 @@
  * is a table; the rest are keys, because a table has rows of its own to pay, in each room.
  *
  * An offset is a time, in microseconds since 1970, moved on where two would be equal. So it is never
- * used again, even after the whole storage was let go, and says itself how old its notification is:
- * what is too old is passed over when it is read, and deleted some time later.
+ * used again, even after the whole storage was let go, and says itself how old its notification is.
+ *
+ * Age is never judged by one reading of the clock: a notification, a device or an id goes only after
+ * two alarms, minutes apart, have found it too old. Reading passes over nothing because of its age.
  */
 
+import { AgeCheck } from "./age";
 import { cursorText, type Cursor } from "./protocol/cursor";
 import { isRequestRoom } from "./protocol/rooms";
 import type { Settings } from "./settings";
@@ -85,6 +88,7 @@ export class Log {
   readonly #storage: DurableObjectStorage;
   readonly #sql: SqlStorage;
   readonly #kv: SyncKvStorage;
+  readonly #ages: AgeCheck;
   readonly #settings: Settings;
   readonly #epoch: string;
   readonly #ageUs: number;
@@ -95,6 +99,7 @@ export class Log {
     this.#storage = storage;
     this.#sql = storage.sql;
     this.#kv = storage.kv;
+    this.#ages = new AgeCheck(storage.kv);
     this.#settings = settings;
     this.#epoch = epoch;
     const ageS = isRequestRoom(room) ? settings.requestRetentionS : settings.retentionS;
@@ -149,7 +154,7 @@ export class Log {
       // Nothing is here now: what was published since must be older than what is kept.
       return { entries: [], recovered: !isForeign && !(start > 0 && start < now - this.#ageUs), more: false };
     }
-    const gone = this.#lastGone(now);
+    const gone = this.#state.forgotten;
     const entries: Entry[] = [];
     let bytes = 0;
     let more = false;
@@ -174,7 +179,7 @@ export class Log {
     if (this.#state === undefined) return undefined;
     if (device !== undefined) {
       const known = this.#kv.get<Device>(DEVICE + device);
-      if (known !== undefined && known.came > oldestCame()) return this.#cursor(known.mark);
+      if (known !== undefined) return this.#cursor(known.mark);
     }
     return this.#state.mark > 0 ? this.#cursor(this.#state.mark) : undefined;
   }
@@ -204,18 +209,27 @@ export class Log {
     }
   }
 
-  /** Delete what is too old. Returns when to look again, in ms since 1970; undefined: it is empty. */
+  /**
+   * Delete what two readings of the clock have found too old.
+   *
+   * @returns when to look again, in ms since 1970; undefined: it is empty.
+   */
   sweep(): number | undefined {
     if (this.#state === undefined) return undefined;
-    this.#forgetUntil(this.#lastGone(nowUs()));
-    this.#forgetIds();
-    for (const [key, { came }] of this.#devices()) if (came <= oldestCame()) this.#kv.delete(key);
+    const foundAt = this.#ages.confirm((now) => this.#hasAged(now));
+    if (foundAt !== undefined) {
+      this.#forgetUntil(this.#lastGone(foundAt));
+      this.#forgetIds(foundAt);
+      for (const [key, { came }] of this.#devices()) if (isOver(came, foundAt)) this.#kv.delete(key);
+    }
     return this.nextSweep();
   }
 
-  /** When something will be too old, in ms since 1970, and some time later: undefined: never. */
+  /** When something will be too old, in ms since 1970, and some time later; undefined: never. */
   nextSweep(): number | undefined {
     if (this.#state === undefined) return undefined;
+    const { dueAt } = this.#ages;
+    if (dueAt !== undefined) return dueAt;
     const [row] = this.#sql.exec("SELECT min(offset) AS oldest FROM log").toArray();
     const oldest = row?.["oldest"] as number | null;
     // A quarter later, so that one alarm deletes many.
@@ -299,13 +313,13 @@ export class Log {
     state.bytes -= sum ?? 0;
     state.forgotten = offset;
     this.#keepMeta(); // what was received with these rows has to outlive them
-    this.#forgetIds();
+    this.#forgetIds(Date.now());
     this.#sql.exec("UPDATE log SET text = '' WHERE offset > ? AND offset <= ?", from, offset);
   }
 
   /** Delete what is no longer in the log, and whose id counts no more. */
-  #forgetIds(): void {
-    const until = Math.min(this.#state!.forgotten, nowUs() - DEDUPE_S * 1e6);
+  #forgetIds(now: number): void {
+    const until = Math.min(this.#state!.forgotten, (now - DEDUPE_S * 1000) * 1000);
     this.#sql.exec("DELETE FROM log WHERE offset <= ?", until);
   }
 
@@ -318,13 +332,23 @@ export class Log {
     return [...this.#kv.list<Device>({ prefix: DEVICE })];
   }
 
-  /** The highest offset that was in the log and is no longer, though it may still be in the table. */
-  #lastGone(now: number): number {
-    const { forgotten } = this.#state!;
-    const [row] = this.#sql
-      .exec<{ gone: number | null }>("SELECT max(offset) AS gone FROM log WHERE offset <= ?", now - this.#ageUs)
+  /** Whether a reading of the clock (ms since 1970) finds something too old. */
+  #hasAged(now: number): boolean {
+    const [old] = this.#sql
+      .exec("SELECT 1 FROM log WHERE offset <= ? LIMIT 1", now * 1000 - this.#ageUs)
       .toArray();
-    return Math.max(forgotten, row?.gone ?? 0);
+    return old !== undefined || this.#devices().some(([, { came }]) => isOver(came, now));
+  }
+
+  /** The highest offset that is too old by a reading of the clock (ms since 1970), or no longer there. */
+  #lastGone(now: number): number {
+    const [row] = this.#sql
+      .exec<{ gone: number | null }>(
+        "SELECT max(offset) AS gone FROM log WHERE offset <= ?",
+        now * 1000 - this.#ageUs,
+      )
+      .toArray();
+    return Math.max(this.#state!.forgotten, row?.gone ?? 0);
   }
 
   #entry(offset: number, text: string, bytes: number): Entry {
@@ -377,9 +401,9 @@ export class Log {
   }
 }
 
-/** A device that came no later than that is a new one. */
-function oldestCame(): number {
-  return Date.now() - DEVICE_AGE_S * 1000;
+/** Whether a device that came then is a new one at a reading of the clock; both in ms since 1970. */
+function isOver(came: number, now: number): boolean {
+  return came <= now - DEVICE_AGE_S * 1000;
 }
 
 function nowUs(): number {

@@ -4,6 +4,7 @@ import { env } from "cloudflare:workers";
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
+import { CONFIRM_MS } from "../src/age";
 import { holderOf } from "../src/holder";
 import type { Env } from "../src/settings";
 import { freshUser, Listener, request, roomStub, token } from "./client";
@@ -81,7 +82,37 @@ test("a revocation is remembered for as long as the longest token lives, whoever
   later(DAY + 120_000);
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401); // it has ended
   expect(await runDurableObjectAlarm(holder)).toBe(true);
+  later(CONFIRM_MS);
+  expect(await runDurableObjectAlarm(holder)).toBe(true);
   expect(await kept("token", user)).toEqual({ keys: 0, alarm: null });
+});
+
+test("a clock that is far ahead for a moment forgets no revocation", async () => {
+  const { user, room } = freshUser();
+  const credential = await token({ sub: user }, 90 * 86_400);
+  expect(await revoke({ user })).toEqual({ success: true, revoked: true, closed: 0 });
+  const holder = holderOf(bindings, "user", user);
+  later(400 * DAY);
+  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  await evictDurableObject(holder);
+  vi.useRealTimers();
+  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  later(CONFIRM_MS);
+  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
+});
+
+test("a user who is revoked again meanwhile stays revoked", async () => {
+  const { user, room } = freshUser();
+  await revoke({ user });
+  const holder = holderOf(bindings, "user", user);
+  later(91 * DAY);
+  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  const credential = await token({ sub: user });
+  await revoke({ user });
+  later(CONFIRM_MS);
+  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
 });
 
 test("a token whose id is too long for an object's name", async () => {

@@ -3,6 +3,7 @@
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
+import { CONFIRM_MS } from "../src/age";
 import { fill, freshUser, history, Listener, publish, request, roomStub, token } from "./client";
 
 const HOUR = 3_600_000;
@@ -13,6 +14,14 @@ afterEach(() => {
 
 function later(ms: number): void {
   vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
+}
+
+/** Two alarms that agree. */
+async function sweep(room: string): Promise<void> {
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  await evictDurableObject(roomStub(room)); // the first reading is kept
+  later(CONFIRM_MS);
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
 }
 
 function tables(room: string): Promise<unknown[]> {
@@ -48,8 +57,10 @@ test("a day later it is gone, and who resumes from before hears of it", async ()
   const page = async () => history(room, await token({ sub: user }), `?after=${cursor}`);
   expect(await page()).toMatchObject({ recovered: true, notifications: [{ id: "n1" }] });
   later(2 * HOUR);
+  await sweep(room);
   expect(await page()).toMatchObject({ recovered: true, notifications: [{ id: "n1" }] });
   later(23 * HOUR);
+  await sweep(room);
   expect(await page()).toMatchObject({ recovered: false, notifications: [] });
 });
 
@@ -58,8 +69,10 @@ test("a request's room keeps an hour", async () => {
   await publish(room, "n0");
   const page = async () => history(room, await token({ rooms: [room] }));
   later(59 * 60_000);
+  await runDurableObjectAlarm(roomStub(room));
   expect((await page())["notifications"].length).toBe(1);
   later(2 * 60_000);
+  await sweep(room);
   expect((await page())["notifications"]).toEqual([]);
 });
 
@@ -69,7 +82,7 @@ test("when all of it is too old, the alarm lets the whole storage go", async () 
   expect(await tables(room)).not.toEqual([]);
   await evictDurableObject(roomStub(room));
   later(2 * HOUR);
-  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  await sweep(room);
   expect(await tables(room)).toEqual([]);
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(false);
   // What comes later is after everything that was there: no cursor means two things.
@@ -77,6 +90,64 @@ test("when all of it is too old, the alarm lets the whole storage go", async () 
   expect(page["recovered"]).toBe(false);
   const { cursor: next } = await publish(room, "n1");
   expect(Number(next.split("-")[1])).toBeGreaterThan(Number(cursor.split("-")[1]));
+});
+
+for (const wrong of [3 * 24 * HOUR, 400 * 24 * HOUR]) {
+  test(`a clock that is ${wrong / HOUR} h ahead for a moment deletes and hides nothing`, async () => {
+    const { user, room } = freshUser();
+    const [first, last] = await fill(room, 2);
+    const phone = await Listener.open(room, await token({ sub: user }), `?device=phone&after=${first}`);
+    await phone.told("synap.subscribed");
+    phone.socket.close(1000);
+    await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
+    later(wrong);
+    expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+    await evictDurableObject(roomStub(room));
+    const page = async (query: string) => history(room, await token({ sub: user }), query);
+    expect(await page("")).toMatchObject({ recovered: true, notifications: [{}, {}] });
+    expect(await page(`?after=${first}`)).toMatchObject({ recovered: true, notifications: [{}] });
+    const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
+    expect(await listener.told("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
+    listener.socket.close(1000);
+    await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
+    vi.useRealTimers();
+    await runDurableObjectAlarm(roomStub(room)); // it has gone back: the first reading was wrong
+    later(CONFIRM_MS + 1000);
+    await runDurableObjectAlarm(roomStub(room));
+    expect((await page(`?after=${first}`))["cursor"]).toBe(last);
+    await publish(room, "n2");
+    expect((await page(""))["notifications"].length).toBe(3);
+  });
+}
+
+test("a second reading deletes only what the first one found too old", async () => {
+  const room = `request_${crypto.randomUUID()}`;
+  await publish(room, "n0");
+  later(30 * 60_000);
+  await publish(room, "n1");
+  later(31 * 60_000);
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  later(2 * HOUR);
+  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  const page = await history(room, await token({ rooms: [room] }));
+  expect(page).toMatchObject({ notifications: [{ id: "n1" }] });
+});
+
+test("a device that has not come for 30 days is forgotten", async () => {
+  const { user, room } = freshUser();
+  const devices = () =>
+    runInDurableObject(roomStub(room), (_, { storage }) => [...storage.kv.list({ prefix: "device " })].length);
+  await publish(room, "n0");
+  const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
+  await listener.told("synap.subscribed");
+  listener.socket.close(1000);
+  await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
+  later(29 * 24 * HOUR);
+  await sweep(room);
+  expect(await devices()).toBe(1);
+  later(24 * HOUR);
+  await sweep(room);
+  expect(await devices()).toBe(0);
 });
 
 test("of what a busy room has let go, an id stays for its 5 minutes and no longer", async () => {
@@ -97,7 +168,7 @@ test("what was kept goes with the last who listens", async () => {
   await publish(room, "n0");
   const stream = await request(`/rooms/${room}/events`, credential); // it is never silent
   later(36 * HOUR);
-  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
+  await sweep(room);
   expect(await tables(room)).not.toEqual([]); // somebody is here
   await runInDurableObject(roomStub(room), (_, { storage }) => storage.deleteAlarm());
   await evictDurableObject(roomStub(room));
@@ -150,7 +221,7 @@ test("a mark that was received with what is gone still counts", async () => {
   later(23 * HOUR);
   await publish(room, "n2");
   later(12 * HOUR);
-  expect(await runDurableObjectAlarm(roomStub(room))).toBe(true); // n0 and n1 go
+  await sweep(room); // n0 and n1 go
   await evictDurableObject(roomStub(room));
   const listener = await Listener.open(room, await token({ sub: user }));
   expect((await listener.json())["id"]).toBe("n2");
