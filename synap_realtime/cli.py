@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
+
+from . import __version__, console
+from .errors import SynapRealtimeError
+from .extras import install, lacks, needed_by
+from .redaction import redacted
 
 try:
     import typer
-    from typer.core import TyperGroup
-except ImportError:
-    sys.exit("synap-realtime: this command needs: pip install 'synap-realtime[server,cli]'")
-
-from . import __version__
-from .errors import SynapRealtimeError
-from .redaction import redacted
-
-
-class _Commands(TyperGroup):
-    """The commands; what is wrong on the command line is said without a credential in it."""
-
-    def make_context(self, *args: Any, **options: Any) -> Any:
-        with _redacting():
-            return super().make_context(*args, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _redacting():
-            return super().invoke(ctx)
-
-
-@contextlib.contextmanager
-def _redacting() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if isinstance(message := getattr(error, "message", None), str):
-            error.message = redacted(message)  # type: ignore[attr-defined]
-        raise
-
+except ImportError as error:
+    console.say(lacks("this command", error, "server", "cli"))
+    raise SystemExit(2) from None
+except KeyboardInterrupt:
+    raise SystemExit(console.INTERRUPTED) from None
 
 app = typer.Typer(
-    cls=_Commands,
     name="synap-realtime",
     help="The moment a background job moves, the user who waits for it sees it.",
     no_args_is_help=True,
@@ -54,7 +31,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(__version__)
+        console.show(__version__)
         raise typer.Exit
 
 
@@ -242,8 +219,9 @@ def serve(
     Secrets are no options, because other users of a machine see those: put them into the file of
     --keys, or into SYNAP_REALTIME_TOKEN_SECRETS and SYNAP_REALTIME_API_KEYS.
     """
-    from .server.serve import run
-    from .server.settings import load_settings
+    with needed_by("synap-realtime serve", "server"):
+        from .server.serve import run
+        from .server.settings import load_settings
 
     run(
         load_settings(
@@ -339,10 +317,10 @@ def token(
     from .tokens import mint_token
 
     if user is not None and (user == "-" or user.count(".") == 2):
-        raise typer.Exit(explain_token(sys.stdin.read().strip() if user == "-" else user))
+        raise typer.Exit(explain_token(console.read_stdin("USER").strip() if user == "-" else user))
     if user is None and not rooms and scope not in ("admin", "metrics"):
         raise typer.BadParameter("expected a user, --room, or --scope admin or metrics")
-    print(
+    console.show(
         mint_token(
             user,
             rooms=rooms or (),
@@ -428,7 +406,7 @@ def types(
     """What data holds in each type of notification, for front ends."""
     from .commands import types
 
-    raise typer.Exit(types(own or [], as_json_schema=json_schema, out=out))
+    types(own or [], as_json_schema=json_schema, out=out)
 
 
 @app.command()
@@ -467,15 +445,76 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point: an error that we know is one line, not a traceback."""
+    """Entry point. What goes wrong is one line on stderr and an exit code, not a traceback.
+
+    Exits with 0; 1: it was done, and failed; 2: the command line, the settings or the installation
+    are wrong; 74: stdout takes nothing; 130: Ctrl-C.
+    """
+    console.prepare()
     try:
-        app()
+        code = _run()
+        console.flush()
+    except console.ReaderGoneError:
+        code = 0
+    except console.UnwritableError as error:
+        console.say(f"could not print: {error}")
+        code = console.UNWRITABLE
+    except KeyboardInterrupt:
+        code = console.INTERRUPTED
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        return app(standalone_mode=False) or 0
+    except _USAGE_ERROR as error:
+        return _say_usage(error)
+    except typer.Abort:  # Ctrl-C, as Typer has it before 0.20
+        return console.INTERRUPTED
     except SynapRealtimeError as error:
-        print(f"synap-realtime: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        console.say(_with_option(str(error)))
     except ImportError as error:
         text = str(error)
         if "pip install" not in text:
-            text += "; install it with: pip install 'synap-realtime[server,cli]'"
-        print(f"synap-realtime: {text}", file=sys.stderr)
-        raise SystemExit(2) from None
+            text = f"cannot be loaded ({text}): {install('server', 'cli')}"
+        console.say(text)
+    except OSError as error:
+        what = redacted(str(error.filename)) if error.filename else "working directory"
+        console.say(f"{what}: {error.strerror or error}")
+        return 1
+    return 2
+
+
+def _with_option(text: str) -> str:
+    """An error that names an argument of a function, with the name of its option instead."""
+    name, _, problem = text.partition(": ")
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    command = next((commands[word] for word in sys.argv[1:] if word in commands), None)
+    for parameter in command.params if command else ():
+        if parameter.name == _OPTIONS.get(name, name):
+            shown = parameter.opts[0]
+            shown = shown if shown.startswith("-") else shown.upper()
+            variable = f" ({parameter.envvar})" if parameter.envvar else ""
+            return f"{shown}{variable}: {problem}"
+    return text
+
+
+_OPTIONS = {"api_key": "key", "user_id": "user", "requestId": "request_id"}
+"""Options that have another name than the argument behind them."""
+
+
+# Of Click, or of Typer's own copy of it.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def _say_usage(error: Exception) -> int:
+    """One line for a wrong command line; all of the help if there was none."""
+    context = getattr(error, "ctx", None)
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    command = context.command_path if context else "synap-realtime"
+    if context and text == context.get_help():
+        console.show(text)
+    else:
+        said = redacted(" ".join(text.split())).rstrip(".")
+        console.say(f"{said} (see: {command} --help)")
+    return 2

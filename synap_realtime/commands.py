@@ -11,7 +11,7 @@ import shlex
 import stat
 import sys
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -20,6 +20,7 @@ from typing import Any
 
 from . import keygen
 from .broadcast import Broadcaster, BroadcastResult
+from .console import UNWRITABLE, ReaderGoneError, UnwritableError, printable, read_stdin, say, show
 from .doctor import examine
 from .endpoint import SCHEMES, parse_address
 from .errors import InvalidArgumentError, SubscriptionError
@@ -30,19 +31,8 @@ from .types import catalog_of, load, to_json_schema, to_typescript
 
 _SHORT = 100  # characters of data in a human line
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
-
-UNWRITABLE = 74
-"""The exit code when stdout takes nothing (a full disk): EX_IOERR of ``sysexits.h``."""
-
-
 SEND_DEADLINE_S = 3.0
 """Somebody waits at a terminal: a server that is not there is said soon."""
-
-
-class _UnwritableError(Exception):
-    """Stdout takes nothing more."""
 
 
 def listen(
@@ -57,9 +47,8 @@ def listen(
 ) -> int:
     """Print notifications until the count, the time, Ctrl-C or a closed pipe; the exit code.
 
-    :data:`UNWRITABLE` if they cannot be printed.
-
     Raises:
+        ReaderGoneError, UnwritableError: they cannot be printed.
         SubscriptionError: the server cannot be reached at the start, or refuses.
     """
 
@@ -67,41 +56,7 @@ def listen(
         in_time = await _listen(room, url, token, after, as_json, count, timeout_s)
         return 0 if in_time or count is None else 1
 
-    return _printing(heard())
-
-
-def _printing(work: Coroutine[None, None, int]) -> int:
-    """Run what prints as it goes; its exit code, or that of how it was ended from outside."""
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        _be_quiet()
-        return 0
-    except _UnwritableError as error:
-        _say(f"could not print: {error}")
-        return UNWRITABLE
-
-
-def _be_quiet() -> None:
-    """Nobody reads any more: the interpreter would say so when it flushes at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print(text: str) -> None:
-    """
-    Raises:
-        BrokenPipeError: nobody reads any more.
-        _UnwritableError: the disk is full, or the like.
-    """
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _be_quiet()
-        raise _UnwritableError(error.strerror or str(error)) from None
+    return asyncio.run(heard())
 
 
 async def _listen(
@@ -121,7 +76,7 @@ async def _listen(
         after=after,
         attempts=None,
         acknowledge=False,
-        on_gap=lambda _: _say("gap: something was missed; the server no longer has it"),
+        on_gap=lambda _: say("gap: something was missed; the server no longer has it"),
         on_state=watcher,
     )
     reader = _Reader()
@@ -132,14 +87,14 @@ async def _listen(
             reader.watch(limit)
             async for notification in notifications:
                 wire = notification.to_wire()
-                _print(json.dumps(wire) if as_json else line_of(notification))
+                show(json.dumps(wire) if as_json else line_of(notification))
                 stalls.hear(notification)
                 printed += 1
                 if printed == count:
                     return True
     except TimeoutError:
         if reader.is_gone:
-            raise BrokenPipeError from None
+            raise ReaderGoneError from None
         return False
     return True
 
@@ -163,7 +118,7 @@ class _Stalls:
         self._views[run] = view
         said = f"{notification.type}: nothing heard for {view.stall_after_s:g} s (run {run})"
         loop = asyncio.get_running_loop()
-        self._timers[run] = loop.call_later(view.stall_after_s, _say, f"stalled: {said}")
+        self._timers[run] = loop.call_later(view.stall_after_s, say, f"stalled: {said}")
 
 
 class _Reader:
@@ -195,20 +150,15 @@ class _Watcher:
     def __call__(self, state: SubscriptionState) -> None:
         if state.name == "connected":
             self._was_connected = True
-            _say("connected")
+            say("connected")
         elif self._was_connected:
-            _say(f"lost: {state.reason}; reconnecting in {state.delay_s:.1f} s")
+            say(f"lost: {state.reason}; reconnecting in {state.delay_s:.1f} s")
         else:
             raise SubscriptionError(
                 f"{self._shown}: {state.reason}; is the server running (synap-realtime serve), "
                 "and is --url (REALTIME_URL) its address?",
                 retriable=True,
             )
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # then there is nobody to tell
-        print(f"synap-realtime: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def line_of(notification: Notification) -> str:
@@ -221,11 +171,6 @@ def line_of(notification: Notification) -> str:
         data = data[: _SHORT - 1] + "…"
     parts = [f"{when:%H:%M:%S}", notification.type, notification.status or "-", data]
     return printable("  ".join(parts))
-
-
-def printable(text: str) -> str:
-    """Escape what could move the cursor, change colours or turn the text around."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def send(
@@ -251,23 +196,23 @@ def send(
     """
     message = {
         "type": type,
-        "data": _read_data(sys.stdin.read() if data == "-" else data),
+        "data": _read_data(read_stdin("DATA") if data == "-" else data),
         **{name: value for name, value in members.items() if value is not None},
     }
     with Broadcaster(url, key, deadline_s=SEND_DEADLINE_S) as broadcaster:
         result = broadcaster.broadcast(room, message)
     if not result.success:
-        _say(f"not sent: {result.error}; is the server running (synap-realtime serve)?")
+        say(f"not sent: {result.error}; is the server running (synap-realtime serve)?")
     try:
         if as_json:
-            _print(json.dumps(_to_wire(result)))
+            show(json.dumps(_to_wire(result)))
         elif result.success:
-            _print(_line_of_result(room, result))
-    except BrokenPipeError:
-        _be_quiet()
-    except _UnwritableError as error:
+            show(_line_of_result(room, result))
+    except ReaderGoneError:
+        pass
+    except UnwritableError as error:
         if result.success:
-            _say(f"sent {result.id} to {room}, but could not print it: {error}")
+            say(f"sent {result.id} to {room}, but could not print it: {error}")
             return UNWRITABLE
     return 0 if result.success else 1
 
@@ -287,16 +232,16 @@ def keys(out: Path | None, *, rotate: bool, prune: bool) -> None:
         if rotate or prune:
             raise InvalidArgumentError("--out", "name the file to change")
         if _is_redirected():
-            _say("note: --out FILE writes a file at once, for its owner alone; a redirect does not")
-        _print(keygen.to_toml(keygen.new_keys()).rstrip("\n"))
+            say("note: --out FILE writes a file at once, for its owner alone; a redirect does not")
+        show(keygen.to_toml(keygen.new_keys()).rstrip("\n"))
         return
     if not (rotate or prune):
         keygen.create(out)
-        _print(f"{out}: made, for its owner alone; its last lines are for your application")
+        show(f"{out}: made, for its owner alone; its last lines are for your application")
         return
     before, after = keygen.change(out, keygen.rotated if rotate else keygen.pruned)
     if rotate:
-        _print(
+        show(
             f"{out}: new keys added, and the old ones count as before. Give your application its "
             f"last lines; when no token of the old secret is alive: synap-realtime keys --out "
             f"{shlex.quote(str(out))} --prune"
@@ -306,7 +251,7 @@ def keys(out: Path | None, *, rotate: bool, prune: bool) -> None:
             len(before.token_secrets) - len(after.token_secrets),
             len(before.api_keys) - len(after.api_keys),
         )
-        _print(f"{out}: removed {gone[0]} token secrets and {gone[1]} API keys")
+        show(f"{out}: removed {gone[0]} token secrets and {gone[1]} API keys")
 
 
 def _is_redirected() -> bool:
@@ -320,8 +265,8 @@ def explain_token(token: str) -> int:
     """Print what a token says and whether it is good; the exit code: 1 if it is not."""
     problem, claims = explain(token, os.environ.get("REALTIME_TOKEN_SECRET"))
     for name, value in claims.items():
-        _print(printable(f"{name:<9} {_readable(name, value)}"))
-    _print(f"{'good':<9} {'yes' if problem is None else f'no: {problem}'}")
+        show(printable(f"{name:<9} {_readable(name, value)}"))
+    show(f"{'good':<9} {'yes' if problem is None else f'no: {problem}'}")
     return 0 if problem is None else 1
 
 
@@ -371,10 +316,8 @@ def _to_wire(result: BroadcastResult) -> dict[str, Any]:
     }
 
 
-def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -> int:
+def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -> None:
     """Print or write what ``data`` holds, of the five families and of what is named.
-
-    The exit code: 0, or :data:`UNWRITABLE`.
 
     Args:
         references: ``module:NAME`` of what :func:`~.types.catalog_of` takes.
@@ -395,15 +338,8 @@ def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -
         text = to_typescript(catalog, comment)
     if out is not None:
         _write(Path(out), text)
-        return 0
-    try:
-        _print(text.removesuffix("\n"))
-    except BrokenPipeError:
-        _be_quiet()
-    except _UnwritableError as error:
-        _say(f"could not print: {error}")
-        return UNWRITABLE
-    return 0
+        return
+    show(text.removesuffix("\n"))
 
 
 def doctor(url: str | None, given: Mapping[str, Any], *, as_json: bool) -> int:
@@ -412,14 +348,14 @@ def doctor(url: str | None, given: Mapping[str, Any], *, as_json: bool) -> int:
     Args:
         given: settings of the server by name; None is not given.
     """
-    return _printing(_doctor(url, given, as_json))
+    return asyncio.run(_doctor(url, given, as_json))
 
 
 async def _doctor(url: str | None, given: Mapping[str, Any], as_json: bool) -> int:
     code = 0
     async with aclosing(examine(url, given)) as findings:
         async for finding in findings:
-            _print(json.dumps(asdict(finding)) if as_json else printable(str(finding)))
+            show(json.dumps(asdict(finding)) if as_json else printable(str(finding)))
             code |= finding.level == "fail"
     return code
 

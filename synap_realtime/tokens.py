@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import ConfigurationError, InvalidArgumentError
+from .extras import lacks
 from .protocol.rooms import UserId, id_text, parse_pattern, user_room
 
 SCOPES = ("subscribe", "broadcast", "presence", "metrics", "admin")
@@ -126,8 +127,8 @@ def _sign(claims: dict[str, Any], secret: str) -> str:
 def _pyjwt() -> Any:
     try:
         import jwt
-    except ImportError:
-        raise ConfigurationError("tokens need: pip install 'synap-realtime[auth]'") from None
+    except ImportError as error:
+        raise ConfigurationError(lacks("a token", error, "auth")) from None
     return jwt
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from .. import __version__
+from ..extras import install
 from ..tokens import MAKE_A_SECRET
 from .finding import Finding, Say
 from .subject import Subject
@@ -102,12 +103,11 @@ def _check_installed(subject: Subject, say: Say) -> None:
     can_be = sys.platform != "win32" and sys.implementation.name == "cpython"
     if can_be and find_spec("uvloop") is None:
         found = "uvloop is not installed: the server is slower"
-        say(Finding("warn", "packages", found, "pip install 'synap-realtime[server]'"))
+        say(Finding("warn", "packages", found, install("server")))
 
 
 def _missing(package: str, meaning: str, extra: str) -> Finding:
-    advice = f"pip install 'synap-realtime[{extra}]'"
-    return Finding("fail", "packages", f"{package} is not installed: {meaning}", advice)
+    return Finding("fail", "packages", f"{package} is not installed: {meaning}", install(extra))
 
 
 def _check_files(subject: Subject, say: Say) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from importlib import import_module
 from typing import Any
 
+from ..extras import install
 from .finding import Finding, hide
 from .subject import Subject, look, look_at_server
 from .waiting import TIMEOUT_S, in_thread
@@ -48,7 +49,7 @@ async def _run(name: str, subject: Subject) -> list[Finding]:
     except TimeoutError:
         found.append(Finding("fail", shown, f"not finished after {LIMIT_S:g} s", "report it"))
     except ImportError as error:
-        advice = "pip install 'synap-realtime[server,cli]'"
+        advice = install("server", "cli")
         found.append(Finding("warn", shown, f"not looked at: {error}", advice))
     except Exception as error:  # noqa: BLE001 - whatever it is, the others are still to be asked
         broke = f"this check broke ({type(error).__name__})"

@@ -11,6 +11,7 @@ import httpx
 
 from ..endpoint import Address, parse_address
 from ..errors import ConfigurationError
+from ..extras import needed_by
 
 if TYPE_CHECKING:
     from ..server.auth.keyring import Keys
@@ -81,13 +82,12 @@ def look_at_server(subject: Subject, given: Mapping[str, Any]) -> None:
             subject, {name: value for name, value in given.items() if value is not None}
         )
     except ImportError as error:
-        text = str(error)
-        hint = "" if "pip install" in text else ": pip install 'synap-realtime[server]'"
-        subject.missing = text + hint
+        subject.missing = str(error)
 
 
 def _look_at_server(subject: Subject, given: dict[str, Any]) -> None:
-    from ..server.settings import load_settings
+    with needed_by("the room server", "server"):
+        from ..server.settings import load_settings
 
     try:
         subject.settings = settings = load_settings(**given)

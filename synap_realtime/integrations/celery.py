@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import celery
-from celery import signals, states
-from celery.exceptions import Reject, Retry, TimeLimitExceeded
-
 from ..broadcast import BackgroundBroadcaster
 from ..errors import ConfigurationError, InvalidInputError
+from ..extras import needed_by
 from ..jobs import Family, Lifecycle, Person, Reporter, running
 from ..jobs.extent import extent_of
 from ..jobs.lifecycle import STALL_AFTER_S
+
+with needed_by("the Celery integration", "celery"):
+    import celery
+    from celery import signals, states
+    from celery.exceptions import Reject, Retry, TimeLimitExceeded
 
 
 class ToldTask(celery.Task):  # type: ignore[misc]

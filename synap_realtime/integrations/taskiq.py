@@ -10,16 +10,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from taskiq import SimpleRetryMiddleware, SmartRetryMiddleware, TaskiqMiddleware
-from taskiq.exceptions import NoResultError, TaskRejectedError
-from taskiq.message import TaskiqMessage
-from taskiq.result import TaskiqResult
-
 from ..broadcast import BackgroundBroadcaster
 from ..errors import ConfigurationError, InvalidInputError
+from ..extras import needed_by
 from ..jobs import Family, Lifecycle, Person, Reporter, running
 from ..jobs.extent import extent_of
 from ..jobs.lifecycle import STALL_AFTER_S
+
+with needed_by("the Taskiq integration", "taskiq"):
+    from taskiq import SimpleRetryMiddleware, SmartRetryMiddleware, TaskiqMiddleware
+    from taskiq.exceptions import NoResultError, TaskRejectedError
+    from taskiq.message import TaskiqMessage
+    from taskiq.result import TaskiqResult
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import re
 from typing import Literal
 
 from ..errors import ConfigurationError
+from ..extras import lacks
 from .events import MAX_LINES_PER_S, AtMost
 
 Format = Literal["human", "json"]
@@ -70,10 +71,8 @@ def _json_formatter() -> logging.Formatter:
     ``exc_info`` where there is one."""
     try:
         from pythonjsonlogger.json import JsonFormatter
-    except ImportError:
-        raise ConfigurationError(
-            "--log-format json needs: pip install 'synap-realtime[server]'"
-        ) from None
+    except ImportError as error:
+        raise ConfigurationError(lacks("--log-format json", error, "server")) from None
     return JsonFormatter(
         ["levelname", "name", "message"],
         rename_fields={"levelname": "level", "name": "logger"},

@@ -16,6 +16,7 @@ from typing import Any
 from .. import network
 from ..endpoint import bearer
 from ..errors import ConfigurationError
+from ..extras import lacks
 from ..protocol.control import SUBPROTOCOL
 from .options import Options
 from .reconnect import Failure, closed, refused
@@ -55,10 +56,7 @@ def library(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"websockets.{name}")
     except ImportError as error:
-        raise ConfigurationError(
-            f"listening needs websockets 15 or newer ({error}): "
-            "pip install 'synap-realtime[subscriber]'"
-        ) from None
+        raise ConfigurationError(lacks("subscribe()", error, "subscriber")) from None
 
 
 class RefusedError(Exception):

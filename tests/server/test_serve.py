@@ -167,7 +167,7 @@ def test_without_its_extra_the_server_says_what_to_install() -> None:
         [sys.executable, "-c", code.format("server")], capture_output=True, text=True, check=False
     )
     assert done.stderr.splitlines()[-1] == (
-        "ImportError: the room server needs pydantic_settings: pip install 'synap-realtime[server]'"
+        'ImportError: the room server needs pydantic_settings: pip install "synap-realtime[server]"'
     )
     done = subprocess.run(
         [sys.executable, "-c", code.format("cli as cli; sys.argv[1:] = ['serve']; cli.main()")],

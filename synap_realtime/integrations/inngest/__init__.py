@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from .accepted import accepted, accepted_sync
-from .functions import create_function, create_functions
+from ...extras import needed_by
+
+with needed_by("the Inngest integration", "inngest"):
+    from .accepted import accepted, accepted_sync
+    from .functions import create_function, create_functions
 
 __all__ = ["accepted", "accepted_sync", "create_function", "create_functions"]

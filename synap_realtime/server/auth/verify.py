@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import ConfigurationError, InvalidArgumentError
+from ...extras import lacks
 from ...protocol.rooms import parse_pattern
 from ...tokens import SCOPES, parse_device
 from .claims import Claims
@@ -93,10 +94,8 @@ class Authenticator:
         if current.token_secrets or current.jwks_urls:
             try:
                 import jwt  # noqa: F401
-            except ImportError:
-                raise ConfigurationError(
-                    "keys for tokens need: pip install 'synap-realtime[auth]'"
-                ) from None
+            except ImportError as error:
+                raise ConfigurationError(lacks("a server with token keys", error, "auth")) from None
 
     async def identify(self, credential: str) -> Claims:
         """What a publisher's key or a token says.

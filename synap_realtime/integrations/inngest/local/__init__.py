@@ -6,6 +6,9 @@ The same app runs unchanged on the Inngest Dev Server (``npx inngest-cli dev``) 
 
 from __future__ import annotations
 
-from .app import LocalInngest
+from ....extras import needed_by
+
+with needed_by("LocalInngest", "local"):
+    from .app import LocalInngest
 
 __all__ = ["LocalInngest"]

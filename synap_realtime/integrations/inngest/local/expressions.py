@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ....extras import needed_by
+
 
 class ExpressionError(Exception):
     """A condition that cannot be evaluated; the message holds it and says why."""
@@ -28,7 +30,8 @@ def evaluate(expression: str, **variables: Any) -> object:
     Raises:
         ExpressionError: it is not CEL, or names something else.
     """
-    import cel  # loads slowly, and only conditions need it
+    with needed_by("LocalInngest", "local"):
+        import cel  # loads slowly, and only conditions need it
 
     try:
         value: object = cel.evaluate(expression, variables)

@@ -1,0 +1,110 @@
+"""What the commands print, wherever stdout and stderr lead: terminals, pipes, full disks, nowhere.
+
+Only lines for people go to stderr: ``synap-realtime: what happened: cause; what to do``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from .errors import InvalidArgumentError
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+UNWRITABLE = 74
+"""The exit code when stdout takes nothing (a full disk): EX_IOERR of ``sysexits.h``."""
+
+
+class UnwritableError(Exception):
+    """Stdout takes nothing more: the disk is full, or the like."""
+
+
+class ReaderGoneError(Exception):
+    """Nobody reads stdout any more, as with ``| head -1``: a reason to end, and no failure."""
+
+
+def prepare() -> None:
+    """Make stdin, stdout and stderr usable, whatever this process was started with.
+
+    A closed one leads nowhere: otherwise the next file or socket gets its number, and ``print()``
+    writes to stdout what is meant for a closed stderr. A character that the locale's encoding lacks
+    is escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            mode = os.O_RDONLY if number == 0 else os.O_WRONLY
+            with suppress(OSError):
+                descriptor = os.open(os.devnull, mode)
+                if descriptor != number:
+                    os.dup2(descriptor, number)
+                    os.close(descriptor)
+                opened = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process
+                setattr(sys, name, opened)
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def read_stdin(field: str) -> str:
+    """All of stdin.
+
+    Raises:
+        InvalidArgumentError: it is not text, for the argument of this name.
+    """
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(field, f"stdin is not text in {error.encoding}") from None
+    except OSError as error:
+        raise InvalidArgumentError(field, f"cannot read stdin: {error.strerror}") from None
+
+
+def show(text: str) -> None:
+    """Print to stdout, at once.
+
+    Raises:
+        ReaderGoneError: nobody reads any more.
+        UnwritableError: the disk is full, or the like.
+    """
+    with _translated():
+        print(text, flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line for people to stderr."""
+    with suppress(OSError):  # nobody reads it
+        print(f"synap-realtime: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def flush() -> None:
+    """Write what stdout still holds.
+
+    Raises:
+        ReaderGoneError: nobody reads any more.
+        UnwritableError: the disk is full, or the like.
+    """
+    with _translated():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # Drop what is still to be written: the interpreter would complain of it at its end.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGoneError from None
+        raise UnwritableError(error.strerror or str(error)) from None
+
+
+def printable(text: str) -> str:
+    """Escape what could move the cursor, change colours or turn the text around."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

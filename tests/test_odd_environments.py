@@ -1,0 +1,155 @@
+"""The command wherever it is started: closed streams, full disks, odd locales, removed folders."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .test_cli import COMMAND
+
+NOBODY = ["--url", "http://127.0.0.1:1"]
+
+
+def shell(
+    text: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run ``$C …`` in a shell; no traceback is ever printed."""
+    done = subprocess.run(
+        ["bash", "-c", f"C={shlex.quote(COMMAND)}; {text}"],
+        env={**os.environ, "REALTIME_TOKEN_SECRET": "s" * 40, **environment},
+        cwd=cwd,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert b"Traceback" not in done.stderr + done.stdout
+    assert b"Exception ignored" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("$C token 42 >&-", 0),
+        ("$C token 42 <&- >&- 2>&-", 0),
+        (f"$C listen user_1 {' '.join(NOBODY)} <&- >&- 2>&-", 2),
+        ("$C send user_1 a - <&-", 2),
+    ],
+)
+def test_closed_streams_lead_nowhere(command: str, code: int) -> None:
+    assert shell(command).returncode == code
+
+
+def test_prints_nothing_to_stdout_that_is_for_a_closed_stderr() -> None:
+    done = shell("$C send nope a 2>&-")
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize(
+    "command", ["token 42", "keys", "types", "doctor --url http://127.0.0.1:1"]
+)
+def test_a_full_disk_is_one_line_and_exit_code_74(command: str) -> None:
+    done = shell(f"$C {command} > /dev/full")
+    lines = [line for line in done.stderr.decode().splitlines() if ": note: " not in line]
+    assert done.returncode == 74
+    assert lines == ["synap-realtime: could not print: No space left on device"]
+
+
+@pytest.mark.parametrize(
+    "command", ["token 42", "keys", "types", "doctor --url http://127.0.0.1:1", "serve --help"]
+)
+def test_a_reader_that_leaves_is_no_failure(command: str) -> None:
+    done = shell(f"($C {command}; echo $? >&2) | true")
+    assert done.stderr in (b"0\n", b"1\n")
+
+
+def test_a_character_that_the_locale_lacks_is_escaped() -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    done = shell("$C keys", **plain)
+    assert done.returncode == 0
+    assert b"\\u2026" in done.stdout
+    assert shell("$C keys --help", **plain).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (r"printf '\xff' | LC_ALL=C.UTF-8 $C send user_1 a -", "DATA: "),
+        (r"""$C send user_1 a "$(printf '{"x":"\xff"}')" """, "lone surrogate"),
+        (r"""$C send user_1 a --key "$(printf 'k\xff')" """, "--key (REALTIME_API_KEY): "),
+        (r"""$C listen user_1 --url "$(printf 'http://\xff')" """, "--url: not a URL"),
+        (r"""$C listen "$(printf 'user_\xff')" """, "ROOM: expected"),
+    ],
+)
+def test_bytes_that_are_no_text_are_one_line(command: str, said: str) -> None:
+    done = shell(command)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("types a:b", 1),
+        ("types --out x.ts", 1),
+        ("keys --out k.toml", 2),
+        ("serve --port 0 --store sqlite:///x.db", 2),
+    ],
+)
+def test_a_working_directory_that_was_removed_is_one_line(
+    command: str, code: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    done = shell(f"rmdir ../gone; $C {command}", cwd=folder)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_runs_without_a_home_and_without_any_variable() -> None:
+    done = shell(f"env -i $C doctor {' '.join(NOBODY)}")
+    assert done.returncode == 1
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("serve --port x", "'--port': "),
+        ("serve --prot 1", "No such option: --prot"),
+        ("serv", "'serve'"),
+        ("send", "Missing argument 'room'"),
+        ("listen user_1 --count 0", "'--count': "),
+        ("token", "expected a user, --room"),
+        ("token 42 --expires-in-s nan", "--expires-in-s: "),
+        ("token 42 --expires-in-s=-5", "--expires-in-s: "),
+        ("token 42 --room zzz", "--room: "),
+        ("token 'a b'", "USER: "),
+        ("send user_1 a --status odd", "--status: "),
+        ("send user_1 a --url 127.0.0.1:8787", "--url: "),
+        ("types --out /nonexistent/x.ts", "--out: "),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments: str, said: str) -> None:
+    done = shell(f"$C {arguments}")
+    text = done.stderr.decode()
+    assert (done.returncode, done.stdout, len(text.splitlines())) == (2, b"", 1), text
+    assert text.startswith("synap-realtime: ")
+    assert said in text
+
+
+def test_a_wrong_variable_is_named_and_not_an_option() -> None:
+    done = shell("$C send user_1 a", REALTIME_URL="127.0.0.1:8787")
+    assert done.stderr.startswith(b"synap-realtime: REALTIME_URL: expected http://")
+
+
+def test_without_arguments_it_shows_the_help() -> None:
+    done = shell("$C")
+    assert done.returncode == 2
+    assert b"Commands:" in done.stdout
