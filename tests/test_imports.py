@@ -54,7 +54,15 @@ def test_broadcasting_loads_what_broadcasts_and_little_else() -> None:
     loaded = loaded_by("from synap_realtime import broadcast_success") - base
     ours = {name for name in loaded if name.startswith("synap_realtime")}
     inner = {name.split(".")[1] for name in ours if "." in name}
-    assert inner == {"broadcast", "endpoint", "errors", "network", "protocol", "tracing"}
+    assert inner == {
+        "broadcast",
+        "endpoint",
+        "errors",
+        "network",
+        "protocol",
+        "redaction",
+        "tracing",
+    }
     assert "synap_realtime.protocol.payloads" not in ours
     assert "opentelemetry" not in loaded
     roots = {name.split(".")[0] for name in loaded - ours}

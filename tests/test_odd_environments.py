@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,12 @@ NOBODY = ["--url", "http://127.0.0.1:1"]
 
 
 def shell(
-    text: str, cwd: Path | None = None, **environment: str
+    text: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run ``$C …`` in a shell; no traceback is ever printed."""
     done = subprocess.run(
         ["bash", "-c", f"C={shlex.quote(COMMAND)}; {text}"],
-        env={**os.environ, "REALTIME_TOKEN_SECRET": "s" * 40, **environment},
+        env={**os.environ, "REALTIME_TOKEN_SECRET": "s" * 40, **(environment or {})},
         cwd=cwd,
         capture_output=True,
         check=False,
@@ -70,10 +71,10 @@ def test_a_reader_that_leaves_is_no_failure(command: str) -> None:
 
 def test_a_character_that_the_locale_lacks_is_escaped() -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
-    done = shell("$C keys", **plain)
+    done = shell("$C keys", plain)
     assert done.returncode == 0
     assert b"\\u2026" in done.stdout
-    assert shell("$C keys --help", **plain).returncode == 0
+    assert shell("$C keys --help", plain).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments: str, 
 
 
 def test_a_wrong_variable_is_named_and_not_an_option() -> None:
-    done = shell("$C send user_1 a", REALTIME_URL="127.0.0.1:8787")
+    done = shell("$C send user_1 a", {"REALTIME_URL": "127.0.0.1:8787"})
     assert done.stderr.startswith(b"synap-realtime: REALTIME_URL: expected http://")
 
 
