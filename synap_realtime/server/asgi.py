@@ -30,6 +30,7 @@ from .http import (
     Response,
     body_too_large,
     body_too_slow,
+    malformed,
     problem_of_head,
 )
 from .node import CLOSE_TIMEOUT_S, ClosedAtOnceError, Node, Opened
@@ -40,6 +41,12 @@ from .stores.base import Store
 
 BODY_TIMEOUT_S = 20.0
 """So long may a request's body take."""
+
+
+_INCOMPLETE = (
+    "the ASGI server passed on {} of {} bytes; with httptools, uvicorn drops the body of a request "
+    "with Upgrade: run it with --http h11"
+)
 
 
 class RoomServer(Node):
@@ -182,6 +189,8 @@ async def _read_chunks(request: Request, receive: Receive) -> bytes:
             raise body_too_large(MAX_BODY_BYTES)
         chunks.append(chunk)
         if not message.get("more_body"):
+            if declared.isdigit() and int(declared) != size:
+                raise malformed("Incomplete body", _INCOMPLETE.format(size, declared))
             return b"".join(chunks)
 
 

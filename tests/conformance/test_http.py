@@ -202,6 +202,22 @@ async def test_ready(client: Client) -> None:
     assert (response.status_code, response.json()) == (200, {"status": "ready"})
 
 
+async def test_an_upgrade_to_another_protocol_is_ignored(client: Client) -> None:
+    """Limits: every `Upgrade` but a WebSocket handshake's is ignored, and the body is the body."""
+    room = fresh_room()
+    fields = {
+        "Connection": "Upgrade, HTTP2-Settings",
+        "Upgrade": "h2c",
+        "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA",
+    }
+    for id in ("n0", "n1"):
+        path = room_path(room, "broadcast")
+        answer = await client.request("POST", path, body=note(id), headers=fields)
+        assert answer.status_code == 200, answer.text
+    answer = await client.get(room_path(room, "history"), fields)
+    assert [each["id"] for each in answer.json()["notifications"]] == ["n0", "n1"]
+
+
 async def test_subscribe_without_an_upgrade(client: Client) -> None:
     """HTTP: `GET /rooms/{room}/subscribe` is a WebSocket; 426 without an upgrade."""
     response = await client.get(room_path(fresh_room(), "subscribe"))

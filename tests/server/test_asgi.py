@@ -153,3 +153,20 @@ async def test_head_is_checked_whoever_has_parsed_it(sent: bytes, status: int) -
             line = await reader.readline()
         writer.transport.abort()
     assert int(line.split()[1]) == status
+
+
+async def test_says_when_the_asgi_server_has_dropped_a_body() -> None:
+    """uvicorn takes a request with Upgrade for one without a body, as httptools tells it."""
+    body = b'{"type":"a","data":{}}'
+    async with by_uvicorn(create_app()) as url:
+        where = urlsplit(url)
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(
+            b"POST /rooms/user_1/broadcast" + HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
+        async with asyncio.timeout(5):
+            answer = await reader.readuntil(b"}")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"passed on 0 of 22 bytes" in answer
+        writer.close()

@@ -120,7 +120,8 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_address", "_ahead", "_body", "_caller", "_charged", "_current", "_descriptor", "_dropped",
-        "_early", "_field_bytes", "_fields", "_head_bytes", "_headers", "_heard", "_is_behind_body",
+        "_early", "_field_bytes", "_fields", "_head_bytes", "_headers", "_heard", "_ignored",
+        "_is_behind_body",
         "_is_ended", "_is_going_on", "_is_held", "_is_in_head", "_is_over", "_is_writable",
         "_late", "_loop", "_owner", "_parser", "_queue", "_queued_bytes", "_reader", "_resumed",
         "_sent", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
@@ -148,6 +149,7 @@ class HttpConnection(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()
         self._current: Exchange | None = None
         self._upgrade: Exchange | None = None
+        self._ignored: Exchange | None = None  # whose upgrade is ignored, behind its head
         self._stream: EventStream | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
@@ -281,9 +283,15 @@ class HttpConnection(asyncio.Protocol):
     def _read(self, data: bytes) -> bytes | None:
         """Parse; returns what follows the head of a request to become a WebSocket."""
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            return data[upgrade.args[0] :]
+            while True:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = data[upgrade.args[0] :]
+                    if self._ignored is None:
+                        return data
+                    self._read_past_upgrade(self._ignored)
         except httptools.HttpParserError:
             if not self._transport.is_closing():
                 self._refuse(malformed("Invalid HTTP request", "it is not HTTP/1.1"))
@@ -307,6 +315,26 @@ class HttpConnection(asyncio.Protocol):
                 self._hold()
         return None
 
+    def _read_past_upgrade(self, exchange: Exchange) -> None:
+        """Go on behind the head of a request whose ``Upgrade`` is ignored (RFC 9110, section 7.8).
+
+        The parser takes every request with ``Upgrade`` for the last one of its connection, and one
+        without a body. What follows would then be read as a request that a proxy has seen as a
+        body (request smuggling). So a new parser gets the fields that say where the body ends, and
+        nothing else of the head; those were checked by the one before.
+
+        Raises:
+            HttpParserError: they do not say where it ends.
+        """
+        framing = [
+            f"{name}: {exchange.headers[name]}\r\n"
+            for name in ("content-length", "transfer-encoding")
+            if name in exchange.headers
+        ]
+        self._parser = httptools.HttpRequestParser(self)
+        head = f"{exchange.method} / HTTP/1.1\r\n{''.join(framing)}\r\n"
+        self._parser.feed_data(head.encode("latin-1"))
+
     def _hold(self) -> None:
         if not self._is_held and not self._transport.is_closing():
             self._is_held = True
@@ -321,6 +349,8 @@ class HttpConnection(asyncio.Protocol):
     # ---- the parser's calls
 
     def on_message_begin(self) -> None:
+        if self._ignored is not None:
+            return
         self._url = b""
         self._headers = {}
         self._fields = self._field_bytes = 0
@@ -328,6 +358,8 @@ class HttpConnection(asyncio.Protocol):
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
+        if self._ignored is not None:
+            return
         if len(self._url) <= MAX_TARGET_BYTES:  # the first bytes are enough to refuse it
             self._url += url[: MAX_TARGET_BYTES + 1]
 
@@ -343,6 +375,9 @@ class HttpConnection(asyncio.Protocol):
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
 
     def on_headers_complete(self) -> None:
+        if self._ignored is not None:
+            self._ignored = None
+            return
         self._is_in_head = self._is_behind_body = False
         self._head_bytes = 0
         if len(self._queue) >= MAX_PIPELINED:
@@ -371,8 +406,8 @@ class HttpConnection(asyncio.Protocol):
             exchange.keeps_alive = False
         if parser.should_upgrade():
             self._upgrade = exchange
-            if problem is None:
-                look_at_upgrade(exchange)
+            if problem is None and not look_at_upgrade(exchange):
+                self._upgrade, self._ignored = None, exchange
             else:
                 exchange.keeps_alive = False
         self._body = exchange
@@ -390,6 +425,8 @@ class HttpConnection(asyncio.Protocol):
             self._body.take(body)
 
     def on_message_complete(self) -> None:
+        if self._ignored is not None:  # its body is still to come
+            return
         exchange, self._body = self._body, None
         if exchange is not None:
             exchange.is_complete = True

@@ -12,21 +12,23 @@ from .exchange import Exchange
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
 
-def look_at_upgrade(exchange: Exchange) -> None:
-    """The parser stops behind a head with ``Upgrade`` and takes a body for the next request:
-    one that was smuggled past a proxy, which knows better. So there is none."""
+def look_at_upgrade(exchange: Exchange) -> bool:
+    """Check a request with ``Upgrade``.
+
+    Returns:
+        Whether nothing more is read from its connection as HTTP: it is a WebSocket handshake, or
+        ``CONNECT``. Every other upgrade is ignored (RFC 9110, section 7.8).
+    """
     headers = exchange.headers
-    exchange.keeps_alive = False
-    length = headers.get("content-length", "").strip(" 0")
     if exchange.method == "CONNECT":
         exchange.problem = malformed("Invalid method", "this is no proxy")
-        return
-    if length or "transfer-encoding" in headers:
-        exchange.problem = malformed("Invalid upgrade", "it has a body")
-        return
+        return True
     offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
     if exchange.method != "GET" or "websocket" not in offered:
-        return  # it is answered as if it asked for nothing more
+        return False
+    if headers.get("content-length", "").strip(" 0") or "transfer-encoding" in headers:
+        exchange.problem = malformed("Invalid WebSocket handshake", "it has a body")
+        return True
     protocols = headers.get("sec-websocket-protocol", "").split(",")
     exchange.subprotocols = [name for part in protocols if (name := part.strip())]
     if headers.get("sec-websocket-version") != "13":
@@ -41,6 +43,7 @@ def look_at_upgrade(exchange: Exchange) -> None:
     ):
         exchange.problem = malformed("Invalid WebSocket handshake", "see RFC 6455, section 4.2.1")
     exchange.is_websocket = exchange.problem is None
+    return True
 
 
 def _is_key(text: str) -> bool:

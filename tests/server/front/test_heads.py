@@ -401,7 +401,7 @@ PUBLISHER = bearer("<token>")
         (publish(KEY, b"Origin: http://localhost"), 403),
         (publish(KEY, b"Expect: 100-continue"), 200),
         (publish(KEY, b"Connection: close"), 200),
-        (publish(KEY, b"Upgrade: h2c", b"Connection: Upgrade"), 400),
+        (publish(KEY, b"Upgrade: h2c", b"Connection: Upgrade"), 200),
         (publish(KEY, KEY), 401),
         (http(b"POST /rooms/user_1/broadcast", KEY, CHUNKED,
               body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), 200),

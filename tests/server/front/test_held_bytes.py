@@ -370,7 +370,7 @@ AFTER_THE_LAST = [
     http(b"GET /rooms/user_1/history", b"Connection: close") + b"X" * 100,
     http(b"GET /rooms/user_1/events", b"Connection: close") + b"X" * 100,
     publish(b"Connection: close") + b"X",
-    http(b"GET /health", b"Upgrade: x", b"Connection: Upgrade") + b"X",
+    http(b"GET /health", b"Upgrade: x", b"Connection: Upgrade, close") + b"X",
     HEALTH + b"\0" + HEALTH,
     b"\0" * 3 + HEALTH,
     http(b"GET /") + http(b"GET /", b"Connection: close") * 3 + b"X",
