@@ -2,7 +2,7 @@
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
-const LIMITS = { client: 5 * 1024, subscribe: 3.8 * 1024, hooks: 2 * 1024 };
+const LIMITS = { client: 7 * 1024, subscribe: 5.5 * 1024, hooks: 2 * 1024 };
 
 async function weigh(code) {
   const { outputFiles } = await build({

@@ -1,17 +1,16 @@
 /** How far a listener has come, over all its connections, and what it has seen. */
+import { isCursor } from "./options.js";
 import type { Delivered } from "./protocol.js";
 
 const SEEN_IDS = 4096;
 /** After so many replays in a row that were cut, the next begins where the last one ended. */
 const CUT_REPLAYS = 3;
 
-export const isCursor = (value: unknown): value is string =>
-  typeof value === "string" && /^[\w-]{1,64}$/.test(value);
-
 export class Position {
   /** The furthest that has come. */
   cursor: string | undefined;
-  private resume: string | undefined;
+  /** From where the next connection misses nothing, and hears whether something is gone. */
+  resume: string | undefined;
   private readonly hasStart: boolean;
   private isTold = true;
   private cutReplays = 0;

@@ -2,7 +2,9 @@
 import { useCallback, useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { IDLE, JobView, type JobState } from "./job.js";
 import type { NotificationMessage } from "./message.js";
-import { subscribe, tokenOf, type Status, type SubscribeOptions, type Subscription } from "./socket.js";
+import { baseOf, check, roomOf } from "./options.js";
+import { Position } from "./position.js";
+import { subscribe, type Status, type SubscribeOptions, type Subscription } from "./socket.js";
 import { subscribeShared } from "./tabs.js";
 import type { NotificationData } from "./types.js";
 
@@ -97,23 +99,59 @@ function useLatest<Value>(value: Value): { readonly current: Value } {
   return latest;
 }
 
+/** What a hook has seen of a room, over all of its connections. */
+class Memory<Value> extends Store<Value> {
+  private readonly position = new Position(undefined);
+  private resume: string | undefined;
+  private after: string | undefined;
+
+  /** Where the next connection starts: where the last one ended, unless another start is asked for. */
+  start(after: string | undefined): string | undefined {
+    if (this.after !== after) this.resume = undefined;
+    this.after = after;
+    return this.resume ?? after;
+  }
+  /** A connection of ours has ended. */
+  end({ resume }: Subscription): void {
+    this.resume = resume ?? this.resume;
+  }
+  isNew = (notification: { id?: string }) => this.position.isNew(notification as never);
+}
+
+/**
+ * Dial anew when a token that is a string is replaced, where the old one was refused; a function is asked at
+ * each dial.
+ */
+function useNewToken(token: SubscribeOptions["token"], current: { readonly current: Subscription | null }): void {
+  const fixed = typeof token === "string" ? token : undefined;
+  useEffect(() => {
+    const { status, error } = current.current?.state ?? {};
+    if (fixed && status === "closed" && error) current.current?.reconnect();
+  }, [fixed, current]);
+}
+
 /**
  * Listen to a user's room, or to a request's.
  *
  * ```tsx
  * const { lastMessage, isConnected } = useSynapRealtime({ userId: "42", token: () => fetchToken() });
  * ```
+ *
+ * @throws TypeError names the option that is wrong.
  */
 export function useSynapRealtime<Data extends object = NotificationData>(
   options: RealtimeOptions<Data>,
 ): UseSynapRealtimeReturn<Data> {
   const { userId, requestId, autoConnect = true, shared = false, after, attempts, device, presence } = options;
   const url = options.url ?? options.realtimeUrl;
-  const room = requestId ? `request_${requestId}` : `user_${userId}`;
+  check(options);
+  baseOf(url, options.url === undefined && url !== undefined ? "realtimeUrl" : "url");
+  const own = roomOf("user", userId);
+  const room = (requestId ?? null) === null ? own : roomOf("request", requestId);
   const latest = useLatest(options);
   const current = useRef<Subscription | null>(null);
   // Another room's messages are never shown, not even for one frame.
-  const store = useMemo(() => new Store(nothing<Data>()), [room, url]);
+  const store = useMemo(() => new Memory(nothing<Data>()), [room, url]);
   const seen = useSyncExternalStore(store.read, store.get, store.get);
 
   const connect = useCallback(() => {
@@ -125,9 +163,13 @@ export function useSynapRealtime<Data extends object = NotificationData>(
     let wasOpen = false;
     const { acknowledge, persist } = latest.current;
     current.current = (shared ? subscribeShared : subscribe)(room, {
-      url, after, attempts, device, presence, acknowledge, persist,
-      token: () => tokenOf(latest.current),
+      url, attempts, device, presence, acknowledge, persist,
+      after: store.start(after),
+      get token() {
+        return latest.current.token;
+      },
       onNotification: (notification) => {
+        if (!store.isNew(notification)) return;
         const message = notification as unknown as NotificationMessage<Data>;
         const all = [...store.value.messages, message];
         const messages = all.slice(Math.max(0, all.length - (latest.current.keep ?? 100)));
@@ -154,6 +196,7 @@ export function useSynapRealtime<Data extends object = NotificationData>(
     current.current = null;
     if (!subscription) return;
     const wasOpen = subscription.state.status === "open";
+    store.end(subscription);
     subscription.close();
     store.set({ ...store.value, status: "closed" });
     if (wasOpen) latest.current.onDisconnect?.();
@@ -163,6 +206,7 @@ export function useSynapRealtime<Data extends object = NotificationData>(
     if (autoConnect) connect();
     return disconnect;
   }, [autoConnect, connect, disconnect]);
+  useNewToken(options.token, current);
 
   const sendMessage = useCallback((message: string) => current.current?.send(message), []);
   return {
@@ -174,6 +218,36 @@ export function useSynapRealtime<Data extends object = NotificationData>(
   };
 }
 
+/** How a job stands, and how the connection does that says so: two things, of which either may fail alone. */
+export interface UseJobReturn<Result = Record<string, unknown>> extends JobState<Result> {
+  /** `waiting`: the connection is lost, and will be tried again. After the job's end it is `closed`. */
+  connection: Status;
+  connectionError: RealtimeErrorEvent | null;
+  /** Connect now, also after `disconnected`. */
+  reconnect: () => void;
+}
+
+/** Of one job, over all connections. */
+class Following<Result> extends Memory<Omit<UseJobReturn<Result>, "reconnect">> {
+  readonly view = new JobView<Result>();
+  private connection: Status = "closed";
+  private connectionError: RealtimeErrorEvent | null = null;
+
+  constructor() {
+    super({ ...IDLE, connection: "closed", connectionError: null });
+  }
+  connected(connection: Status, connectionError: RealtimeErrorEvent | null): void {
+    this.connection = connection;
+    this.connectionError = connection === "connecting" ? this.connectionError : connectionError;
+    this.show();
+  }
+  show(): void {
+    const { connection, connectionError, view } = this;
+    const isRefused = connection === "closed" && connectionError && !view.isOver;
+    this.set({ ...view.state, ...(isRefused && { status: "disconnected" }), connection, connectionError });
+  }
+}
+
 /**
  * Follow one request's job to its end, also if that was before this component was there.
  *
@@ -182,45 +256,69 @@ export function useSynapRealtime<Data extends object = NotificationData>(
  * ```
  *
  * @param requestId nothing: `idle`.
+ * @throws TypeError names the option that is wrong.
  */
 export function useJob<Result = Record<string, unknown>>(
   requestId: string | null | undefined,
   options: Pick<SubscribeOptions, "url" | "token"> = {},
-): JobState<Result> {
+): UseJobReturn<Result> {
   const latest = useLatest(options);
   const { url } = options;
-  const store = useMemo(() => new Store<JobState<Result>>(IDLE), [requestId, url]);
+  check(options);
+  baseOf(url);
+  const room = (requestId ?? "") === "" ? undefined : roomOf("request", requestId);
+  const current = useRef<Subscription | null>(null);
+  const job = useMemo(() => new Following<Result>(), [room, url]);
 
   useEffect(() => {
-    if (!requestId) return;
-    const view = new JobView<Result>();
+    const { view } = job;
+    if (!room || view.isOver) return;
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const subscription = subscribe(`request_${requestId}`, {
+    /** Only who is connected can say that the job is silent. */
+    const awaitStall = () => {
+      clearTimeout(timer);
+      if (!view.stallAfterMs || subscription.state.status !== "open") return;
+      timer = setTimeout(() => {
+        view.stall();
+        job.show();
+      }, Math.min(view.stallAfterMs, LONGEST_TIMER_MS));
+    };
+    const subscription = subscribe(room, {
       url,
-      token: () => tokenOf(latest.current),
-      after: "earliest",
+      get token() {
+        return latest.current.token;
+      },
+      after: job.start("earliest"),
       attempts: Infinity,
       onNotification: (notification) => {
+        if (!job.isNew(notification)) return;
         view.hear(notification);
-        store.set(view.state);
-        clearTimeout(timer);
-        if (view.isOver) subscription.close();
-        else if (view.stallAfterMs)
-          timer = setTimeout(() => {
-            view.stall();
-            store.set(view.state);
-          }, Math.min(view.stallAfterMs, LONGEST_TIMER_MS));
+        job.show();
+        awaitStall();
+        if (!view.isOver) return;
+        subscription.close();
+        job.connected("closed", null);
       },
       onState: ({ status, error }) => {
-        if (status === "closed" && error && !view.isOver)
-          store.set({ ...view.state, status: "error", error: error.message });
+        job.connected(status, error ? errorEvent(error.message, error.code, error.retriable) : null);
+        awaitStall();
+      },
+      onGap: () => {
+        view.gap();
+        job.show();
       },
     });
+    current.current = subscription;
     return () => {
       clearTimeout(timer);
+      job.end(subscription);
       subscription.close();
+      if (!view.isOver) job.connected("closed", null);
     };
-  }, [requestId, url, store, latest]);
+  }, [room, url, job, latest]);
+  useNewToken(options.token, current);
 
-  return useSyncExternalStore(store.read, store.get, store.get);
+  const state = useSyncExternalStore(job.read, job.get, job.get);
+  const reconnect = useCallback(() => current.current?.reconnect(), []);
+  return useMemo(() => ({ ...state, reconnect }), [state, reconnect]);
 }

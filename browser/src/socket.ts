@@ -1,9 +1,10 @@
 /** A subscription to one room: connected, resumed, renewed, until it is closed. */
 import { Backoff } from "./backoff.js";
-import { isCursor, Position } from "./position.js";
+import { baseOf, check, checkRoom, isCursor, isToken } from "./options.js";
+import { Position } from "./position.js";
 import type { ControlFrame, Delivered, Failure } from "./protocol.js";
 import type { NotificationMessage } from "./message.js";
-import { eventStream, webSocket, type Ear, type Target, type Wire } from "./transports.js";
+import { canStream, eventStream, webSocket, type Ear, type Target, type Wire } from "./transports.js";
 
 const PING_EVERY_MS = 30_000;
 const PONG_WITHIN_MS = 10_000;
@@ -11,6 +12,8 @@ const PONG_WITHIN_MS = 10_000;
 const OPEN_WITHIN_MS = 10_000;
 const ACK_EVERY_MS = 500;
 const SAVE_EVERY_MS = 1_000;
+/** On one connection a token is renewed not more often, and not more often than twice in its life. */
+const RENEW_EVERY_MS = [1_000, 10_000] as const;
 
 /** `waiting`: there will be another attempt; `closed`: there will be none. */
 export type Status = "connecting" | "open" | "waiting" | "closed";
@@ -84,28 +87,14 @@ export interface Subscription {
   readonly state: State;
   /** The position after the last notification. */
   readonly cursor: string | undefined;
+  /** `after` for a subscription that follows this one, and misses nothing; undefined before anything was heard. */
+  readonly resume: string | undefined;
   /** Say something to the server; over Server-Sent Events nothing can be said. */
   send(text: string): void;
   /** Dial now, also after it was given up. */
   reconnect(): void;
   /** The end: nothing is called any more. */
   close(): void;
-}
-
-declare const process: { env: Record<string, string | undefined> } | undefined;
-
-/** Without a `window`, or with a bundler that puts the variable in. */
-function baseOf(url: string | undefined): string {
-  let found = url;
-  try {
-    // Written out, because Next.js replaces just these words.
-    found ||= process!.env.NEXT_PUBLIC_REALTIME_URL;
-  } catch {
-    // No such thing in a browser.
-  }
-  found ||= "http://127.0.0.1:8787";
-  if (!/^\w+:\/\//.test(found)) found = `wss://${found}`;
-  return found.replace(/^ws/, "http").replace(/\/+$/, "");
 }
 
 /** A token as it is now. */
@@ -128,8 +117,12 @@ export function call<T>(callback: ((value: T) => void) | undefined, value: T): v
  * ```ts
  * const subscription = subscribe("user_42", { token, onNotification: ({ type, data }) => … });
  * ```
+ *
+ * @throws TypeError names the argument or the option that is wrong.
  */
 export function subscribe(room: string, options: SubscribeOptions = {}): Subscription {
+  checkRoom(room);
+  check(options);
   const { attempts = 5, persist, device } = options;
   const base = baseOf(options.url);
   const backoff = new Backoff(attempts);
@@ -147,7 +140,11 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   let acknowledged: string | undefined;
   let received: string | undefined; // the cursor of the last notification
   let sentPing = 0;
-  const timers: Partial<Record<"open" | "dial" | "ping" | "pong" | "ack" | "save", ReturnType<typeof setTimeout>>> = {};
+  let token: string | undefined; // the one that the server has
+  let warnedOf = 0; // the end of the last token that the server has warned of
+  let renewedAt = 0; // on this connection
+  let isRenewing = false;
+  const timers: Partial<Record<"open" | "dial" | "ping" | "pong" | "ack" | "save" | "renew", ReturnType<typeof setTimeout>>> = {};
 
   const clear = (name: keyof typeof timers) => {
     clearTimeout(timers[name]);
@@ -188,9 +185,11 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   const drop = () => {
     dialled++;
-    for (const name of ["open", "ping", "pong", "ack"] as const) clear(name);
+    for (const name of ["open", "ping", "pong", "ack", "renew"] as const) clear(name);
     wire?.close();
     wire = undefined;
+    renewedAt = 0;
+    isRenewing = false;
   };
 
   const lost = (failure: Failure) => {
@@ -199,7 +198,9 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     const mine = dialled;
     const isUntold = openedAt > 0 && position.lost() && position.tellsGaps;
     openedAt = 0;
-    isFinal = !!failure.isFinal;
+    // A function may bring another token than one that has expired before it arrived.
+    const isExpired = typeof options.token === "function" && /\bexpired\b/.test(failure.reason);
+    isFinal = !!failure.isFinal && !(isExpired && [401, 4501].includes(failure.code ?? 0));
     if (isUntold) call(options.onGap, room);
     if (mine !== dialled) return; // who was told has closed or reconnected
     const delayMs = isFinal ? undefined : backoff.after(failure, upMs);
@@ -242,12 +243,40 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       if (data.recovered === false && position.tellsGaps) call(options.onGap, room);
     } else if (control === "synap.presence") {
       call(options.onPresence, data as unknown as Presence);
-    } else if (control === "synap.token_expiring" && typeof options.token === "function") {
-      void bringToken().then(
-        (token) => token && wire?.send(JSON.stringify({ action: "authenticate", token })),
-        () => undefined, // then the connection ends with its token, and the next dial asks again
-      );
+    } else if (control === "synap.token_expiring") {
+      renewSoon(Date.parse(String(data.expiresAt)));
     }
+  };
+
+  /**
+   * Bring a new token, once for each warning. A token that is not newer brings no other warning: else a function
+   * that keeps its tokens, or whose tokens live for less than the warning comes before their end, is asked
+   * without end.
+   *
+   * @param ends when the token does; NaN where the server does not say.
+   */
+  const renewSoon = (ends: number) => {
+    if (wire?.kind === "sse" || isRenewing || ends <= warnedOf) return; // a stream takes no token
+    warnedOf = ends || warnedOf;
+    isRenewing = true;
+    const [least, most] = RENEW_EVERY_MS;
+    const pauseMs = Math.max(least, Math.min(most, (ends - Date.now()) / 2 || 0));
+    const waitMs = renewedAt && renewedAt + pauseMs - Date.now();
+    if (waitMs > 0) later("renew", waitMs, renew);
+    else renew();
+  };
+  const renew = () => {
+    const mine = dialled;
+    renewedAt = Date.now();
+    const done = (found?: string) => {
+      if (mine !== dialled) return;
+      isRenewing = false;
+      if (!found || found === token) return;
+      token = found;
+      wire?.send(JSON.stringify({ action: "authenticate", token }));
+    };
+    // Without one the connection ends with its token, and the next dial asks again.
+    bringToken().then(done, () => done());
   };
 
   const hear = (notification: Delivered) => {
@@ -259,7 +288,12 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     if (storage && !timers.save) later("save", SAVE_EVERY_MS, save);
   };
 
-  const bringToken = async () => tokenOf(options);
+  const bringToken = async (): Promise<string | undefined> => {
+    const found: unknown = await tokenOf(options);
+    if (found === undefined || found === null || found === "") return undefined;
+    if (!isToken(found)) throw new Error("what was brought is none: is it the text of an error page?");
+    return found;
+  };
 
   /** One way to connect after the other; the last one's failure counts. */
   const connect = (target: Target, ways: ("v1" | "plain" | "sse")[]) => {
@@ -314,7 +348,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       wire = way === "sse" ? eventStream(target, ear) : webSocket(target, ear, way === "plain");
     } catch (error) {
       // Its message may hold the address, and the token in it. A SyntaxError: it is no address at all.
-      const { name } = error as Error;
+      const name = (error as Error | undefined)?.name;
       onEnd({ reason: `it cannot be dialled (${name})`, isFinal: name === "SyntaxError" });
     }
   };
@@ -329,13 +363,15 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     void (async () => {
       await ready;
       if (mine !== dialled) return; // it was closed meanwhile, or is dialled anew
-      const token = (await bringToken()) || undefined;
+      const brought = await bringToken();
       if (mine !== dialled) return;
+      token = brought;
       const presence = options.presence ? "1" : undefined;
       const target = { base, room, token, query: { after: position.after, device, presence } };
       const ways: ("v1" | "plain" | "sse")[] = prefersSse ? ["sse", "v1"] : ["v1", "sse"];
       // A server that was away for a moment brings nobody to another transport.
-      if (hadSocket && !prefersSse && backoff.count < 2) ways.pop();
+      if (!canStream()) ways.splice(ways.indexOf("sse"), 1);
+      else if (hadSocket && !prefersSse && backoff.count < 2) ways.pop();
       // Who has a token speaks to a server of ours. A report's server knows no subprotocol, and a browser
       // refuses one that answers without it.
       if (!token && !presence && !hadSocket) ways.splice(ways.indexOf("v1") + 1, 0, "plain");
@@ -380,6 +416,9 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     },
     get cursor() {
       return position.cursor;
+    },
+    get resume() {
+      return position.resume;
     },
     send: (text) => wire?.send(text),
     reconnect: () => {

@@ -1,4 +1,5 @@
 /** One connection for several tabs: who holds the lock listens, and tells the others. */
+import { baseOf, check, checkRoom } from "./options.js";
 import { Position } from "./position.js";
 import type { NotificationMessage } from "./message.js";
 import { call, subscribe, type State, type SubscribeOptions, type Subscription } from "./socket.js";
@@ -35,6 +36,9 @@ interface Answer {
  * When the tab that holds the connection goes, another resumes where it has come.
  */
 export function subscribeShared(room: string, options: SubscribeOptions = {}): Subscription {
+  checkRoom(room);
+  check(options);
+  baseOf(options.url);
   const locks = globalThis.navigator?.locks;
   if (!locks || typeof BroadcastChannel === "undefined" || options.presence) return subscribe(room, options);
 
@@ -81,6 +85,9 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     early = undefined;
     inner = subscribe(room, {
       ...options,
+      get token() {
+        return options.token; // it may be another one each time
+      },
       after: position.cursor ?? options.after,
       onState: (next) => {
         tell({ state: plain(next) });
@@ -167,6 +174,9 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     },
     get cursor() {
       return inner?.cursor ?? position.cursor;
+    },
+    get resume() {
+      return inner?.resume ?? position.resume;
     },
     send: (text) => {
       if (inner) inner.send(text);

@@ -1,4 +1,5 @@
 /** The two ways to listen: a WebSocket, and Server-Sent Events where WebSockets are blocked. */
+import { shown } from "./options.js";
 import { isFinalStatus, read, type ControlFrame, type Delivered, type Failure } from "./protocol.js";
 
 /** What a connection tells. After `onEnd` it tells nothing more. */
@@ -31,11 +32,28 @@ const TOO_LARGE: Failure = { reason: "the server sent a message of more than 1 M
 /** What a subprotocol may be made of (RFC 9110, section 5.6.2). */
 const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;
 
+/** Without `URL` and `URLSearchParams`: those of React Native up to 0.78 lose what they are given. */
 function address({ base, room, query }: Target, route: string): string {
   const given = Object.entries(query).filter(([, value]) => value) as [string, string][];
-  const search = new URLSearchParams(given).toString();
+  const search = given.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
   return `${base}/rooms/${encodeURIComponent(room)}/${route}${search && `?${search}`}`;
 }
+
+/** What a close code says where the server has given no reason. See PROTOCOL.md, "Close codes". */
+const REASONS: Record<number, string> = {
+  1012: "the server restarts",
+  4008: "this client reads too slowly",
+  4009: "this client was silent",
+  4012: "the server restarts",
+  4029: "this client sends too much",
+  4401: "the token has expired",
+  4501: "the token is missing or not valid",
+  4503: "the token does not open this room",
+  4504: "the token was revoked",
+  4529: "this user has too many connections",
+};
+/** An `error` without a `close` behind it, as some polyfills have it, is an end, too. */
+const CLOSE_WITHIN_MS = 250;
 
 /** @param plain for a server of the original report, which knows no subprotocol. */
 export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
@@ -53,11 +71,30 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
     isOpen = true;
     ear.onOpen(speaksV1);
   };
+  let isOver = false;
+  /** A polyfill may call what is no function any more, so they are replaced, and not taken away. */
+  const leave = () => {
+    isOver = true;
+    socket.onopen = socket.onmessage = socket.onerror = socket.onclose = () => undefined;
+  };
+  const end = (failure: Failure) => {
+    if (isOver) return;
+    leave();
+    ear.onEnd(failure);
+  };
+  const closed = (code: number, reason?: string) =>
+    end({
+      code,
+      reason: reason || REASONS[code] || (isOpen || code !== 1006 ? `the connection ended (${code})` : "the server was not reached"),
+      isFinal: code >= 4500 || code === 1009, // which may stand for 4540
+      askedMs,
+    });
   // A server of ours lets a page in before it says no, and says something at once to who may stay.
   socket.onopen = () => socket.protocol !== "synap.v1" && opened(false);
   socket.onmessage = ({ data }) => {
     if (data === "pong") return ear.onPong();
-    if (data.length > MAX_MESSAGE_CHARS) return ear.onEnd(TOO_LARGE);
+    if (typeof data !== "string") return;
+    if (data.length > MAX_MESSAGE_CHARS) return end(TOO_LARGE);
     const message = read(data);
     if (!message) return;
     opened(true);
@@ -67,23 +104,47 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
     }
     ear.onMessage(message);
   };
-  socket.onclose = ({ code, reason }) =>
-    ear.onEnd({
-      code,
-      reason: reason || (isOpen || code !== 1006 ? `the connection ended (${code})` : "the server was not reached"),
-      isFinal: code >= 4500 || code === 1009, // which may stand for 4540
-      askedMs,
-    });
+  socket.onerror = () => void setTimeout(closed, CLOSE_WITHIN_MS, 1006);
+  // React Native gives no code where no connection could be made.
+  socket.onclose = (event) => closed(event?.code ?? 1006, event?.reason);
   return {
     kind: "websocket",
     send: (text) => {
-      if (socket.readyState === 1) socket.send(text);
+      try {
+        if (socket.readyState === 1) socket.send(text);
+      } catch {
+        queueMicrotask(() => closed(1006)); // and not while the caller is at work
+      }
     },
     close: () => {
-      socket.onopen = socket.onmessage = socket.onclose = null;
-      socket.close();
+      leave();
+      try {
+        socket.close();
+      } catch {
+        // A polyfill that cannot close one that is not open yet.
+      }
     },
   };
+}
+
+/** Whether event streams can be read: not in React Native, which waits for the end of an answer. */
+export const canStream = () => typeof TextDecoderStream !== "undefined";
+
+/** Why there was no answer, as far as a page can tell: a browser hides it. */
+async function unreached(base: string, signal: AbortSignal): Promise<Failure> {
+  const { origin, protocol } = (globalThis.location ?? {}) as Partial<Location>;
+  const url = shown(base);
+  if (protocol === "https:" && /^http:/.test(base) && !/\/\/(localhost|127\.|\[::1\])/.test(url))
+    return { reason: `a page of ${origin} may not use ${url}: it needs https`, isFinal: true };
+  if (!/^https?:/.test(protocol ?? "") || `${base}/`.startsWith(`${origin}/`)) return { reason: `cannot reach ${url}` };
+  // An answer that may not be read is an answer.
+  const init: RequestInit = { mode: "no-cors", cache: "no-store", credentials: "omit", signal };
+  const answers = await fetch(`${base}/health`, init).then(
+    () => true,
+    () => false,
+  );
+  const why = `it answers, but origin ${origin} is not allowed by it (--allowed-origins), or it is no room server`;
+  return { reason: answers ? `cannot use ${url}: ${why}` : `cannot reach ${url}, or this page's policy forbids it` };
 }
 
 export function eventStream(target: Target, ear: Ear): Wire {
@@ -93,27 +154,37 @@ export function eventStream(target: Target, ear: Ear): Wire {
     stop.abort();
   };
   // What a browser says of it may hold the address, with all that is secret in it.
-  void listen(target, ear, stop.signal).then(ended, () => ended({ reason: "the stream was cut, or never began" }));
+  void listen(target, ear, stop.signal).then(ended, () => ended({ reason: "the stream was cut" }));
   return { kind: "sse", send: () => undefined, close: () => stop.abort() };
 }
 
 async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Failure> {
   const headers: Record<string, string> = { Accept: "text/event-stream" };
   if (target.token) headers.Authorization = `Bearer ${target.token}`;
-  const response = await fetch(address(target, "events"), {
-    headers,
-    signal,
-    cache: "no-store",
-    redirect: "error", // it would take the token along, to wherever the answer says
-  });
-  if (!response.ok || !response.body) {
-    const body = (await response.json().catch(() => null)) as { details?: unknown } | null;
-    const details = body?.details;
-    const reason = typeof details === "string" ? details : `the server answered ${response.status}`;
-    return { reason, code: response.status, isFinal: isFinalStatus(response.status) };
+  let response: Response;
+  try {
+    response = await fetch(address(target, "events"), {
+      headers,
+      signal,
+      cache: "no-store",
+      redirect: "error", // it would take the token along, to wherever the answer says
+    });
+  } catch {
+    return unreached(target.base, signal);
   }
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const { status: code, ok, body } = response;
+  // The page of a single-page app, as like as not.
+  const isOther = ok && /^(text.html|application.)/i.test(response.headers.get("Content-Type") ?? "");
+  if (!ok || !body || isOther) {
+    const problem = (await response.json().catch(() => null)) as { details?: unknown; code?: unknown } | null;
+    if (typeof problem?.details === "string") return { reason: problem.details, code, isFinal: isFinalStatus(code) };
+    const hint = isOther || code === 404 || code === 405 ? `: is a room server at ${shown(target.base)}?` : "";
+    const reason = `the server answered ${code}${hint}`;
+    return { reason, code, isFinal: isOther || isFinalStatus(code) };
+  }
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let isOpen = false;
+  let isExpiring = false; // a stream takes no new token: it ends with the one that it has
   let askedMs: number | undefined;
   // What is kept of an event that has not ended is bounded; each character is read once.
   let fields: Record<string, string> = {};
@@ -121,7 +192,8 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
   let size = 0;
   for (;;) {
     const { done, value } = await reader.read();
-    if (done || signal.aborted) return { reason: "the stream ended", askedMs };
+    if (done || signal.aborted)
+      return isExpiring ? { reason: REASONS[4401]!, code: 4401, askedMs } : { reason: "the stream ended", askedMs };
     ear.onPong(); // also a comment line says that the server lives
     const pieces = value.split("\n");
     const rest = pieces.length - 1;
@@ -151,6 +223,7 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
       askedMs = undefined;
       ear.onOpen(true);
     }
+    isExpiring ||= control === "synap.token_expiring";
     if (retry && (!isOpen || control === "synap.closing")) askedMs = Number(retry);
     if (message && !signal.aborted) ear.onMessage(message);
   }

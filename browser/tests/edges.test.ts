@@ -29,10 +29,11 @@ afterEach(async () => {
 });
 
 test("an address that is none is told without what is in it", async () => {
+  expect(() => listen({ url: "http://user:password@no host", token: SECRET })).toThrow(/^url: .*"http:\/\/no host"/);
   vi.stubGlobal("WebSocket", function (url: string) {
     throw new DOMException(`The URL '${url}' is invalid.`, "SyntaxError"); // as Chromium words it
   });
-  const { subscription } = listen({ url: "http://user:password@no host", token: SECRET });
+  const { subscription } = listen({ url: "http://user:password@no%host", token: SECRET });
   await settle();
   const { status, error } = subscription.state;
   expect([status, error?.retriable]).toEqual(["closed", false]);

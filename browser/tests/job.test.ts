@@ -11,7 +11,7 @@ const hear = (view: JobView, word: string, data: Record<string, unknown> = RUN, 
 
 test("a job's life is what was heard of it", () => {
   const view = new JobView();
-  expect(view.state).toEqual({ status: "idle", attempt: 1, text: "" });
+  expect(view.state).toEqual({ status: "idle", attempt: 1, text: "", isTextComplete: true });
   expect(hear(view, "started")).toMatchObject({ status: "pending", attempt: 1, maxAttempts: 4 });
   const told = { ...RUN, progress: 0.4, label: "Uploading", stallAfterS: 120 };
   expect(hear(view, "progress", told)).toMatchObject({ status: "pending", progress: 0.4, label: "Uploading" });
@@ -69,6 +69,91 @@ describe("a text", () => {
     expect(hear(view, "delta", { ...RUN, index: 0, delta: "a" }).status).toBe("pending");
     expect(view.stallAfterMs).toBe(60_000);
   });
+});
+
+describe("a text that lacks a piece", () => {
+  const delta = (view: JobView, index: unknown, piece: string, rest: object = {}) => {
+    const { text, isTextComplete } = hear(view, "delta", { ...RUN, index, delta: piece, ...rest });
+    return [text, isTextComplete];
+  };
+
+  test("at its beginning is not shown", () => {
+    const view = new JobView();
+    expect(delta(view, 3, "of the end")).toEqual(["", false]);
+    expect(delta(view, 4, ".")).toEqual(["", false]);
+    expect(delta(view, 0, "Anew", { attempt: 2 })).toEqual(["Anew", true]);
+  });
+
+  test("in its middle is shown up to there, whatever follows", () => {
+    const view = new JobView();
+    delta(view, 0, "a");
+    expect(delta(view, 2, "c")).toEqual(["a", false]);
+    expect(delta(view, 1, "b")).toEqual(["a", false]);
+    expect(delta(view, 3, "d")).toEqual(["a", false]);
+    expect(delta(view, 0, "x")).toEqual(["x", true]);
+  });
+
+  test("because something is gone may go on where it was", () => {
+    const view = new JobView();
+    delta(view, 0, "a");
+    view.gap();
+    expect([view.state.text, view.state.isTextComplete]).toEqual(["a", false]);
+    expect(delta(view, 1, "b")).toEqual(["ab", true]);
+    view.gap();
+    expect(delta(view, 3, "d")).toEqual(["ab", false]);
+  });
+
+  test("of another attempt or run is no part of this one", () => {
+    const view = new JobView();
+    delta(view, 0, "first");
+    expect(delta(view, 1, "second", { attempt: 2 })).toEqual(["", false]);
+    expect(delta(view, 1, "late", { attempt: 1 })).toEqual(["", false]);
+    expect(delta(view, 0, "second", { attempt: 2 })).toEqual(["second", true]);
+    expect(delta(view, 0, "late", { attempt: 1 })).toEqual(["second", true]);
+    expect(delta(view, 1, "other", { attempt: 2, runId: "s" })).toEqual(["", false]);
+  });
+
+  test("comes twice: once", () => {
+    const view = new JobView();
+    delta(view, 0, "a");
+    delta(view, 1, "b");
+    expect(delta(view, 1, "b")).toEqual(["ab", true]);
+  });
+
+  test.each([undefined, "0", -1, 1.5, NaN, null, true])("whose place is no place is no piece: %j", (index) => {
+    const view = new JobView();
+    delta(view, 0, "a");
+    expect(delta(view, index, "b")).toEqual(["a", false]);
+  });
+
+  test.each([{ response: "whole" }, { result: "whole" }, { text: "whole" }])("is whole at the end that brings it: %j", (data) => {
+    const view = new JobView();
+    delta(view, 3, "le");
+    expect(hear(view, "completed", data, "success")).toMatchObject({ text: "whole", isTextComplete: true });
+  });
+
+  test("stays so at an end that does not, and after it", () => {
+    const view = new JobView();
+    delta(view, 3, "le");
+    expect(hear(view, "completed", { pages: 3 }, "success")).toMatchObject({ text: "", isTextComplete: false });
+    view.gap();
+    expect(delta(view, 0, "late")).toEqual(["", false]);
+  });
+
+  test("and one that lacks none is not exchanged", () => {
+    const view = new JobView();
+    delta(view, 0, "Hi");
+    expect(hear(view, "completed", { response: "Hi." }, "success")).toMatchObject({ text: "Hi", isTextComplete: true });
+  });
+});
+
+test("a good end is all of its progress, a bad one what there was", () => {
+  const view = new JobView();
+  hear(view, "progress", { ...RUN, progress: 0.5 });
+  expect(hear(view, "completed", {}, "success").progress).toBe(1);
+  const bad = new JobView();
+  hear(bad, "progress", { ...RUN, progress: 0.5 });
+  expect(hear(bad, "failed", { error: "x" }, "error").progress).toBe(0.5);
 });
 
 test("a wait without a limit never stalls", () => {

@@ -1,6 +1,7 @@
 /** The hooks, on each version of React that they are for. */
 import { act, cleanup, render, renderHook } from "@testing-library/react";
-import { StrictMode, useLayoutEffect, version } from "react";
+import * as React from "react";
+import { StrictMode, useLayoutEffect, version, type ReactNode } from "react";
 import { renderToString } from "react-dom/server";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { useJob, useSynapRealtime, type RealtimeOptions } from "../src/react.js";
@@ -265,6 +266,110 @@ describe("useSynapRealtime", () => {
     expect(onDisconnect).toHaveBeenCalledOnce();
   });
 
+  /** The ids of what was shown, and of what `onMessage` was called with. */
+  const watched = () => {
+    const heard: (string | undefined)[] = [];
+    return { heard, onMessage: ({ id }: { id?: string }) => void heard.push(id) };
+  };
+
+  test("shows each message once over `disconnect` and `connect`, in a request's room, too", async () => {
+    const { heard, onMessage } = watched();
+    const { now, socket } = await mountConnected({ requestId: "r", onMessage });
+    await acting(() => socket.notify("c1", "c2").subscribed("c2"));
+    await acting(() => now().disconnect());
+    await acting(() => now().connect());
+    await acting(settle);
+    expect(ScriptedSocket.last.after).toBe("c2");
+    await acting(() => ScriptedSocket.last.accept().notify("c1", "c2", "c3"));
+    expect(now().messages.map(({ id }) => id)).toEqual(["c1", "c2", "c3"]);
+    expect(heard).toEqual(["c1", "c2", "c3"]);
+  });
+
+  test("a replay that was cut is asked for from where it began, and shown once", async () => {
+    const { heard, onMessage } = watched();
+    const onGap = vi.fn();
+    const { now, socket } = await mountConnected({ requestId: "r", after: "c0", onMessage, onGap });
+    await acting(() => socket.notify("c7"));
+    await acting(() => now().disconnect());
+    await acting(() => now().connect());
+    await acting(settle);
+    expect(ScriptedSocket.last.after).toBe("c0");
+    await acting(() => ScriptedSocket.last.accept().notify("c7", "c8").subscribed("c8", false));
+    expect(heard).toEqual(["c7", "c8"]);
+    expect(onGap).toHaveBeenCalledOnce();
+  });
+
+  test.each([
+    { attempts: 3 }, { device: "phone" }, { presence: true }, { shared: true }, { after: "earliest" }, { autoConnect: undefined },
+  ] as Partial<RealtimeOptions>[])("shows each message once when an option changes: %j", async (change) => {
+    const { heard, onMessage } = watched();
+    const hook = await mountConnected({ requestId: `r${JSON.stringify(change).length}`, onMessage });
+    await acting(() => hook.socket.notify("c1", "c2").subscribed("c2"));
+    hook.change({ requestId: `r${JSON.stringify(change).length}`, onMessage, ...change });
+    for (let turn = 0; turn < 20; turn++) await acting(settle);
+    if (ScriptedSocket.last !== hook.socket) {
+      expect(ScriptedSocket.last.after).toBe(change.after ?? "c2");
+      await acting(() => ScriptedSocket.last.accept().notify("c1", "c2").subscribed("c2"));
+    }
+    await acting(() => ScriptedSocket.last.notify("c3"));
+    expect(hook.now().messages.map(({ id }) => id)).toEqual(["c1", "c2", "c3"]);
+    expect(heard).toEqual(["c1", "c2", "c3"]);
+  });
+
+  test.runIf("Activity" in React)("shows each message once when it is hidden and shown again", async () => {
+    const { heard, onMessage } = watched();
+    const { Activity } = React as unknown as { Activity: (props: { mode: string; children: ReactNode }) => ReactNode };
+    function Page() {
+      const { messages } = useSynapRealtime({ userId: "1", requestId: "r", url: URL_, onMessage });
+      return <p>{messages.map(({ id }) => id).join()}</p>;
+    }
+    const { container, rerender } = render(<Activity mode="visible"><Page /></Activity>);
+    await acting(settle);
+    await acting(() => ScriptedSocket.last.accept().notify("c1").subscribed("c1"));
+    rerender(<Activity mode="hidden"><Page /></Activity>);
+    await acting(settle);
+    expect(ScriptedSocket.last.isClosed).toBe(true);
+    rerender(<Activity mode="visible"><Page /></Activity>);
+    await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(2);
+    await acting(() => ScriptedSocket.last.accept().notify("c1", "c2"));
+    expect(container.textContent).toBe("c1,c2");
+    expect(heard).toEqual(["c1", "c2"]);
+  });
+
+  test.each([
+    ["userId", { userId: undefined }], ["userId", { userId: "undefined" }], ["userId", { userId: "" }],
+    ["userId", { userId: NaN }], ["userId", { userId: 5 }], ["userId", { userId: "a b" }],
+    ["requestId", { requestId: "" }], ["requestId", { requestId: NaN }], ["requestId", { requestId: "undefined" }],
+    ["url", { url: "/realtime" }], ["url", { url: "" }], ["realtimeUrl", { url: undefined, realtimeUrl: "/realtime" }],
+    ["keep", { keep: NaN }], ["keep", { keep: "5" }], ["shared", { shared: "yes" }], ["autoConnect", { autoConnect: 0 }],
+    ["attempts", { attempts: NaN }], ["onMessage", { onMessage: "f" }], ["token", { token: "" }],
+  ] as [string, object][])("fails at once where %s is wrong: %j", (name, wrong) => {
+    const props = { userId: "1", url: URL_, ...wrong } as RealtimeOptions;
+    expect(() => renderHook(() => useSynapRealtime(props))).toThrow(new RegExp(`^${name}: expected `));
+    complaints.length = 0; // React says so, too
+    expect(ScriptedSocket.all).toEqual([]);
+  });
+
+  test("another fixed token is tried where the old one was refused", async () => {
+    const { now, socket, change } = await mountConnected({ token: "old" });
+    await acting(() => socket.end(4501, "token expired"));
+    expect(now().status).toBe("closed");
+    change({ token: "old" });
+    await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(1);
+    change({ token: "new" });
+    await acting(settle);
+    expect(ScriptedSocket.last.token).toBe("new");
+  });
+
+  test("a fixed token is not handed in again when the server warns of its end", async () => {
+    const { socket } = await mountConnected({ token: "fixed" });
+    await acting(() => socket.control("token_expiring", { expiresAt: new Date(Date.now() + 20_000).toISOString() }));
+    await acting(settle);
+    expect(socket.actions).toEqual([]);
+  });
+
   test("renders on a server, where it connects to nothing", async () => {
     function Page() {
       const { status, lastMessage } = useSynapRealtime({ userId: "1" });
@@ -291,7 +396,7 @@ describe("useJob", () => {
 
   test.each([null, undefined, ""])("without a request it is idle: %j", async (requestId) => {
     const { now } = await follow(requestId);
-    expect(now()).toEqual({ status: "idle", attempt: 1, text: "" });
+    expect(now()).toMatchObject({ status: "idle", attempt: 1, text: "", connection: "closed", connectionError: null });
     expect(ScriptedSocket.all).toHaveLength(0);
   });
 
@@ -348,7 +453,98 @@ describe("useJob", () => {
     ScriptedSocket.areBlocked = false;
     await acting(() => pass(16_000));
     await acting(() => ScriptedSocket.last.accept().end(4503, "not this room"));
-    expect(now()).toMatchObject({ status: "error", error: "not this room" });
+    expect(now()).toMatchObject({
+      status: "disconnected",
+      connection: "closed",
+      connectionError: { message: "not this room", code: 4503, retriable: false },
+    });
+    await acting(() => now().reconnect());
+    await acting(() => ScriptedSocket.last.accept().say(completed));
+    expect(now()).toMatchObject({ status: "success", connection: "closed", connectionError: null });
+  });
+
+  test("trouble with the connection is none of the job", async () => {
+    const { now, socket } = await follow("r1");
+    const short = notification("c1", { type: "a.progress", data: { runId: "r", attempt: 1, progress: 0.5, stallAfterS: 5 } });
+    await acting(() => socket.say(short).subscribed("c1"));
+    for (const [code, reason] of [[4401, "token expired"], [1006, ""], [4012, ""]] as const) {
+      await acting(() => ScriptedSocket.last.end(code, reason));
+      expect(now()).toMatchObject({ status: "pending", progress: 0.5, connection: "waiting", connectionError: { code } });
+      expect(now().error).toBe(undefined);
+      ScriptedSocket.areBlocked = ScriptedStream.areBlocked = true;
+      await acting(() => pass(60_000)); // the job is not silent: we are deaf
+      expect(now().status).toBe("pending");
+      ScriptedSocket.areBlocked = ScriptedStream.areBlocked = false;
+      await acting(() => now().reconnect());
+      await acting(() => ScriptedSocket.last.accept().subscribed("c1"));
+      expect(now()).toMatchObject({ status: "pending", connection: "open", connectionError: null });
+    }
+    await acting(() => pass(5_000));
+    expect(now().status).toBe("stalled");
+  });
+
+  test("a job of hours outlives its tokens", async () => {
+    let count = 0;
+    const hook = renderHook(() => useJob("r1", { url: URL_, token: async () => `t${++count}` }));
+    await acting(settle);
+    await acting(() => ScriptedSocket.last.accept().say(started).subscribed("c1"));
+    for (let life = 1; life <= 60; life++) {
+      await acting(() => ScriptedSocket.last.control("token_expiring", { expiresAt: new Date(Date.now() + 30_000).toISOString() }));
+      for (let part = 0; part < 3; part++) {
+        await acting(() => pass(9_000));
+        ScriptedSocket.last.text("pong");
+      }
+      await acting(() => ScriptedSocket.last.say(notification(`p${life}`, { type: "a.progress", data: { runId: "r", attempt: 1, progress: life / 60 } })));
+    }
+    expect([count, ScriptedSocket.all.length]).toEqual([61, 1]);
+    await acting(() => ScriptedSocket.last.say(completed));
+    expect(hook.result.current).toMatchObject({ status: "success", progress: 1 });
+  });
+
+  test("a text that lacks its beginning is not shown before the end brings it", async () => {
+    const { now, socket } = await follow("r1");
+    await acting(() => socket.say(delta(7, "lo")).say(delta(8, "!")));
+    expect(now()).toMatchObject({ status: "pending", text: "", isTextComplete: false });
+    await acting(() => socket.say(notification("c9", { type: "a.completed", status: "success", data: { response: "Hello!" } })));
+    expect(now()).toMatchObject({ status: "success", text: "Hello!", isTextComplete: true });
+  });
+
+  test("what is gone after an absence may be of the text", async () => {
+    const { now, socket } = await follow("r1");
+    await acting(() => socket.say(started).say(delta(0, "Hel")).subscribed("d0").end(1006));
+    await acting(() => pass(1000));
+    await acting(() => ScriptedSocket.last.accept().subscribed("c8", false));
+    expect(now()).toMatchObject({ text: "Hel", isTextComplete: false });
+    await acting(() => ScriptedSocket.last.say(delta(5, "!")));
+    expect(now()).toMatchObject({ text: "Hel", isTextComplete: false });
+  });
+
+  test.runIf("Activity" in React)("stays as it is when it is hidden, and a job that is over is asked for no more", async () => {
+    const { Activity } = React as unknown as { Activity: (props: { mode: string; children: ReactNode }) => ReactNode };
+    function Page() {
+      const { status, text } = useJob("r1", { url: URL_ });
+      return <p>{`${status} ${text}`}</p>;
+    }
+    const shown = (mode: string) => <Activity mode={mode}><Page /></Activity>;
+    const { container, rerender } = render(shown("visible"));
+    await acting(settle);
+    await acting(() => ScriptedSocket.last.accept().say(started).say(delta(0, "Hi")).subscribed("d0"));
+    rerender(shown("hidden"));
+    rerender(shown("visible"));
+    await acting(settle);
+    expect(ScriptedSocket.last.after).toBe("d0");
+    await acting(() => ScriptedSocket.last.accept().say(delta(0, "Hi")).say(delta(1, "!")).say(completed));
+    expect(container.textContent).toBe("success Hi!");
+    rerender(shown("hidden"));
+    rerender(shown("visible"));
+    await acting(settle);
+    expect(ScriptedSocket.all).toHaveLength(2);
+    expect(container.textContent).toBe("success Hi!");
+  });
+
+  test.each([NaN, 5, "undefined", "a b", {}, true])("fails at once where requestId is wrong: %j", (requestId) => {
+    expect(() => renderHook(() => useJob(requestId as string, { url: URL_ }))).toThrow(/^requestId: expected /);
+    complaints.length = 0;
   });
 
   test("another request is another job, in every frame", async () => {

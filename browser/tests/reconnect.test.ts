@@ -223,8 +223,8 @@ describe("the address", () => {
     ["http://a.example:8787", "ws://a.example:8787"],
     ["wss://a.example", "wss://a.example"],
     ["ws://a.example", "ws://a.example"],
-    ["a.example", "wss://a.example"],
-    ["", "ws://127.0.0.1:8787"],
+    ["HTTPS://a.example", "wss://a.example"],
+    ["wss://[::1]:8787/base", "wss://[::1]:8787/base"],
     [undefined, "ws://127.0.0.1:8787"],
   ])("%s", async (url, base) => {
     listen({ url }, "user_a@b|c");
@@ -246,7 +246,10 @@ describe("the address", () => {
   });
 
   test("that is none will never be one", async () => {
-    const { subscription } = listen({ url: "https://a b" });
+    vi.stubGlobal("WebSocket", function () {
+      throw new DOMException("no such URL", "SyntaxError");
+    });
+    const { subscription } = listen({ url: "https://a%b" });
     await settle();
     expect(subscription.state).toMatchObject({ status: "closed", error: { retriable: false } });
   });

@@ -34,6 +34,7 @@ export class ScriptedSocket {
   onopen: (() => void) | null = null;
   onmessage: ((event: { data: unknown }) => void) | null = null;
   onclose: ((event: { code: number; reason: string }) => void) | null = null;
+  onerror: (() => void) | null = null;
 
   constructor(
     readonly url: string,
@@ -82,11 +83,11 @@ export class ScriptedSocket {
     return protocol === "synap.v1" ? this.control("hello") : this;
   }
   /** As a page's handshake whose credential does not count. */
-  acceptAndRefuse(code: number): void {
+  acceptAndRefuse(code: number, reason = ""): void {
     this.readyState = 1;
     this.protocol = "synap.v1";
     this.onopen?.();
-    this.end(code);
+    this.end(code, reason);
   }
   text(data: unknown): this {
     if (!this.isClosed) this.onmessage?.({ data });
@@ -184,6 +185,10 @@ export class ScriptedStream {
   }
   end(): void {
     this.body?.close();
+  }
+  /** The network is gone. */
+  fail(): void {
+    this.body?.error(new TypeError("network error"));
   }
 }
 

@@ -1,0 +1,99 @@
+/** What a caller asks for, checked at the call: what is wrong fails at once, with its name. */
+
+declare const process: { env: Record<string, string | undefined> } | undefined;
+
+const SERVER = /^(https?|wss?):\/\/([^\s/?#@]*@)?(\[[\da-f:.]+\]|[^\s/?#@:[\]\\]+)(:\d{1,5})?(\/[^\s?#\\]*)?$/i;
+const ROOM = /^(?!synap_)[a-z][a-z0-9-]{0,31}_([\w.~:@|=+-]{1,200})$/;
+/** What an id that is not there yet becomes in a template: `user_${undefined}`. */
+const NO_ID = /^(undefined|null|NaN)$/;
+const ID = "of A-Z a-z 0-9 . _ ~ : @ | = + -";
+
+/** A server's address without what is secret in it. */
+export const shown = (url: string) => url.replace(/^(\w+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*/s, "");
+
+function refuse(name: string, expected: string, value: unknown): never {
+  const got = typeof value === "string" ? JSON.stringify(shown(value.slice(0, 100))) : value && typeof value;
+  throw new TypeError(`${name}: expected ${expected}${name === "token" ? "" : `, got ${got}`}`);
+}
+
+/** Whether it can be one: a page that says what went wrong is none. */
+export const isToken = (value: unknown): value is string => typeof value === "string" && /^[^\0-\x1f\x7f<]+$/.test(value);
+
+export const isCursor = (value: unknown): value is string => typeof value === "string" && /^[\w-]{1,64}$/.test(value);
+
+const isFunction = (value: unknown) => typeof value === "function";
+const isBoolean = (value: unknown) => typeof value === "boolean";
+
+type Rule = readonly [isRight: (value: never) => unknown, expected: string];
+const SWITCH: Rule = [isBoolean, "true or false"];
+const CALLBACK: Rule = [(value: unknown) => value === null || isFunction(value), "a function"];
+/** What an option has to be that is given. */
+const RULES: Record<string, Rule> = {
+  token: [
+    (value: unknown) => value === null || isFunction(value) || isToken(value),
+    "a token, or a function that brings one",
+  ],
+  after: [(value: unknown) => value === "" || isCursor(value), "a cursor, 'earliest' or 'latest'"],
+  attempts: [
+    (value: unknown) => value === Infinity || (Number.isInteger(value) && (value as number) >= 0),
+    "a whole number from 0 on, or Infinity",
+  ],
+  device: [(value: unknown) => typeof value === "string" && /^[\w.~:@|=+-]{1,64}$/.test(value), `1 to 64 ${ID}`],
+  persist: [
+    (value: { getItem?: unknown; setItem?: unknown } | null) =>
+      isBoolean(value) || (isFunction(value?.getItem) && isFunction(value?.setItem)),
+    "true, false or a storage",
+  ],
+  keep: [(value: unknown) => typeof value === "number" && value === value, "a number"],
+  acknowledge: SWITCH,
+  presence: SWITCH,
+  shared: SWITCH,
+  autoConnect: SWITCH,
+};
+
+/**
+ * @param options of `subscribe`, or of a hook.
+ * @throws TypeError names the option that is wrong.
+ */
+export function check(options: object): void {
+  for (const [name, value] of Object.entries(options)) {
+    const rule = RULES[name] ?? (/^on[A-Z]/.test(name) ? CALLBACK : undefined);
+    if (rule && value !== undefined && !rule[0](value as never)) refuse(name, rule[1], value);
+  }
+}
+
+/** The room of an id. @throws TypeError */
+export function roomOf(kind: "user" | "request", id: unknown): string {
+  const room = `${kind}_${id}`;
+  if (typeof id !== "string" || NO_ID.test(id) || !ROOM.test(room)) refuse(`${kind}Id`, `1 to 200 ${ID}`, id);
+  return room;
+}
+
+/** @throws TypeError */
+export function checkRoom(room: unknown): void {
+  const [, id = "null"] = (typeof room === "string" && ROOM.exec(room)) || [];
+  if (NO_ID.test(id)) refuse("room", "user_{id} or request_{id}", room);
+}
+
+/**
+ * The server's base, `http` or `https`, without a slash at its end.
+ *
+ * @param url where none is given: of the environment, with a bundler that puts the variable in, or this machine.
+ * @throws TypeError
+ */
+export function baseOf(url: string | undefined, name = "url"): string {
+  let found = url;
+  if (found === undefined) {
+    name = "NEXT_PUBLIC_REALTIME_URL";
+    try {
+      // Written out, because Next.js replaces just these words.
+      found = process!.env.NEXT_PUBLIC_REALTIME_URL;
+    } catch {
+      // No such thing in a browser.
+    }
+    found ||= "http://127.0.0.1:8787";
+  }
+  const [all, , , , port = ""] = (typeof found === "string" && SERVER.exec(found)) || [];
+  if (!all || +port.slice(1) > 65535) refuse(name, "https://HOST or wss://HOST, perhaps with a path", found);
+  return all.replace(/^(ws|http)s?/i, (scheme) => scheme.toLowerCase().replace("ws", "http")).replace(/\/+$/, "");
+}

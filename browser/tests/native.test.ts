@@ -1,0 +1,173 @@
+/** Platforms that are no browser: the classes of React Native, and WebSockets that are not as they should be. */
+import { describe, expect, test, vi } from "vitest";
+import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+
+useScriptedWorld();
+
+/** As React Native up to 0.78 has them. */
+function withClassesOfReactNative(): void {
+  class URLSearchParams {
+    constructor(private readonly given: object) {}
+    toString() {
+      return Object.entries(this.given).map(([name, value]) => `${name}=${encodeURIComponent(String(value))}`).join("&");
+    }
+    get() {
+      throw new Error("URLSearchParams.get is not implemented");
+    }
+  }
+  class URL {
+    constructor(private readonly given: string) {}
+    toString = () => this.given;
+    get host(): string {
+      throw new Error("URL.host is not implemented");
+    }
+    get searchParams(): URLSearchParams {
+      return new URLSearchParams({});
+    }
+  }
+  vi.stubGlobal("URLSearchParams", URLSearchParams);
+  vi.stubGlobal("URL", URL);
+  for (const name of ["ReadableStream", "TextDecoderStream", "BroadcastChannel", "DOMException", "Event", "EventTarget"])
+    vi.stubGlobal(name, undefined);
+}
+
+describe("React Native", () => {
+  test("is told cursor, device and presence", async () => {
+    withClassesOfReactNative();
+    const { socket } = await connected({ after: "c0", device: "a@b|c", presence: true, token: "t" });
+    const [path, query] = socket.url.split("?");
+    expect(path).toBe("wss://rooms.example/rooms/user_1/subscribe");
+    expect(query).toBe("after=c0&device=a%40b%7Cc&presence=1");
+    socket.notify("c1").end(1006);
+    await pass(1000);
+    expect(ScriptedSocket.last.url).toContain("after=c0&");
+  });
+
+  test("reads no event streams: they would never end", async () => {
+    withClassesOfReactNative();
+    ScriptedSocket.areBlocked = true;
+    const { states } = listen({ token: "t" });
+    await pass(60_000);
+    expect(ScriptedStream.all).toEqual([]);
+    expect(ScriptedSocket.all).toHaveLength(6);
+    expect(states.at(-1)).toMatchObject({ status: "closed", error: { message: "the server was not reached" } });
+  });
+
+  test("gives no code where no connection could be made", async () => {
+    const { socket, subscription } = await connected({ token: "t" });
+    socket.readyState = 3;
+    socket.onerror?.();
+    socket.onclose?.({ reason: "Software caused connection abort" } as never);
+    expect(subscription.state).toMatchObject({
+      status: "waiting", error: { code: 1006, message: "Software caused connection abort", retriable: true },
+    });
+    await pass(10_000);
+    expect(ScriptedSocket.all).toHaveLength(2);
+  });
+});
+
+describe("a WebSocket that", () => {
+  /** What it does instead. */
+  const polyfill = (members: object) => {
+    vi.stubGlobal("WebSocket", class extends ScriptedSocket {
+      constructor(url: string, protocols: string[]) {
+        super(url, protocols);
+        Object.assign(this, members);
+      }
+    });
+  };
+  const boom = () => {
+    throw new Error("boom");
+  };
+
+  test.each([new Error("boom"), new TypeError("boom"), "boom", undefined])("throws when it is made leaves a stream: %s", async (error) => {
+    vi.stubGlobal("WebSocket", function () {
+      throw error;
+    });
+    const { subscription } = listen({ token: "t" });
+    await settle();
+    ScriptedStream.last.accept();
+    await settle();
+    expect(subscription.state).toEqual({ status: "open", transport: "sse" });
+    subscription.close();
+  });
+
+  test("throws when it is made is tried again where there is no stream either", async () => {
+    vi.stubGlobal("WebSocket", boom);
+    ScriptedStream.areBlocked = true;
+    const { subscription } = listen({ token: "t" });
+    await settle();
+    expect(subscription.state).toMatchObject({ status: "waiting", error: { retriable: true } });
+    vi.stubGlobal("WebSocket", ScriptedSocket);
+    await pass(1000);
+    ScriptedSocket.last.accept();
+    expect(subscription.state.status).toBe("open");
+  });
+
+  test("throws when it sends has ended", async () => {
+    polyfill({ send: boom });
+    const { subscription, socket, notifications } = await connected();
+    socket.notify("c1");
+    await pass(500); // the acknowledgement
+    expect(subscription.state).toMatchObject({ status: "waiting" });
+    await pass(1000);
+    expect(ScriptedSocket.last.after).toBe("c1");
+    expect(notifications).toEqual(["c1"]);
+    expect(() => subscription.send("x")).not.toThrow();
+    subscription.close();
+  });
+
+  test("throws when it is closed is left", async () => {
+    polyfill({ close: boom });
+    const { subscription, statuses } = await connected();
+    expect(() => subscription.reconnect()).not.toThrow();
+    await settle();
+    ScriptedSocket.last.accept();
+    expect(statuses()).toEqual(["connecting", "open", "connecting", "open"]);
+    expect(() => subscription.close()).not.toThrow();
+  });
+
+  test("says `error` and never `close` has ended", async () => {
+    const { subscription, socket } = await connected();
+    socket.onerror?.();
+    await pass(1000);
+    expect(subscription.state).toMatchObject({ status: "waiting", attempt: 1 });
+    expect(socket.isClosed).toBe(true);
+    await pass(1000);
+    ScriptedSocket.last.accept();
+    expect(subscription.state.status).toBe("open");
+  });
+
+  test("says `error` before it is open leaves the other ways", async () => {
+    const { subscription } = listen({ token: "t" });
+    await settle();
+    ScriptedSocket.last.onerror?.();
+    await pass(1000);
+    ScriptedStream.last.accept();
+    await settle();
+    expect(subscription.state.transport).toBe("sse");
+  });
+
+  test("says `error` and then `close` has ended once", async () => {
+    const { subscription, socket } = await connected();
+    socket.onerror?.();
+    socket.end(4401, "token expired");
+    socket.onclose?.({ code: 1006, reason: "" });
+    await pass(900);
+    expect(subscription.state).toMatchObject({ status: "waiting", attempt: 1, error: { code: 4401 } });
+  });
+
+  test("speaks after it was left is not heard, and calls nothing that is not there", async () => {
+    const { subscription, socket, notifications } = await connected();
+    subscription.close();
+    for (const name of ["onopen", "onmessage", "onerror", "onclose"] as const) (socket[name] as (event: object) => void)({ code: 1000 });
+    socket.text(JSON.stringify({ type: "a", data: {} }));
+    expect(notifications).toEqual([]);
+  });
+
+  test.each([null, undefined, new ArrayBuffer(8), {}, 5])("brings what is no text is not believed: %s", async (data) => {
+    const { subscription, socket, notifications } = await connected();
+    socket.text(data).notify("c1");
+    expect([subscription.state.status, notifications]).toEqual(["open", ["c1"]]);
+  });
+});

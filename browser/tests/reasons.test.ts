@@ -1,0 +1,93 @@
+/** Why there is no connection, as far as a page can tell. */
+import { describe, expect, test, vi } from "vitest";
+import { listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+
+useScriptedWorld();
+
+const RULES: [code: number, word: RegExp, isFinal: boolean][] = [
+  [4401, /token has expired/, false], [4501, /token is missing or not valid/, true], [4503, /does not open this room/, true],
+  [4504, /revoked/, true], [4529, /too many connections/, true], [4008, /slowly/, false], [4009, /silent/, false],
+  [4012, /restarts/, false], [4029, /too much/, false],
+];
+test.each(RULES)("%i says what it means where the server gives no reason", async (code, word, isFinal) => {
+  const { subscription } = listen({ token: "t" });
+  await settle();
+  ScriptedSocket.last.acceptAndRefuse(code);
+  expect(subscription.state.error).toMatchObject({ message: expect.stringMatching(word) as string, code, retriable: !isFinal });
+});
+
+test.each(["token expired", "invalid signature", "audience mismatch"])("the server's reason counts more: %s", async (reason) => {
+  const { subscription } = listen({ token: "t" });
+  await settle();
+  ScriptedSocket.last.acceptAndRefuse(4501, reason);
+  expect(subscription.state.error).toMatchObject({ message: reason, code: 4501, retriable: false });
+  await pass(600_000);
+  expect(ScriptedSocket.all).toHaveLength(1);
+});
+
+describe("a page", () => {
+  async function failing(answers: boolean, url = "https://me:secret@rooms.example/base", page = "https://app.example") {
+    vi.stubGlobal("location", { origin: page, protocol: page.split("//")[0] });
+    vi.stubGlobal("fetch", (asked: string, init: RequestInit) => {
+      probes.push([asked, init.mode]);
+      return init.mode === "no-cors" && answers ? Promise.resolve(new Response(null)) : Promise.reject(new TypeError("Failed to fetch"));
+    });
+    const probes: [string, string | undefined][] = [];
+    ScriptedSocket.areBlocked = true;
+    const { subscription } = listen({ token: "t", url });
+    await settle();
+    return { message: subscription.state.error?.message, subscription, probes };
+  }
+
+  test("is told that nobody answers", async () => {
+    const { message, subscription } = await failing(false);
+    expect(message).toMatch(/^cannot reach https:\/\/rooms\.example\/base/);
+    expect(message).not.toContain("secret");
+    expect(subscription.state.status).toBe("waiting");
+  });
+
+  test("is told that its origin may not be allowed, by name", async () => {
+    const { message, probes } = await failing(true);
+    expect(message).toMatch(/https:\/\/rooms\.example\/base.*origin https:\/\/app\.example is not allowed by it \(--allowed-origins\)/);
+    expect(message).not.toContain("secret");
+    expect(probes.map(([, mode]) => mode)).toEqual([undefined, "no-cors"]);
+  });
+
+  test("of the server's own origin asks nothing more", async () => {
+    const { message, probes } = await failing(true, "https://app.example/base");
+    expect(message).toMatch(/^cannot reach https:\/\/app\.example\/base/);
+    expect(probes).toHaveLength(1);
+  });
+
+  test("over https that was given http is told so, and does not come back", async () => {
+    const { message, subscription } = await failing(false, "http://rooms.example");
+    expect(message).toMatch(/http:\/\/rooms\.example.*needs https/);
+    expect(subscription.state).toMatchObject({ status: "closed", error: { retriable: false } });
+  });
+
+  test("over https may use this machine", async () => {
+    const { subscription } = await failing(false, "http://127.0.0.1:8787");
+    expect(subscription.state.status).toBe("waiting");
+  });
+});
+
+test("a page of another application is no stream, and is not asked for again", async () => {
+  ScriptedSocket.areBlocked = true;
+  vi.stubGlobal("fetch", async () => new Response("<!doctype html>", { headers: { "Content-Type": "text/html; charset=utf-8" } }));
+  const { subscription } = listen({ token: "t", url: "https://www.example" });
+  await settle();
+  expect(subscription.state).toMatchObject({
+    status: "closed", error: { message: expect.stringContaining("is a room server at https://www.example?") as string, retriable: false },
+  });
+});
+
+test("a stream that is cut says so, and not that it could not be had", async () => {
+  ScriptedSocket.areBlocked = true;
+  const { subscription } = listen({ token: "t" });
+  await settle();
+  ScriptedStream.last.accept();
+  await settle();
+  ScriptedStream.last.fail();
+  await settle();
+  expect(subscription.state).toMatchObject({ status: "waiting", error: { message: "the stream was cut" } });
+});
