@@ -400,7 +400,7 @@ async def test_a_new_token_in_time_keeps_the_connection(
     tab: Tab, context: BrowserContext, origin: str, server: Server
 ) -> None:
     """Beside it a tab with the same first token, a string: it is let go, and stays away."""
-    first = token(expires_in_s=3)
+    first = token(expires_in_s=6)
     given: list[str] = []
 
     def bring() -> str:
@@ -411,7 +411,6 @@ async def test_a_new_token_in_time_keeps_the_connection(
     other = await Tab.open(context, origin)
     async with server.serving(token_leeway_s=0) as url:
         job = Publisher(url)
-        # A token that lives for less than 30 s is about to end from the beginning.
         await tab.listen(url, bringsToken=True)
         await other.listen(url, token=first)
         await other.until("told.states.at(-1).status === 'closed'")

@@ -528,7 +528,7 @@ export class NotificationRoom extends DurableObject<Env> {
   #awaitExpiry(connection: Connection): void {
     const { kept } = connection;
     if (kept.expiresAt === undefined) return;
-    if ((kept.warnsAt ?? 0) <= Date.now() / 1000 && !kept.isWarned) {
+    if ((kept.warnsAt ?? 0) * 1000 <= Date.now() && !kept.isWarned) {
       kept.isWarned = true;
       connection.save();
       if (kept.speaks) {
@@ -583,7 +583,8 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   #wantAlarm(at: number): void {
-    const next = Math.min(at, Date.now() + MAX_ALARM_MS);
+    // In whole milliseconds: an alarm that came before its time, and is set to the same one again, never comes.
+    const next = Math.min(Math.ceil(at), Date.now() + MAX_ALARM_MS);
     if (at === Infinity || next >= (this.#alarmAt ?? Infinity)) return;
     this.#alarmAt = next;
     void this.ctx.storage.setAlarm(next);
