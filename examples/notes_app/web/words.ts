@@ -37,6 +37,8 @@ export function inWords({ status, label, progress, attempt, maxAttempts }: JobSt
       return maxAttempts ? `trying again ${attempt} of ${maxAttempts}` : `trying again (${attempt})`;
     case "stalled":
       return "silent for too long";
+    case "disconnected":
+      return "not connected";
     case "success":
       return "done";
     case "error":
