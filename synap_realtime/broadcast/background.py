@@ -392,19 +392,34 @@ class BackgroundBroadcaster:
                 return results
 
     def _call(self, call: requests.Call) -> requests.Answer:
-        """Send until there is an answer that stays."""
-        attempts = 0
-        while True:
-            attempts += 1
-            answer = retry.counted(self._poster.post(call, self._timeout_s), attempts)
-            if not answer.retriable:
+        """Send until there is an answer that stays, or until the end of this broadcaster."""
+        from tenacity import Retrying, retry_if_result, stop_never
+
+        answer = requests.Answer()
+
+        def attempt() -> requests.Answer:
+            nonlocal answer
+            answer = self._poster.post(call, self._timeout_s)
+            if answer.retriable:
+                self._is_away(answer)
+            else:
                 self._is_back()
-                return answer
-            self._is_away(answer)
-            pause_s = max(answer.retry_after_s, 0.1 * 2 ** min(attempts - 1, 10))
+            return answer
+
+        def pause(pause_s: float) -> None:
             with self._changed:
-                if self._changed.wait_for(lambda: self._closing, min(pause_s, MAX_PAUSE_S)):
-                    return answer
+                if self._changed.wait_for(lambda: self._closing, pause_s):
+                    raise _ClosingError
+
+        retrying = Retrying(
+            retry=retry_if_result(retry.is_retriable),
+            wait=retry.wait_at_most_s(MAX_PAUSE_S),
+            stop=stop_never,
+            sleep=pause,
+        )
+        with contextlib.suppress(_ClosingError):
+            retrying(attempt)
+        return retry.counted(answer, retrying.statistics["attempt_number"])
 
     def _is_away(self, answer: requests.Answer) -> None:
         with self._changed:
@@ -435,6 +450,10 @@ class BackgroundBroadcaster:
         if result.error is not None and result.error != self._refusal:
             logger.warning("notification %s was refused: %s", result.id, result.error)
         self._refusal = result.error
+
+
+class _ClosingError(Exception):
+    """There is no time for another attempt."""
 
 
 def _release(posted: Posted) -> None:

@@ -171,13 +171,13 @@ class Outbox:
             if not answer.retriable:
                 return
         results = requests.read_batch(self._endpoint, answer, [item.parcel for item in items])
-        again_at = now + retry.pause_s(answer, max(item.attempts for item in items))
+        attempts = max(item.attempts for item in items)
         for n, (item, result) in enumerate(zip(items, results, strict=True)):
             told = replace(result, attempts=item.attempts)
             if not requests.may_pass(answer, n):
                 item.settle(told)
-            elif again_at < item.deadline:
-                item.due = again_at
+            elif (pause_s := retry.pause_s(answer, attempts, item.deadline - now)) is not None:
+                item.due = now + pause_s
                 item.failure = told
             elif answer.status is None and now >= item.deadline and item.failure is not None:
                 # Cut short by the deadline, it says less than the attempt before it.

@@ -1,15 +1,23 @@
-"""One retry policy for all clients: when to try again, and when not.
+"""One retry policy for all clients, expressed with tenacity: when to try again, and when not.
 
 Connection errors, timeouts, 429 and 5xx are tried again, with exponential waits and jitter, or
-after what ``Retry-After`` asks for; never past the deadline.
+after what ``Retry-After`` asks for; never past the deadline. What only a change of the
+configuration mends is not tried again.
+
+tenacity is loaded with the first request, and nothing of it runs for one that succeeds at once.
 """
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from .requests import Answer
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 DEADLINE_S = 10.0
 """How long one broadcast may take in all."""
@@ -17,18 +25,82 @@ DEADLINE_S = 10.0
 TIMEOUT_S = 5.0
 """How long one attempt may take."""
 
+FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 3.0
+MAX_JITTER_S = 0.1
 
 
-def backoff_s(attempts: int) -> float:
-    """Seconds before the next attempt: about 0.1, 0.2, 0.4, … and at most 3."""
-    jitter_s = random.uniform(0, 0.1)  # noqa: S311 - no secret
-    return min(MAX_PAUSE_S, 0.1 * 2.0 ** min(attempts - 1, 10) + jitter_s)
+def load() -> None:
+    """Import what the policy needs, before a thread or a forked child needs it."""
+    _backoff(MAX_PAUSE_S)
 
 
-def pause_s(answer: Answer, attempts: int) -> float:
-    """Seconds before the attempt that follows this answer."""
-    return max(answer.retry_after_s, backoff_s(attempts))
+def arguments(deadline_s: float) -> dict[str, Any]:
+    """The policy as the arguments of tenacity's ``Retrying`` and ``AsyncRetrying``.
+
+    What they call returns an :class:`Answer`; they return the last one, with all attempts counted.
+
+    Args:
+        deadline_s: an attempt that would begin later than this from now is not made.
+    """
+    from tenacity import retry_if_result, stop_before_delay
+
+    return {
+        "retry": retry_if_result(is_retriable),
+        "wait": wait_s,
+        "stop": stop_before_delay(deadline_s),
+        "retry_error_callback": lambda state: last(_answer(state)),
+    }
+
+
+def is_retriable(answer: Answer) -> bool:
+    """Whether another attempt may come to more: see :attr:`Answer.retriable`."""
+    return answer.retriable
+
+
+def wait_s(state: RetryCallState) -> float:
+    """Seconds before the next attempt: what the server asked for, at least the backoff."""
+    return max(_answer(state).retry_after_s, backoff_s(state))
+
+
+def backoff_s(state: RetryCallState) -> float:
+    """About 0.1, 0.2, 0.4, … s and at most 3 s."""
+    return _backoff(MAX_PAUSE_S)(state)
+
+
+@cache
+def _backoff(max_pause_s: float) -> Callable[[RetryCallState], float]:
+    from tenacity import wait_exponential, wait_random
+
+    return wait_exponential(FIRST_PAUSE_S, max_pause_s) + wait_random(0, MAX_JITTER_S)
+
+
+def wait_at_most_s(max_pause_s: float) -> Callable[[RetryCallState], float]:
+    """:func:`wait_s` for a client without a deadline: other bounds, the same shape."""
+
+    def wait(state: RetryCallState) -> float:
+        return min(max(_answer(state).retry_after_s, _backoff(max_pause_s)(state)), max_pause_s)
+
+    return wait
+
+
+def pause_s(answer: Answer, attempts: int, left_s: float) -> float | None:
+    """Seconds before the attempt that follows the given number of them; None if the policy stops.
+
+    For who sends for many callers at once, each of whom has a deadline of its own.
+
+    Args:
+        left_s: until the deadline.
+    """
+    from tenacity import RetryCallState, Retrying
+
+    policy = Retrying(**arguments(left_s))
+    state = RetryCallState(policy, None, (), {})
+    state.attempt_number = attempts
+    state.set_result(answer)
+    state.start_time = state.outcome_timestamp or 0.0
+    state.upcoming_sleep = wait_s(state)
+    return None if policy.stop(state) else state.upcoming_sleep
 
 
 def counted(answer: Answer, attempts: int) -> Answer:
@@ -44,3 +116,9 @@ def last_error(answer: Answer, error: str | None) -> str | None:
     if answer.retry_after_s > 0:
         return f"{error}; it asked to wait {answer.retry_after_s:g} s, past the deadline"
     return error
+
+
+def _answer(state: RetryCallState) -> Answer:
+    assert state.outcome is not None  # noqa: S101 - asked only after an attempt
+    answer: Answer = state.outcome.result()
+    return answer

@@ -152,16 +152,11 @@ class Sender:
 
     async def _persist(self, call: requests.Call, deadline: float) -> requests.Answer:
         """Send until there is an answer that stays."""
-        attempts = 0
-        while True:
-            answer = await self._post(call, deadline)
-            attempts += 1
-            if not answer.retriable:
-                return retry.counted(answer, attempts)
-            pause_s = retry.pause_s(answer, attempts)
-            if time.monotonic() + pause_s >= deadline:
-                return retry.counted(retry.last(answer), attempts)
-            await asyncio.sleep(pause_s)
+        from tenacity import AsyncRetrying
+
+        retrying = AsyncRetrying(**retry.arguments(deadline - time.monotonic()))
+        answer: requests.Answer = await retrying(self._post, call, deadline)
+        return retry.counted(answer, retrying.statistics["attempt_number"])
 
     async def _post(self, call: requests.Call, deadline: float) -> requests.Answer:
         """One attempt. Never raises for what the network, the server or the environment does."""
@@ -198,6 +193,7 @@ class Sender:
             from .transport import AsyncTransport  # with httpcore: for those who publish
 
             self._own = AsyncTransport(self._endpoint.address)
+            retry.load()
         return self._own
 
     async def aclose(self) -> None:

@@ -44,6 +44,7 @@ class Poster:
             from .transport import DeadlineTransport  # with httpcore: for those who publish
 
             self._own = DeadlineTransport(self._endpoint.address)
+            retry.load()
         return self._own
 
     def post(self, call: requests.Call, budget_s: float) -> requests.Answer:
@@ -263,16 +264,11 @@ class Broadcaster:
 
     def _persist(self, call: requests.Call, deadline: float) -> requests.Answer:
         """Send until there is an answer that stays."""
-        attempts = 0
-        while True:
-            answer = self._post(call, deadline)
-            attempts += 1
-            if not answer.retriable:
-                return retry.counted(answer, attempts)
-            pause_s = retry.pause_s(answer, attempts)
-            if time.monotonic() + pause_s >= deadline:
-                return retry.counted(retry.last(answer), attempts)
-            time.sleep(pause_s)
+        from tenacity import Retrying
+
+        retrying = Retrying(**retry.arguments(deadline - time.monotonic()))
+        answer: requests.Answer = retrying(self._post, call, deadline)
+        return retry.counted(answer, retrying.statistics["attempt_number"])
 
     def _post(self, call: requests.Call, deadline: float) -> requests.Answer:
         budget_s = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
