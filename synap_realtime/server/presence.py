@@ -128,8 +128,12 @@ class Presence:
         loop = asyncio.get_running_loop()
         self._leaving[key] = loop.call_later(self._grace_s, self._has_left, *key)
 
-    def watch(self, room: Room, watcher: Watcher) -> None:
-        """Tell a watcher who is there, then each change, until :meth:`unwatch`."""
+    def watch(self, room: Room, watcher: Watcher) -> ControlFrame:
+        """Tell a watcher who is there, then each change, until :meth:`unwatch`.
+
+        Returns:
+            what it was told.
+        """
         there = self._rooms.setdefault(room, _Room())
         watched = there.watched
         if watched is None:
@@ -140,6 +144,7 @@ class Presence:
             known = [told for _, told in sorted(watched.told.items())]
             watched.state = ControlFrame(PRESENCE, {"event": "state", "users": known})
         watcher.say(watched.state)
+        return watched.state
 
     def unwatch(self, room: Room, watcher: Watcher) -> None:
         if (there := self._rooms.get(room)) is not None:  # else the server has stopped

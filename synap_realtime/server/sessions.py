@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 from ..protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
 from ..protocol.notification import format_timestamp
@@ -227,6 +228,7 @@ class Sessions:
             takes_message=self._limits.takes_message,
             budget=self._backlogs,
             caller=caller_of(claims, address),
+            count_read=partial(self._limits.count_read, claims, address),
         )
         session = Session(
             subscription, room, claims, self._access, self._alarms, place=place,
@@ -241,7 +243,8 @@ class Sessions:
         if session.user is not None:
             self._presence.join(room, session.user, device)
         if watches:
-            self._presence.watch(room, subscription)
+            state = self._presence.watch(room, subscription)
+            self._limits.count_read(claims, address, len(state.encoded()))
         return session
 
     def close(self, session: Session) -> None:

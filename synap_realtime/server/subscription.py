@@ -43,6 +43,8 @@ MAX_WAITING_FRAMES = 1000
 
 _CHARGE_BYTES = 16 * 1024
 
+_REPLAY_BYTES = 1024  # to write a notification costs as much as so many of its bytes
+
 LOST = "lost"
 """A position that no log has: everything that is retained, and ``recovered: false``."""
 
@@ -162,11 +164,10 @@ class Subscription:
     """
 
     __slots__ = (
-        "_backlog", "_budget", "_caller", "_closing", "_company", "_device", "_ended", "_handed",
-        "_hub",
-        "_is_clear", "_is_following", "_letting_go", "_live", "_metrics", "_newest", "_outlet",
-        "_resumed", "_room", "_slow", "_store", "_takes_message", "_untaken", "acknowledges",
-        "ignored", "on_token", "reason",
+        "_backlog", "_budget", "_caller", "_closing", "_company", "_count_read", "_device",
+        "_ended", "_handed", "_hub", "_is_clear", "_is_following", "_letting_go", "_live",
+        "_metrics", "_newest", "_outlet", "_resumed", "_room", "_slow", "_store",
+        "_takes_message", "_untaken", "acknowledges", "ignored", "on_token", "reason",
     )  # fmt: skip
 
     def __init__(
@@ -181,6 +182,7 @@ class Subscription:
         takes_message: Callable[[int], bool] = lambda _: True,
         budget: BacklogBudget | None = None,
         caller: Caller = NOBODY,
+        count_read: Callable[[int], None] = lambda _: None,
     ) -> None:
         """
         Args:
@@ -190,6 +192,7 @@ class Subscription:
             takes_message: whether this subscription, by its ``id()``, may say one thing more now.
             budget: bounds the backlogs of all subscribers; default: there is no bound.
             caller: who is charged for this one's.
+            count_read: called with the bytes of each page that is replayed.
         """
         self.ignored = 0
         self.reason = ""
@@ -197,6 +200,7 @@ class Subscription:
         self._takes_message = takes_message
         self._budget = budget or BacklogBudget(0, 0)
         self._caller = caller
+        self._count_read = count_read
         self._store = store
         self._hub = hub
         self._room = room
@@ -447,6 +451,8 @@ class Subscription:
             if not page.recovered:
                 lost = True
                 position = self._store.earliest()
+            # A client that reconnects again and again must not read more than histories allow.
+            self._count_read(sum(entry.size + _REPLAY_BYTES for entry in page.entries))
             for number, entry in enumerate(page.entries):
                 if not await self._is_ready(page.entries, number):
                     return

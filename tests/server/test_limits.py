@@ -201,6 +201,49 @@ async def test_history_costs_its_bytes(front: Front) -> None:
         assert await statuses(client, f"{path}?limit=1", [other]) == [200]
 
 
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_replays_cost_their_bytes(front: Front, transport: str) -> None:
+    """To connect again and again, from the beginning each time, is to read a history."""
+    options = {"requests_per_s": 1000, "read_bytes_per_s": 300_000}
+    async with limited(front, **options) as client:
+        for n in range(4):
+            big = {**NOTE, "id": f"n{n}", "data": {"text": "x" * 200_000}}
+            answer = await client.post("/rooms/user_1/broadcast", headers=bearer(API_KEY), json=big)
+            assert answer.status_code == 200
+        query = "?after=earliest"
+        url = str(client.base_url).rstrip("/")
+        if transport == "websocket":
+            async with listening(url, "user_1", token(), query=query) as ws:
+                await frame(ws, "synap.subscribed")
+        else:
+            events = f"/rooms/user_1/events{query}"
+            async with client.stream("GET", events, headers=bearer(token())) as stream:
+                async for line in stream.aiter_lines():
+                    if "synap.subscribed" in line:
+                        break
+        path = "/rooms/user_1/history?limit=1"
+        assert await statuses(client, path, [token()]) == [429]
+        with pytest.raises(websockets.InvalidStatus, match="429"):
+            async with listening(url, "user_1", token(), query=query):
+                pass
+        assert await statuses(client, path, [token("2", rooms=("user_1",))]) == [200]
+
+
+async def test_replays_of_many_small_notifications_cost_more_than_their_bytes(front: Front) -> None:
+    options = {"requests_per_s": 1000, "read_bytes_per_s": 50_000}
+    async with limited(front, **options) as client:
+        notes = [{**NOTE, "rooms": ["user_1"], "id": f"n{n}"} for n in range(200)]
+        for n in range(0, 200, 50):
+            answer = await client.post(
+                "/broadcast", headers=bearer(API_KEY), json={"notifications": notes[n : n + 50]}
+            )
+            assert answer.status_code == 200
+        url = str(client.base_url).rstrip("/")
+        async with listening(url, "user_1", token(), query="?after=earliest") as ws:
+            await frame(ws, "synap.subscribed")
+        assert await statuses(client, "/rooms/user_1/history?limit=1", [token()]) == [429]
+
+
 async def test_without_a_limit_there_is_none(front: Front) -> None:
     async with limited(front, requests_per_s=0, read_bytes_per_s=0) as client:
         assert set(await statuses(client, "/rooms/user_1/history", [token()] * 50)) == {200}

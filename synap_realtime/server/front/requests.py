@@ -26,6 +26,7 @@ from ..http import (
     malformed,
     problem_of_head,
     target_too_long,
+    too_large,
 )
 from ..node import ClosedAtOnceError, Node, Opened
 from ..stores.base import StoreUnavailableError
@@ -64,6 +65,10 @@ MAX_HEAD_BYTES = 64 * 1024
 
 MAX_HEADERS = 256
 """And at most so many fields."""
+
+MAX_CHUNKS = 32 * 1024
+"""A body has at most so many chunks (RFC 9112, section 7.1). Each costs a call of the parser, so a
+body of single bytes would keep all others waiting."""
 
 MAX_PIPELINED = 100
 """So many requests of one connection wait for the answer before theirs."""
@@ -119,9 +124,9 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_ahead", "_body", "_caller", "_charged", "_current", "_descriptor", "_dropped",
-        "_early", "_field_bytes", "_fields", "_head_bytes", "_headers", "_heard", "_ignored",
-        "_is_behind_body",
+        "_address", "_ahead", "_body", "_caller", "_charged", "_chunks", "_current", "_descriptor",
+        "_dropped", "_early", "_field_bytes", "_fields", "_head_bytes", "_headers", "_heard",
+        "_ignored", "_is_behind_body",
         "_is_ended", "_is_going_on", "_is_held", "_is_in_head", "_is_over", "_is_writable",
         "_late", "_loop", "_owner", "_parser", "_queue", "_queued_bytes", "_reader", "_resumed",
         "_sent", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
@@ -145,6 +150,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_in_head = False
         self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
+        self._chunks = 0  # of a body
         self._body: Exchange | None = None  # whose body comes now
         self._queue: deque[Exchange] = deque()
         self._current: Exchange | None = None
@@ -311,6 +317,8 @@ class HttpConnection(asyncio.Protocol):
                 self._head_bytes += len(data)
             if self._wire_bytes > MAX_UNREAD_BYTES or self._head_bytes > MAX_HEAD_BYTES:
                 self.end()
+            elif self._chunks > MAX_CHUNKS:
+                self._refuse(too_large(f"a body has at most {MAX_CHUNKS} chunks"))
             elif body.wanted is None and not body.is_answered and body.size > _AHEAD_BYTES:
                 self._hold()
         return None
@@ -411,11 +419,12 @@ class HttpConnection(asyncio.Protocol):
             else:
                 exchange.keeps_alive = False
         self._body = exchange
-        self._wire_bytes = 0
+        self._wire_bytes = self._chunks = 0
         self._queue.append(exchange)
         self._queued_bytes += exchange.weight
 
     def on_chunk_header(self) -> None:
+        self._chunks += 1
         self._is_behind_body = True  # unless it is not the last one
         self._head_bytes = 0
 

@@ -466,6 +466,34 @@ def test_a_head_has_only_so_many_fields(run: Run) -> None:
     run(test())
 
 
+def test_a_body_has_only_so_many_chunks(run: Run) -> None:
+    """Each costs a call of the parser, also where nobody wants the body."""
+    chunked = [b"Transfer-Encoding: chunked", b"Content-Type: application/json"]
+    body = json.dumps({"type": "a", "data": {"text": "x" * (2 * requests.MAX_CHUNKS)}}).encode()
+
+    def pieces(size: int) -> bytes:
+        parts = [body[start : start + size] for start in range(0, len(body), size)]
+        return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+    async def test() -> None:
+        async with running(rooms()) as url:
+            for path, size, status in (
+                (b"POST /rooms/user_1/broadcast", 3, 200),
+                (b"POST /rooms/user_1/broadcast", 1, 413),
+                (b"POST /nothing", 3, 404),
+            ):
+                async with peer(url) as client:
+                    await client.say(http(path, *chunked) + pieces(size))
+                    assert await client.status() == status
+            async with peer(url) as client:  # it was answered, and goes on
+                await client.say(http(b"POST /nothing", *chunked))
+                assert await client.status() == 404
+                await client.say(pieces(1))
+                assert await client.has_ended()
+
+    run(test())
+
+
 class Traced(requests.HttpConnection):
     """Says how much it has taken when it was cut, or when it reads no more."""
 
