@@ -23,6 +23,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any
 from urllib.parse import urlsplit
 
+from .redaction import redacted, redacted_origin
+
 logger = logging.getLogger(__name__)
 
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
@@ -140,12 +142,13 @@ def require_allowed_page(
     """
     if origin is not None:
         if not allows(origin):
-            raise ForeignPageError(f"origin {origin[:200]!r} is not allowed")
+            raise ForeignPageError(f"origin {redacted_origin(origin)!r} is not allowed")
     elif fetch_site not in _NO_OTHER_PAGE and not is_visit:
         # An image, a script, a frame, a form with GET, or fetch() with no-cors. A page that is
         # allowed uses CORS, a WebSocket or an EventSource, and then its Origin is here.
         raise ForeignPageError(
-            f"a page of another origin sent it without Origin (Sec-Fetch-Site: {fetch_site[:50]})"
+            "a page of another origin sent it without Origin "
+            f"(Sec-Fetch-Site: {redacted(fetch_site)[:50]})"
         )
 
 

@@ -6,6 +6,7 @@ was put there. Errors and log lines that echo such a value pass it through :func
 
 from __future__ import annotations
 
+import base64
 import re
 
 _MASK = "…"
@@ -53,9 +54,29 @@ def redacted(text: str) -> str:
     return _PIECE.sub(_without_piece, text)
 
 
+_MAX_ORIGIN = 200  # characters
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?|null")
+
+
+def redacted_origin(origin: str) -> str:
+    """An ``Origin`` field for a message: as it is, if it is what a browser sends (RFC 6454, section
+    6.2), so that an operator can allow it; else without what may be a credential."""
+    shown = origin[:_MAX_ORIGIN]
+    return shown if _ORIGIN.fullmatch(shown) else redacted(shown)
+
+
 def holds_token(text: str) -> bool:
-    """Whether a JWT, or a part of one, is in the text."""
-    return _JWT.search(text) is not None
+    """Whether a JWT, or a part of one, is in the text.
+
+    An id may begin as one does by chance; it does not go on as JSON.
+    """
+    return any(_begins_as_json(found[0]) for found in _JWT.finditer(text[:MAX_SHOWN]))
+
+
+def _begins_as_json(encoded: str) -> bool:
+    start = encoded.partition(".")[0][:24]
+    decoded = base64.urlsafe_b64decode(start[: len(start) // 4 * 4])
+    return all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in decoded)
 
 
 def _without_key(found: re.Match[str]) -> str:

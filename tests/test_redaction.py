@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import jwt
@@ -16,9 +17,10 @@ import uvicorn
 
 from synap_realtime import AsyncBroadcaster, ConfigurationError
 from synap_realtime.endpoint import parse_address
-from synap_realtime.redaction import MAX_SHOWN, redacted
+from synap_realtime.redaction import MAX_SHOWN, holds_token, redacted, redacted_origin
 from synap_realtime.server import create_app
 from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
 
 from .server.fronts import by_uvicorn
 
@@ -80,6 +82,69 @@ OPTIONS = [
     "silence_s", "memory_bytes", "retention_count", "log_level", "log_format", "keys", "jwks_urls",
     "token_leeway_s", "token_max_lifetime_s", "may", "trusted_proxies", "max_connections",
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", [TOKEN, TOKEN.split(".")[1], f"a {TOKEN[:30]}", "ewogImFsZyI6IkhTMjU2In0"]
+)
+def test_recognizes_a_part_of_a_token(text: str) -> None:
+    assert holds_token(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["ewoldt-smith", "eyJVb9k2LqX7mN4pR8sT1wZ3", "42", "auth0|eyBx92kdlaW9"]
+)
+def test_takes_no_id_for_a_token(text: str) -> None:
+    """Nobody could revoke such a user, or subscribe as one."""
+    assert not holds_token(text)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app-8kd9f2j3k4m5n6p7q8.example.com", "http://localhost:3000", "http://[::1]:1"],
+)
+def test_shows_an_origin_that_a_browser_sends(origin: str) -> None:
+    assert redacted_origin(origin) == origin
+
+
+@pytest.mark.parametrize("secret", KEYS)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/rooms/{}/history",
+        "/rooms/user_{}/history",
+        "/rooms/user_{}/events",
+        "/rooms/user_1/events?device={}",
+        "Origin",
+        "Sec-Fetch-Site",
+    ],
+)
+async def test_no_request_makes_the_server_repeat_a_secret(
+    secret: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    bare = secret.removeprefix("Bearer ")
+    name = quote(bare, safe="")
+    path, headers = "/rooms/user_1/history", {}
+    if place.startswith("/"):
+        path = place.format(name)
+    else:
+        headers[place] = bare
+    known = {"name": bare} if bare.isascii() and bare != TOKEN else {}
+    app = create_app(load_settings(token_secrets=("t" * 40,), api_keys=known))
+    all_rooms = mint_token(secret="t" * 40, rooms=["*"])
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        for credential in (all_rooms, "b" * 40):
+            answer = await client.get(
+                path, headers={**headers, "Authorization": f"Bearer {credential}"}
+            )
+            is_error = answer.status_code >= 400
+            assert is_error or path.endswith("/history")  # which nothing is written of
+            seen = answer.text * is_error + "".join(
+                f"{vars(each)}" for each in caplog.records if each.name.startswith("synap_realtime")
+            )
+            assert not [piece for piece in pieces(secret) if piece in seen], seen
 
 
 @pytest.mark.parametrize("option", OPTIONS)

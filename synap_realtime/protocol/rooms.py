@@ -7,6 +7,7 @@ from typing import NewType
 from uuid import UUID
 
 from ..errors import InvalidArgumentError
+from ..redaction import redacted
 
 Room = NewType("Room", str)
 """A checked room id: ``user_42``, ``request_7f3a``, ``workspace_7``."""
@@ -102,6 +103,11 @@ def user_of(room: Room) -> str | None:
     return key if kind == "user" else None
 
 
+def key_of(room: Room) -> str:
+    """What follows the kind."""
+    return room.partition("_")[2]
+
+
 def is_request_room(room: Room) -> bool:
     return room.startswith("request_")
 
@@ -125,6 +131,6 @@ def _require_text(field: str, value: object) -> None:
 
 
 def _shown(value: object) -> str:
-    """A value short enough for an error message."""
-    text = repr(value)
+    """A value short enough for an error message, without a token that was given in its place."""
+    text = redacted(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -38,6 +39,8 @@ May = Callable[[str, str, Mapping[str, object]], Awaitable[bool]]
 ``claims`` is what the token says; for a publisher's key ``{"key": name}``. It is asked after our
 own rules have said yes, and can only say no.
 """
+
+_SEPARATORS = re.compile(r"[\s=:,;\"']+")
 
 MAY_TIMEOUT_S = 2.0
 """A rule that has not answered by then has said no."""
@@ -202,13 +205,12 @@ class Access:
         return self.vouches_for(claims) and not self._revocations.covers(claims)
 
     def is_credential(self, text: str) -> bool:
-        """Whether a text is one of this server's keys or secrets, or a JWT or a part of one: given
-        in a wrong place, it must not be repeated to anybody."""
+        """Whether one of this server's keys or secrets, or a JWT or a part of one, is in a text:
+        given in a wrong place, it must not be repeated to anybody."""
         keys = self.keys()
-        return (
-            holds_token(text)
-            or keys.claims_of_key(text.strip()) is not None
-            or text.strip() in keys.token_secrets
+        return holds_token(text) or any(
+            keys.claims_of_key(part) is not None or part in keys.token_secrets
+            for part in {text.strip(), *_SEPARATORS.split(text)}
         )
 
     def publisher(self, digest: bytes, room: Room) -> Claims | None:

@@ -16,7 +16,7 @@ from hashlib import sha256
 
 from ..protocol.control import CloseCode
 from ..protocol.rooms import Room
-from ..redaction import redacted
+from ..redaction import redacted_origin
 from .auth import Claims
 from .stores.base import Receipt
 
@@ -32,7 +32,6 @@ MAX_LINES_PER_CALLER_S = 10
 _MAX_KINDS_S = 4  # so many kinds may have all their lines in one second
 _MAX_KINDS = 50
 _OTHERS = ("other lines", None)
-_MAX_ORIGIN = 200  # characters
 _CALLER = ("user", "key", "address")
 
 _ROUTINE = {CloseCode.DRAINING, CloseCode.SILENT, CloseCode.TOKEN_EXPIRED}
@@ -151,7 +150,7 @@ def refused(
             logging.INFO, "refused", claims,
             room=room, address=address, code=problem["code"], details=details,
             user=user if claims is None else claims.user,
-            origin=None if origin is None else redacted(origin[:_MAX_ORIGIN]),
+            origin=None if origin is None else redacted_origin(origin),
             close_code=None if close_code is None else int(close_code),
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from time import perf_counter
 from ..loopback import is_visit
 from ..protocol.control import CloseCode
 from ..protocol.cursor import is_cursor
-from ..protocol.rooms import Room
+from ..protocol.rooms import Room, key_of
 from . import events, faults
 from .access import Access, Caller, May
 from .admin import Admin
@@ -260,8 +260,11 @@ class Node:
     def _write_down(
         self, request: Request, problem: Mapping[str, str], code: CloseCode | None = None
     ) -> None:
+        room = request.room()
+        if room is not None and self._access.is_credential(key_of(room)):
+            room = None
         events.refused(
-            problem, request.address, request.room(), request.claims,
+            problem, request.address, room, request.claims,
             origin=request.headers.get("origin"), user=request.rejected_user, close_code=code,
         )  # fmt: skip
 
@@ -332,6 +335,7 @@ class Node:
         try:
             claims = await self._access.identify_counted(request)
             await self._permit(claims, target)
+            self._refuse_credential(target)
         except RequestError as error:
             error.is_about_credential = True
             raise
@@ -361,6 +365,7 @@ class Node:
         headers = {**_EVENT_STREAM_HEADERS, **cors}
         claims = await self._access.identify_counted(request)
         await self._permit(claims, target)
+        self._refuse_credential(target)
         short = b"" if request.method == "HEAD" else None
         if short is None and self._publishing.draining:  # after a 503 a browser never comes back
             short = f"retry: {RETRY_MS + secrets.randbelow(RETRY_MS)}\n\n".encode()
@@ -380,6 +385,17 @@ class Node:
         except TooManyForUserError as error:
             raise too_many(f"at most {error.limit} connections for a user", 10) from None
         return Opened(session, after, answer)
+
+    def _refuse_credential(self, target: _Target) -> None:
+        """Refuse a room or a device that is a credential, which the log would show.
+
+        Raises:
+            RequestError: 400.
+        """
+        for name, text in (("room", key_of(target.room)), ("device", target.device)):
+            if text is not None and self._access.is_credential(text):
+                details = f"{name}: this is a credential; send it as Authorization: Bearer …"
+                raise malformed("A credential in a wrong place", details)
 
     async def _permit(self, claims: Claims, target: _Target) -> None:
         await self._access.permit(claims, "subscribe", target.room)

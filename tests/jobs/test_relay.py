@@ -151,3 +151,14 @@ def test_where_nothing_can_listen_the_function_runs_all_the_same(
 def label(text: str) -> str:
     progress(0.5, text)
     return text
+
+
+def test_a_label_of_any_length_reaches_the_owner(ticket: Ticket, realtime: Realtime) -> None:
+    """What comes after it does, too."""
+    reporter = RelayedReporter(ticket)
+    reporter.progress(0.1, "x" * 1_000_000)
+    reporter.delta("after")
+    reporter.close()
+    (told,) = realtime.sent(REPORT.progress)
+    assert told.data["label"].endswith("x…")
+    assert [each.data["text"] for each in realtime.sent(REPORT.delta)] == ["after"]
