@@ -200,6 +200,8 @@ class RelayedReporter:
     ) -> None:
         if (checked := check_progress(fraction, label, stall_after_s)) is not None:
             number, text, seconds = checked
+            if text is not None:
+                text = text[: MAX_TEXT + 1]  # enough for the owner to see that it is too long
             self._send({"fraction": number, "label": text, "stallAfterS": seconds})
 
     def delta(self, text: str, *, is_replay: bool | None = None) -> None:  # noqa: ARG002

@@ -40,7 +40,7 @@ def test_users_and_requests_have_their_rooms() -> None:
     assert not is_request_room(user_room("r1"))
 
 
-@pytest.mark.parametrize("user_id", ["", "a/b", 42, None, b"x"])
+@pytest.mark.parametrize("user_id", ["", "a/b", True, 4.2, None, b"x"])
 def test_a_wrong_user_id_is_named(user_id: object) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^user_id: expected") as caught:
         user_room(user_id)  # type: ignore[arg-type]
