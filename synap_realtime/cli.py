@@ -52,7 +52,12 @@ def _setting(name: str, text: str) -> str:
 @app.command()
 def serve(
     host: Annotated[
-        str | None, typer.Option(help=_setting("HOST", "Default 127.0.0.1; others need keys."))
+        str | None,
+        typer.Option(
+            help=_setting(
+                "HOST", "127.0.0.1 (default); localhost; :: for IPv6 and IPv4. Others need keys."
+            )
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option(help=_setting("PORT", "Default 8787; 0 takes a free one."))

@@ -79,9 +79,9 @@ def host_of(url: str) -> str:
 
 
 def normalize_origin(origin: str) -> str:
-    """An origin as browsers send it: no slash at its end, and no port that its scheme implies
-    (RFC 6454, section 6.2)."""
-    origin = origin.rstrip("/")
+    """An origin as browsers send it: in lower case, no slash at its end, and no port that its
+    scheme implies (RFC 6454, section 6.2)."""
+    origin = origin.rstrip("/").lower()
     scheme = origin.partition("://")[0]
     return origin.removesuffix(_IMPLIED_PORTS.get(scheme, ""))
 

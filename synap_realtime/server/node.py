@@ -161,6 +161,22 @@ class Node:
         """Which store it runs on, and what that means for a crash."""
         return self._store.promise
 
+    def summary(self) -> dict[str, object]:
+        """What is set, for the log: numbers and names, and never a secret."""
+        settings, keys = self._settings, self._access.keys()
+        return {
+            "api_keys": len(keys.api_keys),
+            "token_secrets": len(keys.token_secrets),
+            "jwks_urls": len(keys.jwks_urls),
+            "origins": ",".join(settings.allowed_origins) or "none",
+            "trusted_proxies": ",".join(settings.trusted_proxies) or "none",
+            "max_connections": settings.max_connections,
+            "max_connections_per_user": settings.max_connections_per_user,
+            "max_connections_per_address": settings.max_connections_per_address,
+            "requests_per_s": settings.requests_per_s,
+            "publishes_per_s": settings.publishes_per_s,
+        }
+
     @property
     def has_keys(self) -> bool:
         """Without, it answers this machine only."""

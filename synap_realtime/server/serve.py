@@ -18,6 +18,7 @@ from . import supervisor
 from .asgi import RoomServer, create_app
 from .front.certificate import Certificate, open_certificate
 from .front.listening import Front
+from .listeners import authority, bind, port_of
 from .logs import configure
 from .node import Node
 from .settings import ServerSettings, is_loopback
@@ -63,28 +64,15 @@ async def running(
             f"server has no keys. Make some with: {MAKE_A_SECRET} --out keys.toml, and give it "
             "--keys keys.toml; or use 127.0.0.1"
         )
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server(
-            (host, port), family=family, backlog=2048, reuse_port=shares_port
-        )
-        # asyncio sets it only where it made the socket; without it an answer in two parts waits
-        # 40 ms for the peer's delayed acknowledgement.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError as error:
-        raise ConfigurationError(
-            f"could not listen on {host}:{port} ({error.strerror}); "
-            "choose another port, or 0 for a free one"
-        ) from error
-    shown = f"[{host}]" if ":" in host else host
+    sockets = bind(host, port, shares_port=shares_port)
     scheme = "http" if certificate is None else "https"
-    url = f"{scheme}://{shown}:{listener.getsockname()[1]}"
+    url = f"{scheme}://{authority(host, port_of(sockets))}"
     if not isinstance(app, Node):
-        async with _hosted(app, listener):
+        async with _hosted(app, sockets):
             yield url
         return
     front = Front(app)
-    await front.listen(listener, certificate)
+    front.listen(sockets, certificate)
     try:
         yield url
     finally:
@@ -92,7 +80,7 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def _hosted(app: Any, listener: socket.socket) -> AsyncGenerator[None]:
+async def _hosted(app: Any, sockets: list[socket.socket]) -> AsyncGenerator[None]:
     """An app that is none of ours, by uvicorn."""
     import uvicorn
 
@@ -111,13 +99,14 @@ async def _hosted(app: Any, listener: socket.socket) -> AsyncGenerator[None]:
             timeout_graceful_shutdown=GRACE_S,
         )
     )
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    task = asyncio.create_task(server.serve(sockets=sockets))
     try:
         yield
     finally:
         server.should_exit = True
         await task
-        listener.close()
+        for each in sockets:
+            each.close()
 
 
 async def until_stopped() -> None:
@@ -168,6 +157,8 @@ async def serve(settings: ServerSettings, share: Share | None = None) -> None:
         await asyncio.sleep(0)  # it hears signals now: who reads the next lines may stop us
         logger.info("%s", app.promise)
         logger.info("listening on %s", url)
+        if share is None or share.worker == 1:
+            _summarize(app, url)
         if share is not None:
             share.ready()
         await stopped
@@ -175,6 +166,18 @@ async def serve(settings: ServerSettings, share: Share | None = None) -> None:
         await app.drain()
         await asyncio.sleep(min(LINGER_S, settings.drain_s))
     logger.info("stopped")
+
+
+def _summarize(app: RoomServer, url: str) -> None:
+    """What an operator would look for first when something is refused."""
+    logger.info("settings", extra=app.summary())
+    if app.settings.admin:
+        logger.info("operator's page: %s/admin", url)
+    if app.has_keys and not app.settings.allowed_origins:
+        logger.warning(
+            "no browser origins are allowed: pages of other origins get 403; name them with "
+            "--allowed-origins https://app.example.com (SYNAP_REALTIME_ALLOWED_ORIGINS)"
+        )
 
 
 def _part(settings: ServerSettings, share: Share) -> RoomServer:

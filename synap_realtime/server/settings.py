@@ -32,7 +32,7 @@ class ServerSettings(BaseSettings):
     """The room server's settings; each has its ``SYNAP_REALTIME_`` variable.
 
     Attributes:
-        host, port: where ``serve`` listens. Port 0 takes a free one.
+        host, port: where ``serve`` listens: see :func:`listeners.bind`. Port 0 takes a free one.
         tls_cert, tls_key: files with the certificate's chain and its key (PEM): ``serve`` speaks
             TLS. They are read anew when they change; see :class:`front.certificate.Certificate`.
         workers: processes that ``serve`` on one port, with a store that they share. Limits and
@@ -168,7 +168,8 @@ class ServerSettings(BaseSettings):
         for origin in origins:
             if not _ORIGIN.fullmatch(origin):
                 raise PydanticCustomError(
-                    "origin", "expected scheme://host[:port], as browsers send it, for each"
+                    "origin",
+                    "expected scheme://host[:port], as browsers send it, for each; no *, no path",
                 )
         return origins
 

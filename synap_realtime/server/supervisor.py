@@ -13,10 +13,10 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import ConfigurationError
+from .listeners import holding
 from .logs import configure
 from .settings import ServerSettings
 
@@ -55,34 +55,12 @@ def run(settings: ServerSettings) -> None:
         SystemExit: the workers cannot serve; it has been said why.
     """
     configure(settings.log_level, settings.log_format)
-    with _reserved(settings.host, settings.port) as port:
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise ConfigurationError("--workers: on this system processes cannot share a port")
+    with holding(settings.host, settings.port) as port:
         code = asyncio.run(_Supervisor(settings, port).run())
     if code:
         raise SystemExit(code)
-
-
-@contextlib.contextmanager
-def _reserved(host: str, port: int) -> Iterator[int]:
-    """Hold a port that the workers share, also while none of them lives."""
-    if not hasattr(socket, "SO_REUSEPORT"):
-        raise ConfigurationError("--workers: on this system processes cannot share a port")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        # Not shared: a server that is there already is an error, not a companion.
-        with socket.create_server((host, port), family=family) as first:
-            port = first.getsockname()[1]
-        holder = socket.socket(family, socket.SOCK_STREAM)
-        with contextlib.closing(holder):
-            if family == socket.AF_INET6:
-                holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            holder.bind((host, port))
-            yield port
-    except OSError as error:
-        raise ConfigurationError(
-            f"could not listen on {host}:{port} ({error.strerror}); "
-            "choose another port, or 0 for a free one"
-        ) from error
 
 
 class _GaveUpError(Exception):

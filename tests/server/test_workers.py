@@ -243,7 +243,7 @@ async def test_who_is_revoked_at_one_is_let_go_by_all(monkeypatch: pytest.Monkey
         ):
             await frame(ws, "synap.subscribed")
             answer = await ask(here, "POST", "/revoke", admin, json={"user": "1"})
-            assert answer.json() == {"success": True, "closed": 0}  # here, that is
+            assert answer.json() == {"success": True, "revoked": True, "closed": 0}  # here, that is
             assert await closed_with(ws) == 4504
             assert (await ask(there, "GET", "/rooms/user_1/history", mine)).status_code == 401
 

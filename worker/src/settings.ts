@@ -139,13 +139,14 @@ function checkSecret(name: string, secret: string): string {
 }
 
 function checkOrigin(given: string): string {
-  // As browsers send it: without a port that the scheme implies (RFC 6454, section 6.2).
+  // As browsers send it: in lower case, without a port that the scheme implies (RFC 6454, section 6.2).
   const origin = given
+    .toLowerCase()
     .replace(/\/+$/, "")
     .replace(/^(http:\/\/.+):80$|^(https:\/\/.+):443$/, "$1$2");
   if (!ORIGIN.test(origin)) {
     throw new ConfigurationError(
-      "ALLOWED_ORIGINS: expected scheme://host[:port], as browsers send it, for each",
+      "ALLOWED_ORIGINS: expected scheme://host[:port], as browsers send it, for each; no *, no path",
     );
   }
   return origin;

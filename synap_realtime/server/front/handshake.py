@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -20,11 +19,6 @@ HANDSHAKE_TIMEOUT_S = 10.0
 
 SHUTDOWN_TIMEOUT_S = 5.0
 """And so long to say goodbye, when the server has (RFC 8446, section 6.1)."""
-
-RETRY_S = 1.0
-"""Where the system has no descriptor or memory left, nobody is taken for so long."""
-
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Owner(Protocol):
@@ -53,22 +47,11 @@ class Handshakes:
         self._next = then
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def accept(self, listener: socket.socket) -> None:
-        """Take connections until this is cancelled."""
-        loop = asyncio.get_running_loop()
-        listener.setblocking(False)
-        while True:
-            try:
-                peer, _ = await loop.sock_accept(listener)
-            except OSError as error:  # or a peer that has gone already
-                if error.errno in _EXHAUSTED:
-                    logger.error("nobody is taken for %g s: %s", RETRY_S, error.strerror)
-                    await asyncio.sleep(RETRY_S)
-            else:
-                task = loop.create_task(self._shake_hands(peer))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            await asyncio.sleep(0)  # many who come at once take turns with who is there
+    def take(self, peer: socket.socket) -> None:
+        """See :class:`accepting.Acceptor`."""
+        task = asyncio.get_running_loop().create_task(self._shake_hands(peer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _shake_hands(self, peer: socket.socket) -> None:
         stranger = _Stranger(peer)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from ..listeners import BACKLOG
 from ..node import Node
+from .accepting import Acceptor
 from .certificate import Certificate
 from .company import Company
 from .descriptors import bound_buffers
@@ -47,30 +49,40 @@ class Front:
         self.turn = Turn()
         self._ring: Ring | None = None
         self.new_company: Callable[[], Company] = partial(Company, None, self.turn)
+        self._taking: set[asyncio.Task[None]] = set()
         self._stop_taking: Callable[[], None] = lambda: None
 
-    async def listen(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
-        """Take connections from now on: with a certificate, over TLS."""
+    def listen(
+        self, listeners: Sequence[socket.socket], certificate: Certificate | None = None
+    ) -> None:
+        """Take connections from now on, of sockets that are bound: with a certificate, over TLS."""
         self.node.watch_loop()
         self.node.bound_loop_errors()
         # TLS has to encrypt for each. A worker is a process of its own, and has a ring of its own.
         if certificate is None and self.node.settings.io_uring:
             self._open_ring()
-        loop = asyncio.get_running_loop()
-        bound_buffers(listener)
+        for listener in listeners:
+            bound_buffers(listener)
+            listener.listen(BACKLOG)
         self._trimmer.start()
-        if certificate is None:
-            server = await loop.create_server(self._connection, sock=listener, backlog=2048)
-            self._stop_taking = server.close
-            return
-        handshakes = Handshakes(self, certificate, self._connection)
-        task = loop.create_task(handshakes.accept(listener))
+        take = (
+            self._take
+            if certificate is None
+            else Handshakes(self, certificate, self._connection).take
+        )
+        self._stop_taking = Acceptor(listeners, take).close
 
-        def stop_taking() -> None:
-            task.add_done_callback(lambda _: listener.close())
-            task.cancel()
+    def _take(self, peer: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(peer))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
 
-        self._stop_taking = stop_taking
+    async def _connect(self, peer: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._connection, peer)
+        except OSError as error:  # it has gone
+            peer.close()
+            logger.debug("a connection could not be taken: %s", error)
 
     def _open_ring(self) -> None:
         try:

@@ -177,7 +177,8 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        self._address = str(peer[0]) if peer else None
+        # Of an IPv4 peer of a socket for both families it begins so (RFC 4291, section 2.5.5.2).
+        self._address = str(peer[0]).removeprefix("::ffff:") if peer else None
         # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
         is_tls = transport.get_extra_info("ssl_object") is not None
         transport.set_write_buffer_limits(high=1 if is_tls else 0)

@@ -1,0 +1,211 @@
+"""What ``--host`` listens on, and what happens when descriptors run out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from synap_realtime import ConfigurationError
+from synap_realtime.server import create_app
+from synap_realtime.server.listeners import authority, bind, holding, port_of
+from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
+
+from ..certificates import certify
+
+COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+
+needs_ipv6 = pytest.mark.skipif(
+    not socket.has_dualstack_ipv6(), reason="this machine has no IPv6 beside IPv4"
+)
+
+
+def reaches(address: str, port: int) -> bool:
+    try:
+        return httpx.get(f"http://{authority(address, port)}/health").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("host", "v4", "v6", "shown"),
+    [
+        ("::", True, True, "[::]"), ("", True, True, "[::]"), ("0.0.0.0", True, False, "0.0.0.0"),
+        ("localhost", True, True, "localhost"), ("127.0.0.1", True, False, "127.0.0.1"),
+        ("::1", False, True, "[::1]"),
+    ],
+)  # fmt: skip
+async def test_a_host_serves_its_families(host: str, v4: bool, v6: bool, shown: str) -> None:
+    keys = {"jobs": SecretStr("k" * 43)}
+    async with running(create_app(load_settings(api_keys=keys)), host) as url:
+        assert re.fullmatch(rf"http://{re.escape(shown)}:\d+", url)
+        port = urlsplit(url).port
+        assert port is not None
+        assert await asyncio.to_thread(reaches, "127.0.0.1", port) is v4
+        assert await asyncio.to_thread(reaches, "::1", port) is v6
+
+
+@needs_ipv6
+async def test_an_ipv4_peer_of_both_families_has_its_ipv4_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Limits, trusted proxies and the log know it by one address."""
+    caplog.set_level("INFO", "synap_realtime.server.events")
+    keys = {"jobs": SecretStr("k" * 43)}
+    async with (
+        running(create_app(load_settings(api_keys=keys)), "::") as url,
+        httpx.AsyncClient() as client,
+    ):
+        await client.get(f"http://127.0.0.1:{urlsplit(url).port}/metrics")
+    (refused,) = [each for each in caplog.records if each.message == "refused"]
+    assert getattr(refused, "address", None) == "127.0.0.1"
+
+
+async def test_without_keys_only_loopback_is_listened_on() -> None:
+    async with running(create_app(), "localhost") as url:
+        assert await asyncio.to_thread(reaches, "127.0.0.1", urlsplit(url).port or 0)
+    for host in ("", "::", "0.0.0.0"):
+        with pytest.raises(ConfigurationError, match="has no keys"):
+            async with running(create_app(), host):
+                pass
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"could not listen on 127\.0\.0\.1:{port}"):
+            bind("127.0.0.1", port)[0].listen()
+        with pytest.raises(ConfigurationError, match=f"{port}"), holding("127.0.0.1", port):
+            pass
+
+
+def test_an_address_of_another_machine_is_an_error_that_says_so() -> None:
+    with pytest.raises(ConfigurationError, match="choose an address of this machine"):
+        bind("192.0.2.1", 0)
+
+
+def test_one_port_is_shared_by_both_families() -> None:
+    sockets = bind("localhost", 0)
+    assert {each.getsockname()[1] for each in sockets} == {port_of(sockets)}
+    for each in sockets:
+        each.close()
+
+
+class Log:
+    """The lines of a process, as they come."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._process = process
+        self._thread = threading.Thread(target=self._read, args=(process,), daemon=True)
+        self._thread.start()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            with self._news:
+                self.lines.append(line)
+                self._news.notify_all()
+
+    def close(self) -> None:
+        self._thread.join(20)
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    def until(self, pattern: str) -> re.Match[str]:
+        def find() -> re.Match[str] | None:
+            return re.search(pattern, "".join(self.lines))
+
+        with self._news:
+            assert self._news.wait_for(find, 20), self.lines
+            found = find()
+        assert found
+        return found
+
+
+@contextlib.contextmanager
+def served(*options: str, files: int) -> Iterator[tuple[str, Log]]:
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0", *options],
+        env={k: v for k, v in os.environ.items() if not k.startswith("SYNAP_REALTIME_")},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
+    )
+    log = Log(process)
+    try:
+        yield log.until(r"listening on (\S+)")[1], log
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_out_of_descriptors_connections_wait_and_one_line_says_so(
+    tmp_path: Path, tls: bool
+) -> None:
+    options, verify = [], None
+    if tls:
+        certified = certify(tmp_path)
+        options = ["--tls-cert", str(certified.chain), "--tls-key", str(certified.key)]
+        verify = certified.client()
+    with served(*options, files=64) as (url, log):
+        where = urlsplit(url)
+        address = (str(where.hostname), where.port or 0)
+        with contextlib.ExitStack() as stack:
+            peers = [
+                stack.enter_context(socket.create_connection(address, timeout=20))
+                for _ in range(100)
+            ]
+            log.until("accepting connections paused")
+            time.sleep(2.5)  # it tries again, and finds no more
+            for peer in peers:  # none was dropped
+                peer.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    peer.recv(1)
+        for _ in range(3):
+            health = httpx.get(f"{url}/health", verify=verify or True, timeout=20)
+            assert health.status_code == 200
+    assert "".join(log.lines).count("accepting connections paused") == 1
+    assert "ulimit -n" in "".join(log.lines)
+    assert "Traceback" not in "".join(log.lines)
+
+
+def test_the_log_begins_with_what_is_set(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    secret, key = "s" * 40, "k" * 43
+    file.write_text(f'token_secrets = ["{secret}"]\n[api_keys]\njobs = "{key}"\n')
+    with served("--keys", str(file), "--admin", files=1024) as (url, log):
+        found = log.until(r"settings (.+)\n")[1]
+        assert "api_keys=1 token_secrets=1 jwks_urls=0 origins=none" in found
+        assert "max_connections=20000" in found
+        log.until(r"WARNING .*no browser origins are allowed.*--allowed-origins")
+        log.until(rf"{re.escape(url)}/admin")
+    assert secret not in "".join(log.lines)
+    assert key not in "".join(log.lines)
+    with served("--keys", str(file), "--allowed-origins", "https://A.example:443", files=1024) as (
+        _, log,
+    ):  # fmt: skip
+        assert "origins=https://a.example " in log.until(r"settings (.+)\n")[1]
+    assert "no browser origins" not in "".join(log.lines)
