@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from ..broadcast import BackgroundBroadcaster
-from ..errors import ConfigurationError, InvalidInputError
+from ..errors import (
+    ConfigurationError,
+    InvalidInputError,
+    JobError,
+    SynapRealtimeError,
+    deciding_error,
+)
 from ..extras import needed_by
 from ..jobs import Family, Lifecycle, Person, Reporter, running
+from ..jobs.arguments import check_stall_after_s
+from ..jobs.exits import cancelled_at_exit
 from ..jobs.extent import extent_of
 from ..jobs.lifecycle import STALL_AFTER_S
+from ..jobs.reporter import ReporterState
 
 with needed_by("the Celery integration", "celery"):
     import celery
-    from celery import signals, states
-    from celery.exceptions import Reject, Retry, TimeLimitExceeded
+    from billiard.process import current_process
+    from celery import canvas, signals, states
+    from celery.exceptions import (
+        Ignore,
+        MaxRetriesExceededError,
+        Reject,
+        Retry,
+        TimeLimitExceeded,
+        WorkerShutdown,
+        WorkerTerminate,
+    )
+
+try:
+    from greenlet import GreenletExit as _Killed
+except ImportError:  # without gevent and eventlet, nothing raises it
+
+    class _Killed(BaseException):  # type: ignore[no-redef]
+        """What greenlets are killed with."""
+
+
+logger = logging.getLogger(__name__)
+
+HEADER = "synap_realtime"
+"""The message header that takes along what the next attempt, or a replacement, must know."""
 
 
 class ToldTask(celery.Task):  # type: ignore[misc]
@@ -36,9 +72,15 @@ class ToldTask(celery.Task):  # type: ignore[misc]
 
     The user hears ``started``, ``progress`` where the task says it, ``retrying`` when Celery will
     try again, then one of ``completed``, ``failed`` (also for time limits and a lost worker) and
-    ``cancelled`` (revoked, expired, rejected or ignored). A task that runs again because its
-    worker was lost (``acks_late``, ``reject_on_worker_lost``) is the same run, and so is one that
-    replaces it. What a task tells is out before it is acknowledged.
+    ``cancelled`` (revoked, expired, rejected or ignored, or stopped with its worker). A task that
+    runs again because its worker was lost (``acks_late``, ``reject_on_worker_lost``) is the same
+    run. So is what replaces it (``self.replace()`` with a task, a chain, a group or a chord): the
+    run ends when that ends, under the job type and for the user of the task that was replaced.
+    What a task tells is out before it is acknowledged.
+
+    Celery has no hook for a worker that is killed (SIGKILL) with a task that was acknowledged
+    early, and for a time limit of a task without this base that has replaced one: clients see such
+    a run as stalled.
 
     Attributes:
         family: the name before the dot, or a :class:`Family`; needed.
@@ -61,27 +103,27 @@ class ToldTask(celery.Task):  # type: ignore[misc]
 
         Raises:
             ConfigurationError: it has no family.
+            InvalidArgumentError: the family's name, or ``stall_after_s``, cannot be used.
         """
         super().on_bound(app)
         if not cls.family:
             raise ConfigurationError(f"{cls.name}: a ToldTask needs family=, 'report.creation'")
+        _job_type(cls.family)
+        check_stall_after_s(cls.stall_after_s)
 
-    def reporter(
-        self, task_id: str, retries: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Reporter:
-        """What tells of one attempt."""
-        family = self.family
-        assert family is not None  # noqa: S101 - on_bound() saw to it
-        most = self.max_retries
-        lifecycle = Lifecycle(
-            Family(family) if isinstance(family, str) else family,
-            task_id,
-            attempt=retries + 1,
-            max_attempts=None if most is None else most + 1,
-            stall_after_s=self.stall_after_s,
-        )
-        person = type(self).person or Person.of_call
-        return Reporter(lifecycle, [person(args, kwargs)], self.broadcaster)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task. What it raises is kept as it is: Celery's signals show a pickled copy, and
+        none at all if the result backend is lost.
+        """
+        attempt = _attempt_of(self.request)
+        if attempt is None or attempt.has_begun:
+            return super().__call__(*args, **kwargs)
+        attempt.has_begun = True
+        try:
+            return self.run(*args, **kwargs)
+        except BaseException as error:
+            attempt.error = error
+            raise
 
     def retry(
         self,
@@ -94,33 +136,107 @@ class ToldTask(celery.Task):  # type: ignore[misc]
         max_retries: int | None = None,
         **options: Any,
     ) -> Any:
-        """As Celery's, but not after an :class:`InvalidInputError`: that is raised at once.
+        """As Celery's, but not after an :class:`InvalidInputError`, alone or in an exception group:
+        that is raised at once.
 
         The user hears of the next attempt before a worker can take it.
         """
         request = self.request
-        if isinstance(exc, InvalidInputError):
+        if exc is not None and isinstance(deciding_error(exc), InvalidInputError):
             raise exc
-        most = self.max_retries if max_retries is None else max_retries
         attempt = _attempt_of(request)
-        if attempt is not None and (most is None or request.retries < most):
+        if attempt is None:
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        if max_retries is not None:
+            headers = {**(request.headers or {}), **(options.get("headers") or {})}
+            kept = {**(headers.get(HEADER) or {}), "maxRetries": max_retries}
+            options["headers"] = {**headers, HEADER: kept}
+        most = self.max_retries if max_retries is None else max_retries
+        if most is None or request.retries < most:
             delay = self.default_retry_delay if countdown is None else countdown
-            _tell_retry(attempt.reporter, exc, eta or delay)
-            attempt.goes_on = True
+            cause = sys.exc_info()[1] if exc is None else exc
+            _tell_retry(attempt, cause, eta or delay, most)
             attempt.reporter.settle()
-        return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        try:
+            again = super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        except Retry:
+            attempt.goes_on = True
+            raise
+        except Reject as error:  # it could not be sent to the broker, and Celery gives up
+            attempt.reporter.failed(exc or error)
+            raise
+        attempt.goes_on = True
+        return again
+
+    def replace(self, sig: Any) -> Any:
+        """As Celery's. What replaces the task takes the run along, and ends it."""
+        attempt = _attempt_of(self.request)
+        if attempt is not None and not self.request.is_eager:
+            # As Celery does next, but before the last task is marked.
+            if isinstance(sig, canvas.group):
+                sig |= self.app.tasks["celery.accumulate"].s(index=0)
+            elif _ends_with_group(sig):
+                sig.tasks = list(sig.tasks)
+                sig.tasks[-1] |= self.app.tasks["celery.accumulate"].s(index=0)
+            run = attempt.run.after(self.request.retries)
+            _mark(sig, run, attempt.parts, is_last=True)
+        return super().replace(sig)
 
     def on_replace(self, sig: Any) -> Any:
-        """Another task goes on in this one's name, and tells the end."""
-        if attempt := _attempt_of(self.request):
+        """Send what replaces the task."""
+        attempt = _attempt_of(self.request)
+        if attempt is None:
+            return super().on_replace(sig)
+        attempt.reporter.settle()
+        try:
+            return super().on_replace(sig)
+        except Ignore:
             attempt.goes_on = True
-        return super().on_replace(sig)
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a message must take along for a task that ends another task's run.
+
+    Attributes:
+        attempt: the number of the first attempt that it describes.
+    """
+
+    id: str
+    task: str
+    attempt: int
+    user_id: Any
+    request_id: Any
+
+    def after(self, retries: int) -> _Run:
+        return _Run(self.id, self.task, self.attempt + retries, self.user_id, self.request_id)
+
+    def to_header(self) -> list[Any]:
+        ids = (None if each is None else str(each) for each in (self.user_id, self.request_id))
+        return [self.id, self.task, self.attempt, *ids]
 
 
 @dataclass(slots=True)
 class _Attempt:
+    """One execution of a task.
+
+    Attributes:
+        run: what the reporter reports.
+        parts: runs that this task is a part of. They fail with it, and do not end well with it.
+        goes_on: in another attempt, or in a replacement, which was sent.
+    """
+
     reporter: Reporter
-    goes_on: bool = False  # in another attempt, which has been told, or in another task
+    run: _Run
+    parts: list[_Run] = field(default_factory=list)
+    has_begun: bool = False
+    goes_on: bool = False
+    error: BaseException | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.reporter.state is ReporterState.FINISHED
 
 
 _ATTEMPT, _EXTENT = "_synap_realtime_attempt", "_synap_realtime_extent"
@@ -128,81 +244,289 @@ _ATTEMPT, _EXTENT = "_synap_realtime_attempt", "_synap_realtime_extent"
 next attempt, which may begin in this process before this one is cleaned up, and by a replacement.
 """
 
+_eager_id: ContextVar[str | None] = ContextVar("synap_realtime_celery_eager", default=None)
+"""The id of the task that runs, for an eager one that replaces it."""
+
+
+@functools.cache
+def _job_type(family: Family | str) -> Family:
+    return Family(family) if isinstance(family, str) else family
+
+
+def _mark(sig: Any, run: _Run, parts: list[_Run], *, is_last: bool) -> None:
+    """Let each task of a signature know the run that it is a part of, and the last one end it."""
+    if isinstance(sig, canvas._chain):
+        members, last = list(sig.tasks[:-1]), sig.tasks[-1]
+    elif isinstance(sig, canvas._chord):
+        members, last = list(getattr(sig.tasks, "tasks", sig.tasks)), sig.body
+    elif isinstance(sig, canvas.group):
+        members, last = list(sig.tasks), None
+    else:
+        ends = [run] if is_last else []
+        fails = parts if is_last else [*parts, run]
+        kept = {
+            "ends": [each.to_header() for each in ends],
+            "parts": [each.to_header() for each in fails],
+        }
+        sig.set(headers={**(sig.options.get("headers") or {}), HEADER: kept})
+        return
+    for member in members:
+        _mark(canvas.maybe_signature(member), run, parts, is_last=False)
+    if last is not None:
+        _mark(canvas.maybe_signature(last), run, parts, is_last=is_last)
+
+
+def _ends_with_group(sig: Any) -> bool:
+    is_chain = isinstance(sig, canvas._chain) and sig.tasks
+    return bool(is_chain and isinstance(sig.tasks[-1], canvas.group))
+
+
+def _header(request: Any) -> Mapping[str, Any]:
+    headers = getattr(request, "headers", None)
+    kept = headers.get(HEADER) if isinstance(headers, Mapping) else None
+    if kept is None:
+        kept = getattr(request, HEADER, None)
+    return kept if isinstance(kept, Mapping) else {}
+
+
+def _runs(request: Any, name: str) -> list[_Run]:
+    return [_Run(*each) for each in _header(request).get(name) or ()]
+
+
+def _max_retries(task: celery.Task, request: Any) -> int | None:
+    """How often an attempt may be followed by another: as the last ``retry()`` of the run said,
+    else as the task's automatic retries say, else as the task says.
+    """
+    said = _header(request).get("maxRetries")
+    if said is None and getattr(task, "autoretry_for", None):
+        said = (getattr(task, "retry_kwargs", None) or {}).get("max_retries")
+    most = task.max_retries if said is None else said
+    return most if most is None else int(most)
+
+
+def _reporter(
+    task: celery.Task,
+    run: _Run,
+    person: Person,
+    *,
+    retries: int = 0,
+    max_retries: int | None = None,
+) -> Reporter:
+    """Report a run.
+
+    Args:
+        task: which executes it: the run's own, or one that has replaced it.
+    """
+    told = task.app.tasks[run.task]
+    lifecycle = Lifecycle(
+        _job_type(told.family),
+        run.id,
+        attempt=run.attempt + retries,
+        max_attempts=None if max_retries is None else run.attempt + max_retries,
+        stall_after_s=told.stall_after_s,
+    )
+    # An attempt that is delivered again reports again: its progress is no repetition.
+    call = uuid.uuid4().hex[:8]
+    return Reporter(lifecycle, [person], told.broadcaster, call=call)
+
+
+def _attempt_for(
+    task: celery.Task, request: Any, task_id: str, args: Any, kwargs: Any
+) -> _Attempt | None:
+    """What reports an execution, from its message; None if it reports nothing."""
+    try:
+        if ends := _runs(request, "ends"):
+            run = ends[0]
+            person = Person(run.user_id, run.request_id)
+        elif isinstance(task, ToldTask):
+            person = (type(task).person or Person.of_call)(tuple(args or ()), kwargs or {})
+            run = _Run(task_id, task.name, 1, person.user_id, person.request_id)
+        else:
+            return None
+        reporter = _reporter(
+            task,
+            run,
+            person,
+            retries=getattr(request, "retries", None) or 0,
+            max_retries=_max_retries(task, request),
+        )
+        return _Attempt(reporter, run, _runs(request, "parts"))
+    except SynapRealtimeError as error:
+        logger.error("task %s[%s] runs, but nobody is notified: %s", task.name, task_id, error)
+    except Exception:
+        logger.exception("task %s[%s] runs, but nobody is notified", task.name, task_id)
+    return None
+
 
 def _attempt_of(request: Any, task_id: str | None = None) -> _Attempt | None:
     attempt: _Attempt | None = getattr(request, _ATTEMPT, None)
     return attempt if task_id in (None, request.id) else None
 
 
+def _end_parts(task: celery.Task, request: Any, end: Callable[[Reporter], None]) -> None:
+    """End the runs that cannot end well without this task."""
+    for run in _runs(request, "parts"):
+        try:
+            reporter = _reporter(task, run, Person(run.user_id, run.request_id))
+        except Exception:
+            logger.exception("run %s of %s ends, but nobody is notified", run.id, run.task)
+            continue
+        end(reporter)
+        reporter.settle()
+
+
 def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: object) -> None:
+    request = sender.request
+    if request.is_eager and _eager_id.get() == task_id:
+        return  # it replaces the task that called it, which reports for both
     stack = ExitStack()
-    setattr(sender.request, _EXTENT, stack)
+    setattr(request, _EXTENT, stack)
+    token = _eager_id.set(task_id)
+    stack.callback(_reset_eager_id, token)
     # An eager task runs inside of its caller, which may be a job of somebody else.
     stack.enter_context(extent_of(None))
-    if isinstance(sender, ToldTask):
-        reporter = sender.reporter(task_id, sender.request.retries, tuple(args), kwargs)
-        setattr(sender.request, _ATTEMPT, _Attempt(reporter))
-        stack.enter_context(running(reporter))
+    if attempt := _attempt_for(sender, request, task_id, args, kwargs):
+        setattr(request, _ATTEMPT, attempt)
+        if request.is_eager or not sender.acks_late:  # the broker has it no more
+            stack.enter_context(cancelled_at_exit(attempt.reporter))
+        stack.enter_context(running(attempt.reporter))
 
 
-def _succeed(sender: object, result: object, **_: object) -> None:
-    attempt = _attempt_of(sender.request) if isinstance(sender, ToldTask) else None
+def _reset_eager_id(token: Any) -> None:
+    with suppress(ValueError):  # left in another context than entered
+        _eager_id.reset(token)
+
+
+def _succeed(sender: Any, result: object, **_: object) -> None:
+    attempt = _attempt_of(sender.request)
     if attempt is not None and not attempt.goes_on:
         attempt.reporter.completed(result)
 
 
-def _retry(sender: object, request: Any, reason: object, **_: object) -> None:
-    if isinstance(sender, ToldTask):
-        attempt = _attempt_of(request)
-        if attempt is None or not attempt.goes_on:
-            reporter = attempt.reporter if attempt else _reporter_of(sender, request)
-            cause, when = (reason.exc, reason.when) if isinstance(reason, Retry) else (None, None)
-            _tell_retry(reporter, cause, when)
+def _retry(sender: Any, request: Any, reason: object = None, **_: object) -> None:
+    attempt = _attempt_of(request)
+    if attempt is not None and attempt.goes_on:
+        return
+    if reason is None:
+        # A worker that stops, or has lost the broker, has cancelled the task. One that was
+        # acknowledged early will not come back, whatever Celery's state says.
+        if not sender.acks_late:
+            _revoke(sender, request)
+        return
+    if not isinstance(sender, ToldTask):
+        return  # its next attempt is on its way already, and may have ended the run
+    attempt = attempt or _lost_attempt(sender, request)
+    if attempt is not None:
+        cause, when = (reason.exc, reason.when) if isinstance(reason, Retry) else (None, None)
+        _tell_retry(attempt, cause, when, _max_retries(sender, request))
 
 
 def _fail(
-    sender: object, task_id: str, exception: BaseException, args: Any, kwargs: Any, **_: object
+    sender: Any, task_id: str, exception: BaseException, args: Any, kwargs: Any, **_: object
 ) -> None:
-    if isinstance(sender, ToldTask):
-        attempt = _attempt_of(sender.request, task_id)
-        # Without one it is the worker's main process, and the task's own is lost.
-        reporter = attempt.reporter if attempt else sender.reporter(task_id, 0, tuple(args), kwargs)
-        if isinstance(exception, Reject):
-            reporter.cancelled()
-        elif not _goes_back(sender, exception):
-            reporter.failed(exception)
+    if _goes_back(sender, exception):
+        return
+    request = sender.request if sender.request.id == task_id else None
+    attempt = _attempt_of(request) if request else None
+    # Without one it is the worker's main process, and the task's own is lost.
+    attempt = attempt or _attempt_for(sender, request, task_id, args, kwargs)
+    end = Reporter.cancelled
+    if not isinstance(exception, Reject):
+        error = attempt.error if attempt and attempt.error else exception
+        end = functools.partial(Reporter.failed, error=_cause(error))
+    if attempt is not None:
+        end(attempt.reporter)
+    _end_parts(sender, request, end)
 
 
-def _goes_back(task: ToldTask, error: BaseException) -> bool:
+def _cause(error: BaseException) -> BaseException:
+    """What the user may read of ``retry()`` without ``exc``, whose own error says only that no
+    attempt is left.
+    """
+    context = error.__context__
+    is_last = isinstance(error, MaxRetriesExceededError)
+    return context if is_last and isinstance(context, JobError | BaseExceptionGroup) else error
+
+
+def _goes_back(task: celery.Task, error: BaseException) -> bool:
     """Whether Celery, which calls it a failure, puts the task back on the broker."""
     is_late = isinstance(error, TimeLimitExceeded)
     return is_late and bool(task.acks_late) and not task.acks_on_timeout
 
 
-def _revoke(sender: object, request: Any, **_: object) -> None:
-    if isinstance(sender, ToldTask):
-        _reporter_of(sender, request).cancelled()
+def _revoke(sender: Any, request: Any, **_: object) -> None:
+    if (attempt := _lost_attempt(sender, request)) is not None:
+        attempt.reporter.cancelled()
+    _end_parts(sender, request, Reporter.cancelled)
 
 
-def _end(sender: Any, state: str, **_: object) -> None:
-    stack: ExitStack | None = getattr(sender.request, _EXTENT, None)
+def _lost_attempt(task: celery.Task, request: Any) -> _Attempt | None:
+    """In the worker's main process, which has the message alone."""
+    args, kwargs = getattr(request, "args", None), getattr(request, "kwargs", None)
+    return _attempt_for(task, request, request.id, args, kwargs)
+
+
+def _end(sender: Any, state: str | None, retval: object = None, **_: object) -> None:
+    request = sender.request
+    stack: ExitStack | None = getattr(request, _EXTENT, None)
     if stack is not None:
         stack.close()
-    if (attempt := _attempt_of(sender.request)) is not None:
-        if state == states.IGNORED and not attempt.goes_on:
-            attempt.reporter.cancelled()
+    if (attempt := _attempt_of(request)) is not None:
+        if not attempt.is_over:
+            _end_untold(sender, request, attempt, state, retval)
         attempt.reporter.settle()
+        attempt.error = None
 
 
-def _reporter_of(task: ToldTask, request: Any) -> Reporter:
-    args, kwargs = getattr(request, "args", None), getattr(request, "kwargs", None)
-    retries = getattr(request, "retries", None)
-    return task.reporter(request.id, retries or 0, tuple(args or ()), kwargs or {})
+def _end_untold(
+    task: celery.Task, request: Any, attempt: _Attempt, state: str | None, retval: object
+) -> None:
+    """End a run that no signal of Celery's has ended."""
+    reporter = attempt.reporter
+    if attempt.goes_on and not (request.is_eager and state is None):
+        return
+    if state == states.IGNORED:
+        reporter.cancelled()
+    elif state == states.REJECTED:
+        # With late acknowledgement the worker puts it back, or signals a failure.
+        if request.is_eager or not task.acks_late:
+            reporter.cancelled()
+    elif state == states.SUCCESS:
+        reporter.completed(retval)  # what it returned could not be stored, but it has done its work
+    elif state is None:
+        error = attempt.error or sys.exc_info()[1]
+        if isinstance(error, Exception):
+            reporter.failed(_cause(error))  # that could not be stored, or the caller gets it
+        elif _is_told_by_the_worker(task, error):
+            pass
+        elif isinstance(error, KeyboardInterrupt | WorkerShutdown | WorkerTerminate | _Killed):
+            reporter.cancelled()
+        elif error is not None:
+            reporter.failed(error)
 
 
-def _tell_retry(reporter: Reporter, cause: object, when: object) -> None:
+def _is_told_by_the_worker(task: celery.Task, error: BaseException | None) -> bool:
+    """Whether the worker's main part knows better what becomes of a task that this exception left.
+
+    A child process ends with it, and its parent sees why. A task of a greenlet that takes too long
+    (``gevent.Timeout``), or that is killed (``GreenletExit``) before it was acknowledged, may come
+    back. Else it was revoked, or its worker stops; then the worker's own signal is not waited for:
+    Celery cannot always send it.
+    """
+    if current_process()._name != "MainProcess":
+        return True
+    if isinstance(error, _Killed):
+        return bool(task.acks_late)
+    return type(error).__module__.partition(".")[0] in ("gevent", "eventlet")
+
+
+def _tell_retry(attempt: _Attempt, cause: object, when: object, most: int | None) -> None:
     error = cause if isinstance(cause, BaseException) else "It will be tried again."
-    reporter.retrying(error, in_s=_seconds_until(when))
+    attempt.reporter.retrying(
+        error,
+        in_s=_seconds_until(when),
+        max_attempts=None if most is None else attempt.run.attempt + most,
+    )
 
 
 def _seconds_until(when: object) -> float | None:

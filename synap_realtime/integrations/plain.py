@@ -14,6 +14,7 @@ from ..broadcast import BackgroundBroadcaster
 from ..errors import InvalidArgumentError
 from ..jobs import Family, JobRun, Lifecycle, Person, PlainRun, Reporter, running
 from ..jobs.arguments import check_stall_after_s
+from ..jobs.exits import cancelled_at_exit
 from ..jobs.lifecycle import STALL_AFTER_S
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ async def run_job(
         pause_s = min(first_pause_s * 2 ** (attempt - 1), MAX_PAUSE_S)
         try:
             try:
-                with running(reporter):
+                with cancelled_at_exit(reporter), running(reporter):
                     result = await _call(do, run)
             except Exception as error:
                 again = reporter.raised(error, again_in_s=pause_s if attempt <= retries else None)

@@ -10,7 +10,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import SupportsFloat
 
@@ -194,11 +194,23 @@ class Reporter:
                     self._add(line, piece)
 
     def retrying(
-        self, error: BaseException | str, *, part: str = "run", in_s: float | None = None
+        self,
+        error: BaseException | str,
+        *,
+        part: str = "run",
+        in_s: float | None = None,
+        max_attempts: int | None = None,
     ) -> None:
-        """See :meth:`Lifecycle.retrying`."""
+        """See :meth:`Lifecycle.retrying`.
+
+        Args:
+            max_attempts: as it is from here on, if this attempt has changed it.
+        """
         self._problem = "failed, and will be tried again"
-        notification = self._lifecycle.retrying(error, part=part, in_s=in_s)
+        lifecycle = self._lifecycle
+        if max_attempts is not None:
+            lifecycle = replace(lifecycle, max_attempts=max_attempts)
+        notification = lifecycle.retrying(error, part=part, in_s=in_s)
         self._tell(notification, ReporterState.RETRYING)
 
     def raised(self, error: Exception, *, again_in_s: float | None) -> bool:

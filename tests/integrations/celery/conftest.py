@@ -24,7 +24,7 @@ LIMIT_S = 30.0
 Messages = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def rooms() -> Iterator[str]:
     """A room server's address."""
     code = "from synap_realtime.cli import main; main()"
@@ -36,7 +36,7 @@ def rooms() -> Iterator[str]:
         server.terminate()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def broker() -> Iterator[str]:
     with ValkeyServer() as server:
         url = server.connection_url
@@ -67,6 +67,13 @@ class Worker:
         """The worker and its pool at once, as when a machine goes."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(10)
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the worker's main process."""
+        self._process.send_signal(signum)
+
+    def wait(self) -> None:
+        self._process.wait(20)
 
     def stop(self) -> None:
         self._process.terminate()

@@ -32,9 +32,12 @@ app.conf.update(
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 2,
     },
-    result_backend=os.environ.get("BROKER_URL"),
+    result_backend=os.environ.get("RESULT_BACKEND", os.environ.get("BROKER_URL")),
+    result_backend_transport_options={"retry_policy": {"max_retries": 1}},
+    task_publish_retry_policy={"max_retries": 1},
     worker_hijack_root_logger=False,
     worker_prefetch_multiplier=1,
+    worker_soft_shutdown_timeout=float(os.environ.get("SOFT_S", "0")),
 )
 
 
@@ -251,3 +254,188 @@ def outer(self: Any, doc: str, *, user_id: str) -> None:
 def replaces_itself(self: Any, doc: str, *, user_id: str) -> None:
     _say("before", doc)
     raise self.replace(inner.si(doc, user_id=user_id))
+
+
+# What ends a task
+
+
+@told()
+def exits(self: Any, *, user_id: str) -> None:
+    raise SystemExit(3)
+
+
+@told()
+def is_interrupted(self: Any, *, user_id: str) -> None:
+    raise KeyboardInterrupt
+
+
+@told(max_retries=1)
+def flaps(self: Any, *, user_id: str) -> str:
+    progress(0.5, f"{self.request.retries}")
+    if self.request.retries == 0:
+        raise self.retry(exc=JobError("Again."), countdown=0)
+    return user_id
+
+
+@told()
+def is_put_back_too_late(self: Any, *, user_id: str) -> None:
+    """Acknowledged early, it does not come back."""
+    raise Reject("Not now.", requeue=True)
+
+
+@told(autoretry_for=(Exception,), max_retries=3, default_retry_delay=0)
+def fails_as_a_group(self: Any, *, user_id: str) -> None:
+    raise ExceptionGroup("g", [ValueError(), ExceptionGroup("h", [InvalidInputError("Empty.")])])
+
+
+class NumberedError(JobError):
+    """Celery cannot pickle one that is made in its own way, and shows another in its place."""
+
+    def __init__(self, number: int, *, hint: str) -> None:
+        super().__init__(f"{number}: {hint}")
+        self.lock = threading.Lock()
+
+
+@told()
+def fails_with_what_cannot_be_pickled(self: Any, *, user_id: str) -> None:
+    raise NumberedError(7, hint="No paper.")
+
+
+@told(max_retries=0)
+def runs_out(self: Any, *, user_id: str) -> None:
+    try:
+        raise JobError("No paper.")
+    except JobError:
+        self.retry(countdown=0)
+
+
+@told()
+def returns_what_celery_cannot_keep(self: Any, *, user_id: str) -> object:
+    return object()
+
+
+@told(
+    autoretry_for=(JobError,),
+    retry_kwargs={"max_retries": 5},
+    retry_backoff=False,
+    default_retry_delay=0,
+)
+def counts_to_six(self: Any, *, user_id: str) -> Any:
+    progress(None, f"{self.request.retries + 1}")
+    if self.request.retries < 5:
+        raise JobError("Again.")
+    return self.request.retries + 1
+
+
+@told()
+def counts_to_two(self: Any, *, user_id: str) -> None:
+    progress(None, f"{self.request.retries + 1}")
+    raise self.retry(exc=JobError("Again."), countdown=0, max_retries=1)
+
+
+@told(max_retries=None)
+def counts_without_end(self: Any, *, user_id: str) -> Any:
+    progress(None, f"{self.request.retries + 1}")
+    if self.request.retries < 4:
+        raise self.retry(exc=JobError("Again."), countdown=0)
+    return self.request.retries + 1
+
+
+@app.task  # type: ignore[untyped-decorator]
+def number(n: int) -> int:
+    return n
+
+
+@app.task  # type: ignore[untyped-decorator]
+def total(numbers: Any) -> dict[str, int]:
+    progress(0.9, "Adding")
+    return {"total": sum(numbers)}
+
+
+@app.task  # type: ignore[untyped-decorator]
+def boom(*args: Any) -> None:
+    raise JobError("No paper.")
+
+
+@app.task(bind=True)  # type: ignore[untyped-decorator]
+def tries_twice(self: Any, n: int) -> int:
+    if self.request.retries == 0:
+        raise self.retry(exc=JobError("Again."), countdown=0)
+    return n
+
+
+@app.task(base=ToldTask, family="other.kind")  # type: ignore[untyped-decorator]
+def other(n: int, *, user_id: str) -> int:
+    progress(0.7, "Other")
+    return n
+
+
+REPLACEMENTS: dict[str, Callable[[], Any]] = {
+    "plain": lambda: number.si(3),
+    "group": lambda: celery.group(number.si(1), number.si(2)),
+    "chord": lambda: celery.chord([number.si(1), number.si(2)], total.s()),
+    "chain": lambda: celery.chain(number.si(1), tries_twice.s()),
+    "chain_with_group": lambda: celery.chain(
+        number.si(1), celery.group(number.si(2), number.si(3))
+    ),
+    "retried": lambda: tries_twice.si(3),
+    "other": lambda: other.si(3, user_id="nobody"),
+    "again": lambda: again("group"),
+    "chord_again": lambda: celery.chord([again("plain"), number.si(2)], total.s()),
+    "failing": lambda: boom.si(),
+    "failing_group": lambda: celery.group(number.si(1), boom.si()),
+    "failing_chord": lambda: celery.chord([number.si(1), boom.si()], total.s()),
+    "failing_body": lambda: celery.chord([number.si(1)], boom.s()),
+    "failing_chain": lambda: celery.chain(boom.si(), number.si(1)),
+}
+
+
+def again(kind: str) -> Any:
+    name, kwargs = f"{__name__}.replaces", {"user_id": "nobody"}
+    return app.signature(name, args=[kind], kwargs=kwargs, immutable=True)
+
+
+@told()
+def replaces(self: Any, kind: str, *, user_id: str) -> Any:
+    progress(0.1, "Splitting")
+    raise self.replace(REPLACEMENTS[kind]())
+
+
+@told()
+def stays(self: Any, *, user_id: str) -> str:
+    progress(None, str(os.getpid()))
+    end = time.monotonic() + float(os.environ.get("STAYS_S", "30"))
+    while time.monotonic() < end:  # each sleep is short: a signal's handler comes soon
+        time.sleep(0.02)
+    return "stayed"
+
+
+@told(acks_late=True)
+def stays_late(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
+    return _lose(marker)
+
+
+@told()
+def waits_for(self: Any, gate: str, *, user_id: str) -> str:
+    progress(None, "waiting")
+    while not os.path.exists(gate):  # noqa: PTH110
+        time.sleep(0.02)
+    return "done"
+
+
+@told()
+def fails_after(self: Any, gate: str, *, user_id: str) -> None:
+    waits_for.run(gate, user_id=user_id)
+    raise JobError("No paper.")
+
+
+@told(max_retries=3)
+def retries_after(self: Any, gate: str, *, user_id: str) -> None:
+    waits_for.run(gate, user_id=user_id)
+    raise self.retry(exc=JobError("No paper."), countdown=0)
+
+
+@told()
+def returns_a_replacement(self: Any, *, user_id: str) -> Any:
+    progress(0.1, "Splitting")
+    return self.replace(number.si(3))
