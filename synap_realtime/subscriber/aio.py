@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..protocol.notification import Notification
 from . import core, dialling
 from .keepalive import Keepalive
-from .options import OnGap, OnState, Options, Token, check
+from .options import OnGap, OnState, Options, Token, brought, check
 from .reconnect import Failure
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def subscribe(
         url: the room server, ``http(s)://`` or ``ws(s)://``, default ``REALTIME_URL``, else
             ``http://127.0.0.1:8787``.
         token: sent as a bearer token; a function (it may be ``async``) is called at every dial,
-            and what it raises ends the subscription.
+            and what it raises ends the subscription. One that takes over 10 s is a failed dial.
         after: where to start: a cursor, ``earliest`` or ``latest``. By default a user's room
             starts after what was received, a request's room at its beginning.
         attempts: how often in a row to reconnect, after about 1, 2, 4, 8, 16, 16, … s; None for
@@ -127,7 +127,15 @@ class _Line:
         token = self._options.token
         if callable(token):
             given = token()
-            token = await given if inspect.isawaitable(given) else given
+            if inspect.isawaitable(given):
+                try:
+                    async with asyncio.timeout(dialling.OPEN_TIMEOUT_S) as limit:
+                        given = await given
+                except TimeoutError:
+                    if not limit.expired():
+                        raise  # the function's own
+                    return Failure("no token came in time")
+            token = brought(given)
         arguments = dialling.dial_arguments("asyncio.client", self._options, after, token)
         try:
             ws: ClientConnection = await connect(**arguments)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -204,6 +205,9 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
         up_s = 0.0
         if isinstance(answer, Failure):
             failure = answer
+            if failure.status == 401 and callable(options.token):
+                is_expired = re.search(r"\bexpired\b", failure.reason) is not None
+                failure = replace(failure, is_expired=is_expired)
         else:
             start = clock()
             speaks_v1 = answer == SUBPROTOCOL

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..protocol.notification import Notification
-from ..protocol.rooms import request_room
+from ..protocol.rooms import UserId, request_room
 from .aio import subscribe
-from .options import Token
+from .options import SubscriptionState, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,9 @@ class JobState:
         attempt, max_attempts: which attempt runs, or will, of how many.
         error: why the last attempt failed, or why the job did.
         result: the ``data`` of its end.
-        text: what it has written so far.
+        text: what it has written so far, from its beginning to the first piece that is missing.
+        is_text_complete: false when a piece of the text is missing: this client came late, or was
+            away for longer than the server keeps what was published. The result brings the whole.
         type: of the last notification.
     """
 
@@ -38,6 +40,7 @@ class JobState:
     error: str | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+    is_text_complete: bool = True
     type: str | None = None
 
     @property
@@ -56,6 +59,9 @@ class JobView:
     def __init__(self) -> None:
         self.state = JobState()
         self.stall_after_s: float | None = None
+        self._run: object = None  # whose text it is: the run and its attempt
+        self._attempt = 0.0
+        self._next_index: float | None = 0  # None: no piece continues the text
 
     def hear(self, notification: Notification) -> JobState:
         """Take the next notification; what comes after the end is ignored."""
@@ -69,10 +75,10 @@ class JobView:
             self.stall_after_s = None
             error = _text(data.get("error")) if notification.status == "error" else None
             state = replace(state, status=notification.status, result=data, error=error)
+            if notification.status == "success":
+                state = _completed(state)
         elif word == "delta":
-            begins = data.get("index") == 0  # an attempt writes its text from the beginning
-            text = ("" if begins else state.text) + (_text(data.get("delta")) or "")
-            state = replace(state, status="pending", text=text)
+            state = replace(self._write(state, data), status="pending")
         else:
             self.stall_after_s = _number(data.get("stallAfterS")) or None
             most = _number(data.get("maxAttempts"))
@@ -90,11 +96,51 @@ class JobView:
         self.state = state
         return state
 
+    def gap(self) -> JobState:
+        """Something was missed that the server no longer has: perhaps the rest of the text."""
+        if not self.state.is_over:
+            self.state = replace(self.state, is_text_complete=False)
+        return self.state
+
+    def _write(self, state: JobState, data: Mapping[str, Any]) -> JobState:
+        """Add a piece. A text that lacks a piece is shown up to there, one without its beginning is
+        not shown."""
+        index, attempt = _number(data.get("index")), _number(data.get("attempt"), 1.0) or 1.0
+        is_same_run = data.get("runId") == self._run
+        if is_same_run and attempt < self._attempt:
+            return state  # what an earlier attempt has written is void
+        is_other = not is_same_run or attempt != self._attempt
+        self._run, self._attempt = data.get("runId"), attempt
+        piece = _text(data.get("delta")) or ""
+        if index == 0:  # an attempt writes its text from the beginning
+            self._next_index = 1
+            return replace(state, text=piece, is_text_complete=True)
+        if not is_other and index is not None and self._next_index is not None:
+            if index == self._next_index:
+                self._next_index = index + 1
+                return replace(state, text=state.text + piece, is_text_complete=True)
+            if index < self._next_index:
+                return state  # it came before
+        self._next_index = None
+        return replace(state, text="" if is_other else state.text, is_text_complete=False)
+
     def stall(self) -> JobState:
         """It has been silent for too long. A later word takes that back."""
         if self.state.status in ("pending", "retrying"):
             self.state = replace(self.state, status="stalled")
         return self.state
+
+
+def _completed(state: JobState) -> JobState:
+    """A good end. What the text lacks is in the result: what the job returned, or the member that
+    has the whole text."""
+    state = replace(state, progress=1.0)
+    if state.is_text_complete:
+        return state
+    for name in ("response", "text", "result"):
+        if (whole := _text(state.result.get(name))) is not None:
+            return replace(state, text=whole, is_text_complete=True)
+    return state
 
 
 def _text(value: object) -> str | None:
@@ -107,8 +153,8 @@ def _number(value: object, default: float | None = None) -> float | None:
     return value
 
 
-async def follow_job(
-    request_id: str,
+def follow_job(
+    request_id: UserId,
     url: str | None = None,
     token: Token = None,
 ) -> AsyncGenerator[JobState, None]:
@@ -120,6 +166,9 @@ async def follow_job(
             async for state in states:
                 print(state.status, state.progress, state.label)
 
+    A lost connection says nothing about the job: it is resumed, and meanwhile the job does not
+    count as stalled.
+
     Args:
         request_id: what was asked for; its room is ``request_{request_id}``.
         url, token: as for :func:`subscribe`.
@@ -130,22 +179,66 @@ async def follow_job(
     Raises:
         as :func:`subscribe` does.
     """
-    view = JobView()
-    room = request_room(request_id)
-    async with aclosing(subscribe(room, url, token, after="earliest", attempts=None)) as heard:
-        coming: asyncio.Future[Notification] | None = None
-        try:
-            while not view.state.is_over:
-                coming = coming or asyncio.ensure_future(anext(heard))
-                done, _ = await asyncio.wait([coming], timeout=view.stall_after_s)
-                if done:
-                    state = view.hear(coming.result())
-                    coming = None
-                else:
-                    view.stall_after_s = None
-                    state = view.stall()
-                yield state
-        finally:
-            if coming is not None:
-                coming.cancel()
-                await asyncio.wait([coming])
+    following = _Following()
+    heard = subscribe(
+        request_room(request_id),
+        url,
+        token,
+        after="earliest",
+        attempts=None,
+        on_gap=following.on_gap,
+        on_state=following.on_state,
+    )
+    return following.states(heard)
+
+
+class _Following:
+    """One job, and whether it can be heard."""
+
+    def __init__(self) -> None:
+        self._view = JobView()
+        self._is_connected = False
+        self._changed = asyncio.Event()
+
+    def on_gap(self, _room: str) -> None:
+        self._view.gap()
+        self._changed.set()
+
+    def on_state(self, state: SubscriptionState) -> None:
+        self._is_connected = state.name == "connected"
+        self._changed.set()
+
+    async def states(self, heard: AsyncGenerator[Notification, None]) -> AsyncGenerator[JobState]:
+        view = self._view
+        async with aclosing(heard):
+            coming: asyncio.Future[Notification] | None = None
+            changed: asyncio.Future[bool] | None = None
+            shown = view.state
+            try:
+                while not view.state.is_over:
+                    coming = coming or asyncio.ensure_future(anext(heard))
+                    changed = changed or asyncio.ensure_future(self._changed.wait())
+                    # Only while it is connected is silence the job's.
+                    timeout = view.stall_after_s if self._is_connected else None
+                    waited = (coming, changed)
+                    done, _ = await asyncio.wait(
+                        waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if coming in done:
+                        view.hear(coming.result())
+                        coming = None
+                    if changed in done:
+                        self._changed.clear()
+                        changed = None
+                    if not done:
+                        view.stall_after_s = None
+                        view.stall()
+                    if coming is None or view.state != shown:
+                        shown = view.state
+                        yield shown
+            finally:
+                waiting = [future for future in (coming, changed) if future is not None]
+                for future in waiting:
+                    future.cancel()
+                if waiting:
+                    await asyncio.wait(waiting)

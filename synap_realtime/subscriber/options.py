@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from ..endpoint import SCHEMES, Address, bearer, parse_address
-from ..errors import InvalidArgumentError
+from ..errors import ConfigurationError, InvalidArgumentError
 from ..protocol.rooms import Room, parse_room
 
 Token = str | Callable[[], str | Awaitable[str]] | None
@@ -37,6 +37,34 @@ class SubscriptionState:
 
 OnState = Callable[[SubscriptionState], object] | None
 OnGap = Callable[[str], object] | None
+
+
+_NO_IDS = ("None", "undefined", "null", "nan", "NaN")
+"""What an id that is not there yet becomes in ``f"user_{user_id}"``."""
+
+
+def check_token(token: object) -> None:
+    """Check a token that is no function.
+
+    Raises:
+        ConfigurationError: it is no text, or empty, or no header can carry it.
+    """
+    if not isinstance(token, str) or not token:
+        kind = "an empty one" if token == "" else type(token).__name__
+        raise ConfigurationError(f"token: expected a token, or a function of one; got {kind}")
+    bearer("token", token)
+
+
+def brought(token: object) -> str | None:
+    """What a token function has returned; None is no token, and neither is an empty text.
+
+    Raises:
+        InvalidArgumentError: it is no text.
+    """
+    if token is not None and not isinstance(token, str):
+        kind = type(token).__name__
+        raise InvalidArgumentError("token", f"expected its function to return a string, not {kind}")
+    return token or None
 
 
 class Options(NamedTuple):
@@ -79,7 +107,10 @@ def check(
         ConfigurationError: the URL or the token cannot work.
     """
     if token is not None and not callable(token):
-        bearer("token", token)
+        check_token(token)
+    given: object = url
+    if given is not None and (not isinstance(given, str) or not given):
+        raise ConfigurationError("url: expected http://…, https://…, ws://… or wss://…, or None")
     position: object = after
     if position is not None and not (
         isinstance(position, str) and (not position or _POSITION.fullmatch(position))
@@ -88,16 +119,20 @@ def check(
     limit: object = attempts
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         raise InvalidArgumentError("attempts", f"expected 0 or more, or None; got {limit!r}")
+    if not isinstance(acknowledge, bool):
+        raise InvalidArgumentError("acknowledge", f"expected True or False; got {acknowledge!r}")
+    if (checked := parse_room(room)).partition("_")[2] in _NO_IDS:
+        raise InvalidArgumentError("room", f"its id was not there yet; got {room!r}")
     for field, function in (("on_gap", on_gap), ("on_state", on_state)):
         if function is not None and not callable(function):
             raise InvalidArgumentError(field, "expected a function")
     return Options(
-        room=parse_room(room),
+        room=checked,
         address=parse_address(url, SCHEMES),
-        token=token or None,
+        token=token,
         after=after or None,
         attempts=attempts,
-        acknowledge=bool(acknowledge),
+        acknowledge=acknowledge,
         on_gap=on_gap,
         on_state=on_state,
     )

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 from ..endpoint import retry_after_s
 from ..errors import SubscriptionError
+from ..protocol.control import CloseCode
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 16.0
 JITTER = 0.25
 STABLE_AFTER_S = 5.0
 """A connection that stayed up for so long was a good one: the count starts anew."""
+
+STABLE_WITH_TOKEN_S = 1.0
+"""One that ended with its token (4401) was as good as that token."""
 
 LONGEST_ASKED_S = 60.0
 """A server may ask for a pause, but not for the rest of the day."""
@@ -36,10 +40,14 @@ class Failure:
     status: int | None = None
     close_code: int | None = None
     asked_s: float | None = None
+    is_expired: bool = False
+    """Of a token that a function brought: it may bring one that has not expired."""
 
     @property
     def is_final(self) -> bool:
         """Whether the server said not to come back."""
+        if self.is_expired:
+            return False
         if self.status is not None:
             return 400 <= self.status <= 499 and self.status not in _WORTH_ANOTHER_TRY
         # 1009 means what 4540 does: this client said what no server takes.
@@ -72,7 +80,8 @@ class Reconnect:
         """
         if failure.is_final:
             raise SubscriptionError(f"{shown}: {failure.reason}", code=failure.code)
-        if up_s >= STABLE_AFTER_S:
+        ended_with_token = failure.close_code == CloseCode.TOKEN_EXPIRED
+        if up_s >= (STABLE_WITH_TOKEN_S if ended_with_token else STABLE_AFTER_S):
             self.count = 0
         if self._attempts is not None and self.count >= self._attempts:
             raise SubscriptionError(

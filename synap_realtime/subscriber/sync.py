@@ -15,7 +15,7 @@ from ..errors import InvalidArgumentError
 from ..protocol.notification import Notification
 from . import core, dialling
 from .keepalive import Keepalive
-from .options import OnGap, OnState, Options, check
+from .options import OnGap, OnState, Options, brought, check
 from .reconnect import Failure
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ class _Line:
     def dial(self, after: str | None) -> str | Failure | None:
         connect = dialling.library("sync.client").connect
         token = self._options.token
-        given = token() if callable(token) else token
-        if given is not None and not isinstance(given, str):
-            raise InvalidArgumentError("token", "expected its function to return a string")
+        given = brought(token()) if callable(token) else token
         arguments = dialling.dial_arguments("sync.client", self._options, after, given)
         try:
             dialling.dial_socket(arguments, self._options)

@@ -92,10 +92,12 @@ class Scripted:
         scripts: what to do with each connection, or an HTTP status (with headers) to refuse it.
         requests: the handshakes, in order.
         said: what clients sent, in order.
+        details: of a refusal.
     """
 
     def __init__(self) -> None:
         self.url = ""
+        self.details = "because"
         self.scripts: list[Script | tuple[int, dict[str, str]]] = []
         self.requests: list[Request] = []
         self.said: asyncio.Queue[str] = asyncio.Queue()
@@ -117,7 +119,7 @@ class Scripted:
         match self.scripts[0] if self.scripts else None:
             case (int(status), headers):
                 self.scripts.pop(0)
-                body = json.dumps({"error": "No", "details": "because"}).encode()
+                body = json.dumps({"error": "No", "details": self.details}).encode()
                 return Response(status, HTTPStatus(status).phrase, Headers(headers), body)
             case None:
                 return Response(410, "Gone", Headers(), b"the script has ended")

@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
-from synap_realtime import BackgroundBroadcaster, JobState, Notification, follow_job
+from synap_realtime import (
+    BackgroundBroadcaster,
+    InvalidArgumentError,
+    JobState,
+    Notification,
+    follow_job,
+)
 from synap_realtime.jobs import Family, Lifecycle, Person, Reporter
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.subscriber import JobView
+
+from ..program import free_port
 
 REPORT = Family("report.creation")
 
@@ -57,6 +65,113 @@ def test_a_text_grows_and_begins_anew() -> None:
     assert view.state.text == "Hello"
     view.hear(run.retrying("Again."))
     assert view.hear(run.delta("b", 0, "Good")).text == "Good"
+
+
+def delta(view: JobView, index: object, piece: str, **rest: object) -> tuple[str, bool]:
+    data = {"runId": "r", "attempt": 1, "index": index, "delta": piece, **rest}
+    state = view.hear(Notification(type="a.delta", data=data, status="pending"))
+    return state.text, state.is_text_complete
+
+
+def test_does_not_show_a_text_without_its_beginning() -> None:
+    view = JobView()
+    assert delta(view, 3, "of the end") == ("", False)
+    assert delta(view, 4, ".") == ("", False)
+    assert delta(view, 0, "Anew", attempt=2) == ("Anew", True)
+
+
+def test_shows_a_text_up_to_the_first_missing_piece() -> None:
+    view = JobView()
+    assert delta(view, 0, "a") == ("a", True)
+    for index in (2, 1, 3):
+        assert delta(view, index, "?") == ("a", False)
+    assert delta(view, 0, "x") == ("x", True)
+
+
+def test_a_text_may_go_on_after_a_gap() -> None:
+    view = JobView()
+    delta(view, 0, "a")
+    assert not view.gap().is_text_complete
+    assert delta(view, 1, "b") == ("ab", True)
+    view.gap()
+    assert delta(view, 3, "d") == ("ab", False)
+
+
+def test_does_not_mix_texts_of_attempts_or_runs() -> None:
+    view = JobView()
+    delta(view, 0, "first")
+    assert delta(view, 1, "second", attempt=2) == ("", False)
+    assert delta(view, 1, "late") == ("", False)
+    assert delta(view, 0, "second", attempt=2) == ("second", True)
+    assert delta(view, 0, "late") == ("second", True)
+    assert delta(view, 1, "other", attempt=2, runId="s") == ("", False)
+
+
+def test_shows_a_piece_once() -> None:
+    view = JobView()
+    delta(view, 0, "a")
+    delta(view, 1, "b")
+    assert delta(view, 1, "b") == ("ab", True)
+
+
+@pytest.mark.parametrize("index", [None, "0", -1, 1.5, True, [], {}])
+def test_a_piece_without_a_place_is_no_piece(index: object) -> None:
+    view = JobView()
+    delta(view, 0, "a")
+    assert delta(view, index, "b") == ("a", False)
+
+
+@pytest.mark.parametrize("name", ["response", "text", "result"])
+def test_the_end_brings_the_whole_text(name: str) -> None:
+    view = JobView()
+    delta(view, 3, "le")
+    end = Notification(type="a.completed", status="success", data={name: "whole"})
+    assert (view.hear(end).text, view.state.is_text_complete) == ("whole", True)
+
+
+def test_says_that_a_text_is_incomplete_where_the_end_does_not_bring_it() -> None:
+    view = JobView()
+    delta(view, 3, "le")
+    end = Notification(type="a.completed", status="success", data={"pages": 3})
+    assert (view.hear(end).text, view.state.is_text_complete) == ("", False)
+    assert view.gap() == view.state
+
+
+def test_a_good_end_is_all_of_its_progress() -> None:
+    run = Lifecycle(REPORT, "r")
+    view = JobView()
+    view.hear(run.progress("1", 0.5, None, None))
+    assert view.hear(run.completed({})).progress == 1
+    bad = JobView()
+    bad.hear(run.progress("1", 0.5, None, None))
+    assert bad.hear(run.failed("No paper.")).progress == 0.5
+
+
+@pytest.mark.parametrize("request_id", [None, "", "a b", True, 1.5, "None", "undefined"])
+def test_rejects_a_wrong_request_id_at_the_call(request_id: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"request_id|room"):
+        follow_job(request_id)
+
+
+async def test_a_lost_connection_is_not_the_jobs_silence() -> None:
+    """The server is away for longer than the job's silence may be: that says nothing of it."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    seen: list[JobState] = []
+    async with asyncio.timeout(20), aclosing(follow_job("r1", url)) as states:
+        async with running(create_app(), port=port), BackgroundBroadcaster(url) as broadcaster:
+            lifecycle = Lifecycle(REPORT, "r", stall_after_s=0.5)
+            reporter = Reporter(lifecycle, [Person("42", "r1")], broadcaster)
+            reporter.started()
+            seen.append(await anext(states))
+        waiting = asyncio.ensure_future(anext(states))
+        await asyncio.wait([waiting], timeout=1.5)
+        assert not waiting.done()
+        async with running(create_app(), port=port):
+            seen += [await waiting, await anext(states)]
+    # The log is gone, and with it perhaps a part of the text; then the job is silent, indeed.
+    assert [state.status for state in seen] == ["pending", "pending", "stalled"]
+    assert [state.is_text_complete for state in seen] == [True, False, False]
 
 
 def test_a_wait_without_a_limit_never_stalls() -> None:

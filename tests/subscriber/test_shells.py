@@ -16,6 +16,7 @@ from websockets.asyncio.server import ServerConnection
 
 from synap_realtime import (
     ConfigurationError,
+    InvalidArgumentError,
     SubscriptionError,
     SubscriptionState,
     subscribe,
@@ -150,6 +151,59 @@ async def test_what_a_token_function_raises_is_raised(listen: Listen, scripted: 
         with pytest.raises(LookupError, match="signed out"):
             await heard()
     assert not scripted.requests
+
+
+async def test_a_token_function_is_asked_again_for_one_that_had_expired(
+    listen: Listen, scripted: Scripted
+) -> None:
+    """Whatever else is wrong with a token is final, and so is a fixed one that has expired."""
+    scripted.details = "token expired"
+    tokens = iter(["old", "new", "other"])
+    play(scripted, (401, {}), says(note("n1")))
+    async with listen("user_1", scripted.url, lambda: next(tokens)) as heard:
+        assert (await heard()).id == "n1"
+    assert [r.headers["Authorization"] for r in scripted.requests] == ["Bearer old", "Bearer new"]
+    play(scripted, (401, {}))
+    async with listen("user_1", scripted.url, "fixed") as heard:
+        with pytest.raises(SubscriptionError, match="token expired") as caught:
+            await heard()
+    assert not caught.value.retriable
+    scripted.details = "invalid signature"
+    play(scripted, (401, {}))
+    async with listen("user_1", scripted.url, lambda: next(tokens)) as heard:
+        with pytest.raises(SubscriptionError, match="invalid signature"):
+            await heard()
+
+
+async def test_a_token_function_that_hangs_is_a_failed_dial(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap_realtime.subscriber.dialling.OPEN_TIMEOUT_S", 0.1)
+    calls: list[int] = []
+    reasons: list[str] = []
+
+    async def token() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return "t2"
+
+    play(scripted, says(note("n1")))
+    notifications = subscribe(
+        "user_1", scripted.url, token, on_state=lambda state: reasons.append(state.reason)
+    )
+    async with contextlib.aclosing(notifications):
+        await anext(notifications)
+    assert (len(calls), reasons) == (2, ["no token came in time", ""])
+
+
+@pytest.mark.parametrize("given", [5, True, b"t", {}])
+async def test_a_token_function_that_returns_no_text_fails_by_name(
+    listen: Listen, scripted: Scripted, given: Any
+) -> None:
+    async with listen("user_1", scripted.url, lambda: given) as heard:
+        with pytest.raises(InvalidArgumentError, match=r"^token: expected its function to return"):
+            await heard()
 
 
 async def test_async_functions_are_awaited(scripted: Scripted) -> None:
