@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import jwt
 import pytest
-from playwright.async_api import BrowserContext
+from playwright.async_api import BrowserContext, Error
 
 from ..link import Link
-from ..program import Program
+from ..program import Program, free_port
 from .conftest import launched
-from .pages import Publisher, Server, Tab, bundle, environment, serving, site, token
+from .pages import SECRET, Publisher, Server, Tab, bundle, environment, serving, site, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -336,7 +337,7 @@ async def test_a_bad_token_is_final_over_server_sent_events(tab: Tab, url: str) 
         await tab.listen(link.url, token=token(secret="x" * 32))
         await tab.until("told.states.at(-1).status === 'closed'")
         error = (await tab.states())[-1]["error"]
-        assert "no key of this server" in error["message"]
+        assert "invalid signature" in error["message"]
         assert (error["code"], error["retriable"]) == (401, False)
 
 
@@ -422,6 +423,118 @@ async def test_a_new_token_in_time_keeps_the_connection(
         assert [state["status"] for state in await tab.states()] == ["connecting", "open"]
         assert len(given) == 2
         await job.close()
+
+
+async def test_asks_for_tokens_of_seconds_once_each(tab: Tab, server: Server) -> None:
+    """Over many renewals there is one connection, and nothing is lost."""
+    given: list[str] = []
+
+    def bring() -> str:
+        given.append(token(expires_in_s=6))
+        return given[-1]
+
+    await tab.page.expose_function("bringToken", bring)
+    async with server.serving(token_leeway_s=0) as url:
+        job = Publisher(url)
+        await tab.listen(url, bringsToken=True)
+        async with asyncio.timeout(60):
+            while len(given) < 9:
+                await job.publish()
+                await asyncio.sleep(0.2)
+                assert len(given) <= len(job.kept) / 5 + 2
+        await tab.until_heard(job.kept)
+        assert [state["status"] for state in await tab.states()] == ["connecting", "open"]
+        await job.close()
+
+
+# ---- why there is no connection ----
+
+
+@pytest.mark.parametrize(
+    ("secret", "claims", "word"),
+    [
+        (SECRET, {"exp": 1}, "token expired"), ("x" * 32, {}, "invalid signature"),
+        (SECRET, {"aud": "others"}, "audience"),
+    ],
+)  # fmt: skip
+async def test_says_what_is_wrong_with_a_token(
+    tab: Tab, url: str, secret: str, claims: dict[str, Any], word: str
+) -> None:
+    wrong = jwt.encode({"sub": "1", "exp": 2**33, **claims}, secret, "HS256")
+    await tab.listen(url, token=wrong)
+    await tab.until("told.states.at(-1).status === 'closed'")
+    error = (await tab.states())[-1]["error"]
+    assert word in error["message"]
+    assert (error["code"], error["retriable"]) == (4501, False)
+
+
+async def test_names_the_origin_that_is_not_allowed(
+    context: BrowserContext, tmp_path: Path, origin: str, url: str
+) -> None:
+    bundle("listener.ts", tmp_path / "listener")
+    with site(tmp_path) as foreign:
+        tab = await Tab.open(context, foreign)
+        await tab.listen(url)
+        await tab.until("told.states.at(-1).status === 'waiting'")
+        message = (await tab.states())[-1]["error"]["message"]
+    assert f"origin {foreign} is not allowed by it" in message
+    assert url in message
+
+
+async def test_says_that_a_server_cannot_be_reached(tab: Tab) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    await tab.listen(url)
+    await tab.until("told.states.at(-1).status === 'waiting'")
+    message = (await tab.states())[-1]["error"]["message"]
+    assert message.startswith(f"cannot reach {url}")
+    assert "origin" not in message
+
+
+async def test_does_not_come_back_to_another_application(tab: Tab, origin: str) -> None:
+    """The page's own server: it has no such route, and may be read."""
+    await tab.listen(origin)
+    await tab.until("told.states.at(-1).status === 'closed'")
+    error = (await tab.states())[-1]["error"]
+    assert f"is a room server at {origin}?" in error["message"]
+    assert error["retriable"] is False
+
+
+@pytest.mark.parametrize("url", ["/realtime", "realtime", "", "ftp://rooms.example"])
+async def test_a_wrong_url_fails_at_the_call(tab: Tab, url: str) -> None:
+    with pytest.raises(Error, match="url: expected https://HOST"):
+        await tab.listen(url)
+
+
+async def test_a_polyfill_with_credentials_and_its_own_headers_is_let_in(
+    tab: Tab, url: str, job: Publisher
+) -> None:
+    await job.publish()
+    text = await tab.page.evaluate(
+        """async ([url, token]) => {
+            const response = await fetch(`${url}/rooms/user_1/history`, {
+                credentials: "include",
+                headers: {
+                    Authorization: `Bearer ${token}`, "Cache-Control": "no-cache",
+                    traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                },
+            });
+            return response.text();
+        }""",
+        [url, token()],
+    )
+    assert [each["id"] for each in json.loads(text)["notifications"]] == ["n1"]
+    events = await tab.page.evaluate(
+        """([url, token]) => new Promise((resolve) => {
+            const source = new EventSource(
+                `${url}/rooms/user_1/events?after=earliest&token=${token}`,
+                { withCredentials: true },
+            );
+            source.onmessage = ({ data }) => { source.close(); resolve(data); };
+            source.onerror = () => { source.close(); resolve("error"); };
+        })""",
+        [url, token()],
+    )
+    assert json.loads(events)["id"] == "n1"
 
 
 # ---- hidden tabs ----

@@ -121,7 +121,7 @@ async def test_it_listens_in_node(tarball: Path, tmp_path: Path, rooms: str) -> 
             }  # fmt: skip
             assert (await broadcaster.broadcast("request_r1", message)).success
     said, _ = await asyncio.wait_for(node.communicate(), 20)
-    assert said.decode().splitlines() == ["pending 0.5 ", "pending 0.5 Hello", "success 0.5 Hello"]
+    assert said.decode().splitlines() == ["pending 0.5 ", "pending 0.5 Hello", "success 1 Hello"]
     assert node.returncode == 0
 
 
