@@ -24,6 +24,7 @@ import socket
 import socketserver
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -51,6 +52,31 @@ FLUSH, DONE = b"flush\n", b"ok\n"
 _FAMILY = getattr(socket, "AF_UNIX", socket.AF_INET)
 
 
+_PREFIX = "synap-realtime-"
+
+_STARTING_S = 60.0
+"""An owner listens long before its directory is so old."""
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the directories of this user's owners that were killed.
+
+    The children of pools and of prefork servers end without :mod:`atexit`: each that ran a job
+    which was taken along would leave one behind.
+    """
+    for directory in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = directory.lstat()
+            if status.st_uid != os.getuid() or time.time() - status.st_mtime < _STARTING_S:
+                continue
+            with socket.socket(_FAMILY) as probe:
+                probe.settimeout(TIMEOUT_S)
+                try:
+                    probe.connect(str(directory / "relay"))
+                except ConnectionRefusedError:
+                    shutil.rmtree(directory, ignore_errors=True)
+
+
 def _name_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -75,7 +101,8 @@ class _Owner:
 
         if _FAMILY != socket.AF_INET:
             for parent in (None, "/tmp"):  # noqa: S108 - if TMPDIR is too long for a socket's path
-                directory = tempfile.mkdtemp(prefix="synap-realtime-", dir=parent)
+                _remove_abandoned(Path(parent or tempfile.gettempdir()))
+                directory = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
                 path = str(Path(directory) / "relay")
                 if len(os.fsencode(path)) <= MAX_ADDRESS:
                     self._directory = directory

@@ -6,9 +6,12 @@ import contextvars
 import hashlib
 import json
 import logging
+import os
 import pickle
+import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,4 +164,29 @@ def test_a_label_of_any_length_reaches_the_owner(ticket: Ticket, realtime: Realt
     reporter.close()
     (told,) = realtime.sent(REPORT.progress)
     assert told.data["label"].endswith("x…")
-    assert [each.data["text"] for each in realtime.sent(REPORT.delta)] == ["after"]
+    assert [each.data["delta"] for each in realtime.sent(REPORT.delta)] == ["after"]
+
+
+def test_an_owner_removes_the_directories_of_killed_ones(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The children of a prefork server end by ``os._exit()``."""
+    monkeypatch.setattr("synap_realtime.jobs.relay._owner", None)
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp())
+    parent = Path(tempfile.gettempdir())
+    kept = [parent / f"synap-realtime-{name}" for name in ("starting", "live", "other")]
+    for directory in (killed := parent / "synap-realtime-killed", *kept):
+        directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as live:
+        for directory in (killed, kept[0]):
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(directory / "relay"))
+        live.bind(str(kept[1] / "relay"))
+        live.listen()
+        for directory in (killed, *kept[1:]):
+            os.utime(directory, (0, 0))
+        reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
+        with running(reporter):
+            own = Path(str(ticket_of(bind_reporter(progress)).address)).parent
+        assert set(parent.iterdir()) == {own, *kept}
+    shutil.rmtree(parent)
