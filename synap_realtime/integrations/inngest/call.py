@@ -21,7 +21,7 @@ from ...broadcast import BackgroundBroadcaster
 from ...jobs import Family, Lifecycle, Person, Reporter
 from ...jobs.extent import Extent, entered, extent_of
 from .endings import CANCELLED_EVENT, Context, read_ending
-from .run import is_final, person_of, to_inngest
+from .run import is_final, person_of, to_final, to_inngest
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Call:
         self._steps = steps
         self._done_before = steps.size
         self._told: Told | None = None
+        self._has_ended = False
         self.reporter: Reporter | None = None
 
     @contextmanager
@@ -88,11 +89,14 @@ class Call:
     def end(self, result: object) -> None:
         """The function has returned."""
         assert self.reporter is not None and self._told is not None  # noqa: S101, PT018
-        if not self._told.is_serialized:
-            try:
+        try:
+            if self._told.is_serialized:
+                assert self._client._serializer is not None  # noqa: S101 - as is_serialized says
+                self._client._serializer.serialize(result, self._function._output_type)
+            else:
                 json.dumps(result)
-            except (TypeError, ValueError, RecursionError):
-                return  # the SDK is about to refuse it, and Inngest tries again
+        except Exception:  # noqa: BLE001 - whatever a model of the application raises
+            return  # the SDK is about to refuse it, and Inngest tries again
         people = [person_of(event) for event in self._events]
         if len(set(people)) == 1:
             self.reporter.completed(result)
@@ -110,14 +114,20 @@ class Call:
                 self.reporter.failed(ending.error)
             else:
                 self.reporter.cancelled()
+        self._has_ended = True
         return failed
 
     def after(self, result: inngest.TransformOutputResult) -> None:
         """A step, or the function, has returned or failed."""
+        if self._has_ended and result.error is not None:
+            # The failure handler is tried again until it has told the user. What comes after that
+            # is the application's own handler, which Inngest calls once.
+            result.error = to_final(result.error)
         if self.reporter is None or self._told is None:
             return
         if result.step is not None and result.step.op.value in WAITS:
-            self.reporter.waits(result.step.id)
+            # A loop may wait under one name again and again.
+            self.reporter.waits(f"{result.step.id}:{self._done_before}")
         if result.error is None:
             return
         error = result.error

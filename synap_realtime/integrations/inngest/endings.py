@@ -56,11 +56,17 @@ def _decrypt(
             middleware.transform_input(as_its_own, function, inngest.StepMemos({}))
 
 
-def hear_cancellations(function: inngest.Function[Any]) -> None:
-    """Let Inngest call the function's failure handler for ``inngest/function.cancelled``, too.
+FAILURE_RETRIES = 20
+"""The most that Inngest takes: with its pauses, an app may be away for a day."""
 
-    Inngest has no handler for that. A function for it alone would have to be listed beside each
-    that it is about.
+
+def hear_endings(function: inngest.Function[Any]) -> None:
+    """Let Inngest call the function's failure handler until it answers, and for
+    ``inngest/function.cancelled``, too.
+
+    The SDK asks for one try: an app that restarts just then would never tell the user. Inngest has
+    no handler for a cancellation. A function for it alone would have to be listed beside each that
+    it is about.
     """
     get_config = function.get_config
 
@@ -70,7 +76,14 @@ def hear_cancellations(function: inngest.Function[Any]) -> None:
             return config
         expression = f"event.data.function_id == '{function.id}'"
         also = inngest.TriggerEvent(event=CANCELLED_EVENT, expression=expression)
-        triggers = {"triggers": [*config.on_failure.triggers, also]}
-        return replace(config, on_failure=config.on_failure.model_copy(update=triggers))
+        steps = {
+            id: step.model_copy(
+                update={"retries": step.retries.model_copy(update={"attempts": FAILURE_RETRIES})}
+            )
+            for id, step in config.on_failure.steps.items()
+            if step.retries is not None
+        }
+        update = {"triggers": [*config.on_failure.triggers, also], "steps": steps}
+        return replace(config, on_failure=config.on_failure.model_copy(update=update))
 
     function.get_config = with_cancellations  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from ...errors import ConfigurationError
 from ...jobs import Family, JobRun, family
 from ...jobs.lifecycle import STALL_AFTER_S
 from .call import Telling, TellingSync, Told, current_call
-from .endings import hear_cancellations
+from .endings import hear_endings
 from .run import InngestRun
 
 DEFAULT_RETRIES = 4
@@ -94,7 +94,7 @@ def create_function(
             middleware=[*middleware, Telling if is_async else TellingSync],
             **options,
         )(run)
-        hear_cancellations(function)
+        hear_endings(function)
         return function
 
     return decorate

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import inngest
 
-from ...errors import InvalidInputError, JobError
+from ...errors import InvalidInputError, JobError, deciding_error
 from ...jobs import Person
 from ...jobs.lifecycle import neutral_error
 
@@ -26,18 +26,35 @@ _READABLE = {SynapJobError.__name__, SynapInvalidInputError.__name__}
 
 
 def to_inngest(error: Exception) -> Exception:
-    """A job's error as Inngest must see it; any other stays what it is."""
-    if not isinstance(error, JobError):
+    """A job's error as Inngest must see it, also one in an exception group; any other stays what
+    it is.
+    """
+    decides = deciding_error(error)
+    if not isinstance(decides, JobError):
         return error
-    kind = SynapInvalidInputError if isinstance(error, InvalidInputError) else SynapJobError
-    translated = kind(str(error))
+    kind = SynapInvalidInputError if isinstance(decides, InvalidInputError) else SynapJobError
+    try:
+        text = str(decides)
+    except Exception:  # noqa: BLE001 - its __str__ is of the application
+        text = ""  # then the failure has a neutral text
+    translated = kind(text)
     translated.__cause__ = error
     return translated
 
 
+def to_final(error: Exception) -> Exception:
+    """An error after which Inngest does not try again."""
+    if isinstance(error, inngest.NonRetriableError):
+        return error
+    final = inngest.NonRetriableError(f"{type(error).__name__}: {error}")
+    final.__cause__ = error
+    return final
+
+
 def is_final(error: Exception) -> bool:
     """Whether Inngest will not try again after this error."""
-    return isinstance(error, inngest.NonRetriableError | inngest.StepError | InvalidInputError)
+    is_inngests = isinstance(error, inngest.NonRetriableError | inngest.StepError)
+    return is_inngests or isinstance(deciding_error(error), InvalidInputError)
 
 
 def readable_failure(error: object, run_id: str) -> str:

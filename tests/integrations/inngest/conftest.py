@@ -23,6 +23,21 @@ from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 
 
+class Gate:
+    """Stands before the app, and answers in its place while that is away."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.is_away: Callable[[str], bool] = lambda query: False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and self.is_away(scope["query_string"].decode()):
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b"restarting"})
+        else:
+            await self._app(scope, receive, send)
+
+
 @dataclass
 class Stage:
     """Everything, running."""
@@ -33,6 +48,7 @@ class Stage:
     rooms_url: str
     broadcaster: BackgroundBroadcaster
     publisher: AsyncBroadcaster
+    gate: Gate
     _app: fastapi.FastAPI
     _app_url: str
 
@@ -76,13 +92,14 @@ async def staged() -> AsyncIterator[Stage]:
         server = LocalInngest(backoff=Backoff(first_s=0.01, longest_s=0.02))
         url = await stack.enter_async_context(running(server))
         app = fastapi.FastAPI()
-        app_url = await stack.enter_async_context(running(app))
+        gate = Gate(app)
+        app_url = await stack.enter_async_context(running(gate))
         client = inngest.Inngest(
             app_id="app", is_production=False, api_base_url=url, event_api_base_url=url
         )
         broadcaster = await stack.enter_async_context(BackgroundBroadcaster(rooms))
         publisher = await stack.enter_async_context(AsyncBroadcaster(rooms))
-        yield Stage(client, server, url, rooms, broadcaster, publisher, app, app_url)
+        yield Stage(client, server, url, rooms, broadcaster, publisher, gate, app, app_url)
         client._http_client._http_client_sync.close()
         await client._http_client._http_client.aclose()
 
