@@ -26,6 +26,15 @@ def test_each_defence_is_shown_by_tests_that_exist(row: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "name"),
+    re.findall(r'`(\w+\.test\.ts)` "([^"]+)"', PAGE.read_text().split("## On Cloudflare")[1]),
+)
+def test_each_defence_of_the_worker_is_shown_by_a_test_that_exists(file: str, name: str) -> None:
+    text = (PAGE.parents[1] / "worker" / "tests" / file).read_text()
+    assert f'test("{name}"' in text
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "README.md",

@@ -42,6 +42,7 @@ const worker :Workerd.Worker = (
     (name = "MAX_CONNECTIONS_PER_USER", fromEnvironment = "MAX_CONNECTIONS_PER_USER"),
     (name = "MAX_CONNECTIONS_PER_ROOM", fromEnvironment = "MAX_CONNECTIONS_PER_ROOM"),
     (name = "REQUESTS_PER_S", fromEnvironment = "REQUESTS_PER_S"),
+    (name = "READ_BYTES_PER_S", fromEnvironment = "READ_BYTES_PER_S"),
     (name = "PUBLISHES_PER_S", fromEnvironment = "PUBLISHES_PER_S"),
     (name = "PUBLISH_BYTES_PER_S", fromEnvironment = "PUBLISH_BYTES_PER_S"),
     (name = "MESSAGES_PER_S", fromEnvironment = "MESSAGES_PER_S"),

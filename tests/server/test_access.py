@@ -621,6 +621,11 @@ def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Pat
                 httpx.post(f"{path}/broadcast", headers=header, json=note),
                 httpx.post(f"{url}/revoke", headers=header, json={"token": credential}),
                 httpx.get(f"{path}/subscribe", params={"token": credential}),
+                httpx.get(f"{path}/history", params={"device": credential[:64]}),
+                httpx.get(f"{url}/rooms/user_{quote(credential)}/history"),
+                httpx.get(f"{url}/rooms/User_{quote(credential)}/history"),
+                httpx.get(f"{url}/rooms/user_{quote(credential)}/history", headers=bearer(token())),
+                httpx.get(f"{url}/rooms/user_{quote(credential)}/events", headers=bearer(token())),
             ):
                 said += [str(response.headers), response.text]
             with contextlib.suppress(websockets.WebSocketException):

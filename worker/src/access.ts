@@ -2,9 +2,10 @@
 
 import { ANYONE, opens, type Claims, type Scope } from "./auth/claims";
 import { KeysUnavailableError } from "./auth/jwks";
-import { identify as identifyCredential, InvalidTokenError } from "./auth/verify";
+import { claimsOfKey, identifyToken, InvalidTokenError } from "./auth/verify";
 import { holdersOf } from "./holder";
 import { forbidden, unauthorized, unavailable } from "./http";
+import { requestLimitsOf } from "./limits";
 import { BEARER_SUBPROTOCOL } from "./protocol/control";
 import { hasKeys, isLoopback, type Env, type Settings } from "./settings";
 
@@ -53,17 +54,28 @@ function refuseHiddenPage(request: Request): void {
  * What the credential says; without keys, everyone is {@link ANYONE}. Whether a token was revoked is
  * another question: {@link refuseRevoked}.
  *
- * @throws RequestError 401, or 503 while the keys of others cannot be had.
+ * @param address whose limits count while there is no credential that does; undefined: nobody's.
+ * @throws RequestError 401, 429, or 503 while the keys of others cannot be had.
  */
-export async function identify(settings: Settings, credential?: string): Promise<Claims> {
+export async function identify(
+  settings: Settings,
+  credential: string | undefined,
+  address: string | undefined,
+): Promise<Claims> {
   if (!hasKeys(settings)) return ANYONE;
+  const limits = requestLimitsOf(settings);
   if (!credential) {
+    limits.checkRequest(undefined, address);
     throw unauthorized("no credential: send a token or a key as Authorization: Bearer …");
   }
   try {
-    return await identifyCredential(settings, credential);
+    const claims = await claimsOfKey(settings, credential);
+    if (claims !== undefined) return claims;
+    limits.checkAttempt(address);
+    return await identifyToken(settings, credential);
   } catch (error) {
     if (error instanceof InvalidTokenError) {
+      limits.countFailedAttempt(address);
       throw unauthorized(error.message, true);
     }
     if (error instanceof KeysUnavailableError) {

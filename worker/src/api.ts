@@ -1,7 +1,7 @@
 /** Every HTTP route. See PROTOCOL.md, "HTTP". */
 
 import { credentialOf, identify, permit, refuseRevoked, requireScope } from "./access";
-import { opens, type Claims } from "./auth/claims";
+import { ANYONE, opens, type Claims } from "./auth/claims";
 import { idOfToken, isCredential, MalformedTokenError, MAX_TOKEN_BYTES } from "./auth/verify";
 import { holderOf } from "./holder";
 import {
@@ -20,10 +20,11 @@ import {
   type Problem,
   type Target,
 } from "./http";
-import { checkRequest, PublishLimits } from "./limits";
+import { addressOf, PublishLimits, requestLimitsOf } from "./limits";
 import type { Publication, Receipt } from "./log";
 import { count, METRICS_TEXT } from "./metrics";
 import openapi from "./openapi.json";
+import { readinessOf } from "./readiness";
 import {
   checkNotification,
   InvalidNotificationError,
@@ -45,32 +46,46 @@ export interface Asked extends Target {
   request: Request;
   env: Env;
   settings: Settings;
+  /** What its credential says, as soon as it was found to count. */
+  claims?: Claims;
 }
 
 type Route = (asked: Asked, room: string) => Promise<Response>;
 
 /** @throws RequestError it gets an error answer. */
 export async function answer(asked: Asked): Promise<Response> {
-  const [method, route] = routeOf(asked.segments);
+  const [method, route] = routeOf(asked);
   const given = asked.request.method;
-  if (given !== method && !(given === "HEAD" && method === "GET")) throw methodNotAllowed(method);
+  if (given !== method && !(given === "HEAD" && method === "GET")) {
+    checkAnonymous(asked);
+    throw methodNotAllowed(method);
+  }
   return route(asked, asked.segments[1] ?? "");
 }
 
-function routeOf(segments: string[]): [string, Route] {
+function routeOf(asked: Asked): [string, Route] {
+  const { segments } = asked;
   const isRoom = segments.length === 3 && segments[0] === "rooms";
   const found = isRoom ? ROOM_ROUTES.get(segments[2]!) : ROUTES.get(segments.join("/"));
-  if (found === undefined) throw notFound(SEE);
+  if (found === undefined) {
+    checkAnonymous(asked);
+    throw notFound(SEE);
+  }
   return found;
+}
+
+/** A request for which nobody wants a credential: it counts for its address. */
+export function checkAnonymous({ request, settings }: Asked): void {
+  requestLimitsOf(settings).checkRequest(undefined, addressOf(request));
 }
 
 const SEE = "see PROTOCOL.md, 'HTTP', for the routes";
 
 const ROUTES = new Map<string, [string, Route]>([
-  ["health", ["GET", async () => jsonResponse(200, { status: "ok" })]],
-  ["ready", ["GET", async () => jsonResponse(200, { status: "ready" })]],
+  ["health", ["GET", health]],
+  ["ready", ["GET", ready]],
   ["metrics", ["GET", showMetrics]],
-  ["openapi.json", ["GET", async () => jsonResponse(200, openapi)]],
+  ["openapi.json", ["GET", describe]],
   ["broadcast", ["POST", broadcastMany]],
   ["revoke", ["POST", revoke]],
 ]);
@@ -110,17 +125,50 @@ export async function ask<Answer>(
   }
 }
 
+async function health(asked: Asked): Promise<Response> {
+  checkAnonymous(asked);
+  return jsonResponse(200, { status: "ok" });
+}
+
+async function ready(asked: Asked): Promise<Response> {
+  checkAnonymous(asked);
+  await readinessOf(asked.env).check();
+  return jsonResponse(200, { status: "ready" });
+}
+
+async function describe(asked: Asked): Promise<Response> {
+  checkAnonymous(asked);
+  return jsonResponse(200, openapi);
+}
+
 /** What the request's credential says, if it counts. */
-async function claimsOf({ request, query, env, settings }: Asked): Promise<Claims> {
-  const claims = await identify(settings, credentialOf(request.headers, query, []));
-  await refuseRevoked(env, claims);
+async function identified(asked: Asked): Promise<Claims> {
+  const { request, query, env, settings } = asked;
+  const address = addressOf(request);
+  const claims = await identify(settings, credentialOf(request.headers, query, []), address);
+  try {
+    await refuseRevoked(env, claims);
+  } catch (error) {
+    if (error instanceof RequestError && error.status === 401) {
+      requestLimitsOf(settings).countFailedAttempt(address);
+    }
+    throw error;
+  }
+  asked.claims = claims;
+  return claims;
+}
+
+/** A publisher's, unless too many of its requests were refused. */
+async function publisherOf(asked: Asked): Promise<Claims> {
+  const claims = await identified(asked);
+  requestLimitsOf(asked.settings).checkPublisher(claims);
   return claims;
 }
 
 /** The same for a request that is no publish: it counts for its caller. */
 async function countedClaimsOf(asked: Asked): Promise<Claims> {
-  const claims = await claimsOf(asked);
-  checkRequest(asked.settings, claims);
+  const claims = await identified(asked);
+  requestLimitsOf(asked.settings).checkRequest(claims, addressOf(asked.request));
   return claims;
 }
 
@@ -140,7 +188,7 @@ async function roomPresence(asked: Asked, segment: string): Promise<Response> {
   const room = roomOf(segment);
   permit(await countedClaimsOf(asked), "presence", room);
   const { connections, users } = await ask(asked.env, room, (stub) => stub.presence());
-  return jsonResponse(200, { room, connections, users });
+  return readResponse(asked, JSON.stringify({ room, connections, users }));
 }
 
 async function subscribeWithoutUpgrade(_: Asked, segment: string): Promise<Response> {
@@ -161,7 +209,14 @@ async function history(asked: Asked, segment: string): Promise<Response> {
   const position = after === "earliest" ? undefined : positionOf(after, "or 'earliest'");
   const limit = limitOf(asked.query.get("limit"));
   const text = await ask(asked.env, room, (stub) => stub.history(position, limit));
-  return textResponse(200, text, "application/json");
+  return readResponse(asked, text);
+}
+
+/** What a caller reads counts by its bytes. */
+function readResponse({ request, settings, claims }: Asked, text: string): Response {
+  const content = new TextEncoder().encode(text);
+  requestLimitsOf(settings).countRead(claims ?? ANYONE, addressOf(request), content.length);
+  return textResponse(200, content, "application/json");
 }
 
 function limitOf(text: string | undefined): number {
@@ -173,7 +228,7 @@ function limitOf(text: string | undefined): number {
 
 async function broadcastOne(asked: Asked, segment: string): Promise<Response> {
   const room = roomOf(segment);
-  const claims = await claimsOf(asked);
+  const claims = await publisherOf(asked);
   permit(claims, "broadcast", room);
   const checked = check(await jsonBody(asked.request));
   checkLimits(asked, claims, 1, checked.bytes);
@@ -199,7 +254,7 @@ interface GoodItem {
 }
 
 async function broadcastMany(asked: Asked): Promise<Response> {
-  const claims = await claimsOf(asked);
+  const claims = await publisherOf(asked);
   requireScope(claims, "broadcast");
   const body = await jsonBody(asked.request);
   const given = isObject(body) ? body["notifications"] : undefined;
@@ -267,6 +322,7 @@ async function publishAll(env: Env, given: Map<string, Publication[]>): Promise<
       } catch (error) {
         if (!(error instanceof RequestError)) throw error;
         published.set(room, error);
+        readinessOf(env).suspect();
         failed += publications.length;
       }
     }),

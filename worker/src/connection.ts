@@ -36,6 +36,7 @@ export interface Attachment {
   presentAs?: string;
   user?: string;
   tokenId?: string;
+  voucher?: string;
   issuedAt?: number;
   expiresAt?: number;
   /** When it is told that its token ends soon. */
@@ -55,10 +56,41 @@ export interface Replaying {
   isLost: boolean;
 }
 
+/** More than this waits, and the subscriber is too slow. */
+const MAX_WAITING_BYTES = 1024 * 1024;
 /** Nothing was taken for so long: too slow, however little waits. */
 const STALL_MS = 20_000;
 /** What is heard is kept with the socket not more often than that. */
 const SAVE_HEARD_MS = 5000;
+
+/** So much may wait for the connections of a room, and of one user there. An object has 128 MB. */
+const MAX_ROOM_WAITING_BYTES = 32 * 1024 * 1024;
+const MAX_USER_WAITING_BYTES = 8 * 1024 * 1024;
+
+/** Who is too slow: each alone, and the largest backlogs where too much waits in all. */
+export function tooSlow(connections: Iterable<Connection>, now: number): Connection[] {
+  const found: Connection[] = [];
+  const waiting: Connection[] = [];
+  for (const connection of connections) {
+    if (connection.waiting > MAX_WAITING_BYTES || connection.isStalled(now)) found.push(connection);
+    else if (connection.waiting > 0) waiting.push(connection);
+  }
+  waiting.sort((one, other) => one.waiting - other.waiting); // the largest come last, and are over
+  const byUser = new Map<string, number>();
+  let sum = 0;
+  for (const connection of waiting) {
+    const user = connection.kept.user ?? "";
+    const ofUser = (byUser.get(user) ?? 0) + connection.waiting;
+    const isOver = user !== "" && ofUser > MAX_USER_WAITING_BYTES;
+    if (isOver || sum + connection.waiting > MAX_ROOM_WAITING_BYTES) {
+      found.push(connection);
+      continue;
+    }
+    sum += connection.waiting;
+    byUser.set(user, ofUser);
+  }
+  return found;
+}
 
 export class Connection {
   readonly socket: WebSocket;

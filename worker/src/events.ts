@@ -17,6 +17,32 @@ const HEARTBEAT_MS = 10_000;
 const RETRY_MS = 1000;
 const MAX_WAITING_BYTES = 1024 * 1024;
 const STALL_MS = 20_000;
+/** So much may wait in all streams of an isolate, which has 128 MB: beyond it the largest is cut. */
+const MAX_HELD_BYTES = 32 * 1024 * 1024;
+
+/** A stream that has not ended, and the bytes that wait in it. */
+interface Held {
+  bytes: number;
+  cut(): void;
+}
+
+const held = new Set<Held>();
+let heldBytes = 0;
+
+function hold(stream: Held, bytes: number): void {
+  stream.bytes += bytes;
+  heldBytes += bytes;
+  while (heldBytes > MAX_HELD_BYTES) {
+    const largest = [...held].reduce((one, other) => (other.bytes > one.bytes ? other : one));
+    largest.cut();
+  }
+}
+
+function release(stream: Held): void {
+  held.delete(stream);
+  heldBytes -= stream.bytes;
+  stream.bytes = 0;
+}
 
 export const EVENT_STREAM_HEADERS = {
   "Content-Type": "text/event-stream; charset=utf-8",
@@ -38,17 +64,21 @@ export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<
   let takenAt = Date.now();
   let wake: () => void = () => undefined;
   let cut: () => void = () => undefined;
+  const ours: Held = { bytes: 0, cut: () => end(CloseCode.TOO_SLOW) };
+  held.add(ours);
 
   const put = (text: string): void => {
     const chunk = encoder.encode(text);
     waiting.push(chunk);
     waitingBytes += chunk.length;
+    hold(ours, chunk.length);
     if (isLive && waitingBytes > MAX_WAITING_BYTES) end(CloseCode.TOO_SLOW);
     wake();
   };
   const end = (code: number): void => {
     if (isOver) return;
     isOver = true;
+    release(ours);
     clearInterval(beat);
     room.close(code);
     if (code === CloseCode.TOO_SLOW) cut(); // who reads nothing would never come to the end
@@ -91,6 +121,7 @@ export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<
           if (!isOver) room.send(MORE);
         } else if (next !== undefined) {
           waitingBytes = Math.max(0, waitingBytes - next.length);
+          if (!isOver) hold(ours, -Math.min(next.length, ours.bytes)); // "retry:" was not counted
           controller.enqueue(next);
           return;
         } else if (isOver) {

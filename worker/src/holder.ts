@@ -16,6 +16,7 @@ import { settingsOf, type Env } from "./settings";
 /** So often does a holder ask whether its connections are still there: a room that fell over tells nobody. */
 const LOOK_MS = 24 * 3600 * 1000;
 const CONNECTION = "connection "; // and its id: the key under which its room is kept
+const CHECKED = "checked";
 const REVOKED = "revoked"; // the key of the last revocation
 
 export type Verdict = "ok" | "revoked" | "too_many";
@@ -117,6 +118,19 @@ export class Holder extends DurableObject<Env> {
       [...rooms].map((room) => this.#roomOf(room).closeRevoked(revocation)),
     );
     return closed.reduce((sum, count) => sum + count, 0);
+  }
+
+  /**
+   * Whether an object's storage can be had, for `/ready`.
+   *
+   * @param writes whether to write to it, too: the answer waits until that is kept.
+   */
+  async check(writes: boolean): Promise<void> {
+    this.#kv.get(CHECKED);
+    if (!writes) return;
+    this.#kv.put(CHECKED, true);
+    await this.ctx.storage.sync();
+    this.#kv.delete(CHECKED);
   }
 
   override async alarm(): Promise<void> {

@@ -101,11 +101,11 @@ export function jsonResponse(
 
 export function textResponse(
   status: number,
-  text: string,
+  content: BodyInit,
   contentType: string,
   headers: Record<string, string> = {},
 ): Response {
-  return new Response(text, {
+  return new Response(content, {
     status,
     headers: { "Cache-Control": "no-store", "Content-Type": contentType, ...headers },
   });

@@ -1,8 +1,9 @@
 /** The room server as a Cloudflare Worker. See PROTOCOL.md, and docs/cloudflare.md. */
 
 import { admit } from "./access";
-import { answer, type Asked } from "./api";
+import { answer, checkAnonymous, type Asked } from "./api";
 import { RequestError, targetOf, unavailable } from "./http";
+import { addressOf, requestLimitsOf } from "./limits";
 import { count } from "./metrics";
 import { ConfigurationError, settingsOf, type Env } from "./settings";
 import { openEventStream, openWebSocket } from "./subscribe";
@@ -19,19 +20,24 @@ const PREFLIGHT: Record<string, string> = {
 export default {
   async fetch(request, env): Promise<Response> {
     let cors: Record<string, string> = {};
+    let asked: Asked | undefined;
     try {
       const settings = settingsOf(env);
       admit(request, settings);
       cors = corsOf(request);
-      const target = targetOf(request.url);
+      asked = { ...targetOf(request.url), request, env, settings };
       if (request.method === "OPTIONS" && request.headers.has("Access-Control-Request-Method")) {
+        checkAnonymous(asked);
         const headers = { "Cache-Control": "no-store", ...cors, ...preflightOf(request) };
         return new Response(null, { status: 204, headers });
       }
-      return withHeaders(await respond({ ...target, request, env, settings }), cors);
+      return withHeaders(await respond(asked), cors);
     } catch (error) {
       const problem = problemOf(error);
       count(env, "refusal", problem.body.code);
+      if (asked?.claims !== undefined && problem.status !== 429 && problem.status !== 503) {
+        requestLimitsOf(asked.settings).countRefusal(asked.claims, addressOf(request));
+      }
       return withHeaders(problem.response, cors);
     }
   },

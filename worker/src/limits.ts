@@ -6,7 +6,7 @@
 
 import type { Claims } from "./auth/claims";
 import { tooMany } from "./http";
-import type { Settings } from "./settings";
+import { isLoopback, type Settings } from "./settings";
 
 /** So many are counted at once, for each rate; the one that is silent for longest goes first. */
 const MAX_CALLERS = 10_000;
@@ -35,6 +35,42 @@ export class Rate {
   }
 }
 
+/** A debt is never longer than that: a clock that was set back must not refuse anybody for longer. */
+const MAX_DEBT_MS = 60_000;
+
+/**
+ * So much a second for each caller, and as much at once; what costs more than is left is a debt that is
+ * paid before the next. 0 is no limit.
+ */
+export class Budget {
+  readonly #perS: number;
+  readonly #fullAt = new Map<string, number>(); // when, in ms, a caller has all of it again
+
+  constructor(perS: number) {
+    this.#perS = perS;
+  }
+
+  /** For how many seconds there is nothing left; 0: there is something. */
+  waitS(who: string, now = Date.now()): number {
+    if (this.#perS === 0) return 0;
+    return Math.max(0, this.#owedMs(who, now) - 1000) / 1000;
+  }
+
+  /** Take so much, whether it is there or not. */
+  charge(who: string, cost: number, now = Date.now()): void {
+    if (this.#perS === 0) return;
+    const owedMs = Math.min(this.#owedMs(who, now) + (cost / this.#perS) * 1000, MAX_DEBT_MS);
+    this.#fullAt.delete(who);
+    this.#fullAt.set(who, now + owedMs);
+    if (this.#fullAt.size > MAX_CALLERS) this.#fullAt.delete(this.#fullAt.keys().next().value!);
+  }
+
+  #owedMs(who: string, now: number): number {
+    const owedMs = (this.#fullAt.get(who) ?? 0) - now;
+    return owedMs < 0 || owedMs > MAX_DEBT_MS ? 0 : owedMs;
+  }
+}
+
 /** Whose rates they are; undefined: there are no keys. */
 function nameOf(claims: Claims): string | undefined {
   if (claims.key !== undefined) return `key ${claims.key}`;
@@ -42,22 +78,104 @@ function nameOf(claims: Claims): string | undefined {
   return claims.tokenId === undefined ? undefined : `token ${claims.tokenId}`;
 }
 
-const requests = new WeakMap<Settings, Rate>();
+/** Who asks: a user, a key or a token, else an address. Undefined: nobody who has a limit. */
+function callerOf(claims: Claims | undefined, address: string | undefined): string | undefined {
+  const name = claims === undefined ? undefined : nameOf(claims);
+  return name ?? (address === undefined ? undefined : `address ${address}`);
+}
 
 /**
- * Count a request that is no publish.
- *
- * @throws RequestError 429.
+ * The address that Cloudflare's edge has seen. Undefined for this machine, and on workerd alone: it has
+ * no limit.
  */
-export function checkRequest(settings: Settings, claims: Claims): void {
-  const who = nameOf(claims);
-  if (who === undefined) return;
-  let rate = requests.get(settings);
-  if (rate === undefined) requests.set(settings, (rate = new Rate(settings.requestsPerS)));
-  const waitS = rate.waitS(who, 1);
-  if (waitS > 0) {
-    throw tooMany(`at most ${settings.requestsPerS} requests a second for a user or a key`, waitS);
+export function addressOf(request: Request): string | undefined {
+  const address = request.headers.get("CF-Connecting-IP") ?? "";
+  return address === "" || isLoopback(address) ? undefined : address;
+}
+
+/** What callers have asked for, read, and tried in vain, beside publishes. */
+export class RequestLimits {
+  readonly #settings: Settings;
+  readonly #requests: Budget;
+  readonly #attempts: Budget;
+  readonly #read: Budget;
+
+  constructor(settings: Settings) {
+    this.#settings = settings;
+    this.#requests = new Budget(settings.requestsPerS);
+    this.#attempts = new Budget(settings.requestsPerS);
+    this.#read = new Budget(settings.readBytesPerS);
   }
+
+  /**
+   * Count a request that is no publish, and see whether its caller may read more.
+   *
+   * @param claims of a credential that counts; undefined: there is none, and the address counts.
+   * @throws RequestError 429.
+   */
+  checkRequest(claims: Claims | undefined, address: string | undefined): void {
+    const who = callerOf(claims, address);
+    if (who === undefined) return;
+    const { requestsPerS, readBytesPerS } = this.#settings;
+    const whose = "a second for a user, a key or an address";
+    const requestWaitS = this.#requests.waitS(who);
+    if (requestWaitS > 0) throw tooMany(`at most ${requestsPerS} requests ${whose}`, requestWaitS);
+    this.#requests.charge(who, 1);
+    const readWaitS = this.#read.waitS(who);
+    if (readWaitS > 0) throw tooMany(`at most ${readBytesPerS} bytes read ${whose}`, readWaitS);
+  }
+
+  /** Bytes that are being answered. They may be more than are left: then the next request waits. */
+  countRead(claims: Claims, address: string | undefined, bytes: number): void {
+    const who = callerOf(claims, address);
+    if (who !== undefined) this.#read.charge(who, bytes);
+  }
+
+  /**
+   * See whether an address may try a token: to verify one takes longer than anything else that a
+   * stranger can ask for.
+   *
+   * @throws RequestError 429.
+   */
+  checkAttempt(address: string | undefined): void {
+    const waitS = address === undefined ? 0 : this.#attempts.waitS(address);
+    if (waitS === 0) return;
+    const most = this.#settings.requestsPerS;
+    throw tooMany(`at most ${most} failed attempts a second for an address`, waitS);
+  }
+
+  /** A token of this address did not count. */
+  countFailedAttempt(address: string | undefined): void {
+    if (address !== undefined) this.#attempts.charge(address, 1);
+  }
+
+  /**
+   * See whether a publisher had too many requests refused. What is published has limits of its own.
+   *
+   * @throws RequestError 429.
+   */
+  checkPublisher(claims: Claims): void {
+    const who = nameOf(claims);
+    const waitS = who === undefined ? 0 : this.#requests.waitS(who);
+    if (waitS === 0) return;
+    const most = this.#settings.requestsPerS;
+    throw tooMany(`at most ${most} refused requests a second for a user or a key`, waitS);
+  }
+
+  /** A request with a credential was refused: to find that out took its time. */
+  countRefusal(claims: Claims, address: string | undefined): void {
+    const who = callerOf(claims, address);
+    if (who !== undefined) this.#requests.charge(who, 1);
+  }
+}
+
+const known = new WeakMap<Settings, RequestLimits>();
+
+/** What is counted on this machine. */
+export function requestLimitsOf(settings: Settings): RequestLimits {
+  let limits = known.get(settings);
+  if (limits === undefined) known.set(settings, (limits = new RequestLimits(settings)));
+  return limits;
 }
 
 /** What keys and tokens publish. */

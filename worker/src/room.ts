@@ -9,7 +9,8 @@ import { DurableObject } from "cloudflare:workers";
 
 import { identify, permit, revoked } from "./access";
 import type { Claims } from "./auth/claims";
-import { Connection, type Attachment, type Subscribing } from "./connection";
+import { keyRingOf } from "./auth/keyring";
+import { Connection, tooSlow, type Attachment, type Subscribing } from "./connection";
 import { covers, holderOf, holdersOf, openConnection, type Revocation } from "./holder";
 import { RequestError, tooMany } from "./http";
 import { Rate } from "./limits";
@@ -29,7 +30,7 @@ import {
 } from "./protocol/control";
 import { cursorText, parseCursor, type Cursor } from "./protocol/cursor";
 import { isRequestRoom } from "./protocol/rooms";
-import { settingsOf, type Env, type Settings } from "./settings";
+import { hasKeys, settingsOf, type Env, type Settings } from "./settings";
 
 /** The header with what a subscriber asks for ({@link Subscribing}), from the Worker. */
 export const SUBSCRIBING = "X-Synap-Subscribing";
@@ -38,8 +39,6 @@ export const CLOSE_CODE = "X-Synap-Close-Code";
 /** After a page of the log: say it back for the next one. Only event streams hear it. */
 export const MORE = "more";
 
-/** More than this waits, and the subscriber is too slow. */
-const MAX_WAITING_BYTES = 1024 * 1024;
 /** A replay goes on when no more than this waits. */
 const REPLAY_WAITING_BYTES = 256 * 1024;
 const REPLAY_PAUSE_MS = 20;
@@ -89,6 +88,7 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#presence.settle();
     void ctx.blockConcurrencyWhile(async () => {
       this.#alarmAt = (await ctx.storage.getAlarm()) ?? undefined;
+      await this.#endUnvouched();
     });
   }
 
@@ -96,11 +96,8 @@ export class NotificationRoom extends DurableObject<Env> {
 
   /** Keep notifications, all or none, and hand each to everyone who listens. */
   async publish(publications: Publication[]): Promise<Receipt[]> {
-    const now = Date.now();
-    for (const connection of this.#live()) {
-      if (connection.waiting > MAX_WAITING_BYTES || connection.isStalled(now)) {
-        this.#end(connection, CloseCode.TOO_SLOW);
-      }
+    for (const connection of tooSlow(this.#live(), Date.now())) {
+      this.#end(connection, CloseCode.TOO_SLOW);
     }
     const live = this.#live();
     const received = live.filter((connection) => !connection.acknowledges);
@@ -372,6 +369,21 @@ export class NotificationRoom extends DurableObject<Env> {
     return connection;
   }
 
+  /**
+   * A deployment may have removed what vouched for connections, while the object slept and its sockets
+   * stayed.
+   */
+  async #endUnvouched(): Promise<void> {
+    if (this.#connections.size === 0 || !hasKeys(this.#settings)) return;
+    const { vouchers } = await keyRingOf(this.#settings);
+    for (const connection of [...this.#connections.values()]) {
+      const { voucher } = connection.kept;
+      if (vouchers.has(voucher ?? "")) continue;
+      const reason = voucher === undefined ? "a token is needed now" : "the token's key was removed";
+      this.#end(connection, CloseCode.TOKEN_EXPIRED, reason);
+    }
+  }
+
   /** End a connection from here. What was sent to it still comes, then the close. */
   #end(connection: Connection, code: CloseCode, reason = CLOSE_REASONS[code]): void {
     connection.kept.isEnded = true;
@@ -492,7 +504,7 @@ export class NotificationRoom extends DurableObject<Env> {
       if (isCurrent()) this.#end(connection, code, reason);
     };
     try {
-      const claims = await identify(this.#settings, token);
+      const claims = await identify(this.#settings, token, undefined);
       if (claims.user !== kept.user) return end(CloseCode.FORBIDDEN, "the new token is another user's");
       permit(claims, "subscribe", this.#room);
       if (kept.watches) permit(claims, "presence", this.#room);
@@ -646,10 +658,11 @@ function warningAt(expiresAt: number): number {
   return expiresAt - Math.min(EXPIRING_S, leftS * EXPIRING_SHARE);
 }
 
-function heldBy({ user, tokenId, issuedAt, expiresAt }: Claims) {
+function heldBy({ user, tokenId, voucher, issuedAt, expiresAt }: Claims) {
   return {
     ...(user === undefined ? {} : { user }),
     ...(tokenId === undefined ? {} : { tokenId }),
+    ...(voucher === undefined ? {} : { voucher }),
     ...(issuedAt === undefined ? {} : { issuedAt }),
     ...(expiresAt === undefined ? {} : { expiresAt, warnsAt: warningAt(expiresAt) }),
   };

@@ -35,6 +35,7 @@ export interface Settings {
   maxConnectionsPerUser: number;
   maxConnectionsPerRoom: number;
   requestsPerS: number;
+  readBytesPerS: number;
   publishesPerS: number;
   publishBytesPerS: number;
   messagesPerS: number;
@@ -105,6 +106,7 @@ function read(env: Env): Settings {
     maxConnectionsPerUser: number("MAX_CONNECTIONS_PER_USER", 50),
     maxConnectionsPerRoom: number("MAX_CONNECTIONS_PER_ROOM", 10_000),
     requestsPerS: number("REQUESTS_PER_S", 200),
+    readBytesPerS: number("READ_BYTES_PER_S", 20 * 1024 * 1024),
     publishesPerS: number("PUBLISHES_PER_S", 10_000),
     publishBytesPerS: number("PUBLISH_BYTES_PER_S", 20 * 1024 * 1024),
     messagesPerS: number("MESSAGES_PER_S", 100),

@@ -6,7 +6,7 @@ import { ANYONE, type Claims } from "./auth/claims";
 import type { Subscribing } from "./connection";
 import { eventStream, EVENT_STREAM_HEADERS } from "./events";
 import { deviceOf, malformed, methodNotAllowed, positionOf, RequestError, roomOf, unavailable } from "./http";
-import { checkRequest } from "./limits";
+import { addressOf, requestLimitsOf } from "./limits";
 import { count } from "./metrics";
 import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protocol/control";
 import { parseCursor } from "./protocol/cursor";
@@ -27,7 +27,7 @@ interface Wanted {
  * @throws RequestError it is refused.
  */
 export async function openWebSocket(asked: Asked): Promise<Response> {
-  const { request, query, settings } = asked;
+  const { request, query } = asked;
   const offered = subprotocolsOf(request);
   const wanted = wantedOf(asked);
   const speaks = offered.includes(SUBPROTOCOL);
@@ -38,8 +38,8 @@ export async function openWebSocket(asked: Asked): Promise<Response> {
   const bearer = offered.find((name) => name.startsWith(BEARER_SUBPROTOCOL));
   const subprotocol = speaks ? SUBPROTOCOL : bearer;
   try {
-    const claims = await identify(settings, credentialOf(request.headers, query, offered));
-    checkRequest(settings, claims);
+    const credential = credentialOf(request.headers, query, offered);
+    const claims = await counted(asked, credential);
     const how = { transport: "websocket" as const, speaks, isLost: false };
     const answer = await ask(asked, claims, {
       ...how,
@@ -68,15 +68,14 @@ const CODES: Record<number, CloseCode> = { 401: CloseCode.UNAUTHORIZED, 403: Clo
  * @throws RequestError it is refused.
  */
 export async function openEventStream(asked: Asked): Promise<Response> {
-  const { request, query, settings } = asked;
+  const { request, query } = asked;
   if (request.method !== "GET" && request.method !== "HEAD") throw methodNotAllowed("GET");
   // A browser cannot choose what it sends here, so junk is a lost position, not a 400.
   const last = request.headers.get("Last-Event-ID") || undefined;
   const isLost = last !== undefined && parseCursor(last) === undefined;
   if (last !== undefined) query.set("after", isLost ? "earliest" : last);
   const wanted = wantedOf(asked);
-  const claims = await identify(settings, credentialOf(request.headers, query, []));
-  checkRequest(settings, claims);
+  const claims = await counted(asked, credentialOf(request.headers, query, []));
   if (request.method === "HEAD") {
     await refuseRevoked(asked.env, claims);
     permitAll(claims, wanted);
@@ -86,6 +85,16 @@ export async function openEventStream(asked: Asked): Promise<Response> {
   const room = answer.webSocket;
   if (room === null) throw await errorOf(answer);
   return new Response(eventStream(room, request.signal), { headers: EVENT_STREAM_HEADERS });
+}
+
+/** What the credential says, if it counts; the handshake counts for its caller. */
+async function counted(asked: Asked, credential: string | undefined): Promise<Claims> {
+  const { request, settings } = asked;
+  const address = addressOf(request);
+  const claims = await identify(settings, credential, address);
+  asked.claims = claims;
+  requestLimitsOf(settings).checkRequest(claims, address);
+  return claims;
 }
 
 /** Ask the room, after everything that can be seen without it. */

@@ -5,10 +5,11 @@ import { evictDurableObject, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
 import worker from "../src/index";
-import { Connection, type Attachment } from "../src/connection";
-import { PublishLimits } from "../src/limits";
+import { Connection, tooSlow, type Attachment } from "../src/connection";
+import { eventStream } from "../src/events";
+import { Budget, PublishLimits } from "../src/limits";
 import { settingsOf, type Env } from "../src/settings";
-import { freshUser, KEY, Listener, request, roomStub, token, type Json } from "./client";
+import { fill, freshUser, KEY, Listener, request, roomStub, token, type Json } from "./client";
 
 const bindings = env as unknown as Env;
 
@@ -83,6 +84,159 @@ test("reads and handshakes of a user are limited, those of another are not", asy
   expect(opened).toContain(429);
   const other = freshUser();
   expect(await statusOf(`${other.room}/history`, await token({ sub: other.user }))).toBe(200);
+});
+
+/** A Worker with counts of its own: they are kept with its settings. */
+function workerWith(settings: Record<string, string>): Env {
+  return { ...bindings, ...settings } as unknown as Env;
+}
+
+/** Answers of a Worker to so many requests from an address. */
+async function statuses(of: Env, count: number, address: string, path: string, init: RequestInit = {}) {
+  const found: number[] = [];
+  for (let n = 0; n < count; n++) {
+    const headers = { "CF-Connecting-IP": address, ...(init.headers as Record<string, string>) };
+    const asked = new Request(`http://worker${path}`, { ...init, headers });
+    const answer = await worker.fetch!(asked as never, of);
+    if (answer.status === 429) expect(Number(answer.headers.get("Retry-After"))).toBeGreaterThan(0);
+    found.push(answer.status);
+    await answer.body?.cancel();
+  }
+  return found;
+}
+
+const LIMITED = { REQUESTS_PER_S: "3" };
+
+for (const [path, method, status] of [
+  ["/nothing", "GET", 404],
+  ["/metrics", "GET", 401],
+  ["/health", "GET", 200],
+  ["/ready", "GET", 200],
+  ["/openapi.json", "GET", 200],
+  ["/broadcast", "GET", 405],
+  ["/broadcast", "POST", 401],
+] as const) {
+  test(`requests of an address without a credential are limited: ${method} ${path}`, async () => {
+    vi.useFakeTimers({ toFake: ["Date"] });
+    const limited = workerWith(LIMITED);
+    const of = (address: string, count: number) => statuses(limited, count, address, path, { method });
+    // The last one owes less than what may be had at once.
+    expect(await of("203.0.113.1", 5)).toEqual([status, status, status, status, 429]);
+    expect(await of("203.0.113.2", 1)).toEqual([status]);
+    expect(new Set(await of("127.0.0.1", 6))).toEqual(new Set([status])); // a proxy brings everybody
+    vi.advanceTimersByTime(1000);
+    expect(await of("203.0.113.1", 1)).toEqual([status]);
+  });
+}
+
+test("preflights of an address are limited", async () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const headers = { Origin: "https://app.example", "Access-Control-Request-Method": "POST" };
+  const limited = workerWith({ ...LIMITED, ALLOWED_ORIGINS: "https://app.example" });
+  const found = await statuses(limited, 5, "203.0.113.3", "/broadcast", { method: "OPTIONS", headers });
+  expect(found).toEqual([204, 204, 204, 204, 429]);
+});
+
+test("an address with many bad tokens may try no more, but publishes with a key", async () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const { user, room } = freshUser();
+  const address = "203.0.113.4";
+  const path = `/rooms/${room}/history`;
+  const good = await token({ sub: user });
+  const bad = `${good.slice(0, -8)}AAAAAAAA`;
+  const limited = workerWith(LIMITED);
+  const ask = (credential: string, from: string, count = 1, to = path, init: RequestInit = {}) => {
+    const headers = { ...(init.headers as Record<string, string>), Authorization: `Bearer ${credential}` };
+    return statuses(limited, count, from, to, { ...init, headers });
+  };
+  expect(await ask(bad, address, 5)).toEqual([401, 401, 401, 401, 429]);
+  expect(await ask(good, address)).toEqual([429]);
+  expect(await ask(good, "203.0.113.5")).toEqual([200]);
+  const body = JSON.stringify({ type: "note.creation.completed", data: {} });
+  const json = { method: "POST", body, headers: { "Content-Type": "application/json" } };
+  expect(await ask(KEY, address, 1, `/rooms/${room}/broadcast`, json)).toEqual([200]);
+});
+
+test("what is read counts by its bytes, and is paid for before the next request", async () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const { user, room } = freshUser();
+  await fill(room, 20);
+  const limited = workerWith({ READ_BYTES_PER_S: "1000" });
+  const headers = { Authorization: `Bearer ${await token({ sub: user })}` };
+  const ask = (count: number) => statuses(limited, count, "127.0.0.1", `/rooms/${room}/history`, { headers });
+  expect(await ask(2)).toEqual([200, 429]);
+  vi.advanceTimersByTime(10_000);
+  expect(await ask(1)).toEqual([200]);
+});
+
+test("refused publishes of a user count as requests", async () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const { user, room } = freshUser();
+  const headers = {
+    Authorization: `Bearer ${await token({ sub: user, scope: "broadcast" })}`,
+    "Content-Type": "application/json",
+  };
+  const init = { method: "POST", body: "{", headers };
+  const found = await statuses(workerWith(LIMITED), 5, "127.0.0.1", `/rooms/${room}/broadcast`, init);
+  expect(found).toEqual([400, 400, 400, 400, 429]);
+});
+
+test("a clock that was set back refuses nobody for long", () => {
+  const budget = new Budget(10);
+  budget.charge("one", 100, 1_000_000_000);
+  expect(budget.waitS("one", 1_000_000_000)).toBe(9);
+  expect(budget.waitS("one", 0)).toBe(0);
+  budget.charge("one", 1e9, 0);
+  expect(budget.waitS("one", 0)).toBeLessThanOrEqual(60);
+});
+
+test("callers without end take no memory without end", () => {
+  const budget = new Budget(1);
+  budget.charge("first", 2, 0);
+  for (let n = 0; n < 10_000; n++) budget.charge(`caller ${n}`, 2, 0);
+  expect(budget.waitS("first", 0)).toBe(0); // who is silent for longest was forgotten
+  expect(budget.waitS("caller 9999", 0)).toBe(1);
+});
+
+test("the largest backlogs of a user, and of a room, are closed first", () => {
+  const MIB = 1024 * 1024;
+  const waits = (user: string, bytes: number) =>
+    new Connection(
+      { bufferedAmount: bytes } as unknown as WebSocket,
+      { heardAt: 0, id: crypto.randomUUID(), user } as Attachment,
+    );
+  const honest = waits("honest", 1000);
+  const greedy = Array.from({ length: 12 }, () => waits("greedy", 0.9 * MIB));
+  const found = tooSlow([honest, ...greedy], Date.now());
+  expect(found.length).toBe(4); // 8 of them are within 8 MiB
+  expect(found).not.toContain(honest);
+  const many = Array.from({ length: 50 }, (_, n) => waits(`u${n}`, MIB));
+  const ended = tooSlow([honest, ...many], Date.now());
+  expect(ended.length).toBe(50 - 31); // 31 MiB and what is honest are within 32
+  expect(ended).not.toContain(honest);
+  expect(tooSlow([waits("one", MIB + 1)], Date.now()).length).toBe(1);
+});
+
+test("streams that nobody reads hold bounded memory in all", async () => {
+  const gone = new AbortController();
+  const rooms: WebSocket[] = [];
+  const closed: number[] = [];
+  const open = () => {
+    const pair = new WebSocketPair();
+    pair[1].accept();
+    const place = rooms.push(pair[1]) - 1;
+    pair[1].addEventListener("close", () => void closed.push(place));
+    return eventStream(pair[0], gone.signal);
+  };
+  const page = `{"type":"a.b.completed","data":"${"x".repeat(500_000)}","room":"user_1","cursor":"a-1"}`;
+  const streams = Array.from({ length: 60 }, open);
+  for (const room of rooms) for (let n = 0; n < 2; n++) room.send(page);
+  // 60 MB are too much: those that hold most go.
+  await vi.waitFor(() => expect(closed.length).toBeGreaterThanOrEqual(26), { timeout: 5000 });
+  expect(closed.length).toBeLessThan(40);
+  gone.abort();
+  await vi.waitFor(() => expect(closed.length).toBe(60), { timeout: 5000 });
+  await Promise.allSettled(streams.map((stream) => stream.cancel()));
 });
 
 test("many who leave at once, and a room that works on", async () => {

@@ -1,9 +1,9 @@
 /** An object that sleeps, and what it knows when it wakes. PROTOCOL.md, "Subscribing". */
 
-import { evictDurableObject, runDurableObjectAlarm } from "cloudflare:test";
+import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { fill, freshUser, history, Listener, publish, request, roomStub, token } from "./client";
+import { fill, freshUser, history, Listener, publish, request, roomStub, token, type Json } from "./client";
 
 afterEach(() => {
   vi.useRealTimers();
@@ -136,6 +136,28 @@ test("a sleeping connection is closed when its token is revoked: 4504", async ()
   expect(await answer.json()).toEqual({ success: true, revoked: true, closed: 1 });
   expect(await listener.closed()).toBe(4504);
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
+});
+
+test("a connection whose key a deployment has removed is closed when the room wakes: 4401", async () => {
+  const room = `workspace_${crypto.randomUUID()}`;
+  const claims = { rooms: [room] };
+  const removed = await Listener.open(room, await token({ ...claims, sub: "a" }));
+  const without = await Listener.open(room, await token({ ...claims, sub: "b" }));
+  const stays = await Listener.open(room, await token({ ...claims, sub: "c" }));
+  for (const each of [removed, without, stays]) await each.told("synap.subscribed");
+  await runInDurableObject(roomStub(room), (_, state) => {
+    for (const socket of state.getWebSockets()) {
+      const { voucher, ...kept } = socket.deserializeAttachment() as Json;
+      expect(voucher).toMatch(/^.{16}$/);
+      if (kept["user"] === "a") socket.serializeAttachment({ ...kept, voucher: "of another key" });
+      if (kept["user"] === "b") socket.serializeAttachment(kept); // from before there were keys
+    }
+  });
+  await evictDurableObject(roomStub(room));
+  expect((await publish(room, "n0"))["broadcastCount"]).toBe(1);
+  expect(await removed.closed()).toBe(4401); // and nothing before it
+  expect(await without.closed()).toBe(4401);
+  expect((await stays.json())["id"]).toBe("n0");
 });
 
 test("a token ends while it sleeps: said 30 s before, then 4401", async () => {

@@ -5,7 +5,7 @@ import { afterEach, expect, test, vi } from "vitest";
 import vectors from "../../tests/conformance/tokens.json";
 import { opens, type Scope } from "../src/auth/claims";
 import { KeysUnavailableError, Jwks } from "../src/auth/jwks";
-import { identify, InvalidTokenError } from "../src/auth/verify";
+import { identifyToken, InvalidTokenError } from "../src/auth/verify";
 import { settingsOf, type Env, type Settings } from "../src/settings";
 
 const JWKS = "https://id.example/jwks";
@@ -29,7 +29,7 @@ afterEach(() => {
 
 test.each(vectors.tokens)("$name", async ({ token, expected }) => {
   vi.spyOn(globalThis, "fetch").mockImplementation(async () => Response.json(vectors.jwks));
-  const claims = identify(settings(), token, NOW);
+  const claims = identifyToken(settings(), token, NOW);
   if (expected.status === 401) {
     await expect(claims).rejects.toThrow(InvalidTokenError);
     return;
@@ -50,13 +50,13 @@ test.each(vectors.tokens)("$name", async ({ token, expected }) => {
 test("a token without the iss or the aud that is asked for", async () => {
   const token = named("sub opens the user's room and no other's");
   for (const more of [{ TOKEN_ISSUER: "https://id.example" }, { TOKEN_AUDIENCE: "rooms" }]) {
-    await expect(identify(settings(more), token, NOW)).rejects.toThrow("is missing");
+    await expect(identifyToken(settings(more), token, NOW)).rejects.toThrow("missing claim");
   }
   const issued = named("an iss, where none is asked for");
   const right = settings({ TOKEN_ISSUER: "https://id.example" });
-  expect((await identify(right, issued, NOW)).user).toBe("u1");
+  expect((await identifyToken(right, issued, NOW)).user).toBe("u1");
   const wrong = settings({ TOKEN_ISSUER: "https://other.example" });
-  await expect(identify(wrong, issued, NOW)).rejects.toThrow("its issuer is not the one");
+  await expect(identifyToken(wrong, issued, NOW)).rejects.toThrow("issuer mismatch");
 });
 
 test("a key that is not there is looked for once in 10 s; old keys count for an hour", async () => {
@@ -82,6 +82,80 @@ test("a key that is not there is looked for once in 10 s; old keys count for an 
   expect((await jwks.find("RS256", "RS256")).length).toBe(1);
   now = 3_700_000;
   await expect(jwks.find("RS256", "RS256")).rejects.toThrow(KeysUnavailableError);
+});
+
+test("keys that were fetched while the clock was ahead do not count for longer", async () => {
+  let now = 3 * 86_400_000;
+  let asked = 0;
+  const jwks = new Jwks(
+    JWKS,
+    async () => Response.json(++asked === 1 ? vectors.jwks : { keys: [] }),
+    () => now,
+  );
+  expect((await jwks.find("RS256", "RS256")).length).toBe(1);
+  now = 0;
+  expect(await jwks.find("RS256", "RS256")).toEqual([]); // it was withdrawn
+  expect(asked).toBe(2);
+});
+
+for (const [what, answer] of [
+  ["a redirect", () => new Response(null, { status: 302, headers: { Location: "https://other.example/" } })],
+  ["another redirect", () => new Response(null, { status: 308, headers: { Location: "http://127.0.0.1/" } })],
+  ["keys behind too many bytes", () => new Response(JSON.stringify({ padding: "x".repeat(1024 * 1024), ...vectors.jwks }))],
+  ["many bytes of two each", () => new Response(JSON.stringify({ padding: "é".repeat(600_000), ...vectors.jwks }))],
+  ["no end", () => new Response(new ReadableStream({ pull: (to) => to.enqueue(new Uint8Array(65_536).fill(32)) }))],
+  ["HTML", () => new Response("<html>")],
+  ["a list", () => Response.json([])],
+  ["keys that are none", () => Response.json({ keys: "all" })],
+] as const) {
+  test(`a JWK set that is ${what} is not taken, and the keys before it count`, async () => {
+    let now = 0;
+    let given: RequestInit | undefined;
+    let answers: () => Response = () => Response.json(vectors.jwks);
+    const fetcher = async (_: string, init: RequestInit) => {
+      given = init;
+      return answers();
+    };
+    const jwks = new Jwks(JWKS, fetcher, () => now);
+    expect((await jwks.find("RS256", "RS256")).length).toBe(1);
+    answers = answer;
+    now = 400_000;
+    expect((await jwks.find("RS256", "RS256")).length).toBe(1);
+    expect(given).toMatchObject({ redirect: "manual" });
+    now = 3_700_000;
+    await expect(jwks.find("RS256", "RS256")).rejects.toThrow(KeysUnavailableError);
+  });
+}
+
+test("a JWK set with a key for another use or algorithm, or a shared secret, gives no key for it", async () => {
+  const [rsa] = vectors.jwks.keys.filter(({ kty }: { kty: string }) => kty === "RSA");
+  const keys = [
+    { ...rsa, use: "enc" },
+    { ...rsa, alg: "RS512" },
+    { ...rsa, alg: "HS256" },
+    { kty: "oct", k: btoa("s".repeat(32)), alg: "HS256" },
+    null,
+    "key",
+  ];
+  const jwks = new Jwks(JWKS, async () => Response.json({ keys }), () => 0);
+  for (const algorithm of ["RS256", "ES256", "EdDSA", "HS256"]) {
+    expect(await jwks.find(algorithm, undefined)).toEqual([]);
+  }
+});
+
+test("a thousand tokens with kids that are not there fetch the keys once in 10 s", async () => {
+  let now = 0;
+  let asked = 0;
+  const fetcher = async () => {
+    asked++;
+    return Response.json(vectors.jwks);
+  };
+  const jwks = new Jwks(JWKS, fetcher, () => now);
+  for (let n = 0; n < 1000; n++) {
+    now += 20;
+    await jwks.find("RS256", `kid ${n}`);
+  }
+  expect(asked).toBe(2); // 20 s
 });
 
 test("many ask at once for a key that is not there: few look for it, the others come again", async () => {

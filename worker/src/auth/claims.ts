@@ -17,6 +17,8 @@ export interface Claims {
   key?: string;
   /** `jti`, else a hash of the token: for revoking it. Undefined for a key. */
   tokenId?: string;
+  /** Which of the server's secrets or JWK sets has vouched for the token. Undefined for a key. */
+  voucher?: string;
   issuedAt?: number;
   /** Undefined: a key, which does not end. */
   expiresAt?: number;

@@ -63,16 +63,21 @@ export class Jwks {
   }
 
   #ageMs(): number {
-    return this.clock() - this.#fetchedAt;
+    return this.#sinceMs(this.#fetchedAt);
   }
 
   #mayTry(): boolean {
-    return this.clock() - this.#triedAt >= PAUSE_MS;
+    return this.#sinceMs(this.#triedAt) >= PAUSE_MS;
+  }
+
+  /** A time in the future is as far away: the clock was set back, and keys must not count for longer. */
+  #sinceMs(at: number): number {
+    return Math.abs(this.clock() - at);
   }
 
   /** Whether enough are loading, while there are keys that count. */
   #isBusy(): boolean {
-    const recent = this.#begun.filter((at) => this.clock() - at < TIMEOUT_MS);
+    const recent = this.#begun.filter((at) => this.#sinceMs(at) < TIMEOUT_MS);
     return recent.length >= MAX_LOADS && this.#ageMs() <= STALE_MS;
   }
 
@@ -115,10 +120,12 @@ function shownOf(url: string): string {
 
 async function readDocument(answer: Response): Promise<unknown> {
   let text = "";
+  let bytes = 0; // of what was decoded, if it came compressed
   const decoder = new TextDecoder();
   for await (const chunk of answer.body ?? []) {
+    bytes += (chunk as Uint8Array).length;
+    if (bytes > MAX_BYTES) throw new Error(`has more than ${MAX_BYTES} bytes`);
     text += decoder.decode(chunk as Uint8Array, { stream: true });
-    if (text.length > MAX_BYTES) throw new Error(`has more than ${MAX_BYTES} bytes`);
   }
   return JSON.parse(text);
 }

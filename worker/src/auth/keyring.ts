@@ -2,9 +2,23 @@
 
 import type { Settings } from "../settings";
 
+/** A key that may have signed a token. */
+export interface Candidate {
+  key: CryptoKey;
+  /**
+   * What a connection remembers of it, so that it is closed when a deployment has removed the secret, or
+   * the JWK set: a digest, which tells nothing of a secret of 32 bytes.
+   */
+  voucher: string;
+}
+
 export interface KeyRing {
   /** For HS256; the first ones may be on their way out. */
-  secrets: CryptoKey[];
+  secrets: Candidate[];
+  /** The vouchers of JWK sets, by address. */
+  addresses: Map<string, string>;
+  /** All of them. */
+  vouchers: Set<string>;
   /** The SHA-256 of each program's key, by name. */
   digests: Map<string, ArrayBuffer>;
 }
@@ -39,11 +53,20 @@ async function make(settings: Settings): Promise<KeyRing> {
   const encoder = new TextEncoder();
   const hmac = { name: "HMAC", hash: "SHA-256" };
   const secrets = await Promise.all(
-    settings.tokenSecrets.map((secret) =>
-      crypto.subtle.importKey("raw", encoder.encode(secret), hmac, false, ["verify"]),
-    ),
+    settings.tokenSecrets.map(async (secret) => ({
+      key: await crypto.subtle.importKey("raw", encoder.encode(secret), hmac, false, ["verify"]),
+      voucher: await voucherOf(`secret ${secret}`),
+    })),
   );
+  const addresses = new Map<string, string>();
+  for (const url of settings.jwksUrls) addresses.set(url, await voucherOf(`url ${url}`));
   const digests = new Map<string, ArrayBuffer>();
   for (const [name, key] of settings.apiKeys) digests.set(name, await digestOf(key));
-  return { secrets, digests };
+  const vouchers = new Set([...secrets.map(({ voucher }) => voucher), ...addresses.values()]);
+  return { secrets, addresses, vouchers, digests };
+}
+
+async function voucherOf(text: string): Promise<string> {
+  const bytes = new Uint8Array(await digestOf(text)).slice(0, 12);
+  return btoa(String.fromCharCode(...bytes));
 }

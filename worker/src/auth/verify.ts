@@ -6,7 +6,7 @@ import { isDevice, isPattern } from "../protocol/rooms";
 import type { Settings } from "../settings";
 import { SCOPES, type Claims, type Scope } from "./claims";
 import { ALGORITHMS, Jwks, KeysUnavailableError } from "./jwks";
-import { digestOf, keyRingOf, nameOf } from "./keyring";
+import { digestOf, keyRingOf, nameOf, type Candidate } from "./keyring";
 
 export const MAX_TOKEN_BYTES = 8 * 1024;
 const MAX_PATTERNS = 1000;
@@ -26,26 +26,32 @@ export class InvalidTokenError extends Error {}
 
 const known = new Map<string, Jwks>(); // by address, for as long as the isolate lives
 
+/** What a publisher's key says; undefined: it is none of this server. */
+export async function claimsOfKey(settings: Settings, text: string): Promise<Claims | undefined> {
+  if (text.length > MAX_TOKEN_BYTES) return undefined;
+  const name = await nameOf(await keyRingOf(settings), text);
+  return name === undefined ? undefined : { rooms: ["*"], scopes: ["broadcast"], key: name };
+}
+
 /**
- * What a publisher's key or a token says.
+ * What a token says.
  *
  * @throws InvalidTokenError it does not count.
  * @throws KeysUnavailableError the keys that would say so cannot be had now.
  */
-export async function identify(
+export async function identifyToken(
   settings: Settings,
-  credential: string,
+  token: string,
   now = Date.now(),
 ): Promise<Claims> {
-  if (credential.length > MAX_TOKEN_BYTES) {
+  if (token.length > MAX_TOKEN_BYTES) {
     throw new InvalidTokenError(`token too long: more than ${MAX_TOKEN_BYTES} bytes`);
   }
-  const name = await nameOf(await keyRingOf(settings), credential);
-  if (name !== undefined) return { rooms: ["*"], scopes: ["broadcast"], key: name };
-  if (credential.split(".").length !== 3) {
+  if (token.split(".").length !== 3) {
     throw new InvalidTokenError("unknown key: not a key of this server, and not a JWT");
   }
-  const claims = await claimsOf(await verify(settings, credential, now), credential);
+  const { payload, voucher } = await verify(settings, token, now);
+  const claims = { ...(await claimsOf(payload, token)), voucher };
   checkLifetime(claims, settings, now);
   return claims;
 }
@@ -97,7 +103,7 @@ export async function idOfToken(settings: Settings, token: string): Promise<stri
   }
   const algorithm = header["alg"];
   try {
-    for (const key of await candidatesOf(settings, header)) {
+    for (const { key } of await candidatesOf(settings, header)) {
       try {
         await compactVerify(token, key, { algorithms: [String(algorithm)] });
         return await idOf(payload, token);
@@ -124,7 +130,7 @@ async function idOf(payload: JWTPayload, token: string): Promise<string> {
 async function candidatesOf(
   settings: Settings,
   header: Record<string, unknown>,
-): Promise<CryptoKey[]> {
+): Promise<Candidate[]> {
   // The algorithm chooses the kind of key, and no key is ever used for another: a public key is no
   // shared secret, whatever the header says (RFC 8725, section 3.1).
   const algorithm = header["alg"];
@@ -136,7 +142,11 @@ async function candidatesOf(
   throw new InvalidTokenError(`unsupported algorithm: expected ${all}`);
 }
 
-async function verify(settings: Settings, token: string, now: number): Promise<JWTPayload> {
+async function verify(
+  settings: Settings,
+  token: string,
+  now: number,
+): Promise<{ payload: JWTPayload; voucher: string }> {
   let header: Record<string, unknown>;
   try {
     header = decodeProtectedHeader(token);
@@ -149,7 +159,7 @@ async function verify(settings: Settings, token: string, now: number): Promise<J
   }
   const candidates = await candidatesOf(settings, header);
   const algorithm = String(header["alg"]);
-  for (const key of candidates) {
+  for (const { key, voucher } of candidates) {
     try {
       const { payload } = await jwtVerify(token, key, {
         algorithms: [algorithm],
@@ -160,7 +170,7 @@ async function verify(settings: Settings, token: string, now: number): Promise<J
         ...(settings.tokenAudience === undefined ? {} : { audience: settings.tokenAudience }),
       });
       checkMore(payload, settings, now);
-      return payload;
+      return { payload, voucher };
     } catch (error) {
       if (error instanceof errors.JWSSignatureVerificationFailed) continue;
       throw error instanceof InvalidTokenError ? error : new InvalidTokenError(reasonOf(error));
@@ -203,17 +213,19 @@ async function publicKeys(
   settings: Settings,
   algorithm: string,
   kid: unknown,
-): Promise<CryptoKey[]> {
+): Promise<Candidate[]> {
   if (kid !== undefined && typeof kid !== "string") {
     throw new InvalidTokenError("malformed token: 'kid' is not a string");
   }
-  const found: CryptoKey[] = [];
+  const found: Candidate[] = [];
+  const { addresses } = await keyRingOf(settings);
   let failure: KeysUnavailableError | undefined;
   for (const url of settings.jwksUrls) {
     let jwks = known.get(url);
     if (jwks === undefined) known.set(url, (jwks = new Jwks(url)));
     try {
-      found.push(...(await jwks.find(algorithm, kid)));
+      const voucher = addresses.get(url)!;
+      found.push(...(await jwks.find(algorithm, kid)).map((key) => ({ key, voucher })));
     } catch (error) {
       if (!(error instanceof KeysUnavailableError)) throw error;
       failure = error;

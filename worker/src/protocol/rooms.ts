@@ -49,7 +49,17 @@ function split(text: string): [string, string | undefined] {
   return place < 0 ? [text, undefined] : [text.slice(0, place), text.slice(place + 1)];
 }
 
+/** A JWT or a part of one. */
+const JWT = /(?<![A-Za-z0-9-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}(?:\.[\w-]*){0,4}/g;
+/** As long as a secret or a key, and longer than usual ids. */
+const LONG = /[\w+=~@-]{32,}/g;
+const UUID = /[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}/gi;
+
+/** Short enough for an error, and without a token or a key that was put in place of an id. */
 function shown(text: string): string {
-  const quoted = JSON.stringify(text);
+  const masked = text
+    .replace(JWT, "…")
+    .replace(LONG, (run) => (run.replace(UUID, "").length < 32 ? run : "…"));
+  const quoted = JSON.stringify(masked);
   return quoted.length <= 60 ? quoted : `${quoted.slice(0, 57)}...`;
 }
