@@ -111,7 +111,8 @@ class RoomServer(Node):
         try:
             if (problem := _problem_of(scope, request)) is not None:
                 self.note(request, problem.response)
-                raise problem
+                await self._deny(scope, receive, send, problem.response)
+                return
             opened = await self.open_websocket(request)
             await run_websocket(opened, request, self.settings.silence_s, receive, send)
         except RequestError as error:

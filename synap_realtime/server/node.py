@@ -253,9 +253,7 @@ class Node:
                 raise
             code, cause = codes[status], error.body["details"]
         except StoreUnavailableError as error:
-            refusal = unavailable(str(error))
-            self.note(request, refusal.response)
-            raise refusal from None
+            raise self._noted(request, unavailable(str(error))) from None
         reason = code.name.lower()
         self._metrics.dropped(reason)
         self._write_down(request, {"code": reason, "details": cause}, code)
@@ -272,6 +270,10 @@ class Node:
                 self._limits.count_refusal(request.claims, request.address)
             self._metrics.refused(response.problem["code"])
             self._write_down(request, response.problem)
+
+    def _noted(self, request: Request, error: RequestError) -> RequestError:
+        self.note(request, error.response)
+        return error
 
     def _write_down(
         self, request: Request, problem: Mapping[str, str], code: CloseCode | None = None

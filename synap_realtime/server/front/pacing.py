@@ -1,0 +1,103 @@
+"""Fair shares of the event loop.
+
+Everything that arrives in one iteration of the loop would otherwise be handled before any socket is
+looked at again: 50 WebSockets with 900 ping frames each would keep a publisher waiting for 60 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+SHARE_S = 0.002
+"""Work that can wait gets this much of each loop iteration. The rest follows in the next one, after
+the sockets have been polled."""
+
+TASK_S = 0.00025
+"""What starting a task is charged: it runs in the next iteration, where nobody measures it."""
+
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+"""Received data that waits for its share. With more, data is read as it comes, so that pacing itself
+cannot take memory."""
+
+
+class Pacer:
+    """Divide the loop's time between connections that send more than a little.
+
+    Publishes on connections of a known publisher do not wait here, nor do short WebSocket messages.
+    """
+
+    def __init__(
+        self, share_s: float = SHARE_S, *, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """
+        Args:
+            clock: monotonic seconds.
+        """
+        self._share_s = share_s
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[Callable[[], None], int]] = deque()
+        self._waiting_bytes = 0
+        self._deadline = 0.0
+        self._has_begun = False  # an iteration, whose share is counted
+        self._is_running = False  # what waited
+
+    def has_time(self) -> bool:
+        """Return whether more work that can wait may be done in this loop iteration.
+
+        While other work waits, new work has to wait behind it.
+        """
+        if not self._has_begun:
+            self._begin()
+            return True
+        if not self._is_running and self._waiting:
+            return self._waiting_bytes > MAX_WAITING_BYTES
+        return self._clock() < self._deadline
+
+    def charge(self, cost_s: float) -> None:
+        """Count work that is done later as done in this iteration."""
+        self._deadline -= cost_s
+
+    def add(self, work: Callable[[], None], size: int = 0) -> None:
+        """Do this in a later loop iteration, after everything that waits already.
+
+        Args:
+            work: takes a short time, and adds itself again if there is more to do.
+            size: bytes that it holds.
+        """
+        self._waiting.append((work, size))
+        self._waiting_bytes += size
+        if not self._has_begun:
+            self._begin()
+
+    async def turn(self, cost_s: float) -> None:
+        """Wait until there is time for work of about this cost, and charge it."""
+        if not self.has_time():
+            granted = self._loop.create_future()
+            self.add(lambda: None if granted.done() else granted.set_result(None))
+            await granted
+        self.charge(cost_s)
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        self._deadline = self._clock() + self._share_s
+        self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._has_begun = False
+        if not self._waiting:
+            return
+        self._begin()
+        self._is_running = True
+        try:
+            while self._waiting:
+                work, size = self._waiting.popleft()
+                self._waiting_bytes -= size
+                work()
+                if self._clock() >= self._deadline:
+                    break
+        finally:
+            self._is_running = False
