@@ -242,9 +242,9 @@ def _spare_the_collector() -> None:
     """What lives as long as the server is not looked at again and again: with many notifications
     kept that would be a tenth of the time.
 
-    The youngest generation is small, because the event loop stands still while it is collected: 3 ms
-    for 2,000 objects that are all garbage, and 60 ms for 40,000. The older ones are collected after
-    a million and after 100 million objects.
+    The youngest generation is small, because the event loop stands still while it is collected:
+    3 ms for 2,000 objects that are all garbage, and 60 ms for 40,000. The older ones are collected
+    after a million and after 100 million objects.
     """
     gc.collect()
     gc.freeze()

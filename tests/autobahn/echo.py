@@ -18,6 +18,7 @@ from typing import cast
 import httptools
 
 from synap_realtime.server.front.half_open import HalfOpen
+from synap_realtime.server.front.pacing import Pacer
 from synap_realtime.server.front.socket import WebSocket
 from synap_realtime.server.front.turn import Turn
 from synap_realtime.server.websocket import accept_of, binary_frame, text_frame
@@ -47,6 +48,7 @@ class Echo:
             self,
             half_open=half_open,
             turn=Turn(),
+            pacer=Pacer(),
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
 

@@ -18,6 +18,7 @@ from .half_open import HalfOpen, Tracked
 from .handshake import Handshakes
 from .heads import Heads
 from .keepalive import Keepalive
+from .pacing import Pacer
 from .proxies import Proxies
 from .requests import HttpConnection
 from .ring import Ring, RingUnavailableError
@@ -47,6 +48,7 @@ class Front:
         self.proxies = Proxies(settings.trusted_proxies)
         self.connections: set[Tracked] = set()
         self.turn = Turn()
+        self.pacer = Pacer()
         self._ring: Ring | None = None
         self.new_company: Callable[[], Company] = partial(Company, None, self.turn)
         self._taking: set[asyncio.Task[None]] = set()

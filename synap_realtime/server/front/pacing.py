@@ -19,8 +19,8 @@ TASK_S = 0.00025
 """What starting a task is charged: it runs in the next iteration, where nobody measures it."""
 
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-"""Received data that waits for its share. With more, data is read as it comes, so that pacing itself
-cannot take memory."""
+"""Received data that waits for its share. With more, data is read as it comes, so that pacing
+itself cannot take memory."""
 
 
 class Pacer:
@@ -29,9 +29,7 @@ class Pacer:
     Publishes on connections of a known publisher do not wait here, nor do short WebSocket messages.
     """
 
-    def __init__(
-        self, share_s: float = SHARE_S, *, clock: Callable[[], float] = monotonic
-    ) -> None:
+    def __init__(self, share_s: float = SHARE_S, *, clock: Callable[[], float] = monotonic) -> None:
         """
         Args:
             clock: monotonic seconds.

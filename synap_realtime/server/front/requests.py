@@ -39,6 +39,7 @@ from .exchange import Exchange, target_of
 from .half_open import HalfOpen, Tracked
 from .heads import BEGIN, Heads
 from .keepalive import Keepalive
+from .pacing import SHARE_S, TASK_S, Pacer
 from .proxies import Proxies
 from .reader import Reader
 from .socket import Handler, Nobody, WebSocket
@@ -100,7 +101,8 @@ _REQUEST_WEIGHT = 2048  # of a request beside its bytes: the objects that it bec
 _FIELD_WEIGHT = 200  # of a header field beside its bytes
 _UNKNOWN = -1
 _HEARD_BYTES = 2048  # of a request's beginning: more than a head has that is remembered
-_SLICE_BYTES = 32 * 1024  # of what comes is read at once
+_AT_ONCE_BYTES = 1024  # so much is always read as it comes
+_SLICE_BYTES = 4096  # of what comes: some 150 small requests, or 700 chunks of one byte
 _AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
 
 
@@ -115,6 +117,7 @@ class Owner(Protocol):
     heads: Heads
     keepalive: Keepalive
     turn: Turn
+    pacer: Pacer
     proxies: Proxies
     connections: set[Tracked]
     new_company: Callable[[], Company]
@@ -126,10 +129,10 @@ class HttpConnection(asyncio.Protocol):
     __slots__ = (
         "_address", "_ahead", "_body", "_caller", "_charged", "_chunks", "_current", "_descriptor",
         "_dropped", "_early", "_field_bytes", "_fields", "_head_bytes", "_headers", "_heard",
-        "_ignored", "_is_behind_body",
-        "_is_ended", "_is_going_on", "_is_held", "_is_in_head", "_is_over", "_is_writable",
-        "_late", "_loop", "_owner", "_parser", "_queue", "_queued_bytes", "_reader", "_resumed",
-        "_sent", "_stream", "_task", "_transport", "_upgrade", "_url", "_wire_bytes",
+        "_ignored", "_is_behind_body", "_is_ended", "_is_going_on", "_is_held", "_is_in_head",
+        "_is_over", "_is_publisher", "_is_writable", "_late", "_loop", "_owner", "_parser",
+        "_queue", "_queued_bytes", "_read_to", "_reader", "_resumed", "_sent", "_stream", "_task",
+        "_transport", "_unread", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -162,6 +165,9 @@ class HttpConnection(asyncio.Protocol):
         self._is_going_on = False
         self._ahead = 0  # bytes of requests that wait for the answer before theirs
         self._is_held = False  # what comes waits in the socket
+        self._unread = b""  # what was received and waits for its share of the loop
+        self._read_to = 0  # of it, what was read already
+        self._is_publisher = False  # a publisher's key was accepted on this connection
         self._is_over = False  # what comes means nothing
         self._is_ended = False  # the last answer was written: nothing follows it
         self._queued_bytes = 0  # weight of the requests in the queue
@@ -209,6 +215,10 @@ class HttpConnection(asyncio.Protocol):
             self._go_on()
 
     def data_received(self, data: bytes) -> None:
+        if self._unread:  # TLS gives what it has decrypted, although reading is paused
+            self._unread = self._unread[self._read_to :] + data
+            self._read_to = 0
+            return
         if self._early is not None:
             data = self._early + data
             self._stop_waiting_for_body()
@@ -216,26 +226,54 @@ class HttpConnection(asyncio.Protocol):
             if self._is_writable and (self._publish_at_once(data) or self._awaits_body(data)):
                 return
             self._heard = data[:_HEARD_BYTES] if data.startswith(BEGIN) else None
-        self._read_on(data)
+        if len(data) <= _AT_ONCE_BYTES or self._has_time():
+            self._read_slices(data, 0)
+        else:
+            self._wait_to_read(data, 0)
+            self._charge_requests()
 
-    def _read_on(self, data: bytes) -> None:
+    def _read_slices(self, data: bytes, start: int) -> None:
+        """Read at least one slice, and more as long as this loop iteration has time."""
         self._owner.turn.flush()  # answers that come before
-        for start in range(0, len(data), _SLICE_BYTES):
+        begin, size = start, len(data)
+        while start < size:
             if self._is_over:
-                self._drop(len(data) - start)
+                self._drop(size - start)
                 return
             if self._transport.is_closing():
                 return
             rest = self._read(data[start : start + _SLICE_BYTES])
+            start += _SLICE_BYTES
             if rest is not None:
-                self._switch(rest + data[start + _SLICE_BYTES :])
+                self._switch(rest + data[start:])
                 return
+            if start < size and not self._has_time():
+                self._wait_to_read(data, start)
+                break
         self._go_on()
         self._charge_requests()
         if self._queue:
-            self._ahead += len(data)
+            self._ahead += min(start, size) - begin
             if self._ahead > _AHEAD_BYTES:
                 self._hold()
+
+    def _has_time(self) -> bool:
+        """Whether more may be done for this connection now; see :class:`Pacer`."""
+        return self._is_publisher or self._owner.pacer.has_time()
+
+    def _wait_to_read(self, data: bytes, start: int) -> None:
+        if not self._transport.is_closing():
+            self._unread, self._read_to = data, start
+            self._transport.pause_reading()
+            self._owner.pacer.add(self._read_unread, len(data))
+
+    def _read_unread(self) -> None:
+        data, self._unread = self._unread, b""
+        if self._transport.is_closing():
+            return
+        if not self._is_held:
+            self._transport.resume_reading()
+        self._read_slices(data, self._read_to)
 
     def eof_received(self) -> None:
         """The peer says no more: TLS is closed then, before the turn ends."""
@@ -285,7 +323,7 @@ class HttpConnection(asyncio.Protocol):
         early = self._early
         if early is not None:
             self._stop_waiting_for_body()
-            self._read_on(early)
+            self._read_slices(early, 0)
 
     def _read(self, data: bytes) -> bytes | None:
         """Parse; returns what follows the head of a request to become a WebSocket."""
@@ -353,7 +391,8 @@ class HttpConnection(asyncio.Protocol):
         """Somebody wants the body, or nobody ever will."""
         if self._is_held:
             self._is_held = False
-            self._transport.resume_reading()
+            if not self._unread:
+                self._transport.resume_reading()
 
     # ---- the parser's calls
 
@@ -480,14 +519,29 @@ class HttpConnection(asyncio.Protocol):
                     exchange.content, exchange.body = bytes(exchange.body), b""
                 else:
                     exchange.read = partial(self._body_of, exchange)
-                self._run(self._serve(exchange), is_quick=exchange.method == "POST")
+                self._run_in_turn(self._serve, exchange, is_quick=exchange.method == "POST")
             if self._current is exchange and not exchange.is_answered:  # it waits for us
                 self._owner.half_open.end(self)
+
+    def _run_in_turn(
+        self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object, is_quick: bool
+    ) -> None:
+        """Serve a request now, or behind those of other connections that came before."""
+        if self._has_time():
+            self._run(work(*arguments), is_quick=is_quick)
+        else:
+
+            def later() -> None:
+                if not self._transport.is_closing():
+                    self._run(work(*arguments), is_quick=is_quick)
+
+            self._owner.pacer.add(later)
 
     def _run(self, work: Coroutine[Any, Any, None], *, is_quick: bool) -> None:
         if is_quick and not self._owner.node.needs_tasks():
             self._task = run(self._loop, work)
         else:
+            self._owner.pacer.charge(TASK_S)
             self._task = self._loop.create_task(work)
 
     async def _serve(self, exchange: Exchange) -> None:
@@ -592,6 +646,7 @@ class HttpConnection(asyncio.Protocol):
                     if not await self._takes_more():
                         return
                     self._write(exchange, chunk_of(chunk) if is_chunked else chunk)
+                    await self._owner.pacer.turn(SHARE_S)  # the next chunk may cost as much
                 if not await self._takes_more():
                     return
                 if is_chunked:
@@ -624,7 +679,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _write(self, exchange: Exchange, data: bytes) -> None:
         """Write part of an answer, and charge it to who asked if it may stay unread for long."""
-        self._caller = caller_of(exchange.claims, exchange.address)
+        claims = exchange.claims
+        self._caller = caller_of(claims, exchange.address)
+        self._is_publisher = claims is not None and claims.key is not None
         self._transport.write(data)
         self._sent += len(data)
         if self._sent >= MIN_UNREAD_BYTES:
@@ -652,6 +709,7 @@ class HttpConnection(asyncio.Protocol):
             size += len(body.body)
         if self._is_in_head:
             size += _REQUEST_WEIGHT + _FIELD_WEIGHT * self._fields + self._head_bytes
+        size += len(self._unread)
         if size != self._charged and not self._transport.is_closing():
             self._charged = size
             exchange = current or body
@@ -729,7 +787,7 @@ class HttpConnection(asyncio.Protocol):
             self._current = exchange
             self._owner.half_open.end(self)
             self._transport.pause_reading()
-            self._run(self._open(exchange, rest), is_quick=True)
+            self._run_in_turn(self._open, exchange, rest, is_quick=True)
 
     async def _open(self, exchange: Exchange, rest: bytes) -> None:
         node = self._owner.node
@@ -769,6 +827,7 @@ class HttpConnection(asyncio.Protocol):
             handler,
             half_open=self._owner.half_open,
             turn=self._owner.turn,
+            pacer=self._owner.pacer,
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
         transport.set_protocol(socket)
@@ -796,6 +855,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _forget(self) -> None:
         self._stop_waiting_for_body()
+        self._unread = b""
         self._reader.stop()
         self._parser = None  # it knows our methods: a circle, which would wait for the collector
         self._owner.half_open.end(self)

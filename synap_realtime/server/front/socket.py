@@ -12,6 +12,7 @@ from ...protocol.control import CloseCode
 from ..websocket import Close, Decoder, Failure, Ping, Pong, close_frame, pong_frame
 from .descriptors import cut, descriptor_of, write_past
 from .half_open import HalfOpen
+from .pacing import Pacer
 from .turn import Turn
 
 CLOSE_HANDSHAKE_S = 10.0
@@ -23,7 +24,8 @@ MAX_FRAMES_PER_S = 1000
 MAX_DROPPED_BYTES = 1024 * 1024
 """So much of what a peer goes on saying after it was failed is taken, so that it hears why."""
 
-_SLICE_BYTES = 4096  # some 700 frames: between slices it is seen whether there were too many
+_AT_ONCE_BYTES = 256  # so much is always read as it comes
+_SLICE_BYTES = 1024  # some 170 frames: between slices it is seen whether there were too many
 
 
 class Handler(Protocol):
@@ -80,9 +82,12 @@ class WebSocket(asyncio.Protocol):
         "_has_failed",
         "_is_closing",
         "_is_paused",
+        "_pacer",
+        "_read_to",
         "_second",
         "_transport",
         "_turn",
+        "_unread",
         "company",
         "descriptor",
         "place",
@@ -97,10 +102,12 @@ class WebSocket(asyncio.Protocol):
         *,
         half_open: HalfOpen,
         turn: Turn,
+        pacer: Pacer,
         max_message_bytes: int,
     ) -> None:
         """
         Args:
+            pacer: divides the loop's time between all connections.
             turn: what was written soon, of all sockets.
             half_open: it is there from its last word until its peer has gone.
             max_message_bytes: a longer one is answered with 1009.
@@ -114,6 +121,9 @@ class WebSocket(asyncio.Protocol):
         self._handler = handler
         self._half_open = half_open
         self._turn = turn
+        self._pacer = pacer
+        self._unread = b""  # what was received and waits for its share of the loop
+        self._read_to = 0  # of it, what was read already
         self._decoder = Decoder(max_message_bytes)
         self._second = 0
         self._dropped = 0
@@ -194,13 +204,40 @@ class WebSocket(asyncio.Protocol):
         cut(self._transport)
 
     def data_received(self, data: bytes) -> None:
-        for start in range(0, len(data), _SLICE_BYTES):
+        if self._unread:  # TLS gives what it has decrypted, although reading is paused
+            self._unread = self._unread[self._read_to :] + data
+            self._read_to = 0
+        elif len(data) <= _AT_ONCE_BYTES or self._pacer.has_time():
+            self._read_slices(data, 0)
+        else:
+            self._wait_to_read(data, 0)
+
+    def _read_slices(self, data: bytes, start: int) -> None:
+        """Read at least one slice, and more as long as this loop iteration has time."""
+        size = len(data)
+        while not self._transport.is_closing():
             if self._has_failed:
-                self._drop(len(data) - start)
-                return
-            if self._transport.is_closing():
+                self._drop(size - start)
                 return
             self._read(data[start : start + _SLICE_BYTES])
+            start += _SLICE_BYTES
+            if start >= size:
+                return
+            if not self._pacer.has_time():
+                self._wait_to_read(data, start)
+                return
+
+    def _wait_to_read(self, data: bytes, start: int) -> None:
+        if not self._transport.is_closing():
+            self._unread, self._read_to = data, start
+            self._transport.pause_reading()
+            self._pacer.add(self._read_on, len(data))
+
+    def _read_on(self) -> None:
+        data, self._unread = self._unread, b""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._read_slices(data, self._read_to)
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -215,6 +252,7 @@ class WebSocket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._is_closing = True
+        self._unread = b""
         self._step_out()
         self._half_open.end(self)
         self._handler.gone()

@@ -17,6 +17,7 @@ import pytest
 
 from synap_realtime.server.front import socket as front
 from synap_realtime.server.front.half_open import HalfOpen
+from synap_realtime.server.front.pacing import Pacer
 from synap_realtime.server.front.socket import MAX_DROPPED_BYTES, MAX_FRAMES_PER_S, WebSocket
 from synap_realtime.server.front.turn import Turn
 from synap_realtime.server.websocket import text_frame
@@ -85,7 +86,12 @@ class Server:
                 stream = cast(asyncio.Transport, transport)
                 heard = server.handler()
                 heard.socket = server.kind(
-                    stream, heard, half_open=server.half_open, turn=Turn(), max_message_bytes=65536
+                    stream,
+                    heard,
+                    half_open=server.half_open,
+                    turn=Turn(),
+                    pacer=Pacer(),
+                    max_message_bytes=65536,
                 )
                 stream.set_protocol(heard.socket)
                 server.made.put_nowait(heard)
@@ -489,7 +495,7 @@ def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) ->
             assert not server.half_open._waiting
             transport = heard.socket._transport
             gc.collect()
-            turn = Turn()
+            turn, pacer = Turn(), Pacer()
             tracemalloc.start()
             many = [
                 WebSocket(
@@ -497,6 +503,7 @@ def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) ->
                     heard,
                     half_open=server.half_open,
                     turn=turn,
+                    pacer=pacer,
                     max_message_bytes=65536,
                 )
                 for _ in range(1000)

@@ -1,0 +1,271 @@
+"""No connection keeps the event loop to itself: what it sends is handled in shares."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from functools import partial
+
+import pytest
+
+from synap_realtime.server.front import listening
+from synap_realtime.server.front.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
+from synap_realtime.server.front.requests import MAX_PIPELINED
+from synap_realtime.server.serve import running
+from synap_realtime.tokens import mint_token
+
+from ..test_websocket_frames import PING, TEXT, frame
+from .conftest import Run
+from .test_requests import (
+    API_KEY,
+    BODY,
+    CHUNKED,
+    HANDSHAKE,
+    HEALTH,
+    ROOM,
+    SECRET,
+    Peer,
+    bearer,
+    http,
+    peer,
+    publish,
+    rooms,
+    with_keys,
+)
+
+KEY = bearer(API_KEY)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each loop iteration has time for one piece of work."""
+    monkeypatch.setattr(listening, "Pacer", partial(Pacer, 0.0))
+
+
+one_by_one = pytest.mark.usefixtures("_one_by_one")
+
+
+def test_work_over_the_share_waits_for_the_next_iteration(run: Run) -> None:
+    async def test() -> None:
+        clock = Clock()
+        pacer = Pacer(clock=clock)
+        done: list[str] = []
+        loop = asyncio.get_running_loop()
+
+        def work(name: str) -> None:
+            done.append(name)
+            clock.now += SHARE_S
+            loop.call_soon(done.append, f"after {name}")
+
+        assert pacer.has_time()
+        clock.now += SHARE_S
+        assert not pacer.has_time()
+        for name in "abc":
+            pacer.add(partial(work, name))
+        assert not done
+        async with asyncio.timeout(5):
+            while len(done) < 6:  # noqa: ASYNC110 - the loop's iterations count
+                await asyncio.sleep(0)
+        # The loop does other things between two shares.
+        assert done.index("after a") < done.index("c")
+        assert [each for each in done if len(each) == 1] == ["a", "b", "c"]
+        await asyncio.sleep(0)
+        assert pacer.has_time()
+
+    run(test())
+
+
+def test_new_work_waits_behind_what_waits(run: Run) -> None:
+    async def test() -> None:
+        pacer = Pacer(clock=Clock())
+        assert pacer.has_time()
+        pacer.add(lambda: None)
+        assert not pacer.has_time()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert pacer.has_time()
+
+    run(test())
+
+
+def test_tasks_are_charged_to_the_share(run: Run) -> None:
+    async def test() -> None:
+        pacer = Pacer(clock=Clock())
+        started = 0
+        while pacer.has_time():
+            pacer.charge(TASK_S)
+            started += 1
+        assert abs(started - SHARE_S / TASK_S) <= 1
+
+    run(test())
+
+
+def test_data_does_not_wait_when_too_much_waits(run: Run) -> None:
+    async def test() -> None:
+        pacer = Pacer(clock=Clock())
+        pacer.add(lambda: None, MAX_WAITING_BYTES)
+        assert not pacer.has_time()
+        pacer.add(lambda: None, 1)
+        assert pacer.has_time()
+
+    run(test())
+
+
+async def _joined(client: Peer, *fields: bytes) -> None:
+    await client.say(http(b"GET " + ROOM + b"/subscribe?after=latest", *HANDSHAKE, *fields))
+    assert (await client.answer())[0] == 101
+
+
+@one_by_one
+def test_frames_of_a_flood_are_answered_in_order_and_beside_others(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as flood, peer(url) as other:
+            await _joined(flood)
+            await _joined(other)
+            payloads = [b"%03d" % n for n in range(800)]
+            flood.writer.write(b"".join(frame(PING, each) for each in payloads))
+            other.writer.write(frame(PING, b"other"))
+            assert await other.reader.readexactly(7) == b"\x8a\x05other"
+            # The whole flood would have been answered in the iteration in which it came.
+            assert len(flood.reader._buffer) < 5 * len(payloads)  # type: ignore[attr-defined]
+            for payload in payloads:
+                assert await flood.reader.readexactly(5) == b"\x8a\x03" + payload
+
+    run(test())
+
+
+@one_by_one
+def test_a_frame_that_is_cut_by_the_share_is_read_whole(run: Run) -> None:
+    async def test() -> None:
+        async with running(rooms()) as url, peer(url) as client:
+            await _joined(client)
+            filler = frame(PING, b"x" * 125) * 20
+            for size in range(20):
+                client.writer.write(frame(PING, b"y" * size) + filler + frame(TEXT, b"ping"))
+                await client.reader.readexactly(2 + size + 20 * 127)
+                assert await client.reader.readexactly(6) == b"\x81\x04pong"
+
+    run(test())
+
+
+@one_by_one
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_body_in_many_chunks_is_read_whole(run: Run, size: int) -> None:
+    body = json.dumps({"type": "a", "data": {"x": "y" * 30_000}}).encode()
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            for _ in range(2):
+                sent = http(b"POST " + ROOM + b"/broadcast", CHUNKED, KEY, body=chunks)
+                await client.say(sent + HEALTH)
+                assert await client.status() == 200
+                assert await client.status() == 200
+
+    run(test())
+
+
+@one_by_one
+def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            wanted = [b"/health" if n % 3 else b"/nothing" for n in range(MAX_PIPELINED)]
+            await client.say(b"".join(http(b"GET " + path) for path in wanted))
+            for path in wanted:
+                assert await client.status() == (200 if path == b"/health" else 404)
+
+    run(test())
+
+
+@one_by_one
+def test_a_publisher_does_not_wait_behind_other_requests(run: Run) -> None:
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as publisher:
+            await publisher.say(publish(KEY))
+            assert await publisher.status() == 200
+            strangers = [
+                await asyncio.open_connection(*publisher.writer.get_extra_info("peername"))
+                for _ in range(300)
+            ]
+            for _, writer in strangers:
+                writer.write(HEALTH)
+            # Another length, so that the head is not one of those that are remembered.
+            await publisher.say(publish(KEY, body=BODY + b" "))
+            assert await publisher.status() == 200
+            answered = sum(bool(reader._buffer) for reader, _ in strangers)  # type: ignore[attr-defined]
+            assert answered < len(strangers) // 2
+            for reader, writer in strangers:
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                writer.transport.abort()
+
+    run(test())
+
+
+@one_by_one
+def test_a_connection_that_ends_while_it_waits_is_forgotten(run: Run) -> None:
+    async def test() -> None:
+        app = rooms()
+        async with running(app) as url:
+            for sent in (HEALTH * 90, http(b"GET /x", b"X: " + b"y" * 9000), HEALTH):
+                for _ in range(20):
+                    async with peer(url) as client:
+                        client.writer.write(sent)
+                        await client.resets()
+            async with peer(url) as client:
+                await client.say(HEALTH)
+                assert await client.status() == 200
+
+    run(test())
+
+
+HISTORY = http(b"GET " + ROOM + b"/history", bearer("<token>"))
+FORGED = {"secret": "another secret of 32 characters."}
+REFUSED: dict[str, tuple[bytes, dict[str, str], int]] = {
+    "unknown key": (http(b"GET " + ROOM + b"/history", bearer("z" * 43)), {}, 401),
+    "forged token": (HISTORY, FORGED, 401),
+    "no credential": (http(b"GET " + ROOM + b"/history"), {}, 401),
+    "another room": (
+        http(b"GET /rooms/user_2/history", bearer("<token>")),
+        {"secret": SECRET},
+        403,
+    ),
+    "revoke": (http(b"POST /revoke", bearer("x"), b"Content-Length: 2", body=b"{}"), {}, 401),
+    "invalid notification": (publish(KEY, body=b"{}"), {}, 400),
+    "invalid JSON": (publish(KEY, body=b"{"), {}, 400),
+    "no route": (http(b"GET /nothing"), {}, 404),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refusal_leaves_nothing_to_the_garbage_collector(run: Run, kind: str) -> None:
+    sent, token, status = REFUSED[kind]
+    if token:
+        sent = sent.replace(b"<token>", mint_token("1", secret=token["secret"]).encode())
+
+    async def ask(client: Peer, times: int) -> None:
+        for _ in range(times):
+            await client.say(sent)
+            assert await client.status() == status
+
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as client:
+            await ask(client, 5)
+            gc.collect()
+            gc.disable()
+            try:
+                await ask(client, 20)
+                assert gc.collect() < 20, "objects in reference cycles: at least one for each"
+            finally:
+                gc.enable()
+
+    run(test())
