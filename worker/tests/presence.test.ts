@@ -7,7 +7,7 @@ import { afterEach, expect, test, vi } from "vitest";
 import { holderOf } from "../src/holder";
 import { Presence } from "../src/presence";
 import type { Env } from "../src/settings";
-import { Listener, roomStub, token } from "./client";
+import { Listener, request, roomStub, token, type Json } from "./client";
 
 afterEach(() => {
   vi.useRealTimers();
@@ -58,3 +58,38 @@ test("a burst of devices is one change, with a bounded list", () => {
   expect(presence.nextChange()).toBeUndefined(); // the other came and went unseen
   expect(presence.users()).toEqual([]);
 });
+
+test("users and devices with names that mean something to a runtime or a log", async () => {
+  const room = `workspace_${crypto.randomUUID()}`;
+  const scope = "subscribe presence";
+  const names = ["__proto__", "constructor", "a\"},{\"user\":\"b", "a, b", "\u2028\u2029", "\u202eevil", "😀", "ä".repeat(512), "key jobs"];
+  const watcher = await Listener.open(room, await token({ rooms: [room], scope }), "?presence=1");
+  await watcher.told("synap.presence");
+  for (const sub of names) {
+    const listener = await Listener.open(room, await token({ sub, rooms: [room], device: "__proto__" }));
+    await listener.told("synap.subscribed");
+    expect(await watcher.told("synap.presence")).toEqual({ event: "join", user: sub, connections: 1, devices: ["__proto__"] });
+  }
+  await evictDurableObject(roomStub(room));
+  const answer = await request(`/rooms/${room}/presence`, await token({ rooms: [room], scope }));
+  const { users } = (await answer.json()) as Json;
+  expect(users.map(({ user }: Json) => user)).toEqual([...names].sort());
+});
+
+for (const [what, claims] of [
+  ["a lone surrogate", { sub: "\ud800" }],
+  ["a control character", { sub: "a\nb" }],
+  ["a device with a control character", { sub: "1", device: "a\u0000" }],
+  ["a jti with a lone surrogate", { sub: "1", jti: "\udfff" }],
+  ["a room with a lone surrogate", { sub: "1", rooms: ["user_\ud800"] }],
+] as const) {
+  test(`a signed token with ${what} is refused, and presence goes on`, async () => {
+    const room = `workspace_${crypto.randomUUID()}`;
+    const rooms: readonly string[] = "rooms" in claims ? claims.rooms : [];
+    const bad = await token({ ...claims, rooms: [room, ...rooms], scope: "subscribe presence" });
+    expect((await request(`/rooms/${room}/presence`, bad)).status).toBe(401);
+    expect((await request(`/rooms/${room}/events`, bad)).status).toBe(401);
+    const good = await token({ rooms: [room], scope: "subscribe presence" });
+    expect((await request(`/rooms/${room}/presence`, good)).status).toBe(200);
+  });
+}
