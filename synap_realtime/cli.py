@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -477,7 +478,7 @@ def _run() -> int:
     except typer.Abort:  # Ctrl-C, as Typer has it before 0.20
         return console.INTERRUPTED
     except SynapRealtimeError as error:
-        console.say(_with_option(str(error)))
+        console.say(_with_source(_with_option(str(error))))
     except ImportError as error:
         text = str(error)
         if "pip install" not in text:
@@ -502,6 +503,18 @@ def _with_option(text: str) -> str:
             variable = f" ({parameter.envvar})" if parameter.envvar else ""
             return f"{shown}{variable}: {problem}"
     return text
+
+
+def _with_source(text: str) -> str:
+    """An error that names an option, with the variable's name instead if the value is of that."""
+    option, _, rest = text.partition(" ")
+    name = option.rstrip(":")
+    variable = "SYNAP_REALTIME_" + name.removeprefix("--").replace("-", "_").upper()
+    if not name.startswith("--") or variable not in os.environ or rest.startswith("("):
+        return text
+    if any(word.partition("=")[0] == name for word in sys.argv[1:]):
+        return text
+    return f"{variable}{option.removeprefix(name)} {rest}"
 
 
 _OPTIONS = {"api_key": "key", "user_id": "user", "requestId": "request_id"}

@@ -32,7 +32,7 @@ _PIECE = re.compile(r"[A-Za-z0-9+=]{8,}")
 """A piece of a base64 text between slashes, if it has capitals, small letters and digits."""
 
 _UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])", re.I)
-_SNAKE = re.compile(r"[a-z]+(?:[_-][a-z]{1,15})+[_-]?[0-9]{0,4}|[A-Z]+(?:_[A-Z]{1,15})+")
+_SNAKE = re.compile(r"(?:--)?[a-z]+(?:[_-][a-z]{1,15})+[_-]?[0-9]{0,4}|[A-Z]+(?:_[A-Z]{1,15})+")
 """Words with underscores or hyphens between them: the name of an option or of a file."""
 
 

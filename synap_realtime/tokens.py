@@ -135,9 +135,15 @@ def _pyjwt() -> Any:
 def check_secret(name: str, secret: str) -> None:
     """
     Raises:
-        ConfigurationError: it is too short to be one. The message does not show it.
+        ConfigurationError: it is no text, or too short. The message does not show it.
     """
-    if len(secret.encode()) < MIN_SECRET_BYTES:
+    try:
+        size = len(secret.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{name}: expected text; it has bytes that are not UTF-8"
+        ) from None
+    if size < MIN_SECRET_BYTES:
         raise ConfigurationError(
             f"{name}: expected at least {MIN_SECRET_BYTES} bytes; make one with: {MAKE_A_SECRET}"
         )

@@ -19,13 +19,15 @@ def resolve(option: str, reference: str) -> object:
         option: for the error, ``--may (SYNAP_REALTIME_MAY)``.
 
     Raises:
-        ConfigurationError: there is no such thing.
+        ConfigurationError: there is no such thing, or its module cannot be imported.
     """
     module, _, attribute = reference.partition(":")
     sys.path.insert(0, "")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"{option}: {redacted(f'{reference}: {error}')}") from None
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
+        known = isinstance(error, ImportError | AttributeError)
+        cause = f"{error}" if known else f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"{option}: {redacted(f'{reference}: {cause}')}") from error
     finally:
         sys.path.remove("")

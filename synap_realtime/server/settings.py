@@ -25,7 +25,9 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?:
 
 _SECRET = ("token_secrets", "api_keys")
 
-_Limit = Annotated[int, Field(ge=0)]
+_Limit = Annotated[int, Field(ge=0, le=2**53)]
+
+_Seconds = Annotated[float, Field(gt=0, le=10 * 366 * 86_400)]
 
 
 class ServerSettings(BaseSettings):
@@ -94,12 +96,12 @@ class ServerSettings(BaseSettings):
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     store: str = "memory://"
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0
-    silence_s: Annotated[float, Field(gt=0)] = SILENCE_LIMIT_S
-    ping_interval_s: Annotated[float, Field(ge=0)] = PING_QUIET_S
-    memory_bytes: Annotated[int, Field(ge=1024 * 1024)] = Retention().memory_bytes
+    silence_s: _Seconds = SILENCE_LIMIT_S
+    ping_interval_s: Annotated[float, Field(ge=0, le=86_400)] = PING_QUIET_S
+    memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().memory_bytes
     retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    retention_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
-    request_retention_s: Annotated[float, Field(gt=0)] = 3600.0
+    retention_s: _Seconds = 24 * 3600.0
+    request_retention_s: _Seconds = 3600.0
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
     log_format: Literal["human", "json"] = "human"
 
@@ -107,10 +109,10 @@ class ServerSettings(BaseSettings):
     token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     api_keys: Annotated[Mapping[str, SecretStr], NoDecode] = Field(default_factory=dict)
     jwks_urls: Annotated[tuple[str, ...], NoDecode] = ()
-    token_issuer: str | None = None
-    token_audience: str | None = None
+    token_issuer: Annotated[str | None, Field(min_length=1)] = None
+    token_audience: Annotated[str | None, Field(min_length=1)] = None
     token_leeway_s: Annotated[float, Field(ge=0, le=300)] = 10.0
-    token_max_lifetime_s: Annotated[float, Field(gt=0, le=10 * 366 * 86_400)] = 90 * 86_400.0
+    token_max_lifetime_s: _Seconds = 90 * 86_400.0
     admin: bool = False
     may: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
@@ -150,6 +152,14 @@ class ServerSettings(BaseSettings):
             name, found, key = part.partition("=")
             named.update({name: key} if found and key.strip("=") else {f"key-{number}": part})
         return named
+
+    @pydantic.field_validator("token_secrets", "api_keys", "jwks_urls", mode="before")
+    @classmethod
+    def _check_not_empty(cls, value: object) -> object:
+        """A variable that was left empty must not make a server without keys."""
+        if isinstance(value, str) and not _parts(value):
+            raise PydanticCustomError("empty", "expected at least one; unset it to have none")
+        return value
 
     @pydantic.field_validator("trusted_proxies")
     @classmethod

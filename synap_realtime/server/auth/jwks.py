@@ -202,4 +202,7 @@ def check_jwks_url(url: str) -> None:
     except ValueError:
         ok = False
     if not ok:
-        raise ConfigurationError(f"JWKS address: expected https://…, got {redacted(url)!r}")
+        raise ConfigurationError(
+            "--jwks-urls (or jwks_urls in the file of --keys): expected https://…, got "
+            f"{redacted(url)!r}"
+        )

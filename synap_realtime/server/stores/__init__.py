@@ -50,7 +50,13 @@ def _own(reference: str, retention: Retention) -> Store:
         raise ConfigurationError(
             f"{_OPTION}: {redacted(reference)}: expected def open(retention) -> Store"
         )
-    store: Store = make(retention)
+    try:
+        store: Store = make(retention)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        problem = redacted(f"{reference} raised {type(error).__name__}: {error}")
+        raise ConfigurationError(f"{_OPTION}: {problem}") from error
     return store
 
 
@@ -81,8 +87,11 @@ def open_store(url: str, retention: Retention) -> Store:
     """
     if is_own(url):
         return _own(url, retention)
-    parts = urlsplit(url)
     expected = f"{_OPTION}: expected memory://, sqlite:///path or module:function"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(f"{expected}; what was given is no URL") from None
     if "://" not in url:
         # It is not shown: something without a scheme may be a password as well.
         hint = "what was given has no scheme" if url else "what was given is empty"
