@@ -154,11 +154,11 @@ class _Watcher:
         elif self._was_connected:
             say(f"lost: {state.reason}; reconnecting in {state.delay_s:.1f} s")
         else:
-            raise SubscriptionError(
-                f"{self._shown}: {state.reason}; is the server running (synap-realtime serve), "
-                "and is --url (REALTIME_URL) its address?",
-                retriable=True,
+            hint = (
+                "; is the server running (synap-realtime serve), and is --url (REALTIME_URL) its "
+                "address?"
             )
+            raise SubscriptionError(f"{self._shown}: {state.reason}{hint}", retriable=True)
 
 
 def line_of(notification: Notification) -> str:
@@ -202,7 +202,8 @@ def send(
     with Broadcaster(url, key, deadline_s=SEND_DEADLINE_S) as broadcaster:
         result = broadcaster.broadcast(room, message)
     if not result.success:
-        say(f"not sent: {result.error}; is the server running (synap-realtime serve)?")
+        error = result.error or "the server did not say why"
+        say(f"not sent: {error.replace('REALTIME_URL', '--url') if url else error}")
     try:
         if as_json:
             show(json.dumps(_to_wire(result)))

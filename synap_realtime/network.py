@@ -139,6 +139,36 @@ def tls_context(url: httpx.URL) -> ssl.SSLContext:
         ) from None
 
 
+_NO_TLS = (
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "UNKNOWN_PROTOCOL",
+    "UNSUPPORTED_PROTOCOL",
+    "WRONG_VERSION_NUMBER",
+)
+"""What OpenSSL says of a peer that answers with anything but TLS, or with a version too old."""
+
+
+def tls_problem(error: BaseException | None) -> str | None:
+    """What is wrong with a server's TLS, as a predicate of the server, and what to do.
+
+    None if the error, and those that led to it, are of another kind. A retry helps with neither.
+    """
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return (
+                f"has a certificate that is not trusted: {error.verify_message}; "
+                "SSL_CERT_FILE names an authority of your own"
+            )
+        if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+            return (
+                f"does not speak TLS ({error.reason}); write http://, or the port at which it does"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
     """A client for a few requests to one server; it takes no encoding and follows no redirect.
 

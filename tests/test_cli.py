@@ -22,6 +22,7 @@ from synap_realtime.commands import line_of
 from synap_realtime.jobs import Family, Lifecycle
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
+from synap_realtime.server.settings import load_settings
 
 from .link import Link
 
@@ -252,3 +253,33 @@ def test_a_line_is_short() -> None:
         type="a", data={"x": "y" * 1000}, timestamp="2026-01-31T12:00:00.000Z"
     )
     assert len(line_of(notification)) < 140
+
+
+WITH_KEYS = load_settings(api_keys=f"jobs={'k' * 43}", token_secrets="s" * 43)
+
+
+@pytest.mark.parametrize("key", ["", "w" * 43])
+async def test_a_refused_key_names_its_variable_and_does_not_ask_whether_the_server_runs(
+    key: str,
+) -> None:
+    async with running(create_app(WITH_KEYS)) as url:
+        code, _, errors = await run("send", "user_1", "a", REALTIME_URL=url, REALTIME_API_KEY=key)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "401" in errors
+    assert "set REALTIME_API_KEY to" in errors
+    assert "running" not in errors
+
+
+async def test_only_a_server_that_is_not_reached_is_asked_after() -> None:
+    _, _, errors = await run("send", "user_1", "a", "--url", "http://127.0.0.1:1")
+    assert "http://127.0.0.1:1 could not be reached (--url): " in errors
+    assert "is the room server running (synap-realtime serve)?" in errors
+
+
+@pytest.mark.parametrize("command", [["send", "user_1", "a"], ["listen", "user_1"]])
+async def test_the_wrong_scheme_is_said(rooms: str, command: list[str]) -> None:
+    wrong = rooms.replace("http://", "https://")
+    _, _, errors = await run(*command, "--url", wrong)
+    assert "does not speak TLS (WRONG_VERSION_NUMBER); write http://" in errors
+    assert errors.count("\n") == 1
+    assert "running" not in errors

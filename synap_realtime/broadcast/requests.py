@@ -10,7 +10,6 @@ import base64
 import codecs
 import json
 import os
-import ssl
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from pydantic import BaseModel
 
 from ..endpoint import bearer, parse_address, retry_after_s
 from ..errors import ConfigurationError, InvalidArgumentError
-from ..network import BoundedBody, find_proxy
+from ..network import BoundedBody, find_proxy, tls_problem
 from ..protocol.notification import (
     MAX_BATCH_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -196,43 +195,16 @@ def read_failure(endpoint: Endpoint, error: Exception) -> Answer:
     """Why there is no response, as an answer."""
     if isinstance(error, ConfigurationError):
         return Answer(error=str(error), is_permanent=True)
-    tls = _tls_error(error)
-    if isinstance(tls, ssl.SSLCertVerificationError):
-        return Answer(
-            error=f"{endpoint.shown} (REALTIME_URL) has a certificate that is not trusted: "
-            f"{tls.verify_message}; SSL_CERT_FILE names an authority of your own",
-            is_permanent=True,
-        )
-    if tls is not None and tls.reason in _NO_TLS:
-        return Answer(
-            error=f"{endpoint.shown} (REALTIME_URL) does not speak TLS ({tls.reason}); "
-            "write http://, or the port at which it does",
-            is_permanent=True,
-        )
+    if (problem := tls_problem(error)) is not None:
+        return Answer(error=f"{endpoint.shown} (REALTIME_URL) {problem}", is_permanent=True)
     way = _way(endpoint)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return Answer(error=f"{endpoint.shown} did not answer in time{way} (REALTIME_URL)")
     reason = _bounded(str(error) or type(error).__name__)
-    return Answer(error=f"{endpoint.shown} could not be reached{way} (REALTIME_URL): {reason}")
-
-
-_NO_TLS = (
-    "HTTP_REQUEST",
-    "PACKET_LENGTH_TOO_LONG",
-    "RECORD_LAYER_FAILURE",
-    "UNKNOWN_PROTOCOL",
-    "UNSUPPORTED_PROTOCOL",
-    "WRONG_VERSION_NUMBER",
-)
-"""What OpenSSL says of a peer that answers with anything but TLS, or with a version too old."""
-
-
-def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+    hint = "" if way else "; is the room server running (synap-realtime serve)?"
+    return Answer(
+        error=f"{endpoint.shown} could not be reached{way} (REALTIME_URL): {reason}{hint}"
+    )
 
 
 def _way(endpoint: Endpoint) -> str:
@@ -561,9 +533,12 @@ def _describe(status: int, body: object) -> str:
             reason = f"{error}: {details}"
         case {"error": str(error)}:
             reason = error
+        case str(text) if text.lstrip().startswith("<"):
+            reason = "a page of HTML, which no room server sends; check REALTIME_URL, and the proxy"
         case str(text):
             reason = text.strip()
         case _:
             reason = ""
     said = f": {_bounded(reason)}" if reason else ""
-    return f"the server answered {status}{said}"
+    hint = "; set REALTIME_API_KEY to one of the server's API keys" if status == 401 else ""
+    return f"the server answered {status}{said}{hint}"

@@ -12,10 +12,9 @@ from importlib.util import find_spec
 from .. import __version__
 from ..extras import install
 from ..tokens import MAKE_A_SECRET
-from .finding import Finding, Say
-from .subject import Subject
+from .finding import Finding, Say, of_server
+from .subject import PREFIX, Subject
 
-_PREFIX = "SYNAP_REALTIME_"
 _SHOWN = ("httpx", "pydantic", "uvicorn", "uvloop", "websockets")
 _OTHER_FILES = 100  # as in server/serve.py: the store's, the log's, and what a process has anyway
 
@@ -25,17 +24,23 @@ async def check(subject: Subject, say: Say) -> None:
     say(Finding("ok", "versions", _versions()))
     if find_spec("websockets") is None:
         say(_missing("websockets", "nothing can be heard", "subscriber"))
+    if not subject.has_server:
+        none = f"no settings of serve here ({PREFIX}…): to check a server, run doctor beside it"
+        say(Finding("ok", "configuration", none))
+        _check_installed(subject, say)
+        return
     if subject.missing:
         what = "not read, and neither are keys, certificate and store of a server"
         say(Finding("warn", "configuration", f"{what}: {subject.missing}"))
         return
+    _check_names(say)
+    _check_installed(subject, say)
+    say = of_server(say)
     if subject.wrong is not None:
         say(Finding("fail", "configuration", subject.wrong, "correct it, and ask again"))
     else:
-        say(Finding("ok", "configuration", "the settings can be read"))
-    _check_names(say)
+        say(Finding("ok", "configuration", "they can be read"))
     _check_host(subject, say)
-    _check_installed(subject, say)
     _check_files(subject, say)
 
 
@@ -52,9 +57,9 @@ def _versions() -> str:
 def _check_names(say: Say) -> None:
     from ..server.settings import ServerSettings
 
-    known = [_PREFIX + name.upper() for name in ServerSettings.model_fields]
+    known = [PREFIX + name.upper() for name in ServerSettings.model_fields]
     for name in sorted(os.environ):
-        if name.upper().startswith(_PREFIX) and name.upper() not in known:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
             close = difflib.get_close_matches(name.upper(), known, n=1)
             advice = f"did you mean {close[0]}?" if close else "see synap-realtime serve --help"
             say(Finding("warn", "environment", f"nothing reads {name}", advice))
@@ -73,7 +78,7 @@ def _check_host(subject: Subject, say: Say) -> None:
                 "host",
                 f"{settings.host} is open to other machines, and there are no keys: serve refuses",
                 f"make some with: {MAKE_A_SECRET} --out keys.toml, and give serve --keys keys.toml "
-                f"({_PREFIX}KEYS); or listen on 127.0.0.1",
+                f"({PREFIX}KEYS); or listen on 127.0.0.1",
             )
         )
     else:
@@ -85,7 +90,7 @@ def _check_host(subject: Subject, say: Say) -> None:
                 "warn",
                 "origins",
                 "no page may connect: there are keys, and no allowed origins",
-                f"name your pages' with --allowed-origins ({_PREFIX}ALLOWED_ORIGINS), such as "
+                f"name your pages' with --allowed-origins ({PREFIX}ALLOWED_ORIGINS), such as "
                 "https://app.example.com",
             )
         )
@@ -101,7 +106,7 @@ def _check_installed(subject: Subject, say: Say) -> None:
     if wants_tokens and find_spec("jwt") is None:
         say(_missing("PyJWT", "tokens are configured, and cannot be checked or made", "auth"))
     can_be = sys.platform != "win32" and sys.implementation.name == "cpython"
-    if can_be and find_spec("uvloop") is None:
+    if subject.has_server and can_be and find_spec("uvloop") is None:
         found = "uvloop is not installed: the server is slower"
         say(Finding("warn", "packages", found, install("server")))
 
@@ -142,5 +147,5 @@ def open_files(soft: int, hard: int | None, max_connections: int) -> Finding:
         "warn",
         "open files",
         f"{limit} at most, and {max_connections} connections are allowed: each is one",
-        f"raise the one (ulimit -Hn, LimitNOFILE=) or lower the other ({_PREFIX}MAX_CONNECTIONS)",
+        f"raise the one (ulimit -Hn, LimitNOFILE=) or lower the other ({PREFIX}MAX_CONNECTIONS)",
     )

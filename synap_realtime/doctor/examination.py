@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ..extras import install
-from .finding import Finding, hide
+from .finding import Finding, hide, of_server
 from .subject import Subject, look, look_at_server
 from .waiting import TIMEOUT_S, in_thread
 
@@ -32,7 +32,7 @@ async def examine(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[F
     except TimeoutError:
         subject.keys_problem = f"--keys: the file could not be read within {TIMEOUT_S:g} s"
     for name in _CHECKS:
-        if not (subject.missing and name in _OF_A_SERVER):
+        if name not in _OF_A_SERVER or (subject.has_server and not subject.missing):
             for finding in await _run(name, subject):
                 yield hide(finding, subject.secrets)
 
@@ -45,7 +45,8 @@ async def _run(name: str, subject: Subject) -> list[Finding]:
         # Imported here: some need packages that may be missing.
         check = import_module(f".{name}", __package__).check
         async with asyncio.timeout(LIMIT_S):
-            await check(subject, found.append)
+            say = of_server(found.append) if name in _OF_A_SERVER else found.append
+            await check(subject, say)
     except TimeoutError:
         found.append(Finding("fail", shown, f"not finished after {LIMIT_S:g} s", "report it"))
     except ImportError as error:

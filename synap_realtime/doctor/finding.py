@@ -36,6 +36,12 @@ Say = Callable[[Finding], None]
 """Where a check leaves what it found, at once: what breaks later takes nothing away."""
 
 
+def of_server(say: Say) -> Say:
+    """Label what is found in the settings of a local server: the server that the application talks
+    to may be another one, with other settings."""
+    return lambda finding: say(replace(finding, found=f"settings of serve here: {finding.found}"))
+
+
 def hide(finding: Finding, secrets: Iterable[str]) -> Finding:
     """The finding without any of the secrets, and without users and passwords in addresses.
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..server.settings import ServerSettings
     from .asking import Dated
 
+PREFIX = "SYNAP_REALTIME_"
+"""Of the variables that a server reads."""
+
 _SECRETS = (
     "REALTIME_API_KEY", "REALTIME_TOKEN_SECRET", "SYNAP_REALTIME_TOKEN_SECRETS",
     "SYNAP_REALTIME_API_KEYS",
@@ -32,6 +35,8 @@ class Subject:
     Attributes:
         settings: the server's; those that are wrong have their defaults. None: ``missing`` says
             what has to be installed before they can be read.
+        has_server: whether this environment has settings of a server; else only the application's
+            are looked at.
         wrong: what is wrong with the first wrong setting; None if nothing is.
         keys: those that the server would trust; None: ``keys_problem`` says why nobody knows.
         address: the room server's; None: ``address_problem`` says why there is none.
@@ -41,6 +46,7 @@ class Subject:
     """
 
     settings: ServerSettings | None = None
+    has_server: bool = False
     wrong: str | None = None
     missing: str = ""
     keys: Keys | None = None
@@ -77,10 +83,10 @@ def look_at_server(subject: Subject, given: Mapping[str, Any]) -> None:
     Args:
         given: settings of the server by name, over the environment. None: not given.
     """
+    given = {name: value for name, value in given.items() if value is not None}
+    subject.has_server = bool(given) or any(name.upper().startswith(PREFIX) for name in os.environ)
     try:
-        _look_at_server(
-            subject, {name: value for name, value in given.items() if value is not None}
-        )
+        _look_at_server(subject, given)
     except ImportError as error:
         subject.missing = str(error)
 

@@ -220,6 +220,8 @@ def read_dial_error(error: Exception) -> Failure:
         raise ConfigurationError(
             "the environment's proxy cannot be used; a SOCKS proxy needs: pip install python-socks"
         ) from None
+    if (problem := network.tls_problem(error)) is not None:
+        return Failure(problem, is_permanent=True)
     if isinstance(error, TimeoutError):
         return Failure("did not answer in time")
     if isinstance(error, OSError):

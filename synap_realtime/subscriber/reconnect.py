@@ -42,12 +42,14 @@ class Failure:
     asked_s: float | None = None
     is_expired: bool = False
     """Of a token that a function brought: it may bring one that has not expired."""
+    is_permanent: bool = False
+    """Only a change of the settings helps."""
 
     @property
     def is_final(self) -> bool:
-        """Whether the server said not to come back."""
-        if self.is_expired:
-            return False
+        """Whether to dial again is of no use: the server said so, or the settings are wrong."""
+        if self.is_expired or self.is_permanent:
+            return self.is_permanent
         if self.status is not None:
             return 400 <= self.status <= 499 and self.status not in _WORTH_ANOTHER_TRY
         # 1009 means what 4540 does: this client said what no server takes.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from synap_realtime.doctor.configuration import open_files
+from synap_realtime.server.serve import running
 
-from ..server.test_access import API_KEY, ORIGIN, SECRET
+from ..server.test_access import API_KEY, ORIGIN, SECRET, serving
 from .conftest import diagnosis, findings
 
 
@@ -53,3 +54,28 @@ def test_each_connection_is_an_open_file() -> None:
     assert open_files(1024, 1024, 20_000).level == "warn"
     assert open_files(1024, 65536, 20_000).level == "ok"
     assert open_files(1024, None, 0).level == "ok"
+
+
+OF_A_SERVER = {"host", "origins", "store", "keys", "key file", "open files", "disk space"}
+
+
+async def test_an_application_hears_nothing_of_server_settings_that_it_does_not_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server beside it has other settings: here there are only its address and credentials."""
+    monkeypatch.setenv("REALTIME_TOKEN_SECRET", SECRET)
+    monkeypatch.setenv("REALTIME_API_KEY", API_KEY)
+    async with serving(running) as url:
+        monkeypatch.setenv("REALTIME_URL", url)
+        found = await findings()
+    assert not {finding.check for finding in found} & OF_A_SERVER
+    assert {finding.level for finding in found} == {"ok"}
+
+
+async def test_what_is_found_in_server_settings_is_labelled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SYNAP_REALTIME_STORE", f"sqlite:///{tmp_path}/rooms.db")
+    about = [finding for finding in await findings() if finding.check in OF_A_SERVER]
+    assert {finding.check for finding in about} >= {"host", "store", "keys"}
+    assert all(finding.found.startswith("settings of serve here: ") for finding in about)

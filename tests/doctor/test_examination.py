@@ -21,7 +21,7 @@ async def test_one_that_breaks(rooms: str, monkeypatch: pytest.MonkeyPatch) -> N
         raise ZeroDivisionError
 
     monkeypatch.setattr(configuration, "check", check)
-    found = await diagnosis(rooms)
+    found = await diagnosis(rooms, store="memory://")
     assert found["first"].level == "ok"
     assert (found["configuration"].level, found["clock"].level) == ("fail", "ok")
     assert found.keys() >= OTHERS
@@ -33,7 +33,7 @@ async def test_one_that_hangs(rooms: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(configuration, "check", check)
     monkeypatch.setattr(examination, "LIMIT_S", 3.0)
-    found = await diagnosis(rooms)
+    found = await diagnosis(rooms, store="memory://")
     assert found["configuration"].level == "fail"
     assert found.keys() >= OTHERS
 

@@ -43,7 +43,7 @@ async def said_of(path: Path) -> Finding:
 
 
 async def test_memory_is_lost_at_a_restart() -> None:
-    found = (await diagnosis())["store"]
+    found = (await diagnosis(store="memory://"))["store"]
     assert (found.level, "restart" in found.found) == ("ok", True)
 
 
