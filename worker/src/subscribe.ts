@@ -3,6 +3,7 @@
 import { credentialOf, identify, permit, refuseRevoked } from "./access";
 import { stubOf, type Asked } from "./api";
 import { ANYONE, type Claims } from "./auth/claims";
+import { isCredential } from "./auth/verify";
 import type { Subscribing } from "./connection";
 import { eventStream, EVENT_STREAM_HEADERS } from "./events";
 import { deviceOf, malformed, methodNotAllowed, positionOf, RequestError, roomOf, unavailable } from "./http";
@@ -12,6 +13,7 @@ import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protoco
 import { parseCursor } from "./protocol/cursor";
 import { userOf } from "./protocol/rooms";
 import { CLOSE_CODE, SUBSCRIBING } from "./room";
+import { hasKeys, type Settings } from "./settings";
 
 /** What a subscriber asks for: the room, the position, the device, and whether to hear who comes. */
 interface Wanted {
@@ -99,13 +101,15 @@ async function counted(asked: Asked, credential: string | undefined): Promise<Cl
 
 /** Ask the room, after everything that can be seen without it. */
 async function ask(
-  { env }: Asked,
+  { env, settings }: Asked,
   claims: Claims,
   how: Pick<Subscribing, "transport" | "speaks" | "isLost" | "subprotocol">,
   wanted: Wanted,
 ): Promise<Response> {
   permitAll(claims, wanted);
   const { room, ...rest } = wanted;
+  await refuseCredential(settings, "room", room.slice(room.indexOf("_") + 1));
+  await refuseCredential(settings, "device", wanted.device);
   // Without keys nobody says who they are: in a user's room it is that user.
   const presentAs = claims === ANYONE ? userOf(room) : claims.user;
   // The room has no use for the other rooms that a token opens, and they may be many.
@@ -123,6 +127,17 @@ async function ask(
     console.error(`a room's object could not be asked: ${String(error)}`);
     throw unavailable("the room cannot be reached now");
   }
+}
+
+/**
+ * Refuse a room or a device that is a credential, which presence would show to others.
+ *
+ * @throws RequestError 400.
+ */
+async function refuseCredential(settings: Settings, name: string, text?: string): Promise<void> {
+  if (text === undefined || !hasKeys(settings) || !(await isCredential(settings, text))) return;
+  const details = `${name}: this is a credential; send it as Authorization: Bearer …`;
+  throw malformed("A credential in a wrong place", details);
 }
 
 function permitAll(claims: Claims, { room, watches }: Wanted): void {

@@ -285,3 +285,21 @@ test("slow is who takes nothing for 20 s, not who takes it slowly", () => {
   vi.advanceTimersByTime(21_000);
   expect(connection.isStalled(Date.now())).toBe(true);
 });
+
+test("a credential in place of a room or a device is refused, an id that looks like one is not", async () => {
+  const jwt = await token({ sub: "1" });
+  const scoped = await token({ rooms: ["*"] });
+  const statusOf = async (path: string) => {
+    const answer = await request(path, scoped);
+    if (answer.status === 200) await answer.body!.cancel();
+    else expect(await answer.text()).not.toContain(jwt.slice(0, 30));
+    return answer.status;
+  };
+  for (const secret of [jwt.slice(0, 60), jwt.split(".")[1]!.slice(0, 60), KEY]) {
+    expect(await statusOf(`/rooms/user_${secret}/events`)).toBe(400);
+    expect(await statusOf(`/rooms/user_1/events?device=${secret}`)).toBe(400);
+  }
+  for (const id of ["eyJ_______", "eyes", "01J9ZQ4T8V7N3M2K1H0G9F8E7D", crypto.randomUUID()]) {
+    expect(await statusOf(`/rooms/user_${id}/events?device=${id}`)).toBe(200);
+  }
+});

@@ -75,10 +75,18 @@ export function keptMs(settings: Settings): number {
   return (settings.tokenMaxLifetimeS + 2 * settings.tokenLeewayS + 60) * 1000;
 }
 
+const JWT = /(?<![\w-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}/g;
+
+/** An id may begin as a JWT does by chance; it does not go on as JSON. */
+function beginsAsJson(encoded: string): boolean {
+  const start = encoded.slice(0, 24).replaceAll("-", "+").replaceAll("_", "/");
+  return /^[\t\n\r\x20-\x7e]*$/.test(atob(start.slice(0, start.length - (start.length % 4))));
+}
+
 /** Whether a text is one of this server's keys or secrets, or a JWT or a part of one. */
 export async function isCredential(settings: Settings, text: string): Promise<boolean> {
   const given = text.trim();
-  if (/(?<![\w-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}/.test(given)) return true;
+  if ([...given.matchAll(JWT)].some(([found]) => beginsAsJson(found))) return true;
   if (settings.tokenSecrets.includes(given)) return true;
   return (await nameOf(await keyRingOf(settings), given)) !== undefined;
 }
