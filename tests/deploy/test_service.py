@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +17,8 @@ from synap_realtime.server.settings import ServerSettings, load_settings
 from .conftest import DEPLOY
 
 UNIT = DEPLOY / "synap-realtime.service"
+TLS = DEPLOY / "synap-realtime-tls.conf"
+HOOK = DEPLOY / "letsencrypt-hook.sh"
 
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="only a machine with systemd can check a unit"
@@ -28,9 +33,13 @@ def analyze(verb: str, *options: str, unit: Path) -> subprocess.CompletedProcess
 
 
 @needs_systemd
-def test_systemd_takes_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["alone", "with TLS"])
+def test_systemd_takes_it(tmp_path: Path, tls: bool) -> None:
     """With the program where it is here: systemd looks whether it is there."""
     text = UNIT.read_text()
+    if tls:
+        (tmp_path / f"{UNIT.name}.d").mkdir()
+        (tmp_path / f"{UNIT.name}.d" / "tls.conf").write_text(TLS.read_text())
     assert text.count("ExecStart=/opt/synap-realtime/bin/synap-realtime serve\n") == 1
     here = str(Path(sys.executable).with_name("synap-realtime"))
     (tmp_path / UNIT.name).write_text(text.replace("/opt/synap-realtime/bin/synap-realtime", here))
@@ -43,6 +52,59 @@ def test_systemd_finds_it_closed() -> None:
     """Of 10.0, which is all that a service can do; 1.2 with systemd 252."""
     done = analyze("security", "--offline=true", "--threshold=20", unit=UNIT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_systemd
+def test_systemd_finds_it_closed_with_tls_too(tmp_path: Path) -> None:
+    """What the drop-in opens is one capability and the host's users; 1.7 with systemd 252."""
+    merged = tmp_path / UNIT.name
+    changed = {line.partition("=")[0] for line in TLS.read_text().splitlines() if "=" in line}
+    kept = [
+        line
+        for line in UNIT.read_text().splitlines()
+        if line.partition("=")[0] not in changed - {"Environment"}
+    ]
+    (body,) = re.findall(r"\[Service\]\n(.*)", TLS.read_text(), re.DOTALL)
+    merged.write_text("\n".join(kept).replace("[Service]", f"[Service]\n{body}", 1))
+    done = analyze("security", "--offline=true", "--threshold=25", unit=merged)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_with_tls_it_may_listen_on_443_and_reads_what_the_hook_writes(tmp_path: Path) -> None:
+    settings = dict(
+        value.removeprefix("SYNAP_REALTIME_").split("=", 1) for value in values("Environment", TLS)
+    )
+    assert {name.lower() for name in settings} <= set(ServerSettings.model_fields)
+    assert settings["PORT"] == "443"
+    assert values("AmbientCapabilities", TLS) == ["CAP_NET_BIND_SERVICE"]
+    assert values("CapabilityBoundingSet", TLS) == ["CAP_NET_BIND_SERVICE"]
+    assert values("PrivateUsers", TLS) == [
+        "no"
+    ]  # a capability of other users is none of the host's
+    lineage, folder = tmp_path / "live/rooms.example.com", tmp_path / "etc"
+    lineage.mkdir(parents=True)
+    folder.mkdir()
+    for name in ("fullchain.pem", "privkey.pem", "cert.pem"):
+        (lineage / name).write_text(f"the new {name}")
+        (lineage / name).chmod(0o600)
+
+    def renew(domain: str) -> None:
+        group = grp.getgrgid(os.getgid()).gr_name
+        variables = {
+            "PATH": os.environ["PATH"], "RENEWED_LINEAGE": str(lineage.with_name(domain)),
+            "SYNAP_REALTIME_TLS_FOLDER": str(folder), "SYNAP_REALTIME_GROUP": group,
+        }  # fmt: skip
+        subprocess.run(["sh", str(HOOK)], env=variables, check=True, timeout=20)
+
+    renew("another.example.com")
+    assert list(folder.iterdir()) == []
+    renew("rooms.example.com")
+    assert {str(Path("/etc/synap-realtime") / each.name) for each in folder.iterdir()} == {
+        settings["TLS_CERT"], settings["TLS_KEY"],
+    }  # fmt: skip
+    for each in folder.iterdir():
+        assert each.read_text() == f"the new {each.name}"
+        assert each.stat().st_mode & 0o777 == 0o640
 
 
 def test_its_settings_are_the_servers() -> None:
@@ -60,7 +122,7 @@ def test_it_may_have_the_files_and_the_time_that_a_server_needs() -> None:
     assert float(stop_s.removesuffix("s")) >= 2 * defaults.drain_s + 15
 
 
-def values(key: str) -> list[str]:
+def values(key: str, unit: Path = UNIT) -> list[str]:
     """Of a key that may stand there more than once."""
-    lines = (line.partition("=") for line in UNIT.read_text().splitlines())
+    lines = (line.partition("=") for line in unit.read_text().splitlines())
     return [value for name, _, value in lines if name == key]
