@@ -234,7 +234,7 @@ class Access:
         """
         require_scope(claims, action)
         if not claims.opens(room):
-            raise forbidden("the token does not open this room")
+            raise not_opened(claims)
         if self._may is not None:
             await self._ask(self._may, claims, action, room)
 
@@ -245,7 +245,7 @@ class Access:
         takes longer than ``MAY_BATCH_TIMEOUT_S`` for all, it has said no to the rest."""
         if self._may is None:
             require_scope(claims, action)
-            no = forbidden("the token does not open this room")
+            no = not_opened(claims)
             return {room: None if claims.opens(room) else no for room in rooms}
         if not (rooms := tuple(rooms)):  # no item of the batch names a room that can be
             return {}
@@ -313,7 +313,16 @@ def require_scope(claims: Claims, *scopes: Action) -> None:
         RequestError: 403.
     """
     if claims.scopes.isdisjoint(scopes):
-        raise forbidden(f"the token's scope does not hold {scopes[0]!r}")
+        raise forbidden(f"the {_kind(claims)}'s scope does not hold {scopes[0]!r}")
+
+
+def not_opened(claims: Claims) -> RequestError:
+    """403: the room is none that the credential opens."""
+    return forbidden(f"the {_kind(claims)} does not open this room")
+
+
+def _kind(claims: Claims) -> str:
+    return "token" if claims.key is None else "key"
 
 
 def load_rule(name: str) -> May:

@@ -12,7 +12,7 @@ from ..protocol.cursor import Cursor
 from ..protocol.notification import MAX_BATCH_BYTES
 from ..protocol.rooms import Room
 from . import events
-from .access import Access, forbidden, require_scope
+from .access import Access, not_opened, require_scope
 from .auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
 from .http import (
     Request,
@@ -163,7 +163,7 @@ class Api:
         room = room_of(request.segments[1])
         claims = await self._access.identify_counted(request)
         if not claims.opens(room):
-            raise forbidden("the token does not open this room")
+            raise not_opened(claims)
         connections = self._hub.connections(room)
         return json_response(200, {"status": "ok", "connections": connections, "roomId": room})
 

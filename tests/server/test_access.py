@@ -674,3 +674,13 @@ async def test_each_device_has_its_own_position(url: str) -> None:
     answer = await ask(url, "GET", "/rooms/user_1/events?device=a%20b", token())
     assert answer.status_code == 400
     assert answer.json()["details"].startswith("device: ")
+
+
+async def test_a_refusal_names_the_kind_of_credential_that_was_shown(url: str) -> None:
+    """A program with a key is not told about a token that it has never had."""
+    for credential, kind in ((API_KEY, "key"), (token(scope="broadcast"), "token")):
+        response = await ask(url, "GET", "/rooms/user_1/history", credential)
+        assert response.status_code == 403
+        assert response.json()["details"] == f"the {kind}'s scope does not hold 'subscribe'"
+    other = await ask(url, "GET", "/rooms/user_1/history", token("2"))
+    assert other.json()["details"] == "the token does not open this room"

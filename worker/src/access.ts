@@ -113,7 +113,16 @@ export function revoked(): Error {
  */
 export function permit(claims: Claims, action: Scope, room: string): void {
   requireScope(claims, action);
-  if (!opens(claims, room)) throw forbidden("the token does not open this room");
+  if (!opens(claims, room)) throw notOpened(claims);
+}
+
+/** The refusal of a room that the credential does not open. */
+export function notOpened(claims: Claims): Error {
+  return forbidden(`the ${kindOf(claims)} does not open this room`);
+}
+
+function kindOf(claims: Claims): string {
+  return claims.key === undefined ? "token" : "key";
 }
 
 /**
@@ -123,7 +132,7 @@ export function permit(claims: Claims, action: Scope, room: string): void {
  */
 export function requireScope(claims: Claims, ...scopes: [Scope, ...Scope[]]): void {
   if (!scopes.some((scope) => claims.scopes.includes(scope))) {
-    throw forbidden(`the token's scope does not hold '${scopes[0]}'`);
+    throw forbidden(`the ${kindOf(claims)}'s scope does not hold '${scopes[0]}'`);
   }
 }
 

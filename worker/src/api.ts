@@ -1,11 +1,10 @@
 /** Every HTTP route. See PROTOCOL.md, "HTTP". */
 
-import { credentialOf, identify, permit, refuseRevoked, requireScope } from "./access";
+import { credentialOf, identify, notOpened, permit, refuseRevoked, requireScope } from "./access";
 import { ANYONE, opens, type Claims } from "./auth/claims";
 import { idOfToken, isCredential, MalformedTokenError, MAX_TOKEN_BYTES } from "./auth/verify";
 import { holderOf } from "./holder";
 import {
-  forbidden,
   jsonBody,
   jsonResponse,
   malformed,
@@ -179,7 +178,8 @@ async function showMetrics(asked: Asked): Promise<Response> {
 
 async function roomHealth(asked: Asked, segment: string): Promise<Response> {
   const room = roomOf(segment);
-  if (!opens(await countedClaimsOf(asked), room)) throw forbidden("the token does not open this room");
+  const claims = await countedClaimsOf(asked);
+  if (!opens(claims, room)) throw notOpened(claims);
   const connections = await ask(asked.env, room, (stub) => stub.connections());
   return jsonResponse(200, { status: "ok", connections, roomId: room });
 }

@@ -5,6 +5,7 @@ import { answer, checkAnonymous, type Asked } from "./api";
 import { RequestError, targetOf, unavailable } from "./http";
 import { addressOf, requestLimitsOf } from "./limits";
 import { count } from "./metrics";
+import { logRefusal } from "./refusals";
 import { ConfigurationError, settingsOf, type Env } from "./settings";
 import { openEventStream, openWebSocket } from "./subscribe";
 
@@ -38,6 +39,7 @@ export default {
       if (asked?.claims !== undefined && problem.status !== 429 && problem.status !== 503) {
         requestLimitsOf(asked.settings).countRefusal(asked.claims, addressOf(request));
       }
+      logRefusal(request, problem.body, { user: asked?.claims?.user });
       return withHeaders(problem.response, cors);
     }
   },

@@ -12,6 +12,7 @@ import { count } from "./metrics";
 import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protocol/control";
 import { parseCursor } from "./protocol/cursor";
 import { userOf } from "./protocol/rooms";
+import { logRefusal } from "./refusals";
 import { CLOSE_CODE, SUBSCRIBING } from "./room";
 import { hasKeys, type Settings } from "./settings";
 
@@ -63,6 +64,12 @@ export async function openWebSocket(asked: Asked): Promise<Response> {
 }
 
 const CODES: Record<number, CloseCode> = { 401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN };
+
+const NAMES: Record<number, string> = {
+  [CloseCode.UNAUTHORIZED]: "unauthorized",
+  [CloseCode.FORBIDDEN]: "forbidden",
+  [CloseCode.TOO_MANY_CONNECTIONS]: "too_many_connections",
+};
 
 /**
  * Answer with an event stream.
@@ -168,7 +175,7 @@ function subprotocolsOf(request: Request): string[] {
 }
 
 function closeAtOnce(
-  { env }: Asked,
+  { env, request, claims }: Asked,
   code: number,
   reason: string,
   subprotocol: string | undefined,
@@ -177,6 +184,8 @@ function closeAtOnce(
   pair[1].accept();
   pair[1].close(code, cutReason(reason));
   count(env, "drop", String(code));
+  const problem = { error: "", code: NAMES[code] ?? String(code), details: reason };
+  logRefusal(request, problem, { closeCode: code, user: claims?.user });
   return new Response(null, {
     status: 101,
     webSocket: pair[0],

@@ -1,0 +1,49 @@
+/** One line in the Worker's log for each refusal, and not too many of them. See docs/cloudflare.md. */
+
+import { targetOf, type Problem } from "./http";
+import { Rate } from "./limits";
+import { problemWithRoom } from "./protocol/rooms";
+
+/** Of one isolate: strangers could fill the log, which costs. */
+const MAX_LINES_PER_S = 10;
+const MAX_ORIGIN = 200;
+
+const lines = new Rate(MAX_LINES_PER_S);
+
+/**
+ * Write down why a request or a handshake was refused: the cause, the room, the user and the page's
+ * origin; never what is in a body, a key or a token.
+ *
+ * @param of `closeCode` of a handshake that was accepted and closed; `user` whose token it was.
+ */
+export function logRefusal(
+  request: Request,
+  problem: Problem,
+  of: { closeCode?: number; user?: string | undefined } = {},
+): void {
+  if (lines.waitS("", 1) > 0) return;
+  const members: [string, string | number | null | undefined][] = [
+    ["user", of.user],
+    ["room", roomOf(request)],
+    ["code", problem.code],
+    // What is malformed may be repeated in the details.
+    ["details", problem.code === "malformed" ? problem.error : problem.details],
+    ["origin", request.headers.get("Origin")?.slice(0, MAX_ORIGIN)],
+    ["close_code", of.closeCode],
+  ];
+  const shown = members
+    .filter(([, value]) => value !== undefined && value !== null)
+    .map(([name, value]) => `${name}=${JSON.stringify(value)}`);
+  console.warn(`refused ${shown.join(" ")}`);
+}
+
+function roomOf(request: Request): string | undefined {
+  try {
+    const [kind, room] = targetOf(request.url).segments;
+    return kind === "rooms" && room !== undefined && problemWithRoom(room) === undefined
+      ? room
+      : undefined;
+  } catch {
+    return undefined;
+  }
+}

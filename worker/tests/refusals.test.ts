@@ -1,0 +1,50 @@
+/** What the Worker's log says of a refusal. */
+
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+
+import { logRefusal } from "../src/refusals";
+
+const PROBLEM = { error: "Unauthorized", code: "unauthorized", details: "token expired" };
+
+let said: string[] = [];
+let now = Date.now();
+
+function lines(): string[] {
+  return said;
+}
+
+beforeEach(() => {
+  said = [];
+  now += 60_000; // of each case, its own second
+  vi.spyOn(Date, "now").mockImplementation(() => now);
+  vi.spyOn(console, "warn").mockImplementation((line) => void said.push(String(line)));
+});
+
+afterEach(() => {
+  vi.restoreAllMocks();
+});
+
+test("it names the cause, the room and the origin, and no token", () => {
+  const request = new Request("https://rooms.example/rooms/user_1/subscribe?token=SECRET", {
+    headers: { Origin: "https://app.example" },
+  });
+  logRefusal(request, PROBLEM, { closeCode: 4501, user: "1" });
+  expect(lines()).toEqual([
+    'refused user="1" room="user_1" code="unauthorized" details="token expired" ' +
+      'origin="https://app.example" close_code=4501',
+  ]);
+});
+
+test("a stranger's text makes no line of its own, and what is malformed is not repeated", () => {
+  const request = new Request("https://rooms.example/rooms/no%0Aroom/history", {
+    headers: { Origin: `https://${"x".repeat(500)}` },
+  });
+  logRefusal(request, { error: "Invalid room id", code: "malformed", details: "SECRET" });
+  expect(lines()[0]).toMatch(/^refused code="malformed" details="Invalid room id" origin="https:\/\/x{192}"$/);
+});
+
+test("strangers cannot fill the log", () => {
+  const request = new Request("https://rooms.example/");
+  for (let n = 0; n < 1000; n++) logRefusal(request, PROBLEM);
+  expect(lines().length).toBe(10);
+});
