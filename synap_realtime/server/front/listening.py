@@ -22,7 +22,7 @@ from .pacing import Pacer
 from .proxies import Proxies
 from .requests import HttpConnection
 from .ring import Ring, RingUnavailableError
-from .trim import Trimmer
+from .trim import CONNECTION_BYTES, Trimmer
 from .turn import Turn
 from .unread import Unread
 
@@ -42,7 +42,7 @@ class Front:
         self.request_bytes = node.budgets.requests
         self.answer_bytes = node.budgets.answers
         self.unread = Unread()
-        self._trimmer = Trimmer(node.budgets.total)
+        self._trimmer = Trimmer(self._held_bytes)
         self.keepalive = Keepalive(settings.silence_s, settings.ping_interval_s)
         self.heads = Heads()
         self.proxies = Proxies(settings.trusted_proxies)
@@ -94,6 +94,10 @@ class Front:
         else:
             self.new_company = partial(Company, self._ring, self.turn)
             logger.debug("rooms with many listeners are told by io_uring")
+
+    def _held_bytes(self) -> int:
+        """What peers make this process hold, about."""
+        return self.node.budgets.total() + CONNECTION_BYTES * len(self.connections)
 
     def _connection(self) -> HttpConnection:
         return HttpConnection(self)

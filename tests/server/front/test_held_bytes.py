@@ -16,7 +16,8 @@ import pytest
 
 from synap_realtime.server import RoomServer
 from synap_realtime.server.byte_budget import BacklogBudget, ByteBudget, Caller, caller_of
-from synap_realtime.server.front.trim import MIN_BYTES, Trimmer
+from synap_realtime.server.front import listening
+from synap_realtime.server.front.trim import CONNECTION_BYTES, MIN_BYTES, Trimmer
 from synap_realtime.server.http import Request, RequestError
 from synap_realtime.server.serve import running
 from synap_realtime.server.stores.base import Entry
@@ -177,6 +178,31 @@ def test_trimmer_gives_memory_back_after_a_flood() -> None:
         trimmer.close()
 
     asyncio.run(test())
+
+
+def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4,500 of them would leave 35 MB to the C library, whatever was answered on them."""
+    held: list[Callable[[], int]] = []
+
+    def trimmer(of: Callable[[], int]) -> Trimmer:
+        held.append(of)
+        return Trimmer(of, lambda _: 0)
+
+    monkeypatch.setattr(listening, "Trimmer", trimmer)
+
+    async def test() -> None:
+        async with running(rooms()) as url:
+            for _ in range(2):
+                async with peer(url) as first, peer(url) as second:
+                    for each in (first, second):
+                        await each.say(HEALTH)
+                        assert await each.status() == 200
+                    assert held[0]() >= 2 * CONNECTION_BYTES
+                async with asyncio.timeout(5):
+                    while held[0]():  # noqa: ASYNC110 - the server hears of their ends
+                        await asyncio.sleep(0.01)
+
+    run(test())
 
 
 # --- answers ------------------------------------------------------------------------------------
