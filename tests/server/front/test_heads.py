@@ -398,7 +398,7 @@ PUBLISHER = bearer("<token>")
         (publish(KEY, body=b"[]"), 400),
         (publish(KEY, room=b"/rooms/nope"), 400),
         (publish(KEY, b"Content-Type: text/plain"), 415),
-        (publish(KEY, b"Origin: http://localhost"), 403),
+        (publish(KEY, b"Origin: http://other.example"), 403),
         (publish(KEY, b"Expect: 100-continue"), 200),
         (publish(KEY, b"Connection: close"), 200),
         (publish(KEY, b"Upgrade: h2c", b"Connection: Upgrade"), 200),
@@ -465,8 +465,10 @@ async def test_a_key_that_is_taken_back_is_refused(
             (f'jobs = "{"z" * 43}"', 401),
         ):
             file.write_text(f"[api_keys]\n{keys}\n")
-            await client.say(KNOWN)
-            assert await client.status() == status
+            async with asyncio.timeout(5):  # it is read within a second, whoever asks meanwhile
+                await client.say(KNOWN)
+                while await client.status() != status:
+                    await client.say(KNOWN)
 
 
 async def test_a_store_that_has_to_be_waited_for_is(tmp_path: Path) -> None:
