@@ -101,7 +101,7 @@ def serve(
     ] = None,
     ping_interval_s: Annotated[
         float | None,
-        typer.Option(help=_setting("PING_INTERVAL_S", "Then a quiet WebSocket is pinged; 25.")),
+        typer.Option(help=_setting("PING_INTERVAL_S", "Ping a WebSocket after so long a silence; 25. 0: never.")),
     ] = None,
     memory_bytes: Annotated[
         int | None, typer.Option(help=_setting("MEMORY_BYTES", "Of the memory store; 512 MiB."))
@@ -144,7 +144,7 @@ def serve(
     token_max_lifetime_s: Annotated[
         float | None,
         typer.Option(
-            help=_setting("TOKEN_MAX_LIFETIME_S", "A token that lives longer is refused; 90 days.")
+            help=_setting("TOKEN_MAX_LIFETIME_S", "Longer-lived tokens are refused; 90 days.")
         ),
     ] = None,
     may: Annotated[
@@ -192,7 +192,7 @@ def serve(
     ] = None,
     max_caller_bytes: Annotated[
         int | None,
-        typer.Option(help=_setting("MAX_CALLER_BYTES", "Of each of those, for one; 16 MiB.")),
+        typer.Option(help=_setting("MAX_CALLER_BYTES", "Of each of those, for one caller; 16 MiB.")),
     ] = None,
     max_connections_per_address: Annotated[
         int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ADDRESS", "1000."))
@@ -281,18 +281,19 @@ def serve(
 def keys(
     out: Annotated[
         Path | None,
-        typer.Option(help="A file to make: written at once, for its owner alone. Default: print."),
+        typer.Option(help="The file to write, atomically and with mode 0600. Default: print."),
     ] = None,
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="Add new keys to the file; the old ones stay.")
+        bool, typer.Option("--rotate", help="Add new keys to the file; the old ones stay valid.")
     ] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove from the file the keys that were rotated out.")
     ] = False,
 ) -> None:
-    """Make the file of serve --keys, or change its keys; what publishers need stands in it, too.
+    """Make the key file of serve --keys, or change its keys.
 
-    A server that runs reads the file again by itself.
+    The end of the file says what your application needs. A running server reads a changed file again
+    by itself.
     """
     from .commands import keys
 
@@ -387,7 +388,7 @@ def send(
 ) -> None:
     """Publish one notification to a room.
 
-    Exits with 1 if it was not delivered, with 74 if it was and that could not be printed.
+    Exits with 1 if it was not delivered, with 74 if it was, but the result could not be printed.
     """
     from .commands import send
 
