@@ -101,7 +101,7 @@ def serve(
     ] = None,
     ping_interval_s: Annotated[
         float | None,
-        typer.Option(help=_setting("PING_INTERVAL_S", "Ping a WebSocket after so long a silence; 25. 0: never.")),
+        typer.Option(help=_setting("PING_INTERVAL_S", "Ping a silent WebSocket; 25. 0: never.")),
     ] = None,
     memory_bytes: Annotated[
         int | None, typer.Option(help=_setting("MEMORY_BYTES", "Of the memory store; 512 MiB."))
@@ -192,7 +192,7 @@ def serve(
     ] = None,
     max_caller_bytes: Annotated[
         int | None,
-        typer.Option(help=_setting("MAX_CALLER_BYTES", "Of each of those, for one caller; 16 MiB.")),
+        typer.Option(help=_setting("MAX_CALLER_BYTES", "Of each, for one caller; 16 MiB.")),
     ] = None,
     max_connections_per_address: Annotated[
         int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ADDRESS", "1000."))
@@ -292,8 +292,8 @@ def keys(
 ) -> None:
     """Make the key file of serve --keys, or change its keys.
 
-    The end of the file says what your application needs. A running server reads a changed file again
-    by itself.
+    The end of the file says what your application needs. A running server reads the file again when
+    it changes.
     """
     from .commands import keys
 
