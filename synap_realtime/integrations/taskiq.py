@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from ..broadcast import BackgroundBroadcaster
-from ..errors import ConfigurationError, InvalidInputError
+from ..errors import ConfigurationError, InvalidInputError, deciding_error
 from ..extras import needed_by
 from ..jobs import Family, Lifecycle, Person, Reporter, running
+from ..jobs.arguments import check_stall_after_s
 from ..jobs.extent import extent_of
 from ..jobs.lifecycle import STALL_AFTER_S
+from ..jobs.reporter import ReporterState
 
 with needed_by("the Taskiq integration", "taskiq"):
-    from taskiq import SimpleRetryMiddleware, SmartRetryMiddleware, TaskiqMiddleware
+    from taskiq import (
+        AckableMessage,
+        SimpleRetryMiddleware,
+        SmartRetryMiddleware,
+        TaskiqMiddleware,
+    )
     from taskiq.exceptions import NoResultError, TaskRejectedError
     from taskiq.message import TaskiqMessage
     from taskiq.result import TaskiqResult
+    from taskiq.utils import maybe_awaitable
 
 logger = logging.getLogger(__name__)
 
 FAMILY_LABEL = "family"
+
+LAST_CHANCE_S = 0.2
+"""How long a stopping worker lets tasks end that are just ending."""
 
 RETRIES_LABEL = "_retries"
 """Of Taskiq's retry middlewares: how many there have been."""
@@ -54,6 +67,11 @@ class ToldMiddleware(TaskiqMiddleware):
     acknowledged (by default, Taskiq acknowledges when the result is saved). Who waits is
     ``user_id`` and ``request_id`` (or ``userId``, ``requestId``) among the keyword arguments, or
     in the first argument that is a mapping.
+
+    A run ends also when Taskiq leaves a task behind: because the worker stops and does not wait for
+    it (``--wait-tasks-timeout``), or because another middleware, or the broker, has raised. Where
+    the message was not acknowledged, the broker delivers it again, and the run goes on. Taskiq has
+    no hook for a worker that is killed: clients see such a run as stalled.
     """
 
     def __init__(
@@ -69,23 +87,45 @@ class ToldMiddleware(TaskiqMiddleware):
             broadcaster: default: the server of ``REALTIME_URL``.
             person: who waits, from the positional and the keyword arguments.
             stall_after_s: how long it is normal to hear nothing of a task.
+
+        Raises:
+            InvalidArgumentError: ``stall_after_s`` is no positive, finite number of seconds.
         """
         super().__init__()
         self._broadcaster = broadcaster
         self._person = person or Person.of_call
-        self._stall_after_s = stall_after_s
+        self._stall_after_s = check_stall_after_s(stall_after_s)
+        self._open: set[_Call] = set()
+        self._unacknowledged: set[str] = set()
+        """Ids of tasks whose messages the broker would deliver again."""
 
     async def startup(self) -> None:
         """The broker starts.
 
         Raises:
             ConfigurationError: a retry middleware comes after this one.
+            InvalidArgumentError: the label ``family`` of a task cannot be used.
         """
+        for task in self.broker.get_all_tasks().values():
+            if family := task.labels.get(FAMILY_LABEL):
+                Family(str(family))
+        if self.broker.is_worker_process:
+            self._watch_acknowledgements()
         middlewares = self.broker.middlewares
         for each in middlewares[middlewares.index(self) :]:
             if isinstance(each, SimpleRetryMiddleware | SmartRetryMiddleware):
                 name = type(each).__name__
                 raise ConfigurationError(f"ToldMiddleware() must come after {name}()")
+
+    async def shutdown(self) -> None:
+        """The broker stops, and what still runs is left behind."""
+        tasks = {call.task for call in self._open if call.task is not None}
+        if tasks := tasks - {asyncio.current_task()}:
+            await asyncio.wait(tasks, timeout=LAST_CHANCE_S)
+        for call in tuple(self._open):
+            self._abandon(call)
+            if call.attempt is not None:
+                await call.attempt.reporter.asettle()
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         attempt = None
@@ -100,7 +140,12 @@ class ToldMiddleware(TaskiqMiddleware):
                 logger.exception(
                     "task %s of %s runs, but nobody is told", message.task_id, message.task_name
                 )
-        _call.set(_Call(attempt, stack, _call.get()))
+        call = _Call(attempt, stack, _call.get(), asyncio.current_task())
+        _call.set(call)
+        self._open.add(call)
+        if call.task is not None:
+            call.leave = functools.partial(self._abandon, call)
+            call.task.add_done_callback(call.leave)
         return message
 
     async def on_error(
@@ -111,7 +156,7 @@ class ToldMiddleware(TaskiqMiddleware):
     ) -> None:
         if attempt := _current_attempt():
             attempt.error = exception
-        if isinstance(exception, InvalidInputError):
+        if isinstance(deciding_error(exception), InvalidInputError):
             message.labels["retry_on_error"] = "False"  # the retry middleware comes next
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
@@ -122,9 +167,14 @@ class ToldMiddleware(TaskiqMiddleware):
             delay = message.labels.get("delay") if is_smart else None
             in_s = None if delay is None else float(delay)
             attempt.reporter.retrying(attempt.error, in_s=in_s)
-            attempt.goes_on = True
             await attempt.reporter.asettle()
         return message
+
+    async def post_send(self, message: TaskiqMessage) -> None:
+        """Only now is it certain that the retry comes: the broker may have refused it."""
+        attempt = _current_attempt()
+        if attempt and attempt.error is not None and attempt.task_id == message.task_id:
+            attempt.goes_on = True
 
     async def post_execute(
         self,
@@ -134,9 +184,18 @@ class ToldMiddleware(TaskiqMiddleware):
         if (call := _call.get()) is None:
             return
         _call.set(call.outer)
+        if call.task is not None and call.leave is not None:
+            call.task.remove_done_callback(call.leave)
         call.extent.close()
-        if (attempt := call.attempt) is None:
-            return
+        try:
+            if (attempt := call.attempt) is not None:
+                self._end(message, result, attempt)
+                attempt.goes_on = attempt.reporter.state is not ReporterState.FINISHED
+                await attempt.reporter.asettle()  # a worker that stops meanwhile waits for it, too
+        finally:
+            self._open.discard(call)
+
+    def _end(self, message: TaskiqMessage, result: TaskiqResult[Any], attempt: _Attempt) -> None:
         reporter, error = attempt.reporter, attempt.error
         if error is None:
             reporter.completed(result.return_value)
@@ -148,7 +207,56 @@ class ToldMiddleware(TaskiqMiddleware):
             reporter.cancelled()
         else:
             reporter.failed(error)
-        await reporter.asettle()
+
+    def _watch_acknowledgements(self) -> None:
+        """Know which messages are not acknowledged: Taskiq shows middlewares none of that."""
+        listen = self.broker.listen
+
+        async def watched() -> AsyncGenerator[bytes | AckableMessage, None]:
+            messages = listen()
+            try:
+                async for message in messages:
+                    yield self._watched(message)
+            finally:
+                await messages.aclose()
+
+        self.broker.listen = watched  # type: ignore[method-assign]
+
+    def _watched(self, message: bytes | AckableMessage) -> bytes | AckableMessage:
+        if not isinstance(message, AckableMessage):
+            return message
+        try:
+            task_id = self.broker.formatter.loads(message.data).task_id
+        except Exception:  # noqa: BLE001 - Taskiq logs it, and drops the message
+            return message
+        acknowledge = message.ack
+        self._unacknowledged.add(task_id)
+
+        async def watched() -> None:
+            await maybe_awaitable(acknowledge())
+            self._unacknowledged.discard(task_id)
+
+        return message.model_copy(update={"ack": watched})
+
+    def _abandon(self, call: _Call, task: asyncio.Task[Any] | None = None) -> None:
+        """A task was left before Taskiq came to its end."""
+        if call not in self._open:
+            return
+        self._open.discard(call)
+        call.extent.close()
+        attempt = call.attempt
+        if attempt is None or attempt.goes_on:
+            return
+        if attempt.task_id in self._unacknowledged:
+            self._unacknowledged.discard(attempt.task_id)
+            return  # the broker delivers it again
+        error = attempt.error
+        if error is None and task is not None and not task.cancelled():
+            error = task.exception()
+        if error is None or isinstance(error, asyncio.CancelledError):
+            attempt.reporter.cancelled()
+        else:
+            attempt.reporter.failed(error)
 
     def _begin(self, family: Family, message: TaskiqMessage) -> _Attempt:
         retries = _number(message, RETRIES_LABEL)
@@ -160,7 +268,9 @@ class ToldMiddleware(TaskiqMiddleware):
             stall_after_s=self._stall_after_s,
         )
         person = self._person(message.args, message.kwargs)
-        reporter = Reporter(lifecycle, [person], self._broadcaster)
+        # A message that is delivered again is news again: its progress is no repetition.
+        call = uuid.uuid4().hex[:8]
+        reporter = Reporter(lifecycle, [person], self._broadcaster, call=call)
         requeues = _number(message, REQUEUES_LABEL)
         return _Attempt(message.task_id, retries, requeues, reporter)
 
@@ -170,15 +280,30 @@ class ToldMiddleware(TaskiqMiddleware):
                 return each
         return None
 
-    def _max_attempts(self, labels: Mapping[str, Any]) -> int:
-        """Taskiq's ``max_retries`` counts the first attempt, too."""
+    def _max_attempts(self, labels: Mapping[str, Any]) -> int | None:
+        """Taskiq's ``max_retries`` counts the first attempt, too.
+
+        Returns:
+            None if a middleware of the application may retry.
+        """
         retries = self._retries()
         if retries is None:
-            return 1
-        wanted = labels.get("retry_on_error", retries.default_retry_label)
-        if str(wanted).lower() != "true":
+            return None if self._may_be_retried() else 1
+        wanted = labels.get("retry_on_error")
+        if isinstance(wanted, str):
+            wanted = wanted.lower() == "true"
+        if wanted is None:
+            wanted = retries.default_retry_label
+        if not wanted:
             return 1
         return max(1, int(labels.get("max_retries", retries.default_retry_count)))
+
+    def _may_be_retried(self) -> bool:
+        return any(
+            type(each).on_error is not TaskiqMiddleware.on_error
+            for each in self.broker.middlewares
+            if each is not self
+        )
 
     def _is_scheduled(self, message: TaskiqMessage, attempt: _Attempt) -> bool:
         """Whether a schedule has the next attempt, which is not sent from here, then."""
@@ -207,13 +332,15 @@ class _Attempt:
     goes_on: bool = False  # in another attempt, which has been told
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     """Of a task's code. One that nobody is told of has no attempt."""
 
     attempt: _Attempt | None
     extent: ExitStack
     outer: _Call | None  # of the task that has started this one, in the same process
+    task: asyncio.Task[Any] | None
+    leave: Callable[[asyncio.Task[Any]], object] | None = None
 
 
 _call: ContextVar[_Call | None] = ContextVar("synap_realtime_taskiq_call", default=None)

