@@ -2,7 +2,7 @@
 
 import { targetOf, type Problem } from "./http";
 import { Rate } from "./limits";
-import { problemWithRoom } from "./protocol/rooms";
+import { problemWithRoom, withoutCredentials } from "./protocol/rooms";
 
 /** Of one isolate: strangers could fill the log, which costs. */
 const MAX_LINES_PER_S = 10;
@@ -28,7 +28,7 @@ export function logRefusal(
     ["code", problem.code],
     // What is malformed may be repeated in the details.
     ["details", problem.code === "malformed" ? problem.error : problem.details],
-    ["origin", request.headers.get("Origin")?.slice(0, MAX_ORIGIN)],
+    ["origin", originOf(request)],
     ["close_code", of.closeCode],
   ];
   const shown = members
@@ -37,11 +37,18 @@ export function logRefusal(
   console.warn(`refused ${shown.join(" ")}`);
 }
 
+/** As it is, if it is what a browser sends (RFC 6454, section 6.2), so that it can be allowed. */
+function originOf(request: Request): string | undefined {
+  const origin = request.headers.get("Origin")?.slice(0, MAX_ORIGIN);
+  if (origin === undefined || /^(?:null|[a-z][a-z0-9+.-]*:\/\/[a-z0-9.:[\]-]+)$/.test(origin)) return origin;
+  return withoutCredentials(origin);
+}
+
 function roomOf(request: Request): string | undefined {
   try {
     const [kind, room] = targetOf(request.url).segments;
     return kind === "rooms" && room !== undefined && problemWithRoom(room) === undefined
-      ? room
+      ? withoutCredentials(room)
       : undefined;
   } catch {
     return undefined;

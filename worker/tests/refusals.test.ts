@@ -48,3 +48,12 @@ test("strangers cannot fill the log", () => {
   for (let n = 0; n < 1000; n++) logRefusal(request, PROBLEM);
   expect(lines().length).toBe(10);
 });
+
+for (const secret of ["k".repeat(32), "Zm9v_QmFyQmF6-UXV4MTIzNDU2Nzg5MDEyMzQ1Njc4OQ", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"]) {
+  test(`a credential in place of a room or an origin is not logged: ${secret.slice(0, 6)}`, () => {
+    const headers = { Origin: `https://app.example/${secret}` };
+    logRefusal(new Request(`https://rooms.example/rooms/user_${secret}/history`, { headers }), PROBLEM);
+    expect(lines()[0]).toContain('room="');
+    for (const part of secret.split(".")) expect(lines()[0]).not.toContain(part.slice(0, 12));
+  });
+}

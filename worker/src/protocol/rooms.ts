@@ -55,11 +55,15 @@ const JWT = /(?<![A-Za-z0-9-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}(?:\.[\w-]*){0,4}/g;
 const LONG = /[\w+=~@-]{32,}/g;
 const UUID = /[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}/gi;
 
-/** Short enough for an error, and without a token or a key that was put in place of an id. */
-function shown(text: string): string {
-  const masked = text
+/** Without a token or a key that was put in place of an id. */
+export function withoutCredentials(text: string): string {
+  return text
     .replace(JWT, "…")
     .replace(LONG, (run) => (run.replace(UUID, "").length < 32 ? run : "…"));
-  const quoted = JSON.stringify(masked);
+}
+
+/** Short enough for an error. */
+function shown(text: string): string {
+  const quoted = JSON.stringify(withoutCredentials(text));
   return quoted.length <= 60 ? quoted : `${quoted.slice(0, 57)}...`;
 }
