@@ -1,0 +1,69 @@
+"""An id that is an int or a UUID, as a database's primary key, in each integration."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import celery
+import pytest
+from taskiq import InMemoryBroker
+
+from synap_realtime.integrations.celery import ToldTask
+from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.taskiq import ToldMiddleware
+from synap_realtime.jobs import JobRun, Person
+from synap_realtime.testing import Realtime
+
+KEYS = [7, uuid.UUID(int=7)]
+
+
+@pytest.fixture
+def app() -> Iterator[celery.Celery]:
+    app = celery.Celery("ids", set_as_current=False)
+    app.conf.update(task_always_eager=True)
+    yield app
+    app.close()
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_run_job(realtime: Realtime, key: Any) -> None:
+    async def work(run: JobRun) -> None: ...
+
+    await run_job("report.creation", work, {"userId": key})
+    assert len(realtime.sent(user_id=str(key))) == 2
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_celery(realtime: Realtime, app: celery.Celery, key: Any) -> None:
+    @app.task(  # type: ignore[untyped-decorator]
+        base=ToldTask, family="report.creation", name=f"by_argument_{key}"
+    )
+    def by_argument(user_id: Any) -> None: ...
+
+    @app.task(  # type: ignore[untyped-decorator]
+        base=ToldTask,
+        family="report.creation",
+        name=f"by_person_{key}",
+        person=lambda args, kwargs: Person(key),
+    )
+    def by_person() -> None: ...
+
+    by_argument.apply(kwargs={"user_id": key})
+    by_person.apply()
+    assert len(realtime.sent(user_id=str(key))) == 4
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_taskiq(realtime: Realtime, key: Any) -> None:
+    broker = InMemoryBroker().with_middlewares(ToldMiddleware())
+
+    @broker.task(family="report.creation")
+    async def work(user_id: Any) -> None: ...
+
+    await broker.startup()
+    await work.kiq(user_id=key)
+    await broker.wait_all()
+    await broker.shutdown()
+    assert len(realtime.sent(user_id=str(key))) == 2
