@@ -32,7 +32,9 @@ def errors() -> list[SynapRealtimeError]:
     made: dict[type, tuple[Any, ...]] = {InvalidArgumentError: ("user_id", "wrong")}
     found: list[type[SynapRealtimeError]] = [SynapRealtimeError]
     for kind in found:
-        found += [each for each in kind.__subclasses__() if each.__module__ != __name__]
+        found += [
+            each for each in kind.__subclasses__() if each.__module__.startswith("synap_realtime.")
+        ]
     return [kind(*made.get(kind, ("It broke.",))) for kind in found]
 
 
