@@ -233,19 +233,19 @@ def keys(out: Path | None, *, rotate: bool, prune: bool) -> None:
         if rotate or prune:
             raise InvalidArgumentError("--out", "name the file to change")
         if _is_redirected():
-            say("note: --out FILE writes a file at once, for its owner alone; a redirect does not")
+            say("note: a redirect does not set the mode of the file; --out FILE makes it 0600")
         show(keygen.to_toml(keygen.new_keys()).rstrip("\n"))
         return
     if not (rotate or prune):
         keygen.create(out)
-        show(f"{out}: made, for its owner alone; its last lines are for your application")
+        show(f"{out}: created with mode 0600; its last lines are for your application")
         return
     before, after = keygen.change(out, keygen.rotated if rotate else keygen.pruned)
     if rotate:
         show(
-            f"{out}: new keys added, and the old ones count as before. Give your application its "
-            f"last lines; when no token of the old secret is alive: synap-realtime keys --out "
-            f"{shlex.quote(str(out))} --prune"
+            f"{out}: new keys added; the old ones stay valid. Give your application the last lines "
+            f"of the file. When all tokens of the old secret have expired: synap-realtime keys "
+            f"--out {shlex.quote(str(out))} --prune"
         )
     else:
         gone = (

@@ -1,6 +1,6 @@
-"""What the commands print, wherever stdout and stderr lead: terminals, pipes, full disks, nowhere.
+"""Print to stdout and stderr, whatever they are: a terminal, a pipe, a full disk, closed.
 
-Only lines for people go to stderr: ``synap-realtime: what happened: cause; what to do``.
+Only messages for the user go to stderr: ``synap-realtime: what happened: cause; what to do``.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
 UNWRITABLE = 74
-"""The exit code when stdout takes nothing (a full disk): EX_IOERR of ``sysexits.h``."""
+"""The exit code when stdout cannot be written (a full disk): EX_IOERR of ``sysexits.h``."""
 
 
 class UnwritableError(Exception):
-    """Stdout takes nothing more: the disk is full, or the like."""
+    """Stdout cannot be written: the disk is full, or the like."""
 
 
 class ReaderGoneError(Exception):
-    """Nobody reads stdout any more, as with ``| head -1``: a reason to end, and no failure."""
+    """The reader of stdout has closed it, as ``| head -1`` does: a reason to end, not a failure."""
 
 
 def prepare() -> None:
     """Make stdin, stdout and stderr usable, whatever this process was started with.
 
-    A closed one leads nowhere: otherwise the next file or socket gets its number, and ``print()``
-    writes to stdout what is meant for a closed stderr. A character that the locale's encoding lacks
-    is escaped.
+    Open a closed one as the null device: otherwise the next file or socket gets its number, and
+    ``print()`` writes to stdout what is meant for a closed stderr. Escape characters that the
+    locale's encoding lacks.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
@@ -51,7 +51,7 @@ def prepare() -> None:
 
 
 def read_stdin(field: str) -> str:
-    """All of stdin.
+    """Return all of stdin.
 
     Raises:
         InvalidArgumentError: it is not text, for the argument of this name.
@@ -65,10 +65,10 @@ def read_stdin(field: str) -> str:
 
 
 def show(text: str) -> None:
-    """Print to stdout, at once.
+    """Print to stdout, and flush it.
 
     Raises:
-        ReaderGoneError: nobody reads any more.
+        ReaderGoneError: the reader has closed it.
         UnwritableError: the disk is full, or the like.
     """
     with _translated():
@@ -76,16 +76,16 @@ def show(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for people to stderr."""
-    with suppress(OSError):  # nobody reads it
+    """Print a message for the user to stderr."""
+    with suppress(OSError):  # stderr is closed, or its disk is full
         print(f"synap-realtime: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def flush() -> None:
-    """Write what stdout still holds.
+    """Flush stdout.
 
     Raises:
-        ReaderGoneError: nobody reads any more.
+        ReaderGoneError: the reader has closed it.
         UnwritableError: the disk is full, or the like.
     """
     with _translated():
@@ -97,7 +97,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Drop what is still to be written: the interpreter would complain of it at its end.
+        # Drop buffered output: the interpreter would fail to flush it at exit.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):

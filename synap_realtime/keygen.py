@@ -1,4 +1,4 @@
-"""The key file of a room server: make one, rotate its keys, replace it as a whole.
+"""The key file of a room server: create it, rotate its keys, replace it atomically.
 
 See README.md, "Keys". The file itself is described by :class:`server.auth.keyring.KeyFile`.
 """
@@ -53,9 +53,9 @@ def new_keys() -> KeySet:
 def rotated(keys: KeySet) -> KeySet:
     """Add a new secret before the others, and a new value for each API key.
 
-    Nothing stops counting: the old secrets stay for tokens that are still alive, and the old value
-    of an API key stays as ``NAME-previous`` for programs that have not been given the new one.
-    :func:`pruned` takes them away.
+    Nothing is revoked: the old secrets stay for tokens that have not expired, and the old value of
+    an API key stays as ``NAME-previous`` for programs that do not have the new one yet.
+    :func:`pruned` removes them.
     """
     current = {name: key for name, key in keys.api_keys.items() if not _PREVIOUS.search(name)}
     names = set(keys.api_keys)
@@ -73,15 +73,16 @@ def rotated(keys: KeySet) -> KeySet:
 
 
 def pruned(keys: KeySet) -> KeySet:
-    """Remove what rotations have left: all secrets but the newest, and each ``NAME-previous``."""
+    """Remove the old keys: all secrets but the newest, and each ``NAME-previous``."""
     current = {name: key for name, key in keys.api_keys.items() if not _PREVIOUS.search(name)}
     return replace(keys, token_secrets=keys.token_secrets[:1], api_keys=current)
 
 
 def to_toml(keys: KeySet) -> str:
-    """The file's text, with the application's environment as comments at its end."""
+    """Return the text of the file, with the application's environment as comments at its end."""
     lines = [
-        "# Of the room server (serve --keys keys.toml). Who has these can be anybody.",
+        "# Keys of the room server (serve --keys keys.toml). Keep them secret: the holder of a",
+        "# token secret can impersonate every user.",
         "# To rotate: synap-realtime keys --out keys.toml --rotate; give applications the new ones",
         "# (at the end); then synap-realtime keys --out keys.toml --prune. The server reads this",
         "# file again when it changes.",
@@ -108,10 +109,10 @@ def to_toml(keys: KeySet) -> str:
 
 
 def create(file: Path) -> None:
-    """Write new keys to a file that is not there yet.
+    """Write new keys to a file that does not exist yet.
 
     Raises:
-        ConfigurationError: it is there, or cannot be written.
+        ConfigurationError: it exists, or cannot be written.
     """
     if os.path.lexists(file):
         raise ConfigurationError(
@@ -122,12 +123,12 @@ def create(file: Path) -> None:
 
 
 def change(file: Path, transform: Callable[[KeySet], KeySet]) -> tuple[KeySet, KeySet]:
-    """Replace the keys of a file; returns those before and those after.
+    """Replace the keys of a file. Return the keys before and after.
 
-    What stands in the file beside keys (comments) is not kept: it may repeat old ones.
+    Comments of the file are not kept: they may repeat old keys.
 
     Raises:
-        ConfigurationError: it is no key file, or cannot be written. Then it is as it was.
+        ConfigurationError: it is not a key file, or cannot be written. It is unchanged then.
     """
     target = Path(os.path.realpath(file))  # a link stays a link
     try:
@@ -135,12 +136,10 @@ def change(file: Path, transform: Callable[[KeySet], KeySet]) -> tuple[KeySet, K
         before = _parse(target.read_text("utf-8"))
     except OSError as error:
         raise ConfigurationError(
-            f"--out {_shown(file)}: {error.strerror}; make it without --rotate and --prune"
+            f"--out {_shown(file)}: {error.strerror}; create it without --rotate and --prune"
         ) from None
     except (ValueError, TypeError, RecursionError):
-        raise ConfigurationError(
-            f"--out {_shown(file)}: it is no key file; it stays as it was"
-        ) from None
+        raise ConfigurationError(f"--out {_shown(file)}: no key file; it was not changed") from None
     after = transform(before)
     _write(target, to_toml(after), status)
     return before, after
@@ -168,14 +167,15 @@ def _parse(text: str) -> KeySet:
 
 
 def _write(file: Path, text: str, status: os.stat_result | None) -> None:
-    """Put a file in place as a whole: a server that reads it meanwhile sees the old one or the new
-    one. Only its owner may read it, and its group if that could read the one before.
+    """Replace a file atomically: a server that reads it meanwhile sees the old or the new content.
+
+    Only its owner may read it, and its group if the group could read the old file.
 
     Args:
         status: of the file that it replaces; None: there must be none.
 
     Raises:
-        ConfigurationError: it cannot be written, or came into being meanwhile.
+        ConfigurationError: it cannot be written, or was created meanwhile.
     """
     temporary: str | None = None
     try:
@@ -204,7 +204,7 @@ def _write(file: Path, text: str, status: os.stat_result | None) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """So that the file is there under its name after a power failure."""
+    """Flush the directory entry, so that it survives a power failure."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -236,7 +236,7 @@ def _value(key: ApiKey) -> str:
 
 
 def _remark(value: str) -> str:
-    """A value in a comment, which has no escapes: a line end would begin a line of the file."""
+    """Return a value for a comment. A line end in it would begin a new line of the file."""
     return value if value.isprintable() else "(as above)"
 
 

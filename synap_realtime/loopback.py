@@ -9,7 +9,7 @@ them apart, and none of them can be set by a page:
 - ``Origin`` names the page. Browsers send it with each WebSocket, each request in CORS mode and
   each method other than GET and HEAD.
 - ``Sec-Fetch-Site`` says how the page relates to the server (W3C Fetch Metadata). It is the only
-  one of the three that tells of an image, a script, a frame or a ``no-cors`` GET.
+  one of the three that browsers send with an image, a script, a frame or a ``no-cors`` GET.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
 _IMPLIED_PORTS = {"http": ":80", "https": ":443"}
 _NO_OTHER_PAGE = (None, "none", "same-origin")
-"""What ``Sec-Fetch-Site`` says of programs, of typed addresses and of the server's own pages. Every
+"""Values of ``Sec-Fetch-Site`` for programs, typed addresses and the server's own pages. Every
 other value, also one of a later specification, is refused."""
 
 
@@ -99,7 +99,7 @@ def require_local(
     forwarded_for: str | None,
     known_hosts: Collection[str] = (),
 ) -> None:
-    """Refuse what does not come from this machine.
+    """Refuse requests that do not come from this machine.
 
     Args:
         address: of the peer; None where it is not known, such as over a Unix socket.
@@ -118,7 +118,7 @@ def require_local(
         name = host_of(f"//{host}")
         if not (is_loopback(name) or name in known_hosts):
             raise NotLocalError(
-                "it answers to names of this machine only, and Host is another: use 127.0.0.1"
+                "Host is not a name of this machine, and it answers no others: use 127.0.0.1"
             )
 
 
@@ -135,7 +135,7 @@ def require_allowed_page(
         origin: the ``Origin`` field.
         fetch_site: the ``Sec-Fetch-Site`` field.
         allows: whether pages of an origin are allowed.
-        is_visit: the user follows a link to a page that may be linked to; see :func:`is_visit`.
+        is_visit: the user opens a page that other sites may link to; see :func:`is_visit`.
 
     Raises:
         ForeignPageError: the page is of another origin.

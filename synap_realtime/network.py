@@ -33,7 +33,7 @@ PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 @contextmanager
 def deadline(end: float) -> Iterator[None]:
-    """Bound what a block does over the network by ``end``, a moment of the monotonic clock."""
+    """Bound all network operations of a block by ``end``, a time of the monotonic clock."""
     before = _deadline.set(end)
     try:
         yield
@@ -65,8 +65,8 @@ def names_this_machine(host: str) -> bool:
     """Whether connecting to a host reaches this machine, so that no proxy leads there.
 
     ``localhost`` and names below it, ``127.0.0.0/8``, ``::1``, the unspecified address, and their
-    short and IPv4-mapped forms, such as ``127.1`` and ``::ffff:127.0.0.1``. It admits nobody: see
-    :func:`synap_realtime.loopback.is_loopback` for that.
+    short and IPv4-mapped forms, such as ``127.1`` and ``::ffff:127.0.0.1``. Do not use it to admit
+    peers: see :func:`synap_realtime.loopback.is_loopback` for that.
     """
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, section 6.3
@@ -117,8 +117,8 @@ def find_proxy(url: httpx.URL, socks_library: str) -> Proxy | None:
 
 
 def tls_context(url: httpx.URL) -> ssl.SSLContext:
-    """What verifies a server: the authorities of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else of
-    certifi.
+    """Return the context that verifies a server, with the authorities of ``SSL_CERT_FILE`` or
+    ``SSL_CERT_DIR``, else those of certifi.
 
     For a URL without TLS the context trusts nobody, and no authority is loaded.
 
@@ -170,7 +170,7 @@ def tls_problem(error: BaseException | None) -> str | None:
 
 
 def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
-    """A client for a few requests to one server; it takes no encoding and follows no redirect.
+    """Return a client for a few requests to one server. It refuses encodings and redirects.
 
     Args:
         timeout_s: of each read and write; the caller bounds the whole.
@@ -191,7 +191,7 @@ def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
 class BoundedBody:
     """The body of a response, up to a size.
 
-    No encoding was asked for, and none is taken: a few compressed bytes could fill the memory.
+    It refuses encodings, which were not requested: a few compressed bytes could fill the memory.
     """
 
     def __init__(self, response: httpx.Response, max_bytes: int) -> None:
@@ -199,14 +199,14 @@ class BoundedBody:
         self._content = bytearray()
         encoding = response.headers.get("Content-Encoding", "").strip()
         self.encoding = "" if encoding.lower() == "identity" else encoding[:40]
-        """What the body is encoded in; then it is not to be read."""
+        """Of the body; if there is one, do not read the body."""
 
     @property
     def content(self) -> bytes:
         return bytes(self._content)
 
     def add(self, chunk: bytes) -> bool:
-        """Take a chunk; False once the body is too large, and the rest is not to be read."""
+        """Add a chunk. Return False once the body is too large; do not read the rest then."""
         self._content += chunk
         return len(self._content) <= self._max_bytes
 
@@ -220,7 +220,7 @@ async def read_body(response: httpx.Response, max_bytes: int) -> bytes:
     body = BoundedBody(response, max_bytes)
     if body.encoding:
         raise ValueError(
-            f"answered with Content-Encoding {body.encoding!r}, which nobody asked for"
+            f"answered with Content-Encoding {body.encoding!r}, which was not requested"
         )
     async for chunk in response.aiter_raw():
         if not body.add(chunk):
@@ -237,8 +237,8 @@ def connect(
 ) -> T:
     """Call ``attempt(address, timeout_s)`` for each address of a host until one succeeds.
 
-    Every address gets its share of the time that is left, so that one that swallows packets does
-    not take the time of the others.
+    Every address gets its share of the time that is left, so that an address that drops packets
+    does not use up the time of the others.
 
     Args:
         end: when to give up, by the monotonic clock. Looking up the name counts.
@@ -263,7 +263,7 @@ def connect(
 
 
 def _resolve(host: str, port: int, end: float) -> list[str]:
-    """A host's addresses. A resolver takes as long as it likes, so a thread asks it."""
+    """Return the addresses of a host. Ask in a thread, because a look-up has no timeout."""
     if _ip_of(host) is not None or "%" in host:
         return [host]
     answer: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""Keep credentials out of messages: what a user gave in a wrong place may be a secret.
+"""Keep credentials out of messages: a value in a wrong place may be a secret.
 
 An option, a variable or a path that is wrong is often wrong because a key, a token or a password
 was put there. Errors and log lines that echo such a value pass it through :func:`redacted`.
@@ -11,7 +11,7 @@ import re
 
 _MASK = "…"
 MAX_SHOWN = 1000
-"""Characters of a text that are looked at; the rest is cut off. An error is shorter."""
+"""Characters of a text that are examined; the rest is cut off. No error is as long."""
 
 _USERINFO = re.compile(r"//\S*@")
 """User and password of a URL (RFC 3986, section 3.2.1), also where the password holds a slash."""
@@ -27,7 +27,7 @@ _JWT = re.compile(r"(?<![A-Za-z0-9_-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}(?:\.[\w-]*)
 """A JWT or a part of one: ``{`` and a quote or white space, in base64."""
 
 _RUN = re.compile(r"[\w+=~@$%^*!-]{24,}")
-"""As long as no word is."""
+"""Longer than any word."""
 _PIECE = re.compile(r"[A-Za-z0-9+=]{8,}")
 """A piece of a base64 text between slashes, if it has capitals, small letters and digits."""
 
@@ -37,8 +37,10 @@ _SNAKE = re.compile(r"(?:--)?[a-z]+(?:[_-][a-z]{1,15})+[_-]?[0-9]{0,4}|[A-Z]+(?:
 
 
 def redacted(text: str) -> str:
-    """The text without what may be a credential: passwords and query values of URLs, JWTs, bearer
-    credentials, and runs of characters that are as long as a key.
+    """Return the text without anything that may be a credential.
+
+    That is: passwords and query values of URLs, JWTs, bearer credentials, and runs of characters
+    that are as long as a key.
 
     A UUID stays, and so do words with underscores or hyphens between them: ids and names are
     needed to find a mistake.

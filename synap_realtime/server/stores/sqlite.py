@@ -83,7 +83,7 @@ class _Done:
 
 
 class _Health:
-    """Says once that something went away, and once that it is back."""
+    """Logs once that an operation fails, and once that it works again."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -91,9 +91,9 @@ class _Health:
 
     def report(self, problem: str | None) -> None:
         if problem is None and self.problem is not None:
-            logger.warning("%s again", self._what)
+            logger.warning("%s works again", self._what)
         elif problem is not None and self.problem is None:
-            logger.error("%s no more, and is answered 503: %s", self._what, problem)
+            logger.error("%s failed: %s; answering 503 until it works again", self._what, problem)
         self.problem = problem
 
 
@@ -127,8 +127,8 @@ class SqliteStore:
             self._file.close()
             raise self._file.unusable(error) from error
         self._epoch = self._writer.epoch
-        self._writes = _Health(f"{self._file.path}: it takes writes")
-        self._reads = _Health(f"{self._file.path}: it can be read")
+        self._writes = _Health(f"writing {self._file.path}")
+        self._reads = _Health(f"reading {self._file.path}")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._trial_bytes = TRIAL_BYTES
         self._next_trial_at = 0.0
