@@ -1,4 +1,4 @@
-"""What a job says about itself, converted to what is published."""
+"""Convert the arguments of ``progress()`` and ``delta()`` to the members that are published."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_DELTA = 16 * 1024
-"""Characters of one delta; a longer text is more than one."""
+"""Characters of one delta; a longer text is split."""
 
 
 def check_progress(
@@ -25,8 +25,8 @@ def check_progress(
 ) -> tuple[float | None, str | None, float | None] | None:
     """Convert the arguments of :func:`synap_realtime.progress` to what is published.
 
-    Whatever has a meaning is converted: any real number (also of NumPy, and a Decimal), a lazy
-    string, a timedelta. A wrong argument is left out, and logged once for each call site.
+    Every value with a clear meaning is converted: any real number (also of NumPy, and a Decimal), a
+    lazy string, a timedelta. A wrong argument is left out, and logged once for each call site.
 
     Returns:
         None if nothing is left to publish.
@@ -49,10 +49,10 @@ def check_progress(
 def check_delta(text: object) -> list[str]:
     """Return the text of :func:`synap_realtime.delta` in pieces that fit one notification.
 
-    What is no text is left out, and logged once for each call site.
+    A value that is not text is left out, and logged once for each call site.
 
     Raises:
-        InvalidArgumentError: in strict mode, if it is no text.
+        InvalidArgumentError: in strict mode, if it is not text.
     """
     errors: list[InvalidArgumentError] = []
     piece = _checked(_piece, text, errors)
@@ -67,7 +67,7 @@ def check_stall_after_s(value: object) -> float:
     """Convert a job type's ``stall_after_s`` where it is defined.
 
     Raises:
-        InvalidArgumentError: it is no positive, finite number of seconds.
+        InvalidArgumentError: it is not a positive, finite number of seconds.
     """
     seconds = _seconds(value)
     if seconds is None:
@@ -129,7 +129,7 @@ def _text(field: str, value: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    """Any real number; None for what is none."""
+    """Return a real number as a float; None for any other value."""
     if isinstance(value, bool | str | bytes | bytearray):
         return None
     if not hasattr(type(value), "__float__") and not hasattr(type(value), "__index__"):

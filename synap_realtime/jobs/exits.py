@@ -15,8 +15,8 @@ _reporters: set[Reporter] = set()
 def cancelled_at_exit(reporter: Reporter) -> Iterator[None]:
     """Cancel the run if the process ends inside the block.
 
-    For code that nothing runs again: a process may end in the middle of it without an exception
-    there, as when the main thread leaves daemon threads, greenlets or an event loop behind.
+    For code that is never run again: a process may end in the middle of it without an exception
+    there, such as when the main thread ends while daemon threads, greenlets or an event loop run.
     """
     _reporters.add(reporter)
     try:

@@ -14,11 +14,11 @@ from typing import Protocol, SupportsFloat
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """How another process reaches an extent through the process that owns it.
+    """How another process reports to an extent, through the process that owns it.
 
     Attributes:
         address: the owner's relay: a path (Unix socket), or a host and a port.
-        key: names the extent and is the right to report to it. A secret.
+        key: a secret that names the extent and authorizes reports to it.
     """
 
     address: str | tuple[str, int]
@@ -43,11 +43,11 @@ class Sink(Protocol):
 class Extent:
     """One attempt's code while it runs. Closed for good when that code has returned or raised.
 
-    Contexts are copied freely: by tasks, by threads, by a fork. A copy of an extent is therefore
-    never trusted for being there; it is asked whether it is still live.
+    Contexts are copied freely: by tasks, by threads, by a fork. The presence of an extent in a
+    context therefore proves nothing: check :attr:`is_live`.
 
     Attributes:
-        ticket: how other processes reach it; None until one has to.
+        ticket: how other processes reach it; None until it is needed.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Extent:
         Args:
             sink: None for code that has no reporter, whatever it was called from.
             is_replay: False if the code inside is known not to be a replay; None if the sink knows.
-            within: the extent that it is a part of, and ends with.
+            within: the enclosing extent, with which it ends.
         """
         self.sink = sink
         self.is_replay = is_replay
@@ -80,7 +80,7 @@ class Extent:
         return self._within is None or self._within.is_live
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Call back when the extent closes, or now if it has closed."""
+        """Call ``callback`` when the extent closes, or now if it has closed."""
         if self._within is not None:
             self._within.on_close(callback)
             return
@@ -89,7 +89,7 @@ class Extent:
             callback()
 
     def close(self) -> None:
-        """End it, for all copies of this process. May be called again."""
+        """End it, for all copies in this process. Idempotent."""
         self._is_open = False
         for callback in self._on_close:
             callback()
@@ -98,11 +98,10 @@ class Extent:
 current_extent: ContextVar[Extent | None] = ContextVar("synap_realtime_extent", default=None)
 
 open_extents: set[Extent] = set()
-"""Those of this process whose code runs, and in a forked child those of its parent at the fork."""
-
+"""Those of this process whose code runs; in a forked child, those of its parent at the fork."""
 
 shared_extents: weakref.WeakSet[Extent] = weakref.WeakSet()
-"""Those that :func:`synap_realtime.bind_reporter` has taken along."""
+"""Those of functions that :func:`synap_realtime.bind_reporter` has bound."""
 
 
 @contextmanager
@@ -130,7 +129,7 @@ def entered(extent: Extent | None) -> Iterator[None]:
     try:
         yield
     finally:
-        # ValueError: left in another context than entered, as an async generator may be. What stays
-        # behind in the first one is not live any more.
+        # ValueError: left in another context than entered, as an async generator may be. The extent
+        # that stays in the first context is no longer live.
         with suppress(ValueError):
             current_extent.reset(token)

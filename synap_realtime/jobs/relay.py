@@ -1,12 +1,12 @@
 """Reports from other processes of this machine, through the process that runs the job.
 
-A pool's process does not publish itself: it hands what a job says to the process that owns the
-job's reporter, which numbers it, spaces it, and drops it as soon as the attempt is over.
+A pool's process does not publish itself. It sends the reports of a job to the process that owns the
+job's reporter. The owner numbers them, limits their rate, and drops them once the attempt is over.
 
-The two speak lines over a Unix socket in a directory of this user alone (a loopback port where the
-system has none). The peer names an extent by the hash of its key; the owner answers with the key,
-which shows the peer that it is the owner. Then each line is one call as JSON, or ``flush``, which
-is answered with ``ok`` when all calls before it were handled.
+The two exchange lines over a Unix socket in a directory that only this user can read (a loopback
+port where the system has no Unix sockets). The peer names an extent by the hash of its key. The
+owner answers with the key, which proves to the peer that it is the owner. Each further line is one
+call as JSON, or ``flush``, which is answered with ``ok`` when all calls before it were handled.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .lifecycle import MAX_TEXT
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 2.0
-"""How long a process waits for the owner to take what it reports, before it gives up on it."""
+"""How long a process waits for the owner to take a report, before it gives up."""
 
 MAX_LINE = 256 * 1024
 """Bytes of one call: a delta has at most 16 Ki characters, each twelve bytes of JSON."""
@@ -51,18 +51,17 @@ FLUSH, DONE = b"flush\n", b"ok\n"
 
 _FAMILY = getattr(socket, "AF_UNIX", socket.AF_INET)
 
-
 _PREFIX = "synap-realtime-"
 
 _STARTING_S = 60.0
-"""An owner listens long before its directory is so old."""
+"""Age from which on a directory whose socket refuses connections is abandoned."""
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the directories of this user's owners that were killed.
+    """Remove the directories of this user's processes that were killed.
 
-    The children of pools and of prefork servers end without :mod:`atexit`: each that ran a job
-    which was taken along would leave one behind.
+    The children of pools and of prefork servers end without running :mod:`atexit`, and would leave
+    one behind each.
     """
     for directory in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -82,7 +81,7 @@ def _name_of(key: str) -> str:
 
 
 class _Owner:
-    """The end of the process that runs jobs: one for all its extents, made for the first."""
+    """The side of the process that runs jobs: one for all its extents, created with the first."""
 
     def __init__(self) -> None:
         self.extents: dict[str, Extent] = {}  # by the name of their key
@@ -156,7 +155,7 @@ class _Handler(socketserver.StreamRequestHandler):
         self.request.settimeout(TIMEOUT_S)
         extent = self.extents.get(self.rfile.readline(128).decode("ascii", "replace").strip())
         if extent is None or extent.ticket is None:
-            return  # unknown, or over
+            return  # unknown, or ended
         self.wfile.write(f"{extent.ticket.key}\n".encode())
         self.request.settimeout(None)
         while (line := self.rfile.readline(MAX_LINE)).endswith(b"\n") and extent.is_live:
@@ -166,8 +165,8 @@ class _Handler(socketserver.StreamRequestHandler):
                 self._report(extent, json.loads(line))
 
     def _report(self, extent: Extent, call: dict[str, Any]) -> None:
-        assert extent.sink is not None  # noqa: S101 - bind_reporter() takes along no other
-        with contextlib.suppress(InvalidArgumentError):  # the peer has checked it, and raised it
+        assert extent.sink is not None  # noqa: S101 - bind_reporter() binds no other
+        with contextlib.suppress(InvalidArgumentError):  # the peer has checked and raised it
             if "delta" in call:
                 extent.sink.delta(call["delta"], is_replay=extent.is_replay)
             else:
@@ -187,7 +186,7 @@ def ticket_for(extent: Extent) -> Ticket | None:
     """Let other processes reach an extent of this one.
 
     Returns:
-        None if it is over, or if this process cannot listen.
+        None if it has ended, or if this process cannot listen.
     """
     global _owner
     if extent.ticket is not None or not extent.is_live:
@@ -206,9 +205,9 @@ def ticket_for(extent: Extent) -> Ticket | None:
 
 
 class RelayedReporter:
-    """The end of a pool's process. Connects when something is reported, and waits for little.
+    """The side of a pool's process. Connects with the first report.
 
-    If the owner does not answer, or has closed the extent, everything is dropped.
+    If the owner does not answer, or has closed the extent, all reports are dropped.
     """
 
     def __init__(self, ticket: Ticket) -> None:
@@ -266,7 +265,7 @@ class RelayedReporter:
             connection.sendall(f"{_name_of(self._ticket.key)}\n".encode())
             proof = self._receive(len(self._ticket.key) + 1)
             if not hmac.compare_digest(proof, f"{self._ticket.key}\n".encode()):
-                raise ConnectionError("somebody else answers there")
+                raise ConnectionError("another program answers at its address")
         except BaseException:
             connection.close()
             self._socket = None
@@ -284,7 +283,7 @@ class RelayedReporter:
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
-        """Drop everything from the first failure on: a job's code never waits for it again."""
+        """Drop all reports from the first failure on, so that a job waits only once."""
         try:
             yield
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -306,7 +305,7 @@ _unreachable: set[str | tuple[str, int]] = set()
 
 
 def _before_fork() -> None:
-    # A forked child inherits what it is to call instead of unpickling it.
+    # A forked child inherits bound functions instead of unpickling them.
     for extent in tuple(shared_extents):
         ticket_for(extent)
 

@@ -1,4 +1,4 @@
-"""What a job reports wrongly: logged and ignored in production, an error in tests."""
+"""Wrong reports of a job: logged and ignored in production, an error in tests."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def strict() -> Iterator[list[str]]:
     """Let wrong arguments of ``progress()`` and ``delta()`` raise, in all threads of this process.
 
     Yields:
-        the problems of results that were published in part, in order. Those never raise where they
-        are found: a job has returned then, and must not seem to fail.
+        the problems of results that were published in part, in order. They never raise where they
+        are found: the job has returned by then, and must not seem to fail.
     """
     problems: list[str] = []
     _collected.append(problems)

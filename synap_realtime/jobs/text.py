@@ -1,4 +1,4 @@
-"""Text that is no ``str``: lazy translations."""
+"""Text that is not a ``str``: lazy translations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Bytes that the server holds for its peers, bounded in all and for each caller.
 
-A bound on the number of connections does not bound memory: one peer may make the server hold 2 KiB
-and another 1 MiB. See PROTOCOL.md, "Limits".
+A bound on the number of connections does not bound memory: the server may hold 2 KiB for one peer
+and 1 MiB for another. See PROTOCOL.md, "Limits".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Holder(Protocol):
     """A connection for which bytes are held."""
 
     def over_budget(self) -> None:
-        """Let the bytes go, now or soon: end the connection. It holds nothing from here on."""
+        """End the connection, now or soon. Its bytes are no longer counted."""
 
 
 class Caller(NamedTuple):
@@ -36,7 +36,7 @@ class Caller(NamedTuple):
 
 
 NOBODY = Caller("", is_bounded=False)
-"""Where there is no budget to be charged."""
+"""For connections that are charged to no budget."""
 
 
 def caller_of(claims: Claims | None, address: str | None) -> Caller:
@@ -66,11 +66,11 @@ class _Account:
 
 
 class ByteBudget:
-    """What is held for all connections, of one kind.
+    """Bytes of one kind that are held for all connections.
 
     Over the bound, connections are ended until an eighth of it is free again: of the callers that
-    hold most, the connections that hold most. One that holds little is not ended for those that
-    hold much.
+    hold most, the connections that hold most. So a connection that holds little is not ended
+    because of others that hold much.
 
     Attributes:
         bytes: held now.
@@ -93,7 +93,7 @@ class ByteBudget:
         self._callers: dict[Holder, Caller] = {}
 
     def hold(self, holder: Holder, caller: Caller, size: int) -> None:
-        """Set how many bytes are held for a connection; 0 forgets it.
+        """Set how many bytes are held for a connection; 0 removes it.
 
         The connection may be ended before this returns.
         """
@@ -117,7 +117,7 @@ class ByteBudget:
                 self.cut_heaviest(self._excess)
 
     def release(self, holder: Holder) -> None:
-        """Forget a connection, which may hold nothing."""
+        """Remove a connection, if it is there."""
         caller = self._callers.pop(holder, None)
         if caller is None:
             return
@@ -132,7 +132,7 @@ class ByteBudget:
         """End connections of the callers that hold most.
 
         Args:
-            excess: how many bytes are still to go; asked again after each caller.
+            excess: returns how many bytes are too many; called again after each caller.
         """
         while self._accounts and (left := excess()) > 0:
             # A quarter of each that is about as heavy as the heaviest, until there is room.
@@ -173,10 +173,10 @@ _PLACE_BYTES = 100  # of an entry in one backlog, beside the entry
 
 
 class BacklogBudget:
-    """What is published and waits for slow consumers.
+    """Notifications that wait for slow consumers.
 
-    A notification that waits for many is held once, and is counted once in all. Each caller is
-    charged for its own backlogs as if nobody else had them.
+    A notification that waits for many is held once, and counts once in the total. Each caller is
+    charged for its own backlogs in full.
 
     Attributes:
         bytes: held now, for all.
@@ -197,7 +197,7 @@ class BacklogBudget:
         self._counts: dict[int, int] = {}  # by the entry's id(): in so many backlogs
 
     def add(self, entry: Entry) -> None:
-        """An entry is in one backlog more. It has to be removed once for each time."""
+        """Count an entry in one more backlog. Call :meth:`remove` once for each call."""
         key = id(entry)
         count = self._counts.get(key, 0)
         self._counts[key] = count + 1
@@ -213,7 +213,7 @@ class BacklogBudget:
             self.bytes -= _PLACE_BYTES + entry.size
 
     def charge(self, subscriber: Holder, caller: Caller, size: int) -> None:
-        """Set how large a subscriber's backlog is; 0 forgets it. Subscribers may be ended."""
+        """Set the size of a subscriber's backlog; 0 removes it. Subscribers may be ended."""
         self._budget.hold(subscriber, caller, size)
         if _is_over(self.bytes, self._max_bytes):
             self._budget.cut_heaviest(self._excess)
@@ -223,12 +223,12 @@ class BacklogBudget:
 
 
 class Budgets:
-    """Those of one server.
+    """The budgets of one server.
 
     Attributes:
         requests: heads and bodies, until they are answered.
-        answers: what was answered, until the peer has taken it.
-        backlogs: notifications, until the subscriber has taken them.
+        answers: until the peer has read them.
+        backlogs: notifications, until the subscriber has read them.
     """
 
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:

@@ -1,7 +1,7 @@
-"""Errors of the server's own, in bounded lines.
+"""Log errors of the server itself, in bounded lines.
 
-A traceback for each would let one peer who has found a fault fill the disk: 70 bytes of a request
-would write 2 KB. So each is one line, with the place; see :data:`MAX_LINES_PER_S`.
+With a traceback for each, a peer that has found a fault could fill the disk: 70 bytes of a request
+would write 2 KB. So each is one line with its place, and their rate is bounded.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ logger.addFilter(AtMost(MAX_LINES_PER_S))
 
 
 def report(what: str, error: BaseException | None) -> None:
-    """Write down that something failed which never should.
+    """Log an internal error.
 
     Args:
-        what: what was cut short by it, and what happens next.
+        what: what failed, and what happens next.
     """
     if error is None:
         logger.error("%s", what)
         return
     frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
     where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
-    # The error's own text may repeat what a peer has sent.
+    # The error's own text is left out: it may repeat what a peer has sent.
     logger.error("%s: %s at %s", what, type(error).__name__, where or "?")
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s", what, exc_info=error)

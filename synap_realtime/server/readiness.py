@@ -9,11 +9,11 @@ from collections.abc import Callable
 from .stores.base import Store, StoreUnavailableError
 
 MAX_AGE_S = 1.0
-"""An answer of the store counts for so long: however many ask, it is asked once a second."""
+"""How long an answer of the store is used, so that a flood of requests asks it once a second."""
 
 
 class Readiness:
-    """The store's last answer, asked for when somebody wants to know."""
+    """The store's last answer, renewed on demand."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -22,14 +22,14 @@ class Readiness:
         self._asking: asyncio.Task[str | None] | None = None
 
     async def check(self) -> None:
-        """See whether a publish would be kept, as of at most a second ago.
+        """Check that a publish would be kept. The answer is at most a second old.
 
         Raises:
             StoreUnavailableError: it would not.
         """
         if self._asking is None or (self._asking.done() and self._clock() >= self._expires_at):
             self._asking = asyncio.create_task(self._ask())
-        # Shared by all who ask meanwhile: one of them who goes away does not cancel it.
+        # Shared by all requests that wait for it: a client that disconnects does not cancel it.
         problem = await asyncio.shield(self._asking)
         if problem is not None:
             raise StoreUnavailableError(problem)

@@ -1,4 +1,4 @@
-"""Taking connections from the system, with TLS and without."""
+"""Accept connections, with TLS and without."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-"""Where the system has no descriptor or memory left, no connection is accepted for so long."""
+"""Pause between attempts while the system has no descriptor or memory left."""
 
 LOG_EVERY_S = 60.0
-"""While it stays so, it is logged so often."""
+"""Time between log lines about that."""
 
 MAX_PER_TURN = 32
-"""Many who connect at the same moment take turns with those who are there."""
+"""Connections accepted in a row, so that many new ones do not delay those that are open."""
 
 RESERVE = 16
-"""Descriptors that are left to the store, the key file and the certificate."""
+"""Descriptors that are kept free for the store, the key file and the certificate."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -28,8 +28,8 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Acceptor:
     """Accepts connections of some listening sockets.
 
-    The loop's own server logs nothing when descriptors run out, and libuv's closes the connections
-    that wait. Here they wait in the system's backlog until there are descriptors again.
+    asyncio's own server logs nothing when descriptors run out, and libuv's closes the waiting
+    connections. Here they stay in the system's backlog until there are descriptors again.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Acceptor:
     ) -> None:
         """
         Args:
-            listeners: they listen; the acceptor closes them.
-            take: called with each connection, which does not block.
+            listeners: listening sockets, which the acceptor closes.
+            take: called with each connection, a non-blocking socket.
         """
         self._listeners = listeners
         self._take = take
@@ -51,7 +51,7 @@ class Acceptor:
         self._resume()
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting, and close the listening sockets."""
         self._stop()
         for listener in self._listeners:
             listener.close()
@@ -75,7 +75,7 @@ class Acceptor:
                 peer, _ = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError as error:  # or a peer that has gone already
+            except OSError as error:  # also: the peer has closed already
                 if error.errno in _EXHAUSTED:
                     self._pause(error.strerror or "out of resources")
                     return
@@ -104,7 +104,7 @@ class Acceptor:
 
 
 def _most_descriptors() -> int:
-    """Of this process; the number of a descriptor is below it."""
+    """Return this process's limit: every descriptor is below it."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import Protocol
 
 LOOK_EVERY_S = 0.05
-"""Between two looks at the connections. What is due by then is handled in one go."""
+"""Time between two checks of the connections. All that are due by then are handled together."""
 
 MAX_PINGS_PER_LOOK = 200
 """Connections that were opened together are quiet together. Their pings are spread, so that a
@@ -15,17 +15,17 @@ publish never waits behind thousands of them."""
 
 
 class Peer(Protocol):
-    """A connection whose peer must show now and then that it lives."""
+    """A connection whose peer has to send a frame from time to time."""
 
     def ping(self) -> None:
-        """Ask it to."""
+        """Send a ping."""
 
     def silent(self) -> None:
-        """It has not, for too long."""
+        """Close it: nothing came for the idle timeout."""
 
 
 class Keepalive:
-    """When a frame of each peer came last: one timer for all connections.
+    """Tracks when the last frame of each peer came, with one timer for all connections.
 
     A peer from which nothing has come for the ping interval is pinged once. A compliant peer
     answers with a pong (RFC 6455, section 5.5.2), which is a frame like any other.
@@ -34,9 +34,9 @@ class Keepalive:
     def __init__(self, idle_timeout_s: float, ping_interval_s: float) -> None:
         """
         Args:
-            idle_timeout_s: a peer from which nothing has come for so long is silent.
-            ping_interval_s: it is pinged when nothing has come for so long, at the latest after a
-                third of the idle timeout; 0: never.
+            idle_timeout_s: a peer from which nothing has come for this time is closed.
+            ping_interval_s: a peer from which nothing has come for this time is pinged, at the
+                latest after a third of the idle timeout; 0: never.
         """
         self._idle_timeout_s = idle_timeout_s
         self._ping_after_s = min(ping_interval_s or idle_timeout_s, idle_timeout_s / 3)
@@ -47,7 +47,7 @@ class Keepalive:
         self._timer: asyncio.TimerHandle | None = None
 
     def heard(self, peer: Peer) -> None:
-        """A frame has come from it, or it has just come itself."""
+        """Note a frame of a peer, or a new peer."""
         if self._pinged:
             self._pinged.pop(peer, None)
         self._quiet[peer] = self._loop.time()
@@ -60,7 +60,7 @@ class Keepalive:
         self._pinged.pop(peer, None)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
 

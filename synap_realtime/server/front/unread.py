@@ -1,4 +1,4 @@
-"""Connections whose peers have not taken all of their answers."""
+"""Connections whose peers have not read all of their answers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Writer(Protocol):
     """A connection that writes answers."""
 
     def charge_unread(self) -> bool:
-        """Charge what its peer has not taken yet; False: that is nothing."""
+        """Charge the bytes that its peer has not read yet. Return False if there are none."""
         ...
 
 
 class Unread:
-    """Measures what the peers of connections have not taken, now and then until it is nothing.
+    """Measures repeatedly how much of the answers has not been read, until everything has.
 
-    No event says that the system's buffer is empty, and a peer may leave an answer in it for as
-    long as a connection may be idle.
+    No event says that the system's send buffer is empty, and a peer may leave an answer in it for
+    as long as a connection may be idle.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Unread:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, writer: Writer) -> None:
-        """Something was written to it, or its peer takes no more."""
+        """Note that an answer was written to it, or that its peer has stopped reading."""
         if writer.charge_unread():
             self._writers.add(writer)
             if self._timer is None:
@@ -39,7 +39,7 @@ class Unread:
         self._writers.discard(writer)
 
     def close(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         if self._timer is not None:
             self._timer.cancel()
 
