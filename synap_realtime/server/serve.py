@@ -18,7 +18,7 @@ from . import supervisor
 from .asgi import RoomServer, create_app
 from .front.certificate import Certificate, open_certificate
 from .front.listening import Front
-from .listeners import authority, bind, port_of
+from .listeners import BACKLOG, authority, bind, port_of
 from .logs import configure
 from .node import Node
 from .settings import ServerSettings, is_loopback
@@ -68,6 +68,8 @@ async def running(
     scheme = "http" if certificate is None else "https"
     url = f"{scheme}://{authority(host, port_of(sockets))}"
     if not isinstance(app, Node):
+        for each in sockets:
+            each.listen(BACKLOG)  # connections wait there until the app has started
         async with _hosted(app, sockets):
             yield url
         return
