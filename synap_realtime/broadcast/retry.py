@@ -1,8 +1,8 @@
 """One retry policy for all clients, expressed with tenacity: when to try again, and when not.
 
 Connection errors, timeouts, 429 and 5xx are tried again, with exponential waits and jitter, or
-after what ``Retry-After`` asks for; never past the deadline. What only a change of the
-configuration mends is not tried again.
+after what ``Retry-After`` asks for; never past the deadline. Errors that only a change of the
+configuration can fix are not tried again.
 
 tenacity is loaded with the first request, and nothing of it runs for one that succeeds at once.
 """
@@ -54,7 +54,7 @@ def arguments(deadline_s: float) -> dict[str, Any]:
 
 
 def is_retriable(answer: Answer) -> bool:
-    """Whether another attempt may come to more: see :attr:`Answer.retriable`."""
+    """Return whether another attempt may succeed: see :attr:`Answer.retriable`."""
     return answer.retriable
 
 
@@ -87,7 +87,7 @@ def wait_at_most_s(max_pause_s: float) -> Callable[[RetryCallState], float]:
 def pause_s(answer: Answer, attempts: int, left_s: float) -> float | None:
     """Seconds before the attempt that follows the given number of them; None if the policy stops.
 
-    For who sends for many callers at once, each of whom has a deadline of its own.
+    For a sender that serves many callers at once, each with a deadline of its own.
 
     Args:
         left_s: until the deadline.
@@ -108,7 +108,7 @@ def counted(answer: Answer, attempts: int) -> Answer:
 
 
 def last(answer: Answer) -> Answer:
-    """The same, to be told because the deadline does not let it be tried again."""
+    """Return the answer to report when the deadline allows no further attempt."""
     return replace(answer, error=last_error(answer, answer.error))
 
 

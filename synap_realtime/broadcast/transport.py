@@ -24,7 +24,7 @@ import httpx
 from .. import network
 
 _WRITE_BYTES = 16 * 1024
-"""One record of TLS: more could be taken in parts, each with the whole time."""
+"""One TLS record. A larger write could be split, and each part would get the whole timeout."""
 
 _FAILURES = (
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
@@ -65,9 +65,9 @@ class DeadlineTransport(httpx.BaseTransport):
         self._pool.close()
 
     def abandon(self) -> None:
-        """Close this process's copies of the sockets, without a word to the peer, nor a lock.
+        """Close this process's copies of the sockets. Send nothing, and take no lock.
 
-        For a forked child: the connections go on in its parent.
+        For a forked child: its parent goes on to use the connections.
         """
         for stream in list(self._backend.streams):
             stream.close()
@@ -88,7 +88,7 @@ class _Body(httpx.SyncByteStream):
 
 
 class _Backend(httpcore.NetworkBackend):
-    """TCP connections whose every step ends with the deadline of the request that takes it."""
+    """TCP connections whose operations end with the deadline of the request that uses them."""
 
     def __init__(self) -> None:
         self._tcp = httpcore.SyncBackend()
@@ -128,7 +128,7 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """httpcore's stream; each step has what is left of the time, and none begins after its end."""
+    """httpcore's stream; an operation has the time that is left, and none begins after it."""
 
     def __init__(self, stream: httpcore.NetworkStream, backend: _Backend) -> None:
         self._stream = stream
@@ -147,7 +147,7 @@ class _Stream(httpcore.NetworkStream):
             self._stream.write(buffer[at : at + _WRITE_BYTES], left_s)
 
     def _send(self, sock: socket.socket, buffer: bytes, timeout: float | None) -> None:
-        """A peer that takes a little now and then gets no more time for each bit."""
+        """Send with one deadline, so that a peer that reads slowly does not extend it."""
         rest = memoryview(buffer)
         try:
             while rest:
@@ -288,7 +288,7 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
 
 
 def _settings(url: httpx.URL) -> dict[str, Any]:
-    """What both pools are told: httpx's limits, and the environment's proxy and authorities."""
+    """Return the arguments of both pools: limits as httpx's, proxy and authorities."""
     proxy = network.find_proxy(url, socks_library="socksio")
     return {
         "ssl_context": network.tls_context(url),

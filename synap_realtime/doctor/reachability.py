@@ -44,7 +44,7 @@ async def _check_way(address: Address, say: Say) -> bool:
         context = tls_context(url)
     except ConfigurationError as error:
         found = f"{address.shown} cannot be asked: {error}"
-        say(Finding("fail", "environment", found, "jobs run on, and nobody hears of them"))
+        say(Finding("fail", "environment", found, "jobs run, but nobody is notified"))
         return False
     if proxy:
         say(Finding("ok", "network", f"{host}: through the proxy of {proxy.shown}"))

@@ -46,10 +46,10 @@ class ServerSettings(BaseSettings):
         store: ``memory://``, ``sqlite:///path``, or ``module:function`` of one's own; see
             :func:`stores.open_store`.
         drain_s: at most so long are subscribers let go when the server stops.
-        silence_s: a WebSocket from which no frame has come for so long is closed.
-        ping_interval_s: a WebSocket from which none has come for so long is sent a ping, at the
-            latest after a third of ``silence_s``; 0: never. Mounted in an ASGI server, that server
-            pings (uvicorn: ``ws_ping_interval``).
+        silence_s: a WebSocket from which no frame has come for this time is closed.
+        ping_interval_s: a WebSocket from which no frame has come for this time is sent a ping, at
+            the latest after a third of ``silence_s``; 0: never. Mounted in an ASGI server, that
+            server pings (uvicorn: ``ws_ping_interval``).
         memory_bytes: what the memory store takes, about; the oldest notifications go first.
         retention_count: notifications that a room keeps.
         retention_s: for how long a room keeps them; ``request_retention_s``: a request's room.
@@ -60,7 +60,7 @@ class ServerSettings(BaseSettings):
         jwks_urls: where an identity provider has its public keys. Separated by commas.
         token_issuer, token_audience: what a token's ``iss`` and ``aud`` must be.
         token_leeway_s: by so much may clocks differ.
-        token_max_lifetime_s: a token that lives longer, from ``iat`` to ``exp``, is refused.
+        token_max_lifetime_s: a token that is valid for longer, from ``iat`` to ``exp``, is refused.
             Revocations are kept for as long.
         admin: whether there is a page for operators, ``/admin``.
         may: ``module:function``, a rule of one's own; see :data:`access.May`.
@@ -73,15 +73,15 @@ class ServerSettings(BaseSettings):
             the rest of one.
         max_request_bytes: of requests that are not answered yet, in all: heads, targets, bodies,
             and what is pipelined behind them.
-        max_answer_bytes: of answers that their peers have not taken yet, in all.
-        max_backlog_bytes: of notifications that slow consumers have not taken yet, in all.
+        max_answer_bytes: of answers that their peers have not read yet, in all.
+        max_backlog_bytes: of notifications that slow consumers have not read yet, in all.
         max_caller_bytes: of each of these three, for one caller: a user, a token, or an address.
         connects_per_s: new connections of an address.
         publishes_per_s: notifications of a key, each once for each room;
             ``publish_bytes_per_s``: what they weigh.
         requests_per_s: requests of a user or a key beside publishes, and handshakes; of an address
-            those without a credential that counts. ``read_bytes_per_s``: what histories and other
-            answers to a user or a key weigh.
+            those without a credential, and invalid tokens. ``read_bytes_per_s``: bytes of
+            histories, replays and presence that a user or a key reads.
         messages_per_s: what a client says.
     """
 
@@ -184,13 +184,13 @@ class ServerSettings(BaseSettings):
         return origins
 
     def revocations_kept_s(self) -> float:
-        """For how long a revocation is kept, so that no revoked token ever counts again.
+        """Return for how long a revocation is kept, so that no revoked token is valid again.
 
-        A token counts until its ``exp`` and the leeway. One that was issued before the revocation
+        A token is valid until its ``exp`` and the leeway. One that was issued before the revocation
         has an ``iat`` of at most the leeway after it, and its ``exp`` is at most the longest
-        lifetime later. One without ``iat`` that counted at the revocation ends within that lifetime
-        and the leeway after it. So no such token is alive after this time. A minute more is for the
-        steps in which stores judge age.
+        lifetime later. One without ``iat`` that was valid at the revocation ends within that
+        lifetime and the leeway after it. So no such token is valid after this time. A minute more
+        is for the steps in which stores judge age.
         """
         return self.token_max_lifetime_s + 2 * self.token_leeway_s + 60.0
 

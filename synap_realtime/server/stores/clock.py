@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 MAX_STEP_S = 60.0
-"""Between two readings, no more than this counts. A running server reads its clock every second: a
+"""The most that counts between two readings. A running server reads its clock every second: a
 longer step means that the clock was set, or that the machine slept."""
 
 
@@ -16,7 +16,7 @@ class RunningClock:
 
     The wall clock may be set at any moment, by an operator, by NTP or by a broken battery. If age
     were judged by it, one wrong reading would delete every room's log for good. Time in which the
-    process did not run, or the machine slept, does not count: what is kept then lives longer.
+    process did not run, or the machine slept, does not count: logs are kept for longer then.
 
     Any thread may call it.
     """

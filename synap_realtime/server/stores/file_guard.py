@@ -1,4 +1,4 @@
-"""Notice what is done to a file behind the back of the process that has it open."""
+"""Notice changes that other programs make to a file that this process has open."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class GuardedFile:
         self.accept()
 
     def accept(self) -> None:
-        """Take the file as it is now for right."""
+        """Accept the present state of the file as correct."""
         status = os.fstat(self._descriptor)
         self.size, self._modified_ns = status.st_size, status.st_mtime_ns
         self._head = self._read_head()
 
     def find_change(self, *, own_append: bool = False) -> Change | None:
-        """What somebody else did to the file since it was accepted.
+        """Return what another program did to the file since it was accepted.
 
         Args:
             own_append: this process has written at the file's end since.
@@ -100,7 +100,7 @@ class GuardedFile:
 
 
 def describe_irregular(path: Path) -> str | None:
-    """What stands at a path if it is neither a regular file nor nothing at all.
+    """Describe what is at a path, if it is anything but a regular file.
 
     Raises:
         OSError: it cannot be told.
@@ -153,7 +153,7 @@ def find_user(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     if (status.st_dev, status.st_ino) in HELD:
-        return os.getpid()  # not even opened: to close it again would end the lock
+        return os.getpid()  # do not open it: closing it again would end the lock
     return _find_lock_holder(path)
 
 
