@@ -6,7 +6,7 @@ Each server has a registry of its own, so that two in one process do not add up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 
 from prometheus_client import (
@@ -57,6 +57,7 @@ class Metrics:
 
         gauge("build_info", "1, with the version.", "version").labels(version).set(1)
         gauge("connections_limit", "The most connections; 0: no limit.").set(max_connections)
+        self._limits = gauge("limit", "The value of a limit's option; 0: no limit.", "option")
         self.rooms = gauge("rooms", "Rooms that somebody listens to here.")
         self.draining = gauge("draining", "1 while the server lets its subscribers go.")
         self._connections = gauge("connections", "Open connections.", "transport")
@@ -142,6 +143,11 @@ class Metrics:
         """What counts a connection that is ended for the bytes of a kind."""
         cuts = self._cuts.labels(kind)
         return lambda: cuts.inc()
+
+    def show_limits(self, limits: Mapping[str, float]) -> None:
+        """Show the limits, each by the name of its option."""
+        for option, limit in limits.items():
+            self._limits.labels(option).set(limit)
 
     def watch_bytes(self, kind: str, limit: int, held: Callable[[], float]) -> None:
         """Show how many bytes of a kind are held, asked whenever the metrics are."""

@@ -116,6 +116,7 @@ class Node:
     ) -> None:
         own_version = version("synap-realtime")
         self._metrics = metrics = Metrics(own_version, settings.max_connections, worker)
+        metrics.show_limits(settings.limits())
         hub = Hub(metrics.delivered)
         if isinstance(store, SharedStore):
             store.follow(lambda room, entry: hub.deliver(room, entry, perf_counter()))

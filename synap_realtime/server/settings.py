@@ -194,6 +194,15 @@ class ServerSettings(BaseSettings):
         """
         return self.token_max_lifetime_s + 2 * self.token_leeway_s + 60.0
 
+    def limits(self) -> dict[str, int]:
+        """Return the limits by the names of their options. See PROTOCOL.md, "Limits"."""
+        names = type(self).model_fields
+        return {
+            name: getattr(self, name)
+            for name in names
+            if name.startswith("max_") or name.endswith("_per_s")
+        }
+
     def retention(self) -> Retention:
         return Retention(
             self.retention_count,

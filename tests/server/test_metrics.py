@@ -175,3 +175,11 @@ async def test_the_contract_lists_all_of_them(url: str) -> None:
         if name.startswith(PREFIX) and not name.endswith("_created")
     }
     assert real == listed
+
+
+async def test_every_limit_is_shown_by_the_name_of_its_option(front: Front) -> None:
+    async with serving(front, requests_per_s=7, max_rooms=0) as url:
+        found = await scraped(url)
+    limits = {label: value for (name, label), value in found.items() if name == "limit"}
+    assert limits == load_settings(requests_per_s=7, max_rooms=0).limits()
+    assert {"max_caller_bytes", "publish_bytes_per_s"} < set(limits)
