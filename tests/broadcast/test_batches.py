@@ -236,15 +236,17 @@ async def test_one_that_makes_a_whole_batch_fail_fails_alone(
     assert [sent.id for sent in gate.rooms.sent] == ["first", *ids[:4], *ids[5:]]
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "; set REALTIME_API_KEY to one of the server's API keys"), (403, "")]
+)
 async def test_what_concerns_the_key_is_every_callers_answer(
-    gate: Gate, callers: Callers, status: int
+    gate: Gate, callers: Callers, status: int, hint: str
 ) -> None:
     calls = await callers.calls("a", "b", "c")
     (await gate.next()).accept()
     (await gate.next()).refuse(status)
     errors = [result.error for result in await asyncio.gather(*calls)]
-    assert errors == [None, *[f"the server answered {status}: No: because"] * 2]
+    assert errors == [None, *[f"the server answered {status}: No: because{hint}"] * 2]
     assert gate.is_quiet
 
 

@@ -109,12 +109,13 @@ def test_what_may_pass_is_tried_again_with_the_same_id(publish: Publish, status:
 @respx.mock
 @pytest.mark.parametrize("status", [401, 403, 413, 415, 422, 302])
 def test_another_answer_is_final_and_said(publish: Publish, status: int) -> None:
+    hint = "; set REALTIME_API_KEY to one of the server's API keys" if status == 401 else ""
     body = {"error": "No", "details": "because", "code": "no"}
     route = respx.post(f"{URL}/broadcast").respond(status, json=body)
     result = send(publish)
     assert not result.success
     assert result.attempts == route.call_count == 1
-    assert result.error == f"the server answered {status}: No: because"
+    assert result.error == f"the server answered {status}: No: because{hint}"
     assert result.rooms == ()
     with pytest.raises(BroadcastError, match="No: because"):
         result.raise_for_status()
