@@ -137,7 +137,7 @@ async def test_a_connection_is_described_without_its_token() -> None:
         (True, "{own}", True),
         (True, "https://evil.example", False),
         (True, "null", False),
-        (False, "{own}", False),
+        (False, "{own}", True),
     ],
 )
 async def test_the_page_of_this_server_is_let_in(admin: bool, origin: str, is_let_in: bool) -> None:
