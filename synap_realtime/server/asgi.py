@@ -175,7 +175,8 @@ async def _read_body(request: Request, receive: Receive) -> bytes:
 
 
 async def _read_chunks(request: Request, receive: Receive) -> bytes:
-    declared = request.headers.get("content-length", "0")
+    # A chunked body, or one over HTTP/2, declares no length.
+    declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise body_too_large(MAX_BODY_BYTES)
     chunks: list[bytes] = []
