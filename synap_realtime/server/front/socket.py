@@ -83,6 +83,7 @@ class WebSocket(asyncio.Protocol):
         "_is_closing",
         "_is_paused",
         "_pacer",
+        "_pending_pong",
         "_read_to",
         "_second",
         "_transport",
@@ -122,6 +123,7 @@ class WebSocket(asyncio.Protocol):
         self._half_open = half_open
         self._turn = turn
         self._pacer = pacer
+        self._pending_pong = b""  # for the latest ping that came while the peer did not read
         self._unread = b""  # what was received and waits for its share of the loop
         self._read_to = 0  # of it, what was read already
         self._decoder = Decoder(max_message_bytes)
@@ -247,7 +249,12 @@ class WebSocket(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        if not self._is_closing:
+        if self._is_closing:
+            return
+        if self._pending_pong:
+            pong, self._pending_pong = self._pending_pong, b""
+            self.write(pong)
+        if not (self._is_paused or self._is_closing):
             self._handler.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
@@ -282,8 +289,11 @@ class WebSocket(asyncio.Protocol):
 
     def _answer_pings(self, pongs: list[bytes]) -> None:
         """In one write: for a flood of pings, a write for each would keep all others waiting."""
-        # Of who does not read, the pongs would wait in memory, behind all the others.
-        if pongs and not self._is_paused:
+        if pongs and self._is_paused:
+            # A peer that does not read must not fill memory with pongs. One answer to the latest
+            # ping is enough (RFC 6455, section 5.5.3).
+            self._pending_pong = pongs[-1]
+        elif pongs:
             self.write(b"".join(pongs))
         pongs.clear()
 

@@ -28,8 +28,8 @@ class Subscriber:
     """The handler of a WebSocket, and the outlet of its subscription."""
 
     __slots__ = (
-        "_connections", "_keepalive", "_node", "_session", "_speaks_control", "_start",
-        "_subscription", "new_company", "socket",
+        "_connections", "_keepalive", "_node", "_pending_answer", "_session", "_speaks_control",
+        "_start", "_subscription", "new_company", "socket",
     )  # fmt: skip
 
     socket: WebSocket
@@ -52,6 +52,7 @@ class Subscriber:
         self._connections = connections
         self._speaks_control = speaks_control
         self._start: asyncio.Task[None] | None = None
+        self._pending_answer: str | None = None  # to the last ping, while the peer does not read
         connections.add(self)
         keepalive.heard(self)
 
@@ -99,15 +100,21 @@ class Subscriber:
 
     def heard(self, message: str | bytes) -> None:
         answer = self._subscription.hear(message)
-        # Of who does not read, it would wait in memory, behind all the others.
-        if answer is not None and self.socket.is_writable:
+        if answer is None:
+            return
+        if self.socket.is_writable:
             self.socket.write(text_frame(answer.encode()))
+        else:
+            # One answer to all pings of a peer that does not read, so that they fill no memory.
+            self._pending_answer = answer
 
     def stalled(self) -> None:
         self._subscription.stall()
 
     def writable(self) -> None:
-        self._subscription.writable()
+        answer, self._pending_answer = self._pending_answer, None
+        if answer is None or self.socket.write(text_frame(answer.encode())):
+            self._subscription.writable()
 
     def ended(self) -> None:
         _close_soon(self._node, self._session)

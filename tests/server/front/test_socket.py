@@ -374,6 +374,23 @@ def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Ru
     assert max(waiting) < 1024 * 1024
 
 
+def test_answers_the_latest_ping_when_the_peer_reads_again(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server, connected(server, limit=1024) as (reader, writer, heard):
+            written = fill(heard.socket)
+            writer.write(frame(PING, b"1") + frame(PING, b"2") + frame(TEXT, b"end"))
+            while not heard.messages:  # noqa: ASYNC110 - there is no event for a message
+                await asyncio.sleep(0.001)
+            assert not heard.socket.is_writable
+            await reader.readexactly(written)
+            assert await reader.readexactly(3) == b"\x8a\x012"
+            await heard.is_writable.wait()
+            writer.write(frame(PING, b"3"))
+            assert await reader.readexactly(3) == b"\x8a\x013"
+
+    run(test())
+
+
 def test_a_writer_is_told_when_its_peer_reads_again(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server, limit=1024) as (reader, _, heard):
