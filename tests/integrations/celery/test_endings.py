@@ -266,7 +266,7 @@ def test_a_task_that_could_not_be_reported_is_refused_at_definition(
 ) -> None:
     app = celery.Celery("wrong")
 
-    @app.task(base=ToldTask, **options)  # type: ignore[untyped-decorator]
+    @app.task(base=ToldTask, shared=False, **options)  # type: ignore[untyped-decorator]
     def wrong() -> None: ...
 
     with pytest.raises(InvalidArgumentError):
