@@ -136,6 +136,10 @@ def connection_class(name: str) -> Any:
                     super().handshake(*args, **kwargs)
                 except status as error:
                     raise RefusedError(error.response) from None
+                except AssertionError:
+                    # The library asserts that the connection has not ended before its request is
+                    # sent, and a hostile server can end it before.
+                    raise ConnectionResetError("the server ended the handshake") from None
 
             def _cut(self) -> None:
                 self.close_socket()
