@@ -214,9 +214,10 @@ class LogFile:
         return db
 
     def disconnect(self, db: sqlite3.Connection) -> None:
-        """Close one connection."""
-        if db in self._connections:
-            self._connections.remove(db)
+        """Close one connection, unless it was closed already."""
+        if db not in self._connections:
+            return
+        self._connections.remove(db)
         if self._broken is not None:
             _prevent_checkpoint(db)
         else:
