@@ -756,7 +756,8 @@ class HttpConnection(asyncio.Protocol):
             self._is_in_head = False
             last = self._queue[-1] if self._queue else self._current
             if self._is_ended or (last is not None and not last.keeps_alive):
-                return  # the last answer is written, or on its way
+                self._go_on()  # the last answer is written, or still queued
+                return
             exchange = Exchange("", "/", "", {}, self._address)
             self._queue.append(exchange)
         exchange.problem = error
