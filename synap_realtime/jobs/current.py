@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, Generic, ParamSpec, SupportsFloat, TypeVar
 
 from .extent import Extent, Ticket, current_extent, entered, extent_of, open_extents, shared_extents
-from .interrupts import in_signal_handler
+from .interrupts import is_interrupting
 from .relay import RelayedReporter, ticket_for
 from .reporter import Reporter
 
@@ -51,8 +51,8 @@ def progress(
     """Say how far the running job is. Never waits, and never fails the job for the network's sake.
 
     At most ten a second are sent (fewer in a long job), and the last one always. Outside of a job,
-    after its end, in a signal handler, and in a thread or a process that the reporter was not taken
-    to (:func:`bind_reporter`) it does nothing.
+    after its end, in a signal handler or a finalizer, and in a thread or a process that the
+    reporter was not taken to (:func:`bind_reporter`) it does nothing.
 
     An argument that has no meaning (NaN, a label that is no text) is left out, and logged once for
     each call site: what a job says about itself never makes it fail.
@@ -170,8 +170,8 @@ class _Bound(Generic[P, R]):
 def _live_extent(name: str) -> Extent | None:
     extent = current_extent.get()
     if extent is not None and extent.is_live:
-        # A handler that the interpreter calls in the middle of a job is not that job's code.
-        return None if in_signal_handler() else extent
+        # What the interpreter calls in the middle of a job is not that job's code.
+        return None if is_interrupting() else extent
     if extent is not None and extent.pid == os.getpid():
         _warn(name, "the job that started this code is over")
     elif extent is not None or any(each.pid != os.getpid() for each in tuple(open_extents)):
@@ -190,6 +190,6 @@ def _warn(name: str, cause: str) -> None:
     """Log once for each call site, so that a loop does not fill the log."""
     frame = sys._getframe(3)
     site = (frame.f_code.co_filename, frame.f_lineno)
-    if site not in _warned and len(_warned) < MAX_WARNINGS and not in_signal_handler():
+    if site not in _warned and len(_warned) < MAX_WARNINGS and not is_interrupting():
         _warned.add(site)
         logger.warning("%s() at %s:%d does nothing: %s", name, *site, cause)
