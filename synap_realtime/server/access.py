@@ -209,23 +209,6 @@ class Access:
             for part in {text.strip(), *_SEPARATORS.split(text)}
         )
 
-    def publisher(self, digest: bytes, room: Room) -> Claims | None:
-        """Who may publish to a room, by the digest of a key.
-
-        Returns:
-            None: nobody; or it has to be looked at more closely.
-        """
-        if self._may is not None:
-            return None
-        claims = self.keys().api_keys.get(digest)
-        if claims is None or "broadcast" not in claims.scopes or not claims.opens(room):
-            return None
-        return claims
-
-    def opens_all(self, claims: Claims) -> bool:
-        """Whether these claims open every room, and no rule has to be asked."""
-        return self._may is None and "*" in claims.rooms
-
     async def permit(self, claims: Claims, action: Action, room: Room) -> None:
         """Whether these claims allow it in this room.
 

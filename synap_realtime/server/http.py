@@ -285,14 +285,6 @@ def room_of(segment: str) -> Room:
         raise malformed("Invalid room id", error.problem) from error
 
 
-def known_room(segment: str) -> Room | None:
-    """The room in a path; None: there is none."""
-    try:
-        return _parse_room(segment)
-    except InvalidArgumentError:
-        return None
-
-
 @lru_cache(1024)
 def _split_short(raw: str) -> tuple[str, ...]:
     return tuple(_parts_of(raw))

@@ -150,7 +150,6 @@ class Node:
         self._api = Api(
             store, hub, presence, access, publishing, revocations, limits, metrics, admin
         )
-        self.publish_at_once = publishing.at_once
         self._keys_timer: asyncio.TimerHandle | None = None
 
     @property

@@ -25,28 +25,11 @@ from .wire import check_wire
 _OURS = ("room", "cursor")  # members that mean nothing in a notification that is sent
 
 
-def publication_of(room: Room, wire: dict[str, Any], timestamp: str) -> Publication | None:
-    """A notification for a room.
+def check(value: Any, traceparent: str | None, *, is_valid: bool) -> tuple[str, str, Span]:
+    """The id and the JSON of a notification, with what the server adds; its span has begun.
 
     Args:
-        wire: what :func:`read_wire` has read.
-        timestamp: now.
-
-    Returns:
-        None: something is wrong with it: :func:`check` is slower, and says what.
-    """
-    if "room" in wire or "cursor" in wire or wire["type"].startswith(RESERVED):
-        return None
-    _complete(wire, timestamp)
-    content = to_json(wire)
-    # 1e999 is right JSON, and none of ours.
-    if len(content) > MAX_NOTIFICATION_BYTES or b"Infinity" in content or b"NaN" in content:
-        return None
-    return Publication(room, wire["id"], content.decode())
-
-
-def check(value: object, traceparent: str | None) -> tuple[str, str, Span]:
-    """The id and the JSON of a notification, with what the server adds; its span has begun.
+        is_valid: see :func:`decode_notification`.
 
     Raises:
         RequestError: it is none, or too large.
@@ -55,8 +38,9 @@ def check(value: object, traceparent: str | None) -> tuple[str, str, Span]:
         if isinstance(value, dict):  # what a sender wrote there is replaced, whatever it is
             for name in _OURS:
                 value.pop(name, None)
-        wire = check_wire(value)
-        _complete(wire, now_as_timestamp())
+        is_known = is_valid and not value["type"].startswith(RESERVED)
+        wire = value if is_known else check_wire(value)
+        _complete(wire)
         span = begin_publish(wire, traceparent) if is_on() else NOTHING
         content = to_json(wire)
         if b"Infinity" in content or b"NaN" in content:  # perhaps a number
@@ -70,11 +54,11 @@ def check(value: object, traceparent: str | None) -> tuple[str, str, Span]:
     return wire["id"], content.decode(), span
 
 
-def _complete(wire: dict[str, Any], timestamp: str) -> None:
+def _complete(wire: dict[str, Any]) -> None:
     if "id" not in wire:
         wire["id"] = str(uuid_utils.uuid7())
     if "timestamp" not in wire:
-        wire["timestamp"] = timestamp
+        wire["timestamp"] = now_as_timestamp()
 
 
 def check_item(
@@ -83,6 +67,8 @@ def check_item(
     verdicts: Mapping[Room, RequestError | None],
     traceparent: str | None,
     spans: list[Span],
+    *,
+    is_valid: bool,
 ) -> list[Publication] | RequestError:
     """One notification of a batch, once for each of its rooms, or what is wrong with it."""
     if isinstance(rooms, RequestError):
@@ -92,7 +78,7 @@ def check_item(
             return verdict
     try:
         del item["rooms"]
-        id, text, span = check(item, traceparent)
+        id, text, span = check(item, traceparent, is_valid=is_valid)
     except RequestError as error:
         return error
     if span is not NOTHING:
@@ -112,7 +98,10 @@ def rooms_of(item: object) -> list[Room] | RequestError:
             raise malformed("Invalid notification", "expected a JSON object")
         if not has_rooms(item):
             raise malformed("Invalid notification", "rooms: expected a list of at least one")
-        return [room_of(name) for name in dict.fromkeys(map(_room_name, item["rooms"]))]
+        names = item["rooms"]
+        if len(names) > 1:
+            names = dict.fromkeys(map(_room_name, names))
+        return [room_of(_room_name(name)) for name in names]
     except RequestError as error:
         return error
 

@@ -15,9 +15,8 @@ from time import perf_counter
 from ..protocol.notification import (
     MAX_BATCH_NOTIFICATIONS,
     MAX_SPREAD_BYTES,
-    now_as_timestamp,
 )
-from ..tracing import NOTHING, Span, is_on
+from ..tracing import NOTHING, Span
 from . import events
 from .access import Access, require_scope
 from .auth import Claims
@@ -26,9 +25,6 @@ from .http import (
     RequestError,
     Response,
     json_body,
-    known_room,
-    malformed,
-    parsed_json,
     room_of,
     too_large,
     unavailable,
@@ -40,12 +36,11 @@ from .publications import (
     check,
     check_item,
     has_rooms,
-    publication_of,
     rooms_of,
 )
 from .stores.base import Publication, Receipt, StoreUnavailableError
 from .stores.measured import MeasuredStore
-from .wire import read_wire, read_wires
+from .wire import decode_batch, decode_notification
 
 _AT_ONCE = 100  # notifications of a batch that are checked without a pause
 
@@ -99,40 +94,6 @@ class Publishing:
         if self._draining:
             self._idle.set()
 
-    def at_once(self, segment: str, digest: bytes, content: bytes) -> Response | None:
-        """Answer what is asked most: a publisher's notification for one room, if all is right with
-        it and nothing has to be waited for.
-
-        Args:
-            segment: of the path, where the room is.
-            digest: of the publisher's key.
-
-        Returns:
-            None: nothing was done; :meth:`one` has the answer.
-        """
-        began_at = perf_counter()
-        publish = self._store.publish_at_once
-        if publish is None or self._draining or is_on() or events.are_detailed():
-            return None
-        room = known_room(segment)
-        if room is None or (claims := self._access.publisher(digest, room)) is None:
-            return None
-        wire = read_wire(content)
-        if wire is None:
-            return None
-        publication = publication_of(room, wire, now_as_timestamp())
-        if publication is None:
-            return None
-        size = len(publication.text)
-        if self._limits.count_publishes:
-            try:
-                self._limits.check_publish(claims, 1, size)
-            except RequestError:  # which is told on the other way
-                return None
-        receipts = publish((publication,), partial(self._hub.deliver, began_at=began_at))
-        self._metrics.accepted(receipts, size)
-        return Response(200, _told(receipts[0]))
-
     async def one(self, request: Request) -> Response:
         """``POST /rooms/{room}/broadcast``."""
         began_at = perf_counter()
@@ -141,7 +102,8 @@ class Publishing:
         claims = await self._access.identify(request)
         await self._access.permit(claims, "broadcast", room)
         traceparent = request.headers.get("traceparent")
-        id, text, span = check(parsed_json(await json_body(request)), traceparent)
+        value, is_valid = decode_notification(await json_body(request))
+        id, text, span = check(value, traceparent, is_valid=is_valid)
         spans = () if span is NOTHING else (span,)
         publications = (Publication(room, id, text),)
         (receipt,) = await self._publish(claims, publications, len(text), began_at, spans)
@@ -153,53 +115,7 @@ class Publishing:
         self.refuse_while_draining()
         claims = await self._access.identify(request)
         require_scope(claims, "broadcast")
-        content = await json_body(request)
-        if self._access.opens_all(claims) and not is_on():
-            publications = await self._plain(content)
-            if publications is not None:
-                return await self._all(publications, claims, began_at)
-        return await self._each(request, content, claims, began_at)
-
-    async def _plain(self, content: bytes) -> list[Publication] | None:
-        """A batch in which each notification goes to one room, if all is right with it."""
-        wires = read_wires(content)
-        if wires is None or len(wires) > MAX_BATCH_NOTIFICATIONS:
-            return None
-        timestamp = now_as_timestamp()
-        publications = []
-        for number, wire in enumerate(wires, 1):
-            rooms = wire.pop("rooms")
-            if len(rooms) != 1 or (room := known_room(rooms[0])) is None:
-                return None
-            publication = publication_of(room, wire, timestamp)
-            if publication is None:
-                return None
-            publications.append(publication)
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)  # a large batch keeps nobody else waiting
-        return publications
-
-    async def _all(
-        self, publications: Sequence[Publication], claims: Claims, began_at: float
-    ) -> Response:
-        """Nothing is wrong with any of them."""
-        size = sum([len(publication.text) for publication in publications])
-        try:
-            receipts = await self._publish(claims, publications, size, began_at, ())
-        except StoreUnavailableError as error:
-            failed = {"success": False, **unavailable(str(error)).body}
-            results = [json.dumps(failed)] * len(publications)
-            return _results(results, success=False)
-        kept = zip(publications, receipts, strict=True)
-        return _results([_result((each,)) for each in kept], success=True)
-
-    async def _each(
-        self, request: Request, content: bytes, claims: Claims, began_at: float
-    ) -> Response:
-        body = parsed_json(content)
-        items = body.get("notifications") if isinstance(body, dict) else None
-        if not isinstance(items, list) or not items:
-            raise malformed("Invalid batch", "notifications: expected a list of at least one")
+        items, is_valid = decode_batch(await json_body(request))
         if len(items) > MAX_BATCH_NOTIFICATIONS:
             raise too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
         pairs = sum(len(item["rooms"]) for item in items if has_rooms(item))
@@ -215,7 +131,9 @@ class Publishing:
         checked: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
         for number, (item, its_rooms) in enumerate(zip(items, rooms, strict=True), 1):
-            checked.append(check_item(item, its_rooms, verdicts, traceparent, spans))
+            checked.append(
+                check_item(item, its_rooms, verdicts, traceparent, spans, is_valid=is_valid)
+            )
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # a large batch keeps nobody else waiting
         return await self._checked(checked, claims, began_at, spans)

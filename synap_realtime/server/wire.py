@@ -1,4 +1,4 @@
-"""Notifications as they travel, checked as fast as can be. See PROTOCOL.md, "Notification"."""
+"""Decode and validate published notifications. See PROTOCOL.md, "Notification"."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..protocol.notification import (
     parse_notification,
     to_utc_timestamp,
 )
+from .http import malformed, parsed_json
 
 
 class _RawWire(TypedDict, total=False):
@@ -75,27 +76,46 @@ def _reader(kind: type) -> Callable[[bytes], Any]:
     return SchemaValidator(schema, CoreConfig(cache_strings="keys")).validate_json
 
 
-_read_wire, _read_batch = _reader(_RawWire), _reader(_Batch)
+_read_notification, _read_batch = _reader(_RawWire), _reader(_Batch)
 
 
-def read_wire(content: bytes) -> dict[str, Any] | None:
-    """:func:`check_wire` of JSON, in one step.
+def decode_notification(content: bytes) -> tuple[object, bool]:
+    """Decode the body of a publish to one room.
 
     Returns:
-        None: it is not right, or a member is null. Not looked at: whether its type is reserved, and
-        whether a number is one of JSON's (``NaN``).
+        The JSON value, and whether it is known to be a notification: decoded and validated in one
+        pass. Its type may still be a reserved one. If it is not known, :func:`check_wire` tells
+        what is wrong, or accepts it after all (a member that is null counts as absent).
+
+    Raises:
+        RequestError: 400, it is not JSON.
     """
+    wire = _validated(_read_notification, content)
+    return (parsed_json(content), False) if wire is None else (wire, True)
+
+
+def decode_batch(content: bytes) -> tuple[list[Any], bool]:
+    """Decode the body of a batch: the same for each of its notifications. Their ``rooms`` are lists
+    of strings if they are known to be notifications, else anything.
+
+    Raises:
+        RequestError: 400, it is not a list of notifications, or empty.
+    """
+    batch = _validated(_read_batch, content)
+    if batch is not None:
+        return batch["notifications"], True
+    body = parsed_json(content)
+    items = body.get("notifications") if isinstance(body, dict) else None
+    if not isinstance(items, list) or not items:
+        raise malformed("Invalid batch", "notifications: expected a list of at least one")
+    return items, False
+
+
+def _validated(read: Callable[[bytes], Any], content: bytes) -> dict[str, Any] | None:
+    if b"NaN" in content or b"Infinity" in content:  # JSON has no such numbers; pydantic reads them
+        return None
     try:
-        wire: dict[str, Any] = _read_wire(content)
+        wire: dict[str, Any] = read(content)
     except pydantic.ValidationError:
         return None
     return wire
-
-
-def read_wires(content: bytes) -> list[dict[str, Any]] | None:
-    """The same of a batch; each has its ``rooms``, which are any strings."""
-    try:
-        wires: list[dict[str, Any]] = _read_batch(content)["notifications"]
-    except pydantic.ValidationError:
-        return None
-    return wires

@@ -14,8 +14,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from synap_realtime.server import create_app
-from synap_realtime.server.publishing import Publishing
+from synap_realtime.server import create_app, publishing, wire
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
@@ -52,7 +51,7 @@ def batch(*items: str, more: str = "") -> str:
 
 
 GOOD = item(), item(',"id":"n1","x":null', '["user_2"]'), item(',"status":"error"', '["request_1"]')
-AT_ONCE = {
+ONE_PASS = {
     "one": batch(item()),
     "some": batch(*GOOD),
     "the same id twice": batch(*[item(',"id":"n"')] * 2, item(',"id":"n"', '["user_2"]')),
@@ -117,21 +116,24 @@ async def comes_to(credential: str, content: str) -> list[Any]:
     return [answer.status_code, *comparable(texts), *counts]
 
 
-@pytest.mark.parametrize("name", [*AT_ONCE, *OTHERWISE])
-async def test_both_ways_come_to_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = []
-    plain = Publishing._plain
+@pytest.mark.parametrize("name", [*ONE_PASS, *OTHERWISE])
+async def test_one_pass_and_two_come_to_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
 
-    async def watched(self: Publishing, content: bytes) -> Any:
-        ways.append((found := await plain(self, content)) is not None)
-        return found
+    def watched(content: bytes) -> tuple[list[Any], bool]:
+        items, is_valid = wire.decode_batch(content)
+        passes.append(1 if is_valid else 2)
+        return items, is_valid
 
-    monkeypatch.setattr(Publishing, "_plain", watched)
-    content = AT_ONCE.get(name) or OTHERWISE.get(name, "")
-    by_key = await comes_to(API_KEY, content)
-    assert any(ways) is (name in AT_ONCE)
-    ways.clear()
-    assert by_key == await comes_to(publisher_token(), content)
-    assert not ways
-    if name in AT_ONCE:
-        assert (by_key[0], json.loads(by_key[1])["success"]) == (200, True)
+    monkeypatch.setattr(publishing, "decode_batch", watched)
+    content = ONE_PASS.get(name) or OTHERWISE.get(name, "")
+    first = await comes_to(API_KEY, content)
+    if name in ONE_PASS:
+        assert (first[0], json.loads(first[1])["success"]) == (200, True)
+        assert passes == [1]
+    monkeypatch.setattr(wire, "_validated", lambda _read, _content: None)
+    assert first == await comes_to(API_KEY, content)
+    assert 1 not in passes[1:]
+    assert first == await comes_to(publisher_token(), content)

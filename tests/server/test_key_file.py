@@ -100,9 +100,7 @@ async def test_a_connection_does_not_renew_with_a_removed_key(url: str, file: Pa
         assert await closed_with(ws) == 4501
 
 
-async def test_a_remembered_request_head_does_not_publish_with_a_removed_key(
-    url: str, file: Path
-) -> None:
+async def test_an_open_connection_does_not_publish_with_a_removed_key(url: str, file: Path) -> None:
     body = json.dumps(NOTE).encode()
     request = (
         b"POST /rooms/user_1/broadcast HTTP/1.1\r\nHost: 127.0.0.1\r\n"

@@ -16,7 +16,6 @@ from .company import Company
 from .descriptors import bound_buffers
 from .half_open import HalfOpen, Tracked
 from .handshake import Handshakes
-from .heads import Heads
 from .keepalive import Keepalive
 from .pacing import Pacer
 from .proxies import Proxies
@@ -44,7 +43,6 @@ class Front:
         self.unread = Unread()
         self._trimmer = Trimmer(self._held_bytes)
         self.keepalive = Keepalive(settings.silence_s, settings.ping_interval_s)
-        self.heads = Heads()
         self.proxies = Proxies(settings.trusted_proxies)
         self.connections: set[Tracked] = set()
         self.turn = Turn()

@@ -33,11 +33,10 @@ from ..stores.base import StoreUnavailableError
 from ..websocket import accept_of
 from .answers import CONTINUE, LAST_CHUNK, chunk_of, head_of, switching
 from .company import Company
-from .descriptors import cut, descriptor_of, unsent_bytes, write_past
+from .descriptors import cut, unsent_bytes
 from .eager import run
 from .exchange import Exchange, target_of
 from .half_open import HalfOpen, Tracked
-from .heads import BEGIN, Heads
 from .keepalive import Keepalive
 from .pacing import SHARE_S, TASK_S, Pacer
 from .proxies import Proxies
@@ -57,9 +56,6 @@ closes first should be the one who would send the next request."""
 
 BODY_TIMEOUT_S = 20.0
 """So long may a request's body take."""
-
-EARLY_S = 1.0
-"""A head that is known waits so long for its body, before it is parsed."""
 
 MAX_HEAD_BYTES = 64 * 1024
 """The head of a request has at most so many, beside those of its first packet."""
@@ -99,8 +95,6 @@ where the system's own buffer holds all of it."""
 
 _REQUEST_WEIGHT = 2048  # of a request beside its bytes: the objects that it becomes
 _FIELD_WEIGHT = 200  # of a header field beside its bytes
-_UNKNOWN = -1
-_HEARD_BYTES = 2048  # of a request's beginning: more than a head has that is remembered
 _AT_ONCE_BYTES = 1024  # so much is always read as it comes
 _SLICE_BYTES = 4096  # of what comes: some 150 small requests, or 700 chunks of one byte
 _AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
@@ -114,7 +108,6 @@ class Owner(Protocol):
     request_bytes: ByteBudget
     answer_bytes: ByteBudget
     unread: Unread
-    heads: Heads
     keepalive: Keepalive
     turn: Turn
     pacer: Pacer
@@ -127,10 +120,10 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_ahead", "_body", "_caller", "_charged", "_chunks", "_current", "_descriptor",
-        "_dropped", "_early", "_field_bytes", "_fields", "_head_bytes", "_headers", "_heard",
+        "_address", "_ahead", "_body", "_caller", "_charged", "_chunks", "_current",
+        "_dropped", "_field_bytes", "_fields", "_head_bytes", "_headers",
         "_ignored", "_is_behind_body", "_is_ended", "_is_going_on", "_is_held", "_is_in_head",
-        "_is_over", "_is_publisher", "_is_writable", "_late", "_loop", "_owner", "_parser",
+        "_is_over", "_is_publisher", "_is_writable", "_loop", "_owner", "_parser",
         "_queue", "_queued_bytes", "_read_to", "_reader", "_resumed", "_sent", "_stream", "_task",
         "_transport", "_unread", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
@@ -140,16 +133,12 @@ class HttpConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
-        self._descriptor: int | None = _UNKNOWN
         self._address: str | None = None
         self._url = b""
         self._headers: dict[str, str] = {}
         self._fields = 0
         self._field_bytes = 0
         self._head_bytes = 0
-        self._heard: bytes | None = None  # how a request began
-        self._early: bytes | None = None  # a head that is known, whose body is to come
-        self._late: asyncio.TimerHandle | None = None  # when it is not waited for any more
         self._is_in_head = False
         self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
@@ -219,13 +208,6 @@ class HttpConnection(asyncio.Protocol):
             self._unread = self._unread[self._read_to :] + data
             self._read_to = 0
             return
-        if self._early is not None:
-            data = self._early + data
-            self._stop_waiting_for_body()
-        if not (self._queue or self._is_in_head) and self._body is self._current is None:
-            if self._is_writable and (self._publish_at_once(data) or self._awaits_body(data)):
-                return
-            self._heard = data[:_HEARD_BYTES] if data.startswith(BEGIN) else None
         if len(data) <= _AT_ONCE_BYTES or self._has_time():
             self._read_slices(data, 0)
         else:
@@ -234,7 +216,6 @@ class HttpConnection(asyncio.Protocol):
 
     def _read_slices(self, data: bytes, start: int) -> None:
         """Read at least one slice, and more as long as this loop iteration has time."""
-        self._owner.turn.flush()  # answers that come before
         begin, size = start, len(data)
         while start < size:
             if self._is_over:
@@ -274,56 +255,6 @@ class HttpConnection(asyncio.Protocol):
         if not self._is_held:
             self._transport.resume_reading()
         self._read_slices(data, self._read_to)
-
-    def eof_received(self) -> None:
-        """The peer says no more: TLS is closed then, before the turn ends."""
-        self._owner.turn.flush()
-
-    def write_now(self, answer: bytes) -> None:
-        """See :class:`turn.Socket`."""
-        transport = self._transport
-        if transport.is_closing():
-            return
-        if self._descriptor == _UNKNOWN:
-            self._descriptor = descriptor_of(transport)
-        if self._descriptor is None or transport.get_write_buffer_size():
-            transport.write(answer)
-        elif not write_past(transport, self._descriptor, answer):
-            self.end()
-
-    def _publish_at_once(self, data: bytes) -> bool:
-        """Answer one whole request, if it is one that is sent again and again."""
-        publish = self._owner.heads.find(data)
-        if publish is None or self._is_over or self._transport.is_closing():
-            return False
-        answer = self._owner.node.publish_at_once(*publish)
-        if answer is None:
-            return False
-        content = answer.content
-        self._owner.turn.add(self, head_of(answer, len(content), keeps_alive=True) + content)
-        self._owner.half_open.renew(self, IDLE_TIMEOUT_S)
-        return True
-
-    def _awaits_body(self, data: bytes) -> bool:
-        """If it is the head of one: its body comes at once, mostly."""
-        if self._is_over or not self._owner.heads.is_alone(data):
-            return False
-        self._early = data
-        self._late = self._loop.call_later(EARLY_S, self._read_early)
-        return True
-
-    def _stop_waiting_for_body(self) -> None:
-        self._early = None
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _read_early(self) -> None:
-        """The body does not come as quickly as it mostly does: the head is parsed as ever."""
-        early = self._early
-        if early is not None:
-            self._stop_waiting_for_body()
-            self._read_slices(early, 0)
 
     def _read(self, data: bytes) -> bytes | None:
         """Parse; returns what follows the head of a request to become a WebSocket."""
@@ -617,9 +548,6 @@ class HttpConnection(asyncio.Protocol):
         is_silent = exchange.method == "HEAD" or response.status == 204
         self._write(exchange, head if is_silent else head + content)
         exchange.is_answered = True
-        heard, self._heard = self._heard, None
-        if heard is not None and response.status == 200:
-            self._owner.heads.learn(heard, exchange)
         if exchange.is_complete:
             self._end_exchange(exchange)
         else:  # the rest of what nobody wants is taken, so that the answer is heard
@@ -848,14 +776,12 @@ class HttpConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """The server stops: close, behind the answer that is under way."""
-        self._read_early()
         if self._current is None:
             self._transport.close()
         else:
             self._current.keeps_alive = False
 
     def _forget(self) -> None:
-        self._stop_waiting_for_body()
         self._unread = b""
         self._reader.stop()
         self._parser = None  # it knows our methods: a circle, which would wait for the collector

@@ -223,17 +223,6 @@ class Store(Protocol):
 
 
 @runtime_checkable
-class InstantStore(Store, Protocol):
-    """A store that keeps without waiting for anything, and so never fails."""
-
-    def publish_at_once(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
-        """:meth:`Store.publish`, for a few: nobody else has a turn before they are delivered."""
-        ...
-
-
-@runtime_checkable
 class SharedStore(Store, Protocol):
     """A store that several servers share: what is published at one reaches the listeners of all.
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from time import perf_counter
 from typing import TypeVar
 
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from ..metrics import Metrics
-from .base import Deliver, InstantStore, Page, Publication, Receipt, Store, Usage
+from .base import Deliver, Page, Publication, Receipt, Store, Usage
 
 _T = TypeVar("_T")
 
-PublishAtOnce = Callable[[Sequence[Publication], Deliver], Sequence[Receipt]]
-
 
 class MeasuredStore:
-    """Another store; what it does is counted.
-
-    Attributes:
-        publish_at_once: see :class:`InstantStore`; None: this one has to be waited for.
-    """
+    """Another store; what it does is counted."""
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
@@ -32,10 +26,6 @@ class MeasuredStore:
         self.start_device = store.start_device
         self.advance_received_mark = store.advance_received_mark
         self.close = store.close
-        self.publish_at_once: PublishAtOnce | None = None
-        if isinstance(store, InstantStore) and _is_whole(store):
-            self._at_once = store.publish_at_once
-            self.publish_at_once = self._publish_at_once
 
     @property
     def promise(self) -> str:
@@ -52,14 +42,6 @@ class MeasuredStore:
             raise
         finally:
             self._publishing.observe(perf_counter() - began_at)
-
-    def _publish_at_once(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
-        began_at = perf_counter()
-        receipts = self._at_once(publications, deliver)
-        self._publishing.observe(perf_counter() - began_at)
-        return receipts
 
     async def head(self, room: Room) -> Cursor:
         return await self._store.head(room)
@@ -85,13 +67,3 @@ class MeasuredStore:
 
     async def usage(self) -> Usage:
         return await self._store.usage()
-
-
-def _is_whole(store: InstantStore) -> bool:
-    """Whether one class has both ways to publish. Of a store that is made from another one, and has
-    a :meth:`publish` of its own only, the other's way would pass it by."""
-
-    def where(name: str) -> type | None:
-        return next((kind for kind in type(store).__mro__ if name in vars(kind)), None)
-
-    return where("publish") is where("publish_at_once")

@@ -100,18 +100,17 @@ class MemoryStore:
         self, publications: Sequence[Publication], deliver: Deliver
     ) -> Sequence[Receipt]:
         if len(publications) <= _SWEEP:
-            return self.publish_at_once(publications, deliver)
+            return self._publish_few(publications, deliver)
         receipts: list[Receipt] = []
         for start in range(0, len(publications), _SWEEP):
-            receipts += self.publish_at_once(publications[start : start + _SWEEP], deliver)
+            receipts += self._publish_few(publications[start : start + _SWEEP], deliver)
             # However much one call publishes, subscribers read along and others are answered.
             await asyncio.sleep(0)
         return receipts
 
-    def publish_at_once(
+    def _publish_few(
         self, publications: Sequence[Publication], deliver: Deliver
     ) -> Sequence[Receipt]:
-        """See :class:`InstantStore`."""
         self._start_ticking()
         now = self._clock()
         most_bytes = self._retention.memory_bytes
