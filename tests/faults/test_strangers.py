@@ -172,10 +172,7 @@ async def test_who_sends_a_request_is_not_cut_for_those_who_wait() -> None:
 
 
 async def test_unread_histories_take_bounded_memory_that_does_not_grow() -> None:
-    """One user's token, 1,000 sockets, and nothing is read; twice.
-
-    Python keeps some of its arenas for the next round: about 35 KiB a connection.
-    """
+    """One user's token, 1,000 sockets, and nothing is read; three times."""
     mib = 1024 * 1024
     with served("--max-half-open", "5000") as (pid, url):
         async with AsyncBroadcaster(url, API_KEY, timeout_s=30, deadline_s=60) as broadcaster:
@@ -184,7 +181,7 @@ async def test_unread_histories_take_bounded_memory_that_does_not_grow() -> None
                 assert (await broadcaster.broadcast_success("1", "a.completed", data)).success
             before = rss(pid)
             after = []
-            for _ in range(2):
+            for _ in range(3):
                 sockets = await ask_and_read_nothing(url, 1000)
                 assert (await broadcaster.broadcast_success("1", "a.completed", {})).success
                 peak = rss(pid)
@@ -192,11 +189,11 @@ async def test_unread_histories_take_bounded_memory_that_does_not_grow() -> None
                     each.close()
                 assert peak - before < 64 * mib, f"{peak - before} bytes more"
                 end = time.monotonic() + 10
-                while rss(pid) - before > 32 * mib and time.monotonic() < end:  # noqa: ASYNC110
+                while rss(pid) - before > 16 * mib and time.monotonic() < end:  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
                 after.append(rss(pid) - before)
-    assert after[0] < 48 * mib
-    assert after[1] - after[0] < 8 * mib
+    assert max(after) < 16 * mib, after
+    assert after[2] - after[0] < 8 * mib, after
 
 
 async def ask_and_read_nothing(url: str, count: int) -> list[socket.socket]:

@@ -1,64 +1,140 @@
-"""Memory that was freed goes back to the system.
+"""Return freed memory to the system.
 
-The C library keeps what was freed between two things that are still there. After a flood of
-requests it would keep most of what the flood took, for as long as the process lives.
+The C library keeps a freed block between two blocks that are in use. After a flood of requests it
+would keep most of what the flood took, for as long as the process lives.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
 
 LOOK_EVERY_S = 0.5
 
 CONNECTION_BYTES = 8 * 1024
-"""What a connection takes, about: its parser, its transport, its place in the tables."""
+"""Estimate of what an open connection takes: its parser, its transport, its entries in tables."""
 
 MIN_BYTES = 8 * 1024 * 1024
-"""So much has to be held at some time, and half of it free again, before it is worth the while."""
+"""Growth of the process that makes a trim worth while; of a process that is larger than 64 MiB, an
+eighth of it, so that one that grows for other reasons is seldom trimmed in vain."""
+
+MIN_HELD_BYTES = 4 * 1024 * 1024
+"""Bytes held for peers that make a trim worth while when half of them are free again."""
+
+MAX_SHARE = 0.005
+"""Trims take at most this share of the event loop's time."""
 
 
-def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's; see malloc_trim(3)."""
+class Memory(Protocol):
+    """The memory of this process."""
+
+    def resident(self) -> int | None:
+        """Return how many bytes are in physical memory; None if it cannot be told now."""
+        ...
+
+    def trim(self) -> None:
+        """Return freed pages to the system."""
+        ...
+
+
+class GlibcMemory:
+    """Memory that glibc's malloc manages."""
+
+    def __init__(self, malloc_trim: Callable[[int], int]) -> None:
+        self._malloc_trim = malloc_trim
+        self._page_bytes = os.sysconf("SC_PAGE_SIZE")
+
+    def resident(self) -> int | None:
+        """See proc_pid_statm(5)."""
+        try:
+            fields = Path("/proc/self/statm").read_bytes().split()
+        except OSError:  # out of descriptors, or there is no /proc
+            return None
+        return int(fields[1]) * self._page_bytes
+
+    def trim(self) -> None:
+        """See malloc_trim(3)."""
+        self._malloc_trim(0)
+
+
+def _memory() -> Memory | None:
     if sys.platform != "linux":
         return None
     trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim
+    return None if trim is None else GlibcMemory(trim)
 
 
 class Trimmer:
-    """Gives memory back when much less is held than a while ago.
+    """Trims when the process has grown by more than what peers hold, or peers hold much less.
 
-    It takes the event loop some 3 ms for 35 MB. In a thread it would take no less: the C library
-    locks the memory that it looks through.
+    Neither alone is enough. What peers hold between two looks may be many times as much as at
+    either; and what is held for them is estimated, so that a trim in the middle of a flood takes
+    some of it for memory that stays.
+
+    A trim takes the event loop some 3 ms for 35 MB. In a thread it would take no less, because the
+    C library locks the memory that it looks through.
     """
 
-    def __init__(self, held: Callable[[], int], trim: Callable[[int], int] | None = None) -> None:
+    def __init__(
+        self,
+        held: Callable[[], int],
+        memory: Memory | None = None,
+        *,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
         """
         Args:
-            held: how many bytes are held for peers now.
-            trim: default: the C library's, where it has one.
+            held: returns how many bytes are held for peers now.
+            memory: default: the C library's; nothing is trimmed where that cannot trim.
+            clock: monotonic seconds.
         """
         self._held = held
-        self._trim = trim or _malloc_trim()
-        self._peak = 0
+        self._memory = memory or _memory()
+        self._clock = clock
+        self._base: int | None = None  # size without what is held, after the last trim or lower
+        self._peak = 0  # of what is held, since the last trim
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        if self._trim is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(LOOK_EVERY_S, self._look)
+        """Look from now on, until :meth:`close`."""
+        if self._memory is not None:
+            self._wait(LOOK_EVERY_S)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
+    def _wait(self, delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(delay_s, self._look)
+
     def _look(self) -> None:
+        self._wait(max(LOOK_EVERY_S, self.look() / MAX_SHARE))
+
+    def look(self) -> float:
+        """Trim if that is worth while. Return how long it took, in seconds."""
+        memory = self._memory
+        resident = None if memory is None else memory.resident()
+        if memory is None or resident is None:
+            return 0.0
         held = self._held()
+        size = resident - held
+        if self._base is None or size < self._base:
+            self._base = size
         self._peak = max(self._peak, held)
-        if self._trim is not None and self._peak >= MIN_BYTES and held < self._peak // 2:
-            self._peak = held
-            self._trim(0)
-        self.start()
+        has_grown = size - self._base >= max(MIN_BYTES, resident // 8)
+        has_ended = self._peak >= MIN_HELD_BYTES and held < self._peak // 2
+        if not (has_grown or has_ended):
+            return 0.0
+        began = self._clock()
+        memory.trim()
+        took_s = self._clock() - began
+        self._peak = held
+        self._base = (memory.resident() or resident) - held
+        return took_s

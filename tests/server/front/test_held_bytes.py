@@ -17,7 +17,12 @@ import pytest
 from synap_realtime.server import RoomServer
 from synap_realtime.server.byte_budget import BacklogBudget, ByteBudget, Caller, caller_of
 from synap_realtime.server.front import listening
-from synap_realtime.server.front.trim import CONNECTION_BYTES, MIN_BYTES, Trimmer
+from synap_realtime.server.front.trim import (
+    CONNECTION_BYTES,
+    MIN_BYTES,
+    MIN_HELD_BYTES,
+    Trimmer,
+)
 from synap_realtime.server.http import Request, RequestError
 from synap_realtime.server.serve import running
 from synap_realtime.server.stores.base import Entry
@@ -160,24 +165,86 @@ def test_backlog_budget_counts_a_shared_notification_once() -> None:
     assert budget.bytes == 0
 
 
-def test_trimmer_gives_memory_back_after_a_flood() -> None:
-    held = [0]
-    trims: list[int] = []
+class Process:
+    """A process whose size is known.
 
-    def trim(pad: int) -> int:
-        trims.append(pad)
-        return 1
+    Attributes:
+        taken: bytes that are in use.
+        freed: bytes that were freed and are still in physical memory.
+    """
 
-    async def test() -> None:
-        trimmer = Trimmer(lambda: held[0], trim)
-        looks = [(0, 0), (2 * MIN_BYTES, 0), (MIN_BYTES + 1, 0), (100, 1), (0, 1)]
-        for size, count in looks:
-            held[0] = size
-            trimmer._look()
-            assert len(trims) == count, size
-        trimmer.close()
+    def __init__(self) -> None:
+        self.taken = 50 * MIB
+        self.freed = self.trims = 0
+        self.can_tell = True
 
-    asyncio.run(test())
+    def resident(self) -> int | None:
+        return self.taken + self.freed if self.can_tell else None
+
+    def trim(self) -> None:
+        self.trims += 1
+        self.freed = 0
+
+
+def test_trims_freed_memory_whatever_was_held_when_it_was_looked_at() -> None:
+    """A flood may come and go between two looks."""
+    process, held = Process(), 0
+    trimmer = Trimmer(lambda: held, process)
+    trimmer.look()
+    process.freed = 2 * MIN_BYTES
+    trimmer.look()
+    assert (process.trims, process.freed) == (1, 0)
+    process.freed = MIN_BYTES // 2
+    trimmer.look()
+    assert process.trims == 1, "too little to be worth while"
+
+
+def test_does_not_trim_for_what_peers_hold() -> None:
+    process, held = Process(), 0
+    trimmer = Trimmer(lambda: held, process)
+    for size in (0, 2 * MIN_BYTES, 4 * MIN_BYTES):
+        process.taken += size - held
+        held = size
+        trimmer.look()
+        assert process.trims == 0
+    process.taken, process.freed, held = process.taken - held, held, 0
+    trimmer.look()
+    assert (process.trims, process.freed) == (1, 0)
+
+
+def test_trims_again_after_a_trim_in_the_middle_of_a_flood() -> None:
+    """Peers have taken four times as much as is known."""
+    process, held = Process(), 0
+    trimmer = Trimmer(lambda: held, process)
+    trimmer.look()
+    held = MIN_HELD_BYTES
+    process.taken += 4 * held
+    trimmer.look()
+    assert process.trims == 1
+    process.taken, process.freed, held = process.taken - 4 * held, 4 * held, 0
+    trimmer.look()
+    assert (process.trims, process.freed) == (2, 0)
+
+
+def test_a_process_that_grows_for_other_reasons_is_seldom_trimmed() -> None:
+    process = Process()
+    trimmer = Trimmer(lambda: 0, process)
+    for _ in range(900):
+        process.taken += MIB
+        trimmer.look()
+    assert 0 < process.trims < 25
+
+
+def test_does_not_trim_while_the_size_of_the_process_is_unknown() -> None:
+    process = Process()
+    trimmer = Trimmer(lambda: 0, process)
+    trimmer.look()
+    process.can_tell, process.freed = False, 100 * MIB
+    trimmer.look()
+    assert process.trims == 0
+    process.can_tell = True
+    trimmer.look()
+    assert process.trims == 1
 
 
 def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +253,7 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
 
     def trimmer(of: Callable[[], int]) -> Trimmer:
         held.append(of)
-        return Trimmer(of, lambda _: 0)
+        return Trimmer(of, Process())
 
     monkeypatch.setattr(listening, "Trimmer", trimmer)
 
