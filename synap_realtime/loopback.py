@@ -28,6 +28,11 @@ from .redaction import redacted, redacted_origin
 logger = logging.getLogger(__name__)
 
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:@\s]+)(?::\d{0,5})?")
+"""``host`` and ``host:port``. Python's parser finds a loopback address in ``evil.example[::1]``."""
+_FORWARDED_FOR = re.compile(
+    r"(?i)(?:^|[;,\s])for\s*=\s*(\"[^\"]*\"?|[^;,\s]*)"
+)  # RFC 7239, section 4
 _IMPLIED_PORTS = {"http": ":80", "https": ":443"}
 _NO_OTHER_PAGE = (None, "none", "same-origin")
 """Values of ``Sec-Fetch-Site`` for programs, typed addresses and the server's own pages. Every
@@ -71,9 +76,11 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL or an origin, in lower case; empty if there is none."""
+    """The host of a URL or an origin, in lower case; empty if there is none, or if the authority is
+    anything but a host and a port."""
     try:
-        return urlsplit(url).hostname or ""
+        parts = urlsplit(url)
+        return (parts.hostname or "") if _AUTHORITY.fullmatch(parts.netloc) else ""
     except ValueError:
         return ""
 
@@ -92,6 +99,23 @@ def strip_port(address: str) -> str:
     return address if found is None else found[1] or found[2]
 
 
+def forwarded_for(headers: Mapping[str, str]) -> str | None:
+    """The addresses that proxies have forwarded a request for, with commas between; None if no
+    proxy says so.
+
+    Args:
+        headers: by names in lower case.
+    """
+    if not headers.keys() & _FORWARDING:
+        return None
+    peers = [headers.get("x-forwarded-for", ""), headers.get("x-real-ip", "")]
+    peers += [peer.strip('"') for peer in _FORWARDED_FOR.findall(headers.get("forwarded", ""))]
+    return ", ".join(filter(None, peers))
+
+
+_FORWARDING = {"forwarded", "x-forwarded-for", "x-real-ip"}
+
+
 def require_local(
     *,
     address: str | None,
@@ -104,7 +128,7 @@ def require_local(
     Args:
         address: of the peer; None where it is not known, such as over a Unix socket.
         host: the ``Host`` field.
-        forwarded_for: the ``X-Forwarded-For`` field: a proxy on this machine may admit others.
+        forwarded_for: see :func:`forwarded_for`: a proxy on this machine may admit others.
         known_hosts: names, without a port, that are allowed beside those of this machine.
 
     Raises:
@@ -222,7 +246,7 @@ class LocalOnly:
         require_local(
             address=client[0] if client else None,
             host=host,
-            forwarded_for=headers.get("x-forwarded-for"),
+            forwarded_for=forwarded_for(headers),
             known_hosts=self._hosts,
         )
         require_allowed_page(

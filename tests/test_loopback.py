@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from synap_realtime.loopback import LocalOnly, is_visit, strip_port
+from synap_realtime.loopback import LocalOnly, host_of, is_visit, strip_port
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -46,6 +46,25 @@ async def test_admits_neither_of_two_hosts_or_origins() -> None:
     assert await status([own, ("Origin", "https://evil.example")]) == 403
     assert await status([own, own]) == 403
     assert await status([("Host", "127.0.0.1"), ("Host", "evil.example")]) == 403
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        "evil.example[::1]", "[::1].evil.example", "[::1]evil.example", "localhost:evil.example",
+        "127.0.0.1:80:80", "evil.example@localhost", "[::1%25evil.example]", "[::1", "::1", "",
+        "localhost:123456", "localhost evil.example",
+    ],
+)  # fmt: skip
+async def test_authority_that_parsers_read_differently_is_no_host(authority: str) -> None:
+    assert host_of(f"//{authority}") == ""
+    assert await status([("Host", authority)]) == 403
+
+
+def test_host_of_url_is_in_lower_case_without_port() -> None:
+    assert host_of("http://LOCALHOST:3000/path") == "localhost"
+    assert host_of("//localhost:") == "localhost"
+    assert host_of("//[::1]:80") == "::1"
 
 
 async def test_origin_without_a_host_allows_no_empty_host() -> None:

@@ -60,7 +60,7 @@ class Caller:
         address: the peer's; None where the server does not know it (a Unix socket).
         host: the ``Host`` header.
         origin: the ``Origin`` header: a browser says which page asks.
-        forwarded_for: the ``X-Forwarded-For`` header.
+        forwarded_for: the addresses in ``X-Forwarded-For``, ``Forwarded`` and ``X-Real-IP``.
         fetch_site: the ``Sec-Fetch-Site`` header: a browser says how the page relates to us.
         is_visit: a browser opens the operator's page, perhaps by a link on another site.
     """

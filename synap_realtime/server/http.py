@@ -234,6 +234,11 @@ def problem_of_head(
             return malformed("Invalid Host", "a request has one Host field; there is none")
     elif not _HOST.fullmatch(host):
         return malformed("Invalid Host", "a request has one Host field: host or host:port")
+    coding = headers.get("transfer-encoding")
+    if coding is not None and coding.strip().lower() != "chunked":
+        # RFC 9112, section 6.1: of another coding, or of a list with empty members, a proxy may
+        # read another body than this server.
+        return malformed("Invalid Transfer-Encoding", "expected chunked alone")
     return None
 
 

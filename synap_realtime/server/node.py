@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from time import perf_counter
 
-from ..loopback import is_visit
+from ..loopback import forwarded_for, is_visit
 from ..protocol.control import CloseCode
 from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room, key_of
@@ -475,7 +475,7 @@ def _caller(request: Request) -> Caller:
         address=request.address,
         host=headers.get("host"),
         origin=headers.get("origin"),
-        forwarded_for=headers.get("x-forwarded-for"),
+        forwarded_for=forwarded_for(headers),
         fetch_site=headers.get("sec-fetch-site"),
         # The operator's page is a document that does nothing until its user does.
         is_visit=request.path.endswith("/admin") and is_visit(request.method, headers),

@@ -15,6 +15,8 @@ FOREIGN = [
     "http://evil.example:80", "null", "http://[", "http://10.0.0.1", "http://0.0.0.0", "localhost",
     "file://", "http://localhost@evil.example", "http://evil.example/localhost",
     "http://evil.example#localhost", "", "http://xn--lcalhost-54a",
+    "http://evil.example@localhost", "http://[::1].evil.example", "http://evil.example[::1]",
+    "http://localhost:evil.example", "http://localhost:80:80",
 ]  # fmt: skip
 
 
@@ -145,6 +147,37 @@ async def test_ignores_port_of_a_forwarded_address(client: Client, peers: str) -
 async def test_refuses_forwarded_address_of_another_machine(client: Client, peers: str) -> None:
     response = await client.get("/health", {"X-Forwarded-For": peers})
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
+@pytest.mark.without_keys
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Real-IP", "203.0.113.7"), ("Forwarded", "for=203.0.113.7"),
+        ("Forwarded", "by=127.0.0.1;FOR=\"[2001:db8::1]:80\";proto=http"),
+        ("Forwarded", "for=127.0.0.1, for = unknown"), ("Forwarded", "for=_hidden"),
+    ],
+)  # fmt: skip
+async def test_refuses_address_of_another_machine_in_whatever_field(
+    client: Client, name: str, value: str
+) -> None:
+    """Who may, Without keys: a proxy of this machine need not send `X-Forwarded-For`."""
+    response = await client.get("/health", {name: value})
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
+@pytest.mark.without_keys
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Real-IP", "127.0.0.1"), ("Forwarded", "for=127.0.0.1:5555;proto=http"),
+        ("Forwarded", "For=\"[::1]:80\", for=::1"), ("Forwarded", "proto=http"),
+    ],
+)  # fmt: skip
+async def test_admits_addresses_of_this_machine_in_whatever_field(
+    client: Client, name: str, value: str
+) -> None:
+    assert (await client.get("/health", {name: value})).status_code == 200
 
 
 # --- a server with keys

@@ -151,8 +151,10 @@ export function credentialOf(
 /** Without keys, a Worker is for this machine only, whoever brings the request here. */
 function admitWithoutKeys(request: Request, settings: Settings): void {
   const { headers } = request;
-  const peers = ["CF-Connecting-IP", "X-Forwarded-For"]
+  const forwarded = (headers.get("Forwarded") ?? "").matchAll(/(?:^|[;,\s])for\s*=\s*("[^"]*"?|[^;,\s]*)/gi); // RFC 7239
+  const peers = ["CF-Connecting-IP", "X-Forwarded-For", "X-Real-IP"]
     .flatMap((name) => (headers.get(name) ?? "").split(","))
+    .concat([...forwarded].map(([, peer = ""]) => peer.replaceAll('"', "")))
     .map((peer) => withoutPort(peer.trim()));
   if (!peers.every((peer) => peer === "" || isLoopback(peer))) {
     throw keyless("it answers loopback addresses only, until it has keys");
