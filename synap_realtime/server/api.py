@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -201,17 +202,16 @@ class Api:
         wanted = _limit_of(request.query.get("limit"))
         count_read = partial(self._limits.count_read, claims, request.address)
         chunks = self._history_chunks(room, position, wanted, count_read)
-        content = await anext(chunks)
-        # A short history has one chunk: it is sent whole, with its length.
-        second = await anext(chunks, None)
-        if second is None:
+        content, is_last = await anext(chunks)
+        if is_last:  # a short history is sent whole, with its length
+            await chunks.aclose()
             return Response(200, content)
-        return Response(200, content, rest=_chain(second, chunks))
+        return Response(200, content, rest=_contents(chunks))
 
     async def _history_chunks(
         self, room: Room, position: Cursor, wanted: int, count_read: Callable[[int], None]
-    ) -> AsyncGenerator[bytes]:
-        """Produce the body in chunks of about ``_CHUNK_BYTES``.
+    ) -> AsyncGenerator[tuple[bytes, bool]]:
+        """Produce the body in chunks of about ``_CHUNK_BYTES``, each with whether it is the last.
 
         Nothing but the chunk is held while the peer takes it: an answer that nobody reads would
         otherwise pin a whole history.
@@ -239,14 +239,15 @@ class Api:
             if unsent >= _CHUNK_BYTES:
                 chunk, parts, unsent = b"".join(parts), [], 0
                 del page
-                yield chunk
+                yield chunk, False
+                del chunk
         if more:
             more = bool((await self._store.read(room, position, 1)).entries)
         else:  # all up to the head was read; an empty room has a position, too
             position = max(position, head, key=lambda cursor: cursor.offset)
         around = {"cursor": str(position), "recovered": recovered, "more": more}
         parts.append(f"],{json.dumps(around, separators=(',', ':'))[1:]}".encode())
-        yield b"".join(parts)
+        yield b"".join(parts), True
 
     async def _revoke(self, request: Request) -> Response:
         self._publishing.refuse_while_draining()
@@ -331,14 +332,10 @@ def _bare_token(text: str) -> str:
     return found[1] if found else text
 
 
-async def _chain(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    try:
-        yield first
-        del first
-        async for chunk in rest:
-            yield chunk
-    finally:
-        await rest.aclose()
+async def _contents(chunks: AsyncGenerator[tuple[bytes, bool]]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(chunks):
+        async for content, _ in chunks:
+            yield content
 
 
 def _limit_of(text: str | None) -> int:

@@ -570,12 +570,18 @@ class HttpConnection(asyncio.Protocol):
             else:
                 first = response.content
                 self._write(exchange, head + (chunk_of(first) if is_chunked else first))
-                async for chunk in rest:
-                    if not await self._takes_more():
+                del first, response
+                while await self._takes_more():
+                    # Only now: a chunk that waits for its peer would be held beside the one before.
+                    chunk = await anext(rest, None)
+                    if self._transport.is_closing():
                         return
+                    if chunk is None:
+                        break
                     self._write(exchange, chunk_of(chunk) if is_chunked else chunk)
+                    del chunk
                     await self._owner.pacer.turn(SHARE_S)  # the next chunk may cost as much
-                if not await self._takes_more():
+                else:
                     return
                 if is_chunked:
                     self._write(exchange, LAST_CHUNK)

@@ -27,8 +27,11 @@ eighth of it, so that one that grows for other reasons is seldom trimmed in vain
 MIN_HELD_BYTES = 4 * 1024 * 1024
 """Bytes held for peers that make a trim worth while when half of them are free again."""
 
-MAX_SHARE = 0.005
+MAX_SHARE = 0.01
 """Trims take at most this share of the event loop's time."""
+
+ATTEMPTS = 5
+"""A process that stays as large after so many trims, over 15 s, needs its memory."""
 
 
 class Memory(Protocol):
@@ -74,8 +77,9 @@ class Trimmer:
     """Trims when the process has grown by more than what peers hold, or peers hold much less.
 
     Neither alone is enough. What peers hold between two looks may be many times as much as at
-    either; and what is held for them is estimated, so that a trim in the middle of a flood takes
-    some of it for memory that stays.
+    either; and what is held for them is estimated, so that a process may seem to have grown in the
+    middle of a flood, when there is little to trim. It is then trimmed again, after longer and
+    longer pauses.
 
     A trim takes the event loop some 3 ms for 35 MB. In a thread it would take no less, because the
     C library locks the memory that it looks through.
@@ -97,7 +101,8 @@ class Trimmer:
         self._held = held
         self._memory = memory or _memory()
         self._clock = clock
-        self._base: int | None = None  # size without what is held, after the last trim or lower
+        self._base: int | None = None  # least size, without what is held
+        self._attempts = 0  # to get back there
         self._peak = 0  # of what is held, since the last trim
         self._timer: asyncio.TimerHandle | None = None
 
@@ -115,26 +120,33 @@ class Trimmer:
         self._timer = loop.call_later(delay_s, self._look)
 
     def _look(self) -> None:
-        self._wait(max(LOOK_EVERY_S, self.look() / MAX_SHARE))
+        self._wait(self.look())
 
     def look(self) -> float:
-        """Trim if that is worth while. Return how long it took, in seconds."""
+        """Trim if that is worth while. Return the pause until the next look, in seconds."""
         memory = self._memory
         resident = None if memory is None else memory.resident()
         if memory is None or resident is None:
-            return 0.0
+            return LOOK_EVERY_S
         held = self._held()
-        size = resident - held
-        if self._base is None or size < self._base:
-            self._base = size
         self._peak = max(self._peak, held)
-        has_grown = size - self._base >= max(MIN_BYTES, resident // 8)
         has_ended = self._peak >= MIN_HELD_BYTES and held < self._peak // 2
-        if not (has_grown or has_ended):
-            return 0.0
+        if not (self._has_grown(resident, held) or has_ended):
+            self._attempts = 0
+            return LOOK_EVERY_S
         began = self._clock()
         memory.trim()
         took_s = self._clock() - began
         self._peak = held
-        self._base = (memory.resident() or resident) - held
-        return took_s
+        resident = memory.resident() or resident
+        self._attempts = self._attempts + 1 if self._has_grown(resident, held) else 0
+        pause_s: float = LOOK_EVERY_S * 2**self._attempts
+        if self._attempts == ATTEMPTS:
+            self._base, self._attempts = resident - held, 0
+        return max(pause_s, took_s / MAX_SHARE)
+
+    def _has_grown(self, resident: int, held: int) -> bool:
+        size = resident - held
+        if self._base is None or size < self._base:
+            self._base = size
+        return size - self._base >= max(MIN_BYTES, resident // 8)

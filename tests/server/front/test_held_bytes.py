@@ -18,9 +18,11 @@ from synap_realtime.server import RoomServer
 from synap_realtime.server.byte_budget import BacklogBudget, ByteBudget, Caller, caller_of
 from synap_realtime.server.front import listening
 from synap_realtime.server.front.trim import (
+    ATTEMPTS,
     CONNECTION_BYTES,
+    LOOK_EVERY_S,
+    MAX_SHARE,
     MIN_BYTES,
-    MIN_HELD_BYTES,
     Trimmer,
 )
 from synap_realtime.server.http import Request, RequestError
@@ -213,26 +215,38 @@ def test_does_not_trim_for_what_peers_hold() -> None:
 
 
 def test_trims_again_after_a_trim_in_the_middle_of_a_flood() -> None:
-    """Peers have taken four times as much as is known."""
-    process, held = Process(), 0
+    """Peers have taken much more than is known."""
+    process, held, taken = Process(), MIB, 15 * MIB
     trimmer = Trimmer(lambda: held, process)
     trimmer.look()
-    held = MIN_HELD_BYTES
-    process.taken += 4 * held
+    process.taken += taken
     trimmer.look()
     assert process.trims == 1
-    process.taken, process.freed, held = process.taken - 4 * held, 4 * held, 0
+    process.taken, process.freed, held = process.taken - taken, taken, 0
     trimmer.look()
     assert (process.trims, process.freed) == (2, 0)
 
 
-def test_a_process_that_grows_for_other_reasons_is_seldom_trimmed() -> None:
+def test_a_process_that_needs_its_memory_is_trimmed_in_vain_a_few_times() -> None:
     process = Process()
     trimmer = Trimmer(lambda: 0, process)
-    for _ in range(900):
-        process.taken += MIB
-        trimmer.look()
-    assert 0 < process.trims < 25
+    trimmer.look()
+    process.taken += 5 * MIN_BYTES
+    pauses = [trimmer.look() for _ in range(20)]
+    assert process.trims == ATTEMPTS
+    assert pauses[:3] == [2 * LOOK_EVERY_S, 4 * LOOK_EVERY_S, 8 * LOOK_EVERY_S]
+    assert pauses[-1] == LOOK_EVERY_S
+    process.freed = 3 * MIN_BYTES
+    trimmer.look()
+    assert process.freed == 0
+
+
+def test_trims_take_a_bounded_share_of_the_loop() -> None:
+    process, times = Process(), iter([0.0, 0.08])
+    trimmer = Trimmer(lambda: 0, process, clock=lambda: next(times))
+    trimmer.look()
+    process.freed = 2 * MIN_BYTES
+    assert trimmer.look() == pytest.approx(0.08 / MAX_SHARE)
 
 
 def test_does_not_trim_while_the_size_of_the_process_is_unknown() -> None:
