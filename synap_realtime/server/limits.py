@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -227,21 +227,19 @@ class _Budget:
     longest is forgotten first.
     """
 
-    def __init__(self, per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_s: int) -> None:
         """
         Args:
             per_s: 0 is no limit.
-            clock: monotonic seconds.
         """
         self._per_s = per_s
-        self._clock = clock
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
     def wait_s(self, who: str) -> float:
         """For how long there is nothing left; 0: there is something."""
         if not self._per_s:
             return 0.0
-        now = self._clock()
+        now = time.monotonic()
         return max(0.0, self._full_at.get(who, now) - now - 1.0)
 
     def spend(self, who: str, cost: float) -> float:
@@ -255,7 +253,7 @@ class _Budget:
         """Take so much, whether it is there or not."""
         if not self._per_s:
             return
-        now = self._clock()
+        now = time.monotonic()
         full_at = max(self._full_at.pop(who, now), now) + cost / self._per_s
         self._full_at[who] = full_at
         if len(self._full_at) > MAX_CALLERS:

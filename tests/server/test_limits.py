@@ -29,6 +29,8 @@ from tests.server.test_access import (
     token,
 )
 
+pytestmark = pytest.mark.usefixtures("slow_rate_clock")
+
 A, B = "203.0.113.7", "203.0.113.8"
 LIMIT = 5
 

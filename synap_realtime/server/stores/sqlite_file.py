@@ -751,9 +751,9 @@ class LogWriter:
             [(*mark, now + number * 1e-6) for number, mark in enumerate(marks)],
         )
         self._db.executemany(
-            "DELETE FROM device WHERE room = ?1 AND name NOT IN"
-            " (SELECT name FROM device WHERE room = ?1 ORDER BY seen DESC LIMIT ?2)",
-            [(room, MAX_DEVICES) for room in {room for room, _, _ in marks}],
+            "DELETE FROM device WHERE room = ? AND name NOT IN"
+            " (SELECT name FROM device WHERE room = ? ORDER BY seen DESC LIMIT ?)",
+            [(room, room, MAX_DEVICES) for room in {room for room, _, _ in marks}],
         )
 
     def _delete_oldest(self, room: _Room, count: int) -> None:
