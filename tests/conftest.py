@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Generator
 from unittest import mock
 
+import httpx
 import pytest
 
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
+from tests.timeouts import TIMEOUT_S
+
+# A client of a test that names no timeout. Of httpx's own 5 s, a busy machine may use up all.
+for phase in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, TIMEOUT_S)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

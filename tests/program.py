@@ -8,6 +8,8 @@ import socket
 import sys
 from pathlib import Path
 
+from tests.timeouts import TIMEOUT_S
+
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
 
@@ -40,7 +42,7 @@ class Program:
             COMMAND, *self._arguments, env=self._environment, stderr=asyncio.subprocess.PIPE
         )
         assert self._process.stderr is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             while line := await self._process.stderr.readline():
                 if b"listening on" in line:
                     return

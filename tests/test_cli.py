@@ -23,6 +23,7 @@ from synap_realtime.jobs import Family, Lifecycle
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.timeouts import TIMEOUT_S, scaled
 
 from .link import Link
 
@@ -35,7 +36,7 @@ async def started(*arguments: str, **environment: str) -> AsyncIterator[Process]
         COMMAND, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, env={**os.environ, **environment}
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             yield process
     finally:
         if process.returncode is None:
@@ -95,7 +96,7 @@ async def test_a_reader_who_leaves_ends_it_quietly(rooms: str) -> None:
             await broadcaster.broadcast_success(None, "a.completed", {}, "7")
     listen = f'"{COMMAND}" listen request_7 --url {rooms} | head -1'
     shell = await asyncio.create_subprocess_shell(listen, stdout=PIPE, stderr=PIPE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         out, errors = await shell.communicate()
     assert out.count(b"\n") == 1
     assert errors == b"synap-realtime: connected\n"
@@ -201,7 +202,7 @@ async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
     ):
         command = shlex.join([COMMAND, *arguments, *options])
         process = await asyncio.create_subprocess_shell(f"{command} > /dev/full", stderr=PIPE)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             _, errors = await process.communicate()
         lines = errors.decode().replace("synap-realtime: connected\n", "").splitlines()
         assert len(lines) == 1, lines
@@ -212,7 +213,7 @@ async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
 async def test_who_does_not_read_what_was_sent_changes_nothing(rooms: str) -> None:
     send = f'"{COMMAND}" send user_1 a --url {rooms}; echo $? >&2'
     shell = await asyncio.create_subprocess_shell(f"({send}) | true", stderr=PIPE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         _, errors = await shell.communicate()
     assert errors == b"0\n"
 
@@ -221,7 +222,7 @@ async def test_a_server_that_is_not_there_is_said_soon() -> None:
     begun = time.monotonic()
     code, _, errors = await run("send", "user_1", "a", "--url", "http://127.0.0.1:1")
     assert (code, errors.count("\n")) == (1, 1)
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < scaled(6)
 
 
 async def test_what_was_sent_before_is_said(rooms: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +35,7 @@ def suite(
         env={**environment, **keys},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=2 * TIMEOUT_S,
         check=False,
     )
 
@@ -45,7 +46,7 @@ def test_another_argument_gets_the_usage(arguments: list[str]) -> None:
         [ROOT / "scripts" / "conformance", *arguments],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 2

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from synap_realtime.extras import lacks
+from tests.timeouts import TIMEOUT_S
 
 
 def run_without(modules: str, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +21,7 @@ def run_without(modules: str, code: str, **environment: str) -> subprocess.Compl
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=2 * TIMEOUT_S,
     )
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from .test_cli import COMMAND
 
 NOBODY = ["--url", "http://127.0.0.1:1"]
@@ -25,7 +27,7 @@ def shell(
         cwd=cwd,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=2 * TIMEOUT_S,
     )
     assert b"Traceback" not in done.stderr + done.stdout
     assert b"Exception ignored" not in done.stderr

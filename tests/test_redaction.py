@@ -21,6 +21,7 @@ from synap_realtime.redaction import MAX_SHOWN, holds_token, redacted, redacted_
 from synap_realtime.server import create_app
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S, scaled
 
 from .server.fronts import by_uvicorn
 
@@ -171,7 +172,11 @@ def test_no_setting_repeats_a_secret(option: str) -> None:
 def test_no_command_repeats_a_secret(arguments: list[str]) -> None:
     secret = KEYS[0].replace("-", "a")  # not taken for an option
     done = subprocess.run(
-        [COMMAND, *arguments, secret], capture_output=True, text=True, timeout=60, check=False
+        [COMMAND, *arguments, secret],
+        capture_output=True,
+        text=True,
+        timeout=2 * TIMEOUT_S,
+        check=False,
     )
     assert done.returncode == 2
     said = done.stdout + done.stderr
@@ -197,7 +202,7 @@ def test_no_address_repeats_a_secret(secret: str, monkeypatch: pytest.MonkeyPatc
 def test_takes_no_time_for_a_long_text(text: str) -> None:
     began_at = time.perf_counter()
     assert len(redacted(text)) <= MAX_SHOWN + 100
-    assert time.perf_counter() - began_at < 1.0
+    assert time.perf_counter() - began_at < scaled(1)
 
 
 async def test_the_hosts_access_log_holds_no_token(

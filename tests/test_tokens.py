@@ -16,6 +16,7 @@ import pytest
 
 from synap_realtime import ConfigurationError, InvalidArgumentError, mint_token
 from synap_realtime.server.auth import KeyRing
+from tests.timeouts import TIMEOUT_S
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 SECRET = "s" * 32
@@ -25,7 +26,7 @@ def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
     clean = {name: value for name, value in os.environ.items() if "REALTIME" not in name}
     return subprocess.run(
         [COMMAND, *arguments], env={**clean, **environment}, input=stdin,
-        capture_output=True, text=True, timeout=20, check=False,
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
 
 

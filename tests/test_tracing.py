@@ -29,6 +29,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def _none_before(exporter: InMemorySpanExporter) -> None:
 
 
 async def spans(exporter: InMemorySpanExporter, name: str, count: int = 1) -> list[ReadableSpan]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             found = [span for span in exporter.get_finished_spans() if span.name == name]
             if len(found) >= count:
@@ -71,7 +72,7 @@ def id_of(span: ReadableSpan) -> int:
 
 async def heard(rooms: str, room: str, count: int) -> list[Any]:
     found = []
-    async with asyncio.timeout(5), aclosing(subscribe(room, rooms)) as notifications:
+    async with asyncio.timeout(TIMEOUT_S), aclosing(subscribe(room, rooms)) as notifications:
         async for notification in notifications:
             found.append(notification)
             if len(found) == count:
@@ -167,7 +168,7 @@ async def test_no_span_holds_a_key_or_a_token(exporter: InMemorySpanExporter) ->
                 assert result.success is (own == key)
         address = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
         async with connect(f"{address}?token={good}") as listener:
-            await asyncio.wait_for(listener.recv(), 5)
+            await asyncio.wait_for(listener.recv(), TIMEOUT_S)
         with pytest.raises(InvalidStatus):
             await connect(f"{address}?token={forged}")
     await spans(exporter, "deliver")

@@ -19,6 +19,8 @@ from typing import Self
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from .cases import CLOSE, Case, Fragments, Frame, Payload, Quiet, Reply, RoundTrips, Step, cases
 
 CASES = {case.number: case for case in cases()}
@@ -49,7 +51,7 @@ class Client:
 
     def __init__(self, port: int, seed: str) -> None:
         self._random = random.Random(seed)
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._from_server = self._socket.makefile("rb")
         self._unsent = bytearray()

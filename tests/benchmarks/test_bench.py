@@ -36,6 +36,7 @@ from benchmarks.servers import (
     own_rooms,
 )
 from benchmarks.shapes import SHAPES, abuse
+from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 FEW = 0.01
@@ -207,7 +208,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=120,
+        timeout=4 * TIMEOUT_S,
     )
     assert f"| {Ours.title} |" in done.stdout
     (only,) = json.loads(out.read_text())["tables"]

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from synap_realtime.testing.rooms import Rooms
+from tests.timeouts import TIMEOUT_S
 
 
 class Held:
@@ -58,7 +59,7 @@ class Gate(httpx.AsyncBaseTransport, httpx.BaseTransport):
         return await asyncio.to_thread(self.next_now)
 
     def next_now(self) -> Held:
-        return self._came.get(timeout=10)
+        return self._came.get(timeout=TIMEOUT_S)
 
     @property
     def is_quiet(self) -> bool:

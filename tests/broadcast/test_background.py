@@ -20,6 +20,7 @@ from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.testing import Realtime
+from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -200,7 +201,7 @@ post(3)  # and the process ends
 
 @pytest.mark.parametrize("how", ["end", "fork"])
 async def test_a_process_and_its_forks_send_all_of_theirs_once(how: str) -> None:
-    async with running(create_app()) as url, asyncio.timeout(60):
+    async with running(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", SCRIPT, how, cwd=ROOT,
             env={**os.environ, "REALTIME_URL": url}, stderr=subprocess.PIPE,

@@ -17,6 +17,7 @@ from synap_realtime.broadcast import outbox, requests
 from synap_realtime.broadcast.outbox import Item
 from synap_realtime.broadcast.sender import Sender
 from synap_realtime.testing import Realtime
+from tests.timeouts import TIMEOUT_S
 
 from .gate import Gate
 
@@ -390,7 +391,7 @@ async def test_who_gives_up_leaves_its_room_to_the_next(
     await asyncio.sleep(0)
     second = await callers.call("b")
     assert not (await hurried).success
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         while callers.waiting != ["b"]:
             await callers.sender._change()
     for each in (held, None):

@@ -19,6 +19,7 @@ from synap_realtime import AsyncBroadcaster, ConfigurationError, broadcast_succe
 from synap_realtime.network import find_proxy, names_this_machine
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
+from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
 from .conftest import Publish
@@ -208,7 +209,8 @@ def test_a_job_runs_in_every_environment_and_one_line_says_why_nobody_hears(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", JOB],
-        env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True,
+        timeout=2 * TIMEOUT_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "result" in done.stdout
@@ -383,7 +385,7 @@ async def test_publishing_while_the_interpreter_ends_raises_nothing(url: str, ho
         env={**os.environ, "REALTIME_URL": url},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(TIMEOUT_S):
         said, errors = await process.communicate()
     assert (said.decode().strip(), errors.decode()) == ("True", "")
     async with httpx.AsyncClient() as client:

@@ -24,6 +24,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 from ..conformance import workerd
 from ..conformance.workerd import Workerd
@@ -32,7 +33,7 @@ from ..program import Program
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parents[1] / "browser/node_modules"
 SECRET, KEY = "s" * 32, "j" * 43
-WAIT_S = 30
+WAIT_S = TIMEOUT_S
 
 
 def bundle(source: str, to: Path, *options: str) -> None:

@@ -16,6 +16,7 @@ from playwright.async_api import Browser, Page, expect
 from websockets.asyncio.client import connect
 
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 from . import pages
 from .pages import KEY, SECRET
@@ -149,7 +150,7 @@ async def test_it_reads_nothing_from_a_user(page: Page, url: str) -> None:
     await expect(page.locator("#log summary")).to_have_count(1)
     token = mint_token("1", secret=SECRET)
     async with connect(f"{url.replace('http', 'ws')}/rooms/user_1/subscribe?token={token}") as user:
-        assert json.loads(await asyncio.wait_for(user.recv(), 5))["id"] == "n1"
+        assert json.loads(await asyncio.wait_for(user.recv(), TIMEOUT_S))["id"] == "n1"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import jwt
 import pytest
 from playwright.async_api import BrowserContext, Error
 
+from tests.timeouts import TIMEOUT_S
+
 from ..link import Link
 from ..program import Program, free_port
 from .conftest import launched
@@ -437,7 +439,7 @@ async def test_asks_for_tokens_of_seconds_once_each(tab: Tab, server: Server) ->
     async with server.serving(token_leeway_s=0) as url:
         job = Publisher(url)
         await tab.listen(url, bringsToken=True)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             while len(given) < 9:
                 await job.publish()
                 await asyncio.sleep(0.2)

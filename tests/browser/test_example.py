@@ -16,6 +16,8 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Locator, Page, WebSocketRoute, expect
 
+from tests.timeouts import TIMEOUT_S
+
 ROOT = Path(__file__).parents[2]
 BROWSER = ROOT / "browser"
 BUILT = ROOT / "examples" / "notes_app" / "page"
@@ -45,7 +47,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found[1]
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=TIMEOUT_S)
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ async def test_what_ended_while_nobody_looked(page: Page, demo: str, screenshots
 
 
 async def end_of_a_job(demo: str, user: str) -> None:
-    async with asyncio.timeout(20), httpx.AsyncClient() as client:
+    async with asyncio.timeout(TIMEOUT_S), httpx.AsyncClient() as client:
         rooms = (await client.get(f"{demo}/api/config")).json()["realtimeUrl"]
         while True:
             history = await client.get(f"{rooms}/rooms/user_{user}/history")
@@ -215,7 +217,7 @@ async def test_what_cannot_be_asked_for_is_said(page: Page) -> None:
 def test_the_page_is_what_its_sources_build(tmp_path: Path) -> None:
     done = subprocess.run(
         [NODE, "scripts/example.mjs", tmp_path / "page"],
-        cwd=BROWSER, capture_output=True, text=True, timeout=60, check=False,
+        cwd=BROWSER, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {path.name for path in BUILT.iterdir()}

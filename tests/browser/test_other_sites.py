@@ -31,13 +31,14 @@ from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.timeouts import TIMEOUT_S
 
 from ..conformance import workerd
 from .conftest import FLAGS, chromium
 
 ROOT = Path(__file__).parents[2]
 EVIL = "evil.example"
-WAIT_S = 20
+WAIT_S = TIMEOUT_S
 
 # Each way of a page to send a request to an address. An attempt ends without an answer, too.
 ATTACKS = """
@@ -445,7 +446,7 @@ async def demo(folder: Path) -> AsyncIterator[dict[str, str]]:
     try:
         found: dict[str, str] = {}
         assert process.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             async for line in process.stdout:
                 if match := re.match(r"([a-z ]+?)  +(http://\S+)", line.decode()):
                     found[match[1]] = match[2]

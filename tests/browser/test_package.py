@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime import AsyncBroadcaster
+from tests.timeouts import TIMEOUT_S
 
 BROWSER = Path(__file__).parents[2] / "browser"
 BIN = Path(sys.executable).parent
@@ -109,7 +110,7 @@ async def test_it_listens_in_node(tarball: Path, tmp_path: Path, rooms: str) -> 
         BIN / "node", "--input-type=module", "-e", code, rooms, cwd=tmp_path, stdout=PIPE
     )
     assert node.stdout is not None
-    assert await asyncio.wait_for(node.stdout.readline(), 20) == b"open\n"
+    assert await asyncio.wait_for(node.stdout.readline(), TIMEOUT_S) == b"open\n"
     async with AsyncBroadcaster(rooms) as broadcaster:
         for word, data in (
             ("progress", {"progress": 0.5}), ("delta", {"index": 0, "delta": "Hello"}),
@@ -120,7 +121,7 @@ async def test_it_listens_in_node(tarball: Path, tmp_path: Path, rooms: str) -> 
                 "status": "success" if word == "completed" else "pending",
             }  # fmt: skip
             assert (await broadcaster.broadcast("request_r1", message)).success
-    said, _ = await asyncio.wait_for(node.communicate(), 20)
+    said, _ = await asyncio.wait_for(node.communicate(), TIMEOUT_S)
     assert said.decode().splitlines() == ["pending 0.5 ", "pending 0.5 Hello", "success 1 Hello"]
     assert node.returncode == 0
 

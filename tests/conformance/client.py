@@ -24,11 +24,12 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from tests.timeouts import TIMEOUT_S
+
 from .credentials import API_KEY, TOKEN_SECRET, Keys, bearer
 
 Json = dict[str, Any]
 
-TIMEOUT_S = 15.0
 V1 = "synap.v1"
 
 _TLS = ssl.create_default_context()  # made once: it reads all the certificates of the system

@@ -17,6 +17,8 @@ from threading import Thread
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from .client import Client, open_client, problem_of
 from .credentials import (
     API_KEY,
@@ -42,7 +44,6 @@ WORKER_SILENCE_S = 30.0
 """Of a socket that it closes itself, workerd ends the TCP connection only when the object sleeps,
 10 s later; meanwhile the others of a case are silent."""
 THE_SILENCE_S = 75.0
-START_TIMEOUT_S = 30.0
 OF_ITS_OWN = [str(Path(sys.executable).with_name("synap-realtime")), "serve", "--port", "0"]
 BY_UVICORN = [
     *(sys.executable, "-m", "uvicorn", "--factory", "synap_realtime.server:create_app"),
@@ -269,14 +270,14 @@ def _ours(kind: str, folder: Path, silence_s: float, keys: Keys | None) -> Itera
     reader.start()
     try:
         try:
-            url = addresses.get(timeout=START_TIMEOUT_S)
+            url = addresses.get(timeout=TIMEOUT_S)
         except queue.Empty:
             url = None
         assert url is not None, f"the {kind} server did not start:\n{''.join(log)}"
         yield url
         process.terminate()
-        code = process.wait(START_TIMEOUT_S)
-        reader.join(START_TIMEOUT_S)
+        code = process.wait(TIMEOUT_S)
+        reader.join(TIMEOUT_S)
         said = "".join(log)
         # uvicorn ends by the signal that it was sent.
         assert code == (-signal.SIGTERM if kind in ASGI else 0), (
@@ -290,7 +291,7 @@ def _ours(kind: str, folder: Path, silence_s: float, keys: Keys | None) -> Itera
     finally:
         process.kill()
         process.wait()
-        reader.join(START_TIMEOUT_S)
+        reader.join(TIMEOUT_S)
 
 
 def _read_log(

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from .client import TIMEOUT_S, Client, check_error, fresh_room, ids_of, room_path
+from tests.timeouts import TIMEOUT_S
+
+from .client import Client, check_error, fresh_room, ids_of, room_path
 
 
 async def _receive(client: Client, room: str, device: str | None, count: int) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Any
 import jwt
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from .client import Client, Json, check_error, fresh_room, note, room_path
 from .credentials import Secret
 
@@ -80,7 +82,7 @@ async def test_tokens_that_are_issued_later(client: Client, user: str) -> None:
     room = f"user_{user}"
     await _revoke(client, user=user)
     token = client.keys.token(user, iat=int(time.time()) + 12)
-    async with asyncio.timeout(10):  # it is not good yet
+    async with asyncio.timeout(TIMEOUT_S):  # it is not good yet
         while await _status(client, token, room) != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
 

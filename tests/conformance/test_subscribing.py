@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from .client import V1, Client, SlowListener, fresh_room, ids_of, is_control, note, room_path
 
 NO_CURSORS = [
@@ -325,7 +327,7 @@ async def test_a_ping_in_pieces(client: Client) -> None:
 
 async def test_a_protocol_ping(client: Client) -> None:
     """WebSocket: protocol pings are answered too."""
-    async with client.listen(fresh_room()) as listener, asyncio.timeout(10):
+    async with client.listen(fresh_room()) as listener, asyncio.timeout(TIMEOUT_S):
         await (await listener.ws.ping(b"are you there"))
 
 

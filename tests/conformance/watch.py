@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from websockets import Frame, Opcode
 from websockets.protocol import State
 
-from .client import TIMEOUT_S, fresh_room, open_client
+from tests.timeouts import TIMEOUT_S
+
+from .client import fresh_room, open_client
 from .credentials import Keys
 
 _T = TypeVar("_T")

@@ -21,6 +21,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -56,7 +57,12 @@ def promtool() -> Promtool:
 
     def run(*arguments: str, cwd: Path = DEPLOY) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [found, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+            [found, *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=2 * TIMEOUT_S,
+            check=False,
         )
 
     return run
@@ -93,10 +99,10 @@ async def _scrape(folder: Path) -> str:
         subscribe = url.replace("http", "ws") + "/rooms/user_1/subscribe"
         async with connect(f"{subscribe}?token={mint_token('1', secret=SECRET)}") as ws:
             assert await publish(JOBS_KEY) == 200
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(TIMEOUT_S):
                 await ws.recv()
         page = f"{subscribe}?token={mint_token('2', secret=SECRET)}"
-        async with connect(page, origin=Origin(ORIGIN)) as ws, asyncio.timeout(5):
+        async with connect(page, origin=Origin(ORIGIN)) as ws, asyncio.timeout(TIMEOUT_S):
             await ws.wait_closed()
         assert ws.close_code == 4503
         assert await publish(None) == 401
@@ -105,7 +111,7 @@ async def _scrape(folder: Path) -> str:
         assert await publish(JOBS_KEY) == 503
         (folder / "away.db").rename(folder / "rooms.db")
         assert [await publish(JOBS_KEY) for _ in range(20)][-1] == 429
-        async with asyncio.timeout(5):  # the loop is looked at twice a second
+        async with asyncio.timeout(TIMEOUT_S):  # the loop is looked at twice a second
             while True:
                 response = await client.get(job["metrics_path"], headers=_bearer(PROMETHEUS_KEY))
                 assert response.status_code == 200, response.text

@@ -14,6 +14,7 @@ from pathlib import Path
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import ServerSettings, load_settings
+from tests.timeouts import TIMEOUT_S
 
 from .conftest import DEPLOY, ROOT
 
@@ -24,7 +25,7 @@ TEXT = re.sub(r"\\\n\s*", "", FILE.read_text())
 def test_the_linter_finds_nothing() -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("hadolint"), FILE],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "")
 

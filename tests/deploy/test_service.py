@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime.server.settings import ServerSettings, load_settings
+from tests.timeouts import TIMEOUT_S
 
 from .conftest import DEPLOY
 
@@ -28,7 +29,7 @@ needs_systemd = pytest.mark.skipif(
 def analyze(verb: str, *options: str, unit: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["systemd-analyze", verb, *options, str(unit)],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False,
     )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def test_with_tls_it_may_listen_on_443_and_reads_what_the_hook_writes(tmp_path: 
             "PATH": os.environ["PATH"], "RENEWED_LINEAGE": str(lineage.with_name(domain)),
             "SYNAP_REALTIME_TLS_FOLDER": str(folder), "SYNAP_REALTIME_GROUP": group,
         }  # fmt: skip
-        subprocess.run(["sh", str(HOOK)], env=variables, check=True, timeout=20)
+        subprocess.run(["sh", str(HOOK)], env=variables, check=True, timeout=TIMEOUT_S)
 
     renew("another.example.com")
     assert list(folder.iterdir()) == []

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from ..server.auth.test_verify import DOCUMENT
 from ..server.test_access import API_KEY, SECRET
 from .conftest import WRONG_KEY, WRONG_SECRET, answering, diagnosis
@@ -65,7 +67,7 @@ async def test_a_file_that_cannot_be_read(file: Path, text: str | None) -> None:
 async def test_a_file_that_never_answers_holds_nothing_up(tmp_path: Path) -> None:
     pipe = tmp_path / "keys.toml"
     os.mkfifo(pipe)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         found = await diagnosis(keys=pipe)
     assert (found["keys"].level, "store" in found) == ("fail", True)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from ..certificates import certify
 from .conftest import HEALTH, answering, diagnosis
 
@@ -64,7 +66,7 @@ async def test_what_is_said_to_no_http_client() -> None:
 
 async def test_a_server_that_never_answers_holds_nothing_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             found = await diagnosis(f"http://127.0.0.1:{listener.getsockname()[1]}")
     assert (found["health"].level, "within" in found["health"].found) == ("fail", True)
     assert "clock" in found

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from examples import away
+from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -17,7 +18,7 @@ def test_it_prints_what_it_says() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=2 * TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ from examples.notes_app.database import Database
 from examples.notes_app.demo import inngest_dev
 from examples.notes_app.storage import ObjectStorage
 from synap_realtime.handlers import Entity, Message, TaskDetails
+from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = [sys.executable, "-m", "examples.notes_app.demo"]
@@ -37,7 +38,7 @@ def test_once_does_all_five_and_says_so(tmp_path: Path) -> None:
         env=demo_environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=3 * TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -68,7 +69,7 @@ def test_once_fails_when_a_job_does(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=4 * TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
@@ -101,7 +102,7 @@ def test_the_demo_shows_its_page_and_stops_cleanly(tmp_path: Path, number: signa
         for path in ("", "x", "..%2F..%2Fetc/passwd", "%2e%2e/x"):
             assert httpx.get(f"{url}/files/{path}").status_code == 404
         process.send_signal(number)
-        _, errors = process.communicate(timeout=15)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, errors
         assert "Traceback" not in errors
     finally:
@@ -111,7 +112,12 @@ def test_the_demo_shows_its_page_and_stops_cleanly(tmp_path: Path, number: signa
 
 def test_an_unknown_argument_is_said() -> None:
     done = subprocess.run(
-        [*DEMO, "--twice"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [*DEMO, "--twice"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * TIMEOUT_S,
+        check=False,
     )
     assert done.returncode == 1
     assert "--twice" in done.stderr

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from examples import one_job
+from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -18,7 +19,7 @@ def test_it_prints_what_it_says() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=2 * TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -11,13 +11,14 @@ import httpx
 
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
+from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = (ROOT / "examples" / "your_framework.py").read_text()
 
 
 async def test_the_example_tells_a_jobs_life() -> None:
-    async with running(create_app()) as url, asyncio.timeout(60):
+    async with running(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -12,6 +12,8 @@ import httpx
 import pytest
 import websockets
 
+from tests.timeouts import TIMEOUT_S
+
 from ..program import COMMAND, Program
 
 ROOMS = ["user_1", "user_2", "request_1"]
@@ -97,12 +99,12 @@ async def test_what_was_answered_200_survives_sudden_death(
             await server.kill()
             await server.start()
         stop.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             await asyncio.gather(*publishing)
         for room in ROOMS:
             kept = {id for publisher in publishers[room] for id in publisher.acknowledged}
             assert kept
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TIMEOUT_S):
                 for subscriber in subscribers[room]:
                     while not kept <= set(subscriber.heard):  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
@@ -140,7 +142,7 @@ async def test_a_log_that_was_exchanged_before_sudden_death_loses_nothing(
     async def acknowledge(count: int) -> None:
         """Until each publisher has so many more."""
         goals = [len(each.acknowledged) + count for each in publishers]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(TIMEOUT_S):
             for each, goal in zip(publishers, goals, strict=True):
                 while len(each.acknowledged) < goal:  # noqa: ASYNC110 - another process's work
                     await asyncio.sleep(0.01)
@@ -159,7 +161,7 @@ async def test_a_log_that_was_exchanged_before_sudden_death_loses_nothing(
             await server.kill()
             await server.start()
         stop.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             await asyncio.gather(*publishing)
         async with httpx.AsyncClient() as client:
             answer = await client.get(f"{server.url}/rooms/user_1/history?limit=1000")
@@ -190,7 +192,7 @@ async def test_a_second_server_is_refused_though_everything_beside_the_file_is_g
             COMMAND, "serve", "--port", "0", "--store", f"sqlite:///{tmp_path / 'link.db'}",
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             _, said = await second.communicate()
         assert second.returncode
         assert f"{file} is in use by another server or program (process ".encode() in said

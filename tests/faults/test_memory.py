@@ -15,6 +15,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.subscription import Subscription
+from tests.timeouts import TIMEOUT_S
 
 HANDSHAKE = (
     "GET /rooms/{room}/subscribe HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
@@ -36,13 +37,13 @@ async def come_and_go(url: str, room: str) -> None:
 
 
 async def use_rooms(url: str, first: int, count: int) -> None:
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
         for start in range(first, first + count, 100):
             rooms = [f"request_{n}" for n in range(start, start + 100)]
             item = {"rooms": rooms, "type": "a.completed", "data": {"x": "y" * 500}, "id": "same"}
             answer = await client.post("/broadcast", json={"notifications": [item]})
             assert answer.json()["success"]
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.gather(*(come_and_go(url, room) for room in rooms))
 
 
@@ -54,7 +55,7 @@ async def test_memory_returns_to_where_it_was() -> None:
         """Traced bytes, a day later, once the rooms have expired and the connections are gone."""
         nonlocal days
         days += 1
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(TIMEOUT_S):
             while store._logs:  # noqa: ASYNC110 - the store sweeps by itself
                 await asyncio.sleep(0.1)
             while any(type(each) is Subscription for each in gc.get_objects()):

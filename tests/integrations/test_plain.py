@@ -26,6 +26,7 @@ from synap_realtime.jobs import JobRun
 from synap_realtime.jobs.family import CONVERSATION_MESSAGE, NOTE_CREATION
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
+from tests.timeouts import TIMEOUT_S
 
 WHO = {"userId": "42", "requestId": "r1"}
 
@@ -109,7 +110,7 @@ async def test_a_cancelled_job_is_told(rooms: Rooms, during: str) -> None:
     )  # fmt: skip
     await begun.wait()
     if during == "pause":
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             while "retrying" not in await rooms.words():  # noqa: ASYNC110 - it is another server's
                 await asyncio.sleep(0.01)
     job.cancel()

@@ -26,9 +26,10 @@ from synap_realtime.jobs import Family, JobRun, Lifecycle, Person, Reporter, run
 from synap_realtime.jobs import current as current_module
 from synap_realtime.jobs.reporter import ReporterState
 from synap_realtime.testing import Realtime
+from tests.timeouts import TIMEOUT_S
 
 REPORT = Family("report.creation")
-LIMIT_S = 20.0
+LIMIT_S = TIMEOUT_S
 
 Make = Callable[..., Reporter]
 
@@ -403,7 +404,7 @@ async def run_program(url: str, *arguments: str, **environment: str) -> str:
             env={**os.environ, "REALTIME_URL": url, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=2 * TIMEOUT_S,
         )
 
     done = await asyncio.to_thread(run)

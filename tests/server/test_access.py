@@ -29,6 +29,7 @@ from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 from tests.server.fronts import Front
+from tests.timeouts import TIMEOUT_S
 
 SECRET, API_KEY = "s" * 32, "k" * 43
 ORIGIN = "https://app.example"
@@ -82,13 +83,13 @@ async def listening(
 
 
 async def closed_with(ws: ClientConnection) -> int:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         await ws.wait_closed()
     return int(ws.close_code or 0)
 
 
 async def frame(ws: ClientConnection, type: str) -> dict[str, Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             found: dict[str, Any] = json.loads(await ws.recv())
             if found["type"] == type:
@@ -262,7 +263,7 @@ async def test_a_new_token_keeps_it_open(url: str) -> None:
         await ws.send(json.dumps({"action": "authenticate", "token": token()}))
         await asyncio.sleep(2.5)
         await ws.send("ping")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while await ws.recv() != "pong":  # it may have been late to say that it is live
                 pass
 
@@ -319,7 +320,7 @@ async def test_a_token_that_is_revoked_while_a_rule_is_asked_opens_nothing(
         else:
             assert (await ask(url, "GET", "/rooms/user_1/events", token())).status_code == 200
 
-    async with serving(front, may) as url, asyncio.timeout(5):
+    async with serving(front, may) as url, asyncio.timeout(TIMEOUT_S):
         listener = asyncio.create_task(listen(url))
         await asked.wait()
         admin = token(None, scope="admin")
@@ -639,7 +640,7 @@ def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Pat
         said.append(httpx.get(f"{url}/metrics", headers=bearer(admin)).text)
         assert "synap_realtime_refusals_total" in said[-1]
         process.send_signal(signal.SIGTERM)
-        lines.append(process.communicate(timeout=20)[0])
+        lines.append(process.communicate(timeout=TIMEOUT_S)[0])
     finally:
         process.kill()
         process.communicate()
@@ -658,12 +659,12 @@ async def test_each_device_has_its_own_position(url: str) -> None:
         credential = token(device=made_for)
         async with listening(url, "user_1", credential, query=query) as listener:
             while True:
-                frame = json.loads(await asyncio.wait_for(listener.recv(), 5))
+                frame = json.loads(await asyncio.wait_for(listener.recv(), TIMEOUT_S))
                 if frame["type"] == "synap.subscribed":
                     acknowledgement = {"action": "ack", "cursor": frame["data"]["cursor"]}
                     await listener.send(json.dumps(acknowledgement))
                     await listener.send("ping")
-                    while await asyncio.wait_for(listener.recv(), 5) != "pong":
+                    while await asyncio.wait_for(listener.recv(), TIMEOUT_S) != "pong":
                         pass
                     return ids
                 ids.append(frame["id"])

@@ -15,6 +15,7 @@ import pytest
 from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.settings import load_settings
 from tests.server.fronts import by_uvicorn
+from tests.timeouts import TIMEOUT_S
 
 HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
 HANDSHAKE = (
@@ -51,7 +52,7 @@ async def stalled(url: str, sent: bytes) -> asyncio.StreamWriter:
 
 
 async def until_there_are(app: RoomServer, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         while len(app._sessions.subscriptions()) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -82,7 +83,7 @@ async def test_who_does_not_read_leaves_the_room_and_nothing_in_the_log(sent: by
             await client.post("/rooms/user_1/broadcast", json=LARGE)
         await until_there_are(app, 0)
         writer.transport.abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while len(asyncio.all_tasks()) > before:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -93,7 +94,7 @@ async def test_a_refused_handshake_is_no_error() -> None:
         for path in (b"/rooms/nope/subscribe", b"/nothing"):
             reader, writer = await asyncio.open_connection(where.hostname, where.port)
             writer.write(b"GET " + path + HEAD + HANDSHAKE + b"\r\n")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(TIMEOUT_S):
                 assert (await reader.read()).startswith(b"HTTP/1.1 40")
             writer.close()
 
@@ -123,7 +124,7 @@ async def test_a_host_that_has_closed_a_websocket_has_no_error_either() -> None:
         "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1),
         "subprotocols": ["synap.v1"],
     }  # fmt: skip
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         await app(scope, receive, send)
     assert sent == ["websocket.accept", "websocket.send"]
     assert not app._sessions.subscriptions()
@@ -149,7 +150,7 @@ async def test_head_is_checked_whoever_has_parsed_it(sent: bytes, status: int) -
         where = urlsplit(url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         writer.write(sent)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             line = await reader.readline()
         writer.transport.abort()
     assert int(line.split()[1]) == status
@@ -165,7 +166,7 @@ async def test_says_when_the_asgi_server_has_dropped_a_body() -> None:
             b"POST /rooms/user_1/broadcast" + HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body) + body
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             answer = await reader.readuntil(b"}")
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b"passed on 0 of 22 bytes" in answer

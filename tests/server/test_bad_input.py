@@ -29,6 +29,7 @@ from synap_realtime.server.front.socket import MAX_FRAMES_PER_S, WebSocket
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from tests.server.fronts import FRONTS
+from tests.timeouts import TIMEOUT_S, scaled
 
 NOTE = {"type": "note.creation.completed", "data": {"entityId": "e1"}}
 BODY = json.dumps(NOTE).encode()
@@ -63,7 +64,7 @@ def _a_quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 async def require_alive(url: str, case: object) -> None:
     """A health check, and a notification that reaches a subscriber."""
     room = f"{url}/rooms/request_alive"
-    async with httpx.AsyncClient() as client, asyncio.timeout(5):
+    async with httpx.AsyncClient() as client, asyncio.timeout(TIMEOUT_S):
         assert (await client.get(f"{url}/health")).status_code == 200, case
         address = room.replace("http", "ws") + "/subscribe?after=latest"
         async with websockets.connect(address) as ws:
@@ -350,7 +351,7 @@ async def answer(url: str, sent: bytes) -> tuple[bytes, bytes]:
     where = urlsplit(url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             writer.write(sent)
             head = await reader.readuntil(b"\r\n\r\n")
             while head.startswith(b"HTTP/1.1 100 "):
@@ -499,7 +500,7 @@ async def test_half_a_request_is_not_waited_for(own: str, monkeypatch: pytest.Mo
         where = urlsplit(own)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         writer.write(sent)
-        async with asyncio.timeout(10):  # a connection that is kept alive ends after 75 s
+        async with asyncio.timeout(TIMEOUT_S):  # a connection that is kept alive ends after 75 s
             assert (await reader.read()).count(b"200 OK") == sent.count(b"\r\n\r\n")
         writer.close()
     await require_alive(own, "half a request")
@@ -530,7 +531,7 @@ async def test_nobody_who_stalls_keeps_a_server_from_its_end(
             stalled.append(writer)
             await require_alive(url, sent[:100])
         begun = asyncio.get_running_loop().time()
-    assert asyncio.get_running_loop().time() - begun < 15
+    assert asyncio.get_running_loop().time() - begun < scaled(15)
     for writer in stalled:
         writer.transport.abort()
 
@@ -551,7 +552,7 @@ async def test_a_head_that_does_not_end_is_cut(
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(begin)
     with pytest.raises(ConnectionError):  # noqa: PT012 - which of them meets the end is open
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             for _ in range(count):
                 writer.write(more)
                 await writer.drain()
@@ -600,7 +601,7 @@ async def test_ignores_an_upgrade_and_reads_its_body(
         if cut:
             await asyncio.sleep(0)
             await writer.drain()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         answers = await reader.read()
     writer.close()
     statuses = re.findall(rb"HTTP/1\.1 (\d+) ", answers)
@@ -614,7 +615,7 @@ async def test_a_websocket_handshake_has_no_body(own: str) -> None:
     for framing, body in ((b"Content-Length: 5", b"hello"), (CHUNKED, b"0\r\n\r\n")):
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         writer.write(http(SUBSCRIBE, *UPGRADE, framing) + body)
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(TIMEOUT_S):
             answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b"it has a body" in answer
@@ -628,7 +629,7 @@ async def test_refuses_an_ignored_upgrade_whose_body_has_no_end(own: str) -> Non
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     fields = UPGRADES["h2c"]
     writer.write(http(b"GET /health", *fields, b"Transfer-Encoding: gzip") + http(b"GET /health"))
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(TIMEOUT_S):
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
@@ -640,7 +641,7 @@ async def test_a_handshake_behind_an_answer_that_is_under_way_is_cut(own: str) -
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(http(b"GET /rooms/user_1/events") + http(SUBSCRIBE, *UPGRADE))
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(TIMEOUT_S):
         with contextlib.suppress(ConnectionError):
             assert b" 101 " not in await reader.read()
         async with httpx.AsyncClient(base_url=own) as client:
@@ -679,7 +680,7 @@ async def test_who_asks_and_takes_no_answer_is_cut(
         stalled.transport.pause_reading()  # type: ignore[attr-defined]
         stalled.write(asked)
         others = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             if way == "there are too many":
                 async with httpx.AsyncClient() as client:
                     while not WatchedHttp.ended.is_set():
@@ -695,7 +696,7 @@ async def test_pipelined_requests_do_not_add_up(own: str) -> None:
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(http(b"GET /health") * (requests.MAX_PIPELINED + 200))
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(TIMEOUT_S):
         with contextlib.suppress(ConnectionError):
             assert (await reader.read()).count(b" 200 OK") <= requests.MAX_PIPELINED
     writer.close()
@@ -737,7 +738,7 @@ async def spoken(url: str, sent: bytes, until: bytes) -> bytes:
     where = urlsplit(url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             writer.write(http(SUBSCRIBE, *UPGRADE))
             assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
             writer.write(sent)
@@ -857,7 +858,7 @@ async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory()
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)
             writer.write(http(SUBSCRIBE, *UPGRADE))
             await reader.readuntil(b"\r\n\r\n")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(TIMEOUT_S):
                 for _ in range(200):  # 13 MB
                     writer.write(pings)
                     await writer.drain()

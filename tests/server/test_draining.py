@@ -16,6 +16,7 @@ from websockets.typing import Subprotocol
 from synap_realtime.server import create_app
 from synap_realtime.server.settings import load_settings
 from tests.server.fronts import Front
+from tests.timeouts import TIMEOUT_S
 
 
 async def dial(url: str, room: str = "user_1") -> ClientConnection:
@@ -28,7 +29,7 @@ async def dial(url: str, room: str = "user_1") -> ClientConnection:
 async def rest_of(ws: ClientConnection) -> list[dict[str, object]]:
     """What still comes, up to the close."""
     frames = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         try:
             while True:
                 frames.append(json.loads(await ws.recv()))
@@ -73,7 +74,7 @@ async def test_what_was_answered_200_comes_before_the_close(front: Front) -> Non
 
 async def test_who_does_not_read_cannot_keep_the_server(front: Front, tmp_path: Path) -> None:
     settings = load_settings(drain_s=0.2, store=f"sqlite:///{tmp_path}/rooms.db")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         async with front(create_app(settings)) as url:
             ws = await dial(url)
             ws.transport.pause_reading()

@@ -15,6 +15,7 @@ import pytest
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
 from tests.server.fronts import Front
+from tests.timeouts import TIMEOUT_S
 
 
 @asynccontextmanager
@@ -22,7 +23,7 @@ async def stream(
     rooms: str, path: str, headers: dict[str, str] | None = None
 ) -> AsyncIterator[AsyncIterator[str]]:
     async with (
-        httpx.AsyncClient(base_url=rooms, timeout=5) as client,
+        httpx.AsyncClient(base_url=rooms, timeout=TIMEOUT_S) as client,
         client.stream("GET", path, headers=headers) as response,
     ):
         assert response.status_code == 200
@@ -30,7 +31,7 @@ async def stream(
 
 
 async def until(lines: AsyncIterator[str], start: str) -> str:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         async for line in lines:
             if line.startswith(start):
                 return line
@@ -88,7 +89,7 @@ async def test_a_stream_that_does_not_read_is_let_go_and_resumes(rooms: str) -> 
         AsyncBroadcaster(rooms) as broadcaster,
         httpx.AsyncClient(base_url=rooms) as client,
     ):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             sent = 0
             for sent in range(200):
                 result = await broadcaster.broadcast_success(

@@ -18,6 +18,7 @@ import pytest
 from synap_realtime.server import create_app
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S, scaled
 
 from .fronts import Front
 from .test_access import NOTE, ORIGIN, ask, closed_with, frame, listening
@@ -48,7 +49,7 @@ async def url(front: Front, file: Path) -> AsyncIterator[str]:
 
 
 async def until_refused(url: str, credential: str, room: str = "user_1") -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         path = f"/rooms/{room}/history"
         while (await ask(url, "GET", path, credential)).status_code != 401:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -78,10 +79,12 @@ async def test_closes_connections_of_a_removed_key_without_traffic(
             file.write_text(keys([OLD, NEW], prometheus=OTHER_KEY))
         began_at = time.monotonic()
         assert await closed_with(closed) == 4401
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             async for _ in lines:  # the stream ends
                 pass
-        assert time.monotonic() - began_at < WITHIN_S + 1, "with a second for a busy machine"
+        assert time.monotonic() - began_at < WITHIN_S + scaled(1), (
+            "with a second for a busy machine"
+        )
         await until_refused(url, goes)
         await open_.send("ping")
         assert await open_.recv() == "pong"
@@ -122,7 +125,7 @@ async def test_an_open_connection_does_not_publish_with_a_removed_key(url: str, 
         return int(head.split()[1])
 
     with contextlib.closing(writer):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             for _ in range(5):
                 assert await publish() == 200
             file.write_text(keys([NEW], prometheus=OTHER_KEY))
@@ -145,7 +148,7 @@ async def test_never_becomes_keyless(
     async with listening(url, "user_1", good) as ws:
         await frame(ws, "synap.subscribed")
         BREAKS[broken](file)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while "keys file reload failed" not in caplog.text:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         for method, path in (
@@ -168,7 +171,7 @@ async def test_takes_a_key_from_a_file_that_was_put_in_place(url: str, file: Pat
     temporary = file.with_suffix(".tmp")
     temporary.write_text(keys([NEW], jobs=KEY, more=added))
     temporary.rename(file)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         path = "/rooms/user_1/history"
         while (await ask(url, "GET", path, added)).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.02)

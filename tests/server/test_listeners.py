@@ -26,6 +26,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.listeners import authority, bind, holding, port_of
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
 
@@ -135,7 +136,7 @@ class Log:
             return re.search(pattern, "".join(self.lines))
 
         with self._news:
-            assert self._news.wait_for(find, 20), self.lines
+            assert self._news.wait_for(find, TIMEOUT_S), self.lines
             found = find()
         assert found
         return found
@@ -175,7 +176,7 @@ def test_out_of_descriptors_connections_wait_and_one_line_says_so(
         address = (str(where.hostname), where.port or 0)
         with contextlib.ExitStack() as stack:
             peers = [
-                stack.enter_context(socket.create_connection(address, timeout=20))
+                stack.enter_context(socket.create_connection(address, timeout=TIMEOUT_S))
                 for _ in range(100)
             ]
             log.until("accepting connections paused")
@@ -185,7 +186,7 @@ def test_out_of_descriptors_connections_wait_and_one_line_says_so(
                 with pytest.raises(BlockingIOError):
                     peer.recv(1)
         for _ in range(3):
-            health = httpx.get(f"{url}/health", verify=verify or True, timeout=20)
+            health = httpx.get(f"{url}/health", verify=verify or True, timeout=TIMEOUT_S)
             assert health.status_code == 200
     assert "".join(log.lines).count("accepting connections paused") == 1
     assert "ulimit -n" in "".join(log.lines)

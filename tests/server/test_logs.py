@@ -26,6 +26,7 @@ from websockets.sync.client import connect
 
 from synap_realtime.server.events import MAX_LINES_PER_S, AtMost
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
@@ -110,7 +111,7 @@ class Server:
     def stop(self) -> None:
         """End it, and keep the rest of its lines."""
         self._process.terminate()
-        self.lines += self._process.communicate(timeout=20)[1].splitlines()
+        self.lines += self._process.communicate(timeout=TIMEOUT_S)[1].splitlines()
 
     def post(self, path: str, key: str, body: object) -> httpx.Response:
         return httpx.post(self.url + path, headers={"Authorization": f"Bearer {key}"}, json=body)
@@ -182,7 +183,7 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
                 "level": "INFO", "key": "operator", "revoked_user": "1", "closed": 1,
             }  # fmt: skip
             with pytest.raises(ConnectionClosed):
-                listener.recv(timeout=5)
+                listener.recv(timeout=TIMEOUT_S)
         ended = members("disconnected")
         assert (ended["level"], ended["code"], ended["reason"]) == ("INFO", 4504, "revoked")
 
@@ -290,7 +291,7 @@ async def test_what_is_left_out_gets_a_line_though_no_other_comes(
     try:
         for _ in range(10):
             logger.info("refused", extra={"code": "forbidden", "address": "203.0.113.7"})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while not hasattr(caplog.records[-1], "left_out"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     finally:

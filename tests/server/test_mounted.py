@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from synap_realtime.server.signals import drained_first
+from tests.timeouts import TIMEOUT_S
 
 APP = """
 from contextlib import asynccontextmanager
@@ -64,7 +65,7 @@ def rest_of(ws: ClientConnection) -> str:
     heard = ""
     with contextlib.suppress(ConnectionClosed):
         while True:
-            heard += str(ws.recv(timeout=10))
+            heard += str(ws.recv(timeout=TIMEOUT_S))
     return heard
 
 
@@ -72,7 +73,7 @@ def rest_of(ws: ClientConnection) -> str:
 def test_a_signal_lets_subscribers_go_and_ends_the_host(tmp_path: Path, number: int) -> None:
     with hosted(tmp_path) as (process, url):
         with (
-            httpx.stream("GET", f"{url}/rooms/user_1/events", timeout=15) as stream,
+            httpx.stream("GET", f"{url}/rooms/user_1/events", timeout=TIMEOUT_S) as stream,
             connect(url.replace("http", "ws") + "/rooms/user_1/subscribe") as plain,
             connect(
                 url.replace("http", "ws") + "/rooms/user_1/subscribe",
@@ -91,7 +92,7 @@ def test_a_signal_lets_subscribers_go_and_ends_the_host(tmp_path: Path, number: 
             assert ws.close_code == 4012
             rest_of(plain)
             assert plain.close_code == 4012
-        said, _ = process.communicate(timeout=15)
+        said, _ = process.communicate(timeout=TIMEOUT_S)
     assert "the app's own end" in said
     assert "Traceback" not in said
 

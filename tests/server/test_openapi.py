@@ -20,6 +20,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.openapi import document
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.timeouts import TIMEOUT_S
 
 EVENTS = "/rooms/{room}/events"
 SUBSCRIBE = "/rooms/{room}/subscribe"
@@ -141,7 +142,7 @@ def test_every_answer_is_as_the_document_says(
     without: list[schemathesis.CheckFunction] = (
         [positive_data_acceptance] if case.path == SUBSCRIBE else []
     )
-    case.call_and_validate(base_url=served, excluded_checks=without, timeout=10)
+    case.call_and_validate(base_url=served, excluded_checks=without, timeout=TIMEOUT_S)
 
 
 @pytest.mark.parametrize(

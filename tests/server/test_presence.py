@@ -20,6 +20,7 @@ from synap_realtime.server.presence import Presence
 from synap_realtime.server.settings import load_settings
 from tests.server.fronts import Front
 from tests.server.test_access import ask, bearer, closed_with, frame, listening, serving, token
+from tests.timeouts import TIMEOUT_S
 
 GRACE_S = 0.2
 ROOM = Room("workspace_7")
@@ -60,7 +61,7 @@ async def test_a_new_token_has_to_allow_it_too(url: str) -> None:
 
 
 async def nobody_is_left(url: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             if not await users(url):
                 return
@@ -174,7 +175,7 @@ async def test_without_keys_a_user_room_is_that_users(front: Front) -> None:
             websockets.connect(f"{address}/rooms/user_42/subscribe"),
             websockets.connect(f"{address}/rooms/workspace_7/subscribe"),
         ):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(TIMEOUT_S):
                 while True:
                     if found := await users(url, "user_42"):
                         break
@@ -208,7 +209,7 @@ class Recorder:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 

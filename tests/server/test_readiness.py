@@ -18,6 +18,7 @@ from synap_realtime.server.settings import load_settings
 from synap_realtime.server.stores.base import StoreUnavailableError
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.server.fronts import Front
+from tests.timeouts import TIMEOUT_S
 
 NOTE = {"type": "note.completed", "data": {"text": "x" * 1000}}
 BIG_NOTE = {"type": "note.completed", "data": {"text": "x" * 200_000}}
@@ -97,7 +98,7 @@ def fill(disk: Path) -> Path:
 
 
 async def until_status(client: httpx.AsyncClient, status: int) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(TIMEOUT_S):
         while (await client.get("/ready")).status_code != status:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from websockets.sync.client import connect
 
 from synap_realtime import ConfigurationError, __version__
 from synap_realtime.server.settings import is_loopback, load_settings
+from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
 
@@ -33,7 +35,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=TIMEOUT_S,
         check=False,
     )
 
@@ -63,9 +65,9 @@ def test_it_serves_and_stops_on_sigterm() -> None:
         note = {"type": "a", "data": {}, "id": "n1"}
         with connect(url.replace("http", "ws") + "/rooms/user_1/subscribe") as ws:
             assert httpx.post(f"{url}/rooms/user_1/broadcast", json=note).status_code == 200
-            assert '"id":"n1"' in str(ws.recv(timeout=5))
+            assert '"id":"n1"' in str(ws.recv(timeout=TIMEOUT_S))
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=15)
+            _, errors = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0
         assert "Traceback" not in errors
         assert errors.splitlines()[-1].endswith(": stopped")
@@ -81,22 +83,24 @@ def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
         with connect(url.replace("http", "ws") + "/rooms/user_1/subscribe", ssl=tls) as ws:
             answer = httpx.post(f"{url}/rooms/user_1/broadcast", json=note, verify=tls)
             assert answer.status_code == 200
-            assert '"id":"n1"' in str(ws.recv(timeout=5))
+            assert '"id":"n1"' in str(ws.recv(timeout=TIMEOUT_S))
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=15)
+            _, errors = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0
         assert "Traceback" not in errors
 
 
 async def test_an_answer_does_not_wait_for_an_ack(rooms: str) -> None:
-    """50 answers take about 50 ms; with Nagle's algorithm they take 2 s."""
+    """An answer takes about 1 ms; with Nagle's algorithm most take 40 ms."""
     where = urlsplit(rooms)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    begun = time.monotonic()
+    took_s = []
     for _ in range(50):
+        begun = time.monotonic()
         writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b'{"status":"ok"}')
-    assert time.monotonic() - begun < 1.5
+        took_s.append(time.monotonic() - begun)
+    assert statistics.median(took_s) < 0.035
     writer.close()
     await writer.wait_closed()
 
@@ -107,7 +111,7 @@ def test_each_option_is_also_in_the_environment() -> None:
             note = {"type": "a", "data": {}, "id": id}
             httpx.post(f"{url}/rooms/user_1/broadcast", json=note)
         with connect(url.replace("http", "ws") + "/rooms/user_1/subscribe") as ws:
-            assert '"id":"n2"' in str(ws.recv(timeout=5))
+            assert '"id":"n2"' in str(ws.recv(timeout=TIMEOUT_S))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.stores.base import Deliver, Entry, Page, Publication, Receipt, Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.subscription import LOST, MAX_WAITING_BYTES, Subscription
+from tests.timeouts import TIMEOUT_S
 
 USER, REQUEST = Room("user_1"), Room("request_1")
 
@@ -94,13 +95,13 @@ class Reader:
         self.news.set()
 
     async def until_control(self, count: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while len(self.control) < count:
                 self.news.clear()
                 await self.news.wait()
 
     async def until(self, count: int) -> list[str]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while len(self.ids) < count:
                 self.news.clear()
                 await self.news.wait()
@@ -243,7 +244,7 @@ async def test_one_who_stalls_in_the_replay_is_closed_too(
         await node.publish(USER)
     reader.gate.clear()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         await follow(subscription, None, reader.send)
         assert await subscription.closed() is CloseCode.TOO_SLOW
     assert await node.store.received_mark(USER) is None, "what was not taken was not received"
@@ -432,7 +433,7 @@ async def test_who_is_let_go_gets_what_was_published_first() -> None:
     subscription.let_go(999)
     await node.publish(USER)  # too late: it stays in the log
     reader.gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         assert await subscription.closed() is CloseCode.DRAINING
         await task
     assert len(reader.ids) == 20
@@ -450,7 +451,7 @@ async def test_who_is_let_go_in_the_replay_gets_all_of_it() -> None:
     await asyncio.sleep(0)
     subscription.let_go(250)
     reader.gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         await task
     assert len(reader.ids) == 50
     assert [frame.type for _, frame in reader.control] == ["synap.closing", "synap.subscribed"]

@@ -21,6 +21,7 @@ from synap_realtime.server.front.socket import WebSocket
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from tests.server.fronts import Front
+from tests.timeouts import TIMEOUT_S
 
 
 @asynccontextmanager
@@ -31,13 +32,13 @@ async def listening(base: str, path: str, **options: str) -> AsyncIterator[Clien
 
 
 async def heard(ws: ClientConnection) -> str:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         id: str = json.loads(await ws.recv())["id"]
         return id
 
 
 async def closed_with(ws: ClientConnection) -> int:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         await ws.wait_closed()
     return int(ws.close_code or 0)
 
@@ -48,7 +49,7 @@ async def connections(rooms: str, room: str) -> int:
 
 
 async def until_connections(rooms: str, room: str, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         while await connections(rooms, room) != count:  # noqa: ASYNC110 - across a process border
             await asyncio.sleep(0.01)
 
@@ -121,12 +122,12 @@ async def test_a_client_that_breaks_the_contract_is_closed_with_4540(
 
 async def test_closes_a_client_that_has_fallen_silent_with_4009(front: Front) -> None:
     async with (
-        front(create_app(load_settings(silence_s=0.4))) as url,
+        front(create_app(load_settings(silence_s=1))) as url,
         listening(url, "/rooms/user_1/subscribe") as ws,
     ):
         answer_no_pings(ws)
         for _ in range(4):
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.4)
             await ws.send("ping")
             assert await ws.recv() == "pong"
         assert await closed_with(ws) == 4009
@@ -136,11 +137,11 @@ async def test_closes_a_client_that_has_fallen_silent_with_4009(front: Front) ->
 async def test_keeps_a_client_that_sends_no_text_ping(front: Front) -> None:
     """Of our own front it answers pings; of an app, the ASGI server finds out whether it lives."""
     async with (
-        front(create_app(load_settings(silence_s=0.4))) as url,
+        front(create_app(load_settings(silence_s=1))) as url,
         listening(url, "/rooms/user_1/subscribe") as ws,
     ):
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1.5):
+            async with asyncio.timeout(3):
                 await ws.recv()
         async with AsyncBroadcaster(url) as broadcaster:
             assert (await broadcaster.broadcast("user_1", {"type": "a", "data": {}})).success
@@ -199,7 +200,7 @@ async def test_the_socket_of_one_who_does_not_read_is_cut(
         listening(url, "/rooms/user_1/subscribe") as ws,
     ):
         ws.transport.pause_reading()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             while await connections(url, "user_1"):
                 await broadcaster.broadcast_success("1", "a.x", {"x": "y" * 200_000})
             await cut.wait()

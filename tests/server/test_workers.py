@@ -26,14 +26,13 @@ from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.serve import running
 from synap_realtime.server.stores.base import Retention, SharedStore, Usage
 from synap_realtime.server.stores.memory import MemoryStore
+from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
 from ..program import free_port
 from ..shared import PORT, ReplicatedStore
 from .test_access import ask, closed_with, frame, listening, serving, token
 from .test_serve import COMMAND, run
-
-TIMEOUT_S = 30
 
 
 class Workers:

@@ -18,6 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from synap_realtime import Notification, subscribe, subscribe_sync
+from tests.timeouts import TIMEOUT_S
 
 Heard = Callable[[], Awaitable[Notification]]
 Listen = Callable[..., AbstractAsyncContextManager[Heard]]
@@ -28,7 +29,7 @@ async def listen_async(*args: Any, **options: Any) -> AsyncIterator[Heard]:
     async with aclosing(subscribe(*args, **options)) as notifications:
 
         async def heard() -> Notification:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await anext(notifications)
 
         yield heard
@@ -39,7 +40,7 @@ async def listen_sync(*args: Any, **options: Any) -> AsyncIterator[Heard]:
     notifications = subscribe_sync(*args, **options)
 
     async def heard() -> Notification:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             return await asyncio.to_thread(next, notifications)
 
     try:
@@ -109,7 +110,7 @@ class Scripted:
 
     async def heard(self, *wanted: str) -> None:
         """Wait until a client has said this, in this order; acknowledgements by their cursor."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             for text in wanted:
                 while await self.said.get() != text:
                     pass

@@ -19,6 +19,7 @@ from synap_realtime.jobs import Family, Lifecycle, Person, Reporter
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.subscriber import JobView
+from tests.timeouts import TIMEOUT_S
 
 from ..program import free_port
 
@@ -158,7 +159,7 @@ async def test_a_lost_connection_is_not_the_jobs_silence() -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     seen: list[JobState] = []
-    async with asyncio.timeout(20), aclosing(follow_job("r1", url)) as states:
+    async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
         async with running(create_app(), port=port), BackgroundBroadcaster(url) as broadcaster:
             lifecycle = Lifecycle(REPORT, "r", stall_after_s=0.5)
             reporter = Reporter(lifecycle, [Person("42", "r1")], broadcaster)
@@ -204,7 +205,7 @@ async def test_a_silent_job_is_stalled_until_it_speaks_and_one_that_is_over_is_t
         reporter = Reporter(lifecycle, [Person("42", "r1")], broadcaster)
         reporter.started()
         seen: list[JobState] = []
-        async with asyncio.timeout(10), aclosing(follow_job("r1", url)) as states:
+        async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
             async for state in states:
                 seen.append(state)
                 if state.status == "stalled" and len(seen) == 2:
@@ -212,5 +213,5 @@ async def test_a_silent_job_is_stalled_until_it_speaks_and_one_that_is_over_is_t
                 elif state.status == "stalled":
                     reporter.completed({"pages": 3})
         assert [s.status for s in seen] == ["pending", "stalled", "pending", "stalled", "success"]
-        async with asyncio.timeout(10), aclosing(follow_job("r1", url)) as states:
+        async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
             assert [state.status async for state in states] == ["pending", "pending", "success"]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 NODE = Path(sys.executable).with_name("node")
 COMPILER = Path(__file__).parents[2] / "browser/node_modules/typescript/bin/tsc"
 OPTIONS = ["--strict", "--exactOptionalPropertyTypes", "--verbatimModuleSyntax", "--noEmit"]
@@ -27,7 +29,9 @@ def errors_of(tmp_path: Path) -> Compile:
         for path, text in zip(paths, files.values(), strict=True):
             path.write_text(text, encoding="utf-8")
         command = [str(NODE), str(COMPILER), *OPTIONS, *map(str, paths)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, timeout=2 * TIMEOUT_S
+        )
         errors = done.stdout.splitlines()
         assert (done.returncode == 0) == (not errors), done.stderr
         return errors

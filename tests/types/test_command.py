@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from .conftest import Compile
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
@@ -43,7 +45,7 @@ def app(tmp_path: Path) -> Path:
 
 def run(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
     done = subprocess.run(
-        [COMMAND, "types", *arguments], capture_output=True, text=True, cwd=cwd, timeout=30
+        [COMMAND, "types", *arguments], capture_output=True, text=True, cwd=cwd, timeout=TIMEOUT_S
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr

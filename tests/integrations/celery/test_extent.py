@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from synap_realtime.testing import Realtime
+from tests.timeouts import TIMEOUT_S
 
 from . import tasks
 from .conftest import Worker, hear, until, words
@@ -41,7 +42,7 @@ def test_a_tasks_reports_stay_in_its_room(
         for doc in docs:
             hear(rooms, f"user_{doc}")
         until(lambda: all(Path(f"{gate}-{doc}").exists() for doc in docs))
-        tasks.outside.delay(pool).get(timeout=30)
+        tasks.outside.delay(pool).get(timeout=TIMEOUT_S)
     finally:
         worker.stop()
     for doc in docs:

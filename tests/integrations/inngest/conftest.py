@@ -21,6 +21,7 @@ from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.integrations.inngest.local.runs import Backoff
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
+from tests.timeouts import TIMEOUT_S
 
 
 class Gate:
@@ -63,7 +64,7 @@ class Stage:
         return await self.client.send(inngest.Event(name=name, data=data))
 
     async def finish(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             await self.server.idle()
 
     async def heard(self, room: str) -> list[dict[str, Any]]:
@@ -116,7 +117,7 @@ def on(event: str, expression: str | None = None) -> inngest.TriggerEvent:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until something that nobody announces is so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await _tick()
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from .conftest import Stage
 
 ROOT = Path(__file__).parents[3]
@@ -76,7 +78,7 @@ async def test_a_functions_reports_stay_in_its_room(stage: Stage, server: str, k
 
     async def look(url: str) -> None:
         """An ordinary view for other users, all the while."""
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
             while not is_over.is_set():
                 (await client.get(f"{url}/view/other")).raise_for_status()
                 await asyncio.sleep(0.01)
@@ -87,7 +89,7 @@ async def test_a_functions_reports_stay_in_its_room(stage: Stage, server: str, k
         views = [asyncio.create_task(look(url)) for _ in range(3)]
         for user_id in users:
             await stage.send(kind, userId=user_id)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             await stage.server.idle()
         is_over.set()
         await asyncio.gather(*views)

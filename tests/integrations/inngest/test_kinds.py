@@ -13,6 +13,7 @@ import pytest
 
 from synap_realtime import JobError, progress
 from synap_realtime.integrations.inngest import create_function
+from tests.timeouts import TIMEOUT_S
 
 from .conftest import Stage, on, staged
 from .test_local_frameworks import Served, by_django_asgi, by_django_wsgi, by_flask
@@ -143,7 +144,7 @@ async def test_a_cancelled_run_is_told_and_its_failure_handler_is_not_called(
         options = {"timeouts": inngest.Timeouts(finish=timedelta(seconds=1))}
     await stage.serve(told(stage, body, on_failure=failed, **options))
     await stage.send("f", **WHO)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         while "progress" not in await stage.told("42"):
             pass
     if by == "event":

@@ -23,6 +23,7 @@ from synap_realtime.integrations.inngest.local import app as local_app
 from synap_realtime.integrations.inngest.local.addresses import AddressError, AppHosts
 from synap_realtime.integrations.inngest.local.runs import Backoff
 from synap_realtime.server.serve import running
+from tests.timeouts import TIMEOUT_S
 
 from .conftest import Stage, on
 
@@ -315,7 +316,7 @@ async def called(answer: Any, caplog: pytest.LogCaptureFixture) -> AsyncIterator
         assert (await client.post("/fn/register", json=body)).status_code == 200
         with caplog.at_level(logging.WARNING):
             await client.post("/e/key", json=EVENT)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TIMEOUT_S):
                 await server.idle()
         yield asked
 

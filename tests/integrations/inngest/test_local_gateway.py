@@ -15,6 +15,7 @@ import websockets
 from inngest.connect._internal import connect_pb2 as pb
 
 from synap_realtime.integrations.inngest.local.gateway import SUBPROTOCOL
+from tests.timeouts import TIMEOUT_S
 
 from .conftest import Stage, on, until
 
@@ -204,7 +205,7 @@ async def send(socket: websockets.ClientConnection, kind: Any, payload: Any = No
 
 
 async def receive(socket: websockets.ClientConnection) -> pb.ConnectMessage:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         content = await socket.recv()
     assert isinstance(content, bytes)
     message = pb.ConnectMessage()

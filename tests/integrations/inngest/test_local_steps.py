@@ -9,6 +9,8 @@ from typing import Any
 import inngest
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 from .conftest import Stage, on, until
 
 
@@ -23,7 +25,7 @@ async def test_in_a_race_a_branch_goes_on_while_another_is_under_way(
     async def f(ctx: inngest.Context) -> None:
         async def step(name: str) -> None:
             if name == "slow":
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(TIMEOUT_S):
                     await go_on.wait()
             if name == "quick 2" or mode is inngest.ParallelMode.WAIT:
                 go_on.set()

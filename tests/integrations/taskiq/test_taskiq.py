@@ -32,11 +32,12 @@ from synap_realtime.integrations.taskiq import ToldMiddleware
 from synap_realtime.jobs import Person
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
+from tests.timeouts import TIMEOUT_S
 
 from . import tasks
 
 ROOT = Path(__file__).parents[3]
-LIMIT_S = 30.0
+LIMIT_S = TIMEOUT_S
 
 Messages = list[dict[str, Any]]
 

@@ -29,6 +29,7 @@ from synap_realtime.server.auth.keyring import MAX_FILE_BYTES
 from synap_realtime.server.serve import running
 from synap_realtime.server.watched import LOOK_EVERY_S
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 from .test_verify import DOCUMENT, EC_KEY
 
@@ -363,7 +364,7 @@ async def test_a_public_key_that_is_withdrawn_vouches_no_more_though_nobody_asks
     provider.document = {"keys": [key for key in DOCUMENT["keys"] if key["kid"] != "ES256"]}
     assert not subject.refresh(), "not yet due"
     clock.now += FRESH_S + 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         while not subject.refresh():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert not subject.vouches_for(claims)

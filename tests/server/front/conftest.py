@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from tests.timeouts import TIMEOUT_S
+
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -25,7 +27,7 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run
 
     def run(test: Coroutine[Any, Any, None]) -> None:
         with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(asyncio.wait_for(test, 20))
+            runner.run(asyncio.wait_for(test, TIMEOUT_S))
         assert not caplog.records
 
     return run

@@ -27,6 +27,7 @@ from synap_realtime.server.serve import running
 from synap_realtime.server.settings import ServerSettings, load_settings
 from synap_realtime.server.stores.base import Entry, Publication
 from synap_realtime.server.stores.memory import MemoryStore
+from tests.timeouts import TIMEOUT_S
 
 from ..test_subscription import LateStore
 from ..test_websocket_frames import CLOSE, CONT, PING, TEXT, frame
@@ -79,7 +80,7 @@ class Server:
         return 0 if company is None else len(company)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(TIMEOUT_S):
             while not is_so():  # noqa: ASYNC110 - the server says so to nobody
                 await asyncio.sleep(0.002)
 
@@ -116,7 +117,7 @@ class Client:
 
     async def read(self) -> None:
         """What comes next, whole frames of it."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(TIMEOUT_S):
             data = await self._loop.sock_recv(self.socket, 1 << 18)
         if not data:
             assert not self._rest, "half a frame"

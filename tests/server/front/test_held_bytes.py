@@ -29,6 +29,7 @@ from synap_realtime.server.http import Request, RequestError
 from synap_realtime.server.serve import running
 from synap_realtime.server.stores.base import Entry
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 from .conftest import Run
 from .test_requests import (
@@ -62,7 +63,7 @@ async def metric(url: str, name: str, **labels: str) -> float:
 
 
 async def until(check: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         while not await check():  # noqa: ASYNC110 - it is asked for over HTTP
             await asyncio.sleep(0.05)
 
@@ -279,7 +280,7 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
                         await each.say(HEALTH)
                         assert await each.status() == 200
                     assert held[0]() >= 2 * CONNECTION_BYTES
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(TIMEOUT_S):
                     while held[0]():  # noqa: ASYNC110 - the server hears of their ends
                         await asyncio.sleep(0.01)
 

@@ -13,6 +13,7 @@ from synap_realtime.server.front import keepalive
 from synap_realtime.server.front.keepalive import Keepalive
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
+from tests.timeouts import TIMEOUT_S
 
 PING, PONG, CLOSE = 0x89, 0x8A, 0x88
 
@@ -43,7 +44,7 @@ async def test_pings_a_quiet_peer_once_and_closes_it_after_the_idle_timeout() ->
     watch, peer = Keepalive(0.6, 0.1), Peer()
     begun = asyncio.get_running_loop().time()
     watch.heard(peer)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         await peer.is_silent.wait()
     assert len(peer.pings) == 1
     assert peer.pings[0] - begun >= 0.1
@@ -55,7 +56,7 @@ async def test_pings_a_quiet_peer_once_and_closes_it_after_the_idle_timeout() ->
 async def test_keeps_a_peer_that_answers_each_ping() -> None:
     watch, peer = Keepalive(0.6, 0.1), Peer()
     watch.heard(peer)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         for _ in range(8):  # longer than the idle timeout
             await peer.is_pinged.wait()
             peer.is_pinged.clear()
@@ -69,7 +70,7 @@ async def test_neither_pings_nor_closes_a_connection_that_has_gone() -> None:
     watch.heard(gone)
     watch.heard(here)
     watch.gone(gone)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         await here.is_silent.wait()
     assert (gone.pings, gone.ended_at) == ([], None)
     watch.close()
@@ -78,7 +79,7 @@ async def test_neither_pings_nor_closes_a_connection_that_has_gone() -> None:
 async def test_without_an_interval_closes_but_does_not_ping() -> None:
     watch, peer = Keepalive(0.2, 0), Peer()
     watch.heard(peer)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         await peer.is_silent.wait()
     assert peer.pings == []
     watch.close()
@@ -91,7 +92,7 @@ async def test_spreads_the_pings_of_connections_that_were_opened_together(
     watch, peers = Keepalive(60, 0.1), [Peer() for _ in range(100)]
     for peer in peers:
         watch.heard(peer)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         for peer in peers:
             await peer.is_pinged.wait()
     first, last = peers[0].pings[0], peers[-1].pings[0]
@@ -115,7 +116,7 @@ async def test_every_frame_counts_as_life(frame: bytes) -> None:
             b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             await reader.readuntil(b"\r\n\r\n")
             begun = asyncio.get_running_loop().time()
             while asyncio.get_running_loop().time() - begun < 1.5:

@@ -14,6 +14,7 @@ from synap_realtime.server.front.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_
 from synap_realtime.server.front.requests import MAX_PIPELINED
 from synap_realtime.server.serve import running
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 from ..test_websocket_frames import PING, TEXT, frame
 from .conftest import Run
@@ -72,7 +73,7 @@ def test_work_over_the_share_waits_for_the_next_iteration(run: Run) -> None:
         for name in "abc":
             pacer.add(partial(work, name))
         assert not done
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while len(done) < 6:  # noqa: ASYNC110 - the loop's iterations count
                 await asyncio.sleep(0)
         # The loop does other things between two shares.

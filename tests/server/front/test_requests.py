@@ -20,6 +20,7 @@ from synap_realtime.server.front import half_open, reader, requests
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
+from tests.timeouts import TIMEOUT_S
 
 from .conftest import Run
 
@@ -123,7 +124,7 @@ def bearer(credential: str) -> bytes:
 
 async def nothing_is_left(app: RoomServer, tasks: int) -> None:
     """No session, no place of the limits, no listener, no task."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         while (  # noqa: ASYNC110 - there is no event for all of it
             app._sessions.subscriptions()
             or len(asyncio.all_tasks()) > tasks

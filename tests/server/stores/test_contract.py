@@ -10,6 +10,7 @@ import pytest
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import MAX_DEVICES, Entry, Publication, Receipt, Store
+from tests.timeouts import TIMEOUT_S
 
 from .conftest import Clock, OpenStore
 
@@ -319,7 +320,7 @@ async def test_a_room_knows_the_devices_that_came_last(
     returned = names.pop(0)
     store.start_device(USER, returned, store.earliest())
     names.append(returned)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             if await store.received_mark(USER, names[0]) != store.earliest():
                 break

@@ -13,6 +13,7 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import create_app
 from synap_realtime.server.stores.base import Deliver, Page, Publication, Receipt
 from synap_realtime.server.stores.memory import MemoryStore
+from tests.timeouts import TIMEOUT_S
 
 from ..fronts import Front
 
@@ -23,11 +24,11 @@ class TimedStore(MemoryStore):
     async def publish(
         self, publications: Sequence[Publication], deliver: Deliver
     ) -> Sequence[Receipt]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             return await super().publish(publications, deliver)
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             return await super().read(room, after, limit)
 
 

@@ -18,6 +18,7 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores import sqlite
 from synap_realtime.server.stores.base import Publication, StoreUnavailableError
 from synap_realtime.server.stores.sqlite import SqliteStore
+from tests.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
 
@@ -106,7 +107,7 @@ async def test_a_deleted_log_is_noticed_while_nobody_publishes(
     await publish(store, "n0")
     before = log_of(path).stat().st_ino
     log_of(path).rename(path.with_name("away"))  # so that the new one gets another inode
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         while not log_of(path).exists() or log_of(path).stat().st_ino == before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await after_a_crash(path) == ["n0"]

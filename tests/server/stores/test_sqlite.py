@@ -32,6 +32,7 @@ from synap_realtime.server.stores.base import (
 )
 from synap_realtime.server.stores.file_guard import find_network_file_system
 from synap_realtime.server.stores.sqlite import SqliteStore
+from tests.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
 
@@ -173,7 +174,7 @@ async def test_a_crash_forgets_no_more_than_a_minute_of_age(
     with closing(sqlite3.connect(path)) as other:
         (began,) = other.execute("SELECT value FROM meta WHERE name = 'checked'").fetchone()
         now += 900
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while True:
                 row = other.execute("SELECT value FROM meta WHERE name = 'checked'").fetchone()
                 if row[0] >= began + 900 - 60:
@@ -206,7 +207,7 @@ async def test_what_is_old_is_deleted_while_nobody_publishes(
     await publish(store, "n0")
     now += 25 * 3600
     with closing(sqlite3.connect(path)) as other:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while other.execute("SELECT count(*) FROM room").fetchone()[0]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # another thread's work, seen through the file
         assert other.execute("SELECT count(*) FROM entry").fetchone() == (0,)
