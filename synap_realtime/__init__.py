@@ -138,9 +138,12 @@ run of an environment imports this package, for the plugin."""
 
 
 def __getattr__(name: str) -> Any:
+    from .lazy_imports import importing
+
     for module, names in _LATER.items():
         if name in names:
-            value = globals()[name] = getattr(importlib.import_module(module, __name__), name)
+            with importing():
+                value = globals()[name] = getattr(importlib.import_module(module, __name__), name)
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

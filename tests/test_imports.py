@@ -58,6 +58,8 @@ def test_broadcasting_loads_what_broadcasts_and_little_else() -> None:
         "broadcast",
         "endpoint",
         "errors",
+        "event_loops",
+        "lazy_imports",
         "network",
         "protocol",
         "redaction",

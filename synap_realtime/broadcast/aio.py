@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
@@ -11,12 +12,16 @@ from typing import Any, NamedTuple, Self
 import httpx
 from pydantic import BaseModel
 
+from ..errors import ConfigurationError
+from ..event_loops import running_loop
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
 from . import requests, retry
 from .outbox import Item
 from .result import BroadcastResult
 from .sender import Sender
+
+_INSTEAD = "call broadcast_notification_sync() or another …_sync function, in a thread"
 
 
 class _Pool(NamedTuple):
@@ -134,7 +139,9 @@ class AsyncBroadcaster:
     async def aclose(self) -> None:
         """Let what is on its way in the running event loop come to its end, then close the
         connections of this loop. Each broadcast has its deadline, so this ends."""
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        pool = None
+        with contextlib.suppress(RuntimeError):  # without an event loop there are no connections
+            pool = self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
             try:
                 await pool.sender.drain()
@@ -161,11 +168,14 @@ class AsyncBroadcaster:
 
     async def _publish(self, parcel: requests.Parcel) -> BroadcastResult:
         deadline = time.monotonic() + self._deadline_s
-        pool = self._pools.get(asyncio.get_running_loop()) or await self._open()
+        try:
+            loop = running_loop("an asynchronous broadcast", _INSTEAD)
+        except ConfigurationError as error:
+            return requests.failed(parcel, 0, str(error))
+        pool = self._pools.get(loop) or await self._open(loop)
         return await pool.sender.send(Item(parcel, deadline))
 
-    async def _open(self) -> _Pool:
-        loop = asyncio.get_running_loop()
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> _Pool:
         self._release_closed()
         sender = Sender(self._endpoint, self._transport, self._timeout_s)
         pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, sender))

@@ -460,6 +460,15 @@ def failed(parcel: Parcel, attempts: int, error: str | None) -> BroadcastResult:
     return BroadcastResult(False, 0, parcel.id, (), attempts, error)
 
 
+def unsent(endpoint: Endpoint, parcel: Parcel, error: Exception) -> BroadcastResult:
+    """The result of one that could not be sent for a reason that is not the network's.
+
+    While the interpreter shuts down, nothing can be imported any more, and any call may raise.
+    """
+    reason = _bounded(str(error) or type(error).__name__)
+    return failed(parcel, 1, f"nothing could be sent to {endpoint.shown}: {reason}")
+
+
 def _is_unavailable(result: object) -> bool:
     return isinstance(result, dict) and result.get("code") == "unavailable"
 

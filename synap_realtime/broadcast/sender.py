@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from ..errors import ConfigurationError
+from ..lazy_imports import importing
 from ..network import BoundedBody
 from . import requests, retry
 from .outbox import Item, Outbox
@@ -134,7 +135,10 @@ class Sender:
                     item.settle(await self._one_by_one(item))
         except Exception as error:  # noqa: BLE001 - its callers see it
             for item in items:
-                item.fail(error)
+                if self._given is None:
+                    item.settle(requests.unsent(self._endpoint, item.parcel, error))
+                else:
+                    item.fail(error)
         finally:
             self._outbox.leave(items)
             self._go_on()
@@ -190,10 +194,11 @@ class Sender:
         if self._given is not None:
             return self._given
         if self._own is None:
-            from .transport import AsyncTransport  # with httpcore: for those who publish
+            with importing():
+                from .transport import AsyncTransport  # with httpcore: for those who publish
 
-            self._own = AsyncTransport(self._endpoint.address)
-            retry.load()
+                retry.load()
+                self._own = AsyncTransport(self._endpoint.address)
         return self._own
 
     async def aclose(self) -> None:

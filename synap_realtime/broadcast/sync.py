@@ -12,6 +12,7 @@ import httpx
 from pydantic import BaseModel
 
 from ..errors import ConfigurationError
+from ..lazy_imports import importing
 from ..network import BoundedBody, deadline
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
@@ -32,6 +33,11 @@ class Poster:
         self._given = transport
         self._own: DeadlineTransport | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it sends by our transport, and not by one that the program has given."""
+        return self._given is None
+
     def open(self) -> httpx.BaseTransport:
         """Read the environment and load what a request needs.
 
@@ -41,10 +47,11 @@ class Poster:
         if self._given is not None:
             return self._given
         if self._own is None:
-            from .transport import DeadlineTransport  # with httpcore: for those who publish
+            with importing():
+                from .transport import DeadlineTransport  # with httpcore: for those who publish
 
-            self._own = DeadlineTransport(self._endpoint.address)
-            retry.load()
+                retry.load()
+                self._own = DeadlineTransport(self._endpoint.address)
         return self._own
 
     def post(self, call: requests.Call, budget_s: float) -> requests.Answer:
@@ -246,7 +253,10 @@ class Broadcaster:
         except Exception as error:  # noqa: BLE001 - their callers see it
             with self._changed:
                 for each in item.leads:
-                    each.fail(error)
+                    if self._poster.is_own:
+                        each.settle(requests.unsent(self._endpoint, each.parcel, error))
+                    else:
+                        each.fail(error)
         finally:
             with self._changed:
                 self._leave(item)

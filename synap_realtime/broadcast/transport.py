@@ -10,12 +10,13 @@ timeout, or the end of an event loop, leaves open.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import socket
 import ssl
 import time
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpcore
@@ -25,6 +26,18 @@ from .. import network
 
 _WRITE_BYTES = 16 * 1024
 """One TLS record. A larger write could be split, and each part would get the whole timeout."""
+
+_ANYIO = (
+    "anyio.streams.tls",
+    "anyio.to_thread",
+    "anyio._backends._asyncio",
+    "anyio._core._resources",
+    "anyio._core._sockets",
+    "anyio._core._synchronization",
+    "anyio._core._tasks",
+)
+"""What httpcore makes anyio import at the first request, when another thread may fork: see
+:mod:`synap_realtime.lazy_imports`."""
 
 _FAILURES = (
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
@@ -183,6 +196,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         Raises:
             ConfigurationError: names the environment variable that cannot be used.
         """
+        for name in _ANYIO:
+            with contextlib.suppress(ImportError):  # of another version
+                importlib.import_module(name)
         self._backend = _AsyncBackend()
         self._pool = httpcore.AsyncConnectionPool(**_settings(url), network_backend=self._backend)
 
@@ -327,7 +343,7 @@ def _left_s(timeout_s: float | None, late: type[Exception]) -> float:
     return left_s
 
 
-@contextmanager
+@contextlib.contextmanager
 def _as_httpx() -> Iterator[None]:
     try:
         yield

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 
 from ..broadcast import BackgroundBroadcaster
 from ..errors import InvalidArgumentError
+from ..event_loops import running_loop
 from ..jobs import Family, JobRun, Lifecycle, Person, PlainRun, Reporter, running
 from ..jobs.arguments import check_stall_after_s
 from ..jobs.exits import cancelled_at_exit
@@ -96,8 +97,10 @@ async def run_job(
     Raises:
         InvalidArgumentError: ``retries`` is less than 0, or ``family`` or ``stall_after_s`` cannot
             be used; the job has not begun.
+        ConfigurationError: no event loop of asyncio is running; the job has not begun.
         BaseException: what the last attempt raised; also CancelledError, when it was cancelled.
     """
+    running_loop("run_job()", "pass asyncio.run(run_job(…)) to a thread")
     if retries < 0:
         raise InvalidArgumentError("retries", f"expected 0 or more, got {retries}")
     family = Family(family) if isinstance(family, str) else family
@@ -147,7 +150,12 @@ async def _call(do: Callable[[JobRun], Any], run: JobRun) -> Any:
     if _is_async(do):
         return await do(run)
     called = functools.partial(contextvars.copy_context().run, _outcome, do, run)
-    value, error = await asyncio.get_running_loop().run_in_executor(None, called)
+    try:
+        outcome = asyncio.get_running_loop().run_in_executor(None, called)
+    except RuntimeError:  # no thread can be started: the interpreter shuts down, or none is left
+        value, error = called()
+    else:
+        value, error = await outcome
     if error is not None:
         raise error
     # A function that is not itself async may still return something to await.

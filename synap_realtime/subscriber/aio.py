@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+from ..event_loops import running_loop
 from ..protocol.notification import Notification
 from . import core, dialling
 from .keepalive import Keepalive
@@ -63,7 +64,8 @@ def subscribe(
 
     Raises:
         InvalidArgumentError: at the call; names the argument that is wrong.
-        ConfigurationError: at the call, for the URL; while dialling, if ``websockets`` is missing.
+        ConfigurationError: at the call, for the URL; from the iteration, if ``websockets`` is
+            missing, or no event loop of asyncio is running.
         SubscriptionError: from the iteration: refused for good, or the attempts are used up.
 
     See PROTOCOL.md, "Subscribing" and "Clients".
@@ -82,6 +84,7 @@ def subscribe(
 
 
 async def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
+    running_loop("subscribe()", "iterate subscribe_sync() in a thread")
     steps = core.listening(options, time.monotonic, random.random)
     answer: core.Answer = None
     line = _Line(options)

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ..event_loops import running_loop
 from ..protocol.notification import Notification
 from ..protocol.rooms import UserId, request_room
 from .aio import subscribe
@@ -209,6 +210,7 @@ class _Following:
         self._changed.set()
 
     async def states(self, heard: AsyncGenerator[Notification, None]) -> AsyncGenerator[JobState]:
+        running_loop("follow_job()", "iterate subscribe_sync() in a thread")
         view = self._view
         async with aclosing(heard):
             coming: asyncio.Future[Notification] | None = None

@@ -9,13 +9,20 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from synap_realtime import AsyncBroadcaster, ConfigurationError, broadcast_success_sync
+from synap_realtime import (
+    AsyncBroadcaster,
+    ConfigurationError,
+    broadcast_success,
+    broadcast_success_sync,
+)
 from synap_realtime.network import find_proxy, names_this_machine
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
@@ -307,6 +314,113 @@ async def test_children_forked_right_after_the_first_notification_lose_nothing(u
         assert heard == sorted([*range(-1, 24)] * (1 if address == url else 2))
 
 
+FIRST_USES = {
+    "sync, by a name of the package": """
+import synap_realtime
+synap_realtime.JobError  # the first name
+def publish(n):
+    return synap_realtime.broadcast_success_sync("1", "a", {"n": n})
+""",
+    "sync": """
+from synap_realtime import broadcast_success_sync
+def publish(n):
+    return broadcast_success_sync("1", "a", {"n": n})
+""",
+    "async": """
+import asyncio
+from synap_realtime import broadcast_success
+def publish(n):
+    return asyncio.run(broadcast_success("1", "a", {"n": n}))
+""",
+}
+
+FORKS_DURING_FIRST_USE = """
+import faulthandler, os, threading, time
+threads = [threading.Thread(target=publish, args=[-n]) for n in (1, 2)]
+for thread in threads:
+    thread.start()
+children = []
+for n in range(12):
+    time.sleep(0.02)
+    if (child := os.fork()) == 0:
+        faulthandler.dump_traceback_later(20, exit=True)
+        assert publish(n).success
+        os._exit(0)
+    children.append(child)
+for thread in threads:
+    thread.join()
+assert {os.waitpid(child, 0)[1] for child in children} == {0}
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("how", FIRST_USES)
+async def test_children_forked_during_the_first_use_of_another_thread_lose_nothing(
+    url: str, how: str
+) -> None:
+    """A module that the thread was importing is half imported in the child, and locked there."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "ignore", "-c", FIRST_USES[how] + FORKS_DURING_FIRST_USE, cwd=ROOT,
+        env={**os.environ, "REALTIME_URL": url}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _, said = await process.communicate()
+    assert (process.returncode, said.decode()) == (0, "")
+    async with httpx.AsyncClient() as client:
+        answer = (await client.get(f"{url}/rooms/user_1/history")).json()
+    assert sorted(m["data"]["n"] for m in answer["notifications"]) == [*range(-2, 12)]
+
+
+IMPORTED_BY_LOOP = """
+import asyncio, sys
+from synap_realtime import broadcast_success
+from synap_realtime.broadcast import transport
+before = set()
+class Noting(transport.AsyncTransport):
+    def __init__(self, url):
+        super().__init__(url)
+        before.update(sys.modules)
+transport.AsyncTransport = Noting
+asyncio.run(broadcast_success("1", "a", {}))
+print(sorted(set(sys.modules) - before))
+"""
+
+
+async def test_the_event_loop_that_sends_imports_nothing_while_it_waits(url: str) -> None:
+    for address in (url, url.replace("127.0.0.1", "localhost")):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", IMPORTED_BY_LOOP, cwd=ROOT,
+            env={**os.environ, "REALTIME_URL": address}, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+        assert said.decode().strip() == "[]"
+
+
+def outside_of_asyncio(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run one as another library does: in a thread without an event loop of asyncio."""
+
+    def run() -> Any:
+        try:
+            coroutine.send(None)
+        except StopIteration as done:
+            return done.value
+        raise AssertionError("it waits")
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(run).result()
+
+
+async def test_without_an_event_loop_of_asyncio_the_result_says_what_to_call(url: str) -> None:
+    broadcaster = AsyncBroadcaster(url)
+    for coroutine in (
+        broadcast_success("1", "a", {}),
+        broadcaster.broadcast_success("1", "a", {}),
+    ):
+        result = outside_of_asyncio(coroutine)
+        assert not result.success
+        assert "broadcast_notification_sync()" in result.error
+    assert outside_of_asyncio(broadcaster.aclose()) is None
+
+
 def open_sockets() -> int:
     found = 0
     for name in Path("/proc/self/fd").iterdir():
@@ -376,6 +490,29 @@ class Last:
 last = Last()
 """,
 }
+
+
+AFTER_THE_END = """
+import builtins
+from synap_realtime import broadcast_success_sync
+class Last:
+    def __del__(self):
+        print(broadcast_success_sync("1", "a", {}))
+broadcast_success_sync("1", "a", {})
+builtins.last = Last()  # outlives the modules
+"""
+
+
+async def test_a_finalizer_that_outlives_the_modules_gets_a_failed_result(url: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", AFTER_THE_END, cwd=ROOT,
+        env={**os.environ, "REALTIME_URL": url},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    said, errors = await process.communicate()
+    assert errors.decode() == ""
+    assert "success=False" in said.decode()
+    assert "nothing could be sent to" in said.decode()
 
 
 @pytest.mark.parametrize("how", ENDS)

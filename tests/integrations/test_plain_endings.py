@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, RootModel, computed_field
 
-from synap_realtime import InvalidArgumentError, InvalidInputError, JobError, delta, progress
+from synap_realtime import (
+    ConfigurationError,
+    InvalidArgumentError,
+    InvalidInputError,
+    JobError,
+    delta,
+    progress,
+)
 from synap_realtime.integrations.plain import run_job
 from synap_realtime.jobs import JobRun
 from synap_realtime.testing import Realtime
@@ -183,6 +190,34 @@ async def test_a_plain_function_runs_once_in_a_thread_with_the_reporter(realtime
     assert len(threads) == 1
     assert threads[0] is not threading.current_thread()
     assert words(realtime) == ["started", "progress", "delta", "completed"]
+
+
+async def test_a_plain_function_runs_where_no_thread_can_be_started(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the end of the interpreter."""
+
+    def refuse(*args: object) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def work(run: JobRun) -> dict[str, int]:
+        progress(0.5)
+        return {"n": 7}
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", refuse)
+    assert await job(work) == {"n": 7}
+    assert words(realtime) == ["started", "progress", "completed"]
+
+
+def test_without_an_event_loop_of_asyncio_a_job_is_refused_before_it_begins(
+    realtime: Realtime,
+) -> None:
+    async def work(run: JobRun) -> None:
+        raise AssertionError("it ran")
+
+    with pytest.raises(ConfigurationError, match="asyncio"):
+        job(work).send(None)
+    assert realtime.sent() == []
 
 
 async def test_a_function_that_returns_an_awaitable_is_awaited(realtime: Realtime) -> None:

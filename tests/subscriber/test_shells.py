@@ -19,6 +19,7 @@ from synap_realtime import (
     InvalidArgumentError,
     SubscriptionError,
     SubscriptionState,
+    follow_job,
     subscribe,
     subscribe_sync,
 )
@@ -429,3 +430,10 @@ async def test_unknown_members_come_through(listen: Listen, scripted: Scripted) 
         notification = await heard()
     assert notification.to_wire()["colour"] == "blue"
     assert json.dumps(notification.to_wire())
+
+
+@pytest.mark.parametrize("following", [subscribe, follow_job])
+def test_without_an_event_loop_of_asyncio_the_error_says_what_to_call(following: Any) -> None:
+    steps = following("user_1", "http://127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="subscribe_sync"):
+        anext(steps).send(None)
