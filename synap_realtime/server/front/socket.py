@@ -262,7 +262,10 @@ class WebSocket(asyncio.Protocol):
         self._unread = b""
         self._step_out()
         self._half_open.end(self)
-        self._handler.gone()
+        # The handler knows this socket: a reference cycle would keep half a message in memory until
+        # the garbage collector runs.
+        handler, self._handler = self._handler, Nobody()
+        handler.gone()
 
     def _read(self, data: bytes) -> None:
         decoder = self._decoder

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 from functools import partial
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -266,6 +267,89 @@ def test_a_refusal_leaves_nothing_to_the_garbage_collector(run: Run, kind: str) 
             try:
                 await ask(client, 20)
                 assert gc.collect() < 20, "objects in reference cycles: at least one for each"
+            finally:
+                gc.enable()
+
+    run(test())
+
+
+def garbage_of_server() -> list[str]:
+    """Collect reference cycles. Return the types of the server's objects in them."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        types = {type(each) for each in gc.garbage}
+        return [each.__qualname__ for each in types if each.__module__.startswith("synap_realtime")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+LARGE = b"Content-Length: 500000"
+TRUNCATED: dict[str, bytes] = {
+    "nothing": b"",
+    "half a head": b"GET /health HTTP/1.1\r\nHost: a\r\nX: ",
+    "half a body": http(b"POST " + ROOM + b"/broadcast", KEY, LARGE, body=b"{" * 1000),
+    "half a body in chunks": http(
+        b"POST " + ROOM + b"/broadcast", KEY, CHUNKED, body=b"400\r\n" + b"{" * 1000
+    ),
+    "half a body that is refused": http(b"POST " + ROOM + b"/broadcast", LARGE, body=b"{" * 1000),
+    "half a body without a route": http(b"POST /nothing", LARGE, body=b"{" * 1000),
+    "half a body behind a request": HEALTH + http(b"POST /revoke", KEY, LARGE, body=b"{"),
+    "half a body with an upgrade": http(
+        b"POST " + ROOM + b"/broadcast", KEY, LARGE, b"Upgrade: x", b"Connection: upgrade",
+        body=b"{" * 1000,
+    ),
+    "too large a body": http(b"POST " + ROOM + b"/broadcast", KEY, b"Content-Length: 9000000"),
+    "many requests": HEALTH * 50,
+    "no HTTP": b"nonsense\r\n\r\n",
+    "an event stream": http(b"GET " + ROOM + b"/events", bearer("<token>")),
+    "a WebSocket": http(b"GET " + ROOM + b"/subscribe", bearer("<token>"), *HANDSHAKE),
+    "half a frame": http(b"GET " + ROOM + b"/subscribe", bearer("<token>"), *HANDSHAKE)
+    + frame(TEXT, b"ping" * 100)[:20],
+    "a WebSocket that is refused": http(b"GET " + ROOM + b"/subscribe", *HANDSHAKE),
+    "a history": http(b"GET " + ROOM + b"/history?limit=1000", bearer("<token>")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("kind", TRUNCATED)
+def test_a_connection_that_ends_leaves_nothing_to_the_garbage_collector(
+    run: Run, kind: str, cut: bool
+) -> None:
+    """An idle server collects nothing for hours: what a flood has left in cycles would stay."""
+    sent = TRUNCATED[kind].replace(b"<token>", mint_token("1", secret=SECRET).encode())
+
+    async def test() -> None:
+        async with running(with_keys()) as url, peer(url) as other:
+            where = urlsplit(url)
+
+            async def ask() -> None:
+                _, writer = await asyncio.open_connection(where.hostname, where.port)
+                writer.write(sent)
+                await writer.drain()
+                await other.say(HEALTH)  # the server has read what came before
+                assert await other.status() == 200
+                if cut:
+                    writer.transport.abort()
+                else:
+                    writer.close()
+
+            async def settle() -> None:
+                for _ in range(3):
+                    await other.say(HEALTH)
+                    assert await other.status() == 200
+                    await asyncio.sleep(0.02)
+
+            await ask()
+            await settle()
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(5):
+                    await ask()
+                await settle()
+                assert garbage_of_server() == []
             finally:
                 gc.enable()
 
