@@ -18,9 +18,10 @@ the sockets have been polled."""
 TASK_S = 0.00025
 """What starting a task is charged: it runs in the next iteration, where nobody measures it."""
 
-MAX_WAITING_BYTES = 16 * 1024 * 1024
+MAX_WAITING_BYTES = 128 * 1024 * 1024
 """Received data that waits for its share. With more, data is read as it comes, so that pacing
-itself cannot take memory."""
+itself cannot take memory. By default the budget of ``--max-request-bytes`` ends connections long
+before: 65 connections that send 256 KiB at once must not make all others wait."""
 
 
 class Pacer:

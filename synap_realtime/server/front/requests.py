@@ -92,6 +92,7 @@ MIN_UNREAD_BYTES = 16 * 1024
 """An answer that is as long or longer is charged to its caller until the peer has taken it, also
 where the system's own buffer holds all of it."""
 
+_MAX_BLANK_BYTES = 8 * 1024  # of empty lines before a request (RFC 9112, section 2.2)
 _REQUEST_WEIGHT = 2048  # of a request beside its bytes: the objects that it becomes
 _FIELD_WEIGHT = 200  # of a header field beside its bytes
 _AT_ONCE_BYTES = 1024  # so much is always read as it comes
@@ -119,7 +120,7 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_ahead", "_body", "_caller", "_charged", "_chunks", "_current",
+        "_address", "_ahead", "_blank_bytes", "_body", "_caller", "_charged", "_chunks", "_current",
         "_dropped", "_field_bytes", "_fields", "_head_bytes", "_headers",
         "_ignored", "_is_behind_body", "_is_ended", "_is_going_on", "_is_held", "_is_in_head",
         "_is_over", "_is_publisher", "_is_writable", "_loop", "_owner", "_parser",
@@ -138,6 +139,7 @@ class HttpConnection(asyncio.Protocol):
         self._fields = 0
         self._field_bytes = 0
         self._head_bytes = 0
+        self._blank_bytes = 0  # of empty lines since the last request began
         self._is_in_head = False
         self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
@@ -293,6 +295,10 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(too_large(f"a body has at most {MAX_CHUNKS} chunks"))
             elif body.wanted is None and not body.is_answered and body.size > _AHEAD_BYTES:
                 self._hold()
+        else:
+            self._blank_bytes += len(data)
+            if self._blank_bytes > _MAX_BLANK_BYTES:
+                self._refuse(malformed("Invalid HTTP request", "it begins with empty lines"))
         return None
 
     def _read_past_upgrade(self, exchange: Exchange) -> None:
@@ -336,7 +342,7 @@ class HttpConnection(asyncio.Protocol):
         self._headers = {}
         self._fields = self._field_bytes = 0
         self._is_in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._blank_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         if self._ignored is not None:

@@ -14,6 +14,7 @@ from synap_realtime.server.front import listening
 from synap_realtime.server.front.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
 from synap_realtime.server.front.requests import MAX_PIPELINED
 from synap_realtime.server.serve import running
+from synap_realtime.server.settings import ServerSettings
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -37,6 +38,7 @@ from .test_requests import (
 )
 
 KEY = bearer(API_KEY)
+DEFAULTS = ServerSettings()
 
 
 class Clock:
@@ -118,6 +120,18 @@ def test_data_does_not_wait_when_too_much_waits(run: Run) -> None:
         assert not pacer.has_time()
         pacer.add(lambda: None, 1)
         assert pacer.has_time()
+
+    run(test())
+
+
+def test_data_of_many_connections_waits_for_its_share(run: Run) -> None:
+    """As many as the budget of requests allows: each has sent as much as one read takes."""
+
+    async def test() -> None:
+        pacer = Pacer(clock=Clock())
+        for _ in range(DEFAULTS.max_request_bytes // (256 * 1024)):
+            pacer.add(lambda: None, 256 * 1024)
+        assert not pacer.has_time()
 
     run(test())
 

@@ -414,6 +414,28 @@ def test_who_frames_a_body_in_two_ways_is_refused_and_heard_no_more(run: Run, na
     run(test())
 
 
+def test_refuses_requests_behind_many_empty_lines(run: Run) -> None:
+    """RFC 9112, section 2.2: a few are ignored. An endless stream of them is no request."""
+
+    async def test() -> None:
+        async with running(rooms()) as url:
+            async with peer(url) as client:
+                for _ in range(3):
+                    await client.say(b"\r\n" * 500 + HEALTH)
+                    assert await client.status() == 200
+            async with peer(url) as client:
+                await client.say(b"\r\n" * 10_000)
+                assert await client.status() == 400
+                assert await client.has_ended()
+            async with peer(url) as client:
+                await client.say(HEALTH + b"\r\n" * 10_000 + SMUGGLED)
+                assert await client.status() == 200
+                assert await client.status() == 400
+                assert await client.has_ended()
+
+    run(test())
+
+
 def test_a_body_that_breaks_after_its_answer_ends_the_connection(run: Run) -> None:
     async def test() -> None:
         async with running(with_keys()) as url, peer(url) as client:
