@@ -3,8 +3,8 @@
 ::
 
     $ .venv/bin/python -m examples.one_job
-    report.creation.started    pending  {"runId": "…"}
-    report.creation.retrying   pending  {"attempt": 2, "maxAttempts": 4, "error": "The printer is …
+    report.creation.started    pending  {"runId": "…", "attempt": 1, "maxAttempts": 5, …
+    report.creation.retrying   pending  {"runId": "…", "attempt": 2, "maxAttempts": 5, …
     report.creation.completed  success  {"url": "/reports/7.pdf"}
 """
 

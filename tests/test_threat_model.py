@@ -39,6 +39,7 @@ def test_each_defence_of_the_worker_is_shown_by_a_test_that_exists(file: str, na
     [
         "README.md",
         "deploy/README.md",
+        "docs/celery-taskiq.md",
         "docs/cloudflare.md",
         "docs/cost.md",
         "docs/javascript.md",

@@ -183,8 +183,10 @@ def _refused(check: str, variable: str, reason: str, was_given: bool) -> Finding
         lacks = "cannot be used" if os.environ.get(variable) else "is not set"
         found = f"not tried: the server wants credentials, and {variable} {lacks}"
         return Finding("warn", check, found, f"set {variable} as your application has it")
-    where = "token_secrets" if variable == _SECRET else "api_keys"
-    advice = f"set {variable} to one of the server's {where}; compare clocks, and what it may do"
+    if variable == _SECRET:
+        advice = f"set {variable} to one of the server's token_secrets; compare clocks"
+    else:
+        advice = "copy it from api_keys of the server's key file; it needs the scope broadcast"
     return Finding("fail", check, f"refused {variable}: {reason}", advice)
 
 

@@ -12,14 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ALONE = ("-p", "synap_realtime.testing.plugin")
-SNIPPET = """
+REPORTS = """
 from synap_realtime import progress
-from synap_realtime.integrations.plain import run_job
 
 async def create_report(run):
     progress(0.5, "Rendering")
     return {"url": f"/reports/{run.data['title']}.pdf"}
-
 """
 
 
@@ -43,9 +41,11 @@ def run_pytest(project: Path, *plugins: str) -> str:
 def test_readme_snippet_works_in_a_fresh_project(tmp_path: Path, others: tuple[str, ...]) -> None:
     """With no plugin for async tests, and with those that people have, in their default modes."""
     readme = (ROOT / "README.md").read_text()
-    found = re.search(r"```python\n(async def test_the_user_gets_the_report.*?)```", readme, re.S)
-    assert found is not None
-    (tmp_path / "test_report.py").write_text(SNIPPET + found[1])
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    (snippet,) = (each for each in blocks if "def test_the_user_gets_the_report" in each)
+    (tmp_path / "your_app").mkdir()
+    (tmp_path / "your_app" / "reports.py").write_text(REPORTS)
+    (tmp_path / "test_report.py").write_text(snippet)
     assert "1 passed" in run_pytest(tmp_path, *ALONE, *others)
 
 
