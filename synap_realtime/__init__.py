@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # to import typing takes longer than all of this; checkers know the name
 if TYPE_CHECKING:
+    from typing import Any
+
     from .broadcast import (
         AsyncBroadcaster,
         BackgroundBroadcaster,

@@ -17,8 +17,6 @@ try:
 except ImportError as error:
     console.say(lacks("this command", error, "server", "cli"))
     raise SystemExit(2) from None
-except KeyboardInterrupt:
-    raise SystemExit(console.INTERRUPTED) from None
 
 app = typer.Typer(
     name="synap-realtime",
@@ -363,7 +361,8 @@ def listen(
 ) -> None:
     """Print a room's notifications as they come. Watching marks nothing as received.
 
-    Exits with 74 if they cannot be printed (a full disk).
+    Exits with 1 if the server cannot be reached or refuses, with 74 if they cannot be printed (a
+    full disk).
     """
     from .commands import listen
 
@@ -382,7 +381,7 @@ def send(
     request_id: Annotated[str | None, typer.Option(help="The request that this answers.")] = None,
     url: Annotated[str | None, _URL] = None,
     key: Annotated[
-        str | None, typer.Option(help="Sent as a bearer token.", envvar="REALTIME_API_KEY")
+        str | None, typer.Option(help="Sent as a bearer token. [env: REALTIME_API_KEY]")
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:

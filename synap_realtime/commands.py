@@ -47,16 +47,23 @@ def listen(
 ) -> int:
     """Print notifications until the count, the time, Ctrl-C or a closed pipe; the exit code.
 
+    0: they were printed; 1: fewer than the count came in time, or the server cannot be reached at
+    the start, or refuses.
+
     Raises:
         ReaderGoneError, UnwritableError: they cannot be printed.
-        SubscriptionError: the server cannot be reached at the start, or refuses.
+        InvalidArgumentError, ConfigurationError: names what is wrong.
     """
 
     async def heard() -> int:
         in_time = await _listen(room, url, token, after, as_json, count, timeout_s)
         return 0 if in_time or count is None else 1
 
-    return asyncio.run(heard())
+    try:
+        return asyncio.run(heard())
+    except SubscriptionError as error:
+        say(_with_options(str(error)))
+        return 1
 
 
 async def _listen(
@@ -68,7 +75,7 @@ async def _listen(
     count: int | None,
     timeout_s: float | None,
 ) -> bool:
-    watcher = _Watcher(parse_address(url, SCHEMES).shown)
+    watcher = _Watcher(parse_address(url, SCHEMES).named)
     notifications = subscribe(
         room,
         url,
@@ -143,8 +150,8 @@ class _Reader:
 class _Watcher:
     """Says how the connection stands; a server that was never there is an error."""
 
-    def __init__(self, shown: str) -> None:
-        self._shown = shown
+    def __init__(self, server: str) -> None:
+        self._server = server
         self._was_connected = False
 
     def __call__(self, state: SubscriptionState) -> None:
@@ -154,11 +161,7 @@ class _Watcher:
         elif self._was_connected:
             say(f"lost: {state.reason}; reconnecting in {state.delay_s:.1f} s")
         else:
-            hint = (
-                "; is the server running (synap-realtime serve), and is --url (REALTIME_URL) its "
-                "address?"
-            )
-            raise SubscriptionError(f"{self._shown}: {state.reason}{hint}", retriable=True)
+            raise SubscriptionError(f"{self._server}: {state.reason}", retriable=True)
 
 
 def line_of(notification: Notification) -> str:
@@ -202,8 +205,7 @@ def send(
     with Broadcaster(url, key, deadline_s=SEND_DEADLINE_S) as broadcaster:
         result = broadcaster.broadcast(room, message)
     if not result.success:
-        error = result.error or "the server did not say why"
-        say(f"not sent: {error.replace('REALTIME_URL', '--url') if url else error}")
+        say(f"not sent: {_with_options(result.error or 'the server did not say why')}")
     try:
         if as_json:
             show(json.dumps(_to_wire(result)))
@@ -216,6 +218,16 @@ def send(
             say(f"sent {result.id} to {room}, but could not print it: {error}")
             return UNWRITABLE
     return 0 if result.success else 1
+
+
+def _with_options(text: str) -> str:
+    """A client's message, with options in place of the arguments that it names."""
+    for argument, option in _ARGUMENTS.items():
+        text = text.replace(argument, option)
+    return text
+
+
+_ARGUMENTS = {"api_key=": "--key", "(token=)": "(--token, REALTIME_TOKEN)", "url=": "--url"}
 
 
 def keys(out: Path | None, *, rotate: bool, prune: bool) -> None:

@@ -31,8 +31,22 @@ class Address(NamedTuple):
     shown: str
     """The same without user and password, for messages."""
 
+    source: str = ""
+    """What it was read from: ``url``, an environment variable; empty: it is the default."""
+
     def __str__(self) -> str:
         return str(self.url).rstrip("/")
+
+    @property
+    def named(self) -> str:
+        """The address with what has to be changed to change it, for messages."""
+        return f"{self.shown} ({self.setting or 'the default; REALTIME_URL names another'})"
+
+    @property
+    def setting(self) -> str:
+        """What has to be changed to change it: ``url=`` or an environment variable; may be empty,
+        see :attr:`source`."""
+        return "url=" if self.source == "url" else self.source
 
     @property
     def is_loopback(self) -> bool:
@@ -55,7 +69,8 @@ def parse_address(
         source, text = name, os.environ.get(name)
         if text:
             break
-    text = text or DEFAULT_URL
+    if not text:
+        source, text = "", DEFAULT_URL
     shown = redacted(str(text))
     try:
         parsed = httpx.URL(text)
@@ -66,7 +81,8 @@ def parse_address(
         raise ConfigurationError(f"{source}: expected {expected}, got {shown!r}")
     if parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 65536:
         raise ConfigurationError(f"{source}: expected a host, a port and a path, got {shown!r}")
-    return Address(parsed, str(parsed.copy_with(username=None, password=None)).rstrip("/"))
+    shown = str(parsed.copy_with(username=None, password=None)).rstrip("/")
+    return Address(parsed, shown, source)
 
 
 def bearer(source: str, key: object) -> str:

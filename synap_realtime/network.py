@@ -6,6 +6,7 @@ An environment variable can be wrong in many ways. It never raises anything but
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import ipaddress
 import os
@@ -167,6 +168,26 @@ def tls_problem(error: BaseException | None) -> str | None:
             )
         error = error.__cause__ or error.__context__
     return None
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in words why no connection could be made, and what to do where that is clear.
+
+    A library's own text, such as "All connection attempts failed", says less.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        if isinstance(found, OSError) and not isinstance(found, TimeoutError):
+            if isinstance(found, socket.gaierror):
+                return f"no address is known for its name ({found.strerror}); check the URL"
+            if found.errno == errno.ECONNREFUSED:
+                return f"{os.strerror(found.errno)}; is the server running (synap-realtime serve)?"
+            if found.errno is not None and found.errno > 0:
+                return os.strerror(found.errno)
+        found = found.__cause__ or found.__context__
+    return str(error) or type(error).__name__
 
 
 def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:

@@ -7,11 +7,13 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -152,7 +154,7 @@ async def test_the_time_ends_it(rooms: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["listen", "user_1", "--url", "http://127.0.0.1:1"], 2, "synap-realtime serve"),
+        (["listen", "user_1", "--url", "http://127.0.0.1:1"], 1, "synap-realtime serve"),
         (["listen", "nope"], 2, "expected a kind"),
         (["listen", "user_1", "--after", "no cursor"], 2, "expected a cursor"),
         (["listen", "user_1", "--url", "ftp://me:secret@x"], 2, "expected http://"),
@@ -177,7 +179,7 @@ async def test_a_mistake_is_one_line_that_says_what_to_do(
 
 async def test_a_wrong_address_is_no_room_server(rooms: str) -> None:
     code, _, errors = await run("listen", "user_1", "--url", f"{rooms}/nowhere")
-    assert code == 2
+    assert code == 1
     assert len(errors.splitlines()) == 1
 
 
@@ -273,8 +275,8 @@ async def test_a_refused_key_names_its_variable_and_does_not_ask_whether_the_ser
 
 async def test_only_a_server_that_is_not_reached_is_asked_after() -> None:
     _, _, errors = await run("send", "user_1", "a", "--url", "http://127.0.0.1:1")
-    assert "http://127.0.0.1:1 could not be reached (--url): " in errors
-    assert "is the room server running (synap-realtime serve)?" in errors
+    assert "http://127.0.0.1:1 (--url) could not be reached: Connection refused" in errors
+    assert "is the server running (synap-realtime serve)?" in errors
 
 
 @pytest.mark.parametrize("command", [["send", "user_1", "a"], ["listen", "user_1"]])
@@ -284,3 +286,94 @@ async def test_the_wrong_scheme_is_said(rooms: str, command: list[str]) -> None:
     assert "does not speak TLS (WRONG_VERSION_NUMBER); write http://" in errors
     assert errors.count("\n") == 1
     assert "running" not in errors
+
+
+NOT_ROOMS = {
+    "a page": (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "the server answered 404"),
+    "HTTP/1.0": (b"HTTP/1.0 404 Not Found\r\n\r\n", "the server answered 404"),
+    "no method": (b"HTTP/1.0 501 No\r\n\r\n", "the server answered 501"),
+    "moved": (
+        b"HTTP/1.1 301 Moved\r\nLocation: https://b.example/?c=1\r\nContent-Length: 0\r\n\r\n",
+        "the server answered 301 and redirects to https://b.example/; set the URL",
+    ),
+    "no HTTP": (b"SSH-2.0-x\r\n", "is not a room server (it does not answer in HTTP/1.1)"),
+    "no WebSocket": (
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        "is not a room server (its handshake is wrong: InvalidUpgrade)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "said"), NOT_ROOMS.values(), ids=NOT_ROOMS)
+async def test_listening_to_another_kind_of_server_says_so(answer: bytes, said: str) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        code, _, errors = await run("listen", "user_1", "--url", url)
+    assert code == 1
+    assert errors.startswith(f"synap-realtime: {url} (--url): {said}")
+    assert errors.count("\n") == 1
+    assert "running" not in errors
+
+
+async def test_an_address_from_the_environment_is_named_by_its_variable() -> None:
+    for command in (["listen", "user_1"], ["send", "user_1", "a"]):
+        code, _, errors = await run(*command, REALTIME_URL="http://127.0.0.1:1")
+        assert code == 1
+        assert "http://127.0.0.1:1 (REALTIME_URL)" in errors
+        assert "Connection refused; is the server running (synap-realtime serve)?" in errors
+
+
+REFUSALS = [
+    (["listen", "user_1"], {}, "no credential"),
+    (["listen", "user_1", "--token", "x"], {}, "check the token (--token, REALTIME_TOKEN)"),
+    (["listen", "user_1"], {"REALTIME_TOKEN": "x"}, "check the token (--token, REALTIME_TOKEN)"),
+    (["send", "user_1", "a", "--key", "x"], {}, "; give --key one of the server's API keys"),
+    (["send", "user_1", "a"], {"REALTIME_API_KEY": "x"}, "; set REALTIME_API_KEY to one of"),
+]
+
+
+async def test_a_refusal_names_the_option_or_the_variable_that_was_given() -> None:
+    async with running(create_app(WITH_KEYS)) as url:
+        for command, environment, said in REFUSALS:
+            code, _, errors = await run(*command, "--url", url, **environment)
+            assert (code, errors.count("\n")) == (1, 1)
+            assert f"{url} (--url)" in errors
+            assert said in errors
+
+
+@pytest.mark.parametrize("module", ["typer", "synap_realtime.server.serve"])
+def test_ctrl_c_while_the_program_is_loaded_is_quiet(tmp_path: Path, module: str) -> None:
+    """A module that takes long to import is interrupted in the middle."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"""
+import importlib.abc, os, signal, sys
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "synap_realtime", "serve", "--port", "0"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=Path(__file__).parent.parent,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_the_command_begins_where_ctrl_c_is_safe() -> None:
+    entries = metadata.entry_points(group="console_scripts", name="synap-realtime")
+    assert [entry.value for entry in entries] == ["synap_realtime.__main__:main"]

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -378,7 +378,7 @@ class BackgroundBroadcaster:
                 posted.result = result
                 _release(posted)
                 if result is not None and not self._closing:
-                    self._log_refusal(result)
+                    self._log_refusal(posted.parcel.rooms, result)
             self._changed.notify_all()
 
     def _answered(self, steps: requests.Delivery) -> list[BroadcastResult]:
@@ -397,10 +397,14 @@ class BackgroundBroadcaster:
 
         answer = requests.Answer()
 
+        def may_come_back(answer: requests.Answer) -> bool:
+            # Nobody waits here, so what its operator has to mend is waited for as well.
+            return retry.is_retriable(answer) or answer.is_misconfigured
+
         def attempt() -> requests.Answer:
             nonlocal answer
             answer = self._poster.post(call, self._timeout_s)
-            if answer.retriable:
+            if may_come_back(answer):
                 self._is_away(answer)
             else:
                 self._is_back()
@@ -412,7 +416,7 @@ class BackgroundBroadcaster:
                     raise _ClosingError
 
         retrying = Retrying(
-            retry=retry_if_result(retry.is_retriable),
+            retry=retry_if_result(may_come_back),
             wait=retry.wait_at_most_s(MAX_PAUSE_S),
             stop=stop_never,
             sleep=pause,
@@ -445,10 +449,12 @@ class BackgroundBroadcaster:
             dropped,
         )
 
-    def _log_refusal(self, result: BroadcastResult) -> None:
+    def _log_refusal(self, rooms: Sequence[Room], result: BroadcastResult) -> None:
         """Once for each reason: a wrong key is refused a thousand times alike."""
         if result.error is not None and result.error != self._refusal:
-            logger.warning("notification %s was refused: %s", result.id, result.error)
+            logger.warning(
+                "notification %s for %s was refused: %s", result.id, ", ".join(rooms), result.error
+            )
         self._refusal = result.error
 
 

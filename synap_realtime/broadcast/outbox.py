@@ -165,7 +165,7 @@ class Outbox:
             return
         if answer.error is None:
             self._most = min(self._most * 2, MAX_BATCH_NOTIFICATIONS)
-        elif answer.status in _NOT_OF_FEWER and len(items) > 1:
+        elif answer.status in _NOT_OF_FEWER and not answer.is_misconfigured and len(items) > 1:
             # Too much at once, or one of them is the trouble: the others are not to share it.
             self._most = len(items) // 2
             if not answer.retriable:

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from ..endpoint import bearer, parse_address, retry_after_s
 from ..errors import ConfigurationError, InvalidArgumentError
-from ..network import BoundedBody, find_proxy, tls_problem
+from ..network import BoundedBody, find_proxy, reason_of, tls_problem
 from ..protocol.notification import (
     MAX_BATCH_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -37,6 +37,7 @@ from ..protocol.notification import (
     to_json_object,
 )
 from ..protocol.rooms import Room, UserId, id_text, request_room, user_room
+from ..redaction import redacted
 from ..tracing import TRACEPARENT, Span, begin, current_traceparent
 from .result import BroadcastResult
 
@@ -64,20 +65,30 @@ class Answer:
 
     @property
     def retriable(self) -> bool:
-        """Connection errors, timeouts, 429 and 5xx; never another 4xx, nor what only a change of
-        the configuration mends (``is_permanent``).
+        """Connection errors, timeouts, 429 and 5xx but 501 and 505; never another 4xx, nor what
+        only a change of the configuration mends (``is_permanent``, ``is_misconfigured``).
 
         So is a batch that the server could not keep, in whole or in part: who has a notification
         already drops the second by its id.
         """
-        if self.is_permanent:
+        if self.is_permanent or self.is_misconfigured:
             return False
         match self.body:
             case {"results": list(results)}:
                 if any(_is_unavailable(result) for result in results):
                     return True
+        if self.status in _NOT_IMPLEMENTED:
+            return False
         return self.status is None or self.status == 429 or self.status >= 500
 
+    @property
+    def is_misconfigured(self) -> bool:
+        """Whether the server's own settings are wrong: only its operator can help."""
+        return isinstance(self.body, dict) and self.body.get("code") == "misconfigured"
+
+
+_NOT_IMPLEMENTED = (501, 505)
+"""A server of another kind, which never takes this method or this version of HTTP."""
 
 MAX_ANSWER_BYTES = 1024 * 1024
 """No room server answers with more; what comes after it is not read."""
@@ -125,6 +136,9 @@ class Endpoint:
         address = parse_address(url)
         self.address = address.url.copy_with(username=None, password=None)
         self.url = self.shown = address.shown
+        self.named = address.named
+        self.url_setting = address.setting or "REALTIME_URL"
+        self.key_setting = "api_key=" if api_key else "REALTIME_API_KEY"
         key = api_key or os.environ.get("REALTIME_API_KEY")
         headers = {
             "Accept": "application/json",
@@ -165,19 +179,21 @@ def request_of(endpoint: Endpoint, call: Call, timeout_s: float | None = None) -
     )
 
 
-def read_body(response: httpx.Response, body: BoundedBody) -> Answer:
+def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -> Answer:
     """A response and its body as an answer."""
-    answer = read_response(response.status_code, response.headers, body.content)
+    answer = read_response(endpoint, response.status_code, response.headers, body.content)
     if not body.encoding:
         return answer
     error = (
-        f"the server answered {answer.status} with Content-Encoding {body.encoding!r}, "
+        f"{endpoint.named} answered {answer.status} with Content-Encoding {body.encoding!r}, "
         "which was not asked for; is there a proxy in between that compresses?"
     )
     return replace(answer, error=error)
 
 
-def read_response(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
+def read_response(
+    endpoint: Endpoint, status: int, headers: Mapping[str, str], content: bytes
+) -> Answer:
     """A response as an answer; a body that is not JSON stays text."""
     try:
         body: object = json.loads(content)
@@ -186,7 +202,7 @@ def read_response(status: int, headers: Mapping[str, str], content: bytes) -> An
     return Answer(
         status=status,
         body=body,
-        error=None if 200 <= status < 300 else _describe(status, body),
+        error=None if 200 <= status < 300 else _describe(endpoint, status, headers, body),
         retry_after_s=retry_after_s(headers.get("Retry-After")) or 0.0,
     )
 
@@ -196,15 +212,14 @@ def read_failure(endpoint: Endpoint, error: Exception) -> Answer:
     if isinstance(error, ConfigurationError):
         return Answer(error=str(error), is_permanent=True)
     if (problem := tls_problem(error)) is not None:
-        return Answer(error=f"{endpoint.shown} (REALTIME_URL) {problem}", is_permanent=True)
+        return Answer(error=f"{endpoint.named} {problem}", is_permanent=True)
     way = _way(endpoint)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
-        return Answer(error=f"{endpoint.shown} did not answer in time{way} (REALTIME_URL)")
-    reason = _bounded(str(error) or type(error).__name__)
-    hint = "" if way else "; is the room server running (synap-realtime serve)?"
-    return Answer(
-        error=f"{endpoint.shown} could not be reached{way} (REALTIME_URL): {reason}{hint}"
-    )
+        return Answer(error=f"{endpoint.named} did not answer in time{way}")
+    reason = _bounded(reason_of(error))
+    if way:
+        reason = reason.partition(";")[0]  # the advice is about the server
+    return Answer(error=f"{endpoint.named} could not be reached{way}: {reason}")
 
 
 def _way(endpoint: Endpoint) -> str:
@@ -488,8 +503,8 @@ def _read_result(
                     attempts=answer.attempts,
                     duplicate=_are_duplicates(result, parcel.rooms),
                 )
-            case {"error": str(reason), **rest}:
-                error = _bounded(f"{reason}: {rest.get('details')}")
+            case {"error": str()}:
+                error = f"{endpoint.named} refused it{_reason(endpoint, result)}"
             case _:
                 error = _not_ours(endpoint, answer)
     return failed(parcel, answer.attempts, error)
@@ -501,16 +516,16 @@ def _read_single(endpoint: Endpoint, answer: Answer) -> str | None:
     match answer.body:
         case {"success": True}:
             return None
-        case {"success": False, "error": str(reason)}:
-            return _bounded(reason)
+        case {"success": False, "error": str()}:
+            return f"{endpoint.named} refused it{_reason(endpoint, answer.body)}"
         case _:
             return _not_ours(endpoint, answer)
 
 
 def _not_ours(endpoint: Endpoint, answer: Answer) -> str:
     return (
-        f"{endpoint.shown} is not a room server (it answered {answer.status}); "
-        "check the URL (REALTIME_URL), and the path where the rooms are mounted"
+        f"{endpoint.named} is not a room server (it answered {answer.status}); "
+        f"check the URL ({endpoint.url_setting}), and the path where the rooms are mounted"
     )
 
 
@@ -536,18 +551,39 @@ def _bounded(reason: str) -> str:
     return reason[:MAX_REASON_CHARACTERS] + "…"
 
 
-def _describe(status: int, body: object) -> str:
+def _describe(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: object) -> str:
+    """What a server answered that did not take it: who, why, and what to change."""
+    said = f"{endpoint.named} answered {status}"
+    if 300 <= status < 400 and (location := headers.get("Location")):
+        to = redacted(location).partition("?")[0]
+        return f"{said} and redirects to {_bounded(to)}; set {endpoint.url_setting} to the server"
+    match body:
+        case str(text) if text.lstrip().startswith("<"):
+            return (
+                f"{said} with a page of HTML, which no room server sends; "
+                f"check {endpoint.url_setting}, and the proxy in between, if there is one"
+            )
+        case str(text) if text.strip():
+            return f"{said}: {_bounded(text.strip())}"
+    hint = _key_hint(endpoint) if status == 401 else ""
+    return f"{said}{_reason(endpoint, body)}{hint}"
+
+
+def _reason(endpoint: Endpoint, body: object) -> str:
+    """Why a room server refused, in its words, behind a colon."""
     match body:
         case {"error": str(error), "details": str(details)}:
-            reason = f"{error}: {details}"
+            reason = _bounded(f"{error}: {details}")
         case {"error": str(error)}:
-            reason = error
-        case str(text) if text.lstrip().startswith("<"):
-            reason = "a page of HTML, which no room server sends; check REALTIME_URL, and the proxy"
-        case str(text):
-            reason = text.strip()
+            reason = _bounded(error)
         case _:
-            reason = ""
-    said = f": {_bounded(reason)}" if reason else ""
-    hint = "; set REALTIME_API_KEY to one of the server's API keys" if status == 401 else ""
-    return f"the server answered {status}{said}{hint}"
+            return ""
+    # Refusals of an origin, of an address or by the server's own rule are not about the key.
+    is_about_key = reason.startswith(("Forbidden: the key", "Forbidden: the token"))
+    return f": {reason}; check {endpoint.key_setting}" if is_about_key else f": {reason}"
+
+
+def _key_hint(endpoint: Endpoint) -> str:
+    if endpoint.key_setting == "api_key=":
+        return "; give api_key= one of the server's API keys"
+    return "; set REALTIME_API_KEY to one of the server's API keys"

@@ -188,7 +188,7 @@ class Sender:
                         break
         finally:
             await response.stream.aclose()
-        return requests.read_body(response, body)
+        return requests.read_body(self._endpoint, response, body)
 
     def _open(self) -> httpx.AsyncBaseTransport:
         if self._given is not None:

@@ -93,7 +93,7 @@ class Poster:
                         break
             finally:
                 response.stream.close()
-        return requests.read_body(response, body)
+        return requests.read_body(self._endpoint, response, body)
 
 
 class Broadcaster:

@@ -11,6 +11,8 @@ from ..errors import ConfigurationError
 
 BACKLOG = 2048
 
+_OPTIONS = "--host, --port (SYNAP_REALTIME_HOST, SYNAP_REALTIME_PORT)"
+
 _EVERY = ("", "::")
 """All addresses of both families."""
 
@@ -48,7 +50,7 @@ def bind(host: str, port: int, *, shares_port: bool = False) -> list[socket.sock
             # The free port of one family was taken in the other one.
             if port or error.errno != errno.EADDRINUSE or not left:
                 raise ConfigurationError(
-                    f"--host, --port: could not listen on {authority(host, port)} "
+                    f"{_OPTIONS}: could not listen on {authority(host, port)} "
                     f"({error.strerror or error}); {_fix_of(error)}"
                 ) from error
         else:
@@ -85,7 +87,7 @@ def holding(host: str, port: int) -> Iterator[int]:
         port = port_of(first)
     except OSError as error:
         raise ConfigurationError(
-            f"--host, --port: could not listen on {authority(host, port)} ({error.strerror}); "
+            f"{_OPTIONS}: could not listen on {authority(host, port)} ({error.strerror}); "
             f"{_fix_of(error)}"
         ) from error
     finally:

@@ -53,6 +53,7 @@ _CODE = {
     "enum": [
         "malformed", "unauthorized", "forbidden", "not_found", "method_not_allowed", "too_large",
         "unsupported_media_type", "upgrade_required", "timeout", "too_many", "unavailable",
+        "misconfigured",
     ],
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from json.encoder import encode_basestring_ascii as as_json
 from time import perf_counter
@@ -16,6 +16,7 @@ from ..protocol.notification import (
     MAX_BATCH_NOTIFICATIONS,
     MAX_SPREAD_BYTES,
 )
+from ..protocol.rooms import Room, key_of
 from ..tracing import NOTHING, Span
 from . import events
 from .access import Access, require_scope
@@ -131,12 +132,32 @@ class Publishing:
         checked: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
         for number, (item, its_rooms) in enumerate(zip(items, rooms, strict=True), 1):
-            checked.append(
-                check_item(item, its_rooms, verdicts, traceparent, spans, is_valid=is_valid)
-            )
+            entry = check_item(item, its_rooms, verdicts, traceparent, spans, is_valid=is_valid)
+            checked.append(entry)
+            if isinstance(entry, RequestError):
+                self._write_down(request, entry, its_rooms, verdicts)
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # a large batch keeps nobody else waiting
         return await self._checked(checked, claims, began_at, spans)
+
+    def _write_down(
+        self,
+        request: Request,
+        problem: RequestError,
+        rooms: list[Room] | RequestError,
+        verdicts: Mapping[Room, RequestError | None],
+    ) -> None:
+        """Log the refusal of one notification of a batch, with the room that it is about."""
+        named = [] if isinstance(rooms, RequestError) else rooms
+        room = next((room for room in named if verdicts.get(room) is problem), None)
+        if room is None and named:
+            room = named[0]
+        if room is not None and self._access.is_credential(key_of(room)):
+            room = None
+        events.refused(
+            problem.body, request.address, room, request.claims,
+            origin=request.headers.get("origin"),
+        )  # fmt: skip
 
     async def _checked(
         self,
@@ -163,8 +184,6 @@ class Publishing:
             failure = unavailable(str(error))
         results = []
         for entry in checked:
-            if isinstance(entry, RequestError):
-                events.refused(entry.body, None, None, claims)
             problem = entry if isinstance(entry, RequestError) else failure
             if problem is not None:
                 failed = {"success": False, **problem.body}

@@ -60,9 +60,9 @@ async def running(
     """
     if not is_loopback(host) and not (isinstance(app, Node) and app.has_keys):
         raise ConfigurationError(
-            f"--host {host} would let every machine that reaches this one publish and listen: this "
-            f"server has no keys. Make some with: {MAKE_A_SECRET} --out keys.toml, and give it "
-            "--keys keys.toml; or use 127.0.0.1"
+            f"--host (SYNAP_REALTIME_HOST): {host} would let every machine that reaches this one "
+            f"publish and listen: this server has no keys. Make some with: "
+            f"{MAKE_A_SECRET} --out keys.toml, and give it --keys keys.toml; or use 127.0.0.1"
         )
     sockets = bind(host, port, shares_port=shares_port)
     scheme = "http" if certificate is None else "https"

@@ -56,7 +56,9 @@ def run(settings: ServerSettings) -> None:
     """
     configure(settings.log_level, settings.log_format)
     if not hasattr(socket, "SO_REUSEPORT"):
-        raise ConfigurationError("--workers: on this system processes cannot share a port")
+        raise ConfigurationError(
+            "--workers (SYNAP_REALTIME_WORKERS): on this system processes cannot share a port"
+        )
     with holding(settings.host, settings.port) as port:
         code = asyncio.run(_Supervisor(settings, port).run())
     if code:

@@ -221,7 +221,7 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
             if subscription.lost() and subscription.tells_gaps:
                 logger.info("no replay could be finished; something may be missed")
                 yield Tell(options.on_gap, options.room)
-        delay_s = reconnect.delay_after(failure, up_s, options.address.shown)
+        delay_s = reconnect.delay_after(failure, up_s, options.address.named)
         logger.info("%s; reconnecting in %.1f s", failure.reason, delay_s)
         state = SubscriptionState("reconnecting", reconnect.count, delay_s, failure.reason)
         yield Tell(options.on_state, state)

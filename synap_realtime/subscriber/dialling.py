@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import re
 import socket
 import time
 from types import ModuleType
@@ -224,15 +225,35 @@ def read_dial_error(error: Exception) -> Failure:
         raise ConfigurationError(
             "the environment's proxy cannot be used; a SOCKS proxy needs: pip install python-socks"
         ) from None
+    if isinstance(error, exceptions.InvalidMessage):
+        return _read_foreign_answer(error.__cause__)
+    if isinstance(error, exceptions.InvalidHeader):  # of a 101: InvalidUpgrade is one
+        return _not_ours(f"its handshake is wrong: {type(error).__name__}")
     if (problem := network.tls_problem(error)) is not None:
         return Failure(problem, is_permanent=True)
     if isinstance(error, TimeoutError):
         return Failure("did not answer in time")
     if isinstance(error, OSError):
-        return Failure(f"could not be reached: {error.strerror or str(error) or 'lost'}")
+        return Failure(f"could not be reached: {network.reason_of(error)}")
     if isinstance(error, UnicodeError):
         return Failure("could not be reached: no host can have this name")
     return Failure(f"did not answer as a WebSocket server does ({type(error).__name__})")
+
+
+_OLD_STATUS = re.compile(r"HTTP/1\.0 ([1-5][0-9]{2})(?![0-9])")
+
+
+def _read_foreign_answer(cause: BaseException | None) -> Failure:
+    """What the library could not read as an answer in HTTP/1.1."""
+    if isinstance(cause, EOFError):
+        return Failure("closed the connection before it answered")
+    if (found := _OLD_STATUS.search(str(cause))) is not None:
+        return refused(int(found[1]), {}, b"")
+    return _not_ours("it does not answer in HTTP/1.1")
+
+
+def _not_ours(why: str) -> Failure:
+    return Failure(f"is not a room server ({why}); check the URL", is_permanent=True)
 
 
 def read_closed(error: Any) -> Failure:

@@ -26,6 +26,8 @@ LONGEST_ASKED_S = 60.0
 """A server may ask for a pause, but not for the rest of the day."""
 
 _WORTH_ANOTHER_TRY = (408, 425, 429)
+_FOREIGN = (301, 308, 501, 505)
+"""The address has moved for good, or belongs to a server of another kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Failure:
         if self.is_expired or self.is_permanent:
             return self.is_permanent
         if self.status is not None:
+            if self.status in _FOREIGN:
+                return True
             return 400 <= self.status <= 499 and self.status not in _WORTH_ANOTHER_TRY
         # 1009 means what 4540 does: this client said what no server takes.
         return self.close_code is not None and (self.close_code >= 4500 or self.close_code == 1009)
@@ -75,7 +79,7 @@ class Reconnect:
         Args:
             failure: what happened.
             up_s: how long the connection had been up, 0 if there was none.
-            shown: the server, for the error.
+            shown: the server and where its address was given, for the error.
 
         Raises:
             SubscriptionError: this was the end.
@@ -87,7 +91,7 @@ class Reconnect:
             self.count = 0
         if self._attempts is not None and self.count >= self._attempts:
             raise SubscriptionError(
-                f"{shown}: {failure.reason}; gave up after {self.count} attempts to reconnect",
+                f"{shown}: {failure.reason} (gave up after {self.count} attempts to reconnect)",
                 code=failure.code,
                 retriable=True,
             )
@@ -116,13 +120,21 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
         # Not followed: the token would go along, to wherever the answer says.
         to = (headers.get("Location") or "nowhere").partition("?")[0]
         reason += f" and redirects to {to}; set the URL to where the room server is"
-    elif status in (401, 403):
-        reason += "; check the token"
-    elif status in (404, 426) or status < 300:
+    elif status == 401 or _is_about_token(answer):
+        reason += "; check the token (token=)"
+    elif status in (404, 405, 426, 501, 505) or status < 300:
         reason += "; check the URL: is it a room server?"
     return Failure(
         _printable(reason), status=status, asked_s=retry_after_s(headers.get("Retry-After"))
     )
+
+
+def _is_about_token(answer: object) -> bool:
+    """Refusals of an origin, of an address or by the server's own rule are not."""
+    match answer:
+        case {"error": "Forbidden", "details": str(details)}:
+            return details.startswith(("the token", "the key"))
+    return False
 
 
 def closed(code: int, reason: str) -> Failure:

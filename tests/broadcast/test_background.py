@@ -95,7 +95,7 @@ def test_a_refusal_is_said_once(realtime: Realtime, caplog: pytest.LogCaptureFix
     for n in range(3):
         post(broadcaster, n)
         broadcaster.flush()
-    assert caplog.text.count("was refused: the server answered 401") == 1
+    assert caplog.text.count(" for user_1 was refused: ") == 1
     assert not broadcaster.away
     post(broadcaster, 3)
     assert numbers(realtime) == [3]

@@ -115,7 +115,7 @@ def test_another_answer_is_final_and_said(publish: Publish, status: int) -> None
     result = send(publish)
     assert not result.success
     assert result.attempts == route.call_count == 1
-    assert result.error == f"the server answered {status}: No: because{hint}"
+    assert result.error == f"{URL} (url=) answered {status}: No: because{hint}"
     assert result.rooms == ()
     with pytest.raises(BroadcastError, match="No: because"):
         result.raise_for_status()
@@ -127,7 +127,7 @@ def test_the_deadline_ends_the_attempts_and_the_last_answer_is_told(publish: Pub
     result = send(publish, deadline_s=0.6)
     assert not result.success
     assert route.call_count == result.attempts > 1
-    assert result.error == "the server answered 500: boom"
+    assert result.error == f"{URL} (url=) answered 500: boom"
 
 
 @respx.mock
@@ -179,7 +179,10 @@ def test_a_bad_item_fails_with_its_reason(publish: Publish) -> None:
     item = {"success": False, "error": "Too large", "details": "at most", "code": "too_large"}
     respx.post(f"{URL}/broadcast").respond(json={"success": False, "results": [item]})
     result = send(publish)
-    assert (result.success, result.error) == (False, "Too large: at most")
+    assert (result.success, result.error) == (
+        False,
+        f"{URL} (url=) refused it: Too large: at most",
+    )
 
 
 OLD = {"success": True, "broadcastCount": 1, "message": "Notification broadcasted"}
@@ -217,8 +220,9 @@ def test_another_application_is_named_by_its_address(publish: Publish, status: i
     result = send(publish)
     assert not result.success
     assert result.attempts == 2
-    assert (result.error or "").startswith(f"{URL} is not a room server (it answered {status})")
-    assert "REALTIME_URL" in (result.error or "")
+    said = f"{URL} (url=) is not a room server (it answered {status})"
+    assert (result.error or "").startswith(said)
+    assert "check the URL (url=)" in (result.error or "")
 
 
 @respx.mock
@@ -254,7 +258,7 @@ def test_one_room_of_two_is_no_success(publish: Publish) -> None:
     assert not result.success
     assert result.rooms == ("user_42",)
     assert result.broadcast_count == 1
-    assert result.error == "request_r1: the server answered 403: Forbidden"
+    assert result.error == f"request_r1: {URL} (url=) answered 403: Forbidden"
 
 
 @respx.mock

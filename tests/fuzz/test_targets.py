@@ -143,7 +143,7 @@ def test_token_target_notices_a_signature_that_is_not_checked(
 
 
 def test_answer_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "_describe", lambda _status, body: body["error"])
+    monkeypatch.setattr(requests, "_describe", lambda *given: given[-1]["error"])
     catches("answer")
 
 

@@ -9,8 +9,10 @@ from contextlib import closing
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from synap_realtime import Broadcaster, Notification, mint_token, subscribe_sync
 from tests.conformance.workerd import running
@@ -36,9 +38,23 @@ def test_publish_and_listen(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> 
 def test_wrong_settings_are_said_and_close_the_door() -> None:
     with running({"TOKEN_SECRETS": "short"}) as url:
         response = httpx.get(f"{url}/rooms/user_1/history")
-    assert response.status_code == 503
+        said = "answered 500: The server's settings are wrong: TOKEN_SECRETS: expected"
+        with Broadcaster(url) as broadcaster:
+            result = broadcaster.broadcast_success("1", "a", {})
+        room = f"ws{url[4:]}/rooms/user_1/subscribe"
+        with (
+            connect(room, origin=Origin("http://localhost:3000")) as page,
+            pytest.raises(ConnectionClosed) as closed,
+        ):
+            page.recv()
+    assert (response.status_code, response.json()["code"]) == (500, "misconfigured")
+    assert "Retry-After" not in response.headers
     assert "TOKEN_SECRETS: expected at least 32 bytes" in response.json()["details"]
     assert "short" not in response.text
+    assert (result.attempts, said in (result.error or "")) == (1, True)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1011
+    assert "TOKEN_SECRETS" in closed.value.rcvd.reason
 
 
 def test_without_keys_it_answers_this_machine_only(open_worker: str) -> None:

@@ -76,7 +76,9 @@ export async function identify(
   } catch (error) {
     if (error instanceof InvalidTokenError) {
       limits.countFailedAttempt(address);
-      throw unauthorized(error.message, true);
+      const refused = unauthorized(error.message, true);
+      refused.rejectedUser = error.user;
+      throw refused;
     }
     if (error instanceof KeysUnavailableError) {
       throw unavailable("the keys that would check the token cannot be had now");
@@ -99,11 +101,13 @@ export async function refuseRevoked(env: Env, claims: Claims): Promise<void> {
   } catch {
     throw unavailable("nobody can say now whether the token was revoked");
   }
-  if (verdicts.some(Boolean)) throw revoked();
+  if (verdicts.some(Boolean)) throw revoked(claims);
 }
 
-export function revoked(): Error {
-  return unauthorized("token revoked", true);
+export function revoked(claims: Claims): Error {
+  const refused = unauthorized("token revoked", true);
+  refused.rejectedUser = claims.user;
+  return refused;
 }
 
 /**

@@ -24,6 +24,7 @@ import type { Publication, Receipt } from "./log";
 import { count, METRICS_TEXT } from "./metrics";
 import openapi from "./openapi.json";
 import { readinessOf } from "./readiness";
+import { logRefusal } from "./refusals";
 import {
   checkNotification,
   InvalidNotificationError,
@@ -280,6 +281,9 @@ async function broadcastMany(asked: Asked): Promise<Response> {
     );
   }
   count(asked.env, "publish", "refused", items.length - good.length);
+  for (const [n, item] of items.entries()) {
+    if (item instanceof RequestError) logRefusal(asked.request, item.body, { claims, room: roomsIn(given[n])?.[0] });
+  }
   checkLimits(asked, claims, good.reduce((sum, { rooms }) => sum + rooms.length, 0), spread);
   const results = resultsOf(items, await publishAll(asked.env, byRoom(good)));
   return jsonResponse(200, { success: results.every(({ success }) => success), results });

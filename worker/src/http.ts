@@ -21,6 +21,8 @@ export interface Problem {
 /** A request that gets an error answer. See PROTOCOL.md, "Errors". */
 export class RequestError extends Error {
   readonly body: Problem;
+  /** The user of a token that a key of this server has signed and that does not count, for the log. */
+  rejectedUser?: string | undefined;
 
   constructor(
     readonly status: number,
@@ -75,6 +77,11 @@ export function unavailable(details: string): RequestError {
   return new RequestError(503, "unavailable", "Try again later", details, {
     "Retry-After": String(RETRY_AFTER_S),
   });
+}
+
+/** Only the operator can help: no `Retry-After`. See PROTOCOL.md, "Errors". */
+export function misconfigured(details: string): RequestError {
+  return new RequestError(500, "misconfigured", "The server's settings are wrong", details);
 }
 
 export function methodNotAllowed(right: string): RequestError {

@@ -2,9 +2,10 @@
 
 import { admit } from "./access";
 import { answer, checkAnonymous, type Asked } from "./api";
-import { RequestError, targetOf, unavailable } from "./http";
+import { misconfigured, RequestError, targetOf, unavailable } from "./http";
 import { addressOf, requestLimitsOf } from "./limits";
 import { count } from "./metrics";
+import { cutReason } from "./protocol/control";
 import { logRefusal } from "./refusals";
 import { ConfigurationError, settingsOf, type Env } from "./settings";
 import { openEventStream, openWebSocket } from "./subscribe";
@@ -39,7 +40,8 @@ export default {
       if (asked?.claims !== undefined && problem.status !== 429 && problem.status !== 503) {
         requestLimitsOf(asked.settings).countRefusal(asked.claims, addressOf(request));
       }
-      logRefusal(request, problem.body, { user: asked?.claims?.user });
+      logRefusal(request, problem.body, { claims: asked?.claims, user: problem.rejectedUser });
+      if (error instanceof ConfigurationError && isPagesHandshake(request)) return closeAtOnce(problem);
       return withHeaders(problem.response, cors);
     }
   },
@@ -60,10 +62,7 @@ async function respond(asked: Asked): Promise<Response> {
 /** Whatever happened, as an error answer that shows nothing of the inside. */
 function problemOf(error: unknown): RequestError {
   if (error instanceof RequestError) return error;
-  if (error instanceof ConfigurationError) {
-    console.error(error.message);
-    return unavailable(`the Worker's settings are wrong: ${error.message}`);
-  }
+  if (error instanceof ConfigurationError) return misconfigured(error.message); // the refusal's line names it
   console.error(error);
   return unavailable("something went wrong; the Worker's log says what");
 }
@@ -91,6 +90,20 @@ function preflightOf(request: Request): Record<string, string> {
   const asked = request.headers.get("Access-Control-Request-Headers") ?? "";
   if (asked.length > MAX_FIELD_NAMES || !FIELD_NAMES.test(asked)) return PREFLIGHT;
   return { ...PREFLIGHT, "Access-Control-Allow-Headers": asked };
+}
+
+/** Whether a page opens a WebSocket. It cannot read the answer to a handshake, but the reason of a close. */
+function isPagesHandshake({ headers }: Request): boolean {
+  return headers.has("Origin") && headers.get("Upgrade")?.toLowerCase() === "websocket";
+}
+
+const INTERNAL_ERROR = 1011; // RFC 6455, section 7.4.1: not final for a client, which comes back, ever more slowly
+
+function closeAtOnce({ body }: RequestError): Response {
+  const [client, server] = Object.values(new WebSocketPair()) as [WebSocket, WebSocket];
+  server.accept();
+  server.close(INTERNAL_ERROR, cutReason(`${body.error}: ${body.details}`));
+  return new Response(null, { status: 101, webSocket: client });
 }
 
 function withHeaders(response: Response, headers: Record<string, string>): Response {

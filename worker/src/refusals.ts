@@ -1,5 +1,6 @@
 /** One line in the Worker's log for each refusal, and not too many of them. See docs/cloudflare.md. */
 
+import type { Claims } from "./auth/claims";
 import { targetOf, type Problem } from "./http";
 import { Rate } from "./limits";
 import { problemWithRoom, withoutCredentials } from "./protocol/rooms";
@@ -14,17 +15,19 @@ const lines = new Rate(MAX_LINES_PER_S);
  * Write down why a request or a handshake was refused: the cause, the room, the user and the page's
  * origin; never what is in a body, a key or a token.
  *
- * @param of `closeCode` of a handshake that was accepted and closed; `user` whose token it was.
+ * @param of `room` where the path does not name it; `claims` of the credential, if it counts; `user` whose token it was, if it does not; `closeCode` of a
+ *   handshake that was accepted and closed.
  */
 export function logRefusal(
   request: Request,
   problem: Problem,
-  of: { closeCode?: number; user?: string | undefined } = {},
+  of: { claims?: Claims | undefined; user?: string | undefined; room?: unknown; closeCode?: number } = {},
 ): void {
   if (lines.waitS("", 1) > 0) return;
   const members: [string, string | number | null | undefined][] = [
-    ["user", of.user],
-    ["room", roomOf(request)],
+    ["user", of.claims?.user ?? of.user],
+    ["key", of.claims?.key],
+    ["room", shownRoom(of.room) ?? roomOf(request)],
     ["code", problem.code],
     // What is malformed may be repeated in the details.
     ["details", problem.code === "malformed" ? problem.error : problem.details],
@@ -47,10 +50,12 @@ function originOf(request: Request): string | undefined {
 function roomOf(request: Request): string | undefined {
   try {
     const [kind, room] = targetOf(request.url).segments;
-    return kind === "rooms" && room !== undefined && problemWithRoom(room) === undefined
-      ? withoutCredentials(room)
-      : undefined;
+    return kind === "rooms" ? shownRoom(room) : undefined;
   } catch {
     return undefined;
   }
+}
+
+function shownRoom(room: unknown): string | undefined {
+  return typeof room === "string" && problemWithRoom(room) === undefined ? withoutCredentials(room) : undefined;
 }

@@ -286,7 +286,7 @@ export class NotificationRoom extends DurableObject<Env> {
     try {
       const verdict = await openConnection(this.env, claims, id, this.#room, most);
       if (verdict === "ok" && !this.#isRevoked(claims)) return;
-      if (verdict !== "too_many") throw revoked();
+      if (verdict !== "too_many") throw revoked(claims);
       const error = tooMany(`at most ${most} connections for a user`, 10);
       error.headers[CLOSE_CODE] = String(CloseCode.TOO_MANY_CONNECTIONS);
       throw error;

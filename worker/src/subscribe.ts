@@ -59,7 +59,8 @@ export async function openWebSocket(asked: Asked): Promise<Response> {
     // A page cannot read the answer to a handshake, but it can read a close code.
     const code = error instanceof RequestError ? CODES[error.status] : undefined;
     if (code === undefined || !request.headers.has("Origin")) throw error;
-    return closeAtOnce(asked, code, (error as RequestError).body.details, subprotocol);
+    const { body, rejectedUser } = error as RequestError;
+    return closeAtOnce(asked, code, body.details, subprotocol, rejectedUser);
   }
 }
 
@@ -179,13 +180,14 @@ function closeAtOnce(
   code: number,
   reason: string,
   subprotocol: string | undefined,
+  user?: string,
 ): Response {
   const pair = new WebSocketPair();
   pair[1].accept();
   pair[1].close(code, cutReason(reason));
   count(env, "drop", String(code));
   const problem = { error: "", code: NAMES[code] ?? String(code), details: reason };
-  logRefusal(request, problem, { closeCode: code, user: claims?.user });
+  logRefusal(request, problem, { claims, user, closeCode: code });
   return new Response(null, {
     status: 101,
     webSocket: pair[0],

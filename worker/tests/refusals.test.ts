@@ -35,6 +35,18 @@ test("it names the cause, the room and the origin, and no token", () => {
   ]);
 });
 
+test("of a notification of a batch it names the room and the publisher's key", () => {
+  const claims = { rooms: ["*"], scopes: [], key: "jobs" };
+  const problem = { error: "Forbidden", code: "forbidden", details: "no" };
+  const request = new Request("https://rooms.example/broadcast", { method: "POST" });
+  logRefusal(request, problem, { claims, room: "user_7" });
+  logRefusal(request, problem, { claims, room: { not: "a room" } });
+  expect(lines()).toEqual([
+    'refused key="jobs" room="user_7" code="forbidden" details="no"',
+    'refused key="jobs" code="forbidden" details="no"',
+  ]);
+});
+
 test("a stranger's text makes no line of its own, and what is malformed is not repeated", () => {
   const request = new Request("https://rooms.example/rooms/no%0Aroom/history", {
     headers: { Origin: `https://${"x".repeat(500)}` },

@@ -47,6 +47,16 @@ test.each(vectors.tokens)("$name", async ({ token, expected }) => {
   }
 });
 
+test("a refused token of ours says whose it is, and a forged one does not", async () => {
+  const token = named("sub opens the user's room and no other's");
+  const userOf = (of: Settings, text: string, now: number): Promise<unknown> =>
+    identifyToken(of, text, now).then(() => "accepted", (error: InvalidTokenError) => error.user);
+  expect(await userOf(settings(), token, NOW + 1e12)).toBe("u1"); // expired
+  expect(await userOf(settings({ TOKEN_ISSUER: "https://id.example" }), token, NOW)).toBe("u1");
+  expect(await userOf(settings({ TOKEN_MAX_LIFETIME_S: "1" }), token, NOW)).toBe("u1");
+  expect(await userOf(settings({ TOKEN_SECRETS: "x".repeat(32) }), token, NOW)).toBe(undefined);
+});
+
 test("a token without the iss or the aud that is asked for", async () => {
   const token = named("sub opens the user's room and no other's");
   for (const more of [{ TOKEN_ISSUER: "https://id.example" }, { TOKEN_AUDIENCE: "rooms" }]) {

@@ -203,6 +203,6 @@ def check_jwks_url(url: str) -> None:
         ok = False
     if not ok:
         raise ConfigurationError(
-            "--jwks-urls (or jwks_urls in the file of --keys): expected https://…, got "
-            f"{redacted(url)!r}"
+            "--jwks-urls (SYNAP_REALTIME_JWKS_URLS, or jwks_urls in the file of --keys): expected "
+            f"https://…, got {redacted(url)!r}"
         )

@@ -108,7 +108,10 @@ class KeyRing:
         )
         self._file = file
         self._watched = Watched(*([file] if file else []), settles=True, clock=clock)
-        self._keys = _together(self._own, KeyFile())
+        try:
+            self._keys = _together(self._own, KeyFile())
+        except ConfigurationError as error:
+            raise ConfigurationError(_with_variable(str(error))) from None
         if file is not None:
             self._keys = self._read(file)
         self._problem: tuple[object, str] | None = None
@@ -159,7 +162,7 @@ class KeyRing:
             problem = _without_secrets(error)
         except ConfigurationError as error:
             problem = str(error)
-        raise ConfigurationError(f"--keys {shown}: {problem}")
+        raise ConfigurationError(f"--keys (SYNAP_REALTIME_KEYS): {shown}: {problem}")
 
 
 def digest_of(text: str) -> bytes:
@@ -201,6 +204,14 @@ def _without_secrets(error: Exception) -> str:
 
 
 _QUOTED = re.compile(r"\('.*?'\S*\)|'[^']{2,}'|\"[^\"]{2,}\"")
+
+
+def _with_variable(problem: str) -> str:
+    """Name the variable of a key that is not in the file."""
+    for kind in ("token secret", "API key"):
+        if problem.startswith(kind):
+            return f"SYNAP_REALTIME_{kind.upper().replace(' ', '_')}S: {problem}"
+    return problem
 
 
 def _together(own: KeyFile, file: KeyFile) -> Keys:

@@ -8,16 +8,14 @@ from urllib.parse import unquote, urlsplit
 from ...errors import ConfigurationError
 from ...redaction import redacted
 from ..references import REFERENCE, resolve
-from .base import Retention, Store
-
-_OPTION = "--store (SYNAP_REALTIME_STORE)"
+from .base import OPTION, Retention, Store
 
 
 def _memory(path: str, retention: Retention) -> Store:
     from .memory import MemoryStore
 
     if path:
-        raise ConfigurationError(f"--store: memory:// takes no path, got {path!r}")
+        raise ConfigurationError(f"{OPTION}: memory:// takes no path, got {path!r}")
     return MemoryStore(retention)
 
 
@@ -26,11 +24,11 @@ def _sqlite(path: str, retention: Retention) -> Store:
 
     if path == "/:memory:":
         raise ConfigurationError(
-            "--store: sqlite needs a file; for a store in memory write memory://"
+            f"{OPTION}: sqlite needs a file; for a store in memory write memory://"
         )
     if not path.removeprefix("/"):
         raise ConfigurationError(
-            "--store: sqlite needs a file: sqlite:///rooms.db in this directory, "
+            f"{OPTION}: sqlite needs a file: sqlite:///rooms.db in this directory, "
             "sqlite:////var/lib/rooms.db anywhere"
         )
     return SqliteStore(path.removeprefix("/"), retention)
@@ -45,10 +43,10 @@ def is_own(url: str) -> bool:
 
 
 def _own(reference: str, retention: Retention) -> Store:
-    make = resolve(_OPTION, reference)
+    make = resolve(OPTION, reference)
     if not callable(make):
         raise ConfigurationError(
-            f"{_OPTION}: {redacted(reference)}: expected def open(retention) -> Store"
+            f"{OPTION}: {redacted(reference)}: expected def open(retention) -> Store"
         )
     try:
         store: Store = make(retention)
@@ -56,7 +54,7 @@ def _own(reference: str, retention: Retention) -> Store:
         raise
     except Exception as error:
         problem = redacted(f"{reference} raised {type(error).__name__}: {error}")
-        raise ConfigurationError(f"{_OPTION}: {problem}") from error
+        raise ConfigurationError(f"{OPTION}: {problem}") from error
     return store
 
 
@@ -87,7 +85,7 @@ def open_store(url: str, retention: Retention) -> Store:
     """
     if is_own(url):
         return _own(url, retention)
-    expected = f"{_OPTION}: expected memory://, sqlite:///path or module:function"
+    expected = f"{OPTION}: expected memory://, sqlite:///path or module:function"
     try:
         parts = urlsplit(url)
     except ValueError:

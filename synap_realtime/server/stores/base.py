@@ -10,6 +10,9 @@ from ...errors import SynapRealtimeError
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room, is_control_room, is_request_room
 
+OPTION = "--store (SYNAP_REALTIME_STORE)"
+"""What names the store, for errors."""
+
 
 class StoreUnavailableError(SynapRealtimeError):
     """The store cannot keep or read now; the client hears 503 and tries again."""

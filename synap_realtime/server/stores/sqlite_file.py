@@ -24,7 +24,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from ...errors import ConfigurationError
 from ...protocol.rooms import Room, is_request_room
-from .base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention, Usage
+from .base import DEVICE_AGE_S, MAX_DEVICES, OPTION, Publication, Retention, Usage
 from .file_guard import (
     HELD,
     Change,
@@ -164,12 +164,12 @@ class LogFile:
             self.path = path.resolve()
         except (OSError, RuntimeError) as error:  # links in a circle: RuntimeError until 3.12
             raise ConfigurationError(
-                f"--store: {path} cannot be used: its symbolic links lead nowhere; "
+                f"{OPTION}: {path} cannot be used: its symbolic links lead nowhere; "
                 "choose another path"
             ) from error
         if not self.path.parent.is_dir():
             raise ConfigurationError(
-                f"--store: there is no directory {self.path.parent}; make it first. "
+                f"{OPTION}: there is no directory {self.path.parent}; make it first. "
                 "(A path from the root has four slashes: sqlite:////var/lib/rooms.db)"
             )
         self._log_path = Path(f"{self.path}-wal")
@@ -302,7 +302,7 @@ class LogFile:
     def _open_database(self) -> GuardedFile:
         if (kind := describe_irregular(self.path)) is not None:
             raise ConfigurationError(
-                f"--store: {self.path} is {kind}; choose another path: a file, such as rooms.db"
+                f"{OPTION}: {self.path} is {kind}; choose another path: a file, such as rooms.db"
             )
         if (pid := find_user(self.path)) is not None:
             raise self._in_use(pid)
@@ -341,7 +341,7 @@ class LogFile:
         self._make_tables(db)
         if self._database.links > 1:
             raise ConfigurationError(
-                f"--store: {self.path} has another name (a hard link), and the log beside it only "
+                f"{OPTION}: {self.path} has another name (a hard link), and the log beside it only "
                 "one: after a crash, who opens the other name misses what the log holds. Remove "
                 "one of the names, or choose another path"
             )
@@ -383,7 +383,7 @@ class LogFile:
     def _in_use(self, pid: int | None) -> ConfigurationError:
         process = f" (process {pid})" if pid else ""
         return ConfigurationError(
-            f"--store: {self.path} is in use by another server or program{process}; stop it, or "
+            f"{OPTION}: {self.path} is in use by another server or program{process}; stop it, or "
             "choose another path: each server needs a file of its own"
         )
 
@@ -409,7 +409,7 @@ class LogFile:
 
     def unusable(self, error: Exception) -> ConfigurationError:
         """Why the file cannot be used, and what to do."""
-        return ConfigurationError(f"--store: {self.path} {_problem(error)}")
+        return ConfigurationError(f"{OPTION}: {self.path} {_problem(error)}")
 
     def _make_tables(self, db: sqlite3.Connection) -> None:
         (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -422,13 +422,13 @@ class LogFile:
             newer = version > _VERSION
             advice = "upgrade this program" if newer else "start it once with the version between"
             raise ConfigurationError(
-                f"--store: {self.path} was written by {'a newer' if newer else 'another'} version "
+                f"{OPTION}: {self.path} was written by {'a newer' if newer else 'another'} version "
                 f"of this program (its tables have version {version}, and this one reads "
                 f"{_VERSION}); {advice}, or choose another path"
             )
         if tables:
             raise ConfigurationError(
-                f"--store: {self.path} is another program's database; choose another path"
+                f"{OPTION}: {self.path} is another program's database; choose another path"
             )
         # An empty file that was there before is ours now; where that cannot be, it stays as it is.
         with contextlib.suppress(PermissionError):

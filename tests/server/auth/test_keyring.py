@@ -217,7 +217,8 @@ def test_refuses_to_start_with_a_file_without_keys(broken: str, tmp_path: Path) 
 
 def test_a_secret_in_the_place_of_the_file_is_not_shown() -> None:
     for secret in (secrets.token_urlsafe(32), secrets.token_hex(32), OLD):
-        with pytest.raises(ConfigurationError, match="--keys …: No such file") as caught:
+        said = r"--keys \(SYNAP_REALTIME_KEYS\): …: No such file"
+        with pytest.raises(ConfigurationError, match=said) as caught:
             KeyRing(file=Path(secret))
         assert secret not in str(caught.value)
 
@@ -398,3 +399,17 @@ async def test_a_password_in_the_address_of_keys_is_not_logged(
     with pytest.raises(ConfigurationError) as refused:
         KeyRing(jwks_urls=["http://jwks:hunter2@id.example/jwks"])
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"token_secrets": ["short"]}, "SYNAP_REALTIME_TOKEN_SECRETS: token secret: expected at"),
+        ({"api_keys": {"jobs": "x"}}, "SYNAP_REALTIME_API_KEYS: API key 'jobs': expected at least"),
+        ({"jwks_urls": ["http://a.b/"]}, "--jwks-urls (SYNAP_REALTIME_JWKS_URLS, or jwks_urls in"),
+    ],
+)
+def test_a_wrong_key_is_named_by_its_variable(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        KeyRing(**given)
+    assert str(caught.value).startswith(said)

@@ -360,7 +360,7 @@ async def test_only_its_owner_may_read_it(path: Path, was_there: bool) -> None:
         ("CREATE TABLE theirs (x)", "another program's database"),
         (
             "PRAGMA application_id=1398361680; PRAGMA user_version=99; CREATE TABLE x (y)",
-            r"--store: .*rooms\.db was written by a newer version .* 99, .* upgrade this program",
+            r"--store .*rooms\.db was written by a newer version .* 99, .* upgrade this program",
         ),
     ],
 )
@@ -397,7 +397,7 @@ def test_a_path_that_is_no_regular_file_is_refused(path: Path, kind: str) -> Non
             listener.bind(str(path))
         else:
             path.symlink_to("/dev/null")
-        with pytest.raises(ConfigurationError, match=rf"--store: .* is {kind}; choose another"):
+        with pytest.raises(ConfigurationError, match=rf"--store .* is {kind}; choose another"):
             SqliteStore(path)
 
 
@@ -424,7 +424,7 @@ def fill(folder: Path) -> Path:
 def test_a_full_disk_at_the_start_is_said_with_what_to_do(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         fill(disk)
-        with pytest.raises(ConfigurationError, match=r"--store: .*rooms\.db .* full; make room"):
+        with pytest.raises(ConfigurationError, match=r"--store .*rooms\.db .* full; make room"):
             SqliteStore(disk / "rooms.db")
 
 

@@ -22,7 +22,10 @@ export class MalformedTokenError extends Error {}
  * The credential is not valid. The message begins with the cause ("token expired", "invalid signature",
  * "audience mismatch") and holds nothing of the token but names of claims.
  */
-export class InvalidTokenError extends Error {}
+export class InvalidTokenError extends Error {
+  /** Whose it is, if a key of this server has signed it: for the log, it allows nothing. */
+  user?: string | undefined;
+}
 
 const known = new Map<string, Jwks>(); // by address, for as long as the isolate lives
 
@@ -51,9 +54,24 @@ export async function identifyToken(
     throw new InvalidTokenError("unknown key: not a key of this server, and not a JWT");
   }
   const { payload, voucher } = await verify(settings, token, now);
-  const claims = { ...(await claimsOf(payload, token)), voucher };
-  checkLifetime(claims, settings, now);
-  return claims;
+  try {
+    const claims = { ...(await claimsOf(payload, token)), voucher };
+    checkLifetime(claims, settings, now);
+    return claims;
+  } catch (error) {
+    throw withUser(error, payload);
+  }
+}
+
+/** Say whose token it is, where its signature is good. */
+function withUser(error: unknown, payload: JWTPayload): unknown {
+  if (!(error instanceof InvalidTokenError)) return error;
+  try {
+    error.user = textOf(payload, "sub");
+  } catch {
+    // it names nobody
+  }
+  return error;
 }
 
 /** Refuse what would outlive its revocation: see {@link keptMs}. */
@@ -177,10 +195,18 @@ async function verify(
         ...(settings.tokenIssuer === undefined ? {} : { issuer: settings.tokenIssuer }),
         ...(settings.tokenAudience === undefined ? {} : { audience: settings.tokenAudience }),
       });
-      checkMore(payload, settings, now);
+      try {
+        checkMore(payload, settings, now);
+      } catch (error) {
+        throw withUser(error, payload);
+      }
       return { payload, voucher };
     } catch (error) {
       if (error instanceof errors.JWSSignatureVerificationFailed) continue;
+      // The library looks at the signature first: claims that it refuses are signed.
+      if (error instanceof errors.JWTExpired || error instanceof errors.JWTClaimValidationFailed) {
+        throw withUser(new InvalidTokenError(reasonOf(error)), error.payload);
+      }
       throw error instanceof InvalidTokenError ? error : new InvalidTokenError(reasonOf(error));
     }
   }
