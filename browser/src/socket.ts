@@ -199,12 +199,14 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     const isUntold = openedAt > 0 && position.lost() && position.tellsGaps;
     openedAt = 0;
     // A function may bring another token than one that has expired before it arrived.
-    const isExpired = typeof options.token === "function" && /\bexpired\b/.test(failure.reason);
+    const hasFunction = typeof options.token === "function";
+    const isExpired = hasFunction && /\bexpired\b/.test(failure.reason);
     isFinal = !!failure.isFinal && !(isExpired && [401, 4501].includes(failure.code ?? 0));
     if (isUntold) call(options.onGap, room);
     if (mine !== dialled) return; // who was told has closed or reconnected
     const delayMs = isFinal ? undefined : backoff.after(failure, upMs);
-    const error = new RealtimeError(failure.reason, failure.code, !isFinal);
+    const reason = failure.reason.replace(/^no credential/, hasFunction ? "$& from token()" : "$&");
+    const error = new RealtimeError(reason, failure.code, !isFinal);
     if (delayMs === undefined) return become({ status: "closed", error });
     // First the timer: who is told may close or reconnect.
     later("dial", delayMs, dial);
@@ -291,7 +293,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   const bringToken = async (): Promise<string | undefined> => {
     const found: unknown = await tokenOf(options);
     if (found === undefined || found === null || found === "") return undefined;
-    if (!isToken(found)) throw new Error("what was brought is none: is it the text of an error page?");
+    if (!isToken(found)) throw new Error(`token() brought ${typeof found === "string" ? "an error page?" : typeof found}`);
     return found;
   };
 
@@ -302,8 +304,8 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     const onEnd = (failure: Failure) => {
       if (mine !== dialled) return;
       clear("open");
-      // A code of the contract: it was reached, and has said what it has to say.
-      if (openedAt || failure.isFinal || (failure.code ?? 0) >= 4000 || !others.length) {
+      // A code of the contract, or 1011: it was reached, and has said what it has to say.
+      if (openedAt || failure.isFinal || /^(4...|1011)$/.test(`${failure.code}`) || !others.length) {
         prefersSse = prefersSse && openedAt > 0;
         return lost(failure);
       }

@@ -25,6 +25,17 @@ test.each(["token expired", "invalid signature", "audience mismatch"])("the serv
   expect(ScriptedSocket.all).toHaveLength(1);
 });
 
+test("a server whose settings are wrong says so, is asked less and less often, and not by another transport", async () => {
+  const { subscription } = listen({ token: "t" });
+  await settle();
+  ScriptedSocket.last.acceptAndRefuse(1011, "The server's settings are wrong: TOKEN_SECRETS: expected at least 32 bytes");
+  await settle();
+  expect(ScriptedStream.all).toEqual([]);
+  expect(subscription.state).toMatchObject({
+    status: "waiting", error: { message: expect.stringContaining("TOKEN_SECRETS") as string, code: 1011, retriable: true },
+  });
+});
+
 describe("a page", () => {
   async function failing(answers: boolean, url = "https://me:secret@rooms.example/base", page = "https://app.example") {
     vi.stubGlobal("location", { origin: page, protocol: page.split("//")[0] });

@@ -161,6 +161,19 @@ describe("a function that", () => {
     expect(subscription.state).toMatchObject({ status: "waiting", error: { message: expect.stringMatching(/^no token: /) as string } });
   });
 
+  test("brings an object is told so, and not that it is a page", async () => {
+    const { subscription } = listen({ token: (() => ({ token: "t" })) as unknown as () => string });
+    await settle();
+    expect(subscription.state.error?.message).toBe("no token: token() brought object");
+  });
+
+  test.each(["", null, undefined])("brings %j is named where the server asks for one", async (brought) => {
+    const { subscription } = listen({ token: () => brought as string });
+    await settle();
+    ScriptedSocket.last.acceptAndRefuse(4501, "no credential: send a token or a key as Authorization: Bearer …");
+    expect(subscription.state.error?.message).toMatch(/^no credential from token\(\): /);
+  });
+
   test("brought one that had expired is asked again; whatever else is wrong with it is final", async () => {
     const token = vi.fn(async () => `t${token.mock.calls.length}`);
     const { subscription } = listen({ token });

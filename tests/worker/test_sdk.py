@@ -37,7 +37,8 @@ def test_publish_and_listen(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_wrong_settings_are_said_and_close_the_door() -> None:
     with running({"TOKEN_SECRETS": "short"}) as url:
-        response = httpx.get(f"{url}/rooms/user_1/history")
+        headers = {"Origin": "https://app.example"}
+        response = httpx.get(f"{url}/rooms/user_1/history", headers=headers)
         said = "answered 500: The server's settings are wrong: TOKEN_SECRETS: expected"
         with Broadcaster(url) as broadcaster:
             result = broadcaster.broadcast_success("1", "a", {})
@@ -49,6 +50,7 @@ def test_wrong_settings_are_said_and_close_the_door() -> None:
             page.recv()
     assert (response.status_code, response.json()["code"]) == (500, "misconfigured")
     assert "Retry-After" not in response.headers
+    assert response.headers["Access-Control-Allow-Origin"] == headers["Origin"]
     assert "TOKEN_SECRETS: expected at least 32 bytes" in response.json()["details"]
     assert "short" not in response.text
     assert (result.attempts, said in (result.error or "")) == (1, True)
