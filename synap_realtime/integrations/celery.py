@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,8 +79,8 @@ class ToldTask(celery.Task):  # type: ignore[misc]
     What a task tells is out before it is acknowledged.
 
     Celery has no hook for a worker that is killed (SIGKILL) with a task that was acknowledged
-    early, and for a time limit of a task without this base that has replaced one: clients see such
-    a run as stalled.
+    early, and for a ``Retry`` that a task raises itself, without ``self.retry()``: Celery sends no
+    other attempt then. Clients see such a run as stalled.
 
     Attributes:
         family: the name before the dot, or a :class:`Family`; needed.
@@ -141,58 +141,104 @@ class ToldTask(celery.Task):  # type: ignore[misc]
 
         The user hears of the next attempt before a worker can take it.
         """
-        request = self.request
         if exc is not None and isinstance(deciding_error(exc), InvalidInputError):
             raise exc
-        attempt = _attempt_of(request)
-        if attempt is None:
-            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
-        if max_retries is not None:
-            headers = {**(request.headers or {}), **(options.get("headers") or {})}
-            kept = {**(headers.get(HEADER) or {}), "maxRetries": max_retries}
-            options["headers"] = {**headers, HEADER: kept}
-        most = self.max_retries if max_retries is None else max_retries
-        if most is None or request.retries < most:
-            delay = self.default_retry_delay if countdown is None else countdown
-            cause = sys.exc_info()[1] if exc is None else exc
-            _tell_retry(attempt, cause, eta or delay, most)
-            attempt.reporter.settle()
-        try:
-            again = super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
-        except Retry:
-            attempt.goes_on = True
-            raise
-        except Reject as error:  # it could not be sent to the broker, and Celery gives up
-            attempt.reporter.failed(exc or error)
-            raise
-        attempt.goes_on = True
-        return again
+        return _retry_reported(
+            self,
+            super().retry,
+            *(args, kwargs, exc, throw, eta, countdown, max_retries),
+            **options,
+        )
 
     def replace(self, sig: Any) -> Any:
         """As Celery's. What replaces the task takes the run along, and ends it."""
-        attempt = _attempt_of(self.request)
-        if attempt is not None and not self.request.is_eager:
-            # As Celery does next, but before the last task is marked.
-            if isinstance(sig, canvas.group):
-                sig |= self.app.tasks["celery.accumulate"].s(index=0)
-            elif _ends_with_group(sig):
-                sig.tasks = list(sig.tasks)
-                sig.tasks[-1] |= self.app.tasks["celery.accumulate"].s(index=0)
-            run = attempt.run.after(self.request.retries)
-            _mark(sig, run, attempt.parts, is_last=True)
-        return super().replace(sig)
+        return _replace_reported(self, super().replace, sig)
 
     def on_replace(self, sig: Any) -> Any:
         """Send what replaces the task."""
-        attempt = _attempt_of(self.request)
-        if attempt is None:
-            return super().on_replace(sig)
+        return _send_replacement(self, super().on_replace, sig)
+
+
+def _retry_reported(
+    task: celery.Task,
+    retry: Callable[..., Any],
+    args: Any = None,
+    kwargs: Any = None,
+    exc: BaseException | None = None,
+    throw: bool = True,
+    eta: datetime | None = None,
+    countdown: float | None = None,
+    max_retries: int | None = None,
+    **options: Any,
+) -> Any:
+    """Report the next attempt, and keep in its message what it must know.
+
+    Args:
+        retry: the task's own method.
+    """
+    request = task.request
+    attempt = _attempt_of(request)
+    if attempt is None:
+        return retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+    if max_retries is not None:
+        headers = {**(request.headers or {}), **(options.get("headers") or {})}
+        kept = {**(headers.get(HEADER) or {}), "maxRetries": max_retries}
+        options["headers"] = {**headers, HEADER: kept}
+    most = task.max_retries if max_retries is None else max_retries
+    if most is None or request.retries < most:
+        delay = task.default_retry_delay if countdown is None else countdown
+        cause = sys.exc_info()[1] if exc is None else exc
+        _tell_retry(attempt, cause, eta or delay, most)
         attempt.reporter.settle()
-        try:
-            return super().on_replace(sig)
-        except Ignore:
-            attempt.goes_on = True
-            raise
+    try:
+        again = retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+    except Retry:
+        attempt.goes_on = True
+        raise
+    except Reject as error:  # it could not be sent to the broker, and Celery gives up
+        attempt.reporter.failed(exc or error)
+        raise
+    attempt.goes_on = True
+    return again
+
+
+def _replace_reported(task: celery.Task, replace: Callable[[Any], Any], sig: Any) -> Any:
+    """Let what replaces the task know the runs that it ends, and those that it is a part of."""
+    request = task.request
+    attempt = _attempt_of(request)
+    ends = [] if attempt is None else [attempt.run.after(request.retries)]
+    parts = _runs(request, "parts")
+    if (ends or parts) and not request.is_eager:
+        # As Celery does next, but before the last task is marked.
+        if isinstance(sig, canvas.group):
+            sig |= task.app.tasks["celery.accumulate"].s(index=0)
+        elif _ends_with_group(sig):
+            sig.tasks = list(sig.tasks)
+            sig.tasks[-1] |= task.app.tasks["celery.accumulate"].s(index=0)
+        _mark(sig, ends, parts, is_last=True)
+    return replace(sig)
+
+
+def _send_replacement(task: celery.Task, on_replace: Callable[[Any], Any], sig: Any) -> Any:
+    attempt = _attempt_of(task.request)
+    if attempt is None:
+        return on_replace(sig)
+    attempt.reporter.settle()
+    try:
+        return on_replace(sig)
+    except Ignore:
+        attempt.goes_on = True
+        raise
+
+
+def _adopt(task: celery.Task) -> None:
+    """Give a task without our base, which runs in the place of one that has it, what the base
+    does when such a task is tried again or replaced.
+    """
+    if "replace" not in vars(task):
+        task.retry = functools.partial(_retry_reported, task, task.retry)
+        task.replace = functools.partial(_replace_reported, task, task.replace)
+        task.on_replace = functools.partial(_send_replacement, task, task.on_replace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,13 +269,11 @@ class _Attempt:
 
     Attributes:
         run: what the reporter reports.
-        parts: runs that this task is a part of. They fail with it, and do not end well with it.
         goes_on: in another attempt, or in a replacement, which was sent.
     """
 
     reporter: Reporter
     run: _Run
-    parts: list[_Run] = field(default_factory=list)
     has_begun: bool = False
     goes_on: bool = False
     error: BaseException | None = None
@@ -244,6 +288,10 @@ _ATTEMPT, _EXTENT = "_synap_realtime_attempt", "_synap_realtime_extent"
 next attempt, which may begin in this process before this one is cleaned up, and by a replacement.
 """
 
+_timed_out: dict[str, Any] = {}
+"""Requests, by task id, of greenlets that took too long: Celery signals the failure next, without
+the message that says which runs it ends."""
+
 _eager_id: ContextVar[str | None] = ContextVar("synap_realtime_celery_eager", default=None)
 """The id of the task that runs, for an eager one that replaces it."""
 
@@ -253,8 +301,12 @@ def _job_type(family: Family | str) -> Family:
     return Family(family) if isinstance(family, str) else family
 
 
-def _mark(sig: Any, run: _Run, parts: list[_Run], *, is_last: bool) -> None:
-    """Let each task of a signature know the run that it is a part of, and the last one end it."""
+def _mark(sig: Any, runs: list[_Run], parts: list[_Run], *, is_last: bool) -> None:
+    """Let each task of a signature know the runs that it is a part of, and the last one end them.
+
+    Args:
+        parts: those of which also the last one is only a part.
+    """
     if isinstance(sig, canvas._chain):
         members, last = list(sig.tasks[:-1]), sig.tasks[-1]
     elif isinstance(sig, canvas._chord):
@@ -262,8 +314,8 @@ def _mark(sig: Any, run: _Run, parts: list[_Run], *, is_last: bool) -> None:
     elif isinstance(sig, canvas.group):
         members, last = list(sig.tasks), None
     else:
-        ends = [run] if is_last else []
-        fails = parts if is_last else [*parts, run]
+        ends = runs if is_last else []
+        fails = parts if is_last else [*parts, *runs]
         kept = {
             "ends": [each.to_header() for each in ends],
             "parts": [each.to_header() for each in fails],
@@ -271,9 +323,9 @@ def _mark(sig: Any, run: _Run, parts: list[_Run], *, is_last: bool) -> None:
         sig.set(headers={**(sig.options.get("headers") or {}), HEADER: kept})
         return
     for member in members:
-        _mark(canvas.maybe_signature(member), run, parts, is_last=False)
+        _mark(canvas.maybe_signature(member), runs, parts, is_last=False)
     if last is not None:
-        _mark(canvas.maybe_signature(last), run, parts, is_last=is_last)
+        _mark(canvas.maybe_signature(last), runs, parts, is_last=is_last)
 
 
 def _ends_with_group(sig: Any) -> bool:
@@ -305,19 +357,15 @@ def _max_retries(task: celery.Task, request: Any) -> int | None:
 
 
 def _reporter(
-    task: celery.Task,
+    app: celery.Celery,
     run: _Run,
     person: Person,
     *,
     retries: int = 0,
     max_retries: int | None = None,
 ) -> Reporter:
-    """Report a run.
-
-    Args:
-        task: which executes it: the run's own, or one that has replaced it.
-    """
-    told = task.app.tasks[run.task]
+    """Report a run, whatever task executes it: its own, or one that has replaced it."""
+    told = app.tasks[run.task]
     lifecycle = Lifecycle(
         _job_type(told.family),
         run.id,
@@ -344,13 +392,13 @@ def _attempt_for(
         else:
             return None
         reporter = _reporter(
-            task,
+            task.app,
             run,
             person,
             retries=getattr(request, "retries", None) or 0,
             max_retries=_max_retries(task, request),
         )
-        return _Attempt(reporter, run, _runs(request, "parts"))
+        return _Attempt(reporter, run)
     except SynapRealtimeError as error:
         logger.error("task %s[%s] runs, but nobody is notified: %s", task.name, task_id, error)
     except Exception:
@@ -363,11 +411,17 @@ def _attempt_of(request: Any, task_id: str | None = None) -> _Attempt | None:
     return attempt if task_id in (None, request.id) else None
 
 
-def _end_parts(task: celery.Task, request: Any, end: Callable[[Reporter], None]) -> None:
-    """End the runs that cannot end well without this task."""
-    for run in _runs(request, "parts"):
+def _end_parts(
+    app: celery.Celery, request: Any, end: Callable[[Reporter], None], *names: str
+) -> None:
+    """End the runs that cannot end well without this task.
+
+    Args:
+        names: of the header's members; default: the runs that it is only a part of.
+    """
+    for run in [run for name in names or ("parts",) for run in _runs(request, name)]:
         try:
-            reporter = _reporter(task, run, Person(run.user_id, run.request_id))
+            reporter = _reporter(app, run, Person(run.user_id, run.request_id))
         except Exception:
             logger.exception("run %s of %s ends, but nobody is notified", run.id, run.task)
             continue
@@ -385,6 +439,8 @@ def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: object) -> No
     stack.callback(_reset_eager_id, token)
     # An eager task runs inside of its caller, which may be a job of somebody else.
     stack.enter_context(extent_of(None))
+    if _header(request) and not isinstance(sender, ToldTask):
+        _adopt(sender)
     if attempt := _attempt_for(sender, request, task_id, args, kwargs):
         setattr(request, _ATTEMPT, attempt)
         if request.is_eager or not sender.acks_late:  # the broker has it no more
@@ -426,7 +482,8 @@ def _fail(
 ) -> None:
     if _goes_back(sender, exception):
         return
-    request = sender.request if sender.request.id == task_id else None
+    left = _timed_out.pop(task_id, None)
+    request = sender.request if sender.request.id == task_id else left
     attempt = _attempt_of(request) if request else None
     # Without one it is the worker's main process, and the task's own is lost.
     attempt = attempt or _attempt_for(sender, request, task_id, args, kwargs)
@@ -436,7 +493,7 @@ def _fail(
         end = functools.partial(Reporter.failed, error=_cause(error))
     if attempt is not None:
         end(attempt.reporter)
-    _end_parts(sender, request, end)
+    _end_parts(sender.app, request, end)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -457,7 +514,13 @@ def _goes_back(task: celery.Task, error: BaseException) -> bool:
 def _revoke(sender: Any, request: Any, **_: object) -> None:
     if (attempt := _lost_attempt(sender, request)) is not None:
         attempt.reporter.cancelled()
-    _end_parts(sender, request, Reporter.cancelled)
+    _end_parts(sender.app, request, Reporter.cancelled)
+
+
+def _refuse(sender: Any, message: Any, exc: BaseException, **_: object) -> None:
+    """The worker does not know the task that was to replace another, and drops it."""
+    end = functools.partial(Reporter.failed, error=exc)
+    _end_parts(sender.app, message, end, "ends", "parts")
 
 
 def _lost_attempt(task: celery.Task, request: Any) -> _Attempt | None:
@@ -471,7 +534,11 @@ def _end(sender: Any, state: str | None, retval: object = None, **_: object) -> 
     stack: ExitStack | None = getattr(request, _EXTENT, None)
     if stack is not None:
         stack.close()
-    if (attempt := _attempt_of(request)) is not None:
+    attempt = _attempt_of(request)
+    error = attempt.error if attempt and attempt.error else sys.exc_info()[1]
+    if state is None and _is_greenlet_timeout(error) and _header(request):
+        _timed_out[request.id] = request
+    if attempt is not None:
         if not attempt.is_over:
             _end_untold(sender, request, attempt, state, retval)
         attempt.reporter.settle()
@@ -517,6 +584,10 @@ def _is_told_by_the_worker(task: celery.Task, error: BaseException | None) -> bo
         return True
     if isinstance(error, _Killed):
         return bool(task.acks_late)
+    return _is_greenlet_timeout(error)
+
+
+def _is_greenlet_timeout(error: BaseException | None) -> bool:
     return type(error).__module__.partition(".")[0] in ("gevent", "eventlet")
 
 
@@ -541,6 +612,7 @@ for _signal, _receiver in (
     (signals.task_retry, _retry),
     (signals.task_failure, _fail),
     (signals.task_revoked, _revoke),
+    (signals.task_unknown, _refuse),
     (signals.task_postrun, _end),
 ):
     _signal.connect(_receiver, weak=False)

@@ -364,6 +364,17 @@ def tries_twice(self: Any, n: int) -> int:
     return n
 
 
+@app.task(bind=True)  # type: ignore[untyped-decorator]
+def hands_on(self: Any, kind: str) -> Any:
+    """Replaces itself, without our base."""
+    raise self.replace(REPLACEMENTS[kind]())
+
+
+@app.task  # type: ignore[untyped-decorator]
+def sleeps() -> None:
+    time.sleep(30)
+
+
 @app.task(base=ToldTask, family="other.kind")  # type: ignore[untyped-decorator]
 def other(n: int, *, user_id: str) -> int:
     progress(0.7, "Other")
@@ -387,6 +398,15 @@ REPLACEMENTS: dict[str, Callable[[], Any]] = {
     "failing_chord": lambda: celery.chord([number.si(1), boom.si()], total.s()),
     "failing_body": lambda: celery.chord([number.si(1)], boom.s()),
     "failing_chain": lambda: celery.chain(boom.si(), number.si(1)),
+    "handed_on": lambda: hands_on.si("plain"),
+    "handed_on_chord": lambda: hands_on.si("chord"),
+    "handed_on_failing": lambda: hands_on.si("failing"),
+    "handed_on_part": lambda: celery.group(number.si(1), hands_on.si("plain")),
+    "handed_on_failing_part": lambda: celery.group(number.si(1), hands_on.si("failing")),
+    "unknown": lambda: app.signature("no.such.task"),
+    "unknown_part": lambda: celery.group(number.si(1), app.signature("no.such.task")),
+    "late": lambda: sleeps.si().set(time_limit=0.5),
+    "late_part": lambda: celery.group(number.si(1), sleeps.si().set(time_limit=0.5)),
 }
 
 

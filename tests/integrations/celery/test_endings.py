@@ -58,6 +58,13 @@ REPLACED: dict[str, Any] = {
     "failing_chord": "No paper.",
     "failing_body": "No paper.",
     "failing_chain": "No paper.",
+    "handed_on": {"result": 3},
+    "handed_on_chord": {"total": 3},
+    "handed_on_failing": "No paper.",
+    "handed_on_part": {"result": [1, 3]},
+    "handed_on_failing_part": "No paper.",
+    "unknown": "Something went wrong",
+    "unknown_part": "Something went wrong",
 }
 
 ATTEMPTS: dict[Any, tuple[list[tuple[int, int | None]], str]] = {
@@ -103,7 +110,12 @@ def test_each_run_ends_once(rooms: str, broker: str, pool: str) -> None:
             messages = ending(rooms, user(tasks.replaces, kind))
             assert {m["type"].rpartition(".")[0] for m in messages} == {"report.creation"}
             data = messages[-1]["data"]
-            assert (data["error"] if isinstance(result, str) else data) == result
+            if isinstance(result, str):
+                assert data["error"].startswith(result)
+            else:
+                assert data == result
+            told = [w for w in words(messages) if w != "progress"]
+            assert ("retrying" in told) == (kind in ("retried", "chain"))
         for n in range(10):
             told = [w for w in words(ending(rooms, user(tasks.flaps, str(n)))) if w != "progress"]
             assert told == ["started", "retrying", "completed"]
@@ -113,6 +125,21 @@ def test_each_run_ends_once(rooms: str, broker: str, pool: str) -> None:
         if pool in ("threads", "gevent", "eventlet"):
             tasks.is_interrupted.delay(user_id=user(tasks.is_interrupted))
             assert words(ending(rooms, user(tasks.is_interrupted)))[-1] == "cancelled"
+    finally:
+        worker.stop()
+        tasks.app.control.purge()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])  # the pools that have hard time limits
+def test_a_time_limit_of_what_replaces_a_task_is_a_failure(
+    rooms: str, broker: str, pool: str
+) -> None:
+    worker = Worker({"BROKER_URL": broker, "REALTIME_URL": rooms}, *POOLS[pool])
+    try:
+        for kind in ("late", "late_part"):
+            tasks.replaces.delay(kind, user_id=f"{pool}-{kind}")
+        for kind in ("late", "late_part"):
+            assert words(ending(rooms, f"{pool}-{kind}"))[-1] == "failed"
     finally:
         worker.stop()
         tasks.app.control.purge()
