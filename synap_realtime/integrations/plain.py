@@ -14,7 +14,6 @@ from ..broadcast import BackgroundBroadcaster
 from ..errors import InvalidArgumentError
 from ..event_loops import running_loop
 from ..jobs import Family, JobRun, Lifecycle, Person, PlainRun, Reporter, running
-from ..jobs.arguments import check_stall_after_s
 from ..jobs.exits import cancelled_at_exit
 from ..jobs.lifecycle import STALL_AFTER_S
 
@@ -104,7 +103,6 @@ async def run_job(
     if retries < 0:
         raise InvalidArgumentError("retries", f"expected 0 or more, got {retries}")
     family = Family(family) if isinstance(family, str) else family
-    stall_after_s = check_stall_after_s(stall_after_s)
     run = PlainRun(str(run_id or uuid.uuid4()), data)
     person = Person.of(data)
     attempt = 0
@@ -163,8 +161,6 @@ async def _call(do: Callable[[JobRun], Any], run: JobRun) -> Any:
 
 
 def _is_async(do: object) -> bool:
-    while isinstance(do, functools.partial):
-        do = do.func
     return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(
         getattr(do, "__call__", None)  # noqa: B004 - whether it awaits, not whether it is callable
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
@@ -10,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import BaseModel, RootModel, computed_field
 
@@ -250,3 +252,31 @@ async def test_a_wrong_option_is_refused_before_the_job_begins(
     with pytest.raises(InvalidArgumentError, match="name: "):
         await run_job("a" * 120, work, WHO)
     assert realtime.sent() == []
+
+
+ENDED_BY_THE_MAIN_THREAD = """
+import asyncio, threading
+from synap_realtime.integrations.plain import run_job
+
+has_begun = threading.Event()
+
+async def work(run):
+    has_begun.set()
+    await asyncio.Event().wait()
+
+job = run_job("report.creation", work, {"userId": "42"})
+threading.Thread(target=asyncio.run, args=[job], daemon=True).start()
+assert has_begun.wait(60)
+"""
+
+
+async def test_a_run_that_ends_with_its_process_is_cancelled(rooms: str) -> None:
+    """No exception is raised in its code then."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ENDED_BY_THE_MAIN_THREAD, env={**os.environ, "REALTIME_URL": rooms}
+    )
+    assert await process.wait() == 0
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(f"{rooms}/rooms/user_42/history")
+    types = [each["type"] for each in answer.json()["notifications"]]
+    assert types == ["report.creation.started", "report.creation.cancelled"]
