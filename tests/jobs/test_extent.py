@@ -271,11 +271,19 @@ def test_a_signal_in_the_middle_of_a_report_does_not_lock_up(
     make: Make, realtime: Realtime
 ) -> None:
     """Whatever a handler calls, in the thread that is just reporting."""
-    reporter = make()
+    interrupted: list[bool] = []
+
+    def interrupt() -> bool:
+        if not interrupted:  # not in the handler, too
+            interrupted.append(True)
+            signal.raise_signal(signal.SIGUSR1)
+        return False
+
+    reporter = make(is_replaying=interrupt)  # which is asked in the middle of each report
     with handling(lambda signum, frame: reporter.progress(0.5, "handler")), running(reporter):
-        for n in range(200):
-            os.kill(os.getpid(), signal.SIGUSR1)
-            progress(n / 200, "job")
+        progress(1, "job")
+    assert interrupted
+    assert labels(realtime)[-1] == "job"
 
 
 # Threads
@@ -297,6 +305,24 @@ def test_a_thread_has_no_reporter_and_is_warned_once(
     assert caplog.text.count("does nothing") == 1
     assert "bind_reporter" in caplog.text
     assert Path(__file__).name in caplog.text
+
+
+def test_a_bounded_number_of_calls_is_warned_about(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Generated code may have any number of them."""
+    most = current_module.MAX_WARNINGS
+    code = compile("progress(0.5, 'thread')\n" * (most + 20), "generated.py", "exec")
+    with caplog.at_level(logging.WARNING), running(make()):
+        contextvars.Context().run(exec, code, {"progress": progress})
+    assert caplog.text.count("does nothing") == most
+
+
+def test_a_signal_handler_is_not_warned_about(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """To log in the middle of whatever it interrupts is not safe."""
+    with caplog.at_level(logging.WARNING), running(make()), handling(function):
+        contextvars.Context().run(signal.raise_signal, signal.SIGUSR1)
+    assert caplog.text == ""
 
 
 def test_outside_of_all_jobs_nothing_is_warned(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Any
 import pytest
 
 from synap_realtime import bind_reporter, progress
-from synap_realtime.jobs import Family, Lifecycle, Person, Reporter, running
-from synap_realtime.jobs.extent import Ticket, extent_of
+from synap_realtime.jobs import Family, Lifecycle, Person, Reporter, relay, running
+from synap_realtime.jobs.extent import Extent, Ticket, entered, extent_of
 from synap_realtime.jobs.relay import RelayedReporter
 from synap_realtime.testing import Realtime
 from tests.timeouts import scaled
@@ -51,15 +52,19 @@ def connect(ticket: Ticket) -> socket.socket:
     return connection
 
 
+def hello(ticket: Ticket) -> bytes:
+    return f"{hashlib.sha256(ticket.key.encode()).hexdigest()}\n".encode()
+
+
 CALL = json.dumps({"fraction": 0.5, "label": "forged", "stallAfterS": None}).encode() + b"\n"
 
 
-@pytest.mark.parametrize("hello", ["key", "0" * 64, "", "GET / HTTP/1.1", "x" * 1000])
+@pytest.mark.parametrize("first", ["key", "0" * 64, "", "GET / HTTP/1.1", "x" * 1000])
 def test_the_relay_answers_only_who_has_the_key_of_a_live_run(
-    ticket: Ticket, realtime: Realtime, hello: str
+    ticket: Ticket, realtime: Realtime, first: str
 ) -> None:
     with connect(ticket) as connection:
-        connection.sendall(f"{ticket.key if hello == 'key' else hello}\n".encode())
+        connection.sendall(f"{ticket.key if first == 'key' else first}\n".encode())
         try:
             connection.sendall(CALL + b"flush\n")
             answer = connection.recv(100)
@@ -71,10 +76,11 @@ def test_the_relay_answers_only_who_has_the_key_of_a_live_run(
 
 @pytest.mark.parametrize("line", [b"[]\n", b"not JSON\n", b"x" * 1_000_000, b"{}\n", b"\xff\n"])
 def test_the_relay_ends_a_connection_that_speaks_wrongly(
-    ticket: Ticket, realtime: Realtime, line: bytes
+    ticket: Ticket, realtime: Realtime, line: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     with connect(ticket) as connection:
-        connection.sendall(f"{hashlib.sha256(ticket.key.encode()).hexdigest()}\n".encode())
+        connection.sendall(hello(ticket))
         assert connection.recv(100).decode() == f"{ticket.key}\n"
         try:
             connection.sendall(line)
@@ -85,6 +91,40 @@ def test_the_relay_ends_a_connection_that_speaks_wrongly(
     other.progress(0.5, "good")
     other.close()
     assert [each.data["label"] for each in realtime.sent(REPORT.progress)] == ["good"]
+    assert caplog.text == "", "a process may repeat it without end"
+
+
+def test_the_relay_ends_a_connection_that_says_nothing(
+    ticket: Ticket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds a thread."""
+    monkeypatch.setattr(relay, "TIMEOUT_S", 0.05)
+    with connect(ticket) as connection:
+        assert connection.recv(100) == b""
+
+
+def test_reports_go_to_no_program_that_does_not_know_the_key(tmp_path: Path) -> None:
+    """Another may listen at the address of an owner that has gone."""
+    ticket = Ticket(str(tmp_path / "relay"), "k" * 32)
+    heard = []
+
+    def impersonate() -> None:
+        connection, _ = other.accept()
+        with connection:
+            heard.append(connection.recv(1000))
+            connection.sendall(b"x" * len(ticket.key) + b"\n")
+            heard.append(connection.recv(1000))
+
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(ticket.address))
+        other.listen()
+        thread = threading.Thread(target=impersonate)
+        thread.start()
+        reporter = RelayedReporter(ticket)
+        reporter.progress(0.5, "secret")
+        reporter.close()
+        thread.join()
+    assert heard == [hello(ticket), b""]
 
 
 def test_the_relays_socket_is_its_users_alone(ticket: Ticket) -> None:
@@ -98,11 +138,40 @@ def test_after_the_attempt_the_key_opens_nothing(realtime: Realtime) -> None:
         ticket = ticket_of(bind_reporter(progress))
         connected = RelayedReporter(ticket)
         connected.progress(0.1, "inside")
+    with connect(ticket) as connection:
+        connection.sendall(hello(ticket))
+        assert connection.recv(100) == b"", "it is forgotten, not only refused"
     late = RelayedReporter(ticket)
     for each in (late, connected):
         each.progress(0.5, "late")
         each.close()
     assert "late" not in str(realtime.sent())
+
+
+def test_the_key_of_a_part_of_the_attempt_opens_nothing_after_the_attempt(
+    realtime: Realtime,
+) -> None:
+    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
+    with extent_of(reporter) as whole, entered(Extent(reporter, within=whole)):
+        ticket = ticket_of(bind_reporter(progress))
+        connected = RelayedReporter(ticket)
+        connected.progress(0.1, "inside")
+    connected.progress(0.5, "late")
+    connected.close()
+    with connect(ticket) as connection:
+        connection.sendall(hello(ticket))
+        assert connection.recv(100) == b""
+    assert "late" not in str(realtime.sent())
+
+
+def test_an_extent_that_has_closed_is_released_by_whoever_comes_later() -> None:
+    """It may close while another thread makes it known to the relay."""
+    released = []
+    with extent_of(None) as extent:
+        inner = Extent(None, within=extent)
+    for each in (extent, inner):
+        each.on_close(lambda: released.append("released"))
+    assert released == ["released", "released"]
 
 
 def test_two_runs_have_two_keys(realtime: Realtime) -> None:
@@ -191,3 +260,40 @@ def test_an_owner_removes_the_directories_of_killed_ones(
             own = Path(str(ticket_of(bind_reporter(progress)).address)).parent
         assert set(parent.iterdir()) == {own, *kept}
     shutil.rmtree(parent)
+
+
+def test_an_owner_leaves_the_directories_of_other_users(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Root could remove them."""
+    monkeypatch.setattr("synap_realtime.jobs.relay._owner", None)
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp())
+    others = Path(tempfile.gettempdir()) / "synap-realtime-others"
+    others.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(others / "relay"))
+    os.utime(others, (0, 0))
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
+    with running(reporter):
+        ticket_of(bind_reporter(progress))
+    assert others.exists()
+    shutil.rmtree(others.parent)
+
+
+def test_a_long_tmpdir_does_not_keep_the_relay_from_listening(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The path of a Unix socket has at most 108 bytes."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("synap_realtime.jobs.relay._owner", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
+    with running(reporter):
+        taken = RelayedReporter(ticket_of(bind_reporter(progress)))
+        taken.progress(0.5, "inside")
+        taken.close()
+    assert [each.data["label"] for each in realtime.sent(REPORT.progress)] == ["inside"]
+    assert not list(long.iterdir())

@@ -12,6 +12,7 @@ import pytest
 
 from synap_realtime import InvalidArgumentError, delta, progress
 from synap_realtime.jobs import Family, Lifecycle, Person, Reporter, running
+from synap_realtime.jobs.reporter import ReporterState
 from synap_realtime.testing import Realtime
 
 REPORT = Family("report.creation")
@@ -234,3 +235,27 @@ def test_what_gets_lost_or_doubled_is_heard_once(make: Make, realtime: Realtime)
     told.completed({})
     told.settle()
     assert realtime.types() == [REPORT.started, REPORT.retrying, REPORT.completed]
+
+
+@pytest.mark.parametrize("broken", ["post", "replace"])
+def test_a_notification_that_cannot_be_published_fails_no_job(
+    realtime: Realtime,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+) -> None:
+    broadcaster = realtime.broadcaster()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(broadcaster, broken, fail)
+    told = Reporter(Lifecycle(REPORT, "run1"), [WHO], broadcaster)
+    with running(told):
+        for n in range(3):
+            progress(n / 3)
+            delta("piece")
+            delta("piece")
+    told.completed({})
+    assert told.state is ReporterState.FINISHED
+    assert "cannot be published; the job goes on" in caplog.text
