@@ -126,7 +126,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "an unknown member": lambda file: file.write_text(f'secret = "{OLD}"\n'),
     "of other types": lambda file: file.write_text(f'token_secrets = "{OLD}"\napi_keys = 1\n'),
     "nested": lambda file: file.write_text(f"a = {'[' * 5000}"),
-    "huge": lambda file: file.write_text("#" * (MAX_FILE_BYTES + 1)),
+    "huge": lambda file: file.write_text(f'token_secrets = ["{NEW}"]\n' + "#" * MAX_FILE_BYTES),
     "missing": Path.unlink,
     "a folder": make_folder,
     "a link to nowhere": make_link_nowhere,
@@ -164,6 +164,32 @@ def test_takes_the_file_again_when_it_is_repaired(
         assert not look(ring, clock)
     assert len(caplog.records) == 3, "one line for each state of the file"
     write(file, NEW)
+    assert look(ring, clock)
+    assert [*ring.current().token_secrets] == [NEW]
+
+
+def test_a_file_that_is_missing_again_is_logged_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, clock = tmp_path / "keys.toml", Clock()
+    write(file, OLD)
+    ring = KeyRing(file=file, clock=clock)
+    for _ in range(2):
+        file.unlink()
+        look(ring, clock)
+        write(file, OLD)
+        look(ring, clock)
+    assert len(caplog.records) == 2
+
+
+def test_takes_a_file_that_was_put_back_with_its_old_times(tmp_path: Path) -> None:
+    """As ``cp -p`` and ``rsync --times --inplace`` do, over a file of the same length."""
+    file, clock = tmp_path / "keys.toml", Clock()
+    write(file, OLD)
+    before = file.stat()
+    ring = KeyRing(file=file, clock=clock)
+    write(file, NEW)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert look(ring, clock)
     assert [*ring.current().token_secrets] == [NEW]
 
@@ -233,6 +259,11 @@ def test_a_secret_in_the_place_of_the_file_is_not_shown() -> None:
         (f'[api_keys]\njobs = "shhh {"x" * 40}"', "without spaces"),
         ('jwks_urls = ["http://id.example/jwks"]', "expected https"),
         ("shhh", "after a key"),
+        ("[shhh]\n[shhh]", "Cannot declare"),
+        ("x = { shhh = 1, shhh = 2 }", "Duplicate inline table key"),
+        (f'[api_keys]\nshhh{"Xy1" * 20} = {{ key = "{NEW}", scope = "all" }}', "API key"),
+        (f'[api_keys]\nshhh{"Xy1" * 20} = "short"', "API key"),
+        (f'[api_keys]\nshhh{"Xy1" * 20} = "x {"x" * 40}"', "API key"),
     ],
 )
 def test_a_wrong_file_is_said_without_its_secrets(tmp_path: Path, text: str, said: str) -> None:
