@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -23,6 +24,7 @@ from pydantic import SecretStr
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
+from synap_realtime.server.front import accepting
 from synap_realtime.server.listeners import authority, bind, holding, port_of
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
@@ -191,6 +193,109 @@ def test_out_of_descriptors_connections_wait_and_one_line_says_so(
     assert "".join(log.lines).count("accepting connections paused") == 1
     assert "ulimit -n" in "".join(log.lines)
     assert "Traceback" not in "".join(log.lines)
+
+
+class Failing(socket.socket):
+    """A listener whose first calls of accept() fail."""
+
+    errors: list[OSError]
+    calls = 0
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().accept()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_a_machine_without_resources_is_asked_again_after_a_pause(
+    number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of all processes may run out before our own."""
+    monkeypatch.setattr(accepting, "RETRY_S", 0.05)
+    taken: asyncio.Queue[socket.socket] = asyncio.Queue()
+    listener = Failing()
+    listener.errors = [OSError(number, os.strerror(number)) for _ in range(2)]
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    acceptor = accepting.Acceptor([listener], taken.put_nowait)
+    with socket.create_connection(listener.getsockname()[:2]):
+        async with asyncio.timeout(20):
+            (await taken.get()).close()
+        acceptor.close()
+    assert listener.calls <= 4, "two fail, one succeeds, and one finds nobody"
+    assert caplog.text.count("accepting connections paused") == 1
+
+
+async def test_a_peer_that_has_gone_keeps_no_other_waiting_and_writes_no_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taken: asyncio.Queue[socket.socket] = asyncio.Queue()
+    listener = Failing()
+    listener.errors = [OSError(errno.ECONNABORTED, "aborted")]
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    acceptor = accepting.Acceptor([listener], taken.put_nowait)
+    with socket.create_connection(listener.getsockname()[:2]):
+        async with asyncio.timeout(20):
+            (await taken.get()).close()
+        acceptor.close()
+    assert caplog.text == ""
+
+
+async def test_some_descriptors_are_left_to_the_store_and_the_key_file(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accepting, "RETRY_S", 60)
+    taken: asyncio.Queue[socket.socket] = asyncio.Queue()
+    listener = Failing()
+    listener.errors = []
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    most = listener.fileno() + accepting.RESERVE
+    monkeypatch.setattr(accepting, "_most_descriptors", lambda: most)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(listener.getsockname()[:2]))
+        acceptor = accepting.Acceptor([listener], taken.put_nowait)
+        async with asyncio.timeout(20):
+            (await taken.get()).close()
+        acceptor.close()
+    assert listener.calls == 1
+    assert f"of {most} open files are in use" in caplog.text
+
+
+async def test_many_new_connections_take_turns_with_those_that_are_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accepting, "MAX_PER_TURN", 2)
+    loop, turn, most = asyncio.get_running_loop(), 0, 6
+    turns: list[int] = []
+    are_taken = asyncio.Event()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if not are_taken.is_set():
+            loop.call_soon(count)
+
+    def take(peer: socket.socket) -> None:
+        peer.close()
+        turns.append(turn)
+        if len(turns) == most:
+            are_taken.set()
+
+    with contextlib.ExitStack() as stack:
+        listener = socket.create_server(("127.0.0.1", 0))
+        for _ in range(most):
+            stack.enter_context(socket.create_connection(listener.getsockname()[:2]))
+        acceptor = accepting.Acceptor([listener], take)
+        count()
+        async with asyncio.timeout(20):
+            await are_taken.wait()
+        acceptor.close()
+    assert max(turns.count(each) for each in turns) == 2
 
 
 def test_the_log_begins_with_what_is_set(tmp_path: Path) -> None:
