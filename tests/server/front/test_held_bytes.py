@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import RoomServer
+from synap_realtime.server.auth import Claims
 from synap_realtime.server.byte_budget import BacklogBudget, ByteBudget, Caller, caller_of
 from synap_realtime.server.front import listening
 from synap_realtime.server.front.trim import (
@@ -137,6 +138,23 @@ def test_budget_of_a_caller_is_not_for_keys_and_loopback() -> None:
     there = Connection(budget)
     budget.hold(there, caller_of(None, "192.0.2.1"), 1000)
     assert there.is_cut
+
+
+@pytest.mark.parametrize(
+    ("claims", "is_bounded"),
+    [
+        (Claims(key="jobs"), False),
+        (Claims(user="1"), True),
+        (Claims(token_id="t1"), True),
+    ],
+)
+def test_budget_of_a_caller_is_for_users_and_tokens_wherever_they_are(
+    claims: Claims, is_bounded: bool
+) -> None:
+    budget = ByteBudget(0, 100)
+    one = Connection(budget)
+    budget.hold(one, caller_of(claims, "127.0.0.1"), 1000)
+    assert one.is_cut is is_bounded
 
 
 def test_budget_forgets_who_is_released() -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from synap_realtime import ConfigurationError
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores import sqlite
+from synap_realtime.server.stores import sqlite, sqlite_file
 from synap_realtime.server.stores.base import Publication, StoreUnavailableError
 from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite_file import LogFile
 from tests.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
@@ -245,3 +247,40 @@ async def test_no_second_process_opens_the_file_by_whatever_name(path: Path) -> 
     hard.unlink()
     assert await after_a_crash(path) == ["n0", "n1"]
     await store.close()
+
+
+HOLD = """
+import sys
+from synap_realtime.server.stores.sqlite import SqliteStore
+store = SqliteStore(sys.argv[1])
+print("opened", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_file_that_another_process_takes_meanwhile_is_in_use(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock was looked for before, and was not there; on some systems it cannot be seen."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLD, str(path),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"opened\n"
+    monkeypatch.setattr(sqlite_file, "find_user", lambda _: None)
+    monkeypatch.setattr(sqlite_file, "_BUSY_TIMEOUT_S", 0.01)
+    with pytest.raises(ConfigurationError, match="is in use by another server or program; stop it"):
+        SqliteStore(path)
+    process.stdin.close()
+    assert await process.wait() == 0
+
+
+def test_no_connection_makes_a_new_file_in_the_place_of_one_that_went(path: Path) -> None:
+    file = LogFile(path, lambda: 0.0)
+    path.unlink()
+    with pytest.raises(sqlite3.Error, match="unable to open"):
+        file.connect()
+    assert not path.exists()
+    file.close()
