@@ -26,6 +26,18 @@ test("a token that never comes is waited for 10 s", async () => {
   expect(states.at(-1)).toMatchObject({ status: "waiting", error: { message: "no token came in time" } });
 });
 
+test("a server that was away for a moment is not asked for a stream, as long as its WebSockets worked before", async () => {
+  const { socket } = await connected();
+  ScriptedSocket.areBlocked = true;
+  socket.end(1006);
+  await pass(1000);
+  expect(ScriptedSocket.all).toHaveLength(2);
+  expect(ScriptedStream.all).toHaveLength(0);
+  await pass(2000);
+  expect(ScriptedSocket.all).toHaveLength(3);
+  expect(ScriptedStream.all).toHaveLength(1);
+});
+
 describe("the pauses", () => {
   test("are 1, 2, 4, 8 and 16 s, and then it is given up", async () => {
     const { socket, states, subscription } = await connected();

@@ -468,3 +468,37 @@ test("in a page that may not have locks, too", async () => {
   expect(Socket.live).toHaveLength(2);
   vi.unstubAllGlobals();
 });
+
+test("the tab that leads dials with the token that its options have by then", async () => {
+  new Room();
+  let token = "first";
+  const subscription = subscribeShared("user_1", {
+    url,
+    get token() {
+      return token;
+    },
+  });
+  await until(() => subscription.state.status === "open");
+  token = "second";
+  subscription.reconnect();
+  await until(() => Socket.all.length === 2);
+  subscription.close();
+  expect(Socket.all.map(({ protocols }) => protocols[1])).toEqual(["bearer.first", "bearer.second"]);
+});
+
+test("a tab that somebody looks at again has the one that leads dial again", async () => {
+  new Room();
+  const leader = await open("user_1", { attempts: 0 });
+  const document = Object.assign(new EventTarget(), { visibilityState: "hidden" });
+  vi.stubGlobal("document", document); // of the other tab: the one that leads sees nothing of it
+  const other = await open("user_1", { attempts: 0 });
+  Socket.last.end(1006);
+  await until(() => [leader, other].every(({ status }) => status === "closed"));
+  document.dispatchEvent(new Event("visibilitychange"));
+  await settle();
+  expect(Socket.all).toHaveLength(1); // it is hidden
+  document.visibilityState = "visible";
+  document.dispatchEvent(new Event("visibilitychange"));
+  await until(() => [leader, other].every(({ status }) => status === "open"));
+  expect(Socket.all).toHaveLength(2);
+});

@@ -1,6 +1,7 @@
 /** A WebSocket where there may be one, else Server-Sent Events. PROTOCOL.md, "Subscribing". */
 import { describe, expect, test } from "vitest";
 import type { SubscribeOptions } from "../src/socket.js";
+import { eventStream, webSocket, type Ear } from "../src/transports.js";
 import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
@@ -291,5 +292,45 @@ test("a WebSocket message of more than 1 MiB is not parsed, and the connection i
   expect(subscription.state).toMatchObject({
     status: "waiting",
     error: { message: "the server sent a message of more than 1 MiB" },
+  });
+});
+
+describe("a wire", () => {
+  const target = { base: "https://rooms.example", room: "user_1", query: {} };
+  const hearing = (heard: string[], onOpen = () => {}): Ear => ({
+    onOpen: () => {
+      heard.push("open");
+      onOpen();
+    },
+    onMessage: () => heard.push("message"),
+    onPong: () => undefined,
+    onEnd: ({ reason }) => heard.push(reason),
+  });
+
+  test("ends once, also if an error and a close say so", async () => {
+    const heard: string[] = [];
+    webSocket(target, hearing(heard), false);
+    const socket = ScriptedSocket.last;
+    socket.onerror?.();
+    socket.end(1012);
+    await pass(1000);
+    expect(heard).toEqual(["the server restarts"]);
+  });
+
+  test("that was closed tells nothing more, also of an error that came before", async () => {
+    const heard: string[] = [];
+    const wire = webSocket(target, hearing(heard), false);
+    ScriptedSocket.last.onerror?.();
+    wire.close();
+    await pass(1000);
+    expect(heard).toEqual([]);
+  });
+
+  test("that is closed as soon as it is open tells nothing of what opened it", async () => {
+    const heard: string[] = [];
+    const wire = eventStream(target, hearing(heard, () => wire.close()));
+    ScriptedStream.last.accept();
+    await settle();
+    expect(heard).toEqual(["open"]);
   });
 });
