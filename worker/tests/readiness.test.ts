@@ -50,3 +50,38 @@ test("an object is asked once a second at most, and writes only after a publish 
   expect(await statusOf("/ready")).toBe(200);
   expect(asked).toEqual([false, true, true, false]);
 });
+
+/** Whether `/ready` is, and which checks have been asked for; the storage may break. */
+function storage() {
+  const asked: boolean[] = [];
+  const state = { asked, isBroken: false };
+  const check = async (writes: boolean) => {
+    asked.push(writes);
+    if (state.isBroken) throw new Error("its storage is full");
+  };
+  const settings = { ...bindings, HOLDER: { idFromName: () => "", get: () => ({ check }) } } as unknown as Env;
+  const status = async () => (await worker.fetch!(new Request("http://worker/ready") as never, settings)).status;
+  return { state, status };
+}
+
+test("a storage that could not be read has to take a write before it is ready", async () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const { state, status } = storage();
+  state.isBroken = true;
+  expect(await status()).toBe(503);
+  state.isBroken = false;
+  for (let n = 0; n < 3; n++) {
+    vi.advanceTimersByTime(1000);
+    expect(await status()).toBe(200);
+  }
+  expect(state.asked).toEqual([false, true, false, false]);
+});
+
+test("a clock that was set back keeps no old answer", async () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const { state, status } = storage();
+  expect(await status()).toBe(200);
+  state.isBroken = true;
+  vi.setSystemTime(Date.now() - 3_600_000);
+  expect(await status()).toBe(503);
+});

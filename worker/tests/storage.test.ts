@@ -3,7 +3,7 @@
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { CONFIRM_MS } from "../src/age";
+import { AgeCheck, CONFIRM_MS } from "../src/age";
 import { fill, freshUser, history, Listener, publish, request, roomStub, token } from "./client";
 
 const HOUR = 3_600_000;
@@ -241,3 +241,36 @@ test("an object that the report's original class has used works on", async () =>
   const listener = await Listener.open(room, await token({ sub: user }));
   expect((await listener.json())["id"]).toBe("n0");
 });
+
+test("a second reading of the clock counts only minutes after the first", () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const ages = new AgeCheck(keys());
+  const first = Date.now();
+  expect(ages.confirm(() => true)).toBeUndefined();
+  vi.advanceTimersByTime(CONFIRM_MS - 1);
+  expect(ages.confirm(() => true)).toBeUndefined();
+  vi.advanceTimersByTime(1);
+  expect(ages.confirm(() => true)).toBe(first);
+  expect(ages.dueAt).toBeUndefined();
+});
+
+test("a first reading that was ahead keeps nothing from being deleted in its time", () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const ages = new AgeCheck(keys());
+  const now = Date.now();
+  vi.setSystemTime(now + 400 * 24 * HOUR);
+  expect(ages.confirm(() => true)).toBeUndefined();
+  vi.setSystemTime(now);
+  expect(ages.confirm(() => false)).toBeUndefined();
+  expect(ages.dueAt).toBeUndefined();
+  expect(ages.confirm(() => true)).toBeUndefined();
+  expect(ages.dueAt).toBe(now + CONFIRM_MS);
+});
+
+/** As an object keeps them. */
+function keys(): SyncKvStorage {
+  const kept = new Map<string, unknown>();
+  const put = (key: string, value: unknown) => void kept.set(key, value);
+  const storage = { get: (key: string) => kept.get(key), put, delete: (key: string) => kept.delete(key) };
+  return storage as unknown as SyncKvStorage;
+}
