@@ -106,7 +106,7 @@ def test_the_relay_ends_a_connection_that_says_nothing(
 def test_reports_go_to_no_program_that_does_not_know_the_key(tmp_path: Path) -> None:
     """Another may listen at the address of an owner that has gone."""
     ticket = Ticket(str(tmp_path / "relay"), "k" * 32)
-    heard = []
+    heard: list[bytes] = []
 
     def impersonate() -> None:
         connection, _ = other.accept()
@@ -166,7 +166,7 @@ def test_the_key_of_a_part_of_the_attempt_opens_nothing_after_the_attempt(
 
 def test_an_extent_that_has_closed_is_released_by_whoever_comes_later() -> None:
     """It may close while another thread makes it known to the relay."""
-    released = []
+    released: list[str] = []
     with extent_of(None) as extent:
         inner = Extent(None, within=extent)
     for each in (extent, inner):
