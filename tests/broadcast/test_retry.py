@@ -54,3 +54,18 @@ def test_a_client_without_a_deadline_has_a_longest_pause() -> None:
     wait = retry.wait_at_most_s(15)
     assert wait(state_of(Answer(status=503, retry_after_s=999), 1)) == 15
     assert 0.1 <= wait(state_of(AWAY, 1)) <= 0.2
+
+
+def test_clients_that_were_refused_together_do_not_come_back_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    assert len({retry.wait_s(state_of(AWAY, 1)) for _ in range(10)}) > 1
+
+
+@pytest.mark.parametrize("answer", [AWAY, Answer(status=503, error="busy", retry_after_s=999)])
+def test_a_deadline_that_has_passed_leaves_the_last_answer(answer: Answer) -> None:
+    """Whoever publishes gets a result and no exception of a library."""
+    found: Answer = tenacity.Retrying(**retry.arguments(0))(lambda: answer)
+    assert found == retry.last(answer)
+    assert ("it asked to wait 999 s" in str(found.error)) == (answer.retry_after_s > 0)

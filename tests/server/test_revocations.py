@@ -136,6 +136,21 @@ async def test_an_older_revocation_takes_nothing_from_a_newer_one(
     assert subject.covers(issued(wall.now))
 
 
+async def test_after_a_restart_all_count_also_if_they_are_many(
+    store: MemoryStore, wall: Clock, running: Clock
+) -> None:
+    most = 250
+    before = revocations(store, wall, running, most=most)
+    for n in range(most):
+        await before.revoke("user", str(n))
+    subject = revocations(store, wall, running, most=most)
+    await subject.load()
+    assert all(subject.covers(issued(0, user=str(n))) for n in range(most))
+    unasked = revocations(store, wall, running, most=most)
+    with pytest.raises(TooManyRevocationsError):
+        await unasked.revoke("user", "another")
+
+
 async def test_forgets_one_when_no_such_token_can_be_alive(
     store: MemoryStore, wall: Clock, running: Clock
 ) -> None:
