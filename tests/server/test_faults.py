@@ -51,3 +51,4 @@ def test_the_traceback_is_there_when_it_is_asked_for(caplog: pytest.LogCaptureFi
     except LookupError as error:
         faults.report("request failed", error)
     assert caplog.records[-1].exc_info
+    assert [each.levelno for each in caplog.records if each.exc_info] == [logging.DEBUG]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import re
 import socket
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -157,6 +159,35 @@ def test_budget_of_a_caller_is_for_users_and_tokens_wherever_they_are(
     assert one.is_cut is is_bounded
 
 
+def test_budget_cuts_none_of_a_light_caller_while_heavy_ones_are_left() -> None:
+    budget = ByteBudget(1000, 0)
+    heavy = [Connection(budget) for _ in range(8)]
+    light = [Connection(budget) for _ in range(81)]
+    for n, each in enumerate(light):
+        budget.hold(each, Caller(f"light {n}", is_bounded=True), 10)
+    for n, each in enumerate(heavy):  # the last of them are too much
+        budget.hold(each, Caller(f"heavy {n % 2}", is_bounded=True), 25)
+    assert budget.bytes <= 875
+    assert not any(each.is_cut for each in light)
+
+
+def test_budget_keeps_nothing_of_a_caller_that_has_gone() -> None:
+    """Strangers have addresses without end."""
+
+    class Name(str):
+        __slots__ = ("__weakref__",)
+
+    budget = ByteBudget(1000, 1000)
+    name = Name("address 192.0.2.1")
+    gone = weakref.ref(name)
+    connection = Connection(budget)
+    budget.hold(connection, Caller(name, is_bounded=True), 10)
+    budget.release(connection)
+    del name
+    gc.collect()
+    assert gone() is None
+
+
 def test_budget_forgets_who_is_released() -> None:
     budget = ByteBudget(1000, 1000)
     (caller, other) = callers("a", "b")
@@ -169,6 +200,31 @@ def test_budget_forgets_who_is_released() -> None:
     budget.hold(connection, other, 0)
     budget.release(connection)
     assert budget.bytes == 0
+
+
+def test_backlog_budget_of_all_closes_the_largest_backlog() -> None:
+    budget = BacklogBudget(10_000, 0)
+
+    class Slow(Connection):
+        def __init__(self, *entries: Any) -> None:
+            super().__init__(ByteBudget(0, 0))
+            self.entries = entries
+
+        def over_budget(self) -> None:
+            super().over_budget()
+            for entry in self.entries:
+                budget.remove(entry)
+
+    small, large = [
+        Slow(*[Entry(None, "x", 1000) for _ in range(count)])  # type: ignore[arg-type]
+        for count in (2, 8)
+    ]
+    for each, name in ((small, "a"), (large, "b")):
+        for entry in each.entries:
+            budget.add(entry)
+        budget.charge(each, Caller(name, is_bounded=True), 1000 * len(each.entries))
+    assert (small.is_cut, large.is_cut) == (False, True)
+    assert budget.bytes <= 10_000
 
 
 def test_backlog_budget_counts_a_shared_notification_once() -> None:

@@ -131,3 +131,26 @@ async def test_every_frame_counts_as_life(frame: bytes) -> None:
                 pass
             assert struct.unpack("!H", await reader.readexactly(2)) == (4009,)
         writer.close()
+
+
+async def test_does_not_close_a_connection_that_has_gone_after_its_ping() -> None:
+    watch, gone, here = Keepalive(0.3, 0.1), Peer(), Peer()
+    watch.heard(gone)
+    watch.heard(here)
+    async with asyncio.timeout(TIMEOUT_S):
+        await gone.is_pinged.wait()
+        watch.gone(gone)
+        await here.is_silent.wait()
+    assert gone.ended_at is None
+    watch.close()
+
+
+async def test_pings_a_quiet_peer_behind_one_that_never_is() -> None:
+    watch, busy, quiet = Keepalive(60, 0.1), Peer(), Peer()
+    watch.heard(busy)
+    watch.heard(quiet)
+    async with asyncio.timeout(TIMEOUT_S):
+        while not quiet.is_pinged.is_set():
+            watch.heard(busy)
+            await asyncio.sleep(0.01)
+    watch.close()

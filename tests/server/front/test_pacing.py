@@ -101,6 +101,26 @@ def test_new_work_waits_behind_what_waits(run: Run) -> None:
     run(test())
 
 
+def test_who_is_cancelled_while_waiting_delays_nobody(run: Run) -> None:
+    async def test() -> None:
+        faults: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        pacer = Pacer(clock=Clock())
+        assert pacer.has_time()
+        pacer.add(lambda: pacer.charge(1))  # all of the next iteration
+        waits = asyncio.ensure_future(pacer.turn(0))
+        await asyncio.sleep(0)
+        waits.cancel()
+        done = asyncio.Event()
+        pacer.add(done.set)
+        await done.wait()
+        assert waits.cancelled()
+        assert not faults
+
+    run(test())
+
+
 def test_tasks_are_charged_to_the_share(run: Run) -> None:
     async def test() -> None:
         pacer = Pacer(clock=Clock())
