@@ -229,3 +229,10 @@ async def test_the_sdk_repeats_no_key() -> None:
         result = await broadcaster.broadcast_success("1", "a.completed", {})
     assert "hunter2" not in f"{result!r} {broadcaster!r}"
     assert KEYS[0] not in f"{result!r} {broadcaster!r}"
+
+
+@pytest.mark.parametrize(
+    "text", ["Bearer hunter2", "bearer  hunter2", "bearer.hunter2", "got 'Bearer hunter2'"]
+)
+def test_masks_a_bearer_credential_of_any_length(text: str) -> None:
+    assert "hunter2" not in redacted(text)

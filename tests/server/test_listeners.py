@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -296,6 +297,57 @@ async def test_many_new_connections_take_turns_with_those_that_are_open(
             await are_taken.wait()
         acceptor.close()
     assert max(turns.count(each) for each in turns) == 2
+
+
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """All that are made; ``errors`` are raised by those of IPv6 that bind."""
+    made: list[socket.socket] = []
+
+    class Made(socket.socket):
+        errors: ClassVar[list[int]] = []
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6 and self.errors:
+                number = self.errors.pop(0)
+                raise OSError(number, os.strerror(number))
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Made)
+    monkeypatch.setattr(socket, "has_ipv6", True)
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: True)
+    return made
+
+
+@pytest.mark.parametrize("host", ["localhost", "::"])
+@pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT])
+def test_a_machine_without_ipv6_is_served_by_ipv4(
+    host: str, number: int, sockets: list[socket.socket]
+) -> None:
+    socket.socket.errors = [number]  # type: ignore[attr-defined]
+    (found,) = bind(host, 0)
+    assert found.family == socket.AF_INET
+    found.close()
+    assert [each.fileno() for each in sockets] == [-1, -1]
+
+
+@needs_ipv6
+def test_a_free_port_that_the_other_family_has_lost_is_chosen_anew(
+    sockets: list[socket.socket],
+) -> None:
+    socket.socket.errors = [errno.EADDRINUSE]  # type: ignore[attr-defined]
+    found = bind("localhost", 0)
+    assert len({each.getsockname()[1] for each in found}) == 1
+    assert len(found) == 2
+    for each in found:
+        # Without it an answer in two parts waits for the peer's delayed acknowledgement.
+        assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        each.close()
+    assert {each.fileno() for each in sockets} == {-1}, "the first try left none open"
 
 
 def test_the_log_begins_with_what_is_set(tmp_path: Path) -> None:
