@@ -134,3 +134,21 @@ test("a token that was revoked while it was handed in", async () => {
   listener.send(JSON.stringify({ action: "authenticate", token: await token({ sub: user, jti }) }));
   expect(await listener.closed()).toBe(4504);
 });
+
+test("an older revocation takes nothing from a newer one", async () => {
+  const { user } = freshUser();
+  const holder = holderOf(bindings, "user", user);
+  for (const at of [1000, 500]) await holder.revoke({ of: "user", name: user, at });
+  expect(await holder.covers(800)).toBe(true);
+});
+
+test("a check that writes is good only when the write is kept", async () => {
+  const holder = holderOf(bindings, "user", freshUser().user);
+  await runInDurableObject(holder, async (instance, { storage }) => {
+    const sync = vi.spyOn(storage, "sync").mockRejectedValue(new Error("its storage is full"));
+    await instance.check(false);
+    await expect(instance.check(true)).rejects.toThrow("full");
+    sync.mockRestore();
+    await instance.check(true);
+  });
+});
