@@ -15,6 +15,7 @@ import pytest
 
 from synap_realtime.broadcast import requests
 from synap_realtime.server import websocket, wire
+from synap_realtime.server.auth import jwks
 from synap_realtime.server.front.requests import HttpConnection
 from synap_realtime.server.http import Response
 from synap_realtime.server.node import Node
@@ -33,7 +34,14 @@ INPUTS = 300
 @pytest.fixture(autouse=True)
 def _log_levels() -> Iterator[None]:
     """A target changes the levels of loggers: in its own process that is nobody's concern."""
-    names = (None, "httpx", "httpcore", "synap_realtime.broadcast", "synap_realtime.subscriber")
+    names = (
+        None,
+        "synap_realtime.server.auth.jwks",
+        "httpx",
+        "httpcore",
+        "synap_realtime.broadcast",
+        "synap_realtime.subscriber",
+    )
     levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in names]
     yield
     for logger, level in levels:
@@ -140,6 +148,12 @@ def test_token_target_notices_a_signature_that_is_not_checked(
 
     monkeypatch.setattr(jwt, "decode", unchecked)
     catches("token")
+
+
+def test_jwks_target_notices_a_shared_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {**jwks.ALGORITHMS, "HS256": "oct"}
+    monkeypatch.setattr(jwks, "ALGORITHMS", kinds)
+    catches("jwks")
 
 
 def test_answer_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:

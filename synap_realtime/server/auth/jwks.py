@@ -141,7 +141,7 @@ class Jwks:
                 if answer.status_code != 200:
                     raise ValueError(f"answered {answer.status_code}")
                 content = await network.read_body(answer, MAX_BYTES)
-            keys = _keys_of(json.loads(content))
+            keys = parse_keys(content)
         except (
             ConfigurationError,
             httpx.HTTPError,
@@ -161,10 +161,15 @@ class Jwks:
             self._keys, self._fetched_at = keys, self._clock()
 
 
-def _keys_of(document: Any) -> list[PublicKey]:
-    """The keys of a JWK set that we can use; others are passed over (RFC 7517, section 5)."""
+def parse_keys(content: bytes) -> list[PublicKey]:
+    """Return the usable keys of a JWK set; others are ignored (RFC 7517, section 5).
+
+    Raises:
+        ValueError, RecursionError: it is no JWK set.
+    """
     import jwt
 
+    document: Any = json.loads(content)
     members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list):
         raise ValueError("is no JWK set")  # noqa: TRY004 - what came is wrong, not a caller
@@ -176,7 +181,7 @@ def _keys_of(document: Any) -> list[PublicKey]:
             continue  # a shared secret has no place in public
         try:
             keys.append(PublicKey(jwt.PyJWK(member), _digest_of(member)))
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        except Exception:  # noqa: BLE001 - of a key with the algorithm "none", NotImplementedError
             kid = redacted(repr(member.get("kid")))
             logger.warning("JWKS key ignored: it cannot be used: kid=%s", kid)
     return keys

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from ..target import Target
 
-NAMES = ("http", "websocket", "notification", "token", "answer", "subscriber")
+NAMES = ("http", "websocket", "notification", "token", "jwks", "answer", "subscriber")
 
 
 def load(name: str) -> Target:

@@ -210,7 +210,7 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     async def load(self: jwks.Jwks) -> None:
         state["fetched"] += 1
-        self._keys = jwks._keys_of(state["document"])
+        self._keys = jwks.parse_keys(json.dumps(state["document"]).encode())
         self._fetched_at = self._clock()
 
     monkeypatch.setattr(jwks.Jwks, "_load", load)
@@ -250,6 +250,24 @@ async def test_a_public_key_is_no_shared_secret(provider: dict[str, Any]) -> Non
         token = raw({"alg": "HS256", "kid": "RS256"}, CLAIMS, secret)
         with pytest.raises(InvalidTokenError):
             await with_provider().identify(token)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"kty": "OKP", "crv": "Ed448", "x": "A" * 76, "alg": "none"},
+        {"kty": "RSA", "n": 1, "e": []},
+        {"kty": "EC", "crv": "P-256", "x": "AQ", "y": "AQ"},
+        {"kty": []},
+        None,
+    ],
+)
+async def test_a_public_key_that_cannot_be_used_harms_no_other(
+    provider: dict[str, Any], broken: object
+) -> None:
+    provider["document"] = {"keys": [broken, *DOCUMENT["keys"]]}
+    token = jwt.encode(CLAIMS, ED_KEY, "EdDSA")
+    assert (await with_provider().identify(token)).user == "1"
 
 
 async def test_a_shared_secret_in_public_is_not_used(provider: dict[str, Any]) -> None:
