@@ -14,8 +14,10 @@ from functools import partial
 from .access import May, load_rule
 from .api import MAX_BODY_BYTES
 from .auth import Authenticator, KeyRing
+from .byte_budget import MIN_UNREAD_BYTES, Budgets, ByteBudget, NoRoomError, caller_of
 from .connections import (
     DisconnectedError,
+    Message,
     Receive,
     Scope,
     Send,
@@ -25,6 +27,7 @@ from .connections import (
     until_gone,
 )
 from .http import (
+    RETRY_AFTER_S,
     Request,
     RequestError,
     Response,
@@ -32,12 +35,16 @@ from .http import (
     body_too_slow,
     malformed,
     problem_of_head,
+    unavailable,
 )
+from .limits import too_many
 from .node import CLOSE_TIMEOUT_S, ClosedAtOnceError, Node, Opened
+from .pacing import SHARE_S, TASK_S, Pacer
 from .settings import ServerSettings, load_settings
 from .signals import drained_first
 from .stores import open_store
-from .stores.base import Store
+from .stores.base import Store, StoreUnavailableError
+from .trim import Trimmer
 
 BODY_TIMEOUT_S = 20.0
 """So long may a request's body take."""
@@ -49,11 +56,68 @@ _INCOMPLETE = (
 )
 
 
+_SMALL_BYTES = 4096
+"""A body of at most so many is not charged: a host takes as much for each connection, and a small
+publish is not refused because of large ones."""
+
+
+class _Exchange(Request):
+    """A request of a mounted app, and what is held for its peer.
+
+    An app cannot end a connection, so it refuses what it has no room for, and what it has begun
+    is held until the host has passed it on or the peer has gone.
+    """
+
+    __slots__ = ("_budgets",)
+
+    def begin(self, budgets: Budgets) -> None:
+        """Charge what is held from now on, until :meth:`end`."""
+        self._budgets = budgets
+
+    def end(self) -> None:
+        self._budgets.requests.release(self)
+        self._budgets.answers.release(self)
+
+    def hold_request(self, size: int) -> None:
+        """
+        Raises:
+            RequestError: 429 or 503.
+        """
+        self._reserve(self._budgets.requests, size, "requests that are not answered yet")
+
+    def hold_answer(self, size: int) -> None:
+        """
+        Raises:
+            RequestError: 429 or 503.
+        """
+        self._reserve(self._budgets.answers, size, "answers that are not read yet")
+
+    def adjust_answer(self, size: int) -> None:
+        """Change how much of an answer is held, in the middle of it."""
+        self._budgets.answers.adjust(self, size)
+
+    def over_budget(self) -> None:
+        """See :class:`byte_budget.Holder`: only :meth:`ByteBudget.hold` ends connections."""
+
+    def _reserve(self, budget: ByteBudget, size: int, what: str) -> None:
+        try:
+            budget.reserve(self, caller_of(self.claims, self.address), size)
+        except NoRoomError as error:
+            if error.is_of_caller:
+                details = f"at most {error.max_bytes} bytes of {what} for a user or an address"
+                raise too_many(details, RETRY_AFTER_S) from None
+            raise unavailable(f"too many bytes of {what}") from None
+
+
 class RoomServer(Node):
     """The ASGI app."""
 
+    _pacer: Pacer | None = None
+    _trimmer: Trimmer | None = None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.watch_loop()
+        self._watch_memory()
         with contextlib.suppress(DisconnectedError):
             match scope["type"]:
                 case "http":
@@ -93,19 +157,73 @@ class RoomServer(Node):
             self.note(request, problem.response)
             await _respond(send, problem.response)
             return
-        request.read = partial(_read_body, request, receive)
-        answer = await self.answer(request)
-        if isinstance(answer, Response):
-            await _respond(send, answer, is_head=request.method == "HEAD")
-            return
+        request.begin(self.budgets)
+        try:
+            if request.method != "POST":
+                await self._turn(TASK_S)
+            request.read = partial(_read_body, request, receive)
+            answer = await self.answer(request)
+            if isinstance(answer, Response):
+                await self._respond(request, send, answer)
+                return
+        finally:
+            request.end()
         leave = partial(self.close_session, answer.session)
         try:
             await run_event_stream(answer, receive, send, leave)
         finally:
             leave()
 
+    def admit_answer(self, request: Request, response: Response) -> None:
+        """See :meth:`Node.admit_answer`."""
+        size = len(response.content)
+        if response.rest is not None:
+            size *= 2  # the next chunk, while the host holds the one before
+        if size >= MIN_UNREAD_BYTES and isinstance(request, _Exchange):
+            request.hold_answer(size)
+
+    async def _respond(self, request: _Exchange, send: Send, response: Response) -> None:
+        """Answer, and return when the host has passed on what it does not buffer."""
+        rest = response.rest
+        is_head = request.method == "HEAD"
+        if rest is None:
+            await _respond(send, response, waits=not is_head)
+            return
+        async with contextlib.aclosing(rest):
+            await _start(send, response, None)
+            if not is_head:
+                before = len(response.content)
+                await send(_part(response.content))
+                try:
+                    async for chunk in rest:
+                        request.adjust_answer(before + len(chunk))
+                        await send(_part(chunk))
+                        before = len(chunk)
+                        await self._turn(SHARE_S)  # the next chunk may cost as much
+                except StoreUnavailableError:
+                    return  # the host cuts it: a body without its end says that it is not whole
+            await send({"type": "http.response.body", "body": b""})
+
+    def _watch_memory(self) -> None:
+        if self._trimmer is None:
+            self._trimmer = Trimmer(self.budgets.total, is_alone=False)
+            self._trimmer.start()
+
+    async def close(self) -> None:
+        """See :meth:`Node.close`."""
+        if self._trimmer is not None:
+            self._trimmer.close()
+        await super().close()
+
+    async def _turn(self, cost_s: float) -> None:
+        """See :class:`Pacer`."""
+        if self._pacer is None or not self._pacer.is_of_running_loop():
+            self._pacer = Pacer()
+        await self._pacer.turn(cost_s)
+
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
+        await self._turn(TASK_S)
         request = _request(scope)
         opened: Opened | None = None
         try:
@@ -138,33 +256,44 @@ class RoomServer(Node):
 
 
 async def _respond(
-    send: Send, response: Response, kind: str = "http.response", *, is_head: bool = False
+    send: Send, response: Response, kind: str = "http.response", *, waits: bool = False
+) -> None:
+    """Answer with a body that is here whole.
+
+    Args:
+        waits: return when the host has passed on a long one: an ASGI server waits with the next
+            part for a peer that does not read, but not after the last.
+    """
+    content = response.content
+    await _start(send, response, None if response.status == 204 else len(content), kind)
+    if waits and len(content) >= MIN_UNREAD_BYTES:
+        await send(_part(content))
+        content = b""
+    await send({"type": f"{kind}.body", "body": content})
+
+
+async def _start(
+    send: Send, response: Response, length: int | None, kind: str = "http.response"
 ) -> None:
     headers = [
         (name.lower().encode(), value.encode("latin-1"))
         for name, value in response.fields().items()
     ]
-    rest = response.rest
-    if response.status != 204 and rest is None:  # RFC 9110, section 8.6
-        headers.append((b"content-length", str(len(response.content)).encode()))
+    if length is not None:  # RFC 9110, section 8.6
+        headers.append((b"content-length", str(length).encode()))
     await send({"type": f"{kind}.start", "status": response.status, "headers": headers})
-    if rest is None:
-        await send({"type": f"{kind}.body", "body": response.content})
-        return
-    async with contextlib.aclosing(rest):
-        content = response.content
-        if not is_head:
-            await send({"type": f"{kind}.body", "body": content, "more_body": True})
-            async for chunk in rest:
-                await send({"type": f"{kind}.body", "body": chunk, "more_body": True})
-        await send({"type": f"{kind}.body", "body": b""})
 
 
-async def _read_body(request: Request, receive: Receive) -> bytes:
+def _part(content: bytes) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": True}
+
+
+async def _read_body(request: _Exchange, receive: Receive) -> bytes:
     """The body, whole.
 
     Raises:
-        RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes longer than ``BODY_TIMEOUT_S``.
+        RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes longer than ``BODY_TIMEOUT_S``,
+            429 or 503 if there is no room for it.
         DisconnectedError: the peer went away before its end.
     """
     try:
@@ -174,26 +303,26 @@ async def _read_body(request: Request, receive: Receive) -> bytes:
         raise body_too_slow(BODY_TIMEOUT_S) from None
 
 
-async def _read_chunks(request: Request, receive: Receive) -> bytes:
+async def _read_chunks(request: _Exchange, receive: Receive) -> bytes:
     # A chunked body, or one over HTTP/2, declares no length.
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise body_too_large(MAX_BODY_BYTES)
-    chunks: list[bytes] = []
-    size = 0
+    body = bytearray()  # of many small parts, each would weigh more than what is in it
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise DisconnectedError
-        chunk = message.get("body", b"")
-        size += len(chunk)
+        body += message.get("body", b"")
+        size = len(body)
         if size > MAX_BODY_BYTES:
             raise body_too_large(MAX_BODY_BYTES)
-        chunks.append(chunk)
+        if size > _SMALL_BYTES:
+            request.hold_request(size)
         if not message.get("more_body"):
             if declared.isdigit() and int(declared) != size:
                 raise malformed("Incomplete body", _INCOMPLETE.format(size, declared))
-            return b"".join(chunks)
+            return bytes(body)
 
 
 def _problem_of(scope: Scope, request: Request) -> RequestError | None:
@@ -206,7 +335,7 @@ def _problem_of(scope: Scope, request: Request) -> RequestError | None:
 _VALUE = re.compile(rb"=[^&]*")
 
 
-def _request(scope: Scope) -> Request:
+def _request(scope: Scope) -> _Exchange:
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -217,7 +346,7 @@ def _request(scope: Scope) -> Request:
     if "=" in query_string:
         # The host's access log is written from the scope later on: it must not hold the token.
         scope["query_string"] = _VALUE.sub(b"=***", scope["query_string"])
-    return Request(
+    return _Exchange(
         method=scope.get("method", "GET"),
         path=raw.decode("latin-1").partition("?")[0] if raw else scope["path"],
         query_string=query_string,

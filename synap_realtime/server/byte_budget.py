@@ -15,6 +15,10 @@ from .metrics import Metrics
 from .settings import ServerSettings, is_loopback
 from .stores.base import Entry
 
+MIN_UNREAD_BYTES = 16 * 1024
+"""An answer that is as long or longer is charged to its caller until the peer has taken it: as far
+as the front can see."""
+
 
 class Holder(Protocol):
     """A connection for which bytes are held."""
@@ -33,6 +37,20 @@ class Caller(NamedTuple):
 
     name: str
     is_bounded: bool
+
+
+class NoRoomError(Exception):
+    """Nothing more can be held for a connection now.
+
+    Attributes:
+        max_bytes: the bound that is reached.
+        is_of_caller: whether it is the caller's own; else it is the one for all.
+    """
+
+    def __init__(self, max_bytes: int, *, is_of_caller: bool) -> None:
+        super().__init__(max_bytes)
+        self.max_bytes = max_bytes
+        self.is_of_caller = is_of_caller
 
 
 NOBODY = Caller("", is_bounded=False)
@@ -97,11 +115,46 @@ class ByteBudget:
 
         The connection may be ended before this returns.
         """
+        more = self._set(holder, caller, size)
+        if more > 0:
+            account = self._accounts[caller]
+            if caller.is_bounded and _is_over(account.bytes, self._max_caller_bytes):
+                self._cut_largest(account, account.bytes - self._max_caller_bytes * 7 // 8)
+            if _is_over(self.bytes, self._max_bytes):
+                self.cut_heaviest(self._excess)
+
+    def reserve(self, holder: Holder, caller: Caller, size: int) -> None:
+        """Set how many bytes are held for a connection, if there is room; nobody is ended.
+
+        For a front that cannot end connections. A caller gets at most as much as would still be
+        free for all: so however many take as much as they can, there is something left for one
+        more ("Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", Choudhury and
+        Hahne, 1998).
+
+        Raises:
+            NoRoomError: what was held before is still held.
+        """
+        account = self._accounts.get(caller)
+        own = 0 if account is None else account.sizes.get(holder, 0)
+        of_caller = size if account is None else account.bytes - own + size
+        if caller.is_bounded and _is_over(of_caller, self._max_caller_bytes):
+            raise NoRoomError(self._max_caller_bytes, is_of_caller=True)
+        if self._max_bytes and of_caller > self._max_bytes - (self.bytes - own + size):
+            raise NoRoomError(self._max_bytes, is_of_caller=False)
+        self._set(holder, caller, size)
+
+    def adjust(self, holder: Holder, size: int) -> None:
+        """Change how many bytes are held for a connection that has reserved some."""
+        if (caller := self._callers.get(holder)) is not None:
+            self._set(holder, caller, size)
+
+    def _set(self, holder: Holder, caller: Caller, size: int) -> int:
+        """Return how many bytes more are held for it."""
         if self._callers.get(holder, caller) != caller:
             self.release(holder)
         if size <= 0:
             self.release(holder)
-            return
+            return 0
         account = self._accounts.get(caller)
         if account is None:
             account = self._accounts[caller] = _Account()
@@ -110,11 +163,7 @@ class ByteBudget:
         account.sizes[holder] = size
         account.bytes += more
         self.bytes += more
-        if more > 0:
-            if caller.is_bounded and _is_over(account.bytes, self._max_caller_bytes):
-                self._cut_largest(account, account.bytes - self._max_caller_bytes * 7 // 8)
-            if _is_over(self.bytes, self._max_bytes):
-                self.cut_heaviest(self._excess)
+        return more
 
     def release(self, holder: Holder) -> None:
         """Remove a connection, if it is there."""

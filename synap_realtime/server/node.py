@@ -221,6 +221,7 @@ class Node:
                     raise method_not_allowed("GET")
                 return await self._open_event_stream(request, segments[1], cors)
             response = await self._api.handle(request)
+            self.admit_answer(request, response)
         except RequestError as error:
             response = error.response
         except StoreUnavailableError as error:
@@ -228,6 +229,13 @@ class Node:
         if response.problem is not None:
             self.note(request, response)
         return response.with_headers(cors) if cors else response
+
+    def admit_answer(self, request: Request, response: Response) -> None:
+        """Do nothing: a front that cannot end connections overrides this.
+
+        Raises:
+            RequestError: the answer is too large for what can be held for its peer now.
+        """
 
     async def open_websocket(self, request: Request) -> Opened:
         """Let a WebSocket in.

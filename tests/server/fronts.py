@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import uvicorn
 
 from synap_realtime.server import RoomServer
+from synap_realtime.server.front.descriptors import bound_buffers
 from synap_realtime.server.serve import running
 
 Front = Callable[[RoomServer], AbstractAsyncContextManager[str]]
@@ -24,10 +25,16 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def by_uvicorn(app: RoomServer) -> AsyncIterator[str]:
-    """As somebody serves it who has mounted it, and lets it drain before the host stops."""
+async def by_uvicorn(app: RoomServer, *, bounded: bool = False) -> AsyncIterator[str]:
+    """As somebody serves it who has mounted it, and lets it drain before the host stops.
+
+    Args:
+        bounded: the system keeps little for a peer that does not read.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as where uvicorn makes it
+    if bounded:
+        bound_buffers(listener)
     server = _Server(
         uvicorn.Config(
             app,

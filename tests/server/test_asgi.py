@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import httpx
 import pytest
 
 from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server.pacing import Pacer
 from synap_realtime.server.settings import load_settings
+from synap_realtime.tokens import mint_token
 from tests.server.fronts import by_uvicorn
 from tests.timeouts import TIMEOUT_S
 
@@ -171,3 +174,187 @@ async def test_says_when_the_asgi_server_has_dropped_a_body() -> None:
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b"passed on 0 of 22 bytes" in answer
         writer.close()
+
+
+# --- bytes that are held for peers --------------------------------------------------------------
+
+API_KEY, SECRET = "k" * 43, "s" * 32
+MIB = 1024 * 1024
+
+
+def with_keys(**limits: Any) -> RoomServer:
+    settings = load_settings(
+        drain_s=0, api_keys={"jobs": API_KEY}, token_secrets=[SECRET], read_bytes_per_s=0, **limits
+    )
+    return create_app(settings)
+
+
+def as_user(name: str) -> bytes:
+    return f"Authorization: Bearer {mint_token(name, secret=SECRET)}\r\n".encode()
+
+
+def history(user: str) -> bytes:
+    return b"GET /rooms/user_%b/history?limit=1000" % user.encode() + HEAD + as_user(user) + b"\r\n"
+
+
+def half_publish(size: int) -> bytes:
+    """Half of a body of so many bytes."""
+    return (
+        b"POST /rooms/user_1/broadcast" + HEAD + b"Authorization: Bearer %b\r\n" % API_KEY.encode()
+        + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % size
+        + b"x" * (size // 2)
+    )  # fmt: skip
+
+
+async def filled(url: str, *users: str) -> None:
+    """Rooms with 2 MB."""
+    async with httpx.AsyncClient(
+        base_url=url, headers={"Authorization": f"Bearer {API_KEY}"}
+    ) as client:
+        for user in users:
+            for _ in range(10):
+                response = await client.post(f"/rooms/user_{user}/broadcast", json=LARGE)
+                assert response.status_code == 200
+
+
+async def silent(url: str, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Sends, and reads nothing by itself."""
+    where = urlsplit(url)
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(peer, (where.hostname, where.port))
+    reader, writer = await asyncio.open_connection(sock=peer, limit=1024)
+    writer.write(sent)
+    return reader, writer
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    async with asyncio.timeout(10):
+        return int((await reader.readline()).split()[1])
+
+
+async def until_held(budget: Any, least: int, most: int) -> None:
+    async with asyncio.timeout(10):
+        while not least <= budget.bytes <= most:  # noqa: ASYNC110 - the host calls nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_refuses_a_user_whose_answers_are_not_read() -> None:
+    most = MIB
+    app = with_keys(max_caller_bytes=most)
+    async with by_uvicorn(app, bounded=True) as url:
+        await filled(url, "1", "2")
+        peers = [await silent(url, history("1")) for _ in range(20)]
+        heads = [await status_of(reader) for reader, _ in peers]
+        assert set(heads) == {200, 429}
+        assert 0 < app.budgets.answers.bytes <= most * 2
+        async with httpx.AsyncClient(base_url=url) as client:
+            own, other = ({"Authorization": f"Bearer {mint_token(n, secret=SECRET)}"} for n in "12")
+            page = await client.get("/rooms/user_2/history?limit=1000", headers=other)
+            assert len(page.json()["notifications"]) > 4
+            refused = await client.get(
+                "/rooms/user_1/history?limit=1000", headers={**own, "Origin": url}
+            )
+            assert refused.status_code == 429
+            assert refused.json()["code"] == "too_many"
+            assert "bytes of answers" in refused.json()["details"]
+            assert refused.headers["retry-after"]
+            assert refused.headers["access-control-allow-origin"] == url
+            short = await client.get("/rooms/user_1/health", headers=own)
+            assert short.status_code == 200
+            for _, writer in peers:
+                writer.transport.abort()
+            await until_held(app.budgets.answers, 0, 0)
+            again = await client.get("/rooms/user_1/history?limit=1000", headers=own)
+            assert again.status_code == 200
+
+
+async def test_an_answer_is_held_until_its_peer_has_read_it() -> None:
+    app = with_keys()
+    async with by_uvicorn(app, bounded=True) as url:
+        await filled(url, "1")
+        reader, writer = await silent(url, history("1"))
+        await until_held(app.budgets.answers, 1, MIB)
+        assert await status_of(reader) == 200
+        end = b""
+        async with asyncio.timeout(10):
+            while end != b"\r\n0\r\n\r\n":  # after the last chunk
+                end = (end + await reader.read(1 << 16))[-7:]
+        await until_held(app.budgets.answers, 0, 0)
+        writer.close()
+
+
+async def test_answers_for_all_are_bounded_and_leave_room_for_one_more_user() -> None:
+    most = 3 * MIB
+    app = with_keys(max_answer_bytes=most, max_caller_bytes=0)
+    async with by_uvicorn(app, bounded=True) as url:
+        await filled(url, "1", "2")
+        peers = [await silent(url, history("1")) for _ in range(20)]
+        heads = [await status_of(reader) for reader, _ in peers]
+        assert set(heads) == {200, 503}
+        reader, writer = await silent(url, history("2"))
+        assert await status_of(reader) == 200
+        assert app.budgets.answers.bytes <= most
+        for _, each in [*peers, (reader, writer)]:
+            each.transport.abort()
+        await until_held(app.budgets.answers, 0, 0)
+
+
+async def test_half_bodies_are_bounded_and_small_publishes_go_on() -> None:
+    most = MIB
+    app = with_keys(max_request_bytes=most)
+    async with by_uvicorn(app) as url:
+        peers = [await silent(url, half_publish(400_000)) for _ in range(12)]
+        done, waiting = await asyncio.wait(
+            [asyncio.create_task(status_of(reader)) for reader, _ in peers], timeout=2
+        )
+        assert {task.result() for task in done} == {503}
+        assert waiting, "some of them may send the rest"
+        assert 0 < app.budgets.requests.bytes <= most
+        async with httpx.AsyncClient(
+            base_url=url, headers={"Authorization": f"Bearer {API_KEY}"}
+        ) as client:
+            small = await client.post(
+                "/rooms/user_1/broadcast", content=json.dumps({"type": "a", "data": {}})
+            )
+            assert small.status_code == 200
+            for task in waiting:
+                task.cancel()
+            for _, writer in peers:
+                writer.transport.abort()
+            await until_held(app.budgets.requests, 0, 0)
+            large = await client.post("/rooms/user_1/broadcast", json=LARGE)
+            assert large.status_code == 200
+
+
+async def test_a_publisher_does_not_wait_behind_simultaneous_reads() -> None:
+    app = create_app(load_settings(drain_s=0))
+    app._pacer = Pacer(share_s=0)  # one request in each iteration of the loop
+    answered: list[str] = []
+
+    async def ask(method: str, path: str) -> None:
+        body = iter([{"type": "http.request", "body": b'{"type":"a","data":{}}'}])
+
+        async def receive() -> Any:
+            return next(body)
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                assert message["status"] == 200
+                answered.append(method)
+
+        scope = {
+            "type": "http", "method": method, "path": path, "query_string": b"",
+            "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1),
+        }  # fmt: skip
+        await app(scope, receive, send)
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(
+            *(ask("GET", "/rooms/user_1/history") for _ in range(20)),
+            ask("POST", "/rooms/user_1/broadcast"),
+        )
+    assert len(answered) == 21
+    assert answered.index("POST") < 5
+    await app.close()

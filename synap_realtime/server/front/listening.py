@@ -10,6 +10,8 @@ from functools import partial
 
 from ..listeners import BACKLOG
 from ..node import Node
+from ..pacing import Pacer
+from ..trim import CONNECTION_BYTES, Trimmer
 from .accepting import Acceptor
 from .certificate import Certificate
 from .company import Company
@@ -17,11 +19,9 @@ from .descriptors import bound_buffers
 from .half_open import HalfOpen, Tracked
 from .handshake import Handshakes
 from .keepalive import Keepalive
-from .pacing import Pacer
 from .proxies import Proxies
 from .requests import HttpConnection
 from .ring import Ring, RingUnavailableError
-from .trim import CONNECTION_BYTES, Trimmer
 from .turn import Turn
 from .unread import Unread
 

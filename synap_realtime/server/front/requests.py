@@ -15,7 +15,7 @@ import httptools
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..api import MAX_BODY_BYTES
-from ..byte_budget import ByteBudget, Caller, caller_of
+from ..byte_budget import MIN_UNREAD_BYTES, ByteBudget, Caller, caller_of
 from ..http import (
     MAX_TARGET_BYTES,
     RequestError,
@@ -28,6 +28,7 @@ from ..http import (
     too_large,
 )
 from ..node import ClosedAtOnceError, Node, Opened
+from ..pacing import SHARE_S, TASK_S, Pacer
 from ..stores.base import StoreUnavailableError
 from ..websocket import accept_of
 from .answers import CONTINUE, LAST_CHUNK, chunk_of, head_of, switching
@@ -37,7 +38,6 @@ from .eager import run
 from .exchange import Exchange, target_of
 from .half_open import HalfOpen, Tracked
 from .keepalive import Keepalive
-from .pacing import SHARE_S, TASK_S, Pacer
 from .proxies import Proxies
 from .reader import Reader
 from .socket import Handler, Nobody, WebSocket
@@ -87,10 +87,6 @@ _NAMES = {
     )
     for spelled in (name, name.title())
 }  # fmt: skip
-
-MIN_UNREAD_BYTES = 16 * 1024
-"""An answer that is as long or longer is charged to its caller until the peer has taken it, also
-where the system's own buffer holds all of it."""
 
 _MAX_BLANK_BYTES = 8 * 1024  # of empty lines before a request (RFC 9112, section 2.2)
 _REQUEST_WEIGHT = 2048  # of a request beside its bytes: the objects that it becomes

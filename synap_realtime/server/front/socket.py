@@ -9,10 +9,10 @@ import asyncio
 from typing import ClassVar, Protocol
 
 from ...protocol.control import CloseCode
+from ..pacing import Pacer
 from ..websocket import Close, Decoder, Failure, Ping, Pong, close_frame, pong_frame
 from .descriptors import cut, descriptor_of, write_past
 from .half_open import HalfOpen
-from .pacing import Pacer
 from .turn import Turn
 
 CLOSE_HANDSHAKE_S = 10.0

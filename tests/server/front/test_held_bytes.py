@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import random
@@ -18,19 +19,26 @@ import pytest
 
 from synap_realtime.server import RoomServer
 from synap_realtime.server.auth import Claims
-from synap_realtime.server.byte_budget import BacklogBudget, ByteBudget, Caller, caller_of
+from synap_realtime.server.byte_budget import (
+    BacklogBudget,
+    ByteBudget,
+    Caller,
+    NoRoomError,
+    caller_of,
+)
 from synap_realtime.server.front import listening
-from synap_realtime.server.front.trim import (
+from synap_realtime.server.http import Request, RequestError
+from synap_realtime.server.serve import running
+from synap_realtime.server.stores.base import Entry
+from synap_realtime.server.trim import (
     ATTEMPTS,
     CONNECTION_BYTES,
     LOOK_EVERY_S,
     MAX_SHARE,
     MIN_BYTES,
+    MIN_HELD_BYTES,
     Trimmer,
 )
-from synap_realtime.server.http import Request, RequestError
-from synap_realtime.server.serve import running
-from synap_realtime.server.stores.base import Entry
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -227,6 +235,35 @@ def test_backlog_budget_of_all_closes_the_largest_backlog() -> None:
     assert budget.bytes <= 10_000
 
 
+def test_reserves_for_a_caller_as_much_as_stays_free_for_others() -> None:
+    budget = ByteBudget(1000, 0)
+    first, second, third = callers("a", "b", "c")
+    for caller, least in ((first, 450), (second, 200), (third, 100)):
+        held = 0
+        with contextlib.suppress(NoRoomError):
+            while True:
+                budget.reserve(Connection(budget), caller, 10)
+                held += 10
+        assert least <= held <= 1000 - budget.bytes + held - 10
+
+
+def test_reserves_within_the_bound_of_a_caller() -> None:
+    budget = ByteBudget(1000, 100)
+    caller, other = callers("a", "b")
+    connection = Connection(budget)
+    budget.reserve(connection, caller, 60)
+    budget.reserve(connection, caller, 90)  # instead
+    with pytest.raises(NoRoomError) as caught:
+        budget.reserve(Connection(budget), caller, 20)
+    assert (caught.value.max_bytes, caught.value.is_of_caller) == (100, True)
+    budget.reserve(Connection(budget), other, 20)
+    budget.adjust(connection, 200)
+    assert (budget.bytes, connection.is_cut) == (220, False)
+    budget.release(connection)
+    budget.adjust(connection, 50)
+    assert budget.bytes == 20
+
+
 def test_backlog_budget_counts_a_shared_notification_once() -> None:
     budget = BacklogBudget(10_000, 0)
     (caller,) = callers("a")
@@ -314,6 +351,20 @@ def test_a_process_that_needs_its_memory_is_trimmed_in_vain_a_few_times() -> Non
     process.freed = 3 * MIN_BYTES
     trimmer.look()
     assert process.freed == 0
+
+
+def test_a_process_that_does_other_work_is_trimmed_after_much_was_held_for_peers() -> None:
+    process, held = Process(), 0
+    trimmer = Trimmer(lambda: held, process, is_alone=False)
+    trimmer.look()
+    process.freed = 5 * MIN_BYTES
+    trimmer.look()
+    assert process.trims == 0
+    held = MIN_HELD_BYTES
+    trimmer.look()
+    held = 0
+    trimmer.look()
+    assert (process.trims, process.freed) == (1, 0)
 
 
 def test_trims_take_a_bounded_share_of_the_loop() -> None:

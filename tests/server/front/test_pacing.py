@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from synap_realtime.server.front import listening
-from synap_realtime.server.front.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
 from synap_realtime.server.front.requests import MAX_PIPELINED
+from synap_realtime.server.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import ServerSettings
 from synap_realtime.tokens import mint_token

@@ -17,9 +17,9 @@ import pytest
 
 from synap_realtime.server.front import socket as front
 from synap_realtime.server.front.half_open import HalfOpen
-from synap_realtime.server.front.pacing import Pacer
 from synap_realtime.server.front.socket import MAX_DROPPED_BYTES, MAX_FRAMES_PER_S, WebSocket
 from synap_realtime.server.front.turn import Turn
+from synap_realtime.server.pacing import Pacer
 from synap_realtime.server.websocket import text_frame
 
 from ...certificates import certify

@@ -44,6 +44,10 @@ class Pacer:
         self._has_begun = False  # an iteration, whose share is counted
         self._is_running = False  # what waited
 
+    def is_of_running_loop(self) -> bool:
+        """Return whether it divides the time of the loop that runs now."""
+        return self._loop is asyncio.get_running_loop()
+
     def has_time(self) -> bool:
         """Return whether more work that can wait may be done in this loop iteration.
 

@@ -90,17 +90,21 @@ class Trimmer:
         held: Callable[[], int],
         memory: Memory | None = None,
         *,
+        is_alone: bool = True,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """
         Args:
             held: returns how many bytes are held for peers now.
             memory: default: the C library's; nothing is trimmed where that cannot trim.
+            is_alone: False: the process does other work, too, and may grow because of that. It is
+                trimmed only after much was held for peers.
             clock: monotonic seconds.
         """
         self._held = held
         self._memory = memory or _memory()
         self._clock = clock
+        self._is_alone = is_alone
         self._base: int | None = None  # least size, without what is held
         self._attempts = 0  # to get back there
         self._peak = 0  # of what is held, since the last trim
@@ -131,7 +135,8 @@ class Trimmer:
         held = self._held()
         self._peak = max(self._peak, held)
         has_ended = self._peak >= MIN_HELD_BYTES and held < self._peak // 2
-        if not (self._has_grown(resident, held) or has_ended):
+        has_grown = self._has_grown(resident, held) and (self._is_alone or self._attempts > 0)
+        if not (has_grown or has_ended):
             self._attempts = 0
             return LOOK_EVERY_S
         began = self._clock()
