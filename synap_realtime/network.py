@@ -203,10 +203,26 @@ def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         timeout=timeout_s,
         trust_env=False,
-        proxy=httpx.Proxy(proxy.url) if proxy else None,
-        verify=tls_context(url),
+        transport=_Transport(
+            trust_env=False,
+            proxy=httpx.Proxy(proxy.url) if proxy else None,
+            verify=tls_context(url),
+        ),
         headers={"Accept-Encoding": "identity"},
     )
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """Sends requests, and leaves no credential in what httpx logs of them.
+
+    httpx logs each URL at INFO, with the password and the query, after the transport has answered.
+    """
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        finally:
+            request.url = request.url.copy_with(username=None, password=None, query=None)
 
 
 class BoundedBody:

@@ -188,8 +188,11 @@ _warned: set[tuple[str, int]] = set()
 
 def _warn(name: str, cause: str) -> None:
     """Log once for each call site, so that a loop does not fill the log."""
-    frame = sys._getframe(3)
-    site = (frame.f_code.co_filename, frame.f_lineno)
+    try:
+        frame = sys._getframe(3)
+        site = (frame.f_code.co_filename, frame.f_lineno)
+    except ValueError:  # no Python code has called it: it is itself what a greenlet runs
+        site = ("unknown", 0)
     if site not in _warned and len(_warned) < MAX_WARNINGS and not is_interrupting():
         _warned.add(site)
         logger.warning("%s() at %s:%d does nothing: %s", name, *site, cause)

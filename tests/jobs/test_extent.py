@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
 import functools
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,6 +55,13 @@ def _no_warnings_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 def say(label: str) -> None:
     progress(0.5, label)
     delta(label)
+
+
+def wait_until(is_met: Callable[[], object]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not is_met():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def labels(realtime: Realtime, user_id: str = "a") -> list[str]:
@@ -323,6 +332,22 @@ def test_a_signal_handler_is_not_warned_about(make: Make, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING), running(make()), handling(function):
         contextvars.Context().run(signal.raise_signal, signal.SIGUSR1)
     assert caplog.text == ""
+
+
+def test_a_thread_or_a_greenlet_may_run_progress_itself(
+    make: Make,
+    realtime: Realtime,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Then no Python code has called it."""
+    errors: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    with caplog.at_level(logging.WARNING), running(make()):
+        _thread.start_new_thread(progress, (0.5, "thread"))
+        wait_until(lambda: "does nothing" in caplog.text or errors)
+    assert errors == []
+    assert labels(realtime) == []
 
 
 def test_outside_of_all_jobs_nothing_is_warned(caplog: pytest.LogCaptureFixture) -> None:

@@ -228,7 +228,8 @@ def _together(own: KeyFile, file: KeyFile) -> Keys:
         try:
             scopes[name] = frozenset(parse_scopes(each.scope))
         except InvalidArgumentError as error:
-            raise ConfigurationError(f"API key {redacted(name)!r}: {error}") from None
+            problem = f"{error.field}: {error.problem.partition('; got ')[0]}"  # it may be the key
+            raise ConfigurationError(f"API key {redacted(name)!r}: {problem}") from None
         check_secret(f"API key {redacted(name)!r}", key)
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigurationError(

@@ -96,6 +96,10 @@ class Authenticator:
                 import jwt  # noqa: F401
             except ImportError as error:
                 raise ConfigurationError(lacks("a server with token keys", error, "auth")) from None
+        if current.jwks_urls:
+            # Importing the HTTP client takes half a second, which the first token would keep the
+            # event loop for.
+            from ... import network  # noqa: F401
 
     async def identify(self, credential: str) -> Claims:
         """What a publisher's key or a token says.

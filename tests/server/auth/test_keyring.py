@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gzip
 import json
@@ -258,6 +259,7 @@ def test_a_secret_in_the_place_of_the_file_is_not_shown() -> None:
         ('[api_keys]\njobs = "shhh"', "API key 'jobs'"),
         (f'[api_keys]\njobs = "shhh {"x" * 40}"', "without spaces"),
         ('jwks_urls = ["http://id.example/jwks"]', "expected https"),
+        (f'[api_keys]\njobs = {{ key = "{"x" * 40}", scope = "shhh" }}', "scope: expected some of"),
         ("shhh", "after a key"),
         ("[shhh]\n[shhh]", "Cannot declare"),
         ("x = { shhh = 1, shhh = 2 }", "Duplicate inline table key"),
@@ -353,6 +355,28 @@ async def test_refuses_compressed_jwks(encoding: str, caplog: pytest.LogCaptureF
     assert f"Content-Encoding '{encoding}'" in caplog.text
 
 
+WRONG_MEMBERS: list[Any] = [
+    1, None, [], {}, {"kty": "RSA"}, {"kty": ["RSA"]}, {"kty": "RSA", "n": 1, "e": []},
+    {"kty": "EC", "crv": "P-256", "x": "", "y": ""}, {"kty": "EC", "crv": 7},
+    {"kty": "OKP", "crv": "Ed25519", "x": None}, {"kty": "RSA", "n": "AQAB", "e": "AQAB", "alg": 5},
+    {"kty": "RSA", "n": "AQAB", "e": "AQAB", "alg": "none"}, {"kty": "RSA", "key_ops": "x"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+async def test_passes_over_members_of_jwks_that_are_no_keys(provider: Provider, place: str) -> None:
+    """RFC 7517, section 5. What the libraries raise for them must not end a request."""
+    good = DOCUMENT["keys"]
+    keys = [*WRONG_MEMBERS, *good] if place == "before" else [*good, *WRONG_MEMBERS]
+    others: list[Any] = [1, None, [], {}, "x"]
+    for member in good:
+        keys += [{**member, name: value} for name in member for value in others]
+        keys += [{**member, "kid": "other", "d": "AQAB"}, {**member, "kid": "other", "alg": []}]
+    provider.document = {"keys": keys}
+    subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
+    assert (await subject.identify(token())).user is not None
+
+
 async def test_jwks_of_more_than_the_bound_are_not_read(provider: Provider) -> None:
     provider.document = {**DOCUMENT, "x": "x" * 2_000_000}
     subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
@@ -418,8 +442,9 @@ async def test_keys_of_an_address_that_is_removed_vouch_no_more(
 
 
 async def test_a_password_in_the_address_of_keys_is_not_logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    provider: Provider, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caplog.set_level(logging.DEBUG)
     url = "http://jwks:hunter2-hunter2@127.0.0.1:9/jwks?token=hunter3"
     subject = Authenticator(KeyRing(jwks_urls=[url]))
     with pytest.raises(KeysUnavailableError) as caught:
@@ -427,6 +452,16 @@ async def test_a_password_in_the_address_of_keys_is_not_logged(
     for text in (caplog.text, str(caught.value)):
         assert "127.0.0.1:9" in text
         assert "hunter" not in text
+    for answers in (True, False):  # the HTTP client logs each address of its own accord
+        if not answers:
+            provider.document = {"keys": None}
+        url = provider.url.replace("http://", "http://jwks:hunter2-hunter2@") + "?token=hunter3"
+        subject = Authenticator(KeyRing(jwks_urls=[url]))
+        with contextlib.suppress(KeysUnavailableError):
+            await subject.identify(token())
+    assert provider.fetched == 2
+    assert "HTTP Request: GET http://127.0.0.1" in caplog.text
+    assert "hunter" not in caplog.text
     with pytest.raises(ConfigurationError) as refused:
         KeyRing(jwks_urls=["http://jwks:hunter2@id.example/jwks"])
     assert "hunter2" not in str(refused.value)
