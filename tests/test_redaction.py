@@ -148,6 +148,32 @@ async def test_no_request_makes_the_server_repeat_a_secret(
             assert not [piece for piece in pieces(secret) if piece in seen], seen
 
 
+@pytest.mark.parametrize("secret", [key for key in KEYS if "/" not in key and key.isascii()])
+@pytest.mark.parametrize("place", ["room", "id"])
+async def test_no_publish_makes_the_server_log_a_secret(
+    secret: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The most talkative level has a line for each publish."""
+    caplog.set_level(logging.DEBUG)
+    bare = secret.removeprefix("Bearer ")
+    known = {} if bare == TOKEN else {"name": bare}
+    app = create_app(load_settings(token_secrets=("t" * 40,), api_keys=known))
+    publisher = mint_token(secret="t" * 40, rooms=["*"], scope="broadcast")
+    room = f"user_{bare}" if place == "room" else "user_1"
+    body = {"type": "a", "data": {}, "id": bare[:128] if place == "id" else "n1"}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://127.0.0.1",
+        headers={"Authorization": f"Bearer {publisher}"},
+    ) as client:  # fmt: skip
+        await client.post(f"/rooms/{quote(room, safe='')}/broadcast", json=body)
+        await client.post("/broadcast", json={"notifications": [{**body, "rooms": [room]}]})
+    seen = "".join(
+        f"{vars(each)}" for each in caplog.records if each.name.startswith("synap_realtime")
+    )
+    assert seen
+    assert not [piece for piece in pieces(secret) if piece in seen], seen
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_no_setting_repeats_a_secret(option: str) -> None:
     for secret in (KEYS[0], TOKEN, KEYS[1]):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 
 from ..protocol.control import CloseCode
-from ..protocol.rooms import Room
+from ..protocol.rooms import Room, key_of
 from ..redaction import redacted_origin
 from .auth import Claims
 from .stores.base import Receipt
@@ -189,11 +189,18 @@ def are_detailed() -> bool:
     return logger.isEnabledFor(logging.DEBUG)
 
 
-def published(claims: Claims, receipts: Iterable[tuple[Room, Receipt]]) -> None:
-    """Notifications were kept; one line for each room."""
+def published(
+    claims: Claims,
+    receipts: Iterable[tuple[Room, Receipt]],
+    is_credential: Callable[[str], bool],
+) -> None:
+    """Notifications were kept; one line for each room. A room or an id in which a credential was
+    put by mistake is not shown."""
     for room, receipt in receipts:
         _write(
-            logging.DEBUG, "published", claims, room=room, id=receipt.id,
+            logging.DEBUG, "published", claims,
+            room=None if is_credential(key_of(room)) else room,
+            id="…" if is_credential(receipt.id) else receipt.id,
             listeners=receipt.broadcast_count, duplicate=receipt.duplicate,
         )  # fmt: skip
 

@@ -237,7 +237,8 @@ class Publishing:
         self._metrics.accepted(receipts, size)
         if events.are_detailed():
             rooms = (publication.room for publication in publications)
-            events.published(claims, zip(rooms, receipts, strict=True))
+            kept = zip(rooms, receipts, strict=True)
+            events.published(claims, kept, self._access.is_credential)
         return receipts
 
 
