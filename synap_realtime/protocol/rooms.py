@@ -33,9 +33,9 @@ def parse_room(text: str) -> Room:
         if lower == "synap":
             raise InvalidArgumentError("room", f"the kind 'synap' is reserved; got {_shown(text)}")
         if _ROOM.fullmatch(f"{lower}_{key}"):
+            # The kind is not repeated: of a key that was given as a room, it would be a part.
             raise InvalidArgumentError(
-                "room",
-                f"expected a kind in lowercase: '{lower}_', not '{kind}_'; got {_shown(text)}",
+                "room", f"expected the kind before '_' in lowercase; got {_shown(text)}"
             )
         raise InvalidArgumentError(
             "room",
