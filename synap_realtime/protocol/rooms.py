@@ -35,7 +35,7 @@ def parse_room(text: str) -> Room:
         if _ROOM.fullmatch(f"{lower}_{key}"):
             # The kind is not repeated: of a key that was given as a room, it would be a part.
             raise InvalidArgumentError(
-                "room", f"expected the kind before '_' in lowercase; got {_shown(text)}"
+                "room", f"expected a kind in lowercase before '_'; got {_shown(text)}"
             )
         raise InvalidArgumentError(
             "room",

@@ -48,5 +48,5 @@ def test_a_wrong_user_id_is_named(user_id: object) -> None:
 
 
 def test_an_uppercase_kind_is_said() -> None:
-    with pytest.raises(InvalidArgumentError, match="kind before '_' in lowercase; got 'User_"):
+    with pytest.raises(InvalidArgumentError, match="a kind in lowercase before '_'; got 'User_"):
         parse_room("User_42")

@@ -14,7 +14,7 @@ export function problemWithRoom(text: string): string | undefined {
   const lower = kind.toLowerCase();
   if (lower === "synap") return `the kind 'synap' is reserved; got ${shown(text)}`;
   if (key !== undefined && ROOM.test(`${lower}_${key}`)) {
-    return `expected the kind before '_' in lowercase; got ${shown(text)}`;
+    return `expected a kind in lowercase before '_'; got ${shown(text)}`;
   }
   return `expected a kind, '_' and a key of ${ALLOWED}, such as 'user_42'; got ${shown(text)}`;
 }
