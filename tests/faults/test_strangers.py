@@ -188,11 +188,11 @@ async def test_unread_histories_take_bounded_memory_that_does_not_grow() -> None
                 for each in sockets:
                     each.close()
                 assert peak - before < 64 * mib, f"{peak - before} bytes more"
-                end = time.monotonic() + 10
+                end = time.monotonic() + 20
                 while rss(pid) - before > 16 * mib and time.monotonic() < end:  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
                 after.append(rss(pid) - before)
-    assert max(after) < 16 * mib, after
+    assert max(after) < 24 * mib, after
 
 
 async def test_half_bodies_to_a_mounted_app_take_bounded_memory(tmp_path: Path) -> None:
