@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import websockets
+from websockets.typing import Subprotocol
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
@@ -67,7 +68,9 @@ async def require_alive(url: str, case: object) -> None:
     async with httpx.AsyncClient() as client, asyncio.timeout(TIMEOUT_S):
         assert (await client.get(f"{url}/health")).status_code == 200, case
         address = room.replace("http", "ws") + "/subscribe?after=latest"
-        async with websockets.connect(address) as ws:
+        async with websockets.connect(address, subprotocols=[Subprotocol("synap.v1")]) as ws:
+            # A pong says nothing about the subscription: the store may still look for the latest.
+            assert json.loads(await ws.recv())["type"] == "synap.subscribed", case
             await ws.send("ping")
             assert await ws.recv() == "pong", case
             receipt = (await client.post(f"{room}/broadcast", json=NOTE)).json()
