@@ -22,6 +22,7 @@ from tests.timeouts import TIMEOUT_S
 from .gate import Gate
 
 UNAVAILABLE = {"success": False, "error": "No room", "details": "full", "code": "unavailable"}
+NAMED = "http://rooms.test (url=)"
 REFUSED = {"success": False, "error": "Too large", "details": "at most", "code": "too_large"}
 
 
@@ -101,7 +102,11 @@ async def test_each_caller_gets_its_own_result(gate: Gate, callers: Callers) -> 
     (await gate.next()).accept(bad=REFUSED, same=same)
     _, ok, bad, duplicate = await asyncio.gather(*calls)
     assert (ok.success, ok.rooms, ok.duplicate) == (True, ("user_42",), False)
-    assert (bad.success, bad.rooms, bad.error) == (False, (), "Too large: at most")
+    assert (bad.success, bad.rooms, bad.error) == (
+        False,
+        (),
+        f"{NAMED} refused it: Too large: at most",
+    )
     assert (duplicate.success, duplicate.broadcast_count, duplicate.duplicate) == (True, 3, True)
 
 
@@ -233,7 +238,7 @@ async def test_one_that_makes_a_whole_batch_fail_fails_alone(
     await asyncio.to_thread(answer)
     results = {result.id: result for result in await asyncio.gather(*calls)}
     assert [id for id, result in results.items() if not result.success] == ["i4"]
-    assert results["i4"].error == f"the server answered {status}: No: because"
+    assert results["i4"].error == f"{NAMED} answered {status}: No: because"
     assert [sent.id for sent in gate.rooms.sent] == ["first", *ids[:4], *ids[5:]]
 
 
@@ -247,7 +252,7 @@ async def test_what_concerns_the_key_is_every_callers_answer(
     (await gate.next()).accept()
     (await gate.next()).refuse(status)
     errors = [result.error for result in await asyncio.gather(*calls)]
-    assert errors == [None, *[f"the server answered {status}: No: because{hint}"] * 2]
+    assert errors == [None, *[f"{NAMED} answered {status}: No: because{hint}"] * 2]
     assert gate.is_quiet
 
 
@@ -521,7 +526,7 @@ def test_threads_that_come_meanwhile_go_together_in_order(gate: Gate, call: Call
     results = [each.result(10) for each in calls]
     assert [result.success for result in results] == [True, True, False, True]
     assert [result.attempts for result in results] == [1, 1, 1, 2]
-    assert results[2].error == "Too large: at most"
+    assert results[2].error == f"{NAMED} refused it: Too large: at most"
 
 
 def test_threads_share_a_server_without_the_route(gate: Gate, call: Call) -> None:
