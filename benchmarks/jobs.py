@@ -21,15 +21,15 @@ from typing import Any
 import httpx
 
 from synap_realtime import BackgroundBroadcaster
-from synap_realtime.jobs import Family, Lifecycle, Person, Reporter
+from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications
 
-FAMILY = Family("conversation.message", delta="conversation.response.delta")
+FAMILY = JobType("conversation.message", delta="conversation.response.delta")
 CONVERSATIONS = 100
 PER_SECOND = 60
 
 
 def reporter(broadcaster: BackgroundBroadcaster, name: str) -> Reporter:
-    return Reporter(Lifecycle(FAMILY, f"run-{name}"), [Person(name, name)], broadcaster)
+    return Reporter(RunNotifications(FAMILY, f"run-{name}"), [Recipient(name, name)], broadcaster)
 
 
 async def ours(url: str, seconds: float, tag: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ async def ours(url: str, seconds: float, tag: str) -> dict[str, Any]:
             told.delta(f"{n} ")
             call_s += time.perf_counter() - before
         told.completed({})
-        await told.asettle()
+        await told.aflush()
 
     with BackgroundBroadcaster(url) as broadcaster:
         cpu, begin = time.process_time(), time.perf_counter()
@@ -104,7 +104,7 @@ def dead(url: str, what: str) -> dict[str, Any]:
         first = reporter(broadcaster, "first")
         begin = time.perf_counter()
         first.completed({})
-        first.settle()
+        first.flush()
         first_ms = (time.perf_counter() - begin) * 1e3
         each_ms = []
         for n in range(50):
@@ -112,7 +112,7 @@ def dead(url: str, what: str) -> dict[str, Any]:
             begin = time.perf_counter()
             told.started()
             told.completed({})
-            told.settle()
+            told.flush()
             each_ms.append((time.perf_counter() - begin) * 1e3 / 2)
     return {
         "server": what,

@@ -45,7 +45,7 @@ async def main() -> None:
 
             @create_function(
                 client,
-                family="report.creation",
+                job_type="report.creation",
                 fn_id="create-report",
                 trigger=inngest.TriggerEvent(event="report.creation.requested"),
                 broadcaster=broadcaster,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synap_realtime import JobError, progress
-from synap_realtime.jobs import Family, Lifecycle, Person, Reporter, running
+from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 
 
 @dataclass
@@ -35,17 +35,21 @@ class Queue:
             self.jobs.task_done()
 
     def attempt(self, job: Job) -> None:  # the adapter: a reporter for each attempt
-        lifecycle = Lifecycle(Family("report.creation"), job.id, job.attempt, self.max_attempts)
-        reporter = Reporter(lifecycle, [Person.of(job.data)])
+        lifecycle = RunNotifications(
+            JobType("report.creation"), job.id, job.attempt, self.max_attempts
+        )
+        reporter = Reporter(lifecycle, [Recipient.from_data(job.data)])
         try:
-            with running(reporter):  # "started"; what the job says about itself goes there, too
+            with report_run(reporter):  # "started"; what the job says about itself goes there, too
                 result = job.do(job)
             reporter.completed(result)
         except Exception as error:  # noqa: BLE001 - whatever a job raises
             last = job.attempt == self.max_attempts
-            if reporter.raised(error, again_in_s=None if last else 0):  # "retrying" or "failed"
+            if reporter.attempt_failed(
+                error, retry_in_s=None if last else 0
+            ):  # "retrying" or "failed"
                 self.jobs.put(Job(job.do, job.data, job.id, job.attempt + 1))
-        reporter.settle()  # it is out before another process can go on with the run
+        reporter.flush()  # it is out before another process can go on with the run
 
 
 def create_report(job: Job) -> dict[str, str]:

@@ -401,7 +401,7 @@ def types(
         list[str] | None,
         typer.Argument(
             metavar="[MODULE:NAME]...",
-            help="Your own: a Family, a mapping from types to models, or a list of such.",
+            help="Your own: a JobType, a mapping from types to models, or a list of such.",
         ),
     ] = None,
     json_schema: Annotated[

@@ -25,9 +25,9 @@ from .doctor import examine
 from .endpoint import SCHEMES, parse_address
 from .errors import InvalidArgumentError, SubscriptionError
 from .protocol.notification import Notification
-from .subscriber import JobView, SubscriptionState, subscribe
+from .subscriber import JobTracker, SubscriptionState, subscribe
 from .tokens import explain
-from .types import catalog_of, load, to_json_schema, to_typescript
+from .types import build_catalog, load, to_json_schema, to_typescript
 
 _SHORT = 100  # characters of data in a human line
 
@@ -81,10 +81,10 @@ async def _listen(
         url,
         token,
         after=after,
-        attempts=None,
+        max_reconnects=None,
         acknowledge=False,
         on_gap=lambda _: say("gap: something was missed; the server no longer has it"),
-        on_state=watcher,
+        on_state_change=watcher,
     )
     reader = _Reader()
     stalls = _Stalls()
@@ -110,7 +110,7 @@ class _Stalls:
     """Says when a job has been silent for longer than it said is normal."""
 
     def __init__(self) -> None:
-        self._views: dict[str, JobView] = {}
+        self._views: dict[str, JobTracker] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def hear(self, notification: Notification) -> None:
@@ -119,8 +119,8 @@ class _Stalls:
             run = (notification.id or "").removesuffix(":ended")
         if (timer := self._timers.pop(run, None)) is not None:
             timer.cancel()
-        view = self._views.pop(run, None) or JobView()
-        if view.hear(notification).is_over or view.stall_after_s is None:
+        view = self._views.pop(run, None) or JobTracker()
+        if view.apply(notification).is_finished or view.stall_after_s is None:
             return
         self._views[run] = view
         said = f"{notification.type}: nothing heard for {view.stall_after_s:g} s (run {run})"
@@ -155,7 +155,7 @@ class _Watcher:
         self._was_connected = False
 
     def __call__(self, state: SubscriptionState) -> None:
-        if state.name == "connected":
+        if state.status == "connected":
             self._was_connected = True
             say("connected")
         elif self._was_connected:
@@ -333,13 +333,13 @@ def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -
     """Print or write what ``data`` holds, of the five families and of what is named.
 
     Args:
-        references: ``module:NAME`` of what :func:`~.types.catalog_of` takes.
+        references: ``module:NAME`` of what :func:`~.types.build_catalog` takes.
         out: a file, replaced as a whole; None prints.
 
     Raises:
         InvalidArgumentError: a reference is wrong, or the file cannot be written.
     """
-    catalog = catalog_of({reference: load(reference) for reference in references})
+    catalog = build_catalog({reference: load(reference) for reference in references})
     options = ["--json-schema"] if as_json_schema else []
     comment = (
         "What `data` holds in each notification of synap-realtime. Generated; to write it again:\n"

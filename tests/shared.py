@@ -18,13 +18,13 @@ from redis.asyncio import Redis
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import (
-    Deliver,
+    DeliveryHandler,
     Page,
     Publication,
-    Receipt,
+    PublishResult,
     Retention,
+    StoreStats,
     StoreUnavailableError,
-    Usage,
 )
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.stores.offsets import OffsetClock
@@ -44,7 +44,7 @@ class _Counter(OffsetClock):
 
 
 class _Replica(MemoryStore):
-    promise = "replicated store: of the tests"
+    description = "replicated store: of the tests"
 
     def __init__(self, retention: Retention) -> None:
         super().__init__(retention)
@@ -58,34 +58,34 @@ class _Replica(MemoryStore):
 class ReplicatedStore:
     """See the module. (What was received is known to each server for itself.)"""
 
-    promise = _Replica.promise
+    description = _Replica.description
 
     def __init__(self, port: int, retention: Retention) -> None:
         self._memory = _Replica(retention)
         self._redis: Any = Redis(port=port, decode_responses=True)
         self._name = secrets.token_hex(8)
         self._numbers = itertools.count()
-        self._waiting: dict[str, tuple[Deliver, asyncio.Future[Receipt]]] = {}
-        self._deliver: Deliver
+        self._waiting: dict[str, tuple[DeliveryHandler, asyncio.Future[PublishResult]]] = {}
+        self._deliver: DeliveryHandler
         self._task: asyncio.Task[None] | None = None
         self._is_current = asyncio.Event()
         self._is_closed = False
         self.earliest = self._memory.earliest
-        self.start_device = self._memory.start_device
-        self.advance_received_mark = self._memory.advance_received_mark
+        self.register_device = self._memory.register_device
+        self.ack = self._memory.ack
 
-    def follow(self, deliver: Deliver) -> None:
+    def subscribe(self, deliver: DeliveryHandler) -> None:
         self._deliver = deliver
 
     async def publish(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
         await self._until_current()
-        receipts: list[asyncio.Future[Receipt]] = []
+        receipts: list[asyncio.Future[PublishResult]] = []
         async with self._redis.pipeline() as pipeline:
             for room, id, text in publications:
                 name = f"{self._name}-{next(self._numbers)}"
-                receipt: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+                receipt: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
                 self._waiting[name] = deliver, receipt
                 receipts.append(receipt)
                 pipeline.xadd(_STREAM, {"name": name, "room": room, "id": id, "text": text})
@@ -103,13 +103,13 @@ class ReplicatedStore:
         await self._until_current()
         return await self._memory.read(room, after, limit)
 
-    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
-        return await self._memory.received_mark(room, device)
+    async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
+        return await self._memory.get_ack(room, device)
 
     async def check(self) -> None:
         await self._redis.ping()
 
-    async def usage(self) -> Usage:
+    async def usage(self) -> StoreStats:
         return await self._memory.usage()
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster, Notification
 from synap_realtime.commands import line_of
-from synap_realtime.jobs import Family, Lifecycle
+from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from synap_realtime.server.settings import load_settings
@@ -124,7 +124,7 @@ async def test_it_says_when_the_connection_is_lost_and_back_and_what_was_missed(
 
 
 async def test_a_job_that_is_silent_for_too_long_is_said(rooms: str) -> None:
-    run = Lifecycle(Family("report.creation"), "r7", stall_after_s=0.1)
+    run = RunNotifications(JobType("report.creation"), "r7", stall_after_s=0.1)
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
         started("listen", "user_1", "--url", rooms) as process,

@@ -40,10 +40,12 @@ async def listen() -> None:
     async def token() -> str:
         return "t"
 
-    async for notification in subscribe("user_42", token=token, on_gap=print, on_state=print):
+    async for notification in subscribe(
+        "user_42", token=token, on_gap=print, on_state_change=print
+    ):
         assert_type(notification, Notification)
 
 
 def listen_sync() -> None:
-    for notification in subscribe_sync("user_42", token=lambda: "t", attempts=None):
+    for notification in subscribe_sync("user_42", token=lambda: "t", max_reconnects=None):
         assert_type(notification, Notification)

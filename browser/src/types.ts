@@ -132,7 +132,7 @@ export interface Truncated {
 }
 
 /** What a job returned: all of it, unless it is `truncated`. */
-export type MayBeTruncated<T> = (T & { truncated?: undefined }) | (Partial<T> & Truncated);
+export type MaybeTruncated<T> = (T & { truncated?: undefined }) | (Partial<T> & Truncated);
 
 /** What `data` is, by the notification's `type`. */
 export interface NotificationData {
@@ -140,35 +140,35 @@ export interface NotificationData {
   "note.creation.progress": JobProgress;
   "note.creation.delta": JobDelta;
   "note.creation.retrying": JobRetrying;
-  "note.creation.completed": MayBeTruncated<NoteCreated>;
+  "note.creation.completed": MaybeTruncated<NoteCreated>;
   "note.creation.failed": JobFailed;
   "note.creation.cancelled": JobCancelled;
   "task.creation.started": JobStarted;
   "task.creation.progress": JobProgress;
   "task.creation.delta": JobDelta;
   "task.creation.retrying": JobRetrying;
-  "task.creation.completed": MayBeTruncated<TaskCreated>;
+  "task.creation.completed": MaybeTruncated<TaskCreated>;
   "task.creation.failed": JobFailed;
   "task.creation.cancelled": JobCancelled;
   "task.completion.started": JobStarted;
   "task.completion.progress": JobProgress;
   "task.completion.delta": JobDelta;
   "task.completion.retrying": JobRetrying;
-  "task.completion.completed": MayBeTruncated<TaskCompleted>;
+  "task.completion.completed": MaybeTruncated<TaskCompleted>;
   "task.completion.failed": JobFailed;
   "task.completion.cancelled": JobCancelled;
   "project.creation.started": JobStarted;
   "project.creation.progress": JobProgress;
   "project.creation.delta": JobDelta;
   "project.creation.retrying": JobRetrying;
-  "project.creation.completed": MayBeTruncated<ProjectCreated>;
+  "project.creation.completed": MaybeTruncated<ProjectCreated>;
   "project.creation.failed": JobFailed;
   "project.creation.cancelled": JobCancelled;
   "conversation.message.started": JobStarted;
   "conversation.message.progress": JobProgress;
   "conversation.response.delta": JobDelta;
   "conversation.message.retrying": JobRetrying;
-  "conversation.response.generated": MayBeTruncated<ResponseGenerated>;
+  "conversation.response.generated": MaybeTruncated<ResponseGenerated>;
   "conversation.message.failed": JobFailed;
   "conversation.message.cancelled": JobCancelled;
 }

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
 from synap_realtime.handlers import Services
-from synap_realtime.integrations.inngest import accepted, create_functions
-from synap_realtime.jobs import Family, family
+from synap_realtime.integrations.inngest import create_functions, enqueue
+from synap_realtime.jobs import JobType, family
 from synap_realtime.loopback import LocalOnly
 
 from .config import Config
@@ -90,11 +90,11 @@ def create_app(config: Config) -> fastapi.FastAPI:
 
     app = fastapi.FastAPI(title="notes_app", lifespan=lifespan)
 
-    async def request(job: Family, user_id: str, data: dict[str, Any]) -> Accepted:
+    async def request(job: JobType, user_id: str, data: dict[str, Any]) -> Accepted:
         """Ask for a job; the answer names the request, and its room tells how it goes."""
         try:
-            return await accepted(
-                client, job.requested, data, user_id=user_id, url=config.realtime_url
+            return await enqueue(
+                client, job.trigger_event, data, user_id=user_id, url=config.realtime_url
             )
         except InvalidArgumentError as error:
             raise HTTPException(400, str(error)) from error

@@ -46,7 +46,7 @@ _THREAD = "synap-realtime"
 
 
 @dataclass(eq=False, slots=True)
-class Posted:
+class PendingNotification:
     """A notification on its way.
 
     Attributes:
@@ -78,7 +78,7 @@ class BackgroundBroadcaster:
         api_key: str | None = None,
         *,
         timeout_s: float = retry.TIMEOUT_S,
-        max_waiting: int = MAX_WAITING,
+        max_pending: int = MAX_WAITING,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Make a client; nothing is connected yet.
@@ -93,7 +93,7 @@ class BackgroundBroadcaster:
         """
         self._endpoint = requests.Endpoint(url, api_key)
         self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
-        self._max_waiting = max_waiting
+        self._max_pending = max_pending
         self._poster = Poster(self._endpoint, transport)
         self._reset()
         _instances.add(self)
@@ -106,9 +106,9 @@ class BackgroundBroadcaster:
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._ready: deque[Posted] = deque()
-        self._later: dict[Posted, None] = {}  # not due yet
-        self._on_its_way: list[Posted] = []
+        self._ready: deque[PendingNotification] = deque()
+        self._later: dict[PendingNotification, None] = {}  # not due yet
+        self._on_its_way: list[PendingNotification] = []
         self._bytes = 0
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -118,12 +118,12 @@ class BackgroundBroadcaster:
         self._dropped = 0
 
     @property
-    def away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Whether the server could not be reached, or could not answer, the last time."""
         return self._away
 
     @property
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """How many notifications the server has not answered yet."""
         return len(self._ready) + len(self._later) + len(self._on_its_way)
 
@@ -148,8 +148,8 @@ class BackgroundBroadcaster:
         notification: Notification,
         *,
         due: float = 0.0,
-        after: Posted | None = None,
-    ) -> Posted:
+        after: PendingNotification | None = None,
+    ) -> PendingNotification:
         """Queue a notification; never waits.
 
         Args:
@@ -164,7 +164,7 @@ class BackgroundBroadcaster:
             if after is not None and after in self._later:
                 del self._later[after]
                 self._ready.append(after)
-            posted = Posted(parcel, due)
+            posted = PendingNotification(parcel, due)
             if self._closing:
                 posted.taken = True
                 self._drop(1, "the broadcaster is closed")
@@ -179,7 +179,7 @@ class BackgroundBroadcaster:
             self._changed.notify_all()
         return posted
 
-    def replace(self, posted: Posted, notification: Notification) -> bool:
+    def replace(self, posted: PendingNotification, notification: Notification) -> bool:
         """Send this one in the place of one that was posted; False if that has left.
 
         Raises:
@@ -203,23 +203,23 @@ class BackgroundBroadcaster:
         """
         last = self._hurry()
         if last is not None:
-            self.wait_for(last, timeout_s)
-        return not self.waiting
+            self.wait_sent(last, timeout_s)
+        return not self.pending
 
     async def aflush(self, timeout_s: float = FLUSH_S) -> bool:
         """:meth:`flush` for code that awaits."""
         last = self._hurry()
         if last is not None:
-            await self.await_for(last, timeout_s)
-        return not self.waiting
+            await self.await_sent(last, timeout_s)
+        return not self.pending
 
-    def wait_for(self, posted: Posted, timeout_s: float = FLUSH_S) -> None:
+    def wait_sent(self, posted: PendingNotification, timeout_s: float = FLUSH_S) -> None:
         """Let this one leave now, and wait until the server has answered it, or is away."""
         if (future := self._future(posted)) is not None:
             wait([future], timeout_s)
 
-    async def await_for(self, posted: Posted, timeout_s: float = FLUSH_S) -> None:
-        """:meth:`wait_for` for code that awaits."""
+    async def await_sent(self, posted: PendingNotification, timeout_s: float = FLUSH_S) -> None:
+        """:meth:`wait_sent` for code that awaits."""
         if (future := self._future(posted)) is not None:
             await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout_s)
 
@@ -235,9 +235,9 @@ class BackgroundBroadcaster:
         if not is_running:
             self._send_here()
         with self._changed:
-            self._changed.wait_for(lambda: not self.waiting, max(0, timeout_s))
+            self._changed.wait_for(lambda: not self.pending, max(0, timeout_s))
             self._closing = True
-            lost = self.waiting
+            lost = self.pending
             self._ready.clear()
             self._later.clear()
             if lost:
@@ -273,7 +273,7 @@ class BackgroundBroadcaster:
     ) -> None:
         await self.aclose()
 
-    def _hurry(self) -> Posted | None:
+    def _hurry(self) -> PendingNotification | None:
         """Make all due; returns the last."""
         with self._changed:
             self._ready.extend(self._later)
@@ -282,7 +282,7 @@ class BackgroundBroadcaster:
             left = self._ready or self._on_its_way
             return left[-1] if left else None
 
-    def _future(self, posted: Posted) -> Future[None] | None:
+    def _future(self, posted: PendingNotification) -> Future[None] | None:
         with self._changed:
             if posted in self._later:  # who waits for it need not wait for its time, too
                 del self._later[posted]
@@ -295,14 +295,14 @@ class BackgroundBroadcaster:
             return future
 
     def _make_room(self) -> None:
-        while len(self._ready) > self._max_waiting or self._bytes > MAX_WAITING_BYTES:
+        while len(self._ready) > self._max_pending or self._bytes > MAX_WAITING_BYTES:
             if not self._ready:
                 return
             oldest = self._ready.popleft()
             oldest.taken = True
             self._bytes -= len(oldest.parcel.body)
             _release(oldest)
-            self._drop(1, f"more than {self._max_waiting} notifications wait")
+            self._drop(1, f"more than {self._max_pending} notifications wait")
 
     def _drop(self, count: int, why: str) -> None:
         if not self._dropped:
@@ -340,7 +340,7 @@ class BackgroundBroadcaster:
             self._deliver(batch)
         self._poster.close()
 
-    def _take(self) -> list[Posted] | None:
+    def _take(self) -> list[PendingNotification] | None:
         """Wait for what is due; None at the end."""
         with self._changed:
             while True:
@@ -356,7 +356,7 @@ class BackgroundBroadcaster:
                 self._changed.wait(None if due is None else due - now)
             return self._next_batch()
 
-    def _next_batch(self) -> list[Posted]:
+    def _next_batch(self) -> list[PendingNotification]:
         load = requests.Load(BATCH)
         while self._ready and load.add(self._ready[0].parcel):
             posted = self._ready.popleft()
@@ -365,7 +365,7 @@ class BackgroundBroadcaster:
             self._on_its_way.append(posted)
         return self._on_its_way
 
-    def _deliver(self, batch: list[Posted]) -> None:
+    def _deliver(self, batch: list[PendingNotification]) -> None:
         steps = requests.delivery(self._endpoint, [posted.parcel for posted in batch])
         try:
             results = self._answered(steps)
@@ -433,7 +433,7 @@ class BackgroundBroadcaster:
             for posted in (*self._on_its_way, *self._ready, *self._later):
                 _release(posted)
         logger.warning(
-            "%s: notifications wait (at most %d), and jobs go on", answer.error, self._max_waiting
+            "%s: notifications wait (at most %d), and jobs go on", answer.error, self._max_pending
         )
 
     def _is_back(self) -> None:
@@ -462,7 +462,7 @@ class _ClosingError(Exception):
     """There is no time for another attempt."""
 
 
-def _release(posted: Posted) -> None:
+def _release(posted: PendingNotification) -> None:
     for future in posted.waiting:
         if future.set_running_or_notify_cancel():
             future.set_result(None)

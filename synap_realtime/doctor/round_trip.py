@@ -218,9 +218,11 @@ async def _by_websocket(target: _Target, is_open: asyncio.Event) -> None:
                 target.room,
                 str(target.address),
                 target.token or None,
-                attempts=0,
+                max_reconnects=0,
                 acknowledge=False,
-                on_state=lambda state: is_open.set() if state.name == "connected" else None,
+                on_state_change=lambda state: (
+                    is_open.set() if state.status == "connected" else None
+                ),
             )
         ) as notifications:
             async for notification in notifications:

@@ -16,7 +16,7 @@ from .ports import Message, Services
 logger = logging.getLogger(__name__)
 
 FALLBACK_REPLY = "I could not write a reply just now. Please try again in a moment."
-REPLY_SILENCE_S = 60.0
+REPLY_TIMEOUT_S = 60.0
 """How long a reply may take to begin, or to go on."""
 
 
@@ -95,7 +95,7 @@ async def _show(pieces: AsyncIterator[str]) -> str:
     text = ""
     while True:
         try:
-            async with asyncio.timeout(REPLY_SILENCE_S):
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
                 piece = await anext(pieces)
         except StopAsyncIteration:
             return text

@@ -22,7 +22,7 @@ from ..errors import (
     deciding_error,
 )
 from ..extras import needed_by
-from ..jobs import Family, Lifecycle, Person, Reporter, running
+from ..jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 from ..jobs.arguments import check_stall_after_s
 from ..jobs.exits import cancelled_at_exit
 from ..jobs.extent import extent_of
@@ -57,7 +57,7 @@ HEADER = "synap_realtime"
 """The message header that takes along what the next attempt, or a replacement, must know."""
 
 
-class ToldTask(celery.Task):  # type: ignore[misc]
+class RealtimeTask(celery.Task):  # type: ignore[misc]
     """The base of tasks whose user hears how they stand.
 
     ::
@@ -92,8 +92,8 @@ class ToldTask(celery.Task):  # type: ignore[misc]
     """
 
     abstract = True
-    family: Family | str | None = None
-    person: Callable[[Sequence[Any], Mapping[str, Any]], Person] | None = None
+    job_type: JobType | str | None = None
+    recipient: Callable[[Sequence[Any], Mapping[str, Any]], Recipient] | None = None
     broadcaster: BackgroundBroadcaster | None = None
     stall_after_s: float = STALL_AFTER_S
 
@@ -106,9 +106,9 @@ class ToldTask(celery.Task):  # type: ignore[misc]
             InvalidArgumentError: the family's name, or ``stall_after_s``, cannot be used.
         """
         super().on_bound(app)
-        if not cls.family:
+        if not cls.job_type:
             raise ConfigurationError(f"{cls.name}: a ToldTask needs family=, 'report.creation'")
-        _job_type(cls.family)
+        _job_type(cls.job_type)
         check_stall_after_s(cls.stall_after_s)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -189,7 +189,7 @@ def _retry_reported(
         delay = task.default_retry_delay if countdown is None else countdown
         cause = sys.exc_info()[1] if exc is None else exc
         _tell_retry(attempt, cause, eta or delay, most)
-        attempt.reporter.settle()
+        attempt.reporter.flush()
     try:
         again = retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
     except Retry:
@@ -223,7 +223,7 @@ def _send_replacement(task: celery.Task, on_replace: Callable[[Any], Any], sig: 
     attempt = _attempt_of(task.request)
     if attempt is None:
         return on_replace(sig)
-    attempt.reporter.settle()
+    attempt.reporter.flush()
     try:
         return on_replace(sig)
     except Ignore:
@@ -297,8 +297,8 @@ _eager_id: ContextVar[str | None] = ContextVar("synap_realtime_celery_eager", de
 
 
 @functools.cache
-def _job_type(family: Family | str) -> Family:
-    return Family(family) if isinstance(family, str) else family
+def _job_type(job_type: JobType | str) -> JobType:
+    return JobType(job_type) if isinstance(job_type, str) else job_type
 
 
 def _mark(sig: Any, runs: list[_Run], parts: list[_Run], *, is_last: bool) -> None:
@@ -359,15 +359,15 @@ def _max_retries(task: celery.Task, request: Any) -> int | None:
 def _reporter(
     app: celery.Celery,
     run: _Run,
-    person: Person,
+    recipient: Recipient,
     *,
     retries: int = 0,
     max_retries: int | None = None,
 ) -> Reporter:
     """Report a run, whatever task executes it: its own, or one that has replaced it."""
     told = app.tasks[run.task]
-    lifecycle = Lifecycle(
-        _job_type(told.family),
+    lifecycle = RunNotifications(
+        _job_type(told.job_type),
         run.id,
         attempt=run.attempt + retries,
         max_attempts=None if max_retries is None else run.attempt + max_retries,
@@ -375,7 +375,7 @@ def _reporter(
     )
     # An attempt that is delivered again reports again: its progress is no repetition.
     call = uuid.uuid4().hex[:8]
-    return Reporter(lifecycle, [person], told.broadcaster, call=call)
+    return Reporter(lifecycle, [recipient], told.broadcaster, invocation_id=call)
 
 
 def _attempt_for(
@@ -385,16 +385,18 @@ def _attempt_for(
     try:
         if ends := _runs(request, "ends"):
             run = ends[0]
-            person = Person(run.user_id, run.request_id)
-        elif isinstance(task, ToldTask):
-            person = (type(task).person or Person.of_call)(tuple(args or ()), kwargs or {})
-            run = _Run(task_id, task.name, 1, person.user_id, person.request_id)
+            recipient = Recipient(run.user_id, run.request_id)
+        elif isinstance(task, RealtimeTask):
+            recipient = (type(task).recipient or Recipient.from_call)(
+                tuple(args or ()), kwargs or {}
+            )
+            run = _Run(task_id, task.name, 1, recipient.user_id, recipient.request_id)
         else:
             return None
         reporter = _reporter(
             task.app,
             run,
-            person,
+            recipient,
             retries=getattr(request, "retries", None) or 0,
             max_retries=_max_retries(task, request),
         )
@@ -421,12 +423,12 @@ def _end_parts(
     """
     for run in [run for name in names or ("parts",) for run in _runs(request, name)]:
         try:
-            reporter = _reporter(app, run, Person(run.user_id, run.request_id))
+            reporter = _reporter(app, run, Recipient(run.user_id, run.request_id))
         except Exception:
             logger.exception("run %s of %s ends, but nobody is notified", run.id, run.task)
             continue
         end(reporter)
-        reporter.settle()
+        reporter.flush()
 
 
 def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: object) -> None:
@@ -439,13 +441,13 @@ def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: object) -> No
     stack.callback(_reset_eager_id, token)
     # An eager task runs inside of its caller, which may be a job of somebody else.
     stack.enter_context(extent_of(None))
-    if _header(request) and not isinstance(sender, ToldTask):
+    if _header(request) and not isinstance(sender, RealtimeTask):
         _adopt(sender)
     if attempt := _attempt_for(sender, request, task_id, args, kwargs):
         setattr(request, _ATTEMPT, attempt)
         if request.is_eager or not sender.acks_late:  # the broker has it no more
             stack.enter_context(cancelled_at_exit(attempt.reporter))
-        stack.enter_context(running(attempt.reporter))
+        stack.enter_context(report_run(attempt.reporter))
 
 
 def _reset_eager_id(token: Any) -> None:
@@ -469,7 +471,7 @@ def _retry(sender: Any, request: Any, reason: object = None, **_: object) -> Non
         if not sender.acks_late:
             _revoke(sender, request)
         return
-    if not isinstance(sender, ToldTask):
+    if not isinstance(sender, RealtimeTask):
         return  # its next attempt is on its way already, and may have ended the run
     attempt = attempt or _lost_attempt(sender, request)
     if attempt is not None:
@@ -541,7 +543,7 @@ def _end(sender: Any, state: str | None, retval: object = None, **_: object) -> 
     if attempt is not None:
         if not attempt.is_over:
             _end_untold(sender, request, attempt, state, retval)
-        attempt.reporter.settle()
+        attempt.reporter.flush()
         attempt.error = None
 
 
@@ -595,7 +597,7 @@ def _tell_retry(attempt: _Attempt, cause: object, when: object, most: int | None
     error = cause if isinstance(cause, BaseException) else "It will be tried again."
     attempt.reporter.retrying(
         error,
-        in_s=_seconds_until(when),
+        retry_in_s=_seconds_until(when),
         max_attempts=None if most is None else attempt.run.attempt + most,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 from ..broadcast import BackgroundBroadcaster
 from ..errors import InvalidArgumentError
 from ..event_loops import running_loop
-from ..jobs import Family, JobRun, Lifecycle, Person, PlainRun, Reporter, running
+from ..jobs import InProcessRun, JobRun, JobType, Recipient, Reporter, RunNotifications, report_run
 from ..jobs.exits import cancelled_at_exit
 from ..jobs.lifecycle import STALL_AFTER_S
 
@@ -24,13 +24,13 @@ MAX_PAUSE_S = 60.0
 
 @overload
 async def run_job(
-    family: Family | str,
-    do: Callable[[JobRun], Awaitable[T]],
+    job_type: JobType | str,
+    fn: Callable[[JobRun], Awaitable[T]],
     data: Mapping[str, Any],
     *,
     run_id: str | None = None,
     retries: int = 0,
-    first_pause_s: float = 1.0,
+    initial_backoff_s: float = 1.0,
     stall_after_s: float = STALL_AFTER_S,
     broadcaster: BackgroundBroadcaster | None = None,
 ) -> T: ...
@@ -38,26 +38,26 @@ async def run_job(
 
 @overload
 async def run_job(
-    family: Family | str,
-    do: Callable[[JobRun], T],
+    job_type: JobType | str,
+    fn: Callable[[JobRun], T],
     data: Mapping[str, Any],
     *,
     run_id: str | None = None,
     retries: int = 0,
-    first_pause_s: float = 1.0,
+    initial_backoff_s: float = 1.0,
     stall_after_s: float = STALL_AFTER_S,
     broadcaster: BackgroundBroadcaster | None = None,
 ) -> T: ...
 
 
 async def run_job(
-    family: Family | str,
-    do: Callable[[JobRun], Any],
+    job_type: JobType | str,
+    fn: Callable[[JobRun], Any],
     data: Mapping[str, Any],
     *,
     run_id: str | None = None,
     retries: int = 0,
-    first_pause_s: float = 1.0,
+    initial_backoff_s: float = 1.0,
     stall_after_s: float = STALL_AFTER_S,
     broadcaster: BackgroundBroadcaster | None = None,
 ) -> Any:
@@ -102,34 +102,36 @@ async def run_job(
     running_loop("run_job()", "pass asyncio.run(run_job(…)) to a thread")
     if retries < 0:
         raise InvalidArgumentError("retries", f"expected 0 or more, got {retries}")
-    family = Family(family) if isinstance(family, str) else family
-    run = PlainRun(str(run_id or uuid.uuid4()), data)
-    person = Person.of(data)
+    job_type = JobType(job_type) if isinstance(job_type, str) else job_type
+    run = InProcessRun(str(run_id or uuid.uuid4()), data)
+    recipient = Recipient.from_data(data)
     attempt = 0
     while True:
         attempt += 1
-        lifecycle = Lifecycle(
-            family,
+        lifecycle = RunNotifications(
+            job_type,
             run.run_id,
             attempt=attempt,
             max_attempts=retries + 1,
             stall_after_s=stall_after_s,
         )
-        reporter = Reporter(lifecycle, [person], broadcaster)
-        pause_s = min(first_pause_s * 2 ** (attempt - 1), MAX_PAUSE_S)
+        reporter = Reporter(lifecycle, [recipient], broadcaster)
+        pause_s = min(initial_backoff_s * 2 ** (attempt - 1), MAX_PAUSE_S)
         try:
             try:
-                with cancelled_at_exit(reporter), running(reporter):
-                    result = await _call(do, run)
+                with cancelled_at_exit(reporter), report_run(reporter):
+                    result = await _call(fn, run)
             except Exception as error:
-                again = reporter.raised(error, again_in_s=pause_s if attempt <= retries else None)
+                again = reporter.attempt_failed(
+                    error, retry_in_s=pause_s if attempt <= retries else None
+                )
                 if not again:
                     raise
-                await reporter.asettle()
+                await reporter.aflush()
                 await asyncio.sleep(pause_s)
                 continue
             reporter.completed(result)
-            await reporter.asettle()
+            await reporter.aflush()
         except GeneratorExit:  # the coroutine was closed: it may not await any more
             reporter.cancelled()
             raise
@@ -138,16 +140,16 @@ async def run_job(
                 reporter.cancelled()
             else:
                 reporter.failed(error)
-            await reporter.asettle()
+            await reporter.aflush()
             raise
         return result
 
 
-async def _call(do: Callable[[JobRun], Any], run: JobRun) -> Any:
+async def _call(fn: Callable[[JobRun], Any], run: JobRun) -> Any:
     """Call the job, which is code that awaits or a plain function, in a thread then."""
-    if _is_async(do):
-        return await do(run)
-    called = functools.partial(contextvars.copy_context().run, _outcome, do, run)
+    if _is_async(fn):
+        return await fn(run)
+    called = functools.partial(contextvars.copy_context().run, _outcome, fn, run)
     try:
         outcome = asyncio.get_running_loop().run_in_executor(None, called)
     except RuntimeError:  # no thread can be started: the interpreter shuts down, or none is left
@@ -160,15 +162,15 @@ async def _call(do: Callable[[JobRun], Any], run: JobRun) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _is_async(do: object) -> bool:
-    return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(
-        getattr(do, "__call__", None)  # noqa: B004 - whether it awaits, not whether it is callable
+def _is_async(fn: object) -> bool:
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+        getattr(fn, "__call__", None)  # noqa: B004 - whether it awaits, not whether it is callable
     )
 
 
-def _outcome(do: Callable[[JobRun], T], run: JobRun) -> tuple[T | None, BaseException | None]:
+def _outcome(fn: Callable[[JobRun], T], run: JobRun) -> tuple[T | None, BaseException | None]:
     """Call, and return the exception: a future cannot carry a StopIteration."""
     try:
-        return do(run), None
+        return fn(run), None
     except BaseException as error:  # noqa: BLE001 - it is raised where the job is awaited
         return None, error

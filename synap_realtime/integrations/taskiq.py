@@ -15,7 +15,7 @@ from typing import Any
 from ..broadcast import BackgroundBroadcaster
 from ..errors import ConfigurationError, InvalidInputError, deciding_error
 from ..extras import needed_by
-from ..jobs import Family, Lifecycle, Person, Reporter, running
+from ..jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 from ..jobs.arguments import check_stall_after_s
 from ..jobs.extent import extent_of
 from ..jobs.lifecycle import STALL_AFTER_S
@@ -35,7 +35,7 @@ with needed_by("the Taskiq integration", "taskiq"):
 
 logger = logging.getLogger(__name__)
 
-FAMILY_LABEL = "family"
+JOB_TYPE_LABEL = "job_type"
 
 LAST_CHANCE_S = 0.2
 """How long a stopping worker lets tasks end that are just ending."""
@@ -47,7 +47,7 @@ REQUEUES_LABEL = "X-Taskiq-requeue"
 """Of Taskiq's ``Context.requeue()``: how often it was called."""
 
 
-class ToldMiddleware(TaskiqMiddleware):
+class RealtimeMiddleware(TaskiqMiddleware):
     """Tells the user of each task that has the label ``family``.
 
     ::
@@ -78,7 +78,7 @@ class ToldMiddleware(TaskiqMiddleware):
         self,
         broadcaster: BackgroundBroadcaster | None = None,
         *,
-        person: Callable[[Sequence[Any], Mapping[str, Any]], Person] | None = None,
+        recipient: Callable[[Sequence[Any], Mapping[str, Any]], Recipient] | None = None,
         stall_after_s: float = STALL_AFTER_S,
     ) -> None:
         """Make the middleware.
@@ -93,7 +93,7 @@ class ToldMiddleware(TaskiqMiddleware):
         """
         super().__init__()
         self._broadcaster = broadcaster
-        self._person = person or Person.of_call
+        self._recipient = recipient or Recipient.from_call
         self._stall_after_s = check_stall_after_s(stall_after_s)
         self._open: set[_Call] = set()
         self._unacknowledged: set[str] = set()
@@ -107,8 +107,8 @@ class ToldMiddleware(TaskiqMiddleware):
             InvalidArgumentError: the label ``family`` of a task cannot be used.
         """
         for task in self.broker.get_all_tasks().values():
-            if family := task.labels.get(FAMILY_LABEL):
-                Family(str(family))
+            if job_type := task.labels.get(JOB_TYPE_LABEL):
+                JobType(str(job_type))
         if self.broker.is_worker_process:
             self._watch_acknowledgements()
         middlewares = self.broker.middlewares
@@ -125,17 +125,17 @@ class ToldMiddleware(TaskiqMiddleware):
         for call in tuple(self._open):
             self._abandon(call)
             if call.attempt is not None:
-                await call.attempt.reporter.asettle()
+                await call.attempt.reporter.aflush()
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         attempt = None
         stack = ExitStack()
         # With InMemoryBroker, the task that has sent this one may be a job of somebody else.
         stack.enter_context(extent_of(None))
-        if family := message.labels.get(FAMILY_LABEL):
+        if job_type := message.labels.get(JOB_TYPE_LABEL):
             try:
-                attempt = self._begin(Family(str(family)), message)
-                stack.enter_context(running(attempt.reporter))
+                attempt = self._begin(JobType(str(job_type)), message)
+                stack.enter_context(report_run(attempt.reporter))
             except Exception:
                 logger.exception(
                     "task %s of %s runs, but nobody is told", message.task_id, message.task_name
@@ -166,8 +166,8 @@ class ToldMiddleware(TaskiqMiddleware):
             is_smart = isinstance(self._retries(), SmartRetryMiddleware)
             delay = message.labels.get("delay") if is_smart else None
             in_s = None if delay is None else float(delay)
-            attempt.reporter.retrying(attempt.error, in_s=in_s)
-            await attempt.reporter.asettle()
+            attempt.reporter.retrying(attempt.error, retry_in_s=in_s)
+            await attempt.reporter.aflush()
         return message
 
     async def post_send(self, message: TaskiqMessage) -> None:
@@ -191,7 +191,7 @@ class ToldMiddleware(TaskiqMiddleware):
             if (attempt := call.attempt) is not None:
                 self._end(message, result, attempt)
                 attempt.goes_on = attempt.reporter.state is not ReporterState.FINISHED
-                await attempt.reporter.asettle()  # a worker that stops meanwhile waits for it, too
+                await attempt.reporter.aflush()  # a worker that stops meanwhile waits for it, too
         finally:
             self._open.discard(call)
 
@@ -200,7 +200,7 @@ class ToldMiddleware(TaskiqMiddleware):
         if error is None:
             reporter.completed(result.return_value)
         elif self._is_scheduled(message, attempt):
-            reporter.retrying(error, in_s=self._pause_s(message))
+            reporter.retrying(error, retry_in_s=self._pause_s(message))
         elif attempt.goes_on or _number(message, REQUEUES_LABEL) > attempt.requeues:
             pass
         elif isinstance(error, asyncio.CancelledError | NoResultError | TaskRejectedError):
@@ -258,19 +258,19 @@ class ToldMiddleware(TaskiqMiddleware):
         else:
             attempt.reporter.failed(error)
 
-    def _begin(self, family: Family, message: TaskiqMessage) -> _Attempt:
+    def _begin(self, job_type: JobType, message: TaskiqMessage) -> _Attempt:
         retries = _number(message, RETRIES_LABEL)
-        lifecycle = Lifecycle(
-            family,
+        lifecycle = RunNotifications(
+            job_type,
             message.task_id,
             attempt=retries + 1,
             max_attempts=self._max_attempts(message.labels),
             stall_after_s=self._stall_after_s,
         )
-        person = self._person(message.args, message.kwargs)
+        recipient = self._recipient(message.args, message.kwargs)
         # A message that is delivered again is news again: its progress is no repetition.
         call = uuid.uuid4().hex[:8]
-        reporter = Reporter(lifecycle, [person], self._broadcaster, call=call)
+        reporter = Reporter(lifecycle, [recipient], self._broadcaster, invocation_id=call)
         requeues = _number(message, REQUEUES_LABEL)
         return _Attempt(message.task_id, retries, requeues, reporter)
 

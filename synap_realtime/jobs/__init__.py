@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from .accepted import accepted_body, new_request_id
-from .current import bind_reporter, delta, progress, running
-from .family import Family
-from .lifecycle import Lifecycle
-from .people import Person
-from .plain import PlainRun
+from .accepted import accepted_response, new_request_id
+from .current import bind_reporter, delta, progress, report_run
+from .family import JobType
+from .lifecycle import RunNotifications
+from .people import Recipient
+from .plain import InProcessRun
 from .reporter import Reporter
 from .run import JobRun
 
 __all__ = [
-    "Family",
+    "InProcessRun",
     "JobRun",
-    "Lifecycle",
-    "Person",
-    "PlainRun",
+    "JobType",
+    "Recipient",
     "Reporter",
-    "accepted_body",
+    "RunNotifications",
+    "accepted_response",
     "bind_reporter",
     "delta",
     "new_request_id",
     "progress",
-    "running",
+    "report_run",
 ]

@@ -19,7 +19,7 @@ def new_request_id() -> str:
     return str(uuid.uuid4())
 
 
-def accepted_body(
+def accepted_response(
     request_id: str, *, url: str | None = None, secret: str | None = None
 ) -> dict[str, Any]:
     """The body of the 202 for a request that was handed to a job.

@@ -28,17 +28,17 @@ MAX_WARNINGS = 100
 
 
 @contextmanager
-def running(told: Reporter) -> Iterator[None]:
+def report_run(reporter: Reporter) -> Iterator[None]:
     """Around one attempt: says that the run has started, and what the code says goes to ``told``.
 
     What comes of the attempt is for the adapter to say, then to settle. When the block is left,
     ``progress`` and ``delta`` do nothing in any code that it has left behind (tasks, threads,
     forked children).
     """
-    with extent_of(told):
-        if told.attempt == 1:
-            told.started()
-        with told.span.current():
+    with extent_of(reporter):
+        if reporter.attempt == 1:
+            reporter.started()
+        with reporter.span.current():
             yield
 
 

@@ -19,7 +19,7 @@ _PARTS = ("started", "progress", "retrying", "failed", "cancelled", "completed",
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class JobType:
     """``note.creation`` and all that is named after it.
 
     Attributes:
@@ -36,14 +36,14 @@ class Family:
     """
 
     name: str
-    requested: str = ""
+    trigger_event: str = ""
     completed: str = ""
     delta: str = ""
     payload: type[Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.requested:
-            object.__setattr__(self, "requested", f"{self.name}.requested")
+        if not self.trigger_event:
+            object.__setattr__(self, "trigger_event", f"{self.name}.requested")
         if not self.completed:
             object.__setattr__(self, "completed", f"{self.name}.completed")
         if not self.delta:
@@ -90,18 +90,24 @@ class Family:
         return f"{self.name}.cancelled"
 
 
-NOTE_CREATION = Family("note.creation", payload=NoteCreated)
-TASK_CREATION = Family("task.creation", payload=TaskCreated)
-TASK_COMPLETION = Family("task.completion", payload=TaskCompleted)
-PROJECT_CREATION = Family("project.creation", payload=ProjectCreated)
-CONVERSATION_MESSAGE = Family(
+NOTE_CREATION = JobType("note.creation", payload=NoteCreated)
+TASK_CREATION = JobType("task.creation", payload=TaskCreated)
+TASK_COMPLETION = JobType("task.completion", payload=TaskCompleted)
+PROJECT_CREATION = JobType("project.creation", payload=ProjectCreated)
+CONVERSATION_MESSAGE = JobType(
     "conversation.message",
-    requested="conversation.message.sent",
+    trigger_event="conversation.message.sent",
     completed="conversation.response.generated",
     delta="conversation.response.delta",
     payload=ResponseGenerated,
 )
 """The mission's names: a message that was sent leads to a response that was generated."""
 
-FAMILIES = (NOTE_CREATION, TASK_CREATION, TASK_COMPLETION, PROJECT_CREATION, CONVERSATION_MESSAGE)
+BUILTIN_JOB_TYPES = (
+    NOTE_CREATION,
+    TASK_CREATION,
+    TASK_COMPLETION,
+    PROJECT_CREATION,
+    CONVERSATION_MESSAGE,
+)
 """The five."""

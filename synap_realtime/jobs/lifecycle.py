@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import JobError, deciding_error
 from ..protocol.notification import Notification, Status
 from .arguments import check_stall_after_s
-from .family import Family
+from .family import JobType
 from .fitting import fit
 
 MAX_ID = 128
@@ -46,7 +46,7 @@ def neutral_error(run_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Lifecycle:
+class RunNotifications:
     """The notifications of one attempt of a run: pure, somebody else sends them.
 
     Attributes:
@@ -59,7 +59,7 @@ class Lifecycle:
         InvalidArgumentError: ``stall_after_s`` is no positive, finite number of seconds.
     """
 
-    family: Family
+    job_type: JobType
     run_id: str
     attempt: int = 1
     max_attempts: int | None = None
@@ -72,7 +72,7 @@ class Lifecycle:
     def started(self) -> Notification:
         """The run has begun."""
         data = {**self._attempts(self.attempt), "stallAfterS": self.stall_after_s}
-        return self._notification(self.family.started, data, "pending")
+        return self._notification(self.job_type.started, data, "pending")
 
     def progress(
         self, n: str, fraction: float | None, label: str | None, stall_after_s: float | None
@@ -84,20 +84,20 @@ class Lifecycle:
         if label is not None:
             data["label"] = _short(label)
         data["stallAfterS"] = stall_after_s or self.stall_after_s
-        return self._notification(self.family.progress, data, "pending", n)
+        return self._notification(self.job_type.progress, data, "pending", n)
 
-    def waits(self, what: str) -> Notification:
+    def suspended(self, what: str) -> Notification:
         """It waits for something that may take any time: without ``stallAfterS``."""
         data = self._attempts(self.attempt)
-        return self._notification(self.family.progress, data, "pending", f"waits:{what}")
+        return self._notification(self.job_type.progress, data, "pending", f"waits:{what}")
 
     def delta(self, stream: str, index: int, text: str) -> Notification:
         """A piece of a text. Index 0 begins anew, whatever was shown before."""
         data = {**self._attempts(self.attempt), "index": index, "delta": text}
-        return self._notification(self.family.delta, data, "pending", f"{stream}:{index}")
+        return self._notification(self.job_type.delta, data, "pending", f"{stream}:{index}")
 
     def retrying(
-        self, error: BaseException | str, *, part: str = "run", in_s: float | None = None
+        self, error: BaseException | str, *, step: str = "run", retry_in_s: float | None = None
     ) -> Notification:
         """This attempt failed and another will come.
 
@@ -108,27 +108,27 @@ class Lifecycle:
         """
         data = self._attempts(self.attempt + 1)
         data["error"] = _short(readable_error(error, self.run_id))
-        if in_s is not None and not 0 <= in_s < math.inf:
-            in_s = None
-        if in_s is not None:
-            data["retryInS"] = in_s
-        data["stallAfterS"] = self.stall_after_s + (in_s or 0)
-        n = f"{part}:{self.attempt + 1}"
-        return self._notification(self.family.retrying, data, "pending", n)
+        if retry_in_s is not None and not 0 <= retry_in_s < math.inf:
+            retry_in_s = None
+        if retry_in_s is not None:
+            data["retryInS"] = retry_in_s
+        data["stallAfterS"] = self.stall_after_s + (retry_in_s or 0)
+        n = f"{step}:{self.attempt + 1}"
+        return self._notification(self.job_type.retrying, data, "pending", n)
 
     def completed(self, result: object) -> Notification:
         """The run ended well. A result that is too large, or no JSON, is told in part."""
-        return self._end(self.family.completed, fit(result), "success")
+        return self._end(self.job_type.completed, fit(result), "success")
 
     def failed(self, error: BaseException | str) -> Notification:
         """The run is over and did not end well: no attempt will follow."""
         text = _short(readable_error(error, self.run_id))
-        return self._end(self.family.failed, {"error": text, "runId": self.run_id}, "error")
+        return self._end(self.job_type.failed, {"error": text, "runId": self.run_id}, "error")
 
     def cancelled(self, reason: str = "It was cancelled.") -> Notification:
         """The run was ended from outside before it was done."""
         data = {"error": _short(reason), "runId": self.run_id}
-        return self._end(self.family.cancelled, data, "error")
+        return self._end(self.job_type.cancelled, data, "error")
 
     def _attempts(self, attempt: int) -> dict[str, Any]:
         data: dict[str, Any] = {"runId": self.run_id, "attempt": attempt}

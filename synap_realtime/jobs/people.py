@@ -11,7 +11,7 @@ from ..protocol.rooms import Room, UserId, id_text, request_room, user_room
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class Recipient:
     """Who waits, and what they wait for; None if the job does not say.
 
     An id may be an ``int`` or a UUID; it becomes text. One of another type is a problem.
@@ -42,16 +42,16 @@ class Person:
         )
 
     @classmethod
-    def of(cls, data: Mapping[str, object]) -> Person:
+    def from_data(cls, data: Mapping[str, object]) -> Recipient:
         """From a job's input: ``userId`` and ``requestId``, or ``user_id`` and ``request_id``."""
         return cls(_value(data, "userId", "user_id"), _value(data, "requestId", "request_id"))
 
     @classmethod
-    def of_call(cls, args: Sequence[object], kwargs: Mapping[str, object]) -> Person:
+    def from_call(cls, args: Sequence[object], kwargs: Mapping[str, object]) -> Recipient:
         """From a function's arguments: the keyword ones, else the first that is a mapping."""
         for data in (kwargs, *args, *kwargs.values()):
-            if isinstance(data, Mapping) and (person := cls.of(data)) != cls():
-                return person
+            if isinstance(data, Mapping) and (recipient := cls.from_data(data)) != cls():
+                return recipient
         return cls()
 
     def rooms(self) -> tuple[tuple[Room, ...], list[str]]:
@@ -69,7 +69,7 @@ class Person:
 
 
 def _value(data: Mapping[str, object], *names: str) -> Any:
-    """The first that is there; its type is checked by :class:`Person`."""
+    """The first that is there; its type is checked by :class:`Recipient`."""
     for name in names:
         value = data.get(name)
         if value is not None and value != "":

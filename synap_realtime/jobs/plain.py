@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from .people import Person
+from .people import Recipient
 
 T = TypeVar("T")
 
 SendEvent = Callable[[str, Mapping[str, Any]], Awaitable[object]]
 
 
-class PlainRun:
+class InProcessRun:
     """See :class:`JobRun`. Its parts run at once, and again on a later attempt."""
 
     def __init__(
         self,
         run_id: str,
         data: Mapping[str, Any],
-        person: Person | None = None,
+        recipient: Recipient | None = None,
         send_event: SendEvent | None = None,
     ) -> None:
         """Describe a run.
@@ -28,14 +28,14 @@ class PlainRun:
             person: who waits; default: as ``data`` says.
             send_event: tells other jobs, by name and data; default: nobody is told.
         """
-        person = person or Person.of(data)
+        recipient = recipient or Recipient.from_data(data)
         self.run_id = run_id
         self.data = data
-        self.user_id, self.request_id = person.ids
+        self.user_id, self.request_id = recipient.ids
         self._send_event = send_event
 
-    async def step(self, id: str, do: Callable[[], Awaitable[T]]) -> T:  # noqa: ARG002
-        return await do()
+    async def step(self, id: str, fn: Callable[[], Awaitable[T]]) -> T:  # noqa: ARG002
+        return await fn()
 
     async def send_event(self, id: str, name: str, data: Mapping[str, Any]) -> None:  # noqa: ARG002
         if self._send_event is not None:

@@ -15,14 +15,14 @@ from datetime import UTC, datetime, timedelta
 from typing import SupportsFloat
 
 from ..broadcast import BackgroundBroadcaster, background_broadcaster
-from ..broadcast.background import Posted
+from ..broadcast.background import PendingNotification
 from ..errors import InvalidInputError, deciding_error
 from ..protocol.notification import Notification, format_timestamp
 from ..protocol.rooms import Room
 from ..tracing import TRACEPARENT, begin
 from .arguments import MAX_DELTA, check_delta, check_progress
-from .lifecycle import Lifecycle
-from .people import Person
+from .lifecycle import RunNotifications
+from .people import Recipient
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ class ReporterState(enum.Enum):
 class _Line:
     """What was posted to one of the people."""
 
-    person: Person
+    recipient: Recipient
     rooms: tuple[Room, ...]
-    last: Posted | None = None
+    last: PendingNotification | None = None
     kind: str = ""  # of the last: what may take its place while it waits
     progress_due: float = 0.0  # when the next may leave
     index: int = -1  # of the last delta
@@ -62,18 +62,18 @@ class Reporter:
     """Publishes one run's notifications, in order, to everyone who waits for it.
 
     An adapter makes one for each call of a job's code and says what happened. Nothing waits but
-    :meth:`settle`, which belongs to the end of the call: what was told in this process must be out
+    :meth:`flush`, which belongs to the end of the call: what was told in this process must be out
     before another goes on with the run. Telling never raises for the network's sake.
     """
 
     def __init__(
         self,
-        lifecycle: Lifecycle,
-        people: Iterable[Person],
+        lifecycle: RunNotifications,
+        recipients: Iterable[Recipient],
         broadcaster: BackgroundBroadcaster | None = None,
         *,
-        call: str = "",
-        is_replaying: Callable[[], bool] = lambda: False,
+        invocation_id: str = "",
+        is_replay: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make a reporter; nothing is sent yet.
 
@@ -86,15 +86,15 @@ class Reporter:
         """
         self._lifecycle = lifecycle
         self._broadcaster = broadcaster or background_broadcaster()
-        self._call = call
-        self._is_replaying = is_replaying
+        self._call = invocation_id
+        self._is_replaying = is_replay
         self._lines = []
         self._problems = []
-        for person in dict.fromkeys(people):
-            rooms, problems = person.rooms()
+        for recipient in dict.fromkeys(recipients):
+            rooms, problems = recipient.rooms()
             self._problems += problems
             if rooms:
-                self._lines.append(_Line(person, rooms))
+                self._lines.append(_Line(recipient, rooms))
         # A job may report from several threads, and a handler that runs in the middle of it (a
         # signal's, a finalizer) must not wait for the lock that its own thread holds.
         self._lock = threading.RLock()
@@ -105,7 +105,7 @@ class Reporter:
         self._state = ReporterState.PENDING
         self._problem: str | None = None
         self.span = begin(
-            lifecycle.family.name,
+            lifecycle.job_type.name,
             "consumer",
             synap_realtime__run__id=lifecycle.run_id,
             synap_realtime__attempt=lifecycle.attempt,
@@ -132,7 +132,7 @@ class Reporter:
             logger.warning(
                 "run %s of %s: %s; it runs, and %d others are told",
                 self._lifecycle.run_id,
-                self._lifecycle.family.name,
+                self._lifecycle.job_type.name,
                 problem,
                 len(self._lines),
             )
@@ -173,9 +173,9 @@ class Reporter:
                 self._post(line, told, due=due)
                 line.kind = "progress"
 
-    def waits(self, what: str) -> None:
+    def suspended(self, what: str) -> None:
         """The job waits for something that may take any time: no silence is too long."""
-        self._tell(self._lifecycle.waits(what))
+        self._tell(self._lifecycle.suspended(what))
 
     def delta(self, text: str, *, is_replay: bool | None = None) -> None:
         """See :func:`synap_realtime.delta`. Pieces that wait for the network become one.
@@ -197,8 +197,8 @@ class Reporter:
         self,
         error: BaseException | str,
         *,
-        part: str = "run",
-        in_s: float | None = None,
+        step: str = "run",
+        retry_in_s: float | None = None,
         max_attempts: int | None = None,
     ) -> None:
         """See :meth:`Lifecycle.retrying`.
@@ -210,10 +210,10 @@ class Reporter:
         lifecycle = self._lifecycle
         if max_attempts is not None:
             lifecycle = replace(lifecycle, max_attempts=max_attempts)
-        notification = lifecycle.retrying(error, part=part, in_s=in_s)
+        notification = lifecycle.retrying(error, step=step, retry_in_s=retry_in_s)
         self._tell(notification, ReporterState.RETRYING)
 
-    def raised(self, error: Exception, *, again_in_s: float | None) -> bool:
+    def attempt_failed(self, error: Exception, *, retry_in_s: float | None) -> bool:
         """An attempt failed, where the adapter itself decides whether another comes.
 
         Args:
@@ -222,17 +222,17 @@ class Reporter:
         Returns:
             whether to try again: not after an :class:`InvalidInputError`, alone or in a group.
         """
-        if again_in_s is None or isinstance(deciding_error(error), InvalidInputError):
+        if retry_in_s is None or isinstance(deciding_error(error), InvalidInputError):
             self.failed(error)
             return False
-        self.retrying(error, in_s=again_in_s)
+        self.retrying(error, retry_in_s=retry_in_s)
         return True
 
     def completed(self, result: object) -> None:
         """See :meth:`Lifecycle.completed`."""
         self._tell(self._lifecycle.completed(result), ReporterState.FINISHED)
 
-    def completed_each(self, results: Mapping[Person, object]) -> None:
+    def completed_batch(self, results: Mapping[Recipient, object]) -> None:
         """:meth:`completed`, with a result for each person: nobody reads another's."""
         if self._is_foreign:
             return
@@ -240,7 +240,7 @@ class Reporter:
             if self._state is ReporterState.FINISHED:
                 return
             for line in self._lines:
-                self._post(line, self._lifecycle.completed(results.get(line.person)))
+                self._post(line, self._lifecycle.completed(results.get(line.recipient)))
             self._state = ReporterState.FINISHED
 
     def failed(self, error: BaseException | str) -> None:
@@ -253,17 +253,17 @@ class Reporter:
         self._problem = "cancelled"
         self._tell(self._lifecycle.cancelled(), ReporterState.FINISHED)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until the server has what was told: a few seconds, and not for one that is away."""
-        for posted in self._unsettled():
-            self._broadcaster.wait_for(posted)
+        for posted in self._unflushed():
+            self._broadcaster.wait_sent(posted)
 
-    async def asettle(self) -> None:
-        """:meth:`settle` for code that awaits."""
-        for posted in self._unsettled():
-            await self._broadcaster.await_for(posted)
+    async def aflush(self) -> None:
+        """:meth:`flush` for code that awaits."""
+        for posted in self._unflushed():
+            await self._broadcaster.await_sent(posted)
 
-    def _unsettled(self) -> list[Posted]:
+    def _unflushed(self) -> list[PendingNotification]:
         if self._is_foreign:
             return []  # a forked child's parent sends them, and nothing here would ever answer
         self.span.end(self._problem)
@@ -341,7 +341,7 @@ class Reporter:
 
     def _addressed(self, line: _Line, notification: Notification) -> Notification:
         now = format_timestamp(datetime.now(UTC))
-        members = {"request_id": line.person.request_id, "timestamp": now}
+        members = {"request_id": line.recipient.request_id, "timestamp": now}
         if (traceparent := self.span.traceparent) is not None:
             members[TRACEPARENT] = traceparent
         return notification.model_copy(update=members)

@@ -28,7 +28,7 @@ class JobRun(Protocol):
     @property
     def request_id(self) -> str | None: ...
 
-    async def step(self, id: str, do: Callable[[], Awaitable[T]]) -> T:
+    async def step(self, id: str, fn: Callable[[], Awaitable[T]]) -> T:
         """Do a part of the job once: a later attempt gets the kept result.
 
         Args:

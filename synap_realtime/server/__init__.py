@@ -9,37 +9,37 @@ from __future__ import annotations
 from ..extras import needed_by
 
 with needed_by("the room server", "server"):
-    from .access import May
+    from .access import Authorizer
     from .asgi import RoomServer, create_app
     from .stores import open_store
     from .stores.base import (
-        Deliver,
+        ClusterStore,
+        DeliveryHandler,
         Entry,
         Page,
         Publication,
-        Receipt,
+        PublishResult,
         Retention,
-        SharedStore,
         Store,
+        StoreStats,
         StoreUnavailableError,
-        Usage,
-        entry_of,
+        make_entry,
     )
 
 __all__ = [
-    "Deliver",
+    "Authorizer",
+    "ClusterStore",
+    "DeliveryHandler",
     "Entry",
-    "May",
     "Page",
     "Publication",
-    "Receipt",
+    "PublishResult",
     "Retention",
     "RoomServer",
-    "SharedStore",
     "Store",
+    "StoreStats",
     "StoreUnavailableError",
-    "Usage",
     "create_app",
-    "entry_of",
+    "make_entry",
     "open_store",
 ]

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Action = Literal["subscribe", "broadcast", "presence", "metrics", "admin"]
 """What is asked for. ``subscribe`` is reading of every kind."""
 
-May = Callable[[str, str, Mapping[str, object]], Awaitable[bool]]
+Authorizer = Callable[[str, str, Mapping[str, object]], Awaitable[bool]]
 """A rule of one's own: ``async def may(action, room, claims) -> bool``.
 
 ``claims`` is what the token says; for a publisher's key ``{"key": name}``. It is asked after our
@@ -83,7 +83,7 @@ class Access:
         limits: Limits,
         *,
         allowed_origins: tuple[str, ...] = (),
-        may: May | None = None,
+        may: Authorizer | None = None,
     ) -> None:
         self._authenticator = authenticator
         self.keys = authenticator.keys
@@ -253,7 +253,7 @@ class Access:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, may: May, claims: Claims, action: Action, room: Room) -> None:
+    async def _ask(self, may: Authorizer, claims: Claims, action: Action, room: Room) -> None:
         members = {"key": claims.key} if claims.key is not None else claims.members
         try:
             async with asyncio.timeout(MAY_TIMEOUT_S) as limit:
@@ -308,7 +308,7 @@ def _kind(claims: Claims) -> str:
     return "token" if claims.key is None else "key"
 
 
-def load_rule(name: str) -> May:
+def load_rule(name: str) -> Authorizer:
     """The rule of ``--may``, ``module:function``; the current folder's modules, too.
 
     Raises:
@@ -320,7 +320,7 @@ def load_rule(name: str) -> May:
             f"--may (SYNAP_REALTIME_MAY): {redacted(name)}: "
             "expected async def may(action, room, claims)"
         )
-    return cast(May, rule)
+    return cast(Authorizer, rule)
 
 
 def unauthorized(details: str, *, invalid: bool = False) -> RequestError:

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from .access import May, load_rule
+from .access import Authorizer, load_rule
 from .api import MAX_BODY_BYTES
 from .auth import Authenticator, KeyRing
 from .byte_budget import MIN_UNREAD_BYTES, Budgets, ByteBudget, NoRoomError, caller_of
@@ -116,7 +116,7 @@ class RoomServer(Node):
     _trimmer: Trimmer | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.watch_loop()
+        self.monitor_event_loop()
         self._watch_memory()
         with contextlib.suppress(DisconnectedError):
             match scope["type"]:
@@ -361,7 +361,7 @@ def create_app(
     settings: ServerSettings | None = None,
     store: Store | None = None,
     *,
-    may: May | None = None,
+    authorize: Authorizer | None = None,
     worker: int | None = None,
 ) -> RoomServer:
     """The room server as an ASGI app.
@@ -393,7 +393,7 @@ def create_app(
         ConfigurationError: names the setting that is wrong.
     """
     settings = settings or load_settings()
-    rule = may or (None if settings.may is None else load_rule(settings.may))
+    rule = authorize or (None if settings.may is None else load_rule(settings.may))
     return RoomServer(
         settings,
         store or open_store(settings.store, settings.retention()),

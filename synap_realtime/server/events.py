@@ -18,7 +18,7 @@ from ..protocol.control import CloseCode
 from ..protocol.rooms import Room, key_of
 from ..redaction import redacted_origin
 from .auth import Claims
-from .stores.base import Receipt
+from .stores.base import PublishResult
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def are_detailed() -> bool:
 
 def published(
     claims: Claims,
-    receipts: Iterable[tuple[Room, Receipt]],
+    receipts: Iterable[tuple[Room, PublishResult]],
     is_credential: Callable[[str], bool],
 ) -> None:
     """Notifications were kept; one line for each room. A room or an id in which a credential was

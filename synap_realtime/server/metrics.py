@@ -20,7 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from .stores.base import Receipt, Usage
+from .stores.base import PublishResult, StoreStats
 from .tallies import Tallies, Tally
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -131,7 +131,7 @@ class Metrics:
         if count:
             self._outcomes[outcome].inc(count)
 
-    def accepted(self, receipts: Sequence[Receipt], size: int) -> None:
+    def accepted(self, receipts: Sequence[PublishResult], size: int) -> None:
         """Notifications were kept, or are known: so many bytes."""
         duplicates = sum([receipt.duplicate for receipt in receipts])
         self._accepted += len(receipts) - duplicates
@@ -190,7 +190,7 @@ class Metrics:
         """A call that raised."""
         self._store_errors.labels(name).inc()
 
-    def text(self, usage: Usage) -> bytes:
+    def text(self, usage: StoreStats) -> bytes:
         """All of it, in Prometheus' text format."""
         self._count_written()
         self._store_bytes.set(usage.bytes)

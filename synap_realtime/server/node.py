@@ -21,7 +21,7 @@ from ..protocol.control import CloseCode
 from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room, key_of
 from . import events, faults
-from .access import Access, Caller, May
+from .access import Access, Authorizer, Caller
 from .admin import Admin
 from .api import Api
 from .auth import Authenticator, Claims
@@ -45,7 +45,7 @@ from .publishing import Publishing
 from .revocations import Revocations
 from .sessions import Session, Sessions
 from .settings import ServerSettings
-from .stores.base import SharedStore, Store, StoreUnavailableError
+from .stores.base import ClusterStore, Store, StoreUnavailableError
 from .stores.measured import MeasuredStore
 from .stores.memory import MemoryStore
 from .stores.sqlite import SqliteStore
@@ -111,15 +111,15 @@ class Node:
         settings: ServerSettings,
         store: Store,
         authenticator: Authenticator,
-        may: May | None,
+        may: Authorizer | None,
         worker: int | None = None,
     ) -> None:
         own_version = version("synap-realtime")
         self._metrics = metrics = Metrics(own_version, settings.max_connections, worker)
         metrics.show_limits(settings.limits())
         hub = Hub(metrics.delivered)
-        if isinstance(store, SharedStore):
-            store.follow(lambda room, entry: hub.deliver(room, entry, perf_counter()))
+        if isinstance(store, ClusterStore):
+            store.subscribe(lambda room, entry: hub.deliver(room, entry, perf_counter()))
         # A store of another author may use asyncio.timeout(), which needs a current task.
         self._store_needs_tasks = type(store) not in (MemoryStore, SqliteStore)
         self._store = store = MeasuredStore(store, metrics)
@@ -144,7 +144,7 @@ class Node:
         admin = None
         if settings.admin:
             admin = Admin(
-                hub, self._sessions, access, metrics, version=own_version, promise=store.promise
+                hub, self._sessions, access, metrics, version=own_version, promise=store.description
             ).handle
         self._publishing = publishing = Publishing(store, hub, access, limits, metrics)
         self._api = Api(
@@ -157,9 +157,9 @@ class Node:
         return self._settings
 
     @property
-    def promise(self) -> str:
+    def description(self) -> str:
         """Which store it runs on, and what that means for a crash."""
-        return self._store.promise
+        return self._store.description
 
     def summary(self) -> dict[str, object]:
         """What is set, for the log: numbers and names, and never a secret."""
@@ -186,7 +186,7 @@ class Node:
         """Whether serving a request may await something that requires a current task."""
         return self._store_needs_tasks or self._access.needs_tasks()
 
-    def watch_loop(self) -> None:
+    def monitor_event_loop(self) -> None:
         """Look at the running event loop, and at the keys, from now on; to call it again changes
         nothing."""
         self._metrics.watch_loop()

@@ -39,7 +39,7 @@ from .publications import (
     has_rooms,
     rooms_of,
 )
-from .stores.base import Publication, Receipt, StoreUnavailableError
+from .stores.base import Publication, PublishResult, StoreUnavailableError
 from .stores.measured import MeasuredStore
 from .wire import decode_batch, decode_notification
 
@@ -200,7 +200,7 @@ class Publishing:
         size: int,
         began_at: float,
         spans: Sequence[Span],
-    ) -> Sequence[Receipt]:
+    ) -> Sequence[PublishResult]:
         """
         Args:
             size: of all their texts.
@@ -242,7 +242,7 @@ class Publishing:
         return receipts
 
 
-def _told(receipt: Receipt) -> bytes:
+def _told(receipt: PublishResult) -> bytes:
     """What became of one notification for one room. (A cursor holds no quote.)"""
     id, (epoch, offset), count, duplicate = receipt
     return (
@@ -252,7 +252,7 @@ def _told(receipt: Receipt) -> bytes:
     ).encode()
 
 
-def _result(kept: Iterable[tuple[Publication, Receipt]]) -> str:
+def _result(kept: Iterable[tuple[Publication, PublishResult]]) -> str:
     """What became of one notification of a batch. (Neither a room nor a cursor holds a quote.)"""
     in_all, rooms, name = 0, [], ""
     for (room, _, _), (id, (epoch, offset), count, duplicate) in kept:

@@ -23,7 +23,7 @@ from .logs import configure
 from .node import Node
 from .settings import ServerSettings, is_loopback
 from .stores import check_shared, open_store
-from .stores.base import SharedStore
+from .stores.base import ClusterStore
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ async def serve(settings: ServerSettings, share: Share | None = None) -> None:
     async with running(app, settings.host, port, certificate, shares_port=shares_port) as url:
         stopped = asyncio.create_task(wait())
         await asyncio.sleep(0)  # it hears signals now: who reads the next lines may stop us
-        logger.info("%s", app.promise)
+        logger.info("%s", app.description)
         logger.info("listening on %s", url)
         if share is None or share.worker == 1:
             _summarize(app, url)
@@ -188,7 +188,7 @@ def _part(settings: ServerSettings, share: Share) -> RoomServer:
         ConfigurationError: the store is not shared.
     """
     store = open_store(settings.store, settings.retention())
-    if not isinstance(store, SharedStore):
+    if not isinstance(store, ClusterStore):
         raise ConfigurationError(
             f"--workers (SYNAP_REALTIME_WORKERS): the store of {settings.store} is not shared: it "
             "has no method follow, see synap_realtime.server.stores.base.SharedStore"

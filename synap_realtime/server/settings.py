@@ -63,7 +63,7 @@ class ServerSettings(BaseSettings):
         token_max_lifetime_s: a token that is valid for longer, from ``iat`` to ``exp``, is refused.
             Revocations are kept for as long.
         admin: whether there is a page for operators, ``/admin``.
-        may: ``module:function``, a rule of one's own; see :data:`access.May`.
+        may: ``module:function``, a rule of one's own; see :data:`access.Authorizer`.
         trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
         max_connections, max_connections_per_user, max_connections_per_room,
             max_connections_per_address: 0 is no limit, here and below. Loopback addresses have
@@ -98,7 +98,7 @@ class ServerSettings(BaseSettings):
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0
     silence_s: _Seconds = SILENCE_LIMIT_S
     ping_interval_s: Annotated[float, Field(ge=0, le=86_400)] = PING_QUIET_S
-    memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().memory_bytes
+    memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().max_memory_bytes
     retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
     retention_s: _Seconds = 24 * 3600.0
     request_retention_s: _Seconds = 3600.0
@@ -208,7 +208,7 @@ class ServerSettings(BaseSettings):
             self.retention_count,
             self.retention_s,
             self.request_retention_s,
-            memory_bytes=self.memory_bytes,
+            max_memory_bytes=self.memory_bytes,
             control_age_s=self.revocations_kept_s(),
         )
 

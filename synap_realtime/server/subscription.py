@@ -308,7 +308,7 @@ class Subscription:
 
     def received(self, position: Cursor) -> None:
         """The client was handed all up to there, and has taken it."""
-        self._store.advance_received_mark(self._room, position, self._device)
+        self._store.ack(self._room, position, self._device)
 
     def hear(self, message: str | bytes) -> str | None:
         """Take what the client said; returns the answer, if there is one.
@@ -401,7 +401,7 @@ class Subscription:
             head = await self._store.head(self._room)
             # A position that nobody has reached yet is none: this one will be read from the start.
             known = position if position.offset <= head.offset else self._store.earliest()
-            self._store.start_device(self._room, self._device, known)
+            self._store.register_device(self._room, self._device, known)
         await self._replay(position, after == LOST)
         self._resumed = None
         if self._closing is None:
@@ -438,7 +438,7 @@ class Subscription:
             return parse_cursor(after)
         if is_request_room(self._room):
             return self._store.earliest()
-        mark = await self._store.received_mark(self._room, self._device)
+        mark = await self._store.get_ack(self._room, self._device)
         return mark or self._store.earliest()
 
     async def _replay(self, position: Cursor, lost: bool) -> None:

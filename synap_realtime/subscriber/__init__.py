@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .aio import subscribe
-from .job import JobState, JobView, follow_job
+from .job import JobState, JobTracker, follow_job
 from .options import SubscriptionState
 from .sync import subscribe_sync
 
 __all__ = [
     "JobState",
-    "JobView",
+    "JobTracker",
     "SubscriptionState",
     "follow_job",
     "subscribe",

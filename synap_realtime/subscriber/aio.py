@@ -14,7 +14,7 @@ from ..event_loops import running_loop
 from ..protocol.notification import Notification
 from . import core, dialling
 from .keepalive import Keepalive
-from .options import OnGap, OnState, Options, Token, brought, check
+from .options import OnGap, OnStateChange, Options, Token, brought, check
 from .reconnect import Failure
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ def subscribe(
     token: Token = None,
     *,
     after: str | None = None,
-    attempts: int | None = 5,
+    max_reconnects: int | None = 5,
     acknowledge: bool = True,
     on_gap: OnGap = None,
-    on_state: OnState = None,
+    on_state_change: OnStateChange = None,
 ) -> AsyncGenerator[Notification, None]:
     """Listen to a room: each notification once, in order, over as many connections as it takes.
 
@@ -75,10 +75,10 @@ def subscribe(
         url,
         token,
         after=after,
-        attempts=attempts,
+        max_reconnects=max_reconnects,
         acknowledge=acknowledge,
         on_gap=on_gap,
-        on_state=on_state,
+        on_state_change=on_state_change,
     )
     return _notifications(options)
 

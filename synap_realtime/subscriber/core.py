@@ -199,7 +199,7 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
         SubscriptionError: refused for good, or the attempts are used up.
     """
     subscription = _Subscription(options)
-    reconnect = Reconnect(options.attempts, random)
+    reconnect = Reconnect(options.max_reconnects, random)
     while True:
         answer = yield Dial(subscription.after)
         up_s = 0.0
@@ -214,7 +214,7 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
             subscription.connected(speaks_v1=speaks_v1)
             keepalive = Keepalive(clock, acknowledges=speaks_v1 and options.acknowledge)
             yield Keep(keepalive)
-            yield Tell(options.on_state, SubscriptionState("connected"))
+            yield Tell(options.on_state_change, SubscriptionState("connected"))
             failure = yield from _connected(subscription, keepalive, clock, speaks_v1=speaks_v1)
             up_s = clock() - start
             yield HangUp()
@@ -224,7 +224,7 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
         delay_s = reconnect.delay_after(failure, up_s, options.address.named)
         logger.info("%s; reconnecting in %.1f s", failure.reason, delay_s)
         state = SubscriptionState("reconnecting", reconnect.count, delay_s, failure.reason)
-        yield Tell(options.on_state, state)
+        yield Tell(options.on_state_change, state)
         yield Sleep(delay_s)
 
 

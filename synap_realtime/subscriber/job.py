@@ -45,11 +45,11 @@ class JobState:
     type: str | None = None
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         return self.status in ("success", "error")
 
 
-class JobView:
+class JobTracker:
     """What one job's notifications come to: pure, without a clock.
 
     Attributes:
@@ -64,10 +64,10 @@ class JobView:
         self._attempt = 0.0
         self._next_index: float | None = 0  # None: no piece continues the text
 
-    def hear(self, notification: Notification) -> JobState:
+    def apply(self, notification: Notification) -> JobState:
         """Take the next notification; what comes after the end is ignored."""
         state = self.state
-        if state.is_over:
+        if state.is_finished:
             return state
         data = notification.data
         word = notification.type.rpartition(".")[2]
@@ -99,7 +99,7 @@ class JobView:
 
     def gap(self) -> JobState:
         """Something was missed that the server no longer has: perhaps the rest of the text."""
-        if not self.state.is_over:
+        if not self.state.is_finished:
             self.state = replace(self.state, is_text_complete=False)
         return self.state
 
@@ -125,7 +125,7 @@ class JobView:
         self._next_index = None
         return replace(state, text="" if is_other else state.text, is_text_complete=False)
 
-    def stall(self) -> JobState:
+    def mark_stalled(self) -> JobState:
         """It has been silent for too long. A later word takes that back."""
         if self.state.status in ("pending", "retrying"):
             self.state = replace(self.state, status="stalled")
@@ -186,9 +186,9 @@ def follow_job(
         url,
         token,
         after="earliest",
-        attempts=None,
+        max_reconnects=None,
         on_gap=following.on_gap,
-        on_state=following.on_state,
+        on_state_change=following.on_state_change,
     )
     return following.states(heard)
 
@@ -197,7 +197,7 @@ class _Following:
     """One job, and whether it can be heard."""
 
     def __init__(self) -> None:
-        self._view = JobView()
+        self._view = JobTracker()
         self._is_connected = False
         self._changed = asyncio.Event()
 
@@ -205,8 +205,8 @@ class _Following:
         self._view.gap()
         self._changed.set()
 
-    def on_state(self, state: SubscriptionState) -> None:
-        self._is_connected = state.name == "connected"
+    def on_state_change(self, state: SubscriptionState) -> None:
+        self._is_connected = state.status == "connected"
         self._changed.set()
 
     async def states(self, heard: AsyncGenerator[Notification, None]) -> AsyncGenerator[JobState]:
@@ -217,7 +217,7 @@ class _Following:
             changed: asyncio.Future[bool] | None = None
             shown = view.state
             try:
-                while not view.state.is_over:
+                while not view.state.is_finished:
                     coming = coming or asyncio.ensure_future(anext(heard))
                     changed = changed or asyncio.ensure_future(self._changed.wait())
                     # Only while it is connected is silence the job's.
@@ -227,14 +227,14 @@ class _Following:
                         waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
                     )
                     if coming in done:
-                        view.hear(coming.result())
+                        view.apply(coming.result())
                         coming = None
                     if changed in done:
                         self._changed.clear()
                         changed = None
                     if not done:
                         view.stall_after_s = None
-                        view.stall()
+                        view.mark_stalled()
                     if coming is None or view.state != shown:
                         shown = view.state
                         yield shown

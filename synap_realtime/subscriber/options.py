@@ -29,13 +29,13 @@ class SubscriptionState:
         reason: why, in words; empty when connected.
     """
 
-    name: Literal["connected", "reconnecting"]
+    status: Literal["connected", "reconnecting"]
     attempt: int = 0
     delay_s: float = 0.0
     reason: str = ""
 
 
-OnState = Callable[[SubscriptionState], object] | None
+OnStateChange = Callable[[SubscriptionState], object] | None
 OnGap = Callable[[str], object] | None
 
 
@@ -74,10 +74,10 @@ class Options(NamedTuple):
     address: Address
     token: Token
     after: str | None
-    attempts: int | None
+    max_reconnects: int | None
     acknowledge: bool
     on_gap: OnGap
-    on_state: OnState
+    on_state_change: OnStateChange
 
     def uri(self, after: str | None, *, with_token: bool) -> str:
         """The WebSocket's address. A token takes the place of the URL's user and password."""
@@ -95,10 +95,10 @@ def check(
     token: Token,
     *,
     after: str | None,
-    attempts: int | None,
+    max_reconnects: int | None,
     acknowledge: bool,
     on_gap: OnGap,
-    on_state: OnState,
+    on_state_change: OnStateChange,
 ) -> Options:
     """Check the arguments of ``subscribe``.
 
@@ -116,14 +116,14 @@ def check(
         isinstance(position, str) and (not position or _POSITION.fullmatch(position))
     ):
         raise InvalidArgumentError("after", "expected a cursor, 'earliest' or 'latest'")
-    limit: object = attempts
+    limit: object = max_reconnects
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         raise InvalidArgumentError("attempts", f"expected 0 or more, or None; got {limit!r}")
     if not isinstance(acknowledge, bool):
         raise InvalidArgumentError("acknowledge", f"expected True or False; got {acknowledge!r}")
     if (checked := parse_room(room)).partition("_")[2] in _NO_IDS:
         raise InvalidArgumentError("room", f"its id was not there yet; got {room!r}")
-    for field, function in (("on_gap", on_gap), ("on_state", on_state)):
+    for field, function in (("on_gap", on_gap), ("on_state_change", on_state_change)):
         if function is not None and not callable(function):
             raise InvalidArgumentError(field, "expected a function")
     return Options(
@@ -131,8 +131,8 @@ def check(
         address=parse_address(url, SCHEMES),
         token=token,
         after=after or None,
-        attempts=attempts,
+        max_reconnects=max_reconnects,
         acknowledge=acknowledge,
         on_gap=on_gap,
-        on_state=on_state,
+        on_state_change=on_state_change,
     )

@@ -15,7 +15,7 @@ from ..errors import InvalidArgumentError
 from ..protocol.notification import Notification
 from . import core, dialling
 from .keepalive import Keepalive
-from .options import OnGap, OnState, Options, brought, check
+from .options import OnGap, OnStateChange, Options, brought, check
 from .reconnect import Failure
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def subscribe_sync(
     token: str | Callable[[], str] | None = None,
     *,
     after: str | None = None,
-    attempts: int | None = 5,
+    max_reconnects: int | None = 5,
     acknowledge: bool = True,
     on_gap: OnGap = None,
-    on_state: OnState = None,
+    on_state_change: OnStateChange = None,
 ) -> Generator[Notification, None, None]:
     """:func:`subscribe` for code that does not await: a plain iterator.
 
@@ -49,12 +49,16 @@ def subscribe_sync(
         url,
         token,
         after=after,
-        attempts=attempts,
+        max_reconnects=max_reconnects,
         acknowledge=acknowledge,
         on_gap=on_gap,
-        on_state=on_state,
+        on_state_change=on_state_change,
     )
-    for field, function in (("token", token), ("on_gap", on_gap), ("on_state", on_state)):
+    for field, function in (
+        ("token", token),
+        ("on_gap", on_gap),
+        ("on_state_change", on_state_change),
+    ):
         if inspect.iscoroutinefunction(function):
             raise InvalidArgumentError(field, "expected a plain function; subscribe takes async")
     return _notifications(options)

@@ -13,12 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .recorder import Realtime, record
-    from .rooms import Sent
+    from .recorder import RealtimeRecorder, record
+    from .rooms import SentNotification
 
-__all__ = ["Realtime", "Sent", "record"]
+__all__ = ["RealtimeRecorder", "SentNotification", "record"]
 
-_LATER = {".recorder": ["Realtime", "record"], ".rooms": ["Sent"]}
+_LATER = {".recorder": ["RealtimeRecorder", "record"], ".rooms": ["SentNotification"]}
 """Names by module. The plugin is in this package, and must load none of them before its fixture is
 used: pytest loads it in every test run of the environment."""
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .recorder import Realtime
+    from .recorder import RealtimeRecorder
 
 
 @pytest.fixture
-def realtime() -> Iterator[Realtime]:
+def realtime() -> Iterator[RealtimeRecorder]:
     """What this process broadcasts, recorded. See :class:`synap_realtime.testing.Realtime`."""
     from .recorder import record
 

@@ -18,7 +18,7 @@ from ..errors import InvalidArgumentError
 from ..jobs.strict import strict
 from ..protocol.notification import Notification
 from ..protocol.rooms import request_room, user_room
-from .rooms import Rooms, Sent
+from .rooms import Rooms, SentNotification
 
 SETTLE_S = 5.0
 """How long what is sent in the background is waited for."""
@@ -33,7 +33,7 @@ class _Fault:
     status: int = 0
 
 
-class Realtime(httpx.BaseTransport, httpx.AsyncBaseTransport):
+class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
     """What this process broadcasts, recorded as a room server would keep it.
 
     The functions of the package and the jobs that are given no broadcaster send here. One that you
@@ -57,7 +57,7 @@ class Realtime(httpx.BaseTransport, httpx.AsyncBaseTransport):
         user_id: str | None = None,
         request_id: str | None = None,
         room: str | None = None,
-    ) -> list[Sent]:
+    ) -> list[SentNotification]:
         """What has arrived, in order, each id once; what is sent in the background is waited for.
 
         Args:
@@ -80,7 +80,7 @@ class Realtime(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return [each.type for each in self.sent(user_id=user_id, request_id=request_id)]
 
     @property
-    def arrivals(self) -> list[Notification]:
+    def received(self) -> list[Notification]:
         """All that has arrived, repeats too."""
         self._settle()
         with self._lock:
@@ -97,23 +97,23 @@ class Realtime(httpx.BaseTransport, httpx.AsyncBaseTransport):
             if type not in there:
                 raise AssertionError(f"{type} is missing, or came too early\n{self._story()}")
 
-    def assert_one_ending(self, run_id: str | None = None) -> None:
+    def assert_single_terminal(self, run_id: str | None = None) -> None:
         """Fail unless each run, or this one, has exactly one ending, and nothing after it.
 
         Raises:
             AssertionError: says what has arrived.
         """
-        runs: dict[str, list[Sent]] = {}
+        runs: dict[str, list[SentNotification]] = {}
         for each in self.sent():
             if each.run_id is not None and run_id in (None, each.run_id):
                 runs.setdefault(each.run_id, []).append(each)
         if not runs:
             raise AssertionError(f"no run {run_id or ''} has told anything\n{self._story()}")
         for id, told in runs.items():
-            endings = [each for each in told if each.is_ending]
+            endings = [each for each in told if each.is_terminal]
             if len(endings) != 1:
                 raise AssertionError(f"run {id} has {len(endings)} endings\n{self._story()}")
-            if not told[-1].is_ending:
+            if not told[-1].is_terminal:
                 raise AssertionError(f"run {id} tells on after its ending\n{self._story()}")
 
     def clear(self) -> None:
@@ -131,23 +131,23 @@ class Realtime(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     # What goes wrong
 
-    def drop(self, times: int = 1, *, type: str | None = None) -> None:
+    def drop_requests(self, times: int = 1, *, type: str | None = None) -> None:
         """Lose requests: the sender cannot connect."""
         self._add(_Fault("drop", times, type))
 
-    def lose_answer(self, times: int = 1, *, type: str | None = None) -> None:
+    def drop_responses(self, times: int = 1, *, type: str | None = None) -> None:
         """Keep what comes, but lose the answer: the sender will send it again."""
         self._add(_Fault("lose_answer", times, type))
 
-    def double(self, times: int = 1, *, type: str | None = None) -> None:
+    def duplicate_requests(self, times: int = 1, *, type: str | None = None) -> None:
         """Let requests arrive twice."""
         self._add(_Fault("double", times, type))
 
-    def delay(self, seconds: float, times: int = 1, *, type: str | None = None) -> None:
+    def delay_requests(self, seconds: float, times: int = 1, *, type: str | None = None) -> None:
         """Let requests arrive late."""
         self._add(_Fault("delay", times, type, seconds=seconds))
 
-    def fail(self, status: int = 503, times: int = 1, *, type: str | None = None) -> None:
+    def fail_requests(self, status: int = 503, times: int = 1, *, type: str | None = None) -> None:
         """Answer with an error, and keep nothing."""
         self._add(_Fault("fail", times, type, status=status))
 
@@ -214,8 +214,8 @@ def _seconds(faults: list[_Fault]) -> float:
 
 
 @contextmanager
-def record() -> Iterator[Realtime]:
-    """Record what this process broadcasts from here on. See :class:`Realtime`.
+def record() -> Iterator[RealtimeRecorder]:
+    """Record what this process broadcasts from here on. See :class:`RealtimeRecorder`.
 
     Meanwhile jobs are strict: a wrong argument of ``progress()`` or ``delta()`` raises where it is
     given, and a result that has no JSON form raises here when the block ends without another
@@ -224,7 +224,7 @@ def record() -> Iterator[Realtime]:
     Raises:
         InvalidArgumentError: what a job returned was published in part.
     """
-    realtime = Realtime()
+    realtime = RealtimeRecorder()
     with via(realtime), strict() as problems:
         try:
             yield realtime

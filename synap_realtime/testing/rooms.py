@@ -21,7 +21,7 @@ from ..protocol.rooms import Room, parse_room
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentNotification:
     """A notification that was broadcast, and the rooms that have it."""
 
     notification: Notification
@@ -52,7 +52,7 @@ class Sent:
         return run_id if isinstance(run_id, str) else None
 
     @property
-    def is_ending(self) -> bool:
+    def is_terminal(self) -> bool:
         return self.status in ("success", "error")
 
 
@@ -60,9 +60,9 @@ class Rooms:
     """Keeps what is published, each id once for a room, in the order in which it came."""
 
     def __init__(self) -> None:
-        self.sent: list[Sent] = []
+        self.sent: list[SentNotification] = []
         self.arrivals: list[Notification] = []
-        self._by_id: dict[str, Sent] = {}
+        self._by_id: dict[str, SentNotification] = {}
 
     def answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
         """The answer to a ``POST``: its status and its body."""
@@ -98,7 +98,7 @@ class Rooms:
         self.arrivals.append(notification)
         id = str(notification.id)
         if (sent := self._by_id.get(id)) is None:
-            sent = self._by_id[id] = Sent(notification)
+            sent = self._by_id[id] = SentNotification(notification)
             self.sent.append(sent)
         duplicate = all(room in sent.rooms for room in rooms)
         sent.rooms.extend(room for room in rooms if room not in sent.rooms)

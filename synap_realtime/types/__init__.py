@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .catalog import Catalog, catalog_of, load
+from .catalog import Catalog, build_catalog, load
 from .json_schema import to_json_schema
 from .typescript import to_typescript
 
-__all__ = ["Catalog", "catalog_of", "load", "to_json_schema", "to_typescript"]
+__all__ = ["Catalog", "build_catalog", "load", "to_json_schema", "to_typescript"]

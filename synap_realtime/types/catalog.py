@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgumentError
-from ..jobs.family import FAMILIES, Family
+from ..jobs.family import BUILTIN_JOB_TYPES, JobType
 from ..protocol.notification import parse_notification
 from ..protocol.payloads import (
     JobCancelled,
@@ -41,18 +41,18 @@ Catalog = Mapping[str, Data]
 """By the notification's type, in the order that they were declared."""
 
 
-def catalog_of(own: Mapping[str, object]) -> Catalog:
+def build_catalog(own: Mapping[str, object]) -> Catalog:
     """The five families and the user's own, which replace ours of the same type.
 
     Args:
-        own: what the user declared, by the name that an error is to say: a :class:`Family`, a
+        own: what the user declared, by the name that an error is to say: a :class:`JobType`, a
             mapping from types to payloads, or a list of such.
 
     Raises:
         InvalidArgumentError: something is none of these, or a type has two payloads.
     """
     catalog: dict[str, Data] = {}
-    for family in FAMILIES:
+    for family in BUILTIN_JOB_TYPES:
         catalog.update(_of_family(family))
     theirs: dict[str, Data] = {}
     for name, declared in own.items():
@@ -62,7 +62,7 @@ def catalog_of(own: Mapping[str, object]) -> Catalog:
     return catalog | theirs
 
 
-def _of_family(family: Family) -> dict[str, Data]:
+def _of_family(family: JobType) -> dict[str, Data]:
     return {
         family.started: Data(JobStarted),
         family.progress: Data(JobProgress),
@@ -75,7 +75,7 @@ def _of_family(family: Family) -> dict[str, Data]:
 
 
 def _entries(name: str, declared: object) -> Iterator[tuple[str, Data]]:
-    if isinstance(declared, Family):
+    if isinstance(declared, JobType):
         declared_types = _of_family(declared)
     elif isinstance(declared, Mapping):
         declared_types = {type: Data(payload) for type, payload in declared.items()}
@@ -85,7 +85,7 @@ def _entries(name: str, declared: object) -> Iterator[tuple[str, Data]]:
         return
     else:
         raise InvalidArgumentError(
-            name, f"expected a Family, a mapping from types to models, or a list; got {declared!r}"
+            name, f"expected a JobType, a mapping from types to models, or a list; got {declared!r}"
         )
     for type, data in declared_types.items():
         try:

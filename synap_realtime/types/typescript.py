@@ -43,7 +43,7 @@ _KNOWN = _PASSED_OVER | _OF_OBJECTS | _OF_ARRAYS | _COMBINING | {"type", "enum",
 _TAKEN = frozenset(
     """
     any unknown never void undefined null object string number boolean symbol bigint
-    NotificationData NotificationType SynapNotification MayBeTruncated
+    NotificationData NotificationType SynapNotification MaybeTruncated
     break case catch class const continue debugger default delete do else enum export extends false
     finally for function if implements import in instanceof interface let new package private
     protected public return static super switch this throw true try typeof var while with yield
@@ -66,7 +66,7 @@ def to_typescript(catalog: Catalog, comment: str) -> str:
         if catalog[type].is_result and catalog[type].payload is not None:
             # Of a payload that has such a member itself, nobody can tell by it which one came.
             own = described.declares(schema, "truncated")
-            data = f"{data} | (Partial<{data}> & {part})" if own else f"MayBeTruncated<{data}>"
+            data = f"{data} | (Partial<{data}> & {part})" if own else f"MaybeTruncated<{data}>"
         lines.append(f"{json.dumps(type)}: {data};")
     envelope = {"properties": MEMBERS, "required": ALWAYS_THERE}
     members = models.members_of(envelope, "SynapNotification")
@@ -83,7 +83,7 @@ def to_typescript(catalog: Catalog, comment: str) -> str:
 
 _DATA = """\
 /** What a job returned: all of it, unless it is `truncated`. */
-export type MayBeTruncated<T> = (T & {{ truncated?: undefined }}) | (Partial<T> & {part});
+export type MaybeTruncated<T> = (T & {{ truncated?: undefined }}) | (Partial<T> & {part});
 
 /** What `data` is, by the notification's `type`. */
 export interface NotificationData {{

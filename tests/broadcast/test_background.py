@@ -19,7 +19,7 @@ from synap_realtime.broadcast.requests import prepare
 from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
-from synap_realtime.testing import Realtime
+from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,40 +29,40 @@ def post(broadcaster: BackgroundBroadcaster, n: int, **data: Any) -> None:
     broadcaster.broadcast_notification(user_id="1", message={"type": "a", "data": {"n": n, **data}})
 
 
-def numbers(realtime: Realtime) -> list[int]:
+def numbers(realtime: RealtimeRecorder) -> list[int]:
     return [sent.data["n"] for sent in realtime.sent()]
 
 
 def test_many_go_in_few_requests_and_in_order() -> None:
     sizes: list[int] = []
 
-    class Counting(Realtime):
+    class Counting(RealtimeRecorder):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
             sizes.append(len(request.read()))
             return super().handle_request(request)
 
     realtime = Counting()
-    realtime.delay(0.1)  # meanwhile the others gather
+    realtime.delay_requests(0.1)  # meanwhile the others gather
     with BackgroundBroadcaster(transport=realtime) as broadcaster:
         for n in range(950):
             post(broadcaster, n)
         for n in range(950, 970):
             post(broadcaster, n, text="x" * 200_000)
         assert broadcaster.flush(30)
-    assert [n.data["n"] for n in realtime.arrivals] == list(range(970))
+    assert [n.data["n"] for n in realtime.received] == list(range(970))
     assert len(sizes) < 25
     assert max(sizes) <= 1024 * 1024
 
 
 def test_a_server_that_is_away_is_not_waited_for_and_said_once(
-    realtime: Realtime, caplog: pytest.LogCaptureFixture
+    realtime: RealtimeRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     broadcaster = realtime.broadcaster()
-    realtime.drop(4)
+    realtime.drop_requests(4)
     with caplog.at_level(logging.INFO, "synap_realtime"):
         post(broadcaster, 0)
         broadcaster.flush()  # until it is known
-        assert broadcaster.away
+        assert broadcaster.is_unavailable
         for n in range(1, 500):
             post(broadcaster, n)
             broadcaster.flush(timeout_s=1000)  # if it waited, the test would not end
@@ -77,31 +77,33 @@ def test_a_server_that_is_away_is_not_waited_for_and_said_once(
 def test_what_is_too_much_is_dropped_from_the_oldest_and_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    realtime = Realtime()
-    realtime.drop(3)
-    with BackgroundBroadcaster(transport=realtime, max_waiting=10) as broadcaster:
+    realtime = RealtimeRecorder()
+    realtime.drop_requests(3)
+    with BackgroundBroadcaster(transport=realtime, max_pending=10) as broadcaster:
         post(broadcaster, 0)
         broadcaster.flush()
         for n in range(1, 31):
             post(broadcaster, n)
-    assert [n.data["n"] for n in realtime.arrivals] == [0, *range(21, 31)]
+    assert [n.data["n"] for n in realtime.received] == [0, *range(21, 31)]
     assert caplog.text.count("are dropped: more than 10 notifications wait") == 1
     assert "20 notifications were dropped" in caplog.text
 
 
-def test_a_refusal_is_said_once(realtime: Realtime, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_said_once(
+    realtime: RealtimeRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
     broadcaster = realtime.broadcaster()
-    realtime.fail(401, times=3)
+    realtime.fail_requests(401, times=3)
     for n in range(3):
         post(broadcaster, n)
         broadcaster.flush()
     assert caplog.text.count(" for user_1 was refused: ") == 1
-    assert not broadcaster.away
+    assert not broadcaster.is_unavailable
     post(broadcaster, 3)
     assert numbers(realtime) == [3]
 
 
-def test_a_wrong_message_is_said_to_who_sends_it(realtime: Realtime) -> None:
+def test_a_wrong_message_is_said_to_who_sends_it(realtime: RealtimeRecorder) -> None:
     broadcaster = realtime.broadcaster()
     with pytest.raises(InvalidArgumentError, match="user_id"):
         broadcaster.broadcast_notification(message={"type": "a", "data": {}})
@@ -111,13 +113,13 @@ def test_a_wrong_message_is_said_to_who_sends_it(realtime: Realtime) -> None:
 
 
 def test_after_its_end_nothing_is_kept_in_silence(caplog: pytest.LogCaptureFixture) -> None:
-    realtime = Realtime()
+    realtime = RealtimeRecorder()
     broadcaster = BackgroundBroadcaster(transport=realtime)
     post(broadcaster, 1)
     broadcaster.close()
     post(broadcaster, 2)
     broadcaster.close()
-    assert [n.data["n"] for n in realtime.arrivals] == [1]
+    assert [n.data["n"] for n in realtime.received] == [1]
     assert "the broadcaster is closed" in caplog.text
 
 
@@ -129,16 +131,16 @@ def test_what_the_end_cannot_send_is_said(caplog: pytest.LogCaptureFixture) -> N
     assert "3 notifications for http://127.0.0.1:9 are lost" in caplog.text
 
 
-def test_an_end_waits_for_a_server_that_comes_back(realtime: Realtime) -> None:
-    realtime.drop(3)
+def test_an_end_waits_for_a_server_that_comes_back(realtime: RealtimeRecorder) -> None:
+    realtime.drop_requests(3)
     with BackgroundBroadcaster(transport=realtime) as broadcaster:
         post(broadcaster, 1)
         broadcaster.flush()
-        assert broadcaster.away
+        assert broadcaster.is_unavailable
     assert numbers(realtime) == [1]
 
 
-def test_several_event_loops_share_one(realtime: Realtime) -> None:
+def test_several_event_loops_share_one(realtime: RealtimeRecorder) -> None:
     broadcaster = realtime.broadcaster()
 
     async def use(n: int) -> None:
@@ -150,16 +152,16 @@ def test_several_event_loops_share_one(realtime: Realtime) -> None:
     assert numbers(realtime) == [0, 1, 2]
 
 
-def test_who_waits_for_one_does_not_wait_for_its_time(realtime: Realtime) -> None:
+def test_who_waits_for_one_does_not_wait_for_its_time(realtime: RealtimeRecorder) -> None:
     broadcaster = realtime.broadcaster()
     parcel = prepare({"type": "a", "data": {"n": 1}})
     posted = broadcaster.post((user_room("1"),), parcel, due=time.monotonic() + 1000)
-    broadcaster.wait_for(posted, timeout_s=1000)
+    broadcaster.wait_sent(posted, timeout_s=1000)
     assert posted.result is not None
 
 
 def test_a_transport_that_breaks_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    class Breaking(Realtime):
+    class Breaking(RealtimeRecorder):
         broken = True
 
         def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -173,7 +175,7 @@ def test_a_transport_that_breaks_stops_nothing(caplog: pytest.LogCaptureFixture)
         for n in range(2):
             post(broadcaster, n)
             broadcaster.flush()
-    assert [n.data["n"] for n in realtime.arrivals] == [1]
+    assert [n.data["n"] for n in realtime.received] == [1]
     assert "are lost" in caplog.text
 
 

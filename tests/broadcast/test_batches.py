@@ -16,7 +16,7 @@ from synap_realtime import AsyncBroadcaster, Broadcaster, BroadcastResult
 from synap_realtime.broadcast import outbox, requests
 from synap_realtime.broadcast.outbox import Item
 from synap_realtime.broadcast.sender import Sender
-from synap_realtime.testing import Realtime
+from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
 from .gate import Gate
@@ -440,14 +440,14 @@ async def test_a_loop_that_ends_fails_what_waits_and_says_so(gate: Gate, callers
     assert (await calls[0]).success
 
 
-async def test_the_testing_plugin_records_each_broadcast(realtime: Realtime) -> None:
+async def test_the_testing_plugin_records_each_broadcast(realtime: RealtimeRecorder) -> None:
     async with AsyncBroadcaster(transport=realtime) as broadcaster:
-        realtime.fail(503)
+        realtime.fail_requests(503)
         await asyncio.gather(
             *(broadcaster.broadcast_success("42", "a.completed", {"n": n}) for n in range(50))
         )
     assert [sent.data["n"] for sent in realtime.sent()] == list(range(50))
-    assert len(realtime.arrivals) == 50
+    assert len(realtime.received) == 50
 
 
 class Counting(httpx.AsyncHTTPTransport):

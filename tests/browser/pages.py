@@ -202,7 +202,7 @@ class Publisher:
                 await asyncio.sleep(0.02)
             self.kept.append(str(body["id"]))
 
-    async def publish_at_once(self, count: int, random_bytes: int = 0) -> None:
+    async def publish_nowait(self, count: int, random_bytes: int = 0) -> None:
         """In one request. Each with so many bytes that no server can make less of."""
         ids = [f"n{len(self.kept) + 1 + number}" for number in range(count)]
         await self.send(

@@ -180,7 +180,7 @@ async def test_a_replay_that_is_cut_begins_anew_and_doubles_nothing(
         await tab.until_heard(job.kept)
         link.cut()
         link.cut_after(20_000)  # about 50 notifications; workerd compresses them
-        await job.publish_at_once(200, random_bytes=200)
+        await job.publish_nowait(200, random_bytes=200)
         await tab.until("told.states.filter(({status}) => status === 'waiting').length === 2")
         assert 1 < len(await tab.heard()) < 200
         await tab.until_heard(job.kept)
@@ -552,10 +552,10 @@ async def test_a_frozen_tab_has_missed_nothing(
         await job.publish(1)
         await tab.until_heard(job.kept)
         await devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
-        await job.publish_at_once(500)
+        await job.publish_nowait(500)
         if meanwhile == "it is cut":
             link.cut()
-            await job.publish_at_once(100)
+            await job.publish_nowait(100)
         await devtools.send("Page.setWebLifecycleState", {"state": "active"})
         await tab.until_heard(job.kept)
 

@@ -13,7 +13,7 @@ from examples.notes_app.replies import ModelResponder
 from examples.notes_app.storage import ObjectStorage
 from synap_realtime import broadcast_error, broadcast_notification, broadcast_success
 from synap_realtime.handlers import Services, handle_note_creation
-from synap_realtime.jobs.plain import PlainRun
+from synap_realtime.jobs.plain import InProcessRun
 
 from .conftest import SERVERS
 from .pages import KEY, Server, Tab, token
@@ -68,7 +68,7 @@ async def _do(services: Services) -> None:
         message={"type": "note.creation.progress", "data": progress, "status": "pending"},
     )
     assert told.success, told
-    run = PlainRun("run1", {"content": "# Milk", "userId": "1", "requestId": "r1"})
+    run = InProcessRun("run1", {"content": "# Milk", "userId": "1", "requestId": "r1"})
     note = await handle_note_creation(run, services)
     data = note.model_dump(by_alias=True)
     told = await broadcast_success("1", "note.creation.completed", data, "r1")

@@ -105,9 +105,9 @@ def test_typescript_snippets_compile(tmp_path: Path) -> None:
     assert len(snippets) > 8
     (tmp_path / "own.d.ts").write_text(READERS_OWN_TYPESCRIPT)
     (tmp_path / "reports.py").write_text(
-        "from pydantic import BaseModel\nfrom synap_realtime.jobs import Family\n"
+        "from pydantic import BaseModel\nfrom synap_realtime.jobs import JobType\n"
         "class ReportCreated(BaseModel):\n    url: str\n"
-        'REPORT = Family("report.creation", payload=ReportCreated)\n'
+        'REPORT = JobType("report.creation", payload=ReportCreated)\n'
     )
     types = [str(COMMAND), "types", "reports:REPORT", "--out", "notifications.ts"]
     subprocess.run(types, cwd=tmp_path, check=True)

@@ -135,7 +135,7 @@ async def follow(url: str, tokens: Tokens, heard: Heard) -> None:
 def listen(url: str, tokens: Tokens, heard: Heard) -> None:
     """``subscribe_sync``, in a thread."""
 
-    def on_state(state: Any) -> None:
+    def on_state_change(state: Any) -> None:
         heard.reconnects += state.name == "reconnecting"
 
     room = f"request_{REQUEST}"
@@ -144,7 +144,9 @@ def listen(url: str, tokens: Tokens, heard: Heard) -> None:
         return tokens.mint(heard)
 
     with closing(
-        subscribe_sync(room, url, token, after="earliest", attempts=None, on_state=on_state)
+        subscribe_sync(
+            room, url, token, after="earliest", max_reconnects=None, on_state_change=on_state_change
+        )
     ) as notifications:
         for each in notifications:
             heard.ids.append(each.id or "")

@@ -156,7 +156,7 @@ async def test_who_sends_a_request_is_not_cut_for_those_who_wait() -> None:
         await go_on.wait()
         return True
 
-    app = create_app(load_settings(drain_s=0, max_half_open=2), may=may)
+    app = create_app(load_settings(drain_s=0, max_half_open=2), authorize=may)
     async with running(app) as url:
         where = urlsplit(url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)

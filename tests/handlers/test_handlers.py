@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class PlainRun:
+class InProcessRun:
     """A :class:`JobRun` without a framework: steps are done each time, as after a crash."""
 
     data: Mapping[str, Any]
@@ -71,7 +71,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def test_a_note_is_uploaded_kept_and_told(world: World) -> None:
-    run = PlainRun({"content": "# Milk\nand bread"})
+    run = InProcessRun({"content": "# Milk\nand bread"})
     note = await handle_note_creation(run, world.services)
     assert run.steps == ["upload-content", "create-entity", "publish-completed"]
     assert (world.folder / note.file_path).read_text() == "# Milk\nand bread"
@@ -85,25 +85,25 @@ async def test_a_note_is_uploaded_kept_and_told(world: World) -> None:
 
 async def test_a_task_has_its_details_and_can_be_done_once(world: World) -> None:
     given = {"title": "Buy milk", "priority": "high", "dueDate": "2026-12-24", "projectId": "p1"}
-    run = PlainRun(given)
+    run = InProcessRun(given)
     task = await handle_task_creation(run, world.services)
     assert run.steps == ["create-entity", "create-task-details"]
     assert (task.status, task.priority) == ("todo", "high")
     assert (task.due_date, task.project_id) == ("2026-12-24", "p1")
-    done = await handle_task_completion(PlainRun({"entityId": task.entity_id}), world.services)
-    again = await handle_task_completion(PlainRun({"entityId": task.entity_id}), world.services)
+    done = await handle_task_completion(InProcessRun({"entityId": task.entity_id}), world.services)
+    again = await handle_task_completion(InProcessRun({"entityId": task.entity_id}), world.services)
     assert done.status == "done"
     assert again.completed_at == done.completed_at
 
 
 async def test_a_project_has_its_time(world: World) -> None:
     given = {"title": "House", "description": "A", "startDate": "2026-01-01"}
-    project = await handle_project_creation(PlainRun(given), world.services)
+    project = await handle_project_creation(InProcessRun(given), world.services)
     assert (project.title, project.start_date, project.end_date) == ("House", "2026-01-01", None)
 
 
 async def test_a_message_is_replied_to(world: World) -> None:
-    first = PlainRun({"conversationId": "c1", "content": "Hello there"})
+    first = InProcessRun({"conversationId": "c1", "content": "Hello there"})
     answer = await handle_conversation_message(first, world.services)
     assert first.steps == [
         "append-user-message", "generate-reply", "append-reply", "publish-generated",
@@ -112,7 +112,7 @@ async def test_a_message_is_replied_to(world: World) -> None:
     assert "2 words" in answer.response
     assert not answer.fallback
     await handle_conversation_message(
-        PlainRun({"threadId": "c1", "content": "Again"}), world.services
+        InProcessRun({"threadId": "c1", "content": "Again"}), world.services
     )
     history = await world.database.history("c1", "42")
     assert [message.role for message in history] == ["user", "assistant"] * 2
@@ -131,12 +131,12 @@ async def test_each_of_two_messages_gets_the_reply_to_itself(world: World) -> No
 
     world.database.append = append_both  # type: ignore[method-assign]
     given = {"conversationId": None, "threadId": "c1", "content": "alpha"}
-    answer = await handle_conversation_message(PlainRun(given), world.services)
+    answer = await handle_conversation_message(InProcessRun(given), world.services)
     assert "alpha" in answer.response
 
 
 async def test_without_a_reply_there_is_a_stand_in(world: World) -> None:
-    run = PlainRun({"conversationId": "c1", "content": "#no-reply"})
+    run = InProcessRun({"conversationId": "c1", "content": "#no-reply"})
     answer = await handle_conversation_message(run, world.services)
     assert answer.fallback
     assert answer.response == FALLBACK_REPLY
@@ -155,7 +155,7 @@ async def test_without_a_reply_there_is_a_stand_in(world: World) -> None:
 async def test_running_twice_with_the_same_run_id_leaves_one(
     world: World, handler: Callable[..., Awaitable[Any]], data: dict[str, Any], rows: list[int]
 ) -> None:
-    results = [await handler(PlainRun(data, run_id="same"), world.services) for _ in range(2)]
+    results = [await handler(InProcessRun(data, run_id="same"), world.services) for _ in range(2)]
     assert results[0] == results[1]
     assert [await world.count(table) for table in (EntityRow, TaskRow, MessageRow)] == rows
 
@@ -187,25 +187,25 @@ async def test_wrong_input_is_said_in_words_for_the_user_and_nothing_is_kept(
     world: World, handler: Callable[..., Awaitable[Any]], data: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=said):
-        await handler(PlainRun(data), world.services)
+        await handler(InProcessRun(data), world.services)
     assert [await world.count(table) for table in (EntityRow, TaskRow, MessageRow)] == [0, 0, 0]
     assert not list(world.folder.rglob("*.md"))
 
 
 async def test_somebody_elses_task_is_no_task(world: World) -> None:
-    task = await handle_task_creation(PlainRun({"title": "t"}), world.services)
-    run = PlainRun({"entityId": task.entity_id}, user_id="7")
+    task = await handle_task_creation(InProcessRun({"title": "t"}), world.services)
+    run = InProcessRun({"entityId": task.entity_id}, user_id="7")
     with pytest.raises(InvalidInputError, match="no such task"):
         await handle_task_completion(run, world.services)
 
 
 async def test_a_run_without_a_user_is_wrong_input(world: World) -> None:
     with pytest.raises(InvalidInputError, match="userId is missing"):
-        await handle_note_creation(PlainRun({"content": "x"}, user_id=None), world.services)
+        await handle_note_creation(InProcessRun({"content": "x"}, user_id=None), world.services)
 
 
 async def test_a_users_id_cannot_lead_out_of_its_folder(world: World) -> None:
-    run = PlainRun({"content": "x"}, user_id="../../etc")
+    run = InProcessRun({"content": "x"}, user_id="../../etc")
     note = await handle_note_creation(run, world.services)
     assert (world.folder / note.file_path).resolve().is_relative_to(world.folder.resolve())
 

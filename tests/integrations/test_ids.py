@@ -10,11 +10,11 @@ import celery
 import pytest
 from taskiq import InMemoryBroker
 
-from synap_realtime.integrations.celery import ToldTask
+from synap_realtime.integrations.celery import RealtimeTask
 from synap_realtime.integrations.plain import run_job
-from synap_realtime.integrations.taskiq import ToldMiddleware
-from synap_realtime.jobs import JobRun, Person
-from synap_realtime.testing import Realtime
+from synap_realtime.integrations.taskiq import RealtimeMiddleware
+from synap_realtime.jobs import JobRun, Recipient
+from synap_realtime.testing import RealtimeRecorder
 
 KEYS = [7, uuid.UUID(int=7)]
 
@@ -28,7 +28,7 @@ def app() -> Iterator[celery.Celery]:
 
 
 @pytest.mark.parametrize("key", KEYS)
-async def test_run_job(realtime: Realtime, key: Any) -> None:
+async def test_run_job(realtime: RealtimeRecorder, key: Any) -> None:
     async def work(run: JobRun) -> None: ...
 
     await run_job("report.creation", work, {"userId": key})
@@ -36,17 +36,17 @@ async def test_run_job(realtime: Realtime, key: Any) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_celery(realtime: Realtime, app: celery.Celery, key: Any) -> None:
+def test_celery(realtime: RealtimeRecorder, app: celery.Celery, key: Any) -> None:
     @app.task(  # type: ignore[untyped-decorator]
-        base=ToldTask, family="report.creation", name=f"by_argument_{key}"
+        base=RealtimeTask, job_type="report.creation", name=f"by_argument_{key}"
     )
     def by_argument(user_id: Any) -> None: ...
 
     @app.task(  # type: ignore[untyped-decorator]
-        base=ToldTask,
-        family="report.creation",
+        base=RealtimeTask,
+        job_type="report.creation",
         name=f"by_person_{key}",
-        person=lambda args, kwargs: Person(key),
+        recipient=lambda args, kwargs: Recipient(key),
     )
     def by_person() -> None: ...
 
@@ -56,10 +56,10 @@ def test_celery(realtime: Realtime, app: celery.Celery, key: Any) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-async def test_taskiq(realtime: Realtime, key: Any) -> None:
-    broker = InMemoryBroker().with_middlewares(ToldMiddleware())
+async def test_taskiq(realtime: RealtimeRecorder, key: Any) -> None:
+    broker = InMemoryBroker().with_middlewares(RealtimeMiddleware())
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def work(user_id: Any) -> None: ...
 
     await broker.startup()

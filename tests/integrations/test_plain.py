@@ -81,7 +81,12 @@ async def test_retries(rooms: Rooms, errors: list[Exception], words: list[str]) 
 
     left = list(errors)
     job = run_job(
-        "report.creation", work, WHO, retries=2, first_pause_s=0.01, broadcaster=rooms.broadcaster
+        "report.creation",
+        work,
+        WHO,
+        retries=2,
+        initial_backoff_s=0.01,
+        broadcaster=rooms.broadcaster,
     )
     if words[-1] == "failed":
         with pytest.raises(JobError):
@@ -105,7 +110,7 @@ async def test_a_cancelled_job_is_told(rooms: Rooms, during: str) -> None:
         await asyncio.sleep(30)
 
     job = asyncio.create_task(
-        run_job("report.creation", work, WHO, retries=1, first_pause_s=30,
+        run_job("report.creation", work, WHO, retries=1, initial_backoff_s=30,
                 broadcaster=rooms.broadcaster)
     )  # fmt: skip
     await begun.wait()

@@ -25,19 +25,19 @@ from synap_realtime import (
 )
 from synap_realtime.integrations.plain import run_job
 from synap_realtime.jobs import JobRun
-from synap_realtime.testing import Realtime
+from synap_realtime.testing import RealtimeRecorder
 from synap_realtime.testing.recorder import record
 
 WHO = {"userId": "42"}
 
 
-def words(realtime: Realtime) -> list[str]:
-    realtime.assert_one_ending()
+def words(realtime: RealtimeRecorder) -> list[str]:
+    realtime.assert_single_terminal()
     return [type.rpartition(".")[2] for type in realtime.types(user_id="42")]
 
 
 def job(do: Callable[[JobRun], Any], **options: Any) -> Any:
-    return run_job("report.creation", do, WHO, first_pause_s=0.01, **options)
+    return run_job("report.creation", do, WHO, initial_backoff_s=0.01, **options)
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
@@ -58,7 +58,7 @@ def job(do: Callable[[JobRun], Any], **options: Any) -> Any:
     ids=lambda each: type(each).__name__ if isinstance(each, BaseException) else None,
 )
 async def test_ends_whatever_is_raised(
-    realtime: Realtime, kind: str, error: BaseException, ending: str
+    realtime: RealtimeRecorder, kind: str, error: BaseException, ending: str
 ) -> None:
     async def raises(run: JobRun) -> None:
         raise error
@@ -71,7 +71,7 @@ async def test_ends_whatever_is_raised(
     assert words(realtime) == ["started", ending]
 
 
-async def test_sys_exit_goes_on(realtime: Realtime) -> None:
+async def test_sys_exit_goes_on(realtime: RealtimeRecorder) -> None:
     async def leaves(run: JobRun) -> None:
         sys.exit(3)
 
@@ -86,7 +86,7 @@ class Forever:
             yield
 
 
-async def test_a_closed_coroutine_is_cancelled(realtime: Realtime) -> None:
+async def test_a_closed_coroutine_is_cancelled(realtime: RealtimeRecorder) -> None:
     async def waits(run: JobRun) -> None:
         await Forever()
 
@@ -96,11 +96,13 @@ async def test_a_closed_coroutine_is_cancelled(realtime: Realtime) -> None:
     assert words(realtime) == ["started", "cancelled"]
 
 
-async def test_a_job_cancelled_while_a_retry_is_published_is_cancelled(realtime: Realtime) -> None:
+async def test_a_job_cancelled_while_a_retry_is_published_is_cancelled(
+    realtime: RealtimeRecorder,
+) -> None:
     async def fails(run: JobRun) -> None:
         raise JobError("The printer is busy.")
 
-    realtime.delay(0.5, type="report.creation.retrying")
+    realtime.delay_requests(0.5, type="report.creation.retrying")
     running = asyncio.create_task(run_job("report.creation", fails, WHO, retries=3))
     await asyncio.sleep(0.2)  # while the notification is on its way
     running.cancel()
@@ -132,7 +134,7 @@ def nested(*errors: Exception) -> ExceptionGroup[Exception]:
     ],
 )
 async def test_an_exception_group_is_judged_by_what_it_holds(
-    realtime: Realtime, error: Exception, expected: list[str], text: str | None
+    realtime: RealtimeRecorder, error: Exception, expected: list[str], text: str | None
 ) -> None:
     async def fails(run: JobRun) -> None:
         async with asyncio.TaskGroup() as group:
@@ -179,7 +181,9 @@ async def test_a_result_without_a_json_form_fails_a_test_that_records() -> None:
         await job(returns)
 
 
-async def test_a_plain_function_runs_once_in_a_thread_with_the_reporter(realtime: Realtime) -> None:
+async def test_a_plain_function_runs_once_in_a_thread_with_the_reporter(
+    realtime: RealtimeRecorder,
+) -> None:
     threads = []
 
     def work(run: JobRun) -> dict[str, Any]:
@@ -195,7 +199,7 @@ async def test_a_plain_function_runs_once_in_a_thread_with_the_reporter(realtime
 
 
 async def test_a_plain_function_runs_where_no_thread_can_be_started(
-    realtime: Realtime, monkeypatch: pytest.MonkeyPatch
+    realtime: RealtimeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As at the end of the interpreter."""
 
@@ -212,7 +216,7 @@ async def test_a_plain_function_runs_where_no_thread_can_be_started(
 
 
 def test_without_an_event_loop_of_asyncio_a_job_is_refused_before_it_begins(
-    realtime: Realtime,
+    realtime: RealtimeRecorder,
 ) -> None:
     async def work(run: JobRun) -> None:
         raise AssertionError("it ran")
@@ -222,7 +226,7 @@ def test_without_an_event_loop_of_asyncio_a_job_is_refused_before_it_begins(
     assert realtime.sent() == []
 
 
-async def test_a_function_that_returns_an_awaitable_is_awaited(realtime: Realtime) -> None:
+async def test_a_function_that_returns_an_awaitable_is_awaited(realtime: RealtimeRecorder) -> None:
     async def work(run: JobRun, title: str) -> str:
         progress(0.5)
         return title
@@ -242,7 +246,7 @@ async def test_a_function_that_returns_an_awaitable_is_awaited(realtime: Realtim
     [{"retries": -1}, {"stall_after_s": float("inf")}, {"stall_after_s": float("nan")}],
 )
 async def test_a_wrong_option_is_refused_before_the_job_begins(
-    realtime: Realtime, options: dict[str, Any]
+    realtime: RealtimeRecorder, options: dict[str, Any]
 ) -> None:
     async def work(run: JobRun) -> None:
         raise AssertionError("it ran")

@@ -8,7 +8,7 @@ import jwt
 import pytest
 
 from synap_realtime import ConfigurationError, InvalidArgumentError
-from synap_realtime.jobs import accepted_body, new_request_id
+from synap_realtime.jobs import accepted_response, new_request_id
 
 SECRET = "s" * 32
 
@@ -21,7 +21,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_body_says_where_to_listen() -> None:
-    assert accepted_body("r1", url="https://rt.example.com/v1") == {
+    assert accepted_response("r1", url="https://rt.example.com/v1") == {
         "status": "pending",
         "requestId": "r1",
         "subscribe": {
@@ -33,7 +33,7 @@ def test_the_body_says_where_to_listen() -> None:
 
 def test_the_browsers_address_goes_before_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     def host() -> str:
-        return str(accepted_body("r1")["subscribe"]["url"]).split("/")[2]
+        return str(accepted_response("r1")["subscribe"]["url"]).split("/")[2]
 
     assert host() == "127.0.0.1:8787"
     for name in ("REALTIME_URL", "NEXT_PUBLIC_REALTIME_URL", "REALTIME_PUBLIC_URL"):
@@ -46,7 +46,7 @@ def test_the_token_opens_this_room_for_a_quarter_of_an_hour(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REALTIME_TOKEN_SECRET", SECRET)
-    token = accepted_body("r1")["subscribe"]["token"]
+    token = accepted_response("r1")["subscribe"]["token"]
     claims = jwt.decode(token, SECRET, algorithms=["HS256"])
     assert claims["rooms"] == ["request_r1"]
     assert claims["scope"] == "subscribe"
@@ -59,15 +59,15 @@ def test_the_token_opens_this_room_for_a_quarter_of_an_hour(
 
 def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidArgumentError, match="request_id: "):
-        accepted_body("a/b")
+        accepted_response("a/b")
     with pytest.raises(ConfigurationError, match="at least 32 bytes") as caught:
-        accepted_body("r1", secret="hunter2")
+        accepted_response("r1", secret="hunter2")
     assert "hunter2" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="url: expected"):
-        accepted_body("r1", url="ftp://x")
+        accepted_response("r1", url="ftp://x")
     monkeypatch.setenv("REALTIME_PUBLIC_URL", "nonsense")
     with pytest.raises(ConfigurationError, match="REALTIME_PUBLIC_URL: expected"):
-        accepted_body("r1")
+        accepted_response("r1")
 
 
 def test_no_two_requests_have_one_id() -> None:

@@ -24,25 +24,25 @@ import pytest
 
 from synap_realtime import bind_reporter, delta, progress
 from synap_realtime.integrations.plain import run_job
-from synap_realtime.jobs import Family, JobRun, Lifecycle, Person, Reporter, running
+from synap_realtime.jobs import JobRun, JobType, Recipient, Reporter, RunNotifications, report_run
 from synap_realtime.jobs import current as current_module
 from synap_realtime.jobs.reporter import ReporterState
-from synap_realtime.testing import Realtime
+from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
-REPORT = Family("report.creation")
+REPORT = JobType("report.creation")
 LIMIT_S = TIMEOUT_S
 
 Make = Callable[..., Reporter]
 
 
 @pytest.fixture
-def make(realtime: Realtime) -> Make:
+def make(realtime: RealtimeRecorder) -> Make:
     broadcaster = realtime.broadcaster()
 
     def make(user_id: str = "a", attempt: int = 1, **options: Any) -> Reporter:
-        lifecycle = Lifecycle(REPORT, f"run-{user_id}", attempt=attempt)
-        return Reporter(lifecycle, [Person(user_id)], broadcaster, **options)
+        lifecycle = RunNotifications(REPORT, f"run-{user_id}", attempt=attempt)
+        return Reporter(lifecycle, [Recipient(user_id)], broadcaster, **options)
 
     return make
 
@@ -64,7 +64,7 @@ def wait_until(is_met: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def labels(realtime: Realtime, user_id: str = "a") -> list[str]:
+def labels(realtime: RealtimeRecorder, user_id: str = "a") -> list[str]:
     sent = realtime.sent(REPORT.progress, user_id=user_id)
     return [each.data["label"] for each in sent]
 
@@ -73,9 +73,9 @@ def labels(realtime: Realtime, user_id: str = "a") -> list[str]:
 
 
 def test_a_context_that_outlives_the_attempt_reports_nothing(
-    make: Make, realtime: Realtime
+    make: Make, realtime: RealtimeRecorder
 ) -> None:
-    with running(make()):
+    with report_run(make()):
         inherited = contextvars.copy_context()
         say("inside")
     inherited.run(say, "outlived")
@@ -83,7 +83,7 @@ def test_a_context_that_outlives_the_attempt_reports_nothing(
     assert len(realtime.sent(REPORT.delta)) == 1
 
 
-async def test_a_task_that_outlives_the_attempt_reports_nothing(realtime: Realtime) -> None:
+async def test_a_task_that_outlives_the_attempt_reports_nothing(realtime: RealtimeRecorder) -> None:
     tasks: list[asyncio.Task[None]] = []
     is_over = asyncio.Event()
 
@@ -111,7 +111,7 @@ async def test_a_task_that_outlives_the_attempt_reports_nothing(realtime: Realti
 
 
 async def test_a_task_of_an_attempt_that_is_retried_does_not_report_to_the_next(
-    realtime: Realtime,
+    realtime: RealtimeRecorder,
 ) -> None:
     second = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
@@ -133,17 +133,17 @@ async def test_a_task_of_an_attempt_that_is_retried_does_not_report_to_the_next(
         work,
         {"userId": "a"},
         retries=1,
-        first_pause_s=0,
+        initial_backoff_s=0,
         broadcaster=realtime.broadcaster(),
     )
     assert labels(realtime) == ["of the second attempt"]
 
 
 def test_a_reused_thread_reports_nothing_after_the_job_that_it_ran(
-    make: Make, realtime: Realtime
+    make: Make, realtime: RealtimeRecorder
 ) -> None:
     def job() -> None:
-        with running(make()):
+        with report_run(make()):
             raise RuntimeError("left by an exception")
 
     with ThreadPoolExecutor(1) as pool:
@@ -153,10 +153,10 @@ def test_a_reused_thread_reports_nothing_after_the_job_that_it_ran(
 
 
 async def test_an_extent_that_is_left_in_another_context_is_closed(
-    make: Make, realtime: Realtime
+    make: Make, realtime: RealtimeRecorder
 ) -> None:
     async def generator() -> AsyncGenerator[None, None]:
-        with running(make()):
+        with report_run(make()):
             say("inside")
             yield
 
@@ -168,11 +168,13 @@ async def test_an_extent_that_is_left_in_another_context_is_closed(
     assert labels(realtime) == ["inside"]
 
 
-def test_a_nested_job_reports_its_own_and_the_outer_goes_on(make: Make, realtime: Realtime) -> None:
-    with running(make("a")):
+def test_a_nested_job_reports_its_own_and_the_outer_goes_on(
+    make: Make, realtime: RealtimeRecorder
+) -> None:
+    with report_run(make("a")):
         say("outer before")
         realtime.sent()
-        with running(make("b")):
+        with report_run(make("b")):
             inherited = contextvars.copy_context()
             say("inner")
         inherited.run(say, "inner, late")
@@ -182,30 +184,34 @@ def test_a_nested_job_reports_its_own_and_the_outer_goes_on(make: Make, realtime
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
-def test_a_finished_reporter_refuses_everything(make: Make, realtime: Realtime, end: str) -> None:
+def test_a_finished_reporter_refuses_everything(
+    make: Make, realtime: RealtimeRecorder, end: str
+) -> None:
     reporter = make()
-    with running(reporter):
+    with report_run(reporter):
         bound = bind_reporter(say)
         getattr(reporter, end)(*[] if end == "cancelled" else ["result"])
         assert reporter.state is ReporterState.FINISHED
         say("after the end")
         bound("after the end, bound")
         reporter.started()
-        reporter.waits("x")
+        reporter.suspended("x")
         reporter.retrying("again")
         reporter.completed({})
-        reporter.completed_each({})
+        reporter.completed_batch({})
         reporter.failed("again")
         reporter.cancelled()
     assert len(realtime.sent()) == 2
 
 
-def test_after_retrying_was_announced_only_an_end_is_taken(make: Make, realtime: Realtime) -> None:
+def test_after_retrying_was_announced_only_an_end_is_taken(
+    make: Make, realtime: RealtimeRecorder
+) -> None:
     reporter = make()
-    with running(reporter):
-        reporter.retrying("Busy.", in_s=0)
+    with report_run(reporter):
+        reporter.retrying("Busy.", retry_in_s=0)
         say("of an attempt that is over")
-        reporter.waits("x")
+        reporter.suspended("x")
         assert reporter.state is ReporterState.RETRYING
     reporter.failed("The broker refused the retry.")
     assert realtime.types() == [REPORT.started, REPORT.retrying, REPORT.failed]
@@ -257,9 +263,9 @@ def handling(handler: Any) -> Iterator[None]:
     ],
 )
 def test_a_signal_handler_reports_nothing_for_the_job_that_it_interrupts(
-    make: Make, realtime: Realtime, handler: Any
+    make: Make, realtime: RealtimeRecorder, handler: Any
 ) -> None:
-    with handling(handler), running(make()):
+    with handling(handler), report_run(make()):
         signal.raise_signal(signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGUSR1)
         logged(say)("job")  # shares the code of a decorated handler, and is none
@@ -267,9 +273,9 @@ def test_a_signal_handler_reports_nothing_for_the_job_that_it_interrupts(
 
 
 def test_a_handler_that_calls_a_bound_function_reports_nothing(
-    make: Make, realtime: Realtime
+    make: Make, realtime: RealtimeRecorder
 ) -> None:
-    with running(make()):
+    with report_run(make()):
         bound = bind_reporter(say)
         with handling(lambda signum, frame: bound("handler")):
             signal.raise_signal(signal.SIGUSR1)
@@ -277,7 +283,7 @@ def test_a_handler_that_calls_a_bound_function_reports_nothing(
 
 
 def test_a_signal_in_the_middle_of_a_report_does_not_lock_up(
-    make: Make, realtime: Realtime
+    make: Make, realtime: RealtimeRecorder
 ) -> None:
     """Whatever a handler calls, in the thread that is just reporting."""
     interrupted: list[bool] = []
@@ -288,8 +294,8 @@ def test_a_signal_in_the_middle_of_a_report_does_not_lock_up(
             signal.raise_signal(signal.SIGUSR1)
         return False
 
-    reporter = make(is_replaying=interrupt)  # which is asked in the middle of each report
-    with handling(lambda signum, frame: reporter.progress(0.5, "handler")), running(reporter):
+    reporter = make(is_replay=interrupt)  # which is asked in the middle of each report
+    with handling(lambda signum, frame: reporter.progress(0.5, "handler")), report_run(reporter):
         progress(1, "job")
     assert interrupted
     assert labels(realtime)[-1] == "job"
@@ -299,13 +305,13 @@ def test_a_signal_in_the_middle_of_a_report_does_not_lock_up(
 
 
 def test_a_thread_has_no_reporter_and_is_warned_once(
-    make: Make, realtime: Realtime, caplog: pytest.LogCaptureFixture
+    make: Make, realtime: RealtimeRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     def work() -> None:
         for _ in range(3):
             progress(0.5, "thread")
 
-    with caplog.at_level(logging.WARNING), running(make()):
+    with caplog.at_level(logging.WARNING), report_run(make()):
         for _ in range(2):
             thread = threading.Thread(target=work)
             thread.start()
@@ -322,28 +328,28 @@ def test_a_bounded_number_of_calls_is_warned_about(
     """Generated code may have any number of them."""
     most = current_module.MAX_WARNINGS
     code = compile("progress(0.5, 'thread')\n" * (most + 20), "generated.py", "exec")
-    with caplog.at_level(logging.WARNING), running(make()):
+    with caplog.at_level(logging.WARNING), report_run(make()):
         contextvars.Context().run(exec, code, {"progress": progress})
     assert caplog.text.count("does nothing") == most
 
 
 def test_a_signal_handler_is_not_warned_about(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """To log in the middle of whatever it interrupts is not safe."""
-    with caplog.at_level(logging.WARNING), running(make()), handling(function):
+    with caplog.at_level(logging.WARNING), report_run(make()), handling(function):
         contextvars.Context().run(signal.raise_signal, signal.SIGUSR1)
     assert caplog.text == ""
 
 
 def test_a_thread_or_a_greenlet_may_run_progress_itself(
     make: Make,
-    realtime: Realtime,
+    realtime: RealtimeRecorder,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Then no Python code has called it."""
     errors: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", errors.append)
-    with caplog.at_level(logging.WARNING), running(make()):
+    with caplog.at_level(logging.WARNING), report_run(make()):
         _thread.start_new_thread(progress, (0.5, "thread"))
         wait_until(lambda: "does nothing" in caplog.text or errors)
     assert errors == []
@@ -356,7 +362,7 @@ def test_outside_of_all_jobs_nothing_is_warned(caplog: pytest.LogCaptureFixture)
     assert caplog.text == ""
 
 
-async def test_bind_reporter_takes_it_to_threads(realtime: Realtime) -> None:
+async def test_bind_reporter_takes_it_to_threads(realtime: RealtimeRecorder) -> None:
     lasting = ThreadPoolExecutor(1)
 
     async def work(run: JobRun) -> None:
@@ -386,7 +392,7 @@ async def test_bind_reporter_takes_it_to_threads(realtime: Realtime) -> None:
 
 
 def test_a_bound_function_that_outlives_the_attempt_reports_nothing(
-    make: Make, realtime: Realtime
+    make: Make, realtime: RealtimeRecorder
 ) -> None:
     go_on = threading.Event()
 
@@ -397,7 +403,7 @@ def test_a_bound_function_that_outlives_the_attempt_reports_nothing(
         say("outlived")
 
     inside = threading.Event()
-    with running(make()):
+    with report_run(make()):
         thread = threading.Thread(target=bind_reporter(work))
         thread.start()
         assert inside.wait(LIMIT_S)
@@ -407,7 +413,7 @@ def test_a_bound_function_that_outlives_the_attempt_reports_nothing(
 
 
 async def test_bind_reporter_takes_it_to_a_coroutine_of_another_loop(
-    make: Make, realtime: Realtime
+    make: Make, realtime: RealtimeRecorder
 ) -> None:
     async def work() -> str:
         await asyncio.sleep(0)
@@ -427,7 +433,7 @@ async def test_bind_reporter_takes_it_to_a_coroutine_of_another_loop(
     thread = threading.Thread(target=other)
     thread.start()
     await asyncio.to_thread(ready.wait, LIMIT_S)
-    with running(make()):
+    with report_run(make()):
         bound: Any = bind_reporter(work)
         future = asyncio.run_coroutine_threadsafe(bound(), loops[0])
         assert await asyncio.wrap_future(future) == "result"

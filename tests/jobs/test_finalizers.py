@@ -14,10 +14,10 @@ import pytest
 
 from synap_realtime import bind_reporter, delta, progress
 from synap_realtime.integrations.plain import run_job
-from synap_realtime.jobs import Family, JobRun
-from synap_realtime.testing import Realtime
+from synap_realtime.jobs import JobRun, JobType
+from synap_realtime.testing import RealtimeRecorder
 
-REPORT = Family("report.creation")
+REPORT = JobType("report.creation")
 
 
 def say(label: str) -> None:
@@ -162,7 +162,7 @@ KINDS: dict[str, Callable[[Garbage], object]] = {
 @pytest.mark.parametrize("as_cycle", [False, True], ids=["counted", "cycle"])
 @pytest.mark.parametrize("leave", KINDS.values(), ids=KINDS)
 async def test_a_finalizer_reports_nothing_for_the_job_that_it_interrupts(
-    realtime: Realtime, leave: Callable[[Garbage], Any], as_cycle: bool
+    realtime: RealtimeRecorder, leave: Callable[[Garbage], Any], as_cycle: bool
 ) -> None:
     garbage = Garbage()
 
@@ -186,7 +186,7 @@ async def test_a_finalizer_reports_nothing_for_the_job_that_it_interrupts(
 
 
 async def test_the_exception_handler_of_a_collected_task_reports_nothing(
-    realtime: Realtime,
+    realtime: RealtimeRecorder,
 ) -> None:
     loop = asyncio.get_running_loop()
     held: list[object] = []
@@ -218,7 +218,7 @@ async def test_the_exception_handler_of_a_collected_task_reports_nothing(
     assert realtime.sent(REPORT.delta) == []
 
 
-async def test_a_bound_function_reports_nothing_as_a_finalizer(realtime: Realtime) -> None:
+async def test_a_bound_function_reports_nothing_as_a_finalizer(realtime: RealtimeRecorder) -> None:
     async def work(run: JobRun) -> None:
         node = Node()
         weakref.finalize(node, bind_reporter(say), "finalized")
@@ -230,7 +230,7 @@ async def test_a_bound_function_reports_nothing_as_a_finalizer(realtime: Realtim
     assert [each.data["delta"] for each in realtime.sent(REPORT.delta)] == ["went on;"]
 
 
-async def test_code_that_looks_like_a_finalizer_reports(realtime: Realtime) -> None:
+async def test_code_that_looks_like_a_finalizer_reports(realtime: RealtimeRecorder) -> None:
     node = Node()
 
     class Resource:

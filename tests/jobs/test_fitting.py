@@ -20,7 +20,7 @@ from django.utils.functional import lazy
 from pydantic import BaseModel, Field, RootModel, computed_field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from synap_realtime.jobs import Family, Lifecycle
+from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.jobs.fitting import fit
 from synap_realtime.jobs.strict import strict
 
@@ -146,7 +146,7 @@ def test_leaves_out_what_cannot_be_sent(
     assert fit(result) == {**data, "truncated": True, "omitted": omitted}
     (record,) = caplog.records
     assert record.getMessage().startswith(f"a result is published without {', '.join(omitted)}: ")
-    completed = Lifecycle(Family("report.creation"), "run").completed(result)
+    completed = RunNotifications(JobType("report.creation"), "run").completed(result)
     assert completed.type == "report.creation.completed"
 
 

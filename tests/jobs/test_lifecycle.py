@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synap_realtime import InvalidArgumentError, InvalidInputError, JobError, NoteCreated
-from synap_realtime.jobs import Family, Lifecycle
+from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.jobs.family import CONVERSATION_MESSAGE, NOTE_CREATION
 from synap_realtime.jobs.fitting import fit
 from synap_realtime.jobs.lifecycle import readable_error
@@ -17,7 +17,7 @@ from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES, encode_
 
 
 def test_a_familys_names_come_from_its_own() -> None:
-    assert NOTE_CREATION.requested == "note.creation.requested"
+    assert NOTE_CREATION.trigger_event == "note.creation.requested"
     assert NOTE_CREATION.started == "note.creation.started"
     assert NOTE_CREATION.retrying == "note.creation.retrying"
     assert NOTE_CREATION.completed == "note.creation.completed"
@@ -28,9 +28,9 @@ def test_a_familys_names_come_from_its_own() -> None:
 
 def test_a_payload_is_a_class() -> None:
     assert NOTE_CREATION.payload is NoteCreated
-    assert Family("a.b").payload is None
+    assert JobType("a.b").payload is None
     with pytest.raises(InvalidArgumentError, match="payload: expected a class"):
-        Family("a.b", payload={"x": int})  # type: ignore[arg-type]
+        JobType("a.b", payload={"x": int})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_a_name_that_the_server_would_refuse_is_refused_at_definition(
     options: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^{field}: "):
-        Family(**options)
-    assert Family("a" * 118).completed == "a" * 118 + ".completed"
+        JobType(**options)
+    assert JobType("a" * 118).completed == "a" * 118 + ".completed"
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "60", None])
 def test_a_wrong_stall_after_s_is_refused_at_definition(seconds: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="stall_after_s: "):
-        Lifecycle(NOTE_CREATION, "run1", stall_after_s=seconds)
+        RunNotifications(NOTE_CREATION, "run1", stall_after_s=seconds)
 
 
 def test_an_error_that_cannot_be_read_is_neutral() -> None:
@@ -64,41 +64,41 @@ def test_an_error_that_cannot_be_read_is_neutral() -> None:
         def __str__(self) -> str:
             raise RuntimeError("no")
 
-    data = Lifecycle(NOTE_CREATION, "run1").failed(UnreadableError()).data
+    data = RunNotifications(NOTE_CREATION, "run1").failed(UnreadableError()).data
     assert data["error"] == "Something went wrong (run run1)."
 
 
 def test_a_groups_text_is_that_of_its_deciding_error() -> None:
     inner = ExceptionGroup("h", [JobError("No paper.")])
     group = ExceptionGroup("g", [ValueError("secret"), inner])
-    assert Lifecycle(NOTE_CREATION, "run1").failed(group).data["error"] == "No paper."
+    assert RunNotifications(NOTE_CREATION, "run1").failed(group).data["error"] == "No paper."
 
 
 @pytest.mark.parametrize("in_s", [float("nan"), float("inf"), -1.0])
 def test_a_pause_that_is_no_time_is_left_out(in_s: float) -> None:
-    data = Lifecycle(NOTE_CREATION, "run1").retrying("No.", in_s=in_s).data
+    data = RunNotifications(NOTE_CREATION, "run1").retrying("No.", retry_in_s=in_s).data
     assert "retryInS" not in data
     assert data["stallAfterS"] == 60
 
 
 def test_the_missions_names_stay() -> None:
-    assert CONVERSATION_MESSAGE.requested == "conversation.message.sent"
+    assert CONVERSATION_MESSAGE.trigger_event == "conversation.message.sent"
     assert CONVERSATION_MESSAGE.completed == "conversation.response.generated"
     assert CONVERSATION_MESSAGE.failed == "conversation.message.failed"
 
 
 def test_ids_are_stable_and_differ() -> None:
     def ids() -> list[str | None]:
-        first, second = (Lifecycle(NOTE_CREATION, "run1", attempt=n) for n in (1, 2))
+        first, second = (RunNotifications(NOTE_CREATION, "run1", attempt=n) for n in (1, 2))
         return [
             first.started().id,
             first.progress("1", 0.5, None, None).id,
             first.progress("2", 0.5, None, None).id,
             first.delta("s", 0, "a").id,
             first.delta("s", 1, "b").id,
-            first.retrying("No.", part="upload").id,
-            first.retrying("No.", part="print").id,
-            second.retrying("No.", part="upload").id,
+            first.retrying("No.", step="upload").id,
+            first.retrying("No.", step="print").id,
+            second.retrying("No.", step="upload").id,
             second.completed({}).id,
         ]
 
@@ -108,14 +108,14 @@ def test_ids_are_stable_and_differ() -> None:
 
 
 def test_a_run_has_one_end_whatever_is_said_twice() -> None:
-    run = Lifecycle(NOTE_CREATION, "run1")
+    run = RunNotifications(NOTE_CREATION, "run1")
     assert len({run.completed({}).id, run.failed("No.").id, run.cancelled().id}) == 1
-    assert run.failed("No.").id != Lifecycle(NOTE_CREATION, "run2").failed("No.").id
+    assert run.failed("No.").id != RunNotifications(NOTE_CREATION, "run2").failed("No.").id
 
 
 def test_a_long_id_is_cut_to_what_the_wire_takes_and_stays_distinct() -> None:
     ids = [
-        Lifecycle(Family("a" * 100), "r" * 40, attempt=n).retrying("", part="step").id or ""
+        RunNotifications(JobType("a" * 100), "r" * 40, attempt=n).retrying("", step="step").id or ""
         for n in range(2, 9)
     ]
     assert len(set(ids)) == 7
@@ -123,7 +123,7 @@ def test_a_long_id_is_cut_to_what_the_wire_takes_and_stays_distinct() -> None:
 
 
 def test_the_payloads_are_camel_case_and_the_status_is_the_missions() -> None:
-    run = Lifecycle(NOTE_CREATION, "run1", attempt=1, max_attempts=4, stall_after_s=30)
+    run = RunNotifications(NOTE_CREATION, "run1", attempt=1, max_attempts=4, stall_after_s=30)
     payload = NoteCreated(entity_id="e", title="t", file_url="u", file_path="p")
     assert run.completed(payload).data["entityId"] == "e"
     assert run.completed(payload).status == "success"
@@ -136,7 +136,7 @@ def test_the_payloads_are_camel_case_and_the_status_is_the_missions() -> None:
         "pending",
         {**counted, "progress": 0.4, "label": "Uploading"},
     )
-    retrying = run.retrying(JobError("No paper."), in_s=5.0)
+    retrying = run.retrying(JobError("No paper."), retry_in_s=5.0)
     assert (retrying.status, retrying.data) == (
         "pending",
         {**counted, "attempt": 2, "error": "No paper.", "retryInS": 5.0, "stallAfterS": 35.0},
@@ -144,7 +144,7 @@ def test_the_payloads_are_camel_case_and_the_status_is_the_missions() -> None:
 
 
 def test_more_attempts_than_were_announced_are_no_contradiction() -> None:
-    data = Lifecycle(NOTE_CREATION, "run1", attempt=5, max_attempts=4).started().data
+    data = RunNotifications(NOTE_CREATION, "run1", attempt=5, max_attempts=4).started().data
     assert (data["attempt"], data["maxAttempts"]) == (5, 5)
 
 
@@ -159,7 +159,7 @@ def test_more_attempts_than_were_announced_are_no_contradiction() -> None:
     )
 )
 def test_any_result_fits_and_what_is_missing_is_said(result: dict[str, object]) -> None:
-    told = Lifecycle(NOTE_CREATION, "r" * 60).completed(result)
+    told = RunNotifications(NOTE_CREATION, "r" * 60).completed(result)
     data = told.data
     assert len(encode_json("data", told.to_wire())) <= MAX_NOTIFICATION_BYTES
     if "truncated" in result or "omitted" in result:

@@ -21,21 +21,21 @@ from typing import Any
 import pytest
 
 from synap_realtime import bind_reporter, progress
-from synap_realtime.jobs import Family, Lifecycle, Person, Reporter, relay, running
+from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications, relay, report_run
 from synap_realtime.jobs.extent import Extent, Ticket, entered, extent_of
 from synap_realtime.jobs.relay import RelayedReporter
-from synap_realtime.testing import Realtime
+from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import scaled
 
-REPORT = Family("report.creation")
+REPORT = JobType("report.creation")
 
 
 @pytest.fixture
-def ticket(realtime: Realtime) -> Iterator[Ticket]:
+def ticket(realtime: RealtimeRecorder) -> Iterator[Ticket]:
     """Of a run that goes on."""
-    lifecycle = Lifecycle(REPORT, "run1")
-    reporter = Reporter(lifecycle, [Person("a")], realtime.broadcaster())
-    with running(reporter):
+    lifecycle = RunNotifications(REPORT, "run1")
+    reporter = Reporter(lifecycle, [Recipient("a")], realtime.broadcaster())
+    with report_run(reporter):
         yield ticket_of(bind_reporter(progress))
 
 
@@ -61,7 +61,7 @@ CALL = json.dumps({"fraction": 0.5, "label": "forged", "stallAfterS": None}).enc
 
 @pytest.mark.parametrize("first", ["key", "0" * 64, "", "GET / HTTP/1.1", "x" * 1000])
 def test_the_relay_answers_only_who_has_the_key_of_a_live_run(
-    ticket: Ticket, realtime: Realtime, first: str
+    ticket: Ticket, realtime: RealtimeRecorder, first: str
 ) -> None:
     with connect(ticket) as connection:
         connection.sendall(f"{ticket.key if first == 'key' else first}\n".encode())
@@ -76,7 +76,7 @@ def test_the_relay_answers_only_who_has_the_key_of_a_live_run(
 
 @pytest.mark.parametrize("line", [b"[]\n", b"not JSON\n", b"x" * 1_000_000, b"{}\n", b"\xff\n"])
 def test_the_relay_ends_a_connection_that_speaks_wrongly(
-    ticket: Ticket, realtime: Realtime, line: bytes, caplog: pytest.LogCaptureFixture
+    ticket: Ticket, realtime: RealtimeRecorder, line: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     with connect(ticket) as connection:
@@ -132,9 +132,9 @@ def test_the_relays_socket_is_its_users_alone(ticket: Ticket) -> None:
     assert stat.S_IMODE(mode) == 0o700
 
 
-def test_after_the_attempt_the_key_opens_nothing(realtime: Realtime) -> None:
-    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
-    with running(reporter):
+def test_after_the_attempt_the_key_opens_nothing(realtime: RealtimeRecorder) -> None:
+    reporter = Reporter(RunNotifications(REPORT, "run1"), [Recipient("a")], realtime.broadcaster())
+    with report_run(reporter):
         ticket = ticket_of(bind_reporter(progress))
         connected = RelayedReporter(ticket)
         connected.progress(0.1, "inside")
@@ -149,9 +149,9 @@ def test_after_the_attempt_the_key_opens_nothing(realtime: Realtime) -> None:
 
 
 def test_the_key_of_a_part_of_the_attempt_opens_nothing_after_the_attempt(
-    realtime: Realtime,
+    realtime: RealtimeRecorder,
 ) -> None:
-    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
+    reporter = Reporter(RunNotifications(REPORT, "run1"), [Recipient("a")], realtime.broadcaster())
     with extent_of(reporter) as whole, entered(Extent(reporter, within=whole)):
         ticket = ticket_of(bind_reporter(progress))
         connected = RelayedReporter(ticket)
@@ -174,11 +174,13 @@ def test_an_extent_that_has_closed_is_released_by_whoever_comes_later() -> None:
     assert released == ["released", "released"]
 
 
-def test_two_runs_have_two_keys(realtime: Realtime) -> None:
+def test_two_runs_have_two_keys(realtime: RealtimeRecorder) -> None:
     tickets = []
     for _ in range(2):
-        reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
-        with running(reporter):
+        reporter = Reporter(
+            RunNotifications(REPORT, "run1"), [Recipient("a")], realtime.broadcaster()
+        )
+        with report_run(reporter):
             tickets.append(ticket_of(bind_reporter(progress)))
     assert tickets[0].address == tickets[1].address
     assert tickets[0].key != tickets[1].key
@@ -206,15 +208,15 @@ def test_a_process_whose_owner_does_not_answer_goes_on(
 
 
 def test_where_nothing_can_listen_the_function_runs_all_the_same(
-    realtime: Realtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    realtime: RealtimeRecorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_socket() -> None:
         raise OSError("read-only file system")
 
     monkeypatch.setattr("synap_realtime.jobs.relay._owner", None)
     monkeypatch.setattr("synap_realtime.jobs.relay._Owner", no_socket)
-    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
-    with caplog.at_level(logging.WARNING), running(reporter):
+    reporter = Reporter(RunNotifications(REPORT, "run1"), [Recipient("a")], realtime.broadcaster())
+    with caplog.at_level(logging.WARNING), report_run(reporter):
         taken = pickle.loads(pickle.dumps(bind_reporter(label)))  # noqa: S301
         assert contextvars.Context().run(taken, "x") == "x"
     assert "read-only file system" in caplog.text
@@ -226,7 +228,9 @@ def label(text: str) -> str:
     return text
 
 
-def test_a_label_of_any_length_reaches_the_owner(ticket: Ticket, realtime: Realtime) -> None:
+def test_a_label_of_any_length_reaches_the_owner(
+    ticket: Ticket, realtime: RealtimeRecorder
+) -> None:
     """What comes after it does, too."""
     reporter = RelayedReporter(ticket)
     reporter.progress(0.1, "x" * 1_000_000)
@@ -238,7 +242,7 @@ def test_a_label_of_any_length_reaches_the_owner(ticket: Ticket, realtime: Realt
 
 
 def test_an_owner_removes_the_directories_of_killed_ones(
-    realtime: Realtime, monkeypatch: pytest.MonkeyPatch
+    realtime: RealtimeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The children of a prefork server end by ``os._exit()``."""
     monkeypatch.setattr("synap_realtime.jobs.relay._owner", None)
@@ -255,15 +259,17 @@ def test_an_owner_removes_the_directories_of_killed_ones(
         live.listen()
         for directory in (killed, *kept[1:]):
             os.utime(directory, (0, 0))
-        reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
-        with running(reporter):
+        reporter = Reporter(
+            RunNotifications(REPORT, "run1"), [Recipient("a")], realtime.broadcaster()
+        )
+        with report_run(reporter):
             own = Path(str(ticket_of(bind_reporter(progress)).address)).parent
         assert set(parent.iterdir()) == {own, *kept}
     shutil.rmtree(parent)
 
 
 def test_an_owner_leaves_the_directories_of_other_users(
-    realtime: Realtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    realtime: RealtimeRecorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Root could remove them."""
     monkeypatch.setattr("synap_realtime.jobs.relay._owner", None)
@@ -275,23 +281,23 @@ def test_an_owner_leaves_the_directories_of_other_users(
     os.utime(others, (0, 0))
     user = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: user + 1)
-    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
-    with running(reporter):
+    reporter = Reporter(RunNotifications(REPORT, "run1"), [Recipient("a")], realtime.broadcaster())
+    with report_run(reporter):
         ticket_of(bind_reporter(progress))
     assert others.exists()
     shutil.rmtree(others.parent)
 
 
 def test_a_long_tmpdir_does_not_keep_the_relay_from_listening(
-    realtime: Realtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    realtime: RealtimeRecorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The path of a Unix socket has at most 108 bytes."""
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr("synap_realtime.jobs.relay._owner", None)
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    reporter = Reporter(Lifecycle(REPORT, "run1"), [Person("a")], realtime.broadcaster())
-    with running(reporter):
+    reporter = Reporter(RunNotifications(REPORT, "run1"), [Recipient("a")], realtime.broadcaster())
+    with report_run(reporter):
         taken = RelayedReporter(ticket_of(bind_reporter(progress)))
         taken.progress(0.5, "inside")
         taken.close()

@@ -11,30 +11,33 @@ from typing import Any
 import pytest
 
 from synap_realtime import InvalidArgumentError, delta, progress
-from synap_realtime.jobs import Family, Lifecycle, Person, Reporter, running
+from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 from synap_realtime.jobs.reporter import ReporterState
-from synap_realtime.testing import Realtime
+from synap_realtime.testing import RealtimeRecorder
 
-REPORT = Family("report.creation")
-WHO = Person("42", "r1")
+REPORT = JobType("report.creation")
+WHO = Recipient("42", "r1")
 
 Make = Callable[..., Reporter]
 
 
 @pytest.fixture
-def make(realtime: Realtime) -> Make:
+def make(realtime: RealtimeRecorder) -> Make:
     broadcaster = realtime.broadcaster()
 
-    def make(*people: Person, attempt: int = 1, **options: Any) -> Reporter:
+    def make(*recipients: Recipient, attempt: int = 1, **options: Any) -> Reporter:
         return Reporter(
-            Lifecycle(REPORT, "run1", attempt=attempt), people or (WHO,), broadcaster, **options
+            RunNotifications(REPORT, "run1", attempt=attempt),
+            recipients or (WHO,),
+            broadcaster,
+            **options,
         )
 
     return make
 
 
 def test_progress_is_coalesced_and_the_last_always_comes_before_the_end(
-    make: Make, realtime: Realtime
+    make: Make, realtime: RealtimeRecorder
 ) -> None:
     told = make()
     told.started()
@@ -51,7 +54,9 @@ def test_progress_is_coalesced_and_the_last_always_comes_before_the_end(
     assert steps[-1] == 1
 
 
-def test_the_last_progress_comes_also_when_nothing_follows(make: Make, realtime: Realtime) -> None:
+def test_the_last_progress_comes_also_when_nothing_follows(
+    make: Make, realtime: RealtimeRecorder
+) -> None:
     told = make()
     for n in range(3):
         told.progress(n / 10)
@@ -59,7 +64,7 @@ def test_the_last_progress_comes_also_when_nothing_follows(make: Make, realtime:
     assert sent in ([0, 0.2], [0.2]), "one that waited may go with the next"
 
 
-def test_deltas_are_whole_and_in_order(make: Make, realtime: Realtime) -> None:
+def test_deltas_are_whole_and_in_order(make: Make, realtime: RealtimeRecorder) -> None:
     told = make()
     words = [f"{n} " for n in range(2000)]
     for word in words:
@@ -73,12 +78,12 @@ def test_deltas_are_whole_and_in_order(make: Make, realtime: Realtime) -> None:
     assert {tuple(each.rooms) for each in sent} == {("request_r1",)}
 
 
-def test_without_a_request_the_user_gets_the_text(make: Make, realtime: Realtime) -> None:
-    make(Person("42")).delta("Hello")
+def test_without_a_request_the_user_gets_the_text(make: Make, realtime: RealtimeRecorder) -> None:
+    make(Recipient("42")).delta("Hello")
     assert realtime.sent()[0].rooms == ["user_42"]
 
 
-def test_a_later_attempt_begins_its_text_anew(make: Make, realtime: Realtime) -> None:
+def test_a_later_attempt_begins_its_text_anew(make: Make, realtime: RealtimeRecorder) -> None:
     make().delta("Hel")
     realtime.sent()
     make(attempt=2).delta("Good")
@@ -88,7 +93,7 @@ def test_a_later_attempt_begins_its_text_anew(make: Make, realtime: Realtime) ->
     assert first.id != second.id
 
 
-def test_after_its_end_a_run_tells_nothing(make: Make, realtime: Realtime) -> None:
+def test_after_its_end_a_run_tells_nothing(make: Make, realtime: RealtimeRecorder) -> None:
     told = make()
     told.started()
     told.failed("No paper.")
@@ -99,39 +104,39 @@ def test_after_its_end_a_run_tells_nothing(make: Make, realtime: Realtime) -> No
     assert realtime.types() == [REPORT.started, REPORT.failed]
     make().completed({})  # nor does another process
     assert realtime.types() == [REPORT.started, REPORT.failed]
-    realtime.assert_one_ending()
+    realtime.assert_single_terminal()
 
 
-def test_each_of_a_batch_reads_their_own(make: Make, realtime: Realtime) -> None:
-    a, b, nobody = Person("1", "a"), Person("2"), Person()
+def test_each_of_a_batch_reads_their_own(make: Make, realtime: RealtimeRecorder) -> None:
+    a, b, nobody = Recipient("1", "a"), Recipient("2"), Recipient()
     told = make(a, b, a, nobody)
     told.started()
-    told.completed_each({a: {"secret": 1}, b: {"secret": 2}})
-    first, second = realtime.arrivals[-2:]
+    told.completed_batch({a: {"secret": 1}, b: {"secret": 2}})
+    first, second = realtime.received[-2:]
     assert (first.request_id, first.data) == ("a", {"secret": 1})
     assert (second.request_id, second.data) == (None, {"secret": 2})
     assert len(realtime.sent(user_id="1")) == 2
 
 
 @pytest.mark.parametrize(
-    ("person", "said", "rooms"),
+    ("recipient", "said", "rooms"),
     [
-        (Person(None, "r1"), "names no user", ["request_r1"]),
-        (Person("a/b", "r1"), "user_id: ", ["request_r1"]),
-        (Person("42", "a/b"), "request_id: ", ["user_42"]),
-        (Person(), "names no user", None),
+        (Recipient(None, "r1"), "names no user", ["request_r1"]),
+        (Recipient("a/b", "r1"), "user_id: ", ["request_r1"]),
+        (Recipient("42", "a/b"), "request_id: ", ["user_42"]),
+        (Recipient(), "names no user", None),
     ],
 )
 def test_who_cannot_be_told_is_said_once(
     make: Make,
-    realtime: Realtime,
+    realtime: RealtimeRecorder,
     caplog: pytest.LogCaptureFixture,
-    person: Person,
+    recipient: Recipient,
     said: str,
     rooms: list[str] | None,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        told = make(person)
+        told = make(recipient)
         told.started()
         told.progress(0.5)
         told.completed({})
@@ -139,9 +144,9 @@ def test_who_cannot_be_told_is_said_once(
     assert {tuple(each.rooms) for each in realtime.sent()} == ({tuple(rooms)} if rooms else set())
 
 
-def test_a_replay_is_no_news(make: Make, realtime: Realtime) -> None:
+def test_a_replay_is_no_news(make: Make, realtime: RealtimeRecorder) -> None:
     replaying = True
-    told = make(is_replaying=lambda: replaying)
+    told = make(is_replay=lambda: replaying)
     told.progress(0.1)
     told.delta("old")
     replaying = False
@@ -149,19 +154,21 @@ def test_a_replay_is_no_news(make: Make, realtime: Realtime) -> None:
     assert [each.data.get("progress") for each in realtime.sent()] == [0.2]
 
 
-def test_the_same_call_of_the_code_tells_the_same_progress(make: Make, realtime: Realtime) -> None:
+def test_the_same_call_of_the_code_tells_the_same_progress(
+    make: Make, realtime: RealtimeRecorder
+) -> None:
     for _ in range(2):
-        told = make(call="3")
+        told = make(invocation_id="3")
         told.progress(0.4, "Uploading")
         realtime.sent()
     assert len(realtime.sent()) == 1
-    assert len(realtime.arrivals) == 2
+    assert len(realtime.received) == 2
 
 
-def test_progress_goes_to_the_job_that_runs(make: Make, realtime: Realtime) -> None:
+def test_progress_goes_to_the_job_that_runs(make: Make, realtime: RealtimeRecorder) -> None:
     progress(0.1)  # nobody's
     delta("x")
-    with running(make()):
+    with report_run(make()):
         progress(0.4, "Uploading", stall_after_s=120)
     progress(0.9)
     started, told = realtime.sent()
@@ -172,7 +179,7 @@ def test_progress_goes_to_the_job_that_runs(make: Make, realtime: Realtime) -> N
 
 @pytest.mark.parametrize("value", [-1, 2, float("inf"), float("-inf")])
 def test_what_is_beyond_is_moved_to_the_border(
-    make: Make, realtime: Realtime, value: float
+    make: Make, realtime: RealtimeRecorder, value: float
 ) -> None:
     make().progress(value)
     assert realtime.sent()[0].data["progress"] == (1 if value > 0 else 0)
@@ -194,7 +201,9 @@ def test_wrong_types_raise_here(make: Make, call: Callable[[Reporter], None], sa
         call(make())
 
 
-def test_a_label_or_a_text_that_is_no_unicode_fails_no_job(make: Make, realtime: Realtime) -> None:
+def test_a_label_or_a_text_that_is_no_unicode_fails_no_job(
+    make: Make, realtime: RealtimeRecorder
+) -> None:
     told = make()
     told.progress(0.5, "a\ud800b")
     told.delta("a\ud800b")
@@ -202,7 +211,7 @@ def test_a_label_or_a_text_that_is_no_unicode_fails_no_job(make: Make, realtime:
     assert len(realtime.sent()) == 3
 
 
-def test_threads_may_tell_at_once(make: Make, realtime: Realtime) -> None:
+def test_threads_may_tell_at_once(make: Make, realtime: RealtimeRecorder) -> None:
     told = make()
 
     def work(name: str) -> None:
@@ -225,21 +234,21 @@ def test_threads_may_tell_at_once(make: Make, realtime: Realtime) -> None:
         assert own == sorted(own)
 
 
-def test_what_gets_lost_or_doubled_is_heard_once(make: Make, realtime: Realtime) -> None:
+def test_what_gets_lost_or_doubled_is_heard_once(make: Make, realtime: RealtimeRecorder) -> None:
     told = make()
-    realtime.drop(2)
-    realtime.lose_answer()
-    realtime.double(3)
+    realtime.drop_requests(2)
+    realtime.drop_responses()
+    realtime.duplicate_requests(3)
     told.started()
     told.retrying("No paper.")
     told.completed({})
-    told.settle()
+    told.flush()
     assert realtime.types() == [REPORT.started, REPORT.retrying, REPORT.completed]
 
 
 @pytest.mark.parametrize("broken", ["post", "replace"])
 def test_a_notification_that_cannot_be_published_fails_no_job(
-    realtime: Realtime,
+    realtime: RealtimeRecorder,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     broken: str,
@@ -250,8 +259,8 @@ def test_a_notification_that_cannot_be_published_fails_no_job(
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(broadcaster, broken, fail)
-    told = Reporter(Lifecycle(REPORT, "run1"), [WHO], broadcaster)
-    with running(told):
+    told = Reporter(RunNotifications(REPORT, "run1"), [WHO], broadcaster)
+    with report_run(told):
         for n in range(3):
             progress(n / 3)
             delta("piece")

@@ -38,7 +38,7 @@ NOTE = {"type": "a.completed", "data": {}, "id": "n1"}
 
 @contextlib.asynccontextmanager
 async def serving(
-    front: Front, may: access.May | None = None, **options: Any
+    front: Front, may: access.Authorizer | None = None, **options: Any
 ) -> AsyncIterator[str]:
     settings = load_settings(
         token_secrets=(SecretStr(SECRET),),
@@ -46,7 +46,7 @@ async def serving(
         allowed_origins=(ORIGIN,),
         **options,
     )
-    async with front(create_app(settings, may=may)) as url:
+    async with front(create_app(settings, authorize=may)) as url:
         yield url
 
 

@@ -17,7 +17,14 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.connections import follow
 from synap_realtime.server.hub import Hub
 from synap_realtime.server.metrics import Metrics
-from synap_realtime.server.stores.base import Deliver, Entry, Page, Publication, Receipt, Retention
+from synap_realtime.server.stores.base import (
+    DeliveryHandler,
+    Entry,
+    Page,
+    Publication,
+    PublishResult,
+    Retention,
+)
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.subscription import LOST, MAX_WAITING_BYTES, Subscription
 from tests.timeouts import TIMEOUT_S
@@ -40,11 +47,11 @@ class LateStore(MemoryStore):
     def __init__(self, retention: Retention | None = None) -> None:
         super().__init__(retention)
         self.late: list[tuple[Room, Entry]] = []
-        self.deliver: Deliver = lambda _room, _entry: 0
+        self.deliver: DeliveryHandler = lambda _room, _entry: 0
 
     async def publish(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
         self.deliver = deliver
         return await super().publish(publications, self._later)
 
@@ -247,7 +254,7 @@ async def test_one_who_stalls_in_the_replay_is_closed_too(
     async with asyncio.timeout(TIMEOUT_S):
         await follow(subscription, None, reader.send)
         assert await subscription.closed() is CloseCode.TOO_SLOW
-    assert await node.store.received_mark(USER) is None, "what was not taken was not received"
+    assert await node.store.get_ack(USER) is None, "what was not taken was not received"
 
 
 @settings(max_examples=60, deadline=None)
@@ -366,18 +373,18 @@ async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -
     subscription = Subscription(node.store, node.hub, USER, node.metrics, acknowledges=True)
     task = asyncio.create_task(follow(subscription, None, reader.send))
     await reader.until(3)
-    assert await node.store.received_mark(USER) is None
+    assert await node.store.get_ack(USER) is None
     epoch = cursors[0].partition("-")[0]
     wrong = (f'"{epoch}-99999999999999999"', '"elsewhere-1"', '"nonsense"', "7", "null", "{}")
     for cursor in wrong:
         assert subscription.hear(f'{{"action":"ack","cursor":{cursor}}}') is None
     for text in ('{"action":"dance"}', "{", "[]", "hello", ""):
         assert subscription.hear(text) is None
-    assert await node.store.received_mark(USER) is None
+    assert await node.store.get_ack(USER) is None
     assert subscription.ignored == len(wrong) + 5
     subscription.hear(json.dumps({"action": "ack", "cursor": cursors[1]}))
     subscription.hear(json.dumps({"action": "ack", "cursor": cursors[0]}))
-    assert str(await node.store.received_mark(USER)) == cursors[1]
+    assert str(await node.store.get_ack(USER)) == cursors[1]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     async with subscribed(node, USER) as again:
@@ -407,7 +414,7 @@ async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
     cursor = await node.publish(USER)
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
     subscription.hear(json.dumps({"action": "ack", "cursor": cursor}))
-    assert await node.store.received_mark(USER) is None
+    assert await node.store.get_ack(USER) is None
     assert subscription.ignored == 1
 
 

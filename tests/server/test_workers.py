@@ -24,7 +24,7 @@ from websockets.typing import Subprotocol
 
 from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.serve import running
-from synap_realtime.server.stores.base import Retention, SharedStore, Usage
+from synap_realtime.server.stores.base import ClusterStore, Retention, StoreStats
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
 
@@ -291,13 +291,13 @@ def test_a_store_of_ones_own_serves_one_server_too() -> None:
 
 async def test_which_store_is_shared() -> None:
     store = ReplicatedStore(free_port(), Retention())
-    assert isinstance(store, SharedStore)
+    assert isinstance(store, ClusterStore)
     await store.close()
-    assert not isinstance(MemoryStore(), SharedStore)
+    assert not isinstance(MemoryStore(), ClusterStore)
 
 
 def test_every_figure_has_the_workers_number() -> None:
-    text = Metrics("1", 5, 7).text(Usage(0, 0)).decode()
+    text = Metrics("1", 5, 7).text(StoreStats(0, 0)).decode()
     figures = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(figures) > 50
     assert [line for line in figures if 'worker="7"' not in line] == []

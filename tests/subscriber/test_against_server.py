@@ -53,7 +53,7 @@ async def test_on_a_bad_network_everything_arrives_once_and_in_order(
     async with (
         Link(rooms) as link,
         httpx.AsyncClient(base_url=rooms) as client,
-        listen("request_7", link.url, attempts=None, on_state=states.append) as heard,
+        listen("request_7", link.url, attempts=None, on_state_change=states.append) as heard,
     ):
 
         async def publish() -> None:
@@ -81,7 +81,7 @@ async def test_on_a_bad_network_everything_arrives_once_and_in_order(
                     link.cut()
                     asyncio.get_running_loop().call_later(0.05, link.restore)
     assert numbers == list(range(300))
-    assert len([s for s in states if s.name == "reconnecting"]) >= 10
+    assert len([s for s in states if s.status == "reconnecting"]) >= 10
 
 
 async def test_what_was_received_does_not_come_again(listen: Listen, rooms: str) -> None:
@@ -104,7 +104,7 @@ async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> N
         Link(first) as link,
         AsyncBroadcaster(first) as at_first,
         AsyncBroadcaster(second) as at_second,
-        listen("request_7", link.url, on_state=states.append) as heard,
+        listen("request_7", link.url, on_state_change=states.append) as heard,
     ):
         await at_first.broadcast_success(None, "a.completed", {}, "7", id="n1")
         assert (await heard()).id == "n1"

@@ -31,7 +31,7 @@ class Driver:
 
     def __init__(self, **options: Any) -> None:
         defaults = {"after": None, "attempts": 5, "acknowledge": True, "on_gap": None,
-                    "on_state": None}  # fmt: skip
+                    "on_state_change": None}  # fmt: skip
         self.clock = Clock()
         self.heard: list[str | None] = []
         self.dials: list[str | None] = []
@@ -166,7 +166,7 @@ def test_nonsense_is_ignored_and_its_content_never_logged(
 
 def test_a_ping_each_30_s_and_no_pong_in_10_s_is_dead() -> None:
     states: list[Any] = []
-    driver = Driver(on_state=states.append)
+    driver = Driver(on_state_change=states.append)
     driver.connect()
     assert driver.patience == 40
     driver.clock.now += 30
@@ -254,7 +254,7 @@ def test_nothing_is_acknowledged_unless_both_want_it(subprotocol: str | None, wa
         ({"room": "request_null"}, "room"),
         ({"room": f"user_{float('nan')}"}, "room"),
         ({"on_gap": 5}, "on_gap"),
-        ({"on_state": "x"}, "on_state"),
+        ({"on_state_change": "x"}, "on_state_change"),
     ],
 )
 def test_a_wrong_argument_raises_at_the_call(
@@ -301,7 +301,15 @@ def test_a_wrong_setting_raises_at_the_call_and_shows_no_secret(
     ],
 )
 def test_where_it_dials(url: str, uri: str) -> None:
-    options = check("user_a:b", url, None, after=None, attempts=5, acknowledge=True, on_gap=None,
-                    on_state=None)  # fmt: skip
+    options = check(
+        "user_a:b",
+        url,
+        None,
+        after=None,
+        max_reconnects=5,
+        acknowledge=True,
+        on_gap=None,
+        on_state_change=None,
+    )
     assert options.uri("c-1", with_token=False) == uri
     assert "p@" not in options.uri("c-1", with_token=True)

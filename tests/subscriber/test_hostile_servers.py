@@ -107,7 +107,7 @@ def test_a_name_that_is_looked_up_for_ever_ends_in_time(monkeypatch: pytest.Monk
     monkeypatch.setattr("synap_realtime.subscriber.dialling.OPEN_TIMEOUT_S", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(SubscriptionError, match="in time"):
-        next(subscribe_sync("user_1", "http://rooms.invalid", attempts=0))
+        next(subscribe_sync("user_1", "http://rooms.invalid", max_reconnects=0))
     assert not released
 
 

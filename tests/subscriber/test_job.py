@@ -15,74 +15,74 @@ from synap_realtime import (
     Notification,
     follow_job,
 )
-from synap_realtime.jobs import Family, Lifecycle, Person, Reporter
+from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
-from synap_realtime.subscriber import JobView
+from synap_realtime.subscriber import JobTracker
 from tests.timeouts import TIMEOUT_S
 
 from ..program import free_port
 
-REPORT = Family("report.creation")
+REPORT = JobType("report.creation")
 
 
-def statuses(view: JobView, *notifications: Notification) -> list[str]:
-    return [view.hear(each).status for each in notifications]
+def statuses(view: JobTracker, *notifications: Notification) -> list[str]:
+    return [view.apply(each).status for each in notifications]
 
 
 def test_a_jobs_life_is_what_was_heard_of_it() -> None:
-    first, second = (Lifecycle(REPORT, "r", attempt=n, max_attempts=4) for n in (1, 2))
-    view = JobView()
+    first, second = (RunNotifications(REPORT, "r", attempt=n, max_attempts=4) for n in (1, 2))
+    view = JobTracker()
     assert view.state.status == "idle"
-    view.hear(first.started())
-    state = view.hear(first.progress("1", 0.4, "Uploading", 120))
+    view.apply(first.started())
+    state = view.apply(first.progress("1", 0.4, "Uploading", 120))
     assert (state.status, state.progress, state.label) == ("pending", 0.4, "Uploading")
     silences = [view.stall_after_s]
-    state = view.hear(first.retrying("No paper."))
+    state = view.apply(first.retrying("No paper."))
     assert (state.status, state.attempt, state.max_attempts) == ("retrying", 2, 4)
     assert (state.progress, state.error) == (None, "No paper.")
-    assert view.stall().status == "stalled"
-    assert view.hear(second.progress("2", 0, None, None)).status == "pending"
-    state = view.hear(second.completed({"pages": 3}))
+    assert view.mark_stalled().status == "stalled"
+    assert view.apply(second.progress("2", 0, None, None)).status == "pending"
+    state = view.apply(second.completed({"pages": 3}))
     assert (state.status, state.result, state.error) == ("success", {"pages": 3}, None)
     assert [*silences, view.stall_after_s] == [120, None]
-    assert view.stall() == view.hear(second.started()) == state
+    assert view.mark_stalled() == view.apply(second.started()) == state
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
 def test_the_bad_ends(end: str) -> None:
-    run = Lifecycle(REPORT, "r")
+    run = RunNotifications(REPORT, "r")
     told = run.failed("No paper.") if end == "failed" else run.cancelled("No paper.")
-    view = JobView()
+    view = JobTracker()
     assert statuses(view, run.started(), told) == ["pending", "error"]
     assert view.state.error == "No paper."
 
 
 def test_a_text_grows_and_begins_anew() -> None:
-    run = Lifecycle(REPORT, "r")
-    view = JobView()
+    run = RunNotifications(REPORT, "r")
+    view = JobTracker()
     for index, piece in enumerate(["Hel", "lo"]):
-        view.hear(run.delta("a", index, piece))
+        view.apply(run.delta("a", index, piece))
     assert view.state.text == "Hello"
-    view.hear(run.retrying("Again."))
-    assert view.hear(run.delta("b", 0, "Good")).text == "Good"
+    view.apply(run.retrying("Again."))
+    assert view.apply(run.delta("b", 0, "Good")).text == "Good"
 
 
-def delta(view: JobView, index: object, piece: str, **rest: object) -> tuple[str, bool]:
+def delta(view: JobTracker, index: object, piece: str, **rest: object) -> tuple[str, bool]:
     data = {"runId": "r", "attempt": 1, "index": index, "delta": piece, **rest}
-    state = view.hear(Notification(type="a.delta", data=data, status="pending"))
+    state = view.apply(Notification(type="a.delta", data=data, status="pending"))
     return state.text, state.is_text_complete
 
 
 def test_does_not_show_a_text_without_its_beginning() -> None:
-    view = JobView()
+    view = JobTracker()
     assert delta(view, 3, "of the end") == ("", False)
     assert delta(view, 4, ".") == ("", False)
     assert delta(view, 0, "Anew", attempt=2) == ("Anew", True)
 
 
 def test_shows_a_text_up_to_the_first_missing_piece() -> None:
-    view = JobView()
+    view = JobTracker()
     assert delta(view, 0, "a") == ("a", True)
     for index in (2, 1, 3):
         assert delta(view, index, "?") == ("a", False)
@@ -90,7 +90,7 @@ def test_shows_a_text_up_to_the_first_missing_piece() -> None:
 
 
 def test_a_text_may_go_on_after_a_gap() -> None:
-    view = JobView()
+    view = JobTracker()
     delta(view, 0, "a")
     assert not view.gap().is_text_complete
     assert delta(view, 1, "b") == ("ab", True)
@@ -99,7 +99,7 @@ def test_a_text_may_go_on_after_a_gap() -> None:
 
 
 def test_does_not_mix_texts_of_attempts_or_runs() -> None:
-    view = JobView()
+    view = JobTracker()
     delta(view, 0, "first")
     assert delta(view, 1, "second", attempt=2) == ("", False)
     assert delta(view, 1, "late") == ("", False)
@@ -109,7 +109,7 @@ def test_does_not_mix_texts_of_attempts_or_runs() -> None:
 
 
 def test_shows_a_piece_once() -> None:
-    view = JobView()
+    view = JobTracker()
     delta(view, 0, "a")
     delta(view, 1, "b")
     assert delta(view, 1, "b") == ("ab", True)
@@ -117,35 +117,35 @@ def test_shows_a_piece_once() -> None:
 
 @pytest.mark.parametrize("index", [None, "0", -1, 1.5, True, [], {}])
 def test_a_piece_without_a_place_is_no_piece(index: object) -> None:
-    view = JobView()
+    view = JobTracker()
     delta(view, 0, "a")
     assert delta(view, index, "b") == ("a", False)
 
 
 @pytest.mark.parametrize("name", ["response", "text", "result"])
 def test_the_end_brings_the_whole_text(name: str) -> None:
-    view = JobView()
+    view = JobTracker()
     delta(view, 3, "le")
     end = Notification(type="a.completed", status="success", data={name: "whole"})
-    assert (view.hear(end).text, view.state.is_text_complete) == ("whole", True)
+    assert (view.apply(end).text, view.state.is_text_complete) == ("whole", True)
 
 
 def test_says_that_a_text_is_incomplete_where_the_end_does_not_bring_it() -> None:
-    view = JobView()
+    view = JobTracker()
     delta(view, 3, "le")
     end = Notification(type="a.completed", status="success", data={"pages": 3})
-    assert (view.hear(end).text, view.state.is_text_complete) == ("", False)
+    assert (view.apply(end).text, view.state.is_text_complete) == ("", False)
     assert view.gap() == view.state
 
 
 def test_a_good_end_is_all_of_its_progress() -> None:
-    run = Lifecycle(REPORT, "r")
-    view = JobView()
-    view.hear(run.progress("1", 0.5, None, None))
-    assert view.hear(run.completed({})).progress == 1
-    bad = JobView()
-    bad.hear(run.progress("1", 0.5, None, None))
-    assert bad.hear(run.failed("No paper.")).progress == 0.5
+    run = RunNotifications(REPORT, "r")
+    view = JobTracker()
+    view.apply(run.progress("1", 0.5, None, None))
+    assert view.apply(run.completed({})).progress == 1
+    bad = JobTracker()
+    bad.apply(run.progress("1", 0.5, None, None))
+    assert bad.apply(run.failed("No paper.")).progress == 0.5
 
 
 @pytest.mark.parametrize("request_id", [None, "", "a b", True, 1.5, "None", "undefined"])
@@ -161,8 +161,8 @@ async def test_a_lost_connection_is_not_the_jobs_silence() -> None:
     seen: list[JobState] = []
     async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
         async with running(create_app(), port=port), BackgroundBroadcaster(url) as broadcaster:
-            lifecycle = Lifecycle(REPORT, "r", stall_after_s=0.5)
-            reporter = Reporter(lifecycle, [Person("42", "r1")], broadcaster)
+            lifecycle = RunNotifications(REPORT, "r", stall_after_s=0.5)
+            reporter = Reporter(lifecycle, [Recipient("42", "r1")], broadcaster)
             reporter.started()
             seen.append(await anext(states))
         waiting = asyncio.ensure_future(anext(states))
@@ -176,11 +176,11 @@ async def test_a_lost_connection_is_not_the_jobs_silence() -> None:
 
 
 def test_a_wait_without_a_limit_never_stalls() -> None:
-    view = JobView()
-    run = Lifecycle(REPORT, "r")
-    view.hear(run.started())
+    view = JobTracker()
+    run = RunNotifications(REPORT, "r")
+    view.apply(run.started())
     assert view.stall_after_s == 60
-    view.hear(run.waits("sleep"))
+    view.apply(run.suspended("sleep"))
     assert view.stall_after_s is None
 
 
@@ -191,8 +191,8 @@ def test_junk_from_others_is_no_news(junk: Any) -> None:
         junk,
     )
     for word in ("started", "progress", "delta", "retrying"):
-        view = JobView()
-        state = view.hear(Notification(type=f"a.{word}", data=data, status="pending"))
+        view = JobTracker()
+        state = view.apply(Notification(type=f"a.{word}", data=data, status="pending"))
         assert state.attempt == 1
         assert state.progress is state.max_attempts is view.stall_after_s is None
 
@@ -201,8 +201,8 @@ async def test_a_silent_job_is_stalled_until_it_speaks_and_one_that_is_over_is_t
     None
 ):
     async with running(create_app()) as url, BackgroundBroadcaster(url) as broadcaster:
-        lifecycle = Lifecycle(REPORT, "r", stall_after_s=0.2)
-        reporter = Reporter(lifecycle, [Person("42", "r1")], broadcaster)
+        lifecycle = RunNotifications(REPORT, "r", stall_after_s=0.2)
+        reporter = Reporter(lifecycle, [Recipient("42", "r1")], broadcaster)
         reporter.started()
         seen: list[JobState] = []
         async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:

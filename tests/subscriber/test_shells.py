@@ -100,11 +100,11 @@ async def test_a_url_may_hold_a_password(listen: Listen, scripted: Scripted) -> 
 async def test_503_and_its_retry_after_are_obeyed(listen: Listen, scripted: Scripted) -> None:
     states: list[SubscriptionState] = []
     play(scripted, (503, {"Retry-After": "1"}), says(note("n1")))
-    async with listen("user_1", scripted.url, on_state=states.append) as heard:
+    async with listen("user_1", scripted.url, on_state_change=states.append) as heard:
         start = time.monotonic()
         await heard()
         assert time.monotonic() - start >= 1
-    assert [s.name for s in states] == ["reconnecting", "connected"]
+    assert [s.status for s in states] == ["reconnecting", "connected"]
     assert "503" in states[0].reason
     assert states[0].attempt == 1
 
@@ -115,9 +115,9 @@ async def test_a_server_that_drains_says_when_to_come_back(
     states: list[SubscriptionState] = []
     closing = control("closing", code=4012, reconnectAfterMs=120)
     play(scripted, says(closing, note("n1", "c-1"), close=4012), says(note("n2", "c-2")))
-    async with listen("user_1", scripted.url, on_state=states.append) as heard:
+    async with listen("user_1", scripted.url, on_state_change=states.append) as heard:
         assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
-    assert [s.delay_s for s in states if s.name == "reconnecting"] == [0.12]
+    assert [s.delay_s for s in states if s.status == "reconnecting"] == [0.12]
 
 
 async def test_the_attempts_are_counted(listen: Listen, scripted: Scripted) -> None:
@@ -192,7 +192,7 @@ async def test_a_token_function_that_hangs_is_a_failed_dial(
 
     play(scripted, says(note("n1")))
     notifications = subscribe(
-        "user_1", scripted.url, token, on_state=lambda state: reasons.append(state.reason)
+        "user_1", scripted.url, token, on_state_change=lambda state: reasons.append(state.reason)
     )
     async with contextlib.aclosing(notifications):
         await anext(notifications)
@@ -214,11 +214,11 @@ async def test_async_functions_are_awaited(scripted: Scripted) -> None:
     async def token() -> str:
         return "t1"
 
-    async def on_state(state: SubscriptionState) -> None:
-        told.append(state.name)
+    async def on_state_change(state: SubscriptionState) -> None:
+        told.append(state.status)
 
     play(scripted, says(note("n1")))
-    notifications = subscribe("user_1", scripted.url, token, on_state=on_state)
+    notifications = subscribe("user_1", scripted.url, token, on_state_change=on_state_change)
     async with contextlib.aclosing(notifications):
         await anext(notifications)
     assert told == ["connected"]
@@ -274,9 +274,9 @@ async def test_silence_is_noticed_and_a_ping_is_answered(
 
     play(scripted, says(note("n1", "c-1")))
     scripted.scripts.append(polite)
-    async with listen("user_1", scripted.url, on_state=states.append) as heard:
+    async with listen("user_1", scripted.url, on_state_change=states.append) as heard:
         assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
-    assert [s.reason for s in states if s.name == "reconnecting"] == ["no pong within 10 s"]
+    assert [s.reason for s in states if s.status == "reconnecting"] == ["no pong within 10 s"]
 
 
 async def test_a_busy_consumer_keeps_its_connection(

@@ -18,10 +18,10 @@ from synap_realtime import (
     broadcast_success_sync,
 )
 from synap_realtime.broadcast import background_broadcaster
-from synap_realtime.jobs import Family, Lifecycle
-from synap_realtime.testing import Realtime, record
+from synap_realtime.jobs import JobType, RunNotifications
+from synap_realtime.testing import RealtimeRecorder, record
 
-REPORT = Family("report.creation")
+REPORT = JobType("report.creation")
 
 
 async def send(kind: str, id: str = "n1", **options: Any) -> Any:
@@ -44,7 +44,7 @@ KINDS = pytest.mark.parametrize("kind", ["async", "sync", "background"])
 
 
 @KINDS
-async def test_what_is_sent_is_recorded(realtime: Realtime, kind: str) -> None:
+async def test_what_is_sent_is_recorded(realtime: RealtimeRecorder, kind: str) -> None:
     await send(kind)
     (sent,) = realtime.sent("a.completed")
     assert (sent.id, sent.status, sent.data) == ("n1", "success", {})
@@ -57,38 +57,40 @@ async def test_what_is_sent_is_recorded(realtime: Realtime, kind: str) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("fault", ["drop", "fail"])
-async def test_what_is_lost_is_sent_again(realtime: Realtime, kind: str, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["drop_requests", "fail_requests"])
+async def test_what_is_lost_is_sent_again(
+    realtime: RealtimeRecorder, kind: str, fault: str
+) -> None:
     getattr(realtime, fault)(times=2)
     await send(kind)
-    assert len(realtime.sent()) == len(realtime.arrivals) == 1
+    assert len(realtime.sent()) == len(realtime.received) == 1
 
 
 @KINDS
-@pytest.mark.parametrize("fault", ["double", "lose_answer"])
-async def test_what_comes_twice_is_one(realtime: Realtime, kind: str, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["duplicate_requests", "drop_responses"])
+async def test_what_comes_twice_is_one(realtime: RealtimeRecorder, kind: str, fault: str) -> None:
     getattr(realtime, fault)()
     await send(kind)
     assert len(realtime.sent()) == 1
-    assert len(realtime.arrivals) == 2
+    assert len(realtime.received) == 2
 
 
 @KINDS
-async def test_what_is_late_comes(realtime: Realtime, kind: str) -> None:
-    realtime.delay(0.05)
+async def test_what_is_late_comes(realtime: RealtimeRecorder, kind: str) -> None:
+    realtime.delay_requests(0.05)
     await send(kind)
     assert len(realtime.sent()) == 1
 
 
-async def test_a_fault_may_hit_one_type_only(realtime: Realtime) -> None:
-    realtime.fail(400, type="b.failed")
+async def test_a_fault_may_hit_one_type_only(realtime: RealtimeRecorder) -> None:
+    realtime.fail_requests(400, type="b.failed")
     assert (await broadcast_success("42", "a.completed", {})).success
     result = await broadcast_error("42", "b.failed", "No.")
     assert (result.success, result.attempts) == (False, 1)
     assert realtime.types() == ["a.completed"]
 
 
-async def test_broadcasters_of_ones_own_are_recorded(realtime: Realtime) -> None:
+async def test_broadcasters_of_ones_own_are_recorded(realtime: RealtimeRecorder) -> None:
     async with AsyncBroadcaster(transport=realtime) as broadcaster:
         assert (await broadcaster.broadcast_success("1", "a", {})).success
     with Broadcaster(transport=realtime) as sync_broadcaster:
@@ -110,7 +112,7 @@ async def test_broadcasters_of_ones_own_are_recorded(realtime: Realtime) -> None
     ],
 )
 def test_what_a_room_server_refuses_is_refused(
-    realtime: Realtime, path: str, body: bytes, status: int
+    realtime: RealtimeRecorder, path: str, body: bytes, status: int
 ) -> None:
     with httpx.Client(transport=realtime, base_url="http://rooms") as client:
         answer = client.post(path, content=body)
@@ -127,7 +129,7 @@ def tell(*notifications: Any) -> None:
         broadcast_notification_sync(user_id="42", message=notification)
 
 
-Check = Callable[[Realtime], None]
+Check = Callable[[RealtimeRecorder], None]
 
 
 @pytest.mark.parametrize(
@@ -140,8 +142,10 @@ Check = Callable[[Realtime], None]
         (["started", "completed"], None),
     ],
 )
-def test_one_ending_is_asserted(realtime: Realtime, told: list[str], said: str | None) -> None:
-    run = Lifecycle(REPORT, "r7")
+def test_one_ending_is_asserted(
+    realtime: RealtimeRecorder, told: list[str], said: str | None
+) -> None:
+    run = RunNotifications(REPORT, "r7")
     all_of_it: dict[str, Any] = {
         "started": [run.started()],
         "progress": [run.progress("1", 0.5, None, None)],
@@ -154,24 +158,24 @@ def test_one_ending_is_asserted(realtime: Realtime, told: list[str], said: str |
     for word in told:
         tell(*all_of_it[word])
     if said is None:
-        realtime.assert_one_ending()
-        realtime.assert_one_ending("r7")
+        realtime.assert_single_terminal()
+        realtime.assert_single_terminal("r7")
         with pytest.raises(AssertionError, match="no run r8"):
-            realtime.assert_one_ending("r8")
+            realtime.assert_single_terminal("r8")
     else:
         with pytest.raises(AssertionError, match=said):
-            realtime.assert_one_ending()
+            realtime.assert_single_terminal()
 
 
-def test_the_order_is_asserted(realtime: Realtime) -> None:
-    run = Lifecycle(REPORT, "r7")
+def test_the_order_is_asserted(realtime: RealtimeRecorder) -> None:
+    run = RunNotifications(REPORT, "r7")
     tell(run.started(), run.progress("1", 0.5, None, None), run.completed({}))
     realtime.assert_order(REPORT.started, REPORT.completed)
     with pytest.raises(AssertionError, match=r"started is missing, or came too early\narrived:"):
         realtime.assert_order(REPORT.completed, REPORT.started)
 
 
-def test_nothing_of_one_recording_shows_in_the_next(realtime: Realtime) -> None:
+def test_nothing_of_one_recording_shows_in_the_next(realtime: RealtimeRecorder) -> None:
     broadcast_success_sync("1", "outer", {})
     with record() as inner:
         broadcast_success_sync("1", "inner", {})

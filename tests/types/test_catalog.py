@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from synap_realtime import InvalidArgumentError, NoteCreated
-from synap_realtime.jobs import Family
+from synap_realtime.jobs import JobType
 from synap_realtime.jobs.family import NOTE_CREATION
-from synap_realtime.types import catalog_of, load
+from synap_realtime.types import build_catalog, load
 from synap_realtime.types.catalog import Data
 
 
@@ -24,18 +24,18 @@ class Other(BaseModel):
     pass
 
 
-REPORT = Family("report.creation", payload=Report)
+REPORT = JobType("report.creation", payload=Report)
 
 
 def test_ours_are_there() -> None:
-    catalog = catalog_of({})
+    catalog = build_catalog({})
     assert catalog["note.creation.completed"] == Data(NoteCreated, is_result=True)
     assert not catalog["note.creation.failed"].is_result
     assert len(catalog) == 5 * 7
 
 
 def test_a_family_a_mapping_and_lists_of_them() -> None:
-    catalog = catalog_of({"a": [REPORT, [{"x.y": Other, "x.z": None}]]})
+    catalog = build_catalog({"a": [REPORT, [{"x.y": Other, "x.z": None}]]})
     assert list(catalog)[-9:] == [
         *(f"report.creation.{word}" for word in ("started", "progress", "delta")),
         "report.creation.retrying",
@@ -48,27 +48,27 @@ def test_a_family_a_mapping_and_lists_of_them() -> None:
 
 
 def test_the_users_own_wins_over_ours() -> None:
-    catalog = catalog_of({"a": Family("note.creation", payload=Report)})
+    catalog = build_catalog({"a": JobType("note.creation", payload=Report)})
     assert catalog[NOTE_CREATION.completed].payload is Report
-    assert catalog[NOTE_CREATION.failed] == catalog_of({})[NOTE_CREATION.failed]
+    assert catalog[NOTE_CREATION.failed] == build_catalog({})[NOTE_CREATION.failed]
 
 
 def test_a_type_has_one_payload() -> None:
-    assert catalog_of({"a": REPORT, "b": REPORT})
+    assert build_catalog({"a": REPORT, "b": REPORT})
     with pytest.raises(InvalidArgumentError, match=r"^b: 'x.y' already has another payload"):
-        catalog_of({"a": {"x.y": Report}, "b": [{"x.y": Other}]})
+        build_catalog({"a": {"x.y": Report}, "b": [{"x.y": Other}]})
 
 
 @pytest.mark.parametrize("wrong", [Report, "report.creation", 3, None, [3]])
 def test_anything_else_is_refused(wrong: object) -> None:
-    with pytest.raises(InvalidArgumentError, match="expected a Family, a mapping"):
-        catalog_of({"a": wrong})
+    with pytest.raises(InvalidArgumentError, match="expected a JobType, a mapping"):
+        build_catalog({"a": wrong})
 
 
 @pytest.mark.parametrize("type", ["", "synap.x", "x" * 129, 3])
 def test_what_no_notification_can_have_is_no_type(type: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^a: "):
-        catalog_of({"a": {type: Report}})
+        build_catalog({"a": {type: Report}})
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
 REPORTS = """
 from pydantic import BaseModel, Field
-from synap_realtime.jobs import Family
+from synap_realtime.jobs import JobType
 
 class ReportCreated(BaseModel):
     "A report."
     url: str
     pages: int = Field(description="How many.")
 
-REPORT = Family("report.creation", payload=ReportCreated)
+REPORT = JobType("report.creation", payload=ReportCreated)
 OTHERS = {"report.read": ReportCreated}
 WRONG = {"report.read": int}
 print("noise")
@@ -88,7 +88,7 @@ def test_a_file_is_replaced_as_a_whole(app: Path) -> None:
         (["reports"], "reports: expected module:NAME"),
         (["gone:X"], "gone:X: cannot import gone"),
         (["reports:GONE"], "reports:GONE: reports has no GONE"),
-        (["reports:ReportCreated"], "reports:ReportCreated: expected a Family"),
+        (["reports:ReportCreated"], "reports:ReportCreated: expected a JobType"),
         (["reports:WRONG"], "report.read: data is a JSON object"),
         (["--out", "gone/x.ts"], "--out: cannot write gone/x.ts: No such file"),
         (["--out", "reports.py/x.ts"], "--out: cannot write reports.py/x.ts: Not a directory"),

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter
 from typing_extensions import TypedDict
 
-from synap_realtime.jobs import Family
-from synap_realtime.types import catalog_of, to_typescript
+from synap_realtime.jobs import JobType
+from synap_realtime.types import build_catalog, to_typescript
 from synap_realtime.types.typescript import Models
 
 from .conftest import Compile
@@ -136,17 +136,17 @@ EVERYTHING: dict[str, Any] = {
 
 
 def own() -> str:
-    report = Family("report.creation", payload=Everything)
+    report = JobType("report.creation", payload=Everything)
     others = {"a.strict": Strict, "a.empty": Empty, "a.tree": Tree, "a.typed": Typed}
-    cut = Family("cut", payload=Truncated)
-    return to_typescript(catalog_of({"own": [report, cut, others]}), "own")
+    cut = JobType("cut", payload=Truncated)
+    return to_typescript(build_catalog({"own": [report, cut, others]}), "own")
 
 
 def test_what_the_front_end_may_write_compiles_and_what_it_may_not_does_not(
     errors_of: Compile,
 ) -> None:
     """In narrows.ts, each wrong line is marked: a mark without an error is an error."""
-    types = to_typescript(catalog_of({}), "")
+    types = to_typescript(build_catalog({}), "")
     assert errors_of(types=types, narrows=(USES / "narrows.ts").read_text()) == []
     (error,) = errors_of(wrong=(USES / "wrong_member.ts").read_text())
     assert "wrong.ts" in error

@@ -11,10 +11,10 @@ from pydantic import BaseModel, RootModel
 from pydantic.alias_generators import to_camel
 
 from synap_realtime import InvalidArgumentError, NoteCreated, Notification
-from synap_realtime.jobs import Family, Lifecycle
+from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.jobs.family import NOTE_CREATION
 from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
-from synap_realtime.types import catalog_of, to_json_schema
+from synap_realtime.types import build_catalog, to_json_schema
 from synap_realtime.types.json_schema import MEMBERS
 
 DELIVERED = {"timestamp": "2026-01-31T12:00:00.000Z", "room": "user_1", "cursor": "c"}
@@ -27,7 +27,7 @@ class TaskCreated(BaseModel):
 
 
 def schema_of(own: object = ()) -> dict[str, Any]:
-    return to_json_schema(catalog_of({"own": own}), "how")
+    return to_json_schema(build_catalog({"own": own}), "how")
 
 
 def check(type: str, data: object, own: object = (), **members: object) -> None:
@@ -40,14 +40,14 @@ def check(type: str, data: object, own: object = (), **members: object) -> None:
 @pytest.mark.parametrize("max_attempts", [None, 4])
 def test_what_a_run_tells_holds(max_attempts: int | None) -> None:
     note = NoteCreated(entity_id="e", title="t", file_url="u", file_path="p")
-    run = Lifecycle(NOTE_CREATION, "r", 1, max_attempts)
+    run = RunNotifications(NOTE_CREATION, "r", 1, max_attempts)
     for told in (
         run.started(),
         run.progress("1", 0.5, "Half.", None),
         run.progress("2", None, None, 5),
-        run.waits("sleep"),
+        run.suspended("sleep"),
         run.delta("s", 0, "Once"),
-        run.retrying("No.", in_s=1),
+        run.retrying("No.", retry_in_s=1),
         run.retrying("No."),
         run.completed(note),
         run.completed({**note.model_dump(by_alias=True), "title": "t" * MAX_NOTIFICATION_BYTES}),
@@ -86,7 +86,7 @@ def test_what_is_always_delivered_must_be_there(gone: str) -> None:
 
 
 def test_a_users_own_holds_beside_ours_of_the_same_name() -> None:
-    own = [Family("report.creation", payload=TaskCreated), {"a.any": None}]
+    own = [JobType("report.creation", payload=TaskCreated), {"a.any": None}]
     check("report.creation.completed", {"size": 1}, own)
     check("report.creation.completed", {"truncated": True, "omitted": ["size"]}, own)
     check("a.any", {"x": [1]}, own)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from synap_realtime import InvalidArgumentError
-from synap_realtime.jobs import Family
-from synap_realtime.types import catalog_of, to_typescript
+from synap_realtime.jobs import JobType
+from synap_realtime.types import build_catalog, to_typescript
 from synap_realtime.types.typescript import Models
 
 MODELS = Models({"Leaf": {"type": "string"}, "Box_int_": {"type": "object"}, "a.b-c": {}})
@@ -81,7 +81,7 @@ def test_what_has_no_form_is_an_error_that_says_where(schema: Any, problem: str)
         MODELS.type_of(schema, "a.b")
 
 
-@pytest.mark.parametrize("name", ["NotificationData", "any", "MayBeTruncated"])
+@pytest.mark.parametrize("name", ["NotificationData", "any", "MaybeTruncated"])
 def test_a_name_that_is_taken_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError, match="is taken in TypeScript"):
         Models({name: {"type": "object"}})
@@ -125,9 +125,9 @@ def test_what_is_no_plain_object_is_an_alias() -> None:
 
 
 def test_a_family_without_a_payload_has_any_object() -> None:
-    types = to_typescript(catalog_of({"own": Family("a.b")}), "How to\nregenerate it.")
+    types = to_typescript(build_catalog({"own": JobType("a.b")}), "How to\nregenerate it.")
     assert types.startswith("// How to\n// regenerate it.\n\n")
     assert '  "a.b.completed": { [key: string]: unknown };\n' in types
     assert '  "a.b.cancelled": JobCancelled;\n' in types
-    assert '  "note.creation.completed": MayBeTruncated<NoteCreated>;\n' in types
+    assert '  "note.creation.completed": MaybeTruncated<NoteCreated>;\n' in types
     assert '  "conversation.response.delta": JobDelta;\n' in types

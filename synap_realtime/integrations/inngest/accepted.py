@@ -7,11 +7,11 @@ from typing import Any
 
 import inngest
 
-from ...jobs.accepted import accepted_body, new_request_id
+from ...jobs.accepted import accepted_response, new_request_id
 from ...protocol.rooms import user_room
 
 
-async def accepted(
+async def enqueue(
     client: inngest.Inngest,
     event: str,
     data: Mapping[str, Any],
@@ -34,14 +34,14 @@ async def accepted(
         user_id: who asks, and is told.
         request_id: default: a new one. It is the event's id too, so that the same one sent twice
             runs one job.
-        url: the room server as browsers reach it; see :func:`accepted_body`.
+        url: the room server as browsers reach it; see :func:`accepted_response`.
 
     Returns:
-        see :func:`accepted_body`.
+        see :func:`accepted_response`.
 
     Raises:
         InvalidArgumentError: an id cannot be part of a room's.
-        ConfigurationError: see :func:`accepted_body`.
+        ConfigurationError: see :func:`accepted_response`.
         inngest.Error: the event was not accepted; nothing runs.
     """
     body, started = _prepare(event, data, user_id, request_id, url)
@@ -49,7 +49,7 @@ async def accepted(
     return body
 
 
-def accepted_sync(
+def enqueue_sync(
     client: inngest.Inngest,
     event: str,
     data: Mapping[str, Any],
@@ -58,7 +58,7 @@ def accepted_sync(
     request_id: str | None = None,
     url: str | None = None,
 ) -> dict[str, Any]:
-    """:func:`accepted` for code that does not await."""
+    """:func:`enqueue` for code that does not await."""
     body, started = _prepare(event, data, user_id, request_id, url)
     client.send_sync(started)
     return body
@@ -69,6 +69,6 @@ def _prepare(
 ) -> tuple[dict[str, Any], inngest.Event]:
     user_room(user_id)
     request_id = request_id or new_request_id()
-    body = accepted_body(request_id, url=url)
+    body = accepted_response(request_id, url=url)
     told = {**data, "userId": user_id, "requestId": request_id}
     return body, inngest.Event(id=request_id, name=event, data=told)

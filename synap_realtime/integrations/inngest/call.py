@@ -18,10 +18,10 @@ from typing import Any
 import inngest
 
 from ...broadcast import BackgroundBroadcaster
-from ...jobs import Family, Lifecycle, Person, Reporter
+from ...jobs import JobType, Recipient, Reporter, RunNotifications
 from ...jobs.extent import Extent, entered, extent_of
 from .endings import CANCELLED_EVENT, Context, read_ending
-from .run import is_final, person_of, to_final, to_inngest
+from .run import is_final, recipient_from_event, to_final, to_inngest
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ WAITS = {"Sleep", "WaitForEvent", "WaitForSignal", "InvokeFunction"}
 class Told:
     """How the calls of one function are told."""
 
-    family: Family
+    job_type: JobType
     broadcaster: BackgroundBroadcaster | None
     stall_after_s: float
     max_attempts: int
@@ -66,8 +66,8 @@ class Call:
         """Around the function's code, which a step leaves by an exception."""
         self._told = told
         self._events = self._ctx.events or [self._ctx.event]
-        lifecycle = Lifecycle(
-            told.family,
+        lifecycle = RunNotifications(
+            told.job_type,
             self._ctx.run_id,
             attempt=self._ctx.attempt + 1,
             max_attempts=_max_attempts(self._ctx) or told.max_attempts,
@@ -75,10 +75,10 @@ class Call:
         )
         self.reporter = Reporter(
             lifecycle,
-            map(person_of, self._events),
+            map(recipient_from_event, self._events),
             told.broadcaster,
-            call=str(self._done_before),
-            is_replaying=lambda: self._steps.size > 0,
+            invocation_id=str(self._done_before),
+            is_replay=lambda: self._steps.size > 0,
         )
         if self._done_before == 0:  # on any attempt: the first may never have reached this code
             self.reporter.started()
@@ -97,19 +97,21 @@ class Call:
                 json.dumps(result)
         except Exception:  # noqa: BLE001 - whatever a model of the application raises
             return  # the SDK is about to refuse it, and Inngest tries again
-        people = [person_of(event) for event in self._events]
-        if len(set(people)) == 1:
+        recipients = [recipient_from_event(event) for event in self._events]
+        if len(set(recipients)) == 1:
             self.reporter.completed(result)
         else:
-            self.reporter.completed_each(_results_of(people, result))
+            self.reporter.completed_batch(_results_of(recipients, result))
 
     def end_otherwise(self, told: Told) -> bool:
         """Inngest has ended the run: tell it. Returns whether it has failed."""
         failed = self._ctx.event.name != CANCELLED_EVENT
         if self._done_before == 0:
             ending = read_ending(self._client, self._ctx, self._function)
-            lifecycle = Lifecycle(told.family, ending.run_id)
-            self.reporter = Reporter(lifecycle, map(person_of, ending.events), told.broadcaster)
+            lifecycle = RunNotifications(told.job_type, ending.run_id)
+            self.reporter = Reporter(
+                lifecycle, map(recipient_from_event, ending.events), told.broadcaster
+            )
             if failed:
                 self.reporter.failed(ending.error)
             else:
@@ -127,7 +129,7 @@ class Call:
             return
         if result.step is not None and result.step.op.value in WAITS:
             # A loop may wait under one name again and again.
-            self.reporter.waits(f"{result.step.id}:{self._done_before}")
+            self.reporter.suspended(f"{result.step.id}:{self._done_before}")
         if result.error is None:
             return
         error = result.error
@@ -137,7 +139,7 @@ class Call:
         if is_final(error) or attempt >= most:
             return  # Inngest calls the failure handler, and that tells the user
         part = f"{f'step:{result.step.id}' if result.step else 'run'}:{self._done_before}"
-        self.reporter.retrying(error, part=part, in_s=_seconds_until_retry(error))
+        self.reporter.retrying(error, step=part, retry_in_s=_seconds_until_retry(error))
 
 
 def _mark_steps(step: Any, function: Extent) -> None:
@@ -162,19 +164,20 @@ def _mark_steps(step: Any, function: Extent) -> None:
     step.run = marked
 
 
-def _results_of(people: list[Person], result: object) -> dict[Person, object]:
+def _results_of(recipients: list[Recipient], result: object) -> dict[Recipient, object]:
     """What each person of a batch may read: the results of their own events.
 
     A list with one result for each event is that; of any other result nobody can say whose it is.
     """
-    if not isinstance(result, list) or len(result) != len(people):
+    if not isinstance(result, list) or len(result) != len(recipients):
         logger.debug("a batch's result is not told: it is no list with one for each event")
         return {}
-    results: dict[Person, list[object]] = defaultdict(list)
-    for person, each in zip(people, result, strict=True):
-        results[person].append(each)
+    results: dict[Recipient, list[object]] = defaultdict(list)
+    for recipient, each in zip(recipients, result, strict=True):
+        results[recipient].append(each)
     return {
-        person: own[0] if len(own) == 1 else {"results": own} for person, own in results.items()
+        recipient: own[0] if len(own) == 1 else {"results": own}
+        for recipient, own in results.items()
     }
 
 
@@ -196,7 +199,7 @@ def _seconds_until_retry(error: Exception) -> float | None:
 current_call: ContextVar[Call] = ContextVar("synap_realtime_inngest_call")
 
 
-class Telling(inngest.Middleware):
+class ReportingMiddleware(inngest.Middleware):
     """Inngest makes one for each call of a function, and shows it what the function does not."""
 
     async def transform_input(
@@ -210,11 +213,11 @@ class Telling(inngest.Middleware):
 
     async def before_response(self) -> None:
         if self._call.reporter is not None:
-            await self._call.reporter.asettle()
+            await self._call.reporter.aflush()
 
 
-class TellingSync(inngest.MiddlewareSync):
-    """:class:`Telling` for functions that do not await."""
+class ReportingMiddlewareSync(inngest.MiddlewareSync):
+    """:class:`ReportingMiddleware` for functions that do not await."""
 
     def transform_input(
         self, ctx: Context, function: inngest.Function[Any], steps: inngest.StepMemos
@@ -227,4 +230,4 @@ class TellingSync(inngest.MiddlewareSync):
 
     def before_response(self) -> None:
         if self._call.reporter is not None:
-            self._call.reporter.settle()
+            self._call.reporter.flush()

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from ... import handlers
 from ...broadcast import BackgroundBroadcaster
 from ...errors import ConfigurationError
-from ...jobs import Family, JobRun, family
+from ...jobs import JobRun, JobType, family
 from ...jobs.lifecycle import STALL_AFTER_S
-from .call import Telling, TellingSync, Told, current_call
+from .call import ReportingMiddleware, ReportingMiddlewareSync, Told, current_call
 from .endings import hear_endings
 from .run import InngestRun
 
@@ -30,7 +30,7 @@ Failure = Callable[[Any], Any]
 def create_function(
     client: inngest.Inngest,
     *,
-    family: Family | str,
+    job_type: JobType | str,
     fn_id: str,
     trigger: Trigger | list[Trigger],
     broadcaster: BackgroundBroadcaster | None = None,
@@ -74,7 +74,7 @@ def create_function(
         ConfigurationError: the failure handler does not fit the function.
     """
     told = Told(
-        Family(family) if isinstance(family, str) else family,
+        JobType(job_type) if isinstance(job_type, str) else job_type,
         broadcaster,
         stall_after_s,
         max_attempts=(DEFAULT_RETRIES if retries is None else retries) + 1,
@@ -91,7 +91,7 @@ def create_function(
             trigger=trigger,
             retries=retries,
             on_failure=failed,
-            middleware=[*middleware, Telling if is_async else TellingSync],
+            middleware=[*middleware, ReportingMiddleware if is_async else ReportingMiddlewareSync],
             **options,
         )(run)
         hear_endings(function)
@@ -135,14 +135,14 @@ def _job(
     services: handlers.Services,
     broadcaster: BackgroundBroadcaster | None,
     retries: int | None,
-    told: Family,
+    told: JobType,
     handler: Callable[[JobRun, handlers.Services], Awaitable[BaseModel]],
 ) -> inngest.Function[Any]:
     @create_function(
         client,
-        family=told,
+        job_type=told,
         fn_id=told.name.replace(".", "-"),
-        trigger=inngest.TriggerEvent(event=told.requested),
+        trigger=inngest.TriggerEvent(event=told.trigger_event),
         broadcaster=broadcaster,
         retries=retries,
     )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import inngest
 
 from ...errors import InvalidInputError, JobError, deciding_error
-from ...jobs import Person
+from ...jobs import Recipient
 from ...jobs.lifecycle import neutral_error
 
 T = TypeVar("T")
@@ -65,10 +65,12 @@ def readable_failure(error: object, run_id: str) -> str:
     return neutral_error(run_id)
 
 
-def person_of(event: inngest.Event) -> Person:
+def recipient_from_event(event: inngest.Event) -> Recipient:
     """Who waits. The names may stand in the part of the data that is encrypted on its way."""
     hidden = event.data.get("encrypted")
-    return Person.of({**hidden, **event.data} if isinstance(hidden, Mapping) else event.data)
+    return Recipient.from_data(
+        {**hidden, **event.data} if isinstance(hidden, Mapping) else event.data
+    )
 
 
 class InngestRun:
@@ -76,8 +78,8 @@ class InngestRun:
 
     def __init__(self, ctx: inngest.Context) -> None:
         self._ctx = ctx
-        person = person_of(ctx.event)
-        self.user_id, self.request_id = person.ids
+        recipient = recipient_from_event(ctx.event)
+        self.user_id, self.request_id = recipient.ids
 
     @property
     def run_id(self) -> str:
@@ -87,8 +89,8 @@ class InngestRun:
     def data(self) -> Mapping[str, Any]:
         return self._ctx.event.data
 
-    async def step(self, id: str, do: Callable[[], Awaitable[T]]) -> T:
-        return await self._ctx.step.run(id, do)
+    async def step(self, id: str, fn: Callable[[], Awaitable[T]]) -> T:
+        return await self._ctx.step.run(id, fn)
 
     async def send_event(self, id: str, name: str, data: Mapping[str, Any]) -> None:
         await self._ctx.step.send_event(id, inngest.Event(name=name, data=dict(data)))

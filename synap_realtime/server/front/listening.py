@@ -56,7 +56,7 @@ class Front:
         self, listeners: Sequence[socket.socket], certificate: Certificate | None = None
     ) -> None:
         """Take connections from now on, of sockets that are bound: with a certificate, over TLS."""
-        self.node.watch_loop()
+        self.node.monitor_event_loop()
         self.node.bound_loop_errors()
         # TLS has to encrypt for each. A worker is a process of its own, and has a ring of its own.
         if certificate is None and self.node.settings.io_uring:

@@ -22,8 +22,8 @@ class StoreUnavailableError(SynapRealtimeError):
 class Retention:
     """How long a room's log reaches back: so many notifications and so many seconds.
 
-    ``memory_bytes`` is what all rooms of the memory store take together, about: over it, the oldest
-    notifications of all go first.
+    ``max_memory_bytes`` is what all rooms of the memory store take together, about: over it, the
+    oldest notifications of all go first.
 
     Control rooms (``synap_…``), such as the revocations', are exempt from all of these. They have
     an age and a bound of their own, ``control_age_s`` and ``control_count``, so that no number of
@@ -31,10 +31,10 @@ class Retention:
     """
 
     count: int = 1000
-    user_age_s: float = 24 * 3600.0
-    request_age_s: float = 3600.0
-    dedupe_s: float = 300.0
-    memory_bytes: int = 512 * 1024 * 1024
+    max_age_s: float = 24 * 3600.0
+    request_max_age_s: float = 3600.0
+    dedupe_window_s: float = 300.0
+    max_memory_bytes: int = 512 * 1024 * 1024
     control_age_s: float = 24 * 3600.0
     control_count: int = 100_000
 
@@ -46,7 +46,7 @@ class Retention:
         """For how many seconds the room keeps a notification."""
         if is_control_room(room):
             return self.control_age_s
-        return self.request_age_s if is_request_room(room) else self.user_age_s
+        return self.request_max_age_s if is_request_room(room) else self.max_age_s
 
 
 class Publication(NamedTuple):
@@ -77,13 +77,13 @@ class Entry(NamedTuple):
     size: int
 
 
-def entry_of(room: Room, cursor: Cursor, text: str) -> Entry:
+def make_entry(room: Room, cursor: Cursor, text: str) -> Entry:
     """A publication's text with its place in the log. (Neither part can hold a quote.)"""
     full = f'{text[:-1]},"room":"{room}","cursor":"{cursor.epoch}-{cursor.offset}"}}'
     return Entry(cursor, full, len(full) if full.isascii() else len(full.encode()))
 
 
-class Receipt(NamedTuple):
+class PublishResult(NamedTuple):
     """What a publish did. For a duplicate, what the first one did."""
 
     id: str
@@ -107,7 +107,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class StoreStats:
     """What a store takes: bytes of memory or disk, rooms that it knows, and how many notifications
     it has let go before their time, for want of room."""
 
@@ -122,7 +122,7 @@ MAX_DEVICES = 64
 DEVICE_AGE_S = 30 * 86_400.0
 """A device that has not come for so long is a new one."""
 
-Deliver = Callable[[Room, Entry], int]
+DeliveryHandler = Callable[[Room, Entry], int]
 """Hands an entry to a room's listeners, without waiting; returns to how many. Never raises."""
 
 
@@ -139,7 +139,7 @@ class Store(Protocol):
     """
 
     @property
-    def promise(self) -> str:
+    def description(self) -> str:
         """One line for the operator: which store, and what it means for a crash."""
         ...
 
@@ -158,8 +158,8 @@ class Store(Protocol):
         ...
 
     async def publish(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
         """Keep publications, then hand each to ``deliver`` once; one receipt for each, in order.
 
         The same ``id`` in the same room within the dedupe window is kept and delivered once; later
@@ -178,7 +178,7 @@ class Store(Protocol):
         """
         ...
 
-    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
+    async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         """How far a device has come; of one that is not known, and without one, how far the room's
         listeners have; None if nobody ever received anything.
 
@@ -187,7 +187,7 @@ class Store(Protocol):
         """
         ...
 
-    def start_device(self, room: Room, device: str, position: Cursor) -> None:
+    def register_device(self, room: Room, device: str, position: Cursor) -> None:
         """Know a device from now on: it has what comes before a position.
 
         Otherwise one that heard nothing would later start at the room's mark, and miss what another
@@ -195,9 +195,7 @@ class Store(Protocol):
         """
         ...
 
-    def advance_received_mark(
-        self, room: Room, position: Cursor, device: str | None = None
-    ) -> None:
+    def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
         """Move the room's mark forward, and the device's, without waiting; a position behind it
         changes nothing.
 
@@ -213,7 +211,7 @@ class Store(Protocol):
         """
         ...
 
-    async def usage(self) -> Usage:
+    async def usage(self) -> StoreStats:
         """
         Raises:
             StoreUnavailableError: it cannot be told now.
@@ -226,16 +224,16 @@ class Store(Protocol):
 
 
 @runtime_checkable
-class SharedStore(Store, Protocol):
+class ClusterStore(Store, Protocol):
     """A store that several servers share: what is published at one reaches the listeners of all.
 
     Its epoch is the same everywhere. *Ordered* counts over all servers: each entry of a room
     reaches each server once, in the order of offsets and without a gap: through the ``deliver`` of
-    the publish that brought it, or else through :meth:`follow`'s. A server that was cut off from
+    the publish that brought it, or else through :meth:`subscribe`'s. A server that was cut off from
     the store catches up. A receipt's ``broadcast_count`` is of the server that took the publish.
     """
 
-    def follow(self, deliver: Deliver) -> None:
+    def subscribe(self, deliver: DeliveryHandler) -> None:
         """Hand on what other servers publish, from the first call of another method on.
 
         Called once, before any other, maybe outside of the event loop.

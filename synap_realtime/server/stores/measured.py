@@ -9,7 +9,7 @@ from typing import TypeVar
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from ..metrics import Metrics
-from .base import Deliver, Page, Publication, Receipt, Store, Usage
+from .base import DeliveryHandler, Page, Publication, PublishResult, Store, StoreStats
 
 _T = TypeVar("_T")
 
@@ -23,17 +23,17 @@ class MeasuredStore:
         self._publishing = metrics.store_operation("publish")
         # What never waits is not timed.
         self.earliest = store.earliest
-        self.start_device = store.start_device
-        self.advance_received_mark = store.advance_received_mark
+        self.register_device = store.register_device
+        self.ack = store.ack
         self.close = store.close
 
     @property
-    def promise(self) -> str:
-        return self._store.promise
+    def description(self) -> str:
+        return self._store.description
 
     async def publish(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
         began_at = perf_counter()
         try:
             return await self._store.publish(publications, deliver)
@@ -49,8 +49,8 @@ class MeasuredStore:
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         return await self._timed("read", self._store.read(room, after, limit))
 
-    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
-        return await self._timed("received_mark", self._store.received_mark(room, device))
+    async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
+        return await self._timed("get_ack", self._store.get_ack(room, device))
 
     async def check(self) -> None:
         await self._timed("check", self._store.check())
@@ -65,5 +65,5 @@ class MeasuredStore:
         finally:
             self._metrics.store_operation(name).observe(perf_counter() - began_at)
 
-    async def usage(self) -> Usage:
+    async def usage(self) -> StoreStats:
         return await self._store.usage()

@@ -17,14 +17,14 @@ from ...protocol.rooms import Room, is_control_room, is_request_room
 from .base import (
     DEVICE_AGE_S,
     MAX_DEVICES,
-    Deliver,
+    DeliveryHandler,
     Entry,
     Page,
     Publication,
-    Receipt,
+    PublishResult,
     Retention,
-    Usage,
-    entry_of,
+    StoreStats,
+    make_entry,
 )
 from .clock import RunningClock
 from .offsets import OffsetClock
@@ -43,7 +43,7 @@ _ROOM_BYTES, _ENTRY_BYTES, _ID_BYTES = 1300, 450, 350
 class _Log:
     most: int  # notifications that it keeps
     entries: deque[tuple[float, Entry]] = field(default_factory=deque)
-    ids: OrderedDict[str, tuple[float, Receipt]] = field(default_factory=OrderedDict)
+    ids: OrderedDict[str, tuple[float, PublishResult]] = field(default_factory=OrderedDict)
     forgotten: int = 0  # the highest offset that was in this log and is no longer
     mark: int = 0  # 0: nobody ever received anything
     # When each device last came, and its mark: the one that has not come for longest is first.
@@ -61,7 +61,7 @@ class MemoryStore:
     longer retained: who resumes from before it is not recovered.
     """
 
-    promise = "memory store: fast, for this process only; its rooms are lost when it ends"
+    description = "memory store: fast, for this process only; its rooms are lost when it ends"
 
     def __init__(
         self,
@@ -97,11 +97,11 @@ class MemoryStore:
         return Cursor(self._epoch, self._offset)
 
     async def publish(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
         if len(publications) <= _SWEEP:
             return self._publish_few(publications, deliver)
-        receipts: list[Receipt] = []
+        receipts: list[PublishResult] = []
         for start in range(0, len(publications), _SWEEP):
             receipts += self._publish_few(publications[start : start + _SWEEP], deliver)
             # However much one call publishes, subscribers read along and others are answered.
@@ -109,11 +109,11 @@ class MemoryStore:
         return receipts
 
     def _publish_few(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
         self._start_ticking()
         now = self._clock()
-        most_bytes = self._retention.memory_bytes
+        most_bytes = self._retention.max_memory_bytes
         receipts = []
         for room, id, text in publications:
             log = self._logs.get(room) or self._log(room)
@@ -125,13 +125,13 @@ class MemoryStore:
                 continue
             self._offset = offset = self._offset_clock.next(self._offset)
             cursor = Cursor(self._epoch, offset)
-            entry = entry_of(room, cursor, text)
+            entry = make_entry(room, cursor, text)
             log.entries.append((now, entry))
             if not log.ids or len(log.entries) == 1:
-                keep_s = min(self._retention.age_s(room), self._retention.dedupe_s)
+                keep_s = min(self._retention.age_s(room), self._retention.dedupe_window_s)
                 log.due = min(log.due, now + keep_s)
             log.kept[offset] = (room, id)
-            receipt = Receipt(id, cursor, deliver(room, entry), False)
+            receipt = PublishResult(id, cursor, deliver(room, entry), False)
             log.ids[id] = (now, receipt)
             receipts.append(receipt)
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
@@ -189,7 +189,7 @@ class MemoryStore:
         lost = 0 < start < log.forgotten
         return Page(entries, recovered=not foreign and not lost)
 
-    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
+    async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         log = self._logs.get(room)
         if log is None:
             return None
@@ -197,7 +197,7 @@ class MemoryStore:
             return Cursor(self._epoch, log.devices[device][1])
         return Cursor(self._epoch, log.mark) if log.mark else None
 
-    def start_device(self, room: Room, device: str, position: Cursor) -> None:
+    def register_device(self, room: Room, device: str, position: Cursor) -> None:
         if position.epoch == self._epoch:
             self._start_ticking()
             log = self._log(room)
@@ -212,20 +212,18 @@ class MemoryStore:
             if len(self._devices) > MAX_DEVICES_IN_ALL:
                 self._forget_device(*next(iter(self._devices)))
 
-    def advance_received_mark(
-        self, room: Room, position: Cursor, device: str | None = None
-    ) -> None:
+    def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
         log = self._logs.get(room)
         if log is not None and position.epoch == self._epoch:
             log.mark = max(log.mark, position.offset)
             if device is not None:
-                self.start_device(room, device, position)
+                self.register_device(room, device, position)
 
     async def check(self) -> None:
         pass  # memory is always there
 
-    async def usage(self) -> Usage:
-        return Usage(self._bytes, len(self._logs), self._evicted)
+    async def usage(self) -> StoreStats:
+        return StoreStats(self._bytes, len(self._logs), self._evicted)
 
     async def close(self) -> None:
         if self._timer is not None:
@@ -251,7 +249,7 @@ class MemoryStore:
         """Let go what is too old."""
         if now < log.due:
             return
-        age_s, dedupe_s = self._retention.age_s(room), self._retention.dedupe_s
+        age_s, dedupe_s = self._retention.age_s(room), self._retention.dedupe_window_s
         while log.entries and log.entries[0][0] + age_s <= now:
             self._forget_entry(log)
         while log.ids and next(iter(log.ids.values()))[0] + dedupe_s <= now:

@@ -22,14 +22,14 @@ from typing import ParamSpec, TypeVar
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from .base import (
-    Deliver,
+    DeliveryHandler,
     Page,
     Publication,
-    Receipt,
+    PublishResult,
     Retention,
+    StoreStats,
     StoreUnavailableError,
-    Usage,
-    entry_of,
+    make_entry,
 )
 from .clock import RunningClock
 from .sqlite_file import UNUSABLE, Kept, LogFile, LogReader, LogWriter
@@ -63,8 +63,8 @@ class _Job:
     """The publications of one call. None at all: only see whether the file takes a write."""
 
     publications: Sequence[Publication]
-    deliver: Deliver
-    answer: asyncio.Future[Sequence[Receipt]]
+    deliver: DeliveryHandler
+    answer: asyncio.Future[Sequence[PublishResult]]
     size: int
 
 
@@ -144,7 +144,7 @@ class SqliteStore:
         self._reading = ThreadPoolExecutor(1, "synap-read")
 
     @property
-    def promise(self) -> str:
+    def description(self) -> str:
         return (
             f"sqlite store in {self._file.path}: what was answered 200 survives a crash; "
             "one server at a time"
@@ -159,8 +159,8 @@ class SqliteStore:
         return Cursor(self._epoch, await self._read(self._reader.head, room, checkpoint))
 
     async def publish(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
         loop = self._started()
         size = sum(len(publication.text) for publication in publications)
         if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
@@ -186,11 +186,11 @@ class SqliteStore:
         checkpoint = self._writer.checkpoint
         rows = await self._read(self._reader.page, room, start, limit, checkpoint)
         return Page(
-            [entry_of(room, Cursor(self._epoch, offset), text) for offset, text in rows.entries],
+            [make_entry(room, Cursor(self._epoch, offset), text) for offset, text in rows.entries],
             recovered=rows.recovered and not foreign,
         )
 
-    async def received_mark(self, room: Room, device: str | None = None) -> Cursor | None:
+    async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         if device is not None and (mark := await self._device_mark(room, device)) is not None:
             return Cursor(self._epoch, mark)
         before = self._marks.get((room, None), 0)  # it may go into the file while we read
@@ -204,16 +204,14 @@ class SqliteStore:
         found = (before, kept, self._marks.get((room, device)))
         return max((mark for mark in found if mark is not None), default=None)
 
-    def start_device(self, room: Room, device: str, position: Cursor) -> None:
+    def register_device(self, room: Room, device: str, position: Cursor) -> None:
         if position.epoch == self._epoch:
             self._started()
             # The last one that came stands last: the file forgets them in this order.
             mark = self._marks.pop((room, device), 0)
             self._marks[room, device] = max(position.offset, mark)
 
-    def advance_received_mark(
-        self, room: Room, position: Cursor, device: str | None = None
-    ) -> None:
+    def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
         if position.epoch != self._epoch:
             return
         for mark in {(room, None), (room, device)}:
@@ -221,7 +219,7 @@ class SqliteStore:
                 self._marks.pop(mark, None)
                 self._marks[mark] = position.offset
 
-    async def usage(self) -> Usage:
+    async def usage(self) -> StoreStats:
         return await self._read(self._reader.usage)
 
     async def close(self) -> None:
@@ -365,7 +363,7 @@ class SqliteStore:
                     del self._counts[offset]
             stopping = done.stopping
 
-    async def _deliver(self, job: _Job, kept: Sequence[Kept]) -> Sequence[Receipt]:
+    async def _deliver(self, job: _Job, kept: Sequence[Kept]) -> Sequence[PublishResult]:
         receipts = []
         unread = 0
         for publication, place in zip(job.publications, kept, strict=True):
@@ -373,7 +371,7 @@ class SqliteStore:
             if place.duplicate:
                 count = self._counts.get(place.offset, place.count)
             else:
-                entry = entry_of(publication.room, cursor, publication.text)
+                entry = make_entry(publication.room, cursor, publication.text)
                 try:
                     count = job.deliver(publication.room, entry)
                 except Exception:  # it must not; but nobody else shall wait for ever
@@ -385,5 +383,5 @@ class SqliteStore:
                 if unread > _BREATH_BYTES:
                     unread = 0
                     await asyncio.sleep(0)
-            receipts.append(Receipt(publication.id, cursor, count, place.duplicate))
+            receipts.append(PublishResult(publication.id, cursor, count, place.duplicate))
         return receipts

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from ...errors import ConfigurationError
 from ...protocol.rooms import Room, is_request_room
-from .base import DEVICE_AGE_S, MAX_DEVICES, OPTION, Publication, Retention, Usage
+from .base import DEVICE_AGE_S, MAX_DEVICES, OPTION, Publication, Retention, StoreStats
 from .file_guard import (
     HELD,
     Change,
@@ -688,7 +688,7 @@ class LogWriter:
                 continue
             offset = self._offsets.next(offset)
             entries.append((offset, room.id, now + self._retention.age_s(room.name), text))
-            seen.append((offset, room.id, id, now + self._retention.dedupe_s))
+            seen.append((offset, room.id, id, now + self._retention.dedupe_window_s))
             room.grown += 1
             kept.append(Kept(offset, duplicate=False, count=0))
             first[key] = Kept(offset, duplicate=True, count=0)
@@ -886,7 +886,7 @@ class LogReader:
         row = self._db.execute("SELECT mark FROM room WHERE name = ?", (room,)).fetchone()
         return int(row[0]) if row is not None else 0
 
-    def usage(self) -> Usage:
+    def usage(self) -> StoreStats:
         """What the file takes, and what SQLite has beside it.
 
         Raises:
@@ -895,7 +895,7 @@ class LogReader:
         (rooms,) = self._db.execute("SELECT count(*) FROM room").fetchone()
         path = self._path
         sizes = [each.stat().st_size for each in (path, Path(f"{path}-wal")) if each.exists()]
-        return Usage(sum(sizes), rooms)
+        return StoreStats(sum(sizes), rooms)
 
     def close(self) -> None:
         self._file.disconnect(self._db)

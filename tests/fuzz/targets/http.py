@@ -136,7 +136,7 @@ class _Server:
             drain_s=0, publishes_per_s=0, publish_bytes_per_s=0, connects_per_s=0, requests_per_s=0,
             read_bytes_per_s=0,
         )  # fmt: skip
-        store = MemoryStore(Retention(count=100, memory_bytes=1024 * 1024))
+        store = MemoryStore(Retention(count=100, max_memory_bytes=1024 * 1024))
         return Front(create_app(settings, store))
 
     def connect(self) -> MemoryTransport:

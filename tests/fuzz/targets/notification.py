@@ -46,7 +46,7 @@ class NotificationTarget(Target):
             requests_per_s=0, drain_s=0,
         )  # fmt: skip
         self._loop = asyncio.new_event_loop()
-        self._store = MemoryStore(Retention(count=10, memory_bytes=1024 * 1024))
+        self._store = MemoryStore(Retention(count=10, max_memory_bytes=1024 * 1024))
         self._app = create_app(settings, self._store)
 
     def check(self, data: bytes) -> None:

@@ -22,8 +22,8 @@ class SubscriberTarget(Target):
     def __init__(self) -> None:
         logging.getLogger("synap_realtime.subscriber").setLevel(logging.ERROR)
         self._options = options.check(
-            "user_1", "http://127.0.0.1:1", None, after="a-1", attempts=2, acknowledge=True,
-            on_gap=lambda _: None, on_state=lambda _: None,
+            "user_1", "http://127.0.0.1:1", None, after="a-1", max_reconnects=2, acknowledge=True,
+            on_gap=lambda _: None, on_state_change=lambda _: None,
         )  # fmt: skip
 
     def check(self, data: bytes) -> None:

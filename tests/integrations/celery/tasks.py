@@ -18,8 +18,8 @@ from celery.exceptions import Ignore, Reject
 
 from synap_realtime import InvalidInputError, JobError, bind_reporter, delta, progress
 from synap_realtime.broadcast import background_broadcaster
-from synap_realtime.integrations.celery import ToldTask
-from synap_realtime.jobs import Person
+from synap_realtime.integrations.celery import RealtimeTask
+from synap_realtime.jobs import Recipient
 
 app = celery.Celery("tests", broker=os.environ.get("BROKER_URL"))
 app.conf.update(
@@ -43,7 +43,7 @@ app.conf.update(
 
 def told(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     make: Callable[[Callable[..., Any]], Any] = app.task(
-        base=ToldTask, family="report.creation", bind=True, **options
+        base=RealtimeTask, job_type="report.creation", bind=True, **options
     )
     return make
 
@@ -69,7 +69,7 @@ def gives_up(self: Any, data: dict[str, str]) -> None:
     raise RuntimeError("password=hunter2")
 
 
-@told(person=lambda args, kwargs: Person(f"user-{args[0]}"))
+@told(recipient=lambda args, kwargs: Recipient(f"user-{args[0]}"))
 def refuses(self: Any, number: int) -> None:
     raise InvalidInputError("It is empty.")
 
@@ -159,11 +159,11 @@ def _look(sender: str, headers: Any, body: Any, **_: object) -> None:
             seen.write(" ".join(types))
 
 
-def _nobody(args: object, kwargs: object) -> Person:
+def _nobody(args: object, kwargs: object) -> Recipient:
     raise KeyError("who")
 
 
-@told(person=_nobody)
+@told(recipient=_nobody)
 def knows_nobody(self: Any) -> int:
     return 7
 
@@ -375,7 +375,7 @@ def sleeps() -> None:
     time.sleep(30)
 
 
-@app.task(base=ToldTask, family="other.kind")  # type: ignore[untyped-decorator]
+@app.task(base=RealtimeTask, job_type="other.kind")  # type: ignore[untyped-decorator]
 def other(n: int, *, user_id: str) -> int:
     progress(0.7, "Other")
     return n

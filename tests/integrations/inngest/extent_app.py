@@ -63,7 +63,7 @@ def _step(doc: object, n: int) -> int:
 
 @create_function(
     client,
-    family="report.creation",
+    job_type="report.creation",
     fn_id="sync",
     trigger=inngest.TriggerEvent(event="sync"),
     retries=1,
@@ -86,7 +86,7 @@ def sync(ctx: inngest.ContextSync) -> str:
 
 @create_function(
     client,
-    family="report.creation",
+    job_type="report.creation",
     fn_id="async",
     trigger=inngest.TriggerEvent(event="async"),
     retries=1,

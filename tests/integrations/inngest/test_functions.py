@@ -28,10 +28,10 @@ from synap_realtime import (
 )
 from synap_realtime.handlers import Services
 from synap_realtime.integrations.inngest import (
-    accepted,
-    accepted_sync,
     create_function,
     create_functions,
+    enqueue,
+    enqueue_sync,
 )
 
 from .conftest import Stage, on
@@ -48,7 +48,7 @@ def function(stage: Stage, kind: str, body: Any, **options: Any) -> inngest.Func
     """One function, as async and as sync code: ``body`` takes the context and does no I/O."""
     decorate = create_function(
         stage.client,
-        family=REPORT,
+        job_type=REPORT,
         fn_id="f",
         trigger=on("go"),
         broadcaster=stage.broadcaster,
@@ -326,7 +326,7 @@ def test_what_cannot_be_told_rightly_is_refused() -> None:
         (g, {"on_failure": f}, "on_failure: "),
     ]
     for handler, options, said in wrong:
-        decorate = create_function(client, family=REPORT, fn_id="f", trigger=on("go"), **options)
+        decorate = create_function(client, job_type=REPORT, fn_id="f", trigger=on("go"), **options)
         with pytest.raises(ConfigurationError, match=said):
             decorate(handler)
     client._http_client._http_client_sync.close()
@@ -343,9 +343,9 @@ async def test_encrypted_events_are_told(stage: Stage, kind: str, hidden: bool) 
 
     await stage.serve(function(stage, kind, body, retries=0))
     for user_id, fails in (("42", False), ("43", True)):
-        person = {"userId": user_id}
-        secret = {"fails": fails, **(person if hidden else {})}
-        await stage.send("go", encrypted=secret, **({} if hidden else person))
+        recipient = {"userId": user_id}
+        secret = {"fails": fails, **(recipient if hidden else {})}
+        await stage.send("go", encrypted=secret, **({} if hidden else recipient))
     await stage.finish()
     assert await stage.told("42") == ["started", "completed"]
     assert (await stage.heard("user_42"))[-1]["data"] == {"pages": 3}
@@ -358,10 +358,10 @@ async def test_a_request_is_accepted_and_its_job_is_told(stage: Stage, kind: str
     options = {"user_id": "42", "request_id": "r1", "url": stage.rooms_url}
     for _ in range(2):  # a request that is sent twice is one
         if kind == "async":
-            body = await accepted(stage.client, "go", {"title": "x"}, **options)
+            body = await enqueue(stage.client, "go", {"title": "x"}, **options)
         else:
             body = await asyncio.to_thread(
-                accepted_sync, stage.client, "go", {"title": "x"}, **options
+                enqueue_sync, stage.client, "go", {"title": "x"}, **options
             )
     await stage.finish()
     assert (body["status"], body["requestId"]) == ("pending", "r1")
@@ -371,7 +371,7 @@ async def test_a_request_is_accepted_and_its_job_is_told(stage: Stage, kind: str
     assert messages[1]["data"] == {"title": "x", "userId": "42", "requestId": "r1"}
     assert await stage.told("42") == ["started", "completed"]
     with pytest.raises(InvalidArgumentError, match="user_id"):
-        await accepted(stage.client, "go", {}, user_id="a/b")
+        await enqueue(stage.client, "go", {}, user_id="a/b")
 
 
 @pytest.fixture

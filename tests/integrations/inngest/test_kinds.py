@@ -25,7 +25,7 @@ WHO = {"userId": "42", "requestId": "r1"}
 def told(stage: Stage, body: Any, fn_id: str = "f", **options: Any) -> inngest.Function[Any]:
     return create_function(
         stage.client,
-        family="report.creation",
+        job_type="report.creation",
         fn_id=fn_id,
         trigger=on(fn_id),
         broadcaster=stage.broadcaster,

@@ -13,7 +13,7 @@ from taskiq_redis import ListQueueBroker
 
 from synap_realtime import JobError, bind_reporter, delta, progress
 from synap_realtime.broadcast import background_broadcaster
-from synap_realtime.integrations.taskiq import ToldMiddleware
+from synap_realtime.integrations.taskiq import RealtimeMiddleware
 
 
 def say(what: str, doc: str) -> None:
@@ -48,11 +48,11 @@ def bound_say() -> Any:
 
 # A process pool finds the functions by their names: they belong to the module.
 worker_broker = ListQueueBroker(os.environ.get("BROKER_URL", "redis://127.0.0.1:1"))
-worker_broker.add_middlewares(SimpleRetryMiddleware(), ToldMiddleware())
+worker_broker.add_middlewares(SimpleRetryMiddleware(), RealtimeMiddleware())
 
 
 @worker_broker.task(
-    task_name="leaves", family="report.creation", retry_on_error=True, max_retries=2
+    task_name="leaves", job_type="report.creation", retry_on_error=True, max_retries=2
 )
 async def leaves(gate: str, doc: str, user_id: str) -> str:
     say("begin", doc)
@@ -69,7 +69,7 @@ async def leaves(gate: str, doc: str, user_id: str) -> str:
     return doc
 
 
-@worker_broker.task(task_name="sync", family="report.creation")
+@worker_broker.task(task_name="sync", job_type="report.creation")
 def sync(doc: str, report: Annotated[Any, TaskiqDepends(bound_say)], user_id: str) -> int:
     """In a thread it has the reporter; in another process, only what it was given."""
     say("own", doc)

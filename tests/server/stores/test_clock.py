@@ -66,7 +66,7 @@ async def test_a_clock_that_is_wrong_for_a_moment_deletes_nothing(
 ) -> None:
     source = Source()
     clock = RunningClock(source)
-    kept = Retention(user_age_s=DAY_S, dedupe_s=300)
+    kept = Retention(max_age_s=DAY_S, dedupe_window_s=300)
     store: Store = (
         MemoryStore(kept, clock=clock)
         if kind == "memory"

@@ -9,7 +9,7 @@ import pytest
 
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores.base import MAX_DEVICES, Entry, Publication, Receipt, Store
+from synap_realtime.server.stores.base import MAX_DEVICES, Entry, Publication, PublishResult, Store
 from tests.timeouts import TIMEOUT_S
 
 from .conftest import Clock, OpenStore
@@ -35,7 +35,7 @@ def publication(id: str, room: Room = USER) -> Publication:
     return Publication(room, id, json.dumps({"type": "a", "id": id}))
 
 
-async def publish(store: Store, id: str, room: Room = USER) -> Receipt:
+async def publish(store: Store, id: str, room: Room = USER) -> PublishResult:
     (receipt,) = await store.publish([publication(id, room)], lambda _room, _entry: 0)
     return receipt
 
@@ -64,7 +64,7 @@ async def test_one_call_may_hold_many_and_each_gets_its_receipt(open_store: Open
     publications = [publication(f"n{n}", room) for n in range(300) for room in (USER, REQUEST)]
     receipts = await store.publish([*publications, publications[0]], listeners)
     assert [receipt.id for receipt in receipts[:-1]] == [each.id for each in publications]
-    assert receipts[-1] == Receipt("n0", receipts[0].cursor, 3, duplicate=True)
+    assert receipts[-1] == PublishResult("n0", receipts[0].cursor, 3, duplicate=True)
     for room in (USER, REQUEST):
         assert listeners.offsets(room) == sorted(listeners.offsets(room))
         assert len(listeners.offsets(room)) == 300
@@ -124,7 +124,7 @@ async def test_the_same_id_is_kept_and_delivered_once_and_answers_with_the_first
     (again,) = await store.publish([publication("same")], listeners)
     (elsewhere,) = await store.publish([publication("same", REQUEST)], listeners)
     assert (first.broadcast_count, first.duplicate) == (3, False)
-    assert again == Receipt("same", first.cursor, 3, duplicate=True)
+    assert again == PublishResult("same", first.cursor, 3, duplicate=True)
     assert not elsewhere.duplicate
     assert len(listeners.taken) == 2
 
@@ -139,7 +139,7 @@ async def test_of_many_at_once_with_one_id_one_is_the_first(open_store: OpenStor
 
 
 async def test_an_id_is_remembered_for_the_window_only(open_store: OpenStore, clock: Clock) -> None:
-    store = open_store(dedupe_s=300)
+    store = open_store(dedupe_window_s=300)
     await publish(store, "same")
     clock.now += 299
     assert (await publish(store, "same")).duplicate
@@ -216,8 +216,8 @@ async def test_an_empty_room_is_no_error(open_store: OpenStore) -> None:
     store = open_store()
     page = await store.read(USER, store.earliest(), 10)
     assert (list(page.entries), page.recovered) == ([], True)
-    assert await store.received_mark(USER) is None
-    store.advance_received_mark(USER, await store.head(USER))
+    assert await store.get_ack(USER) is None
+    store.ack(USER, await store.head(USER))
     await store.check()
 
 
@@ -261,15 +261,15 @@ async def test_a_quiet_users_room_is_not_told_of_a_loss_when_requests_rooms_go(
 
 async def test_the_received_mark_only_moves_forward(open_store: OpenStore) -> None:
     store = open_store()
-    assert await store.received_mark(USER) is None
+    assert await store.get_ack(USER) is None
     first, second = [(await publish(store, id)).cursor for id in ("a", "b")]
-    assert await store.received_mark(USER) is None
-    store.advance_received_mark(USER, second)
-    store.advance_received_mark(USER, first)
-    assert await store.received_mark(USER) == second
-    store.advance_received_mark(USER, Cursor("elsewhere", 10**9))
-    assert await store.received_mark(USER) == second
-    assert await store.received_mark(REQUEST) is None
+    assert await store.get_ack(USER) is None
+    store.ack(USER, second)
+    store.ack(USER, first)
+    assert await store.get_ack(USER) == second
+    store.ack(USER, Cursor("elsewhere", 10**9))
+    assert await store.get_ack(USER) == second
+    assert await store.get_ack(REQUEST) is None
 
 
 async def test_a_cancelled_publish_is_kept_all_the_same(open_store: OpenStore) -> None:
@@ -285,23 +285,23 @@ async def test_a_cancelled_publish_is_kept_all_the_same(open_store: OpenStore) -
 
 async def test_each_device_has_its_own_mark(open_store: OpenStore) -> None:
     store = open_store()
-    store.start_device(USER, "phone", store.earliest())
+    store.register_device(USER, "phone", store.earliest())
     note = Publication(USER, "d1", '{"id":"d1"}')
     ((first,), (second,)) = (
         await store.publish([note], lambda _room, _entry: 0),
         await store.publish([Publication(USER, "d2", '{"id":"d2"}')], lambda _room, _entry: 0),
     )
-    store.advance_received_mark(USER, second.cursor, "tab")
-    store.advance_received_mark(USER, first.cursor, "tab")
-    assert await store.received_mark(USER, "tab") == second.cursor
-    assert await store.received_mark(USER, "phone") == store.earliest(), "it has taken nothing yet"
-    assert await store.received_mark(USER) == second.cursor, "the furthest of all"
-    assert await store.received_mark(USER, "new") == second.cursor, "a new one starts there"
-    store.advance_received_mark(USER, first.cursor, "phone")
-    assert await store.received_mark(USER, "phone") == first.cursor
-    assert await store.received_mark(USER) == second.cursor
-    store.start_device(USER, "tv", Cursor("elsewhere", 10**9))
-    assert await store.received_mark(USER, "tv") == second.cursor, "another log's position is none"
+    store.ack(USER, second.cursor, "tab")
+    store.ack(USER, first.cursor, "tab")
+    assert await store.get_ack(USER, "tab") == second.cursor
+    assert await store.get_ack(USER, "phone") == store.earliest(), "it has taken nothing yet"
+    assert await store.get_ack(USER) == second.cursor, "the furthest of all"
+    assert await store.get_ack(USER, "new") == second.cursor, "a new one starts there"
+    store.ack(USER, first.cursor, "phone")
+    assert await store.get_ack(USER, "phone") == first.cursor
+    assert await store.get_ack(USER) == second.cursor
+    store.register_device(USER, "tv", Cursor("elsewhere", 10**9))
+    assert await store.get_ack(USER, "tv") == second.cursor, "another log's position is none"
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -311,21 +311,21 @@ async def test_a_room_knows_the_devices_that_came_last(
     """By when they came, and not by their names, also where many come in the same second."""
     store = open_store()
     receipt = await publish(store, "n0")
-    store.advance_received_mark(USER, receipt.cursor)
+    store.ack(USER, receipt.cursor)
     names = [f"d{number:02}" for number in range(MAX_DEVICES + 6)]
     if backwards:
         names.reverse()
     for name in names:
-        store.start_device(USER, name, store.earliest())
+        store.register_device(USER, name, store.earliest())
     returned = names.pop(0)
-    store.start_device(USER, returned, store.earliest())
+    store.register_device(USER, returned, store.earliest())
     names.append(returned)
     async with asyncio.timeout(TIMEOUT_S):
         while True:
-            if await store.received_mark(USER, names[0]) != store.earliest():
+            if await store.get_ack(USER, names[0]) != store.earliest():
                 break
             await asyncio.sleep(0.05)  # a store on disk forgets them with its next upkeep
-    known = [name for name in names if await store.received_mark(USER, name) == store.earliest()]
+    known = [name for name in names if await store.get_ack(USER, name) == store.earliest()]
     assert known == names[-MAX_DEVICES:]
 
 
@@ -335,7 +335,7 @@ async def test_keeps_control_rooms_whatever_the_retention_of_notifications(
     """A revocation outlives the count, the age and the memory budget of other rooms."""
     control = Room("synap_revocations")
     store = open_store(
-        count=1, user_age_s=10, request_age_s=10, memory_bytes=50_000, control_age_s=1000
+        count=1, max_age_s=10, request_max_age_s=10, max_memory_bytes=50_000, control_age_s=1000
     )
     for n in range(20):
         await publish(store, f"c{n}", control)

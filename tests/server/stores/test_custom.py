@@ -11,7 +11,7 @@ import pytest
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import create_app
-from synap_realtime.server.stores.base import Deliver, Page, Publication, Receipt
+from synap_realtime.server.stores.base import DeliveryHandler, Page, Publication, PublishResult
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
 
@@ -22,8 +22,8 @@ class TimedStore(MemoryStore):
     """Uses ``asyncio.timeout`` before its first wait, which needs a current task."""
 
     async def publish(
-        self, publications: Sequence[Publication], deliver: Deliver
-    ) -> Sequence[Receipt]:
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
         async with asyncio.timeout(TIMEOUT_S):
             return await super().publish(publications, deliver)
 

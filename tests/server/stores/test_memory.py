@@ -25,7 +25,7 @@ async def publish(store: MemoryStore, *publications: Publication) -> None:
 
 
 async def test_over_its_size_the_oldest_of_all_rooms_goes_first_and_that_is_told() -> None:
-    store = MemoryStore(Retention(memory_bytes=MEBIBYTE))
+    store = MemoryStore(Retention(max_memory_bytes=MEBIBYTE))
     for number in range(20):
         await publish(store, notification(f"user_{number}", "n", 100_000))
     usage = await store.usage()
@@ -42,7 +42,7 @@ async def test_over_its_size_the_oldest_of_all_rooms_goes_first_and_that_is_told
 
 
 async def test_who_resumes_from_before_what_went_is_not_recovered() -> None:
-    store = MemoryStore(Retention(memory_bytes=MEBIBYTE))
+    store = MemoryStore(Retention(max_memory_bytes=MEBIBYTE))
     room = Room("user_1")
     (first,) = await store.publish([notification(room, "n0")], lambda _room, _entry: 0)
     (second,) = await store.publish([notification(room, "n1")], lambda _room, _entry: 0)
@@ -59,7 +59,13 @@ async def test_the_books_are_right_whatever_comes_and_goes() -> None:
     """Rooms, ids and devices that end by count, age and size leave nothing behind."""
     now = 0.0
     store = MemoryStore(
-        Retention(count=5, user_age_s=50, request_age_s=20, dedupe_s=10, memory_bytes=MEBIBYTE),
+        Retention(
+            count=5,
+            max_age_s=50,
+            request_max_age_s=20,
+            dedupe_window_s=10,
+            max_memory_bytes=MEBIBYTE,
+        ),
         clock=lambda: now,
     )
     chance = random.Random(7)
@@ -70,7 +76,9 @@ async def test_the_books_are_right_whatever_comes_and_goes() -> None:
         size = chance.choice((0, 10, 60_000))
         await publish(store, notification(room, f"n{chance.randrange(100)}", size))
         if chance.random() < 0.2:
-            store.start_device(Room(room), f"d{chance.randrange(80)}", await store.head(Room(room)))
+            store.register_device(
+                Room(room), f"d{chance.randrange(80)}", await store.head(Room(room))
+            )
         assert (await store.usage()).bytes <= MEBIBYTE
     assert (await store.usage()).evicted > 0
     now += 31 * 86_400.0
@@ -85,9 +93,9 @@ async def test_the_books_are_right_whatever_comes_and_goes() -> None:
 
 async def test_an_id_is_forgotten_in_time_whatever_else_the_room_holds() -> None:
     now = 0.0
-    store = MemoryStore(Retention(user_age_s=1000, dedupe_s=10), clock=lambda: now)
+    store = MemoryStore(Retention(max_age_s=1000, dedupe_window_s=10), clock=lambda: now)
     device, older = Room("user_1"), Room("user_2")
-    store.start_device(device, "phone", store.earliest())  # it stays for a month
+    store.register_device(device, "phone", store.earliest())  # it stays for a month
     await publish(store, notification(older, "older"))
     now = 11.0
     for room in (device, older):
@@ -101,7 +109,7 @@ async def test_an_id_is_forgotten_in_time_whatever_else_the_room_holds() -> None
 
 async def test_a_notification_goes_in_time_though_ids_are_kept_for_longer() -> None:
     now = 0.0
-    store = MemoryStore(Retention(user_age_s=10, dedupe_s=1000), clock=lambda: now)
+    store = MemoryStore(Retention(max_age_s=10, dedupe_window_s=1000), clock=lambda: now)
     room = Room("user_1")
     await publish(store, notification(room, "first"))
     now = 11.0
@@ -117,10 +125,10 @@ async def test_devices_have_a_bound_over_all_rooms(monkeypatch: pytest.MonkeyPat
     store = MemoryStore()
     for number in range(1000):
         room = Room(f"workspace_{number}")
-        store.start_device(room, "phone", await store.head(room))
+        store.register_device(room, "phone", await store.head(room))
     assert len(store._devices) == 100
-    assert await store.received_mark(Room("workspace_999"), "phone") is not None
-    assert await store.received_mark(Room("workspace_0"), "phone") is None
+    assert await store.get_ack(Room("workspace_999"), "phone") is not None
+    assert await store.get_ack(Room("workspace_0"), "phone") is None
     for _ in range(4):
         store._sweep(0.0, 1000)
     assert len(store._logs) == 100

@@ -21,7 +21,7 @@ from synap_realtime.server.stores.sqlite import SqliteStore
 from .conftest import Clock
 
 ROOMS = [Room("user_1"), Room("request_1"), Room("request_2")]
-RETENTION = Retention(count=4, user_age_s=100, request_age_s=40, dedupe_s=10)
+RETENTION = Retention(count=4, max_age_s=100, request_max_age_s=40, dedupe_window_s=10)
 
 Open = Callable[[Path, Clock], Store]
 
@@ -37,7 +37,7 @@ class Model:
 
     def is_duplicate(self, room: Room, id: str) -> bool:
         seen = self.first.get((room, id))
-        return seen is not None and self.clock.now - seen[0] < RETENTION.dedupe_s
+        return seen is not None and self.clock.now - seen[0] < RETENTION.dedupe_window_s
 
     def publish(self, room: Room, id: str, cursor: Cursor) -> None:
         self.published[room].append((self.clock.now, cursor, id))
@@ -134,8 +134,8 @@ async def act(store: Store, model: Model, action: str, what: object) -> None:
     else:
         room = Room(str(what))
         if retained := model.retained(room):
-            before = await store.received_mark(room)
-            store.advance_received_mark(room, retained[-1][0])
-            after = await store.received_mark(room)
+            before = await store.get_ack(room)
+            store.ack(room, retained[-1][0])
+            after = await store.get_ack(room)
             assert after is not None
             assert after.offset >= max(retained[-1][0].offset, before.offset if before else 0)

@@ -25,7 +25,7 @@ from synap_realtime.server.stores import open_store, sqlite
 from synap_realtime.server.stores.base import (
     Entry,
     Publication,
-    Receipt,
+    PublishResult,
     Retention,
     Store,
     StoreUnavailableError,
@@ -37,7 +37,7 @@ from tests.timeouts import TIMEOUT_S
 USER = Room("user_1")
 
 
-async def publish(store: Store, id: str, size: int = 0, count: int = 0) -> Receipt:
+async def publish(store: Store, id: str, size: int = 0, count: int = 0) -> PublishResult:
     text = json.dumps({"id": id, "data": {"x": "x" * size}})
     (receipt,) = await store.publish([Publication(USER, id, text)], lambda _room, _entry: count)
     return receipt
@@ -56,22 +56,22 @@ def path(tmp_path: Path) -> Path:
 async def test_everything_is_there_after_a_restart(path: Path) -> None:
     store = SqliteStore(path)
     receipts = [await publish(store, f"n{n}", count=2) for n in range(3)]
-    store.advance_received_mark(USER, receipts[1].cursor)
+    store.ack(USER, receipts[1].cursor)
     await store.close()
 
     store = SqliteStore(path)
     assert await ids(store) == ["n0", "n1", "n2"]
-    assert await store.received_mark(USER) == receipts[1].cursor
+    assert await store.get_ack(USER) == receipts[1].cursor
     assert (await store.read(USER, receipts[0].cursor, 10)).recovered
     again = await publish(store, "n2")
-    assert again == Receipt("n2", receipts[2].cursor, 2, duplicate=True)
+    assert again == PublishResult("n2", receipts[2].cursor, 2, duplicate=True)
     assert (await publish(store, "n3")).cursor.offset > receipts[2].cursor.offset
     await store.close()
 
 
 async def test_no_offset_is_used_twice_even_when_the_log_was_emptied(path: Path) -> None:
     now = 1000.0
-    store = SqliteStore(path, Retention(user_age_s=10, dedupe_s=10), clock=lambda: now)
+    store = SqliteStore(path, Retention(max_age_s=10, dedupe_window_s=10), clock=lambda: now)
     last = await publish(store, "n0")
     now += 20
     assert await ids(store) == []
@@ -146,7 +146,7 @@ async def test_one_call_may_be_larger_than_what_may_wait(
 async def test_age_goes_on_over_restarts(path: Path) -> None:
     """The clock of each process has its own origin; the file says how far the last one was."""
     now = 0.0
-    retention = Retention(user_age_s=100)
+    retention = Retention(max_age_s=100)
 
     def clock() -> float:
         return now
@@ -169,7 +169,7 @@ async def test_a_crash_forgets_no_more_than_a_minute_of_age(
 ) -> None:
     monkeypatch.setattr(sqlite, "UPKEEP_S", 0.01)
     now = 0.0
-    store = SqliteStore(path, Retention(user_age_s=1000), clock=lambda: now)
+    store = SqliteStore(path, Retention(max_age_s=1000), clock=lambda: now)
     await publish(store, "n0")
     with closing(sqlite3.connect(path)) as other:
         (began,) = other.execute("SELECT value FROM meta WHERE name = 'checked'").fetchone()
@@ -531,7 +531,7 @@ async def test_a_url_chooses_the_store(tmp_path: Path, monkeypatch: pytest.Monke
         (f"sqlite:///{tmp_path}/with%20space.db", "with space.db"),
     ):
         store = open_store(url, Retention())
-        assert promised in store.promise
+        assert promised in store.description
         await store.close()
 
 
