@@ -52,7 +52,7 @@ class Use:
     sessions: int = 20
     session_minutes: float = 15
     peak: float = 5
-    silence_s: float = 75
+    idle_timeout_s: float = 75
 
     @property
     def published(self) -> float:
@@ -98,7 +98,7 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
     worker_requests = use.published + connections
     messages_in = delivered + use.connected_minutes * 60 / PING_S  # acks and pings
     seconds = use.connected_minutes * 60
-    looks = seconds / max(1, use.silence_s - PING_S / 2) if use.silence_s else 0
+    looks = seconds / max(1, use.idle_timeout_s - PING_S / 2) if use.idle_timeout_s else 0
     rooms = jobs * 2  # made and let go: a user's room, too, is empty a day after a job
     alarms = rooms * 2  # one finds it too old, the second one lets it go
     object_requests = (

@@ -75,7 +75,7 @@ def cpu_s(pid: int) -> float:
     return total
 
 
-def memory_bytes(pid: int) -> int:
+def max_memory_bytes(pid: int) -> int:
     """What a process and its children take: PSS, so that what they share counts once."""
     total = 0
     for each in tree(pid):

@@ -89,20 +89,20 @@ def serve(
             help=_setting("STORE", "memory:// (default), sqlite:///path or module:function.")
         ),
     ] = None,
-    drain_s: Annotated[
+    drain_timeout_s: Annotated[
         float | None,
-        typer.Option(help=_setting("DRAIN_S", "To let subscribers go when it stops; 5.")),
+        typer.Option(help=_setting("DRAIN_TIMEOUT_S", "To let subscribers go when it stops; 5.")),
     ] = None,
-    silence_s: Annotated[
+    idle_timeout_s: Annotated[
         float | None,
-        typer.Option(help=_setting("SILENCE_S", "Then a silent connection is closed; 75.")),
+        typer.Option(help=_setting("IDLE_TIMEOUT_S", "Then a silent connection is closed; 75.")),
     ] = None,
     ping_interval_s: Annotated[
         float | None,
         typer.Option(help=_setting("PING_INTERVAL_S", "Ping a silent WebSocket; 25. 0: never.")),
     ] = None,
-    memory_bytes: Annotated[
-        int | None, typer.Option(help=_setting("MEMORY_BYTES", "Of the memory store; 512 MiB."))
+    max_memory_bytes: Annotated[
+        int | None, typer.Option(help=_setting("MAX_MEMORY_BYTES", "Of the memory store; 512 MiB."))
     ] = None,
     retention_count: Annotated[
         int | None,
@@ -120,11 +120,11 @@ def serve(
         str | None, typer.Option(help=_setting("LOG_LEVEL", "debug, info, warning or error."))
     ] = None,
     log_format: Annotated[
-        str | None, typer.Option(help=_setting("LOG_FORMAT", "human (default) or json."))
+        str | None, typer.Option(help=_setting("LOG_FORMAT", "text (default) or json."))
     ] = None,
-    keys: Annotated[
+    keys_file: Annotated[
         Path | None,
-        typer.Option(help=_setting("KEYS", "A file with keys; make it with `keys`.")),
+        typer.Option(help=_setting("KEYS_FILE", "A file with keys; make it with `generate_keys`.")),
     ] = None,
     jwks_urls: Annotated[
         str | None,
@@ -145,8 +145,9 @@ def serve(
             help=_setting("TOKEN_MAX_LIFETIME_S", "Longer-lived tokens are refused; 90 days.")
         ),
     ] = None,
-    may: Annotated[
-        str | None, typer.Option(help=_setting("MAY", "module:function, a rule of your own."))
+    authorizer: Annotated[
+        str | None,
+        typer.Option(help=_setting("AUTHORIZER", "module:function, a rule of your own.")),
     ] = None,
     admin: Annotated[
         bool | None,
@@ -168,9 +169,11 @@ def serve(
     max_rooms: Annotated[
         int | None, typer.Option(help=_setting("MAX_ROOMS", "With listeners; 20000."))
     ] = None,
-    max_half_open: Annotated[
+    max_pending_connections: Annotated[
         int | None,
-        typer.Option(help=_setting("MAX_HALF_OPEN", "Sockets that wait for a request; 5000.")),
+        typer.Option(
+            help=_setting("MAX_PENDING_CONNECTIONS", "Sockets that wait for a request; 5000.")
+        ),
     ] = None,
     max_request_bytes: Annotated[
         int | None,
@@ -195,8 +198,9 @@ def serve(
     max_connections_per_address: Annotated[
         int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ADDRESS", "1000."))
     ] = None,
-    connects_per_s: Annotated[
-        int | None, typer.Option(help=_setting("CONNECTS_PER_S", "New ones of an address; 50."))
+    new_connections_per_s: Annotated[
+        int | None,
+        typer.Option(help=_setting("NEW_CONNECTIONS_PER_S", "New ones of an address; 50.")),
     ] = None,
     publishes_per_s: Annotated[
         int | None, typer.Option(help=_setting("PUBLISHES_PER_S", "Notifications of a key; 10000."))
@@ -214,14 +218,14 @@ def serve(
         int | None,
         typer.Option(help=_setting("READ_BYTES_PER_S", "What a user or a key reads; 20 MiB.")),
     ] = None,
-    messages_per_s: Annotated[
-        int | None, typer.Option(help=_setting("MESSAGES_PER_S", "What a client says; 100."))
+    client_messages_per_s: Annotated[
+        int | None, typer.Option(help=_setting("CLIENT_MESSAGES_PER_S", "What a client says; 100."))
     ] = None,
 ) -> None:
     """Run the room server.
 
     Secrets are no options, because other users of a machine see those: put them into the file of
-    --keys, or into SYNAP_REALTIME_TOKEN_SECRETS and SYNAP_REALTIME_API_KEYS.
+    --keys-file, or into SYNAP_REALTIME_TOKEN_SECRETS and SYNAP_REALTIME_API_KEYS.
     """
     with needed_by("synap-realtime serve", "server"):
         from .server.serve import run
@@ -237,46 +241,46 @@ def serve(
             io_uring=io_uring,
             allowed_origins=allowed_origins,
             store=store,
-            drain_s=drain_s,
-            silence_s=silence_s,
+            drain_timeout_s=drain_timeout_s,
+            idle_timeout_s=idle_timeout_s,
             ping_interval_s=ping_interval_s,
-            memory_bytes=memory_bytes,
+            memory_bytes=max_memory_bytes,
             retention_count=retention_count,
             retention_s=retention_s,
             request_retention_s=request_retention_s,
             log_level=log_level,
             log_format=log_format,
-            keys=keys,
+            keys=keys_file,
             jwks_urls=jwks_urls,
             token_issuer=token_issuer,
             token_audience=token_audience,
             token_leeway_s=token_leeway_s,
             token_max_lifetime_s=token_max_lifetime_s,
-            may=may,
+            may=authorizer,
             admin=admin,
             trusted_proxies=trusted_proxies,
             max_connections=max_connections,
             max_connections_per_user=max_connections_per_user,
             max_connections_per_room=max_connections_per_room,
             max_rooms=max_rooms,
-            max_half_open=max_half_open,
+            max_pending_connections=max_pending_connections,
             max_request_bytes=max_request_bytes,
             max_answer_bytes=max_answer_bytes,
             max_backlog_bytes=max_backlog_bytes,
             max_caller_bytes=max_caller_bytes,
             max_connections_per_address=max_connections_per_address,
-            connects_per_s=connects_per_s,
+            new_connections_per_s=new_connections_per_s,
             publishes_per_s=publishes_per_s,
             publish_bytes_per_s=publish_bytes_per_s,
             requests_per_s=requests_per_s,
             read_bytes_per_s=read_bytes_per_s,
-            messages_per_s=messages_per_s,
+            client_messages_per_s=client_messages_per_s,
         )
     )
 
 
 @app.command()
-def keys(
+def generate_keys(
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write, atomically and with mode 0600. Default: print."),
@@ -288,14 +292,14 @@ def keys(
         bool, typer.Option("--prune", help="Remove from the file the keys that were rotated out.")
     ] = False,
 ) -> None:
-    """Make the key file of serve --keys, or change its keys.
+    """Make the key file of serve --keys-file, or change its keys.
 
     The end of the file says what your application needs. A running server reads the file again when
     it changes.
     """
-    from .commands import keys
+    from .commands import generate_keys
 
-    keys(out, rotate=rotate, prune=prune)
+    generate_keys(out, rotate=rotate, prune=prune)
 
 
 @app.command()
@@ -343,7 +347,7 @@ _JSON = typer.Option("--json", help="Print JSON, for programs.")
 
 
 @app.command()
-def listen(
+def subscribe(
     room: Annotated[str, typer.Argument(help="user_42, request_7f3a, workspace_7.")],
     url: Annotated[str | None, _URL] = None,
     token: Annotated[
@@ -364,15 +368,17 @@ def listen(
     Exits with 1 if the server cannot be reached or refuses, with 74 if they cannot be printed (a
     full disk).
     """
-    from .commands import listen
+    from .commands import subscribe_to_room
 
     raise typer.Exit(
-        listen(room, url, token, after=after, as_json=as_json, count=count, timeout_s=timeout_s)
+        subscribe_to_room(
+            room, url, token, after=after, as_json=as_json, count=count, timeout_s=timeout_s
+        )
     )
 
 
 @app.command()
-def send(
+def publish(
     room: Annotated[str, typer.Argument(help="user_42, request_7f3a, workspace_7.")],
     type: Annotated[str, typer.Argument(help="Dotted: note.creation.completed.")],
     data: Annotated[str, typer.Argument(help="A JSON object; - reads it from stdin.")] = "{}",
@@ -389,14 +395,14 @@ def send(
 
     Exits with 1 if it was not delivered, with 74 if it was, but the result could not be printed.
     """
-    from .commands import send
+    from .commands import publish
 
     members = {"status": status, "id": id, "requestId": request_id}
-    raise typer.Exit(send(room, type, data, members, url, key, as_json=as_json))
+    raise typer.Exit(publish(room, type, data, members, url, key, as_json=as_json))
 
 
 @app.command()
-def types(
+def generate_types(
     own: Annotated[
         list[str] | None,
         typer.Argument(
@@ -410,16 +416,16 @@ def types(
     out: Annotated[str | None, typer.Option(help="A file to replace; default: print.")] = None,
 ) -> None:
     """What data holds in each type of notification, for front ends."""
-    from .commands import types
+    from .commands import generate_types
 
-    types(own or [], as_json_schema=json_schema, out=out)
+    generate_types(own or [], as_json_schema=json_schema, out=out)
 
 
 @app.command()
 def doctor(
     url: Annotated[str | None, _URL] = None,
-    keys: Annotated[
-        Path | None, typer.Option(help=_setting("KEYS", "A server's file with keys."))
+    keys_file: Annotated[
+        Path | None, typer.Option(help=_setting("KEYS_FILE", "A server's file with keys."))
     ] = None,
     store: Annotated[
         str | None, typer.Option(help=_setting("STORE", "A server's memory:// or sqlite:///path."))
@@ -445,8 +451,12 @@ def doctor(
     from .commands import doctor
 
     given = {
-        "keys": keys, "store": store, "host": host, "tls_cert": tls_cert, "tls_key": tls_key
-    }  # fmt: skip
+        "keys_file": keys_file,
+        "store": store,
+        "host": host,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+    }
     raise typer.Exit(doctor(url, given, as_json=as_json))
 
 

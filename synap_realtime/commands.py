@@ -1,5 +1,5 @@
-"""``synap-realtime listen``, ``send``, ``keys``, ``token``, ``types`` and ``doctor``: what they
-print.
+"""``synap-realtime subscribe``, ``publish``, ``generate_keys``, ``token``, ``generate_types`` and
+``doctor``: what they print.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SEND_DEADLINE_S = 3.0
 """Somebody waits at a terminal: a server that is not there is said soon."""
 
 
-def listen(
+def subscribe_to_room(
     room: str,
     url: str | None,
     token: str | None,
@@ -56,7 +56,7 @@ def listen(
     """
 
     async def heard() -> int:
-        in_time = await _listen(room, url, token, after, as_json, count, timeout_s)
+        in_time = await _subscribe(room, url, token, after, as_json, count, timeout_s)
         return 0 if in_time or count is None else 1
 
     try:
@@ -66,7 +66,7 @@ def listen(
         return 1
 
 
-async def _listen(
+async def _subscribe(
     room: str,
     url: str | None,
     token: str | None,
@@ -176,7 +176,7 @@ def line_of(notification: Notification) -> str:
     return printable("  ".join(parts))
 
 
-def send(
+def publish(
     room: str,
     type: str,
     data: str,
@@ -230,7 +230,7 @@ def _with_options(text: str) -> str:
 _ARGUMENTS = {"api_key=": "--key", "(token=)": "(--token, REALTIME_TOKEN)", "url=": "--url"}
 
 
-def keys(out: Path | None, *, rotate: bool, prune: bool) -> None:
+def generate_keys(out: Path | None, *, rotate: bool, prune: bool) -> None:
     """Make, rotate or prune the keys of a server; without a file, print new ones.
 
     Raises:
@@ -256,7 +256,8 @@ def keys(out: Path | None, *, rotate: bool, prune: bool) -> None:
     if rotate:
         show(
             f"{out}: new keys added; the old ones stay valid. Give your application the last lines "
-            f"of the file. When all tokens of the old secret have expired: synap-realtime keys "
+            f"of the file. When all tokens of the old secret have expired: synap-realtime "
+            "generate-keys "
             f"--out {shlex.quote(str(out))} --prune"
         )
     else:
@@ -329,7 +330,7 @@ def _to_wire(result: BroadcastResult) -> dict[str, Any]:
     }
 
 
-def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -> None:
+def generate_types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -> None:
     """Print or write what ``data`` holds, of the five families and of what is named.
 
     Args:
@@ -343,7 +344,7 @@ def types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -
     options = ["--json-schema"] if as_json_schema else []
     comment = (
         "What `data` holds in each notification of synap-realtime. Generated; to write it again:\n"
-        f"  {shlex.join(['synap-realtime', 'types', *references, *options])} --out FILE"
+        f"  {shlex.join(['synap-realtime', 'generate-types', *references, *options])} --out FILE"
     )
     if as_json_schema:
         text = json.dumps(to_json_schema(catalog, comment), indent=2, ensure_ascii=False) + "\n"

@@ -81,11 +81,11 @@ def pruned(keys: KeySet) -> KeySet:
 def to_toml(keys: KeySet) -> str:
     """Return the text of the file, with the application's environment as comments at its end."""
     lines = [
-        "# Keys of the room server (serve --keys keys.toml). Keep them secret: the holder of a",
-        "# token secret can impersonate every user.",
-        "# To rotate: synap-realtime keys --out keys.toml --rotate; give applications the new ones",
-        "# (at the end); then synap-realtime keys --out keys.toml --prune. The server reads this",
-        "# file again when it changes.",
+        "# Keys of the room server (serve --keys-file keys.toml). Keep them secret: the holder of",
+        "# a token secret can impersonate every user.",
+        "# To rotate: synap-realtime generate-keys --out keys.toml --rotate; give applications the",
+        "# new ones (at the end); then synap-realtime generate-keys --out keys.toml --prune. The",
+        "# server reads this file again when it changes.",
         f"token_secrets = {_list(keys.token_secrets)}",
         f"jwks_urls = {_list(keys.jwks_urls)}"
         if keys.jwks_urls

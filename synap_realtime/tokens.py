@@ -22,7 +22,7 @@ TOKEN_S = 900
 MIN_SECRET_BYTES = 32
 """RFC 7518, section 3.2: a key as long as the hash, at least."""
 
-MAKE_A_SECRET = "synap-realtime keys"  # noqa: S105 - a command
+MAKE_A_SECRET = "synap-realtime generate-keys"  # noqa: S105 - a command
 _DEVICE = re.compile(r"[A-Za-z0-9._~:@|=+\-]{1,64}")
 
 

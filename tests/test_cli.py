@@ -1,4 +1,4 @@
-"""``synap-realtime listen`` and ``send`` as people run them: processes, pipes, signals."""
+"""``synap-realtime subscribe`` and ``send`` as people run them: processes, pipes, signals."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ async def line(stream: asyncio.StreamReader | None) -> str:
 
 
 async def test_what_is_sent_is_heard(rooms: str) -> None:
-    async with started("listen", "user_1", "--url", rooms, "--json", "--count", "1") as process:
+    async with started("subscribe", "user_1", "--url", rooms, "--json", "--count", "1") as process:
         assert await line(process.stderr) == "synap-realtime: connected\n"
         code, out, errors = await run(
-            "send", "user_1", "note.creation.completed", '{"entityId": "n1"}', "--id", "m1",
+            "publish", "user_1", "note.creation.completed", '{"entityId": "n1"}', "--id", "m1",
             "--status", "success", "--request-id", "r1", "--url", rooms,
         )  # fmt: skip
         assert (code, out, errors) == (0, "sent m1 to user_1: 1 listener now\n", "")
@@ -74,15 +74,15 @@ async def test_what_is_sent_is_heard(rooms: str) -> None:
 
 
 async def test_watching_marks_nothing_as_received(rooms: str) -> None:
-    assert (await run("send", "user_1", "a.completed", REALTIME_URL=rooms))[0] == 0
+    assert (await run("publish", "user_1", "a.completed", REALTIME_URL=rooms))[0] == 0
     for _ in range(2):
-        code, out, _ = await run("listen", "user_1", "--count", "1", REALTIME_URL=rooms)
+        code, out, _ = await run("subscribe", "user_1", "--count", "1", REALTIME_URL=rooms)
         assert code == 0
         assert out.endswith("  a.completed  -  {}\n")
 
 
 async def test_each_line_is_there_at_once_and_ctrl_c_is_quiet(rooms: str) -> None:
-    async with started("listen", "request_7", "--url", rooms) as process:
+    async with started("subscribe", "request_7", "--url", rooms) as process:
         await line(process.stderr)
         async with AsyncBroadcaster(rooms) as broadcaster:
             await broadcaster.broadcast_success(None, "a.completed", {"x": 1}, "7")
@@ -110,7 +110,7 @@ async def test_it_says_when_the_connection_is_lost_and_back_and_what_was_missed(
         running(create_app()) as second,
         Link(first) as link,
         AsyncBroadcaster(first) as broadcaster,
-        started("listen", "user_1", "--url", link.url) as process,
+        started("subscribe", "user_1", "--url", link.url) as process,
     ):
         assert await line(process.stderr) == "synap-realtime: connected\n"
         await broadcaster.broadcast_success("1", "a.completed", {})
@@ -127,7 +127,7 @@ async def test_a_job_that_is_silent_for_too_long_is_said(rooms: str) -> None:
     run = RunNotifications(JobType("report.creation"), "r7", stall_after_s=0.1)
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
-        started("listen", "user_1", "--url", rooms) as process,
+        started("subscribe", "user_1", "--url", rooms) as process,
     ):
         assert await line(process.stderr) == "synap-realtime: connected\n"
         await broadcaster.broadcast_notification(user_id="1", message=run.started())
@@ -146,24 +146,24 @@ async def test_a_job_that_is_silent_for_too_long_is_said(rooms: str) -> None:
 
 
 async def test_the_time_ends_it(rooms: str) -> None:
-    assert (await run("listen", "user_1", "--url", rooms, "--timeout-s", "0.3"))[0] == 0
+    assert (await run("subscribe", "user_1", "--url", rooms, "--timeout-s", "0.3"))[0] == 0
     options = ["--timeout-s", "0.3", "--count", "1"]
-    assert (await run("listen", "user_1", "--url", rooms, *options))[0] == 1
+    assert (await run("subscribe", "user_1", "--url", rooms, *options))[0] == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["listen", "user_1", "--url", "http://127.0.0.1:1"], 1, "synap-realtime serve"),
-        (["listen", "nope"], 2, "expected a kind"),
-        (["listen", "user_1", "--after", "no cursor"], 2, "expected a cursor"),
-        (["listen", "user_1", "--url", "ftp://me:secret@x"], 2, "expected http://"),
-        (["send", "nope", "a"], 2, "expected a kind"),
-        (["send", "user_1", "a", "{"], 2, "not JSON"),
-        (["send", "user_1", "a", "[]"], 2, "not an object"),
-        (["send", "user_1", "a", "--status", "odd"], 2, "status"),
-        (["send", "user_1", "synap.x"], 2, "reserved"),
-        (["send", "user_1", "a", "--url", "ftp://me:secret@x"], 2, "expected http://"),
+        (["subscribe", "user_1", "--url", "http://127.0.0.1:1"], 1, "synap-realtime serve"),
+        (["subscribe", "nope"], 2, "expected a kind"),
+        (["subscribe", "user_1", "--after", "no cursor"], 2, "expected a cursor"),
+        (["subscribe", "user_1", "--url", "ftp://me:secret@x"], 2, "expected http://"),
+        (["publish", "nope", "a"], 2, "expected a kind"),
+        (["publish", "user_1", "a", "{"], 2, "not JSON"),
+        (["publish", "user_1", "a", "[]"], 2, "not an object"),
+        (["publish", "user_1", "a", "--status", "odd"], 2, "status"),
+        (["publish", "user_1", "synap.x"], 2, "reserved"),
+        (["publish", "user_1", "a", "--url", "ftp://me:secret@x"], 2, "expected http://"),
     ],
 )
 async def test_a_mistake_is_one_line_that_says_what_to_do(
@@ -178,14 +178,14 @@ async def test_a_mistake_is_one_line_that_says_what_to_do(
 
 
 async def test_a_wrong_address_is_no_room_server(rooms: str) -> None:
-    code, _, errors = await run("listen", "user_1", "--url", f"{rooms}/nowhere")
+    code, _, errors = await run("subscribe", "user_1", "--url", f"{rooms}/nowhere")
     assert code == 1
     assert len(errors.splitlines()) == 1
 
 
 async def test_what_is_not_delivered_exits_with_1(rooms: str) -> None:
     wrong = f"{rooms}/nowhere"
-    code, out, errors = await run("send", "user_1", "a", "--url", wrong, "--json")
+    code, out, errors = await run("publish", "user_1", "a", "--url", wrong, "--json")
     assert code == 1
     assert json.loads(out)["success"] is False
     assert "not sent" in errors
@@ -198,9 +198,9 @@ async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
     rooms: str, options: list[str]
 ) -> None:
     for arguments, said in (
-        (["send", "user_1", "a", "--id", "m1", "--url", rooms], "sent m1 to user_1, but"),
-        (["listen", "user_1", "--count", "1", "--url", rooms], "could not print: No space left"),
-        (["send", "user_1", "a", "--url", f"{rooms}/nowhere"], "not sent"),
+        (["publish", "user_1", "a", "--id", "m1", "--url", rooms], "sent m1 to user_1, but"),
+        (["subscribe", "user_1", "--count", "1", "--url", rooms], "could not print: No space left"),
+        (["publish", "user_1", "a", "--url", f"{rooms}/nowhere"], "not sent"),
     ):
         command = shlex.join([COMMAND, *arguments, *options])
         process = await asyncio.create_subprocess_shell(f"{command} > /dev/full", stderr=PIPE)
@@ -222,13 +222,13 @@ async def test_who_does_not_read_what_was_sent_changes_nothing(rooms: str) -> No
 
 async def test_a_server_that_is_not_there_is_said_soon() -> None:
     begun = time.monotonic()
-    code, _, errors = await run("send", "user_1", "a", "--url", "http://127.0.0.1:1")
+    code, _, errors = await run("publish", "user_1", "a", "--url", "http://127.0.0.1:1")
     assert (code, errors.count("\n")) == (1, 1)
     assert time.monotonic() - begun < scaled(6)
 
 
 async def test_what_was_sent_before_is_said(rooms: str) -> None:
-    arguments = ["send", "user_1", "a", "--id", "m1", "--url", rooms]
+    arguments = ["publish", "user_1", "a", "--id", "m1", "--url", rooms]
     assert "sent before" not in (await run(*arguments))[1]
     assert "(sent before: nothing new was delivered)" in (await run(*arguments))[1]
     assert json.loads((await run(*arguments, "--json"))[1])["duplicate"] is True
@@ -236,7 +236,7 @@ async def test_what_was_sent_before_is_said(rooms: str) -> None:
 
 async def test_data_can_come_from_stdin(rooms: str) -> None:
     code, out, _ = await run(
-        "send", "user_1", "a", "-", "--url", rooms, "--json", said='{"text": "é"}'
+        "publish", "user_1", "a", "-", "--url", rooms, "--json", said='{"text": "é"}'
     )
     assert code == 0
     assert json.loads(out)["rooms"] == ["user_1"]
@@ -266,7 +266,9 @@ async def test_a_refused_key_names_its_variable_and_does_not_ask_whether_the_ser
     key: str,
 ) -> None:
     async with running(create_app(WITH_KEYS)) as url:
-        code, _, errors = await run("send", "user_1", "a", REALTIME_URL=url, REALTIME_API_KEY=key)
+        code, _, errors = await run(
+            "publish", "user_1", "a", REALTIME_URL=url, REALTIME_API_KEY=key
+        )
     assert (code, errors.count("\n")) == (1, 1)
     assert "401" in errors
     assert "set REALTIME_API_KEY to" in errors
@@ -274,12 +276,12 @@ async def test_a_refused_key_names_its_variable_and_does_not_ask_whether_the_ser
 
 
 async def test_only_a_server_that_is_not_reached_is_asked_after() -> None:
-    _, _, errors = await run("send", "user_1", "a", "--url", "http://127.0.0.1:1")
+    _, _, errors = await run("publish", "user_1", "a", "--url", "http://127.0.0.1:1")
     assert "http://127.0.0.1:1 (--url) could not be reached: Connection refused" in errors
     assert "is the server running (synap-realtime serve)?" in errors
 
 
-@pytest.mark.parametrize("command", [["send", "user_1", "a"], ["listen", "user_1"]])
+@pytest.mark.parametrize("command", [["publish", "user_1", "a"], ["subscribe", "user_1"]])
 async def test_the_wrong_scheme_is_said(rooms: str, command: list[str]) -> None:
     wrong = rooms.replace("http://", "https://")
     _, _, errors = await run(*command, "--url", wrong)
@@ -314,7 +316,7 @@ async def test_listening_to_another_kind_of_server_says_so(answer: bytes, said: 
 
     async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        code, _, errors = await run("listen", "user_1", "--url", url)
+        code, _, errors = await run("subscribe", "user_1", "--url", url)
     assert code == 1
     assert errors.startswith(f"synap-realtime: {url} (--url): {said}")
     assert errors.count("\n") == 1
@@ -322,7 +324,7 @@ async def test_listening_to_another_kind_of_server_says_so(answer: bytes, said: 
 
 
 async def test_an_address_from_the_environment_is_named_by_its_variable() -> None:
-    for command in (["listen", "user_1"], ["send", "user_1", "a"]):
+    for command in (["subscribe", "user_1"], ["publish", "user_1", "a"]):
         code, _, errors = await run(*command, REALTIME_URL="http://127.0.0.1:1")
         assert code == 1
         assert "http://127.0.0.1:1 (REALTIME_URL)" in errors
@@ -330,11 +332,11 @@ async def test_an_address_from_the_environment_is_named_by_its_variable() -> Non
 
 
 REFUSALS = [
-    (["listen", "user_1"], {}, "no credential"),
-    (["listen", "user_1", "--token", "x"], {}, "check the token (--token, REALTIME_TOKEN)"),
-    (["listen", "user_1"], {"REALTIME_TOKEN": "x"}, "check the token (--token, REALTIME_TOKEN)"),
-    (["send", "user_1", "a", "--key", "x"], {}, "; give --key one of the server's API keys"),
-    (["send", "user_1", "a"], {"REALTIME_API_KEY": "x"}, "; set REALTIME_API_KEY to one of"),
+    (["subscribe", "user_1"], {}, "no credential"),
+    (["subscribe", "user_1", "--token", "x"], {}, "check the token (--token, REALTIME_TOKEN)"),
+    (["subscribe", "user_1"], {"REALTIME_TOKEN": "x"}, "check the token (--token, REALTIME_TOKEN)"),
+    (["publish", "user_1", "a", "--key", "x"], {}, "; give --key one of the server's API keys"),
+    (["publish", "user_1", "a"], {"REALTIME_API_KEY": "x"}, "; set REALTIME_API_KEY to one of"),
 ]
 
 

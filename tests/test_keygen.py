@@ -1,4 +1,5 @@
-"""`synap-realtime keys`: the file of `serve --keys` is made and changed as a whole."""
+"""`synap-realtime generate-keys`: the file of `serve --keys-file` is made and changed as a
+whole."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def run(*arguments: object, code: int = 0) -> str:
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
     ):
-        patch.setattr(sys, "argv", ["synap-realtime", "keys", *map(str, arguments)])
+        patch.setattr(sys, "argv", ["synap-realtime", "generate-keys", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
     assert (ended.value.code or 0) == code, printed.getvalue()
@@ -160,7 +161,9 @@ def test_says_which_options_do_not_fit(file: Path) -> None:
 
 def test_a_redirect_is_told_of_the_option(file: Path) -> None:
     with file.open("w") as opened:
-        done = subprocess.run([COMMAND, "keys"], stdout=opened, stderr=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            [COMMAND, "generate-keys"], stdout=opened, stderr=subprocess.PIPE, check=True
+        )
     assert b"--out FILE" in done.stderr
     assert len(keys_in(file).token_secrets) == 1
 

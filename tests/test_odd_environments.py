@@ -54,7 +54,7 @@ def test_prints_nothing_to_stdout_that_is_for_a_closed_stderr() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
 @pytest.mark.parametrize(
-    "command", ["token 42", "keys", "types", "doctor --url http://127.0.0.1:1"]
+    "command", ["token 42", "generate-keys", "generate-types", "doctor --url http://127.0.0.1:1"]
 )
 def test_a_full_disk_is_one_line_and_exit_code_74(command: str) -> None:
     done = shell(f"$C {command} > /dev/full")
@@ -64,7 +64,14 @@ def test_a_full_disk_is_one_line_and_exit_code_74(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["token 42", "keys", "types", "doctor --url http://127.0.0.1:1", "serve --help"]
+    "command",
+    [
+        "token 42",
+        "generate-keys",
+        "generate-types",
+        "doctor --url http://127.0.0.1:1",
+        "serve --help",
+    ],
 )
 def test_a_reader_that_leaves_is_no_failure(command: str) -> None:
     done = shell(f"($C {command}; echo $? >&2) | true")
@@ -127,7 +134,7 @@ def test_runs_without_a_home_and_without_any_variable() -> None:
         ("serve --port x", "'--port': "),
         ("serve --prot 1", "No such option: --prot"),
         ("serv", "'serve'"),
-        ("send", "Missing argument 'room'"),
+        ("publish", "Missing argument 'room'"),
         ("listen user_1 --count 0", "'--count': "),
         ("token", "expected a user, --room"),
         ("token 42 --expires-in-s nan", "--expires-in-s: "),

@@ -40,7 +40,9 @@ def pieces(secret: str) -> list[str]:
 
 
 @pytest.mark.parametrize("secret", KEYS)
-@pytest.mark.parametrize("around", ["{}", "'{}'", "--keys {}: No such file", "got {!r}", "a={} b"])
+@pytest.mark.parametrize(
+    "around", ["{}", "'{}'", "--keys-file {}: No such file", "got {!r}", "a={} b"]
+)
 def test_masks_credentials(secret: str, around: str) -> None:
     shown = redacted(around.format(secret))
     assert not [piece for piece in pieces(secret) if piece in shown], shown
@@ -79,10 +81,27 @@ def test_keeps_what_is_needed_to_find_a_mistake(text: str) -> None:
 
 
 OPTIONS = [
-    "host", "port", "tls_cert", "tls_key", "workers", "allowed_origins", "store", "drain_s",
-    "silence_s", "memory_bytes", "retention_count", "log_level", "log_format", "keys", "jwks_urls",
-    "token_leeway_s", "token_max_lifetime_s", "may", "trusted_proxies", "max_connections",
-]  # fmt: skip
+    "host",
+    "port",
+    "tls_cert",
+    "tls_key",
+    "workers",
+    "allowed_origins",
+    "store",
+    "drain_timeout_s",
+    "idle_timeout_s",
+    "max_memory_bytes",
+    "retention_count",
+    "log_level",
+    "log_format",
+    "keys_file",
+    "jwks_urls",
+    "token_leeway_s",
+    "token_max_lifetime_s",
+    "authorizer",
+    "trusted_proxies",
+    "max_connections",
+]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +199,7 @@ def test_no_setting_repeats_a_secret(option: str) -> None:
         given = f"https://u:{secret}@id.example" if secret is KEYS[1] else secret
         try:
             settings = load_settings(**{option: given})
-            if option in ("keys", "may", "store", "jwks_urls"):
+            if option in ("keys_file", "authorizer", "store", "jwks_urls"):
                 create_app(settings)
         except ConfigurationError as error:
             text = str(error)
@@ -190,11 +209,18 @@ def test_no_setting_repeats_a_secret(option: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["serve", "--keys"], ["serve", "--may"], ["serve", "--port"], ["serve", "--store"],
-        ["serve", "--log-level"], ["serve", "--jwks-urls"], ["serve", "--drain-s"], ["serve"], [],
+        ["serve", "--keys-file"],
+        ["serve", "--authorizer"],
+        ["serve", "--port"],
+        ["serve", "--store"],
+        ["serve", "--log-level"],
+        ["serve", "--jwks-urls"],
+        ["serve", "--drain-timeout-s"],
+        ["serve"],
+        [],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_no_command_repeats_a_secret(arguments: list[str]) -> None:
     secret = KEYS[0].replace("-", "a")  # not taken for an option
     done = subprocess.run(

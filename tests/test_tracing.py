@@ -159,7 +159,7 @@ async def test_no_span_holds_a_key_or_a_token(exporter: InMemorySpanExporter) ->
     secret, key = "s" * 32, "k" * 43
     good, forged = mint_token("1", secret=secret), mint_token("1", secret="x" * 32)
     settings = load_settings(
-        token_secrets=(SecretStr(secret),), api_keys={"jobs": SecretStr(key)}, drain_s=0
+        token_secrets=(SecretStr(secret),), api_keys={"jobs": SecretStr(key)}, drain_timeout_s=0
     )
     async with running(create_app(settings)) as url:
         for own in (key, "w" * 43):

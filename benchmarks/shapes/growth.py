@@ -82,13 +82,13 @@ def _grow(
 
 def _connect(mine: Session, listeners: Sequence[Listener]) -> dict[str, float]:
     clients = [mine.kind.client(one) for one in listeners]
-    before = machine.memory_bytes(mine.server.pid)
+    before = machine.max_memory_bytes(mine.server.pid)
     with mine.used() as used_us:
         mine.load.dial(mine.port, clients, live=mine.kind.live)
         time.sleep(REST_S)
     costs = {"connect_us": used_us() / len(clients)}
     if len(clients) >= LEAST_FOR_MEMORY:
-        grown = machine.memory_bytes(mine.server.pid) - before
+        grown = machine.max_memory_bytes(mine.server.pid) - before
         costs["connection_kb"] = grown / 1024 / len(clients)
     return costs
 

@@ -47,11 +47,11 @@ def measure(step: int, steps: int) -> Measure:
         count = session.kind.most(step * steps) // steps
         users = [str(numbers()) for _ in range(count)]
         clients = [session.kind.client(Listener(user, f"user_{user}")) for user in users]
-        before = machine.memory_bytes(session.server.pid)
+        before = machine.max_memory_bytes(session.server.pid)
         with session.used() as used_us:
             report = session.load.dial(session.port, clients, live=session.kind.live)
             time.sleep(REST_S)
-        grown = machine.memory_bytes(session.server.pid) - before
+        grown = machine.max_memory_bytes(session.server.pid) - before
         return {
             "connection_kb": grown / 1024 / count,
             "connect_us": used_us() / count,

@@ -4,7 +4,7 @@ import type { NotificationData } from "./types.js";
 /**
  * Any notification of those in `Data`. What is not told apart by its `type` yet has members of unknown types.
  *
- * Your own families: make their types with `synap-realtime types`, and name them,
+ * Your own families: make their types with `synap-realtime generate-types`, and name them,
  * `useSynapRealtime<NotificationData>(…)` with the `NotificationData` of that file.
  */
 export type NotificationMessage<Data extends object = NotificationData> = {

@@ -1,5 +1,5 @@
 // What `data` holds in each notification of synap-realtime. Generated; to write it again:
-//   synap-realtime types --out FILE
+//   synap-realtime generate-types --out FILE
 
 /** `….cancelled`: it was ended from outside. */
 export interface JobCancelled {

@@ -77,7 +77,8 @@ def _check_host(subject: Subject, say: Say) -> None:
                 "fail",
                 "host",
                 f"{settings.host} is open to other machines, and there are no keys: serve refuses",
-                f"make some with: {MAKE_A_SECRET} --out keys.toml, and give serve --keys keys.toml "
+                f"make some with: {MAKE_A_SECRET} --out keys.toml, and give serve --keys-file "
+                "keys.toml "
                 f"({PREFIX}KEYS); or listen on 127.0.0.1",
             )
         )

@@ -30,7 +30,7 @@ async def examine(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[F
     try:
         await in_thread(lambda: look_at_server(subject, given))
     except TimeoutError:
-        subject.keys_problem = f"--keys: the file could not be read within {TIMEOUT_S:g} s"
+        subject.keys_problem = f"--keys-file: the file could not be read within {TIMEOUT_S:g} s"
     for name in _CHECKS:
         if name not in _OF_A_SERVER or (subject.has_server and not subject.missing):
             for finding in await _run(name, subject):

@@ -29,8 +29,8 @@ _OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP  # a group that reads may be 
 async def check(subject: Subject, say: Say) -> None:
     """Nothing of a key is shown, neither its length nor a part of it."""
     settings, keys = subject.settings, subject.keys
-    if settings is not None and settings.keys is not None:
-        await check_mode("key file", settings.keys, say)
+    if settings is not None and settings.keys_file is not None:
+        await check_mode("key file", settings.keys_file, say)
     if keys is None:
         say(Finding("fail", "keys", subject.keys_problem or "they cannot be read", _CORRECT))
         return
@@ -89,7 +89,7 @@ def _compare_secret(keys: Keys, say: Say) -> None:
                 "token secret",
                 "REALTIME_TOKEN_SECRET is none of the server's token secrets: its tokens are "
                 "refused",
-                "set it to one of token_secrets in the file of --keys "
+                "set it to one of token_secrets in the file of --keys-file "
                 "(SYNAP_REALTIME_TOKEN_SECRETS)",
             )
         )
@@ -108,7 +108,7 @@ def _compare_key(keys: Keys, say: Say) -> None:
                 "fail",
                 "API key",
                 "REALTIME_API_KEY is none of the server's keys: publishing is refused",
-                "set it to one of api_keys in the file of --keys (SYNAP_REALTIME_API_KEYS)",
+                "set it to one of api_keys in the file of --keys-file (SYNAP_REALTIME_API_KEYS)",
             )
         )
     elif "broadcast" not in claims.scopes:

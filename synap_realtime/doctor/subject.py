@@ -110,7 +110,7 @@ def _look_at_server(subject: Subject, given: dict[str, Any]) -> None:
             token_secrets=secrets,
             jwks_urls=settings.jwks_urls,
             api_keys=api_keys,
-            file=settings.keys,
+            file=settings.keys_file,
         ).current()
     except ConfigurationError as error:
         subject.keys_problem = str(error)

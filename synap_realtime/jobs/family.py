@@ -27,8 +27,8 @@ class JobType:
         requested: the event that starts a job.
         completed: how it ends well, as a notification and as an event for other jobs.
         delta: a piece of the text that it writes.
-        payload: what ``completed`` carries, for ``synap-realtime types``: a pydantic model, a
-            TypedDict or a dataclass. None: any JSON object. Nothing is checked against it.
+        payload: what ``completed`` carries, for ``synap-realtime generate-types``: a pydantic
+            model, a TypedDict or a dataclass. None: any JSON object. Nothing is checked against it.
 
     Raises:
         InvalidArgumentError: the payload is no class; or a name is no text, is reserved, or is

@@ -309,15 +309,15 @@ def _kind(claims: Claims) -> str:
 
 
 def load_rule(name: str) -> Authorizer:
-    """The rule of ``--may``, ``module:function``; the current folder's modules, too.
+    """The rule of ``--authorizer``, ``module:function``; the current folder's modules, too.
 
     Raises:
         ConfigurationError: there is no such thing.
     """
-    rule = resolve("--may (SYNAP_REALTIME_MAY)", name)
+    rule = resolve("--authorizer (SYNAP_REALTIME_AUTHORIZER)", name)
     if not inspect.iscoroutinefunction(rule):
         raise ConfigurationError(
-            f"--may (SYNAP_REALTIME_MAY): {redacted(name)}: "
+            f"--authorizer (SYNAP_REALTIME_AUTHORIZER): {redacted(name)}: "
             "expected async def may(action, room, claims)"
         )
     return cast(Authorizer, rule)

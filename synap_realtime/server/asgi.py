@@ -232,7 +232,7 @@ class RoomServer(Node):
                 await self._deny(scope, receive, send, problem.response)
                 return
             opened = await self.open_websocket(request)
-            await run_websocket(opened, request, self.settings.silence_s, receive, send)
+            await run_websocket(opened, request, self.settings.idle_timeout_s, receive, send)
         except RequestError as error:
             await self._deny(scope, receive, send, error.response)
         except ClosedAtOnceError as error:
@@ -393,7 +393,7 @@ def create_app(
         ConfigurationError: names the setting that is wrong.
     """
     settings = settings or load_settings()
-    rule = authorize or (None if settings.may is None else load_rule(settings.may))
+    rule = authorize or (None if settings.authorizer is None else load_rule(settings.authorizer))
     return RoomServer(
         settings,
         store or open_store(settings.store, settings.retention()),
@@ -408,7 +408,7 @@ def _authenticator(settings: ServerSettings, *, keeps_members: bool) -> Authenti
         token_secrets=[secret.get_secret_value() for secret in settings.token_secrets],
         jwks_urls=settings.jwks_urls,
         api_keys={name: key.get_secret_value() for name, key in settings.api_keys.items()},
-        file=settings.keys,
+        file=settings.keys_file,
     )
     return Authenticator(
         ring,

@@ -126,7 +126,7 @@ async def follow(
 
 
 async def run_websocket(
-    opened: Opened, request: Request, silence_s: float, receive: Receive, send: Send
+    opened: Opened, request: Request, idle_timeout_s: float, receive: Receive, send: Send
 ) -> None:
     """Accept a WebSocket and serve it until one side ends it."""
     subscription = opened.session.subscription
@@ -152,7 +152,7 @@ async def run_websocket(
                 raise DisconnectedError
             heard = message["bytes"] if message.get("text") is None else message["text"]
             if heard == PING:
-                limit_s = silence_s
+                limit_s = idle_timeout_s
             if (answer := subscription.hear(heard)) is not None:
                 try:
                     async with asyncio.timeout(SEND_TIMEOUT_S):

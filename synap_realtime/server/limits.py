@@ -45,10 +45,10 @@ class Limits:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._connects = _rate(settings.connects_per_s)
+        self._connects = _rate(settings.new_connections_per_s)
         self._publishes = _rate(settings.publishes_per_s)
         self._bytes = _rate(settings.publish_bytes_per_s)
-        self._messages = _rate(settings.messages_per_s)
+        self._messages = _rate(settings.client_messages_per_s)
         self._requests = _Budget(settings.requests_per_s)
         self._attempts = _Budget(settings.requests_per_s)
         self._read = _Budget(settings.read_bytes_per_s)
@@ -155,7 +155,8 @@ class Limits:
         if source is not None:
             if wait_s := self._connects.wait_s(source, 1):
                 raise too_many(
-                    f"at most {settings.connects_per_s:g} new connections a second for an address",
+                    f"at most {settings.new_connections_per_s:g} new connections a second for an "
+                    "address",
                     wait_s,
                 )
             if _is_full(self._by_address[source], settings.max_connections_per_address):

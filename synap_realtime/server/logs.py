@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 from ..extras import lacks
 from .events import MAX_LINES_PER_S, AtMost
 
-Format = Literal["human", "json"]
+Format = Literal["text", "json"]
 
 _HUMAN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _BY_STRANGERS = ("uvicorn.error", "synap_realtime.server.access")

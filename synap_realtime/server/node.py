@@ -313,15 +313,15 @@ class Node:
         if self._publishing.draining:
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_s):
+            async with asyncio.timeout(self._settings.drain_timeout_s):
                 await self._publishing.drain()
         going = self._sessions.subscriptions()
         spread_ms = min(_MAX_SPREAD_MS, 10 * len(going))
         size = max(_DRAIN_BATCH, len(going) // 20)
         batches = [going[start : start + size] for start in range(0, len(going), size)]
         # Half of the time to let go, the other half for those who read slowly.
-        pause_s = self._settings.drain_s / 2 / max(1, len(batches))
-        end = asyncio.get_running_loop().time() + self._settings.drain_s
+        pause_s = self._settings.drain_timeout_s / 2 / max(1, len(batches))
+        end = asyncio.get_running_loop().time() + self._settings.drain_timeout_s
         for number, batch in enumerate(batches):
             if number:
                 await asyncio.sleep(pause_s)

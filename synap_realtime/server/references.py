@@ -16,7 +16,7 @@ def resolve(option: str, reference: str) -> object:
     """What a reference leads to; the current folder's modules, too.
 
     Args:
-        option: for the error, ``--may (SYNAP_REALTIME_MAY)``.
+        option: for the error, ``--authorizer (SYNAP_REALTIME_AUTHORIZER)``.
 
     Raises:
         ConfigurationError: there is no such thing, or its module cannot be imported.

@@ -62,7 +62,7 @@ async def running(
         raise ConfigurationError(
             f"--host (SYNAP_REALTIME_HOST): {host} would let every machine that reaches this one "
             f"publish and listen: this server has no keys. Make some with: "
-            f"{MAKE_A_SECRET} --out keys.toml, and give it --keys keys.toml; or use 127.0.0.1"
+            f"{MAKE_A_SECRET} --out keys.toml, and give it --keys-file keys.toml; or use 127.0.0.1"
         )
     sockets = bind(host, port, shares_port=shares_port)
     scheme = "http" if certificate is None else "https"
@@ -166,7 +166,7 @@ async def serve(settings: ServerSettings, share: Share | None = None) -> None:
         await stopped
         logger.info("stopping")
         await app.drain()
-        await asyncio.sleep(min(LINGER_S, settings.drain_s))
+        await asyncio.sleep(min(LINGER_S, settings.drain_timeout_s))
     logger.info("stopped")
 
 
@@ -202,7 +202,7 @@ def _allow_sockets(settings: ServerSettings) -> None:
         import resource
     except ImportError:  # Windows has no such limit
         return
-    wanted = settings.max_connections + settings.max_half_open + _OTHER_FILES
+    wanted = settings.max_connections + settings.max_pending_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < wanted:

@@ -53,8 +53,9 @@ class ServerSettings(BaseSettings):
         memory_bytes: what the memory store takes, about; the oldest notifications go first.
         retention_count: notifications that a room keeps.
         retention_s: for how long a room keeps them; ``request_retention_s``: a request's room.
-        log_level: ``debug``, ``info``, ``warning`` or ``error``; log_format: ``human`` or ``json``.
-        keys: a file with keys (TOML), read anew when it changes; see :class:`auth.keyring.KeyFile`.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``; log_format: ``text`` or ``json``.
+        keys_file: a file with keys (TOML), read anew when it changes; see
+            :class:`auth.keyring.KeyFile`.
         token_secrets: sign tokens (HS256). In the environment: separated by commas.
         api_keys: publishers' keys by name. In the environment: ``name=key``, separated by commas.
         jwks_urls: where an identity provider has its public keys. Separated by commas.
@@ -63,7 +64,7 @@ class ServerSettings(BaseSettings):
         token_max_lifetime_s: a token that is valid for longer, from ``iat`` to ``exp``, is refused.
             Revocations are kept for as long.
         admin: whether there is a page for operators, ``/admin``.
-        may: ``module:function``, a rule of one's own; see :data:`access.Authorizer`.
+        authorizer: ``module:function``, a rule of one's own; see :data:`access.Authorizer`.
         trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
         max_connections, max_connections_per_user, max_connections_per_room,
             max_connections_per_address: 0 is no limit, here and below. Loopback addresses have
@@ -95,17 +96,17 @@ class ServerSettings(BaseSettings):
     io_uring: bool = True
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     store: str = "memory://"
-    drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0
-    silence_s: _Seconds = SILENCE_LIMIT_S
+    drain_timeout_s: Annotated[float, Field(ge=0, le=600)] = 5.0
+    idle_timeout_s: _Seconds = SILENCE_LIMIT_S
     ping_interval_s: Annotated[float, Field(ge=0, le=86_400)] = PING_QUIET_S
-    memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().max_memory_bytes
+    max_memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().max_memory_bytes
     retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
     retention_s: _Seconds = 24 * 3600.0
     request_retention_s: _Seconds = 3600.0
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
-    log_format: Literal["human", "json"] = "human"
+    log_format: Literal["text", "json"] = "text"
 
-    keys: Path | None = None
+    keys_file: Path | None = None
     token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     api_keys: Annotated[Mapping[str, SecretStr], NoDecode] = Field(default_factory=dict)
     jwks_urls: Annotated[tuple[str, ...], NoDecode] = ()
@@ -114,7 +115,7 @@ class ServerSettings(BaseSettings):
     token_leeway_s: Annotated[float, Field(ge=0, le=300)] = 10.0
     token_max_lifetime_s: _Seconds = 90 * 86_400.0
     admin: bool = False
-    may: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
+    authorizer: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
 
     max_connections: _Limit = 20_000
@@ -122,17 +123,17 @@ class ServerSettings(BaseSettings):
     max_connections_per_room: _Limit = 10_000
     max_rooms: _Limit = 20_000
     max_connections_per_address: _Limit = 1000
-    max_half_open: _Limit = 5000
+    max_pending_connections: _Limit = 5000
     max_request_bytes: _Limit = 64 * 1024 * 1024
     max_answer_bytes: _Limit = 64 * 1024 * 1024
     max_backlog_bytes: _Limit = 256 * 1024 * 1024
     max_caller_bytes: _Limit = 16 * 1024 * 1024
-    connects_per_s: _Limit = 50
+    new_connections_per_s: _Limit = 50
     publishes_per_s: _Limit = 10_000
     publish_bytes_per_s: _Limit = 20 * 1024 * 1024
     requests_per_s: _Limit = 200
     read_bytes_per_s: _Limit = 20 * 1024 * 1024
-    messages_per_s: _Limit = 100
+    client_messages_per_s: _Limit = 100
 
     @pydantic.field_validator(
         "allowed_origins", "token_secrets", "jwks_urls", "trusted_proxies", mode="before"
@@ -208,7 +209,7 @@ class ServerSettings(BaseSettings):
             self.retention_count,
             self.retention_s,
             self.request_retention_s,
-            max_memory_bytes=self.memory_bytes,
+            max_memory_bytes=self.max_memory_bytes,
             control_age_s=self.revocations_kept_s(),
         )
 

@@ -176,7 +176,7 @@ class _Supervisor:
         assert process.stdin is not None  # noqa: S101
         process.stdin.close()  # see worker.py
         try:
-            async with asyncio.timeout(2 * self._settings.drain_s + MARGIN_S):
+            async with asyncio.timeout(2 * self._settings.drain_timeout_s + MARGIN_S):
                 await process.wait()
         except TimeoutError:
             logger.error("process %d does not end, and is killed", process.pid)

@@ -178,7 +178,7 @@ def test_nothing_is_left_running() -> None:
     with session(Limit()) as mine:
         pid = mine.server.pid
         folder = mine.server.folder
-        assert machine.memory_bytes(pid) > 0
+        assert machine.max_memory_bytes(pid) > 0
     assert not Path(f"/proc/{pid}").exists()
     assert not folder.exists()
 

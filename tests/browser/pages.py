@@ -78,7 +78,7 @@ def site(folder: Path) -> Iterator[str]:
 @asynccontextmanager
 async def serving(origin: str, port: int = 0, **settings: Any) -> AsyncIterator[str]:
     """A room server with keys, in this process; its address."""
-    given = {"drain_s": 0, **settings}
+    given = {"drain_timeout_s": 0, **settings}
     app = create_app(
         load_settings(
             token_secrets=(SecretStr(SECRET),),

@@ -135,7 +135,7 @@ async def test_a_gap_is_told_when_the_log_is_gone(tab: Tab, origin: str) -> None
 
 async def test_a_server_that_drains(tab: Tab, origin: str, tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'rooms.db'}"
-    async with serving(origin, store=store, drain_s=1) as url:
+    async with serving(origin, store=store, drain_timeout_s=1) as url:
         port = int(url.rpartition(":")[2])
         job = Publisher(url)
         await tab.listen(url)

@@ -71,7 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--differences", help="the server's table in differences.toml")
     group.addoption(
-        "--silence-s",
+        "--idle-timeout-s",
         type=float,
         help="after how many silent seconds it closes a WebSocket (75; ours run with 3)",
     )
@@ -195,20 +195,20 @@ def _servers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Server]]:
     """All servers of this run, each watched from before the first case on."""
-    silence_s = request.config.getoption("--silence-s", None)
+    idle_timeout_s = request.config.getoption("--idle-timeout-s", None)
     with contextlib.ExitStack() as stack:
         running: dict[str, Server] = {}
         for kind in kinds(request.config):
             keys = _keys(kind, request.config)
             if kind in WORKER:
-                seconds = silence_s or WORKER_SILENCE_S
+                seconds = idle_timeout_s or WORKER_SILENCE_S
                 url = stack.enter_context(running_worker(_variables(seconds, keys)))
             elif kind in OURS:
-                seconds = silence_s or OUR_SILENCE_S
+                seconds = idle_timeout_s or OUR_SILENCE_S
                 folder = tmp_path_factory.mktemp(kind)
                 url = stack.enter_context(_ours(kind, folder, seconds, keys))
             else:
-                seconds = silence_s or THE_SILENCE_S
+                seconds = idle_timeout_s or THE_SILENCE_S
                 url = kind
             watch = stack.enter_context(Watch(url, seconds, keys))
             running[kind] = Server(url, watch, keys)
@@ -233,9 +233,9 @@ async def client(server: Server) -> AsyncIterator[Client]:
         yield client
 
 
-def _variables(silence_s: float, keys: Keys | None) -> dict[str, str]:
+def _variables(idle_timeout_s: float, keys: Keys | None) -> dict[str, str]:
     """What a Worker is told; see docs/cloudflare.md."""
-    variables = {"SILENCE_S": str(silence_s)}
+    variables = {"SILENCE_S": str(idle_timeout_s)}
     if keys is not None:
         variables["API_KEYS"] = f"jobs={keys.api_key}"
         variables["TOKEN_SECRETS"] = keys.token_secret
@@ -244,7 +244,7 @@ def _variables(silence_s: float, keys: Keys | None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _ours(kind: str, folder: Path, silence_s: float, keys: Keys | None) -> Iterator[str]:
+def _ours(kind: str, folder: Path, idle_timeout_s: float, keys: Keys | None) -> Iterator[str]:
     """Our own server, as an operator starts it, with all settings from the environment. Yields its
     address.
 
@@ -253,7 +253,7 @@ def _ours(kind: str, folder: Path, silence_s: float, keys: Keys | None) -> Itera
     store = f"sqlite:///{folder / 'rooms.db'}" if kind == "sqlite" else "memory://"
     settings = {k: v for k, v in os.environ.items() if not k.startswith("SYNAP_REALTIME_")}
     settings["SYNAP_REALTIME_STORE"] = store
-    settings["SYNAP_REALTIME_SILENCE_S"] = str(silence_s)
+    settings["SYNAP_REALTIME_IDLE_TIMEOUT_S"] = str(idle_timeout_s)
     if keys is not None:
         settings["SYNAP_REALTIME_API_KEYS"] = f"jobs={keys.api_key}"
         settings["SYNAP_REALTIME_TOKEN_SECRETS"] = keys.token_secret

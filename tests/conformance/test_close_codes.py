@@ -91,16 +91,16 @@ async def test_a_client_that_leaves_is_answered(client: Client) -> None:
 
 def test_4009(watch: Watch) -> None:
     """Close codes: 4009, nothing came for 75 s, not even a pong."""
-    closed = watch.silent.result(watch.silence_s + 30)
+    closed = watch.silent.result(watch.idle_timeout_s + 30)
     assert closed.code == 4009
-    assert watch.silence_s * 0.9 < closed.after_s < watch.silence_s + scaled(10)
+    assert watch.idle_timeout_s * 0.9 < closed.after_s < watch.idle_timeout_s + scaled(10)
 
 
 def test_a_connection_that_sends_no_message_stays(watch: Watch) -> None:
     """WebSocket: a client needs no text `ping`; answering protocol pings is enough."""
-    assert watch.quiet.result(2 * watch.silence_s + 30) is None
+    assert watch.quiet.result(2 * watch.idle_timeout_s + 30) is None
 
 
 def test_ping_keeps_a_connection(watch: Watch) -> None:
     """Close codes: 4009, send `ping`. WebSocket: a connection from which a message comes stays."""
-    assert watch.kept.result(2 * watch.silence_s + 30) is None
+    assert watch.kept.result(2 * watch.idle_timeout_s + 30) is None

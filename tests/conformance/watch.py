@@ -44,8 +44,8 @@ class Watch:
             greeting, is not counted.
     """
 
-    def __init__(self, url: str, silence_s: float, keys: Keys | None = None) -> None:
-        self.silence_s = silence_s
+    def __init__(self, url: str, idle_timeout_s: float, keys: Keys | None = None) -> None:
+        self.idle_timeout_s = idle_timeout_s
         self._url = url
         self._keys = keys
         self._loop = asyncio.new_event_loop()
@@ -94,7 +94,7 @@ class Watch:
                     send(frame)
 
             listener.ws.protocol.send_frame = send_no_pong  # type: ignore[method-assign]
-            async with asyncio.timeout(self.silence_s + TIMEOUT_S):
+            async with asyncio.timeout(self.idle_timeout_s + TIMEOUT_S):
                 # The close frame counts. The end of the TCP connection may come some seconds later.
                 while listener.ws.state is State.OPEN:  # noqa: ASYNC110 - no event tells of it
                     await asyncio.sleep(0.02)
@@ -108,11 +108,11 @@ class Watch:
             client.listen(fresh_room()) as listener,
         ):
             began = time.monotonic()
-            while (lived := time.monotonic() - began) < self.silence_s * 1.3:
+            while (lived := time.monotonic() - began) < self.idle_timeout_s * 1.3:
                 if listener.ws.close_code is not None:
                     return Closed(listener.ws.close_code, lived)
                 await listener.ping()
-                await asyncio.sleep(self.silence_s / 3)
+                await asyncio.sleep(self.idle_timeout_s / 3)
             return None
 
     async def _stay_quiet(self) -> Closed | None:
@@ -121,10 +121,10 @@ class Watch:
             client.listen(fresh_room()) as listener,
         ):
             began = time.monotonic()
-            while (lived := time.monotonic() - began) < self.silence_s * 1.5:
+            while (lived := time.monotonic() - began) < self.idle_timeout_s * 1.5:
                 if listener.ws.state is not State.OPEN:
                     return Closed(listener.ws.close_code, lived)
-                await asyncio.sleep(self.silence_s / 30)
+                await asyncio.sleep(self.idle_timeout_s / 30)
             return None
 
     async def _await_comment(self) -> float:

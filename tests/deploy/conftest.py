@@ -80,7 +80,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 async def _scrape(folder: Path) -> str:
     """The text of ``/metrics`` after a publish, a subscriber, and one of each kind of trouble."""
     settings = load_settings(
-        keys=folder / "keys.toml",
+        keys_file=folder / "keys.toml",
         store=f"sqlite:///{folder}/rooms.db",
         allowed_origins=(ORIGIN,),
         publishes_per_s=2,

@@ -119,8 +119,8 @@ def test_its_settings_are_the_servers() -> None:
 def test_it_may_have_the_files_and_the_time_that_a_server_needs() -> None:
     defaults = load_settings()
     (files,), (stop_s,) = values("LimitNOFILE"), values("TimeoutStopSec")
-    assert int(files) > defaults.max_connections + defaults.max_half_open + 100
-    assert float(stop_s.removesuffix("s")) >= 2 * defaults.drain_s + 15
+    assert int(files) > defaults.max_connections + defaults.max_pending_connections + 100
+    assert float(stop_s.removesuffix("s")) >= 2 * defaults.drain_timeout_s + 15
 
 
 def values(key: str, unit: Path = UNIT) -> list[str]:

@@ -38,7 +38,7 @@ async def test_no_secret_is_printed(tmp_path: Path) -> None:
     async with serving(running) as url:
         for key, secret in ((API_KEY, SECRET), (WRONG_KEY, WRONG_SECRET)):
             code, out, errors = await run(
-                "doctor", "--keys", str(file), "--url", url,
+                "doctor", "--keys-file", str(file), "--url", url,
                 REALTIME_API_KEY=key, REALTIME_TOKEN_SECRET=secret,
             )  # fmt: skip
             assert (code, errors) == (int(key == WRONG_KEY), "")

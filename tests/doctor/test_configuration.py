@@ -37,7 +37,7 @@ async def test_a_wrong_setting_is_named_and_the_others_are_still_looked_at(
 
 async def test_a_host_that_others_reach_needs_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     found = (await diagnosis(host="0.0.0.0"))["host"]
-    assert (found.level, "synap-realtime keys" in found.advice) == ("fail", True)
+    assert (found.level, "synap-realtime generate-keys" in found.advice) == ("fail", True)
     monkeypatch.setenv("SYNAP_REALTIME_API_KEYS", f"jobs={API_KEY}")
     assert (await diagnosis(host="0.0.0.0"))["host"].level == "ok"
 

@@ -63,7 +63,7 @@ def _sockets() -> Iterator[None]:
 @contextmanager
 def served(*options: str) -> Iterator[tuple[int, str]]:
     process = subprocess.Popen(
-        [COMMAND, "serve", "--port", "0", "--max-half-open", str(KEPT), *options],
+        [COMMAND, "serve", "--port", "0", "--max-pending-connections", str(KEPT), *options],
         env={
             **os.environ,
             "SYNAP_REALTIME_API_KEYS": f"jobs={API_KEY}",
@@ -156,7 +156,7 @@ async def test_who_sends_a_request_is_not_cut_for_those_who_wait() -> None:
         await go_on.wait()
         return True
 
-    app = create_app(load_settings(drain_s=0, max_half_open=2), authorize=may)
+    app = create_app(load_settings(drain_timeout_s=0, max_pending_connections=2), authorize=may)
     async with running(app) as url:
         where = urlsplit(url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -174,7 +174,7 @@ async def test_who_sends_a_request_is_not_cut_for_those_who_wait() -> None:
 async def test_unread_histories_take_bounded_memory_that_does_not_grow() -> None:
     """One user's token, 1,000 sockets, and nothing is read; three times. About 4 MiB stay."""
     mib = 1024 * 1024
-    with served("--max-half-open", "5000") as (pid, url):
+    with served("--max-pending-connections", "5000") as (pid, url):
         async with AsyncBroadcaster(url, API_KEY, timeout_s=30, deadline_s=60) as broadcaster:
             for _ in range(10):
                 data = {"x": "y" * 100_000}

@@ -455,7 +455,7 @@ async def test_too_many_rooms(front: Front) -> None:
 
 @pytest.mark.usefixtures("slow_rate_clock")
 async def test_too_many_of_an_address_behind_a_trusted_proxy(front: Front) -> None:
-    async with serving(front, trusted_proxies=("127.0.0.1",), connects_per_s=3) as url:
+    async with serving(front, trusted_proxies=("127.0.0.1",), new_connections_per_s=3) as url:
         for address, statuses in (("203.0.113.7", [101] * 3 + [429]), ("203.0.113.8", [101])):
             for status in statuses:
                 headers = {**bearer(token()), "X-Forwarded-For": address}
@@ -470,7 +470,7 @@ async def test_too_many_of_an_address_behind_a_trusted_proxy(front: Front) -> No
 
 @pytest.mark.usefixtures("slow_rate_clock")
 async def test_the_port_that_a_proxy_adds_is_not_another_address() -> None:
-    async with serving(running, trusted_proxies=("127.0.0.1",), connects_per_s=1) as url:
+    async with serving(running, trusted_proxies=("127.0.0.1",), new_connections_per_s=1) as url:
         path = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
         for peer in ("203.0.113.7:4711", "[2001:db8::7]:4711"):
             headers = {**bearer(token()), "X-Forwarded-For": peer}
@@ -483,7 +483,7 @@ async def test_the_port_that_a_proxy_adds_is_not_another_address() -> None:
 
 
 async def test_a_header_of_a_stranger_is_not_believed(front: Front) -> None:
-    async with serving(front, connects_per_s=1) as url:
+    async with serving(front, new_connections_per_s=1) as url:
         for _ in range(4):
             headers = {**bearer(token()), "X-Forwarded-For": "203.0.113.7"}
             path = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
@@ -559,7 +559,10 @@ async def test_a_user_takes_nothing_from_the_key_that_is_called_so(front: Front)
 
 @pytest.mark.usefixtures("slow_rate_clock")
 async def test_too_many_messages_of_a_client(front: Front) -> None:
-    async with serving(front, messages_per_s=5) as url, listening(url, "user_1", token()) as ws:
+    async with (
+        serving(front, client_messages_per_s=5) as url,
+        listening(url, "user_1", token()) as ws,
+    ):
         with contextlib.suppress(websockets.ConnectionClosed):
             for _ in range(20):
                 await ws.send("ping")
@@ -581,7 +584,7 @@ async def test_without_keys_a_name_of_elsewhere_is_not_answered(front: Front) ->
 
 
 async def test_an_open_address_needs_keys() -> None:
-    with pytest.raises(ConfigurationError, match="synap-realtime keys"):
+    with pytest.raises(ConfigurationError, match="synap-realtime generate-keys"):
         async with running(create_app(load_settings()), "0.0.0.0"):
             pass
     settings = load_settings(api_keys={"jobs": SecretStr(API_KEY)})
@@ -590,7 +593,7 @@ async def test_an_open_address_needs_keys() -> None:
         assert (await ask(f"http://127.0.0.1:{port}", "GET", "/health")).status_code == 200
 
 
-@pytest.mark.parametrize("style", ["human", "json"])
+@pytest.mark.parametrize("style", ["text", "json"])
 def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Path) -> None:
     """Good and bad credentials by each way in; the log at its most talkative, and the metrics."""
     file = tmp_path / "keys.toml"
@@ -605,7 +608,7 @@ def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Pat
     )  # fmt: skip
     process = subprocess.Popen(
         [Path(sys.executable).with_name("synap-realtime"), "serve", "--port", "0",
-         "--keys", str(file), "--log-level", "debug", "--log-format", style],
+         "--keys-file", str(file), "--log-level", "debug", "--log-format", style],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     lines = []

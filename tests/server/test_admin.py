@@ -30,7 +30,9 @@ def operator_token() -> str:
 @asynccontextmanager
 async def serving(**settings: Any) -> AsyncIterator[str]:
     keys = {"token_secrets": (SecretStr(SECRET),), "api_keys": {"jobs": SecretStr(JOBS)}}
-    async with running(create_app(load_settings(**{**keys, "drain_s": 0, **settings}))) as url:
+    async with running(
+        create_app(load_settings(**{**keys, "drain_timeout_s": 0, **settings}))
+    ) as url:
         yield url
 
 
@@ -155,7 +157,7 @@ async def test_the_page_of_this_server_is_let_in(admin: bool, origin: str, is_le
 
 
 async def test_without_keys_it_is_for_this_machine() -> None:
-    async with running(create_app(load_settings(admin=True, drain_s=0))) as url:
+    async with running(create_app(load_settings(admin=True, drain_timeout_s=0))) as url:
         assert (await get(url, "/admin/state", None)).status_code == 200
         async with httpx.AsyncClient() as client:
             answer = await client.get(f"{url}/admin/state", headers={"Host": "evil.example"})

@@ -72,7 +72,7 @@ async def until_there_are(app: RoomServer, count: int) -> None:
     ids=["an event stream", "a WebSocket", "a stream behind an answer"],
 )  # fmt: skip
 async def test_who_does_not_read_leaves_the_room_and_nothing_in_the_log(sent: bytes) -> None:
-    app = create_app(load_settings(drain_s=0))
+    app = create_app(load_settings(drain_timeout_s=0))
     async with (
         by_uvicorn(app) as url,
         httpx.AsyncClient(base_url=url) as client,
@@ -92,7 +92,7 @@ async def test_who_does_not_read_leaves_the_room_and_nothing_in_the_log(sent: by
 
 
 async def test_a_refused_handshake_is_no_error() -> None:
-    async with by_uvicorn(create_app(load_settings(drain_s=0))) as url:
+    async with by_uvicorn(create_app(load_settings(drain_timeout_s=0))) as url:
         where = urlsplit(url)
         for path in (b"/rooms/nope/subscribe", b"/nothing"):
             reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -149,7 +149,7 @@ async def test_a_host_that_has_closed_a_websocket_has_no_error_either() -> None:
     ],
 )
 async def test_head_is_checked_whoever_has_parsed_it(sent: bytes, status: int) -> None:
-    async with by_uvicorn(create_app(load_settings(drain_s=0))) as url:
+    async with by_uvicorn(create_app(load_settings(drain_timeout_s=0))) as url:
         where = urlsplit(url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         writer.write(sent)
@@ -184,7 +184,11 @@ MIB = 1024 * 1024
 
 def with_keys(**limits: Any) -> RoomServer:
     settings = load_settings(
-        drain_s=0, api_keys={"jobs": API_KEY}, token_secrets=[SECRET], read_bytes_per_s=0, **limits
+        drain_timeout_s=0,
+        api_keys={"jobs": API_KEY},
+        token_secrets=[SECRET],
+        read_bytes_per_s=0,
+        **limits,
     )
     return create_app(settings)
 
@@ -329,7 +333,7 @@ async def test_half_bodies_are_bounded_and_small_publishes_go_on() -> None:
 
 
 async def test_a_publisher_does_not_wait_behind_simultaneous_reads() -> None:
-    app = create_app(load_settings(drain_s=0))
+    app = create_app(load_settings(drain_timeout_s=0))
     app._pacer = Pacer(share_s=0)  # one request in each iteration of the loop
     answered: list[str] = []
 

@@ -44,7 +44,7 @@ HANDSHAKE = (
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     front, _, kind = request.param.partition("-")
     store = "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/rooms.db"
-    async with FRONTS[front](create_app(load_settings(store=store, drain_s=1))) as url:
+    async with FRONTS[front](create_app(load_settings(store=store, drain_timeout_s=1))) as url:
         yield url
 
 
@@ -515,7 +515,7 @@ async def test_nobody_who_stalls_keeps_a_server_from_its_end(
     """Not with half a body, and not with answers that it does not read."""
     monkeypatch.setattr(listening, "CUT_S", 0.05)
     stalled: list[asyncio.StreamWriter] = []
-    async with running(create_app(load_settings(drain_s=0))) as url:
+    async with running(create_app(load_settings(drain_timeout_s=0))) as url:
         async with httpx.AsyncClient(base_url=url) as client:
             for _ in range(8):
                 body = {**NOTE, "data": {"x": "y" * 200_000}}
@@ -673,7 +673,9 @@ async def test_who_asks_and_takes_no_answer_is_cut(
     monkeypatch.setattr(listening, "HttpConnection", WatchedHttp)
     WatchedHttp.ended = asyncio.Event()
     asked = http(b"GET /rooms/user_1/history") * 100
-    async with running(create_app(load_settings(drain_s=0, max_half_open=4))) as url:
+    async with running(
+        create_app(load_settings(drain_timeout_s=0, max_pending_connections=4))
+    ) as url:
         where = urlsplit(url)
         async with httpx.AsyncClient(base_url=url) as client:
             for _ in range(4):
@@ -856,7 +858,7 @@ async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory()
     pings = frame(PING, b"x" * 125) * 500
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(requests, "WebSocket", Watched)
-        async with running(create_app(load_settings(drain_s=0))) as url:
+        async with running(create_app(load_settings(drain_timeout_s=0))) as url:
             where = urlsplit(url)
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)
             writer.write(http(SUBSCRIBE, *UPGRADE))

@@ -99,7 +99,7 @@ OTHERWISE = {
 async def comes_to(credential: str, content: str) -> list[Any]:
     """What is answered, and what is in the rooms then."""
     settings = load_settings(
-        token_secrets=(SecretStr(SECRET),), api_keys={"jobs": SecretStr(API_KEY)}, drain_s=0
+        token_secrets=(SecretStr(SECRET),), api_keys={"jobs": SecretStr(API_KEY)}, drain_timeout_s=0
     )
     reader = {"Authorization": f"Bearer {reader_token()}"}
     async with running(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:

@@ -38,7 +38,7 @@ async def rest_of(ws: ClientConnection) -> list[dict[str, object]]:
 
 
 async def test_everyone_hears_when_to_come_back_and_is_closed_with_4012(front: Front) -> None:
-    async with front(create_app(load_settings(drain_s=1))) as url:
+    async with front(create_app(load_settings(drain_timeout_s=1))) as url:
         sockets = [await dial(url, f"user_{n}") for n in range(250)]
     waits = []
     for ws in sockets:
@@ -73,7 +73,7 @@ async def test_what_was_answered_200_comes_before_the_close(front: Front) -> Non
 
 
 async def test_who_does_not_read_cannot_keep_the_server(front: Front, tmp_path: Path) -> None:
-    settings = load_settings(drain_s=0.2, store=f"sqlite:///{tmp_path}/rooms.db")
+    settings = load_settings(drain_timeout_s=0.2, store=f"sqlite:///{tmp_path}/rooms.db")
     async with asyncio.timeout(TIMEOUT_S):
         async with front(create_app(settings)) as url:
             ws = await dial(url)

@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def url(front: Front, file: Path) -> AsyncIterator[str]:
-    async with front(create_app(load_settings(keys=file, allowed_origins=(ORIGIN,)))) as url:
+    async with front(create_app(load_settings(keys_file=file, allowed_origins=(ORIGIN,)))) as url:
         yield url
 
 

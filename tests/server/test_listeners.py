@@ -354,7 +354,7 @@ def test_the_log_begins_with_what_is_set(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     secret, key = "s" * 40, "k" * 43
     file.write_text(f'token_secrets = ["{secret}"]\n[api_keys]\njobs = "{key}"\n')
-    with served("--keys", str(file), "--admin", files=1024) as (url, log):
+    with served("--keys-file", str(file), "--admin", files=1024) as (url, log):
         found = log.until(r"settings (.+)\n")[1]
         assert "api_keys=1 token_secrets=1 jwks_urls=0 origins=none" in found
         assert "max_connections=20000" in found
@@ -362,8 +362,11 @@ def test_the_log_begins_with_what_is_set(tmp_path: Path) -> None:
         log.until(rf"{re.escape(url)}/admin")
     assert secret not in "".join(log.lines)
     assert key not in "".join(log.lines)
-    with served("--keys", str(file), "--allowed-origins", "https://A.example:443", files=1024) as (
-        _, log,
-    ):  # fmt: skip
+    with served(
+        "--keys-file", str(file), "--allowed-origins", "https://A.example:443", files=1024
+    ) as (
+        _,
+        log,
+    ):
         assert "origins=https://a.example " in log.until(r"settings (.+)\n")[1]
     assert "no browser origins" not in "".join(log.lines)

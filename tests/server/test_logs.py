@@ -128,7 +128,7 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
         f'operator = {{ key = "{OPERATOR}", scope = "admin" }}\n'
     )
     process = subprocess.Popen(
-        [COMMAND, "serve", "--port", "0", "--keys", str(file), *options],
+        [COMMAND, "serve", "--port", "0", "--keys-file", str(file), *options],
         env={k: v for k, v in os.environ.items() if not k.startswith("SYNAP_REALTIME_")},
         stderr=subprocess.PIPE,
         text=True,

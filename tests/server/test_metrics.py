@@ -149,7 +149,7 @@ async def test_a_key_may_be_for_metrics_alone(front: Front, tmp_path: Path) -> N
     file = tmp_path / "keys.toml"
     key = "m" * 43
     file.write_text(f'[api_keys]\nprometheus = {{ key = "{key}", scope = "metrics" }}\n')
-    async with front(create_app(load_settings(keys=file))) as url:
+    async with front(create_app(load_settings(keys_file=file))) as url:
         assert (await ask(url, "GET", "/metrics", key)).status_code == 200
         refused = await ask(url, "POST", "/rooms/user_1/broadcast", key, json=note("n"))
         assert refused.status_code == 403

@@ -39,7 +39,7 @@ def served(
 
     async def serve() -> None:
         stop = asyncio.Event()
-        async with running(create_app(load_settings(store=store, drain_s=1))) as url:
+        async with running(create_app(load_settings(store=store, drain_timeout_s=1))) as url:
             started.append((url, asyncio.get_running_loop(), stop))
             ready.set()
             await stop.wait()

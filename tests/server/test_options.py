@@ -22,7 +22,7 @@ SECRET = ("token_secrets", "api_keys")
 
 async def attempt(**given: str) -> str:
     """Start a server and stop it at once; what was wrong with its settings."""
-    base = {"port": "0", "drain_s": "0", **given}
+    base = {"port": "0", "drain_timeout_s": "0", **given}
     try:
         await program.serve(load_settings(**base))
     except ConfigurationError as error:
@@ -50,7 +50,9 @@ async def test_no_value_of_an_option_is_more_than_a_configuration_error_that_nam
             assert re.match(rf"--{name.replace('_', '-')}\b|could not listen on ", said), value
 
 
-@pytest.mark.parametrize("name", ["silence_s", "retention_s", "request_retention_s", "drain_s"])
+@pytest.mark.parametrize(
+    "name", ["idle_timeout_s", "retention_s", "request_retention_s", "drain_timeout_s"]
+)
 async def test_refuses_seconds_that_are_no_time(name: str) -> None:
     for value in ("nan", "inf", "1e300", "-1"):
         assert await attempt(**{name: value}), value

@@ -80,7 +80,7 @@ async def test_survives_the_retention_of_notifications_and_a_restart(
 
 
 async def test_survives_the_budget_of_the_memory_store(front: Front) -> None:
-    async with serving(front, memory_bytes=1024 * 1024, retention_s=0.01) as url:
+    async with serving(front, max_memory_bytes=1024 * 1024, retention_s=0.01) as url:
         admin, mine = token(None, scope="admin"), token("1")
         await ask(url, "POST", "/revoke", admin, json={"user": "1"})
         for number in range(40):

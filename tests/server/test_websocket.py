@@ -122,7 +122,7 @@ async def test_a_client_that_breaks_the_contract_is_closed_with_4540(
 
 async def test_closes_a_client_that_has_fallen_silent_with_4009(front: Front) -> None:
     async with (
-        front(create_app(load_settings(silence_s=1))) as url,
+        front(create_app(load_settings(idle_timeout_s=1))) as url,
         listening(url, "/rooms/user_1/subscribe") as ws,
     ):
         answer_no_pings(ws)
@@ -137,7 +137,7 @@ async def test_closes_a_client_that_has_fallen_silent_with_4009(front: Front) ->
 async def test_keeps_a_client_that_sends_no_text_ping(front: Front) -> None:
     """Of our own front it answers pings; of an app, the ASGI server finds out whether it lives."""
     async with (
-        front(create_app(load_settings(silence_s=1))) as url,
+        front(create_app(load_settings(idle_timeout_s=1))) as url,
         listening(url, "/rooms/user_1/subscribe") as ws,
     ):
         with pytest.raises(TimeoutError):

@@ -143,7 +143,7 @@ def connections(url: str) -> dict[str, int]:
 def test_what_any_worker_takes_reaches_the_listeners_of_all(
     start: Callable[..., Workers], dial: Dial
 ) -> None:
-    workers = start("--workers", "3", "--drain-s", "2")
+    workers = start("--workers", "3", "--drain-timeout-s", "2")
     url = workers.until(r"listening on (\S+) worker=1")[1]
     workers.until("all 3 workers take connections")
     assert len(set(workers.pids.values())) == 3
@@ -198,7 +198,7 @@ def test_the_workers_end_with_who_started_them(
     """Killed, it can tell them nothing. They speak TLS as one does."""
     certified = certify(tmp_path)
     files = ("--tls-cert", str(certified.chain), "--tls-key", str(certified.key))
-    workers = start("--workers", "2", "--drain-s", "0", *files)
+    workers = start("--workers", "2", "--drain-timeout-s", "0", *files)
     url = workers.until(r"listening on (https://\S+)")[1]
     workers.until("all 2 workers take connections")
     assert httpx.get(f"{url}/health", verify=certified.client()).status_code == 200
@@ -209,7 +209,7 @@ def test_the_workers_end_with_who_started_them(
 
 
 def test_a_second_signal_waits_for_nobody(start: Callable[..., Workers], dial: Dial) -> None:
-    workers = start("--workers", "2", "--drain-s", "600")
+    workers = start("--workers", "2", "--drain-timeout-s", "600")
     url = workers.until(r"listening on (\S+)")[1]
     workers.until("all 2 workers take connections")
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as slow:

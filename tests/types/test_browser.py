@@ -12,6 +12,6 @@ TYPES = Path(__file__).parents[2] / "browser" / "src" / "types.ts"
 
 def test_they_are_current(tmp_path: Path) -> None:
     out = tmp_path / "types.ts"
-    subprocess.run([COMMAND, "types", "--out", str(out)], check=True, capture_output=True)
-    again = "run: synap-realtime types --out browser/src/types.ts"
+    subprocess.run([COMMAND, "generate-types", "--out", str(out)], check=True, capture_output=True)
+    again = "run: synap-realtime generate-types --out browser/src/types.ts"
     assert out.read_text() == TYPES.read_text(), again

@@ -1,4 +1,4 @@
-"""``synap-realtime types`` as people run it."""
+"""``synap-realtime generate-types`` as people run it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def app(tmp_path: Path) -> Path:
 
 def run(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
     done = subprocess.run(
-        [COMMAND, "types", *arguments], capture_output=True, text=True, cwd=cwd, timeout=TIMEOUT_S
+        [COMMAND, "generate-types", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=TIMEOUT_S,
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
@@ -54,7 +58,7 @@ def run(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
 def test_it_prints_typescript_of_ours_and_the_users_own(app: Path, errors_of: Compile) -> None:
     code, types, said = run("reports:REPORT", "reports:OTHERS", cwd=app)
     assert (code, said) == (0, "noise\n")
-    assert "//   synap-realtime types reports:REPORT reports:OTHERS --out FILE\n" in types
+    assert "//   synap-realtime generate-types reports:REPORT reports:OTHERS --out FILE\n" in types
     assert '  "report.read": ReportCreated;\n' in types
     assert errors_of(types=types, use=USE) == []
     _, ours, _ = run()
@@ -104,7 +108,9 @@ def test_a_mistake_is_one_line(app: Path, arguments: list[str], said: str) -> No
 
 
 def test_a_reader_who_leaves_ends_it_quietly(app: Path) -> None:
-    with subprocess.Popen([COMMAND, "types"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as it:
+    with subprocess.Popen(
+        [COMMAND, "generate-types"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as it:
         assert it.stdout is not None
         assert it.stderr is not None
         it.stdout.close()

@@ -42,7 +42,9 @@ def test_by_hand() -> None:
 def test_a_look_comes_a_minute_after_the_last_one() -> None:
     """A ping is 15 s old on average when the object looks, and 75 s after it it looks again."""
     looks = [
-        cloudflare(Use(users=1000, jobs=0, sessions=1, session_minutes=1000, silence_s=s), PAID)
+        cloudflare(
+            Use(users=1000, jobs=0, sessions=1, session_minutes=1000, idle_timeout_s=s), PAID
+        )
         for s in (75, 0)
     ]
     difference = looks[0]["rows_written"] - looks[1]["rows_written"]
@@ -59,7 +61,7 @@ def test_more_users_never_cost_less() -> None:
 
 
 def test_not_looking_for_silent_connections_is_cheaper() -> None:
-    assert cloudflare_total(Use(10**6, silence_s=0)) < cloudflare_total(Use(10**6))
+    assert cloudflare_total(Use(10**6, idle_timeout_s=0)) < cloudflare_total(Use(10**6))
 
 
 def test_at_the_same_time() -> None:
@@ -82,7 +84,7 @@ def test_the_page_says_what_the_script_prints() -> None:
 
 def test_own_numbers() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cost", "--users", "50000", "--silence-s", "0"],
+        [sys.executable, "-m", "benchmarks.cost", "--users", "50000", "--idle-timeout-s", "0"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "| 50,000 |" in done.stdout

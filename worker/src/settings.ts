@@ -134,7 +134,7 @@ function readKeys(parts: string[]): Map<string, string> {
 function checkSecret(name: string, secret: string): string {
   if (new TextEncoder().encode(secret).length < MIN_SECRET_BYTES) {
     throw new ConfigurationError(
-      `${name}: expected at least ${MIN_SECRET_BYTES} bytes; make one with: synap-realtime keys`,
+      `${name}: expected at least ${MIN_SECRET_BYTES} bytes; make one with: synap-realtime generate-keys`,
     );
   }
   return secret;

@@ -208,6 +208,7 @@ def check_jwks_url(url: str) -> None:
         ok = False
     if not ok:
         raise ConfigurationError(
-            "--jwks-urls (SYNAP_REALTIME_JWKS_URLS, or jwks_urls in the file of --keys): expected "
+            "--jwks-urls (SYNAP_REALTIME_JWKS_URLS, or jwks_urls in the file of --keys-file): "
+            "expected "
             f"https://…, got {redacted(url)!r}"
         )

@@ -34,7 +34,7 @@ class ApiKey(pydantic.BaseModel):
 
 
 class KeyFile(pydantic.BaseModel):
-    """What the file of ``--keys`` (TOML) holds.
+    """What the file of ``--keys-file`` (TOML) holds.
 
     ::
 
@@ -162,7 +162,7 @@ class KeyRing:
             problem = _without_secrets(error)
         except ConfigurationError as error:
             problem = str(error)
-        raise ConfigurationError(f"--keys (SYNAP_REALTIME_KEYS): {shown}: {problem}")
+        raise ConfigurationError(f"--keys-file (SYNAP_REALTIME_KEYS_FILE): {shown}: {problem}")
 
 
 def digest_of(text: str) -> bytes:
@@ -187,7 +187,7 @@ def _content_of(file: Path) -> str:
 def _parse(content: str) -> KeyFile:
     keys = KeyFile.model_validate(tomllib.loads(content))
     if not (keys.token_secrets or keys.jwks_urls or keys.api_keys):
-        raise ConfigurationError(f"it has no keys; {_MAKE_A_FILE}, or start without --keys")
+        raise ConfigurationError(f"it has no keys; {_MAKE_A_FILE}, or start without --keys-file")
     return keys
 
 

@@ -37,12 +37,12 @@ class Front:
     def __init__(self, node: Node) -> None:
         self.node = node
         settings = node.settings
-        self.half_open = HalfOpen(settings.max_half_open)
+        self.half_open = HalfOpen(settings.max_pending_connections)
         self.request_bytes = node.budgets.requests
         self.answer_bytes = node.budgets.answers
         self.unread = Unread()
         self._trimmer = Trimmer(self._held_bytes)
-        self.keepalive = Keepalive(settings.silence_s, settings.ping_interval_s)
+        self.keepalive = Keepalive(settings.idle_timeout_s, settings.ping_interval_s)
         self.proxies = Proxies(settings.trusted_proxies)
         self.connections: set[Tracked] = set()
         self.turn = Turn()

@@ -132,10 +132,16 @@ class _Server:
 
     async def _start(self) -> Front:
         settings = load_settings(
-            api_keys={"fuzz": SecretStr(API_KEY)}, token_secrets=(SecretStr(SECRET),), admin=True,
-            drain_s=0, publishes_per_s=0, publish_bytes_per_s=0, connects_per_s=0, requests_per_s=0,
+            api_keys={"fuzz": SecretStr(API_KEY)},
+            token_secrets=(SecretStr(SECRET),),
+            admin=True,
+            drain_timeout_s=0,
+            publishes_per_s=0,
+            publish_bytes_per_s=0,
+            new_connections_per_s=0,
+            requests_per_s=0,
             read_bytes_per_s=0,
-        )  # fmt: skip
+        )
         store = MemoryStore(Retention(count=100, max_memory_bytes=1024 * 1024))
         return Front(create_app(settings, store))
 

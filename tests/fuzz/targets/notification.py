@@ -43,7 +43,7 @@ class NotificationTarget(Target):
     def __init__(self) -> None:
         settings = load_settings(
             api_keys={"fuzz": SecretStr(API_KEY)}, publishes_per_s=0, publish_bytes_per_s=0,
-            requests_per_s=0, drain_s=0,
+            requests_per_s=0, drain_timeout_s=0,
         )  # fmt: skip
         self._loop = asyncio.new_event_loop()
         self._store = MemoryStore(Retention(count=10, max_memory_bytes=1024 * 1024))

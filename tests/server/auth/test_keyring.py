@@ -148,7 +148,9 @@ def test_keeps_previous_keys_while_the_file_is_broken(
         assert not look(ring, clock)
         assert ring.current() == before
     (record,) = caplog.records
-    assert record.getMessage().startswith("keys file reload failed, keeping previous keys: --keys ")
+    assert record.getMessage().startswith(
+        "keys file reload failed, keeping previous keys: --keys-file "
+    )
     assert "shhh" not in caplog.text
     assert OLD not in caplog.text
 
@@ -237,14 +239,14 @@ def test_refuses_to_start_with_a_file_without_keys(broken: str, tmp_path: Path) 
     write(file, OLD)
     BROKEN[broken](file)
     for others in ([], [NEW]):
-        with pytest.raises(ConfigurationError, match="--keys ") as caught:
+        with pytest.raises(ConfigurationError, match="--keys-file ") as caught:
             KeyRing(file=file, token_secrets=others)
         assert OLD not in str(caught.value)
 
 
 def test_a_secret_in_the_place_of_the_file_is_not_shown() -> None:
     for secret in (secrets.token_urlsafe(32), secrets.token_hex(32), OLD):
-        said = r"--keys \(SYNAP_REALTIME_KEYS\): …: No such file"
+        said = r"--keys-file \(SYNAP_REALTIME_KEYS_FILE\): …: No such file"
         with pytest.raises(ConfigurationError, match=said) as caught:
             KeyRing(file=Path(secret))
         assert secret not in str(caught.value)
@@ -277,7 +279,7 @@ def test_a_wrong_file_is_said_without_its_secrets(tmp_path: Path, text: str, sai
 
 
 def test_a_file_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="synap-realtime keys"):
+    with pytest.raises(ConfigurationError, match="synap-realtime generate-keys"):
         KeyRing(file=tmp_path / "none.toml")
 
 

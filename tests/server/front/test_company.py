@@ -47,7 +47,7 @@ def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def settings_of(**given: Any) -> ServerSettings:
     limits = ("connections_per_room", "connections_per_address", "connections_per_user")
-    return load_settings(**{f"max_{name}": 0 for name in limits}, connects_per_s=0, **given)
+    return load_settings(**{f"max_{name}": 0 for name in limits}, new_connections_per_s=0, **given)
 
 
 class Server:

@@ -109,7 +109,7 @@ async def test_every_frame_counts_as_life(frame: bytes) -> None:
     """On a socket: its peer answers each ping with this frame, and stays for far longer than the
     idle timeout; then it says nothing more, and is closed."""
     first = frame
-    async with running(create_app(load_settings(silence_s=0.45))) as url:
+    async with running(create_app(load_settings(idle_timeout_s=0.45))) as url:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         writer.write(
             b"GET /rooms/user_1/subscribe HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"

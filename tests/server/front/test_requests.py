@@ -106,15 +106,17 @@ async def peer(url: str, *, buffer: int | None = None) -> AsyncIterator[Peer]:
 
 
 def rooms(**settings: Any) -> RoomServer:
-    return create_app(load_settings(**{"drain_s": 0, **settings}))
+    return create_app(load_settings(**{"drain_timeout_s": 0, **settings}))
 
 
 def with_keys(**options: Any) -> RoomServer:
     may = options.pop("may", None)
     settings = load_settings(
-        token_secrets=(SecretStr(SECRET),), api_keys={"jobs": SecretStr(API_KEY)}, drain_s=0,
+        token_secrets=(SecretStr(SECRET),),
+        api_keys={"jobs": SecretStr(API_KEY)},
+        drain_timeout_s=0,
         **options,
-    )  # fmt: skip
+    )
     return create_app(settings, authorize=may)
 
 
@@ -671,7 +673,7 @@ def test_who_is_gone_while_many_are_told_harms_no_publisher(run: Run) -> None:
 
 def test_the_ping_of_who_does_not_read_is_not_answered_in_memory(run: Run) -> None:
     async def test() -> None:
-        app = rooms(messages_per_s=0)
+        app = rooms(client_messages_per_s=0)
         ping = bytes([0x81, 0x84, 0, 0, 0, 0]) + b"ping"
         async with running(app) as url, peer(url, buffer=4096) as client:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ def certified(tmp_path: Path) -> Certified:
 @contextlib.asynccontextmanager
 async def serving(certified: Certified, **settings: Any) -> AsyncIterator[str]:
     certificate = Certificate(certified.chain, certified.key)
-    app = create_app(load_settings(drain_s=1, **settings))
+    app = create_app(load_settings(drain_timeout_s=1, **settings))
     async with running(app, certificate=certificate) as url:
         assert url.startswith("https://127.0.0.1:")
         yield url
@@ -186,7 +186,7 @@ def test_strangers_who_do_not_shake_hands_make_room_for_others(
     monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 3600.0)
 
     async def test() -> None:
-        async with serving(certified, max_half_open=5) as url:
+        async with serving(certified, max_pending_connections=5) as url:
             strangers = [await silent(url, said) for _ in range(5)]
             async with client(url, certified) as http:
                 await publish(http, "n1")
@@ -208,7 +208,7 @@ def test_a_handshake_ends_in_time(
     monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.2)
 
     async def test() -> None:
-        async with serving(certified, max_half_open=0) as url:
+        async with serving(certified, max_pending_connections=0) as url:
             reader, writer = await silent(url, said)
             await is_cut(reader)
             writer.transport.abort()
