@@ -20,7 +20,7 @@ BEARER_SUBPROTOCOL = "bearer."
 
 PING = "ping"
 PONG = "pong"
-SILENCE_LIMIT_S = 75.0
+IDLE_TIMEOUT_S = 75.0
 """A connection from which nothing has come for so long is closed."""
 
 PING_QUIET_S = 25.0
@@ -29,7 +29,7 @@ PING_QUIET_S = 25.0
 PING_INTERVAL_S = 30.0
 """How often a client says ``ping``."""
 
-PONG_WITHIN_S = 10.0
+PONG_TIMEOUT_S = 10.0
 """A server that does not answer a ``ping`` for so long is dead."""
 
 MAX_CLIENT_TEXT_BYTES = 4 * 1024
@@ -44,16 +44,16 @@ CLOSING = "synap.closing"
 class CloseCode(IntEnum):
     """4000 to 4499: come back with the last cursor. 4500 to 4999: don't."""
 
-    TOO_SLOW = 4008
-    SILENT = 4009
+    SLOW_CONSUMER = 4008
+    IDLE_TIMEOUT = 4009
     DRAINING = 4012
-    TOO_MANY_MESSAGES = 4029
+    RATE_LIMITED = 4029
     TOKEN_EXPIRED = 4401
     UNAUTHORIZED = 4501
     FORBIDDEN = 4503
     REVOKED = 4504
-    TOO_MANY_CONNECTIONS = 4529
-    CONTRACT_BROKEN = 4540
+    CONNECTION_LIMIT = 4529
+    PROTOCOL_VIOLATION = 4540
 
     @property
     def reason(self) -> str:
@@ -62,16 +62,16 @@ class CloseCode(IntEnum):
 
 
 _REASONS = {
-    CloseCode.TOO_SLOW: "slow consumer: the client does not read what it is sent",
-    CloseCode.SILENT: "idle timeout: nothing was received, not even a pong",
+    CloseCode.SLOW_CONSUMER: "slow consumer: the client does not read what it is sent",
+    CloseCode.IDLE_TIMEOUT: "idle timeout: nothing was received, not even a pong",
     CloseCode.DRAINING: "the server is draining",
-    CloseCode.TOO_MANY_MESSAGES: "rate limit: too many messages",
+    CloseCode.RATE_LIMITED: "rate limit: too many messages",
     CloseCode.TOKEN_EXPIRED: "token expired",
     CloseCode.UNAUTHORIZED: "invalid token",
     CloseCode.FORBIDDEN: "forbidden",
     CloseCode.REVOKED: "token revoked",
-    CloseCode.TOO_MANY_CONNECTIONS: "connection limit: too many connections of this user",
-    CloseCode.CONTRACT_BROKEN: "expected text messages of at most 4 KiB",
+    CloseCode.CONNECTION_LIMIT: "connection limit: too many connections of this user",
+    CloseCode.PROTOCOL_VIOLATION: "expected text messages of at most 4 KiB",
 }
 
 

@@ -19,9 +19,9 @@ from .http import (
     Request,
     RequestError,
     Response,
+    bad_request,
     json_body,
     json_response,
-    malformed,
     method_not_allowed,
     parsed_json,
     position_of,
@@ -152,7 +152,9 @@ class Api:
     async def _show_metrics(self, request: Request) -> Response:
         claims = await self._access.identify_counted(request)
         require_scope(claims, "metrics", "admin")
-        self._metrics.rooms.set(len(self._hub) - 1)  # revocations have one, and it is nobody's
+        self._metrics.active_rooms.set(
+            len(self._hub) - 1
+        )  # revocations have one, and it is nobody's
         content = self._metrics.text(await self._store.usage())
         return Response(200, content, content_type=CONTENT_TYPE)
 
@@ -280,15 +282,15 @@ class Api:
             try:
                 id = await self._access.id_of_token(_bare_token(given))
             except MalformedTokenError as error:
-                raise malformed("Nothing was revoked", f"token: {error}") from None
+                raise bad_request("Nothing was revoked", f"token: {error}") from None
             if id is None:
-                raise malformed(
+                raise bad_request(
                     "Nothing was revoked",
                     "token: no key of this server has signed it; was it copied whole?",
                 )
             return id
         if self._access.is_credential(given):
-            raise malformed(
+            raise bad_request(
                 "Nothing was revoked", f'{of}: this is a credential; send a token as {{"token": …}}'
             )
         return given
@@ -312,7 +314,7 @@ def _revocation_in(body: object) -> tuple[_Revocable, str]:
             return "token", name
         case {"jti": str(name), **rest} if 0 < len(name) <= MAX_TEXT and not _NAMES & rest.keys():
             return "jti", name
-    raise malformed(
+    raise bad_request(
         "Nothing was revoked", 'expected one of {"user": id}, {"token": JWT} and {"jti": id}'
     )
 
@@ -343,4 +345,4 @@ def _limit_of(text: str | None) -> int:
         return HISTORY_LIMIT
     if text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_HISTORY_LIMIT:
         return int(text)
-    raise malformed("Invalid limit", f"limit: expected 1 to {MAX_HISTORY_LIMIT}")
+    raise bad_request("Invalid limit", f"limit: expected 1 to {MAX_HISTORY_LIMIT}")

@@ -31,13 +31,13 @@ from .http import (
     Request,
     RequestError,
     Response,
+    bad_request,
     body_too_large,
     body_too_slow,
-    malformed,
     problem_of_head,
     unavailable,
 )
-from .limits import too_many
+from .limits import rate_limited
 from .node import CLOSE_TIMEOUT_S, ClosedAtOnceError, Node, Opened
 from .pacing import SHARE_S, TASK_S, Pacer
 from .settings import ServerSettings, load_settings
@@ -105,7 +105,7 @@ class _Exchange(Request):
         except NoRoomError as error:
             if error.is_of_caller:
                 details = f"at most {error.max_bytes} bytes of {what} for a user or an address"
-                raise too_many(details, RETRY_AFTER_S) from None
+                raise rate_limited(details, RETRY_AFTER_S) from None
             raise unavailable(f"too many bytes of {what}") from None
 
 
@@ -321,7 +321,7 @@ async def _read_chunks(request: _Exchange, receive: Receive) -> bytes:
             request.hold_request(size)
         if not message.get("more_body"):
             if declared.isdigit() and int(declared) != size:
-                raise malformed("Incomplete body", _INCOMPLETE.format(size, declared))
+                raise bad_request("Incomplete body", _INCOMPLETE.format(size, declared))
             return bytes(body)
 
 

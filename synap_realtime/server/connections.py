@@ -98,7 +98,7 @@ class _Handover(Alone):
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await send(self._words.popleft())
             except TimeoutError:
-                subscription.close(CloseCode.TOO_SLOW)
+                subscription.close(CloseCode.SLOW_CONSUMER)
                 return
 
 
@@ -147,7 +147,7 @@ async def run_websocket(
                 async with asyncio.timeout(limit_s):
                     message = await receive()
             except TimeoutError:
-                return subscription.close(CloseCode.SILENT)
+                return subscription.close(CloseCode.IDLE_TIMEOUT)
             if message["type"] == "websocket.disconnect":
                 raise DisconnectedError
             heard = message["bytes"] if message.get("text") is None else message["text"]
@@ -158,7 +158,7 @@ async def run_websocket(
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await send({"type": "websocket.send", "text": answer})
                 except TimeoutError:
-                    return subscription.close(CloseCode.TOO_SLOW)
+                    return subscription.close(CloseCode.SLOW_CONSUMER)
 
     try:
         code = await _run_until_closed(
@@ -205,7 +205,7 @@ async def run_event_stream(
                 await begin()
                 await put(opening())
         except TimeoutError:  # what it asked for before, on this connection, it does not read
-            subscription.close(CloseCode.TOO_SLOW)
+            subscription.close(CloseCode.SLOW_CONSUMER)
             return
         started.set()
         await _follow(subscription, opened.after, lambda message: put(told(message)))

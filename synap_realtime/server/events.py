@@ -34,7 +34,7 @@ _MAX_KINDS = 50
 _OTHERS = ("other lines", None)
 _CALLER = ("user", "key", "address")
 
-_ROUTINE = {CloseCode.DRAINING, CloseCode.SILENT, CloseCode.TOKEN_EXPIRED}
+_ROUTINE = {CloseCode.DRAINING, CloseCode.IDLE_TIMEOUT, CloseCode.TOKEN_EXPIRED}
 
 
 class AtMost(logging.Filter):
@@ -145,7 +145,7 @@ def refused(
     """
     if logger.isEnabledFor(logging.INFO):
         # What is malformed may be repeated in the details.
-        details = problem["error" if problem["code"] == "malformed" else "details"]
+        details = problem["error" if problem["code"] == "invalid_request" else "details"]
         _write(
             logging.INFO, "refused", claims,
             room=room, address=address, code=problem["code"], details=details,

@@ -102,7 +102,7 @@ class Request:
                 parameters = parse_qs(self.query_string, max_num_fields=MAX_QUERY_FIELDS)
             except ValueError:
                 details = f"a query has at most {MAX_QUERY_FIELDS} parameters"
-                raise malformed("Invalid query", details) from None
+                raise bad_request("Invalid query", details) from None
             self.query = {name: values[-1] for name, values in parameters.items()}
         self.credential = self._find_credential()
 
@@ -225,42 +225,44 @@ def problem_of_head(
     if target_bytes > MAX_TARGET_BYTES:
         return target_too_long()
     if version not in versions:
-        return malformed("Invalid HTTP request", "it is not HTTP/1.1")
+        return bad_request("Invalid HTTP request", "it is not HTTP/1.1")
     host = headers.get("host")
     # RFC 9112, section 3.2: a proxy that routes by another Host than this server reads could be
     # made to reach rooms that it should not.
     if host is None:
         if version == "1.1":
-            return malformed("Invalid Host", "a request has one Host field; there is none")
+            return bad_request("Invalid Host", "a request has one Host field; there is none")
     elif not _HOST.fullmatch(host):
-        return malformed("Invalid Host", "a request has one Host field: host or host:port")
+        return bad_request("Invalid Host", "a request has one Host field: host or host:port")
     coding = headers.get("transfer-encoding")
     if coding is not None and coding.strip().lower() != "chunked":
         # RFC 9112, section 6.1: of another coding, or of a list with empty members, a proxy may
         # read another body than this server.
-        return malformed("Invalid Transfer-Encoding", "expected chunked alone")
+        return bad_request("Invalid Transfer-Encoding", "expected chunked alone")
     return None
 
 
 def target_too_long() -> RequestError:
     details = f"a path and its query have at most {MAX_TARGET_BYTES} bytes"
-    return RequestError(414, "too_large", "URI too long", details)
+    return RequestError(414, "payload_too_large", "URI too long", details)
 
 
-def malformed(error: str, details: str) -> RequestError:
-    return RequestError(400, "malformed", error, details)
+def bad_request(error: str, details: str) -> RequestError:
+    return RequestError(400, "invalid_request", error, details)
 
 
-def too_large(details: str) -> RequestError:
-    return RequestError(413, "too_large", "Too large", details)
+def payload_too_large(details: str) -> RequestError:
+    return RequestError(413, "payload_too_large", "Too large", details)
 
 
 def body_too_large(most: int) -> RequestError:
-    return too_large(f"a body has at most {most} bytes")
+    return payload_too_large(f"a body has at most {most} bytes")
 
 
 def body_too_slow(limit_s: float) -> RequestError:
-    return RequestError(408, "timeout", "Too slow", f"a body has to arrive within {limit_s:g} s")
+    return RequestError(
+        408, "request_timeout", "Too slow", f"a body has to arrive within {limit_s:g} s"
+    )
 
 
 def unavailable(details: str) -> RequestError:
@@ -287,7 +289,7 @@ def room_of(segment: str) -> Room:
     try:
         return _parse_room(segment)
     except InvalidArgumentError as error:
-        raise malformed("Invalid room id", error.problem) from error
+        raise bad_request("Invalid room id", error.problem) from error
 
 
 @lru_cache(1024)
@@ -311,7 +313,7 @@ def split_path(raw: str) -> tuple[str, ...]:
     try:
         return tuple(unquote(part, errors="strict") for part in _parts_of(raw))
     except UnicodeDecodeError:
-        raise malformed("Invalid path", "its percent-encoding is not UTF-8") from None
+        raise bad_request("Invalid path", "its percent-encoding is not UTF-8") from None
 
 
 def position_of(text: str, words: str = "'earliest' or 'latest'") -> Cursor:
@@ -326,7 +328,7 @@ def position_of(text: str, words: str = "'earliest' or 'latest'") -> Cursor:
     try:
         return parse_cursor(text)
     except InvalidArgumentError as error:
-        raise malformed("Invalid position", f"after: expected a cursor, {words}") from error
+        raise bad_request("Invalid position", f"after: expected a cursor, {words}") from error
 
 
 def device_of(query: Mapping[str, str]) -> str | None:
@@ -340,7 +342,7 @@ def device_of(query: Mapping[str, str]) -> str | None:
     try:
         return parse_device(name)
     except InvalidArgumentError as error:
-        raise malformed("Invalid device", f"device: {error.problem}") from error
+        raise bad_request("Invalid device", f"device: {error.problem}") from error
 
 
 async def json_body(request: Request) -> bytes:
@@ -383,7 +385,7 @@ def parsed_json(content: bytes) -> object:
     try:
         return _from_json(content, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
-        raise malformed("Invalid JSON", str(error)) from error
+        raise bad_request("Invalid JSON", str(error)) from error
 
 
 _from_json = pydantic_core.from_json

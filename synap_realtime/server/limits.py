@@ -75,7 +75,7 @@ class Limits:
             most, what = self._settings.publish_bytes_per_s, "bytes"
         else:
             return
-        raise too_many(f"at most {most} {what} a second for a key", wait_s)
+        raise rate_limited(f"at most {most} {what} a second for a key", wait_s)
 
     def check_request(self, claims: Claims | None, address: str | None) -> None:
         """Count a request that is no publish, for who sends it, and see whether they may read more.
@@ -95,7 +95,9 @@ class Limits:
             most, what = self._settings.read_bytes_per_s, "bytes read"
         else:
             return
-        raise too_many(f"at most {most} {what} a second for a user, a key or an address", wait_s)
+        raise rate_limited(
+            f"at most {most} {what} a second for a user, a key or an address", wait_s
+        )
 
     def count_read(self, claims: Claims, address: str | None, size: int) -> None:
         """Bytes that are being answered. They may be more than are left: then the next request
@@ -114,7 +116,7 @@ class Limits:
         who = _limited_address(address)
         if who is not None and (wait_s := self._attempts.wait_s(who)):
             most = self._settings.requests_per_s
-            raise too_many(f"at most {most} failed attempts a second for an address", wait_s)
+            raise rate_limited(f"at most {most} failed attempts a second for an address", wait_s)
 
     def check_publisher(self, claims: Claims) -> None:
         """See whether a publisher had too many requests refused.
@@ -127,7 +129,9 @@ class Limits:
         who = _name_of(claims)
         if who is not None and (wait_s := self._requests.wait_s(who)):
             most = self._settings.requests_per_s
-            raise too_many(f"at most {most} refused requests a second for a user or a key", wait_s)
+            raise rate_limited(
+                f"at most {most} refused requests a second for a user or a key", wait_s
+            )
 
     def count_failed_attempt(self, address: str | None) -> None:
         """A token of this address did not count."""
@@ -154,21 +158,21 @@ class Limits:
         source = _limited_address(address)
         if source is not None:
             if wait_s := self._connects.wait_s(source, 1):
-                raise too_many(
+                raise rate_limited(
                     f"at most {settings.new_connections_per_s:g} new connections a second for an "
                     "address",
                     wait_s,
                 )
             if _is_full(self._by_address[source], settings.max_connections_per_address):
                 most = settings.max_connections_per_address
-                raise too_many(f"at most {most} connections for an address", 10)
+                raise rate_limited(f"at most {most} connections for an address", 10)
         if _is_full(self._connections, settings.max_connections):
-            raise too_many(f"at most {settings.max_connections} connections", 10)
+            raise rate_limited(f"at most {settings.max_connections} connections", 10)
         if room not in self._by_room and _is_full(len(self._by_room), settings.max_rooms):
-            raise too_many(f"at most {settings.max_rooms} rooms that somebody listens to", 10)
+            raise rate_limited(f"at most {settings.max_rooms} rooms that somebody listens to", 10)
         if _is_full(self._by_room[room], settings.max_connections_per_room):
             most = settings.max_connections_per_room
-            raise too_many(f"at most {most} connections in a room", 10)
+            raise rate_limited(f"at most {most} connections in a room", 10)
         user = claims.user
         if user is not None and _is_full(self._by_user[user], settings.max_connections_per_user):
             raise TooManyForUserError(settings.max_connections_per_user)
@@ -193,9 +197,9 @@ class Limits:
             yield self._by_address, place.address
 
 
-def too_many(details: str, wait_s: float) -> RequestError:
+def rate_limited(details: str, wait_s: float) -> RequestError:
     headers = {"Retry-After": str(max(1, math.ceil(wait_s)))}
-    return RequestError(429, "too_many", "Too many", details, headers)
+    return RequestError(429, "rate_limited", "Too many", details, headers)
 
 
 def _name_of(claims: Claims) -> str | None:

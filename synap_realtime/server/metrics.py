@@ -56,12 +56,12 @@ class Metrics:
             return tallies
 
         gauge("build_info", "1, with the version.", "version").labels(version).set(1)
-        gauge("connections_limit", "The most connections; 0: no limit.").set(max_connections)
+        gauge("max_connections", "The most connections; 0: no limit.").set(max_connections)
         self._limits = gauge("limit", "The value of a limit's option; 0: no limit.", "option")
-        self.rooms = gauge("rooms", "Rooms that somebody listens to here.")
+        self.active_rooms = gauge("active_rooms", "Rooms that somebody listens to here.")
         self.draining = gauge("draining", "1 while the server lets its subscribers go.")
         self._connections = gauge("connections", "Open connections.", "transport")
-        self._opened = counter("connections_opened", "Connections that began.", "transport")
+        self._opened = counter("connections_accepted", "Connections that began.", "transport")
         self._held_bytes = gauge("held_bytes", "Bytes that are held for peers.", "kind")
         self._held_limits = gauge("held_bytes_limit", "The most; 0: no limit.", "kind")
         self._cuts = counter(
@@ -70,8 +70,10 @@ class Metrics:
         self.internal_errors = counter(
             "internal_errors", "Errors of the server's own, each of which ended a connection."
         )
-        self._drops = counter("drops", "Connections that the server ended, and why.", "reason")
-        self._refusals = counter("refusals", "Requests and handshakes that got an error.", "code")
+        self._server_disconnects = counter(
+            "server_disconnects", "Connections that the server ended, and why.", "reason"
+        )
+        self._errors = counter("errors", "Requests and handshakes that got an error.", "code")
         self._publishes = counter(
             "publishes", "Notifications that were published, once for each room.", "outcome"
         )
@@ -81,10 +83,10 @@ class Metrics:
         self._live = self._deliveries.labels("live")
         self._written = 0  # live, since the last look: too many to take a lock for each
         self.replayed = self._deliveries.labels("replay")
-        self._replays = counter(
-            "replays", "Subscriptions that caught up; gap: something was gone.", "outcome"
+        self._recoveries = counter(
+            "recoveries", "Subscriptions that caught up; gap: something was gone.", "outcome"
         )
-        self._store = histogram("store_operation", "How long the store took.", "operation")
+        self._store = histogram("store_operation_duration", "How long the store took.", "operation")
         self._store_errors = counter("store_errors", "Calls that the store refused.", "operation")
         self._store_bytes = gauge("store_bytes", "What the store takes.")
         self._store_rooms = gauge("store_rooms", "Rooms that the store knows.")
@@ -92,8 +94,8 @@ class Metrics:
             "store_evictions", "Notifications that went before their time, for want of room."
         )
         self._evicted = 0
-        self.publish_to_write = histogram(
-            "publish_to_write",
+        self.delivery_latency = histogram(
+            "delivery_latency",
             "From a publish's arrival until all in a room have it, and each who had to wait.",
         ).of()
         self._lag = histogram("event_loop_lag", "How late the event loop comes.").of()
@@ -105,17 +107,17 @@ class Metrics:
         }
         self._outcomes = {
             outcome: self._publishes.labels(outcome)
-            for outcome in ("accepted", "duplicate", "refused", "unavailable")
+            for outcome in ("accepted", "duplicate", "rejected", "unavailable")
         }
-        for outcome in ("complete", "gap"):
-            self._replays.labels(outcome)
+        for outcome in ("recovered", "gap"):
+            self._recoveries.labels(outcome)
 
     def totals(self) -> dict[str, float]:
         """What has been counted since the start, over all labels; without a count of its own."""
         self._count_written()
         counters = {
-            "published": self._publishes, "delivered": self._deliveries, "refused": self._refusals,
-            "dropped": self._drops,
+            "published": self._publishes, "delivered": self._deliveries, "refused": self._errors,
+            "dropped": self._server_disconnects,
         }  # fmt: skip
         return {
             name: sum(
@@ -155,24 +157,24 @@ class Metrics:
         self._held_bytes.labels(kind).set_function(held)
 
     def refused(self, code: str) -> None:
-        self._refusals.labels(code).inc()
+        self._errors.labels(code).inc()
 
     def dropped(self, reason: str) -> None:
-        self._drops.labels(reason).inc()
+        self._server_disconnects.labels(reason).inc()
 
     def caught_up(self, *, recovered: bool) -> None:
-        self._replays.labels("complete" if recovered else "gap").inc()
+        self._recoveries.labels("recovered" if recovered else "gap").inc()
 
     def delivered(self, after_s: float, count: int) -> None:
         """A live notification was written to so many of a room; it waits for those who do not
         read."""
         self._written += count
-        self.publish_to_write.observe(after_s)
+        self.delivery_latency.observe(after_s)
 
     def delivered_late(self, began_at: float | None) -> None:
         """It was written to one who had to wait for it."""
         if began_at is not None:
-            self.publish_to_write.observe(perf_counter() - began_at)
+            self.delivery_latency.observe(perf_counter() - began_at)
 
     def connected(self, transport: str) -> None:
         opened, connections = self._by_transport[transport]

@@ -30,15 +30,15 @@ from .http import (
     Request,
     RequestError,
     Response,
+    bad_request,
     device_of,
-    malformed,
     method_not_allowed,
     position_of,
     room_of,
     unavailable,
 )
 from .hub import Hub
-from .limits import Limits, TooManyForUserError, too_many
+from .limits import Limits, TooManyForUserError, rate_limited
 from .metrics import Metrics
 from .presence import Presence
 from .publishing import Publishing
@@ -247,7 +247,7 @@ class Node:
         try:
             return await self._open_websocket(request)
         except TooManyForUserError as error:
-            code = CloseCode.TOO_MANY_CONNECTIONS
+            code = CloseCode.CONNECTION_LIMIT
             cause = f"connection limit: at most {error.limit} connections of a user"
         except RequestError as error:
             codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
@@ -350,7 +350,7 @@ class Node:
             case ("rooms", segment, "subscribe"):
                 target = _target(segment, request.query)
                 if target.watches and not request.speaks_control:
-                    raise malformed(
+                    raise bad_request(
                         "Nothing could be told", "presence: offer the subprotocol synap.v1"
                     )
                 self._publishing.refuse_while_draining()
@@ -409,7 +409,7 @@ class Node:
                 watches=target.watches,
             )
         except TooManyForUserError as error:
-            raise too_many(f"at most {error.limit} connections for a user", 10) from None
+            raise rate_limited(f"at most {error.limit} connections for a user", 10) from None
         return Opened(session, after, answer)
 
     def _refuse_credential(self, target: _Target) -> None:
@@ -421,7 +421,7 @@ class Node:
         for name, text in (("room", key_of(target.room)), ("device", target.device)):
             if text is not None and self._access.is_credential(text):
                 details = f"{name}: this is a credential; send it as Authorization: Bearer …"
-                raise malformed("A credential in a wrong place", details)
+                raise bad_request("A credential in a wrong place", details)
 
     async def _permit(self, claims: Claims, target: _Target) -> None:
         await self._access.permit(claims, "subscribe", target.room)
@@ -450,7 +450,7 @@ def _target(segment: str, query: dict[str, str]) -> _Target:
     if after not in (None, "earliest", "latest"):
         position_of(after)
     if (presence := query.get("presence", "0")) not in ("0", "1"):
-        raise malformed("Invalid presence", "presence: expected 0 or 1")
+        raise bad_request("Invalid presence", "presence: expected 0 or 1")
     return _Target(room, after, device_of(query), watches=presence == "1")
 
 

@@ -51,11 +51,20 @@ _DELIVERED = _object(
 
 _CODE = {
     "enum": [
-        "malformed", "unauthorized", "forbidden", "not_found", "method_not_allowed", "too_large",
-        "unsupported_media_type", "upgrade_required", "timeout", "too_many", "unavailable",
+        "invalid_request",
+        "unauthorized",
+        "forbidden",
+        "not_found",
+        "method_not_allowed",
+        "payload_too_large",
+        "unsupported_media_type",
+        "upgrade_required",
+        "request_timeout",
+        "rate_limited",
+        "unavailable",
         "misconfigured",
     ],
-}  # fmt: skip
+}
 
 _RECEIPT = {"broadcastCount": _COUNT, "cursor": _CURSOR, "duplicate": _FLAG}
 

@@ -17,7 +17,7 @@ from ..protocol.notification import (
 )
 from ..protocol.rooms import Room
 from ..tracing import NOTHING, Span, is_on
-from .http import RequestError, malformed, room_of, too_large
+from .http import RequestError, bad_request, payload_too_large, room_of
 from .spans import begin_publish
 from .stores.base import Publication
 from .wire import check_wire
@@ -46,11 +46,11 @@ def check(value: Any, traceparent: str | None, *, is_valid: bool) -> tuple[str, 
         if b"Infinity" in content or b"NaN" in content:  # perhaps a number
             content = encode_json("notification", wire)
     except InvalidArgumentError as error:
-        raise malformed(
+        raise bad_request(
             "Invalid message format. Required: type, data", f"{error.field}: {error.problem}"
         ) from error
     if len(content) > MAX_NOTIFICATION_BYTES:
-        raise too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
+        raise payload_too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
     return wire["id"], content.decode(), span
 
 
@@ -95,9 +95,9 @@ def rooms_of(item: object) -> list[Room] | RequestError:
     """The rooms of one notification of a batch, each once, or what is wrong with them."""
     try:
         if not isinstance(item, dict):
-            raise malformed("Invalid notification", "expected a JSON object")
+            raise bad_request("Invalid notification", "expected a JSON object")
         if not has_rooms(item):
-            raise malformed("Invalid notification", "rooms: expected a list of at least one")
+            raise bad_request("Invalid notification", "rooms: expected a list of at least one")
         names = item["rooms"]
         if len(names) > 1:
             names = dict.fromkeys(map(_room_name, names))
@@ -108,5 +108,5 @@ def rooms_of(item: object) -> list[Room] | RequestError:
 
 def _room_name(value: object) -> str:
     if not isinstance(value, str):
-        raise malformed("Invalid room id", "rooms: expected strings")
+        raise bad_request("Invalid room id", "rooms: expected strings")
     return value

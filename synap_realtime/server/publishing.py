@@ -26,8 +26,8 @@ from .http import (
     RequestError,
     Response,
     json_body,
+    payload_too_large,
     room_of,
-    too_large,
     unavailable,
 )
 from .hub import Hub
@@ -118,10 +118,10 @@ class Publishing:
         require_scope(claims, "broadcast")
         items, is_valid = decode_batch(await json_body(request))
         if len(items) > MAX_BATCH_NOTIFICATIONS:
-            raise too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
+            raise payload_too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
         pairs = sum(len(item["rooms"]) for item in items if has_rooms(item))
         if pairs > MAX_BATCH_NOTIFICATIONS:
-            raise too_large(
+            raise payload_too_large(
                 f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its "
                 "notifications"
             )
@@ -171,11 +171,11 @@ class Publishing:
         if size > MAX_SPREAD_BYTES:
             for span in spans:
                 span.end("too large")
-            raise too_large(
+            raise payload_too_large(
                 f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
                 "each of its rooms"
             )
-        self._metrics.published("refused", len(checked) - len(good))
+        self._metrics.published("rejected", len(checked) - len(good))
         publications = [each for entry in good for each in entry]
         try:
             receipts = iter(await self._publish(claims, publications, size, began_at, spans))
@@ -223,7 +223,7 @@ class Publishing:
         except RequestError as error:
             problem = str(error)
             self._metrics.published(
-                "unavailable" if error.response.status == 503 else "refused", count
+                "unavailable" if error.response.status == 503 else "rejected", count
             )
             raise
         except StoreUnavailableError as error:

@@ -112,7 +112,7 @@ class Session:
         except RequestError as error:
             details = error.body["details"]
             if error.response.status == 429:
-                close(CloseCode.TOO_MANY_MESSAGES, details)
+                close(CloseCode.RATE_LIMITED, details)
             elif error.response.status != 503:  # nobody knows: the old one counts to its end
                 close(
                     CloseCode.FORBIDDEN if error.response.status == 403 else CloseCode.UNAUTHORIZED,

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from ..errors import ConfigurationError
 from ..loopback import is_loopback as is_loopback
 from ..loopback import normalize_origin
-from ..protocol.control import PING_QUIET_S, SILENCE_LIMIT_S
+from ..protocol.control import IDLE_TIMEOUT_S, PING_QUIET_S
 from ..redaction import redacted
 from .stores.base import Retention
 
@@ -97,7 +97,7 @@ class ServerSettings(BaseSettings):
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     store: str = "memory://"
     drain_timeout_s: Annotated[float, Field(ge=0, le=600)] = 5.0
-    idle_timeout_s: _Seconds = SILENCE_LIMIT_S
+    idle_timeout_s: _Seconds = IDLE_TIMEOUT_S
     ping_interval_s: Annotated[float, Field(ge=0, le=86_400)] = PING_QUIET_S
     max_memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().max_memory_bytes
     retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000

@@ -257,7 +257,7 @@ class Subscription:
             backlog.bytes += entry.size
             self._budget.add(entry)
             if backlog.bytes > MAX_WAITING_BYTES:
-                self.close(CloseCode.TOO_SLOW)
+                self.close(CloseCode.SLOW_CONSUMER)
                 return False
             if backlog.bytes > backlog.charged:
                 # In steps: most of what waits goes on within a turn of the loop or two.
@@ -304,7 +304,7 @@ class Subscription:
 
     def over_budget(self) -> None:
         """See :class:`byte_budget.Holder`."""
-        self.close(CloseCode.TOO_SLOW)
+        self.close(CloseCode.SLOW_CONSUMER)
 
     def received(self, position: Cursor) -> None:
         """The client was handed all up to there, and has taken it."""
@@ -316,9 +316,9 @@ class Subscription:
         ``ping``, an action, or nothing; binary, over 4 KiB or too often ends the subscription.
         """
         if isinstance(message, bytes) or len(message.encode()) > MAX_CLIENT_TEXT_BYTES:
-            self.close(CloseCode.CONTRACT_BROKEN)
+            self.close(CloseCode.PROTOCOL_VIOLATION)
         elif not self._takes_message(id(self)):
-            self.close(CloseCode.TOO_MANY_MESSAGES)
+            self.close(CloseCode.RATE_LIMITED)
         elif message == PING:
             return PONG
         elif not (self.acknowledges and self._act(message)):
@@ -331,7 +331,7 @@ class Subscription:
             frames = self._waiting().frames
             frames.append(frame)
             if len(frames) > MAX_WAITING_FRAMES:
-                self.close(CloseCode.TOO_SLOW)
+                self.close(CloseCode.SLOW_CONSUMER)
             else:
                 self._go_on()
 
@@ -595,7 +595,7 @@ class Subscription:
     def _wait_for_peer(self) -> None:
         if self._slow is None:
             loop = asyncio.get_running_loop()
-            self._slow = loop.call_later(SEND_TIMEOUT_S, self.close, CloseCode.TOO_SLOW)
+            self._slow = loop.call_later(SEND_TIMEOUT_S, self.close, CloseCode.SLOW_CONSUMER)
 
     def _stop_waiting(self) -> None:
         if self._slow is not None:

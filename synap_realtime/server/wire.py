@@ -17,7 +17,7 @@ from ..protocol.notification import (
     parse_notification,
     to_utc_timestamp,
 )
-from .http import malformed, parsed_json
+from .http import bad_request, parsed_json
 
 
 class _RawWire(TypedDict, total=False):
@@ -107,7 +107,7 @@ def decode_batch(content: bytes) -> tuple[list[Any], bool]:
     body = parsed_json(content)
     items = body.get("notifications") if isinstance(body, dict) else None
     if not isinstance(items, list) or not items:
-        raise malformed("Invalid batch", "notifications: expected a list of at least one")
+        raise bad_request("Invalid batch", "notifications: expected a list of at least one")
     return items, False
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InvalidArgumentError
-from ..protocol.control import CLOSING, PONG, PONG_WITHIN_S, SUBPROTOCOL, SUBSCRIBED
+from ..protocol.control import CLOSING, PONG, PONG_TIMEOUT_S, SUBPROTOCOL, SUBSCRIBED
 from ..protocol.notification import Notification, parse_notification
 from .keepalive import Keepalive
 from .options import Options, SubscriptionState
@@ -267,7 +267,7 @@ def _connected(
                 elif content.type == CLOSING:
                     asked_s = _seconds(content.data.get("reconnectAfterMs"))
         if keepalive.is_dead:
-            return Failure(f"no pong within {PONG_WITHIN_S:g} s", asked_s=asked_s)
+            return Failure(f"no pong within {PONG_TIMEOUT_S:g} s", asked_s=asked_s)
 
 
 def _seconds(milliseconds: object) -> float | None:

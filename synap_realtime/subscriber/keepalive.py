@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from ..protocol.control import PING, PING_INTERVAL_S, PONG_WITHIN_S
+from ..protocol.control import PING, PING_INTERVAL_S, PONG_TIMEOUT_S
 
 ACK_INTERVAL_S = 0.5
 """Acknowledgements are cumulative: one now and then says as much as one each."""
@@ -74,8 +74,8 @@ class Keepalive:
     def patience_s(self) -> float:
         """How long to wait for the next message before asking :attr:`is_dead`."""
         if self._pings > self._pongs:
-            return max(0.0, PONG_WITHIN_S - self._waited_s)
-        return max(0.0, self._next_ping_at - self._clock()) + PONG_WITHIN_S
+            return max(0.0, PONG_TIMEOUT_S - self._waited_s)
+        return max(0.0, self._next_ping_at - self._clock()) + PONG_TIMEOUT_S
 
     def waited(self, since: float) -> None:
         """We listened from ``since`` until now.
@@ -92,4 +92,4 @@ class Keepalive:
 
     @property
     def is_dead(self) -> bool:
-        return self._pings > self._pongs and self._waited_s >= PONG_WITHIN_S
+        return self._pings > self._pongs and self._waited_s >= PONG_TIMEOUT_S

@@ -73,12 +73,12 @@ class Rooms:
                     return 200, {**self._publish(value, [unquote(room)]), "message": "recorded"}
                 case [*_, "broadcast"]:
                     if len(body) > MAX_BATCH_BYTES:
-                        return 413, _error("too_large", "Too large", "the batch")
+                        return 413, _error("payload_too_large", "Too large", "the batch")
                     results = [self._one_of_a_batch(each) for each in value["notifications"]]
                     success = all(result["success"] for result in results)
                     return 200, {"success": success, "results": results}
         except (InvalidArgumentError, ValueError, KeyError, TypeError) as error:
-            return 400, _error("malformed", "Invalid message format", str(error))
+            return 400, _error("invalid_request", "Invalid message format", str(error))
         return 404, _error("not_found", "Not found", path)
 
     def _one_of_a_batch(self, value: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,10 @@ class Rooms:
             rest = {name: member for name, member in value.items() if name != "rooms"}
             return self._publish(rest, value["rooms"])
         except InvalidArgumentError as error:
-            return {"success": False, **_error("malformed", "Invalid message format", str(error))}
+            return {
+                "success": False,
+                **_error("invalid_request", "Invalid message format", str(error)),
+            }
 
     def _publish(self, value: object, names: list[str]) -> dict[str, Any]:
         rooms = [parse_room(name) for name in names]

@@ -23,7 +23,12 @@ from .gate import Gate
 
 UNAVAILABLE = {"success": False, "error": "No room", "details": "full", "code": "unavailable"}
 NAMED = "http://rooms.test (url=)"
-REFUSED = {"success": False, "error": "Too large", "details": "at most", "code": "too_large"}
+REFUSED = {
+    "success": False,
+    "error": "Too large",
+    "details": "at most",
+    "code": "payload_too_large",
+}
 
 
 @pytest.fixture

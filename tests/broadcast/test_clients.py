@@ -176,7 +176,12 @@ def test_a_200_that_is_no_room_servers_is_no_success(
 
 @respx.mock
 def test_a_bad_item_fails_with_its_reason(publish: Publish) -> None:
-    item = {"success": False, "error": "Too large", "details": "at most", "code": "too_large"}
+    item = {
+        "success": False,
+        "error": "Too large",
+        "details": "at most",
+        "code": "payload_too_large",
+    }
     respx.post(f"{URL}/broadcast").respond(json={"success": False, "results": [item]})
     result = send(publish)
     assert (result.success, result.error) == (
@@ -263,7 +268,7 @@ def test_one_room_of_two_is_no_success(publish: Publish) -> None:
 
 @respx.mock
 def test_our_own_400_is_not_taken_for_a_missing_route(publish: Publish) -> None:
-    body = {"error": "Invalid batch", "details": "…", "code": "malformed"}
+    body = {"error": "Invalid batch", "details": "…", "code": "invalid_request"}
     route = respx.post(f"{URL}/broadcast").respond(400, json=body)
     assert not send(publish).success
     assert route.call_count == 1

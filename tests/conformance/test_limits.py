@@ -37,7 +37,7 @@ async def test_connections_of_a_user(client: Client) -> None:
         async with mine.listen(room) as one_more:
             assert await one_more.closed() == 4529
         response = await mine.get(room_path(room, "events"))
-        check_error(response, 429, "too_many")
+        check_error(response, 429, "rate_limited")
         assert int(response.headers["retry-after"]) >= 1
         assert (await mine.history(room))["notifications"] == [], "it is about connections"
         async with client.listen(fresh_room()) as another:
@@ -62,7 +62,7 @@ async def test_bytes_of_a_token(client: Client) -> None:
         if response.status_code == 200:
             assert response.json()["success"] is True
         else:
-            check_error(response, 429, "too_many")
+            check_error(response, 429, "rate_limited")
             assert int(response.headers["retry-after"]) >= 1
         return rooms, response.status_code
 

@@ -28,7 +28,9 @@ async def _delivered(client: Client, notification: Json) -> Json:
 
 async def _refused(client: Client, notification: Json) -> None:
     response = await client.broadcast(fresh_room(), notification)
-    assert (response.status_code, response.json()["code"]) == (400, "malformed"), response.text
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request"), (
+        response.text
+    )
 
 
 @pytest.mark.parametrize("id", ["n1", "x" * 128, "é" * 128, "a b/c\n", "0", "__proto__"])
@@ -225,8 +227,8 @@ async def test_the_largest_notification(client: Client, fill: str) -> None:
 
 @pytest.mark.parametrize("fill", ["x", "é"])
 async def test_a_notification_that_is_too_large(client: Client, fill: str) -> None:
-    """Notification: at most 256 KiB. Errors: 413 `too_large`."""
+    """Notification: at most 256 KiB. Errors: 413 `payload_too_large`."""
     room = fresh_room()
     response = await client.broadcast(room, _sized(MAX_BYTES + 1, fill))
-    assert (response.status_code, response.json()["code"]) == (413, "too_large")
+    assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")
     assert (await client.history(room))["notifications"] == []

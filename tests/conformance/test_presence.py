@@ -88,7 +88,7 @@ async def test_who_could_not_hear_it(client: Client) -> None:
     """Presence: a WebSocket without `synap.v1` could not hear it, and is refused with 400."""
     path = room_path(fresh_room(), "subscribe", presence="1")
     status, refusal = await client.refusal(path)
-    assert (status, refusal["code"]) == (400, "malformed")
+    assert (status, refusal["code"]) == (400, "invalid_request")
     async with client.listen_at(path, [V1]) as listener:
         assert (await listener.told(PRESENCE))["event"] == "state"
 

@@ -174,7 +174,7 @@ async def test_what_is_no_whole_token_of_this_server(
     given = around.format(UNPARSABLE[case](token))
     admin = client.showing(client.keys.token(scope="admin"))
     response = await admin.post("/revoke", {"token": given})
-    check_error(response, 400, "malformed")
+    check_error(response, 400, "invalid_request")
     assert token[:20] not in response.text
     assert await _status(client, token, f"user_{user}") == 200
 
@@ -195,7 +195,7 @@ async def test_a_credential_in_the_wrong_member(
     }[case]
     admin = client.showing(client.keys.token(scope="admin"))
     response = await admin.post("/revoke", {member: given[:512]})
-    check_error(response, 400, "malformed")
+    check_error(response, 400, "invalid_request")
     assert given[:20] not in response.text
     assert await _status(client, token, f"user_{user}") == 200
 
@@ -251,7 +251,7 @@ async def test_nobody_is_there(client: Client, user: str) -> None:
 async def test_what_to_revoke_has_to_be_said(client: Client, body: object) -> None:
     """Errors: 400 `malformed`: the body is wrong."""
     admin = client.showing(client.keys.token(scope="admin"))
-    check_error(await admin.post("/revoke", body), 400, "malformed")
+    check_error(await admin.post("/revoke", body), 400, "invalid_request")
 
 
 @pytest.mark.parametrize(

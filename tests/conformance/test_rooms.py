@@ -89,7 +89,9 @@ async def test_a_wrong_room_id(client: Client, segment: str) -> None:
     for method, route in ROUTES:
         path = f"/rooms/{segment}/{route}"
         response = await client.request(method, path, body=note() if method == "POST" else None)
-        assert (response.status_code, response.json()["code"]) == (400, "malformed"), path[-80:]
+        assert (response.status_code, response.json()["code"]) == (400, "invalid_request"), path[
+            -80:
+        ]
         assert len(response.content) < 2000, "an answer does not repeat what it was sent"
 
 
@@ -103,7 +105,7 @@ async def test_a_wrong_room_id_in_a_batch(client: Client, room: str) -> None:
     """Words: a room id is a kind, `_`, and a key; in a batch it is not encoded."""
     answer = await client.batch([note(rooms=[room])])
     assert answer["success"] is False
-    assert answer["results"][0]["code"] == "malformed"
+    assert answer["results"][0]["code"] == "invalid_request"
 
 
 async def test_rooms_are_separate(client: Client) -> None:

@@ -200,16 +200,16 @@ async def test_an_empty_after_is_none(client: Client) -> None:
 async def test_a_position_that_is_none(client: Client, after: str) -> None:
     """Subscribing: a handshake that cannot be (a bad position) is refused with the HTTP error."""
     status, body = await client.refusal(room_path(fresh_room(), "subscribe", after=after))
-    assert (status, body["code"]) == (400, "malformed")
+    assert (status, body["code"]) == (400, "invalid_request")
     response = await client.get(room_path(fresh_room(), "events", after=after))
-    assert (response.status_code, response.json()["code"]) == (400, "malformed")
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("/rooms/user/subscribe", 400, "malformed"),
-        ("/rooms/user_a%2Fb/subscribe", 400, "malformed"),
+        ("/rooms/user/subscribe", 400, "invalid_request"),
+        ("/rooms/user_a%2Fb/subscribe", 400, "invalid_request"),
         ("/rooms/user_1/listen", 404, "not_found"),
         ("/", 404, "not_found"),
     ],

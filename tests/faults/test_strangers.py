@@ -33,7 +33,7 @@ BODY = (
     b"Content-Length: 1000000\r\n\r\n" + b"x" * 60_000
 )
 HALVES = {
-    "silent": b"",
+    "idle_timeout": b"",
     "half a head": b"GET /rooms/user_1/subscribe HTTP/1.1\r\nHost: x\r\nX-Half: " + b"x" * 2000,
     "half a long head": b"GET /health HTTP/1.1\r\nHost: x\r\nX-Half: " + b"x" * 62 * 1024,
     "a long target": b"GET /" + b"x" * 62 * 1024 + b" HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -261,7 +261,7 @@ async def test_refuses_a_user_whose_answers_are_not_read() -> None:
                 "/rooms/user_1/history?limit=1000", headers={**own, "Origin": url}
             )
             assert refused.status_code == 429
-            assert refused.json()["code"] == "too_many"
+            assert refused.json()["code"] == "rate_limited"
             assert "bytes of answers" in refused.json()["details"]
             assert refused.headers["retry-after"]
             assert refused.headers["access-control-allow-origin"] == url

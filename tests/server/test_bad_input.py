@@ -111,7 +111,7 @@ async def test_a_bad_body_gets_a_clear_400(url: str) -> None:
             response = await client.post("/rooms/user_1/broadcast", content=body)
             assert response.status_code == 400, body[:100]
             answer = response.json()
-            assert answer["code"] == "malformed"
+            assert answer["code"] == "invalid_request"
             assert answer["error"]
             assert answer["details"]
             assert len(response.content) < 1000
@@ -119,7 +119,7 @@ async def test_a_bad_body_gets_a_clear_400(url: str) -> None:
             batch = b'{"notifications":[' + body.replace(b"{", b'{"rooms":["user_1"],', 1) + b"]}"
             response = await client.post("/broadcast", content=batch)
             if response.status_code == 200:
-                assert response.json()["results"][0]["code"] == "malformed", body[:100]
+                assert response.json()["results"][0]["code"] == "invalid_request", body[:100]
             else:
                 assert response.status_code == 400, body[:100]
             await require_alive(url, body[:100])
@@ -133,7 +133,7 @@ async def test_a_bad_body_gets_a_clear_400(url: str) -> None:
 async def test_a_bad_batch_gets_a_clear_400(rooms: str, body: bytes) -> None:
     async with httpx.AsyncClient(base_url=rooms) as client:
         response = await client.post("/broadcast", content=body)
-    assert (response.status_code, response.json()["code"]) == (400, "malformed")
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
 
 async def test_what_is_odd_but_right_is_kept_and_delivered_as_it_came(url: str) -> None:
@@ -236,7 +236,7 @@ async def test_too_much_gets_a_413(rooms: str) -> None:
             ("/broadcast", many_rooms),
         ]:
             response = await client.post(path, json=body)
-            assert (response.status_code, response.json()["code"]) == (413, "too_large")
+            assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")
             await require_alive(rooms, path)
 
 
@@ -317,7 +317,7 @@ async def test_a_position_is_right_or_refused(url: str) -> None:
             for rest in ("history", "events"):
                 response = await client.get(f"/rooms/user_1/{rest}?after={after}")
                 assert response.status_code == 400, after
-                assert response.json()["code"] == "malformed"
+                assert response.json()["code"] == "invalid_request"
             ws = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe?after={after}"
             with pytest.raises(websockets.InvalidStatus) as refused:
                 await websockets.connect(ws)

@@ -65,7 +65,7 @@ async def test_a_batch_answers_for_each_in_order_and_a_bad_one_fails_alone(rooms
     assert set(results[0]["rooms"]) == {"user_1", "request_1"}
     assert set(results[-1]["rooms"]) == {"user_1"}
     assert all({"error", "details", "code"} <= set(r) for r in results if not r["success"])
-    assert results[-2]["code"] == "too_large"
+    assert results[-2]["code"] == "payload_too_large"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ async def test_one_request_reaches_a_thousand_rooms_and_not_more(rooms: str) -> 
 async def test_a_batch_that_comes_to_too_much_in_its_rooms_gets_a_413(rooms: str) -> None:
     item = {**NOTE, "data": {"x": "y" * 68_000}, "rooms": [f"user_{n}" for n in range(1000)]}
     response = await post(rooms, "/broadcast", json={"notifications": [item]})
-    assert (response.status_code, response.json()["code"]) == (413, "too_large")
+    assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ async def statuses(
         response = await client.request(method, path, headers=headers, **options)
         if response.status_code == 429:
             assert int(response.headers["retry-after"]) >= 1
-            assert response.json()["code"] == "too_many"
+            assert response.json()["code"] == "rate_limited"
         found.append(response.status_code)
     return found
 

@@ -171,7 +171,7 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
         assert server.post("/rooms/user_1/broadcast", JOBS, {"type": "x"}).status_code == 400
         assert members("refused") == {
             "level": "INFO", "key": "jobs", "room": "user_1", "address": "127.0.0.1",
-            "code": "malformed", "details": "Invalid message format. Required: type, data",
+            "code": "invalid_request", "details": "Invalid message format. Required: type, data",
         }  # fmt: skip
         batch = {"notifications": [{**NOTE, "rooms": []}]}
         assert server.post("/broadcast", JOBS, batch).status_code == 200

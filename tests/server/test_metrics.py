@@ -70,21 +70,21 @@ async def test_a_notification_is_counted_on_its_way(url: str) -> None:
         assert found["publishes_total", "accepted"] == 2
         assert found["publishes_total", "duplicate"] == 1
         assert found["deliveries_total", "replay"] == 1
-        assert found["replays_total", "complete"] == 1
-        assert found["replays_total", "gap"] == 0
+        assert found["recoveries_total", "recovered"] == 1
+        assert found["recoveries_total", "gap"] == 0
         assert found["connections", "websocket"] == 1
         assert found["connections", "sse"] == 0
         assert found["rooms", ""] == 1
-        assert found["publish_to_write_seconds_count", ""] == 1
-        assert 0 < found["publish_to_write_seconds_sum", ""] < scaled(5)
+        assert found["delivery_latency_seconds_count", ""] == 1
+        assert 0 < found["delivery_latency_seconds_sum", ""] < scaled(5)
         assert found["publish_bytes_total", ""] > 0
-        assert found["store_operation_seconds_count", "publish"] == 3
-        assert found["store_operation_seconds_count", "read"] >= 1
+        assert found["store_operation_duration_seconds_count", "publish"] == 3
+        assert found["store_operation_duration_seconds_count", "read"] >= 1
         assert found["store_rooms", ""] == 1
         assert found["store_bytes", ""] > 0
     found = await until(url, "connections", "websocket", 0)
-    assert found["connections_opened_total", "websocket"] == 1
-    assert not any(name == "drops_total" for name, _ in found), "it left by itself"
+    assert found["connections_accepted_total", "websocket"] == 1
+    assert not any(name == "server_disconnects_total" for name, _ in found), "it left by itself"
 
 
 async def test_an_event_stream_is_counted_too(url: str) -> None:
@@ -110,12 +110,12 @@ async def test_refusals_are_counted_by_their_code(url: str) -> None:
         async with websockets.connect(f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"):
             pass
     found = await scraped(url)
-    assert found["refusals_total", "unauthorized"] == 2
-    assert found["refusals_total", "forbidden"] == 1
-    assert found["refusals_total", "not_found"] == 1
-    assert found["refusals_total", "malformed"] == 1
-    assert found["drops_total", "forbidden"] == 1
-    assert found["publishes_total", "refused"] == 1
+    assert found["errors_total", "unauthorized"] == 2
+    assert found["errors_total", "forbidden"] == 1
+    assert found["errors_total", "not_found"] == 1
+    assert found["errors_total", "invalid_request"] == 1
+    assert found["server_disconnects_total", "forbidden"] == 1
+    assert found["publishes_total", "rejected"] == 1
     assert found["publishes_total", "accepted"] == 1
 
 
@@ -123,13 +123,13 @@ async def test_drops_are_counted_by_their_reason(url: str) -> None:
     async with listening(url, "user_1", token()) as ws:
         await ws.send(b"binary")
         assert await closed_with(ws) == 4540
-    await until(url, "drops_total", "contract_broken", 1)
+    await until(url, "server_disconnects_total", "protocol_violation", 1)
 
 
 async def test_a_gap_is_counted(url: str) -> None:
     async with listening(url, "user_1", token(), query="?after=abc-5") as ws:
         assert not (await frame(ws, "synap.subscribed"))["data"]["recovered"]
-    await until(url, "replays_total", "gap", 1)
+    await until(url, "recoveries_total", "gap", 1)
 
 
 async def test_the_event_loop_is_watched(url: str) -> None:

@@ -145,5 +145,7 @@ async def test_each_notification_of_a_batch_is_logged_with_its_room(
     ]  # fmt: skip
     found = [(line["code"], line.get("room"), line["user"]) for line in refusals(caplog)]
     assert found == [
-        ("forbidden", "user_9", "7"), ("malformed", "request_3", "7"), ("malformed", None, "7"),
-    ]  # fmt: skip
+        ("forbidden", "user_9", "7"),
+        ("invalid_request", "request_3", "7"),
+        ("invalid_request", None, "7"),
+    ]

@@ -234,7 +234,7 @@ async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
     reader.gate.clear()
     for _ in range(MAX_WAITING_BYTES // 100_000 + 3):
         await node.publish(USER, size=100_000)
-    assert await subscription.closed() is CloseCode.TOO_SLOW
+    assert await subscription.closed() is CloseCode.SLOW_CONSUMER
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert node.hub.connections(USER) == 0
@@ -253,7 +253,7 @@ async def test_one_who_stalls_in_the_replay_is_closed_too(
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
     async with asyncio.timeout(TIMEOUT_S):
         await follow(subscription, None, reader.send)
-        assert await subscription.closed() is CloseCode.TOO_SLOW
+        assert await subscription.closed() is CloseCode.SLOW_CONSUMER
     assert await node.store.get_ack(USER) is None, "what was not taken was not received"
 
 

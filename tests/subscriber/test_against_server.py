@@ -141,7 +141,7 @@ async def test_a_cable_that_was_pulled_is_noticed(
     listen: Listen, rooms: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_WITHIN_S", 0.2)
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_TIMEOUT_S", 0.2)
     async with (
         Link(rooms) as link,
         AsyncBroadcaster(rooms) as broadcaster,

@@ -68,7 +68,7 @@ def flooding(first: bytes, then: bytes) -> Answer:
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n"
 
 HANDSHAKES = {
-    "silent": dribbling(b"", b""),
+    "idle_timeout": dribbling(b"", b""),
     "status": dribbling(b"H", b"T"),
     "headers": dribbling(SWITCHING, b"X: y\r\n"),
     "header": dribbling(SWITCHING, b"x"),

@@ -262,7 +262,7 @@ async def test_silence_is_noticed_and_a_ping_is_answered(
     listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_WITHIN_S", 0.2)
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_TIMEOUT_S", 0.2)
     states: list[SubscriptionState] = []
 
     async def polite(ws: ServerConnection) -> None:
@@ -283,7 +283,7 @@ async def test_a_busy_consumer_keeps_its_connection(
     listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_WITHIN_S", 0.1)
+    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_TIMEOUT_S", 0.1)
 
     async def pushing(ws: ServerConnection) -> None:
         for n in range(40):  # more than waits at the client

@@ -119,7 +119,7 @@ def test_what_a_room_server_refuses_is_refused(
     assert answer.status_code == status
     assert answer.json()["success" if status == 200 else "code"] in (
         path != "/broadcast",
-        "malformed",
+        "invalid_request",
         "not_found",
     )
 

@@ -7,14 +7,14 @@ import { holderOf } from "./holder";
 import {
   jsonBody,
   jsonResponse,
-  malformed,
+  badRequest,
   methodNotAllowed,
   notFound,
   positionOf,
   RequestError,
   roomOf,
   textResponse,
-  tooLarge,
+  payloadTooLarge,
   unavailable,
   type Problem,
   type Target,
@@ -224,7 +224,7 @@ function limitOf(text: string | undefined): number {
   if (text === undefined) return HISTORY_LIMIT;
   const limit = /^[0-9]{1,4}$/.test(text) ? Number(text) : 0;
   if (limit >= 1 && limit <= MAX_HISTORY_LIMIT) return limit;
-  throw malformed("Invalid limit", `limit: expected 1 to ${MAX_HISTORY_LIMIT}`);
+  throw badRequest("Invalid limit", `limit: expected 1 to ${MAX_HISTORY_LIMIT}`);
 }
 
 async function broadcastOne(asked: Asked, segment: string): Promise<Response> {
@@ -260,14 +260,14 @@ async function broadcastMany(asked: Asked): Promise<Response> {
   const body = await jsonBody(asked.request);
   const given = isObject(body) ? body["notifications"] : undefined;
   if (!Array.isArray(given) || given.length === 0) {
-    throw malformed("Invalid batch", "notifications: expected a list of at least one");
+    throw badRequest("Invalid batch", "notifications: expected a list of at least one");
   }
   if (given.length > MAX_BATCH_NOTIFICATIONS) {
-    throw tooLarge(`a batch has at most ${MAX_BATCH_NOTIFICATIONS} notifications`);
+    throw payloadTooLarge(`a batch has at most ${MAX_BATCH_NOTIFICATIONS} notifications`);
   }
   const pairs = given.reduce((sum: number, item: unknown) => sum + (roomsIn(item)?.length ?? 0), 0);
   if (pairs > MAX_BATCH_NOTIFICATIONS) {
-    throw tooLarge(
+    throw payloadTooLarge(
       `a batch goes to at most ${MAX_BATCH_NOTIFICATIONS} rooms, over all its notifications`,
     );
   }
@@ -275,12 +275,12 @@ async function broadcastMany(asked: Asked): Promise<Response> {
   const good = items.filter((item): item is GoodItem => !(item instanceof RequestError));
   const spread = good.reduce((sum, { rooms, checked }) => sum + rooms.length * checked.bytes, 0);
   if (spread > MAX_SPREAD_BYTES) {
-    throw tooLarge(
+    throw payloadTooLarge(
       `a batch has at most ${MAX_SPREAD_BYTES} bytes, each notification counted once for each of ` +
         "its rooms",
     );
   }
-  count(asked.env, "publish", "refused", items.length - good.length);
+  count(asked.env, "publish", "rejected", items.length - good.length);
   for (const [n, item] of items.entries()) {
     if (item instanceof RequestError) logRefusal(asked.request, item.body, { claims, room: roomsIn(given[n])?.[0] });
   }
@@ -382,13 +382,13 @@ function resultOf(receipts: [string, Receipt][]): Result {
 
 function checkItem(item: unknown, claims: Claims): Item {
   try {
-    if (!isObject(item)) throw malformed("Invalid notification", "expected a JSON object");
+    if (!isObject(item)) throw badRequest("Invalid notification", "expected a JSON object");
     const named = roomsIn(item);
     if (named === undefined) {
-      throw malformed("Invalid notification", "rooms: expected a list of at least one");
+      throw badRequest("Invalid notification", "rooms: expected a list of at least one");
     }
     const rooms = [...new Set(named)].map((name) => {
-      if (typeof name !== "string") throw malformed("Invalid room id", "rooms: expected strings");
+      if (typeof name !== "string") throw badRequest("Invalid room id", "rooms: expected strings");
       return roomOf(name);
     });
     for (const room of rooms) permit(claims, "broadcast", room);
@@ -416,10 +416,10 @@ function check(value: unknown): Checked {
     checked = checkNotification(value, Date.now());
   } catch (error) {
     if (!(error instanceof InvalidNotificationError)) throw error;
-    throw malformed("Invalid message format. Required: type, data", error.message);
+    throw badRequest("Invalid message format. Required: type, data", error.message);
   }
   if (checked.bytes > MAX_NOTIFICATION_BYTES) {
-    throw tooLarge(`a notification has at most ${MAX_NOTIFICATION_BYTES} bytes`);
+    throw payloadTooLarge(`a notification has at most ${MAX_NOTIFICATION_BYTES} bytes`);
   }
   return checked;
 }
@@ -433,7 +433,7 @@ function checkLimits({ env }: Asked, claims: Claims, many: number, bytes: number
   try {
     counted.check(claims, many, bytes);
   } catch (error) {
-    count(env, "publish", "refused", many);
+    count(env, "publish", "rejected", many);
     throw error;
   }
 }
@@ -470,7 +470,7 @@ function revocationIn(body: unknown): [Revocable, string] {
   if (named.length === 1 && typeof value === "string" && value !== "") {
     if ([...value].length <= most) return [member!, value];
   }
-  throw malformed(NOT_REVOKED, 'expected one of {"user": id}, {"token": JWT} and {"jti": id}');
+  throw badRequest(NOT_REVOKED, 'expected one of {"user": id}, {"token": JWT} and {"jti": id}');
 }
 
 const NOT_REVOKED = "Nothing was revoked";
@@ -488,15 +488,15 @@ async function nameToRevoke(settings: Settings, member: Revocable, given: string
       id = await idOfToken(settings, bareToken(given));
     } catch (error) {
       if (!(error instanceof MalformedTokenError)) throw error;
-      throw malformed(NOT_REVOKED, `token: ${error.message}`);
+      throw badRequest(NOT_REVOKED, `token: ${error.message}`);
     }
     if (id !== undefined) return id;
     const problem = "no key of this server has signed it; was it copied whole?";
-    throw malformed(NOT_REVOKED, `token: ${problem}`);
+    throw badRequest(NOT_REVOKED, `token: ${problem}`);
   }
   if (await isCredential(settings, given)) {
     const problem = 'this is a credential; send a token as {"token": …}';
-    throw malformed(NOT_REVOKED, `${member}: ${problem}`);
+    throw badRequest(NOT_REVOKED, `${member}: ${problem}`);
   }
   return given;
 }

@@ -64,7 +64,7 @@ export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<
   let takenAt = Date.now();
   let wake: () => void = () => undefined;
   let cut: () => void = () => undefined;
-  const ours: Held = { bytes: 0, cut: () => end(CloseCode.TOO_SLOW) };
+  const ours: Held = { bytes: 0, cut: () => end(CloseCode.SLOW_CONSUMER) };
   held.add(ours);
 
   const put = (text: string): void => {
@@ -72,7 +72,7 @@ export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<
     waiting.push(chunk);
     waitingBytes += chunk.length;
     hold(ours, chunk.length);
-    if (isLive && waitingBytes > MAX_WAITING_BYTES) end(CloseCode.TOO_SLOW);
+    if (isLive && waitingBytes > MAX_WAITING_BYTES) end(CloseCode.SLOW_CONSUMER);
     wake();
   };
   const end = (code: number): void => {
@@ -81,12 +81,12 @@ export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<
     release(ours);
     clearInterval(beat);
     room.close(code);
-    if (code === CloseCode.TOO_SLOW) cut(); // who reads nothing would never come to the end
+    if (code === CloseCode.SLOW_CONSUMER) cut(); // who reads nothing would never come to the end
     wake();
   };
   const beat = setInterval(() => {
     if (waiting.length === 0) put(":\n\n");
-    else if (Date.now() - takenAt > STALL_MS) end(CloseCode.TOO_SLOW);
+    else if (Date.now() - takenAt > STALL_MS) end(CloseCode.SLOW_CONSUMER);
   }, HEARTBEAT_MS);
   room.addEventListener("message", ({ data }) => {
     if (typeof data !== "string" || isOver) return;

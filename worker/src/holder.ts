@@ -19,7 +19,7 @@ const CONNECTION = "connection "; // and its id: the key under which its room is
 const CHECKED = "checked";
 const REVOKED = "revoked"; // the key of the last revocation
 
-export type Verdict = "ok" | "revoked" | "too_many";
+export type Verdict = "ok" | "revoked" | "rate_limited";
 
 /** A user's tokens whose `iat` is until `at` (seconds since 1970), or one token. */
 export interface Revocation {
@@ -85,7 +85,7 @@ export class Holder extends DurableObject<Env> {
   async open(id: string, room: string, issuedAt: number | undefined, most: number): Promise<Verdict> {
     if (most > 0 && this.#held().size >= most) {
       await this.#forgetGone();
-      if (this.#held().size >= most) return this.covers(issuedAt) ? "revoked" : "too_many";
+      if (this.#held().size >= most) return this.covers(issuedAt) ? "revoked" : "rate_limited";
     }
     if (this.covers(issuedAt)) return "revoked"; // asked last: nothing can come between it and the place
     this.#kv.put(CONNECTION + id, room);

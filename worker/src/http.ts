@@ -46,8 +46,8 @@ const MAX_TARGET_BYTES = 8 * 1024;
 /** The most parameters in a query. */
 const MAX_QUERY_FIELDS = 32;
 
-export function malformed(error: string, details: string): RequestError {
-  return new RequestError(400, "malformed", error, details);
+export function badRequest(error: string, details: string): RequestError {
+  return new RequestError(400, "invalid_request", error, details);
 }
 
 /** RFC 6750, section 3. */
@@ -62,13 +62,13 @@ export function forbidden(details: string, error = "Forbidden"): RequestError {
   return new RequestError(403, "forbidden", error, details);
 }
 
-export function tooLarge(details: string): RequestError {
-  return new RequestError(413, "too_large", "Too large", details);
+export function payloadTooLarge(details: string): RequestError {
+  return new RequestError(413, "payload_too_large", "Too large", details);
 }
 
 /** @param waitS seconds after which it may be tried again. */
-export function tooMany(details: string, waitS: number): RequestError {
-  return new RequestError(429, "too_many", "Too many", details, {
+export function rateLimited(details: string, waitS: number): RequestError {
+  return new RequestError(429, "rate_limited", "Too many", details, {
     "Retry-After": String(Math.max(1, Math.ceil(waitS))),
   });
 }
@@ -133,11 +133,11 @@ export function targetOf(url: string): Target {
   const [, raw = "", search = ""] = /^[^:]+:\/\/[^/?#]*([^?#]*)\??([^#]*)/.exec(url) ?? [];
   if (raw.length + search.length >= MAX_TARGET_BYTES) {
     const details = `a path and its query have at most ${MAX_TARGET_BYTES} bytes`;
-    throw new RequestError(414, "too_large", "URI too long", details);
+    throw new RequestError(414, "payload_too_large", "URI too long", details);
   }
   if (search.split("&").length > MAX_QUERY_FIELDS) {
     const details = `a query has at most ${MAX_QUERY_FIELDS} parameters`;
-    throw malformed("Invalid query", details);
+    throw badRequest("Invalid query", details);
   }
   const query = new Map<string, string>();
   for (const [name, value] of new URLSearchParams(search)) {
@@ -147,7 +147,7 @@ export function targetOf(url: string): Target {
     const segments = raw.replace(/^\/+|\/+$/g, "").split("/").map(decodeURIComponent);
     return { segments, query };
   } catch {
-    throw malformed("Invalid path", "its percent-encoding is not UTF-8");
+    throw badRequest("Invalid path", "its percent-encoding is not UTF-8");
   }
 }
 
@@ -158,7 +158,7 @@ export function targetOf(url: string): Target {
  */
 export function roomOf(segment: string): string {
   const problem = problemWithRoom(segment);
-  if (problem !== undefined) throw malformed("Invalid room id", problem);
+  if (problem !== undefined) throw badRequest("Invalid room id", problem);
   return segment;
 }
 
@@ -170,7 +170,7 @@ export function roomOf(segment: string): string {
  */
 export function positionOf(text: string, words = "'earliest' or 'latest'"): Cursor {
   const cursor = parseCursor(text);
-  if (!cursor) throw malformed("Invalid position", `after: expected a cursor, ${words}`);
+  if (!cursor) throw badRequest("Invalid position", `after: expected a cursor, ${words}`);
   return cursor;
 }
 
@@ -182,7 +182,7 @@ export function positionOf(text: string, words = "'earliest' or 'latest'"): Curs
 export function deviceOf(query: Map<string, string>): string | undefined {
   const name = query.get("device");
   if (name !== undefined && !isDevice(name)) {
-    throw malformed("Invalid device", "device: expected 1 to 64 of A-Z a-z 0-9 . _ ~ : @ | = + -");
+    throw badRequest("Invalid device", "device: expected 1 to 64 of A-Z a-z 0-9 . _ ~ : @ | = + -");
   }
   return name;
 }
@@ -218,7 +218,7 @@ export async function jsonBody(request: Request): Promise<unknown> {
   try {
     return parseJson(await readBody(request));
   } catch (error) {
-    if (error instanceof JsonError) throw malformed("Invalid JSON", error.message);
+    if (error instanceof JsonError) throw badRequest("Invalid JSON", error.message);
     throw error;
   }
 }
@@ -232,7 +232,7 @@ async function readBody(request: Request): Promise<Uint8Array> {
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
       const details = `a body has to arrive within ${BODY_TIMEOUT_S} s`;
-      reject(new RequestError(408, "timeout", "Too slow", details));
+      reject(new RequestError(408, "request_timeout", "Too slow", details));
     }, BODY_TIMEOUT_S * 1000);
   });
   try {
@@ -262,5 +262,5 @@ function joined(chunks: Uint8Array[], size: number): Uint8Array {
 }
 
 function bodyTooLarge(): RequestError {
-  return tooLarge(`a body has at most ${MAX_BODY_BYTES} bytes`);
+  return payloadTooLarge(`a body has at most ${MAX_BODY_BYTES} bytes`);
 }

@@ -38,7 +38,7 @@ export default {
       const problem = problemOf(error);
       // Which pages may ask is one of the settings: what is wrong with them may be read by each, as by anybody.
       if (error instanceof ConfigurationError) cors = corsOf(request);
-      count(env, "refusal", problem.body.code);
+      count(env, "error", problem.body.code);
       if (asked?.claims !== undefined && problem.status !== 429 && problem.status !== 503) {
         requestLimitsOf(asked.settings).countRefusal(asked.claims, addressOf(request));
       }

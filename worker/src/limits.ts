@@ -5,7 +5,7 @@
  */
 
 import type { Claims } from "./auth/claims";
-import { tooMany } from "./http";
+import { rateLimited } from "./http";
 import { isLoopback, type Settings } from "./settings";
 
 /** So many are counted at once, for each rate; the one that is silent for longest goes first. */
@@ -119,10 +119,10 @@ export class RequestLimits {
     const { requestsPerS, readBytesPerS } = this.#settings;
     const whose = "a second for a user, a key or an address";
     const requestWaitS = this.#requests.waitS(who);
-    if (requestWaitS > 0) throw tooMany(`at most ${requestsPerS} requests ${whose}`, requestWaitS);
+    if (requestWaitS > 0) throw rateLimited(`at most ${requestsPerS} requests ${whose}`, requestWaitS);
     this.#requests.charge(who, 1);
     const readWaitS = this.#read.waitS(who);
-    if (readWaitS > 0) throw tooMany(`at most ${readBytesPerS} bytes read ${whose}`, readWaitS);
+    if (readWaitS > 0) throw rateLimited(`at most ${readBytesPerS} bytes read ${whose}`, readWaitS);
   }
 
   /** Bytes that are being answered. They may be more than are left: then the next request waits. */
@@ -141,7 +141,7 @@ export class RequestLimits {
     const waitS = address === undefined ? 0 : this.#attempts.waitS(address);
     if (waitS === 0) return;
     const most = this.#settings.requestsPerS;
-    throw tooMany(`at most ${most} failed attempts a second for an address`, waitS);
+    throw rateLimited(`at most ${most} failed attempts a second for an address`, waitS);
   }
 
   /** A token of this address did not count. */
@@ -159,7 +159,7 @@ export class RequestLimits {
     const waitS = who === undefined ? 0 : this.#requests.waitS(who);
     if (waitS === 0) return;
     const most = this.#settings.requestsPerS;
-    throw tooMany(`at most ${most} refused requests a second for a user or a key`, waitS);
+    throw rateLimited(`at most ${most} refused requests a second for a user or a key`, waitS);
   }
 
   /** A request with a credential was refused: to find that out took its time. */
@@ -205,7 +205,7 @@ export class PublishLimits {
       [this.#bytes, bytes, publishBytesPerS, "bytes"],
     ] as const) {
       const waitS = rate.waitS(who, cost);
-      if (waitS > 0) throw tooMany(`at most ${most} ${what} a second for a key`, waitS);
+      if (waitS > 0) throw rateLimited(`at most ${most} ${what} a second for a key`, waitS);
     }
   }
 }

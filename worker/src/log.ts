@@ -192,8 +192,8 @@ export class Log {
     const mark = Math.max(before, Math.min(position.offset, last)); // nobody has what does not exist
     this.#kv.put<Device>(DEVICE + device, { came: Date.now(), mark });
     const others = this.#devices().filter(([key]) => key !== DEVICE + device);
-    const tooMany = others.sort(([, one], [, other]) => other.came - one.came).slice(MAX_DEVICES - 1);
-    for (const [key] of tooMany) this.#kv.delete(key);
+    const rateLimited = others.sort(([, one], [, other]) => other.came - one.came).slice(MAX_DEVICES - 1);
+    for (const [key] of rateLimited) this.#kv.delete(key);
   }
 
   /** Move the room's mark forward, and the device's; a position behind it changes nothing. */

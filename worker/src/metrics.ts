@@ -8,11 +8,11 @@ import type { Env } from "./settings";
 import { VERSION } from "./version";
 
 export type Happening =
-  | "publish" // accepted, duplicate, refused, unavailable
+  | "publish" // accepted, duplicate, rejected, unavailable
   | "delivery" // live, replay
-  | "refusal" // an error's code
+  | "error" // an error's code
   | "opened" // websocket, sse
-  | "drop"; // a close code
+  | "disconnect"; // a close code
 
 export function count(env: Env, what: Happening, how: string, many = 1, bytes = 0): void {
   if (many === 0) return;

@@ -30,7 +30,7 @@ export function logRefusal(
     ["room", shownRoom(of.room) ?? roomOf(request)],
     ["code", problem.code],
     // What is malformed may be repeated in the details.
-    ["details", problem.code === "malformed" ? problem.error : problem.details],
+    ["details", problem.code === "invalid_request" ? problem.error : problem.details],
     ["origin", originOf(request)],
     ["close_code", of.closeCode],
   ];

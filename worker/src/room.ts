@@ -12,7 +12,7 @@ import type { Claims } from "./auth/claims";
 import { keyRingOf } from "./auth/keyring";
 import { Connection, tooSlow, type Attachment, type Subscribing } from "./connection";
 import { covers, holderOf, holdersOf, openConnection, type Revocation } from "./holder";
-import { RequestError, tooMany } from "./http";
+import { RequestError, rateLimited } from "./http";
 import { Rate } from "./limits";
 import { Log, type Publication, type Receipt } from "./log";
 import { count } from "./metrics";
@@ -97,7 +97,7 @@ export class NotificationRoom extends DurableObject<Env> {
   /** Keep notifications, all or none, and hand each to everyone who listens. */
   async publish(publications: Publication[]): Promise<Receipt[]> {
     for (const connection of tooSlow(this.#live(), Date.now())) {
-      this.#end(connection, CloseCode.TOO_SLOW);
+      this.#end(connection, CloseCode.SLOW_CONSUMER);
     }
     const live = this.#live();
     const received = live.filter((connection) => !connection.acknowledges);
@@ -191,9 +191,9 @@ export class NotificationRoom extends DurableObject<Env> {
     if (connection.kept.transport === "sse") {
       if (message === MORE) this.#replay(connection);
     } else if (typeof message !== "string" || isTooLong(message)) {
-      this.#end(connection, CloseCode.CONTRACT_BROKEN);
+      this.#end(connection, CloseCode.PROTOCOL_VIOLATION);
     } else if (this.#messages.waitS(connection.kept.id, 1, now) > 0) {
-      this.#end(connection, CloseCode.TOO_MANY_MESSAGES);
+      this.#end(connection, CloseCode.RATE_LIMITED);
     } else if (message === "ping") {
       connection.send("pong");
     } else if (connection.acknowledges) {
@@ -246,7 +246,7 @@ export class NotificationRoom extends DurableObject<Env> {
     const { claims, transport } = asked;
     const most = this.#settings.maxConnectionsPerRoom;
     if (most > 0 && this.#connections.size + this.#opening.size >= most) {
-      throw tooMany(`at most ${most} connections in a room`, 10);
+      throw rateLimited(`at most ${most} connections in a room`, 10);
     }
     const id = crypto.randomUUID();
     await this.#hold(id, claims);
@@ -286,9 +286,9 @@ export class NotificationRoom extends DurableObject<Env> {
     try {
       const verdict = await openConnection(this.env, claims, id, this.#room, most);
       if (verdict === "ok" && !this.#isRevoked(claims)) return;
-      if (verdict !== "too_many") throw revoked(claims);
-      const error = tooMany(`at most ${most} connections for a user`, 10);
-      error.headers[CLOSE_CODE] = String(CloseCode.TOO_MANY_CONNECTIONS);
+      if (verdict !== "rate_limited") throw revoked(claims);
+      const error = rateLimited(`at most ${most} connections for a user`, 10);
+      error.headers[CLOSE_CODE] = String(CloseCode.CONNECTION_LIMIT);
       throw error;
     } catch (error) {
       this.#letGo(id, claims); // one of two may have given it a place
@@ -390,7 +390,7 @@ export class NotificationRoom extends DurableObject<Env> {
     connection.save();
     this.#forget(connection);
     connection.socket.close(code, cutReason(reason));
-    count(this.env, "drop", String(code));
+    count(this.env, "disconnect", String(code));
   }
 
   /** The client has ended it. */
@@ -474,7 +474,7 @@ export class NotificationRoom extends DurableObject<Env> {
     setTimeout(() => {
       if (!this.#connections.has(connection.socket)) return;
       if (connection.waiting <= REPLAY_WAITING_BYTES) this.#replay(connection);
-      else if (connection.isStalled(Date.now())) this.#end(connection, CloseCode.TOO_SLOW);
+      else if (connection.isStalled(Date.now())) this.#end(connection, CloseCode.SLOW_CONSUMER);
       else this.#replayLater(connection);
     }, REPLAY_PAUSE_MS);
   }
@@ -552,7 +552,7 @@ export class NotificationRoom extends DurableObject<Env> {
 
   /** Why a connection has to end now; undefined: it has not. */
   #overdue(connection: Connection, now: number): CloseCode | undefined {
-    if (this.#silentAt(connection) <= now) return CloseCode.SILENT;
+    if (this.#silentAt(connection) <= now) return CloseCode.IDLE_TIMEOUT;
     this.#awaitExpiry(connection);
     const { expiresAt } = connection.kept;
     return expiresAt !== undefined && expiresAt * 1000 <= now ? CloseCode.TOKEN_EXPIRED : undefined;

@@ -6,7 +6,7 @@ import { ANYONE, type Claims } from "./auth/claims";
 import { isCredential } from "./auth/verify";
 import type { Subscribing } from "./connection";
 import { eventStream, EVENT_STREAM_HEADERS } from "./events";
-import { deviceOf, malformed, methodNotAllowed, positionOf, RequestError, roomOf, unavailable } from "./http";
+import { deviceOf, badRequest, methodNotAllowed, positionOf, RequestError, roomOf, unavailable } from "./http";
 import { addressOf, requestLimitsOf } from "./limits";
 import { count } from "./metrics";
 import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protocol/control";
@@ -35,7 +35,7 @@ export async function openWebSocket(asked: Asked): Promise<Response> {
   const wanted = wantedOf(asked);
   const speaks = offered.includes(SUBPROTOCOL);
   if (wanted.watches && !speaks) {
-    throw malformed("Nothing could be told", "presence: offer the subprotocol synap.v1");
+    throw badRequest("Nothing could be told", "presence: offer the subprotocol synap.v1");
   }
   // Ours, else the one with the token, because a browser wants one of those that it has offered.
   const bearer = offered.find((name) => name.startsWith(BEARER_SUBPROTOCOL));
@@ -69,7 +69,7 @@ const CODES: Record<number, CloseCode> = { 401: CloseCode.UNAUTHORIZED, 403: Clo
 const NAMES: Record<number, string> = {
   [CloseCode.UNAUTHORIZED]: "unauthorized",
   [CloseCode.FORBIDDEN]: "forbidden",
-  [CloseCode.TOO_MANY_CONNECTIONS]: "too_many_connections",
+  [CloseCode.CONNECTION_LIMIT]: "connection_limit",
 };
 
 /**
@@ -145,7 +145,7 @@ async function ask(
 async function refuseCredential(settings: Settings, name: string, text?: string): Promise<void> {
   if (text === undefined || !hasKeys(settings) || !(await isCredential(settings, text))) return;
   const details = `${name}: this is a credential; send it as Authorization: Bearer …`;
-  throw malformed("A credential in a wrong place", details);
+  throw badRequest("A credential in a wrong place", details);
 }
 
 function permitAll(claims: Claims, { room, watches }: Wanted): void {
@@ -159,7 +159,7 @@ function wantedOf({ segments, query }: Asked): Wanted {
   if (after !== undefined && after !== "earliest" && after !== "latest") positionOf(after);
   const presence = query.get("presence") ?? "0";
   if (presence !== "0" && presence !== "1") {
-    throw malformed("Invalid presence", "presence: expected 0 or 1");
+    throw badRequest("Invalid presence", "presence: expected 0 or 1");
   }
   const device = deviceOf(query);
   return {
@@ -185,7 +185,7 @@ function closeAtOnce(
   const pair = new WebSocketPair();
   pair[1].accept();
   pair[1].close(code, cutReason(reason));
-  count(env, "drop", String(code));
+  count(env, "disconnect", String(code));
   const problem = { error: "", code: NAMES[code] ?? String(code), details: reason };
   logRefusal(request, problem, { claims, user, closeCode: code });
   return new Response(null, {

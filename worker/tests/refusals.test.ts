@@ -51,8 +51,8 @@ test("a stranger's text makes no line of its own, and what is malformed is not r
   const request = new Request("https://rooms.example/rooms/no%0Aroom/history", {
     headers: { Origin: `https://${"x".repeat(500)}` },
   });
-  logRefusal(request, { error: "Invalid room id", code: "malformed", details: "SECRET" });
-  expect(lines()[0]).toMatch(/^refused code="malformed" details="Invalid room id" origin="https:\/\/x{192}"$/);
+  logRefusal(request, { error: "Invalid room id", code: "invalid_request", details: "SECRET" });
+  expect(lines()[0]).toMatch(/^refused code="invalid_request" details="Invalid room id" origin="https:\/\/x{192}"$/);
 });
 
 test("strangers cannot fill the log", () => {

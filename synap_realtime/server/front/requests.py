@@ -20,12 +20,12 @@ from ..http import (
     MAX_TARGET_BYTES,
     RequestError,
     Response,
+    bad_request,
     body_too_large,
     body_too_slow,
-    malformed,
+    payload_too_large,
     problem_of_head,
     target_too_long,
-    too_large,
 )
 from ..node import ClosedAtOnceError, Node, Opened
 from ..pacing import SHARE_S, TASK_S, Pacer
@@ -270,7 +270,7 @@ class HttpConnection(asyncio.Protocol):
                     self._read_past_upgrade(self._ignored)
         except httptools.HttpParserError:
             if not self._transport.is_closing():
-                self._refuse(malformed("Invalid HTTP request", "it is not HTTP/1.1"))
+                self._refuse(bad_request("Invalid HTTP request", "it is not HTTP/1.1"))
             return None
         if self._is_in_head:
             if not self._head_bytes and self._current is None and not self._queue:
@@ -280,7 +280,7 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(target_too_long())
             elif self._head_bytes > MAX_HEAD_BYTES:
                 details = f"a request's head has at most {MAX_HEAD_BYTES} bytes"
-                self._refuse(RequestError(431, "too_large", "Head too large", details))
+                self._refuse(RequestError(431, "payload_too_large", "Head too large", details))
         elif (body := self._body) is not None:
             self._wire_bytes += len(data)
             if self._is_behind_body:  # the parser puts each line together
@@ -288,13 +288,13 @@ class HttpConnection(asyncio.Protocol):
             if self._wire_bytes > MAX_UNREAD_BYTES or self._head_bytes > MAX_HEAD_BYTES:
                 self.end()
             elif self._chunks > MAX_CHUNKS:
-                self._refuse(too_large(f"a body has at most {MAX_CHUNKS} chunks"))
+                self._refuse(payload_too_large(f"a body has at most {MAX_CHUNKS} chunks"))
             elif body.wanted is None and not body.is_answered and body.size > _AHEAD_BYTES:
                 self._hold()
         else:
             self._blank_bytes += len(data)
             if self._blank_bytes > _MAX_BLANK_BYTES:
-                self._refuse(malformed("Invalid HTTP request", "it begins with empty lines"))
+                self._refuse(bad_request("Invalid HTTP request", "it begins with empty lines"))
         return None
 
     def _read_past_upgrade(self, exchange: Exchange) -> None:
@@ -383,7 +383,7 @@ class HttpConnection(asyncio.Protocol):
         )
         if self._fields > MAX_HEADERS:
             details = f"a request's head has at most {MAX_HEADERS} fields"
-            problem = RequestError(431, "too_large", "Head too large", details)
+            problem = RequestError(431, "payload_too_large", "Head too large", details)
         if problem is not None:
             exchange.problem = problem
             exchange.keeps_alive = False
@@ -521,7 +521,7 @@ class HttpConnection(asyncio.Protocol):
         """
         exchange = self._current
         if exchange is None or self._transport.is_closing():
-            raise malformed("Incomplete body", "its sender has gone")
+            raise bad_request("Incomplete body", "its sender has gone")
         declared = exchange.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
             raise body_too_large(MAX_BODY_BYTES)
@@ -543,7 +543,7 @@ class HttpConnection(asyncio.Protocol):
             raise exchange.problem
         if not exchange.is_complete:
             if self._transport.is_closing():
-                raise malformed("Incomplete body", "its sender has gone")
+                raise bad_request("Incomplete body", "its sender has gone")
             raise body_too_slow(BODY_TIMEOUT_S)
         return bytes(exchange.body)
 

@@ -288,7 +288,7 @@ class WebSocket(asyncio.Protocol):
                 self._take(event)
         self._answer_pings(pongs)
         if decoder.frames > self.max_frames_per_s:
-            self._fail(CloseCode.TOO_MANY_MESSAGES, "too many frames")
+            self._fail(CloseCode.RATE_LIMITED, "too many frames")
 
     def _answer_pings(self, pongs: list[bytes]) -> None:
         """In one write: for a flood of pings, a write for each would keep all others waiting."""

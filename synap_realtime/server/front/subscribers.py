@@ -132,7 +132,7 @@ class Subscriber:
             self.socket.write(PING)
 
     def silent(self) -> None:
-        self._subscription.close(CloseCode.SILENT)
+        self._subscription.close(CloseCode.IDLE_TIMEOUT)
 
     def finish(self) -> None:
         """The server stops."""
@@ -187,7 +187,7 @@ class EventStream(Alone):
     def end(self, code: CloseCode) -> None:
         is_writable = self._is_writable()
         self._close()
-        if is_writable and code is not CloseCode.TOO_SLOW:
+        if is_writable and code is not CloseCode.SLOW_CONSUMER:
             if self._chunked and not self._transport.is_closing():
                 self._transport.write(b"0\r\n\r\n")
             self._ended()

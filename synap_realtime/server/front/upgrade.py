@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 
-from ..http import RequestError, malformed
+from ..http import RequestError, bad_request
 from .exchange import Exchange
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
@@ -21,13 +21,13 @@ def look_at_upgrade(exchange: Exchange) -> bool:
     """
     headers = exchange.headers
     if exchange.method == "CONNECT":
-        exchange.problem = malformed("Invalid method", "this is no proxy")
+        exchange.problem = bad_request("Invalid method", "this is no proxy")
         return True
     offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
     if exchange.method != "GET" or "websocket" not in offered:
         return False
     if headers.get("content-length", "").strip(" 0") or "transfer-encoding" in headers:
-        exchange.problem = malformed("Invalid WebSocket handshake", "it has a body")
+        exchange.problem = bad_request("Invalid WebSocket handshake", "it has a body")
         return True
     protocols = headers.get("sec-websocket-protocol", "").split(",")
     exchange.subprotocols = [name for part in protocols if (name := part.strip())]
@@ -41,7 +41,7 @@ def look_at_upgrade(exchange: Exchange) -> bool:
         or not _is_key(headers.get("sec-websocket-key", ""))
         or not all(map(_TOKEN.fullmatch, exchange.subprotocols))
     ):
-        exchange.problem = malformed("Invalid WebSocket handshake", "see RFC 6455, section 4.2.1")
+        exchange.problem = bad_request("Invalid WebSocket handshake", "see RFC 6455, section 4.2.1")
     exchange.is_websocket = exchange.problem is None
     return True
 

@@ -123,7 +123,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "not UTF-8": lambda file: file.write_bytes(b"\xff"),
     "zeros": lambda file: file.write_bytes(b"\0" * 100),
     "UTF-16": lambda file: file.write_text("token_secrets = []", encoding="utf-16"),
-    "malformed": lambda file: file.write_text(f"{OLD}\n"),
+    "invalid_request": lambda file: file.write_text(f"{OLD}\n"),
     "an unknown member": lambda file: file.write_text(f'secret = "{OLD}"\n'),
     "of other types": lambda file: file.write_text(f'token_secrets = "{OLD}"\napi_keys = 1\n'),
     "nested": lambda file: file.write_text(f"a = {'[' * 5000}"),

@@ -537,7 +537,7 @@ def test_rejects_target_over_8_kib(run: Run, target: bytes) -> None:
                 async with peer(url) as client:
                     await client.say(http(b"GET " + target))
                     status, _, body = await client.answer()
-                    assert (status, json.loads(body)["code"]) == (414, "too_large")
+                    assert (status, json.loads(body)["code"]) == (414, "payload_too_large")
                     assert await client.has_ended()
 
     run(test())

@@ -52,8 +52,8 @@ def send_immediately(client: Peer) -> None:
 
 
 COUNTED = re.compile(
-    r"^synap_realtime_((?:publishes|publish_bytes|deliveries|refusals|drops|store_errors)_total"
-    r"|(?:store_operation|publish_to_write)_seconds_count|store_bytes|store_rooms)(\S*) (\S+)$",
+    r"^synap_realtime_((?:publishes|publish_bytes|deliveries|errors|server_disconnects|store_errors)_total"
+    r"|(?:store_operation_duration|delivery_latency)_seconds_count|store_bytes|store_rooms)(\S*) (\S+)$",
     re.MULTILINE,
 )
 
@@ -184,8 +184,8 @@ async def test_what_is_refused_for_its_bytes_takes_no_notification() -> None:
         await client.say(publish(KEY, body=small))
         assert await client.status() == 200
         counted = {name + labels: value for name, labels, value in await counts(url)}
-        assert counted['publishes_total{outcome="refused"}'] == "10.0"
-        assert counted['refusals_total{code="too_many"}'] == "10.0"
+        assert counted['publishes_total{outcome="rejected"}'] == "10.0"
+        assert counted['errors_total{code="rate_limited"}'] == "10.0"
 
 
 @pytest.mark.usefixtures("slow_rate_clock")

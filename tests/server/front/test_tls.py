@@ -143,7 +143,7 @@ def test_who_does_not_read_is_too_slow_and_goes(run: Run, certified: Certified) 
             for n in range(60):
                 await publish(http, f"n{n}", 250_000)  # 15 MB: more than all buffers together
                 usage = (await http.get("/metrics")).text
-                if 'reason="too_slow"} 1.0' in usage:
+                if 'reason="slow_consumer"} 1.0' in usage:
                     break
             else:
                 raise AssertionError("it was not too slow")

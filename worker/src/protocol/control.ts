@@ -14,31 +14,31 @@ export const TOKEN_EXPIRING = "synap.token_expiring";
 
 /** 4000 to 4499: come back with the last cursor. 4500 to 4999: don't. */
 export const CloseCode = {
-  TOO_SLOW: 4008,
-  SILENT: 4009,
+  SLOW_CONSUMER: 4008,
+  IDLE_TIMEOUT: 4009,
   DRAINING: 4012,
-  TOO_MANY_MESSAGES: 4029,
+  RATE_LIMITED: 4029,
   TOKEN_EXPIRED: 4401,
   UNAUTHORIZED: 4501,
   FORBIDDEN: 4503,
   REVOKED: 4504,
-  TOO_MANY_CONNECTIONS: 4529,
-  CONTRACT_BROKEN: 4540,
+  CONNECTION_LIMIT: 4529,
+  PROTOCOL_VIOLATION: 4540,
 } as const;
 export type CloseCode = (typeof CloseCode)[keyof typeof CloseCode];
 
 /** What a close frame says where nothing more exact is known. */
 export const CLOSE_REASONS: Record<CloseCode, string> = {
-  [CloseCode.TOO_SLOW]: "slow consumer: the client does not read what it is sent",
-  [CloseCode.SILENT]: "idle timeout: nothing was received",
+  [CloseCode.SLOW_CONSUMER]: "slow consumer: the client does not read what it is sent",
+  [CloseCode.IDLE_TIMEOUT]: "idle timeout: nothing was received",
   [CloseCode.DRAINING]: "the server is draining",
-  [CloseCode.TOO_MANY_MESSAGES]: "rate limit: too many messages",
+  [CloseCode.RATE_LIMITED]: "rate limit: too many messages",
   [CloseCode.TOKEN_EXPIRED]: "token expired",
   [CloseCode.UNAUTHORIZED]: "invalid token",
   [CloseCode.FORBIDDEN]: "forbidden",
   [CloseCode.REVOKED]: "token revoked",
-  [CloseCode.TOO_MANY_CONNECTIONS]: "connection limit: too many connections of this user",
-  [CloseCode.CONTRACT_BROKEN]: "expected text messages of at most 4 KiB",
+  [CloseCode.CONNECTION_LIMIT]: "connection limit: too many connections of this user",
+  [CloseCode.PROTOCOL_VIOLATION]: "expected text messages of at most 4 KiB",
 };
 
 const MAX_REASON_BYTES = 123;
