@@ -3,7 +3,7 @@
 import pytest
 
 from synap_realtime import JobError, progress
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
 from synap_realtime.testing import RealtimeRecorder
 

@@ -228,8 +228,8 @@ def serve(
     --keys-file, or into SYNAP_REALTIME_TOKEN_SECRETS and SYNAP_REALTIME_API_KEYS.
     """
     with needed_by("synap-realtime serve", "server"):
+        from .server.config import load_settings
         from .server.serve import run
-        from .server.settings import load_settings
 
     run(
         load_settings(

@@ -23,8 +23,8 @@ from synap_realtime import AsyncBroadcaster, Notification
 from synap_realtime.commands import line_of
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from tests.timeouts import TIMEOUT_S, scaled
 
 from .link import Link

@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[1]

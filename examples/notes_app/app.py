@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
 from synap_realtime.handlers import Services
 from synap_realtime.integrations.inngest import create_functions, enqueue
-from synap_realtime.jobs import JobType, family
+from synap_realtime.jobs import JobType, job_types
 from synap_realtime.loopback import LocalOnly
 
 from .config import Config
@@ -104,7 +104,7 @@ def create_app(config: Config) -> fastapi.FastAPI:
 
     @app.post("/api/notes", status_code=202)
     async def create_note(note: NewNote, x_user_id: User = "demo") -> Accepted:
-        return await request(family.NOTE_CREATION, x_user_id, note.model_dump())
+        return await request(job_types.NOTE_CREATION, x_user_id, note.model_dump())
 
     @app.post("/api/tasks", status_code=202)
     async def create_task(task: NewTask, x_user_id: User = "demo") -> Accepted:
@@ -115,11 +115,11 @@ def create_app(config: Config) -> fastapi.FastAPI:
             "dueDate": task.due_date,
             "projectId": task.project_id,
         }
-        return await request(family.TASK_CREATION, x_user_id, data)
+        return await request(job_types.TASK_CREATION, x_user_id, data)
 
     @app.post("/api/tasks/{id}/complete", status_code=202)
     async def complete_task(id: str, x_user_id: User = "demo") -> Accepted:
-        return await request(family.TASK_COMPLETION, x_user_id, {"entityId": id})
+        return await request(job_types.TASK_COMPLETION, x_user_id, {"entityId": id})
 
     @app.post("/api/projects", status_code=202)
     async def create_project(project: NewProject, x_user_id: User = "demo") -> Accepted:
@@ -129,12 +129,12 @@ def create_app(config: Config) -> fastapi.FastAPI:
             "startDate": project.start_date,
             "endDate": project.end_date,
         }
-        return await request(family.PROJECT_CREATION, x_user_id, data)
+        return await request(job_types.PROJECT_CREATION, x_user_id, data)
 
     @app.post("/api/conversations/{id}/messages", status_code=202)
     async def send_message(id: str, message: NewMessage, x_user_id: User = "demo") -> Accepted:
         data = {"conversationId": id, "content": message.content}
-        return await request(family.CONVERSATION_MESSAGE, x_user_id, data)
+        return await request(job_types.CONVERSATION_MESSAGE, x_user_id, data)
 
     @app.get("/api/config")
     async def get_config() -> dict[str, str]:

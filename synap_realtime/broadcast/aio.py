@@ -16,10 +16,10 @@ from ..errors import ConfigurationError
 from ..event_loops import running_loop
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
-from . import requests, retry
-from .outbox import Item
+from . import encoding, retry
+from .batch_queue import Item
+from .dispatcher import Sender
 from .result import BroadcastResult
-from .sender import Sender
 
 _INSTEAD = "call broadcast_notification_sync() or another …_sync function, in a thread"
 
@@ -70,9 +70,9 @@ class AsyncBroadcaster:
         Raises:
             ConfigurationError: the URL is not an ``http`` or ``https`` one.
         """
-        self._endpoint = requests.Endpoint(url, api_key)
-        self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
-        self._deadline_s = requests.check_seconds("deadline_s", deadline_s)
+        self._endpoint = encoding.Endpoint(url, api_key)
+        self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
+        self._deadline_s = encoding.check_seconds("deadline_s", deadline_s)
         self._transport = transport
         # A pool of connections belongs to one event loop; some frameworks run several.
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
@@ -97,8 +97,8 @@ class AsyncBroadcaster:
 
         See PROTOCOL.md, "HTTP".
         """
-        rooms = requests.rooms_for(user_id, request_id)
-        return await self._deliver(rooms, requests.prepare(message, request_id))
+        rooms = encoding.rooms_for(user_id, request_id)
+        return await self._deliver(rooms, encoding.prepare(message, request_id))
 
     async def broadcast_success(
         self,
@@ -110,7 +110,7 @@ class AsyncBroadcaster:
         id: str | None = None,
     ) -> BroadcastResult:
         """Send a notification with ``status: "success"``. ``id`` makes it idempotent."""
-        message = requests.message_of(type, data, "success", id=id)
+        message = encoding.message_of(type, data, "success", id=id)
         return await self.broadcast_notification(
             user_id=user_id, request_id=request_id, message=message
         )
@@ -125,7 +125,7 @@ class AsyncBroadcaster:
         id: str | None = None,
     ) -> BroadcastResult:
         """Send a notification with ``status: "error"`` and ``data: {"error": …}``."""
-        message = requests.message_of(type, requests.error_data(error), "error", id=id)
+        message = encoding.message_of(type, encoding.error_data(error), "error", id=id)
         return await self.broadcast_notification(
             user_id=user_id, request_id=request_id, message=message
         )
@@ -134,7 +134,7 @@ class AsyncBroadcaster:
         self, room: str, message: Notification | Mapping[str, Any]
     ) -> BroadcastResult:
         """Send one notification to any one room, such as ``workspace_7``."""
-        return await self._deliver((parse_room(room),), requests.prepare(message))
+        return await self._deliver((parse_room(room),), encoding.prepare(message))
 
     async def aclose(self) -> None:
         """Let what is on its way in the running event loop come to its end, then close the
@@ -160,18 +160,18 @@ class AsyncBroadcaster:
         await self.aclose()
 
     async def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
-        span = requests.begin_broadcast(message)
+        span = encoding.begin_broadcast(message)
         with span.current():
-            result = await self._publish(requests.pack(rooms, message))
+            result = await self._publish(encoding.pack(rooms, message))
         span.end(result.error)
         return result
 
-    async def _publish(self, parcel: requests.Parcel) -> BroadcastResult:
+    async def _publish(self, parcel: encoding.Parcel) -> BroadcastResult:
         deadline = time.monotonic() + self._deadline_s
         try:
             loop = running_loop("an asynchronous broadcast", _INSTEAD)
         except ConfigurationError as error:
-            return requests.failed(parcel, 0, str(error))
+            return encoding.failed(parcel, 0, str(error))
         pool = self._pools.get(loop) or await self._open(loop)
         return await pool.sender.send(Item(parcel, deadline))
 

@@ -21,7 +21,7 @@ import httpx
 
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId
-from . import forks, requests, retry
+from . import encoding, forks, retry
 from .result import BroadcastResult
 from .sync import Poster
 
@@ -54,7 +54,7 @@ class PendingNotification:
         result: what became of it; None until the server has answered.
     """
 
-    parcel: requests.Parcel
+    parcel: encoding.Parcel
     due: float = 0.0
     taken: bool = False
     result: BroadcastResult | None = None
@@ -91,8 +91,8 @@ class BackgroundBroadcaster:
         Raises:
             ConfigurationError: the URL is not an ``http`` or ``https`` one.
         """
-        self._endpoint = requests.Endpoint(url, api_key)
-        self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
+        self._endpoint = encoding.Endpoint(url, api_key)
+        self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
         self._max_pending = max_pending
         self._poster = Poster(self._endpoint, transport)
         self._reset()
@@ -139,8 +139,8 @@ class BackgroundBroadcaster:
         Raises:
             InvalidArgumentError: names the argument that is wrong.
         """
-        rooms = requests.rooms_for(user_id, request_id)
-        self.post(rooms, requests.prepare(message, request_id))
+        rooms = encoding.rooms_for(user_id, request_id)
+        self.post(rooms, encoding.prepare(message, request_id))
 
     def post(
         self,
@@ -159,7 +159,7 @@ class BackgroundBroadcaster:
         Raises:
             InvalidArgumentError: the notification is too large, or cannot be JSON.
         """
-        parcel = requests.pack(rooms, notification)
+        parcel = encoding.pack(rooms, notification)
         with self._changed:
             if after is not None and after in self._later:
                 del self._later[after]
@@ -185,7 +185,7 @@ class BackgroundBroadcaster:
         Raises:
             InvalidArgumentError: the notification is too large, or cannot be JSON.
         """
-        parcel = requests.pack(posted.parcel.rooms, notification)
+        parcel = encoding.pack(posted.parcel.rooms, notification)
         with self._changed:
             if posted.taken:
                 return False
@@ -357,7 +357,7 @@ class BackgroundBroadcaster:
             return self._next_batch()
 
     def _next_batch(self) -> list[PendingNotification]:
-        load = requests.Load(BATCH)
+        load = encoding.Load(BATCH)
         while self._ready and load.add(self._ready[0].parcel):
             posted = self._ready.popleft()
             posted.taken = True
@@ -366,7 +366,7 @@ class BackgroundBroadcaster:
         return self._on_its_way
 
     def _deliver(self, batch: list[PendingNotification]) -> None:
-        steps = requests.delivery(self._endpoint, [posted.parcel for posted in batch])
+        steps = encoding.delivery(self._endpoint, [posted.parcel for posted in batch])
         try:
             results = self._answered(steps)
         except Exception:  # the thread must live on, whatever a transport of one's own does
@@ -381,7 +381,7 @@ class BackgroundBroadcaster:
                     self._log_refusal(posted.parcel.rooms, result)
             self._changed.notify_all()
 
-    def _answered(self, steps: requests.Delivery) -> list[BroadcastResult]:
+    def _answered(self, steps: encoding.Delivery) -> list[BroadcastResult]:
         call = next(steps)
         while True:
             answer = self._call(call)
@@ -391,17 +391,17 @@ class BackgroundBroadcaster:
                 results: list[BroadcastResult] = done.value
                 return results
 
-    def _call(self, call: requests.Call) -> requests.Answer:
+    def _call(self, call: encoding.Call) -> encoding.Answer:
         """Send until there is an answer that stays, or until the end of this broadcaster."""
         from tenacity import Retrying, retry_if_result, stop_never
 
-        answer = requests.Answer()
+        answer = encoding.Answer()
 
-        def may_come_back(answer: requests.Answer) -> bool:
+        def may_come_back(answer: encoding.Answer) -> bool:
             # Nobody waits here, so what its operator has to mend is waited for as well.
             return retry.is_retriable(answer) or answer.is_misconfigured
 
-        def attempt() -> requests.Answer:
+        def attempt() -> encoding.Answer:
             nonlocal answer
             answer = self._poster.post(call, self._timeout_s)
             if may_come_back(answer):
@@ -425,7 +425,7 @@ class BackgroundBroadcaster:
             retrying(attempt)
         return retry.counted(answer, retrying.statistics["attempt_number"])
 
-    def _is_away(self, answer: requests.Answer) -> None:
+    def _is_away(self, answer: encoding.Answer) -> None:
         with self._changed:
             if self._away:
                 return

@@ -16,8 +16,8 @@ from ..lazy_imports import importing
 from ..network import BoundedBody, deadline
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
-from . import forks, requests, retry
-from .outbox import Item, Outbox
+from . import encoding, forks, retry
+from .batch_queue import Item, Outbox
 from .result import BroadcastResult
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Poster:
     """Connections to one room server, and single requests over them."""
 
-    def __init__(self, endpoint: requests.Endpoint, transport: httpx.BaseTransport | None) -> None:
+    def __init__(self, endpoint: encoding.Endpoint, transport: httpx.BaseTransport | None) -> None:
         """Connect to nothing yet; the environment is read at the first request."""
         self._endpoint = endpoint
         self._given = transport
@@ -54,16 +54,16 @@ class Poster:
                 self._own = DeadlineTransport(self._endpoint.address)
         return self._own
 
-    def post(self, call: requests.Call, budget_s: float) -> requests.Answer:
+    def post(self, call: encoding.Call, budget_s: float) -> encoding.Answer:
         """One attempt. Never raises for what the network, the server or the environment does."""
         try:
             return self._post(call, budget_s)
-        except (TimeoutError, ConfigurationError, *requests.UNSENDABLE) as error:
-            return requests.read_failure(self._endpoint, error)
+        except (TimeoutError, ConfigurationError, *encoding.UNSENDABLE) as error:
+            return encoding.read_failure(self._endpoint, error)
         except Exception as error:
             if self._given is not None:
                 raise
-            return requests.read_failure(self._endpoint, error)
+            return encoding.read_failure(self._endpoint, error)
 
     def close(self) -> None:
         for transport in (self._given, self._own):
@@ -77,14 +77,14 @@ class Poster:
             self._own.abandon()
         return Poster(self._endpoint, self._given)
 
-    def _post(self, call: requests.Call, budget_s: float) -> requests.Answer:
+    def _post(self, call: encoding.Call, budget_s: float) -> encoding.Answer:
         end = time.monotonic() + budget_s
         transport = self.open()
-        request = requests.request_of(self._endpoint, call, budget_s)
+        request = encoding.request_of(self._endpoint, call, budget_s)
         with deadline(end):
             response = transport.handle_request(request)
             assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - as in httpx
-            body = BoundedBody(response, requests.MAX_ANSWER_BYTES)
+            body = BoundedBody(response, encoding.MAX_ANSWER_BYTES)
             try:
                 for chunk in () if body.encoding else response.stream:
                     if time.monotonic() > end:  # for a transport of one's own
@@ -93,7 +93,7 @@ class Poster:
                         break
             finally:
                 response.stream.close()
-        return requests.read_body(self._endpoint, response, body)
+        return encoding.read_body(self._endpoint, response, body)
 
 
 class Broadcaster:
@@ -112,9 +112,9 @@ class Broadcaster:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Make a client; the arguments are those of :class:`AsyncBroadcaster`."""
-        self._endpoint = requests.Endpoint(url, api_key)
-        self._timeout_s = requests.check_seconds("timeout_s", timeout_s)
-        self._deadline_s = requests.check_seconds("deadline_s", deadline_s)
+        self._endpoint = encoding.Endpoint(url, api_key)
+        self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
+        self._deadline_s = encoding.check_seconds("deadline_s", deadline_s)
         self._poster = Poster(self._endpoint, transport)
         self._reset()
         forks.renew_in_child(self)
@@ -127,8 +127,8 @@ class Broadcaster:
         message: Notification | Mapping[str, Any],
     ) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast_notification`."""
-        rooms = requests.rooms_for(user_id, request_id)
-        return self._deliver(rooms, requests.prepare(message, request_id))
+        rooms = encoding.rooms_for(user_id, request_id)
+        return self._deliver(rooms, encoding.prepare(message, request_id))
 
     def broadcast_success(
         self,
@@ -140,7 +140,7 @@ class Broadcaster:
         id: str | None = None,
     ) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast_success`."""
-        message = requests.message_of(type, data, "success", id=id)
+        message = encoding.message_of(type, data, "success", id=id)
         return self.broadcast_notification(user_id=user_id, request_id=request_id, message=message)
 
     def broadcast_error(
@@ -153,12 +153,12 @@ class Broadcaster:
         id: str | None = None,
     ) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast_error`."""
-        message = requests.message_of(type, requests.error_data(error), "error", id=id)
+        message = encoding.message_of(type, encoding.error_data(error), "error", id=id)
         return self.broadcast_notification(user_id=user_id, request_id=request_id, message=message)
 
     def broadcast(self, room: str, message: Notification | Mapping[str, Any]) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast`."""
-        return self._deliver((parse_room(room),), requests.prepare(message))
+        return self._deliver((parse_room(room),), encoding.prepare(message))
 
     def close(self) -> None:
         """Let what other threads have on its way come to its end, then close the connections.
@@ -179,13 +179,13 @@ class Broadcaster:
         self.close()
 
     def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
-        span = requests.begin_broadcast(message)
+        span = encoding.begin_broadcast(message)
         with span.current():
-            result = self._publish(requests.pack(rooms, message))
+            result = self._publish(encoding.pack(rooms, message))
         span.end(result.error)
         return result
 
-    def _publish(self, parcel: requests.Parcel) -> BroadcastResult:
+    def _publish(self, parcel: encoding.Parcel) -> BroadcastResult:
         item = Item(parcel, time.monotonic() + self._deadline_s)
         try:
             self._enter(item)
@@ -244,7 +244,7 @@ class Broadcaster:
         """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
         try:
             if self._endpoint.has_batch_route:
-                call = requests.batch_call([each.parcel for each in item.leads])
+                call = encoding.batch_call([each.parcel for each in item.leads])
                 answer = self._post(call, item.deadline)
                 with self._changed:
                     self._outbox.answered(item.leads, answer, time.monotonic())
@@ -254,7 +254,7 @@ class Broadcaster:
             with self._changed:
                 for each in item.leads:
                     if self._poster.is_own:
-                        each.settle(requests.unsent(self._endpoint, each.parcel, error))
+                        each.settle(encoding.unsent(self._endpoint, each.parcel, error))
                     else:
                         each.fail(error)
         finally:
@@ -262,7 +262,7 @@ class Broadcaster:
                 self._leave(item)
 
     def _one_by_one(self, item: Item) -> BroadcastResult:
-        steps = requests.one_by_one(self._endpoint, item.parcel, item.attempts)
+        steps = encoding.one_by_one(self._endpoint, item.parcel, item.attempts)
         call = next(steps)
         while True:
             answer = self._persist(call, item.deadline)
@@ -272,14 +272,14 @@ class Broadcaster:
                 result: BroadcastResult = done.value
                 return result
 
-    def _persist(self, call: requests.Call, deadline: float) -> requests.Answer:
+    def _persist(self, call: encoding.Call, deadline: float) -> encoding.Answer:
         """Send until there is an answer that stays."""
         from tenacity import Retrying
 
         retrying = Retrying(**retry.arguments(deadline - time.monotonic()))
-        answer: requests.Answer = retrying(self._post, call, deadline)
+        answer: encoding.Answer = retrying(self._post, call, deadline)
         return retry.counted(answer, retrying.statistics["attempt_number"])
 
-    def _post(self, call: requests.Call, deadline: float) -> requests.Answer:
+    def _post(self, call: encoding.Call, deadline: float) -> encoding.Answer:
         budget_s = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
         return self._poster.post(call, budget_s)

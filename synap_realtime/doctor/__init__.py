@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from .examination import examine
 from .finding import Finding
+from .runner import examine
 
 __all__ = ["Finding", "examine"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 from ..errors import ConfigurationError
-from ..server.front.certificate import open_certificate
-from .ending import ending
+from ..server.protocols.certificate import open_certificate
+from .context import Subject
+from .expiry import ending
 from .finding import Finding, Say
 from .keys import check_mode
-from .subject import Subject
-from .waiting import TIMEOUT_S, in_thread
+from .timeouts import TIMEOUT_S, in_thread
 
 
 async def check(subject: Subject, say: Say) -> None:

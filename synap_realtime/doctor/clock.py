@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .context import Subject
 from .finding import Finding, Say
-from .subject import Subject
 
 _SURE_S = (
     2.0  # less cannot be told from a header with whole seconds, which servers renew each second

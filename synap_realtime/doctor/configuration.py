@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from .. import __version__
 from ..extras import install
 from ..tokens import MAKE_A_SECRET
+from .context import PREFIX, Subject
 from .finding import Finding, Say, of_server
-from .subject import PREFIX, Subject
 
 _SHOWN = ("httpx", "pydantic", "uvicorn", "uvloop", "websockets")
 _OTHER_FILES = 100  # as in server/serve.py: the store's, the log's, and what a process has anyway
@@ -55,7 +55,7 @@ def _versions() -> str:
 
 
 def _check_names(say: Say) -> None:
-    from ..server.settings import ServerSettings
+    from ..server.config import ServerSettings
 
     known = [PREFIX + name.upper() for name in ServerSettings.model_fields]
     for name in sorted(os.environ):
@@ -66,7 +66,7 @@ def _check_names(say: Say) -> None:
 
 
 def _check_host(subject: Subject, say: Say) -> None:
-    from ..server.settings import is_loopback
+    from ..server.config import is_loopback
 
     settings, keys = subject.settings, subject.keys
     if settings is None or keys is None:  # without known keys: the check of keys says so

@@ -16,12 +16,12 @@ import httpx
 
 from ..endpoint import Address
 from ..server.auth.jwks import ALGORITHMS, Jwks, KeysUnavailableError
-from ..server.auth.keyring import Keys
+from ..server.auth.keys import Keys
 from ..tokens import MAKE_A_SECRET
-from .asking import NoAnswerError, ask
+from .context import Subject
 from .finding import Finding, Say
-from .subject import Subject
-from .waiting import in_thread
+from .probe import NoAnswerError, ask
+from .timeouts import in_thread
 
 _OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP  # a group that reads may be the server's own
 

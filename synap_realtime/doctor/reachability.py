@@ -13,11 +13,11 @@ from typing import Any
 from ..endpoint import SCHEMES, Address, parse_address
 from ..errors import ConfigurationError
 from ..network import find_proxy, tls_context
-from .asking import Answer, NoAnswerError, ask
-from .ending import ending
+from .context import Subject
+from .expiry import ending
 from .finding import Finding, Say
-from .subject import Subject
-from .waiting import TIMEOUT_S, in_thread
+from .probe import Answer, NoAnswerError, ask
+from .timeouts import TIMEOUT_S, in_thread
 
 _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # as jobs/accepted.py asks them
 

@@ -21,9 +21,9 @@ from ..network import async_client
 from ..protocol.rooms import Room, request_room
 from ..subscriber import subscribe
 from ..tokens import mint_token
+from .context import Subject
 from .finding import Finding, Say
-from .subject import Subject
-from .waiting import TIMEOUT_S
+from .timeouts import TIMEOUT_S
 
 _SECRET, _KEY = "REALTIME_TOKEN_SECRET", "REALTIME_API_KEY"
 _UPGRADE = (

@@ -14,10 +14,10 @@ from ..errors import ConfigurationError
 from ..server.stores import check_shared, is_own, open_store
 from ..server.stores.base import Retention
 from ..server.stores.file_guard import find_user
-from ..server.stores.sqlite_file import UNUSABLE
+from ..server.stores.sqlite.database import UNUSABLE
+from .context import Subject
 from .finding import Finding, Say
-from .subject import Subject
-from .waiting import TIMEOUT_S, in_thread
+from .timeouts import TIMEOUT_S, in_thread
 
 FEW_BYTES = 1024**3
 """With less free space, the time to make room has come."""

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TypedDict
 
 from ..jobs import JobRun, delta
-from ..jobs.family import CONVERSATION_MESSAGE
+from ..jobs.job_types import CONVERSATION_MESSAGE
 from ..protocol.payloads import ResponseGenerated
-from . import inputs
+from . import validation
 from .ports import Message, Services
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
     Raises:
         InvalidInputError: the message is empty, or names no conversation.
     """
-    user_id = inputs.user_of(run)
-    content = inputs.text(run.data, "content", label="The message")
+    user_id = validation.user_of(run)
+    content = validation.text(run.data, "content", label="The message")
     key = "conversationId" if run.data.get("conversationId") is not None else "threadId"
-    conversation_id = inputs.text(run.data, key, label="The conversation's id", limit=200)
+    conversation_id = validation.text(run.data, key, label="The conversation's id", limit=200)
     asked = Message(
-        id=inputs.stable_id(run, "message"),
+        id=validation.stable_id(run, "message"),
         conversation_id=conversation_id,
         user_id=user_id,
         role="user",
@@ -63,7 +63,7 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
     await run.step("append-user-message", append_asked)
     reply = await run.step("generate-reply", generate)
     answer = Message(
-        id=inputs.stable_id(run, "reply"),
+        id=validation.stable_id(run, "reply"),
         conversation_id=conversation_id,
         user_id=user_id,
         role="assistant",

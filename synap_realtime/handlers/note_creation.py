@@ -6,9 +6,9 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from ..jobs import JobRun
-from ..jobs.family import NOTE_CREATION
+from ..jobs.job_types import NOTE_CREATION
 from ..protocol.payloads import NoteCreated
-from . import inputs
+from . import validation
 from .ports import Entity, Services
 
 
@@ -20,11 +20,13 @@ async def handle_note_creation(run: JobRun, services: Services) -> NoteCreated:
     Raises:
         InvalidInputError: the content is empty, or a member has the wrong type.
     """
-    user_id = inputs.user_of(run)
-    content = inputs.text(run.data, "content", label="The note")
-    title = inputs.optional_text(run.data, "title", label="The title", limit=inputs.MAX_TITLE)
+    user_id = validation.user_of(run)
+    content = validation.text(run.data, "content", label="The note")
+    title = validation.optional_text(
+        run.data, "title", label="The title", limit=validation.MAX_TITLE
+    )
     note = Entity(
-        id=inputs.stable_id(run, "note"),
+        id=validation.stable_id(run, "note"),
         kind="note",
         user_id=user_id,
         title=title or _first_line(content),

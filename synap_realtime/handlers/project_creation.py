@@ -7,7 +7,7 @@ from datetime import datetime
 from ..errors import InvalidInputError
 from ..jobs import JobRun
 from ..protocol.payloads import ProjectCreated
-from . import inputs
+from . import validation
 from .ports import Entity, Services
 
 
@@ -17,17 +17,17 @@ async def handle_project_creation(run: JobRun, services: Services) -> ProjectCre
     Raises:
         InvalidInputError: there is no title, a date is none, or it ends before it starts.
     """
-    title = inputs.text(run.data, "title", label="The title", limit=inputs.MAX_TITLE)
-    start = inputs.optional_date(run.data, "startDate", label="The start")
-    end = inputs.optional_date(run.data, "endDate", label="The end")
+    title = validation.text(run.data, "title", label="The title", limit=validation.MAX_TITLE)
+    start = validation.optional_date(run.data, "startDate", label="The start")
+    end = validation.optional_date(run.data, "endDate", label="The end")
     if start and end and _day(end) < _day(start):
         raise InvalidInputError("The project ends before it starts.")
     project = Entity(
-        id=inputs.stable_id(run, "project"),
+        id=validation.stable_id(run, "project"),
         kind="project",
-        user_id=inputs.user_of(run),
+        user_id=validation.user_of(run),
         title=title,
-        description=inputs.optional_text(run.data, "description", label="The description"),
+        description=validation.optional_text(run.data, "description", label="The description"),
         start_date=start,
         end_date=end,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import InvalidInputError
 from ..jobs import JobRun
 from ..protocol.payloads import TaskCompleted
-from . import inputs
+from . import validation
 from .ports import Services
 
 
@@ -15,8 +15,8 @@ async def handle_task_completion(run: JobRun, services: Services) -> TaskComplet
     Raises:
         InvalidInputError: there is no id, or this user has no such task.
     """
-    user_id = inputs.user_of(run)
-    entity_id = inputs.text(run.data, "entityId", label="The task's id", limit=200)
+    user_id = validation.user_of(run)
+    entity_id = validation.text(run.data, "entityId", label="The task's id", limit=200)
 
     async def complete() -> str:
         completed_at = await services.entities.complete_task(entity_id, user_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..jobs import JobRun
 from ..protocol.payloads import TaskCreated
-from . import inputs
+from . import validation
 from .ports import Entity, Services, TaskDetails
 
 STATUSES = ("todo", "in_progress", "done")
@@ -18,20 +18,20 @@ async def handle_task_creation(run: JobRun, services: Services) -> TaskCreated:
     Raises:
         InvalidInputError: there is no title, or a member is wrong.
     """
-    title = inputs.text(run.data, "title", label="The title", limit=inputs.MAX_TITLE)
+    title = validation.text(run.data, "title", label="The title", limit=validation.MAX_TITLE)
     task = Entity(
-        id=inputs.stable_id(run, "task"),
+        id=validation.stable_id(run, "task"),
         kind="task",
-        user_id=inputs.user_of(run),
+        user_id=validation.user_of(run),
         title=title,
-        description=inputs.optional_text(run.data, "description", label="The description"),
+        description=validation.optional_text(run.data, "description", label="The description"),
     )
     details = TaskDetails(
         entity_id=task.id,
-        status=inputs.one_of(run.data, "status", STATUSES, label="The status"),
-        priority=inputs.one_of(run.data, "priority", PRIORITIES, label="The priority"),
-        due_date=inputs.optional_date(run.data, "dueDate", label="The due date"),
-        project_id=inputs.optional_text(run.data, "projectId", label="The project", limit=200),
+        status=validation.one_of(run.data, "status", STATUSES, label="The status"),
+        priority=validation.one_of(run.data, "priority", PRIORITIES, label="The priority"),
+        due_date=validation.optional_date(run.data, "dueDate", label="The due date"),
+        project_id=validation.optional_text(run.data, "projectId", label="The project", limit=200),
     )
 
     async def create_entity() -> None:

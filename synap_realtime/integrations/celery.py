@@ -26,7 +26,7 @@ from ..jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 from ..jobs.arguments import check_stall_after_s
 from ..jobs.exits import cancelled_at_exit
 from ..jobs.extent import extent_of
-from ..jobs.lifecycle import STALL_AFTER_S
+from ..jobs.notifications import STALL_AFTER_S
 from ..jobs.reporter import ReporterState
 
 with needed_by("the Celery integration", "celery"):

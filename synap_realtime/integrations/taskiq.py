@@ -18,7 +18,7 @@ from ..extras import needed_by
 from ..jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 from ..jobs.arguments import check_stall_after_s
 from ..jobs.extent import extent_of
-from ..jobs.lifecycle import STALL_AFTER_S
+from ..jobs.notifications import STALL_AFTER_S
 from ..jobs.reporter import ReporterState
 
 with needed_by("the Taskiq integration", "taskiq"):

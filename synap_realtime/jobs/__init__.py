@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .accepted import accepted_response, new_request_id
-from .current import bind_reporter, delta, progress, report_run
-from .family import JobType
-from .lifecycle import RunNotifications
-from .people import Recipient
-from .plain import InProcessRun
+from .context import bind_reporter, delta, progress, report_run
+from .inprocess import InProcessRun
+from .job_types import JobType
+from .notifications import RunNotifications
+from .recipients import Recipient
 from .reporter import Reporter
 from .run import JobRun
 

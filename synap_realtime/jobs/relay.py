@@ -34,7 +34,7 @@ from typing import Any, SupportsFloat
 from ..errors import InvalidArgumentError
 from .arguments import check_delta, check_progress
 from .extent import Extent, Ticket, shared_extents
-from .lifecycle import MAX_TEXT
+from .notifications import MAX_TEXT
 
 logger = logging.getLogger(__name__)
 

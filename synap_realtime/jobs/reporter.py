@@ -21,8 +21,8 @@ from ..protocol.notification import Notification, format_timestamp
 from ..protocol.rooms import Room
 from ..tracing import TRACEPARENT, begin
 from .arguments import MAX_DELTA, check_delta, check_progress
-from .lifecycle import RunNotifications
-from .people import Recipient
+from .notifications import RunNotifications
+from .recipients import Recipient
 
 logger = logging.getLogger(__name__)
 

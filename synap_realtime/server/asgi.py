@@ -11,10 +11,10 @@ import re
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from .access import Authorizer, load_rule
-from .api import MAX_BODY_BYTES
 from .auth import Authenticator, KeyRing
+from .authorization import Authorizer, load_rule
 from .byte_budget import MIN_UNREAD_BYTES, Budgets, ByteBudget, NoRoomError, caller_of
+from .config import ServerSettings, load_settings
 from .connections import (
     DisconnectedError,
     Message,
@@ -26,7 +26,9 @@ from .connections import (
     run_websocket,
     until_gone,
 )
-from .http import (
+from .http.routes import MAX_BODY_BYTES
+from .limits import rate_limited
+from .messages import (
     RETRY_AFTER_S,
     Request,
     RequestError,
@@ -37,10 +39,8 @@ from .http import (
     problem_of_head,
     unavailable,
 )
-from .limits import rate_limited
 from .node import CLOSE_TIMEOUT_S, ClosedAtOnceError, Node, Opened
 from .pacing import SHARE_S, TASK_S, Pacer
-from .settings import ServerSettings, load_settings
 from .signals import drained_first
 from .stores import open_store
 from .stores.base import Store, StoreUnavailableError

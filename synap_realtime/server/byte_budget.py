@@ -11,8 +11,8 @@ from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 from .auth import Claims
+from .config import ServerSettings, is_loopback
 from .metrics import Metrics
-from .settings import ServerSettings, is_loopback
 from .stores.base import Entry
 
 MIN_UNREAD_BYTES = 16 * 1024

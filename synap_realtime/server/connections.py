@@ -14,12 +14,12 @@ from typing import Any
 
 from ..errors import SynapRealtimeError
 from ..protocol.control import PING, CloseCode, ControlFrame
-from .event_stream import COMMENT, HEARTBEAT_S, opening, told
-from .http import Request
+from .messages import Request
 from .node import CLOSE_TIMEOUT_S, Opened
+from .rooms.subscription import SEND_TIMEOUT_S, Alone, Subscription
+from .sse import COMMENT, HEARTBEAT_S, opening, told
 from .stores.base import Entry, StoreUnavailableError
-from .subscription import SEND_TIMEOUT_S, Alone, Subscription
-from .websocket import cut_reason
+from .ws_codec import cut_reason
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from throttled.store import MemoryStore
 
 from ..protocol.rooms import Room
 from .auth import Claims
-from .http import RequestError
-from .settings import ServerSettings, is_loopback
+from .config import ServerSettings, is_loopback
+from .messages import RequestError
 
 MAX_CALLERS = 100_000
 """So many are counted at once, for each rate."""

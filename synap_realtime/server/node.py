@@ -21,12 +21,15 @@ from ..protocol.control import CloseCode
 from ..protocol.cursor import is_cursor
 from ..protocol.rooms import Room, key_of
 from . import events, faults
-from .access import Access, Authorizer, Caller
 from .admin import Admin
-from .api import Api
 from .auth import Authenticator, Claims
+from .authorization import Access, Authorizer, Caller
 from .byte_budget import Budgets
-from .http import (
+from .config import ServerSettings
+from .http.publish import Publishing
+from .http.routes import Api
+from .limits import Limits, TooManyForUserError, rate_limited
+from .messages import (
     Request,
     RequestError,
     Response,
@@ -37,19 +40,16 @@ from .http import (
     room_of,
     unavailable,
 )
-from .hub import Hub
-from .limits import Limits, TooManyForUserError, rate_limited
 from .metrics import Metrics
-from .presence import Presence
-from .publishing import Publishing
 from .revocations import Revocations
-from .sessions import Session, Sessions
-from .settings import ServerSettings
+from .rooms.hub import Hub
+from .rooms.presence import Presence
+from .rooms.sessions import Session, Sessions
+from .rooms.subscription import LOST
 from .stores.base import ClusterStore, Store, StoreUnavailableError
 from .stores.measured import MeasuredStore
 from .stores.memory import MemoryStore
-from .stores.sqlite import SqliteStore
-from .subscription import LOST
+from .stores.sqlite.store import SqliteStore
 from .watched import LOOK_EVERY_S
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from ..protocol.notification import (
 )
 from ..protocol.rooms import Room
 from ..tracing import NOTHING, Span, is_on
-from .http import RequestError, bad_request, payload_too_large, room_of
+from .messages import RequestError, bad_request, payload_too_large, room_of
 from .spans import begin_publish
 from .stores.base import Publication
 from .wire import check_wire

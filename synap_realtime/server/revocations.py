@@ -15,7 +15,7 @@ import uuid_utils
 
 from ..protocol.rooms import Room
 from .auth import LEEWAY_S, Claims
-from .hub import Hub
+from .rooms.hub import Hub
 from .stores.base import Entry, Publication, Retention, Store
 
 logger = logging.getLogger(__name__)

@@ -14,14 +14,14 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..tokens import MAKE_A_SECRET
-from . import supervisor
+from . import workers
 from .asgi import RoomServer, create_app
-from .front.certificate import Certificate, open_certificate
-from .front.listening import Front
+from .config import ServerSettings, is_loopback
 from .listeners import BACKLOG, authority, bind, port_of
-from .logs import configure
+from .logging import configure
 from .node import Node
-from .settings import ServerSettings, is_loopback
+from .protocols.certificate import Certificate, open_certificate
+from .protocols.server import Front
 from .stores import check_shared, open_store
 from .stores.base import ClusterStore
 
@@ -226,7 +226,7 @@ def run(settings: ServerSettings, share: Share | None = None) -> None:
     """
     if settings.workers > 1 and share is None:
         check_shared(settings.store)
-        supervisor.run(settings)
+        workers.run(settings)
         return
     configure(settings.log_level, settings.log_format, None if share is None else share.worker)
     try:

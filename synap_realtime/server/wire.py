@@ -17,7 +17,7 @@ from ..protocol.notification import (
     parse_notification,
     to_utc_timestamp,
 )
-from .http import bad_request, parsed_json
+from .messages import bad_request, parsed_json
 
 
 class _RawWire(TypedDict, total=False):

@@ -13,7 +13,7 @@ import sys
 
 from ..errors import SynapRealtimeError
 from .serve import Share, run, until_stopped
-from .supervisor import Job
+from .workers import Job
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ..event_loops import running_loop
 from ..protocol.notification import Notification
-from . import core, dialling
+from . import connect as dialling
+from . import core
 from .keepalive import Keepalive
 from .options import OnGap, OnStateChange, Options, Token, brought, check
 from .reconnect import Failure

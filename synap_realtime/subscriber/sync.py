@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgumentError
 from ..protocol.notification import Notification
-from . import core, dialling
+from . import connect as dialling
+from . import core
 from .keepalive import Keepalive
 from .options import OnGap, OnStateChange, Options, brought, check
 from .reconnect import Failure

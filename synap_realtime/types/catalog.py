@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgumentError
-from ..jobs.family import BUILTIN_JOB_TYPES, JobType
+from ..jobs.job_types import BUILTIN_JOB_TYPES, JobType
 from ..protocol.notification import parse_notification
 from ..protocol.payloads import (
     JobCancelled,

@@ -17,11 +17,11 @@ from typing import cast
 
 import httptools
 
-from synap_realtime.server.front.half_open import HalfOpen
-from synap_realtime.server.front.socket import WebSocket
-from synap_realtime.server.front.turn import Turn
 from synap_realtime.server.pacing import Pacer
-from synap_realtime.server.websocket import accept_of, binary_frame, text_frame
+from synap_realtime.server.protocols.pending_connections import HalfOpen
+from synap_realtime.server.protocols.websocket import WebSocket
+from synap_realtime.server.protocols.writes import Turn
+from synap_realtime.server.ws_codec import accept_of, binary_frame, text_frame
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
-from synap_realtime.broadcast.requests import prepare
+from synap_realtime.broadcast.encoding import prepare
 from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running

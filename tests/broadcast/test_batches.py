@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from synap_realtime import AsyncBroadcaster, Broadcaster, BroadcastResult
-from synap_realtime.broadcast import outbox, requests
-from synap_realtime.broadcast.outbox import Item
-from synap_realtime.broadcast.sender import Sender
+from synap_realtime.broadcast import batch_queue, encoding
+from synap_realtime.broadcast.batch_queue import Item
+from synap_realtime.broadcast.dispatcher import Sender
 from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
@@ -207,7 +207,7 @@ async def test_rooms_count_as_well(gate: Gate, broadcaster: AsyncBroadcaster) ->
 async def test_a_full_queue_lets_callers_wait_and_keeps_their_order(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(outbox, bound, 3 if bound == "MAX_WAITING" else 300)
+    monkeypatch.setattr(batch_queue, bound, 3 if bound == "MAX_WAITING" else 300)
     ids = [f"i{n}" for n in range(20)]
     calls = await callers.calls(*ids)
     seen: list[str] = []
@@ -305,20 +305,20 @@ async def test_a_server_without_the_route_gets_so_many_at_once(
 ) -> None:
     broadcaster._endpoint.has_batch_route = False
     calls = [await callers.call(f"i{n}", str(n)) for n in range(40)]
-    helds = [await gate.next() for _ in range(outbox.SINGLES)]
+    helds = [await gate.next() for _ in range(batch_queue.SINGLES)]
     await asyncio.sleep(0.05)
     assert gate.is_quiet
-    assert len(callers.waiting) == 40 - outbox.SINGLES
+    assert len(callers.waiting) == 40 - batch_queue.SINGLES
     for held in helds:
         held.accept()
-    for _ in range(40 - outbox.SINGLES):
+    for _ in range(40 - batch_queue.SINGLES):
         (await gate.next()).accept()
     assert all(result.success for result in await asyncio.gather(*calls))
 
 
-def parcel(id: str, user: str = "42") -> requests.Parcel:
-    message = requests.prepare({"type": "a", "data": {}, "id": id})
-    return requests.pack(requests.rooms_for(user, None), message)
+def parcel(id: str, user: str = "42") -> encoding.Parcel:
+    message = encoding.prepare({"type": "a", "data": {}, "id": id})
+    return encoding.pack(encoding.rooms_for(user, None), message)
 
 
 @pytest.mark.parametrize("at", ["queue", "request"])
@@ -375,7 +375,7 @@ async def test_cancelling_one_caller_cancels_no_other(
 async def test_cancelling_who_waits_for_room_leaves_room_to_the_others(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MAX_WAITING", 1)
+    monkeypatch.setattr(batch_queue, "MAX_WAITING", 1)
     calls = await callers.calls("a", "b", "c", "d", "e")
     for call in (calls[2], calls[3]):  # the first in line, and one behind it
         call.cancel()
@@ -393,7 +393,7 @@ async def test_cancelling_who_waits_for_room_leaves_room_to_the_others(
 async def test_who_gives_up_leaves_its_room_to_the_next(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MAX_WAITING", 1)
+    monkeypatch.setattr(batch_queue, "MAX_WAITING", 1)
     first = await callers.call("a")
     held = await gate.next()
     short = Item(parcel("short"), asyncio.get_running_loop().time() + 0.2)
@@ -564,7 +564,7 @@ def test_what_a_transport_raises_reaches_every_thread(gate: Gate, call: Call) ->
 def test_a_full_queue_lets_threads_wait(
     gate: Gate, sync: Broadcaster, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MAX_WAITING", 2)
+    monkeypatch.setattr(batch_queue, "MAX_WAITING", 2)
     calls = [
         threads.submit(sync.broadcast_success, "42", "a.completed", {}, id=f"i{n}")
         for n in range(20)

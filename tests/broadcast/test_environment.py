@@ -191,7 +191,7 @@ JOB = """
 import asyncio, logging
 logging.basicConfig(format="LOG %(message)s")
 from synap_realtime import progress
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 
 async def job(run):
     progress(0.5, "Half")

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from synap_realtime.broadcast.outbox import SINGLES, Item, Outbox
-from synap_realtime.broadcast.requests import Answer, Endpoint, Parcel, read_batch
+from synap_realtime.broadcast.batch_queue import SINGLES, Item, Outbox
+from synap_realtime.broadcast.encoding import Answer, Endpoint, Parcel, read_batch
 from synap_realtime.protocol.notification import MAX_BATCH_BYTES
 from synap_realtime.protocol.rooms import Room
 

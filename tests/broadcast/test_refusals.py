@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from synap_realtime.broadcast import requests, retry
+from synap_realtime.broadcast import encoding, retry
 
 from .conftest import Publish
 from .test_hostile_servers import answering, raw
@@ -138,7 +138,7 @@ def test_an_unknown_name_is_not_a_server_that_does_not_run(publish: Publish) -> 
 
 
 def test_the_default_address_is_called_so() -> None:
-    assert requests.Endpoint(None, None).named == (
+    assert encoding.Endpoint(None, None).named == (
         "http://127.0.0.1:8787 (the default; REALTIME_URL names another)"
     )
 
@@ -147,4 +147,4 @@ def test_the_default_address_is_called_so() -> None:
     ("status", "helps"), [(500, True), (501, False), (503, True), (505, False)]
 )
 def test_a_server_of_another_kind_is_not_asked_again(status: int, helps: bool) -> None:
-    assert retry.is_retriable(requests.Answer(status=status)) == helps
+    assert retry.is_retriable(encoding.Answer(status=status)) == helps

@@ -6,7 +6,7 @@ import pytest
 import tenacity
 
 from synap_realtime.broadcast import retry
-from synap_realtime.broadcast.requests import Answer
+from synap_realtime.broadcast.encoding import Answer
 
 AWAY = Answer(error="away")
 

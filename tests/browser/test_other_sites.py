@@ -29,8 +29,8 @@ from playwright.async_api import Browser, BrowserContext, async_playwright
 
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from tests.timeouts import TIMEOUT_S
 
 from ..conformance import workerd

@@ -18,8 +18,8 @@ from websockets.asyncio.client import connect
 from websockets.typing import Origin
 
 from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 

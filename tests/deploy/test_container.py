@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from synap_realtime.server import create_app
+from synap_realtime.server.config import ServerSettings, load_settings
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import ServerSettings, load_settings
 from tests.timeouts import TIMEOUT_S
 
 from .conftest import DEPLOY, ROOT

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from synap_realtime.doctor import configuration, examination
+from synap_realtime.doctor import configuration, runner
+from synap_realtime.doctor.context import Subject
 from synap_realtime.doctor.finding import Finding, Say, hide
-from synap_realtime.doctor.subject import Subject
 
 from .conftest import diagnosis
 
@@ -32,7 +32,7 @@ async def test_one_that_hangs(rooms: str, monkeypatch: pytest.MonkeyPatch) -> No
         await asyncio.Event().wait()
 
     monkeypatch.setattr(configuration, "check", check)
-    monkeypatch.setattr(examination, "LIMIT_S", 3.0)
+    monkeypatch.setattr(runner, "LIMIT_S", 3.0)
     found = await diagnosis(rooms, store="memory://")
     assert found["configuration"].level == "fail"
     assert found.keys() >= OTHERS

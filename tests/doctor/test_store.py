@@ -14,7 +14,7 @@ import pytest
 
 from synap_realtime.doctor.finding import Finding
 from synap_realtime.doctor.store import FEW_BYTES, TOO_FEW_BYTES, space
-from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 
 from ..program import Program
 from ..server.stores.test_sqlite import ids, publish

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from synap_realtime import follow_job, progress, subscribe_sync
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun, delta
 from synap_realtime.tokens import mint_token
 

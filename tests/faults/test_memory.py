@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from synap_realtime.server import create_app
+from synap_realtime.server.rooms.subscription import Subscription
 from synap_realtime.server.serve import running
 from synap_realtime.server.stores.memory import MemoryStore
-from synap_realtime.server.subscription import Subscription
 from tests.timeouts import TIMEOUT_S
 
 HANDSHAKE = (

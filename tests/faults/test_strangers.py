@@ -20,8 +20,8 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))

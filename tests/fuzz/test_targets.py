@@ -13,12 +13,12 @@ from typing import Any
 import jwt
 import pytest
 
-from synap_realtime.broadcast import requests
-from synap_realtime.server import websocket, wire
+from synap_realtime.broadcast import encoding
+from synap_realtime.server import wire, ws_codec
 from synap_realtime.server.auth import jwks
-from synap_realtime.server.front.requests import HttpConnection
-from synap_realtime.server.http import Response
+from synap_realtime.server.messages import Response
 from synap_realtime.server.node import Node
+from synap_realtime.server.protocols.http1 import HttpConnection
 from synap_realtime.subscriber import core
 
 from . import worker
@@ -117,12 +117,12 @@ def test_http_target_notices_answers_that_depend_on_the_chunks(
 def test_websocket_target_notices_a_rule_of_the_rfc_that_is_not_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(websocket, "is_close_code", lambda _code: True)
+    monkeypatch.setattr(ws_codec, "is_close_code", lambda _code: True)
     catches("websocket")
 
 
 def test_websocket_target_notices_text_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "_decoded", lambda payload: payload.decode(errors="replace"))
+    monkeypatch.setattr(ws_codec, "_decoded", lambda payload: payload.decode(errors="replace"))
     catches("websocket")
 
 
@@ -157,7 +157,7 @@ def test_jwks_target_notices_a_shared_secret(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_answer_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "_describe", lambda *given: given[-1]["error"])
+    monkeypatch.setattr(encoding, "_describe", lambda *given: given[-1]["error"])
     catches("answer")
 
 

@@ -11,7 +11,7 @@ import pytest
 from taskiq import InMemoryBroker
 
 from synap_realtime.integrations.celery import RealtimeTask
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.integrations.taskiq import RealtimeMiddleware
 from synap_realtime.jobs import JobRun, Recipient
 from synap_realtime.testing import RealtimeRecorder

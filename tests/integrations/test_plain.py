@@ -21,9 +21,9 @@ from synap_realtime import (
     progress,
 )
 from synap_realtime.handlers import Services, handle_conversation_message, handle_note_creation
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
-from synap_realtime.jobs.family import CONVERSATION_MESSAGE, NOTE_CREATION
+from synap_realtime.jobs.job_types import CONVERSATION_MESSAGE, NOTE_CREATION
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running
 from tests.timeouts import TIMEOUT_S

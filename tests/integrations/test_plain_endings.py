@@ -23,7 +23,7 @@ from synap_realtime import (
     delta,
     progress,
 )
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
 from synap_realtime.testing import RealtimeRecorder
 from synap_realtime.testing.recorder import record
@@ -260,7 +260,7 @@ async def test_a_wrong_option_is_refused_before_the_job_begins(
 
 ENDED_BY_THE_MAIN_THREAD = """
 import asyncio, threading
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 
 has_begun = threading.Event()
 

@@ -23,9 +23,9 @@ import httpx
 import pytest
 
 from synap_realtime import bind_reporter, delta, progress
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun, JobType, Recipient, Reporter, RunNotifications, report_run
-from synap_realtime.jobs import current as current_module
+from synap_realtime.jobs import context as current_module
 from synap_realtime.jobs.reporter import ReporterState
 from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from synap_realtime import bind_reporter, delta, progress
-from synap_realtime.integrations.plain import run_job
+from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun, JobType
 from synap_realtime.testing import RealtimeRecorder
 

@@ -21,8 +21,8 @@ from pydantic import BaseModel, Field, RootModel, computed_field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from synap_realtime.jobs import JobType, RunNotifications
-from synap_realtime.jobs.fitting import fit
 from synap_realtime.jobs.strict import strict
+from synap_realtime.jobs.truncation import fit
 
 from .test_arguments import Float32
 

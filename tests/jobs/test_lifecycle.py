@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from synap_realtime import InvalidArgumentError, InvalidInputError, JobError, NoteCreated
 from synap_realtime.jobs import JobType, RunNotifications
-from synap_realtime.jobs.family import CONVERSATION_MESSAGE, NOTE_CREATION
-from synap_realtime.jobs.fitting import fit
-from synap_realtime.jobs.lifecycle import readable_error
+from synap_realtime.jobs.job_types import CONVERSATION_MESSAGE, NOTE_CREATION
+from synap_realtime.jobs.notifications import readable_error
+from synap_realtime.jobs.truncation import fit
 from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES, encode_json
 
 

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import uvicorn
 
 from synap_realtime.server import RoomServer
-from synap_realtime.server.front.descriptors import bound_buffers
+from synap_realtime.server.protocols.descriptors import bound_buffers
 from synap_realtime.server.serve import running
 
 Front = Callable[[RoomServer], AbstractAsyncContextManager[str]]

@@ -24,9 +24,9 @@ from websockets.asyncio.client import ClientConnection
 from websockets.sync.client import connect
 
 from synap_realtime import AsyncBroadcaster, ConfigurationError
-from synap_realtime.server import access, create_app
+from synap_realtime.server import authorization, create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 from tests.server.fronts import Front
 from tests.timeouts import TIMEOUT_S
@@ -38,7 +38,7 @@ NOTE = {"type": "a.completed", "data": {}, "id": "n1"}
 
 @contextlib.asynccontextmanager
 async def serving(
-    front: Front, may: access.Authorizer | None = None, **options: Any
+    front: Front, may: authorization.Authorizer | None = None, **options: Any
 ) -> AsyncIterator[str]:
     settings = load_settings(
         token_secrets=(SecretStr(SECRET),),
@@ -378,7 +378,7 @@ async def test_what_to_revoke_has_to_be_said(url: str, body: object) -> None:
 
 
 async def test_a_rule_of_ones_own_can_say_no(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "MAY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(authorization, "MAY_TIMEOUT_S", 0.1)
     asked = []
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
@@ -405,7 +405,7 @@ async def test_a_rule_that_says_yes_after_its_time_has_said_no(
     front: Front,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(access, "MAY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(authorization, "MAY_TIMEOUT_S", 0.05)
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
         with contextlib.suppress(asyncio.CancelledError):
@@ -496,7 +496,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And who is not answered in time has a no, though the others have their yes."""
-    monkeypatch.setattr(access, "MAY_BATCH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(authorization, "MAY_BATCH_TIMEOUT_S", 0.5)
     asked, most = 0, 0
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
@@ -507,7 +507,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
         asked -= 1
         return True
 
-    rooms = [f"user_{n}" for n in range(3 * access.MAY_AT_ONCE)]
+    rooms = [f"user_{n}" for n in range(3 * authorization.MAY_AT_ONCE)]
     items = [{**NOTE, "id": name, "rooms": [name]} for name in ["user_quick", *rooms]]
     async with serving(front, may) as url:
         body = {"notifications": items}
@@ -517,7 +517,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
         assert {(each["code"], each["details"]) for each in others} == {
             ("forbidden", "the server's own rule took too long")
         }
-        assert most == access.MAY_AT_ONCE
+        assert most == authorization.MAY_AT_ONCE
 
 
 async def test_answers_a_batch_that_names_no_valid_room_under_a_rule(front: Front) -> None:

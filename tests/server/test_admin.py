@@ -16,8 +16,8 @@ from websockets.typing import Origin, Subprotocol
 
 from synap_realtime.server import create_app
 from synap_realtime.server.admin.routes import MAX_CONNECTIONS, MAX_ROOMS
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 
 SECRET, JOBS = "s" * 32, "j" * 43

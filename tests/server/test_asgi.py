@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.pacing import Pacer
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 from tests.server.fronts import by_uvicorn
 from tests.timeouts import TIMEOUT_S
@@ -37,7 +37,7 @@ def _a_quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("connections", "subscription"):
+    for module in ("connections", "rooms.subscription"):
         monkeypatch.setattr(f"synap_realtime.server.{module}.SEND_TIMEOUT_S", 0.2)
     monkeypatch.setattr("synap_realtime.server.connections.CLOSE_TIMEOUT_S", 0.2)
 

@@ -23,12 +23,12 @@ from websockets.typing import Subprotocol
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
-from synap_realtime.server.front import half_open, listening, requests
-from synap_realtime.server.front import reader as readers
-from synap_realtime.server.front.requests import HttpConnection
-from synap_realtime.server.front.socket import MAX_FRAMES_PER_S, WebSocket
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.protocols import http1, pending_connections, server
+from synap_realtime.server.protocols import write_stalls as readers
+from synap_realtime.server.protocols.http1 import HttpConnection
+from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocket
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from tests.server.fronts import FRONTS
 from tests.timeouts import TIMEOUT_S, scaled
 
@@ -497,8 +497,8 @@ async def test_each_request_has_its_answer(own: str, cases: Any) -> None:
 
 
 async def test_half_a_request_is_not_waited_for(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "HEAD_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(half_open, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(http1, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(pending_connections, "LOOK_EVERY_S", 0.05)
     for sent in (b"", b"GET", b"GET /health HTTP/1.1\r\nX: ", http(b"GET /health") + b"GET /he"):
         where = urlsplit(own)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -513,7 +513,7 @@ async def test_nobody_who_stalls_keeps_a_server_from_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not with half a body, and not with answers that it does not read."""
-    monkeypatch.setattr(listening, "CUT_S", 0.05)
+    monkeypatch.setattr(server, "CUT_S", 0.05)
     stalled: list[asyncio.StreamWriter] = []
     async with running(create_app(load_settings(drain_timeout_s=0))) as url:
         async with httpx.AsyncClient(base_url=url) as client:
@@ -670,7 +670,7 @@ async def test_who_asks_and_takes_no_answer_is_cut(
 ) -> None:
     if way == "the time is over":
         monkeypatch.setattr(readers, "READER_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(listening, "HttpConnection", WatchedHttp)
+    monkeypatch.setattr(server, "HttpConnection", WatchedHttp)
     WatchedHttp.ended = asyncio.Event()
     asked = http(b"GET /rooms/user_1/history") * 100
     async with running(
@@ -700,10 +700,10 @@ async def test_pipelined_requests_do_not_add_up(own: str) -> None:
     """Each would take its turn from everybody else, and its place in memory until then."""
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    writer.write(http(b"GET /health") * (requests.MAX_PIPELINED + 200))
+    writer.write(http(b"GET /health") * (http1.MAX_PIPELINED + 200))
     async with asyncio.timeout(TIMEOUT_S):
         with contextlib.suppress(ConnectionError):
-            assert (await reader.read()).count(b" 200 OK") <= requests.MAX_PIPELINED
+            assert (await reader.read()).count(b" 200 OK") <= http1.MAX_PIPELINED
     writer.close()
     await require_alive(own, "pipelined")
 
@@ -857,7 +857,7 @@ async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory()
 
     pings = frame(PING, b"x" * 125) * 500
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(requests, "WebSocket", Watched)
+        patch.setattr(http1, "WebSocket", Watched)
         async with running(create_app(load_settings(drain_timeout_s=0))) as url:
             where = urlsplit(url)
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)

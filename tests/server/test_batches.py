@@ -14,9 +14,10 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from synap_realtime.server import create_app, publishing, wire
+from synap_realtime.server import create_app, wire
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.http import publish
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 
 SECRET, API_KEY = "s" * 32, "k" * 43
@@ -127,7 +128,7 @@ async def test_one_pass_and_two_come_to_the_same(
         passes.append(1 if is_valid else 2)
         return items, is_valid
 
-    monkeypatch.setattr(publishing, "decode_batch", watched)
+    monkeypatch.setattr(publish, "decode_batch", watched)
     content = ONE_PASS.get(name) or OTHERWISE.get(name, "")
     first = await comes_to(API_KEY, content)
     if name in ONE_PASS:

@@ -12,9 +12,9 @@ import httpx
 import pytest
 import websockets
 
-from synap_realtime.server.http import RequestError
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.limits import MAX_CALLERS, Limits
-from synap_realtime.server.settings import load_settings
+from synap_realtime.server.messages import RequestError
 from synap_realtime.tokens import mint_token
 from tests.server.fronts import Front
 from tests.server.test_access import (

@@ -25,10 +25,10 @@ from pydantic import SecretStr
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
-from synap_realtime.server.front import accepting
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.listeners import authority, bind, holding, port_of
+from synap_realtime.server.protocols import accepting
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify

@@ -60,7 +60,7 @@ def test_json_is_one_object_a_line(tmp_path: Path) -> None:
 
 def test_a_traceback_stays_on_its_line() -> None:
     code = (
-        "import logging; from synap_realtime.server.logs import configure;"
+        "import logging; from synap_realtime.server.logging import configure;"
         "configure('info', 'json');"
         "logging.getLogger('x').error('%s\\n%s', 'é', 'two', exc_info=ValueError('why'))"
     )

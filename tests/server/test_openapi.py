@@ -17,9 +17,9 @@ import schemathesis
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.openapi import document
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from tests.timeouts import TIMEOUT_S
 
 EVENTS = "/rooms/{room}/events"

@@ -15,9 +15,10 @@ import websockets
 
 from synap_realtime.protocol.control import ControlFrame
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server import create_app, presence
-from synap_realtime.server.presence import Presence
-from synap_realtime.server.settings import load_settings
+from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.rooms import presence
+from synap_realtime.server.rooms.presence import Presence
 from tests.server.fronts import Front
 from tests.server.test_access import ask, bearer, closed_with, frame, listening, serving, token
 from tests.timeouts import TIMEOUT_S

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.readiness import Readiness
-from synap_realtime.server.settings import load_settings
 from synap_realtime.server.stores.base import StoreUnavailableError
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.server.fronts import Front

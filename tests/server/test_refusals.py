@@ -16,7 +16,7 @@ from websockets.typing import Origin
 
 from synap_realtime import mint_token
 from synap_realtime.server import create_app
-from synap_realtime.server.settings import load_settings
+from synap_realtime.server.config import load_settings
 
 from .fronts import Front
 

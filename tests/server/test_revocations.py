@@ -12,9 +12,9 @@ import pytest
 
 from synap_realtime.server import create_app
 from synap_realtime.server.auth import Claims
-from synap_realtime.server.hub import Hub
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.revocations import Revocations, TooManyRevocationsError
-from synap_realtime.server.settings import load_settings
+from synap_realtime.server.rooms.hub import Hub
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.tokens import mint_token

@@ -21,7 +21,7 @@ import pytest
 from websockets.sync.client import connect
 
 from synap_realtime import ConfigurationError, __version__
-from synap_realtime.server.settings import is_loopback, load_settings
+from synap_realtime.server.config import is_loopback, load_settings
 from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify

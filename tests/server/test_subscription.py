@@ -15,8 +15,9 @@ from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.connections import follow
-from synap_realtime.server.hub import Hub
 from synap_realtime.server.metrics import Metrics
+from synap_realtime.server.rooms.hub import Hub
+from synap_realtime.server.rooms.subscription import LOST, MAX_WAITING_BYTES, Subscription
 from synap_realtime.server.stores.base import (
     DeliveryHandler,
     Entry,
@@ -26,7 +27,6 @@ from synap_realtime.server.stores.base import (
     Retention,
 )
 from synap_realtime.server.stores.memory import MemoryStore
-from synap_realtime.server.subscription import LOST, MAX_WAITING_BYTES, Subscription
 from tests.timeouts import TIMEOUT_S
 
 USER, REQUEST = Room("user_1"), Room("request_1")
@@ -245,7 +245,7 @@ async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
 async def test_one_who_stalls_in_the_replay_is_closed_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.subscription.SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.rooms.subscription.SEND_TIMEOUT_S", 0.05)
     node, reader = Node(), Reader()
     for _ in range(3):
         await node.publish(USER)

@@ -16,10 +16,10 @@ from websockets.asyncio.client import ClientConnection
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.front import requests
-from synap_realtime.server.front.socket import WebSocket
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.protocols import http1
+from synap_realtime.server.protocols.websocket import WebSocket
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from tests.server.fronts import Front
 from tests.timeouts import TIMEOUT_S
 
@@ -184,8 +184,8 @@ async def test_the_socket_of_one_who_does_not_read_is_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its close frame would wait behind what it does not take, and the socket with it."""
-    monkeypatch.setattr("synap_realtime.server.front.socket.CLOSE_HANDSHAKE_S", 0.05)
-    monkeypatch.setattr("synap_realtime.server.front.half_open.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.protocols.websocket.CLOSE_HANDSHAKE_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.protocols.pending_connections.LOOK_EVERY_S", 0.05)
     cut = asyncio.Event()
 
     class Watched(WebSocket):
@@ -193,7 +193,7 @@ async def test_the_socket_of_one_who_does_not_read_is_cut(
             super().connection_lost(exc)
             cut.set()
 
-    monkeypatch.setattr(requests, "WebSocket", Watched)
+    monkeypatch.setattr(http1, "WebSocket", Watched)
     async with (
         running(create_app()) as url,
         AsyncBroadcaster(url) as broadcaster,

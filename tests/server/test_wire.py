@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
-from synap_realtime.server.http import RequestError, parsed_json
+from synap_realtime.server.messages import RequestError, parsed_json
 from synap_realtime.server.publications import check
 from synap_realtime.server.wire import decode_batch, decode_notification
 

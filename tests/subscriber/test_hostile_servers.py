@@ -87,7 +87,7 @@ HANDSHAKES = {
 async def test_a_handshake_ends_in_time(
     listen: Listen, kind: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.subscriber.dialling.OPEN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.5)
     async with answering(HANDSHAKES[kind]) as host:
         start = time.monotonic()
         async with listen("user_1", f"{scheme}://{host}", attempts=0) as heard:
@@ -104,7 +104,7 @@ def test_a_name_that_is_looked_up_for_ever_ends_in_time(monkeypatch: pytest.Monk
         released.append(time.monotonic())
         raise OSError("no such host")
 
-    monkeypatch.setattr("synap_realtime.subscriber.dialling.OPEN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(SubscriptionError, match="in time"):
         next(subscribe_sync("user_1", "http://rooms.invalid", max_reconnects=0))

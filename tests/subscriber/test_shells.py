@@ -180,7 +180,7 @@ async def test_a_token_function_is_asked_again_for_one_that_had_expired(
 async def test_a_token_function_that_hangs_is_a_failed_dial(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.subscriber.dialling.OPEN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.1)
     calls: list[int] = []
     reasons: list[str] = []
 

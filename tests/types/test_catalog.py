@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from synap_realtime import InvalidArgumentError, NoteCreated
 from synap_realtime.jobs import JobType
-from synap_realtime.jobs.family import NOTE_CREATION
+from synap_realtime.jobs.job_types import NOTE_CREATION
 from synap_realtime.types import build_catalog, load
 from synap_realtime.types.catalog import Data
 

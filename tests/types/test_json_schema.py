@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from synap_realtime import InvalidArgumentError, NoteCreated, Notification
 from synap_realtime.jobs import JobType, RunNotifications
-from synap_realtime.jobs.family import NOTE_CREATION
+from synap_realtime.jobs.job_types import NOTE_CREATION
 from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
 from synap_realtime.types import build_catalog, to_json_schema
 from synap_realtime.types.json_schema import MEMBERS

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ...extras import needed_by
 
 with needed_by("the Inngest integration", "inngest"):
-    from .accepted import enqueue, enqueue_sync
+    from .enqueue import enqueue, enqueue_sync
     from .functions import create_function, create_functions
 
 __all__ = ["create_function", "create_functions", "enqueue", "enqueue_sync"]

@@ -20,8 +20,8 @@ import inngest
 from ...broadcast import BackgroundBroadcaster
 from ...jobs import JobType, Recipient, Reporter, RunNotifications
 from ...jobs.extent import Extent, entered, extent_of
-from .endings import CANCELLED_EVENT, Context, read_ending
 from .run import is_final, recipient_from_event, to_final, to_inngest
+from .terminal_events import CANCELLED_EVENT, Context, read_ending
 
 logger = logging.getLogger(__name__)
 

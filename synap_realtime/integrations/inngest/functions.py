@@ -13,11 +13,11 @@ from pydantic import BaseModel
 from ... import handlers
 from ...broadcast import BackgroundBroadcaster
 from ...errors import ConfigurationError
-from ...jobs import JobRun, JobType, family
-from ...jobs.lifecycle import STALL_AFTER_S
+from ...jobs import JobRun, JobType, job_types
+from ...jobs.notifications import STALL_AFTER_S
 from .call import ReportingMiddleware, ReportingMiddlewareSync, Told, current_call
-from .endings import hear_endings
 from .run import InngestRun
+from .terminal_events import hear_endings
 
 DEFAULT_RETRIES = 4
 """Inngest's own, where a function does not say."""
@@ -121,11 +121,11 @@ def create_functions(
     return [
         _job(client, services, broadcaster, retries, told, handler)
         for told, handler in (
-            (family.NOTE_CREATION, handlers.handle_note_creation),
-            (family.TASK_CREATION, handlers.handle_task_creation),
-            (family.TASK_COMPLETION, handlers.handle_task_completion),
-            (family.PROJECT_CREATION, handlers.handle_project_creation),
-            (family.CONVERSATION_MESSAGE, handlers.handle_conversation_message),
+            (job_types.NOTE_CREATION, handlers.handle_note_creation),
+            (job_types.TASK_CREATION, handlers.handle_task_creation),
+            (job_types.TASK_COMPLETION, handlers.handle_task_completion),
+            (job_types.PROJECT_CREATION, handlers.handle_project_creation),
+            (job_types.CONVERSATION_MESSAGE, handlers.handle_conversation_message),
         )
     ]
 

@@ -9,7 +9,7 @@ import inngest
 
 from ...errors import InvalidInputError, JobError, deciding_error
 from ...jobs import Recipient
-from ...jobs.lifecycle import neutral_error
+from ...jobs.notifications import neutral_error
 
 T = TypeVar("T")
 

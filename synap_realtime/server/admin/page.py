@@ -7,7 +7,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 
-from ..http import Response
+from ..messages import Response
 
 
 @cache

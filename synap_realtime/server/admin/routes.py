@@ -8,12 +8,12 @@ from typing import Any
 
 from ...protocol.notification import format_timestamp
 from ...protocol.rooms import Room
-from ..access import Access, require_scope
-from ..http import Request, RequestError, Response, json_response, room_of
-from ..hub import Hub
+from ..authorization import Access, require_scope
+from ..messages import Request, RequestError, Response, json_response, room_of
 from ..metrics import Metrics
 from ..revocations import ROOM as REVOCATIONS
-from ..sessions import Session, Sessions
+from ..rooms.hub import Hub
+from ..rooms.sessions import Session, Sessions
 from .page import page
 
 MAX_ROOMS = 200

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .claims import ANYONE, Claims
 from .jwks import KeysUnavailableError
-from .keyring import KeyRing, Keys, digest_of
-from .verify import (
+from .keys import KeyRing, Keys, digest_of
+from .tokens import (
     LEEWAY_S,
     MAX_LIFETIME_S,
     MAX_TEXT,

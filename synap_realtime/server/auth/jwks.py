@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ...errors import ConfigurationError
 from ...redaction import redacted
-from ..settings import is_loopback
+from ..config import is_loopback
 
 if TYPE_CHECKING:
     import jwt

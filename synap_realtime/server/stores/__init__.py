@@ -20,7 +20,7 @@ def _memory(path: str, retention: Retention) -> Store:
 
 
 def _sqlite(path: str, retention: Retention) -> Store:
-    from .sqlite import SqliteStore
+    from .sqlite.store import SqliteStore
 
     if path == "/:memory:":
         raise ConfigurationError(

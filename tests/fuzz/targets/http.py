@@ -12,10 +12,11 @@ from zlib import crc32
 from pydantic import SecretStr
 from websockets.protocol import CLIENT, OPEN, Protocol
 
-from synap_realtime.server import create_app, logs
-from synap_realtime.server.front.listening import Front
-from synap_realtime.server.front.requests import HttpConnection
-from synap_realtime.server.settings import load_settings
+from synap_realtime.server import create_app
+from synap_realtime.server import logging as logs
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.protocols.http1 import HttpConnection
+from synap_realtime.server.protocols.server import Front
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 

@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 from pydantic import SecretStr
 
-from synap_realtime.broadcast import requests
+from synap_realtime.broadcast import encoding
 from synap_realtime.errors import InvalidArgumentError
 from synap_realtime.protocol.cursor import parse_cursor
 from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
 from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
-from synap_realtime.server.http import Request, RequestError, Response, parsed_json
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.messages import Request, RequestError, Response, parsed_json
 from synap_realtime.server.publications import check
-from synap_realtime.server.settings import load_settings
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.wire import decode_notification
@@ -80,7 +80,7 @@ class NotificationTarget(Target):
             message = json.loads(data)
             if not isinstance(message, dict):
                 return
-            parcel = requests.pack((ROOM,), requests.prepare(message))
+            parcel = encoding.pack((ROOM,), encoding.prepare(message))
         except (ValueError, RecursionError, InvalidArgumentError):
             return
         response = self._post(f"/rooms/{ROOM}/broadcast", parcel.body)

@@ -18,7 +18,7 @@ from synap_realtime.server.auth import (
     KeyRing,
     MalformedTokenError,
 )
-from synap_realtime.server.http import json_response
+from synap_realtime.server.messages import json_response
 
 from ..target import Target, require
 

@@ -24,9 +24,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from synap_realtime import ConfigurationError
-from synap_realtime.server.auth import Authenticator, InvalidTokenError, KeyRing, verify
+from synap_realtime.server.auth import Authenticator, InvalidTokenError, KeyRing, tokens
 from synap_realtime.server.auth.jwks import FRESH_S, Jwks, KeysUnavailableError
-from synap_realtime.server.auth.keyring import MAX_FILE_BYTES
+from synap_realtime.server.auth.keys import MAX_FILE_BYTES
 from synap_realtime.server.serve import running
 from synap_realtime.server.watched import LOOK_EVERY_S
 from synap_realtime.tokens import mint_token
@@ -414,7 +414,7 @@ async def test_a_public_key_that_is_withdrawn_vouches_no_more_though_nobody_asks
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(verify, "Jwks", partial(Jwks, clock=clock))
+    monkeypatch.setattr(tokens, "Jwks", partial(Jwks, clock=clock))
     subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
     claims = await subject.identify(token())
     subject.refresh()

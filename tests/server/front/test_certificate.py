@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime import ConfigurationError
-from synap_realtime.server.front.certificate import Certificate, open_certificate
+from synap_realtime.server.protocols.certificate import Certificate, open_certificate
 
 from ...certificates import certify
 

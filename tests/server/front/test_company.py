@@ -21,10 +21,10 @@ import pytest
 from synap_realtime import tracing
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.front import ring as rings
-from synap_realtime.server.hub import Company, Hub
+from synap_realtime.server.config import ServerSettings, load_settings
+from synap_realtime.server.protocols import io_uring as rings
+from synap_realtime.server.rooms.hub import Company, Hub
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import ServerSettings, load_settings
 from synap_realtime.server.stores.base import Entry, Publication
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
@@ -575,7 +575,7 @@ def test_while_somebody_traces_each_delivery_has_its_span(
 
             monkeypatch.setattr(tracing, "_is_on", True)
             monkeypatch.setattr(
-                "synap_realtime.server.subscription.begin_delivery",
+                "synap_realtime.server.rooms.subscription.begin_delivery",
                 begin,
             )
             await server.publish()

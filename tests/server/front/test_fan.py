@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from synap_realtime.server.front import fan as fans
-from synap_realtime.server.front.fan import FEWEST, Fan
-from synap_realtime.server.front.ring import MAX_FRAME_BYTES, Ring
+from synap_realtime.server.protocols import batch_writer as fans
+from synap_realtime.server.protocols.batch_writer import FEWEST, Fan
+from synap_realtime.server.protocols.io_uring import MAX_FRAME_BYTES, Ring
 
 from .conftest import WAYS, drained, pairs, received
 

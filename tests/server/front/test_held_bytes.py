@@ -26,8 +26,8 @@ from synap_realtime.server.byte_budget import (
     NoRoomError,
     caller_of,
 )
-from synap_realtime.server.front import listening
-from synap_realtime.server.http import Request, RequestError
+from synap_realtime.server.messages import Request, RequestError
+from synap_realtime.server.protocols import server
 from synap_realtime.server.serve import running
 from synap_realtime.server.stores.base import Entry
 from synap_realtime.server.trim import (
@@ -395,7 +395,7 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
         held.append(of)
         return Trimmer(of, Process())
 
-    monkeypatch.setattr(listening, "Trimmer", trimmer)
+    monkeypatch.setattr(server, "Trimmer", trimmer)
 
     async def test() -> None:
         async with running(rooms()) as url:

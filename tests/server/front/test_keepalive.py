@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.front import keepalive
-from synap_realtime.server.front.keepalive import Keepalive
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.protocols import keepalive
+from synap_realtime.server.protocols.keepalive import Keepalive
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from tests.timeouts import TIMEOUT_S
 
 PING, PONG, CLOSE = 0x89, 0x8A, 0x88

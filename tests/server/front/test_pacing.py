@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from synap_realtime.server.front import listening
-from synap_realtime.server.front.requests import MAX_PIPELINED
+from synap_realtime.server.config import ServerSettings
 from synap_realtime.server.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
+from synap_realtime.server.protocols import server
+from synap_realtime.server.protocols.http1 import MAX_PIPELINED
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import ServerSettings
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -52,7 +52,7 @@ class Clock:
 @pytest.fixture
 def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each loop iteration has time for one piece of work."""
-    monkeypatch.setattr(listening, "Pacer", partial(Pacer, 0.0))
+    monkeypatch.setattr(server, "Pacer", partial(Pacer, 0.0))
 
 
 one_by_one = pytest.mark.usefixtures("_one_by_one")

@@ -20,8 +20,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from synap_realtime import tracing
-from synap_realtime.server.front import reader
-from synap_realtime.server.front.certificate import Certificate
+from synap_realtime.server.protocols import write_stalls
+from synap_realtime.server.protocols.certificate import Certificate
 from synap_realtime.server.serve import running
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
@@ -283,7 +283,7 @@ def test_a_body_that_looks_like_a_request_is_a_body(run: Run) -> None:
 
 
 def test_a_publisher_that_takes_no_answer_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "READER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(write_stalls, "READER_TIMEOUT_S", 0.2)
 
     async def test() -> None:
         async with running(with_keys()) as url, peer(url, buffer=4096) as client:

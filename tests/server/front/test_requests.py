@@ -16,9 +16,10 @@ import pytest
 from pydantic import SecretStr
 
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.front import half_open, reader, requests
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.protocols import http1, pending_connections
+from synap_realtime.server.protocols import write_stalls as reader
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -139,8 +140,8 @@ async def nothing_is_left(app: RoomServer, tasks: int) -> None:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_TIMEOUT_S", "IDLE_TIMEOUT_S", "BODY_TIMEOUT_S", "LINGER_S"):
-        monkeypatch.setattr(requests, name, 0.1)
-    monkeypatch.setattr(half_open, "LOOK_EVERY_S", 0.05)
+        monkeypatch.setattr(http1, name, 0.1)
+    monkeypatch.setattr(pending_connections, "LOOK_EVERY_S", 0.05)
 
 
 # --- what is right ------------------------------------------------------------------------------
@@ -188,8 +189,8 @@ def test_who_waits_is_answered_before_who_comes_behind(run: Run) -> None:
 def test_as_many_as_may_be_pipelined_are_answered(run: Run) -> None:
     async def test() -> None:
         async with running(rooms()) as url, peer(url) as client:
-            await client.say(publish() * requests.MAX_PIPELINED)
-            for _ in range(requests.MAX_PIPELINED):
+            await client.say(publish() * http1.MAX_PIPELINED)
+            for _ in range(http1.MAX_PIPELINED):
                 assert await client.status() == 200
 
     run(test())
@@ -489,8 +490,8 @@ def test_a_head_has_only_so_many_fields(run: Run) -> None:
     async def test() -> None:
         async with running(rooms()) as url:
             for line, fields, status in (
-                (b"GET /health", [b"a:b"] * (requests.MAX_HEADERS - 1), 200),
-                (b"GET /health", [b"a:b"] * requests.MAX_HEADERS, 431),
+                (b"GET /health", [b"a:b"] * (http1.MAX_HEADERS - 1), 200),
+                (b"GET /health", [b"a:b"] * http1.MAX_HEADERS, 431),
                 (b"GET /rooms/user_1/subscribe", [*HANDSHAKE, *[b"a:b"] * 300], 431),
             ):
                 async with peer(url) as client:
@@ -503,7 +504,7 @@ def test_a_head_has_only_so_many_fields(run: Run) -> None:
 def test_a_body_has_only_so_many_chunks(run: Run) -> None:
     """Each costs a call of the parser, also where nobody wants the body."""
     chunked = [b"Transfer-Encoding: chunked", b"Content-Type: application/json"]
-    body = json.dumps({"type": "a", "data": {"text": "x" * (2 * requests.MAX_CHUNKS)}}).encode()
+    body = json.dumps({"type": "a", "data": {"text": "x" * (2 * http1.MAX_CHUNKS)}}).encode()
 
     def pieces(size: int) -> bytes:
         parts = [body[start : start + size] for start in range(0, len(body), size)]
@@ -528,7 +529,7 @@ def test_a_body_has_only_so_many_chunks(run: Run) -> None:
     run(test())
 
 
-class Traced(requests.HttpConnection):
+class Traced(http1.HttpConnection):
     """Says how much it has taken when it was cut, or when it reads no more."""
 
     taken = 0
@@ -558,7 +559,7 @@ class Traced(requests.HttpConnection):
 def test_what_nobody_wants_is_not_kept(
     run: Run, begin: bytes, more: bytes, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.front.listening.HttpConnection", Traced)
+    monkeypatch.setattr("synap_realtime.server.protocols.server.HttpConnection", Traced)
 
     async def test() -> None:
         Traced.taken, Traced.is_enough = 0, asyncio.Event()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from synap_realtime.server.front import ring as rings
-from synap_realtime.server.front.ring import ENTRY_BYTES, Ring
+from synap_realtime.server.protocols import io_uring as rings
+from synap_realtime.server.protocols.io_uring import ENTRY_BYTES, Ring
 
 from .conftest import HAS_IO_URING, drained, pairs, received
 

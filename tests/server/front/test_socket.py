@@ -15,12 +15,12 @@ from typing import cast
 
 import pytest
 
-from synap_realtime.server.front import socket as front
-from synap_realtime.server.front.half_open import HalfOpen
-from synap_realtime.server.front.socket import MAX_DROPPED_BYTES, MAX_FRAMES_PER_S, WebSocket
-from synap_realtime.server.front.turn import Turn
 from synap_realtime.server.pacing import Pacer
-from synap_realtime.server.websocket import text_frame
+from synap_realtime.server.protocols import websocket as front
+from synap_realtime.server.protocols.pending_connections import HalfOpen
+from synap_realtime.server.protocols.websocket import MAX_DROPPED_BYTES, MAX_FRAMES_PER_S, WebSocket
+from synap_realtime.server.protocols.writes import Turn
+from synap_realtime.server.ws_codec import text_frame
 
 from ...certificates import certify
 from ..test_websocket_frames import CLOSE, CONT, PING, PONG, TEXT, frame

@@ -19,10 +19,11 @@ from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
 from synap_realtime.server import create_app
-from synap_realtime.server.front import handshake, reader
-from synap_realtime.server.front.certificate import Certificate
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.protocols import tls as handshake
+from synap_realtime.server.protocols import write_stalls as reader
+from synap_realtime.server.protocols.certificate import Certificate
 from synap_realtime.server.serve import running
-from synap_realtime.server.settings import load_settings
 
 from ...certificates import Certified, certify
 from .conftest import Run

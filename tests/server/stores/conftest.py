@@ -9,7 +9,7 @@ import pytest
 
 from synap_realtime.server.stores.base import Retention, Store
 from synap_realtime.server.stores.memory import MemoryStore
-from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 
 OpenStore = Callable[..., Store]
 

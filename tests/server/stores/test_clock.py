@@ -10,7 +10,7 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Publication, Retention, Store
 from synap_realtime.server.stores.clock import MAX_STEP_S, RunningClock
 from synap_realtime.server.stores.memory import MemoryStore
-from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 
 DAY_S = 86_400.0
 

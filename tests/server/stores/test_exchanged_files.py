@@ -16,10 +16,11 @@ import pytest
 
 from synap_realtime import ConfigurationError
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores import sqlite, sqlite_file
 from synap_realtime.server.stores.base import Publication, StoreUnavailableError
-from synap_realtime.server.stores.sqlite import SqliteStore
-from synap_realtime.server.stores.sqlite_file import LogFile
+from synap_realtime.server.stores.sqlite import database
+from synap_realtime.server.stores.sqlite import store as sqlite
+from synap_realtime.server.stores.sqlite.database import LogFile
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
@@ -212,7 +213,7 @@ async def test_a_file_that_was_only_touched_goes_on(path: Path) -> None:
 OPEN = """
 import sys
 from synap_realtime import ConfigurationError
-from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 for path in sys.argv[1:]:
     try:
         SqliteStore(path)
@@ -251,7 +252,7 @@ async def test_no_second_process_opens_the_file_by_whatever_name(path: Path) -> 
 
 HOLD = """
 import sys
-from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 store = SqliteStore(sys.argv[1])
 print("opened", flush=True)
 sys.stdin.read()
@@ -269,8 +270,8 @@ async def test_a_file_that_another_process_takes_meanwhile_is_in_use(
     assert process.stdin is not None
     assert process.stdout is not None
     assert await process.stdout.readline() == b"opened\n"
-    monkeypatch.setattr(sqlite_file, "find_user", lambda _: None)
-    monkeypatch.setattr(sqlite_file, "_BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(database, "find_user", lambda _: None)
+    monkeypatch.setattr(database, "_BUSY_TIMEOUT_S", 0.01)
     with pytest.raises(ConfigurationError, match="is in use by another server or program; stop it"):
         SqliteStore(path)
     process.stdin.close()

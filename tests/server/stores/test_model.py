@@ -16,7 +16,7 @@ from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Publication, Retention, Store
 from synap_realtime.server.stores.memory import MemoryStore
-from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 
 from .conftest import Clock
 

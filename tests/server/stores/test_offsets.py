@@ -9,10 +9,10 @@ import pytest
 
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores import sqlite_file
 from synap_realtime.server.stores.base import Store
 from synap_realtime.server.stores.offsets import OffsetClock
-from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite import database
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 
 from .conftest import OpenStore
 from .test_contract import ids, publication, publish
@@ -70,7 +70,7 @@ async def test_the_head_of_an_empty_room_resumes_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_us: int
 ) -> None:
     """Also over restarts: what was issued before is never taken for another log's."""
-    monkeypatch.setattr(sqlite_file, "_CHECKPOINT_US", checkpoint_us)
+    monkeypatch.setattr(database, "_CHECKPOINT_US", checkpoint_us)
     heads: list[tuple[Room, Cursor]] = []
     for life in range(3):
         store = SqliteStore(tmp_path / "rooms.db")
@@ -90,7 +90,7 @@ async def test_the_head_of_an_empty_room_resumes_completely(
 async def test_the_head_comes_before_what_is_being_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_file, "_CHECKPOINT_US", 0)
+    monkeypatch.setattr(database, "_CHECKPOINT_US", 0)
     store = SqliteStore(tmp_path / "rooms.db")
     for n in range(50):
         room = Room(f"user_{n}")

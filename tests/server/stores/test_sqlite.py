@@ -21,7 +21,7 @@ import pytest
 from synap_realtime import ConfigurationError
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores import open_store, sqlite
+from synap_realtime.server.stores import open_store
 from synap_realtime.server.stores.base import (
     Entry,
     Publication,
@@ -31,7 +31,8 @@ from synap_realtime.server.stores.base import (
     StoreUnavailableError,
 )
 from synap_realtime.server.stores.file_guard import find_network_file_system
-from synap_realtime.server.stores.sqlite import SqliteStore
+from synap_realtime.server.stores.sqlite import store as sqlite
+from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
@@ -230,7 +231,7 @@ async def test_a_retention_that_was_lowered_is_reached_step_by_step(path: Path) 
 async def test_a_locked_file_is_said_once_and_publishes_go_on_when_it_is_free(
     path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.stores.sqlite_file._BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.stores.sqlite.database._BUSY_TIMEOUT_S", 0.05)
     store = SqliteStore(path)
     await publish(store, "n0")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

@@ -25,9 +25,9 @@ from . import events
 from .addresses import AddressError, AppHosts
 from .batches import Batches
 from .bodies import JSON, MAX_EVENTS_BYTES, BodyError, ReplyError, exchange, read_body
-from .caller import Caller
 from .events import Event
 from .executor import Executor
+from .invoker import Caller
 from .registry import RegistrationError, Registry
 from .runs import Backoff
 

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from . import endings
-from .caller import Caller
-from .endings import RunFailedError
+from . import lifecycle_events
 from .events import Event
 from .expressions import ExpressionError
+from .invoker import Caller
+from .lifecycle_events import RunFailedError
 from .registry import Cancel, Function
 from .runs import Backoff, Run
 from .steps import Stepper
@@ -100,14 +100,14 @@ class Executor:
             if not run.is_cancelled:
                 return  # this server stops
             logger.info("%s was cancelled", run)
-            told = endings.cancelled(*about)
+            told = lifecycle_events.cancelled(*about)
         elif error := run.task.exception():
             failure = _as_failure(error)
             logger.warning("%s failed: %s", run, failure)
-            told = endings.failed(*about, failure)
+            told = lifecycle_events.failed(*about, failure)
         else:
             logger.info("%s completed", run)
-            told = endings.completed(*about, run.task.result())
+            told = lifecycle_events.completed(*about, run.task.result())
         for event in told:
             self._publish(event)
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from . import durations, endings, events, sdk
-from .caller import Caller
-from .endings import RunFailedError
+from . import durations, events, lifecycle_events, sdk
 from .events import Event
 from .expressions import ExpressionError
+from .invoker import Caller
+from .lifecycle_events import RunFailedError
 from .registry import Function
 from .runs import Backoff, Run
 from .waiters import Waiters
@@ -77,7 +77,7 @@ class Stepper:
 
     def answer(self, event: Event) -> None:
         """Let a ``step.invoke`` go on that waits for the end which this event tells."""
-        if event["name"] != endings.FINISHED:
+        if event["name"] != lifecycle_events.FINISHED:
             return
         invocation = self._invocations.get(event["data"].get("correlation_id", ""))
         if invocation is not None and not invocation.done():
@@ -200,12 +200,12 @@ class Stepper:
         )
         if self._find(function_id) is None:
             return _error("Error", f"could not find function with ID: {function_id}")
-        id = endings.correlation_id(event) or ""
+        id = lifecycle_events.correlation_id(event) or ""
         ended = self._invocations[id] = asyncio.get_running_loop().create_future()
         self._publish(event)
         try:
             async with asyncio.timeout(timeout_s):
-                return endings.answer(await ended)
+                return lifecycle_events.answer(await ended)
         except TimeoutError:
             name, message = "InngestInvokeTimeoutError", "Timed out waiting for invoked function"
             return _error(name, f"{message} to complete")

@@ -1,0 +1,214 @@
+"""What leaves one event loop: a lone notification at once, the others together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+
+from ..errors import ConfigurationError
+from ..lazy_imports import importing
+from ..network import BoundedBody
+from . import encoding, retry
+from .batch_queue import Item, Outbox
+from .result import BroadcastResult
+
+if TYPE_CHECKING:
+    from .transport import AsyncTransport
+
+
+class Sender:
+    """The connections of one event loop to one server, and what waits for them.
+
+    A notification that finds nothing under way is sent by the task that called, which creates no
+    other. What comes meanwhile is sent by a task of the sender, and belongs to no caller: one that
+    is cancelled takes nobody's notification with it.
+    """
+
+    def __init__(
+        self,
+        endpoint: encoding.Endpoint,
+        transport: httpx.AsyncBaseTransport | None,
+        timeout_s: float,
+    ) -> None:
+        """Connect to nothing yet; the environment is read at the first request."""
+        self._endpoint = endpoint
+        self._given = transport
+        self._own: AsyncTransport | None = None
+        self._timeout_s = timeout_s
+        self._outbox = Outbox(endpoint)
+        self._entrance = asyncio.Lock()  # a fair queue of those for whom there is no room yet
+        self._changed = asyncio.Event()  # for who waits for room, for news or for the end
+        self._pump: asyncio.Task[None] | None = None
+        self._singles: set[asyncio.Task[None]] = set()
+
+    async def send(self, item: Item) -> BroadcastResult:
+        """Send one, in the order of the calls for each of its rooms.
+
+        Raises:
+            Exception: only what a transport of one's own raised that is none of httpx's errors.
+        """
+        try:
+            if self._outbox.is_idle and not self._entrance.locked():
+                self._outbox.add(item)
+                await self._work(self._outbox.take(time.monotonic()))
+            if not item.is_settled:
+                await self._settled(item)
+        except BaseException:
+            self._outbox.withdraw(item)
+            self._changed.set()
+            raise
+        return item.outcome()
+
+    async def drain(self) -> None:
+        """Wait until nothing waits; each has its deadline."""
+        while not self._outbox.is_idle or self._entrance.locked():
+            await self._change()
+
+    async def _settled(self, item: Item) -> None:
+        """Wait for its turn and its result, until its deadline."""
+        result = asyncio.get_running_loop().create_future()
+        item.settled = lambda: None if result.done() else result.set_result(None)
+        try:
+            async with asyncio.timeout(item.deadline - time.monotonic()):
+                if not item.attempts:
+                    await self._enter(item)
+                self._go_on()
+                await result
+        except TimeoutError:
+            self._outbox.give_up(item)
+            self._changed.set()
+
+    async def _enter(self, item: Item) -> None:
+        async with self._entrance:
+            while self._outbox.is_full:
+                await self._change()
+            self._outbox.add(item)
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _go_on(self) -> None:
+        """See to it that what waits is sent."""
+        self._changed.set()
+        if self._pump is None and not self._outbox.is_idle:
+            # It works for all, so what it does is part of no caller's trace.
+            self._pump = asyncio.create_task(self._run(), context=contextvars.Context())
+
+    async def _run(self) -> None:
+        try:
+            while not self._outbox.is_idle:
+                now = time.monotonic()
+                if items := self._outbox.take(now):
+                    self._changed.set()
+                    if self._endpoint.has_batch_route:
+                        await self._work(items)
+                    else:
+                        task = asyncio.create_task(self._work(items))
+                        self._singles.add(task)
+                        task.add_done_callback(self._singles.discard)
+                else:
+                    due = self._outbox.next_due(now)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(None if due is None else due - now):
+                            await self._change()
+        except asyncio.CancelledError:
+            self._outbox.end("its event loop ended first")
+            raise
+        finally:
+            self._pump = None
+
+    async def _work(self, items: list[Item]) -> None:
+        """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
+        try:
+            if self._endpoint.has_batch_route:
+                call = encoding.batch_call([item.parcel for item in items])
+                answer = await self._post(call, max(item.deadline for item in items))
+                self._outbox.answered(items, answer, time.monotonic())
+            else:
+                for item in items:
+                    item.settle(await self._one_by_one(item))
+        except Exception as error:  # noqa: BLE001 - its callers see it
+            for item in items:
+                if self._given is None:
+                    item.settle(encoding.unsent(self._endpoint, item.parcel, error))
+                else:
+                    item.fail(error)
+        finally:
+            self._outbox.leave(items)
+            self._go_on()
+
+    async def _one_by_one(self, item: Item) -> BroadcastResult:
+        steps = encoding.one_by_one(self._endpoint, item.parcel, item.attempts)
+        call = next(steps)
+        while True:
+            answer = await self._persist(call, item.deadline)
+            try:
+                call = steps.send(answer)
+            except StopIteration as done:
+                result: BroadcastResult = done.value
+                return result
+
+    async def _persist(self, call: encoding.Call, deadline: float) -> encoding.Answer:
+        """Send until there is an answer that stays."""
+        from tenacity import AsyncRetrying
+
+        retrying = AsyncRetrying(**retry.arguments(deadline - time.monotonic()))
+        answer: encoding.Answer = await retrying(self._post, call, deadline)
+        return retry.counted(answer, retrying.statistics["attempt_number"])
+
+    async def _post(self, call: encoding.Call, deadline: float) -> encoding.Answer:
+        """One attempt. Never raises for what the network, the server or the environment does."""
+        budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
+        try:
+            async with asyncio.timeout(budget):
+                return await self._exchange(call)
+        except (TimeoutError, ConfigurationError, *encoding.UNSENDABLE) as error:
+            return encoding.read_failure(self._endpoint, error)
+        except Exception as error:
+            if self._given is not None:
+                raise
+            return encoding.read_failure(self._endpoint, error)
+
+    async def _exchange(self, call: encoding.Call) -> encoding.Answer:
+        transport = self._open()
+        request = encoding.request_of(self._endpoint, call)
+        response = await transport.handle_async_request(request)
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
+        body = BoundedBody(response, encoding.MAX_ANSWER_BYTES)
+        try:
+            if not body.encoding:
+                async for chunk in response.stream:
+                    if not body.add(chunk):
+                        break
+        finally:
+            await response.stream.aclose()
+        return encoding.read_body(self._endpoint, response, body)
+
+    def _open(self) -> httpx.AsyncBaseTransport:
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            with importing():
+                from .transport import AsyncTransport  # with httpcore: for those who publish
+
+                retry.load()
+                self._own = AsyncTransport(self._endpoint.address)
+        return self._own
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for transport in (self._given, self._own):
+            if transport is not None:
+                await transport.aclose()
+        self._own = None
+
+    def abandon(self) -> None:
+        """Close the sockets of an event loop that is closed, and cannot close them itself."""
+        if self._own is not None:
+            self._own.abandon()

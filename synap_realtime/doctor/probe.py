@@ -1,0 +1,101 @@
+"""One GET with a time limit, and what its answer says of the time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from ..endpoint import Address
+from ..errors import ConfigurationError
+from ..network import BoundedBody, async_client
+from .context import Subject
+from .timeouts import TIMEOUT_S
+
+MAX_BYTES = 64 * 1024
+"""No answer that says how a server is has more; the rest is left."""
+
+
+class NoAnswerError(Exception):
+    """There is no answer. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status, the headers, and the body if it is JSON."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: object
+
+
+@dataclass(frozen=True, slots=True)
+class Dated:
+    """By how many seconds this machine's clock is ahead of another's (behind: less than 0).
+
+    As little as the two can differ: the header has whole seconds, and an answer takes its time.
+    """
+
+    host: str
+    ahead_s: float
+
+
+async def ask(subject: Subject, address: Address, path: str = "") -> Answer:
+    """GET a path below an address; its ``Date`` is kept for the check of the clock.
+
+    Raises:
+        NoAnswerError: nothing came in time, or it was no HTTP.
+    """
+    scheme = {"ws": "http", "wss": "https"}.get(address.url.scheme, address.url.scheme)
+    url = str(address.url.copy_with(scheme=scheme)).rstrip("/") + path
+    begun = time.time()
+    try:
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            async_client(address.url, TIMEOUT_S) as client,
+            client.stream("GET", url) as response,
+        ):
+            came = time.time()
+            body = BoundedBody(response, MAX_BYTES)
+            if not body.encoding:
+                async for chunk in response.aiter_raw():
+                    if not body.add(chunk):
+                        break
+    except (TimeoutError, httpx.TimeoutException):
+        raise NoAnswerError(f"did not answer within {TIMEOUT_S:g} s") from None
+    except ConfigurationError as error:
+        raise NoAnswerError(f"cannot be asked ({error})") from None
+    except (httpx.HTTPError, OSError, UnicodeError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise NoAnswerError(f"did not answer as HTTP does ({reason})") from None
+    ahead_s = _ahead_s(response.headers, begun, came)
+    if ahead_s is not None:
+        subject.dates.append(Dated(address.url.host, ahead_s))
+    return Answer(response.status_code, response.headers, _json(body.content))
+
+
+def _json(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _ahead_s(headers: Mapping[str, str], begun: float, came: float) -> float | None:
+    """What is left when the answer's way and the header's whole second are taken off.
+
+    A cache's answer has the ``Date`` of when it was made, and its ``Age`` (RFC 9111, section 5.1).
+    """
+    try:
+        theirs = parsedate_to_datetime(headers.get("date", "")).timestamp()
+        theirs += max(0, int(headers.get("age", "0")))
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if came < theirs:
+        return came - theirs
+    return max(0.0, begun - (theirs + 1))

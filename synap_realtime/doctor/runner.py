@@ -1,0 +1,58 @@
+"""Runs the checks, one after the other: one that breaks or hangs hides none of the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from importlib import import_module
+from typing import Any
+
+from ..extras import install
+from .context import Subject, look, look_at_server
+from .finding import Finding, hide, of_server
+from .timeouts import TIMEOUT_S, in_thread
+
+LIMIT_S = 30.0
+"""A check's own limits are shorter: this is for one that forgot them."""
+
+_CHECKS = ("configuration", "keys", "certificate", "store", "reachability", "round_trip", "clock")
+_OF_A_SERVER = ("keys", "certificate", "store")
+
+
+async def examine(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[Finding]:
+    """Look at everything; what a check has found comes when that check is over.
+
+    Args:
+        url: the room server; None: ``REALTIME_URL``, else the default.
+        given: settings of the server by name, over the environment. None: not given.
+    """
+    subject = look(url)
+    try:
+        await in_thread(lambda: look_at_server(subject, given))
+    except TimeoutError:
+        subject.keys_problem = f"--keys-file: the file could not be read within {TIMEOUT_S:g} s"
+    for name in _CHECKS:
+        if name not in _OF_A_SERVER or (subject.has_server and not subject.missing):
+            for finding in await _run(name, subject):
+                yield hide(finding, subject.secrets)
+
+
+async def _run(name: str, subject: Subject) -> list[Finding]:
+    """What a check has found, also before it broke."""
+    found: list[Finding] = []
+    shown = name.replace("_", " ")
+    try:
+        # Imported here: some need packages that may be missing.
+        check = import_module(f".{name}", __package__).check
+        async with asyncio.timeout(LIMIT_S):
+            say = of_server(found.append) if name in _OF_A_SERVER else found.append
+            await check(subject, say)
+    except TimeoutError:
+        found.append(Finding("fail", shown, f"not finished after {LIMIT_S:g} s", "report it"))
+    except ImportError as error:
+        advice = install("server", "cli")
+        found.append(Finding("warn", shown, f"not looked at: {error}", advice))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others are still to be asked
+        broke = f"this check broke ({type(error).__name__})"
+        found.append(Finding("fail", shown, broke, "report it"))
+    return found

@@ -1,0 +1,406 @@
+"""From a credential to what it says, or to why it does not count."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from ...errors import ConfigurationError, InvalidArgumentError
+from ...extras import lacks
+from ...protocol.rooms import parse_pattern
+from ...tokens import SCOPES, parse_device
+from .claims import Claims
+from .jwks import ALGORITHMS, Jwks, KeysUnavailableError
+from .keys import KeyRing, Keys
+
+MAX_TOKEN_BYTES = 8 * 1024
+MAX_PATTERNS = 1000
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+MAX_TEXT = 512
+"""Characters of a user's id, and of a token's."""
+
+LEEWAY_S = 10.0
+"""Clocks may differ by so much."""
+
+MAX_LIFETIME_S = 90 * 86_400.0
+"""Of a token, unless told otherwise. Revocations are kept for as long."""
+
+
+class InvalidTokenError(Exception):
+    """The credential is not valid. The message begins with the cause ("token expired", "invalid
+    signature", "audience mismatch") and holds nothing of the token but names of claims.
+
+    Attributes:
+        expired: the token was valid once: a new one will do.
+        user: the ``sub`` of a token whose signature is valid, for the log; else None.
+    """
+
+    def __init__(self, reason: str, *, expired: bool = False, user: str | None = None) -> None:
+        super().__init__(reason)
+        self.expired = expired
+        self.user = user
+
+
+class MalformedTokenError(Exception):
+    """What was given is no JWT, or a part of one. The message shows nothing of it."""
+
+
+class Authenticator:
+    """Knows the keys, and asks for those of others."""
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        issuer: str | None = None,
+        audience: str | None = None,
+        leeway_s: float = LEEWAY_S,
+        max_lifetime_s: float = MAX_LIFETIME_S,
+        clock: Callable[[], float] = time.time,
+        keeps_members: bool = True,
+    ) -> None:
+        """
+        Args:
+            keeps_members: somebody asks for all that a token says.
+            max_lifetime_s: a token that lives longer, from ``iat`` or else from now on, is refused.
+            clock: seconds since 1970.
+            issuer, audience: what a token's ``iss`` and ``aud`` must be. A token with an ``aud``
+                is refused where none is asked for: it was made for somebody else.
+
+        Raises:
+            ConfigurationError: there are keys for tokens, and PyJWT is not installed.
+        """
+        self._ring = keys
+        self.keys = keys.current
+        """Those that count now."""
+        self._issuer = issuer
+        self._audience = audience
+        self._leeway_s = leeway_s
+        self._max_lifetime_s = max_lifetime_s
+        self._clock = clock
+        self._keeps_members = keeps_members
+        self._jwks: dict[str, Jwks] = {}
+        self._changes = 0
+        current = keys.current()
+        if current.token_secrets or current.jwks_urls:
+            try:
+                import jwt  # noqa: F401
+            except ImportError as error:
+                raise ConfigurationError(lacks("a server with token keys", error, "auth")) from None
+        if current.jwks_urls:
+            # Importing the HTTP client takes half a second, which the first token would keep the
+            # event loop for.
+            from ... import network  # noqa: F401
+
+    async def identify(self, credential: str) -> Claims:
+        """What a publisher's key or a token says.
+
+        Raises:
+            InvalidTokenError: it does not count.
+            KeysUnavailableError: the keys that would say so cannot be had now.
+        """
+        if len(credential) > MAX_TOKEN_BYTES:
+            raise InvalidTokenError(f"token too long: more than {MAX_TOKEN_BYTES} bytes")
+        keys = self._ring.current()
+        if (claims := keys.claims_of_key(credential)) is not None:
+            return claims
+        if credential.count(".") != 2:
+            raise InvalidTokenError("unknown key: not a key of this server, and not a JWT")
+        members, anchor = await self._verify(credential, keys)
+        return self._claims_of(members, credential, anchor)
+
+    async def id_of(self, token: str) -> str | None:
+        """What a token is known by when it is revoked: its ``jti``, else a hash of what was signed.
+
+        The signature has to be of a key of this server, where its keys can be had; the claims may
+        be expired, not good yet, or meant for somebody else.
+
+        Returns:
+            None: no key of this server has signed it, so it does not count anyway.
+
+        Raises:
+            MalformedTokenError: it is no JWT.
+        """
+        keys = self._ring.current()
+        if not (keys.token_secrets or keys.jwks_urls):
+            return None
+        import jwt
+
+        try:
+            parts = [*map(_decoded, token.split("."))]
+            members = json.loads(parts[1]) if len(parts) == 3 and all(parts) else None
+            header = _header_of(token.partition(".")[0])
+        except (ValueError, RecursionError, InvalidTokenError):
+            members = None
+        if not isinstance(members, dict):
+            raise MalformedTokenError("expected a whole JWT: header, payload and signature")
+        algorithm = header.get("alg")
+        try:
+            candidates = await self._candidates(keys, algorithm, header)
+        except InvalidTokenError:
+            return None
+        except KeysUnavailableError:  # to take it back must not wait for others
+            return _id_of(members, token)
+        for key, _ in candidates:
+            with contextlib.suppress(jwt.PyJWTError, ValueError, TypeError):
+                jwt.api_jws.decode(token, key, algorithms=[str(algorithm)])
+                return _id_of(members, token)
+        return None
+
+    def refresh(self) -> bool:
+        """Read a key file that has changed, and fetch public keys that are due, without waiting; to
+        be called a few times a second.
+
+        Returns:
+            Whether a key may have gone since the last call: then :meth:`vouches_for` answers anew.
+        """
+        has_changed = self._ring.refresh()
+        if has_changed:
+            urls = self._ring.current().jwks_urls
+            for url in [url for url in self._jwks if url not in urls]:
+                self._jwks.pop(url).cancel()
+        for jwks in self._jwks.values():
+            jwks.refresh()
+        before, self._changes = self._changes, sum(jwks.changes for jwks in self._jwks.values())
+        return has_changed or self._changes != before
+
+    def vouches_for(self, claims: Claims) -> bool:
+        """Whether the key that vouched for these claims still counts, and for as much."""
+        if claims.anchor is None:
+            return True  # on a server without keys
+        keys = self._ring.current()
+        if claims.key is not None:
+            now = keys.api_keys.get(claims.anchor)
+            return now is not None and now.scopes >= claims.scopes
+        return claims.anchor in keys.token_secrets.values() or any(
+            jwks.has(claims.anchor) for url, jwks in self._jwks.items() if url in keys.jwks_urls
+        )
+
+    async def close(self) -> None:
+        for jwks in self._jwks.values():
+            jwks.cancel()
+
+    async def _verify(self, token: str, keys: Keys) -> tuple[Mapping[str, Any], bytes]:
+        """What a token says, and the digest of the key that has signed it."""
+        import jwt
+
+        header = _header_of(token.partition(".")[0])
+        if "crit" in header:  # RFC 7515, section 4.1.11
+            raise InvalidTokenError("unsupported header parameter 'crit'")
+        algorithm = header.get("alg")
+        for key, anchor in await self._candidates(keys, algorithm, header):
+            try:
+                decoded: Mapping[str, Any] = jwt.decode(
+                    token,
+                    key,
+                    algorithms=[str(algorithm)],
+                    issuer=self._issuer,
+                    audience=self._audience,
+                    leeway=self._leeway_s,
+                    options={"require": ["exp"], "verify_sub": False, "verify_jti": False},
+                )
+            except jwt.InvalidSignatureError:
+                continue
+            except jwt.PyJWTError as error:
+                raise self._explain(error, token) from None
+            except (ValueError, TypeError, OverflowError, RecursionError):
+                raise InvalidTokenError("malformed token: a claim of a wrong type") from None
+            return decoded, anchor
+        raise InvalidTokenError("invalid signature: not signed by a key of this server")
+
+    def _explain(self, error: Exception, token: str) -> InvalidTokenError:
+        """What the library found, as ours."""
+        name = type(error).__name__
+        if name == "MissingRequiredClaimError":
+            reason = f"missing claim {getattr(error, 'claim', 'exp')!r}"
+        elif name == "InvalidAudienceError" and self._audience is None:
+            reason = "audience mismatch: the token has an 'aud', and this server expects none"
+        elif name in _CLAIM_REASONS:
+            reason = _CLAIM_REASONS[name]
+        else:
+            return InvalidTokenError(_REASONS.get(name, "malformed token: not a JWT"))
+        # Claims are looked at after the signature: it is valid.
+        is_expired = name == "ExpiredSignatureError"
+        return InvalidTokenError(reason, expired=is_expired, user=_subject_of(token))
+
+    async def _candidates(
+        self, keys: Keys, algorithm: object, header: Mapping[str, Any]
+    ) -> Sequence[tuple[Any, bytes]]:
+        """The keys that may have signed a token with this header, and their digests."""
+        if not isinstance(algorithm, str):
+            raise InvalidTokenError("malformed token: 'alg' is not a string")
+        # The algorithm chooses the kind of key, and no key is ever used for another: a public key
+        # is no shared secret, whatever the header says (RFC 8725, section 3.1).
+        if algorithm == "HS256":
+            return [*keys.token_secrets.items()]
+        if algorithm in ALGORITHMS:
+            return await self._public_keys(keys, algorithm, header.get("kid"))
+        raise InvalidTokenError(f"unsupported algorithm: expected HS256, {', '.join(ALGORITHMS)}")
+
+    async def _public_keys(
+        self, keys: Keys, algorithm: str, kid: object
+    ) -> list[tuple[Any, bytes]]:
+        if kid is not None and not isinstance(kid, str):
+            raise InvalidTokenError("malformed token: 'kid' is not a string")
+        found: list[tuple[Any, bytes]] = []
+        unavailable: KeysUnavailableError | None = None
+        for url in keys.jwks_urls:
+            if (jwks := self._jwks.get(url)) is None:
+                jwks = self._jwks[url] = Jwks(url)
+            try:
+                found += [(key.jwk, key.digest) for key in await jwks.find(algorithm, kid)]
+            except KeysUnavailableError as error:
+                unavailable = error
+        if not found and unavailable is not None:
+            raise unavailable
+        return found
+
+    def _claims_of(self, members: Mapping[str, Any], token: str, anchor: bytes) -> Claims:
+        try:
+            issued_at, expires_at = _moment(members, "iat"), _moment(members, "exp")
+            self._check_lifetime(issued_at, expires_at)
+            return Claims(
+                user=_optional_text(members, "sub"),
+                rooms=_patterns(members.get("rooms")),
+                scopes=_scopes(members.get("scope")),
+                device=None if members.get("device") is None else parse_device(members["device"]),
+                token_id=_optional_text(members, "jti") or _hash(token),
+                issued_at=issued_at,
+                expires_at=expires_at,
+                members=members if self._keeps_members else _NOTHING,
+                anchor=anchor,
+            )
+        except InvalidArgumentError as error:
+            reason = f"invalid claim {error.field!r}: {_problem(error)}"
+            raise InvalidTokenError(reason) from None
+
+    def _check_lifetime(self, issued_at: float | None, expires_at: float | None) -> None:
+        """Refuse what would outlive its revocation: see
+        :meth:`ServerSettings.revocations_kept_s`."""
+        begins_at = self._clock() + self._leeway_s if issued_at is None else issued_at
+        if expires_at is not None and expires_at - begins_at > self._max_lifetime_s:
+            raise InvalidTokenError(
+                f"token lifetime too long: more than {self._max_lifetime_s:g} s "
+                "(--token-max-lifetime-s)"
+            )
+
+
+@lru_cache(64)  # those of one issuer are all alike
+def _header_of(segment: str) -> Mapping[str, Any]:
+    import jwt
+
+    try:
+        return jwt.get_unverified_header(f"{segment}.e30.")
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        raise InvalidTokenError("malformed token: not a JWT") from None
+
+
+def _decoded(segment: str) -> bytes:
+    """A part of a JWT (RFC 7515, section 2: base64url without padding).
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _BASE64URL.fullmatch(segment):
+        raise ValueError("not base64url")
+    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+
+
+def _problem(error: InvalidArgumentError) -> str:
+    """What is wrong, without what was given."""
+    return error.problem.partition("; got ")[0]
+
+
+def _id_of(members: Mapping[str, Any], token: str) -> str:
+    try:
+        return _optional_text(members, "jti") or _hash(token)
+    except InvalidArgumentError:  # such a token does not count
+        return _hash(token)
+
+
+def _hash(token: str) -> str:
+    """Without its signature: of an ES256 one there is a second, which everybody can compute."""
+    token = token.rpartition(".")[0]
+    return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+
+
+_CLAIM_REASONS = {
+    "ExpiredSignatureError": "token expired",
+    "ImmatureSignatureError": "token not valid yet: 'nbf' or 'iat' is in the future",
+    "InvalidIssuedAtError": "invalid claim 'iat': expected seconds since 1970",
+    "InvalidIssuerError": "issuer mismatch: not the 'iss' that this server expects",
+    "InvalidAudienceError": "audience mismatch: not the 'aud' that this server expects",
+}
+_REASONS = {
+    "InvalidAlgorithmError": "unsupported algorithm for the key",
+    "InvalidKeyError": "unsupported algorithm for the key",
+}
+
+
+def _subject_of(token: str) -> str | None:
+    """The ``sub`` of a token whose signature was verified."""
+    try:
+        members = json.loads(_decoded(token.split(".")[1]))
+        return _optional_text(members, "sub")
+    except (InvalidArgumentError, ValueError, RecursionError):
+        return None
+
+
+def _optional_text(members: Mapping[str, Any], name: str) -> str | None:
+    value = members.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT:
+        raise InvalidArgumentError(name, f"expected a text of 1 to {MAX_TEXT} characters")
+    # A lone surrogate is no UTF-8: nothing that holds it could be sent to anybody.
+    if _UNPRINTABLE.search(value):
+        raise InvalidArgumentError(name, "expected no control characters and no lone surrogates")
+    return value
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _moment(members: Mapping[str, Any], name: str) -> float | None:
+    value = members.get(name)
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -math.inf < value < math.inf:
+        raise InvalidArgumentError(name, "expected seconds since 1970")
+    return float(max(-1e11, min(value, 1e11)))  # an integer may be larger than any float
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_PATTERNS:
+        raise InvalidArgumentError("rooms", "expected a list")
+    return tuple(parse_pattern(pattern) for pattern in value)
+
+
+def _scopes(value: object) -> frozenset[str]:
+    """RFC 8693, section 4.2: words with spaces between. Those of other servers mean nothing."""
+    if value is None:
+        value = "subscribe"
+    words = value.split() if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InvalidArgumentError("scope", "expected words with spaces between")
+    scopes = frozenset(words) & _ALL_SCOPES
+    return _KNOWN.setdefault(scopes, scopes)
+
+
+_ALL_SCOPES = frozenset(SCOPES)
+_KNOWN: dict[frozenset[str], frozenset[str]] = {}  # one for all who have the same

@@ -1,0 +1,348 @@
+"""Every HTTP route as a pure request -> response. See PROTOCOL.md, "HTTP"."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import cache, partial
+from typing import Literal
+
+from ...protocol.cursor import Cursor
+from ...protocol.notification import MAX_BATCH_BYTES
+from ...protocol.rooms import Room
+from .. import events
+from ..auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
+from ..authorization import Access, not_opened, require_scope
+from ..limits import Limits
+from ..messages import (
+    Request,
+    RequestError,
+    Response,
+    bad_request,
+    json_body,
+    json_response,
+    method_not_allowed,
+    parsed_json,
+    position_of,
+    room_of,
+    unavailable,
+)
+from ..metrics import CONTENT_TYPE, Metrics
+from ..openapi import document
+from ..readiness import Readiness
+from ..revocations import Revocations, TooManyRevocationsError
+from ..rooms.hub import Hub
+from ..rooms.presence import Presence
+from ..stores.base import Store, StoreUnavailableError
+from .publish import Publishing
+
+MAX_BODY_BYTES = MAX_BATCH_BYTES
+"""No route reads more."""
+
+HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
+MAX_HISTORY_BYTES = 1024 * 1024
+"""An answer ends with the notification that reaches it."""
+
+_CHUNK_BYTES = 64 * 1024  # of an answer that is sent in parts
+_PAGE = 16  # entries read at once, where they are small
+
+
+_HEALTHY = json_response(200, {"status": "ok"})
+_READY = json_response(200, {"status": "ready"})
+
+
+@cache
+def _describe() -> Response:
+    return json_response(200, document())
+
+
+Route = Callable[[Request], Awaitable[Response]]
+
+
+class Api:
+    """The routes of one room server."""
+
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        presence: Presence,
+        access: Access,
+        publishing: Publishing,
+        revocations: Revocations,
+        limits: Limits,
+        metrics: Metrics,
+        admin: Route | None = None,
+    ) -> None:
+        """
+        Args:
+            admin: answers what is asked below ``/admin``; None: there is no such page.
+        """
+        self._admin = admin
+        self._store = store
+        self._hub = hub
+        self._presence = presence
+        self._access = access
+        self._publishing = publishing
+        self._revocations = revocations
+        self._limits = limits
+        self._metrics = metrics
+        self._readiness = Readiness(store)
+        self._closed = False
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a request. Never raises for what a client or the store can do."""
+        try:
+            method, route = self._route(request)
+            if request.method != method and (request.method, method) != ("HEAD", "GET"):
+                self._limits.check_request(None, request.address)
+                raise method_not_allowed(method)
+            return await route(request)
+        except RequestError as error:
+            return error.response
+        except StoreUnavailableError as error:
+            return unavailable(str(error)).response
+
+    async def close(self) -> None:
+        """Let go of the store; no route asks it any more."""
+        self._closed = True
+        await self._store.close()
+
+    def _route(self, request: Request) -> tuple[str, Route]:
+        match request.segments:
+            case ("rooms", _, "broadcast"):
+                return "POST", self._publishing.one
+            case ("health",):
+                return "GET", self._health
+            case ("ready",):
+                return "GET", self._ready
+            case ("metrics",):
+                return "GET", self._show_metrics
+            case ("openapi.json",):
+                return "GET", self._openapi
+            case ("broadcast",):
+                return "POST", self._publishing.many
+            case ("revoke",):
+                return "POST", self._revoke
+            case ("admin", *_) if self._admin is not None:
+                return "GET", self._admin
+            case ("rooms", _, "subscribe"):
+                return "GET", self._subscribe_without_upgrade
+            case ("rooms", _, "history"):
+                return "GET", self._history
+            case ("rooms", _, "health"):
+                return "GET", self._room_health
+            case ("rooms", _, "presence"):
+                return "GET", self._room_presence
+        self._limits.check_request(None, request.address)
+        raise RequestError(404, "not_found", "Not found", "see PROTOCOL.md, 'HTTP', for the routes")
+
+    async def _health(self, request: Request) -> Response:
+        self._limits.check_request(None, request.address)
+        return _HEALTHY
+
+    async def _ready(self, request: Request) -> Response:
+        self._limits.check_request(None, request.address)
+        self._publishing.refuse_while_draining()
+        await self._readiness.check()
+        return _READY
+
+    async def _show_metrics(self, request: Request) -> Response:
+        claims = await self._access.identify_counted(request)
+        require_scope(claims, "metrics", "admin")
+        self._metrics.active_rooms.set(
+            len(self._hub) - 1
+        )  # revocations have one, and it is nobody's
+        content = self._metrics.text(await self._store.usage())
+        return Response(200, content, content_type=CONTENT_TYPE)
+
+    async def _openapi(self, request: Request) -> Response:
+        self._limits.check_request(None, request.address)
+        return _describe()
+
+    async def _room_health(self, request: Request) -> Response:
+        room = room_of(request.segments[1])
+        claims = await self._access.identify_counted(request)
+        if not claims.opens(room):
+            raise not_opened(claims)
+        connections = self._hub.connections(room)
+        return json_response(200, {"status": "ok", "connections": connections, "roomId": room})
+
+    async def _room_presence(self, request: Request) -> Response:
+        room = room_of(request.segments[1])
+        claims = await self._access.identify_counted(request)
+        await self._access.permit(claims, "presence", room)
+        connections = self._hub.connections(room)
+        users = self._presence.users(room)
+        response = json_response(200, {"room": room, "connections": connections, "users": users})
+        self._limits.count_read(claims, request.address, len(response.content))
+        return response
+
+    async def _subscribe_without_upgrade(self, request: Request) -> Response:
+        self._limits.check_request(None, request.address)
+        room_of(request.segments[1])
+        raise RequestError(
+            426,
+            "upgrade_required",
+            "Expected WebSocket upgrade",
+            "open this address as a WebSocket, ws:// or wss://",
+            {"Upgrade": "websocket", "Connection": "Upgrade"},
+        )
+
+    async def _history(self, request: Request) -> Response:
+        room = room_of(request.segments[1])
+        if self._closed:
+            raise unavailable("the server has stopped")
+        claims = await self._access.identify_counted(request)
+        await self._access.permit(claims, "subscribe", room)
+        after = request.query.get("after", "earliest")
+        position = (
+            self._store.earliest() if after == "earliest" else position_of(after, "or 'earliest'")
+        )
+        wanted = _limit_of(request.query.get("limit"))
+        count_read = partial(self._limits.count_read, claims, request.address)
+        chunks = self._history_chunks(room, position, wanted, count_read)
+        content, is_last = await anext(chunks)
+        if is_last:  # a short history is sent whole, with its length
+            await chunks.aclose()
+            return Response(200, content)
+        return Response(200, content, rest=_contents(chunks))
+
+    async def _history_chunks(
+        self, room: Room, position: Cursor, wanted: int, count_read: Callable[[int], None]
+    ) -> AsyncGenerator[tuple[bytes, bool]]:
+        """Produce the body in chunks of about ``_CHUNK_BYTES``, each with whether it is the last.
+
+        Nothing but the chunk is held while the peer takes it: an answer that nobody reads would
+        otherwise pin a whole history.
+        """
+        head = await self._store.head(room)
+        parts = [f'{{"room":"{room}","notifications":['.encode()]
+        count, size, unsent, recovered, more = 0, 0, 0, True, True
+        asked = 1  # then as many as a chunk has room for
+        while more and count < wanted and size < MAX_HISTORY_BYTES:
+            page = await self._store.read(room, position, asked)
+            if not page.recovered:
+                recovered, position = False, self._store.earliest()
+            more = len(page.entries) == asked
+            count_read(sum([entry.size for entry in page.entries]))
+            for entry in page.entries:
+                if count == wanted or size >= MAX_HISTORY_BYTES:
+                    more = True
+                    break
+                parts.append(b"," + entry.text.encode() if count else entry.text.encode())
+                count += 1
+                size += entry.size
+                unsent += entry.size
+                position = entry.cursor
+            asked = max(1, min(_PAGE, _CHUNK_BYTES * count // max(size, 1)))
+            if unsent >= _CHUNK_BYTES:
+                chunk, parts, unsent = b"".join(parts), [], 0
+                del page
+                yield chunk, False
+                del chunk
+        if more:
+            more = bool((await self._store.read(room, position, 1)).entries)
+        else:  # all up to the head was read; an empty room has a position, too
+            position = max(position, head, key=lambda cursor: cursor.offset)
+        around = {"cursor": str(position), "recovered": recovered, "more": more}
+        parts.append(f"],{json.dumps(around, separators=(',', ':'))[1:]}".encode())
+        yield b"".join(parts), True
+
+    async def _revoke(self, request: Request) -> Response:
+        self._publishing.refuse_while_draining()
+        claims = await self._access.identify_counted(request)
+        require_scope(claims, "admin")
+        of, given = _revocation_in(parsed_json(await json_body(request)))
+        if not self._access.keys():  # no token is looked at, so there is none to take back
+            return json_response(200, {"success": True, "revoked": False, "closed": 0})
+        self._publishing.begin()
+        try:
+            name = await self._name_to_revoke(of, given)
+            closed = await self._revocations.revoke("user" if of == "user" else "token", name)
+        except TooManyRevocationsError:
+            raise unavailable(
+                "too many revocations are remembered; remove the secret from the server's keys, "
+                "which takes back all tokens that it has signed"
+            ) from None
+        finally:
+            self._publishing.end()
+        events.revoked(claims, of, name, closed)
+        return json_response(200, {"success": True, "revoked": True, "closed": closed})
+
+    async def _name_to_revoke(self, of: _Revocable, given: str) -> str:
+        """The id of a user or a token.
+
+        Raises:
+            RequestError: 400; it shows nothing of what was given.
+        """
+        if of == "token":
+            try:
+                id = await self._access.id_of_token(_bare_token(given))
+            except MalformedTokenError as error:
+                raise bad_request("Nothing was revoked", f"token: {error}") from None
+            if id is None:
+                raise bad_request(
+                    "Nothing was revoked",
+                    "token: no key of this server has signed it; was it copied whole?",
+                )
+            return id
+        if self._access.is_credential(given):
+            raise bad_request(
+                "Nothing was revoked", f'{of}: this is a credential; send a token as {{"token": …}}'
+            )
+        return given
+
+
+_Revocable = Literal["user", "token", "jti"]
+
+
+def _revocation_in(body: object) -> tuple[_Revocable, str]:
+    """What the body of ``/revoke`` names.
+
+    Raises:
+        RequestError: 400.
+    """
+    match body:
+        case {"user": str(name), **rest} if 0 < len(name) <= MAX_TEXT and not _NAMES & rest.keys():
+            return "user", name
+        case {"token": str(name), **rest} if (
+            0 < len(name) <= MAX_GIVEN and not _NAMES & rest.keys()
+        ):
+            return "token", name
+        case {"jti": str(name), **rest} if 0 < len(name) <= MAX_TEXT and not _NAMES & rest.keys():
+            return "jti", name
+    raise bad_request(
+        "Nothing was revoked", 'expected one of {"user": id}, {"token": JWT} and {"jti": id}'
+    )
+
+
+_NAMES = {"user", "token", "jti"}
+MAX_GIVEN = MAX_TOKEN_BYTES + 100
+
+_DECORATED = re.compile(
+    r"""\s*["']?\s*(?:authorization\s*:\s*)?(?:bearer[\s.]\s*)?["']?([\w.=-]+)["']?\s*["']?\s*""",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def _bare_token(text: str) -> str:
+    """A token without what was copied with it: white space, quotes, ``Bearer`` before it."""
+    found = _DECORATED.fullmatch(text.strip())
+    return found[1] if found else text
+
+
+async def _contents(chunks: AsyncGenerator[tuple[bytes, bool]]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(chunks):
+        async for content, _ in chunks:
+            yield content
+
+
+def _limit_of(text: str | None) -> int:
+    if text is None:
+        return HISTORY_LIMIT
+    if text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_HISTORY_LIMIT:
+        return int(text)
+    raise bad_request("Invalid limit", f"limit: expected 1 to {MAX_HISTORY_LIMIT}")

@@ -1,0 +1,21 @@
+"""A notification goes to many, one after the other: its frame is made once."""
+
+from __future__ import annotations
+
+from ..stores.base import Entry
+from ..ws_codec import text_frame
+
+
+class _Last:
+    entry: Entry | None = None
+    frame = b""
+
+
+_last = _Last()
+
+
+def frame_of(entry: Entry) -> bytes:
+    """The WebSocket frame of a notification."""
+    if entry is not _last.entry:
+        _last.entry, _last.frame = entry, text_frame(entry.text.encode())
+    return _last.frame

@@ -1,0 +1,803 @@
+"""HTTP/1.1 on a socket, parsed by httptools (llhttp). See RFC 9112.
+
+Requests of one connection are answered one after the other. Everything that waits for a peer is
+bounded in bytes and in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import httptools
+
+from ...protocol.control import MAX_CLIENT_TEXT_BYTES
+from ..byte_budget import MIN_UNREAD_BYTES, ByteBudget, Caller, caller_of
+from ..http.routes import MAX_BODY_BYTES
+from ..messages import (
+    MAX_TARGET_BYTES,
+    RequestError,
+    Response,
+    bad_request,
+    body_too_large,
+    body_too_slow,
+    payload_too_large,
+    problem_of_head,
+    target_too_long,
+)
+from ..node import ClosedAtOnceError, Node, Opened
+from ..pacing import SHARE_S, TASK_S, Pacer
+from ..stores.base import StoreUnavailableError
+from ..ws_codec import accept_of
+from .descriptors import cut, unsent_bytes
+from .eager import run
+from .exchange import Exchange, target_of
+from .fanout import Company
+from .keepalive import Keepalive
+from .pending_connections import HalfOpen, Tracked
+from .proxies import Proxies
+from .responses import CONTINUE, LAST_CHUNK, chunk_of, head_of, switching
+from .sinks import EventStream, Subscriber
+from .unread import Unread
+from .upgrade import look_at_upgrade
+from .websocket import Handler, Nobody, WebSocket
+from .write_stalls import Reader
+from .writes import Turn
+
+HEAD_TIMEOUT_S = 20.0
+"""A connection has so long to send the head of a request; half a head is not waited for."""
+
+IDLE_TIMEOUT_S = 75.0
+"""And so long for the next one after an answer. Longer than clients keep connections: the one who
+closes first should be the one who would send the next request."""
+
+BODY_TIMEOUT_S = 20.0
+"""So long may a request's body take."""
+
+MAX_HEAD_BYTES = 64 * 1024
+"""The head of a request has at most so many, beside those of its first packet."""
+
+MAX_HEADERS = 256
+"""And at most so many fields."""
+
+MAX_CHUNKS = 32 * 1024
+"""A body has at most so many chunks (RFC 9112, section 7.1). Each costs a call of the parser, so a
+body of single bytes would keep all others waiting."""
+
+MAX_PIPELINED = 100
+"""So many requests of one connection wait for the answer before theirs."""
+
+MAX_UNREAD_BYTES = 8 * MAX_BODY_BYTES
+"""So much of a body that nobody wants is taken, so that its sender hears the answer; and so much a
+body may weigh on the wire, with the heads of its chunks and what follows them."""
+
+LINGER_S = 10.0
+"""Who was told the last word has so long to hang up."""
+
+MAX_MESSAGE_BYTES = 16 * MAX_CLIENT_TEXT_BYTES
+"""Room for a clear close code (4540) where a client sends too much; 1009 where far too much."""
+
+_NAMES = {
+    spelled.encode(): name
+    for name in (
+        "accept", "accept-encoding", "authorization", "connection", "content-length",
+        "content-type", "host", "origin", "traceparent", "user-agent",
+    )
+    for spelled in (name, name.title())
+}  # fmt: skip
+
+_MAX_BLANK_BYTES = 8 * 1024  # of empty lines before a request (RFC 9112, section 2.2)
+_REQUEST_WEIGHT = 2048  # of a request beside its bytes: the objects that it becomes
+_FIELD_WEIGHT = 200  # of a header field beside its bytes
+_AT_ONCE_BYTES = 1024  # so much is always read as it comes
+_SLICE_BYTES = 4096  # of what comes: some 150 small requests, or 700 chunks of one byte
+_AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
+
+
+class Owner(Protocol):
+    """What the connections of one server share."""
+
+    node: Node
+    half_open: HalfOpen
+    request_bytes: ByteBudget
+    answer_bytes: ByteBudget
+    unread: Unread
+    keepalive: Keepalive
+    turn: Turn
+    pacer: Pacer
+    proxies: Proxies
+    connections: set[Tracked]
+    new_company: Callable[[], Company]
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection, until it becomes a WebSocket."""
+
+    __slots__ = (
+        "_address", "_ahead", "_blank_bytes", "_body", "_caller", "_charged", "_chunks", "_current",
+        "_dropped", "_field_bytes", "_fields", "_head_bytes", "_headers",
+        "_ignored", "_is_behind_body", "_is_ended", "_is_going_on", "_is_held", "_is_in_head",
+        "_is_over", "_is_publisher", "_is_writable", "_loop", "_owner", "_parser",
+        "_queue", "_queued_bytes", "_read_to", "_reader", "_resumed", "_sent", "_stream", "_task",
+        "_transport", "_unread", "_upgrade", "_url", "_wire_bytes",
+    )  # fmt: skip
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._address: str | None = None
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._fields = 0
+        self._field_bytes = 0
+        self._head_bytes = 0
+        self._blank_bytes = 0  # of empty lines since the last request began
+        self._is_in_head = False
+        self._is_behind_body = False  # where trailers are
+        self._wire_bytes = 0  # of a body, and what is around it
+        self._chunks = 0  # of a body
+        self._body: Exchange | None = None  # whose body comes now
+        self._queue: deque[Exchange] = deque()
+        self._current: Exchange | None = None
+        self._upgrade: Exchange | None = None
+        self._ignored: Exchange | None = None  # whose upgrade is ignored, behind its head
+        self._stream: EventStream | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_writable = True
+        self._is_going_on = False
+        self._ahead = 0  # bytes of requests that wait for the answer before theirs
+        self._is_held = False  # what comes waits in the socket
+        self._unread = b""  # what was received and waits for its share of the loop
+        self._read_to = 0  # of it, what was read already
+        self._is_publisher = False  # a publisher's key was accepted on this connection
+        self._is_over = False  # what comes means nothing
+        self._is_ended = False  # the last answer was written: nothing follows it
+        self._queued_bytes = 0  # weight of the requests in the queue
+        self._charged = 0  # bytes of requests that the budget knows of
+        self._caller: Caller | None = None  # of the last request that was answered
+        self._resumed: asyncio.Future[None] | None = None  # while a long answer waits for its peer
+        self._dropped = 0
+        self._sent = 0  # since what is unread was measured
+        self._reader = Reader()
+
+    # ---- the transport's calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        # Of an IPv4 peer of a socket for both families it begins so (RFC 4291, section 2.5.5.2).
+        self._address = str(peer[0]).removeprefix("::ffff:") if peer else None
+        # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
+        is_tls = transport.get_extra_info("ssl_object") is not None
+        transport.set_write_buffer_limits(high=1 if is_tls else 0)
+        self._owner.connections.add(self)
+        self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._forget()
+        if self._stream is not None:
+            self._stream.gone()
+        if self._body is not None:
+            self._body.wake()
+        self._wake_writer()
+        # A request knows how to read its body: with those of a flood in reference cycles, their
+        # memory would stay until the collector runs, which on an idle server is hours later.
+        self._queue.clear()
+        self._current = self._body = self._upgrade = self._ignored = self._stream = None
+
+    def pause_writing(self) -> None:
+        self._is_writable = False
+        self._reader.watch(self._transport, self.end)
+        self._owner.unread.add(self)
+
+    def resume_writing(self) -> None:
+        self._is_writable = True
+        self._reader.stop()
+        self._wake_writer()
+        if self._stream is not None:
+            self._stream.writable()
+        else:
+            self._go_on()
+
+    def data_received(self, data: bytes) -> None:
+        if self._unread:  # TLS gives what it has decrypted, although reading is paused
+            self._unread = self._unread[self._read_to :] + data
+            self._read_to = 0
+            return
+        if len(data) <= _AT_ONCE_BYTES or self._has_time():
+            self._read_slices(data, 0)
+        else:
+            self._wait_to_read(data, 0)
+            self._charge_requests()
+
+    def _read_slices(self, data: bytes, start: int) -> None:
+        """Read at least one slice, and more as long as this loop iteration has time."""
+        begin, size = start, len(data)
+        while start < size:
+            if self._is_over:
+                self._drop(size - start)
+                return
+            if self._transport.is_closing():
+                return
+            rest = self._read(data[start : start + _SLICE_BYTES])
+            start += _SLICE_BYTES
+            if rest is not None:
+                self._switch(rest + data[start:])
+                return
+            if start < size and not self._has_time():
+                self._wait_to_read(data, start)
+                break
+        self._go_on()
+        self._charge_requests()
+        if self._queue:
+            self._ahead += min(start, size) - begin
+            if self._ahead > _AHEAD_BYTES:
+                self._hold()
+
+    def _has_time(self) -> bool:
+        """Whether more may be done for this connection now; see :class:`Pacer`."""
+        return self._is_publisher or self._owner.pacer.has_time()
+
+    def _wait_to_read(self, data: bytes, start: int) -> None:
+        if not self._transport.is_closing():
+            self._unread, self._read_to = data, start
+            self._transport.pause_reading()
+            self._owner.pacer.add(self._read_unread, len(data))
+
+    def _read_unread(self) -> None:
+        data, self._unread = self._unread, b""
+        if self._transport.is_closing():
+            return
+        if not self._is_held:
+            self._transport.resume_reading()
+        self._read_slices(data, self._read_to)
+
+    def _read(self, data: bytes) -> bytes | None:
+        """Parse; returns what follows the head of a request to become a WebSocket."""
+        try:
+            while True:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = data[upgrade.args[0] :]
+                    if self._ignored is None:
+                        return data
+                    self._read_past_upgrade(self._ignored)
+        except httptools.HttpParserError:
+            if not self._transport.is_closing():
+                self._refuse(bad_request("Invalid HTTP request", "it is not HTTP/1.1"))
+            return None
+        if self._is_in_head:
+            if not self._head_bytes and self._current is None and not self._queue:
+                self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
+            self._head_bytes += len(data)
+            if len(self._url) > MAX_TARGET_BYTES:
+                self._refuse(target_too_long())
+            elif self._head_bytes > MAX_HEAD_BYTES:
+                details = f"a request's head has at most {MAX_HEAD_BYTES} bytes"
+                self._refuse(RequestError(431, "payload_too_large", "Head too large", details))
+        elif (body := self._body) is not None:
+            self._wire_bytes += len(data)
+            if self._is_behind_body:  # the parser puts each line together
+                self._head_bytes += len(data)
+            if self._wire_bytes > MAX_UNREAD_BYTES or self._head_bytes > MAX_HEAD_BYTES:
+                self.end()
+            elif self._chunks > MAX_CHUNKS:
+                self._refuse(payload_too_large(f"a body has at most {MAX_CHUNKS} chunks"))
+            elif body.wanted is None and not body.is_answered and body.size > _AHEAD_BYTES:
+                self._hold()
+        else:
+            self._blank_bytes += len(data)
+            if self._blank_bytes > _MAX_BLANK_BYTES:
+                self._refuse(bad_request("Invalid HTTP request", "it begins with empty lines"))
+        return None
+
+    def _read_past_upgrade(self, exchange: Exchange) -> None:
+        """Go on behind the head of a request whose ``Upgrade`` is ignored (RFC 9110, section 7.8).
+
+        The parser takes every request with ``Upgrade`` for the last one of its connection, and one
+        without a body. What follows would then be read as a request that a proxy has seen as a
+        body (request smuggling). So a new parser gets the fields that say where the body ends, and
+        nothing else of the head; those were checked by the one before.
+
+        Raises:
+            HttpParserError: they do not say where it ends.
+        """
+        framing = [
+            f"{name}: {exchange.headers[name]}\r\n"
+            for name in ("content-length", "transfer-encoding")
+            if name in exchange.headers
+        ]
+        self._parser = httptools.HttpRequestParser(self)
+        head = f"{exchange.method} / HTTP/1.1\r\n{''.join(framing)}\r\n"
+        self._parser.feed_data(head.encode("latin-1"))
+
+    def _hold(self) -> None:
+        if not self._is_held and not self._transport.is_closing():
+            self._is_held = True
+            self._transport.pause_reading()
+
+    def _release(self) -> None:
+        """Somebody wants the body, or nobody ever will."""
+        if self._is_held:
+            self._is_held = False
+            if not self._unread:
+                self._transport.resume_reading()
+
+    # ---- the parser's calls
+
+    def on_message_begin(self) -> None:
+        if self._ignored is not None:
+            return
+        self._url = b""
+        self._headers = {}
+        self._fields = self._field_bytes = 0
+        self._is_in_head = True
+        self._head_bytes = self._blank_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        if self._ignored is not None:
+            return
+        if len(self._url) <= MAX_TARGET_BYTES:  # the first bytes are enough to refuse it
+            self._url += url[: MAX_TARGET_BYTES + 1]
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:  # else it is a trailer, which means nothing here
+            self._fields += 1
+            self._field_bytes += len(name) + len(value)
+            if self._fields > MAX_HEADERS:
+                return
+            headers = self._headers
+            key = _NAMES.get(name) or name.decode("latin-1").lower()
+            text = value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+
+    def on_headers_complete(self) -> None:
+        if self._ignored is not None:
+            self._ignored = None
+            return
+        self._is_in_head = self._is_behind_body = False
+        self._head_bytes = 0
+        if len(self._queue) >= MAX_PIPELINED:
+            self.end()
+        if self._transport.is_closing():
+            return
+        parser, headers, address = self._parser, self._headers, self._address
+        url, self._headers, self._url = self._url, {}, b""
+        if self._owner.proxies.are_trusted:
+            address = self._owner.proxies.address(address, headers)
+        version = parser.get_http_version()
+        problem = problem_of_head(len(url), version, headers)
+        path, _, query = ("/", "", "") if problem else target_of(url).partition("?")
+        method = parser.get_method().decode("latin-1")
+        exchange = Exchange(method, path, query, headers, address)
+        exchange.is_http_10 = is_http_10 = version != "1.1"
+        exchange.keeps_alive = parser.should_keep_alive() and not is_http_10
+        exchange.weight = (
+            _REQUEST_WEIGHT + _FIELD_WEIGHT * self._fields + len(url) + self._field_bytes
+        )
+        if self._fields > MAX_HEADERS:
+            details = f"a request's head has at most {MAX_HEADERS} fields"
+            problem = RequestError(431, "payload_too_large", "Head too large", details)
+        if problem is not None:
+            exchange.problem = problem
+            exchange.keeps_alive = False
+        if parser.should_upgrade():
+            self._upgrade = exchange
+            if problem is None and not look_at_upgrade(exchange):
+                self._upgrade, self._ignored = None, exchange
+            else:
+                exchange.keeps_alive = False
+        self._body = exchange
+        self._wire_bytes = self._chunks = 0
+        self._queue.append(exchange)
+        self._queued_bytes += exchange.weight
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        self._is_behind_body = True  # unless it is not the last one
+        self._head_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._is_behind_body = False
+        if self._body is not None:
+            self._body.take(body)
+
+    def on_message_complete(self) -> None:
+        if self._ignored is not None:  # its body is still to come
+            return
+        exchange, self._body = self._body, None
+        if exchange is not None:
+            exchange.is_complete = True
+            exchange.weight += len(exchange.body)
+            if exchange is not self._current:
+                self._queued_bytes += len(exchange.body)
+            exchange.wake()
+            self._release()
+            if exchange.is_answered:
+                self._end_exchange(exchange)
+
+    # ---- requests, one after the other
+
+    def _go_on(self) -> None:
+        if self._is_going_on:  # an answer that did not have to wait: the loop below goes on
+            return
+        self._is_going_on = True
+        try:
+            self._take_turns()
+        finally:
+            self._is_going_on = False
+
+    def _take_turns(self) -> None:
+        while (
+            self._queue
+            and self._current is None
+            and self._is_writable
+            and not (self._is_ended or self._transport.is_closing())
+        ):
+            exchange = self._current = self._queue.popleft()
+            self._queued_bytes -= exchange.weight
+            if not self._queue:
+                self._ahead = 0
+                if self._is_held:
+                    self._release()
+            if exchange.problem is not None:
+                self._owner.node.note(exchange, exchange.problem.response)
+                self._answer(exchange, exchange.problem.response)
+            else:
+                if exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
+                    exchange.content, exchange.body = bytes(exchange.body), b""
+                else:
+                    exchange.read = self._read_body
+                self._run_in_turn(self._serve, exchange, is_quick=exchange.method == "POST")
+            if self._current is exchange and not exchange.is_answered:  # it waits for us
+                self._owner.half_open.end(self)
+
+    def _run_in_turn(
+        self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object, is_quick: bool
+    ) -> None:
+        """Serve a request now, or behind those of other connections that came before."""
+        if self._has_time():
+            self._run(work(*arguments), is_quick=is_quick)
+        else:
+
+            def later() -> None:
+                if not self._transport.is_closing():
+                    self._run(work(*arguments), is_quick=is_quick)
+
+            self._owner.pacer.add(later)
+
+    def _run(self, work: Coroutine[Any, Any, None], *, is_quick: bool) -> None:
+        if is_quick and not self._owner.node.needs_tasks():
+            self._task = run(self._loop, work)
+        else:
+            self._owner.pacer.charge(TASK_S)
+            self._task = self._loop.create_task(work)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        try:
+            answer = await self._owner.node.answer(exchange)
+            if isinstance(answer, Opened):
+                self._serve_stream(exchange, answer)
+            elif answer.rest is not None:
+                await self._answer_in_chunks(exchange, answer)
+            elif not self._transport.is_closing():
+                self._answer(exchange, answer)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+            self._fail(error)
+
+    def _serve_stream(self, exchange: Exchange, opened: Opened) -> None:
+        node = self._owner.node
+        if self._transport.is_closing():
+            node.close_session(opened.session)
+            return
+        self._caller = caller_of(exchange.claims, exchange.address)
+        assert opened.head is not None  # noqa: S101 - of an event stream
+        chunked = not exchange.is_http_10
+        head = head_of(opened.head, None, keeps_alive=exchange.keeps_alive, chunked=chunked)
+        self._transport.write(head)
+        self._stream = stream = EventStream(
+            self._transport, opened.session, node, chunked=chunked,
+            is_writable=lambda: self._is_writable, ended=lambda: self._end_stream(exchange),
+        )  # fmt: skip
+        stream.begin(opened.after)
+
+    def _end_stream(self, exchange: Exchange) -> None:
+        self._stream = None
+        if not self._transport.is_closing():
+            exchange.is_answered = True
+            self._end_exchange(exchange)
+
+    async def _read_body(self) -> bytes:
+        """The body of the current request, whole.
+
+        Raises:
+            RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes too long.
+        """
+        exchange = self._current
+        if exchange is None or self._transport.is_closing():
+            raise bad_request("Incomplete body", "its sender has gone")
+        declared = exchange.headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+            raise body_too_large(MAX_BODY_BYTES)
+        if not exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
+            expects = exchange.headers.get("expect", "").lower()
+            # RFC 9110, section 10.1.1: HTTP/1.0 does not know it.
+            if expects == "100-continue" and not (exchange.size or exchange.is_http_10):
+                self._transport.write(CONTINUE)
+            exchange.wanted = self._loop.create_future()
+            self._release()
+            timer = self._loop.call_later(BODY_TIMEOUT_S, exchange.wake)
+            try:
+                await exchange.wanted
+            finally:
+                timer.cancel()
+        if exchange.size > MAX_BODY_BYTES:
+            raise body_too_large(MAX_BODY_BYTES)
+        if exchange.problem is not None:
+            raise exchange.problem
+        if not exchange.is_complete:
+            if self._transport.is_closing():
+                raise bad_request("Incomplete body", "its sender has gone")
+            raise body_too_slow(BODY_TIMEOUT_S)
+        return bytes(exchange.body)
+
+    def _answer(self, exchange: Exchange, response: Response) -> None:
+        content = response.content
+        head = head_of(response, len(content), keeps_alive=exchange.keeps_alive)
+        is_silent = exchange.method == "HEAD" or response.status == 204
+        self._write(exchange, head if is_silent else head + content)
+        exchange.is_answered = True
+        if exchange.is_complete:
+            self._end_exchange(exchange)
+        else:  # the rest of what nobody wants is taken, so that the answer is heard
+            exchange.body = b""
+            self._owner.half_open.begin(self, BODY_TIMEOUT_S)
+            self._release()
+            self._charge_requests()
+
+    async def _answer_in_chunks(self, exchange: Exchange, response: Response) -> None:
+        """Write a long answer as its peer takes it: what is held meanwhile is one chunk."""
+        rest = response.rest
+        assert rest is not None  # noqa: S101 - else it is answered whole
+        try:
+            if self._transport.is_closing():
+                return
+            is_chunked = not exchange.is_http_10
+            head = head_of(response, None, keeps_alive=exchange.keeps_alive, chunked=is_chunked)
+            if exchange.method == "HEAD":
+                self._write(exchange, head)
+            else:
+                first = response.content
+                self._write(exchange, head + (chunk_of(first) if is_chunked else first))
+                del first, response
+                while await self._takes_more():
+                    # Only now: a chunk that waits for its peer would be held beside the one before.
+                    chunk = await anext(rest, None)
+                    if self._transport.is_closing():
+                        return
+                    if chunk is None:
+                        break
+                    self._write(exchange, chunk_of(chunk) if is_chunked else chunk)
+                    del chunk
+                    await self._owner.pacer.turn(SHARE_S)  # the next chunk may cost as much
+                else:
+                    return
+                if is_chunked:
+                    self._write(exchange, LAST_CHUNK)
+        except StoreUnavailableError:
+            self.end()  # the head has gone out: a body without its end says that it is not whole
+            return
+        finally:
+            await rest.aclose()
+        exchange.is_answered = True
+        if exchange.is_complete:
+            self._end_exchange(exchange)
+        else:
+            self._owner.half_open.begin(self, BODY_TIMEOUT_S)
+            self._release()
+
+    async def _takes_more(self) -> bool:
+        """Wait until the peer has taken what was written; False: it has gone."""
+        while not (self._is_writable or self._transport.is_closing()):
+            self._owner.half_open.begin(self, IDLE_TIMEOUT_S)
+            self._resumed = self._loop.create_future()
+            await self._resumed
+            self._owner.half_open.end(self)
+        return not self._transport.is_closing()
+
+    def _wake_writer(self) -> None:
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and not resumed.done():
+            resumed.set_result(None)
+
+    def _write(self, exchange: Exchange, data: bytes) -> None:
+        """Write part of an answer, and charge it to who asked if it may stay unread for long."""
+        claims = exchange.claims
+        self._caller = caller_of(claims, exchange.address)
+        self._is_publisher = claims is not None and claims.key is not None
+        self._transport.write(data)
+        self._sent += len(data)
+        if self._sent >= MIN_UNREAD_BYTES:
+            self._sent = 0
+            self._owner.unread.add(self)
+
+    # ---- what is held for the peer
+
+    def charge_unread(self) -> bool:
+        """See :class:`unread.Writer`."""
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        size = transport.get_write_buffer_size() + unsent_bytes(transport)
+        caller = self._caller or caller_of(None, self._address)
+        self._owner.answer_bytes.hold(self, caller, size)
+        return size > 0
+
+    def _charge_requests(self) -> None:
+        """Charge the peer for the requests, or parts of them, that are held for it."""
+        size, body, current = self._queued_bytes, self._body, self._current
+        if current is not None:
+            size += current.weight
+        if body is not None:
+            size += len(body.body)
+        if self._is_in_head:
+            size += _REQUEST_WEIGHT + _FIELD_WEIGHT * self._fields + self._head_bytes
+        size += len(self._unread)
+        if size != self._charged and not self._transport.is_closing():
+            self._charged = size
+            exchange = current or body
+            claims = None if exchange is None else exchange.claims
+            address = self._address if exchange is None else exchange.address
+            self._owner.request_bytes.hold(self, caller_of(claims, address), size)
+
+    def over_budget(self) -> None:
+        """See :class:`byte_budget.Holder`."""
+        self.end()
+
+    def _end_exchange(self, exchange: Exchange) -> None:
+        """The answer is written and the request is here whole: the next one can come."""
+        if self._current is not exchange or self._transport.is_closing():
+            return
+        self._current = None
+        if not exchange.keeps_alive:  # what was asked behind it is not answered
+            self._is_ended = True
+            self._queue.clear()
+            self._queued_bytes = 0
+        self._charge_requests()
+        within_s = HEAD_TIMEOUT_S if self._is_in_head else IDLE_TIMEOUT_S
+        self._owner.half_open.renew(self, within_s if exchange.keeps_alive else LINGER_S)
+        if exchange.keeps_alive:
+            self._go_on()
+        elif self._is_over and self._transport.can_write_eof():
+            # With bytes unread, closing would reset the connection, and the peer might not hear
+            # why: what it goes on saying is dropped, until it hangs up.
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _refuse(self, error: RequestError) -> None:
+        """The last word on this connection, behind the answers that come before. What follows in
+        the stream means nothing."""
+        self._is_over = True
+        exchange, self._body = self._body, None
+        if exchange is not None and exchange.is_answered:  # it was told more than this
+            exchange.keeps_alive = False
+            exchange.is_complete = True
+            self._end_exchange(exchange)
+            return
+        if exchange is None:
+            self._is_in_head = False
+            last = self._queue[-1] if self._queue else self._current
+            if self._is_ended or (last is not None and not last.keeps_alive):
+                self._go_on()  # the last answer is written, or still queued
+                return
+            exchange = Exchange("", "/", "", {}, self._address)
+            self._queue.append(exchange)
+        exchange.problem = error
+        exchange.keeps_alive = False
+        exchange.is_complete = True
+        exchange.wake()
+        self._go_on()
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > MAX_UNREAD_BYTES:
+            self.end()
+
+    # ---- to become a WebSocket
+
+    def _switch(self, rest: bytes) -> None:
+        """The parser has come to its end."""
+        exchange = self._upgrade
+        if exchange is None or self._transport.is_closing():
+            return
+        if not exchange.is_websocket:
+            self._is_over = True
+            self._go_on()
+        elif self._current is not None or len(self._queue) != 1:
+            self.end()  # answers would be written into the WebSocket
+        else:
+            self._queue.clear()
+            self._current = exchange
+            self._owner.half_open.end(self)
+            self._transport.pause_reading()
+            self._run_in_turn(self._open, exchange, rest, is_quick=True)
+
+    async def _open(self, exchange: Exchange, rest: bytes) -> None:
+        node = self._owner.node
+        try:
+            opened = await node.open_websocket(exchange)
+        except RequestError as error:
+            if not self._transport.is_closing():
+                exchange.is_websocket = False
+                self._is_over = True
+                self._transport.resume_reading()
+                self._answer(exchange, error.response)
+        except ClosedAtOnceError as error:
+            if not self._transport.is_closing():
+                self._become(Nobody(), exchange).close(error.code, error.reason)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+            self._fail(error)
+        else:
+            if self._transport.is_closing():
+                node.close_session(opened.session)
+                return
+            subscriber = Subscriber(
+                opened.session, node, self._owner.keepalive, self._owner.connections,
+                self._owner.new_company, speaks_control=exchange.speaks_control,
+            )  # fmt: skip
+            subscriber.socket = socket = self._become(subscriber, exchange)
+            subscriber.begin(opened.after)
+            if rest:
+                socket.data_received(rest)
+
+    def _become(self, handler: Handler, exchange: Exchange) -> WebSocket:
+        transport = self._transport
+        self._forget()
+        accept = accept_of(exchange.headers["sec-websocket-key"])
+        transport.write(switching(accept, exchange.chosen_subprotocol))
+        socket = WebSocket(
+            transport,
+            handler,
+            half_open=self._owner.half_open,
+            turn=self._owner.turn,
+            pacer=self._owner.pacer,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+        )
+        transport.set_protocol(socket)
+        transport.resume_reading()
+        return socket
+
+    # ---- ends
+
+    def _fail(self, error: Exception) -> None:
+        """A fault of ours: the log has it, and the peer is not left waiting."""
+        self._owner.node.fault("request failed; its connection is closed", error)
+        self.end()
+
+    def end(self) -> None:
+        """Cut the connection at once."""
+        cut(self._transport)
+
+    def finish(self) -> None:
+        """The server stops: close, behind the answer that is under way."""
+        if self._current is None:
+            self._transport.close()
+        else:
+            self._current.keeps_alive = False
+
+    def _forget(self) -> None:
+        self._unread = b""
+        self._reader.stop()
+        self._parser = None  # it knows our methods: a circle, which would wait for the collector
+        self._owner.half_open.end(self)
+        self._owner.request_bytes.release(self)
+        self._owner.answer_bytes.release(self)
+        self._owner.unread.discard(self)
+        self._owner.connections.discard(self)

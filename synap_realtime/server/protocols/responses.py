@@ -1,0 +1,75 @@
+"""The heads of answers, as bytes. See RFC 9112, section 4."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+
+from ..messages import Response
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+LAST_CHUNK = b"0\r\n\r\n"
+"""The end of a body in chunks: RFC 9112, section 7.1."""
+
+_STATUS = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+_PLAIN = (
+    b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Type: application/json\r\n"
+    b"Content-Length: "
+)
+
+
+def head_of(
+    response: Response, length: int | None, *, keeps_alive: bool = False, chunked: bool = False
+) -> bytes:
+    """
+    Args:
+        length: of the body; None: it is not known yet.
+        chunked: the body comes in chunks; else, without a length, it ends with the connection.
+    """
+    if (
+        keeps_alive
+        and length is not None
+        and response.status == 200
+        and not (response.headers or response.content_type != "application/json")
+    ):  # as most are
+        return b"%b%d\r\nDate: %b\r\n\r\n" % (_PLAIN, length, _date())
+    fields = response.fields()
+    if length is not None and response.status != 204:  # RFC 9110, section 8.6
+        fields["Content-Length"] = str(length)
+    if chunked:
+        fields["Transfer-Encoding"] = "chunked"
+    if not keeps_alive:
+        fields.setdefault("Connection", "close")
+    text = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    return b"%b%bDate: %b\r\n\r\n" % (_STATUS[response.status], text.encode("latin-1"), _date())
+
+
+def switching(accept: str, subprotocol: str | None) -> bytes:
+    """The answer to a handshake: RFC 6455, section 4.2.2."""
+    chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n{chosen}\r\n"
+    ).encode("latin-1")
+
+
+def chunk_of(data: bytes) -> bytes:
+    """A part of a body in chunks; ``data`` is not empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+_now: tuple[int, bytes] = (0, b"")
+
+
+def _date() -> bytes:
+    """RFC 9110, section 6.6.1; made once a second."""
+    global _now
+    second = int(time.time())
+    if second != _now[0]:
+        _now = second, formatdate(second, usegmt=True).encode()
+    return _now[1]

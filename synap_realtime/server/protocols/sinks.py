@@ -1,0 +1,238 @@
+"""Subscriptions on sockets: as WebSockets, and as event streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ...protocol.control import CloseCode, ControlFrame
+from ..node import Node
+from ..rooms.hub import Company as AnyCompany
+from ..rooms.sessions import Session
+from ..rooms.subscription import Alone, Subscription
+from ..sse import COMMENT, HEARTBEAT_S, opening, told
+from ..stores.base import Entry, StoreUnavailableError
+from ..ws_codec import ping_frame, text_frame
+from .descriptors import cut
+from .eager import run
+from .fanout import Company
+from .frames import frame_of
+from .keepalive import Keepalive
+from .pending_connections import Tracked
+from .websocket import WebSocket
+
+PING = ping_frame()
+
+
+class Subscriber:
+    """The handler of a WebSocket, and the outlet of its subscription."""
+
+    __slots__ = (
+        "_connections", "_keepalive", "_node", "_pending_answer", "_session", "_speaks_control",
+        "_start", "_subscription", "new_company", "socket",
+    )  # fmt: skip
+
+    socket: WebSocket
+
+    def __init__(
+        self,
+        session: Session,
+        node: Node,
+        keepalive: Keepalive,
+        connections: set[Tracked],
+        new_company: Callable[[], Company],
+        *,
+        speaks_control: bool,
+    ) -> None:
+        self.new_company = new_company
+        self._session = session
+        self._subscription = session.subscription
+        self._node = node
+        self._keepalive = keepalive
+        self._connections = connections
+        self._speaks_control = speaks_control
+        self._start: asyncio.Task[None] | None = None
+        self._pending_answer: str | None = None  # to the last ping, while the peer does not read
+        connections.add(self)
+        keepalive.heard(self)
+
+    def begin(self, after: str | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._start = run(loop, _start(self._subscription, after, self))
+
+    @property
+    def is_writable(self) -> bool:
+        return self.socket.is_writable
+
+    def put(self, entry: Entry) -> bool:
+        return self.socket.write(frame_of(entry))
+
+    def put_soon(self, entry: Entry) -> bool:
+        return self.socket.write_soon(frame_of(entry))
+
+    def say(self, frame: ControlFrame) -> None:
+        if self._speaks_control:
+            self.socket.write(text_frame(frame.encoded().encode()))
+
+    def end(self, code: CloseCode | None = None) -> None:
+        """Close, with a code; cut, without one."""
+        if code is None:
+            self.socket.end()
+        else:
+            self.socket.close(code, self._subscription.reason)
+            _close_soon(self._node, self._session)
+
+    @property
+    def can_gather(self) -> bool:
+        return self.socket.descriptor is not None
+
+    def enter(self, company: AnyCompany) -> None:
+        assert isinstance(company, Company)  # noqa: S101 - one of this front's made it
+        company.add(self.socket, self._subscription)
+
+    def exit(self) -> None:
+        company = self.socket.company
+        assert isinstance(company, Company)  # noqa: S101
+        company.discard(self.socket)
+
+    def alive(self) -> None:
+        self._keepalive.heard(self)
+
+    def heard(self, message: str | bytes) -> None:
+        answer = self._subscription.hear(message)
+        if answer is None:
+            return
+        if self.socket.is_writable:
+            self.socket.write(text_frame(answer.encode()))
+        else:
+            # One answer to all pings of a peer that does not read, so that they fill no memory.
+            self._pending_answer = answer
+
+    def stalled(self) -> None:
+        self._subscription.stall()
+
+    def writable(self) -> None:
+        answer, self._pending_answer = self._pending_answer, None
+        if answer is None or self.socket.write(text_frame(answer.encode())):
+            self._subscription.writable()
+
+    def ended(self) -> None:
+        _close_soon(self._node, self._session)
+
+    def gone(self) -> None:
+        if self._start is not None:
+            self._start.cancel()
+        self._keepalive.gone(self)
+        self._connections.discard(self)
+        self._node.close_session(self._session)
+
+    def ping(self) -> None:
+        # To a peer that does not read, it would only wait in memory.
+        if self.socket.is_writable:
+            self.socket.write(PING)
+
+    def silent(self) -> None:
+        self._subscription.close(CloseCode.IDLE_TIMEOUT)
+
+    def finish(self) -> None:
+        """The server stops."""
+        self._subscription.close(CloseCode.DRAINING)
+
+
+class EventStream(Alone):
+    """The body of an answer that goes on, and the outlet of its subscription."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        session: Session,
+        node: Node,
+        *,
+        chunked: bool,
+        is_writable: Callable[[], bool],
+        ended: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            ended: called when the last byte was written.
+        """
+        self._transport = transport
+        self._session = session
+        self._node = node
+        self._chunked = chunked
+        self._is_writable = is_writable
+        self._ended = ended
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, after: str | None) -> None:
+        self._write(opening())
+        self._beat_later()
+        loop = asyncio.get_running_loop()
+        self._task = run(loop, _start(self._session.subscription, after, self))
+
+    @property
+    def is_writable(self) -> bool:
+        return self._is_writable()
+
+    def put(self, entry: Entry) -> bool:
+        self._write(told(entry))
+        return self._is_writable()
+
+    put_soon = put
+
+    def say(self, frame: ControlFrame) -> None:
+        self._write(told(frame))
+
+    def end(self, code: CloseCode) -> None:
+        is_writable = self._is_writable()
+        self._close()
+        if is_writable and code is not CloseCode.SLOW_CONSUMER:
+            if self._chunked and not self._transport.is_closing():
+                self._transport.write(b"0\r\n\r\n")
+            self._ended()
+        else:  # the end of the stream would wait behind what it does not take
+            cut(self._transport)
+
+    def writable(self) -> None:
+        self._session.subscription.writable()
+
+    def gone(self) -> None:
+        """The connection is no more."""
+        if self._task is not None:
+            self._task.cancel()
+        self._close()
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        _close_soon(self._node, self._session)
+
+    def _write(self, text: bytes) -> None:
+        # A loop closes a socket inside a write that fails, and says so later.
+        if not self._transport.is_closing():
+            chunk = b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text
+            self._transport.write(chunk)
+
+    def _beat_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
+
+    def _beat(self) -> None:
+        if self.is_writable:
+            self._write(COMMENT)
+        self._beat_later()
+
+
+def _close_soon(node: Node, session: Session) -> None:
+    """It listens no more, however long its peer takes to hear so. Not now: its room may be just
+    being told something."""
+    asyncio.get_running_loop().call_soon(node.close_session, session)
+
+
+async def _start(
+    subscription: Subscription, after: str | None, outlet: Subscriber | EventStream
+) -> None:
+    try:
+        await subscription.start(after, outlet)
+    except StoreUnavailableError:
+        subscription.close(CloseCode.DRAINING)

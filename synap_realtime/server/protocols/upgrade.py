@@ -1,0 +1,53 @@
+"""What a request that wants another protocol must be. See RFC 6455, section 4.2.1."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from ..messages import RequestError, bad_request
+from .exchange import Exchange
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+
+
+def look_at_upgrade(exchange: Exchange) -> bool:
+    """Check a request with ``Upgrade``.
+
+    Returns:
+        Whether nothing more is read from its connection as HTTP: it is a WebSocket handshake, or
+        ``CONNECT``. Every other upgrade is ignored (RFC 9110, section 7.8).
+    """
+    headers = exchange.headers
+    if exchange.method == "CONNECT":
+        exchange.problem = bad_request("Invalid method", "this is no proxy")
+        return True
+    offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
+    if exchange.method != "GET" or "websocket" not in offered:
+        return False
+    if headers.get("content-length", "").strip(" 0") or "transfer-encoding" in headers:
+        exchange.problem = bad_request("Invalid WebSocket handshake", "it has a body")
+        return True
+    protocols = headers.get("sec-websocket-protocol", "").split(",")
+    exchange.subprotocols = [name for part in protocols if (name := part.strip())]
+    if headers.get("sec-websocket-version") != "13":
+        exchange.problem = RequestError(
+            426, "upgrade_required", "Unsupported WebSocket version", "expected 13",
+            {"Sec-WebSocket-Version": "13"},
+        )  # fmt: skip
+    elif (
+        exchange.is_http_10
+        or not _is_key(headers.get("sec-websocket-key", ""))
+        or not all(map(_TOKEN.fullmatch, exchange.subprotocols))
+    ):
+        exchange.problem = bad_request("Invalid WebSocket handshake", "see RFC 6455, section 4.2.1")
+    exchange.is_websocket = exchange.problem is None
+    return True
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text.strip(), validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False

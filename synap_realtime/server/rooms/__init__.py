@@ -1,0 +1,1 @@
+"""Rooms: fan-out, subscriptions, sessions and presence."""

@@ -1,0 +1,315 @@
+"""The connections of this node: whose they are, and until when. See PROTOCOL.md, "Subscribing"."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+
+from ...protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
+from ...protocol.notification import format_timestamp
+from ...protocol.rooms import Room, user_of
+from .. import events
+from ..auth import ANYONE, Claims
+from ..authorization import Access
+from ..byte_budget import BacklogBudget, caller_of
+from ..deadlines import Alarms
+from ..limits import Limits, Place
+from ..messages import RequestError
+from ..metrics import Metrics
+from ..revocations import Revocation, Revocations
+from ..stores.base import Store, StoreUnavailableError
+from .hub import Hub
+from .presence import Presence
+from .subscription import Subscription, ignore_token
+
+EXPIRING_S = 30.0
+EXPIRING_SHARE = 2 / 3
+"""A client is warned so long before its token ends, or when this share of what the token had left
+at its arrival is left, whichever is later. Else a token that lives for 30 s, or a cached one that
+arrives late, would be replaced as soon as it arrives, again and again."""
+
+
+class Session:
+    """One connection: a subscription, and what its token still allows."""
+
+    __slots__ = (
+        "_access", "_alarms", "_clock", "_renewal", "_rings_at", "_warns_at", "_was_told",
+        "address", "began_at", "claims", "device", "is_over", "place", "room", "subscription",
+        "transport", "user", "watches",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        room: Room,
+        claims: Claims,
+        access: Access,
+        alarms: Alarms,
+        *,
+        place: Place | None = None,
+        user: str | None = None,
+        address: str | None = None,
+        device: str | None = None,
+        transport: str = "",
+        watches: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Args:
+            place: what it holds of the limits.
+            user: who is present by it.
+        """
+        self.place = place
+        self.user = user
+        self.subscription = subscription
+        self.room = room
+        self.claims = claims
+        self.address = address
+        self.device = device
+        self.transport = transport
+        self.began_at = clock()
+        self.is_over = False
+        self._access = access
+        self._alarms = alarms
+        self.watches = watches
+        self._clock = clock
+        self._rings_at = math.inf  # by the clock, when the next alarm that was set comes
+        self._was_told = False  # that its token is about to end
+        self._warns_at = math.inf  # by the clock, when it is told so
+        self._renewal: asyncio.Task[None] | None = None
+        subscription.on_token = self.renew
+        self._await_expiry()
+
+    def renew(self, token: str) -> None:
+        """Take a new token in place of the old one; a bad one ends the connection."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        self._renewal = asyncio.create_task(self._renew(token))
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self.subscription.on_token = ignore_token  # no circle that waits for the collector
+        self.is_over = True
+        if self._rings_at != math.inf:
+            self._alarms.drop()
+        if self._renewal is not None:
+            self._renewal.cancel()
+
+    async def _renew(self, token: str) -> None:
+        close = self.subscription.close
+        try:
+            claims = await self._access.identify_renewed(token, self.claims, self.address)
+            if claims.user != self.claims.user:
+                return close(CloseCode.FORBIDDEN, "the new token is another user's")
+            await self._access.permit(claims, "subscribe", self.room)
+            if self.watches:
+                await self._access.permit(claims, "presence", self.room)
+        except RequestError as error:
+            details = error.body["details"]
+            if error.response.status == 429:
+                close(CloseCode.RATE_LIMITED, details)
+            elif error.response.status != 503:  # nobody knows: the old one counts to its end
+                close(
+                    CloseCode.FORBIDDEN if error.response.status == 403 else CloseCode.UNAUTHORIZED,
+                    details,
+                )
+        except StoreUnavailableError:
+            pass
+        else:
+            if not self._access.still_counts(claims):  # while a rule was asked
+                return close(CloseCode.REVOKED)
+            previous, self.claims = self.claims, claims
+            # A token that ends no later is no news: its client has none that is newer.
+            if _end_of(claims) > _end_of(previous):
+                self._await_expiry()
+            else:
+                self._look_at_token()
+
+    def ring(self) -> None:
+        """See :class:`alarms.Sleeper`."""
+        self._rings_at = math.inf
+        self._look_at_token()
+
+    def _await_expiry(self) -> None:
+        self._was_told = False
+        if self.claims.expires_at is not None:
+            left_s = self.claims.expires_at - self._clock()
+            self._warns_at = self.claims.expires_at - min(EXPIRING_S, left_s * EXPIRING_SHARE)
+        self._look_at_token()
+
+    def _look_at_token(self) -> None:
+        """Say that the token is about to end, or that it has; else look again when it is time."""
+        ends_at = self.claims.expires_at
+        if ends_at is None:
+            return
+        now = self._clock()
+        if ends_at <= now:
+            self.subscription.close(CloseCode.TOKEN_EXPIRED)
+            return
+        if self._warns_at <= now and not self._was_told:
+            self._was_told = True
+            when = format_timestamp(datetime.fromtimestamp(ends_at, UTC))
+            self.subscription.say(ControlFrame(TOKEN_EXPIRING, {"expiresAt": when}))
+        next_at = ends_at if self._was_told else min(ends_at, self._warns_at)
+        # An alarm that comes before then looks again; it is not taken back.
+        if next_at < self._rings_at:
+            self._rings_at = next_at
+            self._alarms.set(next_at - now, self)
+
+
+def _end_of(claims: Claims) -> float:
+    return math.inf if claims.expires_at is None else claims.expires_at
+
+
+class Sessions:
+    """All of them."""
+
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        presence: Presence,
+        access: Access,
+        revocations: Revocations,
+        limits: Limits,
+        backlogs: BacklogBudget,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._presence = presence
+        self._access = access
+        self._revocations = revocations
+        self._limits = limits
+        self._backlogs = backlogs
+        self._metrics = metrics
+        self._alarms = Alarms()
+        self._open: set[Session] = set()
+        self._left = asyncio.Event()
+        revocations.on_revoked = self._close_revoked
+
+    def open(
+        self,
+        room: Room,
+        claims: Claims,
+        address: str | None,
+        *,
+        transport: str,
+        device: str | None,
+        acknowledges: bool,
+        watches: bool,
+    ) -> Session:
+        """A session for a connection that was permitted; :meth:`close` when it has ended.
+
+        Args:
+            transport: ``websocket`` or ``sse``.
+            device: what the client says that it is; what its token says counts more.
+            watches: it wants to hear who comes and goes.
+
+        Raises:
+            RequestError: 429.
+            TooManyForUserError: the user has too many.
+        """
+        device = claims.device or device
+        place = self._limits.take_place(claims, room, address)
+        self._metrics.connected(transport)
+        subscription = Subscription(
+            self._store,
+            self._hub,
+            room,
+            self._metrics,
+            device=device,
+            acknowledges=acknowledges,
+            takes_message=self._limits.takes_message,
+            budget=self._backlogs,
+            caller=caller_of(claims, address),
+            count_read=partial(self._limits.count_read, claims, address),
+        )
+        session = Session(
+            subscription, room, claims, self._access, self._alarms, place=place,
+            # Without keys nobody says who they are: in a user's room it is that user.
+            user=user_of(room) if claims is ANYONE else claims.user,
+            address=address, device=device, transport=transport, watches=watches,
+        )  # fmt: skip
+        self._open.add(session)
+        events.opened(room, claims, address, device, transport)
+        if not self._access.still_counts(claims):  # since it was looked at
+            subscription.close(CloseCode.REVOKED)
+        if session.user is not None:
+            self._presence.join(room, session.user, device)
+        if watches:
+            state = self._presence.watch(room, subscription)
+            self._limits.count_read(claims, address, len(state.encoded()))
+        return session
+
+    def close(self, session: Session) -> None:
+        """Its connection has gone; a second call changes nothing."""
+        if session not in self._open:
+            return
+        self._open.discard(session)
+        session.end()
+        subscription, room = session.subscription, session.room
+        subscription.leave()
+        if session.watches:
+            self._presence.unwatch(room, subscription)
+        if session.user is not None:
+            self._presence.leave(room, session.user, session.device)
+        self._metrics.disconnected(session.transport)
+        if session.place is not None:
+            self._limits.give_back(session.place)
+        if (code := subscription.closing) is not None:
+            self._metrics.dropped(code.name.lower())
+        lasted_s = time.time() - session.began_at
+        events.closed(
+            room, session.claims, session.address, session.device, code, subscription.reason,
+            lasted_s,
+        )  # fmt: skip
+        self._left.set()
+
+    def of(self, room: Room) -> list[Session]:
+        """Those of a room."""
+        return [session for session in self._open if session.room == room]
+
+    def count(self) -> dict[str, int]:
+        """How many there are, by transport."""
+        found = {"websocket": 0, "sse": 0}
+        for session in self._open:
+            found[session.transport] += 1
+        return found
+
+    def subscriptions(self) -> list[Subscription]:
+        return [session.subscription for session in self._open]
+
+    def close_untrusted(self) -> int:
+        """Close the connections whose key was removed; returns how many.
+
+        With 4401, not 4504: the user was not revoked, and comes back with a token that another key
+        has signed.
+        """
+        found = [each for each in self._open if not self._access.vouches_for(each.claims)]
+        for session in found:
+            session.subscription.close(CloseCode.TOKEN_EXPIRED, "the token's key was removed")
+        return len(found)
+
+    async def wait_until_left(self, end: float) -> None:
+        """Wait until all have gone, at most to a moment of the loop's clock."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                while self._open:
+                    self._left.clear()
+                    await self._left.wait()
+
+    def stop(self) -> None:
+        """The server has stopped."""
+        self._alarms.close()
+
+    def _close_revoked(self, revocation: Revocation) -> int:
+        revoked = [session for session in self._open if revocation.covers(session.claims)]
+        for session in revoked:
+            session.subscription.close(CloseCode.REVOKED)
+        return len(revoked)

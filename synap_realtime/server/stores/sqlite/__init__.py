@@ -1,0 +1,1 @@
+"""The store that keeps its log in a SQLite file."""

@@ -1,0 +1,387 @@
+"""The store in one SQLite file: what was answered 200 survives the process, and the power.
+
+One thread writes, one reads. All that waits to be written goes into one transaction (group commit),
+so that many publishers share one flush of the disk. The SQL is in ``sqlite_file.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from ....protocol.cursor import Cursor
+from ....protocol.rooms import Room
+from ..base import (
+    DeliveryHandler,
+    Page,
+    Publication,
+    PublishResult,
+    Retention,
+    StoreStats,
+    StoreUnavailableError,
+    make_entry,
+)
+from ..clock import RunningClock
+from .database import UNUSABLE, Kept, LogFile, LogReader, LogWriter
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+"""More than this not yet written, and publishes are refused until the disk has caught up."""
+
+CHECK_TIMEOUT_S = 2.0
+TRIAL_BYTES = 512 * 1024
+"""The file takes writes if it takes so much at once: the largest notification, and what is around
+it."""
+
+UPKEEP_S = 1.0
+"""How often marks and counts are written, and, when nobody publishes, what is old is deleted."""
+
+_REST_S = 0.25
+"""After so long without a publication, the write-ahead log is moved into the database file."""
+
+_GROUP_BYTES = 4 * 1024 * 1024
+_SWEEP, _IDLE_SWEEP = 64, 2000  # old entries deleted in a transaction
+_BREATH_BYTES = 16 * 1024  # delivered in a row, before others get their turn
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """The publications of one call. None at all: only see whether the file takes a write."""
+
+    publications: Sequence[Publication]
+    deliver: DeliveryHandler
+    answer: asyncio.Future[Sequence[PublishResult]]
+    size: int
+
+
+_Outcome = Sequence[Sequence[Kept]] | StoreUnavailableError
+
+
+@dataclass(slots=True, eq=False)
+class _Done:
+    """What the writing thread did: jobs with their outcome, marks and counts now in the file."""
+
+    jobs: Sequence[_Job]
+    outcome: _Outcome
+    marks: dict[tuple[Room, str | None], int]
+    counts: dict[int, int]
+    stopping: bool
+
+
+class _Health:
+    """Logs once that an operation fails, and once that it works again."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.problem: str | None = None
+
+    def report(self, problem: str | None) -> None:
+        if problem is None and self.problem is not None:
+            logger.warning("%s works again", self._what)
+        elif problem is not None and self.problem is None:
+            logger.error("%s failed: %s; answering 503 until it works again", self._what, problem)
+        self.problem = problem
+
+
+class SqliteStore:
+    """One file, for one server at a time.
+
+    Marks and broadcast counts are written once a second: after a crash a mark may be a second old,
+    and a repeated publish may be answered with a count of 0.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        retention: Retention | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Open the file, or make it.
+
+        Args:
+            clock: seconds, from any origin, by which age is judged; running time by default.
+
+        Raises:
+            ConfigurationError: it cannot be used; the message says why and what to do.
+        """
+        self._file = LogFile(Path(path), clock or RunningClock())
+        try:
+            self._writer = LogWriter(self._file, retention or Retention())
+            self._reader = LogReader(self._file)
+        except UNUSABLE as error:
+            self._file.close()
+            raise self._file.unusable(error) from error
+        self._epoch = self._writer.epoch
+        self._writes = _Health(f"writing {self._file.path}")
+        self._reads = _Health(f"reading {self._file.path}")
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._trial_bytes = TRIAL_BYTES
+        self._next_trial_at = 0.0
+        self._waiting_bytes = 0
+        # Not yet in the file. Changed by the event loop only; the writing thread takes copies.
+        self._marks: dict[tuple[Room, str | None], int] = {}
+        self._counts: dict[int, int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._done: deque[_Done] = deque()
+        self._arrived = asyncio.Event()
+        self._finishing: asyncio.Task[None] | None = None
+        self._writing = threading.Thread(target=self._write, name="synap-write", daemon=True)
+        self._reading = ThreadPoolExecutor(1, "synap-read")
+
+    @property
+    def description(self) -> str:
+        return (
+            f"sqlite store in {self._file.path}: what was answered 200 survives a crash; "
+            "one server at a time"
+        )
+
+    def earliest(self) -> Cursor:
+        return Cursor(self._epoch, 0)
+
+    async def head(self, room: Room) -> Cursor:
+        # The checkpoint is read first: what is committed afterwards comes after it.
+        checkpoint = self._writer.checkpoint
+        return Cursor(self._epoch, await self._read(self._reader.head, room, checkpoint))
+
+    async def publish(
+        self, publications: Sequence[Publication], deliver: DeliveryHandler
+    ) -> Sequence[PublishResult]:
+        loop = self._started()
+        size = sum(len(publication.text) for publication in publications)
+        if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
+            raise StoreUnavailableError("more waits to be written than the disk can take")
+        self._waiting_bytes += size
+        job = _Job(publications, deliver, loop.create_future(), size)
+        self._jobs.put(job)
+        return await job.answer
+
+    async def check(self) -> None:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await self.publish((), lambda _room, _entry: 0)
+                await self._read(self._reader.last_offset)
+        except TimeoutError:
+            raise StoreUnavailableError("the file does not take a write in time") from None
+        if (problem := self._writes.problem) is not None:
+            raise StoreUnavailableError(f"the file takes no writes: {problem}")
+
+    async def read(self, room: Room, after: Cursor, limit: int) -> Page:
+        foreign = after.epoch != self._epoch
+        start = 0 if foreign else after.offset
+        checkpoint = self._writer.checkpoint
+        rows = await self._read(self._reader.page, room, start, limit, checkpoint)
+        return Page(
+            [make_entry(room, Cursor(self._epoch, offset), text) for offset, text in rows.entries],
+            recovered=rows.recovered and not foreign,
+        )
+
+    async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
+        if device is not None and (mark := await self._device_mark(room, device)) is not None:
+            return Cursor(self._epoch, mark)
+        before = self._marks.get((room, None), 0)  # it may go into the file while we read
+        kept = await self._read(self._reader.mark, room)
+        mark = max(before, kept, self._marks.get((room, None), 0))
+        return Cursor(self._epoch, mark) if mark else None
+
+    async def _device_mark(self, room: Room, device: str) -> int | None:
+        before = self._marks.get((room, device))
+        kept = await self._read(self._reader.device_mark, room, device)
+        found = (before, kept, self._marks.get((room, device)))
+        return max((mark for mark in found if mark is not None), default=None)
+
+    def register_device(self, room: Room, device: str, position: Cursor) -> None:
+        if position.epoch == self._epoch:
+            self._started()
+            # The last one that came stands last: the file forgets them in this order.
+            mark = self._marks.pop((room, device), 0)
+            self._marks[room, device] = max(position.offset, mark)
+
+    def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
+        if position.epoch != self._epoch:
+            return
+        for mark in {(room, None), (room, device)}:
+            if position.offset > self._marks.get(mark, 0):
+                self._marks.pop(mark, None)
+                self._marks[mark] = position.offset
+
+    async def usage(self) -> StoreStats:
+        return await self._read(self._reader.usage)
+
+    async def close(self) -> None:
+        if self._finishing is not None:
+            self._jobs.put(None)
+            await self._finishing
+            await asyncio.to_thread(self._writing.join)
+        self._reading.shutdown()
+        self._reader.close()
+        self._writer.close()
+        self._file.close()
+
+    async def _read(self, ask: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
+        try:
+            answer = await self._started().run_in_executor(
+                self._reading, lambda: self._reader.run(ask, *arguments, **_)
+            )
+        except sqlite3.Error as error:
+            self._reads.report(str(error))
+            raise StoreUnavailableError(f"the file cannot be read: {error}") from error
+        self._reads.report(None)
+        return answer
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._finishing = self._loop.create_task(self._finish())
+            self._writing.start()
+        return self._loop
+
+    # --- the writing thread ---------------------------------------------------------------------
+
+    def _write(self) -> None:
+        assert self._loop is not None  # noqa: S101 - set before the thread starts
+        stopping = False
+        upkeep_at = 0.0
+        while not stopping:
+            jobs, stopping = self._take()
+            due = stopping or time.monotonic() >= upkeep_at
+            marks = self._marks.copy() if due else {}
+            counts = self._counts.copy() if due else {}
+            sweep = 2 * sum(len(job.publications) for job in jobs) + _SWEEP if jobs else _IDLE_SWEEP
+            size = sum(job.size for job in jobs)
+            outcome: _Outcome = [()] * len(jobs)
+            try:
+                if size or marks or counts or stopping or self._writer.is_upkeep_due():
+                    calls = [job.publications for job in jobs]
+                    outcome = self._writer.write(calls, marks, counts, sweep)
+                if not size:
+                    self._writer.idle()
+                self._try_writing(size, is_asked=any(not job.publications for job in jobs))
+                if due:
+                    upkeep_at = time.monotonic() + UPKEEP_S
+            except sqlite3.Error as error:
+                self._writes.report(str(error))
+                self._trial_bytes = max(self._trial_bytes, min(2 * size, _GROUP_BYTES))
+                outcome = StoreUnavailableError(f"the file takes no writes: {error}")
+                marks, counts = {}, {}
+            except Exception as error:
+                logger.exception("the store's writing thread failed")
+                outcome = StoreUnavailableError(f"the store failed: {type(error).__name__}")
+                marks, counts = {}, {}
+            if jobs or marks or counts or stopping:
+                done = _Done(jobs, outcome, marks, counts, stopping)
+                try:
+                    self._loop.call_soon_threadsafe(self._take_back, done)
+                except RuntimeError:  # the event loop has gone: there is nobody to tell
+                    return
+
+    def _try_writing(self, written: int, *, is_asked: bool) -> None:
+        """After a failure, and when it is asked, see whether the file takes what is published.
+
+        A full disk may still take a few bytes, so a failure is over only when as much was written
+        as failed. Without a failure nothing is written, as long as there is space.
+
+        Args:
+            written: bytes of publications that it has just taken.
+            is_asked: somebody wants to know.
+        """
+        failed = self._writes.problem is not None
+        if not (failed or is_asked):
+            return
+        if not (failed and written >= self._trial_bytes):
+            now = time.monotonic()
+            if now < self._next_trial_at:
+                return
+            self._next_trial_at = now + UPKEEP_S
+            try:
+                self._writer.try_writing(self._trial_bytes, only_if_nearly_full=not failed)
+            except sqlite3.Error as error:
+                self._writes.report(str(error))
+                return
+        self._writes.report(None)
+        self._trial_bytes = TRIAL_BYTES
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        """All jobs that wait, up to what one transaction should hold; whether it is the end."""
+        jobs: list[_Job] = []
+        size = 0
+        try:
+            job = self._jobs.get(timeout=_REST_S if self._file.log_bytes else UPKEEP_S)
+            while job is not None:
+                jobs.append(job)
+                size += job.size
+                if size >= _GROUP_BYTES:
+                    return jobs, False
+                job = self._jobs.get_nowait()
+        except queue.Empty:
+            return jobs, False
+        return jobs, True
+
+    # --- the event loop -------------------------------------------------------------------------
+
+    def _take_back(self, done: _Done) -> None:
+        self._done.append(done)
+        self._arrived.set()
+
+    async def _finish(self) -> None:
+        """Deliver what was kept and answer who published it, in the order of the file."""
+        stopping = False
+        while not stopping:
+            while not self._done:
+                self._arrived.clear()
+                await self._arrived.wait()
+            done = self._done.popleft()
+            for mark, offset in done.marks.items():
+                if self._marks.get(mark) == offset:
+                    del self._marks[mark]
+            for number, job in enumerate(done.jobs):
+                self._waiting_bytes -= job.size
+                if isinstance(done.outcome, StoreUnavailableError):
+                    if not job.answer.done():
+                        job.answer.set_exception(done.outcome)
+                else:
+                    receipts = await self._deliver(job, done.outcome[number])
+                    if not job.answer.done():
+                        job.answer.set_result(receipts)
+            # Now, not before: a duplicate in these jobs was read before its count was written.
+            for offset, count in done.counts.items():
+                if self._counts.get(offset) == count:
+                    del self._counts[offset]
+            stopping = done.stopping
+
+    async def _deliver(self, job: _Job, kept: Sequence[Kept]) -> Sequence[PublishResult]:
+        receipts = []
+        unread = 0
+        for publication, place in zip(job.publications, kept, strict=True):
+            cursor = Cursor(self._epoch, place.offset)
+            if place.duplicate:
+                count = self._counts.get(place.offset, place.count)
+            else:
+                entry = make_entry(publication.room, cursor, publication.text)
+                try:
+                    count = job.deliver(publication.room, entry)
+                except Exception:  # it must not; but nobody else shall wait for ever
+                    logger.exception("could not deliver to %s", publication.room)
+                    count = 0
+                if count:
+                    self._counts[place.offset] = count
+                unread += entry.size
+                if unread > _BREATH_BYTES:
+                    unread = 0
+                    await asyncio.sleep(0)
+            receipts.append(PublishResult(publication.id, cursor, count, place.duplicate))
+        return receipts
