@@ -75,7 +75,7 @@ async def _subscribe(
     count: int | None,
     timeout_s: float | None,
 ) -> bool:
-    watcher = _Watcher(parse_address(url, SCHEMES).named)
+    watcher = _StateReporter(parse_address(url, SCHEMES).named)
     notifications = subscribe(
         room,
         url,
@@ -86,8 +86,8 @@ async def _subscribe(
         on_gap=lambda _: say("gap: something was missed; the server no longer has it"),
         on_state_change=watcher,
     )
-    reader = _Reader()
-    stalls = _Stalls()
+    reader = _StdoutWatcher()
+    stalls = _StallDetector()
     printed = 0
     try:
         async with asyncio.timeout(timeout_s) as limit, aclosing(notifications):
@@ -106,7 +106,7 @@ async def _subscribe(
     return True
 
 
-class _Stalls:
+class _StallDetector:
     """Says when a job has been silent for longer than it said is normal."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class _Stalls:
         self._timers[run] = loop.call_later(view.stall_after_s, say, f"stalled: {said}")
 
 
-class _Reader:
+class _StdoutWatcher:
     """Who reads what we print: one who leaves ends it, also while there is nothing to print."""
 
     is_gone = False
@@ -147,7 +147,7 @@ class _Reader:
             loop.add_reader(stdout, leave)  # a pipe that nobody reads counts as readable
 
 
-class _Watcher:
+class _StateReporter:
     """Says how the connection stands; a server that was never there is an error."""
 
     def __init__(self, server: str) -> None:

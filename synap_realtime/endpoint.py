@@ -24,7 +24,7 @@ SCHEMES = ("http", "https", "ws", "wss")
 """What a listener's URL may begin with: it is the same server either way."""
 
 
-class Address(NamedTuple):
+class ServerUrl(NamedTuple):
     """A room server's base URL, with the path that it is mounted at, without a slash at the end."""
 
     url: httpx.URL
@@ -58,7 +58,7 @@ def parse_address(
     url: str | None,
     schemes: tuple[str, ...] = ("http", "https"),
     variables: tuple[str, ...] = ("REALTIME_URL",),
-) -> Address:
+) -> ServerUrl:
     """Take the argument, else the first of the variables that is set, else :data:`DEFAULT_URL`.
 
     Raises:
@@ -82,7 +82,7 @@ def parse_address(
     if parsed.query or parsed.fragment or not 0 < (parsed.port or 80) < 65536:
         raise ConfigurationError(f"{source}: expected a host, a port and a path, got {shown!r}")
     shown = str(parsed.copy_with(username=None, password=None)).rstrip("/")
-    return Address(parsed, shown, source)
+    return ServerUrl(parsed, shown, source)
 
 
 def bearer(source: str, key: object) -> str:

@@ -17,14 +17,14 @@ from ..event_loops import running_loop
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
 from . import encoding, retry
-from .batch_queue import Item
+from .batch_queue import QueuedNotification
 from .dispatcher import Sender
 from .result import BroadcastResult
 
 _INSTEAD = "call broadcast_notification_sync() or another …_sync function, in a thread"
 
 
-class _Pool(NamedTuple):
+class _LoopClient(NamedTuple):
     """The connections of one event loop."""
 
     sender: Sender
@@ -75,7 +75,7 @@ class AsyncBroadcaster:
         self._deadline_s = encoding.check_seconds("deadline_s", deadline_s)
         self._transport = transport
         # A pool of connections belongs to one event loop; some frameworks run several.
-        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+        self._pools: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
 
     async def broadcast_notification(
         self,
@@ -166,19 +166,19 @@ class AsyncBroadcaster:
         span.end(result.error)
         return result
 
-    async def _publish(self, parcel: encoding.Parcel) -> BroadcastResult:
+    async def _publish(self, parcel: encoding.EncodedNotification) -> BroadcastResult:
         deadline = time.monotonic() + self._deadline_s
         try:
             loop = running_loop("an asynchronous broadcast", _INSTEAD)
         except ConfigurationError as error:
             return encoding.failed(parcel, 0, str(error))
         pool = self._pools.get(loop) or await self._open(loop)
-        return await pool.sender.send(Item(parcel, deadline))
+        return await pool.sender.send(QueuedNotification(parcel, deadline))
 
-    async def _open(self, loop: asyncio.AbstractEventLoop) -> _Pool:
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> _LoopClient:
         self._release_closed()
         sender = Sender(self._endpoint, self._transport, self._timeout_s)
-        pool = self._pools[loop] = _Pool(sender, self._until_loop_ends(loop, sender))
+        pool = self._pools[loop] = _LoopClient(sender, self._until_loop_ends(loop, sender))
         await anext(pool.guard)
         return pool
 

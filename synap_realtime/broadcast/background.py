@@ -23,7 +23,7 @@ from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId
 from . import encoding, forks, retry
 from .result import BroadcastResult
-from .sync import Poster
+from .sync import HttpClient
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class PendingNotification:
         result: what became of it; None until the server has answered.
     """
 
-    parcel: encoding.Parcel
+    parcel: encoding.EncodedNotification
     due: float = 0.0
     taken: bool = False
     result: BroadcastResult | None = None
@@ -94,7 +94,7 @@ class BackgroundBroadcaster:
         self._endpoint = encoding.Endpoint(url, api_key)
         self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
         self._max_pending = max_pending
-        self._poster = Poster(self._endpoint, transport)
+        self._poster = HttpClient(self._endpoint, transport)
         self._reset()
         _instances.add(self)
         forks.renew_in_child(self)
@@ -357,7 +357,7 @@ class BackgroundBroadcaster:
             return self._next_batch()
 
     def _next_batch(self) -> list[PendingNotification]:
-        load = encoding.Load(BATCH)
+        load = encoding.BatchBudget(BATCH)
         while self._ready and load.add(self._ready[0].parcel):
             posted = self._ready.popleft()
             posted.taken = True
@@ -391,17 +391,17 @@ class BackgroundBroadcaster:
                 results: list[BroadcastResult] = done.value
                 return results
 
-    def _call(self, call: encoding.Call) -> encoding.Answer:
+    def _call(self, call: encoding.ApiRequest) -> encoding.ApiResponse:
         """Send until there is an answer that stays, or until the end of this broadcaster."""
         from tenacity import Retrying, retry_if_result, stop_never
 
-        answer = encoding.Answer()
+        answer = encoding.ApiResponse()
 
-        def may_come_back(answer: encoding.Answer) -> bool:
+        def may_come_back(answer: encoding.ApiResponse) -> bool:
             # Nobody waits here, so what its operator has to mend is waited for as well.
             return retry.is_retriable(answer) or answer.is_misconfigured
 
-        def attempt() -> encoding.Answer:
+        def attempt() -> encoding.ApiResponse:
             nonlocal answer
             answer = self._poster.post(call, self._timeout_s)
             if may_come_back(answer):
@@ -425,7 +425,7 @@ class BackgroundBroadcaster:
             retrying(attempt)
         return retry.counted(answer, retrying.statistics["attempt_number"])
 
-    def _is_away(self, answer: encoding.Answer) -> None:
+    def _is_away(self, answer: encoding.ApiResponse) -> None:
         with self._changed:
             if self._away:
                 return

@@ -33,7 +33,7 @@ def _nobody() -> None:
 
 
 @dataclass(eq=False, slots=True)
-class Item:
+class QueuedNotification:
     """One notification on its way, for the caller who waits for it.
 
     Attributes:
@@ -45,13 +45,13 @@ class Item:
         exception: what a transport raised that is no failure of the network.
     """
 
-    parcel: encoding.Parcel
+    parcel: encoding.EncodedNotification
     deadline: float
     settled: Callable[[], None] = _nobody
     due: float = 0.0
     attempts: int = 0
     abandoned: bool = False
-    leads: list[Item] = field(default_factory=list)
+    leads: list[QueuedNotification] = field(default_factory=list)
     failure: BroadcastResult | None = None
     result: BroadcastResult | None = None
     exception: Exception | None = None
@@ -84,14 +84,14 @@ class Item:
         return self.result
 
 
-class Outbox:
+class BatchQueue:
     """The queue of one client to one server."""
 
     def __init__(self, endpoint: encoding.Endpoint) -> None:
         self._endpoint = endpoint
-        self._waiting: deque[Item] = deque()
+        self._waiting: deque[QueuedNotification] = deque()
         self._waiting_bytes = 0
-        self._under_way: set[Item] = set()
+        self._under_way: set[QueuedNotification] = set()
         self._most = MAX_BATCH_NOTIFICATIONS
 
     @property
@@ -107,26 +107,26 @@ class Outbox:
         """Whether another request has to end before the next can begin."""
         return len(self._under_way) >= (1 if self._endpoint.has_batch_route else SINGLES)
 
-    def add(self, item: Item) -> None:
+    def add(self, item: QueuedNotification) -> None:
         """Put one at the end of the queue."""
         self._waiting.append(item)
         self._waiting_bytes += len(item.parcel.body)
 
-    def withdraw(self, item: Item) -> None:
+    def withdraw(self, item: QueuedNotification) -> None:
         """Its caller has gone: it is not sent (again), and nobody hears what comes of it."""
         item.abandoned = True
         if item in self._waiting:
             self._waiting.remove(item)
             self._waiting_bytes -= len(item.parcel.body)
 
-    def take(self, now: float) -> list[Item]:
+    def take(self, now: float) -> list[QueuedNotification]:
         """What the next request holds; empty while there can be none. :meth:`leave` ends it."""
         if not self._waiting or self._is_busy:
             return []
-        load = encoding.Load(self._most if self._endpoint.has_batch_route else 1)
+        load = encoding.BatchBudget(self._most if self._endpoint.has_batch_route else 1)
         held = {room for item in self._under_way for room in item.parcel.rooms}
-        taken: list[Item] = []
-        passed: list[Item] = []
+        taken: list[QueuedNotification] = []
+        passed: list[QueuedNotification] = []
         while self._waiting:
             item = self._waiting[0]
             if item.due > now or not held.isdisjoint(item.parcel.rooms):
@@ -148,7 +148,7 @@ class Outbox:
             return None
         return min((item.due for item in self._waiting if item.due > now), default=None)
 
-    def give_up(self, item: Item) -> None:
+    def give_up(self, item: QueuedNotification) -> None:
         """Its deadline has passed: its caller hears of the last failure, or of the silence."""
         silence = encoding.read_failure(self._endpoint, TimeoutError()).error
         error = silence if item.failure is None else item.failure.error
@@ -156,7 +156,9 @@ class Outbox:
         item.settle(encoding.failed(item.parcel, attempts, error))
         self.withdraw(item)
 
-    def answered(self, items: Sequence[Item], answer: encoding.Answer, now: float) -> None:
+    def answered(
+        self, items: Sequence[QueuedNotification], answer: encoding.ApiResponse, now: float
+    ) -> None:
         """Settle what the answer to their ``POST /broadcast`` settles; the others wait again."""
         for item in items:
             item.attempts += 1
@@ -185,7 +187,7 @@ class Outbox:
             else:
                 item.settle(replace(told, error=retry.last_error(answer, told.error)))
 
-    def leave(self, items: Sequence[Item]) -> None:
+    def leave(self, items: Sequence[QueuedNotification]) -> None:
         """Their request is over: what is not settled waits again, before all the others."""
         self._under_way.difference_update(items)
         again = [item for item in items if not (item.is_settled or item.abandoned)]

@@ -14,7 +14,7 @@ from ..errors import ConfigurationError
 from ..lazy_imports import importing
 from ..network import BoundedBody
 from . import encoding, retry
-from .batch_queue import Item, Outbox
+from .batch_queue import BatchQueue, QueuedNotification
 from .result import BroadcastResult
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ class Sender:
         self._given = transport
         self._own: AsyncTransport | None = None
         self._timeout_s = timeout_s
-        self._outbox = Outbox(endpoint)
+        self._outbox = BatchQueue(endpoint)
         self._entrance = asyncio.Lock()  # a fair queue of those for whom there is no room yet
         self._changed = asyncio.Event()  # for who waits for room, for news or for the end
         self._pump: asyncio.Task[None] | None = None
         self._singles: set[asyncio.Task[None]] = set()
 
-    async def send(self, item: Item) -> BroadcastResult:
+    async def send(self, item: QueuedNotification) -> BroadcastResult:
         """Send one, in the order of the calls for each of its rooms.
 
         Raises:
@@ -69,7 +69,7 @@ class Sender:
         while not self._outbox.is_idle or self._entrance.locked():
             await self._change()
 
-    async def _settled(self, item: Item) -> None:
+    async def _settled(self, item: QueuedNotification) -> None:
         """Wait for its turn and its result, until its deadline."""
         result = asyncio.get_running_loop().create_future()
         item.settled = lambda: None if result.done() else result.set_result(None)
@@ -83,7 +83,7 @@ class Sender:
             self._outbox.give_up(item)
             self._changed.set()
 
-    async def _enter(self, item: Item) -> None:
+    async def _enter(self, item: QueuedNotification) -> None:
         async with self._entrance:
             while self._outbox.is_full:
                 await self._change()
@@ -123,7 +123,7 @@ class Sender:
         finally:
             self._pump = None
 
-    async def _work(self, items: list[Item]) -> None:
+    async def _work(self, items: list[QueuedNotification]) -> None:
         """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
         try:
             if self._endpoint.has_batch_route:
@@ -143,7 +143,7 @@ class Sender:
             self._outbox.leave(items)
             self._go_on()
 
-    async def _one_by_one(self, item: Item) -> BroadcastResult:
+    async def _one_by_one(self, item: QueuedNotification) -> BroadcastResult:
         steps = encoding.one_by_one(self._endpoint, item.parcel, item.attempts)
         call = next(steps)
         while True:
@@ -154,15 +154,15 @@ class Sender:
                 result: BroadcastResult = done.value
                 return result
 
-    async def _persist(self, call: encoding.Call, deadline: float) -> encoding.Answer:
+    async def _persist(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
         """Send until there is an answer that stays."""
         from tenacity import AsyncRetrying
 
         retrying = AsyncRetrying(**retry.arguments(deadline - time.monotonic()))
-        answer: encoding.Answer = await retrying(self._post, call, deadline)
+        answer: encoding.ApiResponse = await retrying(self._post, call, deadline)
         return retry.counted(answer, retrying.statistics["attempt_number"])
 
-    async def _post(self, call: encoding.Call, deadline: float) -> encoding.Answer:
+    async def _post(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
         """One attempt. Never raises for what the network, the server or the environment does."""
         budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
         try:
@@ -175,7 +175,7 @@ class Sender:
                 raise
             return encoding.read_failure(self._endpoint, error)
 
-    async def _exchange(self, call: encoding.Call) -> encoding.Answer:
+    async def _exchange(self, call: encoding.ApiRequest) -> encoding.ApiResponse:
         transport = self._open()
         request = encoding.request_of(self._endpoint, call)
         response = await transport.handle_async_request(request)

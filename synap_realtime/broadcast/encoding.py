@@ -42,7 +42,7 @@ from ..tracing import TRACEPARENT, Span, begin, current_traceparent
 from .result import BroadcastResult
 
 
-class Call(NamedTuple):
+class ApiRequest(NamedTuple):
     """One ``POST``: a path below the server's URL and a JSON body."""
 
     path: str
@@ -50,7 +50,7 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ApiResponse:
     """What came of a call: a status and its body, or why there is none.
 
     ``retry_after_s`` is what the server asked for, 0 if nothing.
@@ -111,8 +111,8 @@ def check_seconds(field: str, value: object) -> float:
     return float(value)
 
 
-Delivery = Generator[Call, Answer, list[BroadcastResult]]
-Single = Generator[Call, Answer, BroadcastResult]
+Delivery = Generator[ApiRequest, ApiResponse, list[BroadcastResult]]
+Single = Generator[ApiRequest, ApiResponse, BroadcastResult]
 
 _EMPTY_BATCH = b'{"notifications":[]}'
 
@@ -161,7 +161,9 @@ class Endpoint:
 _url = lru_cache(maxsize=128)(httpx.URL)  # parsed once: it is always the same one
 
 
-def request_of(endpoint: Endpoint, call: Call, timeout_s: float | None = None) -> httpx.Request:
+def request_of(
+    endpoint: Endpoint, call: ApiRequest, timeout_s: float | None = None
+) -> httpx.Request:
     """A call as httpx sends it.
 
     It goes straight to a transport. A client in between would follow the environment, merge
@@ -179,7 +181,7 @@ def request_of(endpoint: Endpoint, call: Call, timeout_s: float | None = None) -
     )
 
 
-def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -> Answer:
+def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -> ApiResponse:
     """A response and its body as an answer."""
     answer = read_response(endpoint, response.status_code, response.headers, body.content)
     if not body.encoding:
@@ -193,13 +195,13 @@ def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -
 
 def read_response(
     endpoint: Endpoint, status: int, headers: Mapping[str, str], content: bytes
-) -> Answer:
+) -> ApiResponse:
     """A response as an answer; a body that is not JSON stays text."""
     try:
         body: object = json.loads(content)
     except (ValueError, RecursionError):
         body = content[:200].decode(errors="replace")
-    return Answer(
+    return ApiResponse(
         status=status,
         body=body,
         error=None if 200 <= status < 300 else _describe(endpoint, status, headers, body),
@@ -207,19 +209,19 @@ def read_response(
     )
 
 
-def read_failure(endpoint: Endpoint, error: Exception) -> Answer:
+def read_failure(endpoint: Endpoint, error: Exception) -> ApiResponse:
     """Why there is no response, as an answer."""
     if isinstance(error, ConfigurationError):
-        return Answer(error=str(error), is_permanent=True)
+        return ApiResponse(error=str(error), is_permanent=True)
     if (problem := tls_problem(error)) is not None:
-        return Answer(error=f"{endpoint.named} {problem}", is_permanent=True)
+        return ApiResponse(error=f"{endpoint.named} {problem}", is_permanent=True)
     way = _way(endpoint)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
-        return Answer(error=f"{endpoint.named} did not answer in time{way}")
+        return ApiResponse(error=f"{endpoint.named} did not answer in time{way}")
     reason = _bounded(reason_of(error))
     if way:
         reason = reason.partition(";")[0]  # the advice is about the server
-    return Answer(error=f"{endpoint.named} could not be reached{way}: {reason}")
+    return ApiResponse(error=f"{endpoint.named} could not be reached{way}: {reason}")
 
 
 def _way(endpoint: Endpoint) -> str:
@@ -296,7 +298,7 @@ def error_data(error: str) -> dict[str, Any]:
     return {"error": error}
 
 
-class Parcel(NamedTuple):
+class EncodedNotification(NamedTuple):
     """A checked notification with its rooms, as it goes over the wire."""
 
     rooms: tuple[Room, ...]
@@ -310,7 +312,7 @@ class Parcel(NamedTuple):
         return b'%b,"rooms":["%b"]}' % (self.body[:-1], '","'.join(self.rooms).encode())
 
 
-class Load:
+class BatchBudget:
     """How much one request holds, within the bounds of PROTOCOL.md, "HTTP", "Many"."""
 
     def __init__(self, most: int = MAX_BATCH_NOTIFICATIONS) -> None:
@@ -321,7 +323,7 @@ class Load:
         self._bytes = len(_EMPTY_BATCH)
         self._spread_bytes = 0
 
-    def add(self, parcel: Parcel) -> bool:
+    def add(self, parcel: EncodedNotification) -> bool:
         """Whether this one goes along, too. The first always does: it cannot go otherwise."""
         rooms = self._rooms + len(parcel.rooms)
         size = len(parcel.body) + sum(len(room) + 3 for room in parcel.rooms) + 12
@@ -340,7 +342,7 @@ class Load:
         return True
 
 
-def pack(rooms: tuple[Room, ...], notification: Notification) -> Parcel:
+def pack(rooms: tuple[Room, ...], notification: Notification) -> EncodedNotification:
     """
     Raises:
         InvalidArgumentError: the notification is over 256 KiB or cannot be JSON.
@@ -355,7 +357,7 @@ def pack(rooms: tuple[Room, ...], notification: Notification) -> Parcel:
             f"the notification has {len(body)} bytes; at most {MAX_NOTIFICATION_BYTES} are "
             "allowed. Send a link to what is large",
         )
-    return Parcel(rooms, str(notification.id), body)
+    return EncodedNotification(rooms, str(notification.id), body)
 
 
 def begin_broadcast(notification: Notification) -> Span:
@@ -370,7 +372,7 @@ def begin_broadcast(notification: Notification) -> Span:
     )
 
 
-def delivery(endpoint: Endpoint, parcels: Sequence[Parcel]) -> Delivery:
+def delivery(endpoint: Endpoint, parcels: Sequence[EncodedNotification]) -> Delivery:
     """Publish notifications to their rooms; see PROTOCOL.md, "HTTP".
 
     One ``POST /broadcast``. A server of the original report has no such route: then one
@@ -396,13 +398,13 @@ def delivery(endpoint: Endpoint, parcels: Sequence[Parcel]) -> Delivery:
     return results
 
 
-def batch_call(parcels: Sequence[Parcel]) -> Call:
+def batch_call(parcels: Sequence[EncodedNotification]) -> ApiRequest:
     """One request for all of them."""
     notifications = b",".join([parcel.addressed for parcel in parcels])
-    return Call("/broadcast", b'{"notifications":[%b]}' % notifications)
+    return ApiRequest("/broadcast", b'{"notifications":[%b]}' % notifications)
 
 
-def one_by_one(endpoint: Endpoint, parcel: Parcel, attempts: int) -> Single:
+def one_by_one(endpoint: Endpoint, parcel: EncodedNotification, attempts: int) -> Single:
     """One ``POST /rooms/{room}/broadcast`` for each of its rooms; ``attempts`` were made before.
 
     A server that has no such route, either, is no room server.
@@ -412,7 +414,7 @@ def one_by_one(endpoint: Endpoint, parcel: Parcel, attempts: int) -> Single:
     reached: list[str] = []
     errors: list[str] = []
     for room in parcel.rooms:
-        answer = yield Call(f"/rooms/{quote(room, safe='')}/broadcast", parcel.body)
+        answer = yield ApiRequest(f"/rooms/{quote(room, safe='')}/broadcast", parcel.body)
         attempts += answer.attempts
         if answer.status in (404, 405):
             endpoint.has_batch_route = True  # what stands there next may have it
@@ -435,7 +437,7 @@ def one_by_one(endpoint: Endpoint, parcel: Parcel, attempts: int) -> Single:
     )
 
 
-def is_unknown_route(answer: Answer) -> bool:
+def is_unknown_route(answer: ApiResponse) -> bool:
     """Whether the server has no ``POST /broadcast``.
 
     The report's Worker answers 400 with plain text there; ours answers 400 with a ``code``.
@@ -446,7 +448,7 @@ def is_unknown_route(answer: Answer) -> bool:
 
 
 def read_batch(
-    endpoint: Endpoint, answer: Answer, parcels: Sequence[Parcel]
+    endpoint: Endpoint, answer: ApiResponse, parcels: Sequence[EncodedNotification]
 ) -> list[BroadcastResult]:
     """What became of each, in their order, by one answer to all."""
     match answer.body:
@@ -460,7 +462,7 @@ def read_batch(
     ]
 
 
-def may_pass(answer: Answer, n: int) -> bool:
+def may_pass(answer: ApiResponse, n: int) -> bool:
     """Whether the nth of a batch failed in a way that another attempt may mend."""
     if answer.error is not None:
         return answer.retriable
@@ -470,12 +472,12 @@ def may_pass(answer: Answer, n: int) -> bool:
     return False
 
 
-def failed(parcel: Parcel, attempts: int, error: str | None) -> BroadcastResult:
+def failed(parcel: EncodedNotification, attempts: int, error: str | None) -> BroadcastResult:
     """The result of one that no room has."""
     return BroadcastResult(False, 0, parcel.id, (), attempts, error)
 
 
-def unsent(endpoint: Endpoint, parcel: Parcel, error: Exception) -> BroadcastResult:
+def unsent(endpoint: Endpoint, parcel: EncodedNotification, error: Exception) -> BroadcastResult:
     """The result of one that could not be sent for a reason that is not the network's.
 
     While the interpreter shuts down, nothing can be imported any more, and any call may raise.
@@ -489,7 +491,7 @@ def _is_unavailable(result: object) -> bool:
 
 
 def _read_result(
-    endpoint: Endpoint, answer: Answer, result: object, parcel: Parcel
+    endpoint: Endpoint, answer: ApiResponse, result: object, parcel: EncodedNotification
 ) -> BroadcastResult:
     error = answer.error
     if error is None:
@@ -510,7 +512,7 @@ def _read_result(
     return failed(parcel, answer.attempts, error)
 
 
-def _read_single(endpoint: Endpoint, answer: Answer) -> str | None:
+def _read_single(endpoint: Endpoint, answer: ApiResponse) -> str | None:
     if answer.error is not None:
         return answer.error
     match answer.body:
@@ -522,7 +524,7 @@ def _read_single(endpoint: Endpoint, answer: Answer) -> str | None:
             return _not_ours(endpoint, answer)
 
 
-def _not_ours(endpoint: Endpoint, answer: Answer) -> str:
+def _not_ours(endpoint: Endpoint, answer: ApiResponse) -> str:
     return (
         f"{endpoint.named} is not a room server (it answered {answer.status}); "
         f"check the URL ({endpoint.url_setting}), and the path where the rooms are mounted"

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from .encoding import Answer
+from .encoding import ApiResponse
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -53,7 +53,7 @@ def arguments(deadline_s: float) -> dict[str, Any]:
     }
 
 
-def is_retriable(answer: Answer) -> bool:
+def is_retriable(answer: ApiResponse) -> bool:
     """Return whether another attempt may succeed: see :attr:`Answer.retriable`."""
     return answer.retriable
 
@@ -84,7 +84,7 @@ def wait_at_most_s(max_pause_s: float) -> Callable[[RetryCallState], float]:
     return wait
 
 
-def pause_s(answer: Answer, attempts: int, left_s: float) -> float | None:
+def pause_s(answer: ApiResponse, attempts: int, left_s: float) -> float | None:
     """Seconds before the attempt that follows the given number of them; None if the policy stops.
 
     For a sender that serves many callers at once, each with a deadline of its own.
@@ -103,22 +103,22 @@ def pause_s(answer: Answer, attempts: int, left_s: float) -> float | None:
     return None if policy.stop(state) else state.upcoming_sleep
 
 
-def counted(answer: Answer, attempts: int) -> Answer:
+def counted(answer: ApiResponse, attempts: int) -> ApiResponse:
     return replace(answer, attempts=attempts)
 
 
-def last(answer: Answer) -> Answer:
+def last(answer: ApiResponse) -> ApiResponse:
     """Return the answer to report when the deadline allows no further attempt."""
     return replace(answer, error=last_error(answer, answer.error))
 
 
-def last_error(answer: Answer, error: str | None) -> str | None:
+def last_error(answer: ApiResponse, error: str | None) -> str | None:
     if answer.retry_after_s > 0:
         return f"{error}; it asked to wait {answer.retry_after_s:g} s, past the deadline"
     return error
 
 
-def _answer(state: RetryCallState) -> Answer:
+def _answer(state: RetryCallState) -> ApiResponse:
     assert state.outcome is not None  # noqa: S101 - asked only after an attempt
-    answer: Answer = state.outcome.result()
+    answer: ApiResponse = state.outcome.result()
     return answer

@@ -17,14 +17,14 @@ from ..network import BoundedBody, deadline
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
 from . import encoding, forks, retry
-from .batch_queue import Item, Outbox
+from .batch_queue import BatchQueue, QueuedNotification
 from .result import BroadcastResult
 
 if TYPE_CHECKING:
     from .transport import DeadlineTransport
 
 
-class Poster:
+class HttpClient:
     """Connections to one room server, and single requests over them."""
 
     def __init__(self, endpoint: encoding.Endpoint, transport: httpx.BaseTransport | None) -> None:
@@ -54,7 +54,7 @@ class Poster:
                 self._own = DeadlineTransport(self._endpoint.address)
         return self._own
 
-    def post(self, call: encoding.Call, budget_s: float) -> encoding.Answer:
+    def post(self, call: encoding.ApiRequest, budget_s: float) -> encoding.ApiResponse:
         """One attempt. Never raises for what the network, the server or the environment does."""
         try:
             return self._post(call, budget_s)
@@ -71,13 +71,13 @@ class Poster:
                 transport.close()
         self._own = None
 
-    def renewed(self) -> Poster:
+    def renewed(self) -> HttpClient:
         """Another like this one, for a forked child; the connections go on in its parent."""
         if self._own is not None:
             self._own.abandon()
-        return Poster(self._endpoint, self._given)
+        return HttpClient(self._endpoint, self._given)
 
-    def _post(self, call: encoding.Call, budget_s: float) -> encoding.Answer:
+    def _post(self, call: encoding.ApiRequest, budget_s: float) -> encoding.ApiResponse:
         end = time.monotonic() + budget_s
         transport = self.open()
         request = encoding.request_of(self._endpoint, call, budget_s)
@@ -115,7 +115,7 @@ class Broadcaster:
         self._endpoint = encoding.Endpoint(url, api_key)
         self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
         self._deadline_s = encoding.check_seconds("deadline_s", deadline_s)
-        self._poster = Poster(self._endpoint, transport)
+        self._poster = HttpClient(self._endpoint, transport)
         self._reset()
         forks.renew_in_child(self)
 
@@ -185,8 +185,8 @@ class Broadcaster:
         span.end(result.error)
         return result
 
-    def _publish(self, parcel: encoding.Parcel) -> BroadcastResult:
-        item = Item(parcel, time.monotonic() + self._deadline_s)
+    def _publish(self, parcel: encoding.EncodedNotification) -> BroadcastResult:
+        item = QueuedNotification(parcel, time.monotonic() + self._deadline_s)
         try:
             self._enter(item)
             while self._is_to_send(item):
@@ -204,17 +204,17 @@ class Broadcaster:
         self._reset()
 
     def _reset(self) -> None:
-        self._outbox = Outbox(self._endpoint)
+        self._outbox = BatchQueue(self._endpoint)
         self._changed = threading.Condition()
 
-    def _enter(self, item: Item) -> None:
+    def _enter(self, item: QueuedNotification) -> None:
         with self._changed:
             if self._changed.wait_for(lambda: not self._outbox.is_full, self._deadline_s):
                 self._outbox.add(item)
             else:
                 self._outbox.give_up(item)
 
-    def _is_to_send(self, item: Item) -> bool:
+    def _is_to_send(self, item: QueuedNotification) -> bool:
         """Wait until this caller has a result (False), or is the one to send (True)."""
         with self._changed:
             while True:
@@ -234,13 +234,13 @@ class Broadcaster:
             items[0].leads = items
             self._changed.notify_all()
 
-    def _leave(self, item: Item) -> None:
+    def _leave(self, item: QueuedNotification) -> None:
         items, item.leads = item.leads, []
         self._outbox.leave(items)
         self._go_on()
         self._changed.notify_all()
 
-    def _work(self, item: Item) -> None:
+    def _work(self, item: QueuedNotification) -> None:
         """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
         try:
             if self._endpoint.has_batch_route:
@@ -261,7 +261,7 @@ class Broadcaster:
             with self._changed:
                 self._leave(item)
 
-    def _one_by_one(self, item: Item) -> BroadcastResult:
+    def _one_by_one(self, item: QueuedNotification) -> BroadcastResult:
         steps = encoding.one_by_one(self._endpoint, item.parcel, item.attempts)
         call = next(steps)
         while True:
@@ -272,14 +272,14 @@ class Broadcaster:
                 result: BroadcastResult = done.value
                 return result
 
-    def _persist(self, call: encoding.Call, deadline: float) -> encoding.Answer:
+    def _persist(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
         """Send until there is an answer that stays."""
         from tenacity import Retrying
 
         retrying = Retrying(**retry.arguments(deadline - time.monotonic()))
-        answer: encoding.Answer = retrying(self._post, call, deadline)
+        answer: encoding.ApiResponse = retrying(self._post, call, deadline)
         return retry.counted(answer, retrying.statistics["attempt_number"])
 
-    def _post(self, call: encoding.Call, deadline: float) -> encoding.Answer:
+    def _post(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
         budget_s = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
         return self._poster.post(call, budget_s)

@@ -6,14 +6,14 @@ import time
 
 from ..errors import ConfigurationError
 from ..server.protocols.certificate import open_certificate
-from .context import Subject
+from .context import CheckContext
 from .expiry import ending
-from .finding import Finding, Say
+from .finding import Finding, Report
 from .keys import check_mode
 from .timeouts import TIMEOUT_S, in_thread
 
 
-async def check(subject: Subject, say: Say) -> None:
+async def check(subject: CheckContext, say: Report) -> None:
     """Nothing is said where none is named: a proxy may have it."""
     settings = subject.settings
     if settings is None or (settings.tls_cert is None and settings.tls_key is None):

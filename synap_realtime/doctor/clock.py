@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from .context import Subject
-from .finding import Finding, Say
+from .context import CheckContext
+from .finding import Finding, Report
 
 _SURE_S = (
     2.0  # less cannot be told from a header with whole seconds, which servers renew each second
 )
 
 
-async def check(subject: Subject, say: Say) -> None:
+async def check(subject: CheckContext, say: Report) -> None:
     """A clock that is wrong by more than the leeway makes tokens count too late, or no longer."""
     if not subject.dates:
         say(Finding("warn", "clock", "not compared: no server told its time", _NTP))

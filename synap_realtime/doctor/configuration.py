@@ -12,14 +12,14 @@ from importlib.util import find_spec
 from .. import __version__
 from ..extras import install
 from ..tokens import MAKE_A_SECRET
-from .context import PREFIX, Subject
-from .finding import Finding, Say, of_server
+from .context import PREFIX, CheckContext
+from .finding import Finding, Report, of_server
 
 _SHOWN = ("httpx", "pydantic", "uvicorn", "uvloop", "websockets")
 _OTHER_FILES = 100  # as in server/serve.py: the store's, the log's, and what a process has anyway
 
 
-async def check(subject: Subject, say: Say) -> None:
+async def check(subject: CheckContext, say: Report) -> None:
     """Everything that can be said without looking at a file or the network."""
     say(Finding("ok", "versions", _versions()))
     if find_spec("websockets") is None:
@@ -54,7 +54,7 @@ def _versions() -> str:
     return ", ".join(found)
 
 
-def _check_names(say: Say) -> None:
+def _check_names(say: Report) -> None:
     from ..server.config import ServerSettings
 
     known = [PREFIX + name.upper() for name in ServerSettings.model_fields]
@@ -65,7 +65,7 @@ def _check_names(say: Say) -> None:
             say(Finding("warn", "environment", f"nothing reads {name}", advice))
 
 
-def _check_host(subject: Subject, say: Say) -> None:
+def _check_host(subject: CheckContext, say: Report) -> None:
     from ..server.config import is_loopback
 
     settings, keys = subject.settings, subject.keys
@@ -99,7 +99,7 @@ def _check_host(subject: Subject, say: Say) -> None:
         say(Finding("ok", "origins", f"pages of {', '.join(settings.allowed_origins)}"))
 
 
-def _check_installed(subject: Subject, say: Say) -> None:
+def _check_installed(subject: CheckContext, say: Report) -> None:
     keys = subject.keys
     wants_tokens = bool(os.environ.get("REALTIME_TOKEN_SECRET")) or bool(
         keys and (keys.token_secrets or keys.jwks_urls)
@@ -116,7 +116,7 @@ def _missing(package: str, meaning: str, extra: str) -> Finding:
     return Finding("fail", "packages", f"{package} is not installed: {meaning}", install(extra))
 
 
-def _check_files(subject: Subject, say: Say) -> None:
+def _check_files(subject: CheckContext, say: Report) -> None:
     """serve raises the soft limit to the hard one by itself."""
     settings = subject.settings
     try:

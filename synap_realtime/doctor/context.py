@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from ..endpoint import Address, parse_address
+from ..endpoint import ServerUrl, parse_address
 from ..errors import ConfigurationError
 from ..extras import needed_by
 
 if TYPE_CHECKING:
     from ..server.auth.keys import Keys
     from ..server.config import ServerSettings
-    from .probe import Dated
+    from .probe import ClockOffset
 
 PREFIX = "SYNAP_REALTIME_"
 """Of the variables that a server reads."""
@@ -29,7 +29,7 @@ _ADDRESSES = ("REALTIME_URL", "REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")
 
 
 @dataclass(slots=True)
-class Subject:
+class CheckContext:
     """What the checks look at, and what one of them leaves for another.
 
     Attributes:
@@ -51,10 +51,10 @@ class Subject:
     missing: str = ""
     keys: Keys | None = None
     keys_problem: str = ""
-    address: Address | None = None
+    address: ServerUrl | None = None
     address_problem: str = ""
     secrets: set[str] = field(default_factory=set)
-    dates: list[Dated] = field(default_factory=list)
+    dates: list[ClockOffset] = field(default_factory=list)
     is_reached: bool = False
 
     @property
@@ -63,13 +63,13 @@ class Subject:
         return 10.0 if self.settings is None else self.settings.token_leeway_s
 
 
-def look(url: str | None) -> Subject:
+def look(url: str | None) -> CheckContext:
     """Read what the SDK reads, and keep what is wrong with it for the checks to say.
 
     Args:
         url: the room server; None: ``REALTIME_URL``, else the default.
     """
-    subject = Subject(secrets=set(_secrets_of_environment(url)))
+    subject = CheckContext(secrets=set(_secrets_of_environment(url)))
     try:
         subject.address = parse_address(url)
     except ConfigurationError as error:
@@ -77,7 +77,7 @@ def look(url: str | None) -> Subject:
     return subject
 
 
-def look_at_server(subject: Subject, given: Mapping[str, Any]) -> None:
+def look_at_server(subject: CheckContext, given: Mapping[str, Any]) -> None:
     """Read what a server reads. Its file of keys may be anywhere: this may block.
 
     Args:
@@ -91,7 +91,7 @@ def look_at_server(subject: Subject, given: Mapping[str, Any]) -> None:
         subject.missing = str(error)
 
 
-def _look_at_server(subject: Subject, given: dict[str, Any]) -> None:
+def _look_at_server(subject: CheckContext, given: dict[str, Any]) -> None:
     with needed_by("the room server", "server"):
         from ..server.config import load_settings
 

@@ -32,11 +32,11 @@ class Finding:
         return f"{self.level:<4}  {self.check:<13}  {told}"
 
 
-Say = Callable[[Finding], None]
+Report = Callable[[Finding], None]
 """Where a check leaves what it found, at once: what breaks later takes nothing away."""
 
 
-def of_server(say: Say) -> Say:
+def of_server(say: Report) -> Report:
     """Label what is found in the settings of a local server: the server that the application talks
     to may be another one, with other settings."""
     return lambda finding: say(replace(finding, found=f"settings of serve here: {finding.found}"))

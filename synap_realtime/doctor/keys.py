@@ -14,19 +14,19 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ..endpoint import Address
+from ..endpoint import ServerUrl
 from ..server.auth.jwks import ALGORITHMS, Jwks, KeysUnavailableError
 from ..server.auth.keys import Keys
 from ..tokens import MAKE_A_SECRET
-from .context import Subject
-from .finding import Finding, Say
-from .probe import NoAnswerError, ask
+from .context import CheckContext
+from .finding import Finding, Report
+from .probe import ProbeError, ask
 from .timeouts import in_thread
 
 _OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP  # a group that reads may be the server's own
 
 
-async def check(subject: Subject, say: Say) -> None:
+async def check(subject: CheckContext, say: Report) -> None:
     """Nothing of a key is shown, neither its length nor a part of it."""
     settings, keys = subject.settings, subject.keys
     if settings is not None and settings.keys_file is not None:
@@ -60,7 +60,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
-async def check_mode(check: str, file: Path, say: Say) -> None:
+async def check_mode(check: str, file: Path, say: Report) -> None:
     """Whether a file with a secret is open to others."""
     try:
         status = await in_thread(file.stat)
@@ -74,7 +74,7 @@ async def check_mode(check: str, file: Path, say: Say) -> None:
         say(Finding("ok", check, f"{file} is closed to other users of this machine"))
 
 
-def _compare_secret(keys: Keys, say: Say) -> None:
+def _compare_secret(keys: Keys, say: Report) -> None:
     secret = os.environ.get("REALTIME_TOKEN_SECRET", "").encode(errors="surrogatepass")
     if not secret:
         return
@@ -95,7 +95,7 @@ def _compare_secret(keys: Keys, say: Say) -> None:
         )
 
 
-def _compare_key(keys: Keys, say: Say) -> None:
+def _compare_key(keys: Keys, say: Report) -> None:
     key = os.environ.get("REALTIME_API_KEY", "")
     if not key:
         return
@@ -124,14 +124,14 @@ def _compare_key(keys: Keys, say: Say) -> None:
         say(Finding("ok", "API key", f"REALTIME_API_KEY is the server's key {claims.key!r}"))
 
 
-async def _check_jwks(subject: Subject, url: str, say: Say) -> None:
+async def _check_jwks(subject: CheckContext, url: str, say: Report) -> None:
     host = urlsplit(url).hostname or ""
     advice = (
         f"check the address of {host} in jwks_urls (SYNAP_REALTIME_JWKS_URLS), and the way to it"
     )
     try:
-        answer = await ask(subject, Address(httpx.URL(url), host))
-    except NoAnswerError as error:
+        answer = await ask(subject, ServerUrl(httpx.URL(url), host))
+    except ProbeError as error:
         say(Finding("fail", "JWKS", f"{host} {error}", advice))
         return
     if answer.status != 200:

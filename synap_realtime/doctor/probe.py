@@ -11,22 +11,22 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from ..endpoint import Address
+from ..endpoint import ServerUrl
 from ..errors import ConfigurationError
 from ..network import BoundedBody, async_client
-from .context import Subject
+from .context import CheckContext
 from .timeouts import TIMEOUT_S
 
 MAX_BYTES = 64 * 1024
 """No answer that says how a server is has more; the rest is left."""
 
 
-class NoAnswerError(Exception):
+class ProbeError(Exception):
     """There is no answer. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeResponse:
     """A status, the headers, and the body if it is JSON."""
 
     status: int
@@ -35,7 +35,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Dated:
+class ClockOffset:
     """By how many seconds this machine's clock is ahead of another's (behind: less than 0).
 
     As little as the two can differ: the header has whole seconds, and an answer takes its time.
@@ -45,7 +45,7 @@ class Dated:
     ahead_s: float
 
 
-async def ask(subject: Subject, address: Address, path: str = "") -> Answer:
+async def ask(subject: CheckContext, address: ServerUrl, path: str = "") -> ProbeResponse:
     """GET a path below an address; its ``Date`` is kept for the check of the clock.
 
     Raises:
@@ -67,16 +67,16 @@ async def ask(subject: Subject, address: Address, path: str = "") -> Answer:
                     if not body.add(chunk):
                         break
     except (TimeoutError, httpx.TimeoutException):
-        raise NoAnswerError(f"did not answer within {TIMEOUT_S:g} s") from None
+        raise ProbeError(f"did not answer within {TIMEOUT_S:g} s") from None
     except ConfigurationError as error:
-        raise NoAnswerError(f"cannot be asked ({error})") from None
+        raise ProbeError(f"cannot be asked ({error})") from None
     except (httpx.HTTPError, OSError, UnicodeError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        raise NoAnswerError(f"did not answer as HTTP does ({reason})") from None
+        raise ProbeError(f"did not answer as HTTP does ({reason})") from None
     ahead_s = _ahead_s(response.headers, begun, came)
     if ahead_s is not None:
-        subject.dates.append(Dated(address.url.host, ahead_s))
-    return Answer(response.status_code, response.headers, _json(body.content))
+        subject.dates.append(ClockOffset(address.url.host, ahead_s))
+    return ProbeResponse(response.status_code, response.headers, _json(body.content))
 
 
 def _json(content: bytes) -> object:

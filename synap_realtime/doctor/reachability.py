@@ -10,19 +10,19 @@ import ssl
 import time
 from typing import Any
 
-from ..endpoint import SCHEMES, Address, parse_address
+from ..endpoint import SCHEMES, ServerUrl, parse_address
 from ..errors import ConfigurationError
 from ..network import find_proxy, tls_context
-from .context import Subject
+from .context import CheckContext
 from .expiry import ending
-from .finding import Finding, Say
-from .probe import Answer, NoAnswerError, ask
+from .finding import Finding, Report
+from .probe import ProbeError, ProbeResponse, ask
 from .timeouts import TIMEOUT_S, in_thread
 
 _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # as jobs/accepted.py asks them
 
 
-async def check(subject: Subject, say: Say) -> None:
+async def check(subject: CheckContext, say: Report) -> None:
     """Each step says what it found; where one fails, those after it have nothing to ask."""
     address = subject.address
     if address is None:
@@ -35,7 +35,7 @@ async def check(subject: Subject, say: Say) -> None:
     await _check_public(subject, say)
 
 
-async def _check_way(address: Address, say: Say) -> bool:
+async def _check_way(address: ServerUrl, say: Report) -> bool:
     url = address.url
     host, is_secure = url.host, url.scheme in ("https", "wss")
     port = url.port or (443 if is_secure else 80)
@@ -85,7 +85,7 @@ async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
 
 
 async def _check_certificate(
-    address: Address, port: int, context: ssl.SSLContext, say: Say
+    address: ServerUrl, port: int, context: ssl.SSLContext, say: Report
 ) -> bool:
     host = address.url.host
     try:
@@ -106,23 +106,23 @@ async def _check_certificate(
 
 
 async def _check_health(
-    subject: Subject, address: Address, check: str, source: str, say: Say
+    subject: CheckContext, address: ServerUrl, check: str, source: str, say: Report
 ) -> bool:
     try:
         answer = await ask(subject, address, "/health")
-    except NoAnswerError as error:
+    except ProbeError as error:
         advice = f"check {source}, and what stands at it"
         say(Finding("fail", check, f"{address.shown} {error}", advice))
         return False
     match answer:
-        case Answer(200, _, {"status": "ok"}):
+        case ProbeResponse(200, _, {"status": "ok"}):
             say(Finding("ok", check, f"a room server answers at {address.shown}"))
             return True
-        case Answer(status=status) if 300 <= status < 400:
+        case ProbeResponse(status=status) if 300 <= status < 400:
             to = answer.headers.get("location", "nowhere").partition("?")[0]
             found = f"{address.shown} redirects to {to}: publishers and listeners do not follow"
             advice = f"set {source} to where it leads"
-        case Answer(status=status) if status >= 500:
+        case ProbeResponse(status=status) if status >= 500:
             found = f"{address.shown} answered {status} to /health"
             advice = "a proxy there does not reach the room server: is it running?"
         case _:
@@ -132,10 +132,10 @@ async def _check_health(
     return False
 
 
-async def _check_ready(subject: Subject, address: Address, say: Say) -> None:
+async def _check_ready(subject: CheckContext, address: ServerUrl, say: Report) -> None:
     try:
         answer = await ask(subject, address, "/ready")
-    except NoAnswerError as error:
+    except ProbeError as error:
         say(Finding("fail", "ready", f"/ready {error}", "look at the server's log"))
         return
     if answer.status == 200:
@@ -147,7 +147,7 @@ async def _check_ready(subject: Subject, address: Address, say: Say) -> None:
     say(Finding("fail", "ready", f"{found} ({details})" if details else found, advice))
 
 
-async def _check_public(subject: Subject, say: Say) -> None:
+async def _check_public(subject: CheckContext, say: Report) -> None:
     name = next((name for name in _PUBLIC if os.environ.get(name)), None)
     if name is None:
         return

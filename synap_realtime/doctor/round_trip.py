@@ -15,14 +15,14 @@ from typing import Any
 import httpx
 
 from ..broadcast import AsyncBroadcaster
-from ..endpoint import Address, bearer
+from ..endpoint import ServerUrl, bearer
 from ..errors import ConfigurationError, SubscriptionError
 from ..network import async_client
 from ..protocol.rooms import Room, request_room
 from ..subscriber import subscribe
 from ..tokens import mint_token
-from .context import Subject
-from .finding import Finding, Say
+from .context import CheckContext
+from .finding import Finding, Report
 from .timeouts import TIMEOUT_S
 
 _SECRET, _KEY = "REALTIME_TOKEN_SECRET", "REALTIME_API_KEY"
@@ -40,7 +40,7 @@ MAX_LINE_BYTES = 1024 * 1024
 """No line of an event stream has more."""
 
 
-class _DeafError(Exception):
+class _NotReceivedError(Exception):
     """Nothing can be heard.
 
     Attributes:
@@ -56,7 +56,7 @@ class _DeafError(Exception):
 class _Target:
     """Where, and what is waited for."""
 
-    address: Address
+    address: ServerUrl
     room: Room
     token: str
     id: str
@@ -70,7 +70,7 @@ Raises:
 """
 
 
-async def check(subject: Subject, say: Say) -> None:
+async def check(subject: CheckContext, say: Report) -> None:
     """The room is a new one, which the server forgets when its retention is over."""
     if subject.address is None or not subject.is_reached:
         say(Finding("warn", "round trip", "not tried: no room server was reached"))
@@ -83,8 +83,8 @@ async def check(subject: Subject, say: Say) -> None:
         token = ""
     target = _Target(subject.address, room, token, secrets.token_hex(8))
     ears = [
-        _Ear("WebSocket", target, _by_websocket, _UPGRADE),
-        _Ear("event stream", target, _by_events, _BUFFERS),
+        _Probe("WebSocket", target, _by_websocket, _UPGRADE),
+        _Probe("event stream", target, _by_events, _BUFFERS),
     ]
     try:
         for ear in ears:
@@ -101,7 +101,7 @@ async def check(subject: Subject, say: Say) -> None:
             await ear.close()
 
 
-def _mint(subject: Subject, room: Room) -> str:
+def _mint(subject: CheckContext, room: Room) -> str:
     """
     Raises:
         ConfigurationError: the secret cannot be used, or PyJWT is not installed.
@@ -117,7 +117,7 @@ def _mint(subject: Subject, room: Room) -> str:
     )
 
 
-class _Ear:
+class _Probe:
     """One way to listen, from its opening to what it heard."""
 
     def __init__(self, name: str, target: _Target, hear: _Hear, advice: str) -> None:
@@ -169,7 +169,7 @@ class _Ear:
         return Finding("fail", self._name, found, self._advice)
 
     def _deaf(self, error: BaseException) -> Finding:
-        if not isinstance(error, _DeafError):
+        if not isinstance(error, _NotReceivedError):
             raise error
         if error.status in (401, 403):
             return _refused(self._name, _SECRET, str(error), bool(self._target.token))
@@ -190,7 +190,7 @@ def _refused(check: str, variable: str, reason: str, was_given: bool) -> Finding
     return Finding("fail", check, f"refused {variable}: {reason}", advice)
 
 
-async def _publish(target: _Target, say: Say) -> bool:
+async def _publish(target: _Target, say: Report) -> bool:
     message = {"type": "synap-realtime.doctor", "data": {}, "id": target.id}
     try:
         async with AsyncBroadcaster(
@@ -229,16 +229,16 @@ async def _by_websocket(target: _Target, is_open: asyncio.Event) -> None:
                 if notification.id == target.id:
                     return
     except ConfigurationError as error:
-        raise _DeafError(str(error)) from None
+        raise _NotReceivedError(str(error)) from None
     except SubscriptionError as error:
-        raise _DeafError(str(error), error.code) from None
-    raise _DeafError("it ended")
+        raise _NotReceivedError(str(error), error.code) from None
+    raise _NotReceivedError("it ended")
 
 
 async def _by_events(target: _Target, is_open: asyncio.Event) -> None:
     base, headers = target.address, {}
     if target.token:  # in the place of the URL's user and password, as with the WebSocket
-        base = Address(base.url.copy_with(username=None, password=None), base.shown)
+        base = ServerUrl(base.url.copy_with(username=None, password=None), base.shown)
         headers["Authorization"] = bearer("token", target.token)
     url = f"{base}/rooms/{target.room}/events"
     try:
@@ -247,7 +247,7 @@ async def _by_events(target: _Target, is_open: asyncio.Event) -> None:
             client.stream("GET", url, headers=headers, params={"after": "earliest"}) as response,
         ):
             if response.status_code != 200:
-                raise _DeafError(
+                raise _NotReceivedError(
                     f"the server answered {response.status_code}", response.status_code
                 )
             async for line in _lines(response):
@@ -255,10 +255,12 @@ async def _by_events(target: _Target, is_open: asyncio.Event) -> None:
                 if line.startswith("data:") and _id_of(line.removeprefix("data:")) == target.id:
                     return
     except ConfigurationError as error:
-        raise _DeafError(str(error)) from None
+        raise _NotReceivedError(str(error)) from None
     except (httpx.HTTPError, OSError) as error:
-        raise _DeafError(f"the stream broke ({str(error) or type(error).__name__})") from None
-    raise _DeafError("the stream ended")
+        raise _NotReceivedError(
+            f"the stream broke ({str(error) or type(error).__name__})"
+        ) from None
+    raise _NotReceivedError("the stream ended")
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:
@@ -277,7 +279,7 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
         pieces.append(rest)
         size += len(rest)
         if size > MAX_LINE_BYTES:
-            raise _DeafError(f"it sent a line of more than {MAX_LINE_BYTES} bytes")
+            raise _NotReceivedError(f"it sent a line of more than {MAX_LINE_BYTES} bytes")
 
 
 def _id_of(text: str) -> object:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ..extras import install
-from .context import Subject, look, look_at_server
+from .context import CheckContext, look, look_at_server
 from .finding import Finding, hide, of_server
 from .timeouts import TIMEOUT_S, in_thread
 
@@ -37,7 +37,7 @@ async def examine(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[F
                 yield hide(finding, subject.secrets)
 
 
-async def _run(name: str, subject: Subject) -> list[Finding]:
+async def _run(name: str, subject: CheckContext) -> list[Finding]:
     """What a check has found, also before it broke."""
     found: list[Finding] = []
     shown = name.replace("_", " ")

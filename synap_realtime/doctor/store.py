@@ -15,8 +15,8 @@ from ..server.stores import check_shared, is_own, open_store
 from ..server.stores.base import Retention
 from ..server.stores.file_guard import find_user
 from ..server.stores.sqlite.database import UNUSABLE
-from .context import Subject
-from .finding import Finding, Say
+from .context import CheckContext
+from .finding import Finding, Report
 from .timeouts import TIMEOUT_S, in_thread
 
 FEW_BYTES = 1024**3
@@ -28,7 +28,7 @@ TOO_FEW_BYTES = 64 * 1024**2
 _ELSEWHERE = "choose another path with --store (SYNAP_REALTIME_STORE)"
 
 
-async def check(subject: Subject, say: Say) -> None:
+async def check(subject: CheckContext, say: Report) -> None:
     """What a server would meet that started now."""
     if subject.settings is None:
         return

@@ -46,7 +46,7 @@ class ReporterState(enum.Enum):
 
 
 @dataclass(slots=True)
-class _Line:
+class _RecipientStream:
     """What was posted to one of the people."""
 
     recipient: Recipient
@@ -94,7 +94,7 @@ class Reporter:
             rooms, problems = recipient.rooms()
             self._problems += problems
             if rooms:
-                self._lines.append(_Line(recipient, rooms))
+                self._lines.append(_RecipientStream(recipient, rooms))
         # A job may report from several threads, and a handler that runs in the middle of it (a
         # signal's, a finalizer) must not wait for the lock that its own thread holds.
         self._lock = threading.RLock()
@@ -292,7 +292,7 @@ class Reporter:
                 self._post(line, notification)
             self._state = state
 
-    def _add(self, line: _Line, piece: str) -> None:
+    def _add(self, line: _RecipientStream, piece: str) -> None:
         joined = line.text + piece
         if line.kind == "delta" and len(joined) <= MAX_DELTA:
             told = self._lifecycle.delta(self._stream, line.index, joined)
@@ -308,7 +308,7 @@ class Reporter:
 
     def _post(
         self,
-        line: _Line,
+        line: _RecipientStream,
         notification: Notification,
         *,
         due: float = 0.0,
@@ -322,7 +322,7 @@ class Reporter:
         except Exception:  # noqa: BLE001 - it is logged with its traceback
             self._log_unpublished(notification)
 
-    def _replace(self, line: _Line, notification: Notification) -> bool:
+    def _replace(self, line: _RecipientStream, notification: Notification) -> bool:
         if line.last is None:
             return False
         try:
@@ -339,7 +339,7 @@ class Reporter:
             notification.type,
         )
 
-    def _addressed(self, line: _Line, notification: Notification) -> Notification:
+    def _addressed(self, line: _RecipientStream, notification: Notification) -> Notification:
         now = format_timestamp(datetime.now(UTC))
         members = {"request_id": line.recipient.request_id, "timestamp": now}
         if (traceparent := self.span.traceparent) is not None:

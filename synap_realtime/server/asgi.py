@@ -39,7 +39,7 @@ from .messages import (
     problem_of_head,
     unavailable,
 )
-from .node import CLOSE_TIMEOUT_S, ClosedAtOnceError, Node, Opened
+from .node import CLOSE_TIMEOUT_S, AcceptedSubscription, CloseHandshakeError, Node
 from .pacing import SHARE_S, TASK_S, Pacer
 from .signals import drained_first
 from .stores import open_store
@@ -225,7 +225,7 @@ class RoomServer(Node):
         await receive()  # websocket.connect
         await self._turn(TASK_S)
         request = _request(scope)
-        opened: Opened | None = None
+        opened: AcceptedSubscription | None = None
         try:
             if (problem := _problem_of(scope, request)) is not None:
                 self.note(request, problem.response)
@@ -235,7 +235,7 @@ class RoomServer(Node):
             await run_websocket(opened, request, self.settings.idle_timeout_s, receive, send)
         except RequestError as error:
             await self._deny(scope, receive, send, error.response)
-        except ClosedAtOnceError as error:
+        except CloseHandshakeError as error:
             await close_at_once(request, send, error.code, error.reason)
         finally:
             if opened is not None:

@@ -53,7 +53,7 @@ MAY_BATCH_TIMEOUT_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class PeerInfo:
     """What a request shows of who sends it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Caller:
     is_visit: bool = False
 
 
-class Access:
+class AccessControl:
     """The rules of one server."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Access:
         """Whether a rule, or the keys of others, may have to be waited for."""
         return self._may is not None or bool(self.keys().jwks_urls)
 
-    def admit(self, caller: Caller) -> None:
+    def admit(self, caller: PeerInfo) -> None:
         """Whether to talk to this caller at all.
 
         Raises:

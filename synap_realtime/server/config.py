@@ -36,7 +36,8 @@ class ServerSettings(BaseSettings):
     Attributes:
         host, port: where ``serve`` listens: see :func:`listeners.bind`. Port 0 takes a free one.
         tls_cert, tls_key: files with the certificate's chain and its key (PEM): ``serve`` speaks
-            TLS. They are read anew when they change; see :class:`front.certificate.Certificate`.
+            TLS. They are read anew when they change; see
+            :class:`front.certificate.ReloadingCertificate`.
         workers: processes that ``serve`` on one port, with a store that they share. Limits and
             rates count in each; see :mod:`supervisor`.
         io_uring: write to rooms with many listeners by io_uring, where the system has it and allows

@@ -15,8 +15,8 @@ from typing import Any
 from ..errors import SynapRealtimeError
 from ..protocol.control import PING, CloseCode, ControlFrame
 from .messages import Request
-from .node import CLOSE_TIMEOUT_S, Opened
-from .rooms.subscription import SEND_TIMEOUT_S, Alone, Subscription
+from .node import CLOSE_TIMEOUT_S, AcceptedSubscription
+from .rooms.subscription import SEND_TIMEOUT_S, Subscription, UnbatchedSink
 from .sse import COMMENT, HEARTBEAT_S, opening, told
 from .stores.base import Entry, StoreUnavailableError
 from .ws_codec import cut_reason
@@ -56,7 +56,7 @@ def until_gone(send: Send) -> Send:
     return send_or_end
 
 
-class _Handover(Alone):
+class _QueueSink(UnbatchedSink):
     """The outlet of a subscription whose words are awaited, one after the other."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ async def follow(
         InvalidArgumentError: ``after`` is no position.
         StoreUnavailableError: the log cannot be read now.
     """
-    outlet = _Handover()
+    outlet = _QueueSink()
     try:
         return await _run_until_closed(
             subscription, outlet.run(subscription, send), subscription.start(after, outlet)
@@ -126,7 +126,11 @@ async def follow(
 
 
 async def run_websocket(
-    opened: Opened, request: Request, idle_timeout_s: float, receive: Receive, send: Send
+    opened: AcceptedSubscription,
+    request: Request,
+    idle_timeout_s: float,
+    receive: Receive,
+    send: Send,
 ) -> None:
     """Accept a WebSocket and serve it until one side ends it."""
     subscription = opened.session.subscription
@@ -181,7 +185,7 @@ async def close_at_once(request: Request, send: Send, code: CloseCode, reason: s
 
 
 async def run_event_stream(
-    opened: Opened, receive: Receive, send: Send, leave: Callable[[], None]
+    opened: AcceptedSubscription, receive: Receive, send: Send, leave: Callable[[], None]
 ) -> None:
     """Answer with an event stream until one side ends it.
 

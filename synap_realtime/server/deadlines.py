@@ -10,7 +10,7 @@ from typing import Protocol
 _MAX_DELAY_S = 86_400.0  # a timer may not be set for years ahead; a day on, it looks again
 
 
-class Sleeper(Protocol):
+class TimerTarget(Protocol):
     """Somebody who is to be woken, once for each alarm that was set."""
 
     is_over: bool
@@ -19,16 +19,16 @@ class Sleeper(Protocol):
     def ring(self) -> None: ...
 
 
-class Alarms:
+class TimerQueue:
     """Those of one server."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Sleeper]] = []
+        self._heap: list[tuple[float, int, TimerTarget]] = []
         self._order = itertools.count()  # among those of one moment
         self._over = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def set(self, delay_s: float, sleeper: Sleeper) -> None:
+    def set(self, delay_s: float, sleeper: TimerTarget) -> None:
         """Ring it so much later."""
         loop = asyncio.get_running_loop()
         when = loop.time() + max(0.0, delay_s)

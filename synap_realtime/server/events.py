@@ -37,7 +37,7 @@ _CALLER = ("user", "key", "address")
 _ROUTINE = {CloseCode.DRAINING, CloseCode.IDLE_TIMEOUT, CloseCode.TOKEN_EXPIRED}
 
 
-class AtMost(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets so many records of a kind a second through, and fewer of one caller.
 
     A kind is a message with its ``code``, so that a flood of one does not hide another, and one
@@ -120,7 +120,7 @@ class AtMost(logging.Filter):
                     self._is_summarizing = False
 
 
-logger.addFilter(AtMost(MAX_LINES_PER_S, MAX_LINES_PER_CALLER_S))
+logger.addFilter(RateLimitFilter(MAX_LINES_PER_S, MAX_LINES_PER_CALLER_S))
 
 
 def refused(

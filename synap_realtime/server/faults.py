@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .events import AtMost
+from .events import RateLimitFilter
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ MAX_LINES_PER_S = 5
 
 _SHOWN_FRAMES = 3
 
-logger.addFilter(AtMost(MAX_LINES_PER_S))
+logger.addFilter(RateLimitFilter(MAX_LINES_PER_S))
 
 
 def report(what: str, error: BaseException | None) -> None:

@@ -26,13 +26,13 @@ MAX_CALLERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class TooManyForUserError(Exception):
+class UserConnectionLimitError(Exception):
     """A user has as many connections as one may have."""
 
     limit: int
 
 
-class Place(NamedTuple):
+class ConnectionSlot(NamedTuple):
     """What one connection takes of the limits."""
 
     user: str | None
@@ -147,7 +147,7 @@ class Limits:
         """Whether a client may say something more."""
         return not self._messages.wait_s(str(connection), 1)
 
-    def take_place(self, claims: Claims, room: Room, address: str | None) -> Place:
+    def take_place(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
         """A place for a connection; :meth:`give_back` when it has ended.
 
         Raises:
@@ -175,21 +175,21 @@ class Limits:
             raise rate_limited(f"at most {most} connections in a room", 10)
         user = claims.user
         if user is not None and _is_full(self._by_user[user], settings.max_connections_per_user):
-            raise TooManyForUserError(settings.max_connections_per_user)
-        place = Place(user, room, source)
+            raise UserConnectionLimitError(settings.max_connections_per_user)
+        place = ConnectionSlot(user, room, source)
         self._connections += 1
         for counter, name in self._counters(place):
             counter[name] += 1
         return place
 
-    def give_back(self, place: Place) -> None:
+    def give_back(self, place: ConnectionSlot) -> None:
         self._connections -= 1
         for counter, name in self._counters(place):
             counter[name] -= 1
             if not counter[name]:
                 del counter[name]
 
-    def _counters(self, place: Place) -> Iterator[tuple[Counter[str], str]]:
+    def _counters(self, place: ConnectionSlot) -> Iterator[tuple[Counter[str], str]]:
         if place.user is not None:
             yield self._by_user, place.user
         yield self._by_room, place.room
@@ -308,15 +308,15 @@ class _Rate:
         return max(float(result.state.retry_after), 0.001) if result.limited else 0.0
 
 
-class _NoRate:
+class _Unlimited:
     def wait_s(self, who: str, cost: int) -> float:  # noqa: ARG002
         return 0.0
 
     def give_back(self, who: str, cost: int) -> None: ...
 
 
-def _rate(per_s: int) -> _Rate | _NoRate:
-    return _Rate(per_s) if per_s else _NoRate()
+def _rate(per_s: int) -> _Rate | _Unlimited:
+    return _Rate(per_s) if per_s else _Unlimited()
 
 
 def _is_full(count: int, most: int) -> bool:

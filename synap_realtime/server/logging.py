@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..errors import ConfigurationError
 from ..extras import lacks
-from .events import MAX_LINES_PER_S, AtMost
+from .events import MAX_LINES_PER_S, RateLimitFilter
 
 Format = Literal["text", "json"]
 
@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[\w.:+*|@/-]+", re.ASCII)
 _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
-class _HumanFormatter(logging.Formatter):
+class _TextFormatter(logging.Formatter):
     """A line, and behind it what a record has more: ``published room=user_1 listeners=2``."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
@@ -46,15 +46,15 @@ def configure(level: str, style: Format, worker: int | None = None) -> None:
         ConfigurationError: python-json-logger is wanted and not installed.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_json_formatter() if style == "json" else _HumanFormatter(_HUMAN))
+    handler.setFormatter(_json_formatter() if style == "json" else _TextFormatter(_HUMAN))
     if worker is not None:
-        handler.addFilter(_Numbered(worker))
+        handler.addFilter(WorkerIdFilter(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     for name in _BY_STRANGERS:
-        logging.getLogger(name).addFilter(AtMost(MAX_LINES_PER_S))
+        logging.getLogger(name).addFilter(RateLimitFilter(MAX_LINES_PER_S))
 
 
-class _Numbered(logging.Filter):
+class WorkerIdFilter(logging.Filter):
     """Lets all through, with the worker's number."""
 
     def __init__(self, worker: int) -> None:

@@ -21,7 +21,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from .stores.base import PublishResult, StoreStats
-from .tallies import Tallies, Tally
+from .tallies import Histogram, HistogramVec
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -39,7 +39,9 @@ class Metrics:
         Args:
             worker: a label of everything: whichever process is asked answers for itself.
         """
-        self._registry = registry = CollectorRegistry() if worker is None else _Labelled(worker)
+        self._registry = registry = (
+            CollectorRegistry() if worker is None else _LabelledRegistry(worker)
+        )
         # What only some programs have (Linux' /proc) is left out elsewhere, as everywhere.
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -50,8 +52,8 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"synap_realtime_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, label: str | None = None) -> Tallies:
-            tallies = Tallies(f"synap_realtime_{name}_seconds", text, _FAST, label)
+        def histogram(name: str, text: str, label: str | None = None) -> HistogramVec:
+            tallies = HistogramVec(f"synap_realtime_{name}_seconds", text, _FAST, label)
             registry.register(tallies)
             return tallies
 
@@ -184,7 +186,7 @@ class Metrics:
     def disconnected(self, transport: str) -> None:
         self._by_transport[transport][1].dec()
 
-    def store_operation(self, name: str) -> Tally:
+    def store_operation(self, name: str) -> Histogram:
         """How long a call of the store took."""
         return self._store.of(name)
 
@@ -227,7 +229,7 @@ class Metrics:
         self._timer = loop.call_at(due, look)
 
 
-class _Labelled(CollectorRegistry):
+class _LabelledRegistry(CollectorRegistry):
     """What is collected, with the number of the worker."""
 
     def __init__(self, worker: int) -> None:

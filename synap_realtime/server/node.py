@@ -23,12 +23,12 @@ from ..protocol.rooms import Room, key_of
 from . import events, faults
 from .admin import Admin
 from .auth import Authenticator, Claims
-from .authorization import Access, Authorizer, Caller
+from .authorization import AccessControl, Authorizer, PeerInfo
 from .byte_budget import Budgets
 from .config import ServerSettings
-from .http.publish import Publishing
-from .http.routes import Api
-from .limits import Limits, TooManyForUserError, rate_limited
+from .http.publish import PublishService
+from .http.routes import Router
+from .limits import Limits, UserConnectionLimitError, rate_limited
 from .messages import (
     Request,
     RequestError,
@@ -44,10 +44,10 @@ from .metrics import Metrics
 from .revocations import Revocations
 from .rooms.hub import Hub
 from .rooms.presence import Presence
-from .rooms.sessions import Session, Sessions
+from .rooms.sessions import Session, SessionRegistry
 from .rooms.subscription import LOST
 from .stores.base import ClusterStore, Store, StoreUnavailableError
-from .stores.measured import MeasuredStore
+from .stores.measured import InstrumentedStore
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
 from .watched import LOOK_EVERY_S
@@ -79,7 +79,7 @@ _MAX_FIELD_NAMES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class AcceptedSubscription:
     """A subscriber that was let in.
 
     Attributes:
@@ -93,7 +93,7 @@ class Opened:
     head: Response | None = None
 
 
-class ClosedAtOnceError(Exception):
+class CloseHandshakeError(Exception):
     """A handshake that is accepted and closed: a page cannot read a refusal, but it can read a
     close code, which says whether to come back."""
 
@@ -122,7 +122,7 @@ class Node:
             store.subscribe(lambda room, entry: hub.deliver(room, entry, perf_counter()))
         # A store of another author may use asyncio.timeout(), which needs a current task.
         self._store_needs_tasks = type(store) not in (MemoryStore, SqliteStore)
-        self._store = store = MeasuredStore(store, metrics)
+        self._store = store = InstrumentedStore(store, metrics)
         self._presence = presence = Presence()
         self._limits = limits = Limits(settings)
         self.budgets = budgets = Budgets(settings, metrics)
@@ -131,14 +131,14 @@ class Node:
         )
         self._settings = settings
         self._authenticator = authenticator
-        self._access = access = Access(
+        self._access = access = AccessControl(
             authenticator,
             revocations,
             limits,
             allowed_origins=settings.allowed_origins,
             may=may,
         )
-        self._sessions = Sessions(
+        self._sessions = SessionRegistry(
             store, hub, presence, access, revocations, limits, budgets.backlogs, metrics
         )
         admin = None
@@ -146,8 +146,8 @@ class Node:
             admin = Admin(
                 hub, self._sessions, access, metrics, version=own_version, promise=store.description
             ).handle
-        self._publishing = publishing = Publishing(store, hub, access, limits, metrics)
-        self._api = Api(
+        self._publishing = publishing = PublishService(store, hub, access, limits, metrics)
+        self._api = Router(
             store, hub, presence, access, publishing, revocations, limits, metrics, admin
         )
         self._keys_timer: asyncio.TimerHandle | None = None
@@ -199,7 +199,7 @@ class Node:
         if self._access.refresh_keys() and (closed := self._sessions.close_untrusted()):
             logger.warning("connections closed: their key was removed; connections=%d", closed)
 
-    async def answer(self, request: Request) -> Response | Opened:
+    async def answer(self, request: Request) -> Response | AcceptedSubscription:
         """Answer a request; what is asked below ``/rooms/{room}/events`` is let in as a stream.
 
         What ``request.read`` raises is the answer, if it is a :class:`RequestError`.
@@ -237,7 +237,7 @@ class Node:
             RequestError: the answer is too large for what can be held for its peer now.
         """
 
-    async def open_websocket(self, request: Request) -> Opened:
+    async def open_websocket(self, request: Request) -> AcceptedSubscription:
         """Let a WebSocket in.
 
         Raises:
@@ -246,7 +246,7 @@ class Node:
         """
         try:
             return await self._open_websocket(request)
-        except TooManyForUserError as error:
+        except UserConnectionLimitError as error:
             code = CloseCode.CONNECTION_LIMIT
             cause = f"connection limit: at most {error.limit} connections of a user"
         except RequestError as error:
@@ -265,7 +265,7 @@ class Node:
         reason = code.name.lower()
         self._metrics.dropped(reason)
         self._write_down(request, {"code": reason, "details": cause}, code)
-        raise ClosedAtOnceError(code, cause)
+        raise CloseHandshakeError(code, cause)
 
     def close_session(self, session: Session) -> None:
         """The connection of a session has gone; a second call changes nothing."""
@@ -343,7 +343,7 @@ class Node:
         await self._authenticator.close()
         await self._api.close()
 
-    async def _open_websocket(self, request: Request) -> Opened:
+    async def _open_websocket(self, request: Request) -> AcceptedSubscription:
         self._access.admit(_caller(request))
         request.open()
         match request.segments:
@@ -374,11 +374,11 @@ class Node:
             acknowledges=request.speaks_control,
             watches=target.watches,
         )
-        return Opened(session, target.after)
+        return AcceptedSubscription(session, target.after)
 
     async def _open_event_stream(
         self, request: Request, segment: str, cors: dict[str, str]
-    ) -> Response | Opened:
+    ) -> Response | AcceptedSubscription:
         """
         Raises:
             RequestError: the stream cannot be.
@@ -408,11 +408,11 @@ class Node:
                 acknowledges=False,
                 watches=target.watches,
             )
-        except TooManyForUserError as error:
+        except UserConnectionLimitError as error:
             raise rate_limited(f"at most {error.limit} connections for a user", 10) from None
-        return Opened(session, after, answer)
+        return AcceptedSubscription(session, after, answer)
 
-    def _refuse_credential(self, target: _Target) -> None:
+    def _refuse_credential(self, target: SubscribeParams) -> None:
         """Refuse a room or a device that is a credential, which the log would show.
 
         Raises:
@@ -423,14 +423,14 @@ class Node:
                 details = f"{name}: this is a credential; send it as Authorization: Bearer …"
                 raise bad_request("A credential in a wrong place", details)
 
-    async def _permit(self, claims: Claims, target: _Target) -> None:
+    async def _permit(self, claims: Claims, target: SubscribeParams) -> None:
         await self._access.permit(claims, "subscribe", target.room)
         if target.watches:
             await self._access.permit(claims, "presence", target.room)
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
+class SubscribeParams:
     """What a subscriber asks for: the room, the position, as which device, and whether it wants to
     hear who comes and goes."""
 
@@ -440,7 +440,7 @@ class _Target:
     watches: bool
 
 
-def _target(segment: str, query: dict[str, str]) -> _Target:
+def _target(segment: str, query: dict[str, str]) -> SubscribeParams:
     """
     Raises:
         RequestError: it cannot have it.
@@ -451,7 +451,7 @@ def _target(segment: str, query: dict[str, str]) -> _Target:
         position_of(after)
     if (presence := query.get("presence", "0")) not in ("0", "1"):
         raise bad_request("Invalid presence", "presence: expected 0 or 1")
-    return _Target(room, after, device_of(query), watches=presence == "1")
+    return SubscribeParams(room, after, device_of(query), watches=presence == "1")
 
 
 def _cors(origin: str) -> dict[str, str]:
@@ -477,9 +477,9 @@ def _preflight(request: Request) -> dict[str, str]:
     return {**_PREFLIGHT, "Access-Control-Allow-Headers": asked}
 
 
-def _caller(request: Request) -> Caller:
+def _caller(request: Request) -> PeerInfo:
     headers = request.headers
-    return Caller(
+    return PeerInfo(
         address=request.address,
         host=headers.get("host"),
         origin=headers.get("origin"),

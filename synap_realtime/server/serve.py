@@ -20,8 +20,8 @@ from .config import ServerSettings, is_loopback
 from .listeners import BACKLOG, authority, bind, port_of
 from .logging import configure
 from .node import Node
-from .protocols.certificate import Certificate, open_certificate
-from .protocols.server import Front
+from .protocols.certificate import ReloadingCertificate, open_certificate
+from .protocols.server import ConnectionServer
 from .stores import check_shared, open_store
 from .stores.base import ClusterStore
 
@@ -41,7 +41,7 @@ async def running(
     app: Any,
     host: str = "127.0.0.1",
     port: int = 0,
-    certificate: Certificate | None = None,
+    certificate: ReloadingCertificate | None = None,
     *,
     shares_port: bool = False,
 ) -> AsyncGenerator[str]:
@@ -73,7 +73,7 @@ async def running(
         async with _hosted(app, sockets):
             yield url
         return
-    front = Front(app)
+    front = ConnectionServer(app)
     front.listen(sockets, certificate)
     try:
         yield url
@@ -125,7 +125,7 @@ async def until_stopped() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkerContext:
     """This process's part where several serve together.
 
     Attributes:
@@ -141,7 +141,7 @@ class Share:
     until_stopped: Callable[[], Coroutine[Any, Any, None]]
 
 
-async def serve(settings: ServerSettings, share: Share | None = None) -> None:
+async def serve(settings: ServerSettings, share: WorkerContext | None = None) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
@@ -182,7 +182,7 @@ def _summarize(app: RoomServer, url: str) -> None:
         )
 
 
-def _part(settings: ServerSettings, share: Share) -> RoomServer:
+def _part(settings: ServerSettings, share: WorkerContext) -> RoomServer:
     """
     Raises:
         ConfigurationError: the store is not shared.
@@ -219,7 +219,7 @@ def _allow_sockets(settings: ServerSettings) -> None:
         )
 
 
-def run(settings: ServerSettings, share: Share | None = None) -> None:
+def run(settings: ServerSettings, share: WorkerContext | None = None) -> None:
     """:func:`serve`, with logging and, where there is one, uvloop.
 
     Of several workers, this is the process that starts them, or with a ``share`` one of them.

@@ -12,7 +12,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 
-class Tally:
+class Histogram:
     """How many observations were at most so large."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
@@ -34,7 +34,7 @@ class Tally:
         family.add_metric(labels, buckets, self._sum)
 
 
-class Tallies(Collector):
+class HistogramVec(Collector):
     """One histogram, with a tally for each value of its label."""
 
     def __init__(self, name: str, text: str, bounds: Sequence[float], label: str | None = None):
@@ -46,11 +46,11 @@ class Tallies(Collector):
         self._text = text
         self._bounds = [float(bound) for bound in bounds]
         self._label = label
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, Histogram] = {}
 
-    def of(self, value: str = "") -> Tally:
+    def of(self, value: str = "") -> Histogram:
         if value not in self._tallies:
-            self._tallies[value] = Tally(self._bounds)
+            self._tallies[value] = Histogram(self._bounds)
         return self._tallies[value]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:

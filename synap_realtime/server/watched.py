@@ -13,7 +13,7 @@ LOOK_EVERY_S = 0.25
 _State = tuple[tuple[int, ...] | None, ...]
 
 
-class Watched:
+class FileWatcher:
     """Some files, read together: whether one of them is another than it was."""
 
     def __init__(

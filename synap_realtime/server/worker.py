@@ -12,12 +12,12 @@ import pickle
 import sys
 
 from ..errors import SynapRealtimeError
-from .serve import Share, run, until_stopped
-from .workers import Job
+from .serve import WorkerContext, run, until_stopped
+from .workers import WorkerConfig
 
 
 def main() -> None:
-    job: Job = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that has started this
+    job: WorkerConfig = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that has started this
     told = os.dup(1)
     os.dup2(2, 1)  # what somebody's own code prints is no message to the supervisor
 
@@ -26,7 +26,7 @@ def main() -> None:
         os.close(told)
 
     try:
-        run(job.settings, Share(job.number, job.port, tell, _until_ended))
+        run(job.settings, WorkerContext(job.number, job.port, tell, _until_ended))
     except SynapRealtimeError as error:
         print(f"synap-realtime: {error}", file=sys.stderr)  # noqa: T201 - as the command does
         raise SystemExit(2) from None

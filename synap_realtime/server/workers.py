@@ -39,7 +39,7 @@ _BAD_SETTINGS = 2  # a worker's exit code, as the command has it
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WorkerConfig:
     """What a worker is told."""
 
     settings: ServerSettings
@@ -65,7 +65,7 @@ def run(settings: ServerSettings) -> None:
         raise SystemExit(code)
 
 
-class _GaveUpError(Exception):
+class _WorkerFailedError(Exception):
     """A worker cannot be kept alive."""
 
     def __init__(self, code: int) -> None:
@@ -96,7 +96,7 @@ class _Supervisor:
             task.cancel()
         ends = await asyncio.gather(*keepers, return_exceptions=True)
         for end in ends:
-            if isinstance(end, _GaveUpError):
+            if isinstance(end, _WorkerFailedError):
                 return end.code
             if isinstance(end, Exception):
                 raise end
@@ -126,13 +126,13 @@ class _Supervisor:
             has_served, code = await self._live(number)
             failed = 0 if has_served else failed + 1
             if code == _BAD_SETTINGS and not self._one_is_ready.is_set():
-                raise _GaveUpError(code)
+                raise _WorkerFailedError(code)
             died = f"signal {-code}" if code < 0 else f"exit code {code}"
             if failed == MAX_FAILED_STARTS:
                 logger.error(
                     "worker %d has died at each of %d starts (%s): all end", number, failed, died
                 )
-                raise _GaveUpError(1)
+                raise _WorkerFailedError(1)
             if loop.time() - began >= STEADY_S:
                 delay_s = FIRST_DELAY_S
             logger.error(
@@ -155,7 +155,7 @@ class _Supervisor:
         assert process.stdout is not None  # noqa: S101
         self._processes[number] = process
         try:
-            process.stdin.write(pickle.dumps(Job(self._settings, number, self._port)))
+            process.stdin.write(pickle.dumps(WorkerConfig(self._settings, number, self._port)))
             has_served = bool(await process.stdout.read(1))
             if has_served:
                 self._note_ready(number, process.pid)

@@ -127,7 +127,7 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ProtocolFailure:
     """The peer broke the protocol, or a limit: the connection is to be failed (section 7.1.7).
 
     Attributes:
@@ -139,11 +139,11 @@ class Failure:
     reason: str
 
 
-Event = str | bytes | Ping | Pong | Close | Failure
+Event = str | bytes | Ping | Pong | Close | ProtocolFailure
 """A text message is ``str``, a binary one ``bytes``."""
 
 
-class _FailedError(Exception):
+class _ProtocolError(Exception):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code = code
@@ -220,8 +220,8 @@ class Decoder:
     def __init__(self, max_message_bytes: int) -> None:
         """
         Args:
-            max_message_bytes: a longer message is a :class:`Failure` as soon as a frame's head, or
-                the sum of the fragments so far, says so.
+            max_message_bytes: a longer message is a :class:`ProtocolFailure` as soon as a frame's
+                head, or the sum of the fragments so far, says so.
         """
         self._max_message_bytes = max_message_bytes
         self._message: _Message | None = None
@@ -236,8 +236,8 @@ class Decoder:
             data: from the socket, however it was cut.
 
         Returns:
-            What is complete now, in order. Behind a :class:`Close` or a :class:`Failure` nothing
-            follows, and whatever is fed then is ignored.
+            What is complete now, in order. Behind a :class:`Close` or a :class:`ProtocolFailure`
+            nothing follows, and whatever is fed then is ignored.
         """
         events: list[Event] = []
         if self._has_ended:
@@ -247,8 +247,8 @@ class Decoder:
             self._rest = b""
         try:
             self._read(data, events)
-        except _FailedError as error:
-            events.append(Failure(error.code, error.reason))
+        except _ProtocolError as error:
+            events.append(ProtocolFailure(error.code, error.reason))
             self._end()
         return events
 
@@ -314,7 +314,7 @@ class Decoder:
                 _break("a message inside another")
             so_far = len(message.payload)
         if so_far + length > self._max_message_bytes:
-            raise _FailedError(TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
+            raise _ProtocolError(TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
 
     def _control(self, opcode: int, payload: bytes) -> Ping | Pong | Close:
         if opcode == _PING:
@@ -403,8 +403,8 @@ def _unmasked(data: bytes, mask: bytes) -> bytes:
 
 
 def _break(reason: str) -> NoReturn:
-    raise _FailedError(PROTOCOL_ERROR, reason)
+    raise _ProtocolError(PROTOCOL_ERROR, reason)
 
 
 def _fail_text() -> NoReturn:
-    raise _FailedError(NOT_UTF8, "not UTF-8")
+    raise _ProtocolError(NOT_UTF8, "not UTF-8")

@@ -87,8 +87,8 @@ def subscribe(
 async def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
     running_loop("subscribe()", "iterate subscribe_sync() in a thread")
     steps = core.listening(options, time.monotonic, random.random)
-    answer: core.Answer = None
-    line = _Line(options)
+    answer: core.EffectResult = None
+    line = _Connection(options)
     try:
         while True:
             step = steps.send(answer)
@@ -96,19 +96,19 @@ async def _notifications(options: Options) -> AsyncGenerator[Notification, None]
             match step:
                 case core.Deliver(notification):
                     yield notification
-                case core.Dial(after):
+                case core.Connect(after):
                     answer = await line.dial(after)
-                case core.Keep(keepalive):
+                case core.StartKeepalive(keepalive):
                     line.keep(keepalive)
                 case core.Receive(timeout_s):
                     answer = await line.receive(timeout_s)
-                case core.Wake():
+                case core.WakeKeepalive():
                     line.wake.set()
-                case core.HangUp():
+                case core.Disconnect():
                     await line.hang_up()
                 case core.Sleep(delay_s):
                     await asyncio.sleep(delay_s)
-                case core.Tell(function, value) if function is not None:
+                case core.Notify(function, value) if function is not None:
                     told = function(value)
                     if inspect.isawaitable(told):
                         await told
@@ -116,7 +116,7 @@ async def _notifications(options: Options) -> AsyncGenerator[Notification, None]
         await line.hang_up()
 
 
-class _Line:
+class _Connection:
     """The connection of the moment, and the task that keeps it."""
 
     def __init__(self, options: Options) -> None:
@@ -153,7 +153,7 @@ class _Line:
         self._keepalive = keepalive
         self._keeper = asyncio.create_task(self._keep(self._ws, keepalive))
 
-    async def receive(self, timeout_s: float) -> core.Answer:
+    async def receive(self, timeout_s: float) -> core.EffectResult:
         assert self._ws is not None  # noqa: S101 - the core dials first
         from websockets.exceptions import ConnectionClosed
 

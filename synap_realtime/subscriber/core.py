@@ -20,7 +20,7 @@ from ..protocol.control import CLOSING, PONG, PONG_TIMEOUT_S, SUBPROTOCOL, SUBSC
 from ..protocol.notification import Notification, parse_notification
 from .keepalive import Keepalive
 from .options import Options, SubscriptionState
-from .reconnect import Failure, Reconnect
+from .reconnect import Failure, ReconnectPolicy
 
 logger = logging.getLogger("synap_realtime.subscriber")
 
@@ -31,15 +31,15 @@ POSITIONS = ("earliest", "latest")
 
 
 @dataclass(frozen=True, slots=True)
-class Dial:
+class Connect:
     """Connect, to start after a position; answered with the subprotocol, None, or a Failure."""
 
     after: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
-    """Start the keeper: until :class:`HangUp` it sends what the keepalive gives. No answer."""
+class StartKeepalive:
+    """Start the keeper: until :class:`Disconnect` it sends what the keepalive gives. No answer."""
 
     keepalive: Keepalive
 
@@ -58,11 +58,11 @@ class Deliver:
     notification: Notification
 
 
-class Wake:
+class WakeKeepalive:
     """Tell the keeper that there is something to send. No answer."""
 
 
-class HangUp:
+class Disconnect:
     """End the connection and its keeper. No answer."""
 
 
@@ -74,27 +74,27 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class Notify:
     """Call one of the consumer's functions with this. No answer."""
 
     function: Callable[[Any], object] | None
     value: SubscriptionState | str
 
 
-Step = Dial | Keep | Receive | Deliver | Wake | HangUp | Sleep | Tell
-Answer = str | bytes | Failure | None
-Steps = Generator[Step, Answer, None]
+Step = Connect | StartKeepalive | Receive | Deliver | WakeKeepalive | Disconnect | Sleep | Notify
+EffectResult = str | bytes | Failure | None
+Steps = Generator[Step, EffectResult, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class ControlFrame:
     """A control frame: ``{"type":"synap.…","data":{…}}``."""
 
     type: str
     data: dict[str, Any]
 
 
-def read(message: str | bytes) -> Notification | Control | None:
+def read(message: str | bytes) -> Notification | ControlFrame | None:
     """What a message says; None if it is nothing that this version knows.
 
     What is wrong with it is logged, what is in it never.
@@ -110,7 +110,7 @@ def read(message: str | bytes) -> Notification | Control | None:
     match value:
         case {"type": str(type), **rest} if type.startswith("synap."):
             data = rest.get("data")
-            return Control(type, data if isinstance(data, dict) else {})
+            return ControlFrame(type, data if isinstance(data, dict) else {})
     try:
         return parse_notification(value)
     except (InvalidArgumentError, RecursionError) as error:
@@ -199,9 +199,9 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
         SubscriptionError: refused for good, or the attempts are used up.
     """
     subscription = _Subscription(options)
-    reconnect = Reconnect(options.max_reconnects, random)
+    reconnect = ReconnectPolicy(options.max_reconnects, random)
     while True:
-        answer = yield Dial(subscription.after)
+        answer = yield Connect(subscription.after)
         up_s = 0.0
         if isinstance(answer, Failure):
             failure = answer
@@ -213,18 +213,18 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
             speaks_v1 = answer == SUBPROTOCOL
             subscription.connected(speaks_v1=speaks_v1)
             keepalive = Keepalive(clock, acknowledges=speaks_v1 and options.acknowledge)
-            yield Keep(keepalive)
-            yield Tell(options.on_state_change, SubscriptionState("connected"))
+            yield StartKeepalive(keepalive)
+            yield Notify(options.on_state_change, SubscriptionState("connected"))
             failure = yield from _connected(subscription, keepalive, clock, speaks_v1=speaks_v1)
             up_s = clock() - start
-            yield HangUp()
+            yield Disconnect()
             if subscription.lost() and subscription.tells_gaps:
                 logger.info("no replay could be finished; something may be missed")
-                yield Tell(options.on_gap, options.room)
+                yield Notify(options.on_gap, options.room)
         delay_s = reconnect.delay_after(failure, up_s, options.address.named)
         logger.info("%s; reconnecting in %.1f s", failure.reason, delay_s)
         state = SubscriptionState("reconnecting", reconnect.count, delay_s, failure.reason)
-        yield Tell(options.on_state_change, state)
+        yield Notify(options.on_state_change, state)
         yield Sleep(delay_s)
 
 
@@ -234,7 +234,7 @@ def _connected(
     clock: Callable[[], float],
     *,
     speaks_v1: bool,
-) -> Generator[Step, Answer, Failure]:
+) -> Generator[Step, EffectResult, Failure]:
     """Listen on one connection until it fails; returns why."""
     asked_s: float | None = None
     while True:
@@ -254,16 +254,16 @@ def _connected(
                 # The consumer asks for the next one, so it has this one.
                 subscription.received = subscription.cursor
                 if keepalive.acknowledge(subscription.received):
-                    yield Wake()
-            elif isinstance(content, Control) and speaks_v1:
+                    yield WakeKeepalive()
+            elif isinstance(content, ControlFrame) and speaks_v1:
                 if content.type == SUBSCRIBED:
                     subscription.told(content.data.get("cursor"))
                     # The last connection may have ended before its last acknowledgement.
                     if keepalive.acknowledge(subscription.received):
-                        yield Wake()
+                        yield WakeKeepalive()
                     if content.data.get("recovered") is False and subscription.tells_gaps:
                         logger.info("something was missed: it is no longer retained")
-                        yield Tell(subscription.options.on_gap, subscription.options.room)
+                        yield Notify(subscription.options.on_gap, subscription.options.room)
                 elif content.type == CLOSING:
                     asked_s = _seconds(content.data.get("reconnectAfterMs"))
         if keepalive.is_dead:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from ..endpoint import SCHEMES, Address, bearer, parse_address
+from ..endpoint import SCHEMES, ServerUrl, bearer, parse_address
 from ..errors import ConfigurationError, InvalidArgumentError
 from ..protocol.rooms import Room, parse_room
 
@@ -71,7 +71,7 @@ class Options(NamedTuple):
     """The checked arguments of ``subscribe``."""
 
     room: Room
-    address: Address
+    address: ServerUrl
     token: Token
     after: str | None
     max_reconnects: int | None

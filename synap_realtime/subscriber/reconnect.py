@@ -64,7 +64,7 @@ class Failure:
         return self.status or self.close_code
 
 
-class Reconnect:
+class ReconnectPolicy:
     """Counts the attempts in a row and says how long to wait before the next."""
 
     def __init__(self, attempts: int | None, random: Callable[[], float]) -> None:

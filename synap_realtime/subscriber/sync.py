@@ -67,8 +67,8 @@ def subscribe_sync(
 
 def _notifications(options: Options) -> Generator[Notification, None, None]:
     steps = core.listening(options, time.monotonic, random.random)
-    answer: core.Answer = None
-    line = _Line(options)
+    answer: core.EffectResult = None
+    line = _Connection(options)
     try:
         while True:
             step = steps.send(answer)
@@ -76,25 +76,25 @@ def _notifications(options: Options) -> Generator[Notification, None, None]:
             match step:
                 case core.Deliver(notification):
                     yield notification
-                case core.Dial(after):
+                case core.Connect(after):
                     answer = line.dial(after)
-                case core.Keep(keepalive):
+                case core.StartKeepalive(keepalive):
                     line.keep(keepalive)
                 case core.Receive(timeout_s):
                     answer = line.receive(timeout_s)
-                case core.Wake():
+                case core.WakeKeepalive():
                     line.wake.set()
-                case core.HangUp():
+                case core.Disconnect():
                     line.hang_up()
                 case core.Sleep(delay_s):
                     time.sleep(delay_s)
-                case core.Tell(function, value) if function is not None:
+                case core.Notify(function, value) if function is not None:
                     function(value)
     finally:
         line.hang_up()
 
 
-class _Line:
+class _Connection:
     """The connection of the moment, and the thread that keeps it."""
 
     def __init__(self, options: Options) -> None:
@@ -126,7 +126,7 @@ class _Line:
         )
         self._keeper.start()
 
-    def receive(self, timeout_s: float) -> core.Answer:
+    def receive(self, timeout_s: float) -> core.EffectResult:
         assert self._ws is not None  # noqa: S101 - the core dials first
         from websockets.exceptions import ConnectionClosed
 

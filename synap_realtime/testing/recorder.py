@@ -18,7 +18,7 @@ from ..errors import InvalidArgumentError
 from ..jobs.strict import strict
 from ..protocol.notification import Notification
 from ..protocol.rooms import request_room, user_room
-from .rooms import Rooms, SentNotification
+from .rooms import FakeRoomServer, SentNotification
 
 SETTLE_S = 5.0
 """How long what is sent in the background is waited for."""
@@ -43,7 +43,7 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
     """
 
     def __init__(self) -> None:
-        self._rooms = Rooms()
+        self._rooms = FakeRoomServer()
         self._faults: list[_Fault] = []
         self._broadcasters: list[BackgroundBroadcaster] = []
         self._lock = threading.Lock()
@@ -120,7 +120,7 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
         """Forget what has arrived, and all faults."""
         self._settle()
         with self._lock:
-            self._rooms = Rooms()
+            self._rooms = FakeRoomServer()
             self._faults.clear()
 
     def broadcaster(self) -> BackgroundBroadcaster:

@@ -56,7 +56,7 @@ class SentNotification:
         return self.status in ("success", "error")
 
 
-class Rooms:
+class FakeRoomServer:
     """Keeps what is published, each id once for a room, in the order in which it came."""
 
     def __init__(self) -> None:

@@ -40,7 +40,7 @@ _MODE: Final = "serialization"
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class SchemaSet:
     """The catalog's payloads as schemas.
 
     Attributes:
@@ -58,7 +58,7 @@ class Described:
         return any(member in one.get("properties", {}) for one in _choices(schema, self.models))
 
 
-def describe(catalog: Catalog) -> Described:
+def describe(catalog: Catalog) -> SchemaSet:
     """Ask pydantic, once for all, so that models of the same name get different ones.
 
     Raises:
@@ -69,7 +69,7 @@ def describe(catalog: Catalog) -> Described:
     schemas, document = TypeAdapter.json_schemas(
         [(type, _MODE, adapter) for type, adapter in adapters.items()]
     )
-    return Described(
+    return SchemaSet(
         data={type: schemas[type, _MODE] for type in catalog},
         truncated=schemas[_TRUNCATED, _MODE],
         models=document["$defs"],

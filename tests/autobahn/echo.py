@@ -18,9 +18,9 @@ from typing import cast
 import httptools
 
 from synap_realtime.server.pacing import Pacer
-from synap_realtime.server.protocols.pending_connections import HalfOpen
-from synap_realtime.server.protocols.websocket import WebSocket
-from synap_realtime.server.protocols.writes import Turn
+from synap_realtime.server.protocols.pending_connections import PendingConnections
+from synap_realtime.server.protocols.websocket import WebSocketProtocol
+from synap_realtime.server.protocols.writes import WriteBatch
 from synap_realtime.server.ws_codec import accept_of, binary_frame, text_frame
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -31,7 +31,7 @@ _ANSWER = (
 )
 
 
-class Unhurried(WebSocket):
+class Unhurried(WebSocketProtocol):
     """Autobahn sends 65,536 fragments of one message as quickly as it can."""
 
     __slots__ = ()
@@ -42,12 +42,12 @@ class Unhurried(WebSocket):
 class Echo:
     """Says what it hears."""
 
-    def __init__(self, transport: asyncio.Transport, half_open: HalfOpen) -> None:
+    def __init__(self, transport: asyncio.Transport, half_open: PendingConnections) -> None:
         self.socket = Unhurried(
             transport,
             self,
             half_open=half_open,
-            turn=Turn(),
+            turn=WriteBatch(),
             pacer=Pacer(),
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
@@ -76,7 +76,7 @@ class Echo:
 class Handshake(asyncio.Protocol):
     """Reads one request, and answers it as if it were always the right one."""
 
-    def __init__(self, half_open: HalfOpen) -> None:
+    def __init__(self, half_open: PendingConnections) -> None:
         self._half_open = half_open
         self._parser = httptools.HttpRequestParser(self)
         self._key = ""
@@ -103,7 +103,7 @@ class Handshake(asyncio.Protocol):
 
 
 async def serve(port: int) -> None:
-    half_open = HalfOpen(0)
+    half_open = PendingConnections(0)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Handshake(half_open), "127.0.0.1", port)
     print(  # noqa: T201 - who started it waits for this line

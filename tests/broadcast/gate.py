@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from synap_realtime.testing.rooms import Rooms
+from synap_realtime.testing.rooms import FakeRoomServer
 from tests.timeouts import TIMEOUT_S
 
 
@@ -51,7 +51,7 @@ class Gate(httpx.AsyncBaseTransport, httpx.BaseTransport):
     """Hands the test each request that comes."""
 
     def __init__(self) -> None:
-        self.rooms = Rooms()
+        self.rooms = FakeRoomServer()
         self.tasks = 0  # most that there were while a request was under way
         self._came: queue.Queue[Held] = queue.Queue()
 

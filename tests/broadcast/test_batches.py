@@ -14,7 +14,7 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster, Broadcaster, BroadcastResult
 from synap_realtime.broadcast import batch_queue, encoding
-from synap_realtime.broadcast.batch_queue import Item
+from synap_realtime.broadcast.batch_queue import QueuedNotification
 from synap_realtime.broadcast.dispatcher import Sender
 from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
@@ -316,7 +316,7 @@ async def test_a_server_without_the_route_gets_so_many_at_once(
     assert all(result.success for result in await asyncio.gather(*calls))
 
 
-def parcel(id: str, user: str = "42") -> encoding.Parcel:
+def parcel(id: str, user: str = "42") -> encoding.EncodedNotification:
     message = encoding.prepare({"type": "a", "data": {}, "id": id})
     return encoding.pack(encoding.rooms_for(user, None), message)
 
@@ -326,7 +326,7 @@ async def test_a_deadline_ends_one_call_and_no_other(gate: Gate, callers: Caller
     (first,) = await callers.calls("first")
     held = await gate.next()
     loop = asyncio.get_running_loop()
-    short = Item(parcel("short"), loop.time() + (0.2 if at == "queue" else 1.5))
+    short = QueuedNotification(parcel("short"), loop.time() + (0.2 if at == "queue" else 1.5))
     hurried = asyncio.create_task(callers.sender.send(short))
     await asyncio.sleep(0)
     (patient,) = await callers.calls("patient")
@@ -396,7 +396,7 @@ async def test_who_gives_up_leaves_its_room_to_the_next(
     monkeypatch.setattr(batch_queue, "MAX_WAITING", 1)
     first = await callers.call("a")
     held = await gate.next()
-    short = Item(parcel("short"), asyncio.get_running_loop().time() + 0.2)
+    short = QueuedNotification(parcel("short"), asyncio.get_running_loop().time() + 0.2)
     hurried = asyncio.create_task(callers.sender.send(short))
     await asyncio.sleep(0)
     second = await callers.call("b")

@@ -228,7 +228,7 @@ def test_deadline_holds_while_a_request_is_not_read(publish: Publish) -> None:
 
     with answering(sip) as url, Broadcaster(url, deadline_s=1.0, timeout_s=30) as broadcaster:
         start = time.monotonic()
-        call = encoding.Call("/broadcast", b"x" * 50_000_000)
+        call = encoding.ApiRequest("/broadcast", b"x" * 50_000_000)
         answer = broadcaster._poster.post(call, 0.5)
         assert "in time" in (answer.error or "")
         assert time.monotonic() - start < scaled(8)

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from synap_realtime.broadcast.batch_queue import SINGLES, Item, Outbox
-from synap_realtime.broadcast.encoding import Answer, Endpoint, Parcel, read_batch
+from synap_realtime.broadcast.batch_queue import SINGLES, BatchQueue, QueuedNotification
+from synap_realtime.broadcast.encoding import ApiResponse, EncodedNotification, Endpoint, read_batch
 from synap_realtime.protocol.notification import MAX_BATCH_BYTES
 from synap_realtime.protocol.rooms import Room
 
@@ -17,22 +17,22 @@ ROOMS = st.lists(st.sampled_from("ABC"), min_size=1, max_size=2, unique=True)
 DEADLINE_S = 60.0
 
 
-def ok(count: int) -> Answer:
-    return Answer(status=200, body={"results": [{"success": True}] * count})
+def ok(count: int) -> ApiResponse:
+    return ApiResponse(status=200, body={"results": [{"success": True}] * count})
 
 
-def unavailable(count: int) -> Answer:
+def unavailable(count: int) -> ApiResponse:
     result = {"success": False, "error": "No", "details": "full", "code": "unavailable"}
-    return Answer(status=200, body={"results": [result] * count})
+    return ApiResponse(status=200, body={"results": [result] * count})
 
 
 FAILURES = {
-    "unavailable": Answer(status=503, error="503"),
-    "away": Answer(error="refused"),
-    "broken": Answer(status=500, error="500"),
-    "too many": Answer(status=429, error="429", retry_after_s=1.0),
-    "too large": Answer(status=413, error="413", body={"code": "payload_too_large"}),
-    "bad key": Answer(status=401, error="401", body={"code": "unauthorized"}),
+    "unavailable": ApiResponse(status=503, error="503"),
+    "away": ApiResponse(error="refused"),
+    "broken": ApiResponse(status=500, error="500"),
+    "too many": ApiResponse(status=429, error="429", retry_after_s=1.0),
+    "too large": ApiResponse(status=413, error="413", body={"code": "payload_too_large"}),
+    "bad key": ApiResponse(status=401, error="401", body={"code": "unauthorized"}),
 }
 
 
@@ -42,12 +42,12 @@ class OutboxMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.endpoint = Endpoint("http://rooms.test", None)
-        self.outbox = Outbox(self.endpoint)
+        self.outbox = BatchQueue(self.endpoint)
         self.now = 1000.0
-        self.requests: list[list[Item]] = []
+        self.requests: list[list[QueuedNotification]] = []
         self.called: dict[str, list[str]] = defaultdict(list)
         self.kept: dict[str, list[str]] = defaultdict(list)
-        self.open: dict[str, Item] = {}
+        self.open: dict[str, QueuedNotification] = {}
         self.settled: list[str] = []
         self.count = 0
 
@@ -55,8 +55,8 @@ class OutboxMachine(RuleBasedStateMachine):
     def call(self, rooms: list[Any], size: int) -> None:
         id = f"{self.count:05d}"
         self.count += 1
-        parcel = Parcel(tuple(Room(f"user_{room}") for room in rooms), id, b"x" * size)
-        item = Item(parcel, self.now + DEADLINE_S)
+        parcel = EncodedNotification(tuple(Room(f"user_{room}") for room in rooms), id, b"x" * size)
+        item = QueuedNotification(parcel, self.now + DEADLINE_S)
         item.settled = lambda: self.settle(id)
         self.open[id] = item
         for room in rooms:
@@ -84,7 +84,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def answer(self, data: st.DataObject, kind: str) -> None:
         self.end(self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1))), kind)
 
-    def end(self, items: list[Item], kind: str) -> None:
+    def end(self, items: list[QueuedNotification], kind: str) -> None:
         parcels = [item.parcel for item in items]
         if kind == "cancelled":  # the caller's own task sent it, and is gone
             if len(items) == 1:
@@ -101,7 +101,7 @@ class OutboxMachine(RuleBasedStateMachine):
             items[0].settle(read_batch(Endpoint(None, None), ok(1), parcels)[0])
         self.outbox.leave(items)
 
-    def keep(self, items: list[Item]) -> None:
+    def keep(self, items: list[QueuedNotification]) -> None:
         for item in items:
             for room in item.parcel.rooms:
                 self.kept[room.removeprefix("user_")].append(item.parcel.id)
@@ -122,7 +122,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def lose_the_route(self) -> None:
         if items := self.outbox.take(self.now):
-            self.outbox.answered(items, Answer(status=404, error="404"), self.now)
+            self.outbox.answered(items, ApiResponse(status=404, error="404"), self.now)
             self.outbox.leave(items)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]))
@@ -160,7 +160,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.nothing_is_overtaken_in_its_room()
 
 
-def _rooms(items: list[Item]) -> list[Room]:
+def _rooms(items: list[QueuedNotification]) -> list[Room]:
     return [room for item in items for room in item.parcel.rooms]
 
 

@@ -147,4 +147,4 @@ def test_the_default_address_is_called_so() -> None:
     ("status", "helps"), [(500, True), (501, False), (503, True), (505, False)]
 )
 def test_a_server_of_another_kind_is_not_asked_again(status: int, helps: bool) -> None:
-    assert retry.is_retriable(encoding.Answer(status=status)) == helps
+    assert retry.is_retriable(encoding.ApiResponse(status=status)) == helps

@@ -6,12 +6,12 @@ import pytest
 import tenacity
 
 from synap_realtime.broadcast import retry
-from synap_realtime.broadcast.encoding import Answer
+from synap_realtime.broadcast.encoding import ApiResponse
 
-AWAY = Answer(error="away")
+AWAY = ApiResponse(error="away")
 
 
-def state_of(answer: Answer, attempts: int) -> tenacity.RetryCallState:
+def state_of(answer: ApiResponse, attempts: int) -> tenacity.RetryCallState:
     state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
     state.attempt_number = attempts
     state.set_result(answer)
@@ -22,14 +22,14 @@ def state_of(answer: Answer, attempts: int) -> tenacity.RetryCallState:
     ("answer", "expected"),
     [
         (AWAY, True),
-        (Answer(status=429), True),
-        (Answer(status=503), True),
-        (Answer(status=404), False),
-        (Answer(status=200), False),
-        (Answer(error="no TLS", is_permanent=True), False),
+        (ApiResponse(status=429), True),
+        (ApiResponse(status=503), True),
+        (ApiResponse(status=404), False),
+        (ApiResponse(status=200), False),
+        (ApiResponse(error="no TLS", is_permanent=True), False),
     ],
 )
-def test_what_may_pass_is_tried_again(answer: Answer, expected: bool) -> None:
+def test_what_may_pass_is_tried_again(answer: ApiResponse, expected: bool) -> None:
     assert retry.arguments(10)["retry"](state_of(answer, 1)) is expected
 
 
@@ -42,17 +42,17 @@ def test_pauses_double_up_to_a_bound(
 
 
 def test_retry_after_is_waited_for() -> None:
-    assert retry.wait_s(state_of(Answer(status=503, retry_after_s=7), 1)) == 7
-    assert retry.pause_s(Answer(status=503, retry_after_s=7), 1, left_s=8) == 7
+    assert retry.wait_s(state_of(ApiResponse(status=503, retry_after_s=7), 1)) == 7
+    assert retry.pause_s(ApiResponse(status=503, retry_after_s=7), 1, left_s=8) == 7
 
 
 def test_nothing_begins_past_the_deadline() -> None:
-    assert retry.pause_s(Answer(status=503, retry_after_s=7), 1, left_s=6) is None
+    assert retry.pause_s(ApiResponse(status=503, retry_after_s=7), 1, left_s=6) is None
 
 
 def test_a_client_without_a_deadline_has_a_longest_pause() -> None:
     wait = retry.wait_at_most_s(15)
-    assert wait(state_of(Answer(status=503, retry_after_s=999), 1)) == 15
+    assert wait(state_of(ApiResponse(status=503, retry_after_s=999), 1)) == 15
     assert 0.1 <= wait(state_of(AWAY, 1)) <= 0.2
 
 
@@ -63,9 +63,9 @@ def test_clients_that_were_refused_together_do_not_come_back_together(
     assert len({retry.wait_s(state_of(AWAY, 1)) for _ in range(10)}) > 1
 
 
-@pytest.mark.parametrize("answer", [AWAY, Answer(status=503, error="busy", retry_after_s=999)])
-def test_a_deadline_that_has_passed_leaves_the_last_answer(answer: Answer) -> None:
+@pytest.mark.parametrize("answer", [AWAY, ApiResponse(status=503, error="busy", retry_after_s=999)])
+def test_a_deadline_that_has_passed_leaves_the_last_answer(answer: ApiResponse) -> None:
     """Whoever publishes gets a result and no exception of a library."""
-    found: Answer = tenacity.Retrying(**retry.arguments(0))(lambda: answer)
+    found: ApiResponse = tenacity.Retrying(**retry.arguments(0))(lambda: answer)
     assert found == retry.last(answer)
     assert ("it asked to wait 999 s" in str(found.error)) == (answer.retry_after_s > 0)

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from synap_realtime.doctor import configuration, runner
-from synap_realtime.doctor.context import Subject
-from synap_realtime.doctor.finding import Finding, Say, hide
+from synap_realtime.doctor.context import CheckContext
+from synap_realtime.doctor.finding import Finding, Report, hide
 
 from .conftest import diagnosis
 
@@ -16,7 +16,7 @@ OTHERS = {"store", "health", "WebSocket", "clock"}
 
 
 async def test_one_that_breaks(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def check(subject: Subject, say: Say) -> None:
+    async def check(subject: CheckContext, say: Report) -> None:
         say(Finding("ok", "first", "found before"))
         raise ZeroDivisionError
 
@@ -28,7 +28,7 @@ async def test_one_that_breaks(rooms: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_one_that_hangs(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def check(subject: Subject, say: Say) -> None:
+    async def check(subject: CheckContext, say: Report) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(configuration, "check", check)

@@ -18,7 +18,7 @@ from synap_realtime.server import wire, ws_codec
 from synap_realtime.server.auth import jwks
 from synap_realtime.server.messages import Response
 from synap_realtime.server.node import Node
-from synap_realtime.server.protocols.http1 import HttpConnection
+from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.subscriber import core
 
 from . import worker
@@ -80,7 +80,7 @@ def catches(name: str) -> None:
 
 
 def test_http_target_notices_a_connection_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HttpConnection, "connection_lost", lambda _self, _exc: None)
+    monkeypatch.setattr(Http1Protocol, "connection_lost", lambda _self, _exc: None)
     catches("http")
 
 
@@ -107,9 +107,9 @@ def test_http_target_notices_a_field_that_splits_the_response(
 def test_http_target_notices_answers_that_depend_on_the_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data_received = HttpConnection.data_received
+    data_received = Http1Protocol.data_received
     monkeypatch.setattr(
-        HttpConnection, "data_received", lambda self, data: data_received(self, data[:2000])
+        Http1Protocol, "data_received", lambda self, data: data_received(self, data[:2000])
     )
     catches("http")
 

@@ -26,8 +26,8 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import http1, pending_connections, server
 from synap_realtime.server.protocols import write_stalls as readers
-from synap_realtime.server.protocols.http1 import HttpConnection
-from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocket
+from synap_realtime.server.protocols.http1 import Http1Protocol
+from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocketProtocol
 from synap_realtime.server.serve import running
 from tests.server.fronts import FRONTS
 from tests.timeouts import TIMEOUT_S, scaled
@@ -653,7 +653,7 @@ async def test_a_handshake_behind_an_answer_that_is_under_way_is_cut(own: str) -
     writer.close()
 
 
-class WatchedHttp(HttpConnection):
+class WatchedHttp(Http1Protocol):
     """Says when the one has ended that takes no answer; its peer does not read, and cannot know."""
 
     ended: asyncio.Event
@@ -670,7 +670,7 @@ async def test_who_asks_and_takes_no_answer_is_cut(
 ) -> None:
     if way == "the time is over":
         monkeypatch.setattr(readers, "READER_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(server, "HttpConnection", WatchedHttp)
+    monkeypatch.setattr(server, "Http1Protocol", WatchedHttp)
     WatchedHttp.ended = asyncio.Event()
     asked = http(b"GET /rooms/user_1/history") * 100
     async with running(
@@ -848,7 +848,7 @@ async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory()
     """Their pongs would wait behind each other, without an end."""
     written: list[int] = []
 
-    class Watched(WebSocket):
+    class Watched(WebSocketProtocol):
         max_frames_per_s = 1_000_000
 
         def data_received(self, data: bytes) -> None:
@@ -857,7 +857,7 @@ async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory()
 
     pings = frame(PING, b"x" * 125) * 500
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http1, "WebSocket", Watched)
+        patch.setattr(http1, "WebSocketProtocol", Watched)
         async with running(create_app(load_settings(drain_timeout_s=0))) as url:
             where = urlsplit(url)
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)

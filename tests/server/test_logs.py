@@ -24,7 +24,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from synap_realtime.server.events import MAX_LINES_PER_S, AtMost
+from synap_realtime.server.events import MAX_LINES_PER_S, RateLimitFilter
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -247,7 +247,7 @@ def test_a_request_behind_anothers_is_nobodys_until_it_says_whose(tmp_path: Path
     assert "user" not in refused
 
 
-def lines_of(limit: AtMost, count: int, **members: object) -> int:
+def lines_of(limit: RateLimitFilter, count: int, **members: object) -> int:
     """How many of so many records with these members pass."""
     passed = 0
     for _ in range(count):
@@ -258,7 +258,7 @@ def lines_of(limit: AtMost, count: int, **members: object) -> int:
 
 
 def test_a_caller_cannot_hide_the_lines_of_others() -> None:
-    limit = AtMost(50, 10, clock=lambda: 1.0)
+    limit = RateLimitFilter(50, 10, clock=lambda: 1.0)
     assert lines_of(limit, 1000, code="forbidden", address="203.0.113.7") == 10
     assert lines_of(limit, 1, code="forbidden", address="203.0.113.8") == 1
     assert lines_of(limit, 1, code="forbidden", address="203.0.113.7", user="1") == 1
@@ -266,7 +266,7 @@ def test_a_caller_cannot_hide_the_lines_of_others() -> None:
 
 
 def test_a_flood_of_one_kind_hides_no_other() -> None:
-    limit = AtMost(50, 10, clock=lambda: 1.0)
+    limit = RateLimitFilter(50, 10, clock=lambda: 1.0)
     passed = sum(
         lines_of(limit, 1, code="unauthorized", address=f"2001:db8::{n:x}") for n in range(1000)
     )
@@ -275,7 +275,7 @@ def test_a_flood_of_one_kind_hides_no_other() -> None:
 
 
 def test_lines_of_all_kinds_together_are_bounded() -> None:
-    limit = AtMost(50, 10, clock=lambda: 1.0)
+    limit = RateLimitFilter(50, 10, clock=lambda: 1.0)
     passed = sum(
         lines_of(limit, 1, code=n % 1000, address=f"2001:db8::{n:x}") for n in range(20_000)
     )
@@ -286,7 +286,7 @@ async def test_what_is_left_out_gets_a_line_though_no_other_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "flood")
-    logger, limit = logging.getLogger("flood"), AtMost(2)
+    logger, limit = logging.getLogger("flood"), RateLimitFilter(2)
     logger.addFilter(limit)
     try:
         for _ in range(10):
@@ -303,7 +303,7 @@ async def test_what_is_left_out_gets_a_line_though_no_other_comes(
 
 def test_what_is_left_out_is_counted() -> None:
     now = 10.0
-    limit = AtMost(3, clock=lambda: now)
+    limit = RateLimitFilter(3, clock=lambda: now)
 
     def passes(level: int = logging.INFO) -> bool | int:
         record = logging.LogRecord("x", level, "", 0, "refused", (), None)

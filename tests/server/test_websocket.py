@@ -18,7 +18,7 @@ from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import http1
-from synap_realtime.server.protocols.websocket import WebSocket
+from synap_realtime.server.protocols.websocket import WebSocketProtocol
 from synap_realtime.server.serve import running
 from tests.server.fronts import Front
 from tests.timeouts import TIMEOUT_S
@@ -188,12 +188,12 @@ async def test_the_socket_of_one_who_does_not_read_is_cut(
     monkeypatch.setattr("synap_realtime.server.protocols.pending_connections.LOOK_EVERY_S", 0.05)
     cut = asyncio.Event()
 
-    class Watched(WebSocket):
+    class Watched(WebSocketProtocol):
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             cut.set()
 
-    monkeypatch.setattr(http1, "WebSocket", Watched)
+    monkeypatch.setattr(http1, "WebSocketProtocol", Watched)
     async with (
         running(create_app()) as url,
         AsyncBroadcaster(url) as broadcaster,

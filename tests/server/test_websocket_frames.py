@@ -22,9 +22,9 @@ from synap_realtime.server.ws_codec import (
     Close,
     Decoder,
     Event,
-    Failure,
     Ping,
     Pong,
+    ProtocolFailure,
     accept_of,
     binary_frame,
     close_frame,
@@ -171,8 +171,8 @@ def test_any_bytes_are_read_without_an_error_and_held_within_the_limit(
     for piece in pieces:
         events = decoder.feed(piece)
         assert not (ended and events)
-        ended = ended or any(isinstance(event, (Close, Failure)) for event in events)
-        assert all(not isinstance(event, (Close, Failure)) for event in events[:-1])
+        ended = ended or any(isinstance(event, (Close, ProtocolFailure)) for event in events)
+        assert all(not isinstance(event, (Close, ProtocolFailure)) for event in events[:-1])
         assert size_of(decoder) < 1024
 
 
@@ -270,7 +270,7 @@ def test_what_breaks_the_protocol_fails_at_its_place(what: str) -> None:
     decoder = Decoder(LIMIT)
     before, *_, failure = decoder.feed(frame(TEXT, b"before") + sent + frame(TEXT, b"behind"))
     assert before == "before"
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, ProtocolFailure)
     assert failure.code == code
     assert decoder.feed(frame(TEXT, b"behind")) == []
 
@@ -281,7 +281,7 @@ def test_close_codes() -> None:
     for code in range(65536):
         sent = frame(CLOSE, struct.pack("!H", code))
         (event,) = read(sent)
-        assert event == Close(code) if code in good else isinstance(event, Failure), code
+        assert event == Close(code) if code in good else isinstance(event, ProtocolFailure), code
 
 
 def test_nothing_is_heard_behind_a_close() -> None:
@@ -298,7 +298,7 @@ def test_text_fails_at_its_first_wrong_byte() -> None:
     decoder = Decoder(LIMIT)
     assert decoder.feed(good) == []
     (failure,) = decoder.feed(bad)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, ProtocolFailure)
     assert failure.code == 1007
 
 
@@ -319,7 +319,7 @@ def test_text_fails_as_soon_as_nothing_could_make_it_right() -> None:
 
 def test_a_head_is_refused_before_what_it_announces_has_come() -> None:
     (failure,) = read(frame(TEXT, length=LIMIT + 1)[:-4])  # without its mask
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, ProtocolFailure)
     assert read(frame(TEXT, b"x" * LIMIT)) == ["x" * LIMIT]
     halves = frame(TEXT, b"x" * 96, end=False) + frame(CONT, b"x" * (LIMIT - 96))
     assert read(halves) == ["x" * LIMIT]

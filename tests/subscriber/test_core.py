@@ -9,7 +9,7 @@ import pytest
 
 from synap_realtime import ConfigurationError, InvalidArgumentError, subscribe, subscribe_sync
 from synap_realtime.subscriber import core
-from synap_realtime.subscriber.core import Deliver, Keep, Receive, listening
+from synap_realtime.subscriber.core import Deliver, Receive, StartKeepalive, listening
 from synap_realtime.subscriber.keepalive import Keepalive
 from synap_realtime.subscriber.options import check
 from synap_realtime.subscriber.reconnect import Failure
@@ -40,20 +40,20 @@ class Driver:
         self.steps = listening(checked, self.clock, lambda: 0.0)
         self.step = next(self.steps)
 
-    def answer(self, value: core.Answer, subprotocol: str | None = "synap.v1") -> None:
+    def answer(self, value: core.EffectResult, subprotocol: str | None = "synap.v1") -> None:
         """Answer the Receive that waits, and go on to the next."""
         if isinstance(self.step, Receive):
             self.step = self.steps.send(value)
         while not isinstance(self.step, Receive):
-            answer: core.Answer = None
-            if isinstance(self.step, core.Dial):
+            answer: core.EffectResult = None
+            if isinstance(self.step, core.Connect):
                 self.dials.append(self.step.after)
                 answer = subprotocol
-            elif isinstance(self.step, Keep):
+            elif isinstance(self.step, StartKeepalive):
                 self.keepalive = self.step.keepalive
             elif isinstance(self.step, Deliver):
                 self.heard.append(self.step.notification.id)
-            elif isinstance(self.step, core.Tell) and self.step.function:
+            elif isinstance(self.step, core.Notify) and self.step.function:
                 self.step.function(self.step.value)
             self.step = self.steps.send(answer)
 

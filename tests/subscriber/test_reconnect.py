@@ -8,7 +8,7 @@ import pytest
 
 from synap_realtime import SubscriptionError
 from synap_realtime.subscriber import reconnect
-from synap_realtime.subscriber.reconnect import Failure, Reconnect, closed, refused
+from synap_realtime.subscriber.reconnect import Failure, ReconnectPolicy, closed, refused
 
 LOST = Failure("lost")
 
@@ -19,12 +19,12 @@ def _real_delays(monkeypatch: pytest.MonkeyPatch, _short_delays: None) -> None:
     monkeypatch.setattr(reconnect, "LONGEST_DELAY_S", 16.0)
 
 
-def after(policy: Reconnect, failure: Failure = LOST, up_s: float = 0.0) -> float:
+def after(policy: ReconnectPolicy, failure: Failure = LOST, up_s: float = 0.0) -> float:
     return policy.delay_after(failure, up_s, "http://x")
 
 
 def test_the_delays_double_up_to_16_s_and_5_attempts() -> None:
-    policy = Reconnect(5, lambda: 0.0)
+    policy = ReconnectPolicy(5, lambda: 0.0)
     assert [after(policy) for _ in range(5)] == [1, 2, 4, 8, 16]
     with pytest.raises(SubscriptionError, match="after 5 attempts") as caught:
         after(policy)
@@ -32,43 +32,43 @@ def test_the_delays_double_up_to_16_s_and_5_attempts() -> None:
 
 
 def test_without_a_limit_it_goes_on_every_16_s() -> None:
-    policy = Reconnect(None, lambda: 0.0)
+    policy = ReconnectPolicy(None, lambda: 0.0)
     assert [after(policy) for _ in range(2000)][-1] == 16
 
 
 def test_each_delay_has_up_to_a_quarter_of_jitter() -> None:
-    policy = Reconnect(5, lambda: 1.0)
+    policy = ReconnectPolicy(5, lambda: 1.0)
     assert [after(policy) for _ in range(5)] == [1.25, 2.5, 5, 10, 20]
 
 
 def test_the_count_resets_only_after_5_s_up() -> None:
-    policy = Reconnect(5, lambda: 0.0)
+    policy = ReconnectPolicy(5, lambda: 0.0)
     assert [after(policy), after(policy, up_s=4.9), after(policy, up_s=5.0)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 1012, 4000, 4008, 4009, 4012, 4499])
 def test_it_comes_back_after(code: int) -> None:
-    assert after(Reconnect(1, lambda: 0.0), closed(code, "")) == 1
+    assert after(ReconnectPolicy(1, lambda: 0.0), closed(code, "")) == 1
 
 
 @pytest.mark.parametrize("code", [1009, 4500, 4501, 4540, 4999])
 def test_it_does_not_come_back_after(code: int) -> None:
     with pytest.raises(SubscriptionError, match=str(code)) as caught:
-        after(Reconnect(None, lambda: 0.0), closed(code, "no"))
+        after(ReconnectPolicy(None, lambda: 0.0), closed(code, "no"))
     assert caught.value.code == code
     assert not caught.value.retriable
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 200])
 def test_it_dials_again_after_the_status(status: int) -> None:
-    assert after(Reconnect(1, lambda: 0.0), refused(status, {}, b"")) == 1
+    assert after(ReconnectPolicy(1, lambda: 0.0), refused(status, {}, b"")) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 426])
 def test_it_does_not_dial_again_after_the_status(status: int) -> None:
     body = b'{"error":"No","details":"because"}'
     with pytest.raises(SubscriptionError, match=f"{status}: No: because") as caught:
-        after(Reconnect(None, lambda: 0.0), refused(status, {}, body))
+        after(ReconnectPolicy(None, lambda: 0.0), refused(status, {}, body))
     assert caught.value.code == status
 
 
@@ -76,13 +76,15 @@ def test_it_does_not_dial_again_after_the_status(status: int) -> None:
     ("header", "delay"), [("7", 7.0), ("0", 1.0), ("999999", 60.0), ("soon", 1.0), ("²", 1.0)]
 )
 def test_retry_after_is_obeyed_within_reason(header: str, delay: float) -> None:
-    assert after(Reconnect(1, lambda: 0.0), refused(503, {"Retry-After": header}, b"")) == delay
+    assert (
+        after(ReconnectPolicy(1, lambda: 0.0), refused(503, {"Retry-After": header}, b"")) == delay
+    )
 
 
 @pytest.mark.parametrize(("asked", "delay"), [(0.0, 0.0), (0.3, 0.3), (30.0, 30.0), (1e6, 60.0)])
 def test_a_server_that_drains_says_when(asked: float, delay: float) -> None:
     failure = Failure("drains", close_code=4012, asked_s=asked)
-    assert after(Reconnect(1, lambda: 1.0), failure) == delay
+    assert after(ReconnectPolicy(1, lambda: 1.0), failure) == delay
 
 
 def test_what_a_server_says_cannot_play_with_a_terminal() -> None:

@@ -30,7 +30,7 @@ WAITS = {"Sleep", "WaitForEvent", "WaitForSignal", "InvokeFunction"}
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReportingOptions:
     """How the calls of one function are told."""
 
     job_type: JobType
@@ -42,7 +42,7 @@ class Told:
     """The function's result goes through the client's serializer."""
 
 
-class Call:
+class FunctionCall:
     """One call of a function: Inngest makes one for each step and each attempt."""
 
     def __init__(
@@ -57,12 +57,12 @@ class Call:
         self._ctx = ctx
         self._steps = steps
         self._done_before = steps.size
-        self._told: Told | None = None
+        self._told: ReportingOptions | None = None
         self._has_ended = False
         self.reporter: Reporter | None = None
 
     @contextmanager
-    def running(self, told: Told) -> Iterator[None]:
+    def running(self, told: ReportingOptions) -> Iterator[None]:
         """Around the function's code, which a step leaves by an exception."""
         self._told = told
         self._events = self._ctx.events or [self._ctx.event]
@@ -103,7 +103,7 @@ class Call:
         else:
             self.reporter.completed_batch(_results_of(recipients, result))
 
-    def end_otherwise(self, told: Told) -> bool:
+    def end_otherwise(self, told: ReportingOptions) -> bool:
         """Inngest has ended the run: tell it. Returns whether it has failed."""
         failed = self._ctx.event.name != CANCELLED_EVENT
         if self._done_before == 0:
@@ -196,7 +196,7 @@ def _seconds_until_retry(error: Exception) -> float | None:
     return max(0.0, round((at - now).total_seconds(), 3))
 
 
-current_call: ContextVar[Call] = ContextVar("synap_realtime_inngest_call")
+current_call: ContextVar[FunctionCall] = ContextVar("synap_realtime_inngest_call")
 
 
 class ReportingMiddleware(inngest.Middleware):
@@ -205,7 +205,7 @@ class ReportingMiddleware(inngest.Middleware):
     async def transform_input(
         self, ctx: Context, function: inngest.Function[Any], steps: inngest.StepMemos
     ) -> None:
-        self._call = Call(self.client, ctx, function, steps)
+        self._call = FunctionCall(self.client, ctx, function, steps)
         current_call.set(self._call)
 
     async def transform_output(self, result: inngest.TransformOutputResult) -> None:
@@ -222,7 +222,7 @@ class ReportingMiddlewareSync(inngest.MiddlewareSync):
     def transform_input(
         self, ctx: Context, function: inngest.Function[Any], steps: inngest.StepMemos
     ) -> None:
-        self._call = Call(self.client, ctx, function, steps)
+        self._call = FunctionCall(self.client, ctx, function, steps)
         current_call.set(self._call)
 
     def transform_output(self, result: inngest.TransformOutputResult) -> None:

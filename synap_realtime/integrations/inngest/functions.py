@@ -15,7 +15,7 @@ from ...broadcast import BackgroundBroadcaster
 from ...errors import ConfigurationError
 from ...jobs import JobRun, JobType, job_types
 from ...jobs.notifications import STALL_AFTER_S
-from .call import ReportingMiddleware, ReportingMiddlewareSync, Told, current_call
+from .call import ReportingMiddleware, ReportingMiddlewareSync, ReportingOptions, current_call
 from .run import InngestRun
 from .terminal_events import hear_endings
 
@@ -24,7 +24,7 @@ DEFAULT_RETRIES = 4
 
 Trigger = inngest.TriggerEvent | inngest.TriggerCron
 Handler = Callable[[Any], Any]
-Failure = Callable[[Any], Any]
+FailureHandler = Callable[[Any], Any]
 
 
 def create_function(
@@ -36,7 +36,7 @@ def create_function(
     broadcaster: BackgroundBroadcaster | None = None,
     stall_after_s: float = STALL_AFTER_S,
     retries: int | None = None,
-    on_failure: Failure | None = None,
+    on_failure: FailureHandler | None = None,
     middleware: Sequence[Any] = (),
     **options: Any,
 ) -> Callable[[Handler], inngest.Function[Any]]:
@@ -73,7 +73,7 @@ def create_function(
     Raises:
         ConfigurationError: the failure handler does not fit the function.
     """
-    told = Told(
+    told = ReportingOptions(
         JobType(job_type) if isinstance(job_type, str) else job_type,
         broadcaster,
         stall_after_s,
@@ -154,8 +154,8 @@ def _job(
 
 
 def _wrap_async(
-    handler: Handler, on_failure: Failure | None, told: Told
-) -> tuple[Handler, Failure]:
+    handler: Handler, on_failure: FailureHandler | None, told: ReportingOptions
+) -> tuple[Handler, FailureHandler]:
     @functools.wraps(handler)
     async def run(ctx: inngest.Context) -> Any:
         call = current_call.get()
@@ -174,7 +174,9 @@ def _wrap_async(
     return run, ended
 
 
-def _wrap_sync(handler: Handler, on_failure: Failure | None, told: Told) -> tuple[Handler, Failure]:
+def _wrap_sync(
+    handler: Handler, on_failure: FailureHandler | None, told: ReportingOptions
+) -> tuple[Handler, FailureHandler]:
     @functools.wraps(handler)
     def run(ctx: inngest.ContextSync) -> Any:
         call = current_call.get()

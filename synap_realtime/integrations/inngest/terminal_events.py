@@ -19,7 +19,7 @@ _ENCRYPTED = '"__ENCRYPTED__": true'
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class TerminalEvent:
     """What Inngest's event says about the run that has ended."""
 
     run_id: str
@@ -27,7 +27,9 @@ class Ending:
     error: str
 
 
-def read_ending(client: inngest.Inngest, ctx: Context, function: inngest.Function[Any]) -> Ending:
+def read_ending(
+    client: inngest.Inngest, ctx: Context, function: inngest.Function[Any]
+) -> TerminalEvent:
     """Read an ``inngest/function.failed`` or ``inngest/function.cancelled`` event."""
     data: Any = ctx.event.data
     run_id = data["run_id"]
@@ -37,7 +39,7 @@ def read_ending(client: inngest.Inngest, ctx: Context, function: inngest.Functio
     ]
     if _ENCRYPTED in json.dumps([event.data for event in events]):
         _decrypt(client, ctx, function, events)
-    return Ending(run_id, events, readable_failure(data.get("error"), run_id))
+    return TerminalEvent(run_id, events, readable_failure(data.get("error"), run_id))
 
 
 def _decrypt(

@@ -8,12 +8,12 @@ from typing import Any
 
 from ...protocol.notification import format_timestamp
 from ...protocol.rooms import Room
-from ..authorization import Access, require_scope
+from ..authorization import AccessControl, require_scope
 from ..messages import Request, RequestError, Response, json_response, room_of
 from ..metrics import Metrics
 from ..revocations import ROOM as REVOCATIONS
 from ..rooms.hub import Hub
-from ..rooms.sessions import Session, Sessions
+from ..rooms.sessions import Session, SessionRegistry
 from .page import page
 
 MAX_ROOMS = 200
@@ -29,8 +29,8 @@ class Admin:
     def __init__(
         self,
         hub: Hub,
-        sessions: Sessions,
-        access: Access,
+        sessions: SessionRegistry,
+        access: AccessControl,
         metrics: Metrics,
         *,
         version: str,

@@ -17,7 +17,7 @@ import pydantic
 from ...errors import ConfigurationError, InvalidArgumentError
 from ...redaction import redacted
 from ...tokens import MAKE_A_SECRET, check_secret, parse_scopes
-from ..watched import Watched
+from ..watched import FileWatcher
 from .claims import Claims
 from .jwks import check_jwks_url
 
@@ -107,7 +107,7 @@ class KeyRing:
             token_secrets=tuple(token_secrets), jwks_urls=tuple(jwks_urls), api_keys=api_keys or {}
         )
         self._file = file
-        self._watched = Watched(*([file] if file else []), settles=True, clock=clock)
+        self._watched = FileWatcher(*([file] if file else []), settles=True, clock=clock)
         try:
             self._keys = _together(self._own, KeyFile())
         except ConfigurationError as error:

@@ -20,7 +20,7 @@ from ...protocol.rooms import Room, key_of
 from ...tracing import NOTHING, Span
 from .. import events
 from ..auth import Claims
-from ..authorization import Access, require_scope
+from ..authorization import AccessControl, require_scope
 from ..limits import Limits
 from ..messages import (
     Request,
@@ -40,17 +40,22 @@ from ..publications import (
 )
 from ..rooms.hub import Hub
 from ..stores.base import Publication, PublishResult, StoreUnavailableError
-from ..stores.measured import MeasuredStore
+from ..stores.measured import InstrumentedStore
 from ..wire import decode_batch, decode_notification
 
 _AT_ONCE = 100  # notifications of a batch that are checked without a pause
 
 
-class Publishing:
+class PublishService:
     """What one node publishes."""
 
     def __init__(
-        self, store: MeasuredStore, hub: Hub, access: Access, limits: Limits, metrics: Metrics
+        self,
+        store: InstrumentedStore,
+        hub: Hub,
+        access: AccessControl,
+        limits: Limits,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._hub = hub

@@ -14,7 +14,7 @@ from ...protocol.notification import MAX_BATCH_BYTES
 from ...protocol.rooms import Room
 from .. import events
 from ..auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
-from ..authorization import Access, not_opened, require_scope
+from ..authorization import AccessControl, not_opened, require_scope
 from ..limits import Limits
 from ..messages import (
     Request,
@@ -36,7 +36,7 @@ from ..revocations import Revocations, TooManyRevocationsError
 from ..rooms.hub import Hub
 from ..rooms.presence import Presence
 from ..stores.base import Store, StoreUnavailableError
-from .publish import Publishing
+from .publish import PublishService
 
 MAX_BODY_BYTES = MAX_BATCH_BYTES
 """No route reads more."""
@@ -58,10 +58,10 @@ def _describe() -> Response:
     return json_response(200, document())
 
 
-Route = Callable[[Request], Awaitable[Response]]
+RouteHandler = Callable[[Request], Awaitable[Response]]
 
 
-class Api:
+class Router:
     """The routes of one room server."""
 
     def __init__(
@@ -69,12 +69,12 @@ class Api:
         store: Store,
         hub: Hub,
         presence: Presence,
-        access: Access,
-        publishing: Publishing,
+        access: AccessControl,
+        publishing: PublishService,
         revocations: Revocations,
         limits: Limits,
         metrics: Metrics,
-        admin: Route | None = None,
+        admin: RouteHandler | None = None,
     ) -> None:
         """
         Args:
@@ -110,7 +110,7 @@ class Api:
         self._closed = True
         await self._store.close()
 
-    def _route(self, request: Request) -> tuple[str, Route]:
+    def _route(self, request: Request) -> tuple[str, RouteHandler]:
         match request.segments:
             case ("rooms", _, "broadcast"):
                 return "POST", self._publishing.one

@@ -6,7 +6,7 @@ import os
 from array import array
 from typing import Generic, Protocol, TypeVar
 
-from .io_uring import ENTRY_BYTES, LENGTH_AT, MAX_FRAME_BYTES, Ring
+from .io_uring import ENTRY_BYTES, LENGTH_AT, MAX_FRAME_BYTES, IoUring
 
 FEWEST = 16
 """For fewer, io_uring costs more than it saves."""
@@ -26,11 +26,11 @@ class Member(Protocol):
 M = TypeVar("M", bound=Member)
 
 
-class Fan(Generic[M]):
+class BatchWriter(Generic[M]):
     """Sockets that get the same frames. To add one costs the same in any room, and so does to
     discard one."""
 
-    def __init__(self, ring: Ring | None = None) -> None:
+    def __init__(self, ring: IoUring | None = None) -> None:
         """
         Args:
             ring: None: they are written to one after the other.

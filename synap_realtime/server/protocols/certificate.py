@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...errors import ConfigurationError
-from ..watched import Watched
+from ..watched import FileWatcher
 
 logger = logging.getLogger(__name__)
 
 _CERT, _KEY = "--tls-cert (SYNAP_REALTIME_TLS_CERT)", "--tls-key (SYNAP_REALTIME_TLS_KEY)"
 
 
-class Certificate:
+class ReloadingCertificate:
     """What is shown to those who come now.
 
     Attributes:
@@ -37,7 +37,7 @@ class Certificate:
             ConfigurationError: names the file that cannot be used, or says that they do not fit.
         """
         self._files = chain, key
-        self._watched = Watched(chain, key, clock=clock)
+        self._watched = FileWatcher(chain, key, clock=clock)
         self._context, self.ends = _load(chain, key)
 
     def current(self) -> ssl.SSLContext:
@@ -56,7 +56,7 @@ class Certificate:
         return self._context
 
 
-def open_certificate(chain: Path | None, key: Path | None) -> Certificate | None:
+def open_certificate(chain: Path | None, key: Path | None) -> ReloadingCertificate | None:
     """The certificate of the settings; None: no TLS.
 
     Raises:
@@ -67,7 +67,7 @@ def open_certificate(chain: Path | None, key: Path | None) -> Certificate | None
     if chain is None or key is None:
         given, missing = (_KEY, _CERT) if chain is None else (_CERT, _KEY)
         raise ConfigurationError(f"{given} needs {missing} as well")
-    return Certificate(chain, key)
+    return ReloadingCertificate(chain, key)
 
 
 def _load(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime]:

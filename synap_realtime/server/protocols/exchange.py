@@ -10,7 +10,7 @@ from ..http.routes import MAX_BODY_BYTES
 from ..messages import Request, RequestError
 
 
-class Exchange(Request):
+class HttpRequest(Request):
     """What has come of a request, and who waits for the rest.
 
     Attributes:

@@ -5,32 +5,32 @@ from __future__ import annotations
 from ...tracing import is_on
 from ..rooms.subscription import Subscription
 from ..stores.base import Entry
-from .batch_writer import Fan
+from .batch_writer import BatchWriter
 from .frames import frame_of
-from .io_uring import Ring
-from .websocket import WebSocket
-from .writes import Turn
+from .io_uring import IoUring
+from .websocket import WebSocketProtocol
+from .writes import WriteBatch
 
 
-class Company:
-    """See :class:`hub.Company`.
+class SocketFanoutGroup:
+    """See :class:`hub.FanoutGroup`.
 
     Attributes:
         handed: the offset that all of them were handed last.
     """
 
-    def __init__(self, ring: Ring | None, turn: Turn) -> None:
+    def __init__(self, ring: IoUring | None, turn: WriteBatch) -> None:
         self.handed = 0
         self._furthest = 0  # where a log was read to, by one who has come since, may be further
         self._turn = turn
-        self._fan: Fan[WebSocket] = Fan(ring)
-        self._subscriptions: dict[WebSocket, Subscription] = {}
+        self._fan: BatchWriter[WebSocketProtocol] = BatchWriter(ring)
+        self._subscriptions: dict[WebSocketProtocol, Subscription] = {}
         self._unacknowledging: set[Subscription] = set()
 
     def __len__(self) -> int:
         return len(self._subscriptions)
 
-    def add(self, socket: WebSocket, subscription: Subscription) -> None:
+    def add(self, socket: WebSocketProtocol, subscription: Subscription) -> None:
         """
         Args:
             socket: one with a descriptor, on which nothing waits.
@@ -44,23 +44,23 @@ class Company:
         socket.company = self
         self._fan.add(socket, socket.descriptor)
 
-    def discard(self, socket: WebSocket) -> None:
+    def discard(self, socket: WebSocketProtocol) -> None:
         """Take one out that is there."""
         self._fan.discard(socket)
         socket.company = None
         self._unacknowledging.discard(self._subscriptions.pop(socket))
 
-    def stalled(self, socket: WebSocket) -> None:
+    def stalled(self, socket: WebSocketProtocol) -> None:
         """See :class:`socket.Company`."""
         self._subscriptions[socket].stall()
 
     def prepare(self) -> None:
-        """See :class:`hub.Company`."""
+        """See :class:`hub.FanoutGroup`."""
         self._turn.flush()
 
     def tell(self, entry: Entry) -> bool:
-        """See :class:`hub.Company`: of each delivery there may have to be a span, and what one of
-        them has read in the log already is for the others alone."""
+        """See :class:`hub.FanoutGroup`: of each delivery there may have to be a span, and what one
+        of them has read in the log already is for the others alone."""
         offset = entry.cursor.offset
         if offset <= self._furthest or is_on():
             return False
@@ -76,6 +76,6 @@ class Company:
         return True
 
     def part(self) -> None:
-        """See :class:`hub.Company`."""
+        """See :class:`hub.FanoutGroup`."""
         for subscription in tuple(self._subscriptions.values()):
             subscription.scatter()

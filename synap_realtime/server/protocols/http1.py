@@ -27,24 +27,24 @@ from ..messages import (
     problem_of_head,
     target_too_long,
 )
-from ..node import ClosedAtOnceError, Node, Opened
+from ..node import AcceptedSubscription, CloseHandshakeError, Node
 from ..pacing import SHARE_S, TASK_S, Pacer
 from ..stores.base import StoreUnavailableError
 from ..ws_codec import accept_of
 from .descriptors import cut, unsent_bytes
 from .eager import run
-from .exchange import Exchange, target_of
-from .fanout import Company
-from .keepalive import Keepalive
-from .pending_connections import HalfOpen, Tracked
-from .proxies import Proxies
+from .exchange import HttpRequest, target_of
+from .fanout import SocketFanoutGroup
+from .keepalive import IdleTimeouts
+from .pending_connections import Closable, PendingConnections
+from .proxies import TrustedProxies
 from .responses import CONTINUE, LAST_CHUNK, chunk_of, head_of, switching
-from .sinks import EventStream, Subscriber
+from .sinks import SseSink, WebSocketSink
 from .unread import Unread
 from .upgrade import look_at_upgrade
-from .websocket import Handler, Nobody, WebSocket
-from .write_stalls import Reader
-from .writes import Turn
+from .websocket import NullHandler, WebSocketHandler, WebSocketProtocol
+from .write_stalls import WriteStallGuard
+from .writes import WriteBatch
 
 HEAD_TIMEOUT_S = 20.0
 """A connection has so long to send the head of a request; half a head is not waited for."""
@@ -96,23 +96,23 @@ _SLICE_BYTES = 4096  # of what comes: some 150 small requests, or 700 chunks of 
 _AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
 
 
-class Owner(Protocol):
+class ServerState(Protocol):
     """What the connections of one server share."""
 
     node: Node
-    half_open: HalfOpen
+    half_open: PendingConnections
     request_bytes: ByteBudget
     answer_bytes: ByteBudget
     unread: Unread
-    keepalive: Keepalive
-    turn: Turn
+    keepalive: IdleTimeouts
+    turn: WriteBatch
     pacer: Pacer
-    proxies: Proxies
-    connections: set[Tracked]
-    new_company: Callable[[], Company]
+    proxies: TrustedProxies
+    connections: set[Closable]
+    new_company: Callable[[], SocketFanoutGroup]
 
 
-class HttpConnection(asyncio.Protocol):
+class Http1Protocol(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
@@ -124,7 +124,7 @@ class HttpConnection(asyncio.Protocol):
         "_transport", "_unread", "_upgrade", "_url", "_wire_bytes",
     )  # fmt: skip
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: ServerState) -> None:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -140,12 +140,12 @@ class HttpConnection(asyncio.Protocol):
         self._is_behind_body = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
         self._chunks = 0  # of a body
-        self._body: Exchange | None = None  # whose body comes now
-        self._queue: deque[Exchange] = deque()
-        self._current: Exchange | None = None
-        self._upgrade: Exchange | None = None
-        self._ignored: Exchange | None = None  # whose upgrade is ignored, behind its head
-        self._stream: EventStream | None = None
+        self._body: HttpRequest | None = None  # whose body comes now
+        self._queue: deque[HttpRequest] = deque()
+        self._current: HttpRequest | None = None
+        self._upgrade: HttpRequest | None = None
+        self._ignored: HttpRequest | None = None  # whose upgrade is ignored, behind its head
+        self._stream: SseSink | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
         self._is_going_on = False
@@ -162,7 +162,7 @@ class HttpConnection(asyncio.Protocol):
         self._resumed: asyncio.Future[None] | None = None  # while a long answer waits for its peer
         self._dropped = 0
         self._sent = 0  # since what is unread was measured
-        self._reader = Reader()
+        self._reader = WriteStallGuard()
 
     # ---- the transport's calls
 
@@ -297,7 +297,7 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(bad_request("Invalid HTTP request", "it begins with empty lines"))
         return None
 
-    def _read_past_upgrade(self, exchange: Exchange) -> None:
+    def _read_past_upgrade(self, exchange: HttpRequest) -> None:
         """Go on behind the head of a request whose ``Upgrade`` is ignored (RFC 9110, section 7.8).
 
         The parser takes every request with ``Upgrade`` for the last one of its connection, and one
@@ -375,7 +375,7 @@ class HttpConnection(asyncio.Protocol):
         problem = problem_of_head(len(url), version, headers)
         path, _, query = ("/", "", "") if problem else target_of(url).partition("?")
         method = parser.get_method().decode("latin-1")
-        exchange = Exchange(method, path, query, headers, address)
+        exchange = HttpRequest(method, path, query, headers, address)
         exchange.is_http_10 = is_http_10 = version != "1.1"
         exchange.keeps_alive = parser.should_keep_alive() and not is_http_10
         exchange.weight = (
@@ -479,10 +479,10 @@ class HttpConnection(asyncio.Protocol):
             self._owner.pacer.charge(TASK_S)
             self._task = self._loop.create_task(work)
 
-    async def _serve(self, exchange: Exchange) -> None:
+    async def _serve(self, exchange: HttpRequest) -> None:
         try:
             answer = await self._owner.node.answer(exchange)
-            if isinstance(answer, Opened):
+            if isinstance(answer, AcceptedSubscription):
                 self._serve_stream(exchange, answer)
             elif answer.rest is not None:
                 await self._answer_in_chunks(exchange, answer)
@@ -491,7 +491,7 @@ class HttpConnection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
             self._fail(error)
 
-    def _serve_stream(self, exchange: Exchange, opened: Opened) -> None:
+    def _serve_stream(self, exchange: HttpRequest, opened: AcceptedSubscription) -> None:
         node = self._owner.node
         if self._transport.is_closing():
             node.close_session(opened.session)
@@ -501,13 +501,13 @@ class HttpConnection(asyncio.Protocol):
         chunked = not exchange.is_http_10
         head = head_of(opened.head, None, keeps_alive=exchange.keeps_alive, chunked=chunked)
         self._transport.write(head)
-        self._stream = stream = EventStream(
+        self._stream = stream = SseSink(
             self._transport, opened.session, node, chunked=chunked,
             is_writable=lambda: self._is_writable, ended=lambda: self._end_stream(exchange),
         )  # fmt: skip
         stream.begin(opened.after)
 
-    def _end_stream(self, exchange: Exchange) -> None:
+    def _end_stream(self, exchange: HttpRequest) -> None:
         self._stream = None
         if not self._transport.is_closing():
             exchange.is_answered = True
@@ -547,7 +547,7 @@ class HttpConnection(asyncio.Protocol):
             raise body_too_slow(BODY_TIMEOUT_S)
         return bytes(exchange.body)
 
-    def _answer(self, exchange: Exchange, response: Response) -> None:
+    def _answer(self, exchange: HttpRequest, response: Response) -> None:
         content = response.content
         head = head_of(response, len(content), keeps_alive=exchange.keeps_alive)
         is_silent = exchange.method == "HEAD" or response.status == 204
@@ -561,7 +561,7 @@ class HttpConnection(asyncio.Protocol):
             self._release()
             self._charge_requests()
 
-    async def _answer_in_chunks(self, exchange: Exchange, response: Response) -> None:
+    async def _answer_in_chunks(self, exchange: HttpRequest, response: Response) -> None:
         """Write a long answer as its peer takes it: what is held meanwhile is one chunk."""
         rest = response.rest
         assert rest is not None  # noqa: S101 - else it is answered whole
@@ -616,7 +616,7 @@ class HttpConnection(asyncio.Protocol):
         if resumed is not None and not resumed.done():
             resumed.set_result(None)
 
-    def _write(self, exchange: Exchange, data: bytes) -> None:
+    def _write(self, exchange: HttpRequest, data: bytes) -> None:
         """Write part of an answer, and charge it to who asked if it may stay unread for long."""
         claims = exchange.claims
         self._caller = caller_of(claims, exchange.address)
@@ -660,7 +660,7 @@ class HttpConnection(asyncio.Protocol):
         """See :class:`byte_budget.Holder`."""
         self.end()
 
-    def _end_exchange(self, exchange: Exchange) -> None:
+    def _end_exchange(self, exchange: HttpRequest) -> None:
         """The answer is written and the request is here whole: the next one can come."""
         if self._current is not exchange or self._transport.is_closing():
             return
@@ -697,7 +697,7 @@ class HttpConnection(asyncio.Protocol):
             if self._is_ended or (last is not None and not last.keeps_alive):
                 self._go_on()  # the last answer is written, or still queued
                 return
-            exchange = Exchange("", "/", "", {}, self._address)
+            exchange = HttpRequest("", "/", "", {}, self._address)
             self._queue.append(exchange)
         exchange.problem = error
         exchange.keeps_alive = False
@@ -729,7 +729,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
             self._run_in_turn(self._open, exchange, rest, is_quick=True)
 
-    async def _open(self, exchange: Exchange, rest: bytes) -> None:
+    async def _open(self, exchange: HttpRequest, rest: bytes) -> None:
         node = self._owner.node
         try:
             opened = await node.open_websocket(exchange)
@@ -739,16 +739,16 @@ class HttpConnection(asyncio.Protocol):
                 self._is_over = True
                 self._transport.resume_reading()
                 self._answer(exchange, error.response)
-        except ClosedAtOnceError as error:
+        except CloseHandshakeError as error:
             if not self._transport.is_closing():
-                self._become(Nobody(), exchange).close(error.code, error.reason)
+                self._become(NullHandler(), exchange).close(error.code, error.reason)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
             self._fail(error)
         else:
             if self._transport.is_closing():
                 node.close_session(opened.session)
                 return
-            subscriber = Subscriber(
+            subscriber = WebSocketSink(
                 opened.session, node, self._owner.keepalive, self._owner.connections,
                 self._owner.new_company, speaks_control=exchange.speaks_control,
             )  # fmt: skip
@@ -757,12 +757,12 @@ class HttpConnection(asyncio.Protocol):
             if rest:
                 socket.data_received(rest)
 
-    def _become(self, handler: Handler, exchange: Exchange) -> WebSocket:
+    def _become(self, handler: WebSocketHandler, exchange: HttpRequest) -> WebSocketProtocol:
         transport = self._transport
         self._forget()
         accept = accept_of(exchange.headers["sec-websocket-key"])
         transport.write(switching(accept, exchange.chosen_subprotocol))
-        socket = WebSocket(
+        socket = WebSocketProtocol(
             transport,
             handler,
             half_open=self._owner.half_open,

@@ -51,11 +51,11 @@ _COMPLETION = Struct("<QiI")
 _WORD = 0xFFFFFFFF
 
 
-class RingUnavailableError(Exception):
+class IoUringUnavailableError(Exception):
     """There is no io_uring here, or not one that does what is needed; the message says why."""
 
 
-class Ring:
+class IoUring:
     """An io_uring of our own. It belongs to one thread, and a program started from here does not
     get it."""
 
@@ -73,7 +73,7 @@ class Ring:
             or sys.byteorder != "little"
             or ctypes.sizeof(ctypes.c_void_p) != 8
         ):
-            raise RingUnavailableError("this system has none")
+            raise IoUringUnavailableError("this system has none")
         with contextlib.ExitStack() as undo:
             self._set_up(undo)
             self._prove()
@@ -130,12 +130,12 @@ class Ring:
         _PARAMETERS.pack_into(given, 0, 0, 0, _CLAMP | _SUBMIT_ALL, *[0] * 20)
         self._ring = self._call(_SETUP, _ENTRIES, ctypes.addressof(given), 0, 0, 0, 0)
         if self._ring < 0:
-            raise RingUnavailableError(os.strerror(ctypes.get_errno()))
+            raise IoUringUnavailableError(os.strerror(ctypes.get_errno()))
         undo.callback(os.close, self._ring)
         self._size, completions, _, _, _, features, _, *at = _PARAMETERS.unpack(given)
         # As many fail at once as are sent at once: then none is put aside.
         if not features & _SINGLE_MMAP or completions < self._size:
-            raise RingUnavailableError("its rings are of another kind")
+            raise IoUringUnavailableError("its rings are of another kind")
         self._head, self._tail, _, _, _, _, array, _ = (each // 4 for each in at[:8])
         self._completions_head, self._completions_tail = at[8] // 4, at[9] // 4
         self._completions = at[13]
@@ -149,7 +149,7 @@ class Ring:
             self._frame = mmap.mmap(-1, MAX_FRAME_BYTES)  # a page takes memory once it is used
             undo.callback(self._frame.close)
         except (OSError, ValueError) as error:
-            raise RingUnavailableError(f"its memory cannot be had: {error}") from error
+            raise IoUringUnavailableError(f"its memory cannot be had: {error}") from error
         self._frame_at = ctypes.addressof(ctypes.c_char.from_buffer(self._frame))
         self._words = memoryview(self._rings).cast("I")
         undo.callback(self._words.release)
@@ -206,7 +206,7 @@ class Ring:
                 self.entry(block, 1, ours.fileno(), len(frame))
                 end, short = self.send(block, 1, 2, frame)
                 if end != 2 or any(place != 1 for place, _ in short):
-                    raise RingUnavailableError("it does not send")
+                    raise IoUringUnavailableError("it does not send")
                 return [taken for _, taken in short]
 
             found = [send(b"whole"), _drained(peer) == len(b"whole")]
@@ -216,7 +216,7 @@ class Ring:
             peer.close()
             found += [part == [taken], 0 < taken < 65536, full, send(b"gone")]
         if found != [[], True, True, True, [0], [-1]]:
-            raise RingUnavailableError("it does not say what was not sent")
+            raise IoUringUnavailableError("it does not say what was not sent")
 
 
 def _drained(peer: socket.socket) -> int:

@@ -14,7 +14,7 @@ MAX_PINGS_PER_LOOK = 200
 publish never waits behind thousands of them."""
 
 
-class Peer(Protocol):
+class IdleListener(Protocol):
     """A connection whose peer has to send a frame from time to time."""
 
     def ping(self) -> None:
@@ -24,7 +24,7 @@ class Peer(Protocol):
         """Close it: nothing came for the idle timeout."""
 
 
-class Keepalive:
+class IdleTimeouts:
     """Tracks when the last frame of each peer came, with one timer for all connections.
 
     A peer from which nothing has come for the ping interval is pinged once. A compliant peer
@@ -41,12 +41,16 @@ class Keepalive:
         self._idle_timeout_s = idle_timeout_s
         self._ping_after_s = min(ping_interval_s or idle_timeout_s, idle_timeout_s / 3)
         self._pings = ping_interval_s > 0
-        self._quiet: OrderedDict[Peer, float] = OrderedDict()  # by the time of the last frame
-        self._pinged: OrderedDict[Peer, float] = OrderedDict()  # since then; by the same time
+        self._quiet: OrderedDict[IdleListener, float] = (
+            OrderedDict()
+        )  # by the time of the last frame
+        self._pinged: OrderedDict[IdleListener, float] = (
+            OrderedDict()
+        )  # since then; by the same time
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
-    def heard(self, peer: Peer) -> None:
+    def heard(self, peer: IdleListener) -> None:
         """Note a frame of a peer, or a new peer."""
         if self._pinged:
             self._pinged.pop(peer, None)
@@ -55,7 +59,7 @@ class Keepalive:
         if self._timer is None:
             self._timer = self._loop.call_later(self._ping_after_s, self._look)
 
-    def gone(self, peer: Peer) -> None:
+    def gone(self, peer: IdleListener) -> None:
         self._quiet.pop(peer, None)
         self._pinged.pop(peer, None)
 

@@ -9,20 +9,20 @@ from typing import Protocol
 LOOK_EVERY_S = 1.0
 
 
-class Connection(Protocol):
+class Abortable(Protocol):
     """What can be cut at once."""
 
     def end(self) -> None: ...
 
 
-class Tracked(Connection, Protocol):
+class Closable(Abortable, Protocol):
     """And what can be asked to end by itself."""
 
     def finish(self) -> None:
         """The server stops."""
 
 
-class HalfOpen:
+class PendingConnections:
     """Sockets that wait for the end of a TLS handshake, for a request, or for the rest of one, or
     for a peer who takes its answer, or the server's close: strangers, as far as we know.
 
@@ -37,11 +37,11 @@ class HalfOpen:
             most: 0 is no limit.
         """
         self._most = most
-        self._waiting: OrderedDict[Connection, float] = OrderedDict()
+        self._waiting: OrderedDict[Abortable, float] = OrderedDict()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, connection: Connection, within_s: float) -> None:
+    def begin(self, connection: Abortable, within_s: float) -> None:
         """It waits from now on, for so long at most; it does not move up by beginning anew."""
         self._waiting[connection] = self._loop.time() + within_s
         if self._most and len(self._waiting) > self._most:
@@ -50,13 +50,13 @@ class HalfOpen:
         if self._timer is None:
             self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
 
-    def renew(self, connection: Connection, within_s: float) -> None:
+    def renew(self, connection: Abortable, within_s: float) -> None:
         """It waits anew: who has done something has not waited for longest."""
         if connection in self._waiting:
             self._waiting.move_to_end(connection)
         self.begin(connection, within_s)
 
-    def end(self, connection: Connection) -> None:
+    def end(self, connection: Abortable) -> None:
         self._waiting.pop(connection, None)
 
     def close(self) -> None:

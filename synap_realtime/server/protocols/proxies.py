@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from ...loopback import strip_port
 
 
-class Proxies:
+class TrustedProxies:
     """The operator's own: what their ``X-Forwarded-For`` says is believed, and nobody else's."""
 
     def __init__(self, trusted: Iterable[str]) -> None:

@@ -13,17 +13,17 @@ from ..node import Node
 from ..pacing import Pacer
 from ..trim import CONNECTION_BYTES, Trimmer
 from .accepting import Acceptor
-from .certificate import Certificate
+from .certificate import ReloadingCertificate
 from .descriptors import bound_buffers
-from .fanout import Company
-from .http1 import HttpConnection
-from .io_uring import Ring, RingUnavailableError
-from .keepalive import Keepalive
-from .pending_connections import HalfOpen, Tracked
-from .proxies import Proxies
-from .tls import Handshakes
+from .fanout import SocketFanoutGroup
+from .http1 import Http1Protocol
+from .io_uring import IoUring, IoUringUnavailableError
+from .keepalive import IdleTimeouts
+from .pending_connections import Closable, PendingConnections
+from .proxies import TrustedProxies
+from .tls import TlsAcceptor
 from .unread import Unread
-from .writes import Turn
+from .writes import WriteBatch
 
 logger = logging.getLogger(__name__)
 
@@ -31,29 +31,31 @@ CUT_S = 3.0
 """After draining, who does not read or sent half a request is cut after so long."""
 
 
-class Front:
+class ConnectionServer:
     """The connections of one node."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         settings = node.settings
-        self.half_open = HalfOpen(settings.max_pending_connections)
+        self.half_open = PendingConnections(settings.max_pending_connections)
         self.request_bytes = node.budgets.requests
         self.answer_bytes = node.budgets.answers
         self.unread = Unread()
         self._trimmer = Trimmer(self._held_bytes)
-        self.keepalive = Keepalive(settings.idle_timeout_s, settings.ping_interval_s)
-        self.proxies = Proxies(settings.trusted_proxies)
-        self.connections: set[Tracked] = set()
-        self.turn = Turn()
+        self.keepalive = IdleTimeouts(settings.idle_timeout_s, settings.ping_interval_s)
+        self.proxies = TrustedProxies(settings.trusted_proxies)
+        self.connections: set[Closable] = set()
+        self.turn = WriteBatch()
         self.pacer = Pacer()
-        self._ring: Ring | None = None
-        self.new_company: Callable[[], Company] = partial(Company, None, self.turn)
+        self._ring: IoUring | None = None
+        self.new_company: Callable[[], SocketFanoutGroup] = partial(
+            SocketFanoutGroup, None, self.turn
+        )
         self._taking: set[asyncio.Task[None]] = set()
         self._stop_taking: Callable[[], None] = lambda: None
 
     def listen(
-        self, listeners: Sequence[socket.socket], certificate: Certificate | None = None
+        self, listeners: Sequence[socket.socket], certificate: ReloadingCertificate | None = None
     ) -> None:
         """Take connections from now on, of sockets that are bound: with a certificate, over TLS."""
         self.node.monitor_event_loop()
@@ -68,7 +70,7 @@ class Front:
         take = (
             self._take
             if certificate is None
-            else Handshakes(self, certificate, self._connection).take
+            else TlsAcceptor(self, certificate, self._connection).take
         )
         self._stop_taking = Acceptor(listeners, take).close
 
@@ -86,19 +88,19 @@ class Front:
 
     def _open_ring(self) -> None:
         try:
-            self._ring = Ring()
-        except RingUnavailableError as error:
+            self._ring = IoUring()
+        except IoUringUnavailableError as error:
             logger.debug("rooms with many listeners are told without io_uring: %s", error)
         else:
-            self.new_company = partial(Company, self._ring, self.turn)
+            self.new_company = partial(SocketFanoutGroup, self._ring, self.turn)
             logger.debug("rooms with many listeners are told by io_uring")
 
     def _held_bytes(self) -> int:
         """What peers make this process hold, about."""
         return self.node.budgets.total() + CONNECTION_BYTES * len(self.connections)
 
-    def _connection(self) -> HttpConnection:
-        return HttpConnection(self)
+    def _connection(self) -> Http1Protocol:
+        return Http1Protocol(self)
 
     async def stop(self) -> None:
         """Drain; answer what was begun, then take nothing more and let go of the store."""

@@ -7,24 +7,24 @@ from collections.abc import Callable
 
 from ...protocol.control import CloseCode, ControlFrame
 from ..node import Node
-from ..rooms.hub import Company as AnyCompany
+from ..rooms.hub import FanoutGroup as AnyCompany
 from ..rooms.sessions import Session
-from ..rooms.subscription import Alone, Subscription
+from ..rooms.subscription import Subscription, UnbatchedSink
 from ..sse import COMMENT, HEARTBEAT_S, opening, told
 from ..stores.base import Entry, StoreUnavailableError
 from ..ws_codec import ping_frame, text_frame
 from .descriptors import cut
 from .eager import run
-from .fanout import Company
+from .fanout import SocketFanoutGroup
 from .frames import frame_of
-from .keepalive import Keepalive
-from .pending_connections import Tracked
-from .websocket import WebSocket
+from .keepalive import IdleTimeouts
+from .pending_connections import Closable
+from .websocket import WebSocketProtocol
 
 PING = ping_frame()
 
 
-class Subscriber:
+class WebSocketSink:
     """The handler of a WebSocket, and the outlet of its subscription."""
 
     __slots__ = (
@@ -32,15 +32,15 @@ class Subscriber:
         "_start", "_subscription", "new_company", "socket",
     )  # fmt: skip
 
-    socket: WebSocket
+    socket: WebSocketProtocol
 
     def __init__(
         self,
         session: Session,
         node: Node,
-        keepalive: Keepalive,
-        connections: set[Tracked],
-        new_company: Callable[[], Company],
+        keepalive: IdleTimeouts,
+        connections: set[Closable],
+        new_company: Callable[[], SocketFanoutGroup],
         *,
         speaks_control: bool,
     ) -> None:
@@ -87,12 +87,12 @@ class Subscriber:
         return self.socket.descriptor is not None
 
     def enter(self, company: AnyCompany) -> None:
-        assert isinstance(company, Company)  # noqa: S101 - one of this front's made it
+        assert isinstance(company, SocketFanoutGroup)  # noqa: S101 - one of this front's made it
         company.add(self.socket, self._subscription)
 
     def exit(self) -> None:
         company = self.socket.company
-        assert isinstance(company, Company)  # noqa: S101
+        assert isinstance(company, SocketFanoutGroup)  # noqa: S101
         company.discard(self.socket)
 
     def alive(self) -> None:
@@ -139,7 +139,7 @@ class Subscriber:
         self._subscription.close(CloseCode.DRAINING)
 
 
-class EventStream(Alone):
+class SseSink(UnbatchedSink):
     """The body of an answer that goes on, and the outlet of its subscription."""
 
     def __init__(
@@ -230,7 +230,7 @@ def _close_soon(node: Node, session: Session) -> None:
 
 
 async def _start(
-    subscription: Subscription, after: str | None, outlet: Subscriber | EventStream
+    subscription: Subscription, after: str | None, outlet: WebSocketSink | SseSink
 ) -> None:
     try:
         await subscription.start(after, outlet)

@@ -9,8 +9,8 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from .certificate import Certificate
-from .pending_connections import HalfOpen, Tracked
+from .certificate import ReloadingCertificate
+from .pending_connections import Closable, PendingConnections
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +21,14 @@ SHUTDOWN_TIMEOUT_S = 5.0
 """And so long to say goodbye, when the server has (RFC 8446, section 6.1)."""
 
 
-class Owner(Protocol):
+class TlsServerState(Protocol):
     """What the connections of one server share."""
 
-    half_open: HalfOpen
-    connections: set[Tracked]
+    half_open: PendingConnections
+    connections: set[Closable]
 
 
-class Handshakes:
+class TlsAcceptor:
     """Takes connections, and hands on those that come through.
 
     The loop's own server would keep its peers to itself until they have shaken hands: none could be
@@ -36,7 +36,10 @@ class Handshakes:
     """
 
     def __init__(
-        self, owner: Owner, certificate: Certificate, then: Callable[[], asyncio.Protocol]
+        self,
+        owner: TlsServerState,
+        certificate: ReloadingCertificate,
+        then: Callable[[], asyncio.Protocol],
     ) -> None:
         """
         Args:
@@ -54,7 +57,7 @@ class Handshakes:
         task.add_done_callback(self._tasks.discard)
 
     async def _shake_hands(self, peer: socket.socket) -> None:
-        stranger = _Stranger(peer)
+        stranger = _PendingTls(peer)
         self._owner.connections.add(stranger)
         self._owner.half_open.begin(stranger, HANDSHAKE_TIMEOUT_S)
         try:
@@ -72,7 +75,7 @@ class Handshakes:
             self._owner.connections.discard(stranger)
 
 
-class _Stranger:
+class _PendingTls:
     """Who has connected, and no more than that."""
 
     def __init__(self, peer: socket.socket) -> None:

@@ -7,12 +7,12 @@ import binascii
 import re
 
 from ..messages import RequestError, bad_request
-from .exchange import Exchange
+from .exchange import HttpRequest
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
 
-def look_at_upgrade(exchange: Exchange) -> bool:
+def look_at_upgrade(exchange: HttpRequest) -> bool:
     """Check a request with ``Upgrade``.
 
     Returns:

@@ -10,10 +10,10 @@ from typing import ClassVar, Protocol
 
 from ...protocol.control import CloseCode
 from ..pacing import Pacer
-from ..ws_codec import Close, Decoder, Failure, Ping, Pong, close_frame, pong_frame
+from ..ws_codec import Close, Decoder, Ping, Pong, ProtocolFailure, close_frame, pong_frame
 from .descriptors import cut, descriptor_of, write_past
-from .pending_connections import HalfOpen
-from .writes import Turn
+from .pending_connections import PendingConnections
+from .writes import WriteBatch
 
 CLOSE_HANDSHAKE_S = 10.0
 """After its last word, a connection waits so long for the peer to take it, and to answer."""
@@ -28,7 +28,7 @@ _AT_ONCE_BYTES = 256  # so much is always read as it comes
 _SLICE_BYTES = 1024  # some 170 frames: between slices it is seen whether there were too many
 
 
-class Handler(Protocol):
+class WebSocketHandler(Protocol):
     """Who listens to one WebSocket. It is called from the loop, and must not wait."""
 
     def alive(self) -> None:
@@ -51,14 +51,14 @@ class Handler(Protocol):
         """The connection is no more: once, and nothing after it."""
 
 
-class Company(Protocol):
+class WriteGroup(Protocol):
     """WebSockets that are written to together, past their transports."""
 
-    def stalled(self, socket: WebSocket) -> None:
+    def stalled(self, socket: WebSocketProtocol) -> None:
         """Nothing may be written past its transport any more: when this returns, it has left."""
 
 
-class WebSocket(asyncio.Protocol):
+class WebSocketProtocol(asyncio.Protocol):
     """Reads and writes one WebSocket, and brings hostile peers to an end.
 
     An idle one has no timer, no task and no buffer.
@@ -99,10 +99,10 @@ class WebSocket(asyncio.Protocol):
     def __init__(
         self,
         transport: asyncio.Transport,
-        handler: Handler,
+        handler: WebSocketHandler,
         *,
-        half_open: HalfOpen,
-        turn: Turn,
+        half_open: PendingConnections,
+        turn: WriteBatch,
         pacer: Pacer,
         max_message_bytes: int,
     ) -> None:
@@ -114,7 +114,7 @@ class WebSocket(asyncio.Protocol):
             max_message_bytes: a longer one is answered with 1009.
         """
         self.descriptor = descriptor_of(transport)
-        self.company: Company | None = None
+        self.company: WriteGroup | None = None
         self.place = -1
         # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
         transport.set_write_buffer_limits(high=0 if self.descriptor is not None else 1)
@@ -264,7 +264,7 @@ class WebSocket(asyncio.Protocol):
         self._half_open.end(self)
         # The handler knows this socket: a reference cycle would keep half a message in memory until
         # the garbage collector runs.
-        handler, self._handler = self._handler, Nobody()
+        handler, self._handler = self._handler, NullHandler()
         handler.gone()
 
     def _read(self, data: bytes) -> None:
@@ -300,7 +300,7 @@ class WebSocket(asyncio.Protocol):
             self.write(b"".join(pongs))
         pongs.clear()
 
-    def _take(self, event: str | bytes | Close | Failure) -> None:
+    def _take(self, event: str | bytes | Close | ProtocolFailure) -> None:
         if isinstance(event, (str, bytes)):
             if not self._is_closing:
                 self._handler.heard(event)
@@ -351,7 +351,7 @@ class WebSocket(asyncio.Protocol):
             self.company.stalled(self)
 
 
-class Nobody:
+class NullHandler:
     """The handler of a WebSocket that is closed at once."""
 
     def alive(self) -> None: ...

@@ -10,7 +10,7 @@ MIN_READ_BYTES = 64 * 1024
 """Of an answer that waits, a peer takes at least so much in each ``READER_TIMEOUT_S``."""
 
 
-class Reader:
+class WriteStallGuard:
     """One peer, while its answer waits."""
 
     __slots__ = ("_left", "_timer")

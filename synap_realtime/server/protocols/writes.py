@@ -18,7 +18,7 @@ class Socket(Protocol):
         """Write before anything else; what the peer does not take now goes to the transport."""
 
 
-class Turn:
+class WriteBatch:
     """Frames of many sockets, each of which gets its own in their order."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from ..stores.base import Entry
 _FEW = 4
 
 
-class Listener(Protocol):
+class Subscriber(Protocol):
     """One connection's ear. Nothing here waits, and nothing raises."""
 
     def offer(self, entry: Entry, began_at: float | None) -> bool:
@@ -28,7 +28,7 @@ class Listener(Protocol):
         ...
 
 
-class Company(Protocol):
+class FanoutGroup(Protocol):
     """Those of a room's listeners who are told together, in one go.
 
     Each came by :meth:`Hub.gather`, and goes by :meth:`Hub.scatter` as soon as something is to be
@@ -58,14 +58,14 @@ class Company(Protocol):
         ...
 
 
-class _Many:
+class _LargeRoom:
     """The listeners of one room."""
 
     __slots__ = ("apart", "company")
 
-    def __init__(self, listeners: Iterable[Listener]) -> None:
+    def __init__(self, listeners: Iterable[Subscriber]) -> None:
         self.apart = set(listeners)
-        self.company: Company | None = None  # of all others
+        self.company: FanoutGroup | None = None  # of all others
 
     def __len__(self) -> int:
         return len(self.apart) + (0 if self.company is None else len(self.company))
@@ -80,12 +80,12 @@ class Hub:
             observe: told for each notification of a room how long after its publish's arrival it
                 was offered to all, in seconds, and to how many.
         """
-        self._rooms: dict[Room, tuple[Listener, ...] | _Many] = {}
+        self._rooms: dict[Room, tuple[Subscriber, ...] | _LargeRoom] = {}
         self._observe = observe
 
-    def join(self, room: Room, listener: Listener) -> None:
+    def join(self, room: Room, listener: Subscriber) -> None:
         listeners = self._rooms.get(room, ())
-        if isinstance(listeners, _Many):
+        if isinstance(listeners, _LargeRoom):
             listeners.apart.add(listener)
         elif listener not in listeners:
             # Most rooms have one: a set takes four times the memory of a tuple.
@@ -93,14 +93,14 @@ class Hub:
             if len(more) <= _FEW:
                 self._rooms[room] = more
             else:
-                self._rooms[room] = _Many(more)
+                self._rooms[room] = _LargeRoom(more)
                 for each in more:
                     each.gather()
 
-    def leave(self, room: Room, listener: Listener) -> None:
+    def leave(self, room: Room, listener: Subscriber) -> None:
         """Forget a listener, which is in no company; one that is not there is no error."""
         listeners = self._rooms.get(room, ())
-        if isinstance(listeners, _Many):
+        if isinstance(listeners, _LargeRoom):
             listeners.apart.discard(listener)
             if len(listeners):
                 return
@@ -112,8 +112,8 @@ class Hub:
         del self._rooms[room]
 
     def gather(
-        self, room: Room, listener: Listener, begin: Callable[[], Company]
-    ) -> Company | None:
+        self, room: Room, listener: Subscriber, begin: Callable[[], FanoutGroup]
+    ) -> FanoutGroup | None:
         """Count a listener of a room to those who are told together. It joins them itself.
 
         Args:
@@ -123,17 +123,17 @@ class Hub:
             The company; None if the room is too small for one.
         """
         listeners = self._rooms.get(room)
-        if not isinstance(listeners, _Many):
+        if not isinstance(listeners, _LargeRoom):
             return None
         if listeners.company is None:
             listeners.company = begin()
         listeners.apart.discard(listener)
         return listeners.company
 
-    def scatter(self, room: Room, listener: Listener) -> None:
+    def scatter(self, room: Room, listener: Subscriber) -> None:
         """A listener has left its company: it is offered by itself from now on."""
         listeners = self._rooms[room]
-        assert isinstance(listeners, _Many)  # noqa: S101 - it has a company
+        assert isinstance(listeners, _LargeRoom)  # noqa: S101 - it has a company
         listeners.apart.add(listener)
 
     def deliver(self, room: Room, entry: Entry, began_at: float | None = None) -> int:
@@ -141,7 +141,7 @@ class Hub:
         listeners = self._rooms.get(room)
         if listeners is None:
             return 0
-        if isinstance(listeners, _Many):
+        if isinstance(listeners, _LargeRoom):
             count = self._deliver_to_many(listeners, entry, began_at)
         else:
             count = 0
@@ -152,7 +152,7 @@ class Hub:
             self._observe(perf_counter() - began_at, count)
         return count
 
-    def _deliver_to_many(self, many: _Many, entry: Entry, began_at: float | None) -> int:
+    def _deliver_to_many(self, many: _LargeRoom, entry: Entry, began_at: float | None) -> int:
         count, has_parted = 0, False
         if many.company is not None:
             many.company.prepare()

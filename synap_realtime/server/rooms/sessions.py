@@ -15,10 +15,10 @@ from ...protocol.notification import format_timestamp
 from ...protocol.rooms import Room, user_of
 from .. import events
 from ..auth import ANYONE, Claims
-from ..authorization import Access
+from ..authorization import AccessControl
 from ..byte_budget import BacklogBudget, caller_of
-from ..deadlines import Alarms
-from ..limits import Limits, Place
+from ..deadlines import TimerQueue
+from ..limits import ConnectionSlot, Limits
 from ..messages import RequestError
 from ..metrics import Metrics
 from ..revocations import Revocation, Revocations
@@ -48,10 +48,10 @@ class Session:
         subscription: Subscription,
         room: Room,
         claims: Claims,
-        access: Access,
-        alarms: Alarms,
+        access: AccessControl,
+        alarms: TimerQueue,
         *,
-        place: Place | None = None,
+        place: ConnectionSlot | None = None,
         user: str | None = None,
         address: str | None = None,
         device: str | None = None,
@@ -166,7 +166,7 @@ def _end_of(claims: Claims) -> float:
     return math.inf if claims.expires_at is None else claims.expires_at
 
 
-class Sessions:
+class SessionRegistry:
     """All of them."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Sessions:
         store: Store,
         hub: Hub,
         presence: Presence,
-        access: Access,
+        access: AccessControl,
         revocations: Revocations,
         limits: Limits,
         backlogs: BacklogBudget,
@@ -188,7 +188,7 @@ class Sessions:
         self._limits = limits
         self._backlogs = backlogs
         self._metrics = metrics
-        self._alarms = Alarms()
+        self._alarms = TimerQueue()
         self._open: set[Session] = set()
         self._left = asyncio.Event()
         revocations.on_revoked = self._close_revoked

@@ -30,7 +30,7 @@ from ..byte_budget import NOBODY, BacklogBudget, Caller
 from ..metrics import Metrics
 from ..spans import begin_delivery
 from ..stores.base import Entry, Store
-from .hub import Company, Hub
+from .hub import FanoutGroup, Hub
 
 MAX_WAITING_BYTES = 1024 * 1024
 """More than this unsent, and the subscriber is too slow."""
@@ -56,7 +56,7 @@ def ignore_token(_: str) -> None:
     """Where nobody asks for tokens."""
 
 
-class Outlet(Protocol):
+class Sink(Protocol):
     """One connection's way out. Nothing here waits, and nothing raises."""
 
     @property
@@ -87,11 +87,11 @@ class Outlet(Protocol):
         """Whether it can be written to with others of its kind, in one go."""
         ...
 
-    def new_company(self) -> Company:
+    def new_company(self) -> FanoutGroup:
         """For outlets of its kind; called only if it :attr:`can_gather`."""
         ...
 
-    def enter(self, company: Company) -> None:
+    def enter(self, company: FanoutGroup) -> None:
         """Be written to with the others of it, as long as it :attr:`is_writable`; before it is so
         no more, :meth:`Subscription.stall` is called."""
         ...
@@ -101,22 +101,22 @@ class Outlet(Protocol):
         ...
 
 
-class Alone:
+class UnbatchedSink:
     """Of an outlet that is always written to alone."""
 
     can_gather = False
 
-    def new_company(self) -> Company:
+    def new_company(self) -> FanoutGroup:
         raise NotImplementedError
 
-    def enter(self, company: Company) -> None:
+    def enter(self, company: FanoutGroup) -> None:
         raise NotImplementedError
 
     def exit(self) -> None:
         raise NotImplementedError
 
 
-class _Nowhere(Alone):
+class _NullSink(UnbatchedSink):
     """The outlet of a subscription that has not started."""
 
     is_writable = False
@@ -131,7 +131,7 @@ class _Nowhere(Alone):
     def end(self, code: CloseCode) -> None: ...
 
 
-_NOWHERE = _Nowhere()
+_NULL_SINK = _NullSink()
 
 
 class _Backlog:
@@ -208,7 +208,7 @@ class Subscription:
         # Every listener to a request's room starts at its beginning: there is nothing to remember.
         self._device = None if is_request_room(room) else device
         self.acknowledges = acknowledges
-        self._outlet: Outlet = _NOWHERE
+        self._outlet: Sink = _NULL_SINK
         self._backlog: _Backlog | None = None
         self._newest = 0
         self._handed = 0  # the furthest offset that the client was handed, but by its company
@@ -216,7 +216,7 @@ class Subscription:
         self._live = False  # what is offered waits
         self._is_following = False  # and is written: the log was read to its end
         self._is_clear = False  # what is offered can be written at once
-        self._company: Company | None = None
+        self._company: FanoutGroup | None = None
         self._letting_go = False
         self._closing: CloseCode | None = None
         self._resumed: asyncio.Event | None = None  # while the log is read
@@ -375,7 +375,7 @@ class Subscription:
             await self._ended.wait()
         return self._closing
 
-    async def start(self, after: str | None, outlet: Outlet) -> None:
+    async def start(self, after: str | None, outlet: Sink) -> None:
         """Put the log from where ``after`` says, and what comes live from then on.
 
         Returns when the log was read to its end, or the subscription was closed meanwhile; call
@@ -421,7 +421,7 @@ class Subscription:
         self._stop_waiting()
         self._drop_backlog()
         self._hub.leave(self._room, self)
-        self._outlet = _NOWHERE
+        self._outlet = _NULL_SINK
 
     def _go_on(self) -> None:
         if self._resumed is not None:

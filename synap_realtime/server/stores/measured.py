@@ -14,7 +14,7 @@ from .base import DeliveryHandler, Page, Publication, PublishResult, Store, Stor
 _T = TypeVar("_T")
 
 
-class MeasuredStore:
+class InstrumentedStore:
     """Another store; what it does is counted."""
 
     def __init__(self, store: Store, metrics: Metrics) -> None:

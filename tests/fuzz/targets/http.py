@@ -15,8 +15,8 @@ from websockets.protocol import CLIENT, OPEN, Protocol
 from synap_realtime.server import create_app
 from synap_realtime.server import logging as logs
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.protocols.http1 import HttpConnection
-from synap_realtime.server.protocols.server import Front
+from synap_realtime.server.protocols.http1 import Http1Protocol
+from synap_realtime.server.protocols.server import ConnectionServer
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 
@@ -62,7 +62,7 @@ class HttpTarget(Target):
     def __init__(self) -> None:
         self._log = io.StringIO()
         self._handler = logging.StreamHandler(self._log)
-        self._handler.setFormatter(logs._HumanFormatter(logs._HUMAN))
+        self._handler.setFormatter(logs._TextFormatter(logs._HUMAN))
         logger = logging.getLogger()
         logger.addHandler(self._handler)
         logger.setLevel(logging.INFO)
@@ -131,7 +131,7 @@ class _Server:
         self.loop.settle()
         self._tasks = len(asyncio.all_tasks(self.loop))
 
-    async def _start(self) -> Front:
+    async def _start(self) -> ConnectionServer:
         settings = load_settings(
             api_keys={"fuzz": SecretStr(API_KEY)},
             token_secrets=(SecretStr(SECRET),),
@@ -144,14 +144,14 @@ class _Server:
             read_bytes_per_s=0,
         )
         store = MemoryStore(Retention(count=100, max_memory_bytes=1024 * 1024))
-        return Front(create_app(settings, store))
+        return ConnectionServer(create_app(settings, store))
 
     def connect(self) -> MemoryTransport:
         """A client connects."""
         connections: list[MemoryTransport] = []
 
         def connect() -> None:
-            connections.append(MemoryTransport(self.loop, HttpConnection(self.front)))
+            connections.append(MemoryTransport(self.loop, Http1Protocol(self.front)))
 
         self.loop.run(connect)
         return connections[0]

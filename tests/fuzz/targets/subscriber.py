@@ -39,23 +39,23 @@ class SubscriberTarget(Target):
             return now
 
         steps = core.listening(self._options, clock, lambda: 0.5)
-        answer: core.Answer = None
+        answer: core.EffectResult = None
         dials = 0
         try:
             while True:
                 step = steps.send(answer)
                 answer = None
-                if isinstance(step, core.Dial):
+                if isinstance(step, core.Connect):
                     dials += 1
                     answer = SUBPROTOCOL if dials < 3 else Failure("refused")
                 elif isinstance(step, core.Receive):
                     require(0 <= step.timeout_s < 3600, "a wait has a bound")
                     answer = messages.pop(0) if messages else _END
-                elif isinstance(step, core.Keep):
+                elif isinstance(step, core.StartKeepalive):
                     pass
                 elif isinstance(step, core.Sleep):
                     require(0 <= step.delay_s < 1e6, "a pause has a bound")
-                elif isinstance(step, core.Tell) and step.function is not None:
+                elif isinstance(step, core.Notify) and step.function is not None:
                     step.function(step.value)
                 elif isinstance(step, core.Deliver):
                     require(isinstance(step.notification.data, dict), "a notification has data")

@@ -16,9 +16,9 @@ from synap_realtime.server.ws_codec import (
     Close,
     Decoder,
     Event,
-    Failure,
     Ping,
     Pong,
+    ProtocolFailure,
 )
 
 from ..target import Target, chunks_of, require
@@ -100,11 +100,12 @@ class WebSocketTarget(Target):
         require(whole == _decoded(chunks_of(data)), "the events do not depend on the chunks")
         reference = Reference(data)
         ended = next(
-            (n for n, event in enumerate(whole) if isinstance(event, (Close, Failure))), None
+            (n for n, event in enumerate(whole) if isinstance(event, (Close, ProtocolFailure))),
+            None,
         )
         require(ended in (None, len(whole) - 1), "nothing follows a close or a failure")
         last = whole[-1] if whole else None
-        failure = last if isinstance(last, Failure) else None
+        failure = last if isinstance(last, ProtocolFailure) else None
         if failure is not None:
             whole.pop()
         if reference.is_strict and failure is None:
@@ -117,7 +118,7 @@ class WebSocketTarget(Target):
         elif not any(words in failure.reason for words in _STRICTER):
             self._check_failure(failure, data)
 
-    def _check_failure(self, failure: Failure, data: bytes) -> None:
+    def _check_failure(self, failure: ProtocolFailure, data: bytes) -> None:
         """The reference comes to the same; it may need the rest of the frame to see it."""
         reference = Reference(data + _ENOUGH)
         if failure.code == NOT_UTF8 and reference.fragments is not None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from synap_realtime.protocol.rooms import parse_room
 from synap_realtime.server.auth import Authenticator, KeyRing
-from synap_realtime.server.authorization import Access, Action, require_scope
+from synap_realtime.server.authorization import AccessControl, Action, require_scope
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.limits import Limits
 from synap_realtime.server.messages import RequestError
@@ -143,18 +143,18 @@ def jwks_url() -> Iterator[str]:
 
 
 @pytest.fixture
-async def access(jwks_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Access]:
+async def access(jwks_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AccessControl]:
     monkeypatch.setattr("jwt.api_jwt.datetime", Stopped)
     ring = KeyRing(token_secrets=DOCUMENT["secrets"], jwks_urls=[jwks_url])
     leeway_s = DOCUMENT["leewaySeconds"]
     authenticator = Authenticator(ring, leeway_s=leeway_s, clock=lambda: vectors.NOW)
     store = MemoryStore()
-    yield Access(authenticator, Revocations(store, Hub()), Limits(load_settings()))
+    yield AccessControl(authenticator, Revocations(store, Hub()), Limits(load_settings()))
     await authenticator.close()
     await store.close()
 
 
-async def status_of(access: Access, claims: Any, ask: dict[str, Any]) -> int:
+async def status_of(access: AccessControl, claims: Any, ask: dict[str, Any]) -> int:
     action: Action = ask["action"]
     try:
         if ask["room"] is not None:
@@ -167,7 +167,7 @@ async def status_of(access: Access, claims: Any, ask: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("entry", TOKENS, ids=[entry["name"] for entry in TOKENS])
-async def test_our_server_agrees(access: Access, entry: dict[str, Any]) -> None:
+async def test_our_server_agrees(access: AccessControl, entry: dict[str, Any]) -> None:
     expected = entry["expected"]
     if expected["status"] != 200:
         with pytest.raises(RequestError) as caught:

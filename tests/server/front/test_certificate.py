@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime import ConfigurationError
-from synap_realtime.server.protocols.certificate import Certificate, open_certificate
+from synap_realtime.server.protocols.certificate import ReloadingCertificate, open_certificate
 
 from ...certificates import certify
 
@@ -49,7 +49,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         (other.chain, other.key, "--tls-key .* is encrypted"),
     ):
         with pytest.raises(ConfigurationError, match=said) as raised:
-            Certificate(one, two)
+            ReloadingCertificate(one, two)
         assert "PRIVATE" not in str(raised.value)
 
 
@@ -58,7 +58,7 @@ def test_changed_files_count_and_broken_ones_are_said_once(
 ) -> None:
     now = 0.0
     certified = certify(tmp_path)
-    certificate = Certificate(certified.chain, certified.key, clock=lambda: now)
+    certificate = ReloadingCertificate(certified.chain, certified.key, clock=lambda: now)
     first = certificate.current()
 
     def later() -> ssl.SSLContext:

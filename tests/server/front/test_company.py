@@ -23,7 +23,7 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config import ServerSettings, load_settings
 from synap_realtime.server.protocols import io_uring as rings
-from synap_realtime.server.rooms.hub import Company, Hub
+from synap_realtime.server.rooms.hub import FanoutGroup, Hub
 from synap_realtime.server.serve import running
 from synap_realtime.server.stores.base import Entry, Publication
 from synap_realtime.server.stores.memory import MemoryStore
@@ -72,7 +72,7 @@ class Server:
         (receipt,) = await self.store.publish([Publication(room, id, text)], self.hub.deliver)
         return receipt.broadcast_count
 
-    def company(self, room: Room = ROOM) -> Company | None:
+    def company(self, room: Room = ROOM) -> FanoutGroup | None:
         return getattr(self.hub._rooms.get(room), "company", None)
 
     def together(self, room: Room = ROOM) -> int:

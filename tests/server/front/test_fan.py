@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from synap_realtime.server.protocols import batch_writer as fans
-from synap_realtime.server.protocols.batch_writer import FEWEST, Fan
-from synap_realtime.server.protocols.io_uring import MAX_FRAME_BYTES, Ring
+from synap_realtime.server.protocols.batch_writer import FEWEST, BatchWriter
+from synap_realtime.server.protocols.io_uring import MAX_FRAME_BYTES, IoUring
 
 from .conftest import WAYS, drained, pairs, received
 
@@ -21,18 +21,18 @@ class Member:
 
 
 @pytest.fixture(params=WAYS)
-def ring(request: pytest.FixtureRequest) -> Iterator[Ring | None]:
+def ring(request: pytest.FixtureRequest) -> Iterator[IoUring | None]:
     if request.param == "loop":
         yield None
         return
-    with contextlib.closing(Ring()) as ring:
+    with contextlib.closing(IoUring()) as ring:
         yield ring
 
 
-def test_all_get_each_frame_whatever_its_size(ring: Ring | None) -> None:
+def test_all_get_each_frame_whatever_its_size(ring: IoUring | None) -> None:
     sizes = (1, 125, 126, 300, 300, 9000, 65536, 7)
     with pairs(FEWEST + 3) as (ours, peers):
-        fan: Fan[Member] = Fan(ring)
+        fan: BatchWriter[Member] = BatchWriter(ring)
         for each in ours:
             fan.add(Member(), each.fileno())
         for n, size in enumerate(sizes):
@@ -40,10 +40,10 @@ def test_all_get_each_frame_whatever_its_size(ring: Ring | None) -> None:
             assert all(received(peer, size) == bytes([n]) * size for peer in peers)
 
 
-def test_one_that_is_longer_than_any_notification_goes_too(ring: Ring | None) -> None:
+def test_one_that_is_longer_than_any_notification_goes_too(ring: IoUring | None) -> None:
     frame = b"x" * (MAX_FRAME_BYTES + 1)
     with pairs(FEWEST) as (ours, peers):
-        fan: Fan[Member] = Fan(ring)
+        fan: BatchWriter[Member] = BatchWriter(ring)
         members = [Member() for _ in ours]
         for member, each in zip(members, ours, strict=True):
             fan.add(member, each.fileno())
@@ -53,10 +53,10 @@ def test_one_that_is_longer_than_any_notification_goes_too(ring: Ring | None) ->
             assert received(peer, size) == frame[:size]
 
 
-def test_who_comes_and_goes_gets_what_is_written_meanwhile(ring: Ring | None) -> None:
+def test_who_comes_and_goes_gets_what_is_written_meanwhile(ring: IoUring | None) -> None:
     """Against the plain model; a descriptor is used again by the next one at once."""
     rng = random.Random(7)
-    fan: Fan[Member] = Fan(ring)
+    fan: BatchWriter[Member] = BatchWriter(ring)
     live: dict[Member, tuple[socket.socket, socket.socket, bytearray]] = {}
     with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as undo:
         for n in range(1500):
@@ -86,10 +86,10 @@ def test_who_comes_and_goes_gets_what_is_written_meanwhile(ring: Ring | None) ->
             assert drained(peer) == b""
 
 
-def test_who_is_gone_or_does_not_read_is_told_with_what_it_took(ring: Ring | None) -> None:
+def test_who_is_gone_or_does_not_read_is_told_with_what_it_took(ring: IoUring | None) -> None:
     frame = b"x" * 50_000
     with pairs(FEWEST + 2) as (ours, peers):
-        fan: Fan[Member] = Fan(ring)
+        fan: BatchWriter[Member] = BatchWriter(ring)
         members = [Member() for _ in ours]
         for member, each in zip(members, ours, strict=True):
             fan.add(member, each.fileno())
@@ -111,11 +111,11 @@ def test_who_is_gone_or_does_not_read_is_told_with_what_it_took(ring: Ring | Non
 
 
 def test_what_the_kernel_did_not_take_of_a_round_is_written_all_the_same(
-    ring: Ring | None, monkeypatch: pytest.MonkeyPatch
+    ring: IoUring | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where it has no memory for more, or a signal has come."""
     with pairs(FEWEST + 4) as (ours, peers):
-        fan: Fan[Member] = Fan(ring)
+        fan: BatchWriter[Member] = BatchWriter(ring)
         for each in ours:
             fan.add(Member(), each.fileno())
         if ring is not None:
@@ -130,10 +130,10 @@ def test_what_the_kernel_did_not_take_of_a_round_is_written_all_the_same(
             assert drained(peer) == b"frame 0frame 1frame 2frame 3"
 
 
-def test_few_are_written_to_without_the_ring(ring: Ring | None) -> None:
+def test_few_are_written_to_without_the_ring(ring: IoUring | None) -> None:
     assert fans.FEWEST > 4, "hub._FEW: rooms with fewer have none of this"
     with pairs(FEWEST - 1) as (ours, peers):
-        fan: Fan[Member] = Fan(ring)
+        fan: BatchWriter[Member] = BatchWriter(ring)
         for each in ours:
             fan.add(Member(), each.fileno())
         if ring is not None:

@@ -11,7 +11,7 @@ import pytest
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import keepalive
-from synap_realtime.server.protocols.keepalive import Keepalive
+from synap_realtime.server.protocols.keepalive import IdleTimeouts
 from synap_realtime.server.serve import running
 from tests.timeouts import TIMEOUT_S
 
@@ -41,7 +41,7 @@ class Peer:
 
 
 async def test_pings_a_quiet_peer_once_and_closes_it_after_the_idle_timeout() -> None:
-    watch, peer = Keepalive(0.6, 0.1), Peer()
+    watch, peer = IdleTimeouts(0.6, 0.1), Peer()
     begun = asyncio.get_running_loop().time()
     watch.heard(peer)
     async with asyncio.timeout(TIMEOUT_S):
@@ -54,7 +54,7 @@ async def test_pings_a_quiet_peer_once_and_closes_it_after_the_idle_timeout() ->
 
 
 async def test_keeps_a_peer_that_answers_each_ping() -> None:
-    watch, peer = Keepalive(0.6, 0.1), Peer()
+    watch, peer = IdleTimeouts(0.6, 0.1), Peer()
     watch.heard(peer)
     async with asyncio.timeout(TIMEOUT_S):
         for _ in range(8):  # longer than the idle timeout
@@ -66,7 +66,7 @@ async def test_keeps_a_peer_that_answers_each_ping() -> None:
 
 
 async def test_neither_pings_nor_closes_a_connection_that_has_gone() -> None:
-    watch, gone, here = Keepalive(0.3, 0.1), Peer(), Peer()
+    watch, gone, here = IdleTimeouts(0.3, 0.1), Peer(), Peer()
     watch.heard(gone)
     watch.heard(here)
     watch.gone(gone)
@@ -77,7 +77,7 @@ async def test_neither_pings_nor_closes_a_connection_that_has_gone() -> None:
 
 
 async def test_without_an_interval_closes_but_does_not_ping() -> None:
-    watch, peer = Keepalive(0.2, 0), Peer()
+    watch, peer = IdleTimeouts(0.2, 0), Peer()
     watch.heard(peer)
     async with asyncio.timeout(TIMEOUT_S):
         await peer.is_silent.wait()
@@ -89,7 +89,7 @@ async def test_spreads_the_pings_of_connections_that_were_opened_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(keepalive, "MAX_PINGS_PER_LOOK", 10)
-    watch, peers = Keepalive(60, 0.1), [Peer() for _ in range(100)]
+    watch, peers = IdleTimeouts(60, 0.1), [Peer() for _ in range(100)]
     for peer in peers:
         watch.heard(peer)
     async with asyncio.timeout(TIMEOUT_S):
@@ -134,7 +134,7 @@ async def test_every_frame_counts_as_life(frame: bytes) -> None:
 
 
 async def test_does_not_close_a_connection_that_has_gone_after_its_ping() -> None:
-    watch, gone, here = Keepalive(0.3, 0.1), Peer(), Peer()
+    watch, gone, here = IdleTimeouts(0.3, 0.1), Peer(), Peer()
     watch.heard(gone)
     watch.heard(here)
     async with asyncio.timeout(TIMEOUT_S):
@@ -146,7 +146,7 @@ async def test_does_not_close_a_connection_that_has_gone_after_its_ping() -> Non
 
 
 async def test_pings_a_quiet_peer_behind_one_that_never_is() -> None:
-    watch, busy, quiet = Keepalive(60, 0.1), Peer(), Peer()
+    watch, busy, quiet = IdleTimeouts(60, 0.1), Peer(), Peer()
     watch.heard(busy)
     watch.heard(quiet)
     async with asyncio.timeout(TIMEOUT_S):

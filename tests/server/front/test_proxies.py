@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synap_realtime.server.protocols.proxies import Proxies
+from synap_realtime.server.protocols.proxies import TrustedProxies
 
 PROXY, CLIENT = "10.0.0.1", "203.0.113.7"
 
@@ -37,14 +37,14 @@ PROXY, CLIENT = "10.0.0.1", "203.0.113.7"
 def test_only_the_operators_own_are_believed(
     peer: str | None, given: str, address: str | None
 ) -> None:
-    proxies = Proxies(["10.0.0.0/8", "fd00::/8"])
+    proxies = TrustedProxies(["10.0.0.0/8", "fd00::/8"])
     assert proxies.address(peer, {"x-forwarded-for": given}) == address
 
 
 def test_without_proxies_nobody_is_believed() -> None:
     for peer in ("127.0.0.1", None, CLIENT):
-        assert Proxies([]).address(peer, {"x-forwarded-for": "198.51.100.1"}) == peer
+        assert TrustedProxies([]).address(peer, {"x-forwarded-for": "198.51.100.1"}) == peer
 
 
 def test_who_says_nothing_is_itself() -> None:
-    assert Proxies([PROXY]).address(PROXY, {}) == PROXY
+    assert TrustedProxies([PROXY]).address(PROXY, {}) == PROXY

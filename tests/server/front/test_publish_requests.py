@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from synap_realtime import tracing
 from synap_realtime.server.protocols import write_stalls
-from synap_realtime.server.protocols.certificate import Certificate
+from synap_realtime.server.protocols.certificate import ReloadingCertificate
 from synap_realtime.server.serve import running
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
@@ -333,7 +333,7 @@ def test_a_publisher_that_ends_tls_with_its_request_gets_the_answer(
 
     async def test() -> None:
         certified = certify(tmp_path)
-        certificate = Certificate(certified.chain, certified.key)
+        certificate = ReloadingCertificate(certified.chain, certified.key)
         async with running(with_keys(), certificate=certificate) as url:
             port = int(url.rpartition(":")[2])
             answers = await asyncio.to_thread(ask, port, certified.client())

@@ -529,7 +529,7 @@ def test_a_body_has_only_so_many_chunks(run: Run) -> None:
     run(test())
 
 
-class Traced(http1.HttpConnection):
+class Traced(http1.Http1Protocol):
     """Says how much it has taken when it was cut, or when it reads no more."""
 
     taken = 0
@@ -559,7 +559,7 @@ class Traced(http1.HttpConnection):
 def test_what_nobody_wants_is_not_kept(
     run: Run, begin: bytes, more: bytes, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.protocols.server.HttpConnection", Traced)
+    monkeypatch.setattr("synap_realtime.server.protocols.server.Http1Protocol", Traced)
 
     async def test() -> None:
         Traced.taken, Traced.is_enough = 0, asyncio.Event()

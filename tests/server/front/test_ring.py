@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime.server.protocols import io_uring as rings
-from synap_realtime.server.protocols.io_uring import ENTRY_BYTES, Ring
+from synap_realtime.server.protocols.io_uring import ENTRY_BYTES, IoUring
 
 from .conftest import HAS_IO_URING, drained, pairs, received
 
@@ -24,12 +24,12 @@ with_io_uring = pytest.mark.skipif(not HAS_IO_URING, reason="this system gives n
 
 
 @pytest.fixture
-def ring() -> Iterator[Ring]:
-    with contextlib.closing(Ring()) as ring:
+def ring() -> Iterator[IoUring]:
+    with contextlib.closing(IoUring()) as ring:
         yield ring
 
 
-def block_of(ring: Ring, sockets: list[socket.socket], size: int) -> memoryview:
+def block_of(ring: IoUring, sockets: list[socket.socket], size: int) -> memoryview:
     block = memoryview(bytearray(len(sockets) * ENTRY_BYTES))
     for place, each in enumerate(sockets):
         ring.entry(block, place, each.fileno(), size)
@@ -37,7 +37,7 @@ def block_of(ring: Ring, sockets: list[socket.socket], size: int) -> memoryview:
 
 
 @with_io_uring
-def test_a_frame_goes_to_each_and_success_says_nothing(ring: Ring) -> None:
+def test_a_frame_goes_to_each_and_success_says_nothing(ring: IoUring) -> None:
     with pairs(3) as (ours, peers):
         for n in range(1000):  # thrice around the ring
             frame = b"%d." % n
@@ -48,17 +48,17 @@ def test_a_frame_goes_to_each_and_success_says_nothing(ring: Ring) -> None:
 
 @with_io_uring
 def test_more_than_fit_into_it_are_sent_in_rounds(
-    ring: Ring, monkeypatch: pytest.MonkeyPatch
+    ring: IoUring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rings, "_ENTRIES", 8)
-    with contextlib.closing(Ring()) as small, pairs(21) as (ours, peers):
+    with contextlib.closing(IoUring()) as small, pairs(21) as (ours, peers):
         for frame in (b"first", b"secon"):
             assert small.send(block_of(small, ours, 5), 0, 21, frame) == (21, [])
         assert [drained(peer) for peer in peers] == [b"firstsecon"] * 21
 
 
 @with_io_uring
-def test_who_takes_a_part_says_how_much_and_harms_nobody(ring: Ring) -> None:
+def test_who_takes_a_part_says_how_much_and_harms_nobody(ring: IoUring) -> None:
     """And the kernel sends nothing of the rest later."""
     with pairs(3) as (ours, peers):
         said = b""  # to the second, who does not read
@@ -79,7 +79,7 @@ def test_who_takes_a_part_says_how_much_and_harms_nobody(ring: Ring) -> None:
 
 
 @with_io_uring
-def test_a_peer_that_has_gone_is_told_from_one_that_is_full(ring: Ring) -> None:
+def test_a_peer_that_has_gone_is_told_from_one_that_is_full(ring: IoUring) -> None:
     with pairs(3) as (ours, peers):
         peers[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peers[1].close()  # a reset
@@ -90,7 +90,7 @@ def test_a_peer_that_has_gone_is_told_from_one_that_is_full(ring: Ring) -> None:
 
 
 @with_io_uring
-def test_what_is_no_socket_is_told_and_harms_nobody(ring: Ring) -> None:
+def test_what_is_no_socket_is_told_and_harms_nobody(ring: IoUring) -> None:
     with pairs(2) as (ours, peers), open("/dev/null", "wb") as null:  # noqa: PTH123
         block = block_of(ring, ours, 5)
         ring.entry(block, 0, null.fileno(), 5)
@@ -99,7 +99,7 @@ def test_what_is_no_socket_is_told_and_harms_nobody(ring: Ring) -> None:
 
 
 @with_io_uring
-def test_what_is_started_from_here_does_not_get_it(ring: Ring) -> None:
+def test_what_is_started_from_here_does_not_get_it(ring: IoUring) -> None:
     assert "io_uring" in str(open_files(Path("/proc/self/fd")))
     child = subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False
@@ -120,7 +120,7 @@ def open_files(folder: Path) -> list[Path]:
 
 @with_io_uring
 def test_one_that_was_closed_sends_nothing() -> None:
-    ring = Ring()
+    ring = IoUring()
     with pairs(1) as (ours, peers):
         block = block_of(ring, ours, 5)
         ring.close()
@@ -135,8 +135,8 @@ def test_one_that_was_closed_sends_nothing() -> None:
 )
 def test_without_it_it_is_said(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
     monkeypatch.setattr(rings, name, value)
-    with pytest.raises(rings.RingUnavailableError, match=r"none|not implemented"):
-        Ring()
+    with pytest.raises(rings.IoUringUnavailableError, match=r"none|not implemented"):
+        IoUring()
 
 
 @with_io_uring
@@ -155,5 +155,5 @@ def test_a_kernel_that_does_otherwise_is_not_used(
 ) -> None:
     """As older ones do."""
     monkeypatch.setattr(rings, name, value)
-    with pytest.raises(rings.RingUnavailableError, match="it does not"):
-        Ring()
+    with pytest.raises(rings.IoUringUnavailableError, match="it does not"):
+        IoUring()

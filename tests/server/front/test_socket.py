@@ -17,9 +17,13 @@ import pytest
 
 from synap_realtime.server.pacing import Pacer
 from synap_realtime.server.protocols import websocket as front
-from synap_realtime.server.protocols.pending_connections import HalfOpen
-from synap_realtime.server.protocols.websocket import MAX_DROPPED_BYTES, MAX_FRAMES_PER_S, WebSocket
-from synap_realtime.server.protocols.writes import Turn
+from synap_realtime.server.protocols.pending_connections import PendingConnections
+from synap_realtime.server.protocols.websocket import (
+    MAX_DROPPED_BYTES,
+    MAX_FRAMES_PER_S,
+    WebSocketProtocol,
+)
+from synap_realtime.server.protocols.writes import WriteBatch
 from synap_realtime.server.ws_codec import text_frame
 
 from ...certificates import certify
@@ -40,7 +44,7 @@ class Heard:
         self.times_gone = 0
         self.is_gone = asyncio.Event()
         self.is_writable = asyncio.Event()
-        self.socket: WebSocket
+        self.socket: WebSocketProtocol
 
     def alive(self) -> None: ...
 
@@ -70,9 +74,9 @@ class Server:
     """
 
     def __init__(
-        self, most_half_open: int, kind: type[WebSocket], handler: Callable[[], Heard]
+        self, most_half_open: int, kind: type[WebSocketProtocol], handler: Callable[[], Heard]
     ) -> None:
-        self.half_open = HalfOpen(most_half_open)
+        self.half_open = PendingConnections(most_half_open)
         self.handler = handler
         self.made: asyncio.Queue[Heard] = asyncio.Queue()
         self.kind = kind
@@ -89,7 +93,7 @@ class Server:
                     stream,
                     heard,
                     half_open=server.half_open,
-                    turn=Turn(),
+                    turn=WriteBatch(),
                     pacer=Pacer(),
                     max_message_bytes=65536,
                 )
@@ -102,7 +106,7 @@ class Server:
 @contextlib.asynccontextmanager
 async def serving(
     most_half_open: int = 0,
-    kind: type[WebSocket] = WebSocket,
+    kind: type[WebSocketProtocol] = WebSocketProtocol,
     handler: Callable[[], Heard] = Heard,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
@@ -130,7 +134,7 @@ async def connected(
         writer.transport.abort()
 
 
-def fill(socket: WebSocket) -> int:
+def fill(socket: WebSocketProtocol) -> int:
     """Write until nobody takes it.
 
     Returns:
@@ -292,7 +296,7 @@ def test_who_went_takes_nobodys_room(run: Run) -> None:
 def test_a_flood_of_frames_is_not_read_to_its_end(run: Run, begin: bytes, more: bytes) -> None:
     read: list[int] = []
 
-    class Watched(WebSocket):
+    class Watched(WebSocketProtocol):
         __slots__ = ()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -317,7 +321,7 @@ def test_answers_a_flood_of_pings_in_a_few_writes(run: Run) -> None:
     """A write for each would keep everybody else waiting."""
     writes: list[bytes] = []
 
-    class Watched(WebSocket):
+    class Watched(WebSocketProtocol):
         __slots__ = ()
 
         def write(self, frame: bytes) -> bool:
@@ -351,7 +355,7 @@ def test_the_frames_of_each_second_count_for_themselves(run: Run) -> None:
 def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Run) -> None:
     waiting: list[int] = []
 
-    class Watched(WebSocket):
+    class Watched(WebSocketProtocol):
         __slots__ = ()
         max_frames_per_s = 10_000_000
 
@@ -512,10 +516,10 @@ def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) ->
             assert not server.half_open._waiting
             transport = heard.socket._transport
             gc.collect()
-            turn, pacer = Turn(), Pacer()
+            turn, pacer = WriteBatch(), Pacer()
             tracemalloc.start()
             many = [
-                WebSocket(
+                WebSocketProtocol(
                     transport,
                     heard,
                     half_open=server.half_open,

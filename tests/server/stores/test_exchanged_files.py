@@ -19,7 +19,7 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Publication, StoreUnavailableError
 from synap_realtime.server.stores.sqlite import database
 from synap_realtime.server.stores.sqlite import store as sqlite
-from synap_realtime.server.stores.sqlite.database import LogFile
+from synap_realtime.server.stores.sqlite.database import Database
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.timeouts import TIMEOUT_S
 
@@ -279,7 +279,7 @@ async def test_a_file_that_another_process_takes_meanwhile_is_in_use(
 
 
 def test_no_connection_makes_a_new_file_in_the_place_of_one_that_went(path: Path) -> None:
-    file = LogFile(path, lambda: 0.0)
+    file = Database(path, lambda: 0.0)
     path.unlink()
     with pytest.raises(sqlite3.Error, match="unable to open"):
         file.connect()

@@ -27,7 +27,7 @@ from .batches import Batches
 from .bodies import JSON, MAX_EVENTS_BYTES, BodyError, ReplyError, exchange, read_body
 from .events import Event
 from .executor import Executor
-from .invoker import Caller
+from .invoker import FunctionInvoker
 from .registry import RegistrationError, Registry
 from .runs import Backoff
 
@@ -91,7 +91,7 @@ class LocalInngest:
         # Loopback is never reached through the environment's proxy.
         self._client = client or httpx.AsyncClient(timeout=_CALL_TIMEOUT_S, trust_env=False)
         self._owns_client = client is None
-        caller = Caller(self._client, self._registry.register_worker)
+        caller = FunctionInvoker(self._client, self._registry.register_worker)
         self._executor = Executor(caller, self._publish, self._registry.get, backoff or Backoff())
         self._batches = Batches(self._executor.start)
         self._registering: asyncio.Task[None] | None = None

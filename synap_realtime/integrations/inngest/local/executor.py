@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from . import lifecycle_events
 from .events import Event
 from .expressions import ExpressionError
-from .invoker import Caller
+from .invoker import FunctionInvoker
 from .lifecycle_events import RunFailedError
 from .registry import Cancel, Function
 from .runs import Backoff, Run
-from .steps import Stepper
+from .steps import StepRunner
 from .waiters import Waiter, Waiters
 
 logger = logging.getLogger(__name__)
@@ -24,14 +24,14 @@ class Executor:
 
     def __init__(
         self,
-        caller: Caller,
+        caller: FunctionInvoker,
         publish: Callable[[Event], object],
         find: Callable[[str], Function | None],
         backoff: Backoff,
     ) -> None:
         self._publish = publish
         self._waiters = Waiters()
-        self._stepper = Stepper(caller, self._waiters, publish, find, backoff)
+        self._stepper = StepRunner(caller, self._waiters, publish, find, backoff)
         self._runs: dict[str, Run] = {}
 
     def __len__(self) -> int:

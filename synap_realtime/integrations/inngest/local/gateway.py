@@ -81,7 +81,7 @@ class Gateway:
         self, function: Function, body: dict[str, Any], step_id: str | None
     ) -> sdk.Outcome:
         """Have a worker call a function."""
-        if isinstance(content := sdk.encode(body), sdk.Failure):
+        if isinstance(content := sdk.encode(body), sdk.SdkFailure):
             return content
         if not (able := self._able(function)):
             return sdk.failure(
@@ -217,7 +217,7 @@ def _read(response: pb.SDKResponse) -> sdk.Outcome:
     )
 
 
-def _lost() -> sdk.Failure:
+def _lost() -> sdk.SdkFailure:
     return sdk.failure("connect_worker_stopped_responding", "The worker stopped responding")
 
 

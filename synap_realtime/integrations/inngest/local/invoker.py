@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .gateway import Gateway
 
 
-class Caller:
+class FunctionInvoker:
     """Calls functions, each where it is."""
 
     def __init__(self, client: httpx.AsyncClient, register: Callable[[object], object]) -> None:
@@ -37,7 +37,7 @@ class Caller:
     async def call(
         self, function: Function, body: dict[str, Any], step_id: str | None
     ) -> sdk.Outcome:
-        """Call a function once. Everything that can go wrong is a :class:`.sdk.Failure`.
+        """Call a function once. Everything that can go wrong is a :class:`.sdk.SdkFailure`.
 
         Args:
             function: who is called.

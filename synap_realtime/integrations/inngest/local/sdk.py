@@ -25,7 +25,7 @@ _MAX_SHOWN = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class SdkFailure:
     """An attempt that failed, and whether and when to retry.
 
     Attributes:
@@ -56,22 +56,22 @@ class Steps:
     retriable: bool = True
 
 
-Outcome = Returned | Steps | Failure
+Outcome = Returned | Steps | SdkFailure
 
 
-def encode(body: dict[str, Any]) -> bytes | Failure:
+def encode(body: dict[str, Any]) -> bytes | SdkFailure:
     """A call request as it travels. What a step returned may be no JSON."""
     try:
         return json.dumps(body, allow_nan=False).encode()
     except ValueError as error:
-        return Failure({"name": "OutputError", "message": f"a step's result: {error}"}, False)
+        return SdkFailure({"name": "OutputError", "message": f"a step's result: {error}"}, False)
 
 
 async def call_over_http(
     client: httpx.AsyncClient, function: Function, body: dict[str, Any], step_id: str | None
 ) -> Outcome:
     """Call a function at its address."""
-    if isinstance(content := encode(body), Failure):
+    if isinstance(content := encode(body), SdkFailure):
         return content
     headers = {
         "Content-Type": "application/json",
@@ -112,23 +112,23 @@ def read(status: int, answer: Any, *, no_retry: bool, retry_after: str | None) -
         return Returned(answer)
     told = answer if isinstance(answer, dict) else {"name": "Error", "message": str(answer)}
     reason = "NonRetriableError" if no_retry else f"invalid status code: {status}"
-    return Failure(told, not no_retry, _retry_at(retry_after), reason)
+    return SdkFailure(told, not no_retry, _retry_at(retry_after), reason)
 
 
-def failure(name: str, message: str) -> Failure:
+def failure(name: str, message: str) -> SdkFailure:
     """A call that no SDK has answered; it may be tried again."""
-    return Failure({"name": name, "message": message})
+    return SdkFailure({"name": name, "message": message})
 
 
-def _unreachable() -> Failure:
+def _unreachable() -> SdkFailure:
     """The real server puts its own error, as JSON, where a message should be."""
     message = "Unable to reach SDK URL"
     error = {"error": message, "name": "Error", "message": message}
     output = json.dumps({"error": error}, separators=(",", ":"))
-    return Failure({**error, "message": output}, output=output)
+    return SdkFailure({**error, "message": output}, output=output)
 
 
-def _no_sdk(reply: Reply) -> Failure:
+def _no_sdk(reply: Reply) -> SdkFailure:
     """A proxy, a crashed app, or a wrong address."""
     message = f"Your server returned HTTP {reply.status} before the SDK responded."
     stack = (
@@ -139,7 +139,7 @@ def _no_sdk(reply: Reply) -> Failure:
         kind = reply.headers.get("content-type", "unknown content-type")
         stack += f"\n\nUpstream response ({kind}):\n{text}"
     name = "Server returned a fatal error"
-    return Failure({"error": message, "name": name, "message": message, "stack": stack})
+    return SdkFailure({"error": message, "name": name, "message": message, "stack": stack})
 
 
 def _with_step(url: str, step_id: str | None) -> str:

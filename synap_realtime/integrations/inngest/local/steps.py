@@ -14,7 +14,7 @@ from typing import Any
 from . import durations, events, lifecycle_events, sdk
 from .events import Event
 from .expressions import ExpressionError
-from .invoker import Caller
+from .invoker import FunctionInvoker
 from .lifecycle_events import RunFailedError
 from .registry import Function
 from .runs import Backoff, Run
@@ -26,12 +26,12 @@ _YEAR_S = 365 * 86400.0
 _KEPT_OF_ERRORS = ("name", "message", "stack", "data", "cause")
 
 
-class Stepper:
+class StepRunner:
     """Calls functions again and again, and does what their steps ask for."""
 
     def __init__(
         self,
-        caller: Caller,
+        caller: FunctionInvoker,
         waiters: Waiters,
         publish: Callable[[Event], object],
         find: Callable[[str], Function | None],
@@ -104,7 +104,7 @@ class Stepper:
             match outcome := await self._attempt(run, attempt, step_id):
                 case sdk.Returned():
                     return outcome
-                case sdk.Failure(error, retriable, retry_at, reason, output):
+                case sdk.SdkFailure(error, retriable, retry_at, reason, output):
                     pass
                 case sdk.Steps(operations, retriable):
                     failed = [op for op in operations if op.get("op") == "StepError"]

@@ -111,7 +111,7 @@ UNUSABLE = (sqlite3.Error, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class InsertResult:
     """Where a publication is in the log. For a duplicate: where the first one is."""
 
     offset: int
@@ -120,14 +120,14 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class PageRows:
     """A page as it is in the file: offsets and texts."""
 
     entries: Sequence[tuple[int, str]]
     recovered: bool
 
 
-class LogFile:
+class Database:
     """The database file and its write-ahead log, held by one process.
 
     SQLite's VFS ``unix-excl`` locks the file itself for as long as this process has it open. The
@@ -507,7 +507,7 @@ class _Rooms:
 class LogWriter:
     """All that changes the file. For one thread."""
 
-    def __init__(self, file: LogFile, retention: Retention) -> None:
+    def __init__(self, file: Database, retention: Retention) -> None:
         self._file = file
         self._retention = retention
         self._checked = file.now()  # as it stands in the file
@@ -528,7 +528,7 @@ class LogWriter:
         marks: Mapping[tuple[Room, str | None], int],
         counts: Mapping[int, int],
         sweep: int,
-    ) -> list[list[Kept]]:
+    ) -> list[list[InsertResult]]:
         """One transaction: keep publications, marks and counts, delete some of what is old.
 
         Args:
@@ -671,7 +671,7 @@ class LogWriter:
         self._connected = True
         self._generation = self._file.generation
 
-    def _keep(self, publications: Sequence[Publication]) -> list[Kept]:
+    def _keep(self, publications: Sequence[Publication]) -> list[InsertResult]:
         """A few statements for many: in each the interpreter's lock changes hands."""
         now = self._file.now()
         if len(self._rooms) > _MAX_ROOMS:
@@ -690,14 +690,16 @@ class LogWriter:
             entries.append((offset, room.id, now + self._retention.age_s(room.name), text))
             seen.append((offset, room.id, id, now + self._retention.dedupe_window_s))
             room.grown += 1
-            kept.append(Kept(offset, duplicate=False, count=0))
-            first[key] = Kept(offset, duplicate=True, count=0)
+            kept.append(InsertResult(offset, duplicate=False, count=0))
+            first[key] = InsertResult(offset, duplicate=True, count=0)
         self._many("INSERT INTO entry (offset, room, expires, text) VALUES {}", entries)
         self._many("INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES {}", seen)
         self._write_sizes(rooms)
         return kept
 
-    def _first_of(self, keys: Sequence[tuple[int, str]], now: float) -> dict[tuple[int, str], Kept]:
+    def _first_of(
+        self, keys: Sequence[tuple[int, str]], now: float
+    ) -> dict[tuple[int, str], InsertResult]:
         """Where those are that the file has already."""
         rows = self._many(
             "SELECT seen.room, seen.id, offset, count, expires FROM (VALUES {}) AS asked"
@@ -706,7 +708,7 @@ class LogWriter:
             keys,
         )
         return {
-            (room, id): Kept(offset, duplicate=True, count=count)
+            (room, id): InsertResult(offset, duplicate=True, count=count)
             for room, id, offset, count, expires in rows
             if expires > now
         }
@@ -806,7 +808,7 @@ class LogWriter:
 class LogReader:
     """All that only looks. For one thread."""
 
-    def __init__(self, file: LogFile) -> None:
+    def __init__(self, file: Database) -> None:
         self._file = file
         self._path = file.path
         self._connect()
@@ -827,7 +829,7 @@ class LogReader:
         self._generation = self._file.generation
         self._db.execute("PRAGMA query_only=ON")
 
-    def page(self, room: Room, after: int, limit: int, checkpoint: int) -> Rows:
+    def page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
         """Up to ``limit`` entries after an offset, as they were at one moment.
 
         Args:
@@ -900,13 +902,13 @@ class LogReader:
     def close(self) -> None:
         self._file.disconnect(self._db)
 
-    def _page(self, room: Room, after: int, limit: int, checkpoint: int) -> Rows:
+    def _page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
         execute = self._db.execute
         # Not compared with the last offset of all rooms: the answer would tell of others.
         foreign = after > max(checkpoint, self.head(room, checkpoint)) or self._is_in_a_jump(after)
         row = execute("SELECT id, forgotten FROM room WHERE name = ?", (room,)).fetchone()
         if row is None:
-            return Rows((), recovered=not foreign and not 0 < after < self._dropped(room))
+            return PageRows((), recovered=not foreign and not 0 < after < self._dropped(room))
         id, forgotten = row
         start = 0 if foreign else after
         gone = max(forgotten, self._expired(id))
@@ -914,7 +916,7 @@ class LogReader:
             "SELECT offset, text FROM entry WHERE room = ? AND offset > ? ORDER BY offset LIMIT ?",
             (id, max(start, gone), limit),
         ).fetchall()
-        return Rows(rows, recovered=not foreign and not 0 < start < gone)
+        return PageRows(rows, recovered=not foreign and not 0 < start < gone)
 
     def _dropped(self, room: Room) -> int:
         """The highest offset that was in a log of this kind that was dropped whole."""

@@ -32,7 +32,7 @@ from ..base import (
     make_entry,
 )
 from ..clock import RunningClock
-from .database import UNUSABLE, Kept, LogFile, LogReader, LogWriter
+from .database import UNUSABLE, Database, InsertResult, LogReader, LogWriter
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
+class _WriteRequest:
     """The publications of one call. None at all: only see whether the file takes a write."""
 
     publications: Sequence[Publication]
@@ -68,14 +68,14 @@ class _Job:
     size: int
 
 
-_Outcome = Sequence[Sequence[Kept]] | StoreUnavailableError
+_Outcome = Sequence[Sequence[InsertResult]] | StoreUnavailableError
 
 
 @dataclass(slots=True, eq=False)
-class _Done:
+class _WriteResult:
     """What the writing thread did: jobs with their outcome, marks and counts now in the file."""
 
-    jobs: Sequence[_Job]
+    jobs: Sequence[_WriteRequest]
     outcome: _Outcome
     marks: dict[tuple[Room, str | None], int]
     counts: dict[int, int]
@@ -119,7 +119,7 @@ class SqliteStore:
         Raises:
             ConfigurationError: it cannot be used; the message says why and what to do.
         """
-        self._file = LogFile(Path(path), clock or RunningClock())
+        self._file = Database(Path(path), clock or RunningClock())
         try:
             self._writer = LogWriter(self._file, retention or Retention())
             self._reader = LogReader(self._file)
@@ -129,7 +129,7 @@ class SqliteStore:
         self._epoch = self._writer.epoch
         self._writes = _Health(f"writing {self._file.path}")
         self._reads = _Health(f"reading {self._file.path}")
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_WriteRequest | None] = queue.SimpleQueue()
         self._trial_bytes = TRIAL_BYTES
         self._next_trial_at = 0.0
         self._waiting_bytes = 0
@@ -137,7 +137,7 @@ class SqliteStore:
         self._marks: dict[tuple[Room, str | None], int] = {}
         self._counts: dict[int, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._done: deque[_Done] = deque()
+        self._done: deque[_WriteResult] = deque()
         self._arrived = asyncio.Event()
         self._finishing: asyncio.Task[None] | None = None
         self._writing = threading.Thread(target=self._write, name="synap-write", daemon=True)
@@ -166,7 +166,7 @@ class SqliteStore:
         if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
             raise StoreUnavailableError("more waits to be written than the disk can take")
         self._waiting_bytes += size
-        job = _Job(publications, deliver, loop.create_future(), size)
+        job = _WriteRequest(publications, deliver, loop.create_future(), size)
         self._jobs.put(job)
         return await job.answer
 
@@ -283,7 +283,7 @@ class SqliteStore:
                 outcome = StoreUnavailableError(f"the store failed: {type(error).__name__}")
                 marks, counts = {}, {}
             if jobs or marks or counts or stopping:
-                done = _Done(jobs, outcome, marks, counts, stopping)
+                done = _WriteResult(jobs, outcome, marks, counts, stopping)
                 try:
                     self._loop.call_soon_threadsafe(self._take_back, done)
                 except RuntimeError:  # the event loop has gone: there is nobody to tell
@@ -315,9 +315,9 @@ class SqliteStore:
         self._writes.report(None)
         self._trial_bytes = TRIAL_BYTES
 
-    def _take(self) -> tuple[list[_Job], bool]:
+    def _take(self) -> tuple[list[_WriteRequest], bool]:
         """All jobs that wait, up to what one transaction should hold; whether it is the end."""
-        jobs: list[_Job] = []
+        jobs: list[_WriteRequest] = []
         size = 0
         try:
             job = self._jobs.get(timeout=_REST_S if self._file.log_bytes else UPKEEP_S)
@@ -333,7 +333,7 @@ class SqliteStore:
 
     # --- the event loop -------------------------------------------------------------------------
 
-    def _take_back(self, done: _Done) -> None:
+    def _take_back(self, done: _WriteResult) -> None:
         self._done.append(done)
         self._arrived.set()
 
@@ -363,7 +363,9 @@ class SqliteStore:
                     del self._counts[offset]
             stopping = done.stopping
 
-    async def _deliver(self, job: _Job, kept: Sequence[Kept]) -> Sequence[PublishResult]:
+    async def _deliver(
+        self, job: _WriteRequest, kept: Sequence[InsertResult]
+    ) -> Sequence[PublishResult]:
         receipts = []
         unread = 0
         for publication, place in zip(job.publications, kept, strict=True):
