@@ -23,7 +23,7 @@ from synap_realtime import BackgroundBroadcaster, JobError
 from synap_realtime.integrations.inngest import create_function
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 
 async def render(attempt: int) -> str:
@@ -36,7 +36,7 @@ async def main() -> None:
     app = fastapi.FastAPI()
     app.mount("/realtime", create_app())  # the room server, embedded
     local = LocalInngest()
-    async with running(app) as url, running(local) as local_url:
+    async with running_server(app) as url, running_server(local) as local_url:
         server = os.environ.get("INNGEST_DEV", local_url)  # an Inngest Dev Server, if there is one
         client = inngest.Inngest(
             app_id="reports", is_production=False, api_base_url=server, event_api_base_url=server

@@ -94,7 +94,7 @@ __all__ = [
     "subscribe_sync",
 ]
 
-_LATER = {
+_LAZY_IMPORTS = {
     ".broadcast": [
         "AsyncBroadcaster",
         "BackgroundBroadcaster",
@@ -142,7 +142,7 @@ run of an environment imports this package, for the plugin."""
 def __getattr__(name: str) -> Any:
     from .lazy_imports import importing
 
-    for module, names in _LATER.items():
+    for module, names in _LAZY_IMPORTS.items():
         if name in names:
             with importing():
                 value = globals()[name] = getattr(importlib.import_module(module, __name__), name)

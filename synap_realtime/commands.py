@@ -21,12 +21,12 @@ from typing import Any
 from . import keygen
 from .broadcast import Broadcaster, BroadcastResult
 from .console import UNWRITABLE, ReaderGoneError, UnwritableError, printable, read_stdin, say, show
-from .doctor import examine
-from .endpoint import SCHEMES, parse_address
+from .doctor import run_checks
+from .endpoint import SCHEMES, parse_server_url
 from .errors import InvalidArgumentError, SubscriptionError
 from .protocol.notification import Notification
 from .subscriber import JobTracker, SubscriptionState, subscribe
-from .tokens import explain
+from .tokens import inspect_token
 from .types import build_catalog, load, to_json_schema, to_typescript
 
 _SHORT = 100  # characters of data in a human line
@@ -75,7 +75,7 @@ async def _subscribe(
     count: int | None,
     timeout_s: float | None,
 ) -> bool:
-    watcher = _StateReporter(parse_address(url, SCHEMES).named)
+    watcher = _StateReporter(parse_server_url(url, SCHEMES).named)
     notifications = subscribe(
         room,
         url,
@@ -94,8 +94,8 @@ async def _subscribe(
             reader.watch(limit)
             async for notification in notifications:
                 wire = notification.to_wire()
-                show(json.dumps(wire) if as_json else line_of(notification))
-                stalls.hear(notification)
+                show(json.dumps(wire) if as_json else format_line(notification))
+                stalls.apply(notification)
                 printed += 1
                 if printed == count:
                     return True
@@ -113,7 +113,7 @@ class _StallDetector:
         self._views: dict[str, JobTracker] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def hear(self, notification: Notification) -> None:
+    def apply(self, notification: Notification) -> None:
         run = notification.data.get("runId")
         if not isinstance(run, str):
             run = (notification.id or "").removesuffix(":ended")
@@ -164,7 +164,7 @@ class _StateReporter:
             raise SubscriptionError(f"{self._server}: {state.reason}", retriable=True)
 
 
-def line_of(notification: Notification) -> str:
+def format_line(notification: Notification) -> str:
     """One line for people: local time, type, status, and the beginning of the data."""
     when = datetime.now().astimezone()
     if notification.timestamp is not None:
@@ -210,7 +210,7 @@ def publish(
         if as_json:
             show(json.dumps(_to_wire(result)))
         elif result.success:
-            show(_line_of_result(room, result))
+            show(_format_result(room, result))
     except ReaderGoneError:
         pass
     except UnwritableError as error:
@@ -277,7 +277,7 @@ def _is_redirected() -> bool:
 
 def explain_token(token: str) -> int:
     """Print what a token says and whether it is good; the exit code: 1 if it is not."""
-    problem, claims = explain(token, os.environ.get("REALTIME_TOKEN_SECRET"))
+    problem, claims = inspect_token(token, os.environ.get("REALTIME_TOKEN_SECRET"))
     for name, value in claims.items():
         show(printable(f"{name:<9} {_readable(name, value)}"))
     show(f"{'good':<9} {'yes' if problem is None else f'no: {problem}'}")
@@ -295,7 +295,7 @@ def _readable(name: str, value: object) -> str:
     return text
 
 
-def _line_of_result(room: str, result: BroadcastResult) -> str:
+def _format_result(room: str, result: BroadcastResult) -> str:
     count = result.broadcast_count
     listeners = "1 listener" if count == 1 else f"{count} listeners"
     line = f"sent {result.id} to {room}: {listeners} now"
@@ -367,7 +367,7 @@ def doctor(url: str | None, given: Mapping[str, Any], *, as_json: bool) -> int:
 
 async def _doctor(url: str | None, given: Mapping[str, Any], as_json: bool) -> int:
     code = 0
-    async with aclosing(examine(url, given)) as findings:
+    async with aclosing(run_checks(url, given)) as findings:
         async for finding in findings:
             show(json.dumps(asdict(finding)) if as_json else printable(str(finding)))
             code |= finding.level == "fail"

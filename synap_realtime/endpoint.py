@@ -28,7 +28,7 @@ class ServerUrl(NamedTuple):
     """A room server's base URL, with the path that it is mounted at, without a slash at the end."""
 
     url: httpx.URL
-    shown: str
+    redacted: str
     """The same without user and password, for messages."""
 
     source: str = ""
@@ -40,7 +40,7 @@ class ServerUrl(NamedTuple):
     @property
     def named(self) -> str:
         """The address with what has to be changed to change it, for messages."""
-        return f"{self.shown} ({self.setting or 'the default; REALTIME_URL names another'})"
+        return f"{self.redacted} ({self.setting or 'the default; REALTIME_URL names another'})"
 
     @property
     def setting(self) -> str:
@@ -54,7 +54,7 @@ class ServerUrl(NamedTuple):
         return names_this_machine(self.url.host)
 
 
-def parse_address(
+def parse_server_url(
     url: str | None,
     schemes: tuple[str, ...] = ("http", "https"),
     variables: tuple[str, ...] = ("REALTIME_URL",),
@@ -85,7 +85,7 @@ def parse_address(
     return ServerUrl(parsed, shown, source)
 
 
-def bearer(source: str, key: object) -> str:
+def authorization_header(source: str, key: object) -> str:
     """A key or a token as the value of ``Authorization``.
 
     Raises:

@@ -16,13 +16,13 @@ from .protocol.rooms import UserId, id_text, parse_pattern, user_room
 SCOPES = ("subscribe", "broadcast", "presence", "metrics", "admin")
 """What a token may be good for. Without a ``scope``: ``subscribe``."""
 
-TOKEN_S = 900
+DEFAULT_TTL_S = 900
 """Seconds for which a token is good unless told otherwise."""
 
 MIN_SECRET_BYTES = 32
 """RFC 7518, section 3.2: a key as long as the hash, at least."""
 
-MAKE_A_SECRET = "synap-realtime generate-keys"  # noqa: S105 - a command
+KEYGEN_COMMAND = "synap-realtime generate-keys"
 _DEVICE = re.compile(r"[A-Za-z0-9._~:@|=+\-]{1,64}")
 
 
@@ -32,7 +32,7 @@ def mint_token(
     rooms: Iterable[str] = (),
     scope: str = "subscribe",
     device: str | None = None,
-    expires_in_s: float = TOKEN_S,
+    expires_in_s: float = DEFAULT_TTL_S,
     secret: str | None = None,
     issuer: str | None = None,
     audience: str | None = None,
@@ -77,7 +77,7 @@ def mint_token(
     return _sign(claims, secret or os.environ.get("REALTIME_TOKEN_SECRET", ""))
 
 
-def explain(token: str, secret: str | None) -> tuple[str | None, dict[str, Any]]:
+def inspect_token(token: str, secret: str | None) -> tuple[str | None, dict[str, Any]]:
     """What is wrong with a token, and what it says.
 
     Without a secret, its signature is not checked, and that is the first thing wrong with it.
@@ -145,5 +145,5 @@ def check_secret(name: str, secret: str) -> None:
         ) from None
     if size < MIN_SECRET_BYTES:
         raise ConfigurationError(
-            f"{name}: expected at least {MIN_SECRET_BYTES} bytes; make one with: {MAKE_A_SECRET}"
+            f"{name}: expected at least {MIN_SECRET_BYTES} bytes; make one with: {KEYGEN_COMMAND}"
         )

@@ -61,27 +61,27 @@ class Span:
                 yield
 
 
-NOTHING = Span()
+NOOP_SPAN = Span()
 
 
-LOOK_EVERY_S = 1.0
+CHECK_INTERVAL_S = 1.0
 """How often it is looked whether somebody has set up tracing, until somebody has: to ask costs as
 much as all the rest of a publish."""
 
-_is_on = False
+_is_enabled = False
 _looked_at = -math.inf
 
 
-def is_on() -> bool:
+def is_enabled() -> bool:
     """Whether somebody has set up tracing in this process, at the last look."""
-    global _is_on, _looked_at
-    if not _is_on and (now := perf_counter()) - _looked_at >= LOOK_EVERY_S:
+    global _is_enabled, _looked_at
+    if not _is_enabled and (now := perf_counter()) - _looked_at >= CHECK_INTERVAL_S:
         _looked_at = now
-        _is_on = _look()
-    return _is_on
+        _is_enabled = _detect()
+    return _is_enabled
 
 
-def _look() -> bool:
+def _detect() -> bool:
     # Who has set it up has loaded it, so whoever has not pays nothing, not even the import.
     if (api := sys.modules.get("opentelemetry.trace")) is None:
         return False
@@ -89,7 +89,7 @@ def _look() -> bool:
     return not isinstance(api.get_tracer_provider(), nobody)
 
 
-def begin(name: str, kind: Kind, parent: object = None, **attributes: str | int) -> Span:
+def start_span(name: str, kind: Kind, parent: object = None, **attributes: str | int) -> Span:
     """Begin a span.
 
     Args:
@@ -98,8 +98,8 @@ def begin(name: str, kind: Kind, parent: object = None, **attributes: str | int)
             goes on here.
         attributes: with ``__`` for each dot.
     """
-    if not is_on():
-        return NOTHING
+    if not is_enabled():
+        return NOOP_SPAN
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -119,7 +119,7 @@ def begin(name: str, kind: Kind, parent: object = None, **attributes: str | int)
 
 def current_traceparent() -> str | None:
     """Of the span that goes on here."""
-    if not is_on():
+    if not is_enabled():
         return None
     from opentelemetry import trace
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 # A client of a test that names no timeout. Of httpx's own 5 s, a busy machine may use up all.
@@ -44,5 +44,5 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def rooms() -> AsyncIterator[str]:
     """The address of a room server with an empty memory store."""
-    async with running(create_app()) as url:
+    async with running_server(create_app()) as url:
         yield url

@@ -20,11 +20,11 @@ import httpx
 import pytest
 
 from synap_realtime import AsyncBroadcaster, Notification
-from synap_realtime.commands import line_of
+from synap_realtime.commands import format_line
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S, scaled
 
 from .link import Link
@@ -106,8 +106,8 @@ async def test_a_reader_who_leaves_ends_it_quietly(rooms: str) -> None:
 
 async def test_it_says_when_the_connection_is_lost_and_back_and_what_was_missed() -> None:
     async with (
-        running(create_app()) as first,
-        running(create_app()) as second,
+        running_server(create_app()) as first,
+        running_server(create_app()) as second,
         Link(first) as link,
         AsyncBroadcaster(first) as broadcaster,
         started("subscribe", "user_1", "--url", link.url) as process,
@@ -248,14 +248,14 @@ async def test_data_can_come_from_stdin(rooms: str) -> None:
 def test_a_notification_cannot_play_with_the_terminal() -> None:
     evil = "\x1b[2J\r\n\x07\u202e\x9b"
     notification = Notification(type=f"a{evil}", data={evil: evil})
-    assert line_of(notification).isprintable()
+    assert format_line(notification).isprintable()
 
 
 def test_a_line_is_short() -> None:
     notification = Notification(
         type="a", data={"x": "y" * 1000}, timestamp="2026-01-31T12:00:00.000Z"
     )
-    assert len(line_of(notification)) < 140
+    assert len(format_line(notification)) < 140
 
 
 WITH_KEYS = load_settings(api_keys=f"jobs={'k' * 43}", token_secrets="s" * 43)
@@ -265,7 +265,7 @@ WITH_KEYS = load_settings(api_keys=f"jobs={'k' * 43}", token_secrets="s" * 43)
 async def test_a_refused_key_names_its_variable_and_does_not_ask_whether_the_server_runs(
     key: str,
 ) -> None:
-    async with running(create_app(WITH_KEYS)) as url:
+    async with running_server(create_app(WITH_KEYS)) as url:
         code, _, errors = await run(
             "publish", "user_1", "a", REALTIME_URL=url, REALTIME_API_KEY=key
         )
@@ -341,7 +341,7 @@ REFUSALS = [
 
 
 async def test_a_refusal_names_the_option_or_the_variable_that_was_given() -> None:
-    async with running(create_app(WITH_KEYS)) as url:
+    async with running_server(create_app(WITH_KEYS)) as url:
         for command, environment, said in REFUSALS:
             code, _, errors = await run(*command, "--url", url, **environment)
             assert (code, errors.count("\n")) == (1, 1)

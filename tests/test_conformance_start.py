@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,7 @@ async def test_a_room_server_with_keys_is_checked_with_them() -> None:
         token_secrets=(SecretStr(SECRET),), api_keys={"jobs": SecretStr(API_KEY)}
     )
     both = {"CONFORMANCE_API_KEY": API_KEY, "CONFORMANCE_TOKEN_SECRET": SECRET}
-    async with running(create_app(settings)) as url:
+    async with running_server(create_app(settings)) as url:
         for keys, said in (
             ({}, "it has keys: set CONFORMANCE_API_KEY and CONFORMANCE_TOKEN_SECRET"),
             ({"CONFORMANCE_API_KEY": API_KEY}, "CONFORMANCE_TOKEN_SECRET: expected at least 32"),

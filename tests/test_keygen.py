@@ -66,7 +66,7 @@ def test_the_applications_environment_stands_at_its_end(file: Path) -> None:
     keys = keys_in(file)
     said = dict(line[2:].split("=", 1) for line in file.read_text().splitlines()[-2:])
     assert [said["REALTIME_TOKEN_SECRET"]] == [*keys.token_secrets]
-    assert keys.claims_of_key(said["REALTIME_API_KEY"]) is not None
+    assert keys.claims_for_key(said["REALTIME_API_KEY"]) is not None
 
 
 @pytest.mark.parametrize("there", ["file", "empty", "folder", "link"])
@@ -97,7 +97,7 @@ jobs = "{"j" * 40}"
     assert [*after.token_secrets][1:] == ["a" * 32, "b" * 32], "the new secret comes first"
     assert after.jwks_urls == before.jwks_urls
     assert after.api_keys.keys() > before.api_keys.keys()
-    scopes = {claims.key: claims.scopes for claims in after.api_keys.values()}
+    scopes = {claims.key_name: claims.scopes for claims in after.api_keys.values()}
     metrics = frozenset({"broadcast", "metrics"})
     assert scopes == {
         "jobs": frozenset({"broadcast"}), "jobs-previous": frozenset({"broadcast"}),
@@ -119,7 +119,7 @@ def test_pruning_leaves_the_newest_alone(file: Path) -> None:
     assert "removed 2 token secrets and 2 API keys" in run("--out", file, "--prune")
     keys = keys_in(file)
     assert [*keys.token_secrets] == newest["token_secrets"][:1]
-    assert keys.claims_of_key(newest["api_keys"]["jobs"]) is not None
+    assert keys.claims_for_key(newest["api_keys"]["jobs"]) is not None
     assert len(keys.api_keys) == 1
     for secret in old.token_secrets:
         assert secret not in file.read_text()

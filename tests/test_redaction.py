@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 
 from synap_realtime import AsyncBroadcaster, ConfigurationError
-from synap_realtime.endpoint import parse_address
+from synap_realtime.endpoint import parse_server_url
 from synap_realtime.redaction import MAX_SHOWN, holds_token, redacted, redacted_origin
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
@@ -245,7 +245,7 @@ def test_no_address_repeats_a_secret(secret: str, monkeypatch: pytest.MonkeyPatc
     ):
         monkeypatch.setenv("REALTIME_URL", url)
         with pytest.raises(ConfigurationError, match="REALTIME_URL") as caught:
-            parse_address(None)
+            parse_server_url(None)
         text = str(caught.value)
         assert not [piece for piece in pieces(secret) if piece in text], text
 

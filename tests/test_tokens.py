@@ -81,7 +81,7 @@ def test_the_keys_that_are_made_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(made)
     keys = KeyRing(file=file).current()
-    assert [claims.key for claims in keys.api_keys.values()] == ["jobs"]
+    assert [claims.key_name for claims in keys.api_keys.values()] == ["jobs"]
     assert len(keys.token_secrets) == 1
     parsed = tomllib.loads(made)
     assert f"REALTIME_TOKEN_SECRET={parsed['token_secrets'][0]}" in made

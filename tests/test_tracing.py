@@ -27,7 +27,7 @@ from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -43,7 +43,7 @@ def exporter() -> Iterator[InMemorySpanExporter]:
     tracing._looked_at = -math.inf  # else it may have looked a moment ago
     yield kept
     trace._TRACER_PROVIDER = before
-    tracing._is_on = False
+    tracing._is_enabled = False
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,7 @@ async def test_no_span_holds_a_key_or_a_token(exporter: InMemorySpanExporter) ->
     settings = load_settings(
         token_secrets=(SecretStr(secret),), api_keys={"jobs": SecretStr(key)}, drain_timeout_s=0
     )
-    async with running(create_app(settings)) as url:
+    async with running_server(create_app(settings)) as url:
         for own in (key, "w" * 43):
             async with AsyncBroadcaster(url, own) as broadcaster:
                 result = await broadcaster.broadcast_success("1", "a.completed", {})

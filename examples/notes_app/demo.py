@@ -26,7 +26,7 @@ import httpx
 from synap_realtime import ConfigurationError
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app as create_room_server
-from synap_realtime.server.serve import running, until_stopped
+from synap_realtime.server.serve import running_server, until_stopped
 
 from .app import create_app
 from .config import Config
@@ -38,21 +38,23 @@ async def started(config: Config) -> AsyncGenerator[Config]:
     """Start all parts; yields where they are. An ``INNGEST_DEV`` address replaces the embedded."""
     external = inngest_dev()
     async with AsyncExitStack() as stack:
-        rooms = await stack.enter_async_context(running(create_room_server(), port=free_port(8787)))
+        rooms = await stack.enter_async_context(
+            running_server(create_room_server(), port=free_port(8787))
+        )
         say("room server", rooms)
         app_port = free_port(8000)
         config = replace(config, realtime_url=rooms, app_url=f"http://127.0.0.1:{app_port}")
         if external is not None:
             config = replace(config, inngest_url=external)
             say("inngest", f"{config.inngest_url} (from INNGEST_DEV)")
-            await stack.enter_async_context(running(create_app(config), port=app_port))
+            await stack.enter_async_context(running_server(create_app(config), port=app_port))
             await register(config.app_url)
         else:
             local = LocalInngest([f"{config.app_url}/api/inngest"])
-            url = await stack.enter_async_context(running(local, port=free_port(8288)))
+            url = await stack.enter_async_context(running_server(local, port=free_port(8288)))
             config = replace(config, inngest_url=url)
             say("inngest", f"{url} (embedded: not durable, for one machine)")
-            await stack.enter_async_context(running(create_app(config), port=app_port))
+            await stack.enter_async_context(running_server(create_app(config), port=app_port))
             async with asyncio.timeout(30):
                 await local.registered()
         say("notes app", f"{config.app_url}   <- open this")

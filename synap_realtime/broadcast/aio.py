@@ -98,7 +98,7 @@ class AsyncBroadcaster:
         See PROTOCOL.md, "HTTP".
         """
         rooms = encoding.rooms_for(user_id, request_id)
-        return await self._deliver(rooms, encoding.prepare(message, request_id))
+        return await self._deliver(rooms, encoding.normalize(message, request_id))
 
     async def broadcast_success(
         self,
@@ -134,7 +134,7 @@ class AsyncBroadcaster:
         self, room: str, message: Notification | Mapping[str, Any]
     ) -> BroadcastResult:
         """Send one notification to any one room, such as ``workspace_7``."""
-        return await self._deliver((parse_room(room),), encoding.prepare(message))
+        return await self._deliver((parse_room(room),), encoding.normalize(message))
 
     async def aclose(self) -> None:
         """Let what is on its way in the running event loop come to its end, then close the
@@ -160,9 +160,9 @@ class AsyncBroadcaster:
         await self.aclose()
 
     async def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
-        span = encoding.begin_broadcast(message)
+        span = encoding.start_broadcast_span(message)
         with span.current():
-            result = await self._publish(encoding.pack(rooms, message))
+            result = await self._publish(encoding.encode(rooms, message))
         span.end(result.error)
         return result
 
@@ -171,7 +171,7 @@ class AsyncBroadcaster:
         try:
             loop = running_loop("an asynchronous broadcast", _INSTEAD)
         except ConfigurationError as error:
-            return encoding.failed(parcel, 0, str(error))
+            return encoding.failure_result(parcel, 0, str(error))
         pool = self._pools.get(loop) or await self._open(loop)
         return await pool.sender.send(QueuedNotification(parcel, deadline))
 

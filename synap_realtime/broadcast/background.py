@@ -54,9 +54,9 @@ class PendingNotification:
         result: what became of it; None until the server has answered.
     """
 
-    parcel: encoding.EncodedNotification
+    encoded: encoding.EncodedNotification
     due: float = 0.0
-    taken: bool = False
+    in_flight: bool = False
     result: BroadcastResult | None = None
     waiting: list[Future[None]] = field(default_factory=list)
 
@@ -106,9 +106,9 @@ class BackgroundBroadcaster:
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._ready: deque[PendingNotification] = deque()
-        self._later: dict[PendingNotification, None] = {}  # not due yet
-        self._on_its_way: list[PendingNotification] = []
+        self._queue: deque[PendingNotification] = deque()
+        self._delayed: dict[PendingNotification, None] = {}  # not due yet
+        self._in_flight: list[PendingNotification] = []
         self._bytes = 0
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -125,7 +125,7 @@ class BackgroundBroadcaster:
     @property
     def pending(self) -> int:
         """How many notifications the server has not answered yet."""
-        return len(self._ready) + len(self._later) + len(self._on_its_way)
+        return len(self._queue) + len(self._delayed) + len(self._in_flight)
 
     def broadcast_notification(
         self,
@@ -140,7 +140,7 @@ class BackgroundBroadcaster:
             InvalidArgumentError: names the argument that is wrong.
         """
         rooms = encoding.rooms_for(user_id, request_id)
-        self.post(rooms, encoding.prepare(message, request_id))
+        self.post(rooms, encoding.normalize(message, request_id))
 
     def post(
         self,
@@ -159,22 +159,22 @@ class BackgroundBroadcaster:
         Raises:
             InvalidArgumentError: the notification is too large, or cannot be JSON.
         """
-        parcel = encoding.pack(rooms, notification)
+        parcel = encoding.encode(rooms, notification)
         with self._changed:
-            if after is not None and after in self._later:
-                del self._later[after]
-                self._ready.append(after)
+            if after is not None and after in self._delayed:
+                del self._delayed[after]
+                self._queue.append(after)
             posted = PendingNotification(parcel, due)
             if self._closing:
-                posted.taken = True
+                posted.in_flight = True
                 self._drop(1, "the broadcaster is closed")
                 return posted
             if due > time.monotonic():
-                self._later[posted] = None
+                self._delayed[posted] = None
             else:
-                self._ready.append(posted)
+                self._queue.append(posted)
             self._bytes += len(parcel.body)
-            self._make_room()
+            self._evict_oldest()
             self._start()
             self._changed.notify_all()
         return posted
@@ -185,12 +185,12 @@ class BackgroundBroadcaster:
         Raises:
             InvalidArgumentError: the notification is too large, or cannot be JSON.
         """
-        parcel = encoding.pack(posted.parcel.rooms, notification)
+        parcel = encoding.encode(posted.encoded.rooms, notification)
         with self._changed:
-            if posted.taken:
+            if posted.in_flight:
                 return False
-            self._bytes += len(parcel.body) - len(posted.parcel.body)
-            posted.parcel = parcel
+            self._bytes += len(parcel.body) - len(posted.encoded.body)
+            posted.encoded = parcel
             return True
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
@@ -201,14 +201,14 @@ class BackgroundBroadcaster:
         Returns:
             whether nothing waits any more.
         """
-        last = self._hurry()
+        last = self._make_all_due()
         if last is not None:
             self.wait_sent(last, timeout_s)
         return not self.pending
 
     async def aflush(self, timeout_s: float = FLUSH_S) -> bool:
         """:meth:`flush` for code that awaits."""
-        last = self._hurry()
+        last = self._make_all_due()
         if last is not None:
             await self.await_sent(last, timeout_s)
         return not self.pending
@@ -226,8 +226,8 @@ class BackgroundBroadcaster:
     def close(self, timeout_s: float = FLUSH_S) -> None:
         """Send what waits, and end. A server that has just gone may come back in this time."""
         with self._changed:
-            self._ready.extend(self._later)
-            self._later.clear()
+            self._queue.extend(self._delayed)
+            self._delayed.clear()
             self._changed.notify_all()
             if self._away:
                 timeout_s -= time.monotonic() - self._away_since
@@ -238,10 +238,10 @@ class BackgroundBroadcaster:
             self._changed.wait_for(lambda: not self.pending, max(0, timeout_s))
             self._closing = True
             lost = self.pending
-            self._ready.clear()
-            self._later.clear()
+            self._queue.clear()
+            self._delayed.clear()
             if lost:
-                logger.error("%d notifications for %s are lost", lost, self._endpoint.shown)
+                logger.error("%d notifications for %s are lost", lost, self._endpoint.redacted)
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
@@ -273,20 +273,20 @@ class BackgroundBroadcaster:
     ) -> None:
         await self.aclose()
 
-    def _hurry(self) -> PendingNotification | None:
+    def _make_all_due(self) -> PendingNotification | None:
         """Make all due; returns the last."""
         with self._changed:
-            self._ready.extend(self._later)
-            self._later.clear()
+            self._queue.extend(self._delayed)
+            self._delayed.clear()
             self._changed.notify_all()
-            left = self._ready or self._on_its_way
+            left = self._queue or self._in_flight
             return left[-1] if left else None
 
     def _future(self, posted: PendingNotification) -> Future[None] | None:
         with self._changed:
-            if posted in self._later:  # who waits for it need not wait for its time, too
-                del self._later[posted]
-                self._ready.append(posted)
+            if posted in self._delayed:  # who waits for it need not wait for its time, too
+                del self._delayed[posted]
+                self._queue.append(posted)
                 self._changed.notify_all()
             if posted.result is not None or self._away or self._closing:
                 return None
@@ -294,19 +294,19 @@ class BackgroundBroadcaster:
             posted.waiting.append(future)
             return future
 
-    def _make_room(self) -> None:
-        while len(self._ready) > self._max_pending or self._bytes > MAX_WAITING_BYTES:
-            if not self._ready:
+    def _evict_oldest(self) -> None:
+        while len(self._queue) > self._max_pending or self._bytes > MAX_WAITING_BYTES:
+            if not self._queue:
                 return
-            oldest = self._ready.popleft()
-            oldest.taken = True
-            self._bytes -= len(oldest.parcel.body)
+            oldest = self._queue.popleft()
+            oldest.in_flight = True
+            self._bytes -= len(oldest.encoded.body)
             _release(oldest)
             self._drop(1, f"more than {self._max_pending} notifications wait")
 
     def _drop(self, count: int, why: str) -> None:
         if not self._dropped:
-            logger.error("notifications for %s are dropped: %s", self._endpoint.shown, why)
+            logger.error("notifications for %s are dropped: %s", self._endpoint.redacted, why)
         self._dropped += count
 
     def _start(self) -> None:
@@ -328,12 +328,12 @@ class BackgroundBroadcaster:
     def _send_here(self) -> None:
         """Send what waits from this thread, once: there is no other, and there may be none."""
         with self._changed:
-            batch = self._next_batch() if self._ready else []
+            batch = self._next_batch() if self._queue else []
             self._closing = True
         while batch:
             self._deliver(batch)
             with self._changed:
-                batch = self._next_batch() if self._ready else []
+                batch = self._next_batch() if self._queue else []
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
@@ -345,40 +345,40 @@ class BackgroundBroadcaster:
         with self._changed:
             while True:
                 now = time.monotonic()
-                for posted in [posted for posted in self._later if posted.due <= now]:
-                    del self._later[posted]
-                    self._ready.append(posted)
-                if self._ready:
+                for posted in [posted for posted in self._delayed if posted.due <= now]:
+                    del self._delayed[posted]
+                    self._queue.append(posted)
+                if self._queue:
                     break
                 if self._closing:
                     return None
-                due = min((posted.due for posted in self._later), default=None)
+                due = min((posted.due for posted in self._delayed), default=None)
                 self._changed.wait(None if due is None else due - now)
             return self._next_batch()
 
     def _next_batch(self) -> list[PendingNotification]:
         load = encoding.BatchBudget(BATCH)
-        while self._ready and load.add(self._ready[0].parcel):
-            posted = self._ready.popleft()
-            posted.taken = True
-            self._bytes -= len(posted.parcel.body)
-            self._on_its_way.append(posted)
-        return self._on_its_way
+        while self._queue and load.add(self._queue[0].encoded):
+            posted = self._queue.popleft()
+            posted.in_flight = True
+            self._bytes -= len(posted.encoded.body)
+            self._in_flight.append(posted)
+        return self._in_flight
 
     def _deliver(self, batch: list[PendingNotification]) -> None:
-        steps = encoding.delivery(self._endpoint, [posted.parcel for posted in batch])
+        steps = encoding.delivery(self._endpoint, [posted.encoded for posted in batch])
         try:
             results = self._answered(steps)
         except Exception:  # the thread must live on, whatever a transport of one's own does
-            logger.exception("notifications for %s are lost", self._endpoint.shown)
+            logger.exception("notifications for %s are lost", self._endpoint.redacted)
             results = []
         with self._changed:
-            self._on_its_way = []  # before anybody wakes, and asks whether anything still waits
+            self._in_flight = []  # before anybody wakes, and asks whether anything still waits
             for posted, result in zip_longest(batch, results):
                 posted.result = result
                 _release(posted)
                 if result is not None and not self._closing:
-                    self._log_refusal(posted.parcel.rooms, result)
+                    self._log_refusal(posted.encoded.rooms, result)
             self._changed.notify_all()
 
     def _answered(self, steps: encoding.Delivery) -> list[BroadcastResult]:
@@ -405,9 +405,9 @@ class BackgroundBroadcaster:
             nonlocal answer
             answer = self._poster.post(call, self._timeout_s)
             if may_come_back(answer):
-                self._is_away(answer)
+                self._on_unavailable(answer)
             else:
-                self._is_back()
+                self._on_recovered()
             return answer
 
         def pause(pause_s: float) -> None:
@@ -423,20 +423,20 @@ class BackgroundBroadcaster:
         )
         with contextlib.suppress(_ClosingError):
             retrying(attempt)
-        return retry.counted(answer, retrying.statistics["attempt_number"])
+        return retry.with_attempts(answer, retrying.statistics["attempt_number"])
 
-    def _is_away(self, answer: encoding.ApiResponse) -> None:
+    def _on_unavailable(self, answer: encoding.ApiResponse) -> None:
         with self._changed:
             if self._away:
                 return
             self._away, self._away_since = True, time.monotonic()
-            for posted in (*self._on_its_way, *self._ready, *self._later):
+            for posted in (*self._in_flight, *self._queue, *self._delayed):
                 _release(posted)
         logger.warning(
             "%s: notifications wait (at most %d), and jobs go on", answer.error, self._max_pending
         )
 
-    def _is_back(self) -> None:
+    def _on_recovered(self) -> None:
         with self._changed:
             if not self._away:
                 return
@@ -444,7 +444,7 @@ class BackgroundBroadcaster:
             dropped, self._dropped = self._dropped, 0
         logger.warning(
             "%s is back after %.0f s; %d notifications were dropped",
-            self._endpoint.shown,
+            self._endpoint.redacted,
             time.monotonic() - self._away_since,
             dropped,
         )

@@ -40,10 +40,10 @@ class Sender:
         self._given = transport
         self._own: AsyncTransport | None = None
         self._timeout_s = timeout_s
-        self._outbox = BatchQueue(endpoint)
-        self._entrance = asyncio.Lock()  # a fair queue of those for whom there is no room yet
+        self._batch_queue = BatchQueue(endpoint)
+        self._admission = asyncio.Lock()  # a fair queue of those for whom there is no room yet
         self._changed = asyncio.Event()  # for who waits for room, for news or for the end
-        self._pump: asyncio.Task[None] | None = None
+        self._flush_task: asyncio.Task[None] | None = None
         self._singles: set[asyncio.Task[None]] = set()
 
     async def send(self, item: QueuedNotification) -> BroadcastResult:
@@ -53,114 +53,116 @@ class Sender:
             Exception: only what a transport of one's own raised that is none of httpx's errors.
         """
         try:
-            if self._outbox.is_idle and not self._entrance.locked():
-                self._outbox.add(item)
-                await self._work(self._outbox.take(time.monotonic()))
+            if self._batch_queue.is_idle and not self._admission.locked():
+                self._batch_queue.add(item)
+                await self._send_batch(self._batch_queue.next_batch(time.monotonic()))
             if not item.is_settled:
                 await self._settled(item)
         except BaseException:
-            self._outbox.withdraw(item)
+            self._batch_queue.cancel(item)
             self._changed.set()
             raise
         return item.outcome()
 
     async def drain(self) -> None:
         """Wait until nothing waits; each has its deadline."""
-        while not self._outbox.is_idle or self._entrance.locked():
-            await self._change()
+        while not self._batch_queue.is_idle or self._admission.locked():
+            await self._wait_changed()
 
     async def _settled(self, item: QueuedNotification) -> None:
         """Wait for its turn and its result, until its deadline."""
         result = asyncio.get_running_loop().create_future()
-        item.settled = lambda: None if result.done() else result.set_result(None)
+        item.done = lambda: None if result.done() else result.set_result(None)
         try:
             async with asyncio.timeout(item.deadline - time.monotonic()):
                 if not item.attempts:
                     await self._enter(item)
-                self._go_on()
+                self._ensure_flushing()
                 await result
         except TimeoutError:
-            self._outbox.give_up(item)
+            self._batch_queue.expire(item)
             self._changed.set()
 
     async def _enter(self, item: QueuedNotification) -> None:
-        async with self._entrance:
-            while self._outbox.is_full:
-                await self._change()
-            self._outbox.add(item)
+        async with self._admission:
+            while self._batch_queue.is_full:
+                await self._wait_changed()
+            self._batch_queue.add(item)
 
-    async def _change(self) -> None:
+    async def _wait_changed(self) -> None:
         self._changed.clear()
         await self._changed.wait()
 
-    def _go_on(self) -> None:
+    def _ensure_flushing(self) -> None:
         """See to it that what waits is sent."""
         self._changed.set()
-        if self._pump is None and not self._outbox.is_idle:
+        if self._flush_task is None and not self._batch_queue.is_idle:
             # It works for all, so what it does is part of no caller's trace.
-            self._pump = asyncio.create_task(self._run(), context=contextvars.Context())
+            self._flush_task = asyncio.create_task(self._run(), context=contextvars.Context())
 
     async def _run(self) -> None:
         try:
-            while not self._outbox.is_idle:
+            while not self._batch_queue.is_idle:
                 now = time.monotonic()
-                if items := self._outbox.take(now):
+                if items := self._batch_queue.next_batch(now):
                     self._changed.set()
                     if self._endpoint.has_batch_route:
-                        await self._work(items)
+                        await self._send_batch(items)
                     else:
-                        task = asyncio.create_task(self._work(items))
+                        task = asyncio.create_task(self._send_batch(items))
                         self._singles.add(task)
                         task.add_done_callback(self._singles.discard)
                 else:
-                    due = self._outbox.next_due(now)
+                    due = self._batch_queue.next_due(now)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(None if due is None else due - now):
-                            await self._change()
+                            await self._wait_changed()
         except asyncio.CancelledError:
-            self._outbox.end("its event loop ended first")
+            self._batch_queue.end("its event loop ended first")
             raise
         finally:
-            self._pump = None
+            self._flush_task = None
 
-    async def _work(self, items: list[QueuedNotification]) -> None:
+    async def _send_batch(self, items: list[QueuedNotification]) -> None:
         """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
         try:
             if self._endpoint.has_batch_route:
-                call = encoding.batch_call([item.parcel for item in items])
+                call = encoding.batch_request([item.encoded for item in items])
                 answer = await self._post(call, max(item.deadline for item in items))
-                self._outbox.answered(items, answer, time.monotonic())
+                self._batch_queue.apply_response(items, answer, time.monotonic())
             else:
                 for item in items:
-                    item.settle(await self._one_by_one(item))
+                    item.resolve(await self._one_by_one(item))
         except Exception as error:  # noqa: BLE001 - its callers see it
             for item in items:
                 if self._given is None:
-                    item.settle(encoding.unsent(self._endpoint, item.parcel, error))
+                    item.resolve(encoding.unsent(self._endpoint, item.encoded, error))
                 else:
                     item.fail(error)
         finally:
-            self._outbox.leave(items)
-            self._go_on()
+            self._batch_queue.release(items)
+            self._ensure_flushing()
 
     async def _one_by_one(self, item: QueuedNotification) -> BroadcastResult:
-        steps = encoding.one_by_one(self._endpoint, item.parcel, item.attempts)
+        steps = encoding.publish_per_room(self._endpoint, item.encoded, item.attempts)
         call = next(steps)
         while True:
-            answer = await self._persist(call, item.deadline)
+            answer = await self._send_with_retry(call, item.deadline)
             try:
                 call = steps.send(answer)
             except StopIteration as done:
                 result: BroadcastResult = done.value
                 return result
 
-    async def _persist(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
+    async def _send_with_retry(
+        self, call: encoding.ApiRequest, deadline: float
+    ) -> encoding.ApiResponse:
         """Send until there is an answer that stays."""
         from tenacity import AsyncRetrying
 
         retrying = AsyncRetrying(**retry.arguments(deadline - time.monotonic()))
         answer: encoding.ApiResponse = await retrying(self._post, call, deadline)
-        return retry.counted(answer, retrying.statistics["attempt_number"])
+        return retry.with_attempts(answer, retrying.statistics["attempt_number"])
 
     async def _post(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
         """One attempt. Never raises for what the network, the server or the environment does."""
@@ -168,16 +170,16 @@ class Sender:
         try:
             async with asyncio.timeout(budget):
                 return await self._exchange(call)
-        except (TimeoutError, ConfigurationError, *encoding.UNSENDABLE) as error:
-            return encoding.read_failure(self._endpoint, error)
+        except (TimeoutError, ConfigurationError, *encoding.TRANSPORT_ERRORS) as error:
+            return encoding.response_from_error(self._endpoint, error)
         except Exception as error:
             if self._given is not None:
                 raise
-            return encoding.read_failure(self._endpoint, error)
+            return encoding.response_from_error(self._endpoint, error)
 
     async def _exchange(self, call: encoding.ApiRequest) -> encoding.ApiResponse:
         transport = self._open()
-        request = encoding.request_of(self._endpoint, call)
+        request = encoding.build_request(self._endpoint, call)
         response = await transport.handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
         body = BoundedBody(response, encoding.MAX_ANSWER_BYTES)

@@ -21,14 +21,14 @@ import httpx
 import uuid_utils
 from pydantic import BaseModel
 
-from ..endpoint import bearer, parse_address, retry_after_s
+from ..endpoint import authorization_header, parse_server_url, retry_after_s
 from ..errors import ConfigurationError, InvalidArgumentError
 from ..network import BoundedBody, find_proxy, reason_of, tls_problem
 from ..protocol.notification import (
     MAX_BATCH_BYTES,
+    MAX_BATCH_FANOUT_BYTES,
     MAX_BATCH_NOTIFICATIONS,
     MAX_NOTIFICATION_BYTES,
-    MAX_SPREAD_BYTES,
     Notification,
     Status,
     encode_json,
@@ -38,7 +38,7 @@ from ..protocol.notification import (
 )
 from ..protocol.rooms import Room, UserId, id_text, request_room, user_room
 from ..redaction import redacted
-from ..tracing import TRACEPARENT, Span, begin, current_traceparent
+from ..tracing import TRACEPARENT, Span, current_traceparent, start_span
 from .result import BroadcastResult
 
 
@@ -96,7 +96,7 @@ MAX_ANSWER_BYTES = 1024 * 1024
 MAX_REASON_CHARACTERS = 500
 """Of what a server says went wrong: it goes into results and logs."""
 
-UNSENDABLE = (httpx.RequestError, httpx.InvalidURL, OSError, UnicodeError)
+TRANSPORT_ERRORS = (httpx.RequestError, httpx.InvalidURL, OSError, UnicodeError)
 """What an HTTP client raises when there is no answer, or no such host can be."""
 
 
@@ -133,9 +133,9 @@ class Endpoint:
         Raises:
             ConfigurationError: the URL is not an ``http`` or ``https`` one.
         """
-        address = parse_address(url)
+        address = parse_server_url(url)
         self.address = address.url.copy_with(username=None, password=None)
-        self.url = self.shown = address.shown
+        self.url = self.redacted = address.redacted
         self.named = address.named
         self.url_setting = address.setting or "REALTIME_URL"
         self.key_setting = "api_key=" if api_key else "REALTIME_API_KEY"
@@ -149,7 +149,7 @@ class Endpoint:
         }
         if key:
             source = "api_key" if api_key else "REALTIME_API_KEY"
-            headers["Authorization"] = bearer(source, key)
+            headers["Authorization"] = authorization_header(source, key)
         elif address.url.userinfo:
             user, password = address.url.username, address.url.password
             basic = base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -161,7 +161,7 @@ class Endpoint:
 _url = lru_cache(maxsize=128)(httpx.URL)  # parsed once: it is always the same one
 
 
-def request_of(
+def build_request(
     endpoint: Endpoint, call: ApiRequest, timeout_s: float | None = None
 ) -> httpx.Request:
     """A call as httpx sends it.
@@ -183,7 +183,7 @@ def request_of(
 
 def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -> ApiResponse:
     """A response and its body as an answer."""
-    answer = read_response(endpoint, response.status_code, response.headers, body.content)
+    answer = parse_response(endpoint, response.status_code, response.headers, body.content)
     if not body.encoding:
         return answer
     error = (
@@ -193,7 +193,7 @@ def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -
     return replace(answer, error=error)
 
 
-def read_response(
+def parse_response(
     endpoint: Endpoint, status: int, headers: Mapping[str, str], content: bytes
 ) -> ApiResponse:
     """A response as an answer; a body that is not JSON stays text."""
@@ -209,7 +209,7 @@ def read_response(
     )
 
 
-def read_failure(endpoint: Endpoint, error: Exception) -> ApiResponse:
+def response_from_error(endpoint: Endpoint, error: Exception) -> ApiResponse:
     """Why there is no response, as an answer."""
     if isinstance(error, ConfigurationError):
         return ApiResponse(error=str(error), is_permanent=True)
@@ -249,7 +249,7 @@ def rooms_for(user_id: UserId | None, request_id: UserId | None) -> tuple[Room, 
     return tuple(rooms)
 
 
-def prepare(
+def normalize(
     message: Notification | Mapping[str, Any], request_id: UserId | None = None
 ) -> Notification:
     """Check a message and give it an id and a time.
@@ -285,7 +285,7 @@ def message_of(
     *,
     id: str | None,
 ) -> dict[str, Any]:
-    """The message of ``broadcast_success`` and ``broadcast_error``; :func:`prepare` checks it."""
+    """The message of ``broadcast_success`` and ``broadcast_error``; :func:`normalize` checks it."""
     return {"id": id, "type": type, "data": data, "status": status}
 
 
@@ -306,7 +306,7 @@ class EncodedNotification(NamedTuple):
     body: bytes
 
     @property
-    def addressed(self) -> bytes:
+    def as_batch_item(self) -> bytes:
         """As a member of a batch: with ``rooms`` in it."""
         # No character of a room id needs an escape in JSON.
         return b'%b,"rooms":["%b"]}' % (self.body[:-1], '","'.join(self.rooms).encode())
@@ -332,7 +332,7 @@ class BatchBudget:
             self._count >= self._most
             or rooms > MAX_BATCH_NOTIFICATIONS
             or self._bytes + size > MAX_BATCH_BYTES
-            or spread > MAX_SPREAD_BYTES
+            or spread > MAX_BATCH_FANOUT_BYTES
         ):
             return False
         self._count += 1
@@ -342,7 +342,7 @@ class BatchBudget:
         return True
 
 
-def pack(rooms: tuple[Room, ...], notification: Notification) -> EncodedNotification:
+def encode(rooms: tuple[Room, ...], notification: Notification) -> EncodedNotification:
     """
     Raises:
         InvalidArgumentError: the notification is over 256 KiB or cannot be JSON.
@@ -360,10 +360,10 @@ def pack(rooms: tuple[Room, ...], notification: Notification) -> EncodedNotifica
     return EncodedNotification(rooms, str(notification.id), body)
 
 
-def begin_broadcast(notification: Notification) -> Span:
-    """The span of one broadcast, from the call to its result; :func:`pack` inside it, so that the
+def start_broadcast_span(notification: Notification) -> Span:
+    """The span of one broadcast, from the call to its result; :func:`encode` inside it, so that the
     notification says where it comes from."""
-    return begin(
+    return start_span(
         "broadcast",
         "producer",
         messaging__system="synap_realtime",
@@ -383,9 +383,9 @@ def delivery(endpoint: Endpoint, parcels: Sequence[EncodedNotification]) -> Deli
     """
     attempts = 0
     if endpoint.has_batch_route:
-        answer = yield batch_call(parcels)
+        answer = yield batch_request(parcels)
         attempts += answer.attempts
-        if not is_unknown_route(answer):
+        if not lacks_batch_route(answer):
             return [
                 replace(result, attempts=attempts)
                 for result in read_batch(endpoint, answer, parcels)
@@ -393,18 +393,18 @@ def delivery(endpoint: Endpoint, parcels: Sequence[EncodedNotification]) -> Deli
         endpoint.has_batch_route = False
     results = []
     for parcel in parcels:
-        results.append((yield from one_by_one(endpoint, parcel, attempts)))
+        results.append((yield from publish_per_room(endpoint, parcel, attempts)))
         attempts = 0
     return results
 
 
-def batch_call(parcels: Sequence[EncodedNotification]) -> ApiRequest:
+def batch_request(parcels: Sequence[EncodedNotification]) -> ApiRequest:
     """One request for all of them."""
-    notifications = b",".join([parcel.addressed for parcel in parcels])
+    notifications = b",".join([parcel.as_batch_item for parcel in parcels])
     return ApiRequest("/broadcast", b'{"notifications":[%b]}' % notifications)
 
 
-def one_by_one(endpoint: Endpoint, parcel: EncodedNotification, attempts: int) -> Single:
+def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification, attempts: int) -> Single:
     """One ``POST /rooms/{room}/broadcast`` for each of its rooms; ``attempts`` were made before.
 
     A server that has no such route, either, is no room server.
@@ -418,7 +418,7 @@ def one_by_one(endpoint: Endpoint, parcel: EncodedNotification, attempts: int) -
         attempts += answer.attempts
         if answer.status in (404, 405):
             endpoint.has_batch_route = True  # what stands there next may have it
-            return failed(parcel, attempts, _not_ours(endpoint, answer))
+            return failure_result(parcel, attempts, _unexpected_response(endpoint, answer))
         error = _read_single(endpoint, answer)
         if error is None:
             reached.append(room)
@@ -437,7 +437,7 @@ def one_by_one(endpoint: Endpoint, parcel: EncodedNotification, attempts: int) -
     )
 
 
-def is_unknown_route(answer: ApiResponse) -> bool:
+def lacks_batch_route(answer: ApiResponse) -> bool:
     """Whether the server has no ``POST /broadcast``.
 
     The report's Worker answers 400 with plain text there; ours answers 400 with a ``code``.
@@ -462,7 +462,7 @@ def read_batch(
     ]
 
 
-def may_pass(answer: ApiResponse, n: int) -> bool:
+def is_item_retryable(answer: ApiResponse, n: int) -> bool:
     """Whether the nth of a batch failed in a way that another attempt may mend."""
     if answer.error is not None:
         return answer.retriable
@@ -472,7 +472,9 @@ def may_pass(answer: ApiResponse, n: int) -> bool:
     return False
 
 
-def failed(parcel: EncodedNotification, attempts: int, error: str | None) -> BroadcastResult:
+def failure_result(
+    parcel: EncodedNotification, attempts: int, error: str | None
+) -> BroadcastResult:
     """The result of one that no room has."""
     return BroadcastResult(False, 0, parcel.id, (), attempts, error)
 
@@ -483,7 +485,7 @@ def unsent(endpoint: Endpoint, parcel: EncodedNotification, error: Exception) ->
     While the interpreter shuts down, nothing can be imported any more, and any call may raise.
     """
     reason = _bounded(str(error) or type(error).__name__)
-    return failed(parcel, 1, f"nothing could be sent to {endpoint.shown}: {reason}")
+    return failure_result(parcel, 1, f"nothing could be sent to {endpoint.redacted}: {reason}")
 
 
 def _is_unavailable(result: object) -> bool:
@@ -508,8 +510,8 @@ def _read_result(
             case {"error": str()}:
                 error = f"{endpoint.named} refused it{_reason(endpoint, result)}"
             case _:
-                error = _not_ours(endpoint, answer)
-    return failed(parcel, answer.attempts, error)
+                error = _unexpected_response(endpoint, answer)
+    return failure_result(parcel, answer.attempts, error)
 
 
 def _read_single(endpoint: Endpoint, answer: ApiResponse) -> str | None:
@@ -521,10 +523,10 @@ def _read_single(endpoint: Endpoint, answer: ApiResponse) -> str | None:
         case {"success": False, "error": str()}:
             return f"{endpoint.named} refused it{_reason(endpoint, answer.body)}"
         case _:
-            return _not_ours(endpoint, answer)
+            return _unexpected_response(endpoint, answer)
 
 
-def _not_ours(endpoint: Endpoint, answer: ApiResponse) -> str:
+def _unexpected_response(endpoint: Endpoint, answer: ApiResponse) -> str:
     return (
         f"{endpoint.named} is not a room server (it answered {answer.status}); "
         f"check the URL ({endpoint.url_setting}), and the path where the rooms are mounted"

@@ -110,20 +110,20 @@ _transport: Any = None
 
 
 @contextmanager
-def via(transport: Any) -> Iterator[None]:
+def use_transport(transport: Any) -> Iterator[None]:
     """Let all shared clients send by this transport (an async and a sync one): for tests."""
     global _transport
     before = _transport
-    _forget()
+    _reset_shared()
     _transport = transport
     try:
         yield
     finally:
-        _forget()
+        _reset_shared()
         _transport = before
 
 
-def _forget() -> None:
+def _reset_shared() -> None:
     if _shared_background.cache_info().currsize:
         background_broadcaster().close()
     for cache in (_shared, _shared_sync, _shared_background):

@@ -49,7 +49,7 @@ def arguments(deadline_s: float) -> dict[str, Any]:
         "retry": retry_if_result(is_retriable),
         "wait": wait_s,
         "stop": stop_before_delay(deadline_s),
-        "retry_error_callback": lambda state: last(_answer(state)),
+        "retry_error_callback": lambda state: as_final(_answer(state)),
     }
 
 
@@ -76,7 +76,7 @@ def _backoff(max_pause_s: float) -> Callable[[RetryCallState], float]:
 
 
 def wait_at_most_s(max_pause_s: float) -> Callable[[RetryCallState], float]:
-    """:func:`wait_s` for a client without a deadline: other bounds, the same shape."""
+    """:func:`try_acquire` for a client without a deadline: other bounds, the same shape."""
 
     def wait(state: RetryCallState) -> float:
         return min(max(_answer(state).retry_after_s, _backoff(max_pause_s)(state)), max_pause_s)
@@ -84,7 +84,7 @@ def wait_at_most_s(max_pause_s: float) -> Callable[[RetryCallState], float]:
     return wait
 
 
-def pause_s(answer: ApiResponse, attempts: int, left_s: float) -> float | None:
+def retry_delay_s(answer: ApiResponse, attempts: int, left_s: float) -> float | None:
     """Seconds before the attempt that follows the given number of them; None if the policy stops.
 
     For a sender that serves many callers at once, each with a deadline of its own.
@@ -103,11 +103,11 @@ def pause_s(answer: ApiResponse, attempts: int, left_s: float) -> float | None:
     return None if policy.stop(state) else state.upcoming_sleep
 
 
-def counted(answer: ApiResponse, attempts: int) -> ApiResponse:
+def with_attempts(answer: ApiResponse, attempts: int) -> ApiResponse:
     return replace(answer, attempts=attempts)
 
 
-def last(answer: ApiResponse) -> ApiResponse:
+def as_final(answer: ApiResponse) -> ApiResponse:
     """Return the answer to report when the deadline allows no further attempt."""
     return replace(answer, error=last_error(answer, answer.error))
 

@@ -58,12 +58,12 @@ class HttpClient:
         """One attempt. Never raises for what the network, the server or the environment does."""
         try:
             return self._post(call, budget_s)
-        except (TimeoutError, ConfigurationError, *encoding.UNSENDABLE) as error:
-            return encoding.read_failure(self._endpoint, error)
+        except (TimeoutError, ConfigurationError, *encoding.TRANSPORT_ERRORS) as error:
+            return encoding.response_from_error(self._endpoint, error)
         except Exception as error:
             if self._given is not None:
                 raise
-            return encoding.read_failure(self._endpoint, error)
+            return encoding.response_from_error(self._endpoint, error)
 
     def close(self) -> None:
         for transport in (self._given, self._own):
@@ -80,7 +80,7 @@ class HttpClient:
     def _post(self, call: encoding.ApiRequest, budget_s: float) -> encoding.ApiResponse:
         end = time.monotonic() + budget_s
         transport = self.open()
-        request = encoding.request_of(self._endpoint, call, budget_s)
+        request = encoding.build_request(self._endpoint, call, budget_s)
         with deadline(end):
             response = transport.handle_request(request)
             assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - as in httpx
@@ -128,7 +128,7 @@ class Broadcaster:
     ) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast_notification`."""
         rooms = encoding.rooms_for(user_id, request_id)
-        return self._deliver(rooms, encoding.prepare(message, request_id))
+        return self._deliver(rooms, encoding.normalize(message, request_id))
 
     def broadcast_success(
         self,
@@ -158,13 +158,13 @@ class Broadcaster:
 
     def broadcast(self, room: str, message: Notification | Mapping[str, Any]) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast`."""
-        return self._deliver((parse_room(room),), encoding.prepare(message))
+        return self._deliver((parse_room(room),), encoding.normalize(message))
 
     def close(self) -> None:
         """Let what other threads have on its way come to its end, then close the connections.
         Each broadcast has its deadline, so this ends."""
         with self._changed:
-            self._changed.wait_for(lambda: self._outbox.is_idle)
+            self._changed.wait_for(lambda: self._batch_queue.is_idle)
         self._poster.close()
 
     def __enter__(self) -> Self:
@@ -179,9 +179,9 @@ class Broadcaster:
         self.close()
 
     def _deliver(self, rooms: tuple[Room, ...], message: Notification) -> BroadcastResult:
-        span = encoding.begin_broadcast(message)
+        span = encoding.start_broadcast_span(message)
         with span.current():
-            result = self._publish(encoding.pack(rooms, message))
+            result = self._publish(encoding.encode(rooms, message))
         span.end(result.error)
         return result
 
@@ -189,11 +189,11 @@ class Broadcaster:
         item = QueuedNotification(parcel, time.monotonic() + self._deadline_s)
         try:
             self._enter(item)
-            while self._is_to_send(item):
-                self._work(item)
+            while self._wait_for_turn(item):
+                self._send_batch(item)
         except BaseException:
             with self._changed:
-                self._outbox.withdraw(item)
+                self._batch_queue.cancel(item)
                 self._leave(item)
             raise
         return item.outcome()
@@ -204,57 +204,57 @@ class Broadcaster:
         self._reset()
 
     def _reset(self) -> None:
-        self._outbox = BatchQueue(self._endpoint)
+        self._batch_queue = BatchQueue(self._endpoint)
         self._changed = threading.Condition()
 
     def _enter(self, item: QueuedNotification) -> None:
         with self._changed:
-            if self._changed.wait_for(lambda: not self._outbox.is_full, self._deadline_s):
-                self._outbox.add(item)
+            if self._changed.wait_for(lambda: not self._batch_queue.is_full, self._deadline_s):
+                self._batch_queue.add(item)
             else:
-                self._outbox.give_up(item)
+                self._batch_queue.expire(item)
 
-    def _is_to_send(self, item: QueuedNotification) -> bool:
+    def _wait_for_turn(self, item: QueuedNotification) -> bool:
         """Wait until this caller has a result (False), or is the one to send (True)."""
         with self._changed:
             while True:
-                self._go_on()
-                if item.leads or item.is_settled:
-                    return bool(item.leads)
+                self._ensure_flushing()
+                if item.batch or item.is_settled:
+                    return bool(item.batch)
                 now = time.monotonic()
                 if now >= item.deadline:
-                    self._outbox.give_up(item)
+                    self._batch_queue.expire(item)
                     return False
-                due = self._outbox.next_due(now) or item.deadline
+                due = self._batch_queue.next_due(now) or item.deadline
                 self._changed.wait(min(due, item.deadline) - now)
 
-    def _go_on(self) -> None:
+    def _ensure_flushing(self) -> None:
         """Let the first of those who can go together send for them all."""
-        while items := self._outbox.take(time.monotonic()):
-            items[0].leads = items
+        while items := self._batch_queue.next_batch(time.monotonic()):
+            items[0].batch = items
             self._changed.notify_all()
 
     def _leave(self, item: QueuedNotification) -> None:
-        items, item.leads = item.leads, []
-        self._outbox.leave(items)
-        self._go_on()
+        items, item.batch = item.batch, []
+        self._batch_queue.release(items)
+        self._ensure_flushing()
         self._changed.notify_all()
 
-    def _work(self, item: QueuedNotification) -> None:
+    def _send_batch(self, item: QueuedNotification) -> None:
         """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
         try:
             if self._endpoint.has_batch_route:
-                call = encoding.batch_call([each.parcel for each in item.leads])
+                call = encoding.batch_request([each.encoded for each in item.batch])
                 answer = self._post(call, item.deadline)
                 with self._changed:
-                    self._outbox.answered(item.leads, answer, time.monotonic())
+                    self._batch_queue.apply_response(item.batch, answer, time.monotonic())
             else:
-                item.settle(self._one_by_one(item))
+                item.resolve(self._one_by_one(item))
         except Exception as error:  # noqa: BLE001 - their callers see it
             with self._changed:
-                for each in item.leads:
+                for each in item.batch:
                     if self._poster.is_own:
-                        each.settle(encoding.unsent(self._endpoint, each.parcel, error))
+                        each.resolve(encoding.unsent(self._endpoint, each.encoded, error))
                     else:
                         each.fail(error)
         finally:
@@ -262,23 +262,23 @@ class Broadcaster:
                 self._leave(item)
 
     def _one_by_one(self, item: QueuedNotification) -> BroadcastResult:
-        steps = encoding.one_by_one(self._endpoint, item.parcel, item.attempts)
+        steps = encoding.publish_per_room(self._endpoint, item.encoded, item.attempts)
         call = next(steps)
         while True:
-            answer = self._persist(call, item.deadline)
+            answer = self._send_with_retry(call, item.deadline)
             try:
                 call = steps.send(answer)
             except StopIteration as done:
                 result: BroadcastResult = done.value
                 return result
 
-    def _persist(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
+    def _send_with_retry(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
         """Send until there is an answer that stays."""
         from tenacity import Retrying
 
         retrying = Retrying(**retry.arguments(deadline - time.monotonic()))
         answer: encoding.ApiResponse = retrying(self._post, call, deadline)
-        return retry.counted(answer, retrying.statistics["attempt_number"])
+        return retry.with_attempts(answer, retrying.statistics["attempt_number"])
 
     def _post(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
         budget_s = min(self._timeout_s, max(0.001, deadline - time.monotonic()))

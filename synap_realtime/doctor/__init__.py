@@ -8,6 +8,6 @@
 from __future__ import annotations
 
 from .finding import Finding
-from .runner import examine
+from .runner import run_checks
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "run_checks"]

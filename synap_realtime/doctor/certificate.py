@@ -7,10 +7,10 @@ import time
 from ..errors import ConfigurationError
 from ..server.protocols.certificate import open_certificate
 from .context import CheckContext
-from .expiry import ending
+from .expiry import check_expiry
 from .finding import Finding, Report
 from .keys import check_mode
-from .timeouts import TIMEOUT_S, in_thread
+from .timeouts import TIMEOUT_S, run_in_thread
 
 
 async def check(subject: CheckContext, say: Report) -> None:
@@ -22,7 +22,7 @@ async def check(subject: CheckContext, say: Report) -> None:
     if key is not None:
         await check_mode("TLS key", key, say)
     try:
-        found = await in_thread(lambda: open_certificate(chain, key))
+        found = await run_in_thread(lambda: open_certificate(chain, key))
     except ConfigurationError as error:
         say(Finding("fail", "TLS files", str(error), "correct it, and ask again"))
     except TimeoutError:
@@ -30,4 +30,4 @@ async def check(subject: CheckContext, say: Report) -> None:
         say(Finding("fail", "TLS files", unread, "see what their disk does"))
     else:
         assert found is not None  # noqa: S101 - both are named
-        say(ending("TLS files", str(chain), found.ends.timestamp() - time.time()))
+        say(check_expiry("TLS files", str(chain), found.not_after.timestamp() - time.time()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .context import CheckContext
 from .finding import Finding, Report
 
-_SURE_S = (
+_RESOLUTION_S = (
     2.0  # less cannot be told from a header with whole seconds, which servers renew each second
 )
 
@@ -24,15 +24,15 @@ _NTP = "see that NTP runs (timedatectl; chronyc tracking)"
 
 def compare(host: str, ahead_s: float, leeway_s: float) -> Finding:
     """How bad a difference is, for tokens that may be off by the leeway."""
-    if abs(ahead_s) <= max(leeway_s / 2, _SURE_S):
+    if abs(ahead_s) <= max(leeway_s / 2, _RESOLUTION_S):
         return Finding("ok", "clock", f"agrees with {host}, as far as its whole seconds tell")
     where = "ahead of" if ahead_s > 0 else "behind"
     found = f"{abs(ahead_s):.0f} s {where} {host}"
-    if abs(ahead_s) <= max(leeway_s, _SURE_S):
-        return Finding("warn", "clock", f"{found}, of {leeway_s:g} s that tokens may be off", _MEND)
+    if abs(ahead_s) <= max(leeway_s, _RESOLUTION_S):
+        return Finding("warn", "clock", f"{found}, of {leeway_s:g} s that tokens may be off", _FIX)
     return Finding(
-        "fail", "clock", f"{found}: tokens may be off by {leeway_s:g} s, and are refused", _MEND
+        "fail", "clock", f"{found}: tokens may be off by {leeway_s:g} s, and are refused", _FIX
     )
 
 
-_MEND = "run NTP on both machines (timedatectl set-ntp true)"
+_FIX = "run NTP on both machines (timedatectl set-ntp true)"

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from .. import __version__
 from ..extras import install
-from ..tokens import MAKE_A_SECRET
+from ..tokens import KEYGEN_COMMAND
 from .context import PREFIX, CheckContext
 from .finding import Finding, Report, of_server
 
@@ -77,7 +77,7 @@ def _check_host(subject: CheckContext, say: Report) -> None:
                 "fail",
                 "host",
                 f"{settings.host} is open to other machines, and there are no keys: serve refuses",
-                f"make some with: {MAKE_A_SECRET} --out keys.toml, and give serve --keys-file "
+                f"make some with: {KEYGEN_COMMAND} --out keys.toml, and give serve --keys-file "
                 "keys.toml "
                 f"({PREFIX}KEYS); or listen on 127.0.0.1",
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from ..endpoint import ServerUrl, parse_address
+from ..endpoint import ServerUrl, parse_server_url
 from ..errors import ConfigurationError
 from ..extras import needed_by
 
@@ -55,7 +55,7 @@ class CheckContext:
     address_problem: str = ""
     secrets: set[str] = field(default_factory=set)
     dates: list[ClockOffset] = field(default_factory=list)
-    is_reached: bool = False
+    reachable: bool = False
 
     @property
     def token_leeway_s(self) -> float:
@@ -63,7 +63,7 @@ class CheckContext:
         return 10.0 if self.settings is None else self.settings.token_leeway_s
 
 
-def look(url: str | None) -> CheckContext:
+def load_client_config(url: str | None) -> CheckContext:
     """Read what the SDK reads, and keep what is wrong with it for the checks to say.
 
     Args:
@@ -71,13 +71,13 @@ def look(url: str | None) -> CheckContext:
     """
     subject = CheckContext(secrets=set(_secrets_of_environment(url)))
     try:
-        subject.address = parse_address(url)
+        subject.address = parse_server_url(url)
     except ConfigurationError as error:
         subject.address_problem = str(error)
     return subject
 
 
-def look_at_server(subject: CheckContext, given: Mapping[str, Any]) -> None:
+def load_server_config(subject: CheckContext, given: Mapping[str, Any]) -> None:
     """Read what a server reads. Its file of keys may be anywhere: this may block.
 
     Args:
@@ -86,12 +86,12 @@ def look_at_server(subject: CheckContext, given: Mapping[str, Any]) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     subject.has_server = bool(given) or any(name.upper().startswith(PREFIX) for name in os.environ)
     try:
-        _look_at_server(subject, given)
+        _load_server_config(subject, given)
     except ImportError as error:
         subject.missing = str(error)
 
 
-def _look_at_server(subject: CheckContext, given: dict[str, Any]) -> None:
+def _load_server_config(subject: CheckContext, given: dict[str, Any]) -> None:
     with needed_by("the room server", "server"):
         from ..server.config import load_settings
 

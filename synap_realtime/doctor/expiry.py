@@ -8,7 +8,7 @@ SOON_S = 14 * 86400.0
 """A certificate that ends before should have been renewed by now."""
 
 
-def ending(check: str, whose: str, left_s: float) -> Finding:
+def check_expiry(check: str, whose: str, left_s: float) -> Finding:
     """
     Args:
         whose: ``of rooms.example.com``, or the name of a file.

@@ -42,7 +42,7 @@ def of_server(say: Report) -> Report:
     return lambda finding: say(replace(finding, found=f"settings of serve here: {finding.found}"))
 
 
-def hide(finding: Finding, secrets: Iterable[str]) -> Finding:
+def redact(finding: Finding, secrets: Iterable[str]) -> Finding:
     """The finding without any of the secrets, and without users and passwords in addresses.
 
     No check puts one in. But what others say is shown, and a server may echo what it was sent.

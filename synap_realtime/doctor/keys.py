@@ -17,11 +17,11 @@ import httpx
 from ..endpoint import ServerUrl
 from ..server.auth.jwks import ALGORITHMS, Jwks, KeysUnavailableError
 from ..server.auth.keys import Keys
-from ..tokens import MAKE_A_SECRET
+from ..tokens import KEYGEN_COMMAND
 from .context import CheckContext
 from .finding import Finding, Report
-from .probe import ProbeError, ask
-from .timeouts import in_thread
+from .probe import ProbeError, probe
+from .timeouts import run_in_thread
 
 _OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP  # a group that reads may be the server's own
 
@@ -63,7 +63,7 @@ def _count(number: int, noun: str) -> str:
 async def check_mode(check: str, file: Path, say: Report) -> None:
     """Whether a file with a secret is open to others."""
     try:
-        status = await in_thread(file.stat)
+        status = await run_in_thread(file.stat)
     except OSError:  # that it cannot be read is said elsewhere
         return
     if os.name == "posix" and status.st_mode & _OPEN:
@@ -99,7 +99,7 @@ def _compare_key(keys: Keys, say: Report) -> None:
     key = os.environ.get("REALTIME_API_KEY", "")
     if not key:
         return
-    claims = keys.claims_of_key(key)
+    claims = keys.claims_for_key(key)
     if claims is None and key.count(".") == 2:
         say(Finding("ok", "API key", "REALTIME_API_KEY is a token; the round trip tries it"))
     elif claims is None:
@@ -116,12 +116,13 @@ def _compare_key(keys: Keys, say: Report) -> None:
             Finding(
                 "fail",
                 "API key",
-                f"REALTIME_API_KEY is the server's key {claims.key!r}, which may not broadcast",
-                f"take another, or give it the scope; {MAKE_A_SECRET} makes one",
+                f"REALTIME_API_KEY is the server's key {claims.key_name!r}, which may not "
+                "broadcast",
+                f"take another, or give it the scope; {KEYGEN_COMMAND} makes one",
             )
         )
     else:
-        say(Finding("ok", "API key", f"REALTIME_API_KEY is the server's key {claims.key!r}"))
+        say(Finding("ok", "API key", f"REALTIME_API_KEY is the server's key {claims.key_name!r}"))
 
 
 async def _check_jwks(subject: CheckContext, url: str, say: Report) -> None:
@@ -130,7 +131,7 @@ async def _check_jwks(subject: CheckContext, url: str, say: Report) -> None:
         f"check the address of {host} in jwks_urls (SYNAP_REALTIME_JWKS_URLS), and the way to it"
     )
     try:
-        answer = await ask(subject, ServerUrl(httpx.URL(url), host))
+        answer = await probe(subject, ServerUrl(httpx.URL(url), host))
     except ProbeError as error:
         say(Finding("fail", "JWKS", f"{host} {error}", advice))
         return

@@ -45,7 +45,7 @@ class ClockOffset:
     ahead_s: float
 
 
-async def ask(subject: CheckContext, address: ServerUrl, path: str = "") -> ProbeResponse:
+async def probe(subject: CheckContext, address: ServerUrl, path: str = "") -> ProbeResponse:
     """GET a path below an address; its ``Date`` is kept for the check of the clock.
 
     Raises:

@@ -10,14 +10,14 @@ import ssl
 import time
 from typing import Any
 
-from ..endpoint import SCHEMES, ServerUrl, parse_address
+from ..endpoint import SCHEMES, ServerUrl, parse_server_url
 from ..errors import ConfigurationError
 from ..network import find_proxy, tls_context
 from .context import CheckContext
-from .expiry import ending
+from .expiry import check_expiry
 from .finding import Finding, Report
-from .probe import ProbeError, ProbeResponse, ask
-from .timeouts import TIMEOUT_S, in_thread
+from .probe import ProbeError, ProbeResponse, probe
+from .timeouts import TIMEOUT_S, run_in_thread
 
 _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # as jobs/accepted.py asks them
 
@@ -30,7 +30,7 @@ async def check(subject: CheckContext, say: Report) -> None:
     elif await _check_way(address, say) and await _check_health(
         subject, address, "health", "REALTIME_URL (--url)", say
     ):
-        subject.is_reached = True
+        subject.reachable = True
         await _check_ready(subject, address, say)
     await _check_public(subject, say)
 
@@ -43,14 +43,14 @@ async def _check_way(address: ServerUrl, say: Report) -> bool:
         proxy = find_proxy(url, socks_library="socksio")
         context = tls_context(url)
     except ConfigurationError as error:
-        found = f"{address.shown} cannot be asked: {error}"
+        found = f"{address.redacted} cannot be asked: {error}"
         say(Finding("fail", "environment", found, "jobs run, but nobody is notified"))
         return False
     if proxy:
         say(Finding("ok", "network", f"{host}: through the proxy of {proxy.shown}"))
         return True
     try:
-        await in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        await run_in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError):  # TimeoutError is an OSError
         advice = "check the name in REALTIME_URL (--url), and this machine's DNS"
         say(Finding("fail", "DNS", f"no address is known for {host}", advice))
@@ -101,7 +101,7 @@ async def _check_certificate(
         say(Finding("fail", "TLS", f"{host}:{port}: {reason}", advice))
         return False
     left_s = ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()
-    say(ending("certificate", f"of {host}", left_s))
+    say(check_expiry("certificate", f"of {host}", left_s))
     return True
 
 
@@ -109,24 +109,24 @@ async def _check_health(
     subject: CheckContext, address: ServerUrl, check: str, source: str, say: Report
 ) -> bool:
     try:
-        answer = await ask(subject, address, "/health")
+        answer = await probe(subject, address, "/health")
     except ProbeError as error:
         advice = f"check {source}, and what stands at it"
-        say(Finding("fail", check, f"{address.shown} {error}", advice))
+        say(Finding("fail", check, f"{address.redacted} {error}", advice))
         return False
     match answer:
         case ProbeResponse(200, _, {"status": "ok"}):
-            say(Finding("ok", check, f"a room server answers at {address.shown}"))
+            say(Finding("ok", check, f"a room server answers at {address.redacted}"))
             return True
         case ProbeResponse(status=status) if 300 <= status < 400:
             to = answer.headers.get("location", "nowhere").partition("?")[0]
-            found = f"{address.shown} redirects to {to}: publishers and listeners do not follow"
+            found = f"{address.redacted} redirects to {to}: publishers and listeners do not follow"
             advice = f"set {source} to where it leads"
         case ProbeResponse(status=status) if status >= 500:
-            found = f"{address.shown} answered {status} to /health"
+            found = f"{address.redacted} answered {status} to /health"
             advice = "a proxy there does not reach the room server: is it running?"
         case _:
-            found = f"{address.shown} is no room server: it answered {answer.status} to /health"
+            found = f"{address.redacted} is no room server: it answered {answer.status} to /health"
             advice = f"correct {source}; a server mounted at a path has that path in it"
     say(Finding("fail", check, found, advice))
     return False
@@ -134,7 +134,7 @@ async def _check_health(
 
 async def _check_ready(subject: CheckContext, address: ServerUrl, say: Report) -> None:
     try:
-        answer = await ask(subject, address, "/ready")
+        answer = await probe(subject, address, "/ready")
     except ProbeError as error:
         say(Finding("fail", "ready", f"/ready {error}", "look at the server's log"))
         return
@@ -152,7 +152,7 @@ async def _check_public(subject: CheckContext, say: Report) -> None:
     if name is None:
         return
     try:
-        address = parse_address(None, SCHEMES, (name,))
+        address = parse_server_url(None, SCHEMES, (name,))
     except ConfigurationError as error:
         say(Finding("fail", "public URL", str(error), "correct it: browsers are sent there"))
         return

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from ..broadcast import AsyncBroadcaster
-from ..endpoint import ServerUrl, bearer
+from ..endpoint import ServerUrl, authorization_header
 from ..errors import ConfigurationError, SubscriptionError
 from ..network import async_client
 from ..protocol.rooms import Room, request_room
@@ -72,7 +72,7 @@ Raises:
 
 async def check(subject: CheckContext, say: Report) -> None:
     """The room is a new one, which the server forgets when its retention is over."""
-    if subject.address is None or not subject.is_reached:
+    if subject.address is None or not subject.reachable:
         say(Finding("warn", "round trip", "not tried: no room server was reached"))
         return
     room = request_room(f"doctor-{secrets.token_hex(8)}")
@@ -83,8 +83,8 @@ async def check(subject: CheckContext, say: Report) -> None:
         token = ""
     target = _Target(subject.address, room, token, secrets.token_hex(8))
     ears = [
-        _Probe("WebSocket", target, _by_websocket, _UPGRADE),
-        _Probe("event stream", target, _by_events, _BUFFERS),
+        _Probe("WebSocket", target, _receive_websocket, _UPGRADE),
+        _Probe("event stream", target, _receive_sse, _BUFFERS),
     ]
     try:
         for ear in ears:
@@ -92,7 +92,7 @@ async def check(subject: CheckContext, say: Report) -> None:
         begun = time.perf_counter()
         if await _publish(target, say):
             for ear in ears:
-                say(await ear.heard(begun))
+                say(await ear.wait_received(begun))
         else:
             for ear in ears:
                 say(ear.opened())
@@ -147,7 +147,7 @@ class _Probe:
             return Finding("ok", self._name, "it opens")
         return self._silent()
 
-    async def heard(self, begun: float) -> Finding:
+    async def wait_received(self, begun: float) -> Finding:
         """What came of the notification that was published at a moment of the counter."""
         if not self._is_open.is_set() and not self._task.done():
             return self._silent()
@@ -211,7 +211,7 @@ async def _publish(target: _Target, say: Report) -> bool:
     return False
 
 
-async def _by_websocket(target: _Target, is_open: asyncio.Event) -> None:
+async def _receive_websocket(target: _Target, is_open: asyncio.Event) -> None:
     try:
         async with aclosing(
             subscribe(
@@ -235,11 +235,11 @@ async def _by_websocket(target: _Target, is_open: asyncio.Event) -> None:
     raise _NotReceivedError("it ended")
 
 
-async def _by_events(target: _Target, is_open: asyncio.Event) -> None:
+async def _receive_sse(target: _Target, is_open: asyncio.Event) -> None:
     base, headers = target.address, {}
     if target.token:  # in the place of the URL's user and password, as with the WebSocket
-        base = ServerUrl(base.url.copy_with(username=None, password=None), base.shown)
-        headers["Authorization"] = bearer("token", target.token)
+        base = ServerUrl(base.url.copy_with(username=None, password=None), base.redacted)
+        headers["Authorization"] = authorization_header("token", target.token)
     url = f"{base}/rooms/{target.room}/events"
     try:
         async with (

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import Any
 
 from ..extras import install
-from .context import CheckContext, look, look_at_server
-from .finding import Finding, hide, of_server
-from .timeouts import TIMEOUT_S, in_thread
+from .context import CheckContext, load_client_config, load_server_config
+from .finding import Finding, of_server, redact
+from .timeouts import TIMEOUT_S, run_in_thread
 
 LIMIT_S = 30.0
 """A check's own limits are shorter: this is for one that forgot them."""
@@ -19,22 +19,22 @@ _CHECKS = ("configuration", "keys", "certificate", "store", "reachability", "rou
 _OF_A_SERVER = ("keys", "certificate", "store")
 
 
-async def examine(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[Finding]:
+async def run_checks(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[Finding]:
     """Look at everything; what a check has found comes when that check is over.
 
     Args:
         url: the room server; None: ``REALTIME_URL``, else the default.
         given: settings of the server by name, over the environment. None: not given.
     """
-    subject = look(url)
+    subject = load_client_config(url)
     try:
-        await in_thread(lambda: look_at_server(subject, given))
+        await run_in_thread(lambda: load_server_config(subject, given))
     except TimeoutError:
         subject.keys_problem = f"--keys-file: the file could not be read within {TIMEOUT_S:g} s"
     for name in _CHECKS:
         if name not in _OF_A_SERVER or (subject.has_server and not subject.missing):
             for finding in await _run(name, subject):
-                yield hide(finding, subject.secrets)
+                yield redact(finding, subject.secrets)
 
 
 async def _run(name: str, subject: CheckContext) -> list[Finding]:

@@ -17,7 +17,7 @@ from ..server.stores.file_guard import find_user
 from ..server.stores.sqlite.database import UNUSABLE
 from .context import CheckContext
 from .finding import Finding, Report
-from .timeouts import TIMEOUT_S, in_thread
+from .timeouts import TIMEOUT_S, run_in_thread
 
 FEW_BYTES = 1024**3
 """With less free space, the time to make room has come."""
@@ -47,7 +47,7 @@ async def check(subject: CheckContext, say: Report) -> None:
         say(Finding("ok", "store", "memory: a restart of the server loses what rooms hold"))
         return
     try:
-        for finding in await in_thread(lambda: _look_at(path)):
+        for finding in await run_in_thread(lambda: _inspect(path)):
             say(finding)
     except TimeoutError:
         say(Finding("fail", "store", f"the disk of {path} does not answer", _ELSEWHERE))
@@ -68,7 +68,7 @@ def _file_of(url: str) -> Path | None:
     return None
 
 
-def _look_at(path: Path) -> list[Finding]:
+def _inspect(path: Path) -> list[Finding]:
     try:
         path = path.resolve()  # as the server does: the lock stands beside the file itself
     except (OSError, RuntimeError):
@@ -86,7 +86,7 @@ def _look_at(path: Path) -> list[Finding]:
     if not _may(folder, os.W_OK | os.X_OK):
         found = f"this user may not write in {folder}, where the log stands beside the file"
         return [Finding("fail", "store", found, f"{_ELSEWHERE}, or chown the directory")]
-    return [_look_at_file(path), space(shutil.disk_usage(folder).free, folder)]
+    return [_inspect_file(path), space(shutil.disk_usage(folder).free, folder)]
 
 
 def _may(path: Path, mode: int) -> bool:
@@ -104,7 +104,7 @@ def space(free_bytes: int, folder: Path) -> Finding:
     return Finding("fail", "disk space", found, "make room: publishes are refused on a full disk")
 
 
-def _look_at_file(path: Path) -> Finding:
+def _inspect_file(path: Path) -> Finding:
     try:
         if not path.exists():
             return Finding("ok", "store", f"{path} is not there yet; the server makes it")
@@ -117,12 +117,12 @@ def _look_at_file(path: Path) -> Finding:
             return Finding("fail", "store", f"{path} has another name", "remove one (hard link)")
         if find_user(path) is not None:
             return Finding("ok", "store", f"{path} is in use by a running server; not looked into")
-        return _look_into(path)
+        return _inspect_contents(path)
     except OSError as error:
         return Finding("fail", "store", f"{path} cannot be used ({error.strerror})", _ELSEWHERE)
 
 
-def _look_into(path: Path) -> Finding:
+def _inspect_contents(path: Path) -> Finding:
     # Immutable leaves nothing beside the file. After a crash a log is there, and belongs to it.
     log = Path(f"{path}-wal")
     mode = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"

@@ -13,7 +13,7 @@ TIMEOUT_S = 4.0
 """Each step over the network, and each look at a disk, may take so long."""
 
 
-async def in_thread(function: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
+async def run_in_thread(function: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
     """Call it in a thread of its own, which is left behind when the time is over.
 
     (The event loop's own threads are waited for at the end of the program.)

@@ -188,17 +188,17 @@ def _retry_reported(
     if most is None or request.retries < most:
         delay = task.default_retry_delay if countdown is None else countdown
         cause = sys.exc_info()[1] if exc is None else exc
-        _tell_retry(attempt, cause, eta or delay, most)
+        _report_retry(attempt, cause, eta or delay, most)
         attempt.reporter.flush()
     try:
         again = retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
     except Retry:
-        attempt.goes_on = True
+        attempt.continues = True
         raise
     except Reject as error:  # it could not be sent to the broker, and Celery gives up
         attempt.reporter.failed(exc or error)
         raise
-    attempt.goes_on = True
+    attempt.continues = True
     return again
 
 
@@ -215,7 +215,7 @@ def _replace_reported(task: celery.Task, replace: Callable[[Any], Any], sig: Any
         elif _ends_with_group(sig):
             sig.tasks = list(sig.tasks)
             sig.tasks[-1] |= task.app.tasks["celery.accumulate"].s(index=0)
-        _mark(sig, ends, parts, is_last=True)
+        _tag_signature(sig, ends, parts, is_last=True)
     return replace(sig)
 
 
@@ -227,7 +227,7 @@ def _send_replacement(task: celery.Task, on_replace: Callable[[Any], Any], sig: 
     try:
         return on_replace(sig)
     except Ignore:
-        attempt.goes_on = True
+        attempt.continues = True
         raise
 
 
@@ -275,7 +275,7 @@ class _Attempt:
     reporter: Reporter
     run: _Run
     has_begun: bool = False
-    goes_on: bool = False
+    continues: bool = False
     error: BaseException | None = None
 
     @property
@@ -301,7 +301,7 @@ def _job_type(job_type: JobType | str) -> JobType:
     return JobType(job_type) if isinstance(job_type, str) else job_type
 
 
-def _mark(sig: Any, runs: list[_Run], parts: list[_Run], *, is_last: bool) -> None:
+def _tag_signature(sig: Any, runs: list[_Run], parts: list[_Run], *, is_last: bool) -> None:
     """Let each task of a signature know the runs that it is a part of, and the last one end them.
 
     Args:
@@ -323,9 +323,9 @@ def _mark(sig: Any, runs: list[_Run], parts: list[_Run], *, is_last: bool) -> No
         sig.set(headers={**(sig.options.get("headers") or {}), HEADER: kept})
         return
     for member in members:
-        _mark(canvas.maybe_signature(member), runs, parts, is_last=False)
+        _tag_signature(canvas.maybe_signature(member), runs, parts, is_last=False)
     if last is not None:
-        _mark(canvas.maybe_signature(last), runs, parts, is_last=is_last)
+        _tag_signature(canvas.maybe_signature(last), runs, parts, is_last=is_last)
 
 
 def _ends_with_group(sig: Any) -> bool:
@@ -431,7 +431,7 @@ def _end_parts(
         reporter.flush()
 
 
-def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: object) -> None:
+def _on_prerun(sender: Any, task_id: str, args: Any, kwargs: Any, **_: object) -> None:
     request = sender.request
     if request.is_eager and _eager_id.get() == task_id:
         return  # it replaces the task that called it, which reports for both
@@ -455,34 +455,34 @@ def _reset_eager_id(token: Any) -> None:
         _eager_id.reset(token)
 
 
-def _succeed(sender: Any, result: object, **_: object) -> None:
+def _on_success(sender: Any, result: object, **_: object) -> None:
     attempt = _attempt_of(sender.request)
-    if attempt is not None and not attempt.goes_on:
+    if attempt is not None and not attempt.continues:
         attempt.reporter.completed(result)
 
 
-def _retry(sender: Any, request: Any, reason: object = None, **_: object) -> None:
+def _on_retry(sender: Any, request: Any, reason: object = None, **_: object) -> None:
     attempt = _attempt_of(request)
-    if attempt is not None and attempt.goes_on:
+    if attempt is not None and attempt.continues:
         return
     if reason is None:
         # A worker that stops, or has lost the broker, has cancelled the task. One that was
         # acknowledged early will not come back, whatever Celery's state says.
         if not sender.acks_late:
-            _revoke(sender, request)
+            _on_revoked(sender, request)
         return
     if not isinstance(sender, RealtimeTask):
         return  # its next attempt is on its way already, and may have ended the run
     attempt = attempt or _lost_attempt(sender, request)
     if attempt is not None:
         cause, when = (reason.exc, reason.when) if isinstance(reason, Retry) else (None, None)
-        _tell_retry(attempt, cause, when, _max_retries(sender, request))
+        _report_retry(attempt, cause, when, _max_retries(sender, request))
 
 
-def _fail(
+def _on_failure(
     sender: Any, task_id: str, exception: BaseException, args: Any, kwargs: Any, **_: object
 ) -> None:
-    if _goes_back(sender, exception):
+    if _will_requeue(sender, exception):
         return
     left = _timed_out.pop(task_id, None)
     request = sender.request if sender.request.id == task_id else left
@@ -507,13 +507,13 @@ def _cause(error: BaseException) -> BaseException:
     return context if is_last and isinstance(context, JobError | BaseExceptionGroup) else error
 
 
-def _goes_back(task: celery.Task, error: BaseException) -> bool:
+def _will_requeue(task: celery.Task, error: BaseException) -> bool:
     """Whether Celery, which calls it a failure, puts the task back on the broker."""
     is_late = isinstance(error, TimeLimitExceeded)
     return is_late and bool(task.acks_late) and not task.acks_on_timeout
 
 
-def _revoke(sender: Any, request: Any, **_: object) -> None:
+def _on_revoked(sender: Any, request: Any, **_: object) -> None:
     if (attempt := _lost_attempt(sender, request)) is not None:
         attempt.reporter.cancelled()
     _end_parts(sender.app, request, Reporter.cancelled)
@@ -531,7 +531,7 @@ def _lost_attempt(task: celery.Task, request: Any) -> _Attempt | None:
     return _attempt_for(task, request, request.id, args, kwargs)
 
 
-def _end(sender: Any, state: str | None, retval: object = None, **_: object) -> None:
+def _on_postrun(sender: Any, state: str | None, retval: object = None, **_: object) -> None:
     request = sender.request
     stack: ExitStack | None = getattr(request, _EXTENT, None)
     if stack is not None:
@@ -542,17 +542,17 @@ def _end(sender: Any, state: str | None, retval: object = None, **_: object) -> 
         _timed_out[request.id] = request
     if attempt is not None:
         if not attempt.is_over:
-            _end_untold(sender, request, attempt, state, retval)
+            _end_unreported(sender, request, attempt, state, retval)
         attempt.reporter.flush()
         attempt.error = None
 
 
-def _end_untold(
+def _end_unreported(
     task: celery.Task, request: Any, attempt: _Attempt, state: str | None, retval: object
 ) -> None:
     """End a run that no signal of Celery's has ended."""
     reporter = attempt.reporter
-    if attempt.goes_on and not (request.is_eager and state is None):
+    if attempt.continues and not (request.is_eager and state is None):
         return
     if state == states.IGNORED:
         reporter.cancelled()
@@ -566,7 +566,7 @@ def _end_untold(
         error = attempt.error or sys.exc_info()[1]
         if isinstance(error, Exception):
             reporter.failed(_cause(error))  # that could not be stored, or the caller gets it
-        elif _is_told_by_the_worker(task, error):
+        elif _is_reported_by_worker(task, error):
             pass
         elif isinstance(error, KeyboardInterrupt | WorkerShutdown | WorkerTerminate | _Killed):
             reporter.cancelled()
@@ -574,7 +574,7 @@ def _end_untold(
             reporter.failed(error)
 
 
-def _is_told_by_the_worker(task: celery.Task, error: BaseException | None) -> bool:
+def _is_reported_by_worker(task: celery.Task, error: BaseException | None) -> bool:
     """Whether the worker's main part knows better what becomes of a task that this exception left.
 
     A child process ends with it, and its parent sees why. A task of a greenlet that takes too long
@@ -593,7 +593,7 @@ def _is_greenlet_timeout(error: BaseException | None) -> bool:
     return type(error).__module__.partition(".")[0] in ("gevent", "eventlet")
 
 
-def _tell_retry(attempt: _Attempt, cause: object, when: object, most: int | None) -> None:
+def _report_retry(attempt: _Attempt, cause: object, when: object, most: int | None) -> None:
     error = cause if isinstance(cause, BaseException) else "It will be tried again."
     attempt.reporter.retrying(
         error,
@@ -609,12 +609,12 @@ def _seconds_until(when: object) -> float | None:
 
 
 for _signal, _receiver in (
-    (signals.task_prerun, _begin),
-    (signals.task_success, _succeed),
-    (signals.task_retry, _retry),
-    (signals.task_failure, _fail),
-    (signals.task_revoked, _revoke),
+    (signals.task_prerun, _on_prerun),
+    (signals.task_success, _on_success),
+    (signals.task_retry, _on_retry),
+    (signals.task_failure, _on_failure),
+    (signals.task_revoked, _on_revoked),
     (signals.task_unknown, _refuse),
-    (signals.task_postrun, _end),
+    (signals.task_postrun, _on_postrun),
 ):
     _signal.connect(_receiver, weak=False)

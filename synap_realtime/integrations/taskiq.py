@@ -163,7 +163,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         """A retry is a task that is sent again after its error, whoever does it."""
         attempt = _current_attempt()
         if attempt and attempt.error is not None and attempt.task_id == message.task_id:
-            is_smart = isinstance(self._retries(), SmartRetryMiddleware)
+            is_smart = isinstance(self._retry_middleware(), SmartRetryMiddleware)
             delay = message.labels.get("delay") if is_smart else None
             in_s = None if delay is None else float(delay)
             attempt.reporter.retrying(attempt.error, retry_in_s=in_s)
@@ -174,7 +174,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         """Only now is it certain that the retry comes: the broker may have refused it."""
         attempt = _current_attempt()
         if attempt and attempt.error is not None and attempt.task_id == message.task_id:
-            attempt.goes_on = True
+            attempt.continues = True
 
     async def post_execute(
         self,
@@ -183,14 +183,14 @@ class RealtimeMiddleware(TaskiqMiddleware):
     ) -> None:
         if (call := _call.get()) is None:
             return
-        _call.set(call.outer)
+        _call.set(call.parent)
         if call.task is not None and call.leave is not None:
             call.task.remove_done_callback(call.leave)
         call.extent.close()
         try:
             if (attempt := call.attempt) is not None:
                 self._end(message, result, attempt)
-                attempt.goes_on = attempt.reporter.state is not ReporterState.FINISHED
+                attempt.continues = attempt.reporter.state is not ReporterState.FINISHED
                 await attempt.reporter.aflush()  # a worker that stops meanwhile waits for it, too
         finally:
             self._open.discard(call)
@@ -201,7 +201,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
             reporter.completed(result.return_value)
         elif self._is_scheduled(message, attempt):
             reporter.retrying(error, retry_in_s=self._pause_s(message))
-        elif attempt.goes_on or _number(message, REQUEUES_LABEL) > attempt.requeues:
+        elif attempt.continues or _number(message, REQUEUES_LABEL) > attempt.requeues:
             pass
         elif isinstance(error, asyncio.CancelledError | NoResultError | TaskRejectedError):
             reporter.cancelled()
@@ -245,7 +245,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         self._open.discard(call)
         call.extent.close()
         attempt = call.attempt
-        if attempt is None or attempt.goes_on:
+        if attempt is None or attempt.continues:
             return
         if attempt.task_id in self._unacknowledged:
             self._unacknowledged.discard(attempt.task_id)
@@ -274,7 +274,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         requeues = _number(message, REQUEUES_LABEL)
         return _Attempt(message.task_id, retries, requeues, reporter)
 
-    def _retries(self) -> SimpleRetryMiddleware | SmartRetryMiddleware | None:
+    def _retry_middleware(self) -> SimpleRetryMiddleware | SmartRetryMiddleware | None:
         for each in self.broker.middlewares:
             if isinstance(each, SimpleRetryMiddleware | SmartRetryMiddleware):
                 return each
@@ -286,7 +286,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         Returns:
             None if a middleware of the application may retry.
         """
-        retries = self._retries()
+        retries = self._retry_middleware()
         if retries is None:
             return None if self._may_be_retried() else 1
         wanted = labels.get("retry_on_error")
@@ -307,16 +307,16 @@ class RealtimeMiddleware(TaskiqMiddleware):
 
     def _is_scheduled(self, message: TaskiqMessage, attempt: _Attempt) -> bool:
         """Whether a schedule has the next attempt, which is not sent from here, then."""
-        retries = self._retries()
+        retries = self._retry_middleware()
         return (
-            not attempt.goes_on
+            not attempt.continues
             and isinstance(retries, SmartRetryMiddleware)
             and retries.schedule_source is not None
             and _number(message, RETRIES_LABEL) > attempt.retries
         )
 
     def _pause_s(self, message: TaskiqMessage) -> float | None:
-        retries = self._retries()
+        retries = self._retry_middleware()
         if not isinstance(retries, SmartRetryMiddleware):
             return None
         return retries.make_delay(message, _number(message, RETRIES_LABEL))
@@ -329,7 +329,7 @@ class _Attempt:
     requeues: int
     reporter: Reporter
     error: BaseException | None = None
-    goes_on: bool = False  # in another attempt, which has been told
+    continues: bool = False  # in another attempt, which has been told
 
 
 @dataclass(slots=True, eq=False)
@@ -338,7 +338,7 @@ class _Call:
 
     attempt: _Attempt | None
     extent: ExitStack
-    outer: _Call | None  # of the task that has started this one, in the same process
+    parent: _Call | None  # of the task that has started this one, in the same process
     task: asyncio.Task[Any] | None
     leave: Callable[[asyncio.Task[Any]], object] | None = None
 

@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 from urllib.parse import quote
 
-from ..endpoint import SCHEMES, parse_address
+from ..endpoint import SCHEMES, parse_server_url
 from ..protocol.rooms import Room, request_room
 from ..tokens import mint_token
 
@@ -43,7 +43,7 @@ def accepted_response(
     See PROTOCOL.md, "Who may".
     """
     room = request_room(request_id)
-    address = parse_address(url, SCHEMES, _PUBLIC)
+    address = parse_server_url(url, SCHEMES, _PUBLIC)
     base = address.url.copy_with(scheme="wss" if address.url.scheme in ("https", "wss") else "ws")
     return {
         "status": "pending",

@@ -15,7 +15,7 @@ from ..errors import JobError, deciding_error
 from ..protocol.notification import Notification, Status
 from .arguments import check_stall_after_s
 from .job_types import JobType
-from .truncation import fit
+from .truncation import truncate_result
 
 MAX_ID = 128
 """Characters of a notification's id; a longer one is sent as its hash, which is as stable."""
@@ -26,7 +26,7 @@ MAX_TEXT = 2000
 STALL_AFTER_S = 60.0
 
 
-def readable_error(error: BaseException | str, run_id: str) -> str:
+def user_facing_error(error: BaseException | str, run_id: str) -> str:
     """What a user may read of an exception: a :class:`JobError`'s message, else a neutral text.
 
     An exception group has the message of the exception that decides
@@ -37,11 +37,11 @@ def readable_error(error: BaseException | str, run_id: str) -> str:
     error = deciding_error(error)
     if isinstance(error, JobError):
         with suppress(Exception):  # its __str__ may be of the application, and fail
-            return str(error) or neutral_error(run_id)
-    return neutral_error(run_id)
+            return str(error) or generic_error(run_id)
+    return generic_error(run_id)
 
 
-def neutral_error(run_id: str) -> str:
+def generic_error(run_id: str) -> str:
     return f"Something went wrong (run {run_id})."
 
 
@@ -107,7 +107,7 @@ class RunNotifications:
             in_s: when, if that is known.
         """
         data = self._attempts(self.attempt + 1)
-        data["error"] = _short(readable_error(error, self.run_id))
+        data["error"] = _short(user_facing_error(error, self.run_id))
         if retry_in_s is not None and not 0 <= retry_in_s < math.inf:
             retry_in_s = None
         if retry_in_s is not None:
@@ -118,11 +118,11 @@ class RunNotifications:
 
     def completed(self, result: object) -> Notification:
         """The run ended well. A result that is too large, or no JSON, is told in part."""
-        return self._end(self.job_type.completed, fit(result), "success")
+        return self._end(self.job_type.completed, truncate_result(result), "success")
 
     def failed(self, error: BaseException | str) -> Notification:
         """The run is over and did not end well: no attempt will follow."""
-        text = _short(readable_error(error, self.run_id))
+        text = _short(user_facing_error(error, self.run_id))
         return self._end(self.job_type.failed, {"error": text, "runId": self.run_id}, "error")
 
     def cancelled(self, reason: str = "It was cancelled.") -> Notification:
@@ -138,17 +138,17 @@ class RunNotifications:
 
     def _end(self, type: str, data: dict[str, Any], status: Status) -> Notification:
         """All ends of a run have one id, so that whatever happens only the first is one."""
-        id = _stable(f"{self.run_id}:ended")
+        id = _bounded_id(f"{self.run_id}:ended")
         return Notification(id=id, type=type, data=data, status=status)
 
     def _notification(
         self, type: str, data: dict[str, Any], status: Status, n: str | None = None
     ) -> Notification:
         id = f"{self.run_id}:{type}" if n is None else f"{self.run_id}:{type}:{n}"
-        return Notification(id=_stable(id), type=type, data=data, status=status)
+        return Notification(id=_bounded_id(id), type=type, data=data, status=status)
 
 
-def _stable(id: str) -> str:
+def _bounded_id(id: str) -> str:
     return id if len(id) <= MAX_ID else hashlib.sha256(id.encode()).hexdigest()
 
 

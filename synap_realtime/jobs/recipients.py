@@ -59,10 +59,10 @@ class Recipient:
         rooms, problems = [], list(self.problems)
         if self.user_id is None and not problems:
             problems.append("it names no user (userId)")
-        for room_of, key in ((user_room, self.user_id), (request_room, self.request_id)):
+        for parse_room_param, key in ((user_room, self.user_id), (request_room, self.request_id)):
             if key is not None:
                 try:
-                    rooms.append(room_of(key))
+                    rooms.append(parse_room_param(key))
                 except InvalidArgumentError as error:
                     problems.append(str(error))
         return tuple(rooms), problems

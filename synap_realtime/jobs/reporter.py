@@ -19,7 +19,7 @@ from ..broadcast.background import PendingNotification
 from ..errors import InvalidInputError, deciding_error
 from ..protocol.notification import Notification, format_timestamp
 from ..protocol.rooms import Room
-from ..tracing import TRACEPARENT, begin
+from ..tracing import TRACEPARENT, start_span
 from .arguments import MAX_DELTA, check_delta, check_progress
 from .notifications import RunNotifications
 from .recipients import Recipient
@@ -88,13 +88,13 @@ class Reporter:
         self._broadcaster = broadcaster or background_broadcaster()
         self._call = invocation_id
         self._is_replaying = is_replay
-        self._lines = []
+        self._streams = []
         self._problems = []
         for recipient in dict.fromkeys(recipients):
             rooms, problems = recipient.rooms()
             self._problems += problems
             if rooms:
-                self._lines.append(_RecipientStream(recipient, rooms))
+                self._streams.append(_RecipientStream(recipient, rooms))
         # A job may report from several threads, and a handler that runs in the middle of it (a
         # signal's, a finalizer) must not wait for the lock that its own thread holds.
         self._lock = threading.RLock()
@@ -104,7 +104,7 @@ class Reporter:
         self._stream = uuid.uuid4().hex[:12]
         self._state = ReporterState.PENDING
         self._problem: str | None = None
-        self.span = begin(
+        self.span = start_span(
             lifecycle.job_type.name,
             "consumer",
             synap_realtime__run__id=lifecycle.run_id,
@@ -134,9 +134,9 @@ class Reporter:
                 self._lifecycle.run_id,
                 self._lifecycle.job_type.name,
                 problem,
-                len(self._lines),
+                len(self._streams),
             )
-        self._tell(self._lifecycle.started())
+        self._publish(self._lifecycle.started())
 
     def progress(
         self,
@@ -158,14 +158,14 @@ class Reporter:
         number, text, seconds = checked
         what = zlib.crc32(f"{number}:{text}".encode(errors="replace"))
         with self._lock:
-            if not self._takes_news(is_replay):
+            if not self._accepts_updates(is_replay):
                 return
             self._progresses += 1
             n = f"{self._lifecycle.attempt}:{self._call}:{self._progresses}:{what:08x}"
             told = self._lifecycle.progress(n, number, text, seconds)
             now = time.monotonic()
             pause_s = min(max((now - self._began) / 100, PROGRESS_EVERY_S), MAX_PROGRESS_EVERY_S)
-            for line in self._lines:
+            for line in self._streams:
                 if line.kind == "progress" and self._replace(line, told):
                     continue
                 due = max(now, line.progress_due)
@@ -175,7 +175,7 @@ class Reporter:
 
     def suspended(self, what: str) -> None:
         """The job waits for something that may take any time: no silence is too long."""
-        self._tell(self._lifecycle.suspended(what))
+        self._publish(self._lifecycle.suspended(what))
 
     def delta(self, text: str, *, is_replay: bool | None = None) -> None:
         """See :func:`synap_realtime.delta`. Pieces that wait for the network become one.
@@ -187,11 +187,11 @@ class Reporter:
         if self._is_foreign:
             return
         with self._lock:
-            if not self._takes_news(is_replay):
+            if not self._accepts_updates(is_replay):
                 return
-            for line in self._lines:
+            for line in self._streams:
                 for piece in pieces:
-                    self._add(line, piece)
+                    self._append_delta(line, piece)
 
     def retrying(
         self,
@@ -211,7 +211,7 @@ class Reporter:
         if max_attempts is not None:
             lifecycle = replace(lifecycle, max_attempts=max_attempts)
         notification = lifecycle.retrying(error, step=step, retry_in_s=retry_in_s)
-        self._tell(notification, ReporterState.RETRYING)
+        self._publish(notification, ReporterState.RETRYING)
 
     def attempt_failed(self, error: Exception, *, retry_in_s: float | None) -> bool:
         """An attempt failed, where the adapter itself decides whether another comes.
@@ -230,7 +230,7 @@ class Reporter:
 
     def completed(self, result: object) -> None:
         """See :meth:`Lifecycle.completed`."""
-        self._tell(self._lifecycle.completed(result), ReporterState.FINISHED)
+        self._publish(self._lifecycle.completed(result), ReporterState.FINISHED)
 
     def completed_batch(self, results: Mapping[Recipient, object]) -> None:
         """:meth:`completed`, with a result for each person: nobody reads another's."""
@@ -239,19 +239,19 @@ class Reporter:
         with self._lock:
             if self._state is ReporterState.FINISHED:
                 return
-            for line in self._lines:
+            for line in self._streams:
                 self._post(line, self._lifecycle.completed(results.get(line.recipient)))
             self._state = ReporterState.FINISHED
 
     def failed(self, error: BaseException | str) -> None:
         """See :meth:`Lifecycle.failed`."""
         self._problem = "failed"
-        self._tell(self._lifecycle.failed(error), ReporterState.FINISHED)
+        self._publish(self._lifecycle.failed(error), ReporterState.FINISHED)
 
     def cancelled(self) -> None:
         """See :meth:`Lifecycle.cancelled`."""
         self._problem = "cancelled"
-        self._tell(self._lifecycle.cancelled(), ReporterState.FINISHED)
+        self._publish(self._lifecycle.cancelled(), ReporterState.FINISHED)
 
     def flush(self) -> None:
         """Wait until the server has what was told: a few seconds, and not for one that is away."""
@@ -267,9 +267,9 @@ class Reporter:
         if self._is_foreign:
             return []  # a forked child's parent sends them, and nothing here would ever answer
         self.span.end(self._problem)
-        return [line.last for line in self._lines if line.last is not None]
+        return [line.last for line in self._streams if line.last is not None]
 
-    def _takes_news(self, is_replay: bool | None) -> bool:
+    def _accepts_updates(self, is_replay: bool | None) -> bool:
         if self._state not in (ReporterState.PENDING, ReporterState.RUNNING):
             return False
         if is_replay if is_replay is not None else self._is_replaying():
@@ -277,7 +277,7 @@ class Reporter:
         self._state = ReporterState.RUNNING
         return True
 
-    def _tell(
+    def _publish(
         self, notification: Notification, state: ReporterState = ReporterState.RUNNING
     ) -> None:
         if self._is_foreign:
@@ -288,11 +288,11 @@ class Reporter:
                 refused_in.append(ReporterState.RETRYING)
             if self._state in refused_in:
                 return
-            for line in self._lines:
+            for line in self._streams:
                 self._post(line, notification)
             self._state = state
 
-    def _add(self, line: _RecipientStream, piece: str) -> None:
+    def _append_delta(self, line: _RecipientStream, piece: str) -> None:
         joined = line.text + piece
         if line.kind == "delta" and len(joined) <= MAX_DELTA:
             told = self._lifecycle.delta(self._stream, line.index, joined)
@@ -317,7 +317,10 @@ class Reporter:
         line.kind = ""
         try:
             line.last = self._broadcaster.post(
-                rooms or line.rooms, self._addressed(line, notification), due=due, after=line.last
+                rooms or line.rooms,
+                self._for_recipient(line, notification),
+                due=due,
+                after=line.last,
             )
         except Exception:  # noqa: BLE001 - it is logged with its traceback
             self._log_unpublished(notification)
@@ -326,7 +329,7 @@ class Reporter:
         if line.last is None:
             return False
         try:
-            return self._broadcaster.replace(line.last, self._addressed(line, notification))
+            return self._broadcaster.replace(line.last, self._for_recipient(line, notification))
         except Exception:  # noqa: BLE001 - it is logged with its traceback
             self._log_unpublished(notification)
             return True
@@ -339,7 +342,7 @@ class Reporter:
             notification.type,
         )
 
-    def _addressed(self, line: _RecipientStream, notification: Notification) -> Notification:
+    def _for_recipient(self, line: _RecipientStream, notification: Notification) -> Notification:
         now = format_timestamp(datetime.now(UTC))
         members = {"request_id": line.recipient.request_id, "timestamp": now}
         if (traceparent := self.span.traceparent) is not None:

@@ -29,7 +29,7 @@ class _TooLargeError(Exception):
     """More than a notification takes: to convert it would only cost memory."""
 
 
-def fit(result: object) -> dict[str, Any]:
+def truncate_result(result: object) -> dict[str, Any]:
     """Convert what a job returned to the ``data`` of a notification. Never raises.
 
     A mapping, a dataclass or a pydantic model is it; anything else becomes ``{"result": …}``, None
@@ -43,10 +43,10 @@ def fit(result: object) -> dict[str, Any]:
             return data
         raise _TooLargeError
     except Exception as error:  # noqa: BLE001 - whatever an application's own types raise
-        return _what_fits(result, error)
+        return _truncate(result, error)
 
 
-def _what_fits(result: object, error: Exception) -> dict[str, Any]:
+def _truncate(result: object, error: Exception) -> dict[str, Any]:
     names: list[str] = []
     problems: list[str] = []
     sized: dict[str, tuple[int, object]] = {}

@@ -108,7 +108,7 @@ class Authenticate:
         return "Authenticate(…)"
 
 
-def read_action(text: str) -> Ack | Authenticate | None:
+def parse_action(text: str) -> Ack | Authenticate | None:
     """What a client asks for; None for every other text."""
     if not text.startswith("{"):
         return None

@@ -22,7 +22,7 @@ MAX_NOTIFICATION_BYTES = 256 * 1024
 
 MAX_BATCH_BYTES = 1024 * 1024
 MAX_BATCH_NOTIFICATIONS = 1000
-MAX_SPREAD_BYTES = 16 * 1024 * 1024
+MAX_BATCH_FANOUT_BYTES = 16 * 1024 * 1024
 """What a batch may come to, each notification counted once for each of its rooms."""
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -31,12 +31,12 @@ Status = Literal["pending", "success", "error"]
 """How the job stands: progress and retries are ``pending``."""
 
 
-RESERVED = "synap."
+RESERVED_PREFIX = "synap."
 """Types that begin so are the server's."""
 
 
 def not_reserved(value: str) -> str:
-    if value.startswith(RESERVED):
+    if value.startswith(RESERVED_PREFIX):
         raise ValueError("the prefix 'synap.' is reserved")
     return value
 

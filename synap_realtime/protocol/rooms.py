@@ -31,15 +31,18 @@ def parse_room(text: str) -> Room:
         kind, _, key = text.partition("_")
         lower = kind.lower()
         if lower == "synap":
-            raise InvalidArgumentError("room", f"the kind 'synap' is reserved; got {_shown(text)}")
+            raise InvalidArgumentError(
+                "room", f"the kind 'synap' is reserved; got {_abbreviate(text)}"
+            )
         if _ROOM.fullmatch(f"{lower}_{key}"):
             # The kind is not repeated: of a key that was given as a room, it would be a part.
             raise InvalidArgumentError(
-                "room", f"expected a kind in lowercase before '_'; got {_shown(text)}"
+                "room", f"expected a kind in lowercase before '_'; got {_abbreviate(text)}"
             )
         raise InvalidArgumentError(
             "room",
-            f"expected a kind, '_' and a key of {_ALLOWED}, such as 'user_42'; got {_shown(text)}",
+            f"expected a kind, '_' and a key of {_ALLOWED}, such as 'user_42'; got "
+            f"{_abbreviate(text)}",
         )
     return Room(text)
 
@@ -54,7 +57,8 @@ def parse_pattern(text: str) -> str:
     if not _PATTERN.fullmatch(text):
         raise InvalidArgumentError(
             "rooms",
-            f"expected a room id or its beginning and '*', such as 'request_*'; got {_shown(text)}",
+            f"expected a room id or its beginning and '*', such as 'request_*'; got "
+            f"{_abbreviate(text)}",
         )
     return text
 
@@ -97,7 +101,7 @@ def request_room(request_id: UserId) -> Room:
     return _room_of("request", "request_id", request_id)
 
 
-def user_of(room: Room) -> str | None:
+def room_owner(room: Room) -> str | None:
     """The id of the user whose room it is; None for a room of another kind."""
     kind, _, key = room.partition("_")
     return key if kind == "user" else None
@@ -121,7 +125,7 @@ def is_control_room(room: Room) -> bool:
 def _room_of(kind: str, field: str, value: object) -> Room:
     key = id_text(field, value)
     if not re.fullmatch(_KEY, key):
-        raise InvalidArgumentError(field, f"expected {_ALLOWED}; got {_shown(key)}")
+        raise InvalidArgumentError(field, f"expected {_ALLOWED}; got {_abbreviate(key)}")
     return Room(f"{kind}_{key}")
 
 
@@ -130,7 +134,7 @@ def _require_text(field: str, value: object) -> None:
         raise InvalidArgumentError(field, f"expected a string, got {type(value).__name__}")
 
 
-def _shown(value: object) -> str:
+def _abbreviate(value: object) -> str:
     """A value short enough for an error message, without a token that was given in its place."""
     text = redacted(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from functools import partial
 
 from .auth import Authenticator, KeyRing
-from .authorization import Authorizer, load_rule
+from .authorization import Authorizer, load_authorizer
 from .byte_budget import MIN_UNREAD_BYTES, Budgets, ByteBudget, NoRoomError, caller_of
 from .config import ServerSettings, load_settings
 from .connections import (
@@ -21,10 +21,10 @@ from .connections import (
     Receive,
     Scope,
     Send,
-    close_at_once,
+    close_handshake,
     run_event_stream,
     run_websocket,
-    until_gone,
+    translate_disconnects,
 )
 from .http.routes import MAX_BODY_BYTES
 from .limits import rate_limited
@@ -36,12 +36,12 @@ from .messages import (
     bad_request,
     body_too_large,
     body_too_slow,
-    problem_of_head,
+    head_error,
     unavailable,
 )
 from .node import CLOSE_TIMEOUT_S, AcceptedSubscription, CloseHandshakeError, Node
 from .pacing import SHARE_S, TASK_S, Pacer
-from .signals import drained_first
+from .signals import drain_on_signal
 from .stores import open_store
 from .stores.base import Store, StoreUnavailableError
 from .trim import Trimmer
@@ -121,9 +121,9 @@ class RoomServer(Node):
         with contextlib.suppress(DisconnectedError):
             match scope["type"]:
                 case "http":
-                    await self._http(scope, receive, until_gone(send))
+                    await self._http(scope, receive, translate_disconnects(send))
                 case "websocket":
-                    await self._websocket(scope, receive, until_gone(send))
+                    await self._websocket(scope, receive, translate_disconnects(send))
                 case "lifespan":
                     await self._lifespan(receive, send)
                 case other:
@@ -139,7 +139,7 @@ class RoomServer(Node):
         second signal goes on at once. At the end the store is let go.
         """
         try:
-            async with drained_first(self.drain):
+            async with drain_on_signal(self.drain):
                 yield
         finally:
             await self.close()
@@ -154,7 +154,7 @@ class RoomServer(Node):
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = _request(scope)
         if (problem := _problem_of(scope, request)) is not None:
-            self.note(request, problem.response)
+            self.record_error(request, problem.response)
             await _respond(send, problem.response)
             return
         request.begin(self.budgets)
@@ -162,7 +162,7 @@ class RoomServer(Node):
             if request.method != "POST":
                 await self._turn(TASK_S)
             request.read = partial(_read_body, request, receive)
-            answer = await self.answer(request)
+            answer = await self.handle(request)
             if isinstance(answer, Response):
                 await self._respond(request, send, answer)
                 return
@@ -176,7 +176,7 @@ class RoomServer(Node):
 
     def admit_answer(self, request: Request, response: Response) -> None:
         """See :meth:`Node.admit_answer`."""
-        size = len(response.content)
+        size = len(response.body)
         if response.rest is not None:
             size *= 2  # the next chunk, while the host holds the one before
         if size >= MIN_UNREAD_BYTES and isinstance(request, _Exchange):
@@ -192,8 +192,8 @@ class RoomServer(Node):
         async with contextlib.aclosing(rest):
             await _start(send, response, None)
             if not is_head:
-                before = len(response.content)
-                await send(_part(response.content))
+                before = len(response.body)
+                await send(_part(response.body))
                 try:
                     async for chunk in rest:
                         request.adjust_answer(before + len(chunk))
@@ -228,15 +228,15 @@ class RoomServer(Node):
         opened: AcceptedSubscription | None = None
         try:
             if (problem := _problem_of(scope, request)) is not None:
-                self.note(request, problem.response)
+                self.record_error(request, problem.response)
                 await self._deny(scope, receive, send, problem.response)
                 return
-            opened = await self.open_websocket(request)
+            opened = await self.accept_websocket(request)
             await run_websocket(opened, request, self.settings.idle_timeout_s, receive, send)
         except RequestError as error:
             await self._deny(scope, receive, send, error.response)
         except CloseHandshakeError as error:
-            await close_at_once(request, send, error.code, error.reason)
+            await close_handshake(request, send, error.code, error.reason)
         finally:
             if opened is not None:
                 self.close_session(opened.session)
@@ -264,7 +264,7 @@ async def _respond(
         waits: return when the host has passed on a long one: an ASGI server waits with the next
             part for a peer that does not read, but not after the last.
     """
-    content = response.content
+    content = response.body
     await _start(send, response, None if response.status == 204 else len(content), kind)
     if waits and len(content) >= MIN_UNREAD_BYTES:
         await send(_part(content))
@@ -277,7 +277,7 @@ async def _start(
 ) -> None:
     headers = [
         (name.lower().encode(), value.encode("latin-1"))
-        for name, value in response.fields().items()
+        for name, value in response.header_fields().items()
     ]
     if length is not None:  # RFC 9110, section 8.6
         headers.append((b"content-length", str(length).encode()))
@@ -326,10 +326,10 @@ async def _read_chunks(request: _Exchange, receive: Receive) -> bytes:
 
 
 def _problem_of(scope: Scope, request: Request) -> RequestError | None:
-    """See :func:`http.problem_of_head`; a host may have read the head less strictly."""
+    """See :func:`http.head_error`; a host may have read the head less strictly."""
     target_bytes = len(request.path) + len(request.query_string)
     version = scope.get("http_version", "1.1")
-    return problem_of_head(target_bytes, version, request.headers, ("1.0", "1.1", "2", "3"))
+    return head_error(target_bytes, version, request.headers, ("1.0", "1.1", "2", "3"))
 
 
 _VALUE = re.compile(rb"=[^&]*")
@@ -353,7 +353,7 @@ def _request(scope: Scope) -> _Exchange:
         headers=headers,
         address=str(client[0]) if client else None,
         subprotocols=scope.get("subprotocols", ()),
-        mounted=scope.get("root_path", ""),
+        root_path=scope.get("root_path", ""),
     )
 
 
@@ -393,17 +393,19 @@ def create_app(
         ConfigurationError: names the setting that is wrong.
     """
     settings = settings or load_settings()
-    rule = authorize or (None if settings.authorizer is None else load_rule(settings.authorizer))
+    rule = authorize or (
+        None if settings.authorizer is None else load_authorizer(settings.authorizer)
+    )
     return RoomServer(
         settings,
         store or open_store(settings.store, settings.retention()),
-        _authenticator(settings, keeps_members=rule is not None),
+        _authenticator(settings, keep_raw_claims=rule is not None),
         rule,
         worker,
     )
 
 
-def _authenticator(settings: ServerSettings, *, keeps_members: bool) -> Authenticator:
+def _authenticator(settings: ServerSettings, *, keep_raw_claims: bool) -> Authenticator:
     ring = KeyRing(
         token_secrets=[secret.get_secret_value() for secret in settings.token_secrets],
         jwks_urls=settings.jwks_urls,
@@ -416,5 +418,5 @@ def _authenticator(settings: ServerSettings, *, keeps_members: bool) -> Authenti
         audience=settings.token_audience,
         leeway_s=settings.token_leeway_s,
         max_lifetime_s=settings.token_max_lifetime_s,
-        keeps_members=keeps_members,
+        keep_raw_claims=keep_raw_claims,
     )

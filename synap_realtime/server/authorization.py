@@ -22,7 +22,7 @@ from ..loopback import (
 )
 from ..protocol.rooms import Room
 from ..redaction import holds_token, redacted
-from .auth import ANYONE, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
+from .auth import UNRESTRICTED, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
 from .limits import Limits
 from .messages import Request, RequestError, unavailable
 from .references import resolve
@@ -42,13 +42,13 @@ own rules have said yes, and can only say no.
 
 _SEPARATORS = re.compile(r"[\s=:,;\"']+")
 
-MAY_TIMEOUT_S = 2.0
+AUTHORIZER_TIMEOUT_S = 2.0
 """A rule that has not answered by then has said no."""
 
-MAY_AT_ONCE = 20
+AUTHORIZER_CONCURRENCY = 20
 """Of so many rooms of a batch is a rule asked at once."""
 
-MAY_BATCH_TIMEOUT_S = 8.0
+AUTHORIZER_BATCH_TIMEOUT_S = 8.0
 """For all of them together: less than a publisher waits."""
 
 
@@ -83,7 +83,7 @@ class AccessControl:
         limits: Limits,
         *,
         allowed_origins: tuple[str, ...] = (),
-        may: Authorizer | None = None,
+        authorizer: Authorizer | None = None,
     ) -> None:
         self._authenticator = authenticator
         self.keys = authenticator.keys
@@ -95,13 +95,13 @@ class AccessControl:
         self._limits = limits
         self._allowed_origins = allowed_origins
         self._allowed_hosts = frozenset(filter(None, map(host_of, allowed_origins)))
-        self._may = may
+        self._authorizer = authorizer
 
-    def needs_tasks(self) -> bool:
+    def may_block(self) -> bool:
         """Whether a rule, or the keys of others, may have to be waited for."""
-        return self._may is not None or bool(self.keys().jwks_urls)
+        return self._authorizer is not None or bool(self.keys().jwks_urls)
 
-    def admit(self, caller: PeerInfo) -> None:
+    def check_peer(self, caller: PeerInfo) -> None:
         """Whether to talk to this caller at all.
 
         Raises:
@@ -129,7 +129,7 @@ class AccessControl:
             details = f"{error}: add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)"
             raise RequestError(403, "forbidden", "Origin not allowed", details) from None
 
-    async def identify(self, request: Request) -> Claims:
+    async def authenticate(self, request: Request) -> Claims:
         """What a publisher's credential says; on a server without keys, everyone is :data:`ANYONE`.
         The request remembers it, for what may be said of it later.
 
@@ -137,130 +137,136 @@ class AccessControl:
             RequestError: 401; 429 for an address with too many that do not count; 503 while the
                 keys of others cannot be had.
         """
-        claims = await self._identify(request)
+        claims = await self._authenticate(request)
         self._limits.check_publisher(claims)
         return claims
 
-    async def identify_counted(self, request: Request) -> Claims:
+    async def authenticate_counted(self, request: Request) -> Claims:
         """The same for a request that is no publish: it counts for its caller.
 
         Raises:
             RequestError: 401, 429, 503.
         """
-        claims = await self._identify(request)
+        claims = await self._authenticate(request)
         self._limits.check_request(claims, request.address)
         return claims
 
-    async def identify_renewed(self, token: str, before: Claims, address: str | None) -> Claims:
+    async def authenticate_renewed(self, token: str, before: Claims, address: str | None) -> Claims:
         """The same for a token that a connection hands in: it counts for whose connection it is.
 
         Raises:
             RequestError: 401, 429, 503.
         """
         self._limits.check_request(before, address)
-        return await self.identify_credential(token, address)
+        return await self.authenticate_credential(token, address)
 
-    async def _identify(self, request: Request) -> Claims:
+    async def _authenticate(self, request: Request) -> Claims:
         try:
-            claims = await self.identify_credential(request.credential, request.address)
+            claims = await self.authenticate_credential(request.credential, request.address)
         except RequestError as error:
             request.rejected_user = error.rejected_user
             raise
         request.claims = claims
         return claims
 
-    async def identify_credential(self, credential: str | None, address: str | None) -> Claims:
-        """The same as :meth:`identify`, without a request."""
+    async def authenticate_credential(self, credential: str | None, address: str | None) -> Claims:
+        """The same as :meth:`authenticate`, without a request."""
         keys = self.keys()
         if not keys:
-            return ANYONE
+            return UNRESTRICTED
         if not credential:
             self._limits.check_request(None, address)
             raise unauthorized("no credential: send a token or a key as Authorization: Bearer …")
-        return keys.claims_of_key(credential) or await self._identify_token(credential, address)
+        return keys.claims_for_key(credential) or await self._authenticate_token(
+            credential, address
+        )
 
-    async def _identify_token(self, token: str, address: str | None) -> Claims:
+    async def _authenticate_token(self, token: str, address: str | None) -> Claims:
         self._limits.check_attempt(address)
         try:
-            claims = await self._authenticator.identify(token)
+            claims = await self._authenticator.authenticate(token)
         except InvalidTokenError as error:
             self._limits.count_failed_attempt(address)
             raise _rejected(str(error), error.user) from None
         except KeysUnavailableError:
             raise unavailable("the keys that would check the token cannot be had now") from None
-        if not self._revocations.are_loaded:
+        if not self._revocations.loaded:
             await self._revocations.load()
-        if self._revocations.covers(claims):
+        if self._revocations.matches(claims):
             self._limits.count_failed_attempt(address)
             raise _rejected("token revoked", claims.user)
         return claims
 
-    def still_counts(self, claims: Claims) -> bool:
-        """Whether claims that :meth:`identify` accepted are still good: they were not revoked
+    def is_still_valid(self, claims: Claims) -> bool:
+        """Whether claims that :meth:`authenticate` accepted are still good: they were not revoked
         meanwhile, and the key that vouched for them was not removed."""
-        return self.vouches_for(claims) and not self._revocations.covers(claims)
+        return self.vouches_for(claims) and not self._revocations.matches(claims)
 
     def is_credential(self, text: str) -> bool:
         """Whether one of this server's keys or secrets, or a JWT or a part of one, is in a text:
         given in a wrong place, it must not be repeated to anybody."""
         keys = self.keys()
         return holds_token(text) or any(
-            keys.claims_of_key(part) is not None or part in keys.token_secrets
+            keys.claims_for_key(part) is not None or part in keys.token_secrets
             for part in {text.strip(), *_SEPARATORS.split(text)}
         )
 
-    async def permit(self, claims: Claims, action: Action, room: Room) -> None:
+    async def authorize(self, claims: Claims, action: Action, room: Room) -> None:
         """Whether these claims allow it in this room.
 
         Raises:
             RequestError: 403.
         """
         require_scope(claims, action)
-        if not claims.opens(room):
-            raise not_opened(claims)
-        if self._may is not None:
-            await self._ask(self._may, claims, action, room)
+        if not claims.allows_room(room):
+            raise room_not_allowed(claims)
+        if self._authorizer is not None:
+            await self._call_authorizer(self._authorizer, claims, action, room)
 
-    async def permit_each(
+    async def authorize_many(
         self, claims: Claims, action: Action, rooms: Iterable[Room]
     ) -> dict[Room, RequestError | None]:
         """For each room None, or the 403. A rule of one's own is asked of some at once, and when it
-        takes longer than ``MAY_BATCH_TIMEOUT_S`` for all, it has said no to the rest."""
-        if self._may is None:
+        takes longer than ``AUTHORIZER_BATCH_TIMEOUT_S`` for all, it has said no to the rest."""
+        if self._authorizer is None:
             require_scope(claims, action)
-            no = not_opened(claims)
-            return {room: None if claims.opens(room) else no for room in rooms}
+            no = room_not_allowed(claims)
+            return {room: None if claims.allows_room(room) else no for room in rooms}
         if not (rooms := tuple(rooms)):  # no item of the batch names a room that can be
             return {}
         late = forbidden("the server's own rule took too long")
         verdicts: dict[Room, RequestError | None] = dict.fromkeys(rooms, late)
-        places = asyncio.Semaphore(MAY_AT_ONCE)
+        places = asyncio.Semaphore(AUTHORIZER_CONCURRENCY)
 
         async def judge(room: Room) -> None:
             try:
                 async with places:
-                    await self.permit(claims, action, room)
+                    await self.authorize(claims, action, room)
                 verdicts[room] = None
             except RequestError as error:
                 verdicts[room] = error
 
         tasks = [asyncio.create_task(judge(room)) for room in verdicts]
         try:
-            await asyncio.wait(tasks, timeout=MAY_BATCH_TIMEOUT_S)
+            await asyncio.wait(tasks, timeout=AUTHORIZER_BATCH_TIMEOUT_S)
             return dict(verdicts)  # what comes later is too late
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, may: Authorizer, claims: Claims, action: Action, room: Room) -> None:
-        members = {"key": claims.key} if claims.key is not None else claims.members
+    async def _call_authorizer(
+        self, authorizer: Authorizer, claims: Claims, action: Action, room: Room
+    ) -> None:
+        members = {"key": claims.key_name} if claims.key_name is not None else claims.raw_claims
         try:
-            async with asyncio.timeout(MAY_TIMEOUT_S) as limit:
-                if await may(action, room, members) is True and not limit.expired():
+            async with asyncio.timeout(AUTHORIZER_TIMEOUT_S) as limit:
+                if await authorizer(action, room, members) is True and not limit.expired():
                     return
         except TimeoutError:
-            logger.error("may(%r, %r, …) took over %g s, so: no", action, room, MAY_TIMEOUT_S)
+            logger.error(
+                "may(%r, %r, …) took over %g s, so: no", action, room, AUTHORIZER_TIMEOUT_S
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no yes
             # Its text may hold anything, so only what it is.
             kind = type(error).__name__
@@ -299,16 +305,16 @@ def require_scope(claims: Claims, *scopes: Action) -> None:
         raise forbidden(f"the {_kind(claims)}'s scope does not hold {scopes[0]!r}")
 
 
-def not_opened(claims: Claims) -> RequestError:
+def room_not_allowed(claims: Claims) -> RequestError:
     """403: the room is none that the credential opens."""
     return forbidden(f"the {_kind(claims)} does not open this room")
 
 
 def _kind(claims: Claims) -> str:
-    return "token" if claims.key is None else "key"
+    return "token" if claims.key_name is None else "key"
 
 
-def load_rule(name: str) -> Authorizer:
+def load_authorizer(name: str) -> Authorizer:
     """The rule of ``--authorizer``, ``module:function``; the current folder's modules, too.
 
     Raises:

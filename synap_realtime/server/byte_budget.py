@@ -53,15 +53,15 @@ class NoRoomError(Exception):
         self.is_of_caller = is_of_caller
 
 
-NOBODY = Caller("", is_bounded=False)
+NO_CALLER = Caller("", is_bounded=False)
 """For connections that are charged to no budget."""
 
 
 def caller_of(claims: Claims | None, address: str | None) -> Caller:
     """Return who is charged: the key, the user or the token of a credential, else the address."""
     if claims is not None:
-        if claims.key is not None:
-            return Caller(f"key {claims.key}", is_bounded=False)
+        if claims.key_name is not None:
+            return Caller(f"key {claims.key_name}", is_bounded=False)
         if claims.user is not None:
             return Caller(f"user {claims.user}", is_bounded=True)
         if claims.token_id is not None:
@@ -282,9 +282,13 @@ class Budgets:
 
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         most = settings.max_caller_bytes
-        self.requests = ByteBudget(settings.max_request_bytes, most, metrics.cuts("requests"))
-        self.answers = ByteBudget(settings.max_answer_bytes, most, metrics.cuts("answers"))
-        self.backlogs = BacklogBudget(settings.max_backlog_bytes, most, metrics.cuts("backlogs"))
+        self.requests = ByteBudget(
+            settings.max_request_bytes, most, metrics.budget_cuts("requests")
+        )
+        self.answers = ByteBudget(settings.max_answer_bytes, most, metrics.budget_cuts("answers"))
+        self.backlogs = BacklogBudget(
+            settings.max_backlog_bytes, most, metrics.budget_cuts("backlogs")
+        )
         for kind, budget, limit in (
             ("requests", self.requests, settings.max_request_bytes),
             ("answers", self.answers, settings.max_answer_bytes),

@@ -185,7 +185,7 @@ class ServerSettings(BaseSettings):
                 )
         return origins
 
-    def revocations_kept_s(self) -> float:
+    def revocation_retention_s(self) -> float:
         """Return for how long a revocation is kept, so that no revoked token is valid again.
 
         A token is valid until its ``exp`` and the leeway. One that was issued before the revocation
@@ -211,7 +211,7 @@ class ServerSettings(BaseSettings):
             self.retention_s,
             self.request_retention_s,
             max_memory_bytes=self.max_memory_bytes,
-            control_age_s=self.revocations_kept_s(),
+            control_age_s=self.revocation_retention_s(),
         )
 
 

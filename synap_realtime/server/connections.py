@@ -16,8 +16,8 @@ from ..errors import SynapRealtimeError
 from ..protocol.control import PING, CloseCode, ControlFrame
 from .messages import Request
 from .node import CLOSE_TIMEOUT_S, AcceptedSubscription
-from .rooms.subscription import SEND_TIMEOUT_S, Subscription, UnbatchedSink
-from .sse import COMMENT, HEARTBEAT_S, opening, told
+from .rooms.subscription import SLOW_CONSUMER_TIMEOUT_S, Subscription, UnbatchedSink
+from .sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
 from .stores.base import Entry, StoreUnavailableError
 from .ws_codec import cut_reason
 
@@ -36,7 +36,7 @@ class DisconnectedError(Exception):
 _GONE = ("handler is closed", "after sending 'websocket.close'")
 
 
-def until_gone(send: Send) -> Send:
+def translate_disconnects(send: Send) -> Send:
     """``send``, but a peer that has just gone is a :class:`DisconnectedError`.
 
     uvloop closes a socket inside the write that fails, and raises RuntimeError at the next write,
@@ -60,26 +60,26 @@ class _QueueSink(UnbatchedSink):
     """The outlet of a subscription whose words are awaited, one after the other."""
 
     def __init__(self) -> None:
-        self._words: deque[Entry | ControlFrame] = deque()
-        self._news = asyncio.Event()
+        self._queue: deque[Entry | ControlFrame] = deque()
+        self._not_empty = asyncio.Event()
         self._is_sending = False
 
     @property
     def is_writable(self) -> bool:
-        return not (self._is_sending or self._words)
+        return not (self._is_sending or self._queue)
 
-    def put(self, entry: Entry) -> bool:
-        self._words.append(entry)
-        self._news.set()
+    def send(self, entry: Entry) -> bool:
+        self._queue.append(entry)
+        self._not_empty.set()
         return False
 
-    put_soon = put
+    send_batched = send
 
-    def say(self, frame: ControlFrame) -> None:
-        self._words.append(frame)
-        self._news.set()
+    def send_control(self, frame: ControlFrame) -> None:
+        self._queue.append(frame)
+        self._not_empty.set()
 
-    def end(self, code: CloseCode) -> None:
+    def close(self, code: CloseCode) -> None:
         """Who runs the connection waits for it."""
 
     async def run(
@@ -88,21 +88,21 @@ class _QueueSink(UnbatchedSink):
         """Send what is put, for ever."""
         while True:
             self._is_sending = False
-            if not self._words:
-                subscription.writable()
-            while not self._words:
-                self._news.clear()
-                await self._news.wait()
+            if not self._queue:
+                subscription.on_writable()
+            while not self._queue:
+                self._not_empty.clear()
+                await self._not_empty.wait()
             self._is_sending = True
             try:
-                async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await send(self._words.popleft())
+                async with asyncio.timeout(SLOW_CONSUMER_TIMEOUT_S):
+                    await send(self._queue.popleft())
             except TimeoutError:
                 subscription.close(CloseCode.SLOW_CONSUMER)
                 return
 
 
-async def follow(
+async def run_subscription(
     subscription: Subscription,
     after: str | None,
     send: Callable[[Entry | ControlFrame], Awaitable[None]],
@@ -119,10 +119,10 @@ async def follow(
     outlet = _QueueSink()
     try:
         return await _run_until_closed(
-            subscription, outlet.run(subscription, send), subscription.start(after, outlet)
+            subscription, outlet.run(subscription, send), subscription.run(after, outlet)
         )
     finally:
-        subscription.leave()
+        subscription.detach()
 
 
 async def run_websocket(
@@ -139,7 +139,7 @@ async def run_websocket(
     async def write(message: Entry | ControlFrame) -> None:
         if isinstance(message, Entry):
             await send({"type": "websocket.send", "text": message.text})
-        elif request.speaks_control:
+        elif request.supports_control_frames:
             await send({"type": "websocket.send", "text": message.encoded()})
 
     async def listen() -> None:
@@ -157,9 +157,9 @@ async def run_websocket(
             heard = message["bytes"] if message.get("text") is None else message["text"]
             if heard == PING:
                 limit_s = idle_timeout_s
-            if (answer := subscription.hear(heard)) is not None:
+            if (answer := subscription.on_client_message(heard)) is not None:
                 try:
-                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                    async with asyncio.timeout(SLOW_CONSUMER_TIMEOUT_S):
                         await send({"type": "websocket.send", "text": answer})
                 except TimeoutError:
                     return subscription.close(CloseCode.SLOW_CONSUMER)
@@ -175,7 +175,7 @@ async def run_websocket(
         logger.debug("a subscriber went away")
 
 
-async def close_at_once(request: Request, send: Send, code: CloseCode, reason: str) -> None:
+async def close_handshake(request: Request, send: Send, code: CloseCode, reason: str) -> None:
     """Accept a WebSocket to close it with a code and a reason: a page cannot read a refusal."""
     await send({"type": "websocket.accept", "subprotocol": request.chosen_subprotocol})
     with contextlib.suppress(DisconnectedError, OSError, TimeoutError):
@@ -194,7 +194,7 @@ async def run_event_stream(
     """
     subscription, head = opened.session.subscription, opened.head
     assert head is not None  # noqa: S101 - of an event stream
-    headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in head.fields().items()]
+    headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in head.header_fields().items()]
     has_begun = False
     started = asyncio.Event()
 
@@ -205,14 +205,14 @@ async def run_event_stream(
 
     async def start() -> None:
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
+            async with asyncio.timeout(SLOW_CONSUMER_TIMEOUT_S):
                 await begin()
-                await put(opening())
+                await put(encode_retry())
         except TimeoutError:  # what it asked for before, on this connection, it does not read
             subscription.close(CloseCode.SLOW_CONSUMER)
             return
         started.set()
-        await _follow(subscription, opened.after, lambda message: put(told(message)))
+        await _follow(subscription, opened.after, lambda message: put(encode_event(message)))
 
     async def put(text: bytes) -> None:
         await send({"type": "http.response.body", "body": text, "more_body": True})
@@ -246,7 +246,7 @@ async def _follow(
     write: Callable[[Entry | ControlFrame], Awaitable[None]],
 ) -> None:
     try:
-        await follow(subscription, after, write)
+        await run_subscription(subscription, after, write)
     except StoreUnavailableError:
         subscription.close(CloseCode.DRAINING)
 
@@ -262,7 +262,7 @@ async def _run_until_closed(
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part) for part in parts]
-            code = await subscription.closed()
+            code = await subscription.wait_closed()
             for task in tasks:
                 task.cancel()
     except ExceptionGroup as errors:

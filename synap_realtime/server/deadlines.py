@@ -16,7 +16,7 @@ class TimerTarget(Protocol):
     is_over: bool
     """It is not to be woken any more."""
 
-    def ring(self) -> None: ...
+    def on_timer(self) -> None: ...
 
 
 class TimerQueue:
@@ -25,10 +25,10 @@ class TimerQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, TimerTarget]] = []
         self._order = itertools.count()  # among those of one moment
-        self._over = 0
+        self._cancelled = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def set(self, delay_s: float, sleeper: TimerTarget) -> None:
+    def schedule(self, delay_s: float, sleeper: TimerTarget) -> None:
         """Ring it so much later."""
         loop = asyncio.get_running_loop()
         when = loop.time() + max(0.0, delay_s)
@@ -37,11 +37,11 @@ class TimerQueue:
         if is_next:
             self._wait(loop)
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """A sleeper is over: when half of them are, they are forgotten."""
-        self._over += 1
-        if self._over > len(self._heap) // 2:
-            self._over = 0
+        self._cancelled += 1
+        if self._cancelled > len(self._heap) // 2:
+            self._cancelled = 0
             self._heap = [alarm for alarm in self._heap if not alarm[2].is_over]
             heapq.heapify(self._heap)
 
@@ -55,9 +55,9 @@ class TimerQueue:
         if self._timer is not None:
             self._timer.cancel()
         delay_s = min(self._heap[0][0] - loop.time(), _MAX_DELAY_S)
-        self._timer = loop.call_later(max(0.0, delay_s), self._look)
+        self._timer = loop.call_later(max(0.0, delay_s), self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -66,6 +66,6 @@ class TimerQueue:
             due.append(heapq.heappop(self._heap)[2])
         for sleeper in due:
             if not sleeper.is_over:
-                sleeper.ring()
+                sleeper.on_timer()
         if self._heap:
             self._wait(loop)

@@ -123,7 +123,7 @@ class RateLimitFilter(logging.Filter):
 logger.addFilter(RateLimitFilter(MAX_LINES_PER_S, MAX_LINES_PER_CALLER_S))
 
 
-def refused(
+def log_rejected(
     problem: Mapping[str, str],
     address: str | None,
     room: Room | None,
@@ -155,7 +155,9 @@ def refused(
         )  # fmt: skip
 
 
-def opened(room: Room, claims: Claims, address: str | None, device: str | None, kind: str) -> None:
+def log_opened(
+    room: Room, claims: Claims, address: str | None, device: str | None, kind: str
+) -> None:
     """A connection began."""
     if logger.isEnabledFor(logging.DEBUG):
         _write(
@@ -164,7 +166,7 @@ def opened(room: Room, claims: Claims, address: str | None, device: str | None, 
         )  # fmt: skip
 
 
-def closed(
+def log_closed(
     room: Room,
     claims: Claims,
     address: str | None,
@@ -184,12 +186,12 @@ def closed(
         )  # fmt: skip
 
 
-def are_detailed() -> bool:
+def debug_enabled() -> bool:
     """Whether there are lines about each connection and publish."""
     return logger.isEnabledFor(logging.DEBUG)
 
 
-def published(
+def log_published(
     claims: Claims,
     receipts: Iterable[tuple[Room, PublishResult]],
     is_credential: Callable[[str], bool],
@@ -205,7 +207,7 @@ def published(
         )  # fmt: skip
 
 
-def revoked(claims: Claims, of: str, name: str, count: int) -> None:
+def log_revoked(claims: Claims, of: str, name: str, count: int) -> None:
     """Somebody's tokens were taken back: which is always written. Of a token's id a digest: the id
     itself may be a secret of another system."""
     shown = name if of == "user" else sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
@@ -215,6 +217,6 @@ def revoked(claims: Claims, of: str, name: str, count: int) -> None:
 
 def _write(level: int, message: str, claims: Claims | None, **fields: object) -> None:
     if claims is not None:
-        fields = {"user": claims.user, "key": claims.key, **fields}
+        fields = {"user": claims.user, "key": claims.key_name, **fields}
     extra = {name: value for name, value in fields.items() if value is not None}
     logger.log(level, message, extra=extra)

@@ -21,7 +21,7 @@ from .auth import Claims
 from .config import ServerSettings, is_loopback
 from .messages import RequestError
 
-MAX_CALLERS = 100_000
+MAX_TRACKED_KEYS = 100_000
 """So many are counted at once, for each rate."""
 
 
@@ -68,10 +68,10 @@ class Limits:
         who = _name_of(claims)
         if who is None:
             return
-        if wait_s := self._publishes.wait_s(who, count):
+        if wait_s := self._publishes.try_acquire(who, count):
             most, what = self._settings.publishes_per_s, "notifications"
-        elif wait_s := self._bytes.wait_s(who, size):
-            self._publishes.give_back(who, count)
+        elif wait_s := self._bytes.try_acquire(who, size):
+            self._publishes.release(who, count)
             most, what = self._settings.publish_bytes_per_s, "bytes"
         else:
             return
@@ -91,7 +91,7 @@ class Limits:
             return
         if wait_s := self._requests.spend(who, 1):
             most, what = self._settings.requests_per_s, "requests"
-        elif wait_s := self._read.wait_s(who):
+        elif wait_s := self._read.try_acquire(who):
             most, what = self._settings.read_bytes_per_s, "bytes read"
         else:
             return
@@ -114,7 +114,7 @@ class Limits:
             RequestError: 429.
         """
         who = _limited_address(address)
-        if who is not None and (wait_s := self._attempts.wait_s(who)):
+        if who is not None and (wait_s := self._attempts.try_acquire(who)):
             most = self._settings.requests_per_s
             raise rate_limited(f"at most {most} failed attempts a second for an address", wait_s)
 
@@ -127,7 +127,7 @@ class Limits:
             RequestError: 429.
         """
         who = _name_of(claims)
-        if who is not None and (wait_s := self._requests.wait_s(who)):
+        if who is not None and (wait_s := self._requests.try_acquire(who)):
             most = self._settings.requests_per_s
             raise rate_limited(
                 f"at most {most} refused requests a second for a user or a key", wait_s
@@ -143,12 +143,12 @@ class Limits:
         if (who := _caller(claims, address)) is not None:
             self._requests.charge(who, 1)
 
-    def takes_message(self, connection: int) -> bool:
+    def allow_message(self, connection: int) -> bool:
         """Whether a client may say something more."""
-        return not self._messages.wait_s(str(connection), 1)
+        return not self._messages.try_acquire(str(connection), 1)
 
-    def take_place(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
-        """A place for a connection; :meth:`give_back` when it has ended.
+    def acquire(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
+        """A place for a connection; :meth:`release` when it has ended.
 
         Raises:
             RequestError: 429: too many in all, of rooms, in this room, or of this address.
@@ -157,24 +157,24 @@ class Limits:
         settings = self._settings
         source = _limited_address(address)
         if source is not None:
-            if wait_s := self._connects.wait_s(source, 1):
+            if wait_s := self._connects.try_acquire(source, 1):
                 raise rate_limited(
                     f"at most {settings.new_connections_per_s:g} new connections a second for an "
                     "address",
                     wait_s,
                 )
-            if _is_full(self._by_address[source], settings.max_connections_per_address):
+            if _at_limit(self._by_address[source], settings.max_connections_per_address):
                 most = settings.max_connections_per_address
                 raise rate_limited(f"at most {most} connections for an address", 10)
-        if _is_full(self._connections, settings.max_connections):
+        if _at_limit(self._connections, settings.max_connections):
             raise rate_limited(f"at most {settings.max_connections} connections", 10)
-        if room not in self._by_room and _is_full(len(self._by_room), settings.max_rooms):
+        if room not in self._by_room and _at_limit(len(self._by_room), settings.max_rooms):
             raise rate_limited(f"at most {settings.max_rooms} rooms that somebody listens to", 10)
-        if _is_full(self._by_room[room], settings.max_connections_per_room):
+        if _at_limit(self._by_room[room], settings.max_connections_per_room):
             most = settings.max_connections_per_room
             raise rate_limited(f"at most {most} connections in a room", 10)
         user = claims.user
-        if user is not None and _is_full(self._by_user[user], settings.max_connections_per_user):
+        if user is not None and _at_limit(self._by_user[user], settings.max_connections_per_user):
             raise UserConnectionLimitError(settings.max_connections_per_user)
         place = ConnectionSlot(user, room, source)
         self._connections += 1
@@ -182,7 +182,7 @@ class Limits:
             counter[name] += 1
         return place
 
-    def give_back(self, place: ConnectionSlot) -> None:
+    def release(self, place: ConnectionSlot) -> None:
         self._connections -= 1
         for counter, name in self._counters(place):
             counter[name] -= 1
@@ -204,8 +204,8 @@ def rate_limited(details: str, wait_s: float) -> RequestError:
 
 def _name_of(claims: Claims) -> str | None:
     """What a caller's rates are counted by; None: there are no keys."""
-    if claims.key is not None:
-        return f"key {claims.key}"
+    if claims.key_name is not None:
+        return f"key {claims.key_name}"
     if claims.user is not None:  # who may be called "key …"
         return f"user {claims.user}"
     return None if claims.token_id is None else f"token {claims.token_id}"
@@ -240,7 +240,7 @@ class _Budget:
         self._per_s = per_s
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
-    def wait_s(self, who: str) -> float:
+    def try_acquire(self, who: str) -> float:
         """For how long there is nothing left; 0: there is something."""
         if not self._per_s:
             return 0.0
@@ -249,7 +249,7 @@ class _Budget:
 
     def spend(self, who: str, cost: float) -> float:
         """Take so much, if there is anything left; 0, or how long to wait."""
-        wait_s = self.wait_s(who)
+        wait_s = self.try_acquire(who)
         if not wait_s:
             self.charge(who, cost)
         return wait_s
@@ -261,7 +261,7 @@ class _Budget:
         now = time.monotonic()
         full_at = max(self._full_at.pop(who, now), now) + cost / self._per_s
         self._full_at[who] = full_at
-        if len(self._full_at) > MAX_CALLERS:
+        if len(self._full_at) > MAX_TRACKED_KEYS:
             self._full_at.popitem(last=False)
 
 
@@ -279,46 +279,46 @@ class _Rate:
         self._throttled = Throttled(
             using="gcra",
             quota=per_sec(per_s, burst=per_s),
-            store=MemoryStore(options={"MAX_SIZE": MAX_CALLERS}),
+            store=MemoryStore(options={"MAX_SIZE": MAX_TRACKED_KEYS}),
         )
 
-    def wait_s(self, who: str, cost: int) -> float:
+    def try_acquire(self, who: str, cost: int) -> float:
         """Take so many; 0, or how long to wait because they are too many."""
         left = self._leased.get(who, 0)
         if cost <= left:
             self._leased[who] = left - cost
             return 0.0
         lease = self._lease
-        if cost < lease and not self._ask(who, lease):
+        if cost < lease and not self._consume(who, lease):
             self._leased[who] = left + lease - cost
-            if len(self._leased) > MAX_CALLERS:
+            if len(self._leased) > MAX_TRACKED_KEYS:
                 self._leased.popitem(last=False)
             return 0.0
-        return self._ask(who, min(cost, self._burst))
+        return self._consume(who, min(cost, self._burst))
 
-    def give_back(self, who: str, cost: int) -> None:
+    def release(self, who: str, cost: int) -> None:
         """Who has taken so many does not use them after all."""
         cost = min(cost, self._burst)
         self._leased[who] = min(self._leased.get(who, 0) + cost, self._burst)
-        if len(self._leased) > MAX_CALLERS:
+        if len(self._leased) > MAX_TRACKED_KEYS:
             self._leased.popitem(last=False)
 
-    def _ask(self, who: str, cost: int) -> float:
+    def _consume(self, who: str, cost: int) -> float:
         result = self._throttled.limit(who, cost)
         return max(float(result.state.retry_after), 0.001) if result.limited else 0.0
 
 
 class _Unlimited:
-    def wait_s(self, who: str, cost: int) -> float:  # noqa: ARG002
+    def try_acquire(self, who: str, cost: int) -> float:  # noqa: ARG002
         return 0.0
 
-    def give_back(self, who: str, cost: int) -> None: ...
+    def release(self, who: str, cost: int) -> None: ...
 
 
 def _rate(per_s: int) -> _Rate | _Unlimited:
     return _Rate(per_s) if per_s else _Unlimited()
 
 
-def _is_full(count: int, most: int) -> bool:
+def _at_limit(count: int, most: int) -> bool:
     """0 is no limit."""
     return bool(most) and count >= most

@@ -14,8 +14,8 @@ from .events import MAX_LINES_PER_S, RateLimitFilter
 
 Format = Literal["text", "json"]
 
-_HUMAN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_BY_STRANGERS = ("uvicorn.error", "synap_realtime.server.authorization")
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_UNTRUSTED_LOGGERS = ("uvicorn.error", "synap_realtime.server.authorization")
 """Who else writes a line for what a single request is: bounded as those of ``events`` are."""
 _PLAIN = re.compile(r"[\w.:+*|@/-]+", re.ASCII)
 _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
@@ -26,11 +26,11 @@ class _TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         members = vars(record).items()
-        more = [f" {name}={_shown(value)}" for name, value in members if name not in _OWN]
+        more = [f" {name}={_quote(value)}" for name, value in members if name not in _OWN]
         return super().formatMessage(record) + "".join(more)
 
 
-def _shown(value: object) -> str:
+def _quote(value: object) -> str:
     """In quotes where it could be taken for something else: nobody writes lines of their own."""
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
@@ -46,11 +46,11 @@ def configure(level: str, style: Format, worker: int | None = None) -> None:
         ConfigurationError: python-json-logger is wanted and not installed.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_json_formatter() if style == "json" else _TextFormatter(_HUMAN))
+    handler.setFormatter(_json_formatter() if style == "json" else _TextFormatter(_TEXT))
     if worker is not None:
         handler.addFilter(WorkerIdFilter(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    for name in _BY_STRANGERS:
+    for name in _UNTRUSTED_LOGGERS:
         logging.getLogger(name).addFilter(RateLimitFilter(MAX_LINES_PER_S))
 
 

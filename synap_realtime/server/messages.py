@@ -49,8 +49,8 @@ class Request:
         subprotocols: what a WebSocket's client offers.
         content: the body, where all of it has come with the head; else ``read`` brings it: a route
             asks for it when it knows who sends it.
-        segments: after :meth:`open`, the path below where the server is mounted, split at ``/`` and
-            then percent-decoded.
+        segments: after :meth:`parse_target`, the path below where the server is mounted, split at
+            ``/`` and then percent-decoded.
         query: after it, the parameters; of a repeated one the last, and an empty one is none.
         credential: after it, a publisher's key or a token: from ``Authorization``, else the
             subprotocol, else the query.
@@ -60,8 +60,20 @@ class Request:
     """
 
     __slots__ = (
-        "address", "claims", "content", "credential", "headers", "method", "mounted", "path",
-        "query", "query_string", "read", "rejected_user", "segments", "subprotocols",
+        "address",
+        "claims",
+        "content",
+        "credential",
+        "headers",
+        "method",
+        "path",
+        "path_segments",
+        "query",
+        "query_string",
+        "read",
+        "rejected_user",
+        "root_path",
+        "subprotocols",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +84,7 @@ class Request:
         headers: dict[str, str],
         address: str | None = None,
         subprotocols: Sequence[str] = (),
-        mounted: str = "",
+        root_path: str = "",
         read: Read = _no_body,
     ) -> None:
         self.method = method
@@ -81,22 +93,22 @@ class Request:
         self.headers = headers
         self.address = address
         self.subprotocols = subprotocols
-        self.mounted = mounted
+        self.root_path = root_path
         self.read = read
         self.content: bytes | None = None
-        self.segments: tuple[str, ...] = ()
+        self.path_segments: tuple[str, ...] = ()
         self.query: dict[str, str] = {}
         self.credential: str | None = None
         self.claims: Claims | None = None
         self.rejected_user: str | None = None
 
-    def open(self) -> None:
+    def parse_target(self) -> None:
         """Take apart what it asks for.
 
         Raises:
             RequestError: 400.
         """
-        self.segments = self._split() if self.mounted else split_path(self.path)
+        self.path_segments = self._split() if self.root_path else split_path(self.path)
         if self.query_string:
             try:
                 parameters = parse_qs(self.query_string, max_num_fields=MAX_QUERY_FIELDS)
@@ -111,13 +123,13 @@ class Request:
         try:
             match self._split():
                 case ("rooms", segment, *_):
-                    return room_of(segment)
+                    return parse_room_param(segment)
         except RequestError:
             pass
         return None
 
     @property
-    def speaks_control(self) -> bool:
+    def supports_control_frames(self) -> bool:
         """Whether the client offered ``synap.v1``."""
         return SUBPROTOCOL in self.subprotocols
 
@@ -125,14 +137,14 @@ class Request:
     def chosen_subprotocol(self) -> str | None:
         """Ours, else the one with the token, because a browser wants one of those that it has
         offered."""
-        if self.speaks_control:
+        if self.supports_control_frames:
             return SUBPROTOCOL
         return next((n for n in self.subprotocols if n.startswith(BEARER_SUBPROTOCOL)), None)
 
     def _split(self) -> tuple[str, ...]:
         segments = split_path(self.path)
-        if self.mounted:
-            mounted = tuple(part for part in self.mounted.split("/") if part)
+        if self.root_path:
+            mounted = tuple(part for part in self.root_path.split("/") if part)
             for start in range(len(mounted)):  # a proxy may have taken a first part of it away
                 prefix = mounted[start:]
                 if segments[: len(prefix)] == prefix:
@@ -157,21 +169,21 @@ class Response(NamedTuple):
 
     Attributes:
         problem: what an error's body says.
-        rest: produces what follows ``content`` of a long body, a chunk at a time; None: ``content``
+        rest: produces what follows ``body`` of a long body, a chunk at a time; None: ``body``
             is the whole. Closed by the front, whatever becomes of the connection.
     """
 
     status: int
-    content: bytes
+    body: bytes
     headers: Mapping[str, str] = _NONE
     content_type: str = "application/json"
-    problem: Mapping[str, str] | None = None
+    error: Mapping[str, str] | None = None
     rest: AsyncGenerator[bytes] | None = None
 
     def with_headers(self, headers: Mapping[str, str]) -> Response:
         return self._replace(headers={**self.headers, **headers})
 
-    def fields(self) -> dict[str, str]:
+    def header_fields(self) -> dict[str, str]:
         """All headers but those about how the body is sent."""
         fields = {"Cache-Control": "no-store", **self.headers}
         if self.status != 204:  # which has no body, and may not say what it is
@@ -200,14 +212,14 @@ class RequestError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(error)
-        self.is_about_credential = False
+        self.is_auth_error = False
         self.rejected_user: str | None = None
         self.body = {"error": error, "details": details, "code": code}
-        content = json_response(status, self.body).content
-        self.response = Response(status, content, headers or {}, problem=self.body)
+        content = json_response(status, self.body).body
+        self.response = Response(status, content, headers or {}, error=self.body)
 
 
-def problem_of_head(
+def head_error(
     target_bytes: int,
     version: str,
     headers: Mapping[str, str],
@@ -280,7 +292,7 @@ def method_not_allowed(right: str) -> RequestError:
 _parse_room = lru_cache(1024)(parse_room)  # those that are published to are mostly the same
 
 
-def room_of(segment: str) -> Room:
+def parse_room_param(segment: str) -> Room:
     """The room in a path.
 
     Raises:
@@ -316,7 +328,7 @@ def split_path(raw: str) -> tuple[str, ...]:
         raise bad_request("Invalid path", "its percent-encoding is not UTF-8") from None
 
 
-def position_of(text: str, words: str = "'earliest' or 'latest'") -> Cursor:
+def parse_cursor_param(text: str, words: str = "'earliest' or 'latest'") -> Cursor:
     """The cursor in a query.
 
     Args:
@@ -331,7 +343,7 @@ def position_of(text: str, words: str = "'earliest' or 'latest'") -> Cursor:
         raise bad_request("Invalid position", f"after: expected a cursor, {words}") from error
 
 
-def device_of(query: Mapping[str, str]) -> str | None:
+def parse_device_param(query: Mapping[str, str]) -> str | None:
     """Which of the user's devices asks.
 
     Raises:
@@ -345,7 +357,7 @@ def device_of(query: Mapping[str, str]) -> str | None:
         raise bad_request("Invalid device", f"device: {error.problem}") from error
 
 
-async def json_body(request: Request) -> bytes:
+async def read_json_body(request: Request) -> bytes:
     """The body, whose sender says that it is JSON.
 
     Raises:
@@ -376,7 +388,7 @@ async def json_body(request: Request) -> bytes:
     return content
 
 
-def parsed_json(content: bytes) -> object:
+def decode_json(content: bytes) -> object:
     """What a body holds: strict (no NaN, no lone surrogates, bounded depth).
 
     Raises:

@@ -25,14 +25,14 @@ from .tallies import Histogram, HistogramVec
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-LAG_EVERY_S = 0.5
+LAG_INTERVAL_S = 0.5
 """How often it is looked whether the event loop comes late."""
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 class Metrics:
-    """The counts of one server; ``text()`` is what ``/metrics`` answers."""
+    """The counts of one server; ``render()`` is what ``/metrics`` answers."""
 
     def __init__(self, version: str, max_connections: int, worker: int | None = None) -> None:
         """
@@ -99,8 +99,8 @@ class Metrics:
         self.delivery_latency = histogram(
             "delivery_latency",
             "From a publish's arrival until all in a room have it, and each who had to wait.",
-        ).of()
-        self._lag = histogram("event_loop_lag", "How late the event loop comes.").of()
+        ).labels()
+        self._lag = histogram("event_loop_lag", "How late the event loop comes.").labels()
         self._timer: asyncio.TimerHandle | None = None
         # A series that is there from the start can be told from one that is missing.
         self._by_transport = {
@@ -116,7 +116,7 @@ class Metrics:
 
     def totals(self) -> dict[str, float]:
         """What has been counted since the start, over all labels; without a count of its own."""
-        self._count_written()
+        self._flush_counters()
         counters = {
             "published": self._publishes, "delivered": self._deliveries, "refused": self._errors,
             "dropped": self._server_disconnects,
@@ -143,7 +143,7 @@ class Metrics:
         if duplicates:
             self.published("duplicate", duplicates)
 
-    def cuts(self, kind: str) -> Callable[[], None]:
+    def budget_cuts(self, kind: str) -> Callable[[], None]:
         """What counts a connection that is ended for the bytes of a kind."""
         cuts = self._cuts.labels(kind)
         return lambda: cuts.inc()
@@ -158,13 +158,13 @@ class Metrics:
         self._held_limits.labels(kind).set(limit)
         self._held_bytes.labels(kind).set_function(held)
 
-    def refused(self, code: str) -> None:
+    def errored(self, code: str) -> None:
         self._errors.labels(code).inc()
 
-    def dropped(self, reason: str) -> None:
+    def disconnected_by_server(self, reason: str) -> None:
         self._server_disconnects.labels(reason).inc()
 
-    def caught_up(self, *, recovered: bool) -> None:
+    def replay_finished(self, *, recovered: bool) -> None:
         self._recoveries.labels("recovered" if recovered else "gap").inc()
 
     def delivered(self, after_s: float, count: int) -> None:
@@ -173,10 +173,10 @@ class Metrics:
         self._written += count
         self.delivery_latency.observe(after_s)
 
-    def delivered_late(self, began_at: float | None) -> None:
+    def delivered_from_backlog(self, published_at: float | None) -> None:
         """It was written to one who had to wait for it."""
-        if began_at is not None:
-            self.delivery_latency.observe(perf_counter() - began_at)
+        if published_at is not None:
+            self.delivery_latency.observe(perf_counter() - published_at)
 
     def connected(self, transport: str) -> None:
         opened, connections = self._by_transport[transport]
@@ -188,43 +188,43 @@ class Metrics:
 
     def store_operation(self, name: str) -> Histogram:
         """How long a call of the store took."""
-        return self._store.of(name)
+        return self._store.labels(name)
 
     def store_failed(self, name: str) -> None:
         """A call that raised."""
         self._store_errors.labels(name).inc()
 
-    def text(self, usage: StoreStats) -> bytes:
+    def render(self, usage: StoreStats) -> bytes:
         """All of it, in Prometheus' text format."""
-        self._count_written()
+        self._flush_counters()
         self._store_bytes.set(usage.bytes)
         self._store_rooms.set(usage.rooms)
         self._store_evictions.inc(usage.evicted - self._evicted)
         self._evicted = usage.evicted
         return generate_latest(self._registry)
 
-    def _count_written(self) -> None:
+    def _flush_counters(self) -> None:
         self._live.inc(self._written)
         self._outcomes["accepted"].inc(self._accepted)
         self._bytes.inc(self._accepted_bytes)
         self._written = self._accepted = self._accepted_bytes = 0
 
-    def watch_loop(self) -> None:
+    def monitor_loop(self) -> None:
         """Look at the running event loop from now on; to call it again changes nothing."""
         if self._timer is None:
-            self._look_at(asyncio.get_running_loop())
+            self._schedule_lag_probe(asyncio.get_running_loop())
 
     def close(self) -> None:
         """Look at the event loop no more."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look_at(self, loop: asyncio.AbstractEventLoop) -> None:
-        due = loop.time() + LAG_EVERY_S
+    def _schedule_lag_probe(self, loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + LAG_INTERVAL_S
 
         def look() -> None:
             self._lag.observe(max(0.0, loop.time() - due))
-            self._look_at(loop)
+            self._schedule_lag_probe(loop)
 
         self._timer = loop.call_at(due, look)
 

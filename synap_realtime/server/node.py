@@ -34,10 +34,10 @@ from .messages import (
     RequestError,
     Response,
     bad_request,
-    device_of,
     method_not_allowed,
-    position_of,
-    room_of,
+    parse_cursor_param,
+    parse_device_param,
+    parse_room_param,
     unavailable,
 )
 from .metrics import Metrics
@@ -45,16 +45,16 @@ from .revocations import Revocations
 from .rooms.hub import Hub
 from .rooms.presence import Presence
 from .rooms.sessions import Session, SessionRegistry
-from .rooms.subscription import LOST
+from .rooms.subscription import UNKNOWN_POSITION
 from .stores.base import ClusterStore, Store, StoreUnavailableError
 from .stores.measured import InstrumentedStore
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
-from .watched import LOOK_EVERY_S
+from .watched import CHECK_INTERVAL_S
 
 logger = logging.getLogger(__name__)
 
-RETRY_MS = 1000
+SSE_RETRY_MS = 1000
 """When a browser comes back after an event stream has ended."""
 
 CLOSE_TIMEOUT_S = 2.0
@@ -111,7 +111,7 @@ class Node:
         settings: ServerSettings,
         store: Store,
         authenticator: Authenticator,
-        may: Authorizer | None,
+        authorizer: Authorizer | None,
         worker: int | None = None,
     ) -> None:
         own_version = version("synap-realtime")
@@ -119,7 +119,7 @@ class Node:
         metrics.show_limits(settings.limits())
         hub = Hub(metrics.delivered)
         if isinstance(store, ClusterStore):
-            store.subscribe(lambda room, entry: hub.deliver(room, entry, perf_counter()))
+            store.subscribe(lambda room, entry: hub.broadcast(room, entry, perf_counter()))
         # A store of another author may use asyncio.timeout(), which needs a current task.
         self._store_needs_tasks = type(store) not in (MemoryStore, SqliteStore)
         self._store = store = InstrumentedStore(store, metrics)
@@ -127,7 +127,7 @@ class Node:
         self._limits = limits = Limits(settings)
         self.budgets = budgets = Budgets(settings, metrics)
         revocations = Revocations(
-            store, hub, leeway_s=settings.token_leeway_s, kept_s=settings.revocations_kept_s()
+            store, hub, leeway_s=settings.token_leeway_s, kept_s=settings.revocation_retention_s()
         )
         self._settings = settings
         self._authenticator = authenticator
@@ -136,7 +136,7 @@ class Node:
             revocations,
             limits,
             allowed_origins=settings.allowed_origins,
-            may=may,
+            authorizer=authorizer,
         )
         self._sessions = SessionRegistry(
             store, hub, presence, access, revocations, limits, budgets.backlogs, metrics
@@ -182,24 +182,24 @@ class Node:
         """Without, it answers this machine only."""
         return bool(self._access.keys())
 
-    def needs_tasks(self) -> bool:
+    def may_block(self) -> bool:
         """Whether serving a request may await something that requires a current task."""
-        return self._store_needs_tasks or self._access.needs_tasks()
+        return self._store_needs_tasks or self._access.may_block()
 
     def monitor_event_loop(self) -> None:
         """Look at the running event loop, and at the keys, from now on; to call it again changes
         nothing."""
-        self._metrics.watch_loop()
+        self._metrics.monitor_loop()
         if self._keys_timer is None:
             self._watch_keys(asyncio.get_running_loop())
 
     def _watch_keys(self, loop: asyncio.AbstractEventLoop) -> None:
         """A key that was removed stops counting within a second, whoever asks meanwhile."""
-        self._keys_timer = loop.call_later(LOOK_EVERY_S, self._watch_keys, loop)
+        self._keys_timer = loop.call_later(CHECK_INTERVAL_S, self._watch_keys, loop)
         if self._access.refresh_keys() and (closed := self._sessions.close_untrusted()):
             logger.warning("connections closed: their key was removed; connections=%d", closed)
 
-    async def answer(self, request: Request) -> Response | AcceptedSubscription:
+    async def handle(self, request: Request) -> Response | AcceptedSubscription:
         """Answer a request; what is asked below ``/rooms/{room}/events`` is let in as a stream.
 
         What ``request.read`` raises is the answer, if it is a :class:`RequestError`.
@@ -208,14 +208,14 @@ class Node:
         try:
             origin = request.headers.get("origin")
             if origin is not None or "sec-fetch-site" in request.headers or not self._access.keys():
-                self._access.admit(_caller(request))
+                self._access.check_peer(peer_info(request))
             if origin is not None:
                 cors = _cors(origin)
-            request.open()
+            request.parse_target()
             if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
                 self._limits.check_request(None, request.address)
                 return Response(204, b"", {**cors, **_preflight(request)})
-            segments = request.segments
+            segments = request.path_segments
             if len(segments) == 3 and segments[0] == "rooms" and segments[2] == "events":
                 if request.method not in ("GET", "HEAD"):
                     raise method_not_allowed("GET")
@@ -226,8 +226,8 @@ class Node:
             response = error.response
         except StoreUnavailableError as error:
             response = unavailable(str(error)).response
-        if response.problem is not None:
-            self.note(request, response)
+        if response.error is not None:
+            self.record_error(request, response)
         return response.with_headers(cors) if cors else response
 
     def admit_answer(self, request: Request, response: Response) -> None:
@@ -237,7 +237,7 @@ class Node:
             RequestError: the answer is too large for what can be held for its peer now.
         """
 
-    async def open_websocket(self, request: Request) -> AcceptedSubscription:
+    async def accept_websocket(self, request: Request) -> AcceptedSubscription:
         """Let a WebSocket in.
 
         Raises:
@@ -252,18 +252,14 @@ class Node:
         except RequestError as error:
             codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
             status = error.response.status
-            if (
-                not error.is_about_credential
-                or "origin" not in request.headers
-                or status not in codes
-            ):
-                self.note(request, error.response)
+            if not error.is_auth_error or "origin" not in request.headers or status not in codes:
+                self.record_error(request, error.response)
                 raise
             code, cause = codes[status], error.body["details"]
         except StoreUnavailableError as error:
-            raise self._noted(request, unavailable(str(error))) from None
+            raise self._record_error(request, unavailable(str(error))) from None
         reason = code.name.lower()
-        self._metrics.dropped(reason)
+        self._metrics.disconnected_by_server(reason)
         self._write_down(request, {"code": reason, "details": cause}, code)
         raise CloseHandshakeError(code, cause)
 
@@ -271,16 +267,16 @@ class Node:
         """The connection of a session has gone; a second call changes nothing."""
         self._sessions.close(session)
 
-    def note(self, request: Request, response: Response) -> None:
+    def record_error(self, request: Request, response: Response) -> None:
         """Count an error, and write it down."""
-        if response.problem is not None:
+        if response.error is not None:
             if request.claims is not None and response.status not in (429, 503):
                 self._limits.count_refusal(request.claims, request.address)
-            self._metrics.refused(response.problem["code"])
-            self._write_down(request, response.problem)
+            self._metrics.errored(response.error["code"])
+            self._write_down(request, response.error)
 
-    def _noted(self, request: Request, error: RequestError) -> RequestError:
-        self.note(request, error.response)
+    def _record_error(self, request: Request, error: RequestError) -> RequestError:
+        self.record_error(request, error.response)
         return error
 
     def _write_down(
@@ -289,7 +285,7 @@ class Node:
         room = request.room()
         if room is not None and self._access.is_credential(key_of(room)):
             room = None
-        events.refused(
+        events.log_rejected(
             problem, request.address, room, request.claims,
             origin=request.headers.get("origin"), user=request.rejected_user, close_code=code,
         )  # fmt: skip
@@ -326,11 +322,11 @@ class Node:
             if number:
                 await asyncio.sleep(pause_s)
             for subscription in batch:
-                subscription.let_go(100 + secrets.randbelow(spread_ms))
-        await self._sessions.wait_until_left(end)
+                subscription.drain(100 + secrets.randbelow(spread_ms))
+        await self._sessions.wait_drained(end)
         for subscription in self._sessions.subscriptions():
             subscription.close(CloseCode.DRAINING)
-        await self._sessions.wait_until_left(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
+        await self._sessions.wait_drained(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
 
     async def close(self) -> None:
         """Drain, then let go of the store."""
@@ -344,26 +340,26 @@ class Node:
         await self._api.close()
 
     async def _open_websocket(self, request: Request) -> AcceptedSubscription:
-        self._access.admit(_caller(request))
-        request.open()
-        match request.segments:
+        self._access.check_peer(peer_info(request))
+        request.parse_target()
+        match request.path_segments:
             case ("rooms", segment, "subscribe"):
-                target = _target(segment, request.query)
-                if target.watches and not request.speaks_control:
+                target = parse_subscribe_params(segment, request.query)
+                if target.wants_presence and not request.supports_control_frames:
                     raise bad_request(
                         "Nothing could be told", "presence: offer the subprotocol synap.v1"
                     )
-                self._publishing.refuse_while_draining()
+                self._publishing.ensure_accepting()
             case _:
                 raise RequestError(
                     404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
                 )
         try:
-            claims = await self._access.identify_counted(request)
-            await self._permit(claims, target)
+            claims = await self._access.authenticate_counted(request)
+            await self._authorize(claims, target)
             self._refuse_credential(target)
         except RequestError as error:
-            error.is_about_credential = True
+            error.is_auth_error = True
             raise
         session = self._sessions.open(
             target.room,
@@ -371,8 +367,8 @@ class Node:
             request.address,
             transport="websocket",
             device=target.device,
-            acknowledges=request.speaks_control,
-            watches=target.watches,
+            acknowledges=request.supports_control_frames,
+            wants_presence=target.wants_presence,
         )
         return AcceptedSubscription(session, target.after)
 
@@ -386,15 +382,15 @@ class Node:
         if last := request.headers.get("last-event-id"):
             # A browser cannot choose what it sends here, so junk is a lost position, not a 400.
             request.query["after"] = last if is_cursor(last) else "earliest"
-        target = _target(segment, request.query)
-        after = LOST if last and not is_cursor(last) else target.after
+        target = parse_subscribe_params(segment, request.query)
+        after = UNKNOWN_POSITION if last and not is_cursor(last) else target.after
         headers = {**_EVENT_STREAM_HEADERS, **cors}
-        claims = await self._access.identify_counted(request)
-        await self._permit(claims, target)
+        claims = await self._access.authenticate_counted(request)
+        await self._authorize(claims, target)
         self._refuse_credential(target)
         short = b"" if request.method == "HEAD" else None
         if short is None and self._publishing.draining:  # after a 503 a browser never comes back
-            short = f"retry: {RETRY_MS + secrets.randbelow(RETRY_MS)}\n\n".encode()
+            short = f"retry: {SSE_RETRY_MS + secrets.randbelow(SSE_RETRY_MS)}\n\n".encode()
         answer = Response(200, short or b"", headers, _EVENT_STREAM)
         if short is not None:
             return answer
@@ -406,7 +402,7 @@ class Node:
                 transport="sse",
                 device=target.device,
                 acknowledges=False,
-                watches=target.watches,
+                wants_presence=target.wants_presence,
             )
         except UserConnectionLimitError as error:
             raise rate_limited(f"at most {error.limit} connections for a user", 10) from None
@@ -423,10 +419,10 @@ class Node:
                 details = f"{name}: this is a credential; send it as Authorization: Bearer …"
                 raise bad_request("A credential in a wrong place", details)
 
-    async def _permit(self, claims: Claims, target: SubscribeParams) -> None:
-        await self._access.permit(claims, "subscribe", target.room)
-        if target.watches:
-            await self._access.permit(claims, "presence", target.room)
+    async def _authorize(self, claims: Claims, target: SubscribeParams) -> None:
+        await self._access.authorize(claims, "subscribe", target.room)
+        if target.wants_presence:
+            await self._access.authorize(claims, "presence", target.room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,21 +433,21 @@ class SubscribeParams:
     room: Room
     after: str | None
     device: str | None
-    watches: bool
+    wants_presence: bool
 
 
-def _target(segment: str, query: dict[str, str]) -> SubscribeParams:
+def parse_subscribe_params(segment: str, query: dict[str, str]) -> SubscribeParams:
     """
     Raises:
         RequestError: it cannot have it.
     """
-    room = room_of(segment)
+    room = parse_room_param(segment)
     after = query.get("after")
     if after not in (None, "earliest", "latest"):
-        position_of(after)
+        parse_cursor_param(after)
     if (presence := query.get("presence", "0")) not in ("0", "1"):
         raise bad_request("Invalid presence", "presence: expected 0 or 1")
-    return SubscribeParams(room, after, device_of(query), watches=presence == "1")
+    return SubscribeParams(room, after, parse_device_param(query), wants_presence=presence == "1")
 
 
 def _cors(origin: str) -> dict[str, str]:
@@ -477,7 +473,7 @@ def _preflight(request: Request) -> dict[str, str]:
     return {**_PREFLIGHT, "Access-Control-Allow-Headers": asked}
 
 
-def _caller(request: Request) -> PeerInfo:
+def peer_info(request: Request) -> PeerInfo:
     headers = request.headers
     return PeerInfo(
         address=request.address,

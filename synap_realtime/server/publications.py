@@ -11,21 +11,23 @@ from pydantic_core import to_json
 from ..errors import InvalidArgumentError
 from ..protocol.notification import (
     MAX_NOTIFICATION_BYTES,
-    RESERVED,
+    RESERVED_PREFIX,
     encode_json,
     now_as_timestamp,
 )
 from ..protocol.rooms import Room
-from ..tracing import NOTHING, Span, is_on
-from .messages import RequestError, bad_request, payload_too_large, room_of
-from .spans import begin_publish
+from ..tracing import NOOP_SPAN, Span, is_enabled
+from .messages import RequestError, bad_request, parse_room_param, payload_too_large
+from .spans import start_publish_span
 from .stores.base import Publication
-from .wire import check_wire
+from .wire import validate_wire
 
-_OURS = ("room", "cursor")  # members that mean nothing in a notification that is sent
+_SERVER_FIELDS = ("room", "cursor")  # members that mean nothing in a notification that is sent
 
 
-def check(value: Any, traceparent: str | None, *, is_valid: bool) -> tuple[str, str, Span]:
+def validate_notification(
+    value: Any, traceparent: str | None, *, is_valid: bool
+) -> tuple[str, str, Span]:
     """The id and the JSON of a notification, with what the server adds; its span has begun.
 
     Args:
@@ -36,12 +38,12 @@ def check(value: Any, traceparent: str | None, *, is_valid: bool) -> tuple[str, 
     """
     try:
         if isinstance(value, dict):  # what a sender wrote there is replaced, whatever it is
-            for name in _OURS:
+            for name in _SERVER_FIELDS:
                 value.pop(name, None)
-        is_known = is_valid and not value["type"].startswith(RESERVED)
-        wire = value if is_known else check_wire(value)
-        _complete(wire)
-        span = begin_publish(wire, traceparent) if is_on() else NOTHING
+        is_known = is_valid and not value["type"].startswith(RESERVED_PREFIX)
+        wire = value if is_known else validate_wire(value)
+        _fill_defaults(wire)
+        span = start_publish_span(wire, traceparent) if is_enabled() else NOOP_SPAN
         content = to_json(wire)
         if b"Infinity" in content or b"NaN" in content:  # perhaps a number
             content = encode_json("notification", wire)
@@ -54,14 +56,14 @@ def check(value: Any, traceparent: str | None, *, is_valid: bool) -> tuple[str, 
     return wire["id"], content.decode(), span
 
 
-def _complete(wire: dict[str, Any]) -> None:
+def _fill_defaults(wire: dict[str, Any]) -> None:
     if "id" not in wire:
         wire["id"] = str(uuid_utils.uuid7())
     if "timestamp" not in wire:
         wire["timestamp"] = now_as_timestamp()
 
 
-def check_item(
+def validate_item(
     item: dict[str, Any],
     rooms: list[Room] | RequestError,
     verdicts: Mapping[Room, RequestError | None],
@@ -78,30 +80,30 @@ def check_item(
             return verdict
     try:
         del item["rooms"]
-        id, text, span = check(item, traceparent, is_valid=is_valid)
+        id, text, span = validate_notification(item, traceparent, is_valid=is_valid)
     except RequestError as error:
         return error
-    if span is not NOTHING:
+    if span is not NOOP_SPAN:
         spans.append(span)
     return [Publication(room, id, text) for room in rooms]
 
 
-def has_rooms(item: object) -> bool:
+def has_room_list(item: object) -> bool:
     """Whether a notification of a batch names where it goes."""
     return isinstance(item, dict) and isinstance(item.get("rooms"), list) and bool(item["rooms"])
 
 
-def rooms_of(item: object) -> list[Room] | RequestError:
+def parse_item_rooms(item: object) -> list[Room] | RequestError:
     """The rooms of one notification of a batch, each once, or what is wrong with them."""
     try:
         if not isinstance(item, dict):
             raise bad_request("Invalid notification", "expected a JSON object")
-        if not has_rooms(item):
+        if not has_room_list(item):
             raise bad_request("Invalid notification", "rooms: expected a list of at least one")
         names = item["rooms"]
         if len(names) > 1:
             names = dict.fromkeys(map(_room_name, names))
-        return [room_of(_room_name(name)) for name in names]
+        return [parse_room_param(_room_name(name)) for name in names]
     except RequestError as error:
         return error
 

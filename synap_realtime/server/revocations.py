@@ -31,18 +31,18 @@ _PAGE = 100
 class Revocation:
     """
     Attributes:
-        of: what ``name`` is: a user's id or a token's.
+        of: what ``subject`` is: a user's id or a token's.
         at: seconds since 1970; a user's tokens whose ``iat`` is until then are revoked.
     """
 
-    of: Literal["user", "token"]
-    name: str
+    kind: Literal["user", "token"]
+    subject: str
     at: float
 
-    def covers(self, claims: Claims) -> bool:
-        if self.of == "token":
-            return claims.token_id == self.name
-        return claims.user == self.name and (claims.issued_at or 0.0) <= self.at
+    def matches(self, claims: Claims) -> bool:
+        if self.kind == "token":
+            return claims.token_id == self.subject
+        return claims.user == self.subject and (claims.issued_at or 0.0) <= self.at
 
 
 class TooManyRevocationsError(Exception):
@@ -68,7 +68,7 @@ class Revocations:
         Args:
             leeway_s: by so much may the clocks of those who issue tokens be ahead.
             kept_s: for so long the store keeps a revocation; see
-                :meth:`ServerSettings.revocations_kept_s`.
+                :meth:`ServerSettings.revocation_retention_s`.
             most: so many are remembered.
             clock: seconds since 1970.
             running: seconds that never go back.
@@ -76,20 +76,20 @@ class Revocations:
         self._store = store
         self._hub = hub
         self._leeway_s = leeway_s
-        self._kept_s = Retention().control_age_s if kept_s is None else kept_s
+        self._retention_s = Retention().control_age_s if kept_s is None else kept_s
         self._most = most
         self._clock = clock
         self._running = running
         self._began = clock() - running()
         self._known: dict[tuple[str, str], Revocation] = {}
         self._order: deque[tuple[float, Revocation]] = deque()  # as they came, by running time
-        self.are_loaded = False
+        self.loaded = False
         self._loading = asyncio.Lock()
         self._position = store.earliest()
         self.on_revoked: Callable[[Revocation], int] = lambda _: 0
         """Called with each, as it comes; returns how many connections it closed here."""
         self._closed = 0
-        hub.join(ROOM, self)
+        hub.subscribe(ROOM, self)
 
     async def load(self) -> None:
         """Learn of those from before this server's start, once.
@@ -97,21 +97,21 @@ class Revocations:
         Raises:
             StoreUnavailableError: nobody can say now what was revoked.
         """
-        if self.are_loaded:
+        if self.loaded:
             return
         async with self._loading:
-            while not self.are_loaded:
+            while not self.loaded:
                 page = await self._store.read(ROOM, self._position, _PAGE)
                 for entry in page.entries:
                     self._remember(entry)
                     self._position = entry.cursor
-                self.are_loaded = len(page.entries) < _PAGE
+                self.loaded = len(page.entries) < _PAGE
 
-    def covers(self, claims: Claims) -> bool:
+    def matches(self, claims: Claims) -> bool:
         """Whether these claims were taken back, of what is known by now."""
         keys = [("user", claims.user), ("token", claims.token_id)]
         found = [self._known[key] for key in keys if key[1] is not None and key in self._known]
-        return any(revocation.covers(claims) for revocation in found)
+        return any(revocation.matches(claims) for revocation in found)
 
     async def revoke(self, of: Literal["user", "token"], name: str) -> int:
         """Take back a user's tokens, or one; returns how many connections that closed here.
@@ -132,7 +132,7 @@ class Revocations:
         def deliver(room: Room, entry: Entry) -> int:
             nonlocal closed
             self._closed = 0
-            count = self._hub.deliver(room, entry)
+            count = self._hub.broadcast(room, entry)
             closed = self._closed
             return count
 
@@ -140,26 +140,26 @@ class Revocations:
         await self._store.publish([publication], deliver)
         return closed
 
-    def offer(self, entry: Entry, began_at: float | None) -> bool:  # noqa: ARG002 - it has no hurry
+    def deliver(self, entry: Entry, published_at: float | None) -> bool:  # noqa: ARG002 - it has no hurry
         """See :class:`Listener`."""
         self._closed += self.on_revoked(self._remember(entry))
         return True
 
-    def gather(self) -> None:
+    def join_group(self) -> None:
         """See :class:`Listener`: it is always offered by itself."""
 
     def _remember(self, entry: Entry) -> Revocation:
         members = json.loads(entry.text)
         found = Revocation(members["of"], members["name"], members["at"])
-        known = self._known.get((found.of, found.name))
+        known = self._known.get((found.kind, found.subject))
         if known is None or known.at <= found.at:
-            self._known[found.of, found.name] = found
+            self._known[found.kind, found.subject] = found
         self._order.append((self._running(), found))
         return found
 
     def _forget_old(self) -> None:
-        oldest = self._running() - self._kept_s
+        oldest = self._running() - self._retention_s
         while self._order and self._order[0][0] < oldest:
             _, found = self._order.popleft()
-            if self._known.get((found.of, found.name)) is found:
-                del self._known[found.of, found.name]
+            if self._known.get((found.kind, found.subject)) is found:
+                del self._known[found.kind, found.subject]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
-from ..tokens import MAKE_A_SECRET
+from ..tokens import KEYGEN_COMMAND
 from . import workers
 from .asgi import RoomServer, create_app
 from .config import ServerSettings, is_loopback
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 LINGER_S = 0.5
 """After draining, publishers on open connections still hear 503 for so long, not a reset."""
 
-_OTHER_FILES = 100  # the store's, the log's, and what the process has anyway
+_RESERVED_FDS = 100  # the store's, the log's, and what the process has anyway
 
 GRACE_S = 5
 """Of an app beside the room server, uvicorn ends what is still there after so long."""
 
 
 @contextlib.asynccontextmanager
-async def running(
+async def running_server(
     app: Any,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -62,7 +62,7 @@ async def running(
         raise ConfigurationError(
             f"--host (SYNAP_REALTIME_HOST): {host} would let every machine that reaches this one "
             f"publish and listen: this server has no keys. Make some with: "
-            f"{MAKE_A_SECRET} --out keys.toml, and give it --keys-file keys.toml; or use 127.0.0.1"
+            f"{KEYGEN_COMMAND} --out keys.toml, and give it --keys-file keys.toml; or use 127.0.0.1"
         )
     sockets = bind(host, port, shares_port=shares_port)
     scheme = "http" if certificate is None else "https"
@@ -70,7 +70,7 @@ async def running(
     if not isinstance(app, Node):
         for each in sockets:
             each.listen(BACKLOG)  # connections wait there until the app has started
-        async with _hosted(app, sockets):
+        async with _serve_with_uvicorn(app, sockets):
             yield url
         return
     front = ConnectionServer(app)
@@ -82,7 +82,7 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def _hosted(app: Any, sockets: list[socket.socket]) -> AsyncGenerator[None]:
+async def _serve_with_uvicorn(app: Any, sockets: list[socket.socket]) -> AsyncGenerator[None]:
     """An app that is none of ours, by uvicorn."""
     import uvicorn
 
@@ -151,10 +151,12 @@ async def serve(settings: ServerSettings, share: WorkerContext | None = None) ->
     if share is None:
         app, port, wait = create_app(settings), settings.port, until_stopped
     else:
-        app, port, wait = _part(settings, share), share.port, share.until_stopped
-    _allow_sockets(settings)
+        app, port, wait = _create_worker_app(settings, share), share.port, share.until_stopped
+    _raise_nofile_limit(settings)
     shares_port = share is not None
-    async with running(app, settings.host, port, certificate, shares_port=shares_port) as url:
+    async with running_server(
+        app, settings.host, port, certificate, shares_port=shares_port
+    ) as url:
         stopped = asyncio.create_task(wait())
         await asyncio.sleep(0)  # it hears signals now: who reads the next lines may stop us
         logger.info("%s", app.description)
@@ -182,7 +184,7 @@ def _summarize(app: RoomServer, url: str) -> None:
         )
 
 
-def _part(settings: ServerSettings, share: WorkerContext) -> RoomServer:
+def _create_worker_app(settings: ServerSettings, share: WorkerContext) -> RoomServer:
     """
     Raises:
         ConfigurationError: the store is not shared.
@@ -196,13 +198,13 @@ def _part(settings: ServerSettings, share: WorkerContext) -> RoomServer:
     return create_app(settings, store, worker=share.worker)
 
 
-def _allow_sockets(settings: ServerSettings) -> None:
+def _raise_nofile_limit(settings: ServerSettings) -> None:
     """Take as many descriptors as the system gives: each connection is one."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return
-    wanted = settings.max_connections + settings.max_pending_connections + _OTHER_FILES
+    wanted = settings.max_connections + settings.max_pending_connections + _RESERVED_FDS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < wanted:
@@ -236,11 +238,11 @@ def run(settings: ServerSettings, share: WorkerContext | None = None) -> None:
     except ImportError:
         runner = asyncio.Runner()
     with runner:
-        _spare_the_collector()
+        _tune_gc()
         runner.run(serve(settings, share))
 
 
-def _spare_the_collector() -> None:
+def _tune_gc() -> None:
     """What lives as long as the server is not looked at again and again: with many notifications
     kept that would be a tenth of the time.
 

@@ -16,7 +16,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.asynccontextmanager
-async def drained_first(drain: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
+async def drain_on_signal(drain: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
     """At the first signal drain, then call the handler that was there; at a second call it at once.
 
     The host has to wait: uvicorn closes WebSockets with a code of its own within 0.1 s. Where
@@ -24,11 +24,11 @@ async def drained_first(drain: Callable[[], Coroutine[Any, Any, None]]) -> Async
     """
     chain = _Chain(drain)
     if threading.current_thread() is threading.main_thread():
-        chain.link()
+        chain.install()
     try:
         yield
     finally:
-        chain.unlink()
+        chain.restore()
         await chain.until_drained()
 
 
@@ -37,39 +37,39 @@ class _Chain:
         self._drain = drain
         self._loop = asyncio.get_running_loop()
         self._previous: dict[int, Handler] = {}
-        self._waits: int | None = None  # the signal that is handed on after draining
-        self._heard = False
+        self._pending_signal: int | None = None  # the signal that is handed on after draining
+        self._received = False
         self._draining: asyncio.Task[None] | None = None
 
-    def link(self) -> None:
+    def install(self) -> None:
         for number in _SIGNALS:
             if callable(previous := signal.getsignal(number)):
                 self._previous[number] = previous
-                signal.signal(number, self._hear)
+                signal.signal(number, self._on_signal)
 
-    def unlink(self) -> None:
+    def restore(self) -> None:
         for number, previous in self._previous.items():
-            if signal.getsignal(number) == self._hear:  # else someone else is before us
+            if signal.getsignal(number) == self._on_signal:  # else someone else is before us
                 signal.signal(number, previous)
 
     async def until_drained(self) -> None:
         if self._draining is not None:
             await asyncio.wait([self._draining])
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if not self._heard:
-            self._heard = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._received:
+            self._received = True
             with contextlib.suppress(RuntimeError):  # the loop has gone
                 self._loop.call_soon_threadsafe(self._start)
-                self._waits = number
+                self._pending_signal = number
                 return
-        self._waits = None
+        self._pending_signal = None
         self._previous[number](number, frame)
 
     def _start(self) -> None:
         self._draining = self._loop.create_task(self._drain())
-        self._draining.add_done_callback(self._hand_on)
+        self._draining.add_done_callback(self._forward)
 
-    def _hand_on(self, _: asyncio.Task[None]) -> None:
-        if self._waits is not None:
-            self._previous[self._waits](self._waits, None)
+    def _forward(self, _: asyncio.Task[None]) -> None:
+        if self._pending_signal is not None:
+            self._previous[self._pending_signal](self._pending_signal, None)

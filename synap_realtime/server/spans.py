@@ -8,13 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from ..protocol.rooms import Room
-from ..tracing import NOTHING, TRACEPARENT, Span, begin, is_on
+from ..tracing import NOOP_SPAN, TRACEPARENT, Span, is_enabled, start_span
 from .stores.base import Entry
 
 SYSTEM = "synap_realtime"
 
 
-def begin_publish(wire: MutableMapping[str, Any], header: str | None) -> Span:
+def start_publish_span(wire: MutableMapping[str, Any], header: str | None) -> Span:
     """The span of one notification's publish, below what its sender says. From here on the
     notification says that what comes is below this span.
 
@@ -22,7 +22,7 @@ def begin_publish(wire: MutableMapping[str, Any], header: str | None) -> Span:
         wire: the notification, with its id.
         header: the request's ``traceparent``, for a sender that puts none into the notification.
     """
-    span = begin(
+    span = start_span(
         "publish",
         "server",
         wire.get(TRACEPARENT) or header,
@@ -35,12 +35,12 @@ def begin_publish(wire: MutableMapping[str, Any], header: str | None) -> Span:
     return span
 
 
-def begin_delivery(room: Room, entry: Entry) -> Span:
+def start_delivery_span(room: Room, entry: Entry) -> Span:
     """The span of handing one notification to one connection."""
-    if not is_on():
-        return NOTHING
+    if not is_enabled():
+        return NOOP_SPAN
     id, traceparent = _read(entry.text)
-    return begin(
+    return start_span(
         "deliver",
         "consumer",
         traceparent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ..protocol.control import ControlFrame
-from .node import RETRY_MS
+from .node import SSE_RETRY_MS
 from .stores.base import Entry
 
 HEARTBEAT_S = 15.0
@@ -14,12 +14,12 @@ HEARTBEAT_S = 15.0
 COMMENT = b":\n\n"
 
 
-def opening() -> bytes:
+def encode_retry() -> bytes:
     """What a stream begins with."""
-    return f"retry: {RETRY_MS}\n\n".encode()
+    return f"retry: {SSE_RETRY_MS}\n\n".encode()
 
 
-def told(message: Entry | ControlFrame) -> bytes:
+def encode_event(message: Entry | ControlFrame) -> bytes:
     """One event."""
     if isinstance(message, Entry):
         return f"id: {message.cursor}\ndata: {message.text}\n\n".encode()

@@ -48,7 +48,7 @@ class HistogramVec(Collector):
         self._label = label
         self._tallies: dict[str, Histogram] = {}
 
-    def of(self, value: str = "") -> Histogram:
+    def labels(self, value: str = "") -> Histogram:
         if value not in self._tallies:
             self._tallies[value] = Histogram(self._bounds)
         return self._tallies[value]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LOOK_EVERY_S = 0.25
+CHECK_INTERVAL_S = 0.25
 """How often files are looked at, at most."""
 
 _State = tuple[tuple[int, ...] | None, ...]
@@ -28,14 +28,14 @@ class FileWatcher:
         self._settles = settles
         self._clock = clock
         self._looked_at = clock()
-        self._state = self._seen = self._look()
+        self._state = self._seen = self._check()
 
     def have_changed(self) -> bool:
         """Whether they differ from what was last told of them: once for each change."""
-        if not self._files or self._clock() - self._looked_at < LOOK_EVERY_S:
+        if not self._files or self._clock() - self._looked_at < CHECK_INTERVAL_S:
             return False
         self._looked_at = self._clock()
-        before, self._seen = self._seen, self._look()
+        before, self._seen = self._seen, self._check()
         if self._seen == self._state or (self._settles and self._seen != before):
             return False
         self._state = self._seen
@@ -50,7 +50,7 @@ class FileWatcher:
         """Of the files, as they were last seen: equal as long as nothing changes."""
         return self._seen
 
-    def _look(self) -> _State:
+    def _check(self) -> _State:
         return tuple(_state_of(file) for file in self._files)
 
 

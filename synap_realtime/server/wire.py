@@ -17,7 +17,7 @@ from ..protocol.notification import (
     parse_notification,
     to_utc_timestamp,
 )
-from .messages import bad_request, parsed_json
+from .messages import bad_request, decode_json
 
 
 class _RawWire(TypedDict, total=False):
@@ -46,7 +46,7 @@ class _Wire(_RawWire, total=False):
 _check_wire = TypeAdapter(_Wire).validator.validate_python
 
 
-def check_wire(value: object) -> dict[str, Any]:
+def validate_wire(value: object) -> dict[str, Any]:
     """Check a decoded JSON value, and write it as it travels: ``parse_notification(…).to_wire()``
     in a third of the time.
 
@@ -84,14 +84,14 @@ def decode_notification(content: bytes) -> tuple[object, bool]:
 
     Returns:
         The JSON value, and whether it is known to be a notification: decoded and validated in one
-        pass. Its type may still be a reserved one. If it is not known, :func:`check_wire` tells
+        pass. Its type may still be a reserved one. If it is not known, :func:`validate_wire` tells
         what is wrong, or accepts it after all (a member that is null counts as absent).
 
     Raises:
         RequestError: 400, it is not JSON.
     """
     wire = _validated(_read_notification, content)
-    return (parsed_json(content), False) if wire is None else (wire, True)
+    return (decode_json(content), False) if wire is None else (wire, True)
 
 
 def decode_batch(content: bytes) -> tuple[list[Any], bool]:
@@ -104,7 +104,7 @@ def decode_batch(content: bytes) -> tuple[list[Any], bool]:
     batch = _validated(_read_batch, content)
     if batch is not None:
         return batch["notifications"], True
-    body = parsed_json(content)
+    body = decode_json(content)
     items = body.get("notifications") if isinstance(body, dict) else None
     if not isinstance(items, list) or not items:
         raise bad_request("Invalid batch", "notifications: expected a list of at least one")

@@ -21,12 +21,12 @@ def main() -> None:
     told = os.dup(1)
     os.dup2(2, 1)  # what somebody's own code prints is no message to the supervisor
 
-    def tell() -> None:
+    def notify_ready() -> None:
         os.write(told, b"+")
         os.close(told)
 
     try:
-        run(job.settings, WorkerContext(job.number, job.port, tell, _until_ended))
+        run(job.settings, WorkerContext(job.number, job.port, notify_ready, _until_ended))
     except SynapRealtimeError as error:
         print(f"synap-realtime: {error}", file=sys.stderr)  # noqa: T201 - as the command does
         raise SystemExit(2) from None

@@ -26,13 +26,13 @@ FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 30.0
 """A worker that has died is started again after so long: each time twice as long as before."""
 
-STEADY_S = 10.0
+HEALTHY_AFTER_S = 10.0
 """One that has lived for so long has died of something new: its delay begins anew."""
 
 MAX_FAILED_STARTS = 5
 """So often in a row a worker may die before it takes connections; then all end."""
 
-MARGIN_S = 30.0
+EXIT_GRACE_S = 30.0
 """Beside draining (twice ``drain_s`` at most), a worker has so long to end."""
 
 _BAD_SETTINGS = 2  # a worker's exit code, as the command has it
@@ -86,9 +86,10 @@ class _Supervisor:
         """Keep the workers until a signal; the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._hear)
+            loop.add_signal_handler(number, self._on_signal)
         keepers = [
-            loop.create_task(self._keep(number)) for number in range(1, self._settings.workers + 1)
+            loop.create_task(self._supervise(number))
+            for number in range(1, self._settings.workers + 1)
         ]
         stop = loop.create_task(self._stop.wait())
         await asyncio.wait([stop, *keepers], return_when=asyncio.FIRST_COMPLETED)
@@ -103,7 +104,7 @@ class _Supervisor:
         logger.info("all workers have stopped")
         return 0
 
-    def _hear(self) -> None:
+    def _on_signal(self) -> None:
         """The first signal lets all drain, the second waits for nobody."""
         if self._stop.is_set():
             for process in self._processes.values():
@@ -111,7 +112,7 @@ class _Supervisor:
                     process.kill()
         self._stop.set()
 
-    async def _keep(self, number: int) -> None:
+    async def _supervise(self, number: int) -> None:
         """Have this worker running, until this is cancelled.
 
         Raises:
@@ -123,7 +124,7 @@ class _Supervisor:
         delay_s, failed = FIRST_DELAY_S, 0
         while True:
             began = loop.time()
-            has_served, code = await self._live(number)
+            has_served, code = await self._run_once(number)
             failed = 0 if has_served else failed + 1
             if code == _BAD_SETTINGS and not self._one_is_ready.is_set():
                 raise _WorkerFailedError(code)
@@ -133,7 +134,7 @@ class _Supervisor:
                     "worker %d has died at each of %d starts (%s): all end", number, failed, died
                 )
                 raise _WorkerFailedError(1)
-            if loop.time() - began >= STEADY_S:
+            if loop.time() - began >= HEALTHY_AFTER_S:
                 delay_s = FIRST_DELAY_S
             logger.error(
                 "worker %d has died (%s); it is started again in %g s", number, died, delay_s
@@ -141,7 +142,7 @@ class _Supervisor:
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, MAX_DELAY_S)
 
-    async def _live(self, number: int) -> tuple[bool, int]:
+    async def _run_once(self, number: int) -> tuple[bool, int]:
         """One life of a worker: whether it took connections, and its exit code.
 
         Cancelled, it lets the worker drain and waits for its end.
@@ -158,14 +159,14 @@ class _Supervisor:
             process.stdin.write(pickle.dumps(WorkerConfig(self._settings, number, self._port)))
             has_served = bool(await process.stdout.read(1))
             if has_served:
-                self._note_ready(number, process.pid)
+                self._on_ready(number, process.pid)
             return has_served, await process.wait()
         finally:
             self._ready.discard(number)
             await self._end(process)
             del self._processes[number]
 
-    def _note_ready(self, number: int, pid: int) -> None:
+    def _on_ready(self, number: int, pid: int) -> None:
         logger.info("worker %d takes connections: process %d", number, pid)
         self._one_is_ready.set()
         self._ready.add(number)
@@ -176,7 +177,7 @@ class _Supervisor:
         assert process.stdin is not None  # noqa: S101
         process.stdin.close()  # see worker.py
         try:
-            async with asyncio.timeout(2 * self._settings.drain_timeout_s + MARGIN_S):
+            async with asyncio.timeout(2 * self._settings.drain_timeout_s + EXIT_GRACE_S):
                 await process.wait()
         except TimeoutError:
             logger.error("process %d does not end, and is killed", process.pid)

@@ -36,7 +36,7 @@ _BLOCK_BYTES = 4096
 """XOR of long integers is quickest in blocks that stay in the processor's nearest cache."""
 
 
-def accept_of(key: str) -> str:
+def accept_key(key: str) -> str:
     """``Sec-WebSocket-Accept`` for a ``Sec-WebSocket-Key``: RFC 6455, section 4.2.2."""
     digest = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()
     return base64.b64encode(digest).decode()
@@ -189,7 +189,7 @@ class _Message:
     def is_whole(self) -> bool:
         return self.is_last and not self.left
 
-    def whole(self) -> str | bytes:
+    def finish(self) -> str | bytes:
         return _decoded(self.payload) if self.is_text else bytes(self.payload)
 
     def _check(self) -> None:
@@ -263,11 +263,11 @@ class Decoder:
                 at += len(part)
                 if message.is_whole:
                     self._message = None
-                    events.append(message.whole())
+                    events.append(message.finish())
                 continue
             if size - at < 2:
                 break
-            opcode, length = _checked_head(data[at], data[at + 1])
+            opcode, length = _parse_head(data[at], data[at + 1])
             begin = at + 6
             if length >= 126:
                 begin += 2 if length == 126 else 8
@@ -297,7 +297,7 @@ class Decoder:
                 at = begin
                 if message.is_whole:  # an empty last fragment
                     self._message = None
-                    events.append(message.whole())
+                    events.append(message.finish())
             self.frames += 1
         if at < size and not self._has_ended:
             self._rest = data[at:]
@@ -307,11 +307,11 @@ class Decoder:
         message = self._message
         if message is None:
             if opcode == _CONTINUATION:
-                _break("a continuation of nothing")
+                _fail_protocol("a continuation of nothing")
             so_far = 0
         else:
             if opcode != _CONTINUATION:
-                _break("a message inside another")
+                _fail_protocol("a message inside another")
             so_far = len(message.payload)
         if so_far + length > self._max_message_bytes:
             raise _ProtocolError(TOO_BIG, f"a message has at most {self._max_message_bytes} bytes")
@@ -330,30 +330,30 @@ class Decoder:
         self._message = None
 
 
-def _checked_head(first: int, second: int) -> tuple[int, int]:
+def _parse_head(first: int, second: int) -> tuple[int, int]:
     """Section 5.2: the opcode, and the length or what stands in its place (126, 127)."""
     opcode = first & 0x0F
     length = second & 0x7F
     if first & _RESERVED:
-        _break("a reserved bit is set")
+        _fail_protocol("a reserved bit is set")
     if opcode not in (_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG):
-        _break("an unknown opcode")
+        _fail_protocol("an unknown opcode")
     if second < _MASKED:
-        _break("a frame without a mask")
+        _fail_protocol("a frame without a mask")
     if opcode >= _CONTROL:
         if first < _LAST:
-            _break("a control frame in fragments")
+            _fail_protocol("a control frame in fragments")
         if length > _MAX_CONTROL_BYTES:
-            _break(f"a control frame of more than {_MAX_CONTROL_BYTES} bytes")
+            _fail_protocol(f"a control frame of more than {_MAX_CONTROL_BYTES} bytes")
     return opcode, length
 
 
 def _long_length(data: bytes) -> int:
     length = int.from_bytes(data, "big")
     if length < (126 if len(data) == 2 else 65536):
-        _break("a length that is not in its shortest form")
+        _fail_protocol("a length that is not in its shortest form")
     if length >= 2**63:
-        _break("a length of 2^63 or more")
+        _fail_protocol("a length of 2^63 or more")
     return length
 
 
@@ -362,10 +362,10 @@ def _closed(payload: bytes) -> Close:
     if not payload:
         return Close(None)
     if len(payload) == 1:
-        _break("half a close code")
+        _fail_protocol("half a close code")
     code = int.from_bytes(payload[:2], "big")
     if not is_close_code(code):
-        _break("a close code that nobody may send")
+        _fail_protocol("a close code that nobody may send")
     return Close(code, _decoded(payload[2:]))
 
 
@@ -402,7 +402,7 @@ def _unmasked(data: bytes, mask: bytes) -> bytes:
     return b"".join(blocks)
 
 
-def _break(reason: str) -> NoReturn:
+def _fail_protocol(reason: str) -> NoReturn:
     raise _ProtocolError(PROTOCOL_ERROR, reason)
 
 

@@ -86,7 +86,7 @@ def subscribe(
 
 async def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
     running_loop("subscribe()", "iterate subscribe_sync() in a thread")
-    steps = core.listening(options, time.monotonic, random.random)
+    steps = core.run(options, time.monotonic, random.random)
     answer: core.EffectResult = None
     line = _Connection(options)
     try:
@@ -97,7 +97,7 @@ async def _notifications(options: Options) -> AsyncGenerator[Notification, None]
                 case core.Deliver(notification):
                     yield notification
                 case core.Connect(after):
-                    answer = await line.dial(after)
+                    answer = await line.connect(after)
                 case core.StartKeepalive(keepalive):
                     line.keep(keepalive)
                 case core.Receive(timeout_s):
@@ -105,7 +105,7 @@ async def _notifications(options: Options) -> AsyncGenerator[Notification, None]
                 case core.WakeKeepalive():
                     line.wake.set()
                 case core.Disconnect():
-                    await line.hang_up()
+                    await line.disconnect()
                 case core.Sleep(delay_s):
                     await asyncio.sleep(delay_s)
                 case core.Notify(function, value) if function is not None:
@@ -113,7 +113,7 @@ async def _notifications(options: Options) -> AsyncGenerator[Notification, None]
                     if inspect.isawaitable(told):
                         await told
     finally:
-        await line.hang_up()
+        await line.disconnect()
 
 
 class _Connection:
@@ -126,7 +126,7 @@ class _Connection:
         self._keeper: asyncio.Task[None] | None = None
         self.wake = asyncio.Event()
 
-    async def dial(self, after: str | None) -> str | Failure | None:
+    async def connect(self, after: str | None) -> str | Failure | None:
         connect = dialling.library("asyncio.client").connect
         token = self._options.token
         if callable(token):
@@ -165,7 +165,7 @@ class _Connection:
         except ConnectionClosed as error:
             return dialling.read_closed(error)
 
-    async def hang_up(self) -> None:
+    async def disconnect(self) -> None:
         """End the connection and its task; does nothing when there is none."""
         ws, keeper, keepalive = self._ws, self._keeper, self._keepalive
         self._ws = self._keeper = self._keepalive = None
@@ -177,7 +177,7 @@ class _Connection:
         try:
             async with asyncio.timeout(dialling.CLOSE_TIMEOUT_S):
                 if keepalive is not None:
-                    await _say(ws, keepalive.last_words())
+                    await _send_all(ws, keepalive.pending_ack())
                 await ws.close()
         except TimeoutError:
             pass
@@ -185,14 +185,14 @@ class _Connection:
             ws.transport.abort()  # does nothing to a connection that has ended well
 
     async def _keep(self, ws: ClientConnection, keepalive: Keepalive) -> None:
-        while await _say(ws, keepalive.due()):
+        while await _send_all(ws, keepalive.due()):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(keepalive.idle_s()):
+                async with asyncio.timeout(keepalive.next_wakeup_s()):
                     await self.wake.wait()
             self.wake.clear()
 
 
-async def _say(ws: ClientConnection, texts: list[str]) -> bool:
+async def _send_all(ws: ClientConnection, texts: list[str]) -> bool:
     """Send; False once the connection has ended, which the receiving side reports."""
     from websockets.exceptions import ConnectionClosed
 

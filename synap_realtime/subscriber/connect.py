@@ -15,12 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from .. import network
-from ..endpoint import bearer
+from ..endpoint import authorization_header
 from ..errors import ConfigurationError
 from ..extras import lacks
 from ..protocol.control import SUBPROTOCOL
 from .options import Options
-from .reconnect import Failure, closed, refused
+from .reconnect import Failure, from_close_frame, from_http_response
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Four times the largest notification: some servers write JSON with escapes."""
@@ -162,7 +162,9 @@ def dial_arguments(
         "create_connection": connection_class(name),
         "uri": options.uri(after, with_token=bool(token)),
         "subprotocols": [SUBPROTOCOL],
-        "additional_headers": {"Authorization": bearer("token", token)} if token else None,
+        "additional_headers": {"Authorization": authorization_header("token", token)}
+        if token
+        else None,
         "proxy": str(proxy.url) if proxy else None,
         "compression": None,
         "open_timeout": OPEN_TIMEOUT_S,
@@ -220,7 +222,9 @@ def read_dial_error(error: Exception) -> Failure:
     exceptions = library("exceptions")
     if isinstance(error, RefusedError):
         response = error.response
-        return refused(response.status_code, response.headers, bytes(response.body or b""))
+        return from_http_response(
+            response.status_code, response.headers, bytes(response.body or b"")
+        )
     if isinstance(error, ImportError | exceptions.InvalidProxy):
         raise ConfigurationError(
             "the environment's proxy cannot be used; a SOCKS proxy needs: pip install python-socks"
@@ -248,7 +252,7 @@ def _read_foreign_answer(cause: BaseException | None) -> Failure:
     if isinstance(cause, EOFError):
         return Failure("closed the connection before it answered")
     if (found := _OLD_STATUS.search(str(cause))) is not None:
-        return refused(int(found[1]), {}, b"")
+        return from_http_response(int(found[1]), {}, b"")
     return _not_ours("it does not answer in HTTP/1.1")
 
 
@@ -259,7 +263,7 @@ def _not_ours(why: str) -> Failure:
 def read_closed(error: Any) -> Failure:
     """Why a connection ended, from the library's ``ConnectionClosed``."""
     if error.rcvd is not None:
-        return closed(error.rcvd.code, error.rcvd.reason)
+        return from_close_frame(error.rcvd.code, error.rcvd.reason)
     if error.sent is not None:  # the library gave up: too large a message, not UTF-8, no frames
-        return closed(1006, f"what it sent could not be read ({error.sent.code})")
-    return closed(1006, "")
+        return from_close_frame(1006, f"what it sent could not be read ({error.sent.code})")
+    return from_close_frame(1006, "")

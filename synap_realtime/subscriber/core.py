@@ -1,6 +1,6 @@
 """A subscription's whole life, without sockets: pure, shared by both shells.
 
-:func:`listening` is a generator that holds the logic: it yields steps, is sent back what came of
+:func:`run` is a generator that holds the logic: it yields steps, is sent back what came of
 each, and never ends but by an error. The shells (:mod:`.aio`, :mod:`.sync`) only take the steps.
 
 See PROTOCOL.md, "Subscribing" and "Clients".
@@ -119,7 +119,7 @@ def read(message: str | bytes) -> Notification | ControlFrame | None:
         return None
 
 
-CUT_REPLAYS = 3
+MAX_INTERRUPTED_REPLAYS = 3
 """After so many replays in a row that were cut, the next begins where the last one ended."""
 
 
@@ -134,8 +134,8 @@ class _Subscription:
         # Only at the end of a replay does the server say whether something is gone. A replay that
         # was cut is asked for again, from where it began: else nobody would ever be told.
         self._resume = None if options.after in POSITIONS else options.after
-        self._is_told = False
-        self._cut_replays = 0
+        self._is_replay_complete = False
+        self._interrupted_replays = 0
         self._seen: dict[str, None] = {}  # the oldest first
 
     @property
@@ -145,27 +145,27 @@ class _Subscription:
     def connected(self, *, speaks_v1: bool) -> None:
         self.connections += 1
         # Who has no position yet has nothing to be told.
-        self._is_told = not speaks_v1 or self._resume is None
+        self._is_replay_complete = not speaks_v1 or self._resume is None
 
-    def told(self, cursor: object) -> None:
+    def replay_complete(self, cursor: object) -> None:
         """The replay is over, and the server has said whether something is gone."""
-        self._is_told = True
-        self._cut_replays = 0
+        self._is_replay_complete = True
+        self._interrupted_replays = 0
         self.move_to(cursor)
 
     def lost(self) -> bool:
         """The connection is. Returns whether something may be gone and nobody will tell."""
-        if self._is_told or self.cursor is None or self._resume == self.cursor:
+        if self._is_replay_complete or self.cursor is None or self._resume == self.cursor:
             return False
-        self._cut_replays += 1
-        if self._cut_replays < CUT_REPLAYS:
+        self._interrupted_replays += 1
+        if self._interrupted_replays < MAX_INTERRUPTED_REPLAYS:
             return False
-        self._cut_replays = 0
+        self._interrupted_replays = 0
         self._resume = self.cursor
         return True
 
     @property
-    def tells_gaps(self) -> bool:
+    def reports_gaps(self) -> bool:
         """A first subscription without a cursor has nothing to miss."""
         return self.connections > 1 or self.options.after not in (None, *POSITIONS)
 
@@ -173,7 +173,7 @@ class _Subscription:
         """The position moves on; what is no cursor leaves it."""
         if isinstance(cursor, str) and 0 < len(cursor) <= 64 and cursor.isascii():
             self.cursor = cursor
-            if self._is_told:
+            if self._is_replay_complete:
                 self._resume = cursor
 
     def is_new(self, notification: Notification) -> bool:
@@ -188,7 +188,7 @@ class _Subscription:
         return True
 
 
-def listening(options: Options, clock: Callable[[], float], random: Callable[[], float]) -> Steps:
+def run(options: Options, clock: Callable[[], float], random: Callable[[], float]) -> Steps:
     """One subscription: dial, listen, and come back, until that has no sense any more.
 
     Args:
@@ -218,7 +218,7 @@ def listening(options: Options, clock: Callable[[], float], random: Callable[[],
             failure = yield from _connected(subscription, keepalive, clock, speaks_v1=speaks_v1)
             up_s = clock() - start
             yield Disconnect()
-            if subscription.lost() and subscription.tells_gaps:
+            if subscription.lost() and subscription.reports_gaps:
                 logger.info("no replay could be finished; something may be missed")
                 yield Notify(options.on_gap, options.room)
         delay_s = reconnect.delay_after(failure, up_s, options.address.named)
@@ -239,10 +239,10 @@ def _connected(
     asked_s: float | None = None
     while True:
         since = clock()
-        message = yield Receive(keepalive.patience_s())
+        message = yield Receive(keepalive.receive_timeout_s())
         keepalive.waited(since)
         if isinstance(message, Failure):
-            return replace(message, asked_s=asked_s)
+            return replace(message, retry_after_s=asked_s)
         if message == PONG:
             keepalive.pong()
         elif message is not None:
@@ -257,17 +257,17 @@ def _connected(
                     yield WakeKeepalive()
             elif isinstance(content, ControlFrame) and speaks_v1:
                 if content.type == SUBSCRIBED:
-                    subscription.told(content.data.get("cursor"))
+                    subscription.replay_complete(content.data.get("cursor"))
                     # The last connection may have ended before its last acknowledgement.
                     if keepalive.acknowledge(subscription.received):
                         yield WakeKeepalive()
-                    if content.data.get("recovered") is False and subscription.tells_gaps:
+                    if content.data.get("recovered") is False and subscription.reports_gaps:
                         logger.info("something was missed: it is no longer retained")
                         yield Notify(subscription.options.on_gap, subscription.options.room)
                 elif content.type == CLOSING:
                     asked_s = _seconds(content.data.get("reconnectAfterMs"))
         if keepalive.is_dead:
-            return Failure(f"no pong within {PONG_TIMEOUT_S:g} s", asked_s=asked_s)
+            return Failure(f"no pong within {PONG_TIMEOUT_S:g} s", retry_after_s=asked_s)
 
 
 def _seconds(milliseconds: object) -> float | None:

@@ -52,10 +52,10 @@ class Keepalive:
             self._pings += 1
             texts.append(PING)
         if now >= self._next_ack_at:
-            texts += self.last_words()
+            texts += self.pending_ack()
         return texts
 
-    def last_words(self) -> list[str]:
+    def pending_ack(self) -> list[str]:
         """The acknowledgement that is still to be sent, if any."""
         cursor = self._received
         if cursor == self._acknowledged:
@@ -64,14 +64,14 @@ class Keepalive:
         self._next_ack_at = self._clock() + ACK_INTERVAL_S
         return [json.dumps({"action": "ack", "cursor": cursor})]
 
-    def idle_s(self) -> float:
+    def next_wakeup_s(self) -> float:
         """How long the keeper may sleep."""
         at = self._next_ping_at
         if self._received != self._acknowledged:
             at = min(at, self._next_ack_at)
         return max(0.0, at - self._clock())
 
-    def patience_s(self) -> float:
+    def receive_timeout_s(self) -> float:
         """How long to wait for the next message before asking :attr:`is_dead`."""
         if self._pings > self._pongs:
             return max(0.0, PONG_TIMEOUT_S - self._waited_s)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from ..endpoint import SCHEMES, ServerUrl, bearer, parse_address
+from ..endpoint import SCHEMES, ServerUrl, authorization_header, parse_server_url
 from ..errors import ConfigurationError, InvalidArgumentError
 from ..protocol.rooms import Room, parse_room
 
@@ -52,7 +52,7 @@ def check_token(token: object) -> None:
     if not isinstance(token, str) or not token:
         kind = "an empty one" if token == "" else type(token).__name__
         raise ConfigurationError(f"token: expected a token, or a function of one; got {kind}")
-    bearer("token", token)
+    authorization_header("token", token)
 
 
 def brought(token: object) -> str | None:
@@ -128,7 +128,7 @@ def check(
             raise InvalidArgumentError(field, "expected a function")
     return Options(
         room=checked,
-        address=parse_address(url, SCHEMES),
+        address=parse_server_url(url, SCHEMES),
         token=token,
         after=after or None,
         max_reconnects=max_reconnects,

@@ -13,8 +13,8 @@ from ..endpoint import retry_after_s
 from ..errors import SubscriptionError
 from ..protocol.control import CloseCode
 
-FIRST_DELAY_S = 1.0
-LONGEST_DELAY_S = 16.0
+INITIAL_DELAY_S = 1.0
+MAX_DELAY_S = 16.0
 JITTER = 0.25
 STABLE_AFTER_S = 5.0
 """A connection that stayed up for so long was a good one: the count starts anew."""
@@ -22,10 +22,10 @@ STABLE_AFTER_S = 5.0
 STABLE_WITH_TOKEN_S = 1.0
 """One that ended with its token (4401) was as good as that token."""
 
-LONGEST_ASKED_S = 60.0
+MAX_RETRY_AFTER_S = 60.0
 """A server may ask for a pause, but not for the rest of the day."""
 
-_WORTH_ANOTHER_TRY = (408, 425, 429)
+_RETRYABLE_STATUSES = (408, 425, 429)
 _FOREIGN = (301, 308, 501, 505)
 """The address has moved for good, or belongs to a server of another kind."""
 
@@ -35,13 +35,13 @@ class Failure:
     """Why there is no connection, or no longer one.
 
     ``status`` is that of a refused handshake, ``close_code`` that of a connection; neither if the
-    server was not reached or was lost. ``asked_s`` is the pause that the server asked for.
+    server was not reached or was lost. ``retry_after_s`` is the pause that the server asked for.
     """
 
     reason: str
     status: int | None = None
     close_code: int | None = None
-    asked_s: float | None = None
+    retry_after_s: float | None = None
     is_expired: bool = False
     """Of a token that a function brought: it may bring one that has not expired."""
     is_permanent: bool = False
@@ -55,7 +55,7 @@ class Failure:
         if self.status is not None:
             if self.status in _FOREIGN:
                 return True
-            return 400 <= self.status <= 499 and self.status not in _WORTH_ANOTHER_TRY
+            return 400 <= self.status <= 499 and self.status not in _RETRYABLE_STATUSES
         # 1009 means what 4540 does: this client said what no server takes.
         return self.close_code is not None and (self.close_code >= 4500 or self.close_code == 1009)
 
@@ -95,16 +95,16 @@ class ReconnectPolicy:
                 code=failure.code,
                 retriable=True,
             )
-        delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * (1 << min(self.count, 10)))
+        delay = min(MAX_DELAY_S, INITIAL_DELAY_S * (1 << min(self.count, 10)))
         self.count += 1
-        if failure.close_code is not None and failure.asked_s is not None:
+        if failure.close_code is not None and failure.retry_after_s is not None:
             # A server that drains spreads its clients itself: at once may be what it asks for.
-            return min(failure.asked_s, LONGEST_ASKED_S)
-        asked = min(failure.asked_s or 0.0, LONGEST_ASKED_S)
+            return min(failure.retry_after_s, MAX_RETRY_AFTER_S)
+        asked = min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
         return max(delay, asked) * (1 + JITTER * self._random())
 
 
-def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+def from_http_response(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
     """A handshake that was answered with something else than a WebSocket."""
     reason = f"the server answered {status}"
     try:
@@ -125,7 +125,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
     elif status in (404, 405, 426, 501, 505) or status < 300:
         reason += "; check the URL: is it a room server?"
     return Failure(
-        _printable(reason), status=status, asked_s=retry_after_s(headers.get("Retry-After"))
+        _printable(reason), status=status, retry_after_s=retry_after_s(headers.get("Retry-After"))
     )
 
 
@@ -137,7 +137,7 @@ def _is_about_token(answer: object) -> bool:
     return False
 
 
-def closed(code: int, reason: str) -> Failure:
+def from_close_frame(code: int, reason: str) -> Failure:
     """A connection that ended; 1006 is one that was cut."""
     text = "the connection was cut" if code == 1006 else f"the server closed with {code}"
     return Failure(_printable(f"{text}: {reason}" if reason else text), close_code=code)

@@ -66,7 +66,7 @@ def subscribe_sync(
 
 
 def _notifications(options: Options) -> Generator[Notification, None, None]:
-    steps = core.listening(options, time.monotonic, random.random)
+    steps = core.run(options, time.monotonic, random.random)
     answer: core.EffectResult = None
     line = _Connection(options)
     try:
@@ -77,7 +77,7 @@ def _notifications(options: Options) -> Generator[Notification, None, None]:
                 case core.Deliver(notification):
                     yield notification
                 case core.Connect(after):
-                    answer = line.dial(after)
+                    answer = line.connect(after)
                 case core.StartKeepalive(keepalive):
                     line.keep(keepalive)
                 case core.Receive(timeout_s):
@@ -85,13 +85,13 @@ def _notifications(options: Options) -> Generator[Notification, None, None]:
                 case core.WakeKeepalive():
                     line.wake.set()
                 case core.Disconnect():
-                    line.hang_up()
+                    line.disconnect()
                 case core.Sleep(delay_s):
                     time.sleep(delay_s)
                 case core.Notify(function, value) if function is not None:
                     function(value)
     finally:
-        line.hang_up()
+        line.disconnect()
 
 
 class _Connection:
@@ -105,7 +105,7 @@ class _Connection:
         self._keeper: threading.Thread | None = None
         self.wake = threading.Event()
 
-    def dial(self, after: str | None) -> str | Failure | None:
+    def connect(self, after: str | None) -> str | Failure | None:
         connect = dialling.library("sync.client").connect
         token = self._options.token
         given = brought(token()) if callable(token) else token
@@ -137,7 +137,7 @@ class _Connection:
         except ConnectionClosed as error:
             return dialling.read_closed(error)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """End the connection and its threads; does nothing when there is none."""
         ws, keeper, keepalive = self._ws, self._keeper, self._keepalive
         self._ws = self._keeper = self._keepalive = None
@@ -151,16 +151,16 @@ class _Connection:
                     ws.socket.shutdown(socket.SHUT_RDWR)
                 keeper.join()
         if keepalive is not None:
-            _say(ws, keepalive.last_words())
+            _send_all(ws, keepalive.pending_ack())
         self._stack.close()
 
     def _keep(self, ws: ClientConnection, keepalive: Keepalive) -> None:
-        while self._ws is ws and _say(ws, keepalive.due()):
-            self.wake.wait(keepalive.idle_s())
+        while self._ws is ws and _send_all(ws, keepalive.due()):
+            self.wake.wait(keepalive.next_wakeup_s())
             self.wake.clear()
 
 
-def _say(ws: ClientConnection, texts: list[str]) -> bool:
+def _send_all(ws: ClientConnection, texts: list[str]) -> bool:
     """Send; False once the connection has ended, which the receiving side reports."""
     from websockets.exceptions import ConnectionClosed
 

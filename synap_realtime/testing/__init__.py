@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["RealtimeRecorder", "SentNotification", "record"]
 
-_LATER = {".recorder": ["RealtimeRecorder", "record"], ".rooms": ["SentNotification"]}
+_LAZY_IMPORTS = {".recorder": ["RealtimeRecorder", "record"], ".rooms": ["SentNotification"]}
 """Names by module. The plugin is in this package, and must load none of them before its fixture is
 used: pytest loads it in every test run of the environment."""
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _LATER.items():
+    for module, names in _LAZY_IMPORTS.items():
         if name in names:
             value = globals()[name] = getattr(importlib.import_module(module, __name__), name)
             return value

@@ -13,7 +13,7 @@ from typing import Literal
 import httpx
 
 from ..broadcast import BackgroundBroadcaster, background_broadcaster
-from ..broadcast.functions import via
+from ..broadcast.functions import use_transport
 from ..errors import InvalidArgumentError
 from ..jobs.strict import strict
 from ..protocol.notification import Notification
@@ -225,7 +225,7 @@ def record() -> Iterator[RealtimeRecorder]:
         InvalidArgumentError: what a job returned was published in part.
     """
     realtime = RealtimeRecorder()
-    with via(realtime), strict() as problems:
+    with use_transport(realtime), strict() as problems:
         try:
             yield realtime
         finally:

@@ -53,7 +53,7 @@ def build_catalog(own: Mapping[str, object]) -> Catalog:
     """
     catalog: dict[str, Data] = {}
     for family in BUILTIN_JOB_TYPES:
-        catalog.update(_of_family(family))
+        catalog.update(_of_job_type(family))
     theirs: dict[str, Data] = {}
     for name, declared in own.items():
         for type, data in _entries(name, declared):
@@ -62,7 +62,7 @@ def build_catalog(own: Mapping[str, object]) -> Catalog:
     return catalog | theirs
 
 
-def _of_family(family: JobType) -> dict[str, Data]:
+def _of_job_type(family: JobType) -> dict[str, Data]:
     return {
         family.started: Data(JobStarted),
         family.progress: Data(JobProgress),
@@ -76,7 +76,7 @@ def _of_family(family: JobType) -> dict[str, Data]:
 
 def _entries(name: str, declared: object) -> Iterator[tuple[str, Data]]:
     if isinstance(declared, JobType):
-        declared_types = _of_family(declared)
+        declared_types = _of_job_type(declared)
     elif isinstance(declared, Mapping):
         declared_types = {type: Data(payload) for type, payload in declared.items()}
     elif isinstance(declared, Sequence) and not isinstance(declared, str | bytes):

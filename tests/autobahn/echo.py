@@ -21,7 +21,7 @@ from synap_realtime.server.pacing import Pacer
 from synap_realtime.server.protocols.pending_connections import PendingConnections
 from synap_realtime.server.protocols.websocket import WebSocketProtocol
 from synap_realtime.server.protocols.writes import WriteBatch
-from synap_realtime.server.ws_codec import accept_of, binary_frame, text_frame
+from synap_realtime.server.ws_codec import accept_key, binary_frame, text_frame
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
@@ -47,29 +47,29 @@ class Echo:
             transport,
             self,
             half_open=half_open,
-            turn=WriteBatch(),
+            write_batch=WriteBatch(),
             pacer=Pacer(),
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
 
-    def alive(self) -> None: ...
+    def on_activity(self) -> None: ...
 
-    def heard(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> None:
         if isinstance(message, str):
             self.socket.write(text_frame(message.encode()))
         else:
             self.socket.write(binary_frame(message))
 
-    def stalled(self) -> None:
+    def on_pause(self) -> None:
         """Autobahn reads on."""
 
-    def writable(self) -> None:
+    def on_resume(self) -> None:
         """Nothing waits: Autobahn reads."""
 
-    def ended(self) -> None:
+    def on_close(self) -> None:
         """Nothing is to be done."""
 
-    def gone(self) -> None:
+    def on_disconnect(self) -> None:
         """Nor here."""
 
 
@@ -93,7 +93,7 @@ class Handshake(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._transport.write(_ANSWER.format(accept_of(self._key)).encode())
+            self._transport.write(_ANSWER.format(accept_key(self._key)).encode())
             socket = Echo(self._transport, self._half_open).socket
             self._transport.set_protocol(socket)
             if rest := data[upgrade.args[0] :]:

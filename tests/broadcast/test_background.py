@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
-from synap_realtime.broadcast.encoding import prepare
+from synap_realtime.broadcast.encoding import normalize
 from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
@@ -154,7 +154,7 @@ def test_several_event_loops_share_one(realtime: RealtimeRecorder) -> None:
 
 def test_who_waits_for_one_does_not_wait_for_its_time(realtime: RealtimeRecorder) -> None:
     broadcaster = realtime.broadcaster()
-    parcel = prepare({"type": "a", "data": {"n": 1}})
+    parcel = normalize({"type": "a", "data": {"n": 1}})
     posted = broadcaster.post((user_room("1"),), parcel, due=time.monotonic() + 1000)
     broadcaster.wait_sent(posted, timeout_s=1000)
     assert posted.result is not None
@@ -203,7 +203,7 @@ post(3)  # and the process ends
 
 @pytest.mark.parametrize("how", ["end", "fork"])
 async def test_a_process_and_its_forks_send_all_of_theirs_once(how: str) -> None:
-    async with running(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
+    async with running_server(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", SCRIPT, how, cwd=ROOT,
             env={**os.environ, "REALTIME_URL": url}, stderr=subprocess.PIPE,

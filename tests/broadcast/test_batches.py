@@ -65,7 +65,7 @@ class Callers:
 
     @property
     def waiting(self) -> list[str]:
-        return [item.parcel.id for item in self.sender._outbox._waiting]
+        return [item.encoded.id for item in self.sender._batch_queue._waiting]
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ async def test_nothing_overtakes_an_earlier_one_in_its_room_and_other_rooms_do_n
     first = await callers.call("a1", "A")
     (await gate.next()).refuse(503)
     while callers.waiting != ["a1"]:
-        await callers.sender._change()
+        await callers.sender._wait_changed()
     others = [await callers.call("a2", "A"), await callers.call("b1", "B")]
     passing = await gate.next()
     assert passing.ids == ["b1"]
@@ -305,20 +305,20 @@ async def test_a_server_without_the_route_gets_so_many_at_once(
 ) -> None:
     broadcaster._endpoint.has_batch_route = False
     calls = [await callers.call(f"i{n}", str(n)) for n in range(40)]
-    helds = [await gate.next() for _ in range(batch_queue.SINGLES)]
+    helds = [await gate.next() for _ in range(batch_queue.MAX_CONCURRENT_SINGLES)]
     await asyncio.sleep(0.05)
     assert gate.is_quiet
-    assert len(callers.waiting) == 40 - batch_queue.SINGLES
+    assert len(callers.waiting) == 40 - batch_queue.MAX_CONCURRENT_SINGLES
     for held in helds:
         held.accept()
-    for _ in range(40 - batch_queue.SINGLES):
+    for _ in range(40 - batch_queue.MAX_CONCURRENT_SINGLES):
         (await gate.next()).accept()
     assert all(result.success for result in await asyncio.gather(*calls))
 
 
 def parcel(id: str, user: str = "42") -> encoding.EncodedNotification:
-    message = encoding.prepare({"type": "a", "data": {}, "id": id})
-    return encoding.pack(encoding.rooms_for(user, None), message)
+    message = encoding.normalize({"type": "a", "data": {}, "id": id})
+    return encoding.encode(encoding.rooms_for(user, None), message)
 
 
 @pytest.mark.parametrize("at", ["queue", "request"])
@@ -403,7 +403,7 @@ async def test_who_gives_up_leaves_its_room_to_the_next(
     assert not (await hurried).success
     async with asyncio.timeout(TIMEOUT_S):
         while callers.waiting != ["b"]:
-            await callers.sender._change()
+            await callers.sender._wait_changed()
     for each in (held, None):
         (each or await gate.next()).accept()
     assert (await first).success
@@ -437,7 +437,7 @@ async def test_what_a_transport_of_ones_own_raises_reaches_every_caller(
 async def test_a_loop_that_ends_fails_what_waits_and_says_so(gate: Gate, callers: Callers) -> None:
     calls = await callers.calls("a", "b")
     held = await gate.next()
-    pump = callers.sender._pump
+    pump = callers.sender._flush_task
     assert pump is not None
     pump.cancel()
     assert "ended first" in ((await calls[1]).error or "")
@@ -512,7 +512,7 @@ def call(sync: Broadcaster, threads: ThreadPoolExecutor) -> Call:
         return future
 
     def count() -> int:
-        return len(sync._outbox._waiting) + len(sync._outbox._under_way)
+        return len(sync._batch_queue._waiting) + len(sync._batch_queue._in_flight)
 
     return make
 

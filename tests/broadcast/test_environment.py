@@ -25,7 +25,7 @@ from synap_realtime import (
 )
 from synap_realtime.network import find_proxy, names_this_machine
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
@@ -63,7 +63,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    async with running(create_app()) as found:
+    async with running_server(create_app()) as found:
         yield found
 
 

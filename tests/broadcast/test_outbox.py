@@ -8,7 +8,11 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from synap_realtime.broadcast.batch_queue import SINGLES, BatchQueue, QueuedNotification
+from synap_realtime.broadcast.batch_queue import (
+    MAX_CONCURRENT_SINGLES,
+    BatchQueue,
+    QueuedNotification,
+)
 from synap_realtime.broadcast.encoding import ApiResponse, EncodedNotification, Endpoint, read_batch
 from synap_realtime.protocol.notification import MAX_BATCH_BYTES
 from synap_realtime.protocol.rooms import Room
@@ -57,7 +61,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.count += 1
         parcel = EncodedNotification(tuple(Room(f"user_{room}") for room in rooms), id, b"x" * size)
         item = QueuedNotification(parcel, self.now + DEADLINE_S)
-        item.settled = lambda: self.settle(id)
+        item.done = lambda: self.settle(id)
         self.open[id] = item
         for room in rooms:
             self.called[room].append(id)
@@ -69,12 +73,12 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def send(self) -> None:
-        if items := self.outbox.take(self.now):
+        if items := self.outbox.next_batch(self.now):
             if len(items) > 1:
-                assert sum(len(item.parcel.addressed) + 1 for item in items) <= MAX_BATCH_BYTES
+                assert sum(len(item.encoded.as_batch_item) + 1 for item in items) <= MAX_BATCH_BYTES
             assert self.endpoint.has_batch_route or len(items) == 1
             self.requests.append(items)
-        at_once = 1 if self.endpoint.has_batch_route else SINGLES
+        at_once = 1 if self.endpoint.has_batch_route else MAX_CONCURRENT_SINGLES
         assert len(self.requests) <= at_once
         under_way = [room for items in self.requests for room in {*_rooms(items)}]
         assert len(under_way) == len(set(under_way)), "two requests for one room"
@@ -85,26 +89,26 @@ class OutboxMachine(RuleBasedStateMachine):
         self.end(self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1))), kind)
 
     def end(self, items: list[QueuedNotification], kind: str) -> None:
-        parcels = [item.parcel for item in items]
+        parcels = [item.encoded for item in items]
         if kind == "cancelled":  # the caller's own task sent it, and is gone
             if len(items) == 1:
-                self.open.pop(items[0].parcel.id, None)
-                self.outbox.withdraw(items[0])
+                self.open.pop(items[0].encoded.id, None)
+                self.outbox.cancel(items[0])
         elif self.endpoint.has_batch_route:
             made = {"ok": ok, "full": unavailable}.get(kind)
             answer = made(len(items)) if made else FAILURES[kind]
             if kind == "ok":
                 self.keep(items)
-            self.outbox.answered(items, answer, self.now)
+            self.outbox.apply_response(items, answer, self.now)
         else:
             self.keep(items)
-            items[0].settle(read_batch(Endpoint(None, None), ok(1), parcels)[0])
-        self.outbox.leave(items)
+            items[0].resolve(read_batch(Endpoint(None, None), ok(1), parcels)[0])
+        self.outbox.release(items)
 
     def keep(self, items: list[QueuedNotification]) -> None:
         for item in items:
-            for room in item.parcel.rooms:
-                self.kept[room.removeprefix("user_")].append(item.parcel.id)
+            for room in item.encoded.rooms:
+                self.kept[room.removeprefix("user_")].append(item.encoded.id)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), is_late=st.booleans())
@@ -112,18 +116,18 @@ class OutboxMachine(RuleBasedStateMachine):
         id = data.draw(st.sampled_from(sorted(self.open)))
         item = self.open[id]
         if is_late:
-            self.outbox.give_up(item)
+            self.outbox.expire(item)
         else:
-            self.outbox.withdraw(item)
-            item.settled = lambda: None
+            self.outbox.cancel(item)
+            item.done = lambda: None
             del self.open[id]
 
     @precondition(lambda self: not self.requests)
     @rule()
     def lose_the_route(self) -> None:
-        if items := self.outbox.take(self.now):
-            self.outbox.answered(items, ApiResponse(status=404, error="404"), self.now)
-            self.outbox.leave(items)
+        if items := self.outbox.next_batch(self.now):
+            self.outbox.apply_response(items, ApiResponse(status=404, error="404"), self.now)
+            self.outbox.release(items)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]))
     def let_time_pass(self, seconds: float) -> None:
@@ -143,7 +147,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @invariant()
     def the_bytes_are_counted(self) -> None:
         waiting = self.outbox._waiting
-        assert self.outbox._waiting_bytes == sum(len(item.parcel.body) for item in waiting)
+        assert self.outbox._waiting_bytes == sum(len(item.encoded.body) for item in waiting)
 
     def teardown(self) -> None:
         """When the server answers well again, everybody who still waits hears."""
@@ -161,7 +165,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
 
 def _rooms(items: list[QueuedNotification]) -> list[Room]:
-    return [room for item in items for room in item.parcel.rooms]
+    return [room for item in items for room in item.encoded.rooms]
 
 
 TestOutbox = OutboxMachine.TestCase

@@ -43,11 +43,11 @@ def test_pauses_double_up_to_a_bound(
 
 def test_retry_after_is_waited_for() -> None:
     assert retry.wait_s(state_of(ApiResponse(status=503, retry_after_s=7), 1)) == 7
-    assert retry.pause_s(ApiResponse(status=503, retry_after_s=7), 1, left_s=8) == 7
+    assert retry.retry_delay_s(ApiResponse(status=503, retry_after_s=7), 1, left_s=8) == 7
 
 
 def test_nothing_begins_past_the_deadline() -> None:
-    assert retry.pause_s(ApiResponse(status=503, retry_after_s=7), 1, left_s=6) is None
+    assert retry.retry_delay_s(ApiResponse(status=503, retry_after_s=7), 1, left_s=6) is None
 
 
 def test_a_client_without_a_deadline_has_a_longest_pause() -> None:
@@ -67,5 +67,5 @@ def test_clients_that_were_refused_together_do_not_come_back_together(
 def test_a_deadline_that_has_passed_leaves_the_last_answer(answer: ApiResponse) -> None:
     """Whoever publishes gets a result and no exception of a library."""
     found: ApiResponse = tenacity.Retrying(**retry.arguments(0))(lambda: answer)
-    assert found == retry.last(answer)
+    assert found == retry.as_final(answer)
     assert ("it asked to wait 999 s" in str(found.error)) == (answer.retry_after_s > 0)

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -87,7 +87,7 @@ async def serving(origin: str, port: int = 0, **settings: Any) -> AsyncIterator[
             **given,
         )
     )
-    async with running(app, port=port) as url:
+    async with running_server(app, port=port) as url:
         yield url
 
 
@@ -115,7 +115,7 @@ class Server:
             async with serving(self.origin, port, **settings) as url:
                 yield url
         else:
-            async with running(create_app(load_settings(**settings)), port=port) as url:
+            async with running_server(create_app(load_settings(**settings)), port=port) as url:
                 yield url
 
     @asynccontextmanager

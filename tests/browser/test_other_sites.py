@@ -30,7 +30,7 @@ from playwright.async_api import Browser, BrowserContext, async_playwright
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 from ..conformance import workerd
@@ -257,7 +257,7 @@ async def rooms(request: pytest.FixtureRequest) -> AsyncIterator[str]:
         with workerd.running({}) as url:
             yield url
         return
-    async with running(create_app(load_settings(admin=True))) as url:
+    async with running_server(create_app(load_settings(admin=True))) as url:
         yield url
 
 
@@ -332,7 +332,7 @@ async def test_page_of_this_machine_uses_room_server_without_keys(rooms: str) ->
 
 async def test_link_of_another_site_opens_the_operators_page() -> None:
     """It does nothing until its user does; and it is in no frame."""
-    async with running(create_app(load_settings(admin=True))) as url:
+    async with running_server(create_app(load_settings(admin=True))) as url:
         with evil_site() as port:
             async with chromium_that_maps(f"MAP {EVIL} 127.0.0.1") as browser:
                 page = await browser.new_page()
@@ -381,7 +381,7 @@ class _Thief(BaseHTTPRequestHandler):
 @pytest.fixture
 async def laptop() -> AsyncIterator[Victim]:
     server = LocalInngest()
-    async with running(server) as url:
+    async with running_server(server) as url:
         client = inngest.Inngest(
             app_id="app", is_production=False, api_base_url=url, event_api_base_url=url
         )
@@ -393,7 +393,7 @@ async def laptop() -> AsyncIterator[Victim]:
 
         app = fastapi.FastAPI()
         inngest.fast_api.serve(app, client, [f])
-        async with running(app) as app_url:
+        async with running_server(app) as app_url:
             async with httpx.AsyncClient() as http:
                 assert (await http.put(f"{app_url}/api/inngest")).status_code == 200
             yield victim

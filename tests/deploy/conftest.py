@@ -19,7 +19,7 @@ from websockets.typing import Origin
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -86,7 +86,10 @@ async def _scrape(folder: Path) -> str:
         publishes_per_s=2,
     )
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
-    async with running(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        running_server(create_app(settings)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
 
         async def publish(credential: str | None, kind: object = "a") -> int:
             response = await client.post(

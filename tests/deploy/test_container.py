@@ -13,7 +13,7 @@ from pathlib import Path
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config import ServerSettings, load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 from .conftest import DEPLOY, ROOT
@@ -75,7 +75,7 @@ async def test_its_health_check_tells_a_living_server_from_none() -> None:
         )  # fmt: skip
         return await process.wait()
 
-    async with running(create_app(load_settings())) as url:
+    async with running_server(create_app(load_settings())) as url:
         assert await asked(url.rpartition(":")[2]) == 0
     with socket.socket() as reserved:  # bound, and nobody listens
         reserved.bind(("127.0.0.1", 0))

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.certificates import certify
 
 README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text()
@@ -49,7 +49,7 @@ def proxy(*command: str | Path, log: Path) -> Iterator[None]:
 async def check_forwards_and_logs_no_token(url: str, upstream: int, folder: Path) -> None:
     """While the room server runs, and after it has stopped."""
     async with httpx.AsyncClient(verify=False, base_url=url) as client:  # noqa: S501
-        async with running(create_app(), port=upstream), asyncio.timeout(30):
+        async with running_server(create_app(), port=upstream), asyncio.timeout(30):
             while True:
                 try:
                     if (await client.get("/ready")).is_success:

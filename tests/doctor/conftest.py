@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from synap_realtime.doctor import Finding, examine
+from synap_realtime.doctor import Finding, run_checks
 
 from ..server.test_access import API_KEY, SECRET
 
@@ -29,7 +29,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def findings(url: str | None = None, **given: Any) -> list[Finding]:
     """All of them; none holds a secret of these tests."""
-    found = [finding async for finding in examine(url, given)]
+    found = [finding async for finding in run_checks(url, given)]
     text = "\n".join(map(str, found))
     for secret in (SECRET, API_KEY, WRONG_KEY, WRONG_SECRET):
         assert secret not in text

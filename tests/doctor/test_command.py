@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 from ..server.test_access import API_KEY, SECRET, serving
 from ..test_cli import run
@@ -35,7 +35,7 @@ async def test_wrong_arguments_are_2() -> None:
 async def test_no_secret_is_printed(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(f'token_secrets = ["{SECRET}"]\n[api_keys]\njobs = "{API_KEY}"\n')
-    async with serving(running) as url:
+    async with serving(running_server) as url:
         for key, secret in ((API_KEY, SECRET), (WRONG_KEY, WRONG_SECRET)):
             code, out, errors = await run(
                 "doctor", "--keys-file", str(file), "--url", url,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime.doctor.configuration import open_files
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 from ..server.test_access import API_KEY, ORIGIN, SECRET, serving
 from .conftest import diagnosis, findings
@@ -65,7 +65,7 @@ async def test_an_application_hears_nothing_of_server_settings_that_it_does_not_
     """The server beside it has other settings: here there are only its address and credentials."""
     monkeypatch.setenv("REALTIME_TOKEN_SECRET", SECRET)
     monkeypatch.setenv("REALTIME_API_KEY", API_KEY)
-    async with serving(running) as url:
+    async with serving(running_server) as url:
         monkeypatch.setenv("REALTIME_URL", url)
         found = await findings()
     assert not {finding.check for finding in found} & OF_A_SERVER

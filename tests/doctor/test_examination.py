@@ -8,7 +8,7 @@ import pytest
 
 from synap_realtime.doctor import configuration, runner
 from synap_realtime.doctor.context import CheckContext
-from synap_realtime.doctor.finding import Finding, Report, hide
+from synap_realtime.doctor.finding import Finding, Report, redact
 
 from .conftest import diagnosis
 
@@ -40,5 +40,5 @@ async def test_one_that_hangs(rooms: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_no_secret_is_shown_that_another_program_echoes() -> None:
     told = Finding("fail", "x", "got hunter22-long and hunter22", "see http://u:pw@h/")
-    shown = hide(told, {"hunter22", "hunter22-long", "x", ""})
+    shown = redact(told, {"hunter22", "hunter22-long", "x", ""})
     assert str(shown) == "fail  x              got … and …; see http://…@h/"

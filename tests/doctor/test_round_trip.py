@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 from ..server.test_access import API_KEY, SECRET, serving
 from .conftest import WRONG_KEY, WRONG_SECRET, diagnosis, proxy
@@ -22,13 +22,13 @@ async def test_with_keys_and_credentials(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("REALTIME_API_KEY", API_KEY)
     monkeypatch.setenv("REALTIME_TOKEN_SECRET", SECRET)
     monkeypatch.setenv("SYNAP_REALTIME_TOKEN_ISSUER", "us")
-    async with serving(running, token_issuer="us") as url:
+    async with serving(running_server, token_issuer="us") as url:
         found = await diagnosis(url)
     assert [found[check].level for check in CHECKS] == ["ok", "ok", "ok"]
 
 
 async def test_which_credential_is_missing_is_said() -> None:
-    async with serving(running) as url:
+    async with serving(running_server) as url:
         found = await diagnosis(url)
     assert [found[check].level for check in CHECKS] == ["warn", "warn", "warn"]
     assert "REALTIME_API_KEY is not set" in found["publish"].found
@@ -39,7 +39,7 @@ async def test_which_credential_is_missing_is_said() -> None:
 async def test_a_wrong_key(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("REALTIME_API_KEY", key)
     monkeypatch.setenv("REALTIME_TOKEN_SECRET", SECRET)
-    async with serving(running) as url:
+    async with serving(running_server) as url:
         found = await diagnosis(url)
     assert [found[check].level for check in CHECKS] == ["fail", "ok", "ok"]
     assert "REALTIME_API_KEY" in str(found["publish"])
@@ -50,7 +50,7 @@ async def test_the_key_counts_and_not_a_user_in_the_address(
 ) -> None:
     monkeypatch.setenv("REALTIME_API_KEY", API_KEY)
     monkeypatch.setenv("REALTIME_TOKEN_SECRET", SECRET)
-    async with serving(running) as url:
+    async with serving(running_server) as url:
         found = await diagnosis(url.replace("//", "//user:hunter22@"))
     assert [found[check].level for check in CHECKS] == ["ok", "ok", "ok"]
     assert not any("hunter22" in str(finding) for finding in found.values())
@@ -60,7 +60,7 @@ async def test_the_key_counts_and_not_a_user_in_the_address(
 async def test_a_wrong_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("REALTIME_API_KEY", API_KEY)
     monkeypatch.setenv("REALTIME_TOKEN_SECRET", secret)
-    async with serving(running) as url:
+    async with serving(running_server) as url:
         found = await diagnosis(url)
     assert found["publish"].level == "ok"
     failed = found["WebSocket"] if secret == WRONG_SECRET else found["round trip"]

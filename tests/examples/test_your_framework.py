@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -18,7 +18,7 @@ CODE = (ROOT / "examples" / "your_framework.py").read_text()
 
 
 async def test_the_example_tells_a_jobs_life() -> None:
-    async with running(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
+    async with running_server(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

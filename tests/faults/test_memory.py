@@ -13,7 +13,7 @@ import httpx
 
 from synap_realtime.server import create_app
 from synap_realtime.server.rooms.subscription import Subscription
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
 
@@ -63,7 +63,7 @@ async def test_memory_returns_to_where_it_was() -> None:
                 gc.collect()
         return tracemalloc.get_traced_memory()[0]
 
-    async with running(create_app(store=store)) as url:
+    async with running_server(create_app(store=store)) as url:
         tracemalloc.start()
         try:
             await use_rooms(url, 0, 1200)  # what is made once is made now, and caches are full

@@ -21,7 +21,7 @@ import pytest
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
@@ -157,7 +157,7 @@ async def test_who_sends_a_request_is_not_cut_for_those_who_wait() -> None:
         return True
 
     app = create_app(load_settings(drain_timeout_s=0, max_pending_connections=2), authorize=may)
-    async with running(app) as url:
+    async with running_server(app) as url:
         where = urlsplit(url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
         writer.write(b"GET /rooms/user_1/history HTTP/1.1\r\nHost: localhost\r\n\r\n")

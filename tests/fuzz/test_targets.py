@@ -85,22 +85,22 @@ def test_http_target_notices_a_connection_that_is_kept(monkeypatch: pytest.Monke
 
 
 def test_http_target_notices_a_traceback_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = Node.answer
+    answer = Node.handle
 
     async def fails(self: Node, request: Any) -> Any:
         if request.method == "OPTIONS":
             raise KeyError("a fault")
         return await answer(self, request)
 
-    monkeypatch.setattr(Node, "answer", fails)
+    monkeypatch.setattr(Node, "handle", fails)
     catches("http")
 
 
 def test_http_target_notices_a_field_that_splits_the_response(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fields = Response.fields
-    monkeypatch.setattr(Response, "fields", lambda self: {**fields(self), "X": "a\r\n\r\nb"})
+    fields = Response.header_fields
+    monkeypatch.setattr(Response, "header_fields", lambda self: {**fields(self), "X": "a\r\n\r\nb"})
     catches("http")
 
 

@@ -25,7 +25,7 @@ from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
 from synap_realtime.jobs.job_types import CONVERSATION_MESSAGE, NOTE_CREATION
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 WHO = {"userId": "42", "requestId": "r1"}
@@ -47,7 +47,7 @@ class Rooms:
 
 @pytest.fixture
 async def rooms() -> AsyncIterator[Rooms]:
-    async with running(create_app()) as url, BackgroundBroadcaster(url) as broadcaster:
+    async with running_server(create_app()) as url, BackgroundBroadcaster(url) as broadcaster:
         yield Rooms(url, broadcaster)
 
 

@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.jobs.strict import strict
-from synap_realtime.jobs.truncation import fit
+from synap_realtime.jobs.truncation import truncate_result
 
 from .test_arguments import Float32
 
@@ -118,7 +118,7 @@ WHOLE: list[tuple[object, Any]] = [
 @pytest.mark.parametrize(("result", "data"), WHOLE, ids=lambda each: type(each).__name__)
 def test_publishes_the_whole(result: object, data: Any) -> None:
     with strict() as problems:
-        assert fit(result) == data
+        assert truncate_result(result) == data
     assert problems == []
 
 
@@ -143,7 +143,7 @@ PARTS: list[tuple[object, Any, list[str]]] = [
 def test_leaves_out_what_cannot_be_sent(
     result: object, data: Any, omitted: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert fit(result) == {**data, "truncated": True, "omitted": omitted}
+    assert truncate_result(result) == {**data, "truncated": True, "omitted": omitted}
     (record,) = caplog.records
     assert record.getMessage().startswith(f"a result is published without {', '.join(omitted)}: ")
     completed = RunNotifications(JobType("report.creation"), "run").completed(result)
@@ -152,7 +152,11 @@ def test_leaves_out_what_cannot_be_sent(
 
 def test_does_not_read_an_iterator() -> None:
     pages: Iterator[int] = (page for page in [1, 2])
-    assert fit({"a": 1, "pages": [pages]}) == {"a": 1, "truncated": True, "omitted": ["pages"]}
+    assert truncate_result({"a": 1, "pages": [pages]}) == {
+        "a": 1,
+        "truncated": True,
+        "omitted": ["pages"],
+    }
     assert list(pages) == [1, 2]
 
 
@@ -171,11 +175,15 @@ def test_does_not_convert_what_is_certainly_too_large() -> None:
             raise AssertionError("it was read")
 
     for huge in (Huge(), Array(), "x" * 10**7):
-        assert fit({"a": 1, "huge": huge}) == {"a": 1, "truncated": True, "omitted": ["huge"]}
+        assert truncate_result({"a": 1, "huge": huge}) == {
+            "a": 1,
+            "truncated": True,
+            "omitted": ["huge"],
+        }
 
 
 def test_a_result_without_a_json_form_is_a_problem_in_strict_mode() -> None:
     with strict() as problems:
-        fit({"raw": object()})
-        fit("x" * 300_000)  # that it comes in part is documented
+        truncate_result({"raw": object()})
+        truncate_result("x" * 300_000)  # that it comes in part is documented
     assert problems == ["raw: TypeError: object has no JSON form"]

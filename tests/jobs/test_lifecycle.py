@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from synap_realtime import InvalidArgumentError, InvalidInputError, JobError, NoteCreated
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.jobs.job_types import CONVERSATION_MESSAGE, NOTE_CREATION
-from synap_realtime.jobs.notifications import readable_error
-from synap_realtime.jobs.truncation import fit
+from synap_realtime.jobs.notifications import user_facing_error
+from synap_realtime.jobs.truncation import truncate_result
 from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES, encode_json
 
 
@@ -172,14 +172,14 @@ def test_any_result_fits_and_what_is_missing_is_said(result: dict[str, object]) 
 
 
 def test_what_is_no_mapping_is_the_result() -> None:
-    assert fit(None) == {}
-    assert fit(7) == {"result": 7}
-    assert fit("x" * 300_000) == {"truncated": True, "omitted": ["result"]}
+    assert truncate_result(None) == {}
+    assert truncate_result(7) == {"result": 7}
+    assert truncate_result("x" * 300_000) == {"truncated": True, "omitted": ["result"]}
 
 
 def test_a_user_reads_only_what_was_written_for_users() -> None:
-    assert readable_error(JobError("The storage is busy."), "r") == "The storage is busy."
-    assert readable_error(InvalidInputError("It is empty."), "r") == "It is empty."
-    secret = readable_error(RuntimeError("password=hunter2"), "run7")
+    assert user_facing_error(JobError("The storage is busy."), "r") == "The storage is busy."
+    assert user_facing_error(InvalidInputError("It is empty."), "r") == "It is empty."
+    secret = user_facing_error(RuntimeError("password=hunter2"), "run7")
     assert secret == "Something went wrong (run run7)."
-    assert readable_error(JobError(), "run7") == secret
+    assert user_facing_error(JobError(), "run7") == secret

@@ -12,7 +12,7 @@ import uvicorn
 
 from synap_realtime.server import RoomServer
 from synap_realtime.server.protocols.descriptors import bound_buffers
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 Front = Callable[[RoomServer], AbstractAsyncContextManager[str]]
 """Serves an app within ``async with``, which brings its address."""
@@ -59,4 +59,4 @@ async def by_uvicorn(app: RoomServer, *, bounded: bool = False) -> AsyncIterator
         listener.close()
 
 
-FRONTS: dict[str, Front] = {"front": running, "asgi": by_uvicorn}
+FRONTS: dict[str, Front] = {"front": running_server, "asgi": by_uvicorn}

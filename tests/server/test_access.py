@@ -26,7 +26,7 @@ from websockets.sync.client import connect
 from synap_realtime import AsyncBroadcaster, ConfigurationError
 from synap_realtime.server import authorization, create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.server.fronts import Front
 from tests.timeouts import TIMEOUT_S
@@ -378,7 +378,7 @@ async def test_what_to_revoke_has_to_be_said(url: str, body: object) -> None:
 
 
 async def test_a_rule_of_ones_own_can_say_no(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authorization, "MAY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(authorization, "AUTHORIZER_TIMEOUT_S", 0.1)
     asked = []
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
@@ -405,7 +405,7 @@ async def test_a_rule_that_says_yes_after_its_time_has_said_no(
     front: Front,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(authorization, "MAY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(authorization, "AUTHORIZER_TIMEOUT_S", 0.05)
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
         with contextlib.suppress(asyncio.CancelledError):
@@ -470,7 +470,9 @@ async def test_too_many_of_an_address_behind_a_trusted_proxy(front: Front) -> No
 
 @pytest.mark.usefixtures("slow_rate_clock")
 async def test_the_port_that_a_proxy_adds_is_not_another_address() -> None:
-    async with serving(running, trusted_proxies=("127.0.0.1",), new_connections_per_s=1) as url:
+    async with serving(
+        running_server, trusted_proxies=("127.0.0.1",), new_connections_per_s=1
+    ) as url:
         path = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
         for peer in ("203.0.113.7:4711", "[2001:db8::7]:4711"):
             headers = {**bearer(token()), "X-Forwarded-For": peer}
@@ -496,7 +498,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And who is not answered in time has a no, though the others have their yes."""
-    monkeypatch.setattr(authorization, "MAY_BATCH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(authorization, "AUTHORIZER_BATCH_TIMEOUT_S", 0.5)
     asked, most = 0, 0
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
@@ -507,7 +509,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
         asked -= 1
         return True
 
-    rooms = [f"user_{n}" for n in range(3 * authorization.MAY_AT_ONCE)]
+    rooms = [f"user_{n}" for n in range(3 * authorization.AUTHORIZER_CONCURRENCY)]
     items = [{**NOTE, "id": name, "rooms": [name]} for name in ["user_quick", *rooms]]
     async with serving(front, may) as url:
         body = {"notifications": items}
@@ -517,7 +519,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
         assert {(each["code"], each["details"]) for each in others} == {
             ("forbidden", "the server's own rule took too long")
         }
-        assert most == authorization.MAY_AT_ONCE
+        assert most == authorization.AUTHORIZER_CONCURRENCY
 
 
 async def test_answers_a_batch_that_names_no_valid_room_under_a_rule(front: Front) -> None:
@@ -585,10 +587,10 @@ async def test_without_keys_a_name_of_elsewhere_is_not_answered(front: Front) ->
 
 async def test_an_open_address_needs_keys() -> None:
     with pytest.raises(ConfigurationError, match="synap-realtime generate-keys"):
-        async with running(create_app(load_settings()), "0.0.0.0"):
+        async with running_server(create_app(load_settings()), "0.0.0.0"):
             pass
     settings = load_settings(api_keys={"jobs": SecretStr(API_KEY)})
-    async with running(create_app(settings), "0.0.0.0") as url:
+    async with running_server(create_app(settings), "0.0.0.0") as url:
         port = url.rpartition(":")[2]
         assert (await ask(f"http://127.0.0.1:{port}", "GET", "/health")).status_code == 200
 

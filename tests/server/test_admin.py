@@ -17,7 +17,7 @@ from websockets.typing import Origin, Subprotocol
 from synap_realtime.server import create_app
 from synap_realtime.server.admin.routes import MAX_CONNECTIONS, MAX_ROOMS
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 
 SECRET, JOBS = "s" * 32, "j" * 43
@@ -30,7 +30,7 @@ def operator_token() -> str:
 @asynccontextmanager
 async def serving(**settings: Any) -> AsyncIterator[str]:
     keys = {"token_secrets": (SecretStr(SECRET),), "api_keys": {"jobs": SecretStr(JOBS)}}
-    async with running(
+    async with running_server(
         create_app(load_settings(**{**keys, "drain_timeout_s": 0, **settings}))
     ) as url:
         yield url
@@ -157,7 +157,7 @@ async def test_the_page_of_this_server_is_let_in(admin: bool, origin: str, is_le
 
 
 async def test_without_keys_it_is_for_this_machine() -> None:
-    async with running(create_app(load_settings(admin=True, drain_timeout_s=0))) as url:
+    async with running_server(create_app(load_settings(admin=True, drain_timeout_s=0))) as url:
         assert (await get(url, "/admin/state", None)).status_code == 200
         async with httpx.AsyncClient() as client:
             answer = await client.get(f"{url}/admin/state", headers={"Host": "evil.example"})

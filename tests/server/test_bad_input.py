@@ -28,7 +28,7 @@ from synap_realtime.server.protocols import http1, pending_connections, server
 from synap_realtime.server.protocols import write_stalls as readers
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocketProtocol
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.server.fronts import FRONTS
 from tests.timeouts import TIMEOUT_S, scaled
 
@@ -51,7 +51,7 @@ async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[s
 @pytest.fixture
 async def own() -> AsyncIterator[str]:
     """The address of a room server on our own front."""
-    async with running(create_app()) as url:
+    async with running_server(create_app()) as url:
         yield url
 
 
@@ -192,7 +192,7 @@ async def test_a_file_that_comes_back_takes_the_next_write(
     file, away, elsewhere = (tmp_path / f"{name}.db" for name in ("rooms", "away", "other"))
     with contextlib.closing(sqlite3.connect(elsewhere)) as other:
         other.execute("CREATE TABLE its (own TEXT)")
-    async with running(create_app(load_settings(store=f"sqlite:///{file}"))) as url:
+    async with running_server(create_app(load_settings(store=f"sqlite:///{file}"))) as url:
         room = f"{url}/rooms/user_1/broadcast"
         async with httpx.AsyncClient() as client:
             assert (await client.post(room, json=NOTE)).status_code == 200
@@ -498,7 +498,7 @@ async def test_each_request_has_its_answer(own: str, cases: Any) -> None:
 
 async def test_half_a_request_is_not_waited_for(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http1, "HEAD_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(pending_connections, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(pending_connections, "CHECK_INTERVAL_S", 0.05)
     for sent in (b"", b"GET", b"GET /health HTTP/1.1\r\nX: ", http(b"GET /health") + b"GET /he"):
         where = urlsplit(own)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -513,9 +513,9 @@ async def test_nobody_who_stalls_keeps_a_server_from_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not with half a body, and not with answers that it does not read."""
-    monkeypatch.setattr(server, "CUT_S", 0.05)
+    monkeypatch.setattr(server, "SHUTDOWN_GRACE_S", 0.05)
     stalled: list[asyncio.StreamWriter] = []
-    async with running(create_app(load_settings(drain_timeout_s=0))) as url:
+    async with running_server(create_app(load_settings(drain_timeout_s=0))) as url:
         async with httpx.AsyncClient(base_url=url) as client:
             for _ in range(8):
                 body = {**NOTE, "data": {"x": "y" * 200_000}}
@@ -673,7 +673,7 @@ async def test_who_asks_and_takes_no_answer_is_cut(
     monkeypatch.setattr(server, "Http1Protocol", WatchedHttp)
     WatchedHttp.ended = asyncio.Event()
     asked = http(b"GET /rooms/user_1/history") * 100
-    async with running(
+    async with running_server(
         create_app(load_settings(drain_timeout_s=0, max_pending_connections=4))
     ) as url:
         where = urlsplit(url)
@@ -858,7 +858,7 @@ async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory()
     pings = frame(PING, b"x" * 125) * 500
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(http1, "WebSocketProtocol", Watched)
-        async with running(create_app(load_settings(drain_timeout_s=0))) as url:
+        async with running_server(create_app(load_settings(drain_timeout_s=0))) as url:
             where = urlsplit(url)
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)
             writer.write(http(SUBSCRIBE, *UPGRADE))

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from synap_realtime.server import create_app, wire
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.http import publish
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 
 SECRET, API_KEY = "s" * 32, "k" * 43
@@ -103,7 +103,7 @@ async def comes_to(credential: str, content: str) -> list[Any]:
         token_secrets=(SecretStr(SECRET),), api_keys={"jobs": SecretStr(API_KEY)}, drain_timeout_s=0
     )
     reader = {"Authorization": f"Bearer {reader_token()}"}
-    async with running(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
+    async with running_server(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
         headers = {"Authorization": f"Bearer {credential}"}
         answer = await http.post("/broadcast", content=content.encode(), headers=headers)
         texts = [answer.text]

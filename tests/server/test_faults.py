@@ -10,7 +10,7 @@ import pytest
 
 from synap_realtime.server import create_app, faults
 from synap_realtime.server.node import Node
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 
 async def test_errors_of_the_server_are_bounded_lines(
@@ -21,10 +21,10 @@ async def test_errors_of_the_server_are_bounded_lines(
     async def broken(*_: object) -> None:
         raise LookupError("what the peer has sent")
 
-    monkeypatch.setattr(Node, "answer", broken)
+    monkeypatch.setattr(Node, "handle", broken)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(None)
-    async with running(create_app()) as url:
+    async with running_server(create_app()) as url:
         async with httpx.AsyncClient() as client:
             for _ in range(2 * faults.MAX_LINES_PER_S):
                 with pytest.raises(httpx.RemoteProtocolError):

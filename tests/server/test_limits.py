@@ -13,7 +13,7 @@ import pytest
 import websockets
 
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.limits import MAX_CALLERS, Limits
+from synap_realtime.server.limits import MAX_TRACKED_KEYS, Limits
 from synap_realtime.server.messages import RequestError
 from synap_realtime.tokens import mint_token
 from tests.server.fronts import Front
@@ -264,7 +264,7 @@ def test_a_table_of_callers_is_bounded() -> None:
         limits.count_failed_attempt(A)
     with pytest.raises(RequestError):
         limits.check_attempt(A)
-    for n in range(MAX_CALLERS):
+    for n in range(MAX_TRACKED_KEYS):
         limits.count_failed_attempt(f"2001:db8::{n:x}")
     limits.check_attempt(A)
 

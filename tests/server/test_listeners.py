@@ -28,7 +28,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.listeners import authority, bind, holding, port_of
 from synap_realtime.server.protocols import accepting
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
@@ -58,7 +58,7 @@ def reaches(address: str, port: int) -> bool:
 )  # fmt: skip
 async def test_a_host_serves_its_families(host: str, v4: bool, v6: bool, shown: str) -> None:
     keys = {"jobs": SecretStr("k" * 43)}
-    async with running(create_app(load_settings(api_keys=keys)), host) as url:
+    async with running_server(create_app(load_settings(api_keys=keys)), host) as url:
         assert re.fullmatch(rf"http://{re.escape(shown)}:\d+", url)
         port = urlsplit(url).port
         assert port is not None
@@ -74,7 +74,7 @@ async def test_an_ipv4_peer_of_both_families_has_its_ipv4_address(
     caplog.set_level("INFO", "synap_realtime.server.events")
     keys = {"jobs": SecretStr("k" * 43)}
     async with (
-        running(create_app(load_settings(api_keys=keys)), "::") as url,
+        running_server(create_app(load_settings(api_keys=keys)), "::") as url,
         httpx.AsyncClient() as client,
     ):
         await client.get(f"http://127.0.0.1:{urlsplit(url).port}/metrics")
@@ -83,11 +83,11 @@ async def test_an_ipv4_peer_of_both_families_has_its_ipv4_address(
 
 
 async def test_without_keys_only_loopback_is_listened_on() -> None:
-    async with running(create_app(), "localhost") as url:
+    async with running_server(create_app(), "localhost") as url:
         assert await asyncio.to_thread(reaches, "127.0.0.1", urlsplit(url).port or 0)
     for host in ("", "::", "0.0.0.0"):
         with pytest.raises(ConfigurationError, match="has no keys"):
-            async with running(create_app(), host):
+            async with running_server(create_app(), host):
                 pass
 
 
@@ -270,7 +270,7 @@ async def test_some_descriptors_are_left_to_the_store_and_the_key_file(
 async def test_many_new_connections_take_turns_with_those_that_are_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accepting, "MAX_PER_TURN", 2)
+    monkeypatch.setattr(accepting, "MAX_PER_ITERATION", 2)
     loop, turn, most = asyncio.get_running_loop(), 0, 6
     turns: list[int] = []
     are_taken = asyncio.Event()

@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from synap_realtime.server.signals import drained_first
+from synap_realtime.server.signals import drain_on_signal
 from tests.timeouts import TIMEOUT_S
 
 APP = """
@@ -111,7 +111,7 @@ async def test_the_handlers_that_were_there_are_called_after_draining_and_come_b
 
     first = signal.signal(signal.SIGTERM, previous)
     try:
-        async with drained_first(drain):
+        async with drain_on_signal(drain):
             signal.raise_signal(signal.SIGTERM)
             await asyncio.sleep(0.01)
             assert calls == ["drain"]
@@ -121,7 +121,7 @@ async def test_the_handlers_that_were_there_are_called_after_draining_and_come_b
 
         calls.clear()
         free.clear()
-        async with drained_first(drain):
+        async with drain_on_signal(drain):
             signal.raise_signal(signal.SIGTERM)
             await asyncio.sleep(0.01)
             signal.raise_signal(signal.SIGTERM)
@@ -138,13 +138,13 @@ async def test_what_nobody_handles_stays_so_and_other_threads_change_nothing() -
 
     first = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        async with drained_first(drain):
+        async with drain_on_signal(drain):
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, first)
 
     async def open_it() -> None:
-        async with drained_first(drain):
+        async with drain_on_signal(drain):
             pass
 
     before = signal.getsignal(signal.SIGINT)

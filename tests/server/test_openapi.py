@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.openapi import document
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 EVENTS = "/rooms/{room}/events"
@@ -39,7 +39,7 @@ def served(
 
     async def serve() -> None:
         stop = asyncio.Event()
-        async with running(create_app(load_settings(store=store, drain_timeout_s=1))) as url:
+        async with running_server(create_app(load_settings(store=store, drain_timeout_s=1))) as url:
             started.append((url, asyncio.get_running_loop(), stop))
             ready.set()
             await stop.wait()

@@ -191,7 +191,7 @@ class Recorder:
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
 
-    def say(self, frame: ControlFrame) -> None:
+    def send_control(self, frame: ControlFrame) -> None:
         self.frames.append(dict(frame.data))
 
     @property
@@ -294,7 +294,7 @@ async def test_a_watcher_who_is_gone_is_told_nothing_and_nothing_is_kept() -> No
         def __init__(self) -> None:
             self.heard: list[ControlFrame] = []
 
-        def say(self, frame: ControlFrame) -> None:
+        def send_control(self, frame: ControlFrame) -> None:
             self.heard.append(frame)
 
     there, ear = Presence(grace_s=0), Ear()

@@ -99,10 +99,10 @@ async def test_survives_jumps_of_the_wall_clock(
     wall.now += jump_s
     await subject.revoke("user", "2")  # forgets what is too old
     wall.now -= jump_s
-    assert subject.covers(before)
+    assert subject.matches(before)
     again = revocations(store, wall, running)
     await again.load()
-    assert again.covers(before)
+    assert again.matches(before)
 
 
 async def test_a_clock_that_was_set_back_spares_no_token(
@@ -112,7 +112,7 @@ async def test_a_clock_that_was_set_back_spares_no_token(
     before = issued(wall.now)
     wall.now -= 3600
     await subject.revoke("user", "1")
-    assert subject.covers(before)
+    assert subject.matches(before)
 
 
 @pytest.mark.parametrize(("ahead_s", "covered"), [(0, True), (9.5, True), (10, True), (11, False)])
@@ -121,7 +121,7 @@ async def test_covers_tokens_whose_issuers_clock_is_ahead(
 ) -> None:
     subject = revocations(store, wall, running, leeway_s=10.0)
     await subject.revoke("user", "1")
-    assert subject.covers(issued(wall.now + ahead_s)) is covered
+    assert subject.matches(issued(wall.now + ahead_s)) is covered
 
 
 async def test_an_older_revocation_takes_nothing_from_a_newer_one(
@@ -133,7 +133,7 @@ async def test_an_older_revocation_takes_nothing_from_a_newer_one(
     await behind.revoke("user", "1")
     subject = revocations(store, wall, running)
     await subject.load()
-    assert subject.covers(issued(wall.now))
+    assert subject.matches(issued(wall.now))
 
 
 async def test_after_a_restart_all_count_also_if_they_are_many(
@@ -145,7 +145,7 @@ async def test_after_a_restart_all_count_also_if_they_are_many(
         await before.revoke("user", str(n))
     subject = revocations(store, wall, running, most=most)
     await subject.load()
-    assert all(subject.covers(issued(0, user=str(n))) for n in range(most))
+    assert all(subject.matches(issued(0, user=str(n))) for n in range(most))
     unasked = revocations(store, wall, running, most=most)
     with pytest.raises(TooManyRevocationsError):
         await unasked.revoke("user", "another")
@@ -158,8 +158,8 @@ async def test_forgets_one_when_no_such_token_can_be_alive(
     await subject.revoke("user", "1")
     running.now += 101 * DAY_S
     await subject.revoke("user", "2")
-    assert not subject.covers(issued(0))
-    assert subject.covers(issued(0, user="2"))
+    assert not subject.matches(issued(0))
+    assert subject.matches(issued(0, user="2"))
 
 
 def test_keeps_them_for_as_long_as_the_longest_token_lives() -> None:
@@ -177,7 +177,7 @@ async def test_refuses_one_more_rather_than_to_forget_one(
         await subject.revoke("user", user)
     with pytest.raises(TooManyRevocationsError):
         await subject.revoke("user", "4")
-    assert all(subject.covers(issued(0, user=user)) for user in ("1", "2", "3"))
+    assert all(subject.matches(issued(0, user=user)) for user in ("1", "2", "3"))
 
 
 @pytest.mark.parametrize(

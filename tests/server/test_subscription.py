@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.connections import follow
+from synap_realtime.server.connections import run_subscription
 from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.rooms.hub import Hub
-from synap_realtime.server.rooms.subscription import LOST, MAX_WAITING_BYTES, Subscription
+from synap_realtime.server.rooms.subscription import (
+    MAX_BACKLOG_BYTES,
+    UNKNOWN_POSITION,
+    Subscription,
+)
 from synap_realtime.server.stores.base import (
     DeliveryHandler,
     Entry,
@@ -79,7 +83,7 @@ class Node:
         id = f"n{self.count}"
         wire = {"type": "a", "data": {"x": "x" * size}, "id": id}
         publication = Publication(room, id, json.dumps(wire))
-        (receipt,) = await self.store.publish([publication], self.hub.deliver)
+        (receipt,) = await self.store.publish([publication], self.hub.broadcast)
         return str(receipt.cursor)
 
 
@@ -121,16 +125,16 @@ async def subscribed(
 ) -> AsyncIterator[Reader]:
     reader = reader or Reader()
     subscription = Subscription(node.store, node.hub, room, node.metrics)
-    task = asyncio.create_task(follow(subscription, after, reader.send))
+    task = asyncio.create_task(run_subscription(subscription, after, reader.send))
     try:
-        while not node.hub.connections(room):  # noqa: ASYNC110 - a few turns of the loop
+        while not node.hub.subscriber_count(room):  # noqa: ASYNC110 - a few turns of the loop
             await asyncio.sleep(0)
         yield reader
     finally:
         subscription.close(CloseCode.DRAINING)
         reader.gate.set()
         await task
-    assert node.hub.connections(room) == 0
+    assert node.hub.subscriber_count(room) == 0
 
 
 async def test_a_late_subscriber_of_a_request_gets_its_result() -> None:
@@ -228,16 +232,16 @@ async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
     node = Node()
     reader = Reader()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    task = asyncio.create_task(follow(subscription, None, reader.send))
+    task = asyncio.create_task(run_subscription(subscription, None, reader.send))
     first = await node.publish(USER)
     await reader.until(1)
     reader.gate.clear()
-    for _ in range(MAX_WAITING_BYTES // 100_000 + 3):
+    for _ in range(MAX_BACKLOG_BYTES // 100_000 + 3):
         await node.publish(USER, size=100_000)
-    assert await subscription.closed() is CloseCode.SLOW_CONSUMER
+    assert await subscription.wait_closed() is CloseCode.SLOW_CONSUMER
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert node.hub.connections(USER) == 0
+    assert node.hub.subscriber_count(USER) == 0
     async with subscribed(node, USER, first) as again:
         assert len(await again.until(node.count - 1)) == node.count - 1
 
@@ -245,15 +249,15 @@ async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
 async def test_one_who_stalls_in_the_replay_is_closed_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.rooms.subscription.SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.rooms.subscription.SLOW_CONSUMER_TIMEOUT_S", 0.05)
     node, reader = Node(), Reader()
     for _ in range(3):
         await node.publish(USER)
     reader.gate.clear()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
     async with asyncio.timeout(TIMEOUT_S):
-        await follow(subscription, None, reader.send)
-        assert await subscription.closed() is CloseCode.SLOW_CONSUMER
+        await run_subscription(subscription, None, reader.send)
+        assert await subscription.wait_closed() is CloseCode.SLOW_CONSUMER
     assert await node.store.get_ack(USER) is None, "what was not taken was not received"
 
 
@@ -287,7 +291,7 @@ def test_any_interleaving_delivers_everything_once_and_in_order(
             nonlocal task, subscription
             if task is None:
                 subscription = Subscription(node.store, node.hub, USER, node.metrics)
-                task = asyncio.create_task(follow(subscription, last, reader.send))
+                task = asyncio.create_task(run_subscription(subscription, last, reader.send))
 
         for action in actions:
             match action:
@@ -347,7 +351,7 @@ async def test_the_cursor_of_an_empty_room_resumes_and_notices_a_loss(after: str
     assert subscribed_frame(late)[1]["recovered"] is False
 
 
-@pytest.mark.parametrize("after", ["gone-99", LOST])
+@pytest.mark.parametrize("after", ["gone-99", UNKNOWN_POSITION])
 async def test_a_lost_position_is_said(after: str) -> None:
     node = Node()
     await node.publish(USER)
@@ -371,19 +375,19 @@ async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -
     node, reader = Node(), Reader()
     cursors = [await node.publish(USER) for _ in range(3)]
     subscription = Subscription(node.store, node.hub, USER, node.metrics, acknowledges=True)
-    task = asyncio.create_task(follow(subscription, None, reader.send))
+    task = asyncio.create_task(run_subscription(subscription, None, reader.send))
     await reader.until(3)
     assert await node.store.get_ack(USER) is None
     epoch = cursors[0].partition("-")[0]
     wrong = (f'"{epoch}-99999999999999999"', '"elsewhere-1"', '"nonsense"', "7", "null", "{}")
     for cursor in wrong:
-        assert subscription.hear(f'{{"action":"ack","cursor":{cursor}}}') is None
+        assert subscription.on_client_message(f'{{"action":"ack","cursor":{cursor}}}') is None
     for text in ('{"action":"dance"}', "{", "[]", "hello", ""):
-        assert subscription.hear(text) is None
+        assert subscription.on_client_message(text) is None
     assert await node.store.get_ack(USER) is None
     assert subscription.ignored == len(wrong) + 5
-    subscription.hear(json.dumps({"action": "ack", "cursor": cursors[1]}))
-    subscription.hear(json.dumps({"action": "ack", "cursor": cursors[0]}))
+    subscription.on_client_message(json.dumps({"action": "ack", "cursor": cursors[1]}))
+    subscription.on_client_message(json.dumps({"action": "ack", "cursor": cursors[0]}))
     assert str(await node.store.get_ack(USER)) == cursors[1]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -401,7 +405,7 @@ async def test_a_position_that_nobody_has_reached_is_not_where_a_device_is() -> 
         subscription = Subscription(
             node.store, node.hub, USER, node.metrics, device="phone", acknowledges=True
         )
-        task = asyncio.create_task(follow(subscription, after, reader.send))
+        task = asyncio.create_task(run_subscription(subscription, after, reader.send))
         assert await reader.until(1) == ["n1"]
         await reader.until_control(1)
         assert subscribed_frame(reader)[1]["recovered"] is recovered
@@ -413,7 +417,7 @@ async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
     node = Node()
     cursor = await node.publish(USER)
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    subscription.hear(json.dumps({"action": "ack", "cursor": cursor}))
+    subscription.on_client_message(json.dumps({"action": "ack", "cursor": cursor}))
     assert await node.store.get_ack(USER) is None
     assert subscription.ignored == 1
 
@@ -421,27 +425,27 @@ async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
 def test_ping_is_answered_and_what_breaks_the_contract_ends_it() -> None:
     node = Node()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    assert subscription.hear("ping") == "pong"
-    assert subscription.hear("x" * 4096) is None
-    assert subscription.offer(Entry(node.store.earliest(), "{}", 2), None)
-    subscription.hear(b"ping")
-    assert not subscription.offer(Entry(node.store.earliest(), "{}", 2), None)
+    assert subscription.on_client_message("ping") == "pong"
+    assert subscription.on_client_message("x" * 4096) is None
+    assert subscription.deliver(Entry(node.store.earliest(), "{}", 2), None)
+    subscription.on_client_message(b"ping")
+    assert not subscription.deliver(Entry(node.store.earliest(), "{}", 2), None)
 
 
 async def test_who_is_let_go_gets_what_was_published_first() -> None:
     node, reader = Node(), Reader()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    task = asyncio.create_task(follow(subscription, None, reader.send))
+    task = asyncio.create_task(run_subscription(subscription, None, reader.send))
     await reader.until_control(1)
     reader.gate.clear()
     for _ in range(20):
         await node.publish(USER)
-    subscription.let_go(250)
-    subscription.let_go(999)
+    subscription.drain(250)
+    subscription.drain(999)
     await node.publish(USER)  # too late: it stays in the log
     reader.gate.set()
     async with asyncio.timeout(TIMEOUT_S):
-        assert await subscription.closed() is CloseCode.DRAINING
+        assert await subscription.wait_closed() is CloseCode.DRAINING
         await task
     assert len(reader.ids) == 20
     (closing,) = [frame for _, frame in reader.control if frame.type == "synap.closing"]
@@ -454,9 +458,9 @@ async def test_who_is_let_go_in_the_replay_gets_all_of_it() -> None:
         await node.publish(REQUEST)
     reader.gate.clear()
     subscription = Subscription(node.store, node.hub, REQUEST, node.metrics)
-    task = asyncio.create_task(follow(subscription, None, reader.send))
+    task = asyncio.create_task(run_subscription(subscription, None, reader.send))
     await asyncio.sleep(0)
-    subscription.let_go(250)
+    subscription.drain(250)
     reader.gate.set()
     async with asyncio.timeout(TIMEOUT_S):
         await task
@@ -513,7 +517,7 @@ def test_whoever_resumes_hears_everything_or_hears_that_something_is_gone(
             elif action == "join" and task is None:
                 reader = Reader()
                 subscription = Subscription(node.store, node.hub, USER, node.metrics)
-                task = asyncio.create_task(follow(subscription, position, reader.send))
+                task = asyncio.create_task(run_subscription(subscription, position, reader.send))
             elif action == "pause":
                 reader.gate.clear()
             elif action == "go":

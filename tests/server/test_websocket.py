@@ -19,7 +19,7 @@ from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import http1
 from synap_realtime.server.protocols.websocket import WebSocketProtocol
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.server.fronts import Front
 from tests.timeouts import TIMEOUT_S
 
@@ -185,7 +185,9 @@ async def test_the_socket_of_one_who_does_not_read_is_cut(
 ) -> None:
     """Its close frame would wait behind what it does not take, and the socket with it."""
     monkeypatch.setattr("synap_realtime.server.protocols.websocket.CLOSE_HANDSHAKE_S", 0.05)
-    monkeypatch.setattr("synap_realtime.server.protocols.pending_connections.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(
+        "synap_realtime.server.protocols.pending_connections.CHECK_INTERVAL_S", 0.05
+    )
     cut = asyncio.Event()
 
     class Watched(WebSocketProtocol):
@@ -195,7 +197,7 @@ async def test_the_socket_of_one_who_does_not_read_is_cut(
 
     monkeypatch.setattr(http1, "WebSocketProtocol", Watched)
     async with (
-        running(create_app()) as url,
+        running_server(create_app()) as url,
         AsyncBroadcaster(url) as broadcaster,
         listening(url, "/rooms/user_1/subscribe") as ws,
     ):
@@ -267,7 +269,7 @@ async def test_it_can_be_mounted_in_another_app() -> None:
     app = fastapi.FastAPI()
     app.mount("/realtime/v1", create_app())
     async with (
-        running(app) as url,
+        running_server(app) as url,
         AsyncBroadcaster(f"{url}/realtime/v1") as broadcaster,
         listening(url, "/realtime/v1/rooms/user_1/subscribe") as ws,
     ):
@@ -284,7 +286,7 @@ async def test_it_can_be_mounted_behind_a_proxy_that_takes_the_root_away() -> No
     async def mounted(scope: Any, receive: Any, send: Any) -> None:
         await app({**scope, "root_path": "/api/realtime"}, receive, send)
 
-    async with running(mounted) as url:
+    async with running_server(mounted) as url:
         for path in ("/rooms", "/realtime/rooms", "/api/realtime/rooms"):
             async with listening(url, f"{path}/user_1/subscribe") as ws:
                 await ws.send("ping")

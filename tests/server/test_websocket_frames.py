@@ -25,7 +25,7 @@ from synap_realtime.server.ws_codec import (
     Ping,
     Pong,
     ProtocolFailure,
-    accept_of,
+    accept_key,
     binary_frame,
     close_frame,
     is_close_code,
@@ -228,7 +228,7 @@ def test_a_control_frame_that_nobody_would_take_is_not_made() -> None:
 
 def test_the_handshake_of_the_rfc() -> None:
     """RFC 6455, section 1.3."""
-    assert accept_of("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    assert accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
 # --- What is refused ------------------------------------------------------------------------------

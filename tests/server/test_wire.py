@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
-from synap_realtime.server.messages import RequestError, parsed_json
-from synap_realtime.server.publications import check
+from synap_realtime.server.messages import RequestError, decode_json
+from synap_realtime.server.publications import validate_notification
 from synap_realtime.server.wire import decode_batch, decode_notification
 
 values = st.recursive(
@@ -162,7 +162,7 @@ OTHERWISE = {
 def in_two_steps(content: bytes) -> str | None:
     """What the thorough way makes of it: the JSON that is stored, if it is a notification."""
     try:
-        return check(parsed_json(content), None, is_valid=False)[1]
+        return validate_notification(decode_json(content), None, is_valid=False)[1]
     except RequestError:
         return None
 
@@ -187,7 +187,7 @@ def assert_alike(content: bytes) -> bool:
     value, is_valid = decoded(content)
     if is_valid:
         try:
-            quick = check(value, None, is_valid=True)[1]
+            quick = validate_notification(value, None, is_valid=True)[1]
         except RequestError:
             quick = None
         assert alike(quick) == alike(in_two_steps(content))

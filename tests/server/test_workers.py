@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from synap_realtime.server.metrics import Metrics
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.base import ClusterStore, Retention, StoreStats
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
@@ -236,8 +236,8 @@ async def test_who_is_revoked_at_one_is_let_go_by_all(monkeypatch: pytest.Monkey
     with ValkeyServer() as server:
         monkeypatch.setenv(PORT, str(server.port))
         async with (
-            serving(running, store="tests.shared:replicated") as here,
-            serving(running, store="tests.shared:replicated") as there,
+            serving(running_server, store="tests.shared:replicated") as here,
+            serving(running_server, store="tests.shared:replicated") as there,
             listening(there, "user_1", mine) as ws,
         ):
             await frame(ws, "synap.subscribed")
@@ -297,7 +297,7 @@ async def test_which_store_is_shared() -> None:
 
 
 def test_every_figure_has_the_workers_number() -> None:
-    text = Metrics("1", 5, 7).text(StoreStats(0, 0)).decode()
+    text = Metrics("1", 5, 7).render(StoreStats(0, 0)).decode()
     figures = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(figures) > 50
     assert [line for line in figures if 'worker="7"' not in line] == []

@@ -59,8 +59,8 @@ def listen(request: pytest.FixtureRequest) -> Listen:
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Come back soon: the delays are tested on the pure rules."""
-    monkeypatch.setattr("synap_realtime.subscriber.reconnect.FIRST_DELAY_S", 0.01)
-    monkeypatch.setattr("synap_realtime.subscriber.reconnect.LONGEST_DELAY_S", 0.05)
+    monkeypatch.setattr("synap_realtime.subscriber.reconnect.INITIAL_DELAY_S", 0.01)
+    monkeypatch.setattr("synap_realtime.subscriber.reconnect.MAX_DELAY_S", 0.05)
     monkeypatch.setattr("synap_realtime.subscriber.keepalive.ACK_INTERVAL_S", 0.01)
 
 

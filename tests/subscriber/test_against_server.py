@@ -10,7 +10,7 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster, SubscriptionState
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 from ..link import Link
 from .conftest import Listen
@@ -37,7 +37,7 @@ async def test_a_position_is_where_it_starts(listen: Listen, rooms: str) -> None
 async def test_it_finds_a_mounted_server(listen: Listen) -> None:
     app = fastapi.FastAPI()
     app.mount("/realtime/v1", create_app())
-    async with running(app) as url:
+    async with running_server(app) as url:
         async with AsyncBroadcaster(f"{url}/realtime/v1/") as broadcaster:
             await broadcaster.broadcast_success(None, "a.completed", {}, "7", id="n1")
         async with listen("request_7", f"{url}/realtime/v1/") as heard:
@@ -99,8 +99,8 @@ async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> N
     app = create_app()
     states: list[SubscriptionState] = []
     async with (
-        running(app) as first,
-        running(create_app()) as second,
+        running_server(app) as first,
+        running_server(create_app()) as second,
         Link(first) as link,
         AsyncBroadcaster(first) as at_first,
         AsyncBroadcaster(second) as at_second,
@@ -119,8 +119,8 @@ async def test_a_server_that_restarts_is_found_again_and_the_gap_is_told(listen:
     """The new server knows nothing of the old one's cursors: what it has is still heard."""
     gaps: list[str] = []
     async with (
-        running(create_app()) as first,
-        running(create_app()) as second,
+        running_server(create_app()) as first,
+        running_server(create_app()) as second,
         Link(first) as link,
         AsyncBroadcaster(first) as at_first,
         AsyncBroadcaster(second) as at_second,

@@ -9,7 +9,7 @@ import pytest
 
 from synap_realtime import ConfigurationError, InvalidArgumentError, subscribe, subscribe_sync
 from synap_realtime.subscriber import core
-from synap_realtime.subscriber.core import Deliver, Receive, StartKeepalive, listening
+from synap_realtime.subscriber.core import Deliver, Receive, StartKeepalive, run
 from synap_realtime.subscriber.keepalive import Keepalive
 from synap_realtime.subscriber.options import check
 from synap_realtime.subscriber.reconnect import Failure
@@ -37,7 +37,7 @@ class Driver:
         self.dials: list[str | None] = []
         self.keepalive: Keepalive
         checked = check("user_1", "http://x", None, **{**defaults, **options})
-        self.steps = listening(checked, self.clock, lambda: 0.0)
+        self.steps = run(checked, self.clock, lambda: 0.0)
         self.step = next(self.steps)
 
     def answer(self, value: core.EffectResult, subprotocol: str | None = "synap.v1") -> None:
@@ -217,9 +217,9 @@ def test_acknowledgements_are_gathered() -> None:
     for n in range(1, 100):
         driver.answer(note(f"n{n}", f"c-{n}"))
     assert driver.keepalive.due() == []
-    driver.clock.now += driver.keepalive.idle_s()
+    driver.clock.now += driver.keepalive.next_wakeup_s()
     assert driver.keepalive.due() == ['{"action": "ack", "cursor": "c-99"}']
-    assert driver.keepalive.idle_s() > 20
+    assert driver.keepalive.next_wakeup_s() > 20
 
 
 @pytest.mark.parametrize(("subprotocol", "wanted"), [(None, True), ("synap.v1", False)])
@@ -228,7 +228,7 @@ def test_nothing_is_acknowledged_unless_both_want_it(subprotocol: str | None, wa
     driver.connect(subprotocol)
     driver.answer(note("n1", "c-1"))
     assert driver.keepalive.due() == []
-    assert driver.keepalive.last_words() == []
+    assert driver.keepalive.pending_ack() == []
 
 
 @SUBSCRIBE

@@ -17,7 +17,7 @@ from synap_realtime import (
 )
 from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.subscriber import JobTracker
 from tests.timeouts import TIMEOUT_S
 
@@ -160,7 +160,10 @@ async def test_a_lost_connection_is_not_the_jobs_silence() -> None:
     url = f"http://127.0.0.1:{port}"
     seen: list[JobState] = []
     async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
-        async with running(create_app(), port=port), BackgroundBroadcaster(url) as broadcaster:
+        async with (
+            running_server(create_app(), port=port),
+            BackgroundBroadcaster(url) as broadcaster,
+        ):
             lifecycle = RunNotifications(REPORT, "r", stall_after_s=0.5)
             reporter = Reporter(lifecycle, [Recipient("42", "r1")], broadcaster)
             reporter.started()
@@ -168,7 +171,7 @@ async def test_a_lost_connection_is_not_the_jobs_silence() -> None:
         waiting = asyncio.ensure_future(anext(states))
         await asyncio.wait([waiting], timeout=1.5)
         assert not waiting.done()
-        async with running(create_app(), port=port):
+        async with running_server(create_app(), port=port):
             seen += [await waiting, await anext(states)]
     # The log is gone, and with it perhaps a part of the text; then the job is silent, indeed.
     assert [state.status for state in seen] == ["pending", "pending", "stalled"]
@@ -200,7 +203,7 @@ def test_junk_from_others_is_no_news(junk: Any) -> None:
 async def test_a_silent_job_is_stalled_until_it_speaks_and_one_that_is_over_is_told_at_once() -> (
     None
 ):
-    async with running(create_app()) as url, BackgroundBroadcaster(url) as broadcaster:
+    async with running_server(create_app()) as url, BackgroundBroadcaster(url) as broadcaster:
         lifecycle = RunNotifications(REPORT, "r", stall_after_s=0.2)
         reporter = Reporter(lifecycle, [Recipient("42", "r1")], broadcaster)
         reporter.started()

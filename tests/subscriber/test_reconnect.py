@@ -8,15 +8,20 @@ import pytest
 
 from synap_realtime import SubscriptionError
 from synap_realtime.subscriber import reconnect
-from synap_realtime.subscriber.reconnect import Failure, ReconnectPolicy, closed, refused
+from synap_realtime.subscriber.reconnect import (
+    Failure,
+    ReconnectPolicy,
+    from_close_frame,
+    from_http_response,
+)
 
 LOST = Failure("lost")
 
 
 @pytest.fixture(autouse=True)
 def _real_delays(monkeypatch: pytest.MonkeyPatch, _short_delays: None) -> None:
-    monkeypatch.setattr(reconnect, "FIRST_DELAY_S", 1.0)
-    monkeypatch.setattr(reconnect, "LONGEST_DELAY_S", 16.0)
+    monkeypatch.setattr(reconnect, "INITIAL_DELAY_S", 1.0)
+    monkeypatch.setattr(reconnect, "MAX_DELAY_S", 16.0)
 
 
 def after(policy: ReconnectPolicy, failure: Failure = LOST, up_s: float = 0.0) -> float:
@@ -48,27 +53,27 @@ def test_the_count_resets_only_after_5_s_up() -> None:
 
 @pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 1012, 4000, 4008, 4009, 4012, 4499])
 def test_it_comes_back_after(code: int) -> None:
-    assert after(ReconnectPolicy(1, lambda: 0.0), closed(code, "")) == 1
+    assert after(ReconnectPolicy(1, lambda: 0.0), from_close_frame(code, "")) == 1
 
 
 @pytest.mark.parametrize("code", [1009, 4500, 4501, 4540, 4999])
 def test_it_does_not_come_back_after(code: int) -> None:
     with pytest.raises(SubscriptionError, match=str(code)) as caught:
-        after(ReconnectPolicy(None, lambda: 0.0), closed(code, "no"))
+        after(ReconnectPolicy(None, lambda: 0.0), from_close_frame(code, "no"))
     assert caught.value.code == code
     assert not caught.value.retriable
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 200])
 def test_it_dials_again_after_the_status(status: int) -> None:
-    assert after(ReconnectPolicy(1, lambda: 0.0), refused(status, {}, b"")) == 1
+    assert after(ReconnectPolicy(1, lambda: 0.0), from_http_response(status, {}, b"")) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 426])
 def test_it_does_not_dial_again_after_the_status(status: int) -> None:
     body = b'{"error":"No","details":"because"}'
     with pytest.raises(SubscriptionError, match=f"{status}: No: because") as caught:
-        after(ReconnectPolicy(None, lambda: 0.0), refused(status, {}, body))
+        after(ReconnectPolicy(None, lambda: 0.0), from_http_response(status, {}, body))
     assert caught.value.code == status
 
 
@@ -77,17 +82,20 @@ def test_it_does_not_dial_again_after_the_status(status: int) -> None:
 )
 def test_retry_after_is_obeyed_within_reason(header: str, delay: float) -> None:
     assert (
-        after(ReconnectPolicy(1, lambda: 0.0), refused(503, {"Retry-After": header}, b"")) == delay
+        after(
+            ReconnectPolicy(1, lambda: 0.0), from_http_response(503, {"Retry-After": header}, b"")
+        )
+        == delay
     )
 
 
 @pytest.mark.parametrize(("asked", "delay"), [(0.0, 0.0), (0.3, 0.3), (30.0, 30.0), (1e6, 60.0)])
 def test_a_server_that_drains_says_when(asked: float, delay: float) -> None:
-    failure = Failure("drains", close_code=4012, asked_s=asked)
+    failure = Failure("drains", close_code=4012, retry_after_s=asked)
     assert after(ReconnectPolicy(1, lambda: 1.0), failure) == delay
 
 
 def test_what_a_server_says_cannot_play_with_a_terminal() -> None:
     answer: Any = b'{"error":"\\u001b[31m","details":"\\n"}'
-    assert refused(500, {}, answer).reason.isprintable()
-    assert closed(4001, "\x1b[2J").reason.isprintable()
+    assert from_http_response(500, {}, answer).reason.isprintable()
+    assert from_close_frame(4001, "\x1b[2J").reason.isprintable()

@@ -15,7 +15,7 @@ from examples.notes_app.config import Config
 from examples.notes_app.demo import free_port
 from examples.notes_app.once import EXPECTED, do_each_once
 from synap_realtime.integrations.inngest.local import LocalInngest
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 
 async def test_all_five(
@@ -36,9 +36,9 @@ async def test_all_five(
     )
     async with AsyncExitStack() as stack:
         local = LocalInngest([f"{config.app_url}/api/inngest"])
-        inngest_url = await stack.enter_async_context(running(local))
+        inngest_url = await stack.enter_async_context(running_server(local))
         config = replace(config, inngest_url=inngest_url)
-        await stack.enter_async_context(running(create_app(config), port=port))
+        await stack.enter_async_context(running_server(create_app(config), port=port))
         await local.registered()
         assert await do_each_once(config.app_url, open_worker) == 0
     said = capsys.readouterr().out

@@ -21,11 +21,11 @@ from ...broadcast import BackgroundBroadcaster
 from ...jobs import JobType, Recipient, Reporter, RunNotifications
 from ...jobs.extent import Extent, entered, extent_of
 from .run import is_final, recipient_from_event, to_final, to_inngest
-from .terminal_events import CANCELLED_EVENT, Context, read_ending
+from .terminal_events import CANCELLED_EVENT, Context, parse_terminal_event
 
 logger = logging.getLogger(__name__)
 
-WAITS = {"Sleep", "WaitForEvent", "WaitForSignal", "InvokeFunction"}
+WAIT_OPCODES = {"Sleep", "WaitForEvent", "WaitForSignal", "InvokeFunction"}
 """Steps that may take any time; no silence is too long for them."""
 
 
@@ -57,14 +57,14 @@ class FunctionCall:
         self._ctx = ctx
         self._steps = steps
         self._done_before = steps.size
-        self._told: ReportingOptions | None = None
+        self._options: ReportingOptions | None = None
         self._has_ended = False
         self.reporter: Reporter | None = None
 
     @contextmanager
     def running(self, told: ReportingOptions) -> Iterator[None]:
         """Around the function's code, which a step leaves by an exception."""
-        self._told = told
+        self._options = told
         self._events = self._ctx.events or [self._ctx.event]
         lifecycle = RunNotifications(
             told.job_type,
@@ -83,14 +83,14 @@ class FunctionCall:
         if self._done_before == 0:  # on any attempt: the first may never have reached this code
             self.reporter.started()
         with extent_of(self.reporter) as extent:
-            _mark_steps(self._ctx.step, extent)
+            _wrap_steps(self._ctx.step, extent)
             yield
 
     def end(self, result: object) -> None:
         """The function has returned."""
-        assert self.reporter is not None and self._told is not None  # noqa: S101, PT018
+        assert self.reporter is not None and self._options is not None  # noqa: S101, PT018
         try:
-            if self._told.is_serialized:
+            if self._options.is_serialized:
                 assert self._client._serializer is not None  # noqa: S101 - as is_serialized says
                 self._client._serializer.serialize(result, self._function._output_type)
             else:
@@ -103,11 +103,11 @@ class FunctionCall:
         else:
             self.reporter.completed_batch(_results_of(recipients, result))
 
-    def end_otherwise(self, told: ReportingOptions) -> bool:
+    def on_terminal_event(self, told: ReportingOptions) -> bool:
         """Inngest has ended the run: tell it. Returns whether it has failed."""
         failed = self._ctx.event.name != CANCELLED_EVENT
         if self._done_before == 0:
-            ending = read_ending(self._client, self._ctx, self._function)
+            ending = parse_terminal_event(self._client, self._ctx, self._function)
             lifecycle = RunNotifications(told.job_type, ending.run_id)
             self.reporter = Reporter(
                 lifecycle, map(recipient_from_event, ending.events), told.broadcaster
@@ -125,9 +125,9 @@ class FunctionCall:
             # The failure handler is tried again until it has told the user. What comes after that
             # is the application's own handler, which Inngest calls once.
             result.error = to_final(result.error)
-        if self.reporter is None or self._told is None:
+        if self.reporter is None or self._options is None:
             return
-        if result.step is not None and result.step.op.value in WAITS:
+        if result.step is not None and result.step.op.value in WAIT_OPCODES:
             # A loop may wait under one name again and again.
             self.reporter.suspended(f"{result.step.id}:{self._done_before}")
         if result.error is None:
@@ -135,14 +135,14 @@ class FunctionCall:
         error = result.error
         result.error = to_inngest(error)
         attempt = self._ctx.attempt + 1
-        most = _max_attempts(self._ctx) or self._told.max_attempts
+        most = _max_attempts(self._ctx) or self._options.max_attempts
         if is_final(error) or attempt >= most:
             return  # Inngest calls the failure handler, and that tells the user
         part = f"{f'step:{result.step.id}' if result.step else 'run'}:{self._done_before}"
         self.reporter.retrying(error, step=part, retry_in_s=_seconds_until_retry(error))
 
 
-def _mark_steps(step: Any, function: Extent) -> None:
+def _wrap_steps(step: Any, function: Extent) -> None:
     """Let a step's code be known: it is never a replay, also where others of a parallel group are
     done already and the function's code is not past them.
     """

@@ -17,7 +17,7 @@ from ...jobs import JobRun, JobType, job_types
 from ...jobs.notifications import STALL_AFTER_S
 from .call import ReportingMiddleware, ReportingMiddlewareSync, ReportingOptions, current_call
 from .run import InngestRun
-from .terminal_events import hear_endings
+from .terminal_events import subscribe_to_terminal_events
 
 DEFAULT_RETRIES = 4
 """Inngest's own, where a function does not say."""
@@ -94,7 +94,7 @@ def create_function(
             middleware=[*middleware, ReportingMiddleware if is_async else ReportingMiddlewareSync],
             **options,
         )(run)
-        hear_endings(function)
+        subscribe_to_terminal_events(function)
         return function
 
     return decorate
@@ -167,7 +167,7 @@ def _wrap_async(
         return result
 
     async def ended(ctx: inngest.Context) -> Any:
-        if current_call.get().end_otherwise(told) and on_failure is not None:
+        if current_call.get().on_terminal_event(told) and on_failure is not None:
             return await on_failure(ctx)
         return None
 
@@ -186,7 +186,7 @@ def _wrap_sync(
         return result
 
     def ended(ctx: inngest.ContextSync) -> Any:
-        if current_call.get().end_otherwise(told) and on_failure is not None:
+        if current_call.get().on_terminal_event(told) and on_failure is not None:
             return on_failure(ctx)
         return None
 

@@ -9,7 +9,7 @@ import inngest
 
 from ...errors import InvalidInputError, JobError, deciding_error
 from ...jobs import Recipient
-from ...jobs.notifications import neutral_error
+from ...jobs.notifications import generic_error
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def readable_failure(error: object, run_id: str) -> str:
     match error:
         case {"name": str(name), "message": str(message)} if name in _READABLE and message:
             return message
-    return neutral_error(run_id)
+    return generic_error(run_id)
 
 
 def recipient_from_event(event: inngest.Event) -> Recipient:

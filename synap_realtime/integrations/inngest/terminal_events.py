@@ -27,7 +27,7 @@ class TerminalEvent:
     error: str
 
 
-def read_ending(
+def parse_terminal_event(
     client: inngest.Inngest, ctx: Context, function: inngest.Function[Any]
 ) -> TerminalEvent:
     """Read an ``inngest/function.failed`` or ``inngest/function.cancelled`` event."""
@@ -62,7 +62,7 @@ FAILURE_RETRIES = 20
 """The most that Inngest takes: with its pauses, an app may be away for a day."""
 
 
-def hear_endings(function: inngest.Function[Any]) -> None:
+def subscribe_to_terminal_events(function: inngest.Function[Any]) -> None:
     """Let Inngest call the function's failure handler until it answers, and for
     ``inngest/function.cancelled``, too.
 

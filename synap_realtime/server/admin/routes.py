@@ -9,7 +9,7 @@ from typing import Any
 from ...protocol.notification import format_timestamp
 from ...protocol.rooms import Room
 from ..authorization import AccessControl, require_scope
-from ..messages import Request, RequestError, Response, json_response, room_of
+from ..messages import Request, RequestError, Response, json_response, parse_room_param
 from ..metrics import Metrics
 from ..revocations import ROOM as REVOCATIONS
 from ..rooms.hub import Hub
@@ -53,14 +53,14 @@ class Admin:
         Raises:
             RequestError: 401, 403, 404.
         """
-        if request.segments == ("admin",):
+        if request.path_segments == ("admin",):
             return page()
-        require_scope(await self._access.identify_counted(request), "admin")
-        match request.segments:
+        require_scope(await self._access.authenticate_counted(request), "admin")
+        match request.path_segments:
             case ("admin", "state"):
                 return json_response(200, self._state(request.query.get("room", "")))
             case ("admin", "rooms", segment):
-                return json_response(200, self._room(room_of(segment)))
+                return json_response(200, self._room(parse_room_param(segment)))
         raise RequestError(404, "not_found", "Not found", "see /admin")
 
     def _state(self, part: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Admin:
         }
 
     def _room(self, room: Room) -> dict[str, Any]:
-        here = self._sessions.of(room)
+        here = self._sessions.in_room(room)
         newest = heapq.nlargest(MAX_CONNECTIONS, here, key=lambda session: session.began_at)
         return {"total": len(here), "connections": [_described(session) for session in newest]}
 
@@ -90,7 +90,7 @@ class Admin:
 def _described(session: Session) -> dict[str, str | None]:
     ends_at = session.claims.expires_at
     return {
-        "user": session.claims.user or session.claims.key,
+        "user": session.claims.user or session.claims.key_name,
         "device": session.device,
         "transport": session.transport,
         "address": session.address,

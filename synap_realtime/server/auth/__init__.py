@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .claims import ANYONE, Claims
+from .claims import UNRESTRICTED, Claims
 from .jwks import KeysUnavailableError
 from .keys import KeyRing, Keys, digest_of
 from .tokens import (
@@ -16,7 +16,17 @@ from .tokens import (
 )
 
 __all__ = [
-    "ANYONE", "LEEWAY_S", "MAX_LIFETIME_S", "MAX_TEXT", "MAX_TOKEN_BYTES", "Authenticator",
-    "Claims", "InvalidTokenError", "KeyRing", "Keys", "KeysUnavailableError", "MalformedTokenError",
+    "LEEWAY_S",
+    "MAX_LIFETIME_S",
+    "MAX_TEXT",
+    "MAX_TOKEN_BYTES",
+    "UNRESTRICTED",
+    "Authenticator",
+    "Claims",
+    "InvalidTokenError",
+    "KeyRing",
+    "Keys",
+    "KeysUnavailableError",
+    "MalformedTokenError",
     "digest_of",
 ]  # fmt: skip

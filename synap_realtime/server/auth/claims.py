@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...protocol.rooms import Room, user_of
+from ...protocol.rooms import Room, room_owner
 from ...tokens import SCOPES
 
 
@@ -31,11 +31,11 @@ class Claims:
     rooms: tuple[str, ...] = ()
     scopes: frozenset[str] = frozenset()
     device: str | None = None
-    key: str | None = None
+    key_name: str | None = None
     token_id: str | None = None
     issued_at: float | None = None
     expires_at: float | None = None
-    members: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    raw_claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
     anchor: bytes | None = field(default=None, repr=False)
     _names: frozenset[str] = field(init=False, repr=False, compare=False)
     _prefixes: tuple[str, ...] = field(init=False, repr=False, compare=False)
@@ -51,11 +51,11 @@ class Claims:
         object.__setattr__(self, "_prefixes", prefixes)
         object.__setattr__(self, "_names", names)
 
-    def opens(self, room: Room) -> bool:
+    def allows_room(self, room: Room) -> bool:
         """Whether the room is the user's own, or one of those that the credential names."""
         if "*" in self.rooms:
             return True
-        if self.user is not None and user_of(room) == self.user:
+        if self.user is not None and room_owner(room) == self.user:
             return True
         return room in self._names or room.startswith(self._prefixes)
 
@@ -63,5 +63,5 @@ class Claims:
 _NO_NAMES: frozenset[str] = frozenset()
 
 
-ANYONE = Claims(rooms=("*",), scopes=frozenset(SCOPES))
+UNRESTRICTED = Claims(rooms=("*",), scopes=frozenset(SCOPES))
 """On a server without keys, which answers this machine only: everyone may everything."""

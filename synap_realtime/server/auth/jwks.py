@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FRESH_S = 300.0
+REFRESH_AFTER_S = 300.0
 """Keys older than this are fetched anew, while the old ones still count."""
 
-STALE_S = 3600.0
+MAX_AGE_S = 3600.0
 """Keys older than this do not count: one that was withdrawn must not live on."""
 
-PAUSE_S = 10.0
+MIN_REFETCH_S = 10.0
 """A key that is not there is looked for once in this time, however many ask for it."""
 
 TIMEOUT_S = 5.0
@@ -73,22 +73,22 @@ class Jwks:
         Raises:
             KeysUnavailableError: nobody knows.
         """
-        if self._age_s() > STALE_S:
+        if self._age_s() > MAX_AGE_S:
             await self._fetch()
-        elif self._age_s() > FRESH_S and self._may_try():
+        elif self._age_s() > REFRESH_AFTER_S and self._may_try():
             self._begin()
-        found = self._among(algorithm, kid)
+        found = self._matching(algorithm, kid)
         if not found and self._may_try():
             await self._fetch()
-            found = self._among(algorithm, kid)
-        if self._age_s() > STALE_S:
+            found = self._matching(algorithm, kid)
+        if self._age_s() > MAX_AGE_S:
             raise KeysUnavailableError(redacted(self._url))
         return found
 
     def refresh(self) -> None:
         """Begin to fetch the keys again, if they were fetched before and are due. A key that was
         withdrawn stops counting so, also while no token asks for keys."""
-        if FRESH_S < self._age_s() < math.inf and self._may_try():
+        if REFRESH_AFTER_S < self._age_s() < math.inf and self._may_try():
             self._begin()
 
     def has(self, digest: bytes) -> bool:
@@ -104,9 +104,9 @@ class Jwks:
         return self._clock() - self._fetched_at
 
     def _may_try(self) -> bool:
-        return self._clock() - self._tried_at >= PAUSE_S
+        return self._clock() - self._tried_at >= MIN_REFETCH_S
 
-    def _among(self, algorithm: str, kid: str | None) -> list[PublicKey]:
+    def _matching(self, algorithm: str, kid: str | None) -> list[PublicKey]:
         kind = ALGORITHMS[algorithm]
         return [
             key
@@ -153,7 +153,7 @@ class Jwks:
             reason = redacted(str(error)) or type(error).__name__
             logger.error(
                 "fetching JWKS failed, keeping previous keys for at most %g s: %s: %s",
-                STALE_S, redacted(self._url), reason,
+                MAX_AGE_S, redacted(self._url), reason,
             )  # fmt: skip
         else:
             if {key.digest for key in keys} != {key.digest for key in self._keys}:

@@ -16,7 +16,7 @@ import pydantic
 
 from ...errors import ConfigurationError, InvalidArgumentError
 from ...redaction import redacted
-from ...tokens import MAKE_A_SECRET, check_secret, parse_scopes
+from ...tokens import KEYGEN_COMMAND, check_secret, parse_scopes
 from ..watched import FileWatcher
 from .claims import Claims
 from .jwks import check_jwks_url
@@ -76,7 +76,7 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self.token_secrets or self.jwks_urls or self.api_keys)
 
-    def claims_of_key(self, credential: str) -> Claims | None:
+    def claims_for_key(self, credential: str) -> Claims | None:
         """What an API key may; None if it is none of ours. It is looked for by its digest: how long
         that takes says nothing of the key."""
         return self.api_keys.get(digest_of(credential))
@@ -109,7 +109,7 @@ class KeyRing:
         self._file = file
         self._watched = FileWatcher(*([file] if file else []), settles=True, clock=clock)
         try:
-            self._keys = _together(self._own, KeyFile())
+            self._keys = _merge(self._own, KeyFile())
         except ConfigurationError as error:
             raise ConfigurationError(_with_variable(str(error))) from None
         if file is not None:
@@ -155,7 +155,7 @@ class KeyRing:
         """
         shown = redacted(str(file))
         try:
-            return _together(self._own, _parse(_content_of(file)))
+            return _merge(self._own, _parse(_content_of(file)))
         except OSError as error:
             problem = f"{error.strerror}; {_MAKE_A_FILE}"
         except (ValueError, RecursionError) as error:
@@ -191,7 +191,7 @@ def _parse(content: str) -> KeyFile:
     return keys
 
 
-_MAKE_A_FILE = f"make one with: {MAKE_A_SECRET} --out keys.toml"
+_MAKE_A_FILE = f"make one with: {KEYGEN_COMMAND} --out keys.toml"
 
 
 def _without_secrets(error: Exception) -> str:
@@ -214,7 +214,7 @@ def _with_variable(problem: str) -> str:
     return problem
 
 
-def _together(own: KeyFile, file: KeyFile) -> Keys:
+def _merge(own: KeyFile, file: KeyFile) -> Keys:
     secrets = own.token_secrets + file.token_secrets
     for secret in secrets:
         check_secret("token secret", secret)
@@ -241,7 +241,7 @@ def _together(own: KeyFile, file: KeyFile) -> Keys:
         check_jwks_url(url)
     digests = {name: digest_of(each.key) for name, each in api_keys.items()}
     claims = {
-        digest: Claims(rooms=("*",), scopes=scopes[name], key=name, anchor=digest)
+        digest: Claims(rooms=("*",), scopes=scopes[name], key_name=name, anchor=digest)
         for name, digest in digests.items()
     }
     return Keys({secret: digest_of(secret) for secret in secrets}, urls, claims)

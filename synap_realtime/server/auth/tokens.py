@@ -66,7 +66,7 @@ class Authenticator:
         leeway_s: float = LEEWAY_S,
         max_lifetime_s: float = MAX_LIFETIME_S,
         clock: Callable[[], float] = time.time,
-        keeps_members: bool = True,
+        keep_raw_claims: bool = True,
     ) -> None:
         """
         Args:
@@ -87,7 +87,7 @@ class Authenticator:
         self._leeway_s = leeway_s
         self._max_lifetime_s = max_lifetime_s
         self._clock = clock
-        self._keeps_members = keeps_members
+        self._keep_raw_claims = keep_raw_claims
         self._jwks: dict[str, Jwks] = {}
         self._changes = 0
         current = keys.current()
@@ -101,7 +101,7 @@ class Authenticator:
             # event loop for.
             from ... import network  # noqa: F401
 
-    async def identify(self, credential: str) -> Claims:
+    async def authenticate(self, credential: str) -> Claims:
         """What a publisher's key or a token says.
 
         Raises:
@@ -111,12 +111,12 @@ class Authenticator:
         if len(credential) > MAX_TOKEN_BYTES:
             raise InvalidTokenError(f"token too long: more than {MAX_TOKEN_BYTES} bytes")
         keys = self._ring.current()
-        if (claims := keys.claims_of_key(credential)) is not None:
+        if (claims := keys.claims_for_key(credential)) is not None:
             return claims
         if credential.count(".") != 2:
             raise InvalidTokenError("unknown key: not a key of this server, and not a JWT")
         members, anchor = await self._verify(credential, keys)
-        return self._claims_of(members, credential, anchor)
+        return self._parse_claims(members, credential, anchor)
 
     async def id_of(self, token: str) -> str | None:
         """What a token is known by when it is revoked: its ``jti``, else a hash of what was signed.
@@ -138,7 +138,7 @@ class Authenticator:
         try:
             parts = [*map(_decoded, token.split("."))]
             members = json.loads(parts[1]) if len(parts) == 3 and all(parts) else None
-            header = _header_of(token.partition(".")[0])
+            header = _decode_header(token.partition(".")[0])
         except (ValueError, RecursionError, InvalidTokenError):
             members = None
         if not isinstance(members, dict):
@@ -149,11 +149,11 @@ class Authenticator:
         except InvalidTokenError:
             return None
         except KeysUnavailableError:  # to take it back must not wait for others
-            return _id_of(members, token)
+            return _token_id(members, token)
         for key, _ in candidates:
             with contextlib.suppress(jwt.PyJWTError, ValueError, TypeError):
                 jwt.api_jws.decode(token, key, algorithms=[str(algorithm)])
-                return _id_of(members, token)
+                return _token_id(members, token)
         return None
 
     def refresh(self) -> bool:
@@ -178,7 +178,7 @@ class Authenticator:
         if claims.anchor is None:
             return True  # on a server without keys
         keys = self._ring.current()
-        if claims.key is not None:
+        if claims.key_name is not None:
             now = keys.api_keys.get(claims.anchor)
             return now is not None and now.scopes >= claims.scopes
         return claims.anchor in keys.token_secrets.values() or any(
@@ -193,7 +193,7 @@ class Authenticator:
         """What a token says, and the digest of the key that has signed it."""
         import jwt
 
-        header = _header_of(token.partition(".")[0])
+        header = _decode_header(token.partition(".")[0])
         if "crit" in header:  # RFC 7515, section 4.1.11
             raise InvalidTokenError("unsupported header parameter 'crit'")
         algorithm = header.get("alg")
@@ -230,7 +230,7 @@ class Authenticator:
             return InvalidTokenError(_REASONS.get(name, "malformed token: not a JWT"))
         # Claims are looked at after the signature: it is valid.
         is_expired = name == "ExpiredSignatureError"
-        return InvalidTokenError(reason, expired=is_expired, user=_subject_of(token))
+        return InvalidTokenError(reason, expired=is_expired, user=_unverified_subject(token))
 
     async def _candidates(
         self, keys: Keys, algorithm: object, header: Mapping[str, Any]
@@ -264,9 +264,9 @@ class Authenticator:
             raise unavailable
         return found
 
-    def _claims_of(self, members: Mapping[str, Any], token: str, anchor: bytes) -> Claims:
+    def _parse_claims(self, members: Mapping[str, Any], token: str, anchor: bytes) -> Claims:
         try:
-            issued_at, expires_at = _moment(members, "iat"), _moment(members, "exp")
+            issued_at, expires_at = _numeric_date(members, "iat"), _numeric_date(members, "exp")
             self._check_lifetime(issued_at, expires_at)
             return Claims(
                 user=_optional_text(members, "sub"),
@@ -276,7 +276,7 @@ class Authenticator:
                 token_id=_optional_text(members, "jti") or _hash(token),
                 issued_at=issued_at,
                 expires_at=expires_at,
-                members=members if self._keeps_members else _NOTHING,
+                raw_claims=members if self._keep_raw_claims else _NOTHING,
                 anchor=anchor,
             )
         except InvalidArgumentError as error:
@@ -285,7 +285,7 @@ class Authenticator:
 
     def _check_lifetime(self, issued_at: float | None, expires_at: float | None) -> None:
         """Refuse what would outlive its revocation: see
-        :meth:`ServerSettings.revocations_kept_s`."""
+        :meth:`ServerSettings.revocation_retention_s`."""
         begins_at = self._clock() + self._leeway_s if issued_at is None else issued_at
         if expires_at is not None and expires_at - begins_at > self._max_lifetime_s:
             raise InvalidTokenError(
@@ -295,7 +295,7 @@ class Authenticator:
 
 
 @lru_cache(64)  # those of one issuer are all alike
-def _header_of(segment: str) -> Mapping[str, Any]:
+def _decode_header(segment: str) -> Mapping[str, Any]:
     import jwt
 
     try:
@@ -323,7 +323,7 @@ def _problem(error: InvalidArgumentError) -> str:
     return error.problem.partition("; got ")[0]
 
 
-def _id_of(members: Mapping[str, Any], token: str) -> str:
+def _token_id(members: Mapping[str, Any], token: str) -> str:
     try:
         return _optional_text(members, "jti") or _hash(token)
     except InvalidArgumentError:  # such a token does not count
@@ -349,7 +349,7 @@ _REASONS = {
 }
 
 
-def _subject_of(token: str) -> str | None:
+def _unverified_subject(token: str) -> str | None:
     """The ``sub`` of a token whose signature was verified."""
     try:
         members = json.loads(_decoded(token.split(".")[1]))
@@ -373,7 +373,7 @@ def _optional_text(members: Mapping[str, Any], name: str) -> str | None:
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def _moment(members: Mapping[str, Any], name: str) -> float | None:
+def _numeric_date(members: Mapping[str, Any], name: str) -> float | None:
     value = members.get(name)
     if value is None:
         return None

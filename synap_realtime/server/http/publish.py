@@ -13,11 +13,11 @@ from json.encoder import encode_basestring_ascii as as_json
 from time import perf_counter
 
 from ...protocol.notification import (
+    MAX_BATCH_FANOUT_BYTES,
     MAX_BATCH_NOTIFICATIONS,
-    MAX_SPREAD_BYTES,
 )
 from ...protocol.rooms import Room, key_of
-from ...tracing import NOTHING, Span
+from ...tracing import NOOP_SPAN, Span
 from .. import events
 from ..auth import Claims
 from ..authorization import AccessControl, require_scope
@@ -26,24 +26,24 @@ from ..messages import (
     Request,
     RequestError,
     Response,
-    json_body,
+    parse_room_param,
     payload_too_large,
-    room_of,
+    read_json_body,
     unavailable,
 )
 from ..metrics import Metrics
 from ..publications import (
-    check,
-    check_item,
-    has_rooms,
-    rooms_of,
+    has_room_list,
+    parse_item_rooms,
+    validate_item,
+    validate_notification,
 )
 from ..rooms.hub import Hub
 from ..stores.base import Publication, PublishResult, StoreUnavailableError
 from ..stores.measured import InstrumentedStore
 from ..wire import decode_batch, decode_notification
 
-_AT_ONCE = 100  # notifications of a batch that are checked without a pause
+_YIELD_EVERY = 100  # notifications of a batch that are checked without a pause
 
 
 class PublishService:
@@ -63,7 +63,7 @@ class PublishService:
         self._limits = limits
         self._metrics = metrics
         self._draining = False
-        self._begun = 0  # what is not answered yet
+        self._in_flight = 0  # what is not answered yet
         self._idle = asyncio.Event()
 
     @property
@@ -74,11 +74,11 @@ class PublishService:
         """Take nothing more, and wait until what was begun is answered."""
         self._draining = True
         self._metrics.draining.set(1)
-        while self._begun:
+        while self._in_flight:
             self._idle.clear()
             await self._idle.wait()
 
-    def refuse_while_draining(self) -> None:
+    def ensure_accepting(self) -> None:
         """
         Raises:
             RequestError: 503.
@@ -86,64 +86,64 @@ class PublishService:
         if self._draining:
             raise unavailable("the server is shutting down")
 
-    def begin(self) -> None:
+    def enter(self) -> None:
         """Something begins that draining waits for.
 
         Raises:
             RequestError: 503.
         """
-        self.refuse_while_draining()
-        self._begun += 1
+        self.ensure_accepting()
+        self._in_flight += 1
 
-    def end(self) -> None:
-        self._begun -= 1
+    def exit(self) -> None:
+        self._in_flight -= 1
         if self._draining:
             self._idle.set()
 
-    async def one(self, request: Request) -> Response:
+    async def broadcast(self, request: Request) -> Response:
         """``POST /rooms/{room}/broadcast``."""
         began_at = perf_counter()
-        self.refuse_while_draining()
-        room = room_of(request.segments[1])
-        claims = await self._access.identify(request)
-        await self._access.permit(claims, "broadcast", room)
+        self.ensure_accepting()
+        room = parse_room_param(request.path_segments[1])
+        claims = await self._access.authenticate(request)
+        await self._access.authorize(claims, "broadcast", room)
         traceparent = request.headers.get("traceparent")
-        value, is_valid = decode_notification(await json_body(request))
-        id, text, span = check(value, traceparent, is_valid=is_valid)
-        spans = () if span is NOTHING else (span,)
+        value, is_valid = decode_notification(await read_json_body(request))
+        id, text, span = validate_notification(value, traceparent, is_valid=is_valid)
+        spans = () if span is NOOP_SPAN else (span,)
         publications = (Publication(room, id, text),)
         (receipt,) = await self._publish(claims, publications, len(text), began_at, spans)
-        return Response(200, _told(receipt))
+        return Response(200, _encode_result(receipt))
 
-    async def many(self, request: Request) -> Response:
+    async def broadcast_batch(self, request: Request) -> Response:
         """``POST /broadcast``."""
         began_at = perf_counter()
-        self.refuse_while_draining()
-        claims = await self._access.identify(request)
+        self.ensure_accepting()
+        claims = await self._access.authenticate(request)
         require_scope(claims, "broadcast")
-        items, is_valid = decode_batch(await json_body(request))
+        items, is_valid = decode_batch(await read_json_body(request))
         if len(items) > MAX_BATCH_NOTIFICATIONS:
             raise payload_too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
-        pairs = sum(len(item["rooms"]) for item in items if has_rooms(item))
+        pairs = sum(len(item["rooms"]) for item in items if has_room_list(item))
         if pairs > MAX_BATCH_NOTIFICATIONS:
             raise payload_too_large(
                 f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its "
                 "notifications"
             )
-        rooms = [rooms_of(item) for item in items]
+        rooms = [parse_item_rooms(item) for item in items]
         named = (room for each in rooms if not isinstance(each, RequestError) for room in each)
-        verdicts = await self._access.permit_each(claims, "broadcast", dict.fromkeys(named))
+        verdicts = await self._access.authorize_many(claims, "broadcast", dict.fromkeys(named))
         traceparent = request.headers.get("traceparent")
         checked: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
         for number, (item, its_rooms) in enumerate(zip(items, rooms, strict=True), 1):
-            entry = check_item(item, its_rooms, verdicts, traceparent, spans, is_valid=is_valid)
+            entry = validate_item(item, its_rooms, verdicts, traceparent, spans, is_valid=is_valid)
             checked.append(entry)
             if isinstance(entry, RequestError):
                 self._write_down(request, entry, its_rooms, verdicts)
-            if number % _AT_ONCE == 0:
+            if number % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # a large batch keeps nobody else waiting
-        return await self._checked(checked, claims, began_at, spans)
+        return await self._publish_items(checked, claims, began_at, spans)
 
     def _write_down(
         self,
@@ -159,31 +159,32 @@ class PublishService:
             room = named[0]
         if room is not None and self._access.is_credential(key_of(room)):
             room = None
-        events.refused(
+        events.log_rejected(
             problem.body, request.address, room, request.claims,
             origin=request.headers.get("origin"),
         )  # fmt: skip
 
-    async def _checked(
+    async def _publish_items(
         self,
         checked: Sequence[list[Publication] | RequestError],
         claims: Claims,
-        began_at: float,
+        published_at: float,
         spans: Sequence[Span],
     ) -> Response:
         good = [entry for entry in checked if not isinstance(entry, RequestError)]
         size = sum([len(each.text) for entry in good for each in entry])
-        if size > MAX_SPREAD_BYTES:
+        if size > MAX_BATCH_FANOUT_BYTES:
             for span in spans:
                 span.end("too large")
             raise payload_too_large(
-                f"a batch has at most {MAX_SPREAD_BYTES} bytes, each notification counted once for "
+                f"a batch has at most {MAX_BATCH_FANOUT_BYTES} bytes, each notification counted "
+                "once for "
                 "each of its rooms"
             )
         self._metrics.published("rejected", len(checked) - len(good))
         publications = [each for entry in good for each in entry]
         try:
-            receipts = iter(await self._publish(claims, publications, size, began_at, spans))
+            receipts = iter(await self._publish(claims, publications, size, published_at, spans))
             failure = None
         except StoreUnavailableError as error:
             failure = unavailable(str(error))
@@ -195,15 +196,15 @@ class PublishService:
                 results.append(json.dumps(failed))
             else:
                 assert not isinstance(entry, RequestError)  # noqa: S101 - else it is the problem
-                results.append(_result([(each, next(receipts)) for each in entry]))
-        return _results(results, success=failure is None and len(good) == len(checked))
+                results.append(_encode_item_result([(each, next(receipts)) for each in entry]))
+        return _encode_results(results, success=failure is None and len(good) == len(checked))
 
     async def _publish(
         self,
         claims: Claims,
         publications: Sequence[Publication],
         size: int,
-        began_at: float,
+        published_at: float,
         spans: Sequence[Span],
     ) -> Sequence[PublishResult]:
         """
@@ -217,12 +218,12 @@ class PublishService:
         """
         problem: str | None = "cancelled"
         count = len(publications)
-        self._begun += 1  # which draining waits for
+        self._in_flight += 1  # which draining waits for
         try:
-            self.refuse_while_draining()
+            self.ensure_accepting()
             if self._limits.count_publishes:
                 self._limits.check_publish(claims, count, size)
-            deliver = partial(self._hub.deliver, began_at=began_at)
+            deliver = partial(self._hub.broadcast, published_at=published_at)
             receipts = await self._store.publish(publications, deliver)
             problem = None
         except RequestError as error:
@@ -236,18 +237,18 @@ class PublishService:
             self._metrics.published("unavailable", count)
             raise
         finally:
-            self.end()
+            self.exit()
             for span in spans:
                 span.end(problem)
         self._metrics.accepted(receipts, size)
-        if events.are_detailed():
+        if events.debug_enabled():
             rooms = (publication.room for publication in publications)
             kept = zip(rooms, receipts, strict=True)
-            events.published(claims, kept, self._access.is_credential)
+            events.log_published(claims, kept, self._access.is_credential)
         return receipts
 
 
-def _told(receipt: PublishResult) -> bytes:
+def _encode_result(receipt: PublishResult) -> bytes:
     """What became of one notification for one room. (A cursor holds no quote.)"""
     id, (epoch, offset), count, duplicate = receipt
     return (
@@ -257,7 +258,7 @@ def _told(receipt: PublishResult) -> bytes:
     ).encode()
 
 
-def _result(kept: Iterable[tuple[Publication, PublishResult]]) -> str:
+def _encode_item_result(kept: Iterable[tuple[Publication, PublishResult]]) -> str:
     """What became of one notification of a batch. (Neither a room nor a cursor holds a quote.)"""
     in_all, rooms, name = 0, [], ""
     for (room, _, _), (id, (epoch, offset), count, duplicate) in kept:
@@ -270,6 +271,6 @@ def _result(kept: Iterable[tuple[Publication, PublishResult]]) -> str:
     return f'{{"success":true,"broadcastCount":{in_all},"id":{name},"rooms":{{{",".join(rooms)}}}}}'
 
 
-def _results(results: Iterable[str], *, success: bool) -> Response:
+def _encode_results(results: Iterable[str], *, success: bool) -> Response:
     said = "true" if success else "false"
     return Response(200, f'{{"success":{said},"results":[{",".join(results)}]}}'.encode())

@@ -14,19 +14,19 @@ from ...protocol.notification import MAX_BATCH_BYTES
 from ...protocol.rooms import Room
 from .. import events
 from ..auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
-from ..authorization import AccessControl, not_opened, require_scope
+from ..authorization import AccessControl, require_scope, room_not_allowed
 from ..limits import Limits
 from ..messages import (
     Request,
     RequestError,
     Response,
     bad_request,
-    json_body,
+    decode_json,
     json_response,
     method_not_allowed,
-    parsed_json,
-    position_of,
-    room_of,
+    parse_cursor_param,
+    parse_room_param,
+    read_json_body,
     unavailable,
 )
 from ..metrics import CONTENT_TYPE, Metrics
@@ -111,25 +111,25 @@ class Router:
         await self._store.close()
 
     def _route(self, request: Request) -> tuple[str, RouteHandler]:
-        match request.segments:
+        match request.path_segments:
             case ("rooms", _, "broadcast"):
-                return "POST", self._publishing.one
+                return "POST", self._publishing.broadcast
             case ("health",):
                 return "GET", self._health
             case ("ready",):
                 return "GET", self._ready
             case ("metrics",):
-                return "GET", self._show_metrics
+                return "GET", self._metrics_endpoint
             case ("openapi.json",):
                 return "GET", self._openapi
             case ("broadcast",):
-                return "POST", self._publishing.many
+                return "POST", self._publishing.broadcast_batch
             case ("revoke",):
                 return "POST", self._revoke
             case ("admin", *_) if self._admin is not None:
                 return "GET", self._admin
             case ("rooms", _, "subscribe"):
-                return "GET", self._subscribe_without_upgrade
+                return "GET", self._upgrade_required
             case ("rooms", _, "history"):
                 return "GET", self._history
             case ("rooms", _, "health"):
@@ -145,17 +145,17 @@ class Router:
 
     async def _ready(self, request: Request) -> Response:
         self._limits.check_request(None, request.address)
-        self._publishing.refuse_while_draining()
+        self._publishing.ensure_accepting()
         await self._readiness.check()
         return _READY
 
-    async def _show_metrics(self, request: Request) -> Response:
-        claims = await self._access.identify_counted(request)
+    async def _metrics_endpoint(self, request: Request) -> Response:
+        claims = await self._access.authenticate_counted(request)
         require_scope(claims, "metrics", "admin")
         self._metrics.active_rooms.set(
             len(self._hub) - 1
         )  # revocations have one, and it is nobody's
-        content = self._metrics.text(await self._store.usage())
+        content = self._metrics.render(await self._store.usage())
         return Response(200, content, content_type=CONTENT_TYPE)
 
     async def _openapi(self, request: Request) -> Response:
@@ -163,26 +163,26 @@ class Router:
         return _describe()
 
     async def _room_health(self, request: Request) -> Response:
-        room = room_of(request.segments[1])
-        claims = await self._access.identify_counted(request)
-        if not claims.opens(room):
-            raise not_opened(claims)
-        connections = self._hub.connections(room)
+        room = parse_room_param(request.path_segments[1])
+        claims = await self._access.authenticate_counted(request)
+        if not claims.allows_room(room):
+            raise room_not_allowed(claims)
+        connections = self._hub.subscriber_count(room)
         return json_response(200, {"status": "ok", "connections": connections, "roomId": room})
 
     async def _room_presence(self, request: Request) -> Response:
-        room = room_of(request.segments[1])
-        claims = await self._access.identify_counted(request)
-        await self._access.permit(claims, "presence", room)
-        connections = self._hub.connections(room)
+        room = parse_room_param(request.path_segments[1])
+        claims = await self._access.authenticate_counted(request)
+        await self._access.authorize(claims, "presence", room)
+        connections = self._hub.subscriber_count(room)
         users = self._presence.users(room)
         response = json_response(200, {"room": room, "connections": connections, "users": users})
-        self._limits.count_read(claims, request.address, len(response.content))
+        self._limits.count_read(claims, request.address, len(response.body))
         return response
 
-    async def _subscribe_without_upgrade(self, request: Request) -> Response:
+    async def _upgrade_required(self, request: Request) -> Response:
         self._limits.check_request(None, request.address)
-        room_of(request.segments[1])
+        parse_room_param(request.path_segments[1])
         raise RequestError(
             426,
             "upgrade_required",
@@ -192,16 +192,18 @@ class Router:
         )
 
     async def _history(self, request: Request) -> Response:
-        room = room_of(request.segments[1])
+        room = parse_room_param(request.path_segments[1])
         if self._closed:
             raise unavailable("the server has stopped")
-        claims = await self._access.identify_counted(request)
-        await self._access.permit(claims, "subscribe", room)
+        claims = await self._access.authenticate_counted(request)
+        await self._access.authorize(claims, "subscribe", room)
         after = request.query.get("after", "earliest")
         position = (
-            self._store.earliest() if after == "earliest" else position_of(after, "or 'earliest'")
+            self._store.earliest()
+            if after == "earliest"
+            else parse_cursor_param(after, "or 'earliest'")
         )
-        wanted = _limit_of(request.query.get("limit"))
+        wanted = parse_limit(request.query.get("limit"))
         count_read = partial(self._limits.count_read, claims, request.address)
         chunks = self._history_chunks(room, position, wanted, count_read)
         content, is_last = await anext(chunks)
@@ -252,13 +254,13 @@ class Router:
         yield b"".join(parts), True
 
     async def _revoke(self, request: Request) -> Response:
-        self._publishing.refuse_while_draining()
-        claims = await self._access.identify_counted(request)
+        self._publishing.ensure_accepting()
+        claims = await self._access.authenticate_counted(request)
         require_scope(claims, "admin")
-        of, given = _revocation_in(parsed_json(await json_body(request)))
+        of, given = _revocation_in(decode_json(await read_json_body(request)))
         if not self._access.keys():  # no token is looked at, so there is none to take back
             return json_response(200, {"success": True, "revoked": False, "closed": 0})
-        self._publishing.begin()
+        self._publishing.enter()
         try:
             name = await self._name_to_revoke(of, given)
             closed = await self._revocations.revoke("user" if of == "user" else "token", name)
@@ -268,8 +270,8 @@ class Router:
                 "which takes back all tokens that it has signed"
             ) from None
         finally:
-            self._publishing.end()
-        events.revoked(claims, of, name, closed)
+            self._publishing.exit()
+        events.log_revoked(claims, of, name, closed)
         return json_response(200, {"success": True, "revoked": True, "closed": closed})
 
     async def _name_to_revoke(self, of: _Revocable, given: str) -> str:
@@ -340,7 +342,7 @@ async def _contents(chunks: AsyncGenerator[tuple[bytes, bool]]) -> AsyncGenerato
             yield content
 
 
-def _limit_of(text: str | None) -> int:
+def parse_limit(text: str | None) -> int:
     if text is None:
         return HISTORY_LIMIT
     if text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_HISTORY_LIMIT:

@@ -16,7 +16,7 @@ RETRY_S = 1.0
 LOG_EVERY_S = 60.0
 """Time between log lines about that."""
 
-MAX_PER_TURN = 32
+MAX_PER_ITERATION = 32
 """Connections accepted in a row, so that many new ones do not delay those that are open."""
 
 RESERVE = 16
@@ -70,7 +70,7 @@ class Acceptor:
             self._loop.remove_reader(listener.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(MAX_PER_TURN):
+        for _ in range(MAX_PER_ITERATION):
             try:
                 peer, _ = listener.accept()
             except (BlockingIOError, InterruptedError):

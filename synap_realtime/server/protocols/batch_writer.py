@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from .io_uring import ENTRY_BYTES, LENGTH_AT, MAX_FRAME_BYTES, IoUring
 
-FEWEST = 16
+IO_URING_MIN_SOCKETS = 16
 """For fewer, io_uring costs more than it saves."""
 
 _FIRST = 16  # places that a block has
@@ -20,7 +20,7 @@ class Member(Protocol):
         place: where in its fan it is; the fan's own.
     """
 
-    place: int
+    index: int
 
 
 M = TypeVar("M", bound=Member)
@@ -51,20 +51,20 @@ class BatchWriter(Generic[M]):
             descriptor: of its socket, which does not block. Nothing waits to be written there, and
                 it stays open as long as the member is here.
         """
-        member.place = len(self._members)
+        member.index = len(self._members)
         self._members.append(member)
         self._descriptors.append(descriptor)
-        self._enter(member.place, descriptor)
+        self._write_sqe(member.index, descriptor)
 
     def discard(self, member: M) -> None:
         """Take one out that is there; the last one gets its place."""
         last = self._members.pop()
         descriptor = self._descriptors.pop()
         if last is not member:
-            last.place = member.place
-            self._members[last.place] = last
-            self._descriptors[last.place] = descriptor
-            self._enter(last.place, descriptor)
+            last.index = member.index
+            self._members[last.index] = last
+            self._descriptors[last.index] = descriptor
+            self._write_sqe(last.index, descriptor)
 
     def write(self, frame: bytes) -> list[tuple[M, int]]:
         """Write to all, as far as they take it now.
@@ -76,7 +76,7 @@ class BatchWriter(Generic[M]):
         begin = 0
         short: list[tuple[int, int]] = []
         ring, size, members = self._ring, len(frame), self._members
-        if ring is not None and len(members) >= FEWEST and size <= MAX_FRAME_BYTES:
+        if ring is not None and len(members) >= IO_URING_MIN_SOCKETS and size <= MAX_FRAME_BYTES:
             if size != self._length:
                 self._length = size
                 self._lengths[:] = array("I", [size]) * len(self._lengths)
@@ -97,12 +97,12 @@ class BatchWriter(Generic[M]):
             if taken != size:
                 short.append((place, taken))
 
-    def _enter(self, place: int, descriptor: int) -> None:
+    def _write_sqe(self, place: int, descriptor: int) -> None:
         if self._ring is None:
             return
         if place * ENTRY_BYTES >= len(self._block):
             self._grow()
-        self._ring.entry(self._block, place, descriptor, self._length)
+        self._ring.write_sqe(self._block, place, descriptor, self._length)
 
     def _grow(self) -> None:
         entries = self._block.tobytes()

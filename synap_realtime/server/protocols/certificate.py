@@ -38,9 +38,9 @@ class ReloadingCertificate:
         """
         self._files = chain, key
         self._watched = FileWatcher(chain, key, clock=clock)
-        self._context, self.ends = _load(chain, key)
+        self._context, self.not_after = _load(chain, key)
 
-    def current(self) -> ssl.SSLContext:
+    def context(self) -> ssl.SSLContext:
         """For a handshake that begins now. Connections that are there keep what they have.
 
         Files that have become unreadable or wrong are said once, and their last good contents
@@ -48,11 +48,11 @@ class ReloadingCertificate:
         """
         if self._watched.have_changed():
             try:
-                self._context, self.ends = _load(*self._files)
+                self._context, self.not_after = _load(*self._files)
             except ConfigurationError as error:
                 logger.error("the certificate stays as it was: %s", error)
             else:
-                logger.info("%s has changed: good until %s", self._files[0], self.ends)
+                logger.info("%s has changed: good until %s", self._files[0], self.not_after)
         return self._context
 
 

@@ -52,7 +52,7 @@ def unsent_bytes(transport: asyncio.Transport) -> int:
     return size
 
 
-def cut(transport: asyncio.Transport) -> None:
+def reset(transport: asyncio.Transport) -> None:
     """End a connection now, with all that the system holds for it.
 
     A socket that is closed with bytes unsent stays in the system for minutes, as long as its peer
@@ -65,7 +65,7 @@ def cut(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def descriptor_of(transport: asyncio.Transport) -> int | None:
+def raw_fd(transport: asyncio.Transport) -> int | None:
     """Of its socket, if what is written there is what the peer gets."""
     socket = transport.get_extra_info("socket")
     if socket is None or os.name != "posix" or transport.get_extra_info("ssl_object") is not None:
@@ -74,7 +74,7 @@ def descriptor_of(transport: asyncio.Transport) -> int | None:
     return descriptor
 
 
-def write_past(transport: asyncio.Transport, descriptor: int, data: bytes) -> bool:
+def write_direct(transport: asyncio.Transport, descriptor: int, data: bytes) -> bool:
     """Write as much as the peer takes now; the transport gets the rest.
 
     Args:

@@ -8,7 +8,7 @@ from types import coroutine
 from typing import Any
 
 
-def run(
+def run_eagerly(
     loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
 ) -> asyncio.Task[None] | None:
     """Run it at once, up to where it has to wait for something; the rest is a task.

@@ -20,8 +20,16 @@ class HttpRequest(Request):
     """
 
     __slots__ = (
-        "body", "is_answered", "is_complete", "is_http_10", "is_websocket", "keeps_alive",
-        "problem", "size", "wanted", "weight",
+        "body",
+        "body_waiter",
+        "error",
+        "is_answered",
+        "is_complete",
+        "is_http_10",
+        "is_websocket",
+        "keeps_alive",
+        "size",
+        "weight",
     )  # fmt: skip
 
     def __init__(
@@ -31,21 +39,21 @@ class HttpRequest(Request):
         self.keeps_alive = False
         self.is_http_10 = False
         self.is_websocket = False
-        self.problem: RequestError | None = None
+        self.error: RequestError | None = None
         self.body: bytes | bytearray = b""
         self.size = 0
         self.is_complete = False
         self.is_answered = False
-        self.wanted: asyncio.Future[None] | None = None
+        self.body_waiter: asyncio.Future[None] | None = None
         self.weight = 0
 
-    def take(self, chunk: bytes) -> None:
+    def append_body(self, chunk: bytes) -> None:
         self.size += len(chunk)
         if self.is_answered:
             return
         if self.size > MAX_BODY_BYTES:
             self.body = b""
-            self.wake()
+            self.notify()
         elif not self.body:
             self.body = chunk
         else:  # of many small ones, each would weigh more than what is in it
@@ -53,15 +61,15 @@ class HttpRequest(Request):
                 self.body = bytearray(self.body)
             self.body += chunk
 
-    def wake(self) -> None:
-        if self.wanted is not None and not self.wanted.done():
-            self.wanted.set_result(None)
+    def notify(self) -> None:
+        if self.body_waiter is not None and not self.body_waiter.done():
+            self.body_waiter.set_result(None)
 
 
 _SLASH = ord("/")
 
 
-def target_of(url: bytes) -> str:
+def parse_target(url: bytes) -> str:
     """The path and the query; of an absolute target (RFC 9112, section 3.2.2) those parts."""
     if url[0] == _SLASH and b"#" not in url:  # as most do
         return url.decode("latin-1")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ...tracing import is_on
+from ...tracing import is_enabled
 from ..rooms.subscription import Subscription
 from ..stores.base import Entry
 from .batch_writer import BatchWriter
-from .frames import frame_of
+from .frames import encode_entry_frame
 from .io_uring import IoUring
 from .websocket import WebSocketProtocol
 from .writes import WriteBatch
@@ -19,10 +19,10 @@ class SocketFanoutGroup:
         handed: the offset that all of them were handed last.
     """
 
-    def __init__(self, ring: IoUring | None, turn: WriteBatch) -> None:
-        self.handed = 0
+    def __init__(self, ring: IoUring | None, write_batch: WriteBatch) -> None:
+        self.last_offset = 0
         self._furthest = 0  # where a log was read to, by one who has come since, may be further
-        self._turn = turn
+        self._write_batch = write_batch
         self._fan: BatchWriter[WebSocketProtocol] = BatchWriter(ring)
         self._subscriptions: dict[WebSocketProtocol, Subscription] = {}
         self._unacknowledging: set[Subscription] = set()
@@ -37,45 +37,45 @@ class SocketFanoutGroup:
             subscription: one whose mark, if it does not acknowledge, is the room's.
         """
         assert socket.descriptor is not None  # noqa: S101 - what has none can not gather
-        self._furthest = max(self._furthest, subscription.handed)
+        self._furthest = max(self._furthest, subscription.last_offset)
         self._subscriptions[socket] = subscription
         if not subscription.acknowledges:
             self._unacknowledging.add(subscription)
-        socket.company = self
+        socket.group = self
         self._fan.add(socket, socket.descriptor)
 
     def discard(self, socket: WebSocketProtocol) -> None:
         """Take one out that is there."""
         self._fan.discard(socket)
-        socket.company = None
+        socket.group = None
         self._unacknowledging.discard(self._subscriptions.pop(socket))
 
-    def stalled(self, socket: WebSocketProtocol) -> None:
+    def on_pause(self, socket: WebSocketProtocol) -> None:
         """See :class:`socket.Company`."""
-        self._subscriptions[socket].stall()
+        self._subscriptions[socket].on_write_blocked()
 
-    def prepare(self) -> None:
+    def flush_pending(self) -> None:
         """See :class:`hub.FanoutGroup`."""
-        self._turn.flush()
+        self._write_batch.flush()
 
-    def tell(self, entry: Entry) -> bool:
+    def broadcast(self, entry: Entry) -> bool:
         """See :class:`hub.FanoutGroup`: of each delivery there may have to be a span, and what one
         of them has read in the log already is for the others alone."""
         offset = entry.cursor.offset
-        if offset <= self._furthest or is_on():
+        if offset <= self._furthest or is_enabled():
             return False
-        self.handed = self._furthest = offset
-        frame = frame_of(entry)
+        self.last_offset = self._furthest = offset
+        frame = encode_entry_frame(entry)
         for socket, taken in self._fan.write(frame):
             subscription = self._subscriptions[socket]
-            socket.go_on(frame, taken)
-            subscription.was_handed(entry)
+            socket.resume_write(frame, taken)
+            subscription.on_partial_write(entry)
         for subscription in self._unacknowledging:  # they have one mark, which is the room's
-            subscription.received(entry.cursor)
+            subscription.ack(entry.cursor)
             break
         return True
 
-    def part(self) -> None:
+    def disband(self) -> None:
         """See :class:`hub.FanoutGroup`."""
         for subscription in tuple(self._subscriptions.values()):
-            subscription.scatter()
+            subscription.leave_group()

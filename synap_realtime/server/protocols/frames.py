@@ -14,7 +14,7 @@ class _Last:
 _last = _Last()
 
 
-def frame_of(entry: Entry) -> bytes:
+def encode_entry_frame(entry: Entry) -> bytes:
     """The WebSocket frame of a notification."""
     if entry is not _last.entry:
         _last.entry, _last.frame = entry, text_frame(entry.text.encode())

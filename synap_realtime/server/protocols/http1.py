@@ -23,25 +23,25 @@ from ..messages import (
     bad_request,
     body_too_large,
     body_too_slow,
+    head_error,
     payload_too_large,
-    problem_of_head,
     target_too_long,
 )
 from ..node import AcceptedSubscription, CloseHandshakeError, Node
 from ..pacing import SHARE_S, TASK_S, Pacer
 from ..stores.base import StoreUnavailableError
-from ..ws_codec import accept_of
-from .descriptors import cut, unsent_bytes
-from .eager import run
-from .exchange import HttpRequest, target_of
+from ..ws_codec import accept_key
+from .descriptors import reset, unsent_bytes
+from .eager import run_eagerly
+from .exchange import HttpRequest, parse_target
 from .fanout import SocketFanoutGroup
 from .keepalive import IdleTimeouts
 from .pending_connections import Closable, PendingConnections
 from .proxies import TrustedProxies
-from .responses import CONTINUE, LAST_CHUNK, chunk_of, head_of, switching
+from .responses import CONTINUE, LAST_CHUNK, encode_chunk, encode_head, encode_switching_protocols
 from .sinks import SseSink, WebSocketSink
 from .unread import Unread
-from .upgrade import look_at_upgrade
+from .upgrade import validate_upgrade
 from .websocket import NullHandler, WebSocketHandler, WebSocketProtocol
 from .write_stalls import WriteStallGuard
 from .writes import WriteBatch
@@ -91,7 +91,7 @@ _NAMES = {
 _MAX_BLANK_BYTES = 8 * 1024  # of empty lines before a request (RFC 9112, section 2.2)
 _REQUEST_WEIGHT = 2048  # of a request beside its bytes: the objects that it becomes
 _FIELD_WEIGHT = 200  # of a header field beside its bytes
-_AT_ONCE_BYTES = 1024  # so much is always read as it comes
+_IMMEDIATE_READ_BYTES = 1024  # so much is always read as it comes
 _SLICE_BYTES = 4096  # of what comes: some 150 small requests, or 700 chunks of one byte
 _AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
 
@@ -105,23 +105,55 @@ class ServerState(Protocol):
     answer_bytes: ByteBudget
     unread: Unread
     keepalive: IdleTimeouts
-    turn: WriteBatch
+    write_batch: WriteBatch
     pacer: Pacer
     proxies: TrustedProxies
     connections: set[Closable]
-    new_company: Callable[[], SocketFanoutGroup]
+    create_group: Callable[[], SocketFanoutGroup]
 
 
 class Http1Protocol(asyncio.Protocol):
     """One connection, until it becomes a WebSocket."""
 
     __slots__ = (
-        "_address", "_ahead", "_blank_bytes", "_body", "_caller", "_charged", "_chunks", "_current",
-        "_dropped", "_field_bytes", "_fields", "_head_bytes", "_headers",
-        "_ignored", "_is_behind_body", "_is_ended", "_is_going_on", "_is_held", "_is_in_head",
-        "_is_over", "_is_publisher", "_is_writable", "_loop", "_owner", "_parser",
-        "_queue", "_queued_bytes", "_read_to", "_reader", "_resumed", "_sent", "_stream", "_task",
-        "_transport", "_unread", "_upgrade", "_url", "_wire_bytes",
+        "_address",
+        "_blank_bytes",
+        "_body",
+        "_caller",
+        "_charged",
+        "_chunks",
+        "_current",
+        "_discarding",
+        "_dropped",
+        "_field_bytes",
+        "_fields",
+        "_head_bytes",
+        "_headers",
+        "_ignored",
+        "_in_trailers",
+        "_is_ended",
+        "_is_going_on",
+        "_is_in_head",
+        "_is_publisher",
+        "_is_writable",
+        "_loop",
+        "_owner",
+        "_parser",
+        "_pipelined_bytes",
+        "_queue",
+        "_queued_bytes",
+        "_read_paused",
+        "_read_to",
+        "_reader",
+        "_resumed",
+        "_sent",
+        "_stream",
+        "_task",
+        "_transport",
+        "_unread",
+        "_upgrade",
+        "_url",
+        "_wire_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: ServerState) -> None:
@@ -137,7 +169,7 @@ class Http1Protocol(asyncio.Protocol):
         self._head_bytes = 0
         self._blank_bytes = 0  # of empty lines since the last request began
         self._is_in_head = False
-        self._is_behind_body = False  # where trailers are
+        self._in_trailers = False  # where trailers are
         self._wire_bytes = 0  # of a body, and what is around it
         self._chunks = 0  # of a body
         self._body: HttpRequest | None = None  # whose body comes now
@@ -149,12 +181,12 @@ class Http1Protocol(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
         self._is_going_on = False
-        self._ahead = 0  # bytes of requests that wait for the answer before theirs
-        self._is_held = False  # what comes waits in the socket
+        self._pipelined_bytes = 0  # bytes of requests that wait for the answer before theirs
+        self._read_paused = False  # what comes waits in the socket
         self._unread = b""  # what was received and waits for its share of the loop
         self._read_to = 0  # of it, what was read already
         self._is_publisher = False  # a publisher's key was accepted on this connection
-        self._is_over = False  # what comes means nothing
+        self._discarding = False  # what comes means nothing
         self._is_ended = False  # the last answer was written: nothing follows it
         self._queued_bytes = 0  # weight of the requests in the queue
         self._charged = 0  # bytes of requests that the budget knows of
@@ -175,14 +207,14 @@ class Http1Protocol(asyncio.Protocol):
         is_tls = transport.get_extra_info("ssl_object") is not None
         transport.set_write_buffer_limits(high=1 if is_tls else 0)
         self._owner.connections.add(self)
-        self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
+        self._owner.half_open.add(self, HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        self._forget()
+        self._detach()
         if self._stream is not None:
-            self._stream.gone()
+            self._stream.on_disconnect()
         if self._body is not None:
-            self._body.wake()
+            self._body.notify()
         self._wake_writer()
         # A request knows how to read its body: with those of a flood in reference cycles, their
         # memory would stay until the collector runs, which on an idle server is hours later.
@@ -191,7 +223,7 @@ class Http1Protocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_writable = False
-        self._reader.watch(self._transport, self.end)
+        self._reader.watch(self._transport, self.abort)
         self._owner.unread.add(self)
 
     def resume_writing(self) -> None:
@@ -199,16 +231,16 @@ class Http1Protocol(asyncio.Protocol):
         self._reader.stop()
         self._wake_writer()
         if self._stream is not None:
-            self._stream.writable()
+            self._stream.on_resume()
         else:
-            self._go_on()
+            self._resume()
 
     def data_received(self, data: bytes) -> None:
         if self._unread:  # TLS gives what it has decrypted, although reading is paused
             self._unread = self._unread[self._read_to :] + data
             self._read_to = 0
             return
-        if len(data) <= _AT_ONCE_BYTES or self._has_time():
+        if len(data) <= _IMMEDIATE_READ_BYTES or self._has_time():
             self._read_slices(data, 0)
         else:
             self._wait_to_read(data, 0)
@@ -218,25 +250,25 @@ class Http1Protocol(asyncio.Protocol):
         """Read at least one slice, and more as long as this loop iteration has time."""
         begin, size = start, len(data)
         while start < size:
-            if self._is_over:
-                self._drop(size - start)
+            if self._discarding:
+                self._discard(size - start)
                 return
             if self._transport.is_closing():
                 return
-            rest = self._read(data[start : start + _SLICE_BYTES])
+            rest = self._parse(data[start : start + _SLICE_BYTES])
             start += _SLICE_BYTES
             if rest is not None:
-                self._switch(rest + data[start:])
+                self._start_upgrade(rest + data[start:])
                 return
             if start < size and not self._has_time():
                 self._wait_to_read(data, start)
                 break
-        self._go_on()
+        self._resume()
         self._charge_requests()
         if self._queue:
-            self._ahead += min(start, size) - begin
-            if self._ahead > _AHEAD_BYTES:
-                self._hold()
+            self._pipelined_bytes += min(start, size) - begin
+            if self._pipelined_bytes > _AHEAD_BYTES:
+                self._pause_reading()
 
     def _has_time(self) -> bool:
         """Whether more may be done for this connection now; see :class:`Pacer`."""
@@ -252,11 +284,11 @@ class Http1Protocol(asyncio.Protocol):
         data, self._unread = self._unread, b""
         if self._transport.is_closing():
             return
-        if not self._is_held:
+        if not self._read_paused:
             self._transport.resume_reading()
         self._read_slices(data, self._read_to)
 
-    def _read(self, data: bytes) -> bytes | None:
+    def _parse(self, data: bytes) -> bytes | None:
         """Parse; returns what follows the head of a request to become a WebSocket."""
         try:
             while True:
@@ -270,31 +302,31 @@ class Http1Protocol(asyncio.Protocol):
                     self._read_past_upgrade(self._ignored)
         except httptools.HttpParserError:
             if not self._transport.is_closing():
-                self._refuse(bad_request("Invalid HTTP request", "it is not HTTP/1.1"))
+                self._reject(bad_request("Invalid HTTP request", "it is not HTTP/1.1"))
             return None
         if self._is_in_head:
             if not self._head_bytes and self._current is None and not self._queue:
-                self._owner.half_open.begin(self, HEAD_TIMEOUT_S)
+                self._owner.half_open.add(self, HEAD_TIMEOUT_S)
             self._head_bytes += len(data)
             if len(self._url) > MAX_TARGET_BYTES:
-                self._refuse(target_too_long())
+                self._reject(target_too_long())
             elif self._head_bytes > MAX_HEAD_BYTES:
                 details = f"a request's head has at most {MAX_HEAD_BYTES} bytes"
-                self._refuse(RequestError(431, "payload_too_large", "Head too large", details))
+                self._reject(RequestError(431, "payload_too_large", "Head too large", details))
         elif (body := self._body) is not None:
             self._wire_bytes += len(data)
-            if self._is_behind_body:  # the parser puts each line together
+            if self._in_trailers:  # the parser puts each line together
                 self._head_bytes += len(data)
             if self._wire_bytes > MAX_UNREAD_BYTES or self._head_bytes > MAX_HEAD_BYTES:
-                self.end()
+                self.abort()
             elif self._chunks > MAX_CHUNKS:
-                self._refuse(payload_too_large(f"a body has at most {MAX_CHUNKS} chunks"))
-            elif body.wanted is None and not body.is_answered and body.size > _AHEAD_BYTES:
-                self._hold()
+                self._reject(payload_too_large(f"a body has at most {MAX_CHUNKS} chunks"))
+            elif body.body_waiter is None and not body.is_answered and body.size > _AHEAD_BYTES:
+                self._pause_reading()
         else:
             self._blank_bytes += len(data)
             if self._blank_bytes > _MAX_BLANK_BYTES:
-                self._refuse(bad_request("Invalid HTTP request", "it begins with empty lines"))
+                self._reject(bad_request("Invalid HTTP request", "it begins with empty lines"))
         return None
 
     def _read_past_upgrade(self, exchange: HttpRequest) -> None:
@@ -317,15 +349,15 @@ class Http1Protocol(asyncio.Protocol):
         head = f"{exchange.method} / HTTP/1.1\r\n{''.join(framing)}\r\n"
         self._parser.feed_data(head.encode("latin-1"))
 
-    def _hold(self) -> None:
-        if not self._is_held and not self._transport.is_closing():
-            self._is_held = True
+    def _pause_reading(self) -> None:
+        if not self._read_paused and not self._transport.is_closing():
+            self._read_paused = True
             self._transport.pause_reading()
 
-    def _release(self) -> None:
+    def _resume_reading(self) -> None:
         """Somebody wants the body, or nobody ever will."""
-        if self._is_held:
-            self._is_held = False
+        if self._read_paused:
+            self._read_paused = False
             if not self._unread:
                 self._transport.resume_reading()
 
@@ -361,19 +393,19 @@ class Http1Protocol(asyncio.Protocol):
         if self._ignored is not None:
             self._ignored = None
             return
-        self._is_in_head = self._is_behind_body = False
+        self._is_in_head = self._in_trailers = False
         self._head_bytes = 0
         if len(self._queue) >= MAX_PIPELINED:
-            self.end()
+            self.abort()
         if self._transport.is_closing():
             return
         parser, headers, address = self._parser, self._headers, self._address
         url, self._headers, self._url = self._url, {}, b""
-        if self._owner.proxies.are_trusted:
-            address = self._owner.proxies.address(address, headers)
+        if self._owner.proxies.enabled:
+            address = self._owner.proxies.client_address(address, headers)
         version = parser.get_http_version()
-        problem = problem_of_head(len(url), version, headers)
-        path, _, query = ("/", "", "") if problem else target_of(url).partition("?")
+        problem = head_error(len(url), version, headers)
+        path, _, query = ("/", "", "") if problem else parse_target(url).partition("?")
         method = parser.get_method().decode("latin-1")
         exchange = HttpRequest(method, path, query, headers, address)
         exchange.is_http_10 = is_http_10 = version != "1.1"
@@ -385,11 +417,11 @@ class Http1Protocol(asyncio.Protocol):
             details = f"a request's head has at most {MAX_HEADERS} fields"
             problem = RequestError(431, "payload_too_large", "Head too large", details)
         if problem is not None:
-            exchange.problem = problem
+            exchange.error = problem
             exchange.keeps_alive = False
         if parser.should_upgrade():
             self._upgrade = exchange
-            if problem is None and not look_at_upgrade(exchange):
+            if problem is None and not validate_upgrade(exchange):
                 self._upgrade, self._ignored = None, exchange
             else:
                 exchange.keeps_alive = False
@@ -400,13 +432,13 @@ class Http1Protocol(asyncio.Protocol):
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
-        self._is_behind_body = True  # unless it is not the last one
+        self._in_trailers = True  # unless it is not the last one
         self._head_bytes = 0
 
     def on_body(self, body: bytes) -> None:
-        self._is_behind_body = False
+        self._in_trailers = False
         if self._body is not None:
-            self._body.take(body)
+            self._body.append_body(body)
 
     def on_message_complete(self) -> None:
         if self._ignored is not None:  # its body is still to come
@@ -417,23 +449,23 @@ class Http1Protocol(asyncio.Protocol):
             exchange.weight += len(exchange.body)
             if exchange is not self._current:
                 self._queued_bytes += len(exchange.body)
-            exchange.wake()
-            self._release()
+            exchange.notify()
+            self._resume_reading()
             if exchange.is_answered:
                 self._end_exchange(exchange)
 
     # ---- requests, one after the other
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if self._is_going_on:  # an answer that did not have to wait: the loop below goes on
             return
         self._is_going_on = True
         try:
-            self._take_turns()
+            self._process_queue()
         finally:
             self._is_going_on = False
 
-    def _take_turns(self) -> None:
+    def _process_queue(self) -> None:
         while (
             self._queue
             and self._current is None
@@ -443,22 +475,22 @@ class Http1Protocol(asyncio.Protocol):
             exchange = self._current = self._queue.popleft()
             self._queued_bytes -= exchange.weight
             if not self._queue:
-                self._ahead = 0
-                if self._is_held:
-                    self._release()
-            if exchange.problem is not None:
-                self._owner.node.note(exchange, exchange.problem.response)
-                self._answer(exchange, exchange.problem.response)
+                self._pipelined_bytes = 0
+                if self._read_paused:
+                    self._resume_reading()
+            if exchange.error is not None:
+                self._owner.node.record_error(exchange, exchange.error.response)
+                self._answer(exchange, exchange.error.response)
             else:
                 if exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
                     exchange.content, exchange.body = bytes(exchange.body), b""
                 else:
                     exchange.read = self._read_body
-                self._run_in_turn(self._serve, exchange, is_quick=exchange.method == "POST")
+                self._run_in_order(self._serve, exchange, is_quick=exchange.method == "POST")
             if self._current is exchange and not exchange.is_answered:  # it waits for us
-                self._owner.half_open.end(self)
+                self._owner.half_open.remove(self)
 
-    def _run_in_turn(
+    def _run_in_order(
         self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object, is_quick: bool
     ) -> None:
         """Serve a request now, or behind those of other connections that came before."""
@@ -473,15 +505,15 @@ class Http1Protocol(asyncio.Protocol):
             self._owner.pacer.add(later)
 
     def _run(self, work: Coroutine[Any, Any, None], *, is_quick: bool) -> None:
-        if is_quick and not self._owner.node.needs_tasks():
-            self._task = run(self._loop, work)
+        if is_quick and not self._owner.node.may_block():
+            self._task = run_eagerly(self._loop, work)
         else:
             self._owner.pacer.charge(TASK_S)
             self._task = self._loop.create_task(work)
 
     async def _serve(self, exchange: HttpRequest) -> None:
         try:
-            answer = await self._owner.node.answer(exchange)
+            answer = await self._owner.node.handle(exchange)
             if isinstance(answer, AcceptedSubscription):
                 self._serve_stream(exchange, answer)
             elif answer.rest is not None:
@@ -499,13 +531,13 @@ class Http1Protocol(asyncio.Protocol):
         self._caller = caller_of(exchange.claims, exchange.address)
         assert opened.head is not None  # noqa: S101 - of an event stream
         chunked = not exchange.is_http_10
-        head = head_of(opened.head, None, keeps_alive=exchange.keeps_alive, chunked=chunked)
+        head = encode_head(opened.head, None, keeps_alive=exchange.keeps_alive, chunked=chunked)
         self._transport.write(head)
         self._stream = stream = SseSink(
             self._transport, opened.session, node, chunked=chunked,
             is_writable=lambda: self._is_writable, ended=lambda: self._end_stream(exchange),
         )  # fmt: skip
-        stream.begin(opened.after)
+        stream.start(opened.after)
 
     def _end_stream(self, exchange: HttpRequest) -> None:
         self._stream = None
@@ -530,17 +562,17 @@ class Http1Protocol(asyncio.Protocol):
             # RFC 9110, section 10.1.1: HTTP/1.0 does not know it.
             if expects == "100-continue" and not (exchange.size or exchange.is_http_10):
                 self._transport.write(CONTINUE)
-            exchange.wanted = self._loop.create_future()
-            self._release()
-            timer = self._loop.call_later(BODY_TIMEOUT_S, exchange.wake)
+            exchange.body_waiter = self._loop.create_future()
+            self._resume_reading()
+            timer = self._loop.call_later(BODY_TIMEOUT_S, exchange.notify)
             try:
-                await exchange.wanted
+                await exchange.body_waiter
             finally:
                 timer.cancel()
         if exchange.size > MAX_BODY_BYTES:
             raise body_too_large(MAX_BODY_BYTES)
-        if exchange.problem is not None:
-            raise exchange.problem
+        if exchange.error is not None:
+            raise exchange.error
         if not exchange.is_complete:
             if self._transport.is_closing():
                 raise bad_request("Incomplete body", "its sender has gone")
@@ -548,8 +580,8 @@ class Http1Protocol(asyncio.Protocol):
         return bytes(exchange.body)
 
     def _answer(self, exchange: HttpRequest, response: Response) -> None:
-        content = response.content
-        head = head_of(response, len(content), keeps_alive=exchange.keeps_alive)
+        content = response.body
+        head = encode_head(response, len(content), keeps_alive=exchange.keeps_alive)
         is_silent = exchange.method == "HEAD" or response.status == 204
         self._write(exchange, head if is_silent else head + content)
         exchange.is_answered = True
@@ -557,8 +589,8 @@ class Http1Protocol(asyncio.Protocol):
             self._end_exchange(exchange)
         else:  # the rest of what nobody wants is taken, so that the answer is heard
             exchange.body = b""
-            self._owner.half_open.begin(self, BODY_TIMEOUT_S)
-            self._release()
+            self._owner.half_open.add(self, BODY_TIMEOUT_S)
+            self._resume_reading()
             self._charge_requests()
 
     async def _answer_in_chunks(self, exchange: HttpRequest, response: Response) -> None:
@@ -569,21 +601,21 @@ class Http1Protocol(asyncio.Protocol):
             if self._transport.is_closing():
                 return
             is_chunked = not exchange.is_http_10
-            head = head_of(response, None, keeps_alive=exchange.keeps_alive, chunked=is_chunked)
+            head = encode_head(response, None, keeps_alive=exchange.keeps_alive, chunked=is_chunked)
             if exchange.method == "HEAD":
                 self._write(exchange, head)
             else:
-                first = response.content
-                self._write(exchange, head + (chunk_of(first) if is_chunked else first))
+                first = response.body
+                self._write(exchange, head + (encode_chunk(first) if is_chunked else first))
                 del first, response
-                while await self._takes_more():
+                while await self._accepts_more():
                     # Only now: a chunk that waits for its peer would be held beside the one before.
                     chunk = await anext(rest, None)
                     if self._transport.is_closing():
                         return
                     if chunk is None:
                         break
-                    self._write(exchange, chunk_of(chunk) if is_chunked else chunk)
+                    self._write(exchange, encode_chunk(chunk) if is_chunked else chunk)
                     del chunk
                     await self._owner.pacer.turn(SHARE_S)  # the next chunk may cost as much
                 else:
@@ -591,7 +623,7 @@ class Http1Protocol(asyncio.Protocol):
                 if is_chunked:
                     self._write(exchange, LAST_CHUNK)
         except StoreUnavailableError:
-            self.end()  # the head has gone out: a body without its end says that it is not whole
+            self.abort()  # the head has gone out: a body without its end says that it is not whole
             return
         finally:
             await rest.aclose()
@@ -599,16 +631,16 @@ class Http1Protocol(asyncio.Protocol):
         if exchange.is_complete:
             self._end_exchange(exchange)
         else:
-            self._owner.half_open.begin(self, BODY_TIMEOUT_S)
-            self._release()
+            self._owner.half_open.add(self, BODY_TIMEOUT_S)
+            self._resume_reading()
 
-    async def _takes_more(self) -> bool:
+    async def _accepts_more(self) -> bool:
         """Wait until the peer has taken what was written; False: it has gone."""
         while not (self._is_writable or self._transport.is_closing()):
-            self._owner.half_open.begin(self, IDLE_TIMEOUT_S)
+            self._owner.half_open.add(self, IDLE_TIMEOUT_S)
             self._resumed = self._loop.create_future()
             await self._resumed
-            self._owner.half_open.end(self)
+            self._owner.half_open.remove(self)
         return not self._transport.is_closing()
 
     def _wake_writer(self) -> None:
@@ -620,7 +652,7 @@ class Http1Protocol(asyncio.Protocol):
         """Write part of an answer, and charge it to who asked if it may stay unread for long."""
         claims = exchange.claims
         self._caller = caller_of(claims, exchange.address)
-        self._is_publisher = claims is not None and claims.key is not None
+        self._is_publisher = claims is not None and claims.key_name is not None
         self._transport.write(data)
         self._sent += len(data)
         if self._sent >= MIN_UNREAD_BYTES:
@@ -658,7 +690,7 @@ class Http1Protocol(asyncio.Protocol):
 
     def over_budget(self) -> None:
         """See :class:`byte_budget.Holder`."""
-        self.end()
+        self.abort()
 
     def _end_exchange(self, exchange: HttpRequest) -> None:
         """The answer is written and the request is here whole: the next one can come."""
@@ -671,20 +703,20 @@ class Http1Protocol(asyncio.Protocol):
             self._queued_bytes = 0
         self._charge_requests()
         within_s = HEAD_TIMEOUT_S if self._is_in_head else IDLE_TIMEOUT_S
-        self._owner.half_open.renew(self, within_s if exchange.keeps_alive else LINGER_S)
+        self._owner.half_open.touch(self, within_s if exchange.keeps_alive else LINGER_S)
         if exchange.keeps_alive:
-            self._go_on()
-        elif self._is_over and self._transport.can_write_eof():
+            self._resume()
+        elif self._discarding and self._transport.can_write_eof():
             # With bytes unread, closing would reset the connection, and the peer might not hear
             # why: what it goes on saying is dropped, until it hangs up.
             self._transport.write_eof()
         else:
             self._transport.close()
 
-    def _refuse(self, error: RequestError) -> None:
+    def _reject(self, error: RequestError) -> None:
         """The last word on this connection, behind the answers that come before. What follows in
         the stream means nothing."""
-        self._is_over = True
+        self._discarding = True
         exchange, self._body = self._body, None
         if exchange is not None and exchange.is_answered:  # it was told more than this
             exchange.keeps_alive = False
@@ -695,53 +727,53 @@ class Http1Protocol(asyncio.Protocol):
             self._is_in_head = False
             last = self._queue[-1] if self._queue else self._current
             if self._is_ended or (last is not None and not last.keeps_alive):
-                self._go_on()  # the last answer is written, or still queued
+                self._resume()  # the last answer is written, or still queued
                 return
             exchange = HttpRequest("", "/", "", {}, self._address)
             self._queue.append(exchange)
-        exchange.problem = error
+        exchange.error = error
         exchange.keeps_alive = False
         exchange.is_complete = True
-        exchange.wake()
-        self._go_on()
+        exchange.notify()
+        self._resume()
 
-    def _drop(self, size: int) -> None:
+    def _discard(self, size: int) -> None:
         self._dropped += size
         if self._dropped > MAX_UNREAD_BYTES:
-            self.end()
+            self.abort()
 
     # ---- to become a WebSocket
 
-    def _switch(self, rest: bytes) -> None:
+    def _start_upgrade(self, rest: bytes) -> None:
         """The parser has come to its end."""
         exchange = self._upgrade
         if exchange is None or self._transport.is_closing():
             return
         if not exchange.is_websocket:
-            self._is_over = True
-            self._go_on()
+            self._discarding = True
+            self._resume()
         elif self._current is not None or len(self._queue) != 1:
-            self.end()  # answers would be written into the WebSocket
+            self.abort()  # answers would be written into the WebSocket
         else:
             self._queue.clear()
             self._current = exchange
-            self._owner.half_open.end(self)
+            self._owner.half_open.remove(self)
             self._transport.pause_reading()
-            self._run_in_turn(self._open, exchange, rest, is_quick=True)
+            self._run_in_order(self._upgrade_when_accepted, exchange, rest, is_quick=True)
 
-    async def _open(self, exchange: HttpRequest, rest: bytes) -> None:
+    async def _upgrade_when_accepted(self, exchange: HttpRequest, rest: bytes) -> None:
         node = self._owner.node
         try:
-            opened = await node.open_websocket(exchange)
+            opened = await node.accept_websocket(exchange)
         except RequestError as error:
             if not self._transport.is_closing():
                 exchange.is_websocket = False
-                self._is_over = True
+                self._discarding = True
                 self._transport.resume_reading()
                 self._answer(exchange, error.response)
         except CloseHandshakeError as error:
             if not self._transport.is_closing():
-                self._become(NullHandler(), exchange).close(error.code, error.reason)
+                self._upgrade_to_websocket(NullHandler(), exchange).close(error.code, error.reason)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
             self._fail(error)
         else:
@@ -750,23 +782,25 @@ class Http1Protocol(asyncio.Protocol):
                 return
             subscriber = WebSocketSink(
                 opened.session, node, self._owner.keepalive, self._owner.connections,
-                self._owner.new_company, speaks_control=exchange.speaks_control,
+                self._owner.create_group, supports_control_frames=exchange.supports_control_frames,
             )  # fmt: skip
-            subscriber.socket = socket = self._become(subscriber, exchange)
-            subscriber.begin(opened.after)
+            subscriber.socket = socket = self._upgrade_to_websocket(subscriber, exchange)
+            subscriber.start(opened.after)
             if rest:
                 socket.data_received(rest)
 
-    def _become(self, handler: WebSocketHandler, exchange: HttpRequest) -> WebSocketProtocol:
+    def _upgrade_to_websocket(
+        self, handler: WebSocketHandler, exchange: HttpRequest
+    ) -> WebSocketProtocol:
         transport = self._transport
-        self._forget()
-        accept = accept_of(exchange.headers["sec-websocket-key"])
-        transport.write(switching(accept, exchange.chosen_subprotocol))
+        self._detach()
+        accept = accept_key(exchange.headers["sec-websocket-key"])
+        transport.write(encode_switching_protocols(accept, exchange.chosen_subprotocol))
         socket = WebSocketProtocol(
             transport,
             handler,
             half_open=self._owner.half_open,
-            turn=self._owner.turn,
+            write_batch=self._owner.write_batch,
             pacer=self._owner.pacer,
             max_message_bytes=MAX_MESSAGE_BYTES,
         )
@@ -779,24 +813,24 @@ class Http1Protocol(asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         """A fault of ours: the log has it, and the peer is not left waiting."""
         self._owner.node.fault("request failed; its connection is closed", error)
-        self.end()
+        self.abort()
 
-    def end(self) -> None:
+    def abort(self) -> None:
         """Cut the connection at once."""
-        cut(self._transport)
+        reset(self._transport)
 
-    def finish(self) -> None:
+    def shutdown(self) -> None:
         """The server stops: close, behind the answer that is under way."""
         if self._current is None:
             self._transport.close()
         else:
             self._current.keeps_alive = False
 
-    def _forget(self) -> None:
+    def _detach(self) -> None:
         self._unread = b""
         self._reader.stop()
         self._parser = None  # it knows our methods: a circle, which would wait for the collector
-        self._owner.half_open.end(self)
+        self._owner.half_open.remove(self)
         self._owner.request_bytes.release(self)
         self._owner.answer_bytes.release(self)
         self._owner.unread.discard(self)

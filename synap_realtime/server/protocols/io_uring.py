@@ -76,7 +76,7 @@ class IoUring:
             raise IoUringUnavailableError("this system has none")
         with contextlib.ExitStack() as undo:
             self._set_up(undo)
-            self._prove()
+            self._self_test()
             self._close = undo.pop_all().close
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class IoUring:
         self._size = 0
         self._close()
 
-    def entry(self, block: memoryview, place: int, descriptor: int, size: int) -> None:
+    def write_sqe(self, block: memoryview, place: int, descriptor: int, size: int) -> None:
         """Write an entry into a block of them: whoever is in this place gets the frame.
 
         Args:
@@ -114,10 +114,10 @@ class IoUring:
             self._frame[: len(frame)] = frame
         while begin < end and self._size:
             wanted = min(end - begin, self._size)
-            self._fill(block, begin, wanted)
+            self._copy_sqes(block, begin, wanted)
             done = self._submit(wanted)
             begin += done
-            short += self._completed()
+            short += self._reap_cqes()
             if done < wanted:  # the kernel has no memory, or a signal came: who calls goes on
                 break
         return begin, short
@@ -156,7 +156,7 @@ class IoUring:
         for place in range(self._size):
             self._words[array + place] = place
 
-    def _fill(self, block: memoryview, begin: int, count: int) -> None:
+    def _copy_sqes(self, block: memoryview, begin: int, count: int) -> None:
         """Put entries of a block behind the last one that was submitted."""
         tail = self._words[self._tail]
         at = tail % self._size  # a power of two
@@ -177,7 +177,7 @@ class IoUring:
             words[self._tail] = words[self._head]
         return count - left
 
-    def _completed(self) -> list[tuple[int, int]]:
+    def _reap_cqes(self) -> list[tuple[int, int]]:
         words = self._words
         head, tail = words[self._completions_head], words[self._completions_tail]
         short = []
@@ -189,7 +189,7 @@ class IoUring:
         words[self._completions_head] = head
         return short
 
-    def _prove(self) -> None:
+    def _self_test(self) -> None:
         """See on a pair of sockets that it does what :meth:`send` says: older kernels differ.
 
         Raises:
@@ -203,7 +203,7 @@ class IoUring:
             block = undo.enter_context(memoryview(bytearray(2 * ENTRY_BYTES)))
 
             def send(frame: bytes) -> list[int]:
-                self.entry(block, 1, ours.fileno(), len(frame))
+                self.write_sqe(block, 1, ours.fileno(), len(frame))
                 end, short = self.send(block, 1, 2, frame)
                 if end != 2 or any(place != 1 for place, _ in short):
                     raise IoUringUnavailableError("it does not send")

@@ -6,10 +6,10 @@ import asyncio
 from collections import OrderedDict
 from typing import Protocol
 
-LOOK_EVERY_S = 0.05
+CHECK_INTERVAL_S = 0.05
 """Time between two checks of the connections. All that are due by then are handled together."""
 
-MAX_PINGS_PER_LOOK = 200
+MAX_PINGS_PER_CHECK = 200
 """Connections that were opened together are quiet together. Their pings are spread, so that a
 publish never waits behind thousands of them."""
 
@@ -20,7 +20,7 @@ class IdleListener(Protocol):
     def ping(self) -> None:
         """Send a ping."""
 
-    def silent(self) -> None:
+    def on_idle(self) -> None:
         """Close it: nothing came for the idle timeout."""
 
 
@@ -50,16 +50,16 @@ class IdleTimeouts:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
-    def heard(self, peer: IdleListener) -> None:
+    def touch(self, peer: IdleListener) -> None:
         """Note a frame of a peer, or a new peer."""
         if self._pinged:
             self._pinged.pop(peer, None)
         self._quiet[peer] = self._loop.time()
         self._quiet.move_to_end(peer)
         if self._timer is None:
-            self._timer = self._loop.call_later(self._ping_after_s, self._look)
+            self._timer = self._loop.call_later(self._ping_after_s, self._check)
 
-    def gone(self, peer: IdleListener) -> None:
+    def remove(self, peer: IdleListener) -> None:
         self._quiet.pop(peer, None)
         self._pinged.pop(peer, None)
 
@@ -68,10 +68,10 @@ class IdleTimeouts:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for _ in range(MAX_PINGS_PER_LOOK):
+        for _ in range(MAX_PINGS_PER_CHECK):
             if not self._quiet:
                 break
             peer, heard_at = next(iter(self._quiet.items()))
@@ -86,10 +86,10 @@ class IdleTimeouts:
             if heard_at + self._idle_timeout_s > now:
                 break
             del self._pinged[peer]
-            peer.silent()
-        self._look_later(now)
+            peer.on_idle()
+        self._schedule_check(now)
 
-    def _look_later(self, now: float) -> None:
+    def _schedule_check(self, now: float) -> None:
         due = [
             next(iter(waiting.values())) + after_s
             for waiting, after_s in (
@@ -99,4 +99,4 @@ class IdleTimeouts:
             if waiting
         ]
         if due and self._timer is None:
-            self._timer = self._loop.call_later(max(LOOK_EVERY_S, min(due) - now), self._look)
+            self._timer = self._loop.call_later(max(CHECK_INTERVAL_S, min(due) - now), self._check)

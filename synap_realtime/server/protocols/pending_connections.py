@@ -6,19 +6,19 @@ import asyncio
 from collections import OrderedDict
 from typing import Protocol
 
-LOOK_EVERY_S = 1.0
+CHECK_INTERVAL_S = 1.0
 
 
 class Abortable(Protocol):
     """What can be cut at once."""
 
-    def end(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Closable(Abortable, Protocol):
     """And what can be asked to end by itself."""
 
-    def finish(self) -> None:
+    def shutdown(self) -> None:
         """The server stops."""
 
 
@@ -41,22 +41,22 @@ class PendingConnections:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, connection: Abortable, within_s: float) -> None:
+    def add(self, connection: Abortable, within_s: float) -> None:
         """It waits from now on, for so long at most; it does not move up by beginning anew."""
         self._waiting[connection] = self._loop.time() + within_s
         if self._most and len(self._waiting) > self._most:
             oldest, _ = self._waiting.popitem(last=False)
-            oldest.end()
+            oldest.abort()
         if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+            self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)
 
-    def renew(self, connection: Abortable, within_s: float) -> None:
+    def touch(self, connection: Abortable, within_s: float) -> None:
         """It waits anew: who has done something has not waited for longest."""
         if connection in self._waiting:
             self._waiting.move_to_end(connection)
-        self.begin(connection, within_s)
+        self.add(connection, within_s)
 
-    def end(self, connection: Abortable) -> None:
+    def remove(self, connection: Abortable) -> None:
         self._waiting.pop(connection, None)
 
     def close(self) -> None:
@@ -64,14 +64,14 @@ class PendingConnections:
         if self._timer is not None:
             self._timer.cancel()
         for connection in tuple(self._waiting):
-            connection.end()
+            connection.abort()
         self._waiting.clear()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         now = self._loop.time()
         for connection in [each for each, until in self._waiting.items() if until <= now]:
             del self._waiting[connection]
-            connection.end()
+            connection.abort()
         if self._waiting:
-            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+            self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)

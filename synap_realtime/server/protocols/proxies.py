@@ -20,9 +20,9 @@ class TrustedProxies:
             are_trusted: whether there are any.
         """
         self._networks = [ipaddress.ip_network(name) for name in trusted]
-        self.are_trusted = bool(self._networks)
+        self.enabled = bool(self._networks)
 
-    def address(self, peer: str | None, headers: Mapping[str, str]) -> str | None:
+    def client_address(self, peer: str | None, headers: Mapping[str, str]) -> str | None:
         """Of the client: the last one in the list that is no proxy of ours."""
         if not self._trusts(peer):
             return peer

@@ -23,7 +23,7 @@ _PLAIN = (
 )
 
 
-def head_of(
+def encode_head(
     response: Response, length: int | None, *, keeps_alive: bool = False, chunked: bool = False
 ) -> bytes:
     """
@@ -38,7 +38,7 @@ def head_of(
         and not (response.headers or response.content_type != "application/json")
     ):  # as most are
         return b"%b%d\r\nDate: %b\r\n\r\n" % (_PLAIN, length, _date())
-    fields = response.fields()
+    fields = response.header_fields()
     if length is not None and response.status != 204:  # RFC 9110, section 8.6
         fields["Content-Length"] = str(length)
     if chunked:
@@ -49,7 +49,7 @@ def head_of(
     return b"%b%bDate: %b\r\n\r\n" % (_STATUS[response.status], text.encode("latin-1"), _date())
 
 
-def switching(accept: str, subprotocol: str | None) -> bytes:
+def encode_switching_protocols(accept: str, subprotocol: str | None) -> bytes:
     """The answer to a handshake: RFC 6455, section 4.2.2."""
     chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
     return (
@@ -58,7 +58,7 @@ def switching(accept: str, subprotocol: str | None) -> bytes:
     ).encode("latin-1")
 
 
-def chunk_of(data: bytes) -> bytes:
+def encode_chunk(data: bytes) -> bytes:
     """A part of a body in chunks; ``data`` is not empty."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 

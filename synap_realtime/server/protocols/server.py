@@ -27,7 +27,7 @@ from .writes import WriteBatch
 
 logger = logging.getLogger(__name__)
 
-CUT_S = 3.0
+SHUTDOWN_GRACE_S = 3.0
 """After draining, who does not read or sent half a request is cut after so long."""
 
 
@@ -45,11 +45,11 @@ class ConnectionServer:
         self.keepalive = IdleTimeouts(settings.idle_timeout_s, settings.ping_interval_s)
         self.proxies = TrustedProxies(settings.trusted_proxies)
         self.connections: set[Closable] = set()
-        self.turn = WriteBatch()
+        self.write_batch = WriteBatch()
         self.pacer = Pacer()
         self._ring: IoUring | None = None
-        self.new_company: Callable[[], SocketFanoutGroup] = partial(
-            SocketFanoutGroup, None, self.turn
+        self.create_group: Callable[[], SocketFanoutGroup] = partial(
+            SocketFanoutGroup, None, self.write_batch
         )
         self._taking: set[asyncio.Task[None]] = set()
         self._stop_taking: Callable[[], None] = lambda: None
@@ -70,7 +70,7 @@ class ConnectionServer:
         take = (
             self._take
             if certificate is None
-            else TlsAcceptor(self, certificate, self._connection).take
+            else TlsAcceptor(self, certificate, self._connection).accept
         )
         self._stop_taking = Acceptor(listeners, take).close
 
@@ -92,7 +92,7 @@ class ConnectionServer:
         except IoUringUnavailableError as error:
             logger.debug("rooms with many listeners are told without io_uring: %s", error)
         else:
-            self.new_company = partial(SocketFanoutGroup, self._ring, self.turn)
+            self.create_group = partial(SocketFanoutGroup, self._ring, self.write_batch)
             logger.debug("rooms with many listeners are told by io_uring")
 
     def _held_bytes(self) -> int:
@@ -106,15 +106,15 @@ class ConnectionServer:
         """Drain; answer what was begun, then take nothing more and let go of the store."""
         await self.node.drain()
         self._stop_taking()
-        self.turn.flush()
+        self.write_batch.flush()
         for connection in tuple(self.connections):
-            connection.finish()
+            connection.shutdown()
         loop = asyncio.get_running_loop()
-        end = loop.time() + CUT_S
+        end = loop.time() + SHUTDOWN_GRACE_S
         while self.connections and loop.time() < end:  # noqa: ASYNC110 - a few looks
             await asyncio.sleep(0.02)
         for connection in tuple(self.connections):
-            connection.end()
+            connection.abort()
         self.half_open.close()
         self.unread.close()
         self._trimmer.close()

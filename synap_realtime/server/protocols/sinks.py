@@ -10,13 +10,13 @@ from ..node import Node
 from ..rooms.hub import FanoutGroup as AnyCompany
 from ..rooms.sessions import Session
 from ..rooms.subscription import Subscription, UnbatchedSink
-from ..sse import COMMENT, HEARTBEAT_S, opening, told
+from ..sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
 from ..stores.base import Entry, StoreUnavailableError
 from ..ws_codec import ping_frame, text_frame
-from .descriptors import cut
-from .eager import run
+from .descriptors import reset
+from .eager import run_eagerly
 from .fanout import SocketFanoutGroup
-from .frames import frame_of
+from .frames import encode_entry_frame
 from .keepalive import IdleTimeouts
 from .pending_connections import Closable
 from .websocket import WebSocketProtocol
@@ -28,8 +28,16 @@ class WebSocketSink:
     """The handler of a WebSocket, and the outlet of its subscription."""
 
     __slots__ = (
-        "_connections", "_keepalive", "_node", "_pending_answer", "_session", "_speaks_control",
-        "_start", "_subscription", "new_company", "socket",
+        "_connections",
+        "_keepalive",
+        "_node",
+        "_pending_answer",
+        "_session",
+        "_start",
+        "_subscription",
+        "_supports_control_frames",
+        "create_group",
+        "socket",
     )  # fmt: skip
 
     socket: WebSocketProtocol
@@ -40,66 +48,65 @@ class WebSocketSink:
         node: Node,
         keepalive: IdleTimeouts,
         connections: set[Closable],
-        new_company: Callable[[], SocketFanoutGroup],
+        create_group: Callable[[], SocketFanoutGroup],
         *,
-        speaks_control: bool,
+        supports_control_frames: bool,
     ) -> None:
-        self.new_company = new_company
+        self.create_group = create_group
         self._session = session
         self._subscription = session.subscription
         self._node = node
         self._keepalive = keepalive
         self._connections = connections
-        self._speaks_control = speaks_control
+        self._supports_control_frames = supports_control_frames
         self._start: asyncio.Task[None] | None = None
         self._pending_answer: str | None = None  # to the last ping, while the peer does not read
         connections.add(self)
-        keepalive.heard(self)
+        keepalive.touch(self)
 
-    def begin(self, after: str | None) -> None:
+    def start(self, after: str | None) -> None:
         loop = asyncio.get_running_loop()
-        self._start = run(loop, _start(self._subscription, after, self))
+        self._start = run_eagerly(loop, _start(self._subscription, after, self))
 
     @property
     def is_writable(self) -> bool:
         return self.socket.is_writable
 
-    def put(self, entry: Entry) -> bool:
-        return self.socket.write(frame_of(entry))
+    def send(self, entry: Entry) -> bool:
+        return self.socket.write(encode_entry_frame(entry))
 
-    def put_soon(self, entry: Entry) -> bool:
-        return self.socket.write_soon(frame_of(entry))
+    def send_batched(self, entry: Entry) -> bool:
+        return self.socket.write_batched(encode_entry_frame(entry))
 
-    def say(self, frame: ControlFrame) -> None:
-        if self._speaks_control:
+    def send_control(self, frame: ControlFrame) -> None:
+        if self._supports_control_frames:
             self.socket.write(text_frame(frame.encoded().encode()))
 
-    def end(self, code: CloseCode | None = None) -> None:
-        """Close, with a code; cut, without one."""
-        if code is None:
-            self.socket.end()
-        else:
-            self.socket.close(code, self._subscription.reason)
-            _close_soon(self._node, self._session)
+    def close(self, code: CloseCode) -> None:
+        self.socket.close(code, self._subscription.reason)
+        _close_session_soon(self._node, self._session)
+
+    def abort(self) -> None:
+        self.socket.abort()
 
     @property
-    def can_gather(self) -> bool:
+    def can_group(self) -> bool:
         return self.socket.descriptor is not None
 
-    def enter(self, company: AnyCompany) -> None:
-        assert isinstance(company, SocketFanoutGroup)  # noqa: S101 - one of this front's made it
-        company.add(self.socket, self._subscription)
+    def join_group(self, group: AnyCompany) -> None:
+        assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - one of this front's made it
+        group.add(self.socket, self._subscription)
 
-    def exit(self) -> None:
-        company = self.socket.company
-        assert isinstance(company, SocketFanoutGroup)  # noqa: S101
-        company.discard(self.socket)
+    def leave_group(self) -> None:
+        group = self.socket.group
+        assert isinstance(group, SocketFanoutGroup)  # noqa: S101
+        group.discard(self.socket)
 
-    def alive(self) -> None:
-        self._keepalive.heard(self)
+    def on_activity(self) -> None:
+        self._keepalive.touch(self)
 
-    def heard(self, message: str | bytes) -> None:
-        answer = self._subscription.hear(message)
+    def on_message(self, message: str | bytes) -> None:
+        answer = self._subscription.on_client_message(message)
         if answer is None:
             return
         if self.socket.is_writable:
@@ -108,21 +115,21 @@ class WebSocketSink:
             # One answer to all pings of a peer that does not read, so that they fill no memory.
             self._pending_answer = answer
 
-    def stalled(self) -> None:
-        self._subscription.stall()
+    def on_pause(self) -> None:
+        self._subscription.on_write_blocked()
 
-    def writable(self) -> None:
+    def on_resume(self) -> None:
         answer, self._pending_answer = self._pending_answer, None
         if answer is None or self.socket.write(text_frame(answer.encode())):
-            self._subscription.writable()
+            self._subscription.on_writable()
 
-    def ended(self) -> None:
-        _close_soon(self._node, self._session)
+    def on_close(self) -> None:
+        _close_session_soon(self._node, self._session)
 
-    def gone(self) -> None:
+    def on_disconnect(self) -> None:
         if self._start is not None:
             self._start.cancel()
-        self._keepalive.gone(self)
+        self._keepalive.remove(self)
         self._connections.discard(self)
         self._node.close_session(self._session)
 
@@ -131,10 +138,10 @@ class WebSocketSink:
         if self.socket.is_writable:
             self.socket.write(PING)
 
-    def silent(self) -> None:
+    def on_idle(self) -> None:
         self._subscription.close(CloseCode.IDLE_TIMEOUT)
 
-    def finish(self) -> None:
+    def shutdown(self) -> None:
         """The server stops."""
         self._subscription.close(CloseCode.DRAINING)
 
@@ -165,26 +172,26 @@ class SseSink(UnbatchedSink):
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, after: str | None) -> None:
-        self._write(opening())
-        self._beat_later()
+    def start(self, after: str | None) -> None:
+        self._write(encode_retry())
+        self._schedule_heartbeat()
         loop = asyncio.get_running_loop()
-        self._task = run(loop, _start(self._session.subscription, after, self))
+        self._task = run_eagerly(loop, _start(self._session.subscription, after, self))
 
     @property
     def is_writable(self) -> bool:
         return self._is_writable()
 
-    def put(self, entry: Entry) -> bool:
-        self._write(told(entry))
+    def send(self, entry: Entry) -> bool:
+        self._write(encode_event(entry))
         return self._is_writable()
 
-    put_soon = put
+    send_batched = send
 
-    def say(self, frame: ControlFrame) -> None:
-        self._write(told(frame))
+    def send_control(self, frame: ControlFrame) -> None:
+        self._write(encode_event(frame))
 
-    def end(self, code: CloseCode) -> None:
+    def close(self, code: CloseCode) -> None:
         is_writable = self._is_writable()
         self._close()
         if is_writable and code is not CloseCode.SLOW_CONSUMER:
@@ -192,12 +199,12 @@ class SseSink(UnbatchedSink):
                 self._transport.write(b"0\r\n\r\n")
             self._ended()
         else:  # the end of the stream would wait behind what it does not take
-            cut(self._transport)
+            reset(self._transport)
 
-    def writable(self) -> None:
-        self._session.subscription.writable()
+    def on_resume(self) -> None:
+        self._session.subscription.on_writable()
 
-    def gone(self) -> None:
+    def on_disconnect(self) -> None:
         """The connection is no more."""
         if self._task is not None:
             self._task.cancel()
@@ -206,7 +213,7 @@ class SseSink(UnbatchedSink):
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        _close_soon(self._node, self._session)
+        _close_session_soon(self._node, self._session)
 
     def _write(self, text: bytes) -> None:
         # A loop closes a socket inside a write that fails, and says so later.
@@ -214,16 +221,16 @@ class SseSink(UnbatchedSink):
             chunk = b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text
             self._transport.write(chunk)
 
-    def _beat_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
+    def _schedule_heartbeat(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._heartbeat)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         if self.is_writable:
             self._write(COMMENT)
-        self._beat_later()
+        self._schedule_heartbeat()
 
 
-def _close_soon(node: Node, session: Session) -> None:
+def _close_session_soon(node: Node, session: Session) -> None:
     """It listens no more, however long its peer takes to hear so. Not now: its room may be just
     being told something."""
     asyncio.get_running_loop().call_soon(node.close_session, session)
@@ -233,6 +240,6 @@ async def _start(
     subscription: Subscription, after: str | None, outlet: WebSocketSink | SseSink
 ) -> None:
     try:
-        await subscription.start(after, outlet)
+        await subscription.run(after, outlet)
     except StoreUnavailableError:
         subscription.close(CloseCode.DRAINING)

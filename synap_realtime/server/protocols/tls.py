@@ -50,28 +50,28 @@ class TlsAcceptor:
         self._next = then
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, peer: socket.socket) -> None:
+    def accept(self, peer: socket.socket) -> None:
         """See :class:`accepting.Acceptor`."""
-        task = asyncio.get_running_loop().create_task(self._shake_hands(peer))
+        task = asyncio.get_running_loop().create_task(self._handshake(peer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _shake_hands(self, peer: socket.socket) -> None:
+    async def _handshake(self, peer: socket.socket) -> None:
         stranger = _PendingTls(peer)
         self._owner.connections.add(stranger)
-        self._owner.half_open.begin(stranger, HANDSHAKE_TIMEOUT_S)
+        self._owner.half_open.add(stranger, HANDSHAKE_TIMEOUT_S)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._next,
                 peer,
-                ssl=self._certificate.current(),
+                ssl=self._certificate.context(),
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
             )
         except OSError as error:
             logger.debug("a TLS handshake failed: %s", error)
         finally:
-            self._owner.half_open.end(stranger)
+            self._owner.half_open.remove(stranger)
             self._owner.connections.discard(stranger)
 
 
@@ -81,11 +81,11 @@ class _PendingTls:
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
 
-    def end(self) -> None:
+    def abort(self) -> None:
         """Cut the connection: its transport reads that it has ended, and lets go of it."""
         with contextlib.suppress(OSError):  # it has gone
             self._peer.shutdown(socket.SHUT_RDWR)
 
-    def finish(self) -> None:
+    def shutdown(self) -> None:
         """The server stops: nothing was asked yet."""
-        self.end()
+        self.abort()

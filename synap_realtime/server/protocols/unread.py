@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-LOOK_EVERY_S = 0.5
+CHECK_INTERVAL_S = 0.5
 
 
 class Writer(Protocol):
@@ -33,7 +33,7 @@ class Unread:
             self._writers.add(writer)
             if self._timer is None:
                 loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(LOOK_EVERY_S, self._look)
+                self._timer = loop.call_later(CHECK_INTERVAL_S, self._check)
 
     def discard(self, writer: Writer) -> None:
         self._writers.discard(writer)
@@ -43,10 +43,10 @@ class Unread:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         for writer in tuple(self._writers):
             if not writer.charge_unread():
                 self._writers.discard(writer)
         if self._writers:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check)

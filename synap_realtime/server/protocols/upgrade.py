@@ -12,7 +12,7 @@ from .exchange import HttpRequest
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
 
-def look_at_upgrade(exchange: HttpRequest) -> bool:
+def validate_upgrade(exchange: HttpRequest) -> bool:
     """Check a request with ``Upgrade``.
 
     Returns:
@@ -21,18 +21,18 @@ def look_at_upgrade(exchange: HttpRequest) -> bool:
     """
     headers = exchange.headers
     if exchange.method == "CONNECT":
-        exchange.problem = bad_request("Invalid method", "this is no proxy")
+        exchange.error = bad_request("Invalid method", "this is no proxy")
         return True
     offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
     if exchange.method != "GET" or "websocket" not in offered:
         return False
     if headers.get("content-length", "").strip(" 0") or "transfer-encoding" in headers:
-        exchange.problem = bad_request("Invalid WebSocket handshake", "it has a body")
+        exchange.error = bad_request("Invalid WebSocket handshake", "it has a body")
         return True
     protocols = headers.get("sec-websocket-protocol", "").split(",")
     exchange.subprotocols = [name for part in protocols if (name := part.strip())]
     if headers.get("sec-websocket-version") != "13":
-        exchange.problem = RequestError(
+        exchange.error = RequestError(
             426, "upgrade_required", "Unsupported WebSocket version", "expected 13",
             {"Sec-WebSocket-Version": "13"},
         )  # fmt: skip
@@ -41,8 +41,8 @@ def look_at_upgrade(exchange: HttpRequest) -> bool:
         or not _is_key(headers.get("sec-websocket-key", ""))
         or not all(map(_TOKEN.fullmatch, exchange.subprotocols))
     ):
-        exchange.problem = bad_request("Invalid WebSocket handshake", "see RFC 6455, section 4.2.1")
-    exchange.is_websocket = exchange.problem is None
+        exchange.error = bad_request("Invalid WebSocket handshake", "see RFC 6455, section 4.2.1")
+    exchange.is_websocket = exchange.error is None
     return True
 
 

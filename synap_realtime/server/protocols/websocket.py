@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 from ...protocol.control import CloseCode
 from ..pacing import Pacer
 from ..ws_codec import Close, Decoder, Ping, Pong, ProtocolFailure, close_frame, pong_frame
-from .descriptors import cut, descriptor_of, write_past
+from .descriptors import raw_fd, reset, write_direct
 from .pending_connections import PendingConnections
 from .writes import WriteBatch
 
@@ -24,37 +24,37 @@ MAX_FRAMES_PER_S = 1000
 MAX_DROPPED_BYTES = 1024 * 1024
 """So much of what a peer goes on saying after it was failed is taken, so that it hears why."""
 
-_AT_ONCE_BYTES = 256  # so much is always read as it comes
+_IMMEDIATE_READ_BYTES = 256  # so much is always read as it comes
 _SLICE_BYTES = 1024  # some 170 frames: between slices it is seen whether there were too many
 
 
 class WebSocketHandler(Protocol):
     """Who listens to one WebSocket. It is called from the loop, and must not wait."""
 
-    def alive(self) -> None:
-        """A frame of any kind has begun; :meth:`heard` follows if it completes a message."""
+    def on_activity(self) -> None:
+        """A frame of any kind has begun; :meth:`on_message` follows if it completes a message."""
 
-    def heard(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> None:
         """A whole message: text is ``str``, binary is ``bytes``."""
 
-    def stalled(self) -> None:
+    def on_pause(self) -> None:
         """The peer takes no more for now."""
 
-    def writable(self) -> None:
+    def on_resume(self) -> None:
         """The peer has taken enough: what waited may be written again."""
 
-    def ended(self) -> None:
+    def on_close(self) -> None:
         """The peer has said its last word, or was told ours for what it did: nothing is heard or
-        told any more, and :meth:`gone` will follow."""
+        told any more, and :meth:`on_disconnect` will follow."""
 
-    def gone(self) -> None:
+    def on_disconnect(self) -> None:
         """The connection is no more: once, and nothing after it."""
 
 
 class WriteGroup(Protocol):
     """WebSockets that are written to together, past their transports."""
 
-    def stalled(self, socket: WebSocketProtocol) -> None:
+    def on_pause(self, socket: WebSocketProtocol) -> None:
         """Nothing may be written past its transport any more: when this returns, it has left."""
 
 
@@ -87,11 +87,11 @@ class WebSocketProtocol(asyncio.Protocol):
         "_read_to",
         "_second",
         "_transport",
-        "_turn",
         "_unread",
-        "company",
+        "_write_batch",
         "descriptor",
-        "place",
+        "group",
+        "index",
     )
 
     max_frames_per_s: ClassVar[int] = MAX_FRAMES_PER_S
@@ -102,7 +102,7 @@ class WebSocketProtocol(asyncio.Protocol):
         handler: WebSocketHandler,
         *,
         half_open: PendingConnections,
-        turn: WriteBatch,
+        write_batch: WriteBatch,
         pacer: Pacer,
         max_message_bytes: int,
     ) -> None:
@@ -113,15 +113,15 @@ class WebSocketProtocol(asyncio.Protocol):
             half_open: it is there from its last word until its peer has gone.
             max_message_bytes: a longer one is answered with 1009.
         """
-        self.descriptor = descriptor_of(transport)
-        self.company: WriteGroup | None = None
-        self.place = -1
+        self.descriptor = raw_fd(transport)
+        self.group: WriteGroup | None = None
+        self.index = -1
         # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
         transport.set_write_buffer_limits(high=0 if self.descriptor is not None else 1)
         self._transport = transport
         self._handler = handler
         self._half_open = half_open
-        self._turn = turn
+        self._write_batch = write_batch
         self._pacer = pacer
         self._pending_pong = b""  # for the latest ping that came while the peer did not read
         self._unread = b""  # what was received and waits for its share of the loop
@@ -147,7 +147,7 @@ class WebSocketProtocol(asyncio.Protocol):
         Returns:
             :attr:`is_writable`, after it.
         """
-        self._turn.flush()
+        self._write_batch.flush()
         return self.write_now(frame)
 
     def write_now(self, frame: bytes) -> bool:
@@ -159,11 +159,11 @@ class WebSocketProtocol(asyncio.Protocol):
         if self.descriptor is None or self._is_paused:
             transport.write(frame)
             return not self._is_paused
-        if not write_past(transport, self.descriptor, frame):
-            self.end()
+        if not write_direct(transport, self.descriptor, frame):
+            self.abort()
         return self.is_writable
 
-    def write_soon(self, frame: bytes) -> bool:
+    def write_batched(self, frame: bytes) -> bool:
         """Write a whole frame at the end of this turn of the loop, and before anything else that is
         written meanwhile.
 
@@ -173,17 +173,17 @@ class WebSocketProtocol(asyncio.Protocol):
         """
         if self._is_paused or self._is_closing:
             return self.write(frame)
-        self._turn.add(self, frame)
+        self._write_batch.add(self, frame)
         return True
 
-    def go_on(self, frame: bytes, sent: int) -> None:
+    def resume_write(self, frame: bytes, sent: int) -> None:
         """Hand the transport what the company could not write.
 
         Args:
             sent: so much of the frame was written; -1: the peer has gone.
         """
         if sent < 0 or self._transport.is_closing():
-            self.end()
+            self.abort()
         else:
             # Not a copy for each: the rest of one frame may wait for thousands.
             self._transport.write(memoryview(frame)[sent:])
@@ -197,19 +197,19 @@ class WebSocketProtocol(asyncio.Protocol):
             reason: is cut to the 123 bytes that a close frame has for it.
         """
         if not self._is_closing and not self._transport.is_closing():
-            self._say_last(code, reason)
+            self._send_close(code, reason)
 
-    def end(self) -> None:
+    def abort(self) -> None:
         """Cut the connection at once."""
         self._is_closing = True
-        self._step_out()
-        cut(self._transport)
+        self._leave_group()
+        reset(self._transport)
 
     def data_received(self, data: bytes) -> None:
         if self._unread:  # TLS gives what it has decrypted, although reading is paused
             self._unread = self._unread[self._read_to :] + data
             self._read_to = 0
-        elif len(data) <= _AT_ONCE_BYTES or self._pacer.has_time():
+        elif len(data) <= _IMMEDIATE_READ_BYTES or self._pacer.has_time():
             self._read_slices(data, 0)
         else:
             self._wait_to_read(data, 0)
@@ -243,9 +243,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_paused = True
-        self._step_out()
+        self._leave_group()
         if not self._is_closing:
-            self._handler.stalled()
+            self._handler.on_pause()
 
     def resume_writing(self) -> None:
         self._is_paused = False
@@ -255,17 +255,17 @@ class WebSocketProtocol(asyncio.Protocol):
             pong, self._pending_pong = self._pending_pong, b""
             self.write(pong)
         if not (self._is_paused or self._is_closing):
-            self._handler.writable()
+            self._handler.on_resume()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._is_closing = True
         self._unread = b""
-        self._step_out()
-        self._half_open.end(self)
+        self._leave_group()
+        self._half_open.remove(self)
         # The handler knows this socket: a reference cycle would keep half a message in memory until
         # the garbage collector runs.
         handler, self._handler = self._handler, NullHandler()
-        handler.gone()
+        handler.on_disconnect()
 
     def _read(self, data: bytes) -> None:
         decoder = self._decoder
@@ -277,7 +277,7 @@ class WebSocketProtocol(asyncio.Protocol):
         frames = decoder.frames
         events = decoder.feed(data)
         if decoder.frames != frames and not self._is_closing:
-            self._handler.alive()
+            self._handler.on_activity()
         for event in events:
             if self._transport.is_closing():  # a write failed, or the handler has cut it
                 return
@@ -303,7 +303,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _take(self, event: str | bytes | Close | ProtocolFailure) -> None:
         if isinstance(event, (str, bytes)):
             if not self._is_closing:
-                self._handler.heard(event)
+                self._handler.on_message(event)
         elif isinstance(event, Close):
             self._answer(event)
         else:
@@ -312,8 +312,8 @@ class WebSocketProtocol(asyncio.Protocol):
     def _answer(self, close: Close) -> None:
         """Both sides have said their last word: the server closes first (section 7.1.1)."""
         if not self._is_closing:
-            self._say_last(close.code)
-            self._handler.ended()
+            self._send_close(close.code)
+            self._handler.on_close()
         self._transport.close()
 
     def _fail(self, code: int, reason: str) -> None:
@@ -327,8 +327,8 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._has_failed = True
         if not self._is_closing:
-            self._say_last(code, reason)
-            self._handler.ended()
+            self._send_close(code, reason)
+            self._handler.on_close()
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:  # TLS knows no halves
@@ -337,31 +337,31 @@ class WebSocketProtocol(asyncio.Protocol):
     def _drop(self, size: int) -> None:
         self._dropped += size
         if self._dropped > MAX_DROPPED_BYTES:
-            self.end()
+            self.abort()
 
-    def _say_last(self, code: int | None, reason: str = "") -> None:
-        self._turn.flush()
+    def _send_close(self, code: int | None, reason: str = "") -> None:
+        self._write_batch.flush()
         self._is_closing = True
-        self._step_out()
+        self._leave_group()
         self._transport.write(close_frame(code, reason))
-        self._half_open.begin(self, CLOSE_HANDSHAKE_S)
+        self._half_open.add(self, CLOSE_HANDSHAKE_S)
 
-    def _step_out(self) -> None:
-        if self.company is not None:
-            self.company.stalled(self)
+    def _leave_group(self) -> None:
+        if self.group is not None:
+            self.group.on_pause(self)
 
 
 class NullHandler:
     """The handler of a WebSocket that is closed at once."""
 
-    def alive(self) -> None: ...
+    def on_activity(self) -> None: ...
 
-    def heard(self, message: str | bytes) -> None: ...
+    def on_message(self, message: str | bytes) -> None: ...
 
-    def stalled(self) -> None: ...
+    def on_pause(self) -> None: ...
 
-    def writable(self) -> None: ...
+    def on_resume(self) -> None: ...
 
-    def ended(self) -> None: ...
+    def on_close(self) -> None: ...
 
-    def gone(self) -> None: ...
+    def on_disconnect(self) -> None: ...

@@ -26,7 +26,7 @@ class WriteStallGuard:
         """
         self._left = transport.get_write_buffer_size()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(READER_TIMEOUT_S, self._look, transport, end)
+        self._timer = loop.call_later(READER_TIMEOUT_S, self._check, transport, end)
 
     def stop(self) -> None:
         """It has taken enough, or has gone."""
@@ -34,7 +34,7 @@ class WriteStallGuard:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
+    def _check(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
         if transport.get_write_buffer_size() > self._left - MIN_READ_BYTES:
             end()
         else:

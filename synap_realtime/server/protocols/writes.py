@@ -24,12 +24,12 @@ class WriteBatch:
     def __init__(self) -> None:
         self._frames: deque[tuple[Socket, bytes]] = deque()
         self._bytes = 0
-        self._is_due = False
+        self._flush_scheduled = False
 
     def add(self, socket: Socket, frame: bytes) -> None:
         """Write it soon: before the loop waits for anything."""
-        if not self._is_due:
-            self._is_due = True
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
         self._frames.append((socket, frame))
         self._bytes += len(frame)
@@ -39,7 +39,7 @@ class WriteBatch:
     def flush(self) -> None:
         """Write all of it now: what is written next comes behind it."""
         frames = self._frames
-        self._is_due = False
+        self._flush_scheduled = False
         self._bytes = 0
         while frames:
             socket, frame = frames.popleft()

@@ -9,13 +9,13 @@ from typing import Protocol
 from ...protocol.rooms import Room
 from ..stores.base import Entry
 
-_FEW = 4
+_SMALL_ROOM_MAX = 4
 
 
 class Subscriber(Protocol):
     """One connection's ear. Nothing here waits, and nothing raises."""
 
-    def offer(self, entry: Entry, began_at: float | None) -> bool:
+    def deliver(self, entry: Entry, published_at: float | None) -> bool:
         """Take a live entry; False if the listener is on its way out.
 
         Args:
@@ -23,7 +23,7 @@ class Subscriber(Protocol):
         """
         ...
 
-    def gather(self) -> None:
+    def join_group(self) -> None:
         """Join those of its room who are told together, if it can be told so: there are many."""
         ...
 
@@ -31,44 +31,44 @@ class Subscriber(Protocol):
 class FanoutGroup(Protocol):
     """Those of a room's listeners who are told together, in one go.
 
-    Each came by :meth:`Hub.gather`, and goes by :meth:`Hub.scatter` as soon as something is to be
-    told to it alone before the next notification.
+    Each came by :meth:`Hub.join_group`, and goes by :meth:`Hub.leave_group` as soon as something is
+    to be told to it alone before the next notification.
 
     Attributes:
         handed: the offset of what they were told last.
     """
 
-    handed: int
+    last_offset: int
 
     def __len__(self) -> int: ...
 
-    def prepare(self) -> None:
+    def flush_pending(self) -> None:
         """Write what is still to be written to any of them: who takes that badly goes."""
         ...
 
-    def tell(self, entry: Entry) -> bool:
+    def broadcast(self, entry: Entry) -> bool:
         """Tell all of them; False: nobody was told, for each has to be offered it alone.
 
         Who takes it badly may go while they are told. Nobody comes.
         """
         ...
 
-    def part(self) -> None:
-        """All go, by :meth:`Hub.scatter`."""
+    def disband(self) -> None:
+        """All go, by :meth:`Hub.leave_group`."""
         ...
 
 
 class _LargeRoom:
     """The listeners of one room."""
 
-    __slots__ = ("apart", "company")
+    __slots__ = ("group", "ungrouped")
 
     def __init__(self, listeners: Iterable[Subscriber]) -> None:
-        self.apart = set(listeners)
-        self.company: FanoutGroup | None = None  # of all others
+        self.ungrouped = set(listeners)
+        self.group: FanoutGroup | None = None  # of all others
 
     def __len__(self) -> int:
-        return len(self.apart) + (0 if self.company is None else len(self.company))
+        return len(self.ungrouped) + (0 if self.group is None else len(self.group))
 
 
 class Hub:
@@ -83,25 +83,25 @@ class Hub:
         self._rooms: dict[Room, tuple[Subscriber, ...] | _LargeRoom] = {}
         self._observe = observe
 
-    def join(self, room: Room, listener: Subscriber) -> None:
+    def subscribe(self, room: Room, listener: Subscriber) -> None:
         listeners = self._rooms.get(room, ())
         if isinstance(listeners, _LargeRoom):
-            listeners.apart.add(listener)
+            listeners.ungrouped.add(listener)
         elif listener not in listeners:
             # Most rooms have one: a set takes four times the memory of a tuple.
             more = (*listeners, listener)
-            if len(more) <= _FEW:
+            if len(more) <= _SMALL_ROOM_MAX:
                 self._rooms[room] = more
             else:
                 self._rooms[room] = _LargeRoom(more)
                 for each in more:
-                    each.gather()
+                    each.join_group()
 
-    def leave(self, room: Room, listener: Subscriber) -> None:
+    def unsubscribe(self, room: Room, listener: Subscriber) -> None:
         """Forget a listener, which is in no company; one that is not there is no error."""
         listeners = self._rooms.get(room, ())
         if isinstance(listeners, _LargeRoom):
-            listeners.apart.discard(listener)
+            listeners.ungrouped.discard(listener)
             if len(listeners):
                 return
         elif len(listeners) > 1:
@@ -111,7 +111,7 @@ class Hub:
             return
         del self._rooms[room]
 
-    def gather(
+    def join_group(
         self, room: Room, listener: Subscriber, begin: Callable[[], FanoutGroup]
     ) -> FanoutGroup | None:
         """Count a listener of a room to those who are told together. It joins them itself.
@@ -125,54 +125,54 @@ class Hub:
         listeners = self._rooms.get(room)
         if not isinstance(listeners, _LargeRoom):
             return None
-        if listeners.company is None:
-            listeners.company = begin()
-        listeners.apart.discard(listener)
-        return listeners.company
+        if listeners.group is None:
+            listeners.group = begin()
+        listeners.ungrouped.discard(listener)
+        return listeners.group
 
-    def scatter(self, room: Room, listener: Subscriber) -> None:
+    def leave_group(self, room: Room, listener: Subscriber) -> None:
         """A listener has left its company: it is offered by itself from now on."""
         listeners = self._rooms[room]
         assert isinstance(listeners, _LargeRoom)  # noqa: S101 - it has a company
-        listeners.apart.add(listener)
+        listeners.ungrouped.add(listener)
 
-    def deliver(self, room: Room, entry: Entry, began_at: float | None = None) -> int:
+    def broadcast(self, room: Room, entry: Entry, published_at: float | None = None) -> int:
         """Offer an entry to everyone in a room; returns how many took it."""
         listeners = self._rooms.get(room)
         if listeners is None:
             return 0
         if isinstance(listeners, _LargeRoom):
-            count = self._deliver_to_many(listeners, entry, began_at)
+            count = self._broadcast_to_many(listeners, entry, published_at)
         else:
             count = 0
             for listener in listeners:
-                if listener.offer(entry, began_at):
+                if listener.deliver(entry, published_at):
                     count += 1
-        if began_at is not None:
-            self._observe(perf_counter() - began_at, count)
+        if published_at is not None:
+            self._observe(perf_counter() - published_at, count)
         return count
 
-    def _deliver_to_many(self, many: _LargeRoom, entry: Entry, began_at: float | None) -> int:
+    def _broadcast_to_many(self, many: _LargeRoom, entry: Entry, published_at: float | None) -> int:
         count, has_parted = 0, False
-        if many.company is not None:
-            many.company.prepare()
-        apart = tuple(many.apart)  # not who takes it badly now
-        if many.company is not None and (size := len(many.company)):
-            if many.company.tell(entry):
+        if many.group is not None:
+            many.group.flush_pending()
+        apart = tuple(many.ungrouped)  # not who takes it badly now
+        if many.group is not None and (size := len(many.group)):
+            if many.group.broadcast(entry):
                 count = size
             else:
-                many.company.part()
+                many.group.disband()
                 has_parted = True
-                apart = tuple(many.apart)
+                apart = tuple(many.ungrouped)
         for listener in apart:
-            if listener.offer(entry, began_at):
+            if listener.deliver(entry, published_at):
                 count += 1
         if has_parted:
             for listener in apart:
-                listener.gather()
+                listener.join_group()
         return count
 
-    def connections(self, room: Room) -> int:
+    def subscriber_count(self, room: Room) -> int:
         return len(self._rooms.get(room, ()))
 
     def rooms(self) -> Iterator[tuple[Room, int]]:

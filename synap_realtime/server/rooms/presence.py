@@ -3,7 +3,7 @@
 It knows this node's connections. A leave is told only after a grace: who reconnects has not left.
 
 Changes are coalesced, so that a user whose devices come and go costs the same as one who stays: the
-watchers of a room share one picture of it (``_Watched.told``), and a flush sends each user who
+watchers of a room share one picture of it (``_Watched.last_sent``), and a flush sends each user who
 differs from it once.
 """
 
@@ -36,9 +36,10 @@ _SLICE = 500  # frames written before others get their turn
 
 
 class Watcher(Protocol):
-    """A connection that asked to hear who comes and goes. ``say`` never waits and never raises."""
+    """A connection that asked to hear who comes and goes. ``send_control`` never waits and never
+    raises."""
 
-    def say(self, frame: ControlFrame) -> None: ...
+    def send_control(self, frame: ControlFrame) -> None: ...
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class _User:
 
     devices: dict[str | None, int] = field(default_factory=dict)
 
-    def described(self, user: str) -> dict[str, Any]:
+    def to_dict(self, user: str) -> dict[str, Any]:
         names = sorted(name for name in self.devices if name is not None)
         return {
             "user": user,
@@ -68,11 +69,11 @@ class _Watched:
         timer: runs until the next flush may come.
     """
 
-    __slots__ = ("changed", "sending", "state", "timer", "told", "watchers")
+    __slots__ = ("changed", "last_sent", "sending", "state", "timer", "watchers")
 
     def __init__(self, told: dict[str, dict[str, Any]]) -> None:
         self.watchers: set[Watcher] = set()
-        self.told = told
+        self.last_sent = told
         self.state: ControlFrame | None = None
         self.changed: dict[str, None] = {}
         self.sending: tuple[ControlFrame, Iterator[Watcher]] | None = None
@@ -126,7 +127,7 @@ class Presence:
             self._leaving.pop((room, user, oldest)).cancel()
         key = (room, user, device)
         loop = asyncio.get_running_loop()
-        self._leaving[key] = loop.call_later(self._grace_s, self._has_left, *key)
+        self._leaving[key] = loop.call_later(self._grace_s, self._expire, *key)
 
     def watch(self, room: Room, watcher: Watcher) -> ControlFrame:
         """Tell a watcher who is there, then each change, until :meth:`unwatch`.
@@ -137,13 +138,13 @@ class Presence:
         there = self._rooms.setdefault(room, _Room())
         watched = there.watched
         if watched is None:
-            told = {name: user.described(name) for name, user in there.users.items()}
+            told = {name: user.to_dict(name) for name, user in there.users.items()}
             watched = there.watched = _Watched(told)
         watched.watchers.add(watcher)
         if watched.state is None:
-            known = [told for _, told in sorted(watched.told.items())]
+            known = [told for _, told in sorted(watched.last_sent.items())]
             watched.state = ControlFrame(PRESENCE, {"event": "state", "users": known})
-        watcher.say(watched.state)
+        watcher.send_control(watched.state)
         return watched.state
 
     def unwatch(self, room: Room, watcher: Watcher) -> None:
@@ -151,7 +152,7 @@ class Presence:
             if (watched := there.watched) is not None:
                 watched.watchers.discard(watcher)
                 if not watched.watchers:
-                    self._stop_telling(there)
+                    self._stop_notifying(there)
             self._forget_if_empty(room)
 
     def users(self, room: Room) -> list[dict[str, Any]]:
@@ -159,7 +160,7 @@ class Presence:
         found = self._rooms.get(room)
         if found is None:
             return []
-        return [user.described(name) for name, user in sorted(found.users.items())]
+        return [user.to_dict(name) for name, user in sorted(found.users.items())]
 
     def close(self) -> None:
         """The server has stopped: nobody is told any more who leaves."""
@@ -167,11 +168,11 @@ class Presence:
         for timer in self._leaving.values():
             timer.cancel()
         for there in self._rooms.values():
-            self._stop_telling(there)
+            self._stop_notifying(there)
         self._leaving.clear()
         self._rooms.clear()
 
-    def _has_left(self, room: Room, name: str, device: str | None) -> None:
+    def _expire(self, room: Room, name: str, device: str | None) -> None:
         del self._leaving[room, name, device]
         there = self._rooms[room]
         devices = there.users[name].devices
@@ -204,7 +205,7 @@ class Presence:
             recipients = tuple(islice(rest, _SLICE - written))
             for watcher in recipients:
                 if watcher in watched.watchers:  # one that is too slow goes while it is told
-                    watcher.say(frame)
+                    watcher.send_control(frame)
             if written + len(recipients) < _SLICE:
                 watched.sending = None
             written += len(recipients)
@@ -219,20 +220,20 @@ class Presence:
             name = next(iter(watched.changed))
             del watched.changed[name]
             watched.state = None
-            before, user = watched.told.get(name), there.users.get(name)
+            before, user = watched.last_sent.get(name), there.users.get(name)
             if user is None:
-                if watched.told.pop(name, None) is not None:
-                    gone = _User().described(name)
+                if watched.last_sent.pop(name, None) is not None:
+                    gone = _User().to_dict(name)
                     return ControlFrame(PRESENCE, {"event": "leave", **gone})
                 continue
-            watched.told[name] = now = user.described(name)
+            watched.last_sent[name] = now = user.to_dict(name)
             if before is None:
                 return ControlFrame(PRESENCE, {"event": "join", **now})
             if before["devices"] != now["devices"]:
                 return ControlFrame(PRESENCE, {"event": "update", **now})
         return None
 
-    def _stop_telling(self, there: _Room) -> None:
+    def _stop_notifying(self, there: _Room) -> None:
         watched, there.watched = there.watched, None
         if watched is not None and watched.timer is not None:
             watched.timer.cancel()

@@ -12,9 +12,9 @@ from functools import partial
 
 from ...protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
 from ...protocol.notification import format_timestamp
-from ...protocol.rooms import Room, user_of
+from ...protocol.rooms import Room, room_owner
 from .. import events
-from ..auth import ANYONE, Claims
+from ..auth import UNRESTRICTED, Claims
 from ..authorization import AccessControl
 from ..byte_budget import BacklogBudget, caller_of
 from ..deadlines import TimerQueue
@@ -27,8 +27,8 @@ from .hub import Hub
 from .presence import Presence
 from .subscription import Subscription, ignore_token
 
-EXPIRING_S = 30.0
-EXPIRING_SHARE = 2 / 3
+EXPIRY_WARNING_S = 30.0
+EXPIRY_WARNING_SHARE = 2 / 3
 """A client is warned so long before its token ends, or when this share of what the token had left
 at its arrival is left, whichever is later. Else a token that lives for 30 s, or a cached one that
 arrives late, would be replaced as soon as it arrives, again and again."""
@@ -38,9 +38,24 @@ class Session:
     """One connection: a subscription, and what its token still allows."""
 
     __slots__ = (
-        "_access", "_alarms", "_clock", "_renewal", "_rings_at", "_warns_at", "_was_told",
-        "address", "began_at", "claims", "device", "is_over", "place", "room", "subscription",
-        "transport", "user", "watches",
+        "_access",
+        "_alarms",
+        "_clock",
+        "_expiry_announced",
+        "_next_timer_at",
+        "_renewal",
+        "_warns_at",
+        "address",
+        "began_at",
+        "claims",
+        "device",
+        "is_over",
+        "room",
+        "slot",
+        "subscription",
+        "transport",
+        "user",
+        "wants_presence",
     )  # fmt: skip
 
     def __init__(
@@ -51,12 +66,12 @@ class Session:
         access: AccessControl,
         alarms: TimerQueue,
         *,
-        place: ConnectionSlot | None = None,
+        slot: ConnectionSlot | None = None,
         user: str | None = None,
         address: str | None = None,
         device: str | None = None,
         transport: str = "",
-        watches: bool = False,
+        wants_presence: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
@@ -64,7 +79,7 @@ class Session:
             place: what it holds of the limits.
             user: who is present by it.
         """
-        self.place = place
+        self.slot = slot
         self.user = user
         self.subscription = subscription
         self.room = room
@@ -76,39 +91,39 @@ class Session:
         self.is_over = False
         self._access = access
         self._alarms = alarms
-        self.watches = watches
+        self.wants_presence = wants_presence
         self._clock = clock
-        self._rings_at = math.inf  # by the clock, when the next alarm that was set comes
-        self._was_told = False  # that its token is about to end
+        self._next_timer_at = math.inf  # by the clock, when the next alarm that was set comes
+        self._expiry_announced = False  # that its token is about to end
         self._warns_at = math.inf  # by the clock, when it is told so
         self._renewal: asyncio.Task[None] | None = None
-        subscription.on_token = self.renew
-        self._await_expiry()
+        subscription.on_token = self.reauthenticate
+        self._schedule()
 
-    def renew(self, token: str) -> None:
+    def reauthenticate(self, token: str) -> None:
         """Take a new token in place of the old one; a bad one ends the connection."""
         if self._renewal is not None:
             self._renewal.cancel()
-        self._renewal = asyncio.create_task(self._renew(token))
+        self._renewal = asyncio.create_task(self._reauthenticate(token))
 
     def end(self) -> None:
         """The connection is gone."""
         self.subscription.on_token = ignore_token  # no circle that waits for the collector
         self.is_over = True
-        if self._rings_at != math.inf:
-            self._alarms.drop()
+        if self._next_timer_at != math.inf:
+            self._alarms.discard()
         if self._renewal is not None:
             self._renewal.cancel()
 
-    async def _renew(self, token: str) -> None:
+    async def _reauthenticate(self, token: str) -> None:
         close = self.subscription.close
         try:
-            claims = await self._access.identify_renewed(token, self.claims, self.address)
+            claims = await self._access.authenticate_renewed(token, self.claims, self.address)
             if claims.user != self.claims.user:
                 return close(CloseCode.FORBIDDEN, "the new token is another user's")
-            await self._access.permit(claims, "subscribe", self.room)
-            if self.watches:
-                await self._access.permit(claims, "presence", self.room)
+            await self._access.authorize(claims, "subscribe", self.room)
+            if self.wants_presence:
+                await self._access.authorize(claims, "presence", self.room)
         except RequestError as error:
             details = error.body["details"]
             if error.response.status == 429:
@@ -121,28 +136,30 @@ class Session:
         except StoreUnavailableError:
             pass
         else:
-            if not self._access.still_counts(claims):  # while a rule was asked
+            if not self._access.is_still_valid(claims):  # while a rule was asked
                 return close(CloseCode.REVOKED)
             previous, self.claims = self.claims, claims
             # A token that ends no later is no news: its client has none that is newer.
             if _end_of(claims) > _end_of(previous):
-                self._await_expiry()
+                self._schedule()
             else:
-                self._look_at_token()
+                self._check_expiry()
 
-    def ring(self) -> None:
+    def on_timer(self) -> None:
         """See :class:`alarms.Sleeper`."""
-        self._rings_at = math.inf
-        self._look_at_token()
+        self._next_timer_at = math.inf
+        self._check_expiry()
 
-    def _await_expiry(self) -> None:
-        self._was_told = False
+    def _schedule(self) -> None:
+        self._expiry_announced = False
         if self.claims.expires_at is not None:
             left_s = self.claims.expires_at - self._clock()
-            self._warns_at = self.claims.expires_at - min(EXPIRING_S, left_s * EXPIRING_SHARE)
-        self._look_at_token()
+            self._warns_at = self.claims.expires_at - min(
+                EXPIRY_WARNING_S, left_s * EXPIRY_WARNING_SHARE
+            )
+        self._check_expiry()
 
-    def _look_at_token(self) -> None:
+    def _check_expiry(self) -> None:
         """Say that the token is about to end, or that it has; else look again when it is time."""
         ends_at = self.claims.expires_at
         if ends_at is None:
@@ -151,15 +168,15 @@ class Session:
         if ends_at <= now:
             self.subscription.close(CloseCode.TOKEN_EXPIRED)
             return
-        if self._warns_at <= now and not self._was_told:
-            self._was_told = True
+        if self._warns_at <= now and not self._expiry_announced:
+            self._expiry_announced = True
             when = format_timestamp(datetime.fromtimestamp(ends_at, UTC))
-            self.subscription.say(ControlFrame(TOKEN_EXPIRING, {"expiresAt": when}))
-        next_at = ends_at if self._was_told else min(ends_at, self._warns_at)
+            self.subscription.send_control(ControlFrame(TOKEN_EXPIRING, {"expiresAt": when}))
+        next_at = ends_at if self._expiry_announced else min(ends_at, self._warns_at)
         # An alarm that comes before then looks again; it is not taken back.
-        if next_at < self._rings_at:
-            self._rings_at = next_at
-            self._alarms.set(next_at - now, self)
+        if next_at < self._next_timer_at:
+            self._next_timer_at = next_at
+            self._alarms.schedule(next_at - now, self)
 
 
 def _end_of(claims: Claims) -> float:
@@ -202,7 +219,7 @@ class SessionRegistry:
         transport: str,
         device: str | None,
         acknowledges: bool,
-        watches: bool,
+        wants_presence: bool,
     ) -> Session:
         """A session for a connection that was permitted; :meth:`close` when it has ended.
 
@@ -216,7 +233,7 @@ class SessionRegistry:
             TooManyForUserError: the user has too many.
         """
         device = claims.device or device
-        place = self._limits.take_place(claims, room, address)
+        place = self._limits.acquire(claims, room, address)
         self._metrics.connected(transport)
         subscription = Subscription(
             self._store,
@@ -225,24 +242,24 @@ class SessionRegistry:
             self._metrics,
             device=device,
             acknowledges=acknowledges,
-            takes_message=self._limits.takes_message,
+            allow_message=self._limits.allow_message,
             budget=self._backlogs,
             caller=caller_of(claims, address),
             count_read=partial(self._limits.count_read, claims, address),
         )
         session = Session(
-            subscription, room, claims, self._access, self._alarms, place=place,
+            subscription, room, claims, self._access, self._alarms, slot=place,
             # Without keys nobody says who they are: in a user's room it is that user.
-            user=user_of(room) if claims is ANYONE else claims.user,
-            address=address, device=device, transport=transport, watches=watches,
+            user=room_owner(room) if claims is UNRESTRICTED else claims.user,
+            address=address, device=device, transport=transport, wants_presence=wants_presence,
         )  # fmt: skip
         self._open.add(session)
-        events.opened(room, claims, address, device, transport)
-        if not self._access.still_counts(claims):  # since it was looked at
+        events.log_opened(room, claims, address, device, transport)
+        if not self._access.is_still_valid(claims):  # since it was looked at
             subscription.close(CloseCode.REVOKED)
         if session.user is not None:
             self._presence.join(room, session.user, device)
-        if watches:
+        if wants_presence:
             state = self._presence.watch(room, subscription)
             self._limits.count_read(claims, address, len(state.encoded()))
         return session
@@ -254,24 +271,24 @@ class SessionRegistry:
         self._open.discard(session)
         session.end()
         subscription, room = session.subscription, session.room
-        subscription.leave()
-        if session.watches:
+        subscription.detach()
+        if session.wants_presence:
             self._presence.unwatch(room, subscription)
         if session.user is not None:
             self._presence.leave(room, session.user, session.device)
         self._metrics.disconnected(session.transport)
-        if session.place is not None:
-            self._limits.give_back(session.place)
+        if session.slot is not None:
+            self._limits.release(session.slot)
         if (code := subscription.closing) is not None:
-            self._metrics.dropped(code.name.lower())
+            self._metrics.disconnected_by_server(code.name.lower())
         lasted_s = time.time() - session.began_at
-        events.closed(
+        events.log_closed(
             room, session.claims, session.address, session.device, code, subscription.reason,
             lasted_s,
         )  # fmt: skip
         self._left.set()
 
-    def of(self, room: Room) -> list[Session]:
+    def in_room(self, room: Room) -> list[Session]:
         """Those of a room."""
         return [session for session in self._open if session.room == room]
 
@@ -296,7 +313,7 @@ class SessionRegistry:
             session.subscription.close(CloseCode.TOKEN_EXPIRED, "the token's key was removed")
         return len(found)
 
-    async def wait_until_left(self, end: float) -> None:
+    async def wait_drained(self, end: float) -> None:
         """Wait until all have gone, at most to a moment of the loop's clock."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(end):
@@ -309,7 +326,7 @@ class SessionRegistry:
         self._alarms.close()
 
     def _close_revoked(self, revocation: Revocation) -> int:
-        revoked = [session for session in self._open if revocation.covers(session.claims)]
+        revoked = [session for session in self._open if revocation.matches(session.claims)]
         for session in revoked:
             session.subscription.close(CloseCode.REVOKED)
         return len(revoked)

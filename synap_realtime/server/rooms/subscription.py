@@ -21,31 +21,31 @@ from ...protocol.control import (
     Authenticate,
     CloseCode,
     ControlFrame,
-    read_action,
+    parse_action,
 )
 from ...protocol.cursor import Cursor, parse_cursor
 from ...protocol.rooms import Room, is_request_room
-from ...tracing import is_on
-from ..byte_budget import NOBODY, BacklogBudget, Caller
+from ...tracing import is_enabled
+from ..byte_budget import NO_CALLER, BacklogBudget, Caller
 from ..metrics import Metrics
-from ..spans import begin_delivery
+from ..spans import start_delivery_span
 from ..stores.base import Entry, Store
 from .hub import FanoutGroup, Hub
 
-MAX_WAITING_BYTES = 1024 * 1024
+MAX_BACKLOG_BYTES = 1024 * 1024
 """More than this unsent, and the subscriber is too slow."""
 
-SEND_TIMEOUT_S = 20.0
+SLOW_CONSUMER_TIMEOUT_S = 20.0
 """A subscriber that takes nothing for so long is too slow, however little waits."""
 
-MAX_WAITING_FRAMES = 1000
+MAX_BACKLOG_FRAMES = 1000
 """More control frames than this unsent, and the subscriber is too slow, too."""
 
 _CHARGE_BYTES = 16 * 1024
 
 _REPLAY_BYTES = 1024  # to write a notification costs as much as so many of its bytes
 
-LOST = "lost"
+UNKNOWN_POSITION = "lost"
 """A position that no log has: everything that is retained, and ``recovered: false``."""
 
 # Entries read at once, which a reader who stalls holds on to: as many as are about so many bytes.
@@ -61,42 +61,42 @@ class Sink(Protocol):
 
     @property
     def is_writable(self) -> bool:
-        """Whether the peer takes more now. When it does again, :meth:`Subscription.writable` is
+        """Whether the peer takes more now. When it does again, :meth:`Subscription.on_writable` is
         called."""
         ...
 
-    def put(self, entry: Entry) -> bool:
+    def send(self, entry: Entry) -> bool:
         """Hand it over; whether the peer takes more."""
         ...
 
-    def put_soon(self, entry: Entry) -> bool:
+    def send_batched(self, entry: Entry) -> bool:
         """The same, with what others are told now: whether the peer takes more, as far as is known.
-        If it does not after all, :meth:`Subscription.stall` is called."""
+        If it does not after all, :meth:`Subscription.on_write_blocked` is called."""
         ...
 
-    def say(self, frame: ControlFrame) -> None:
+    def send_control(self, frame: ControlFrame) -> None:
         """Put a control frame, if this client asked for them."""
         ...
 
-    def end(self, code: CloseCode) -> None:
+    def close(self, code: CloseCode) -> None:
         """Close the connection, behind what was put."""
         ...
 
     @property
-    def can_gather(self) -> bool:
+    def can_group(self) -> bool:
         """Whether it can be written to with others of its kind, in one go."""
         ...
 
-    def new_company(self) -> FanoutGroup:
-        """For outlets of its kind; called only if it :attr:`can_gather`."""
+    def create_group(self) -> FanoutGroup:
+        """For outlets of its kind; called only if it :attr:`can_group`."""
         ...
 
-    def enter(self, company: FanoutGroup) -> None:
+    def join_group(self, group: FanoutGroup) -> None:
         """Be written to with the others of it, as long as it :attr:`is_writable`; before it is so
-        no more, :meth:`Subscription.stall` is called."""
+        no more, :meth:`Subscription.on_write_blocked` is called."""
         ...
 
-    def exit(self) -> None:
+    def leave_group(self) -> None:
         """Be written to alone again."""
         ...
 
@@ -104,15 +104,15 @@ class Sink(Protocol):
 class UnbatchedSink:
     """Of an outlet that is always written to alone."""
 
-    can_gather = False
+    can_group = False
 
-    def new_company(self) -> FanoutGroup:
+    def create_group(self) -> FanoutGroup:
         raise NotImplementedError
 
-    def enter(self, company: FanoutGroup) -> None:
+    def join_group(self, group: FanoutGroup) -> None:
         raise NotImplementedError
 
-    def exit(self) -> None:
+    def leave_group(self) -> None:
         raise NotImplementedError
 
 
@@ -121,14 +121,14 @@ class _NullSink(UnbatchedSink):
 
     is_writable = False
 
-    def put(self, entry: Entry) -> bool:
+    def send(self, entry: Entry) -> bool:
         raise NotImplementedError
 
-    put_soon = put
+    send_batched = send
 
-    def say(self, frame: ControlFrame) -> None: ...
+    def send_control(self, frame: ControlFrame) -> None: ...
 
-    def end(self, code: CloseCode) -> None: ...
+    def close(self, code: CloseCode) -> None: ...
 
 
 _NULL_SINK = _NullSink()
@@ -137,14 +137,14 @@ _NULL_SINK = _NullSink()
 class _Backlog:
     """What waits for one subscriber: most have nothing, and so none of these."""
 
-    __slots__ = ("bytes", "charged", "entries", "farewell", "frames")
+    __slots__ = ("bytes", "charged", "closing_frame", "entries", "frames")
 
     def __init__(self) -> None:
         self.charged = 0  # bytes that the budget knows of
         self.entries: deque[tuple[Entry, float | None]] = deque()
         self.bytes = 0
         self.frames: deque[ControlFrame] = deque()
-        self.farewell: ControlFrame | None = None
+        self.closing_frame: ControlFrame | None = None
 
 
 class Subscription:
@@ -164,10 +164,33 @@ class Subscription:
     """
 
     __slots__ = (
-        "_backlog", "_budget", "_caller", "_closing", "_company", "_count_read", "_device",
-        "_ended", "_handed", "_hub", "_is_clear", "_is_following", "_letting_go", "_live",
-        "_metrics", "_newest", "_outlet", "_resumed", "_room", "_slow", "_store",
-        "_takes_message", "_untaken", "acknowledges", "ignored", "on_token", "reason",
+        "_allow_message",
+        "_backlog",
+        "_budget",
+        "_caller",
+        "_can_write",
+        "_closing",
+        "_count_read",
+        "_device",
+        "_draining",
+        "_ended",
+        "_group",
+        "_hub",
+        "_is_following",
+        "_last_seen",
+        "_live",
+        "_metrics",
+        "_room",
+        "_sent_offset",
+        "_sink",
+        "_slow_timer",
+        "_store",
+        "_unacked",
+        "_writable_event",
+        "acknowledges",
+        "ignored",
+        "on_token",
+        "reason",
     )  # fmt: skip
 
     def __init__(
@@ -179,9 +202,9 @@ class Subscription:
         *,
         device: str | None = None,
         acknowledges: bool = False,
-        takes_message: Callable[[int], bool] = lambda _: True,
+        allow_message: Callable[[int], bool] = lambda _: True,
         budget: BacklogBudget | None = None,
-        caller: Caller = NOBODY,
+        caller: Caller = NO_CALLER,
         count_read: Callable[[int], None] = lambda _: None,
     ) -> None:
         """
@@ -197,7 +220,7 @@ class Subscription:
         self.ignored = 0
         self.reason = ""
         self.on_token: Callable[[str], None] = ignore_token
-        self._takes_message = takes_message
+        self._allow_message = allow_message
         self._budget = budget or BacklogBudget(0, 0)
         self._caller = caller
         self._count_read = count_read
@@ -208,20 +231,20 @@ class Subscription:
         # Every listener to a request's room starts at its beginning: there is nothing to remember.
         self._device = None if is_request_room(room) else device
         self.acknowledges = acknowledges
-        self._outlet: Sink = _NULL_SINK
+        self._sink: Sink = _NULL_SINK
         self._backlog: _Backlog | None = None
-        self._newest = 0
-        self._handed = 0  # the furthest offset that the client was handed, but by its company
-        self._untaken: Cursor | None = None  # handed, but the peer has not taken it yet
+        self._last_seen = 0
+        self._sent_offset = 0  # the furthest offset that the client was handed, but by its company
+        self._unacked: Cursor | None = None  # handed, but the peer has not taken it yet
         self._live = False  # what is offered waits
         self._is_following = False  # and is written: the log was read to its end
-        self._is_clear = False  # what is offered can be written at once
-        self._company: FanoutGroup | None = None
-        self._letting_go = False
+        self._can_write = False  # what is offered can be written at once
+        self._group: FanoutGroup | None = None
+        self._draining = False
         self._closing: CloseCode | None = None
-        self._resumed: asyncio.Event | None = None  # while the log is read
+        self._writable_event: asyncio.Event | None = None  # while the log is read
         self._ended: asyncio.Event | None = None  # while somebody waits for it
-        self._slow: asyncio.TimerHandle | None = None  # while the peer takes nothing
+        self._slow_timer: asyncio.TimerHandle | None = None  # while the peer takes nothing
 
     @property
     def closing(self) -> CloseCode | None:
@@ -229,34 +252,34 @@ class Subscription:
         return self._closing
 
     @property
-    def handed(self) -> int:
+    def last_offset(self) -> int:
         """The furthest offset that the client was handed."""
-        company = self._company
-        return self._handed if company is None else max(self._handed, company.handed)
+        group = self._group
+        return self._sent_offset if group is None else max(self._sent_offset, group.last_offset)
 
-    def offer(self, entry: Entry, began_at: float | None) -> bool:
+    def deliver(self, entry: Entry, published_at: float | None) -> bool:
         """See :class:`Listener`."""
-        if self._is_clear:
+        if self._can_write:
             offset = entry.cursor.offset
-            if offset <= self._handed:
+            if offset <= self._sent_offset:
                 return True
-            if not self.acknowledges or is_on():
-                takes_more = self._hand_over(entry)
+            if not self.acknowledges or is_enabled():
+                takes_more = self._send(entry)
             else:
-                self._handed = offset
-                takes_more = self._outlet.put_soon(entry)
+                self._sent_offset = offset
+                takes_more = self._sink.send_batched(entry)
             if not takes_more:
-                self._settle()
+                self._flush_backlog()
             return True
-        if self._closing is not None or self._letting_go:
+        if self._closing is not None or self._draining:
             return False
-        self._newest = entry.cursor.offset
+        self._last_seen = entry.cursor.offset
         if self._live:
-            backlog = self._waiting()
-            backlog.entries.append((entry, began_at))
+            backlog = self._ensure_backlog()
+            backlog.entries.append((entry, published_at))
             backlog.bytes += entry.size
             self._budget.add(entry)
-            if backlog.bytes > MAX_WAITING_BYTES:
+            if backlog.bytes > MAX_BACKLOG_BYTES:
                 self.close(CloseCode.SLOW_CONSUMER)
                 return False
             if backlog.bytes > backlog.charged:
@@ -266,58 +289,58 @@ class Subscription:
                 return self._closing is None
         return True
 
-    def gather(self) -> None:
+    def join_group(self) -> None:
         """See :class:`Listener`. Who has a mark of its own needs something done for each entry."""
         if (
-            self._is_clear
-            and self._company is None
-            and self._outlet.can_gather
+            self._can_write
+            and self._group is None
+            and self._sink.can_group
             and (self.acknowledges or self._device is None)
-            and not is_on()
+            and not is_enabled()
         ):
-            company = self._hub.gather(self._room, self, self._outlet.new_company)
-            if company is not None:
-                self._outlet.enter(company)
-                self._company = company
+            group = self._hub.join_group(self._room, self, self._sink.create_group)
+            if group is not None:
+                self._sink.join_group(group)
+                self._group = group
 
-    def scatter(self) -> None:
+    def leave_group(self) -> None:
         """Leave the company, if there is one."""
-        if self._company is not None:
-            self._handed = self.handed
-            self._company = None
-            self._outlet.exit()
-            self._hub.scatter(self._room, self)
+        if self._group is not None:
+            self._sent_offset = self.last_offset
+            self._group = None
+            self._sink.leave_group()
+            self._hub.leave_group(self._room, self)
 
-    def stall(self) -> None:
+    def on_write_blocked(self) -> None:
         """The peer takes no more for now, or never again."""
-        if self._is_clear:
-            self._is_clear = False
-            self.scatter()
-            self._wait_for_peer()
+        if self._can_write:
+            self._can_write = False
+            self.leave_group()
+            self._arm_slow_timer()
 
-    def was_handed(self, entry: Entry) -> None:
+    def on_partial_write(self, entry: Entry) -> None:
         """By its company, which could not write it whole at once."""
         if not self.acknowledges:
-            self._untaken = entry.cursor
-            if self._is_clear:
-                self._took()
+            self._unacked = entry.cursor
+            if self._can_write:
+                self._ack_pending()
 
     def over_budget(self) -> None:
         """See :class:`byte_budget.Holder`."""
         self.close(CloseCode.SLOW_CONSUMER)
 
-    def received(self, position: Cursor) -> None:
+    def ack(self, position: Cursor) -> None:
         """The client was handed all up to there, and has taken it."""
         self._store.ack(self._room, position, self._device)
 
-    def hear(self, message: str | bytes) -> str | None:
+    def on_client_message(self, message: str | bytes) -> str | None:
         """Take what the client said; returns the answer, if there is one.
 
         ``ping``, an action, or nothing; binary, over 4 KiB or too often ends the subscription.
         """
         if isinstance(message, bytes) or len(message.encode()) > MAX_CLIENT_TEXT_BYTES:
             self.close(CloseCode.PROTOCOL_VIOLATION)
-        elif not self._takes_message(id(self)):
+        elif not self._allow_message(id(self)):
             self.close(CloseCode.RATE_LIMITED)
         elif message == PING:
             return PONG
@@ -325,27 +348,27 @@ class Subscription:
             self.ignored += 1
         return None
 
-    def say(self, frame: ControlFrame) -> None:
+    def send_control(self, frame: ControlFrame) -> None:
         """Send a control frame soon, between notifications."""
         if self._closing is None:
-            frames = self._waiting().frames
+            frames = self._ensure_backlog().frames
             frames.append(frame)
-            if len(frames) > MAX_WAITING_FRAMES:
+            if len(frames) > MAX_BACKLOG_FRAMES:
                 self.close(CloseCode.SLOW_CONSUMER)
             else:
-                self._go_on()
+                self._resume()
 
-    def let_go(self, reconnect_after_ms: int) -> None:
+    def drain(self, reconnect_after_ms: int) -> None:
         """Drain: take nothing new, say when to come back, send what is there, then close."""
-        if self._closing is None and not self._letting_go:
-            self._letting_go = True
-            self._is_clear = False
-            self.scatter()
-            self._waiting().farewell = ControlFrame(
+        if self._closing is None and not self._draining:
+            self._draining = True
+            self._can_write = False
+            self.leave_group()
+            self._ensure_backlog().closing_frame = ControlFrame(
                 CLOSING,
                 {"code": int(CloseCode.DRAINING), "reconnectAfterMs": reconnect_after_ms},
             )
-            self._go_on()
+            self._resume()
 
     def close(self, code: CloseCode, reason: str | None = None) -> None:
         """End the subscription; the first code counts. What was put is not taken back.
@@ -357,17 +380,17 @@ class Subscription:
         if self._closing is None:
             self._closing = code
             self.reason = reason or code.reason
-            self._is_clear = False
-            self.scatter()
+            self._can_write = False
+            self.leave_group()
             self._drop_backlog()
-            self._stop_waiting()
-            if self._resumed is not None:
-                self._resumed.set()
+            self._cancel_slow_timer()
+            if self._writable_event is not None:
+                self._writable_event.set()
             if self._ended is not None:
                 self._ended.set()
-            self._outlet.end(code)
+            self._sink.close(code)
 
-    async def closed(self) -> CloseCode:
+    async def wait_closed(self) -> CloseCode:
         """Wait until someone closes the subscription; returns why."""
         if self._ended is None:
             self._ended = asyncio.Event()
@@ -375,64 +398,64 @@ class Subscription:
             await self._ended.wait()
         return self._closing
 
-    async def start(self, after: str | None, outlet: Sink) -> None:
+    async def run(self, after: str | None, outlet: Sink) -> None:
         """Put the log from where ``after`` says, and what comes live from then on.
 
         Returns when the log was read to its end, or the subscription was closed meanwhile; call
-        :meth:`leave` when the connection has ended. A position that the log no longer has means the
-        whole of what is retained.
+        :meth:`detach` when the connection has ended. A position that the log no longer has means
+        the whole of what is retained.
 
         Args:
-            after: a cursor, ``earliest``, ``latest``, :data:`LOST`, or None for the room's own
-                default.
+            after: a cursor, ``earliest``, ``latest``, :data:`UNKNOWN_POSITION`, or None for the
+                room's own default.
 
         Raises:
             InvalidArgumentError: ``after`` is no position.
             StoreUnavailableError: the log cannot be read now.
         """
         if self._closing is not None:  # its token was revoked while a rule was asked
-            outlet.end(self._closing)
+            outlet.close(self._closing)
             return
-        self._outlet = outlet
-        self._hub.join(self._room, self)
-        self._resumed = asyncio.Event()
+        self._sink = outlet
+        self._hub.subscribe(self._room, self)
+        self._writable_event = asyncio.Event()
         position = await self._start(after)
         if self._device is not None:
             head = await self._store.head(self._room)
             # A position that nobody has reached yet is none: this one will be read from the start.
             known = position if position.offset <= head.offset else self._store.earliest()
             self._store.register_device(self._room, self._device, known)
-        await self._replay(position, after == LOST)
-        self._resumed = None
+        await self._replay(position, after == UNKNOWN_POSITION)
+        self._writable_event = None
         if self._closing is None:
             self._is_following = True
-            self._settle()
+            self._flush_backlog()
 
-    def writable(self) -> None:
+    def on_writable(self) -> None:
         """The peer has taken what was put: it can have more."""
-        self._took()
-        self._stop_waiting()
-        self._go_on()
+        self._ack_pending()
+        self._cancel_slow_timer()
+        self._resume()
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """The connection has gone: nothing is put any more."""
-        self._is_clear = self._is_following = self._live = False
-        self.scatter()
-        self._stop_waiting()
+        self._can_write = self._is_following = self._live = False
+        self.leave_group()
+        self._cancel_slow_timer()
         self._drop_backlog()
-        self._hub.leave(self._room, self)
-        self._outlet = _NULL_SINK
+        self._hub.unsubscribe(self._room, self)
+        self._sink = _NULL_SINK
 
-    def _go_on(self) -> None:
-        if self._resumed is not None:
-            self._resumed.set()
+    def _resume(self) -> None:
+        if self._writable_event is not None:
+            self._writable_event.set()
         elif self._is_following:
-            self._settle()
+            self._flush_backlog()
 
     async def _start(self, after: str | None) -> Cursor:
         if after == "latest":
             return await self._store.head(self._room)
-        if after in ("earliest", LOST):
+        if after in ("earliest", UNKNOWN_POSITION):
             return self._store.earliest()
         if after is not None:
             return parse_cursor(after)
@@ -445,7 +468,7 @@ class Subscription:
         replayed = 0
         asked = _FIRST_PAGE
         while self._closing is None:
-            newest = self._newest
+            newest = self._last_seen
             head = await self._store.head(self._room)
             page = await self._store.read(self._room, position, asked)
             if not page.recovered:
@@ -456,7 +479,7 @@ class Subscription:
             for number, entry in enumerate(page.entries):
                 if not await self._is_ready(page.entries, number):
                     return
-                self._hand_over(entry)
+                self._send(entry)
                 self._metrics.replayed.inc()
                 position = entry.cursor
                 replayed += 1
@@ -470,13 +493,13 @@ class Subscription:
             # From here on what is offered waits. What was offered since the page was read is in the
             # log: it takes one more look, however much goes on in the room.
             was_live, self._live = self._live, True
-            if not was_live and newest != self._newest:
+            if not was_live and newest != self._last_seen:
                 continue
             # All of the room up to the head was read; an empty room has a position, too.
             position = max(position, head, key=lambda cursor: cursor.offset)
-            self._handed = position.offset
-            self._metrics.caught_up(recovered=not lost)
-            self._outlet.say(
+            self._sent_offset = position.offset
+            self._metrics.replay_finished(recovered=not lost)
+            self._sink.send_control(
                 ControlFrame(
                     SUBSCRIBED,
                     {
@@ -495,86 +518,86 @@ class Subscription:
         Args:
             page: what was read in the log; from ``first`` on it is held meanwhile.
         """
-        assert self._resumed is not None  # noqa: S101 - while the log is read
+        assert self._writable_event is not None  # noqa: S101 - while the log is read
         while self._closing is None:
-            self._say_frames()
-            if self._outlet.is_writable:
+            self._flush_control()
+            if self._sink.is_writable:
                 return True
-            self._resumed.clear()
-            self._wait_for_peer()
+            self._writable_event.clear()
+            self._arm_slow_timer()
             held = page[first:]
             for entry in held:
                 self._budget.add(entry)
             try:
                 self._charge(sum(entry.size for entry in held))
-                await self._resumed.wait()
+                await self._writable_event.wait()
             finally:
                 for entry in held:
                     self._budget.remove(entry)
                 self._charge(0)
         return False
 
-    def _settle(self) -> None:
+    def _flush_backlog(self) -> None:
         """Put what waits, as far as the peer takes it."""
         while self._closing is None:
-            self._say_frames()
-            if not self._outlet.is_writable:
+            self._flush_control()
+            if not self._sink.is_writable:
                 break
             backlog = self._backlog
             if backlog is not None and backlog.entries:
                 entry, began_at = backlog.entries.popleft()
                 backlog.bytes -= entry.size
                 self._budget.remove(entry)
-                if entry.cursor.offset > self._handed:
-                    self._hand_over(entry)
-                    self._metrics.delivered_late(began_at)
-            elif self._letting_go:
+                if entry.cursor.offset > self._sent_offset:
+                    self._send(entry)
+                    self._metrics.delivered_from_backlog(began_at)
+            elif self._draining:
                 self.close(CloseCode.DRAINING)
             else:
                 self._drop_backlog()
                 break
-        self._is_clear = is_clear = (
-            self._outlet.is_writable and self._closing is None and not self._letting_go
+        self._can_write = is_clear = (
+            self._sink.is_writable and self._closing is None and not self._draining
         )
         if is_clear:
-            self.gather()
+            self.join_group()
         else:
-            self.scatter()
+            self.leave_group()
             if self._closing is None:
-                self._wait_for_peer()
+                self._arm_slow_timer()
 
-    def _say_frames(self) -> None:
+    def _flush_control(self) -> None:
         backlog = self._backlog
-        while backlog is not None and self._outlet.is_writable:
+        while backlog is not None and self._sink.is_writable:
             if backlog.frames:
-                self._outlet.say(backlog.frames.popleft())
-            elif backlog.farewell is not None:
-                frame, backlog.farewell = backlog.farewell, None
-                self._outlet.say(frame)
+                self._sink.send_control(backlog.frames.popleft())
+            elif backlog.closing_frame is not None:
+                frame, backlog.closing_frame = backlog.closing_frame, None
+                self._sink.send_control(frame)
             else:
                 break
 
-    def _hand_over(self, entry: Entry) -> bool:
+    def _send(self, entry: Entry) -> bool:
         """Put it; whether the peer takes more."""
-        if is_on():
-            span = begin_delivery(self._room, entry)
-            takes_more = self._outlet.put(entry)
+        if is_enabled():
+            span = start_delivery_span(self._room, entry)
+            takes_more = self._sink.send(entry)
             span.end()
         else:
-            takes_more = self._outlet.put(entry)
-        self._handed = entry.cursor.offset
+            takes_more = self._sink.send(entry)
+        self._sent_offset = entry.cursor.offset
         if not self.acknowledges:
-            self._untaken = entry.cursor
+            self._unacked = entry.cursor
             if takes_more:
-                self._took()
+                self._ack_pending()
         return takes_more
 
-    def _took(self) -> None:
-        if self._untaken is not None:
-            self.received(self._untaken)
-            self._untaken = None
+    def _ack_pending(self) -> None:
+        if self._unacked is not None:
+            self.ack(self._unacked)
+            self._unacked = None
 
-    def _waiting(self) -> _Backlog:
+    def _ensure_backlog(self) -> _Backlog:
         if self._backlog is None:
             self._backlog = _Backlog()
         return self._backlog
@@ -592,18 +615,20 @@ class Subscription:
         charged = 0 if self._backlog is None else self._backlog.charged
         self._budget.charge(self, self._caller, held_bytes + charged)
 
-    def _wait_for_peer(self) -> None:
-        if self._slow is None:
+    def _arm_slow_timer(self) -> None:
+        if self._slow_timer is None:
             loop = asyncio.get_running_loop()
-            self._slow = loop.call_later(SEND_TIMEOUT_S, self.close, CloseCode.SLOW_CONSUMER)
+            self._slow_timer = loop.call_later(
+                SLOW_CONSUMER_TIMEOUT_S, self.close, CloseCode.SLOW_CONSUMER
+            )
 
-    def _stop_waiting(self) -> None:
-        if self._slow is not None:
-            self._slow.cancel()
-            self._slow = None
+    def _cancel_slow_timer(self) -> None:
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
 
     def _act(self, text: str) -> bool:
-        match read_action(text):
+        match parse_action(text):
             case Ack(cursor):
                 return self._acknowledge(cursor)
             case Authenticate(token):
@@ -616,7 +641,7 @@ class Subscription:
             cursor = parse_cursor(text)
         except InvalidArgumentError:
             return False
-        if cursor.epoch != self._store.earliest().epoch or cursor.offset > self.handed:
+        if cursor.epoch != self._store.earliest().epoch or cursor.offset > self.last_offset:
             return False
-        self.received(cursor)
+        self.ack(cursor)
         return True

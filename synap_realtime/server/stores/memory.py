@@ -44,11 +44,11 @@ class _Log:
     most: int  # notifications that it keeps
     entries: deque[tuple[float, Entry]] = field(default_factory=deque)
     ids: OrderedDict[str, tuple[float, PublishResult]] = field(default_factory=OrderedDict)
-    forgotten: int = 0  # the highest offset that was in this log and is no longer
-    mark: int = 0  # 0: nobody ever received anything
+    trimmed: int = 0  # the highest offset that was in this log and is no longer
+    acked: int = 0  # 0: nobody ever received anything
     # When each device last came, and its mark: the one that has not come for longest is first.
     devices: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
-    due: float = math.inf  # before then nothing in it is too old
+    next_expiry: float = math.inf  # before then nothing in it is too old
     # By offset, whose entry or id is kept. All rooms share the store's, except for control rooms:
     # what stands only in a room's own is never evicted.
     kept: OrderedDict[int, tuple[Room, str]] = field(default_factory=OrderedDict)
@@ -73,13 +73,13 @@ class MemoryStore:
         self._clock = clock or RunningClock()
         self._bytes = 0
         self._evicted = 0
-        self._unswept = 0  # publishes since the last sweep
+        self._publishes_since_sweep = 0  # publishes since the last sweep
         self._epoch = secrets.token_hex(6)
         self._offset_clock = OffsetClock()
         self._offset = 1  # the highest issued; not 0, which is the position before everything
         # The highest offset in any log that was dropped whole, for requests' rooms and for others:
         # what is kept for an hour says nothing about what is kept for a day.
-        self._dropped = {True: 0, False: 0}
+        self._trimmed_by_kind = {True: 0, False: 0}
         self._logs: OrderedDict[Room, _Log] = OrderedDict()
         # By offset, whose entry or id is kept: the oldest of all is first.
         self._kept: OrderedDict[int, tuple[Room, str]] = OrderedDict()
@@ -117,7 +117,7 @@ class MemoryStore:
         receipts = []
         for room, id, text in publications:
             log = self._logs.get(room) or self._log(room)
-            if now >= log.due:
+            if now >= log.next_expiry:
                 self._trim(room, log, now)
             seen = log.ids.get(id)
             if seen is not None:
@@ -129,19 +129,19 @@ class MemoryStore:
             log.entries.append((now, entry))
             if not log.ids or len(log.entries) == 1:
                 keep_s = min(self._retention.age_s(room), self._retention.dedupe_window_s)
-                log.due = min(log.due, now + keep_s)
+                log.next_expiry = min(log.next_expiry, now + keep_s)
             log.kept[offset] = (room, id)
             receipt = PublishResult(id, cursor, deliver(room, entry), False)
             log.ids[id] = (now, receipt)
             receipts.append(receipt)
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
             if len(log.entries) > log.most:
-                self._forget_entry(log)
+                self._remove_entry(log)
             while self._bytes > most_bytes and len(self._kept) > 1:
                 self._evict()
-        self._unswept += len(publications)
-        if self._unswept >= _SWEEP:
-            self._unswept = 0
+        self._publishes_since_sweep += len(publications)
+        if self._publishes_since_sweep >= _SWEEP:
+            self._publishes_since_sweep = 0
             self._sweep(now, _SWEEP)
         return receipts
 
@@ -149,28 +149,28 @@ class MemoryStore:
         """Let the oldest notification of all go, and what is known of its id."""
         offset, (room, id) = next(iter(self._kept.items()))
         log = self._logs[room]
-        if offset > log.forgotten:
-            self._forget_entry(log)
+        if offset > log.trimmed:
+            self._remove_entry(log)
             self._evicted += 1
         if offset in self._kept:
-            self._forget_id(log, id)
+            self._remove_id(log, id)
 
-    def _forget_entry(self, log: _Log) -> None:
+    def _remove_entry(self, log: _Log) -> None:
         """The oldest of a room."""
         _, entry = log.entries.popleft()
-        log.forgotten = offset = entry.cursor.offset
+        log.trimmed = offset = entry.cursor.offset
         self._bytes -= _entry_bytes(entry)
         _, id = log.kept[offset]
         if id not in log.ids or log.ids[id][1].cursor.offset != offset:
             del log.kept[offset]
 
-    def _forget_id(self, log: _Log, id: str) -> None:
+    def _remove_id(self, log: _Log, id: str) -> None:
         _, receipt = log.ids.pop(id)
         self._bytes -= _id_bytes(id)
-        if receipt.cursor.offset <= log.forgotten:  # so its entry has gone, too
+        if receipt.cursor.offset <= log.trimmed:  # so its entry has gone, too
             del log.kept[receipt.cursor.offset]
 
-    def _forget_device(self, room: Room, device: str) -> None:
+    def _remove_device(self, room: Room, device: str) -> None:
         del self._logs[room].devices[device]
         del self._devices[room, device]
 
@@ -180,13 +180,13 @@ class MemoryStore:
         newest = max(self._offset, self._offset_clock.now())
         foreign = after.epoch != self._epoch or after.offset > newest
         if log is None:
-            lost = 0 < after.offset < self._dropped[is_request_room(room)]
+            lost = 0 < after.offset < self._trimmed_by_kind[is_request_room(room)]
             return Page((), recovered=not foreign and not lost)
         self._trim(room, log, self._clock())
         start = 0 if foreign else after.offset
         first = bisect_right(log.entries, start, key=lambda kept: kept[1].cursor.offset)
         entries = [entry for _, entry in islice(log.entries, first, first + limit)]
-        lost = 0 < start < log.forgotten
+        lost = 0 < start < log.trimmed
         return Page(entries, recovered=not foreign and not lost)
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
@@ -195,7 +195,7 @@ class MemoryStore:
             return None
         if device is not None and device in log.devices:
             return Cursor(self._epoch, log.devices[device][1])
-        return Cursor(self._epoch, log.mark) if log.mark else None
+        return Cursor(self._epoch, log.acked) if log.acked else None
 
     def register_device(self, room: Room, device: str, position: Cursor) -> None:
         if position.epoch == self._epoch:
@@ -204,18 +204,18 @@ class MemoryStore:
             _, mark = log.devices.pop(device, (0.0, 0))
             now = self._clock()
             log.devices[device] = (now, max(mark, position.offset))
-            log.due = min(log.due, now + DEVICE_AGE_S)
+            log.next_expiry = min(log.next_expiry, now + DEVICE_AGE_S)
             self._devices[room, device] = None
             self._devices.move_to_end((room, device))
             if len(log.devices) > MAX_DEVICES:
-                self._forget_device(room, next(iter(log.devices)))
+                self._remove_device(room, next(iter(log.devices)))
             if len(self._devices) > MAX_DEVICES_IN_ALL:
-                self._forget_device(*next(iter(self._devices)))
+                self._remove_device(*next(iter(self._devices)))
 
     def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
         log = self._logs.get(room)
         if log is not None and position.epoch == self._epoch:
-            log.mark = max(log.mark, position.offset)
+            log.acked = max(log.acked, position.offset)
             if device is not None:
                 self.register_device(room, device, position)
 
@@ -234,7 +234,7 @@ class MemoryStore:
         log = self._logs.get(room)
         if log is None:
             log = self._logs[room] = _Log(
-                self._retention.count_of(room), forgotten=self._dropped[is_request_room(room)]
+                self._retention.count_of(room), trimmed=self._trimmed_by_kind[is_request_room(room)]
             )
             if not is_control_room(room):
                 log.kept = self._kept
@@ -247,22 +247,24 @@ class MemoryStore:
 
     def _trim(self, room: Room, log: _Log, now: float) -> None:
         """Let go what is too old."""
-        if now < log.due:
+        if now < log.next_expiry:
             return
         age_s, dedupe_s = self._retention.age_s(room), self._retention.dedupe_window_s
         while log.entries and log.entries[0][0] + age_s <= now:
-            self._forget_entry(log)
+            self._remove_entry(log)
         while log.ids and next(iter(log.ids.values()))[0] + dedupe_s <= now:
-            self._forget_id(log, next(iter(log.ids)))
+            self._remove_id(log, next(iter(log.ids)))
         while log.devices and next(iter(log.devices.values()))[0] + DEVICE_AGE_S <= now:
-            self._forget_device(room, next(iter(log.devices)))
-        log.due = math.inf
+            self._remove_device(room, next(iter(log.devices)))
+        log.next_expiry = math.inf
         if log.entries:
-            log.due = log.entries[0][0] + age_s
+            log.next_expiry = log.entries[0][0] + age_s
         if log.ids:
-            log.due = min(log.due, next(iter(log.ids.values()))[0] + dedupe_s)
+            log.next_expiry = min(log.next_expiry, next(iter(log.ids.values()))[0] + dedupe_s)
         if log.devices:
-            log.due = min(log.due, next(iter(log.devices.values()))[0] + DEVICE_AGE_S)
+            log.next_expiry = min(
+                log.next_expiry, next(iter(log.devices.values()))[0] + DEVICE_AGE_S
+            )
 
     def _tick(self) -> None:
         self._timer = None
@@ -276,13 +278,13 @@ class MemoryStore:
     def _sweep(self, now: float, rooms: int) -> None:
         """Look at a few rooms and drop those that hold nothing any more."""
         for room, log in list(islice(self._logs.items(), rooms)):
-            if now >= log.due:
+            if now >= log.next_expiry:
                 self._trim(room, log, now)
             if log.entries or log.ids or log.devices:
                 self._logs.move_to_end(room)
             else:
                 kind = is_request_room(room)
-                self._dropped[kind] = max(self._dropped[kind], log.forgotten)
+                self._trimmed_by_kind[kind] = max(self._trimmed_by_kind[kind], log.trimmed)
                 del self._logs[room]
                 self._bytes -= _ROOM_BYTES
 

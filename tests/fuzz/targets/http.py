@@ -62,7 +62,7 @@ class HttpTarget(Target):
     def __init__(self) -> None:
         self._log = io.StringIO()
         self._handler = logging.StreamHandler(self._log)
-        self._handler.setFormatter(logs._TextFormatter(logs._HUMAN))
+        self._handler.setFormatter(logs._TextFormatter(logs._TEXT))
         logger = logging.getLogger()
         logger.addHandler(self._handler)
         logger.setLevel(logging.INFO)

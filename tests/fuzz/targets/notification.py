@@ -16,8 +16,8 @@ from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
 from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.messages import Request, RequestError, Response, parsed_json
-from synap_realtime.server.publications import check
+from synap_realtime.server.messages import Request, RequestError, Response, decode_json
+from synap_realtime.server.publications import validate_notification
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.wire import decode_notification
@@ -60,7 +60,7 @@ class NotificationTarget(Target):
 
     def _check_passes(self, data: bytes) -> None:
         one_pass = _outcome(lambda: decode_notification(data))
-        two_passes = _outcome(lambda: (parsed_json(data), False))
+        two_passes = _outcome(lambda: (decode_json(data), False))
         require(one_pass == two_passes, f"{one_pass} is {two_passes}")
 
     def _check_one(self, data: bytes) -> None:
@@ -68,7 +68,7 @@ class NotificationTarget(Target):
         require(response.status in (200, 400, 413), f"{response.status} for a notification")
         outcome = _outcome(lambda: decode_notification(data))
         require((response.status == 200) == isinstance(outcome, str), f"{outcome!r}")
-        if response.status == 200 and not json.loads(response.content)["duplicate"]:
+        if response.status == 200 and not json.loads(response.body)["duplicate"]:
             text = self._stored(response)
             begins = outcome[:-1] if isinstance(outcome, str) else ""  # the store adds members
             require(_comparable(text).startswith(begins), f"{outcome!r} is stored as {text!r}")
@@ -80,14 +80,14 @@ class NotificationTarget(Target):
             message = json.loads(data)
             if not isinstance(message, dict):
                 return
-            parcel = encoding.pack((ROOM,), encoding.prepare(message))
+            parcel = encoding.encode((ROOM,), encoding.normalize(message))
         except (ValueError, RecursionError, InvalidArgumentError):
             return
         response = self._post(f"/rooms/{ROOM}/broadcast", parcel.body)
-        is_too_deep = b"recursion limit" in response.content
+        is_too_deep = b"recursion limit" in response.body
         require(
             response.status in (200, 413) or is_too_deep,
-            f"the server refuses what the SDK sends: {response.content!r}",
+            f"the server refuses what the SDK sends: {response.body!r}",
         )
 
     def _check_stored(self, text: str) -> None:
@@ -103,13 +103,13 @@ class NotificationTarget(Target):
         headers = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json"}
         request = Request("POST", path, "", headers, "127.0.0.1")
         request.content = body
-        response = self._loop.run_until_complete(self._app.answer(request))
+        response = self._loop.run_until_complete(self._app.handle(request))
         assert isinstance(response, Response)
         return response
 
     def _stored(self, response: Response) -> str:
         """The notification that a response is about."""
-        cursor = parse_cursor(json.loads(response.content)["cursor"])
+        cursor = parse_cursor(json.loads(response.body)["cursor"])
         before = cursor._replace(offset=cursor.offset - 1)
         page = self._loop.run_until_complete(self._store.read(ROOM, before, 1))
         return page.entries[0].text
@@ -123,9 +123,9 @@ def _outcome(decode: Callable[[], tuple[object, bool]]) -> str | tuple[int, byte
     """What is stored, without what the server makes itself, or the refusal: status and body."""
     try:
         value, is_valid = decode()
-        return _comparable(check(value, None, is_valid=is_valid)[1])
+        return _comparable(validate_notification(value, None, is_valid=is_valid)[1])
     except RequestError as error:
-        return error.response.status, error.response.content
+        return error.response.status, error.response.body
 
 
 def _comparable(text: str) -> str:

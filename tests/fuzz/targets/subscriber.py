@@ -38,7 +38,7 @@ class SubscriberTarget(Target):
             now += 0.001
             return now
 
-        steps = core.listening(self._options, clock, lambda: 0.5)
+        steps = core.run(self._options, clock, lambda: 0.5)
         answer: core.EffectResult = None
         dials = 0
         try:

@@ -45,7 +45,7 @@ class TokenTarget(Target):
         with contextlib.suppress(MalformedTokenError):
             self._loop.run_until_complete(self._authenticator.id_of(credential))
         try:
-            claims = self._loop.run_until_complete(self._authenticator.identify(credential))
+            claims = self._loop.run_until_complete(self._authenticator.authenticate(credential))
         except InvalidTokenError as error:
             require(len(str(error)) < 300, "a reason is short")
             return
@@ -61,7 +61,10 @@ class TokenTarget(Target):
         repr(claims)
         if claims.user is not None:
             claims.user.encode()
-            require(claims.opens(user_room("other-user")) == _opens_other(claims), "own rooms only")
+            require(
+                claims.allows_room(user_room("other-user")) == _opens_other(claims),
+                "own rooms only",
+            )
         require(claims.expires_at is not None, "every token ends")
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from synap_realtime import AsyncBroadcaster, BackgroundBroadcaster
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.integrations.inngest.local.runs import Backoff
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 
@@ -89,12 +89,12 @@ class Stage:
 @asynccontextmanager
 async def staged() -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
-        rooms = await stack.enter_async_context(running(create_app()))
+        rooms = await stack.enter_async_context(running_server(create_app()))
         server = LocalInngest(backoff=Backoff(first_s=0.01, longest_s=0.02))
-        url = await stack.enter_async_context(running(server))
+        url = await stack.enter_async_context(running_server(server))
         app = fastapi.FastAPI()
         gate = Gate(app)
-        app_url = await stack.enter_async_context(running(gate))
+        app_url = await stack.enter_async_context(running_server(gate))
         client = inngest.Inngest(
             app_id="app", is_production=False, api_base_url=url, event_api_base_url=url
         )

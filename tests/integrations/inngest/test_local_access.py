@@ -22,7 +22,7 @@ from synap_realtime.integrations.inngest.local import LocalInngest, bodies, regi
 from synap_realtime.integrations.inngest.local import app as local_app
 from synap_realtime.integrations.inngest.local.addresses import AddressError, AppHosts
 from synap_realtime.integrations.inngest.local.runs import Backoff
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 from .conftest import Stage, on
@@ -122,7 +122,7 @@ async def test_admits_programs_of_this_machine(
 
 async def test_admits_page_that_is_allowed() -> None:
     server = LocalInngest(allowed_origins=["http://dev.example:3000"])
-    async with running(server) as url, httpx.AsyncClient(base_url=url) as client:
+    async with running_server(server) as url, httpx.AsyncClient(base_url=url) as client:
         for headers, status in (
             ({"Origin": "http://dev.example:3000"}, 200),
             ({"Origin": "http://dev.example:3001"}, 403),
@@ -264,7 +264,7 @@ async def test_admits_app_of_this_machine(client: httpx.AsyncClient, url: str) -
 
 async def test_option_allows_apps_of_other_hosts() -> None:
     server = LocalInngest(["http://web:8000/api/inngest"], app_hosts=["app", "fd00::7"])
-    async with running(server) as url, httpx.AsyncClient(base_url=url) as client:
+    async with running_server(server) as url, httpx.AsyncClient(base_url=url) as client:
         for address, status in (
             ("http://app:8000/api/inngest", 200),
             ("http://web:8000/api/inngest", 200),
@@ -298,7 +298,7 @@ async def app_that_answers(answer: Any) -> AsyncIterator[tuple[str, list[str]]]:
             asked.append(request.url.path)
             await answer(request)(scope, receive, send)
 
-    async with running(app) as url:
+    async with running_server(app) as url:
         yield url, asked
 
 
@@ -308,7 +308,7 @@ async def called(answer: Any, caplog: pytest.LogCaptureFixture) -> AsyncIterator
     server = LocalInngest(backoff=Backoff(first_s=0.01))
     async with (
         app_that_answers(answer) as (app_url, asked),
-        running(server) as url,
+        running_server(server) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         body = registration(f"{app_url}/f", retries={"attempts": 0})

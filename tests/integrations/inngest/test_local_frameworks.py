@@ -18,7 +18,7 @@ import inngest.flask
 import pytest
 import werkzeug.serving
 
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 from .conftest import on, staged
 
@@ -58,7 +58,7 @@ async def by_django_wsgi(client: inngest.Inngest, functions: Functions) -> Async
 @asynccontextmanager
 async def by_django_asgi(client: inngest.Inngest, functions: Functions) -> AsyncIterator[str]:
     route(client, functions)
-    async with running(django.core.handlers.asgi.ASGIHandler()) as url:
+    async with running_server(django.core.handlers.asgi.ASGIHandler()) as url:
         yield url
 
 

@@ -31,7 +31,7 @@ from synap_realtime import BackgroundBroadcaster, ConfigurationError, InvalidInp
 from synap_realtime.integrations.taskiq import RealtimeMiddleware
 from synap_realtime.jobs import Recipient
 from synap_realtime.server import create_app
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 from . import tasks
@@ -44,7 +44,7 @@ Messages = list[dict[str, Any]]
 
 @pytest.fixture
 async def rooms() -> AsyncIterator[str]:
-    async with running(create_app()) as url:
+    async with running_server(create_app()) as url:
         yield url
 
 

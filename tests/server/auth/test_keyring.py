@@ -25,10 +25,10 @@ from starlette.routing import Route
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server.auth import Authenticator, InvalidTokenError, KeyRing, tokens
-from synap_realtime.server.auth.jwks import FRESH_S, Jwks, KeysUnavailableError
+from synap_realtime.server.auth.jwks import REFRESH_AFTER_S, Jwks, KeysUnavailableError
 from synap_realtime.server.auth.keys import MAX_FILE_BYTES
-from synap_realtime.server.serve import running
-from synap_realtime.server.watched import LOOK_EVERY_S
+from synap_realtime.server.serve import running_server
+from synap_realtime.server.watched import CHECK_INTERVAL_S
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -53,7 +53,7 @@ def look(ring: KeyRing | Authenticator, clock: Clock) -> bool:
     """Let a changed file settle: whether the keys are others now."""
     found = False
     for _ in range(3):
-        clock.now += LOOK_EVERY_S
+        clock.now += CHECK_INTERVAL_S
         found |= ring.refresh()
     return found
 
@@ -63,18 +63,18 @@ async def test_rotation_needs_no_restart(tmp_path: Path) -> None:
     write(file, OLD)
     subject = Authenticator(KeyRing(file=file, clock=clock))
     old, new = mint_token("1", secret=OLD), mint_token("1", secret=NEW)
-    by_old = await subject.identify(old)
+    by_old = await subject.authenticate(old)
     with pytest.raises(InvalidTokenError):
-        await subject.identify(new)
+        await subject.authenticate(new)
     write(file, OLD, NEW)
     assert look(subject, clock)
-    await subject.identify(old)
-    by_new = await subject.identify(new)
+    await subject.authenticate(old)
+    by_new = await subject.authenticate(new)
     assert subject.vouches_for(by_old)
     write(file, NEW)
     assert look(subject, clock)
     with pytest.raises(InvalidTokenError):
-        await subject.identify(old)
+        await subject.authenticate(old)
     assert not subject.vouches_for(by_old)
     assert subject.vouches_for(by_new)
 
@@ -88,7 +88,7 @@ def test_a_key_that_loses_a_scope_vouches_no_more(tmp_path: Path) -> None:
     give("subscribe broadcast")
     ring = KeyRing(file=file, clock=clock)
     subject = Authenticator(ring)
-    claims = ring.current().claims_of_key(OLD)
+    claims = ring.current().claims_for_key(OLD)
     assert claims is not None
     give("subscribe broadcast presence")
     assert look(subject, clock)
@@ -227,7 +227,7 @@ def test_does_not_read_a_file_that_is_still_being_written(tmp_path: Path) -> Non
     whole = file.read_text() + "# rotated\n"
     for end in range(1, len(whole)):
         file.write_text(whole[:end])
-        clock.now += LOOK_EVERY_S
+        clock.now += CHECK_INTERVAL_S
         assert not ring.refresh()
         assert ring.current() == before
 
@@ -309,7 +309,7 @@ class Provider:
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
     provider = Provider()
-    async with running(Starlette(routes=[Route("/jwks", provider.answer)])) as url:
+    async with running_server(Starlette(routes=[Route("/jwks", provider.answer)])) as url:
         provider.url = f"{url}/jwks"
         yield provider
 
@@ -322,7 +322,7 @@ def token(kid: str | None = "ES256", key: Any = EC_KEY) -> str:
 async def test_keys_are_fetched_once_for_many(provider: Provider) -> None:
     subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
     for _ in range(5):
-        assert (await subject.identify(token())).user == "1"
+        assert (await subject.authenticate(token())).user == "1"
     assert provider.fetched == 1
 
 
@@ -337,7 +337,7 @@ async def test_a_provider_that_is_away_is_no_verdict(provider: Provider, wrong: 
     expected = InvalidTokenError if wrong == {"keys": ["x"] * 10} else KeysUnavailableError
     for _ in range(3):
         with pytest.raises(expected):
-            await subject.identify(token())
+            await subject.authenticate(token())
     assert provider.fetched == 1
 
 
@@ -350,10 +350,10 @@ async def test_refuses_compressed_jwks(encoding: str, caplog: pytest.LogCaptureF
         body = gzip.compress(json.dumps(DOCUMENT).encode())
         return Response(body, headers={"Content-Encoding": encoding})
 
-    async with running(Starlette(routes=[Route("/jwks", answer)])) as url:
+    async with running_server(Starlette(routes=[Route("/jwks", answer)])) as url:
         subject = Authenticator(KeyRing(jwks_urls=[f"{url}/jwks"]))
         with pytest.raises(KeysUnavailableError):
-            await subject.identify(token())
+            await subject.authenticate(token())
     assert f"Content-Encoding '{encoding}'" in caplog.text
 
 
@@ -376,24 +376,24 @@ async def test_passes_over_members_of_jwks_that_are_no_keys(provider: Provider, 
         keys += [{**member, "kid": "other", "d": "AQAB"}, {**member, "kid": "other", "alg": []}]
     provider.document = {"keys": keys}
     subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
-    assert (await subject.identify(token())).user is not None
+    assert (await subject.authenticate(token())).user is not None
 
 
 async def test_jwks_of_more_than_the_bound_are_not_read(provider: Provider) -> None:
     provider.document = {**DOCUMENT, "x": "x" * 2_000_000}
     subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
     with pytest.raises(KeysUnavailableError):
-        await subject.identify(token())
+        await subject.authenticate(token())
 
 
 async def test_a_redirect_of_jwks_is_not_followed(provider: Provider) -> None:
     async def answer(_: Request) -> Response:
         return Response(status_code=302, headers={"Location": provider.url})
 
-    async with running(Starlette(routes=[Route("/jwks", answer)])) as url:
+    async with running_server(Starlette(routes=[Route("/jwks", answer)])) as url:
         subject = Authenticator(KeyRing(jwks_urls=[f"{url}/jwks"]))
         with pytest.raises(KeysUnavailableError):
-            await subject.identify(token())
+            await subject.authenticate(token())
     assert provider.fetched == 0
 
 
@@ -407,7 +407,7 @@ async def test_no_environment_keeps_jwks_of_this_machine_away(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv(name, value)
     subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
-    assert (await subject.identify(token())).user == "1"
+    assert (await subject.authenticate(token())).user == "1"
 
 
 async def test_a_public_key_that_is_withdrawn_vouches_no_more_though_nobody_asks(
@@ -416,12 +416,12 @@ async def test_a_public_key_that_is_withdrawn_vouches_no_more_though_nobody_asks
     clock = Clock()
     monkeypatch.setattr(tokens, "Jwks", partial(Jwks, clock=clock))
     subject = Authenticator(KeyRing(jwks_urls=[provider.url]))
-    claims = await subject.identify(token())
+    claims = await subject.authenticate(token())
     subject.refresh()
     assert subject.vouches_for(claims)
     provider.document = {"keys": [key for key in DOCUMENT["keys"] if key["kid"] != "ES256"]}
     assert not subject.refresh(), "not yet due"
-    clock.now += FRESH_S + 1
+    clock.now += REFRESH_AFTER_S + 1
     async with asyncio.timeout(TIMEOUT_S):
         while not subject.refresh():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -435,12 +435,12 @@ async def test_keys_of_an_address_that_is_removed_vouch_no_more(
     file, clock = tmp_path / "keys.toml", Clock()
     file.write_text(f'token_secrets = ["{OLD}"]\njwks_urls = ["{provider.url}"]\n')
     subject = Authenticator(KeyRing(file=file, clock=clock))
-    claims = await subject.identify(token())
+    claims = await subject.authenticate(token())
     write(file, OLD)
     assert look(subject, clock)
     assert not subject.vouches_for(claims)
     with pytest.raises(InvalidTokenError):
-        await subject.identify(token())
+        await subject.authenticate(token())
 
 
 async def test_a_password_in_the_address_of_keys_is_not_logged(
@@ -450,7 +450,7 @@ async def test_a_password_in_the_address_of_keys_is_not_logged(
     url = "http://jwks:hunter2-hunter2@127.0.0.1:9/jwks?token=hunter3"
     subject = Authenticator(KeyRing(jwks_urls=[url]))
     with pytest.raises(KeysUnavailableError) as caught:
-        await subject.identify(token())
+        await subject.authenticate(token())
     for text in (caplog.text, str(caught.value)):
         assert "127.0.0.1:9" in text
         assert "hunter" not in text
@@ -460,7 +460,7 @@ async def test_a_password_in_the_address_of_keys_is_not_logged(
         url = provider.url.replace("http://", "http://jwks:hunter2-hunter2@") + "?token=hunter3"
         subject = Authenticator(KeyRing(jwks_urls=[url]))
         with contextlib.suppress(KeysUnavailableError):
-            await subject.identify(token())
+            await subject.authenticate(token())
     assert provider.fetched == 2
     assert "HTTP Request: GET http://127.0.0.1" in caplog.text
     assert "hunter" not in caplog.text

@@ -158,7 +158,7 @@ async def status_of(access: AccessControl, claims: Any, ask: dict[str, Any]) -> 
     action: Action = ask["action"]
     try:
         if ask["room"] is not None:
-            await access.permit(claims, action, parse_room(ask["room"]))
+            await access.authorize(claims, action, parse_room(ask["room"]))
         else:
             require_scope(claims, *(("metrics", "admin") if action == "metrics" else (action,)))
     except RequestError as error:
@@ -171,11 +171,11 @@ async def test_our_server_agrees(access: AccessControl, entry: dict[str, Any]) -
     expected = entry["expected"]
     if expected["status"] != 200:
         with pytest.raises(RequestError) as caught:
-            await access.identify_credential(entry["token"], None)
+            await access.authenticate_credential(entry["token"], None)
         assert caught.value.response.status == expected["status"]
         assert caught.value.body["code"] == expected["code"]
         return
-    claims = await access.identify_credential(entry["token"], None)
+    claims = await access.authenticate_credential(entry["token"], None)
     said = {"user": claims.user, "scopes": sorted(claims.scopes), "device": claims.device}
     assert said == expected["says"]
     for ask in expected["asks"]:

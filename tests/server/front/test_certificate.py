@@ -24,7 +24,7 @@ def test_both_or_none(tmp_path: Path) -> None:
         open_certificate(None, certified.key)
     certificate = open_certificate(certified.chain, certified.key)
     assert certificate is not None
-    assert 0.9 < (certificate.ends - datetime.now(UTC)).total_seconds() / 86400 <= 1
+    assert 0.9 < (certificate.not_after - datetime.now(UTC)).total_seconds() / 86400 <= 1
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
@@ -59,16 +59,16 @@ def test_changed_files_count_and_broken_ones_are_said_once(
     now = 0.0
     certified = certify(tmp_path)
     certificate = ReloadingCertificate(certified.chain, certified.key, clock=lambda: now)
-    first = certificate.current()
+    first = certificate.context()
 
     def later() -> ssl.SSLContext:
         nonlocal now
         now += 1
-        return certificate.current()
+        return certificate.context()
 
     assert later() is first
     certify(tmp_path)
-    assert certificate.current() is first
+    assert certificate.context() is first
     second = later()
     assert second is not first
     shutil.move(certified.key, tmp_path / "kept.pem")

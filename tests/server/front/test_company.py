@@ -24,7 +24,7 @@ from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config import ServerSettings, load_settings
 from synap_realtime.server.protocols import io_uring as rings
 from synap_realtime.server.rooms.hub import FanoutGroup, Hub
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.base import Entry, Publication
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
@@ -69,15 +69,15 @@ class Server:
         self.told.setdefault(room, []).append(id)
         assert self._count < 2000, "what a test waits for does not come"
         text = json.dumps({"id": id, "type": "a", "data": {"x": "x" * size}})
-        (receipt,) = await self.store.publish([Publication(room, id, text)], self.hub.deliver)
+        (receipt,) = await self.store.publish([Publication(room, id, text)], self.hub.broadcast)
         return receipt.broadcast_count
 
-    def company(self, room: Room = ROOM) -> FanoutGroup | None:
-        return getattr(self.hub._rooms.get(room), "company", None)
+    def group(self, room: Room = ROOM) -> FanoutGroup | None:
+        return getattr(self.hub._rooms.get(room), "group", None)
 
     def together(self, room: Room = ROOM) -> int:
-        company = self.company(room)
-        return 0 if company is None else len(company)
+        group = self.group(room)
+        return 0 if group is None else len(group)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         async with asyncio.timeout(TIMEOUT_S):
@@ -90,7 +90,7 @@ async def serving(
     settings: ServerSettings, store: MemoryStore | None = None
 ) -> AsyncIterator[Server]:
     app = create_app(settings, store)
-    async with running(app) as url:
+    async with running_server(app) as url:
         yield Server(app, url)
 
 
@@ -283,10 +283,10 @@ def test_who_does_not_read_gets_all_of_it_later_and_holds_nobody_up(
 class Apart:
     """A listener that is always offered by itself."""
 
-    def offer(self, entry: Entry, began_at: float | None) -> bool:
+    def deliver(self, entry: Entry, published_at: float | None) -> bool:
         return True
 
-    def gather(self) -> None: ...
+    def join_group(self) -> None: ...
 
 
 def test_who_stalls_at_what_it_was_told_alone_misses_nothing_that_is_told_to_all(
@@ -300,14 +300,14 @@ def test_who_stalls_at_what_it_was_told_alone_misses_nothing_that_is_told_to_all
             listening(server, 3) as quick,
             listening(server, 1, receive_bytes=4096) as slow,
         ):
-            await server.until(lambda: server.hub.connections(ROOM) == 4)
+            await server.until(lambda: server.hub.subscriber_count(ROOM) == 4)
             few: Any = server.hub._rooms[ROOM]
             for subscription in few:
-                descriptor = os.dup(subscription._outlet.socket.descriptor)
+                descriptor = os.dup(subscription._sink.socket.descriptor)
                 with socket.socket(fileno=descriptor) as ours:
                     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             await server.publish(size=40_000)
-            server.hub.join(ROOM, Apart())
+            server.hub.subscribe(ROOM, Apart())
             assert server.together() == 4
             assert await server.publish() == 5
             assert await server.publish() == 5
@@ -325,7 +325,7 @@ def test_one_who_never_reads_is_closed_as_too_slow(run: Run, settings: ServerSet
             listening(server) as quick,
             listening(server, 1, receive_bytes=4096),
         ):
-            while server.hub.connections(ROOM) > MANY:
+            while server.hub.subscriber_count(ROOM) > MANY:
                 await server.publish(size=200_000)
                 for client in quick:
                     await client.until_told(server.told[ROOM])
@@ -342,7 +342,7 @@ def test_a_dead_peer_among_a_thousand_harms_nobody(run: Run, settings: ServerSet
                 dead.reset()
             for _ in range(3):
                 await server.publish()
-            await server.until(lambda: server.hub.connections(ROOM) == 997)
+            await server.until(lambda: server.hub.subscriber_count(ROOM) == 997)
             assert server.together() == 997
             assert await server.publish() == 997
             for client in clients:
@@ -362,15 +362,15 @@ def test_a_descriptor_that_is_used_again_gets_nothing_of_the_old_room(
     async def test() -> None:
         async with serving(settings) as server, listening(server) as clients:
             await server.until(lambda: server.together() == MANY)
-            descriptors = {socket.descriptor for socket in server.company()._subscriptions}  # type: ignore[union-attr]
+            descriptors = {socket.descriptor for socket in server.group()._subscriptions}  # type: ignore[union-attr]
             gone = clients[::2]
             for client in gone:
                 client.reset()
             await server.publish()
-            await server.until(lambda: server.hub.connections(ROOM) == MANY - len(gone))
+            await server.until(lambda: server.hub.subscriber_count(ROOM) == MANY - len(gone))
             async with listening(server, len(gone), OTHER) as others:
                 await server.until(lambda: server.together(OTHER) == len(gone))
-                again = {socket.descriptor for socket in server.company(OTHER)._subscriptions}  # type: ignore[union-attr]
+                again = {socket.descriptor for socket in server.group(OTHER)._subscriptions}  # type: ignore[union-attr]
                 assert again & descriptors
                 for _ in range(3):
                     await server.publish()
@@ -390,17 +390,17 @@ def test_a_room_grows_to_many_and_shrinks_to_few_and_to_none(
                 async with listening(server, 4) as few:
                     before = len(server.told.get(ROOM, []))
                     assert await server.publish() == 4
-                    assert server.company() is None
+                    assert server.group() is None
                     async with listening(server, 1) as (fifth,):
                         await server.until(lambda: server.together() == 5)
                         assert await server.publish() == 5
                         await fifth.until_told(server.told[ROOM][before + 1 :])
                     for client in few[1:]:
                         client.socket.close()
-                    await server.until(lambda: server.hub.connections(ROOM) == 1)
+                    await server.until(lambda: server.hub.subscriber_count(ROOM) == 1)
                     assert await server.publish() == 1
                     await few[0].until_told(server.told[ROOM][before:])
-                await server.until(lambda: server.hub.connections(ROOM) == 0)
+                await server.until(lambda: server.hub.subscriber_count(ROOM) == 0)
                 assert len(server.hub) == 1, "the revocations'"
 
     run(test())
@@ -473,7 +473,7 @@ def test_what_the_company_was_handed_can_be_acknowledged(
             await server.until(lambda: server.together() == MANY)
             await server.publish()
             if not still_in:
-                server.company().part()  # type: ignore[union-attr]
+                server.group().disband()  # type: ignore[union-attr]
             head = await server.store.head(ROOM)
             ahead = f"{head.epoch}-{head.offset + 1}"
             for cursor, counts in ((ahead, False), (str(head), True)):
@@ -573,9 +573,9 @@ def test_while_somebody_traces_each_delivery_has_its_span(
                 spans.append(room)
                 return tracing.Span()
 
-            monkeypatch.setattr(tracing, "_is_on", True)
+            monkeypatch.setattr(tracing, "_is_enabled", True)
             monkeypatch.setattr(
-                "synap_realtime.server.rooms.subscription.begin_delivery",
+                "synap_realtime.server.rooms.subscription.start_delivery_span",
                 begin,
             )
             await server.publish()

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from synap_realtime.server.protocols import batch_writer as fans
-from synap_realtime.server.protocols.batch_writer import FEWEST, BatchWriter
+from synap_realtime.server.protocols.batch_writer import IO_URING_MIN_SOCKETS, BatchWriter
 from synap_realtime.server.protocols.io_uring import MAX_FRAME_BYTES, IoUring
 
 from .conftest import WAYS, drained, pairs, received
 
 
 class Member:
-    place = -1
+    index = -1
 
 
 @pytest.fixture(params=WAYS)
@@ -31,7 +31,7 @@ def ring(request: pytest.FixtureRequest) -> Iterator[IoUring | None]:
 
 def test_all_get_each_frame_whatever_its_size(ring: IoUring | None) -> None:
     sizes = (1, 125, 126, 300, 300, 9000, 65536, 7)
-    with pairs(FEWEST + 3) as (ours, peers):
+    with pairs(IO_URING_MIN_SOCKETS + 3) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
         for each in ours:
             fan.add(Member(), each.fileno())
@@ -42,7 +42,7 @@ def test_all_get_each_frame_whatever_its_size(ring: IoUring | None) -> None:
 
 def test_one_that_is_longer_than_any_notification_goes_too(ring: IoUring | None) -> None:
     frame = b"x" * (MAX_FRAME_BYTES + 1)
-    with pairs(FEWEST) as (ours, peers):
+    with pairs(IO_URING_MIN_SOCKETS) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
         members = [Member() for _ in ours]
         for member, each in zip(members, ours, strict=True):
@@ -88,7 +88,7 @@ def test_who_comes_and_goes_gets_what_is_written_meanwhile(ring: IoUring | None)
 
 def test_who_is_gone_or_does_not_read_is_told_with_what_it_took(ring: IoUring | None) -> None:
     frame = b"x" * 50_000
-    with pairs(FEWEST + 2) as (ours, peers):
+    with pairs(IO_URING_MIN_SOCKETS + 2) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
         members = [Member() for _ in ours]
         for member, each in zip(members, ours, strict=True):
@@ -114,13 +114,13 @@ def test_what_the_kernel_did_not_take_of_a_round_is_written_all_the_same(
     ring: IoUring | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where it has no memory for more, or a signal has come."""
-    with pairs(FEWEST + 4) as (ours, peers):
+    with pairs(IO_URING_MIN_SOCKETS + 4) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
         for each in ours:
             fan.add(Member(), each.fileno())
         if ring is not None:
             call = ring._call
-            asked = iter((0, 5, 3, FEWEST + 4))
+            asked = iter((0, 5, 3, IO_URING_MIN_SOCKETS + 4))
             monkeypatch.setattr(
                 ring, "_call", lambda nr, fd, _count, *rest: call(nr, fd, next(asked), *rest)
             )
@@ -131,12 +131,12 @@ def test_what_the_kernel_did_not_take_of_a_round_is_written_all_the_same(
 
 
 def test_few_are_written_to_without_the_ring(ring: IoUring | None) -> None:
-    assert fans.FEWEST > 4, "hub._FEW: rooms with fewer have none of this"
-    with pairs(FEWEST - 1) as (ours, peers):
+    assert fans.IO_URING_MIN_SOCKETS > 4, "hub._FEW: rooms with fewer have none of this"
+    with pairs(IO_URING_MIN_SOCKETS - 1) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
         for each in ours:
             fan.add(Member(), each.fileno())
         if ring is not None:
             ring.close()
         assert fan.write(b"hello") == []
-        assert [drained(peer) for peer in peers] == [b"hello"] * (FEWEST - 1)
+        assert [drained(peer) for peer in peers] == [b"hello"] * (IO_URING_MIN_SOCKETS - 1)

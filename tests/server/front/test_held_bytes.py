@@ -28,7 +28,7 @@ from synap_realtime.server.byte_budget import (
 )
 from synap_realtime.server.messages import Request, RequestError
 from synap_realtime.server.protocols import server
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.base import Entry
 from synap_realtime.server.trim import (
     ATTEMPTS,
@@ -153,7 +153,7 @@ def test_budget_of_a_caller_is_not_for_keys_and_loopback() -> None:
 @pytest.mark.parametrize(
     ("claims", "is_bounded"),
     [
-        (Claims(key="jobs"), False),
+        (Claims(key_name="jobs"), False),
         (Claims(user="1"), True),
         (Claims(token_id="t1"), True),
     ],
@@ -398,7 +398,7 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr(server, "Trimmer", trimmer)
 
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             for _ in range(2):
                 async with peer(url) as first, peer(url) as second:
                     for each in (first, second):
@@ -420,7 +420,7 @@ def test_cuts_who_asks_on_many_sockets_and_reads_nothing(run: Run, route: str) -
     async def test() -> None:
         limit = 1 * MIB
         app = with_keys(max_answer_bytes=limit, max_caller_bytes=limit // 2)
-        async with running(app) as url:
+        async with running_server(app) as url:
             await filled(url, bearer(API_KEY))
             asked = http(
                 b"GET " + ROOM + b"/" + route.encode(), bearer(mint_token("1", secret=SECRET))
@@ -455,7 +455,7 @@ def test_charges_answers_that_the_system_holds(run: Run) -> None:
     """They are written whole, and the connection is idle; the memory is taken all the same."""
 
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             await filled(url, count=1)
             raw = await silent(url, http(b"GET " + ROOM + b"/history?limit=1"))
             await until(lambda: is_some(metric(url, "held_bytes", kind="answers")))
@@ -471,7 +471,7 @@ def test_charges_answers_that_the_system_holds(run: Run) -> None:
 
 def test_long_history_comes_in_chunks_and_short_with_its_length(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             await filled(url, count=3)
             async with peer(url) as client:
                 await client.say(http(b"GET " + ROOM + b"/history"))
@@ -513,7 +513,7 @@ HALVES = {
 def test_cuts_who_holds_most_of_half_requests(run: Run, half: str) -> None:
     async def test() -> None:
         limit = 512 * 1024
-        async with running(rooms(max_request_bytes=limit)) as url:
+        async with running_server(rooms(max_request_bytes=limit)) as url:
             await filled(url, count=4)
             many = [await silent(url, HALVES[half]) for _ in range(40)]
             await until(lambda: is_some(metric(url, "held_bytes_cuts_total", kind="requests")))
@@ -532,7 +532,7 @@ def test_cuts_who_holds_most_of_half_requests(run: Run, half: str) -> None:
 )
 def test_rejects_target_over_8_kib(run: Run, target: bytes) -> None:
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             for _ in range(3):
                 async with peer(url) as client:
                     await client.say(http(b"GET " + target))
@@ -547,13 +547,13 @@ def test_rejects_target_over_8_kib(run: Run, target: bytes) -> None:
 def test_query_has_a_bounded_number_of_fields(query: str) -> None:
     request = Request("GET", "/health", query, {})
     with pytest.raises(RequestError, match="Invalid query"):
-        request.open()
+        request.parse_target()
 
 
 def test_path_has_a_bounded_number_of_segments() -> None:
     request = Request("GET", "/a%61" * 2000, "", {})
-    request.open()
-    assert len(request.segments) < 50
+    request.parse_target()
+    assert len(request.path_segments) < 50
 
 
 # --- backlogs -----------------------------------------------------------------------------------
@@ -569,7 +569,7 @@ def test_closes_the_slowest_of_a_user_over_the_budget(run: Run, transport: str) 
         else:
             after = b"earliest" if transport == "replay" else b"latest"
             asked = http(b"GET " + ROOM + b"/subscribe?after=" + after, token, *HANDSHAKE)
-        async with running(app) as url:
+        async with running_server(app) as url:
             if transport == "replay":
                 await filled(url, bearer(API_KEY), count=8)
             stalled = [await silent(url, asked) for _ in range(6)]
@@ -617,7 +617,7 @@ def test_bytes_after_the_last_request_are_no_error(
     async def test() -> None:
         errors: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             for start in range(0, len(sent), 7):
                 async with peer(url) as client:
                     await client.say(sent[:start])
@@ -690,7 +690,7 @@ def test_whatever_bytes_come_there_is_no_traceback(run: Run, seed: int) -> None:
         errors: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
         app: RoomServer = rooms()
-        async with running(app) as url:
+        async with running_server(app) as url:
             for _ in range(20):
                 await asyncio.gather(*(once(url) for _ in range(5)))
             async with peer(url) as client:

@@ -12,7 +12,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import keepalive
 from synap_realtime.server.protocols.keepalive import IdleTimeouts
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S
 
 PING, PONG, CLOSE = 0x89, 0x8A, 0x88
@@ -35,7 +35,7 @@ class Peer:
         self.pings.append(asyncio.get_running_loop().time())
         self.is_pinged.set()
 
-    def silent(self) -> None:
+    def on_idle(self) -> None:
         self.ended_at = asyncio.get_running_loop().time()
         self.is_silent.set()
 
@@ -43,7 +43,7 @@ class Peer:
 async def test_pings_a_quiet_peer_once_and_closes_it_after_the_idle_timeout() -> None:
     watch, peer = IdleTimeouts(0.6, 0.1), Peer()
     begun = asyncio.get_running_loop().time()
-    watch.heard(peer)
+    watch.touch(peer)
     async with asyncio.timeout(TIMEOUT_S):
         await peer.is_silent.wait()
     assert len(peer.pings) == 1
@@ -55,21 +55,21 @@ async def test_pings_a_quiet_peer_once_and_closes_it_after_the_idle_timeout() ->
 
 async def test_keeps_a_peer_that_answers_each_ping() -> None:
     watch, peer = IdleTimeouts(0.6, 0.1), Peer()
-    watch.heard(peer)
+    watch.touch(peer)
     async with asyncio.timeout(TIMEOUT_S):
         for _ in range(8):  # longer than the idle timeout
             await peer.is_pinged.wait()
             peer.is_pinged.clear()
-            watch.heard(peer)
+            watch.touch(peer)
     assert peer.ended_at is None
     watch.close()
 
 
 async def test_neither_pings_nor_closes_a_connection_that_has_gone() -> None:
     watch, gone, here = IdleTimeouts(0.3, 0.1), Peer(), Peer()
-    watch.heard(gone)
-    watch.heard(here)
-    watch.gone(gone)
+    watch.touch(gone)
+    watch.touch(here)
+    watch.remove(gone)
     async with asyncio.timeout(TIMEOUT_S):
         await here.is_silent.wait()
     assert (gone.pings, gone.ended_at) == ([], None)
@@ -78,7 +78,7 @@ async def test_neither_pings_nor_closes_a_connection_that_has_gone() -> None:
 
 async def test_without_an_interval_closes_but_does_not_ping() -> None:
     watch, peer = IdleTimeouts(0.2, 0), Peer()
-    watch.heard(peer)
+    watch.touch(peer)
     async with asyncio.timeout(TIMEOUT_S):
         await peer.is_silent.wait()
     assert peer.pings == []
@@ -88,15 +88,15 @@ async def test_without_an_interval_closes_but_does_not_ping() -> None:
 async def test_spreads_the_pings_of_connections_that_were_opened_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keepalive, "MAX_PINGS_PER_LOOK", 10)
+    monkeypatch.setattr(keepalive, "MAX_PINGS_PER_CHECK", 10)
     watch, peers = IdleTimeouts(60, 0.1), [Peer() for _ in range(100)]
     for peer in peers:
-        watch.heard(peer)
+        watch.touch(peer)
     async with asyncio.timeout(TIMEOUT_S):
         for peer in peers:
             await peer.is_pinged.wait()
     first, last = peers[0].pings[0], peers[-1].pings[0]
-    assert last - first >= 9 * keepalive.LOOK_EVERY_S
+    assert last - first >= 9 * keepalive.CHECK_INTERVAL_S
     watch.close()
 
 
@@ -109,7 +109,7 @@ async def test_every_frame_counts_as_life(frame: bytes) -> None:
     """On a socket: its peer answers each ping with this frame, and stays for far longer than the
     idle timeout; then it says nothing more, and is closed."""
     first = frame
-    async with running(create_app(load_settings(idle_timeout_s=0.45))) as url:
+    async with running_server(create_app(load_settings(idle_timeout_s=0.45))) as url:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         writer.write(
             b"GET /rooms/user_1/subscribe HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
@@ -135,11 +135,11 @@ async def test_every_frame_counts_as_life(frame: bytes) -> None:
 
 async def test_does_not_close_a_connection_that_has_gone_after_its_ping() -> None:
     watch, gone, here = IdleTimeouts(0.3, 0.1), Peer(), Peer()
-    watch.heard(gone)
-    watch.heard(here)
+    watch.touch(gone)
+    watch.touch(here)
     async with asyncio.timeout(TIMEOUT_S):
         await gone.is_pinged.wait()
-        watch.gone(gone)
+        watch.remove(gone)
         await here.is_silent.wait()
     assert gone.ended_at is None
     watch.close()
@@ -147,10 +147,10 @@ async def test_does_not_close_a_connection_that_has_gone_after_its_ping() -> Non
 
 async def test_pings_a_quiet_peer_behind_one_that_never_is() -> None:
     watch, busy, quiet = IdleTimeouts(60, 0.1), Peer(), Peer()
-    watch.heard(busy)
-    watch.heard(quiet)
+    watch.touch(busy)
+    watch.touch(quiet)
     async with asyncio.timeout(TIMEOUT_S):
         while not quiet.is_pinged.is_set():
-            watch.heard(busy)
+            watch.touch(busy)
             await asyncio.sleep(0.01)
     watch.close()

@@ -14,7 +14,7 @@ from synap_realtime.server.config import ServerSettings
 from synap_realtime.server.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
 from synap_realtime.server.protocols import server
 from synap_realtime.server.protocols.http1 import MAX_PIPELINED
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -164,7 +164,7 @@ async def _joined(client: Peer, *fields: bytes) -> None:
 @one_by_one
 def test_frames_of_a_flood_are_answered_in_order_and_beside_others(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as flood, peer(url) as other:
+        async with running_server(rooms()) as url, peer(url) as flood, peer(url) as other:
             await _joined(flood)
             await _joined(other)
             payloads = [b"%03d" % n for n in range(800)]
@@ -182,7 +182,7 @@ def test_frames_of_a_flood_are_answered_in_order_and_beside_others(run: Run) -> 
 @one_by_one
 def test_a_frame_that_is_cut_by_the_share_is_read_whole(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             await _joined(client)
             filler = frame(PING, b"x" * 125) * 20
             for size in range(20):
@@ -201,7 +201,7 @@ def test_a_body_in_many_chunks_is_read_whole(run: Run, size: int) -> None:
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
     async def test() -> None:
-        async with running(with_keys()) as url, peer(url) as client:
+        async with running_server(with_keys()) as url, peer(url) as client:
             for _ in range(2):
                 sent = http(b"POST " + ROOM + b"/broadcast", CHUNKED, KEY, body=chunks)
                 await client.say(sent + HEALTH)
@@ -214,7 +214,7 @@ def test_a_body_in_many_chunks_is_read_whole(run: Run, size: int) -> None:
 @one_by_one
 def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
     async def test() -> None:
-        async with running(with_keys()) as url, peer(url) as client:
+        async with running_server(with_keys()) as url, peer(url) as client:
             wanted = [b"/health" if n % 3 else b"/nothing" for n in range(MAX_PIPELINED)]
             await client.say(b"".join(http(b"GET " + path) for path in wanted))
             for path in wanted:
@@ -226,7 +226,7 @@ def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
 @one_by_one
 def test_a_publisher_does_not_wait_behind_other_requests(run: Run) -> None:
     async def test() -> None:
-        async with running(with_keys()) as url, peer(url) as publisher:
+        async with running_server(with_keys()) as url, peer(url) as publisher:
             await publisher.say(publish(KEY))
             assert await publisher.status() == 200
             strangers = [
@@ -251,7 +251,7 @@ def test_a_publisher_does_not_wait_behind_other_requests(run: Run) -> None:
 def test_a_connection_that_ends_while_it_waits_is_forgotten(run: Run) -> None:
     async def test() -> None:
         app = rooms()
-        async with running(app) as url:
+        async with running_server(app) as url:
             for sent in (HEALTH * 90, http(b"GET /x", b"X: " + b"y" * 9000), HEALTH):
                 for _ in range(20):
                     async with peer(url) as client:
@@ -294,7 +294,7 @@ def test_a_refusal_leaves_nothing_to_the_garbage_collector(run: Run, kind: str) 
             assert await client.status() == status
 
     async def test() -> None:
-        async with running(with_keys()) as url, peer(url) as client:
+        async with running_server(with_keys()) as url, peer(url) as client:
             await ask(client, 5)
             gc.collect()
             gc.disable()
@@ -355,7 +355,7 @@ def test_a_connection_that_ends_leaves_nothing_to_the_garbage_collector(
     sent = TRUNCATED[kind].replace(b"<token>", mint_token("1", secret=SECRET).encode())
 
     async def test() -> None:
-        async with running(with_keys()) as url, peer(url) as other:
+        async with running_server(with_keys()) as url, peer(url) as other:
             where = urlsplit(url)
 
             async def ask() -> None:

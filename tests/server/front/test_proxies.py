@@ -38,13 +38,13 @@ def test_only_the_operators_own_are_believed(
     peer: str | None, given: str, address: str | None
 ) -> None:
     proxies = TrustedProxies(["10.0.0.0/8", "fd00::/8"])
-    assert proxies.address(peer, {"x-forwarded-for": given}) == address
+    assert proxies.client_address(peer, {"x-forwarded-for": given}) == address
 
 
 def test_without_proxies_nobody_is_believed() -> None:
     for peer in ("127.0.0.1", None, CLIENT):
-        assert TrustedProxies([]).address(peer, {"x-forwarded-for": "198.51.100.1"}) == peer
+        assert TrustedProxies([]).client_address(peer, {"x-forwarded-for": "198.51.100.1"}) == peer
 
 
 def test_who_says_nothing_is_itself() -> None:
-    assert TrustedProxies([PROXY]).address(PROXY, {}) == PROXY
+    assert TrustedProxies([PROXY]).client_address(PROXY, {}) == PROXY

@@ -19,7 +19,7 @@ from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import http1, pending_connections
 from synap_realtime.server.protocols import write_stalls as reader
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
@@ -132,7 +132,7 @@ async def nothing_is_left(app: RoomServer, tasks: int) -> None:
             app._sessions.subscriptions()
             or len(asyncio.all_tasks()) > tasks
             or app._sessions._limits._connections
-            or app._sessions._hub.connections("user_1")  # type: ignore[arg-type]
+            or app._sessions._hub.subscriber_count("user_1")  # type: ignore[arg-type]
         ):
             await asyncio.sleep(0.01)
 
@@ -141,7 +141,7 @@ async def nothing_is_left(app: RoomServer, tasks: int) -> None:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_TIMEOUT_S", "IDLE_TIMEOUT_S", "BODY_TIMEOUT_S", "LINGER_S"):
         monkeypatch.setattr(http1, name, 0.1)
-    monkeypatch.setattr(pending_connections, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(pending_connections, "CHECK_INTERVAL_S", 0.05)
 
 
 # --- what is right ------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_connection_is_kept_and_each_request_is_answered_in_its_turn(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             for _ in range(3):
                 await client.say(HEALTH)
                 status, fields, body = await client.answer()
@@ -176,7 +176,7 @@ def test_who_waits_is_answered_before_who_comes_behind(run: Run) -> None:
             await go_on.wait()
             return True
 
-        async with running(with_keys(may=may)) as url, peer(url) as client:
+        async with running_server(with_keys(may=may)) as url, peer(url) as client:
             await client.say(publish(bearer(API_KEY)) + HEALTH + http(b"GET /nothing"))
             await asked.wait()
             go_on.set()
@@ -188,7 +188,7 @@ def test_who_waits_is_answered_before_who_comes_behind(run: Run) -> None:
 
 def test_as_many_as_may_be_pipelined_are_answered(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             await client.say(publish() * http1.MAX_PIPELINED)
             for _ in range(http1.MAX_PIPELINED):
                 assert await client.status() == 200
@@ -198,7 +198,7 @@ def test_as_many_as_may_be_pipelined_are_answered(run: Run) -> None:
 
 def test_100_is_said_when_the_body_is_wanted_and_only_then(run: Run) -> None:
     async def test() -> None:
-        async with running(with_keys()) as url, peer(url) as client:
+        async with running_server(with_keys()) as url, peer(url) as client:
             expecting = publish(b"Expect: 100-continue", bearer(API_KEY))[: -len(BODY)]
             await client.say(HEALTH + expecting)
             assert await client.status() == 200
@@ -217,7 +217,7 @@ def test_100_is_said_when_the_body_is_wanted_and_only_then(run: Run) -> None:
 
 def test_a_body_for_a_refused_credential_is_passed_over(run: Run) -> None:
     async def test() -> None:
-        async with running(with_keys()) as url, peer(url) as client:
+        async with running_server(with_keys()) as url, peer(url) as client:
             large = publish(bearer("no"), body=b" " * 3_000_000)
             for _ in range(2):
                 await client.say(large)
@@ -235,10 +235,10 @@ def test_a_body_comes_in_pieces_of_any_size(run: Run) -> None:
             pieces = [text[at : at + size] for at in range(0, len(text), size)]
             chunks = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
             sent = http(b"POST " + ROOM + b"/broadcast", CHUNKED, body=chunks + b"0\r\n\r\n")
-            async with running(rooms()) as url, peer(url) as client:
+            async with running_server(rooms()) as url, peer(url) as client:
                 await client.say(sent + HEALTH)
                 assert [await client.status(), await client.status()] == [200, 200]
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             for at in range(0, len(sent), 200):
                 await client.say(sent[at : at + 200])
                 await asyncio.sleep(0)
@@ -249,7 +249,7 @@ def test_a_body_comes_in_pieces_of_any_size(run: Run) -> None:
 
 def test_old_clients_get_an_answer_and_an_end(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             for sent in (
                 http(b"GET /health", version=b"1.0"),
                 http(b"GET /health", b"Connection: keep-alive", version=b"1.0"),
@@ -267,7 +267,7 @@ def test_old_clients_get_an_answer_and_an_end(run: Run) -> None:
 
 def test_head_is_a_get_without_its_body(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             await client.say(http(b"HEAD /health") + HEALTH)
             status, fields, _ = await client.answer(has_body=False)
             assert (status, fields["content-length"]) == (200, "15")
@@ -278,7 +278,7 @@ def test_head_is_a_get_without_its_body(run: Run) -> None:
 
 def test_an_absolute_target_is_its_path(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             for target in (b"http://localhost/health", b"HTTP://x:1/health?a=b", b"/health?a#b"):
                 await client.say(http(b"GET " + target))
                 assert await client.status() == 200, target
@@ -300,7 +300,7 @@ def test_an_absolute_target_is_its_path(run: Run) -> None:
 )  # fmt: skip
 def test_who_waits_too_long_is_cut(run: Run, sent: bytes, answers: list[int]) -> None:
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             await client.say(sent)
             assert [await client.status() for _ in answers] == answers
             assert await client.has_ended()
@@ -315,7 +315,7 @@ def test_who_reads_slowly_gets_all_and_who_does_not_read_is_cut(
     monkeypatch.setattr(reader, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
 
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             large = json.dumps({"type": "a", "data": {"x": "y" * 200_000}}).encode()
             async with peer(url) as client:
                 for _ in range(10):
@@ -409,7 +409,7 @@ def test_who_frames_a_body_in_two_ways_is_refused_and_heard_no_more(run: Run, na
     """A proxy may have read it in the other way: what comes behind is not ours to say."""
 
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             await client.say(FRAMINGS[name] + SMUGGLED)
             assert await client.status() == 400
             assert await client.has_ended()
@@ -421,7 +421,7 @@ def test_refuses_requests_behind_many_empty_lines(run: Run) -> None:
     """RFC 9112, section 2.2: a few are ignored. An endless stream of them is no request."""
 
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             async with peer(url) as client:
                 for _ in range(3):
                     await client.say(b"\r\n" * 500 + HEALTH)
@@ -441,7 +441,7 @@ def test_refuses_requests_behind_many_empty_lines(run: Run) -> None:
 
 def test_a_body_that_breaks_after_its_answer_ends_the_connection(run: Run) -> None:
     async def test() -> None:
-        async with running(with_keys()) as url, peer(url) as client:
+        async with running_server(with_keys()) as url, peer(url) as client:
             await client.say(http(POST, CHUNKED, bearer("no"), body=b"2\r\n{}\r\n"))
             assert await client.status() == 401
             await client.say(b"zz\r\n" + SMUGGLED)
@@ -459,7 +459,7 @@ def test_who_goes_on_after_the_last_word_hears_it(run: Run, sent: bytes) -> None
     """With bytes unread, a close would be a reset, and the answer would be lost with it."""
 
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             await client.say(sent + b"x" * 500_000)
             await asyncio.sleep(0.05)
             with contextlib.suppress(ConnectionError):
@@ -473,7 +473,7 @@ def test_who_goes_on_after_the_last_word_hears_it(run: Run, sent: bytes) -> None
 @pytest.mark.usefixtures("_impatient")
 def test_who_was_told_the_last_word_and_stays_is_cut(run: Run) -> None:
     async def test() -> None:
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             await client.say(b"junk\r\n\r\n")
             assert await client.status() == 400
             with pytest.raises(ConnectionError):  # noqa: PT012 - which of them meets it is open
@@ -488,7 +488,7 @@ def test_a_head_has_only_so_many_fields(run: Run) -> None:
     """One name in all of them would be one value, copied as often."""
 
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             for line, fields, status in (
                 (b"GET /health", [b"a:b"] * (http1.MAX_HEADERS - 1), 200),
                 (b"GET /health", [b"a:b"] * http1.MAX_HEADERS, 431),
@@ -511,7 +511,7 @@ def test_a_body_has_only_so_many_chunks(run: Run) -> None:
         return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
     async def test() -> None:
-        async with running(rooms()) as url:
+        async with running_server(rooms()) as url:
             for path, size, status in (
                 (b"POST /rooms/user_1/broadcast", 3, 200),
                 (b"POST /rooms/user_1/broadcast", 1, 413),
@@ -538,7 +538,7 @@ class Traced(http1.Http1Protocol):
     def data_received(self, data: bytes) -> None:
         type(self).taken += len(data)
         super().data_received(data)
-        if self._is_held:
+        if self._read_paused:
             self.is_enough.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -563,7 +563,7 @@ def test_what_nobody_wants_is_not_kept(
 
     async def test() -> None:
         Traced.taken, Traced.is_enough = 0, asyncio.Event()
-        async with running(rooms()) as url, peer(url) as client:
+        async with running_server(rooms()) as url, peer(url) as client:
             client.writer.write(begin)
             enough = asyncio.create_task(Traced.is_enough.wait())
             with contextlib.suppress(ConnectionError):
@@ -588,7 +588,7 @@ def test_who_was_held_back_is_heard_when_it_is_its_turn(run: Run) -> None:
             await go_on.wait()
             return True
 
-        async with running(with_keys(may=may)) as url, peer(url) as client:
+        async with running_server(with_keys(may=may)) as url, peer(url) as client:
             large = publish(bearer(API_KEY), body=BODY.ljust(60_000))
             sending = asyncio.create_task(client.say(large * 50))
             await asked.wait()
@@ -627,7 +627,7 @@ def test_who_goes_in_the_middle_leaves_nothing(run: Run, stage: str, how: str, r
         app = with_keys(may=may if rule else None)
         large = json.dumps({"type": "a", "data": {"x": "y" * 100_000}}).encode()
         sent = STAGES[stage].replace(b"TOKEN", mint_token("1", secret=SECRET).encode())
-        async with running(app) as url:
+        async with running_server(app) as url:
             async with peer(url) as client:
                 for _ in range(20):
                     await client.say(publish(bearer(API_KEY), body=large))
@@ -656,7 +656,7 @@ def test_who_is_gone_while_many_are_told_harms_no_publisher(run: Run) -> None:
         items = [{"rooms": ["user_1"], "type": "a", "data": {"x": "y" * 100_000}} for _ in range(9)]
         batch = json.dumps({"notifications": items}).encode()
         sent = http(b"POST /broadcast", b"Content-Length: %d" % len(batch), body=batch)
-        async with running(app) as url:
+        async with running_server(app) as url:
             for line, fields in ((b"/events", ()), (b"/subscribe", HANDSHAKE)):
                 async with peer(url) as publisher, peer(url) as listener:
                     await listener.say(http(b"GET " + ROOM + line, *fields))
@@ -676,7 +676,7 @@ def test_the_ping_of_who_does_not_read_is_not_answered_in_memory(run: Run) -> No
     async def test() -> None:
         app = rooms(client_messages_per_s=0)
         ping = bytes([0x81, 0x84, 0, 0, 0, 0]) + b"ping"
-        async with running(app) as url, peer(url, buffer=4096) as client:
+        async with running_server(app) as url, peer(url, buffer=4096) as client:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.say(http(b"GET " + ROOM + b"/subscribe", *HANDSHAKE))
             large = json.dumps({"type": "a", "data": {"x": "y" * 200_000}}).encode()
@@ -695,6 +695,6 @@ def test_the_ping_of_who_does_not_read_is_not_answered_in_memory(run: Run) -> No
 def _waiting(app: RoomServer) -> int:
     """What waits in memory for the one who listens."""
     (session,) = app._sessions._open
-    outlet = session.subscription._outlet
+    outlet = session.subscription._sink
     socket = getattr(outlet, "socket", None)
     return 0 if socket is None else int(socket._transport.get_write_buffer_size())

@@ -32,7 +32,7 @@ def ring() -> Iterator[IoUring]:
 def block_of(ring: IoUring, sockets: list[socket.socket], size: int) -> memoryview:
     block = memoryview(bytearray(len(sockets) * ENTRY_BYTES))
     for place, each in enumerate(sockets):
-        ring.entry(block, place, each.fileno(), size)
+        ring.write_sqe(block, place, each.fileno(), size)
     return block
 
 
@@ -93,7 +93,7 @@ def test_a_peer_that_has_gone_is_told_from_one_that_is_full(ring: IoUring) -> No
 def test_what_is_no_socket_is_told_and_harms_nobody(ring: IoUring) -> None:
     with pairs(2) as (ours, peers), open("/dev/null", "wb") as null:  # noqa: PTH123
         block = block_of(ring, ours, 5)
-        ring.entry(block, 0, null.fileno(), 5)
+        ring.write_sqe(block, 0, null.fileno(), 5)
         assert ring.send(block, 0, 2, b"hello") == (2, [(0, -1)])
         assert drained(peers[1]) == b"hello"
 

@@ -46,22 +46,22 @@ class Heard:
         self.is_writable = asyncio.Event()
         self.socket: WebSocketProtocol
 
-    def alive(self) -> None: ...
+    def on_activity(self) -> None: ...
 
-    def heard(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> None:
         self.messages.append(message)
 
-    def stalled(self) -> None:
+    def on_pause(self) -> None:
         self.times_stalled += 1
 
-    def writable(self) -> None:
+    def on_resume(self) -> None:
         self.times_writable += 1
         self.is_writable.set()
 
-    def ended(self) -> None:
+    def on_close(self) -> None:
         self.times_ended += 1
 
-    def gone(self) -> None:
+    def on_disconnect(self) -> None:
         self.times_gone += 1
         self.is_gone.set()
 
@@ -93,7 +93,7 @@ class Server:
                     stream,
                     heard,
                     half_open=server.half_open,
-                    turn=WriteBatch(),
+                    write_batch=WriteBatch(),
                     pacer=Pacer(),
                     max_message_bytes=65536,
                 )
@@ -208,9 +208,9 @@ def test_the_server_closes_and_hears_nothing_more(run: Run) -> None:
 
 def test_a_handler_hears_nothing_more_after_it_has_ended_the_connection(run: Run) -> None:
     class Ending(Heard):
-        def heard(self, message: str | bytes) -> None:
-            super().heard(message)
-            self.socket.end()
+        def on_message(self, message: str | bytes) -> None:
+            super().on_message(message)
+            self.socket.abort()
 
     async def test() -> None:
         async with serving(handler=Ending) as server, connected(server) as (_, writer, heard):
@@ -472,11 +472,11 @@ def test_a_write_to_who_was_just_reset_is_no_error(run: Run) -> None:
             for _ in range(100):
                 heard.socket.write(text_frame(b"x" * 1000))
             heard.socket.close(1000)
-            heard.socket.end()
+            heard.socket.abort()
             await heard.is_gone.wait()
             heard.socket.write(text_frame(b"x"))
             heard.socket.close(1000)
-            heard.socket.end()
+            heard.socket.abort()
             assert not heard.socket.is_writable
             assert heard.times_gone == 1
 
@@ -523,7 +523,7 @@ def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) ->
                     transport,
                     heard,
                     half_open=server.half_open,
-                    turn=turn,
+                    write_batch=turn,
                     pacer=pacer,
                     max_message_bytes=65536,
                 )

@@ -23,7 +23,7 @@ from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import tls as handshake
 from synap_realtime.server.protocols import write_stalls as reader
 from synap_realtime.server.protocols.certificate import ReloadingCertificate
-from synap_realtime.server.serve import running
+from synap_realtime.server.serve import running_server
 
 from ...certificates import Certified, certify
 from .conftest import Run
@@ -38,7 +38,7 @@ def certified(tmp_path: Path) -> Certified:
 async def serving(certified: Certified, **settings: Any) -> AsyncIterator[str]:
     certificate = ReloadingCertificate(certified.chain, certified.key)
     app = create_app(load_settings(drain_timeout_s=1, **settings))
-    async with running(app, certificate=certificate) as url:
+    async with running_server(app, certificate=certificate) as url:
         assert url.startswith("https://127.0.0.1:")
         yield url
 
@@ -112,7 +112,7 @@ def test_http_1_1_is_agreed_on_and_old_tls_is_not_spoken(run: Run, certified: Ce
             assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
             writer.close()
             await writer.wait_closed()
-        ours = ReloadingCertificate(certified.chain, certified.key).current()
+        ours = ReloadingCertificate(certified.chain, certified.key).context()
         assert ours.minimum_version is ssl.TLSVersion.TLSv1_2
 
     run(test())

@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 def never_resting(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is published stays in the write-ahead log."""
     monkeypatch.setattr(sqlite, "_REST_S", 60.0)
-    monkeypatch.setattr(sqlite, "UPKEEP_S", 60.0)
+    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 60.0)
 
 
 async def publish(store: SqliteStore, id: str) -> None:
@@ -105,7 +105,7 @@ async def test_a_log_that_was_exchanged_loses_nothing(
 async def test_a_deleted_log_is_noticed_while_nobody_publishes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "UPKEEP_S", 0.01)
+    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
     store = SqliteStore(path)
     await publish(store, "n0")
     before = log_of(path).stat().st_ino

@@ -110,7 +110,7 @@ async def test_a_copy_that_was_put_back_hides_nothing(path: Path) -> None:
 async def test_a_duplicate_has_the_first_count_whatever_is_being_written(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "UPKEEP_S", 0.0)
+    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.0)
     store = SqliteStore(path)
     for n in range(40):
         await publish(store, f"n{n}", count=3)
@@ -137,7 +137,7 @@ async def test_a_listener_that_fails_stops_nobody(
 async def test_one_call_may_be_larger_than_what_may_wait(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAX_WAITING_BYTES", 1000)
+    monkeypatch.setattr(sqlite, "MAX_QUEUED_BYTES", 1000)
     store = SqliteStore(path)
     await publish(store, "n0", size=5000)
     assert await ids(store) == ["n0"]
@@ -168,7 +168,7 @@ async def test_age_goes_on_over_restarts(path: Path) -> None:
 async def test_a_crash_forgets_no_more_than_a_minute_of_age(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "UPKEEP_S", 0.01)
+    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
     now = 0.0
     store = SqliteStore(path, Retention(max_age_s=1000), clock=lambda: now)
     await publish(store, "n0")
@@ -202,7 +202,7 @@ async def test_a_restart_with_a_wrong_wall_clock_keeps_the_log(
 async def test_what_is_old_is_deleted_while_nobody_publishes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "UPKEEP_S", 0.01)
+    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
     now = 1000.0
     store = SqliteStore(path, clock=lambda: now)
     await publish(store, "n0")
@@ -297,7 +297,7 @@ async def test_a_file_that_was_moved_away_takes_nothing_until_it_is_back(path: P
 async def test_more_than_the_disk_can_take_is_refused_at_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAX_WAITING_BYTES", 1000)
+    monkeypatch.setattr(sqlite, "MAX_QUEUED_BYTES", 1000)
     store = SqliteStore(path)
     first = asyncio.create_task(publish(store, "n0", size=900))
     await asyncio.sleep(0)

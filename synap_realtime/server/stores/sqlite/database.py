@@ -43,7 +43,7 @@ _BUSY_TIMEOUT_S = 1.0
 _CHECKED_EVERY_S = 60.0  # of running time, a crash forgets no more
 
 _ROWS = (64, 8, 1)  # of a statement: few sizes, so that SQLite knows each already
-_MORE = 15  # deleted beside as many as have come
+_EXTRA_DELETES = 15  # deleted beside as many as have come
 _MAX_ROOMS = 16_384  # known at once
 _AMPLE = 8  # so many times what is to be written has to be free, or it is tried
 _CHECKPOINT_US = 10_000_000  # between two checkpoints
@@ -176,12 +176,12 @@ class Database:
         try:
             self._database = self._open_database()
         except OSError as error:
-            raise self.unusable(error) from error
+            raise self.to_config_error(error) from error
         try:
             self._connect_first()
         except (*UNUSABLE, OSError) as error:
             self.close()
-            raise self.unusable(error) from error
+            raise self.to_config_error(error) from error
         except BaseException:
             self.close()
             raise
@@ -345,7 +345,7 @@ class Database:
                 "one: after a crash, who opens the other name misses what the log holds. Remove "
                 "one of the names, or choose another path"
             )
-        self._jump(db)
+        self._skip_offsets(db)
         (_,) = db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
         (self._began,) = db.execute(
             "SELECT max(value, 0.0) FROM meta WHERE name='checked'"
@@ -407,7 +407,7 @@ class Database:
             check_same_thread=False,
         )
 
-    def unusable(self, error: Exception) -> ConfigurationError:
+    def to_config_error(self, error: Exception) -> ConfigurationError:
         """Why the file cannot be used, and what to do."""
         return ConfigurationError(f"{OPTION}: {self.path} {_problem(error)}")
 
@@ -440,7 +440,7 @@ class Database:
             f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_VERSION}; COMMIT;"
         )
 
-    def _jump(self, db: sqlite3.Connection) -> None:
+    def _skip_offsets(self, db: sqlite3.Connection) -> None:
         last, now = _last_offset(db), time.time_ns() // 1000
         if last < now:
             db.execute("BEGIN IMMEDIATE")
@@ -457,13 +457,13 @@ class _Room:
         grown: by so many since its size was last written.
     """
 
-    __slots__ = ("grown", "id", "name", "size")
+    __slots__ = ("id", "name", "pending_growth", "size")
 
     def __init__(self, id: int, name: Room, size: int) -> None:
         self.id = id
         self.name = name
         self.size = size
-        self.grown = 0
+        self.pending_growth = 0
 
 
 class _Rooms:
@@ -547,7 +547,7 @@ class LogWriter:
                 [
                     place
                     for start in range(0, len(publications), _ROWS[0])
-                    for place in self._keep(publications[start : start + _ROWS[0]])
+                    for place in self._insert(publications[start : start + _ROWS[0]])
                 ]
             )
             kept = [list(islice(places, len(call))) for call in calls]
@@ -597,7 +597,7 @@ class LogWriter:
         self._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'entry'", (now,))
         return now
 
-    def is_upkeep_due(self) -> bool:
+    def is_maintenance_due(self) -> bool:
         """Whether a write without publications has something to do.
 
         Raises:
@@ -671,14 +671,14 @@ class LogWriter:
         self._connected = True
         self._generation = self._file.generation
 
-    def _keep(self, publications: Sequence[Publication]) -> list[InsertResult]:
+    def _insert(self, publications: Sequence[Publication]) -> list[InsertResult]:
         """A few statements for many: in each the interpreter's lock changes hands."""
         now = self._file.now()
         if len(self._rooms) > _MAX_ROOMS:
             self._rooms.clear()
         rooms = [self._rooms.find(self._db, publication.room) for publication in publications]
         keys = [(room.id, each.id) for room, each in zip(rooms, publications, strict=True)]
-        first = self._first_of(keys, now)
+        first = self._find_duplicates(keys, now)
         kept, entries, seen = [], [], []
         offset = _last_offset(self._db)
         for room, key, (_, id, text) in zip(rooms, keys, publications, strict=True):
@@ -689,19 +689,21 @@ class LogWriter:
             offset = self._offsets.next(offset)
             entries.append((offset, room.id, now + self._retention.age_s(room.name), text))
             seen.append((offset, room.id, id, now + self._retention.dedupe_window_s))
-            room.grown += 1
+            room.pending_growth += 1
             kept.append(InsertResult(offset, duplicate=False, count=0))
             first[key] = InsertResult(offset, duplicate=True, count=0)
-        self._many("INSERT INTO entry (offset, room, expires, text) VALUES {}", entries)
-        self._many("INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES {}", seen)
+        self._execute_values("INSERT INTO entry (offset, room, expires, text) VALUES {}", entries)
+        self._execute_values(
+            "INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES {}", seen
+        )
         self._write_sizes(rooms)
         return kept
 
-    def _first_of(
+    def _find_duplicates(
         self, keys: Sequence[tuple[int, str]], now: float
     ) -> dict[tuple[int, str], InsertResult]:
         """Where those are that the file has already."""
-        rows = self._many(
+        rows = self._execute_values(
             "SELECT seen.room, seen.id, offset, count, expires FROM (VALUES {}) AS asked"
             # Not for the other way round: a scan of all that was seen.
             " CROSS JOIN seen ON seen.room = asked.column1 AND seen.id = asked.column2",
@@ -714,21 +716,24 @@ class LogWriter:
         }
 
     def _write_sizes(self, rooms: Iterable[_Room]) -> None:
-        grown = [room for room in dict.fromkeys(rooms) if room.grown]
-        self._many(
+        grown = [room for room in dict.fromkeys(rooms) if room.pending_growth]
+        self._execute_values(
             "UPDATE room SET size = size + more.column2"
             " FROM (VALUES {}) AS more WHERE id = more.column1",
-            [(room.id, room.grown) for room in grown],
+            [(room.id, room.pending_growth) for room in grown],
         )
         for room in grown:
-            room.size += room.grown
+            room.size += room.pending_growth
             # A few at a time: a retention that was lowered between two runs is no stall.
-            surplus = min(room.size - self._retention.count_of(room.name), room.grown + _MORE)
-            room.grown = 0
+            surplus = min(
+                room.size - self._retention.count_of(room.name),
+                room.pending_growth + _EXTRA_DELETES,
+            )
+            room.pending_growth = 0
             if surplus > 0:
                 self._delete_oldest(room, surplus)
 
-    def _many(self, sql: str, rows: Sequence[tuple[object, ...]]) -> list[Any]:
+    def _execute_values(self, sql: str, rows: Sequence[tuple[object, ...]]) -> list[Any]:
         """A statement for many rows.
 
         Args:
@@ -867,7 +872,7 @@ class LogReader:
         # What was kept for a few seconds only may have been dropped after the checkpoint.
         return max(checkpoint, self._dropped(room))
 
-    def device_mark(self, room: Room, device: str) -> int | None:
+    def device_ack(self, room: Room, device: str) -> int | None:
         """How far a device has come; None if it is not known.
 
         Raises:
@@ -879,7 +884,7 @@ class LogReader:
         ).fetchone()
         return int(row[0]) if row is not None else None
 
-    def mark(self, room: Room) -> int:
+    def ack(self, room: Room) -> int:
         """How far the room was received; 0 if never.
 
         Raises:
@@ -905,7 +910,7 @@ class LogReader:
     def _page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
         execute = self._db.execute
         # Not compared with the last offset of all rooms: the answer would tell of others.
-        foreign = after > max(checkpoint, self.head(room, checkpoint)) or self._is_in_a_jump(after)
+        foreign = after > max(checkpoint, self.head(room, checkpoint)) or self._in_offset_gap(after)
         row = execute("SELECT id, forgotten FROM room WHERE name = ?", (room,)).fetchone()
         if row is None:
             return PageRows((), recovered=not foreign and not 0 < after < self._dropped(room))
@@ -925,7 +930,7 @@ class LogReader:
         ).fetchone()
         return int(row[0])
 
-    def _is_in_a_jump(self, offset: int) -> bool:
+    def _in_offset_gap(self, offset: int) -> bool:
         row = self._db.execute(
             "SELECT until FROM jump WHERE after < ? ORDER BY after DESC LIMIT 1", (offset,)
         ).fetchone()

@@ -36,7 +36,7 @@ from .database import UNUSABLE, Database, InsertResult, LogReader, LogWriter
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING_BYTES = 64 * 1024 * 1024
+MAX_QUEUED_BYTES = 64 * 1024 * 1024
 """More than this not yet written, and publishes are refused until the disk has caught up."""
 
 CHECK_TIMEOUT_S = 2.0
@@ -44,7 +44,7 @@ TRIAL_BYTES = 512 * 1024
 """The file takes writes if it takes so much at once: the largest notification, and what is around
 it."""
 
-UPKEEP_S = 1.0
+MAINTENANCE_INTERVAL_S = 1.0
 """How often marks and counts are written, and, when nobody publishes, what is old is deleted."""
 
 _REST_S = 0.25
@@ -52,7 +52,7 @@ _REST_S = 0.25
 
 _GROUP_BYTES = 4 * 1024 * 1024
 _SWEEP, _IDLE_SWEEP = 64, 2000  # old entries deleted in a transaction
-_BREATH_BYTES = 16 * 1024  # delivered in a row, before others get their turn
+_YIELD_BYTES = 16 * 1024  # delivered in a row, before others get their turn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class SqliteStore:
             self._reader = LogReader(self._file)
         except UNUSABLE as error:
             self._file.close()
-            raise self._file.unusable(error) from error
+            raise self._file.to_config_error(error) from error
         self._epoch = self._writer.epoch
         self._writes = _Health(f"writing {self._file.path}")
         self._reads = _Health(f"reading {self._file.path}")
@@ -163,7 +163,7 @@ class SqliteStore:
     ) -> Sequence[PublishResult]:
         loop = self._started()
         size = sum(len(publication.text) for publication in publications)
-        if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
+        if self._waiting_bytes and self._waiting_bytes + size > MAX_QUEUED_BYTES:
             raise StoreUnavailableError("more waits to be written than the disk can take")
         self._waiting_bytes += size
         job = _WriteRequest(publications, deliver, loop.create_future(), size)
@@ -191,16 +191,16 @@ class SqliteStore:
         )
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
-        if device is not None and (mark := await self._device_mark(room, device)) is not None:
+        if device is not None and (mark := await self._device_ack(room, device)) is not None:
             return Cursor(self._epoch, mark)
         before = self._marks.get((room, None), 0)  # it may go into the file while we read
-        kept = await self._read(self._reader.mark, room)
+        kept = await self._read(self._reader.ack, room)
         mark = max(before, kept, self._marks.get((room, None), 0))
         return Cursor(self._epoch, mark) if mark else None
 
-    async def _device_mark(self, room: Room, device: str) -> int | None:
+    async def _device_ack(self, room: Room, device: str) -> int | None:
         before = self._marks.get((room, device))
-        kept = await self._read(self._reader.device_mark, room, device)
+        kept = await self._read(self._reader.device_ack, room, device)
         found = (before, kept, self._marks.get((room, device)))
         return max((mark for mark in found if mark is not None), default=None)
 
@@ -246,7 +246,7 @@ class SqliteStore:
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self._finishing = self._loop.create_task(self._finish())
+            self._finishing = self._loop.create_task(self._completion_loop())
             self._writing.start()
         return self._loop
 
@@ -257,7 +257,7 @@ class SqliteStore:
         stopping = False
         upkeep_at = 0.0
         while not stopping:
-            jobs, stopping = self._take()
+            jobs, stopping = self._next_group()
             due = stopping or time.monotonic() >= upkeep_at
             marks = self._marks.copy() if due else {}
             counts = self._counts.copy() if due else {}
@@ -265,14 +265,14 @@ class SqliteStore:
             size = sum(job.size for job in jobs)
             outcome: _Outcome = [()] * len(jobs)
             try:
-                if size or marks or counts or stopping or self._writer.is_upkeep_due():
+                if size or marks or counts or stopping or self._writer.is_maintenance_due():
                     calls = [job.publications for job in jobs]
                     outcome = self._writer.write(calls, marks, counts, sweep)
                 if not size:
                     self._writer.idle()
                 self._try_writing(size, is_asked=any(not job.publications for job in jobs))
                 if due:
-                    upkeep_at = time.monotonic() + UPKEEP_S
+                    upkeep_at = time.monotonic() + MAINTENANCE_INTERVAL_S
             except sqlite3.Error as error:
                 self._writes.report(str(error))
                 self._trial_bytes = max(self._trial_bytes, min(2 * size, _GROUP_BYTES))
@@ -285,7 +285,7 @@ class SqliteStore:
             if jobs or marks or counts or stopping:
                 done = _WriteResult(jobs, outcome, marks, counts, stopping)
                 try:
-                    self._loop.call_soon_threadsafe(self._take_back, done)
+                    self._loop.call_soon_threadsafe(self._on_written, done)
                 except RuntimeError:  # the event loop has gone: there is nobody to tell
                     return
 
@@ -306,7 +306,7 @@ class SqliteStore:
             now = time.monotonic()
             if now < self._next_trial_at:
                 return
-            self._next_trial_at = now + UPKEEP_S
+            self._next_trial_at = now + MAINTENANCE_INTERVAL_S
             try:
                 self._writer.try_writing(self._trial_bytes, only_if_nearly_full=not failed)
             except sqlite3.Error as error:
@@ -315,12 +315,14 @@ class SqliteStore:
         self._writes.report(None)
         self._trial_bytes = TRIAL_BYTES
 
-    def _take(self) -> tuple[list[_WriteRequest], bool]:
+    def _next_group(self) -> tuple[list[_WriteRequest], bool]:
         """All jobs that wait, up to what one transaction should hold; whether it is the end."""
         jobs: list[_WriteRequest] = []
         size = 0
         try:
-            job = self._jobs.get(timeout=_REST_S if self._file.log_bytes else UPKEEP_S)
+            job = self._jobs.get(
+                timeout=_REST_S if self._file.log_bytes else MAINTENANCE_INTERVAL_S
+            )
             while job is not None:
                 jobs.append(job)
                 size += job.size
@@ -333,11 +335,11 @@ class SqliteStore:
 
     # --- the event loop -------------------------------------------------------------------------
 
-    def _take_back(self, done: _WriteResult) -> None:
+    def _on_written(self, done: _WriteResult) -> None:
         self._done.append(done)
         self._arrived.set()
 
-    async def _finish(self) -> None:
+    async def _completion_loop(self) -> None:
         """Deliver what was kept and answer who published it, in the order of the file."""
         stopping = False
         while not stopping:
@@ -382,7 +384,7 @@ class SqliteStore:
                 if count:
                     self._counts[place.offset] = count
                 unread += entry.size
-                if unread > _BREATH_BYTES:
+                if unread > _YIELD_BYTES:
                     unread = 0
                     await asyncio.sleep(0)
             receipts.append(PublishResult(publication.id, cursor, count, place.duplicate))
