@@ -42,7 +42,7 @@ class Use:
         sessions: of a user, a month: a tab that is opened.
         session_minutes: how long it stays open. It listens to the user's room.
         peak: how many more users than on average are there at the busiest time.
-        silence_s: how often an object looks for silent connections (``SILENCE_S``); 0: never.
+        silence_s: how often an object looks for silent connections (``IDLE_TIMEOUT_S``); 0: never.
     """
 
     users: int = 1000

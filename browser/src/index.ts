@@ -1,5 +1,5 @@
 /** Listen to the rooms of synap-realtime, without a framework. For React: `@synap/realtime/react`. */
-export { RealtimeError, subscribe } from "./socket.js";
+export { RealtimeError, subscribe } from "./subscription.js";
 export type {
   CursorStorage,
   Presence,
@@ -8,9 +8,9 @@ export type {
   Status,
   SubscribeOptions,
   Subscription,
-} from "./socket.js";
-export { subscribeShared } from "./tabs.js";
-export { JobView } from "./job.js";
+} from "./subscription.js";
+export { subscribeShared } from "./shared.js";
+export { JobTracker } from "./job.js";
 export type { JobState } from "./job.js";
 export type { NotificationMessage } from "./message.js";
 export type * from "./types.js";

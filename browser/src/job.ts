@@ -34,7 +34,7 @@ const text = (value: unknown) => (typeof value === "string" ? value : undefined)
 const number = (value: unknown) => (typeof value === "number" && value >= 0 ? value : undefined);
 
 /** What one job's notifications come to: without a clock. */
-export class JobView<Result = Record<string, unknown>> {
+export class JobTracker<Result = Record<string, unknown>> {
   state: JobState<Result> = IDLE;
   /** So long is silence normal from the last notification on, in milliseconds. */
   stallAfterMs: number | undefined;
@@ -48,7 +48,7 @@ export class JobView<Result = Record<string, unknown>> {
   }
 
   /** Take the next notification; what comes after the end is ignored. */
-  hear({ type, status, data }: Delivered): void {
+  apply({ type, status, data }: Delivered): void {
     if (this.isOver) return;
     const { state } = this;
     const word = type.slice(type.lastIndexOf(".") + 1);
@@ -106,7 +106,7 @@ export class JobView<Result = Record<string, unknown>> {
   }
 
   /** It has been silent for too long. A later word takes that back. */
-  stall(): void {
+  markStalled(): void {
     const { status } = this.state;
     if (status === "pending" || status === "retrying") this.state = { ...this.state, status: "stalled" };
   }

@@ -34,7 +34,7 @@ const RULES: Record<string, Rule> = {
     "a token, or a function that brings one",
   ],
   after: [(value: unknown) => value === "" || isCursor(value), "a cursor, 'earliest' or 'latest'"],
-  attempts: [
+  maxReconnects: [
     (value: unknown) => value === Infinity || (Number.isInteger(value) && (value as number) >= 0),
     "a whole number from 0 on, or Infinity",
   ],
@@ -44,7 +44,7 @@ const RULES: Record<string, Rule> = {
       isBoolean(value) || (isFunction(value?.getItem) && isFunction(value?.setItem)),
     "true, false or a storage",
   ],
-  keep: [(value: unknown) => typeof value === "number" && value === value, "a number"],
+  maxMessages: [(value: unknown) => typeof value === "number" && value === value, "a number"],
   acknowledge: SWITCH,
   presence: SWITCH,
   shared: SWITCH,

@@ -4,7 +4,7 @@ import type { Delivered } from "./protocol.js";
 
 const SEEN_IDS = 4096;
 /** After so many replays in a row that were cut, the next begins where the last one ended. */
-const CUT_REPLAYS = 3;
+const MAX_INTERRUPTED_REPLAYS = 3;
 
 export class Position {
   /** The furthest that has come. */
@@ -12,7 +12,7 @@ export class Position {
   /** From where the next connection misses nothing, and hears whether something is gone. */
   resume: string | undefined;
   private readonly hasStart: boolean;
-  private isTold = true;
+  private gapChecked = true;
   private cutReplays = 0;
   private connections = 0;
   private readonly seen = new Set<string>();
@@ -29,7 +29,7 @@ export class Position {
   }
 
   /** A first listener without a cursor has nothing to miss. */
-  get tellsGaps(): boolean {
+  get reportsGaps(): boolean {
     return this.connections > 1 || this.hasStart;
   }
 
@@ -37,12 +37,12 @@ export class Position {
   connected(speaksV1: boolean): void {
     this.connections++;
     // Who has no position yet has nothing to be told.
-    this.isTold = !speaksV1 || this.resume === undefined;
+    this.gapChecked = !speaksV1 || this.resume === undefined;
   }
 
   /** The replay is over. */
-  told(cursor: unknown): void {
-    this.isTold = true;
+  replayComplete(cursor: unknown): void {
+    this.gapChecked = true;
     this.cutReplays = 0;
     this.moveTo(cursor);
   }
@@ -54,8 +54,8 @@ export class Position {
    * @returns whether something may be gone and nobody will tell.
    */
   lost(): boolean {
-    if (this.isTold || this.cursor === undefined || this.resume === this.cursor) return false;
-    if (++this.cutReplays < CUT_REPLAYS) return false;
+    if (this.gapChecked || this.cursor === undefined || this.resume === this.cursor) return false;
+    if (++this.cutReplays < MAX_INTERRUPTED_REPLAYS) return false;
     this.cutReplays = 0;
     this.resume = this.cursor;
     return true;
@@ -64,7 +64,7 @@ export class Position {
   moveTo(cursor: unknown): void {
     if (!isCursor(cursor)) return;
     this.cursor = cursor;
-    if (this.isTold) this.resume = cursor;
+    if (this.gapChecked) this.resume = cursor;
   }
 
   /** Whether its id was not seen before; one without an id is always new. */

@@ -42,7 +42,7 @@ export interface Failure {
   /** The server said not to come back. */
   isFinal?: boolean;
   /** The pause that a draining server asked for. */
-  askedMs?: number;
+  retryAfterMs?: number;
 }
 
 /** Whether a status of a refused request means that it will be refused again. */

@@ -1,11 +1,11 @@
 /** React: `useSynapRealtime` for a room, `useJob` for a request. */
 import { useCallback, useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
-import { IDLE, JobView, type JobState } from "./job.js";
+import { IDLE, JobTracker, type JobState } from "./job.js";
 import type { NotificationMessage } from "./message.js";
 import { baseOf, check, roomOf } from "./options.js";
 import { Position } from "./position.js";
-import { subscribe, type Status, type SubscribeOptions, type Subscription } from "./socket.js";
-import { subscribeShared } from "./tabs.js";
+import { subscribe, type Status, type SubscribeOptions, type Subscription } from "./subscription.js";
+import { subscribeShared } from "./shared.js";
 import type { NotificationData } from "./types.js";
 
 export type { JobState, NotificationMessage };
@@ -31,7 +31,7 @@ export interface RealtimeOptions<Data extends object = NotificationData>
   /** One connection for all tabs. */
   shared?: boolean | undefined;
   /** How many of the last messages are in `messages`; 100. */
-  keep?: number | undefined;
+  maxMessages?: number | undefined;
   onMessage?: ((message: NotificationMessage<Data>) => void) | undefined;
   onError?: ((error: RealtimeErrorEvent) => void) | undefined;
   onConnect?: (() => void) | undefined;
@@ -56,16 +56,16 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 /** Something that components read while it changes. */
 class Store<Value> {
-  private readonly readers = new Set<() => void>();
+  private readonly listeners = new Set<() => void>();
   constructor(public value: Value) {}
   readonly get = () => this.value;
-  readonly read = (reader: () => void) => {
-    this.readers.add(reader);
-    return () => void this.readers.delete(reader);
+  readonly subscribe = (reader: () => void) => {
+    this.listeners.add(reader);
+    return () => void this.listeners.delete(reader);
   };
   set(value: Value): void {
     this.value = value;
-    for (const reader of this.readers) reader();
+    for (const reader of this.listeners) reader();
   }
 }
 
@@ -142,7 +142,7 @@ function useNewToken(token: SubscribeOptions["token"], current: { readonly curre
 export function useSynapRealtime<Data extends object = NotificationData>(
   options: RealtimeOptions<Data>,
 ): UseSynapRealtimeReturn<Data> {
-  const { userId, requestId, autoConnect = true, shared = false, after, attempts, device, presence } = options;
+  const { userId, requestId, autoConnect = true, shared = false, after, maxReconnects, device, presence } = options;
   const url = options.url ?? options.realtimeUrl;
   check(options);
   baseOf(url, options.url === undefined && url !== undefined ? "realtimeUrl" : "url");
@@ -152,18 +152,18 @@ export function useSynapRealtime<Data extends object = NotificationData>(
   const current = useRef<Subscription | null>(null);
   // Another room's messages are never shown, not even for one frame.
   const store = useMemo(() => new Memory(nothing<Data>()), [room, url]);
-  const seen = useSyncExternalStore(store.read, store.get, store.get);
+  const seen = useSyncExternalStore(store.subscribe, store.get, store.get);
 
   const connect = useCallback(() => {
     if (current.current) {
       const { status } = current.current.state;
-      if (status === "waiting" || status === "closed") current.current.reconnect();
+      if (status === "reconnecting" || status === "closed") current.current.reconnect();
       return;
     }
     let wasOpen = false;
     const { acknowledge, persist } = latest.current;
     current.current = (shared ? subscribeShared : subscribe)(room, {
-      url, attempts, device, presence, acknowledge, persist,
+      url, maxReconnects, device, presence, acknowledge, persist,
       after: store.start(after),
       get token() {
         return latest.current.token;
@@ -172,11 +172,11 @@ export function useSynapRealtime<Data extends object = NotificationData>(
         if (!store.isNew(notification)) return;
         const message = notification as unknown as NotificationMessage<Data>;
         const all = [...store.value.messages, message];
-        const messages = all.slice(Math.max(0, all.length - (latest.current.keep ?? 100)));
+        const messages = all.slice(Math.max(0, all.length - (latest.current.maxMessages ?? 100)));
         store.set({ ...store.value, lastMessage: message, messages });
         latest.current.onMessage?.(message);
       },
-      onState: ({ status, error: why }) => {
+      onStateChange: ({ status, error: why }) => {
         const error = why ? errorEvent(why.message, why.code, why.retriable) : null;
         store.set({ ...store.value, status, error: status === "connecting" ? store.value.error : error });
         if (error) latest.current.onError?.(error);
@@ -189,7 +189,7 @@ export function useSynapRealtime<Data extends object = NotificationData>(
       onPresence: (who) => latest.current.onPresence?.(who),
     });
     store.set({ ...store.value, status: "connecting" });
-  }, [room, url, shared, after, attempts, device, presence, store, latest]);
+  }, [room, url, shared, after, maxReconnects, device, presence, store, latest]);
 
   const disconnect = useCallback(() => {
     const subscription = current.current;
@@ -220,7 +220,7 @@ export function useSynapRealtime<Data extends object = NotificationData>(
 
 /** How a job stands, and how the connection does that says so: two things, of which either may fail alone. */
 export interface UseJobReturn<Result = Record<string, unknown>> extends JobState<Result> {
-  /** `waiting`: the connection is lost, and will be tried again. After the job's end it is `closed`. */
+  /** `reconnecting`: the connection is lost, and will be tried again. After the job's end it is `closed`. */
   connection: Status;
   connectionError: RealtimeErrorEvent | null;
   /** Connect now, also after `disconnected`. */
@@ -229,7 +229,7 @@ export interface UseJobReturn<Result = Record<string, unknown>> extends JobState
 
 /** Of one job, over all connections. */
 class Following<Result> extends Memory<Omit<UseJobReturn<Result>, "reconnect">> {
-  readonly view = new JobView<Result>();
+  readonly view = new JobTracker<Result>();
   private connection: Status = "closed";
   private connectionError: RealtimeErrorEvent | null = null;
 
@@ -279,7 +279,7 @@ export function useJob<Result = Record<string, unknown>>(
       clearTimeout(timer);
       if (!view.stallAfterMs || subscription.state.status !== "open") return;
       timer = setTimeout(() => {
-        view.stall();
+        view.markStalled();
         job.show();
       }, Math.min(view.stallAfterMs, LONGEST_TIMER_MS));
     };
@@ -289,17 +289,17 @@ export function useJob<Result = Record<string, unknown>>(
         return latest.current.token;
       },
       after: job.start("earliest"),
-      attempts: Infinity,
+      maxReconnects: Infinity,
       onNotification: (notification) => {
         if (!job.isNew(notification)) return;
-        view.hear(notification);
+        view.apply(notification);
         job.show();
         awaitStall();
         if (!view.isOver) return;
         subscription.close();
         job.connected("closed", null);
       },
-      onState: ({ status, error }) => {
+      onStateChange: ({ status, error }) => {
         job.connected(status, error ? errorEvent(error.message, error.code, error.retriable) : null);
         awaitStall();
       },
@@ -318,7 +318,7 @@ export function useJob<Result = Record<string, unknown>>(
   }, [room, url, job, latest]);
   useNewToken(options.token, current);
 
-  const state = useSyncExternalStore(job.read, job.get, job.get);
+  const state = useSyncExternalStore(job.subscribe, job.get, job.get);
   const reconnect = useCallback(() => current.current?.reconnect(), []);
   return useMemo(() => ({ ...state, reconnect }), [state, reconnect]);
 }

@@ -3,7 +3,7 @@ import { shown } from "./options.js";
 import { isFinalStatus, read, type ControlFrame, type Delivered, type Failure } from "./protocol.js";
 
 /** What a connection tells. After `onEnd` it tells nothing more. */
-export interface Ear {
+export interface TransportCallbacks {
   /** @param speaksV1 the server sends control frames. */
   onOpen(speaksV1: boolean): void;
   onMessage(message: Delivered | ControlFrame): void;
@@ -11,7 +11,7 @@ export interface Ear {
   onEnd(failure: Failure): void;
 }
 
-export interface Wire {
+export interface Transport {
   readonly kind: "websocket" | "sse";
   send(text: string): void;
   close(): void;
@@ -56,7 +56,7 @@ const REASONS: Record<number, string> = {
 const CLOSE_WITHIN_MS = 250;
 
 /** @param plain for a server of the original report, which knows no subprotocol. */
-export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
+export function webSocket(target: Target, ear: TransportCallbacks, plain: boolean): Transport {
   const { token, query } = target;
   const protocols = plain ? [] : ["synap.v1"];
   let inQuery: string | undefined;
@@ -65,7 +65,7 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
   const url = address({ ...target, query: { ...query, token: inQuery } }, "subscribe");
   const socket = new WebSocket(url.replace(/^http/, "ws"), protocols);
   let isOpen = false;
-  let askedMs: number | undefined;
+  let retryAfterMs: number | undefined;
   const opened = (speaksV1: boolean) => {
     if (isOpen) return;
     isOpen = true;
@@ -87,7 +87,7 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
       code,
       reason: reason || REASONS[code] || (isOpen || code !== 1006 ? `the connection ended (${code})` : "the server was not reached"),
       isFinal: code >= 4500 || code === 1009, // which may stand for 4540
-      askedMs,
+      retryAfterMs,
     });
   // A server of ours lets a page in before it says no, and says something at once to who may stay.
   socket.onopen = () => socket.protocol !== "synap.v1" && opened(false);
@@ -100,7 +100,7 @@ export function webSocket(target: Target, ear: Ear, plain: boolean): Wire {
     opened(true);
     if ("control" in message && message.control === "synap.closing") {
       const asked = message.data.reconnectAfterMs;
-      if (typeof asked === "number" && asked >= 0) askedMs = asked;
+      if (typeof asked === "number" && asked >= 0) retryAfterMs = asked;
     }
     ear.onMessage(message);
   };
@@ -147,7 +147,7 @@ async function unreached(base: string, signal: AbortSignal): Promise<Failure> {
   return { reason: answers ? `cannot use ${url}: ${why}` : `cannot reach ${url}, or this page's policy forbids it` };
 }
 
-export function eventStream(target: Target, ear: Ear): Wire {
+export function eventStream(target: Target, ear: TransportCallbacks): Transport {
   const stop = new AbortController();
   const ended = (failure: Failure) => {
     if (!stop.signal.aborted) ear.onEnd(failure);
@@ -158,7 +158,7 @@ export function eventStream(target: Target, ear: Ear): Wire {
   return { kind: "sse", send: () => undefined, close: () => stop.abort() };
 }
 
-async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Failure> {
+async function listen(target: Target, ear: TransportCallbacks, signal: AbortSignal): Promise<Failure> {
   const headers: Record<string, string> = { Accept: "text/event-stream" };
   if (target.token) headers.Authorization = `Bearer ${target.token}`;
   let response: Response;
@@ -185,7 +185,7 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let isOpen = false;
   let isExpiring = false; // a stream takes no new token: it ends with the one that it has
-  let askedMs: number | undefined;
+  let retryAfterMs: number | undefined;
   // What is kept of an event that has not ended is bounded; each character is read once.
   let fields: Record<string, string> = {};
   let line = "";
@@ -193,7 +193,7 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
   for (;;) {
     const { done, value } = await reader.read();
     if (done || signal.aborted)
-      return isExpiring ? { reason: REASONS[4401]!, code: 4401, askedMs } : { reason: "the stream ended", askedMs };
+      return isExpiring ? { reason: REASONS[4401]!, code: 4401, retryAfterMs } : { reason: "the stream ended", retryAfterMs };
     ear.onPong(); // also a comment line says that the server lives
     const pieces = value.split("\n");
     const rest = pieces.length - 1;
@@ -220,11 +220,11 @@ async function listen(target: Target, ear: Ear, signal: AbortSignal): Promise<Fa
     if (message && !isOpen) {
       // Not before: a server that drains says when to come back, and nothing else.
       isOpen = true;
-      askedMs = undefined;
+      retryAfterMs = undefined;
       ear.onOpen(true);
     }
     isExpiring ||= control === "synap.token_expiring";
-    if (retry && (!isOpen || control === "synap.closing")) askedMs = Number(retry);
+    if (retry && (!isOpen || control === "synap.closing")) retryAfterMs = Number(retry);
     if (message && !signal.aborted) ear.onMessage(message);
   }
 }

@@ -1,11 +1,11 @@
 /** What the application does when it is called is its own affair: the connection goes on. */
 import { expect, test, vi } from "vitest";
-import type { Subscription } from "../src/socket.js";
+import type { Subscription } from "../src/subscription.js";
 import { connected, listen, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
-const callbacks = ["onNotification", "onState", "onGap", "onPresence"] as const;
+const callbacks = ["onNotification", "onStateChange", "onGap", "onPresence"] as const;
 type Callback = (typeof callbacks)[number];
 
 /** Everything that can be told, on one connection; `act` is what the named callback does. */
@@ -41,7 +41,7 @@ test.each(callbacks)("%s that throws is reported, and nothing is lost", async (n
     throw new Error(`${++thrown} of the application`);
   });
   expect(notifications).toEqual(["c1", "c2"]);
-  expect(statuses()).toEqual(["connecting", "open", "waiting"]);
+  expect(statuses()).toEqual(["connecting", "open", "reconnecting"]);
   expect([gaps.length, presence.length]).toEqual([1, 1]);
   await pass(1);
   expect(thrown).toBeGreaterThan(0);
@@ -60,7 +60,7 @@ test.each(callbacks)("%s may close, and nothing is called any more", async (name
   expect(count).toBe(1);
   expect(JSON.stringify(told)).toBe(before);
   expect(subscription.state.status).toBe("closed");
-  expect(ScriptedSocket.all).toHaveLength(1 - Number(name === "onState"));
+  expect(ScriptedSocket.all).toHaveLength(1 - Number(name === "onStateChange"));
 });
 
 test.each(callbacks)("%s may reconnect, and there is one connection then", async (name) => {

@@ -1,6 +1,6 @@
 /** What a subscription keeps to itself, and what it does at its edges. */
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { subscribe, type State, type SubscribeOptions } from "../src/socket.js";
+import { subscribe, type State, type SubscribeOptions } from "../src/subscription.js";
 import { script, settle, Socket, Stream } from "./scripted.js";
 
 const SECRET = "se/cret="; // no subprotocol may hold it, so it goes into the address
@@ -10,7 +10,7 @@ let close = () => {};
 function listen(options: SubscribeOptions = {}) {
   const states: State[] = [];
   const subscription = subscribe("user_1", {
-    url: "http://rooms.test", attempts: 0, onState: (state) => states.push(state), ...options,
+    url: "http://rooms.test", maxReconnects: 0, onStateChange: (state) => states.push(state), ...options,
   });
   close = () => subscription.close();
   return { subscription, states };
@@ -75,7 +75,7 @@ test.each(["null", "[]", '"no"', "no JSON", '{"details":5}', ""])("a refusal is 
 
 test("who closes when it begins to connect is asked for no token any more", async () => {
   const token = vi.fn(() => "t");
-  const { subscription } = listen({ token, onState: () => subscription.close() });
+  const { subscription } = listen({ token, onStateChange: () => subscription.close() });
   await settle();
   expect([token.mock.calls.length, Socket.all.length]).toEqual([0, 0]);
 });

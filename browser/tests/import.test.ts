@@ -25,7 +25,7 @@ async function load(entry: string, asked: string[], globals: object = {}) {
 }
 
 test.each([
-  ["index", ["JobView", "RealtimeError", "subscribe", "subscribeShared"]],
+  ["index", ["JobTracker", "RealtimeError", "subscribe", "subscribeShared"]],
   ["react", ["useJob", "useSynapRealtime"]],
 ])("%s looks for nothing", async (entry, names) => {
   const asked: string[] = [];

@@ -23,7 +23,7 @@ test("no pong within 10 s means dead, whatever else comes", async () => {
   await pass(9_999);
   expect(subscription.state.status).toBe("open");
   await pass(1);
-  expect(subscription.state).toMatchObject({ status: "waiting", error: { retriable: true } });
+  expect(subscription.state).toMatchObject({ status: "reconnecting", error: { retriable: true } });
   expect(socket.isClosed).toBe(true);
   await pass(1000);
   expect(ScriptedSocket.last.after).toBe("c1");
@@ -37,7 +37,7 @@ test("what is dead says nothing any more", async () => {
   hear?.({ data: '{"type":"a.b","data":{},"cursor":"late"}' });
   close?.({ code: 4501, reason: "" });
   expect(notifications).toEqual([]);
-  expect(statuses()).toEqual(["connecting", "open", "waiting"]);
+  expect(statuses()).toEqual(["connecting", "open", "reconnecting"]);
 });
 
 test("a machine that slept asks first, before it takes silence for death", async () => {
@@ -58,7 +58,7 @@ test("and when nothing answers, it comes back", async () => {
   await pass(30_000);
   vi.setSystemTime(Date.now() + 3_600_000);
   await pass(20_000);
-  expect(subscription.state.status).toBe("waiting");
+  expect(subscription.state.status).toBe("reconnecting");
 });
 
 test("a handshake that nothing answers is given up after 10 s for the next way", async () => {
@@ -85,7 +85,7 @@ test("a stream is dead when not even a comment comes for 30 s", async () => {
   await pass(29_999);
   expect(subscription.state.status).toBe("open");
   await pass(1);
-  expect(subscription.state.status).toBe("waiting");
+  expect(subscription.state.status).toBe("reconnecting");
   expect(stream.isAborted).toBe(true);
 });
 
@@ -95,5 +95,5 @@ test("also one that has never said anything", async () => {
   await settle();
   ScriptedStream.last.accept();
   await pass(30_000);
-  expect(subscription.state.status).toBe("waiting");
+  expect(subscription.state.status).toBe("reconnecting");
 });

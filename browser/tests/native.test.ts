@@ -59,7 +59,7 @@ describe("React Native", () => {
     socket.onerror?.();
     socket.onclose?.({ reason: "Software caused connection abort" } as never);
     expect(subscription.state).toMatchObject({
-      status: "waiting", error: { code: 1006, message: "Software caused connection abort", retriable: true },
+      status: "reconnecting", error: { code: 1006, message: "Software caused connection abort", retriable: true },
     });
     await pass(10_000);
     expect(ScriptedSocket.all).toHaveLength(2);
@@ -97,7 +97,7 @@ describe("a WebSocket that", () => {
     ScriptedStream.areBlocked = true;
     const { subscription } = listen({ token: "t" });
     await settle();
-    expect(subscription.state).toMatchObject({ status: "waiting", error: { retriable: true } });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", error: { retriable: true } });
     vi.stubGlobal("WebSocket", ScriptedSocket);
     await pass(1000);
     ScriptedSocket.last.accept();
@@ -109,7 +109,7 @@ describe("a WebSocket that", () => {
     const { subscription, socket, notifications } = await connected();
     socket.notify("c1");
     await pass(500); // the acknowledgement
-    expect(subscription.state).toMatchObject({ status: "waiting" });
+    expect(subscription.state).toMatchObject({ status: "reconnecting" });
     await pass(1000);
     expect(ScriptedSocket.last.after).toBe("c1");
     expect(notifications).toEqual(["c1"]);
@@ -131,7 +131,7 @@ describe("a WebSocket that", () => {
     const { subscription, socket } = await connected();
     socket.onerror?.();
     await pass(1000);
-    expect(subscription.state).toMatchObject({ status: "waiting", attempt: 1 });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", attempt: 1 });
     expect(socket.isClosed).toBe(true);
     await pass(1000);
     ScriptedSocket.last.accept();
@@ -154,7 +154,7 @@ describe("a WebSocket that", () => {
     socket.end(4401, "token expired");
     socket.onclose?.({ code: 1006, reason: "" });
     await pass(900);
-    expect(subscription.state).toMatchObject({ status: "waiting", attempt: 1, error: { code: 4401 } });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", attempt: 1, error: { code: 4401 } });
   });
 
   test("speaks after it was left is not heard, and calls nothing that is not there", async () => {

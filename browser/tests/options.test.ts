@@ -13,13 +13,13 @@ const WRONG: [name: string, values: unknown[]][] = [
   ]],
   ["token", ["", 5, NaN, {}, [], true, "<!doctype html><html>", "a\nb"]],
   ["after", [5, NaN, {}, "a b", "a/b", "x".repeat(65)]],
-  ["attempts", [NaN, -1, 1.5, "5", null, -Infinity]],
+  ["maxReconnects", [NaN, -1, 1.5, "5", null, -Infinity]],
   ["device", ["", 5, NaN, null, "a b", "x".repeat(65)]],
   ["acknowledge", ["true", 1, NaN, null, {}]],
   ["presence", ["1", 1, "", null]],
   ["persist", ["localStorage", 1, null, {}, { getItem: () => null }, { getItem: 1, setItem: 2 }]],
   ["onNotification", ["f", 1, {}, true]],
-  ["onState", [""]],
+  ["onStateChange", [""]],
   ["onGap", [NaN]],
   ["onPresence", [[]]],
 ];
@@ -62,7 +62,7 @@ test("what a template makes of an address that is not there is named, too", asyn
 });
 
 test.each([
-  { attempts: 0 }, { attempts: Infinity }, { after: "earliest" }, { after: "" }, { device: "a.b@c" }, { token: null },
+  { maxReconnects: 0 }, { maxReconnects: Infinity }, { after: "earliest" }, { after: "" }, { device: "a.b@c" }, { token: null },
   { onGap: undefined }, { persist: false }, { persist: { getItem: () => null, setItem: () => {} } }, { url: "http://[::1]:8787/a/" },
 ])("%j is right", (options) => {
   subscribe("user_1", options).close();

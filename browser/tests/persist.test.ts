@@ -1,6 +1,6 @@
 /** The cursor over reloads. */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
-import type { CursorStorage } from "../src/socket.js";
+import type { CursorStorage } from "../src/subscription.js";
 import { connected, listen, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();

@@ -69,7 +69,7 @@ describe("useSynapRealtime", () => {
   });
 
   test("keeps no more messages than it is asked to", async () => {
-    const { now, socket } = await mountConnected({ keep: 3 });
+    const { now, socket } = await mountConnected({ maxMessages: 3 });
     await acting(() => socket.notify("c1", "c2", "c3", "c4", "c5"));
     expect(now().messages.map(({ id }) => id)).toEqual(["c3", "c4", "c5"]);
     const hundred = await mountConnected();
@@ -80,7 +80,7 @@ describe("useSynapRealtime", () => {
 
   test.each([0, -1])("and none at all with %i, but the last one", async (keep) => {
     const onMessage = vi.fn();
-    const { now, socket } = await mountConnected({ keep, onMessage });
+    const { now, socket } = await mountConnected({ maxMessages: keep, onMessage });
     await acting(() => socket.notify("c1", "c2"));
     expect(now().messages).toEqual([]);
     expect(now().lastMessage?.id).toBe("c2");
@@ -106,8 +106,8 @@ describe("useSynapRealtime", () => {
       onPresence: () => calls.push(`${name} presence`),
       onConnect: () => calls.push(`${name} connect`),
       token: () => `token-${name}`,
-      keep: 5,
-      attempts: 3,
+      maxMessages: 5,
+      maxReconnects: 3,
     });
     const { socket, change } = await mountConnected({ ...named("old"), after: "c0" });
     change({ ...named("new"), after: "c0" });
@@ -197,7 +197,7 @@ describe("useSynapRealtime", () => {
   });
 
   test("`connect` dials also after it was given up", async () => {
-    const { now, socket } = await mountConnected({ attempts: 0 });
+    const { now, socket } = await mountConnected({ maxReconnects: 0 });
     await acting(() => socket.end(1006));
     expect(now().status).toBe("closed");
     await acting(() => now().connect());
@@ -300,7 +300,7 @@ describe("useSynapRealtime", () => {
   });
 
   test.each([
-    { attempts: 3 }, { device: "phone" }, { presence: true }, { shared: true }, { after: "earliest" }, { autoConnect: undefined },
+    { maxReconnects: 3 }, { device: "phone" }, { presence: true }, { shared: true }, { after: "earliest" }, { autoConnect: undefined },
   ] as Partial<RealtimeOptions>[])("shows each message once when an option changes: %j", async (change) => {
     const { heard, onMessage } = watched();
     const hook = await mountConnected({ requestId: `r${JSON.stringify(change).length}`, onMessage });
@@ -342,8 +342,8 @@ describe("useSynapRealtime", () => {
     ["userId", { userId: NaN }], ["userId", { userId: 5 }], ["userId", { userId: "a b" }],
     ["requestId", { requestId: "" }], ["requestId", { requestId: NaN }], ["requestId", { requestId: "undefined" }],
     ["url", { url: "/realtime" }], ["url", { url: "" }], ["realtimeUrl", { url: undefined, realtimeUrl: "/realtime" }],
-    ["keep", { keep: NaN }], ["keep", { keep: "5" }], ["shared", { shared: "yes" }], ["autoConnect", { autoConnect: 0 }],
-    ["attempts", { attempts: NaN }], ["onMessage", { onMessage: "f" }], ["token", { token: "" }],
+    ["maxMessages", { maxMessages: NaN }], ["maxMessages", { maxMessages: "5" }], ["shared", { shared: "yes" }], ["autoConnect", { autoConnect: 0 }],
+    ["maxReconnects", { maxReconnects: NaN }], ["onMessage", { onMessage: "f" }], ["token", { token: "" }],
   ] as [string, object][])("fails at once where %s is wrong: %j", (name, wrong) => {
     const props = { userId: "1", url: URL_, ...wrong } as RealtimeOptions;
     expect(() => renderHook(() => useSynapRealtime(props))).toThrow(new RegExp(`^${name}: expected `));
@@ -469,7 +469,7 @@ describe("useJob", () => {
     await acting(() => socket.say(short).subscribed("c1"));
     for (const [code, reason] of [[4401, "token expired"], [1006, ""], [4012, ""]] as const) {
       await acting(() => ScriptedSocket.last.end(code, reason));
-      expect(now()).toMatchObject({ status: "pending", progress: 0.5, connection: "waiting", connectionError: { code } });
+      expect(now()).toMatchObject({ status: "pending", progress: 0.5, connection: "reconnecting", connectionError: { code } });
       expect(now().error).toBe(undefined);
       ScriptedSocket.areBlocked = ScriptedStream.areBlocked = true;
       await acting(() => pass(60_000)); // the job is not silent: we are deaf

@@ -32,7 +32,7 @@ test("a server whose settings are wrong says so, is asked less and less often, a
   await settle();
   expect(ScriptedStream.all).toEqual([]);
   expect(subscription.state).toMatchObject({
-    status: "waiting", error: { message: expect.stringContaining("TOKEN_SECRETS") as string, code: 1011, retriable: true },
+    status: "reconnecting", error: { message: expect.stringContaining("TOKEN_SECRETS") as string, code: 1011, retriable: true },
   });
 });
 
@@ -54,7 +54,7 @@ describe("a page", () => {
     const { message, subscription } = await failing(false);
     expect(message).toMatch(/^cannot reach https:\/\/rooms\.example\/base/);
     expect(message).not.toContain("secret");
-    expect(subscription.state.status).toBe("waiting");
+    expect(subscription.state.status).toBe("reconnecting");
   });
 
   test("is told that its origin may not be allowed, by name", async () => {
@@ -78,7 +78,7 @@ describe("a page", () => {
 
   test("over https may use this machine", async () => {
     const { subscription } = await failing(false, "http://127.0.0.1:8787");
-    expect(subscription.state.status).toBe("waiting");
+    expect(subscription.state.status).toBe("reconnecting");
   });
 });
 
@@ -100,5 +100,5 @@ test("a stream that is cut says so, and not that it could not be had", async () 
   await settle();
   ScriptedStream.last.fail();
   await settle();
-  expect(subscription.state).toMatchObject({ status: "waiting", error: { message: "the stream was cut" } });
+  expect(subscription.state).toMatchObject({ status: "reconnecting", error: { message: "the stream was cut" } });
 });

@@ -23,7 +23,7 @@ test("a page that is let in only to hear no is never open", async () => {
 test("a token that never comes is waited for 10 s", async () => {
   const { states } = listen({ token: () => new Promise<string>(() => {}) });
   await pass(10_000);
-  expect(states.at(-1)).toMatchObject({ status: "waiting", error: { message: "no token came in time" } });
+  expect(states.at(-1)).toMatchObject({ status: "reconnecting", error: { message: "no token came in time" } });
 });
 
 test("a server that was away for a moment is not asked for a stream, as long as its WebSockets worked before", async () => {
@@ -44,7 +44,7 @@ describe("the pauses", () => {
     cut();
     socket.end(1006);
     await pass(60_000);
-    const waits = states.filter(({ status }) => status === "waiting");
+    const waits = states.filter(({ status }) => status === "reconnecting");
     expect(waits.map(({ delayMs }) => delayMs)).toEqual([1000, 2000, 4000, 8000, 16_000]);
     expect(waits.map(({ attempt }) => attempt)).toEqual([1, 2, 3, 4, 5]);
     expect(subscription.state.status).toBe("closed");
@@ -65,19 +65,19 @@ describe("the pauses", () => {
 
   test("get up to a quarter longer by chance", () => {
     const failure = { reason: "" };
-    expect(new Backoff(5, () => 1).after(failure, 0)).toBe(1250);
+    expect(new Backoff(5, () => 1).nextDelay(failure, 0)).toBe(1250);
     const half = new Backoff(5, () => 0.5);
-    expect([1, 2, 3, 4, 5].map(() => half.after(failure, 0))).toEqual([1125, 2250, 4500, 9000, 18_000]);
+    expect([1, 2, 3, 4, 5].map(() => half.nextDelay(failure, 0))).toEqual([1125, 2250, 4500, 9000, 18_000]);
   });
 
   test("without a limit it stays at 16 s", () => {
     const backoff = new Backoff(Infinity, () => 0);
-    const pauses = Array.from({ length: 100 }, () => backoff.after({ reason: "" }, 0));
+    const pauses = Array.from({ length: 100 }, () => backoff.nextDelay({ reason: "" }, 0));
     expect(pauses.slice(4)).toEqual(Array<number>(96).fill(16_000));
   });
 
-  test("no attempts: the first loss is the end", async () => {
-    const { socket, subscription } = await connected({ attempts: 0 });
+  test("no maxReconnects: the first loss is the end", async () => {
+    const { socket, subscription } = await connected({ maxReconnects: 0 });
     socket.end(1006);
     expect(subscription.state.status).toBe("closed");
   });
@@ -114,7 +114,7 @@ describe("a close code", () => {
   test.each([1000, 1001, 1006, 1012, 4008, 4009, 4012, 4029, 4401, 4499])("%i: it comes back", async (code) => {
     const { socket, subscription } = await connected();
     socket.notify("c1").end(code, "because");
-    expect(subscription.state).toMatchObject({ status: "waiting", error: { code, message: "because", retriable: true } });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", error: { code, message: "because", retriable: true } });
     await pass(1000);
     expect(ScriptedSocket.last.after).toBe("c1");
   });

@@ -42,7 +42,7 @@ describe("it resumes", () => {
   });
 
   test("and when it is cut time after time, from where it has come; that is told", async () => {
-    const { gaps, notifications } = await connected({ after: "c0", attempts: 9 });
+    const { gaps, notifications } = await connected({ after: "c0", maxReconnects: 9 });
     ScriptedSocket.last.notify("c1");
     (await next()).notify("c1", "c2");
     (await next()).notify("c1", "c2", "c3");
@@ -54,14 +54,14 @@ describe("it resumes", () => {
   });
 
   test("from where it was when a connection brings nothing, which is no gap", async () => {
-    const { socket, gaps } = await connected({ attempts: 9 });
+    const { socket, gaps } = await connected({ maxReconnects: 9 });
     socket.subscribed("c1");
     for (let count = 0; count < 5; count++) expect((await next()).after).toBe("c1");
     expect(gaps).toEqual([]);
   });
 
   test("and counts only replays that were cut one after the other", async () => {
-    const { socket, gaps } = await connected({ after: "c0", attempts: 9 });
+    const { socket, gaps } = await connected({ after: "c0", maxReconnects: 9 });
     socket.notify("c1");
     (await next()).notify("c2");
     (await next()).notify("c3").subscribed("c3");

@@ -1,8 +1,8 @@
 /** One connection for several tabs. The locks and the channels are real: each `Tab` is one of its own. */
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { NotificationMessage } from "../src/message.js";
-import type { State, SubscribeOptions, Subscription } from "../src/socket.js";
-import { subscribeShared } from "../src/tabs.js";
+import type { State, SubscribeOptions, Subscription } from "../src/subscription.js";
+import { subscribeShared } from "../src/shared.js";
 import { Room, script, settle, Socket, until } from "./scripted.js";
 
 const url = "http://rooms.test";
@@ -19,7 +19,7 @@ class Tab {
     this.subscription = subscribeShared(room, {
       url,
       onNotification: ({ id }) => this.heard.push(id),
-      onState: (state) => this.states.push(state),
+      onStateChange: (state) => this.states.push(state),
       onGap: (gap) => this.gaps.push(gap),
       ...options,
     });
@@ -363,7 +363,7 @@ test("what any tab says goes over the one connection", async () => {
 
 test("any tab brings back what was given up", async () => {
   new Room();
-  const [first, second] = [await open("user_1", { attempts: 0 }), await open("user_1", { attempts: 0 })];
+  const [first, second] = [await open("user_1", { maxReconnects: 0 }), await open("user_1", { maxReconnects: 0 })];
   Socket.last.end();
   await until(() => second.status === "closed");
   second.subscription.reconnect();
@@ -488,10 +488,10 @@ test("the tab that leads dials with the token that its options have by then", as
 
 test("a tab that somebody looks at again has the one that leads dial again", async () => {
   new Room();
-  const leader = await open("user_1", { attempts: 0 });
+  const leader = await open("user_1", { maxReconnects: 0 });
   const document = Object.assign(new EventTarget(), { visibilityState: "hidden" });
   vi.stubGlobal("document", document); // of the other tab: the one that leads sees nothing of it
-  const other = await open("user_1", { attempts: 0 });
+  const other = await open("user_1", { maxReconnects: 0 });
   Socket.last.end(1006);
   await until(() => [leader, other].every(({ status }) => status === "closed"));
   document.dispatchEvent(new Event("visibilitychange"));

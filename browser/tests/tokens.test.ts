@@ -1,6 +1,6 @@
 /** When a token is asked for. PROTOCOL.md, "WebSocket", `synap.token_expiring`. */
 import { describe, expect, test, vi } from "vitest";
-import { subscribe } from "../src/socket.js";
+import { subscribe } from "../src/subscription.js";
 import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
@@ -90,7 +90,7 @@ test("over a stream, which takes none, it is asked for at the dial alone", async
     stream.end();
     await settle();
     expect(subscription.state).toMatchObject({
-      status: "waiting", delayMs: 1000, error: { code: 4401, message: "the token has expired" },
+      status: "reconnecting", delayMs: 1000, error: { code: 4401, message: "the token has expired" },
     });
     await pass(1000);
   }
@@ -104,7 +104,7 @@ test("one of seconds that ends with its connection is no failed attempt", async 
     ScriptedSocket.last.accept();
     await pass(2000);
     ScriptedSocket.last.end(4401, "token expired");
-    expect(subscription.state).toMatchObject({ status: "waiting", delayMs: 1000, attempt: 1 });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", delayMs: 1000, attempt: 1 });
     await pass(1000);
   }
   expect(token).toHaveBeenCalledTimes(21);
@@ -113,7 +113,7 @@ test("one of seconds that ends with its connection is no failed attempt", async 
 describe("a function that", () => {
   test("hangs is given up after 10 s, less and less often", async () => {
     const token = vi.fn(() => new Promise<string>(() => {}));
-    const { subscription } = listen({ token, attempts: Infinity });
+    const { subscription } = listen({ token, maxReconnects: Infinity });
     await pass(300_000);
     expect(token.mock.calls.length).toBeGreaterThan(8);
     expect(token.mock.calls.length).toBeLessThan(18);
@@ -158,7 +158,7 @@ describe("a function that", () => {
     const { subscription } = listen({ token: () => brought as string });
     await settle();
     expect(ScriptedSocket.all).toEqual([]);
-    expect(subscription.state).toMatchObject({ status: "waiting", error: { message: expect.stringMatching(/^no token: /) as string } });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", error: { message: expect.stringMatching(/^no token: /) as string } });
   });
 
   test("brings an object is told so, and not that it is a page", async () => {
@@ -179,7 +179,7 @@ describe("a function that", () => {
     const { subscription } = listen({ token });
     await settle();
     ScriptedSocket.last.acceptAndRefuse(4501, "token expired");
-    expect(subscription.state).toMatchObject({ status: "waiting", error: { message: "token expired", code: 4501 } });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", error: { message: "token expired", code: 4501 } });
     await pass(1000);
     expect(ScriptedSocket.last.token).toBe("t2");
     ScriptedSocket.last.acceptAndRefuse(4501, "invalid signature");

@@ -1,7 +1,7 @@
 /** A WebSocket where there may be one, else Server-Sent Events. PROTOCOL.md, "Subscribing". */
 import { describe, expect, test } from "vitest";
-import type { SubscribeOptions } from "../src/socket.js";
-import { eventStream, webSocket, type Ear } from "../src/transports.js";
+import type { SubscribeOptions } from "../src/subscription.js";
+import { eventStream, webSocket, type TransportCallbacks } from "../src/transports.js";
 import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
@@ -90,7 +90,7 @@ describe("the ways", () => {
     await settle();
     ScriptedStream.last.refuse(status, { error: "x" });
     await settle();
-    expect(subscription.state).toMatchObject({ status: "waiting", error: { code: status, retriable: true } });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", error: { code: status, retriable: true } });
   });
 });
 
@@ -203,7 +203,7 @@ describe("a stream", () => {
     const { stream, subscription } = await streaming();
     stream.write('data: {"type":"a","data":{},"cursor":"c1"}\n\n').end();
     await settle();
-    expect(subscription.state).toMatchObject({ status: "waiting", delayMs: 1000 });
+    expect(subscription.state).toMatchObject({ status: "reconnecting", delayMs: 1000 });
     await pass(1000);
     expect(ScriptedStream.last.after).toBe("c1");
   });
@@ -221,7 +221,7 @@ describe("a stream", () => {
     await settle();
     ScriptedStream.last.turnAway(1234);
     await settle();
-    expect(statuses()).toEqual(["connecting", "waiting"]);
+    expect(statuses()).toEqual(["connecting", "reconnecting"]);
     expect(subscription.state.delayMs).toBe(1234);
   });
 
@@ -267,7 +267,7 @@ describe("a stream", () => {
     for (const piece of endless[kind] as string[]) stream.write(piece);
     await settle();
     expect(subscription.state).toMatchObject({
-      status: "waiting",
+      status: "reconnecting",
       error: { message: "the server sent a message of more than 1 MiB" },
     });
     expect(stream.isAborted).toBe(true);
@@ -290,14 +290,14 @@ test("a WebSocket message of more than 1 MiB is not parsed, and the connection i
   await settle();
   expect(notifications).toEqual([]);
   expect(subscription.state).toMatchObject({
-    status: "waiting",
+    status: "reconnecting",
     error: { message: "the server sent a message of more than 1 MiB" },
   });
 });
 
 describe("a wire", () => {
   const target = { base: "https://rooms.example", room: "user_1", query: {} };
-  const hearing = (heard: string[], onOpen = () => {}): Ear => ({
+  const hearing = (heard: string[], onOpen = () => {}): TransportCallbacks => ({
     onOpen: () => {
       heard.push("open");
       onOpen();

@@ -75,7 +75,7 @@ subscribe("user_1", {
     if (notification.type === "task.completion.completed" && !notification.data.truncated)
       notification.data.completedAt.slice(0, 10);
   },
-  onState: ({ status, error }) => {
+  onStateChange: ({ status, error }) => {
     // @ts-expect-error: there is no such status
     void (status === "connected");
     void error?.code?.toFixed();

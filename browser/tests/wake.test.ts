@@ -45,7 +45,7 @@ test.each(wakes)("%s: also when it was given up, and the count begins anew", asy
   expect(subscription.state.status).toBe("closed");
   wake();
   await settle();
-  expect(subscription.state).toMatchObject({ status: "waiting", attempt: 1, delayMs: 1000 });
+  expect(subscription.state).toMatchObject({ status: "reconnecting", attempt: 1, delayMs: 1000 });
   block(false);
   await pass(1000);
   ScriptedSocket.last.accept();
@@ -77,7 +77,7 @@ test.each(wakes)("%s: what seems open has 5 s to prove it", async (_, wake) => {
   expect(subscription.state.status).toBe("open");
   wake();
   await pass(5000);
-  expect(subscription.state.status).toBe("waiting");
+  expect(subscription.state.status).toBe("reconnecting");
 });
 
 test("a page that comes back from the cache, whose socket is gone without a word, is connected anew", async () => {

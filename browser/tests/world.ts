@@ -1,6 +1,6 @@
 /** A world without a network: the test is the server, and its clock stands still until it is told to go. */
 import { afterEach, beforeEach, vi } from "vitest";
-import { subscribe, type State, type SubscribeOptions } from "../src/socket.js";
+import { subscribe, type State, type SubscribeOptions } from "../src/subscription.js";
 
 const turn = globalThis.setImmediate;
 
@@ -226,9 +226,9 @@ export function listen(options: SubscribeOptions = {}, room = "user_1") {
       told.notifications.push(each.cursor ?? "");
       options.onNotification?.(each);
     },
-    onState: (state) => {
+    onStateChange: (state) => {
       told.states.push(state);
-      options.onState?.(state);
+      options.onStateChange?.(state);
     },
     onGap: (gap) => {
       told.gaps.push(gap);

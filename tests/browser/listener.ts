@@ -32,7 +32,7 @@ globalThis.listen = (room, { isShared, bringsToken, ...options }) => {
     token: bringsToken ? () => bringToken() : options.token,
     onNotification: kept(told.notifications),
     // An error's message is no member of its JSON.
-    onState: (state) => kept(told.states)({ ...state, error: state.error && { ...state.error, message: state.error.message } }),
+    onStateChange: (state) => kept(told.states)({ ...state, error: state.error && { ...state.error, message: state.error.message } }),
     onPresence: kept(told.presences),
     onGap: () => {
       told.gaps++;

@@ -60,7 +60,7 @@ async def test_a_page_of_a_foreign_origin_hears_nothing(
         tab = await Tab.open(context, foreign)
         await job.publish()
         await tab.listen(url)
-        await tab.until("told.states.some(({status}) => status === 'waiting')")
+        await tab.until("told.states.some(({status}) => status === 'reconnecting')")
         assert await tab.heard() == []
         assert await tab.transports() == []
 
@@ -86,7 +86,7 @@ async def test_kill_9_amid_a_stream(tab: Tab, server: Server, tmp_path: Path) ->
         async with job.running():
             await tab.until("told.notifications.length >= 20")
             await program.kill()
-            await tab.until("told.states.at(-1).status === 'waiting'")
+            await tab.until("told.states.at(-1).status === 'reconnecting'")
             await program.start()
             await tab.until_open(2)
             await tab.until(f"told.notifications.length >= {len(job.kept) + 20}")
@@ -104,7 +104,7 @@ async def test_a_gap_is_told_when_more_was_missed_than_is_kept(tab: Tab, server:
         await tab.until_heard(job.kept)
         link.refuse()
         link.cut()
-        await tab.until("told.states.at(-1).status === 'waiting'")
+        await tab.until("told.states.at(-1).status === 'reconnecting'")
         await job.publish(5)
         link.restore()
         await tab.until("told.gaps === 1")
@@ -164,7 +164,7 @@ async def test_online_is_heard_at_once(
         await tab.until_heard(job.kept)
         await context.set_offline(True)
         link.cut()
-        await tab.until("told.states.at(-1).status === 'waiting'")
+        await tab.until("told.states.at(-1).status === 'reconnecting'")
         await job.publish(3)
         await context.set_offline(False)
         await tab.until_heard(job.kept)
@@ -181,7 +181,7 @@ async def test_a_replay_that_is_cut_begins_anew_and_doubles_nothing(
         link.cut()
         link.cut_after(20_000)  # about 50 notifications; workerd compresses them
         await job.publish_nowait(200, random_bytes=200)
-        await tab.until("told.states.filter(({status}) => status === 'waiting').length === 2")
+        await tab.until("told.states.filter(({status}) => status === 'reconnecting').length === 2")
         assert 1 < len(await tab.heard()) < 200
         await tab.until_heard(job.kept)
 
@@ -207,7 +207,7 @@ async def test_a_server_that_answers_no_more_is_found_dead(
         assert (await tab.states())[-1]["status"] == "open"
         await tab.page.clock.run_for(1_000)
         last = (await tab.states())[-1]
-        assert last["status"] == "waiting"
+        assert last["status"] == "reconnecting"
         assert last["error"]["message"] == "the server does not answer any more"
         link.restore()
         await tab.page.clock.run_for(1_250)
@@ -226,7 +226,7 @@ async def test_five_attempts_then_the_end_until_it_is_woken(
         await tab.page.clock.run_for(6_000)
         await tab.stop_clock()
     for attempt, least_ms in enumerate([1000, 2000, 4000, 8000, 16_000], 1):
-        await tab.until(f"told.states.filter(s => s.status === 'waiting').length === {attempt}")
+        await tab.until(f"told.states.filter(s => s.status === 'reconnecting').length === {attempt}")
         state = (await tab.states())[-1]
         assert state["attempt"] == attempt
         if attempt > 1 or not server.says_goodbye:  # it has asked for a pause
@@ -240,7 +240,7 @@ async def test_five_attempts_then_the_end_until_it_is_woken(
         await context.set_offline(True)
         await context.set_offline(False)  # `online`
         await tab.until_open(2)
-    await tab.until("told.states.at(-1).status === 'waiting'")
+    await tab.until("told.states.at(-1).status === 'reconnecting'")
     async with server.serving(port) as url:
         await tab.page.evaluate("subscription.reconnect()")
         await tab.until_open(3)
@@ -268,7 +268,7 @@ async def test_where_websockets_are_blocked_it_comes_as_server_sent_events(
         await tab.until_heard(job.kept)
         assert await tab.page.evaluate("told.notifications.at(-1).data.text") == big
         link.cut()
-        await tab.until("told.states.at(-1).status === 'waiting'")
+        await tab.until("told.states.at(-1).status === 'reconnecting'")
         await job.publish(2)
         await tab.page.clock.run_for(1_250)
         if how == "swallowed":  # it is remembered: no second wait of 10 s
@@ -302,7 +302,7 @@ async def test_where_websockets_are_blocked_from_now_on(tab: Tab, url: str, job:
         await job.publish(2)
         await tab.until_heard(job.kept)
         assert await tab.transports() == ["websocket", "sse"]
-        attempts = [s["attempt"] for s in await tab.states() if s["status"] == "waiting"]
+        attempts = [s["attempt"] for s in await tab.states() if s["status"] == "reconnecting"]
         assert attempts == [1, 2]
 
 
@@ -327,7 +327,7 @@ async def test_a_dead_stream_is_found(tab: Tab, url: str, job: Publisher) -> Non
         link.websockets = "refused"
         await stall_while_listening(tab, link, job)
         await tab.page.clock.run_for(30_000)
-        assert (await tab.states())[-1]["status"] == "waiting"
+        assert (await tab.states())[-1]["status"] == "reconnecting"
         link.restore()
         await tab.page.clock.run_for(1_250)
         await tab.until_heard(job.kept)
@@ -367,10 +367,10 @@ async def test_a_stream_that_only_says_when_to_come_back_is_no_connection(tab: T
     async with await asyncio.start_server(drain, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         await tab.listen(f"http://127.0.0.1:{port}", token=None)
-        await tab.until("told.states.filter(({status}) => status === 'waiting').length === 2")
+        await tab.until("told.states.filter(({status}) => status === 'reconnecting').length === 2")
         await tab.page.evaluate("subscription.close()")
     assert await tab.transports() == []
-    delays = [s["delayMs"] for s in await tab.states() if s["status"] == "waiting"]
+    delays = [s["delayMs"] for s in await tab.states() if s["status"] == "reconnecting"]
     assert set(delays) == {60}  # more than two on a slow machine: it went on until it was closed
 
 
@@ -477,7 +477,7 @@ async def test_names_the_origin_that_is_not_allowed(
     with site(tmp_path) as foreign:
         tab = await Tab.open(context, foreign)
         await tab.listen(url)
-        await tab.until("told.states.at(-1).status === 'waiting'")
+        await tab.until("told.states.at(-1).status === 'reconnecting'")
         message = (await tab.states())[-1]["error"]["message"]
     assert f"origin {foreign} is not allowed by it" in message
     assert url in message
@@ -486,7 +486,7 @@ async def test_names_the_origin_that_is_not_allowed(
 async def test_says_that_a_server_cannot_be_reached(tab: Tab) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     await tab.listen(url)
-    await tab.until("told.states.at(-1).status === 'waiting'")
+    await tab.until("told.states.at(-1).status === 'reconnecting'")
     message = (await tab.states())[-1]["error"]["message"]
     assert message.startswith(f"cannot reach {url}")
     assert "origin" not in message
@@ -649,7 +649,7 @@ async def test_a_tab_that_follows_can_revive_the_connection(
     async with server.serving() as url:
         port = int(url.rpartition(":")[2])
         for tab in (leading, following):
-            await tab.listen(url, isShared=True, attempts=0)
+            await tab.listen(url, isShared=True, maxReconnects=0)
             await tab.until_open()
     for tab in (leading, following):
         await tab.until("told.states.at(-1).status === 'closed'")
@@ -672,7 +672,7 @@ async def test_a_tab_that_is_looked_at_revives_the_connection(
             await tab.until_open()
         await leading.stop_clock()
     for tab in (leading, following):
-        await tab.until("told.states.at(-1).status === 'waiting'")
+        await tab.until("told.states.at(-1).status === 'reconnecting'")
     async with server.serving(port):
         # Headless, every tab is visible: to become so again is only an event.
         await following.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")

@@ -97,7 +97,7 @@ async def test_another_user_closes_the_old_room_first(tab: Tab, url: str, job: P
 
 
 async def test_connect_revives_what_was_given_up(tab: Tab, server: Server) -> None:
-    options = {"userId": "1", "token": token(), "attempts": 0, "autoConnect": False}
+    options = {"userId": "1", "token": token(), "maxReconnects": 0, "autoConnect": False}
     async with server.serving() as url:
         port = int(url.rpartition(":")[2])
         await tab.show("Listener", options={**options, "url": url})

@@ -98,7 +98,7 @@ async def test_it_listens_in_node(tarball: Path, tmp_path: Path, rooms: str) -> 
         const view = new JobView();
         const subscription = subscribe("request_r1", {
           url: process.argv[1],
-          onState: ({ status }) => status === "open" && console.log(status),
+          onStateChange: ({ status }) => status === "open" && console.log(status),
           onNotification: (notification) => {
             view.hear(notification);
             console.log(view.state.status, view.state.progress ?? "", view.state.text);

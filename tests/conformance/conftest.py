@@ -235,7 +235,7 @@ async def client(server: Server) -> AsyncIterator[Client]:
 
 def _variables(idle_timeout_s: float, keys: Keys | None) -> dict[str, str]:
     """What a Worker is told; see docs/cloudflare.md."""
-    variables = {"SILENCE_S": str(idle_timeout_s)}
+    variables = {"IDLE_TIMEOUT_S": str(idle_timeout_s)}
     if keys is not None:
         variables["API_KEYS"] = f"jobs={keys.api_key}"
         variables["TOKEN_SECRETS"] = keys.token_secret

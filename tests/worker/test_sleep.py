@@ -36,7 +36,7 @@ def workerd(tmp_path: Path) -> Iterator[Workerd]:
             "API_KEYS": f"jobs={KEY}",
             "TOKEN_SECRETS": SECRET,
             "TOKEN_LEEWAY_S": "0",
-            "SILENCE_S": "0",
+            "IDLE_TIMEOUT_S": "0",
         },
         tmp_path,
     ) as found:

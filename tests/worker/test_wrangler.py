@@ -24,7 +24,7 @@ START_TIMEOUT_S = 2 * TIMEOUT_S
 
 def test_deploy_says_what_it_would_do() -> None:
     said = run_node("node_modules/wrangler/bin/wrangler.js", "deploy", "--dry-run", "--strict")
-    for binding in ("env.NOTIFICATION_ROOM (NotificationRoom)", "env.HOLDER (Holder)"):
+    for binding in ("env.NOTIFICATION_ROOM (NotificationRoom)", "env.CONNECTION_REGISTRY (ConnectionRegistry)"):
         assert binding in said
     assert "warning" not in said.lower()
 
@@ -32,7 +32,7 @@ def test_deploy_says_what_it_would_do() -> None:
 def test_the_classes_are_made_with_sqlite() -> None:
     """A class that was once made without it can never have it."""
     text = (WORKER / "wrangler.jsonc").read_text()
-    assert '"new_sqlite_classes": ["NotificationRoom", "Holder"]' in text
+    assert '"new_sqlite_classes": ["NotificationRoom", "ConnectionRegistry"]' in text
     assert "new_classes" not in text.replace("new_sqlite_classes", "")
 
 

@@ -2,8 +2,8 @@
 
 import { ANYONE, opens, type Claims, type Scope } from "./auth/claims";
 import { KeysUnavailableError } from "./auth/jwks";
-import { claimsOfKey, identifyToken, InvalidTokenError } from "./auth/verify";
-import { holdersOf } from "./holder";
+import { claimsForKey, authenticateToken, InvalidTokenError } from "./auth/verify";
+import { registriesOf } from "./registry";
 import { forbidden, unauthorized, unavailable } from "./http";
 import { requestLimitsOf } from "./limits";
 import { BEARER_SUBPROTOCOL } from "./protocol/control";
@@ -15,8 +15,8 @@ import { hasKeys, isLoopback, type Env, type Settings } from "./settings";
  * @throws RequestError 403 for a page of another origin; without keys, also for everything that does
  *   not come from this machine.
  */
-export function admit(request: Request, settings: Settings): void {
-  if (!hasKeys(settings)) admitWithoutKeys(request, settings);
+export function checkOrigin(request: Request, settings: Settings): void {
+  if (!hasKeys(settings)) checkPeerWithoutKeys(request, settings);
   const origin = request.headers.get("Origin");
   if (origin === null) {
     refuseHiddenPage(request);
@@ -52,12 +52,12 @@ function refuseHiddenPage(request: Request): void {
 
 /**
  * What the credential says; without keys, everyone is {@link ANYONE}. Whether a token was revoked is
- * another question: {@link refuseRevoked}.
+ * another question: {@link rejectRevoked}.
  *
  * @param address whose limits count while there is no credential that does; undefined: nobody's.
  * @throws RequestError 401, 429, or 503 while the keys of others cannot be had.
  */
-export async function identify(
+export async function authenticate(
   settings: Settings,
   credential: string | undefined,
   address: string | undefined,
@@ -69,10 +69,10 @@ export async function identify(
     throw unauthorized("no credential: send a token or a key as Authorization: Bearer …");
   }
   try {
-    const claims = await claimsOfKey(settings, credential);
+    const claims = await claimsForKey(settings, credential);
     if (claims !== undefined) return claims;
     limits.checkAttempt(address);
-    return await identifyToken(settings, credential);
+    return await authenticateToken(settings, credential);
   } catch (error) {
     if (error instanceof InvalidTokenError) {
       limits.countFailedAttempt(address);
@@ -92,11 +92,11 @@ export async function identify(
  *
  * @throws RequestError 401, or 503 when nobody can say.
  */
-export async function refuseRevoked(env: Env, claims: Claims): Promise<void> {
+export async function rejectRevoked(env: Env, claims: Claims): Promise<void> {
   let verdicts: boolean[];
   try {
     verdicts = await Promise.all(
-      holdersOf(env, claims).map((holder) => holder.covers(claims.issuedAt)),
+      registriesOf(env, claims).map((holder) => holder.matches(claims.issuedAt)),
     );
   } catch {
     throw unavailable("nobody can say now whether the token was revoked");
@@ -115,13 +115,13 @@ export function revoked(claims: Claims): Error {
  *
  * @throws RequestError 403.
  */
-export function permit(claims: Claims, action: Scope, room: string): void {
+export function authorize(claims: Claims, action: Scope, room: string): void {
   requireScope(claims, action);
-  if (!opens(claims, room)) throw notOpened(claims);
+  if (!opens(claims, room)) throw roomNotAllowed(claims);
 }
 
 /** The refusal of a room that the credential does not open. */
-export function notOpened(claims: Claims): Error {
+export function roomNotAllowed(claims: Claims): Error {
   return forbidden(`the ${kindOf(claims)} does not open this room`);
 }
 
@@ -153,7 +153,7 @@ export function credentialOf(
 }
 
 /** Without keys, a Worker is for this machine only, whoever brings the request here. */
-function admitWithoutKeys(request: Request, settings: Settings): void {
+function checkPeerWithoutKeys(request: Request, settings: Settings): void {
   const { headers } = request;
   const forwarded = (headers.get("Forwarded") ?? "").matchAll(/(?:^|[;,\s])for\s*=\s*("[^"]*"?|[^;,\s]*)/gi); // RFC 7239
   const peers = ["CF-Connecting-IP", "X-Forwarded-For", "X-Real-IP"]
@@ -161,12 +161,12 @@ function admitWithoutKeys(request: Request, settings: Settings): void {
     .concat([...forwarded].map(([, peer = ""]) => peer.replaceAll('"', "")))
     .map((peer) => withoutPort(peer.trim()));
   if (!peers.every((peer) => peer === "" || isLoopback(peer))) {
-    throw keyless("it answers loopback addresses only, until it has keys");
+    throw noKeysError("it answers loopback addresses only, until it has keys");
   }
   // A name that a stranger's page has turned to 127.0.0.1 (DNS rebinding).
   const name = hostOf(`http://${headers.get("Host") ?? new URL(request.url).host}`);
   if (!isLoopback(name) && !settings.allowedOrigins.map(hostOf).includes(name)) {
-    throw keyless("it answers to names of this machine only, until it has keys");
+    throw noKeysError("it answers to names of this machine only, until it has keys");
   }
 }
 
@@ -176,7 +176,7 @@ function withoutPort(peer: string): string {
   return v6 ?? v4 ?? peer;
 }
 
-function keyless(details: string): Error {
+function noKeysError(details: string): Error {
   return forbidden(details, "This server has no keys");
 }
 

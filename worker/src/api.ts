@@ -1,18 +1,18 @@
 /** Every HTTP route. See PROTOCOL.md, "HTTP". */
 
-import { credentialOf, identify, notOpened, permit, refuseRevoked, requireScope } from "./access";
+import { credentialOf, authenticate, roomNotAllowed, authorize, rejectRevoked, requireScope } from "./access";
 import { ANYONE, opens, type Claims } from "./auth/claims";
-import { idOfToken, isCredential, MalformedTokenError, MAX_TOKEN_BYTES } from "./auth/verify";
-import { holderOf } from "./holder";
+import { tokenId, isCredential, MalformedTokenError, MAX_TOKEN_BYTES } from "./auth/verify";
+import { registryOf } from "./registry";
 import {
-  jsonBody,
+  readJsonBody,
   jsonResponse,
   badRequest,
   methodNotAllowed,
   notFound,
-  positionOf,
+  parseCursorParam,
   RequestError,
-  roomOf,
+  parseRoomParam,
   textResponse,
   payloadTooLarge,
   unavailable,
@@ -31,7 +31,7 @@ import {
   isObject,
   MAX_BATCH_NOTIFICATIONS,
   MAX_NOTIFICATION_BYTES,
-  MAX_SPREAD_BYTES,
+  MAX_BATCH_FANOUT_BYTES,
   type Checked,
 } from "./protocol/notification";
 import type { NotificationRoom } from "./room";
@@ -42,7 +42,7 @@ const MAX_HISTORY_LIMIT = 1000;
 const MAX_USER = 512;
 
 /** A request, and what its path and query ask for. */
-export interface Asked extends Target {
+export interface RequestContext extends Target {
   request: Request;
   env: Env;
   settings: Settings;
@@ -50,32 +50,32 @@ export interface Asked extends Target {
   claims?: Claims;
 }
 
-type Route = (asked: Asked, room: string) => Promise<Response>;
+type Route = (context: RequestContext, room: string) => Promise<Response>;
 
 /** @throws RequestError it gets an error answer. */
-export async function answer(asked: Asked): Promise<Response> {
-  const [method, route] = routeOf(asked);
-  const given = asked.request.method;
+export async function handle(context: RequestContext): Promise<Response> {
+  const [method, route] = routeOf(context);
+  const given = context.request.method;
   if (given !== method && !(given === "HEAD" && method === "GET")) {
-    checkAnonymous(asked);
+    checkAnonymous(context);
     throw methodNotAllowed(method);
   }
-  return route(asked, asked.segments[1] ?? "");
+  return route(context, context.segments[1] ?? "");
 }
 
-function routeOf(asked: Asked): [string, Route] {
-  const { segments } = asked;
+function routeOf(context: RequestContext): [string, Route] {
+  const { segments } = context;
   const isRoom = segments.length === 3 && segments[0] === "rooms";
   const found = isRoom ? ROOM_ROUTES.get(segments[2]!) : ROUTES.get(segments.join("/"));
   if (found === undefined) {
-    checkAnonymous(asked);
+    checkAnonymous(context);
     throw notFound(SEE);
   }
   return found;
 }
 
 /** A request for which nobody wants a credential: it counts for its address. */
-export function checkAnonymous({ request, settings }: Asked): void {
+export function checkAnonymous({ request, settings }: RequestContext): void {
   requestLimitsOf(settings).checkRequest(undefined, addressOf(request));
 }
 
@@ -125,75 +125,75 @@ export async function ask<Answer>(
   }
 }
 
-async function health(asked: Asked): Promise<Response> {
-  checkAnonymous(asked);
+async function health(context: RequestContext): Promise<Response> {
+  checkAnonymous(context);
   return jsonResponse(200, { status: "ok" });
 }
 
-async function ready(asked: Asked): Promise<Response> {
-  checkAnonymous(asked);
-  await readinessOf(asked.env).check();
+async function ready(context: RequestContext): Promise<Response> {
+  checkAnonymous(context);
+  await readinessOf(context.env).check();
   return jsonResponse(200, { status: "ready" });
 }
 
-async function describe(asked: Asked): Promise<Response> {
-  checkAnonymous(asked);
+async function describe(context: RequestContext): Promise<Response> {
+  checkAnonymous(context);
   return jsonResponse(200, openapi);
 }
 
 /** What the request's credential says, if it counts. */
-async function identified(asked: Asked): Promise<Claims> {
-  const { request, query, env, settings } = asked;
+async function identified(context: RequestContext): Promise<Claims> {
+  const { request, query, env, settings } = context;
   const address = addressOf(request);
-  const claims = await identify(settings, credentialOf(request.headers, query, []), address);
+  const claims = await authenticate(settings, credentialOf(request.headers, query, []), address);
   try {
-    await refuseRevoked(env, claims);
+    await rejectRevoked(env, claims);
   } catch (error) {
     if (error instanceof RequestError && error.status === 401) {
       requestLimitsOf(settings).countFailedAttempt(address);
     }
     throw error;
   }
-  asked.claims = claims;
+  context.claims = claims;
   return claims;
 }
 
 /** A publisher's, unless too many of its requests were refused. */
-async function publisherOf(asked: Asked): Promise<Claims> {
-  const claims = await identified(asked);
-  requestLimitsOf(asked.settings).checkPublisher(claims);
+async function publisherOf(context: RequestContext): Promise<Claims> {
+  const claims = await identified(context);
+  requestLimitsOf(context.settings).checkPublisher(claims);
   return claims;
 }
 
 /** The same for a request that is no publish: it counts for its caller. */
-async function countedClaimsOf(asked: Asked): Promise<Claims> {
-  const claims = await identified(asked);
-  requestLimitsOf(asked.settings).checkRequest(claims, addressOf(asked.request));
+async function countedClaimsOf(context: RequestContext): Promise<Claims> {
+  const claims = await identified(context);
+  requestLimitsOf(context.settings).checkRequest(claims, addressOf(context.request));
   return claims;
 }
 
-async function showMetrics(asked: Asked): Promise<Response> {
-  requireScope(await countedClaimsOf(asked), "metrics", "admin");
+async function showMetrics(context: RequestContext): Promise<Response> {
+  requireScope(await countedClaimsOf(context), "metrics", "admin");
   return textResponse(200, METRICS_TEXT, "text/plain; version=0.0.4; charset=utf-8");
 }
 
-async function roomHealth(asked: Asked, segment: string): Promise<Response> {
-  const room = roomOf(segment);
-  const claims = await countedClaimsOf(asked);
-  if (!opens(claims, room)) throw notOpened(claims);
-  const connections = await ask(asked.env, room, (stub) => stub.connections());
+async function roomHealth(context: RequestContext, segment: string): Promise<Response> {
+  const room = parseRoomParam(segment);
+  const claims = await countedClaimsOf(context);
+  if (!opens(claims, room)) throw roomNotAllowed(claims);
+  const connections = await ask(context.env, room, (stub) => stub.connections());
   return jsonResponse(200, { status: "ok", connections, roomId: room });
 }
 
-async function roomPresence(asked: Asked, segment: string): Promise<Response> {
-  const room = roomOf(segment);
-  permit(await countedClaimsOf(asked), "presence", room);
-  const { connections, users } = await ask(asked.env, room, (stub) => stub.presence());
-  return readResponse(asked, JSON.stringify({ room, connections, users }));
+async function roomPresence(context: RequestContext, segment: string): Promise<Response> {
+  const room = parseRoomParam(segment);
+  authorize(await countedClaimsOf(context), "presence", room);
+  const { connections, users } = await ask(context.env, room, (stub) => stub.presence());
+  return readResponse(context, JSON.stringify({ room, connections, users }));
 }
 
-async function subscribeWithoutUpgrade(_: Asked, segment: string): Promise<Response> {
-  roomOf(segment);
+async function subscribeWithoutUpgrade(_: RequestContext, segment: string): Promise<Response> {
+  parseRoomParam(segment);
   throw new RequestError(
     426,
     "upgrade_required",
@@ -203,37 +203,37 @@ async function subscribeWithoutUpgrade(_: Asked, segment: string): Promise<Respo
   );
 }
 
-async function history(asked: Asked, segment: string): Promise<Response> {
-  const room = roomOf(segment);
-  permit(await countedClaimsOf(asked), "subscribe", room);
-  const after = asked.query.get("after") ?? "earliest";
-  const position = after === "earliest" ? undefined : positionOf(after, "or 'earliest'");
-  const limit = limitOf(asked.query.get("limit"));
-  const text = await ask(asked.env, room, (stub) => stub.history(position, limit));
-  return readResponse(asked, text);
+async function history(context: RequestContext, segment: string): Promise<Response> {
+  const room = parseRoomParam(segment);
+  authorize(await countedClaimsOf(context), "subscribe", room);
+  const after = context.query.get("after") ?? "earliest";
+  const position = after === "earliest" ? undefined : parseCursorParam(after, "or 'earliest'");
+  const limit = parseLimit(context.query.get("limit"));
+  const text = await ask(context.env, room, (stub) => stub.history(position, limit));
+  return readResponse(context, text);
 }
 
 /** What a caller reads counts by its bytes. */
-function readResponse({ request, settings, claims }: Asked, text: string): Response {
+function readResponse({ request, settings, claims }: RequestContext, text: string): Response {
   const content = new TextEncoder().encode(text);
   requestLimitsOf(settings).countRead(claims ?? ANYONE, addressOf(request), content.length);
   return textResponse(200, content, "application/json");
 }
 
-function limitOf(text: string | undefined): number {
+function parseLimit(text: string | undefined): number {
   if (text === undefined) return HISTORY_LIMIT;
   const limit = /^[0-9]{1,4}$/.test(text) ? Number(text) : 0;
   if (limit >= 1 && limit <= MAX_HISTORY_LIMIT) return limit;
   throw badRequest("Invalid limit", `limit: expected 1 to ${MAX_HISTORY_LIMIT}`);
 }
 
-async function broadcastOne(asked: Asked, segment: string): Promise<Response> {
-  const room = roomOf(segment);
-  const claims = await publisherOf(asked);
-  permit(claims, "broadcast", room);
-  const checked = check(await jsonBody(asked.request));
-  checkLimits(asked, claims, 1, checked.bytes);
-  const published = await publishAll(asked.env, new Map([[room, [checked]]]));
+async function broadcastOne(context: RequestContext, segment: string): Promise<Response> {
+  const room = parseRoomParam(segment);
+  const claims = await publisherOf(context);
+  authorize(claims, "broadcast", room);
+  const checked = check(await readJsonBody(context.request));
+  checkLimits(context, claims, 1, checked.bytes);
+  const published = await publishAll(context.env, new Map([[room, [checked]]]));
   const [receipt] = receiptsOf(published, room);
   const { id, cursor, broadcastCount, duplicate } = receipt!;
   return jsonResponse(200, {
@@ -254,10 +254,10 @@ interface GoodItem {
   checked: Checked;
 }
 
-async function broadcastMany(asked: Asked): Promise<Response> {
-  const claims = await publisherOf(asked);
+async function broadcastMany(context: RequestContext): Promise<Response> {
+  const claims = await publisherOf(context);
   requireScope(claims, "broadcast");
-  const body = await jsonBody(asked.request);
+  const body = await readJsonBody(context.request);
   const given = isObject(body) ? body["notifications"] : undefined;
   if (!Array.isArray(given) || given.length === 0) {
     throw badRequest("Invalid batch", "notifications: expected a list of at least one");
@@ -274,18 +274,18 @@ async function broadcastMany(asked: Asked): Promise<Response> {
   const items = given.map((item: unknown) => checkItem(item, claims));
   const good = items.filter((item): item is GoodItem => !(item instanceof RequestError));
   const spread = good.reduce((sum, { rooms, checked }) => sum + rooms.length * checked.bytes, 0);
-  if (spread > MAX_SPREAD_BYTES) {
+  if (spread > MAX_BATCH_FANOUT_BYTES) {
     throw payloadTooLarge(
-      `a batch has at most ${MAX_SPREAD_BYTES} bytes, each notification counted once for each of ` +
+      `a batch has at most ${MAX_BATCH_FANOUT_BYTES} bytes, each notification counted once for each of ` +
         "its rooms",
     );
   }
-  count(asked.env, "publish", "rejected", items.length - good.length);
+  count(context.env, "publish", "rejected", items.length - good.length);
   for (const [n, item] of items.entries()) {
-    if (item instanceof RequestError) logRefusal(asked.request, item.body, { claims, room: roomsIn(given[n])?.[0] });
+    if (item instanceof RequestError) logRefusal(context.request, item.body, { claims, room: roomsIn(given[n])?.[0] });
   }
-  checkLimits(asked, claims, good.reduce((sum, { rooms }) => sum + rooms.length, 0), spread);
-  const results = resultsOf(items, await publishAll(asked.env, byRoom(good)));
+  checkLimits(context, claims, good.reduce((sum, { rooms }) => sum + rooms.length, 0), spread);
+  const results = resultsOf(items, await publishAll(context.env, byRoom(good)));
   return jsonResponse(200, { success: results.every(({ success }) => success), results });
 }
 
@@ -353,14 +353,14 @@ function resultsOf(items: Item[], published: Published): Result[] {
     const receipts: [string, Receipt][] = [];
     let failure: RequestError | undefined;
     for (const room of item.rooms) {
-      const answer = published.get(room)!;
-      if (answer instanceof RequestError) {
-        failure = answer;
+      const handle = published.get(room)!;
+      if (handle instanceof RequestError) {
+        failure = handle;
         continue;
       }
       const next = place.get(room) ?? 0;
       place.set(room, next + 1);
-      receipts.push([room, answer[next]!]);
+      receipts.push([room, handle[next]!]);
     }
     // Its other rooms may have it: sent again, it is a duplicate there.
     return failure === undefined ? resultOf(receipts) : { success: false, ...failure.body };
@@ -389,9 +389,9 @@ function checkItem(item: unknown, claims: Claims): Item {
     }
     const rooms = [...new Set(named)].map((name) => {
       if (typeof name !== "string") throw badRequest("Invalid room id", "rooms: expected strings");
-      return roomOf(name);
+      return parseRoomParam(name);
     });
-    for (const room of rooms) permit(claims, "broadcast", room);
+    for (const room of rooms) authorize(claims, "broadcast", room);
     const members = Object.entries(item).filter(([name]) => name !== "rooms");
     return { rooms, checked: check(Object.fromEntries(members)) };
   } catch (error) {
@@ -426,7 +426,7 @@ function check(value: unknown): Checked {
 
 const limits = new WeakMap<Settings, PublishLimits>();
 
-function checkLimits({ env }: Asked, claims: Claims, many: number, bytes: number): void {
+function checkLimits({ env }: RequestContext, claims: Claims, many: number, bytes: number): void {
   const settings = settingsOf(env);
   let counted = limits.get(settings);
   if (counted === undefined) limits.set(settings, (counted = new PublishLimits(settings)));
@@ -438,10 +438,10 @@ function checkLimits({ env }: Asked, claims: Claims, many: number, bytes: number
   }
 }
 
-async function revoke(asked: Asked): Promise<Response> {
-  requireScope(await countedClaimsOf(asked), "admin");
-  const { env, settings } = asked;
-  const [member, given] = revocationIn(await jsonBody(asked.request));
+async function revoke(context: RequestContext): Promise<Response> {
+  requireScope(await countedClaimsOf(context), "admin");
+  const { env, settings } = context;
+  const [member, given] = revocationIn(await readJsonBody(context.request));
   // Without keys no token is looked at, so there is none to take back.
   if (!hasKeys(settings)) return jsonResponse(200, { success: true, revoked: false, closed: 0 });
   const of = member === "user" ? "user" : "token";
@@ -449,7 +449,7 @@ async function revoke(asked: Asked): Promise<Response> {
   // The clock of who issued a token may be ahead by the leeway.
   const at = Date.now() / 1000 + settings.tokenLeewayS;
   try {
-    const closed = await holderOf(env, of, name).revoke({ of, name, at });
+    const closed = await registryOf(env, of, name).revoke({ kind: of, subject: name, at });
     return jsonResponse(200, { success: true, revoked: true, closed });
   } catch (error) {
     console.error(`revoking failed: ${String(error)}`);
@@ -485,7 +485,7 @@ async function nameToRevoke(settings: Settings, member: Revocable, given: string
   if (member === "token") {
     let id: string | undefined;
     try {
-      id = await idOfToken(settings, bareToken(given));
+      id = await tokenId(settings, bareToken(given));
     } catch (error) {
       if (!(error instanceof MalformedTokenError)) throw error;
       throw badRequest(NOT_REVOKED, `token: ${error.message}`);

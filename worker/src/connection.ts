@@ -8,7 +8,7 @@ import type { Claims } from "./auth/claims";
 import type { Cursor } from "./protocol/cursor";
 
 /** What a subscriber asks for, from the Worker to the room, after it was looked at. */
-export interface Subscribing {
+export interface SubscribeRequest {
   transport: "websocket" | "sse";
   /** A cursor, `earliest`, `latest`; undefined: the room's own default. */
   after?: string;
@@ -16,9 +16,9 @@ export interface Subscribing {
   isLost: boolean;
   device?: string;
   /** It wants to hear who comes and goes. */
-  watches: boolean;
+  wantsPresence: boolean;
   /** It gets control frames. */
-  speaks: boolean;
+  controlFrames: boolean;
   /** The subprotocol that it gets. */
   subprotocol?: string;
   /** Whose connection it is, for presence. */
@@ -30,8 +30,8 @@ export interface Subscribing {
 export interface Attachment {
   id: string;
   transport: "websocket" | "sse";
-  speaks: boolean;
-  watches: boolean;
+  controlFrames: boolean;
+  wantsPresence: boolean;
   device?: string;
   presentAs?: string;
   user?: string;
@@ -68,7 +68,7 @@ const MAX_ROOM_WAITING_BYTES = 32 * 1024 * 1024;
 const MAX_USER_WAITING_BYTES = 8 * 1024 * 1024;
 
 /** Who is too slow: each alone, and the largest backlogs where too much waits in all. */
-export function tooSlow(connections: Iterable<Connection>, now: number): Connection[] {
+export function slowConsumers(connections: Iterable<Connection>, now: number): Connection[] {
   const found: Connection[] = [];
   const waiting: Connection[] = [];
   for (const connection of connections) {
@@ -79,7 +79,7 @@ export function tooSlow(connections: Iterable<Connection>, now: number): Connect
   const byUser = new Map<string, number>();
   let sum = 0;
   for (const connection of waiting) {
-    const user = connection.kept.user ?? "";
+    const user = connection.attachment.user ?? "";
     const ofUser = (byUser.get(user) ?? 0) + connection.waiting;
     const isOver = user !== "" && ofUser > MAX_USER_WAITING_BYTES;
     if (isOver || sum + connection.waiting > MAX_ROOM_WAITING_BYTES) {
@@ -94,7 +94,7 @@ export function tooSlow(connections: Iterable<Connection>, now: number): Connect
 
 export class Connection {
   readonly socket: WebSocket;
-  readonly kept: Attachment;
+  readonly attachment: Attachment;
   /** Counts the tokens that it handed in: the last one counts. */
   renewals = 0;
   #savedAt: number;
@@ -102,15 +102,15 @@ export class Connection {
   /** Since when nothing of what waits was taken. */
   #stillSince = Date.now();
 
-  constructor(socket: WebSocket, kept: Attachment) {
+  constructor(socket: WebSocket, attachment: Attachment) {
     this.socket = socket;
-    this.kept = kept;
-    this.#savedAt = kept.heardAt;
+    this.attachment = attachment;
+    this.#savedAt = attachment.heardAt;
   }
 
   /** A client with `synap.v1` says itself what it has received; else what it was handed counts. */
   get acknowledges(): boolean {
-    return this.kept.transport === "websocket" && this.kept.speaks;
+    return this.attachment.transport === "websocket" && this.attachment.controlFrames;
   }
 
   /** Bytes that wait for the client; 0 on a runtime that does not tell (before November 2026). */
@@ -119,11 +119,11 @@ export class Connection {
   }
 
   save(): void {
-    this.socket.serializeAttachment(this.kept);
+    this.socket.serializeAttachment(this.attachment);
   }
 
   heard(now: number): void {
-    this.kept.heardAt = now;
+    this.attachment.heardAt = now;
     if (now - this.#savedAt > SAVE_HEARD_MS) {
       this.#savedAt = now;
       this.save();

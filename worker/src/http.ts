@@ -129,7 +129,7 @@ export interface Target {
  *
  * @throws RequestError 400, if its percent-encoding is wrong.
  */
-export function targetOf(url: string): Target {
+export function parseTarget(url: string): Target {
   const [, raw = "", search = ""] = /^[^:]+:\/\/[^/?#]*([^?#]*)\??([^#]*)/.exec(url) ?? [];
   if (raw.length + search.length >= MAX_TARGET_BYTES) {
     const details = `a path and its query have at most ${MAX_TARGET_BYTES} bytes`;
@@ -156,7 +156,7 @@ export function targetOf(url: string): Target {
  *
  * @throws RequestError 400.
  */
-export function roomOf(segment: string): string {
+export function parseRoomParam(segment: string): string {
   const problem = problemWithRoom(segment);
   if (problem !== undefined) throw badRequest("Invalid room id", problem);
   return segment;
@@ -168,7 +168,7 @@ export function roomOf(segment: string): string {
  * @param words what else could be there, for the message.
  * @throws RequestError 400.
  */
-export function positionOf(text: string, words = "'earliest' or 'latest'"): Cursor {
+export function parseCursorParam(text: string, words = "'earliest' or 'latest'"): Cursor {
   const cursor = parseCursor(text);
   if (!cursor) throw badRequest("Invalid position", `after: expected a cursor, ${words}`);
   return cursor;
@@ -179,7 +179,7 @@ export function positionOf(text: string, words = "'earliest' or 'latest'"): Curs
  *
  * @throws RequestError 400.
  */
-export function deviceOf(query: Map<string, string>): string | undefined {
+export function parseDeviceParam(query: Map<string, string>): string | undefined {
   const name = query.get("device");
   if (name !== undefined && !isDevice(name)) {
     throw badRequest("Invalid device", "device: expected 1 to 64 of A-Z a-z 0-9 . _ ~ : @ | = + -");
@@ -192,7 +192,7 @@ export function deviceOf(query: Map<string, string>): string | undefined {
  *
  * @throws RequestError 400, 408, 413 or 415.
  */
-export async function jsonBody(request: Request): Promise<unknown> {
+export async function readJsonBody(request: Request): Promise<unknown> {
   const coding = request.headers.get("Content-Encoding")?.trim().toLowerCase() ?? "";
   if (coding !== "" && coding !== "identity") {
     throw new RequestError(

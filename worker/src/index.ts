@@ -1,8 +1,8 @@
 /** The room server as a Cloudflare Worker. See PROTOCOL.md, and docs/cloudflare.md. */
 
-import { admit } from "./access";
-import { answer, checkAnonymous, type Asked } from "./api";
-import { misconfigured, RequestError, targetOf, unavailable } from "./http";
+import { checkOrigin } from "./access";
+import { handle, checkAnonymous, type RequestContext } from "./api";
+import { misconfigured, RequestError, parseTarget, unavailable } from "./http";
 import { addressOf, requestLimitsOf } from "./limits";
 import { count } from "./metrics";
 import { cutReason } from "./protocol/control";
@@ -10,7 +10,7 @@ import { logRefusal } from "./refusals";
 import { ConfigurationError, settingsOf, type Env } from "./settings";
 import { openEventStream, openWebSocket } from "./subscribe";
 
-export { Holder } from "./holder";
+export { ConnectionRegistry } from "./registry";
 export { NotificationRoom } from "./room";
 
 const PREFLIGHT: Record<string, string> = {
@@ -22,12 +22,12 @@ const PREFLIGHT: Record<string, string> = {
 export default {
   async fetch(request, env): Promise<Response> {
     let cors: Record<string, string> = {};
-    let asked: Asked | undefined;
+    let asked: RequestContext | undefined;
     try {
       const settings = settingsOf(env);
-      admit(request, settings);
+      checkOrigin(request, settings);
       cors = corsOf(request);
-      asked = { ...targetOf(request.url), request, env, settings };
+      asked = { ...parseTarget(request.url), request, env, settings };
       if (request.method === "OPTIONS" && request.headers.has("Access-Control-Request-Method")) {
         checkAnonymous(asked);
         const headers = { "Cache-Control": "no-store", ...cors, ...preflightOf(request) };
@@ -49,7 +49,7 @@ export default {
   },
 } satisfies ExportedHandler<Env>;
 
-async function respond(asked: Asked): Promise<Response> {
+async function respond(asked: RequestContext): Promise<Response> {
   const [kind, , route] = asked.segments;
   if (kind === "rooms" && asked.segments.length === 3) {
     if (route === "events") return openEventStream(asked);
@@ -58,7 +58,7 @@ async function respond(asked: Asked): Promise<Response> {
       return openWebSocket(asked);
     }
   }
-  return answer(asked);
+  return handle(asked);
 }
 
 /** Whatever happened, as an error answer that shows nothing of the inside. */

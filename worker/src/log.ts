@@ -111,7 +111,7 @@ export class Log {
   readonly room: string;
 
   /** Whether there is anything of it in the storage. */
-  get isMade(): boolean {
+  get exists(): boolean {
     return this.#state !== undefined;
   }
 
@@ -137,7 +137,7 @@ export class Log {
   ): { receipts: Receipt[]; entries: Entry[] } {
     const before = this.#state && { ...this.#state };
     try {
-      return this.#storage.transactionSync(() => this.#keep(publications, count, isReceived));
+      return this.#storage.transactionSync(() => this.#insert(publications, count, isReceived));
     } catch (error) {
       this.#state = before;
       throw error;
@@ -187,7 +187,7 @@ export class Log {
   /** Know a device from now on: it has what comes before a position. */
   startDevice(device: string, position: Cursor): void {
     if (position.epoch !== this.#epoch) return;
-    const { last } = this.#make();
+    const { last } = this.#create();
     const before = this.#kv.get<Device>(DEVICE + device)?.mark ?? 0;
     const mark = Math.max(before, Math.min(position.offset, last)); // nobody has what does not exist
     this.#kv.put<Device>(DEVICE + device, { came: Date.now(), mark });
@@ -246,8 +246,8 @@ export class Log {
     this.#state = undefined;
   }
 
-  #keep(publications: Publication[], count: number, isReceived: boolean) {
-    const state = this.#make();
+  #insert(publications: Publication[], count: number, isReceived: boolean) {
+    const state = this.#create();
     const receipts: Receipt[] = [];
     const entries: Entry[] = [];
     for (const { id, text, bytes } of publications) {
@@ -282,15 +282,15 @@ export class Log {
 
   /** Let the oldest go where there are too many. Their ids stay for as long as they count. */
   #trim(state: State): void {
-    const { retentionCount, roomBytes } = this.#settings;
-    if (state.held <= retentionCount && state.bytes <= roomBytes) return;
+    const { retentionCount, maxRoomBytes } = this.#settings;
+    if (state.held <= retentionCount && state.bytes <= maxRoomBytes) return;
     let { held, bytes } = state;
     let until = state.forgotten;
     for (const row of this.#sql.exec<{ offset: number; bytes: number }>(
       "SELECT offset, bytes FROM log WHERE offset > ? ORDER BY offset",
       state.forgotten,
     )) {
-      if (held <= retentionCount && (bytes <= roomBytes || held === 1)) break;
+      if (held <= retentionCount && (bytes <= maxRoomBytes || held === 1)) break;
       until = row.offset;
       held--;
       bytes -= row.bytes;
@@ -383,7 +383,7 @@ export class Log {
   }
 
   /** A room that nobody has published to has no table. */
-  #make(): State {
+  #create(): State {
     if (this.#state !== undefined) return this.#state;
     // What was here before, if something was, is too old by now.
     const forgotten = Math.max(0, nowUs() - this.#ageUs);

@@ -7,14 +7,14 @@
 import type { Env } from "./settings";
 import { VERSION } from "./version";
 
-export type Happening =
+export type MetricEvent =
   | "publish" // accepted, duplicate, rejected, unavailable
   | "delivery" // live, replay
   | "error" // an error's code
   | "opened" // websocket, sse
   | "disconnect"; // a close code
 
-export function count(env: Env, what: Happening, how: string, many = 1, bytes = 0): void {
+export function count(env: Env, what: MetricEvent, how: string, many = 1, bytes = 0): void {
   if (many === 0) return;
   try {
     env.METRICS?.writeDataPoint({ indexes: [what], blobs: [what, how], doubles: [many, bytes] });

@@ -38,10 +38,10 @@ export class Readiness {
   }
 
   async #ask(): Promise<void> {
-    const { HOLDER } = this.#env;
+    const { CONNECTION_REGISTRY } = this.#env;
     const isSuspect = this.#isSuspect;
     try {
-      await HOLDER.get(HOLDER.idFromName("ready:")).check(isSuspect);
+      await CONNECTION_REGISTRY.get(CONNECTION_REGISTRY.idFromName("ready:")).check(isSuspect);
     } catch (error) {
       console.error(`not ready: an object's storage cannot be had: ${String(error)}`);
       this.#isSuspect = true;

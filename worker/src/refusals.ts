@@ -1,7 +1,7 @@
 /** One line in the Worker's log for each refusal, and not too many of them. See docs/cloudflare.md. */
 
 import type { Claims } from "./auth/claims";
-import { targetOf, type Problem } from "./http";
+import { parseTarget, type Problem } from "./http";
 import { Rate } from "./limits";
 import { problemWithRoom, withoutCredentials } from "./protocol/rooms";
 
@@ -49,7 +49,7 @@ function originOf(request: Request): string | undefined {
 
 function roomOf(request: Request): string | undefined {
   try {
-    const [kind, room] = targetOf(request.url).segments;
+    const [kind, room] = parseTarget(request.url).segments;
     return kind === "rooms" ? shownRoom(room) : undefined;
   } catch {
     return undefined;

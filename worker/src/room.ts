@@ -7,11 +7,11 @@
 
 import { DurableObject } from "cloudflare:workers";
 
-import { identify, permit, revoked } from "./access";
+import { authenticate, authorize, revoked } from "./access";
 import type { Claims } from "./auth/claims";
 import { keyRingOf } from "./auth/keyring";
-import { Connection, tooSlow, type Attachment, type Subscribing } from "./connection";
-import { covers, holderOf, holdersOf, openConnection, type Revocation } from "./holder";
+import { Connection, slowConsumers, type Attachment, type SubscribeRequest } from "./connection";
+import { matches, registryOf, registriesOf, registerConnection, type Revocation } from "./registry";
 import { RequestError, rateLimited } from "./http";
 import { Rate } from "./limits";
 import { Log, type Publication, type Receipt } from "./log";
@@ -24,7 +24,7 @@ import {
   cutReason,
   MAX_CLIENT_TEXT_BYTES,
   PRESENCE,
-  readAction,
+  parseAction,
   SUBSCRIBED,
   TOKEN_EXPIRING,
 } from "./protocol/control";
@@ -32,7 +32,7 @@ import { cursorText, parseCursor, type Cursor } from "./protocol/cursor";
 import { isRequestRoom } from "./protocol/rooms";
 import { hasKeys, settingsOf, type Env, type Settings } from "./settings";
 
-/** The header with what a subscriber asks for ({@link Subscribing}), from the Worker. */
+/** The header with what a subscriber asks for ({@link SubscribeRequest}), from the Worker. */
 export const SUBSCRIBING = "X-Synap-Subscribing";
 /** The header of a refusal for which a WebSocket gets a close code instead. */
 export const CLOSE_CODE = "X-Synap-Close-Code";
@@ -84,7 +84,7 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#log = new Log(ctx.storage, this.#settings, this.#room, ctx.id.toString().slice(0, 16));
     this.#presence = new Presence(ctx.storage.kv.get<Leaving[]>(LEAVING) ?? []);
     ctx.setWebSocketAutoResponse(new WebSocketRequestResponsePair("ping", "pong"));
-    for (const socket of ctx.getWebSockets()) this.#wake(socket);
+    for (const socket of ctx.getWebSockets()) this.#restore(socket);
     this.#presence.settle();
     void ctx.blockConcurrencyWhile(async () => {
       this.#alarmAt = (await ctx.storage.getAlarm()) ?? undefined;
@@ -96,8 +96,8 @@ export class NotificationRoom extends DurableObject<Env> {
 
   /** Keep notifications, all or none, and hand each to everyone who listens. */
   async publish(publications: Publication[]): Promise<Receipt[]> {
-    for (const connection of tooSlow(this.#live(), Date.now())) {
-      this.#end(connection, CloseCode.SLOW_CONSUMER);
+    for (const connection of slowConsumers(this.#live(), Date.now())) {
+      this.#close(connection, CloseCode.SLOW_CONSUMER);
     }
     const live = this.#live();
     const received = live.filter((connection) => !connection.acknowledges);
@@ -109,12 +109,12 @@ export class NotificationRoom extends DurableObject<Env> {
     }
     const last = entries.at(-1);
     if (last !== undefined) {
-      for (const { kept } of received) {
-        if (kept.device !== undefined) this.#log.advance(last.cursor, this.#markOf(kept.device));
+      for (const { attachment } of received) {
+        if (attachment.device !== undefined) this.#log.advance(last.cursor, this.#ackOf(attachment.device));
       }
     }
     count(this.env, "delivery", "live", live.length * entries.length);
-    this.#awaitSweep();
+    this.#scheduleSweep();
     return receipts;
   }
 
@@ -158,21 +158,21 @@ export class NotificationRoom extends DurableObject<Env> {
     const now = Date.now();
     this.#revocations = this.#revocations.filter((each) => each.until > now);
     this.#revocations.push({ revocation, until: now + REVOCATION_MS });
-    const found = [...this.#connections.values()].filter(({ kept }) => covers(revocation, kept));
-    for (const connection of found) this.#end(connection, CloseCode.REVOKED);
+    const found = [...this.#connections.values()].filter(({ attachment }) => matches(revocation, attachment));
+    for (const connection of found) this.#close(connection, CloseCode.REVOKED);
     return found.length;
   }
 
   /** For who counts them: those that are open, and those that are about to be. */
   async connectionIds(): Promise<string[]> {
-    return [...[...this.#connections.values()].map(({ kept }) => kept.id), ...this.#opening];
+    return [...[...this.#connections.values()].map(({ attachment }) => attachment.id), ...this.#opening];
   }
 
   /** A WebSocket that the Worker has let in: {@link SUBSCRIBING} says for whom. */
   override async fetch(request: Request): Promise<Response> {
     const asked = JSON.parse(
       decodeURIComponent(request.headers.get(SUBSCRIBING) ?? ""),
-    ) as Subscribing;
+    ) as SubscribeRequest;
     try {
       return await this.#subscribe(asked);
     } catch (error) {
@@ -188,12 +188,12 @@ export class NotificationRoom extends DurableObject<Env> {
     if (connection === undefined) return;
     const now = Date.now();
     connection.heard(now);
-    if (connection.kept.transport === "sse") {
+    if (connection.attachment.transport === "sse") {
       if (message === MORE) this.#replay(connection);
     } else if (typeof message !== "string" || isTooLong(message)) {
-      this.#end(connection, CloseCode.PROTOCOL_VIOLATION);
-    } else if (this.#messages.waitS(connection.kept.id, 1, now) > 0) {
-      this.#end(connection, CloseCode.RATE_LIMITED);
+      this.#close(connection, CloseCode.PROTOCOL_VIOLATION);
+    } else if (this.#messages.waitS(connection.attachment.id, 1, now) > 0) {
+      this.#close(connection, CloseCode.RATE_LIMITED);
     } else if (message === "ping") {
       connection.send("pong");
     } else if (connection.acknowledges) {
@@ -202,7 +202,7 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   override async webSocketClose(socket: WebSocket, code: number): Promise<void> {
-    this.#gone(socket);
+    this.#onDisconnect(socket);
     try {
       socket.close(code === 1005 || code === 1006 ? 1000 : code);
     } catch {
@@ -211,7 +211,7 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   override async webSocketError(socket: WebSocket): Promise<void> {
-    this.#gone(socket);
+    this.#onDisconnect(socket);
   }
 
   // --- what time brings
@@ -220,16 +220,16 @@ export class NotificationRoom extends DurableObject<Env> {
     const now = Date.now();
     this.#alarmAt = undefined;
     for (const connection of [...this.#connections.values()]) {
-      const code = this.#overdue(connection, now);
-      if (code !== undefined) this.#end(connection, code);
+      const code = this.#expiredCode(connection, now);
+      if (code !== undefined) this.#close(connection, code);
     }
     this.#sweepPresence();
     const sweepAt = this.#log.sweep();
     const next = Math.min(
       sweepAt ?? Infinity,
-      ...[...this.#connections.values()].map((connection) => this.#nextOf(connection)),
+      ...[...this.#connections.values()].map((connection) => this.#nextDeadline(connection)),
     );
-    if (next < Infinity) this.#wantAlarm(next);
+    if (next < Infinity) this.#scheduleAlarm(next);
     this.#awaitLeave();
     if (this.#alarmAt === undefined && this.#connections.size === 0 && this.#opening.size === 0) {
       // Nothing is kept, and nobody is here: an object without storage costs nothing.
@@ -242,22 +242,22 @@ export class NotificationRoom extends DurableObject<Env> {
 
   // --- a connection's life
 
-  async #subscribe(asked: Subscribing): Promise<Response> {
+  async #subscribe(asked: SubscribeRequest): Promise<Response> {
     const { claims, transport } = asked;
     const most = this.#settings.maxConnectionsPerRoom;
     if (most > 0 && this.#connections.size + this.#opening.size >= most) {
       throw rateLimited(`at most ${most} connections in a room`, 10);
     }
     const id = crypto.randomUUID();
-    await this.#hold(id, claims);
+    await this.#acquire(id, claims);
     const pair = new WebSocketPair();
     this.ctx.acceptWebSocket(pair[1]);
     const device = claims.device ?? asked.device;
     const kept: Attachment = {
       id,
       transport,
-      speaks: asked.speaks,
-      watches: asked.watches,
+      controlFrames: asked.controlFrames,
+      wantsPresence: asked.wantsPresence,
       isWarned: false,
       heardAt: Date.now(),
       replaying: { position: this.#start(asked, device), replayed: 0, isLost: asked.isLost },
@@ -265,7 +265,7 @@ export class NotificationRoom extends DurableObject<Env> {
       ...(asked.presentAs === undefined ? {} : { presentAs: asked.presentAs }),
       ...heldBy(claims),
     };
-    this.#begin(new Connection(pair[1], kept));
+    this.#attach(new Connection(pair[1], kept));
     count(this.env, "opened", transport);
     const { subprotocol } = asked;
     return new Response(null, {
@@ -280,18 +280,18 @@ export class NotificationRoom extends DurableObject<Env> {
    *
    * @throws RequestError 401: the token was revoked; 429.
    */
-  async #hold(id: string, claims: Claims): Promise<void> {
+  async #acquire(id: string, claims: Claims): Promise<void> {
     const most = this.#settings.maxConnectionsPerUser;
     this.#opening.add(id);
     try {
-      const verdict = await openConnection(this.env, claims, id, this.#room, most);
+      const verdict = await registerConnection(this.env, claims, id, this.#room, most);
       if (verdict === "ok" && !this.#isRevoked(claims)) return;
       if (verdict !== "rate_limited") throw revoked(claims);
       const error = rateLimited(`at most ${most} connections for a user`, 10);
       error.headers[CLOSE_CODE] = String(CloseCode.CONNECTION_LIMIT);
       throw error;
     } catch (error) {
-      this.#letGo(id, claims); // one of two may have given it a place
+      this.#release(id, claims); // one of two may have given it a place
       throw error;
     } finally {
       this.#opening.delete(id);
@@ -302,17 +302,17 @@ export class NotificationRoom extends DurableObject<Env> {
   #isRevoked(claims: Claims): boolean {
     const now = Date.now();
     return this.#revocations.some(
-      ({ revocation, until }) => until > now && covers(revocation, claims),
+      ({ revocation, until }) => until > now && matches(revocation, claims),
     );
   }
 
-  #letGo(id: string, held: { user?: string; tokenId?: string }): void {
-    const gone = holdersOf(this.env, held).map((holder) => holder.left([id]));
+  #release(id: string, held: { user?: string; tokenId?: string }): void {
+    const gone = registriesOf(this.env, held).map((holder) => holder.left([id]));
     this.ctx.waitUntil(Promise.allSettled(gone)); // who is not told finds out by asking
   }
 
   /** The position to start from. */
-  #start({ after, isLost }: Subscribing, device: string | undefined): Cursor {
+  #start({ after, isLost }: SubscribeRequest, device: string | undefined): Cursor {
     const log = this.#log;
     let position: Cursor;
     if (after === "latest") position = log.head();
@@ -320,45 +320,45 @@ export class NotificationRoom extends DurableObject<Env> {
     else if (after !== undefined) position = parseCursor(after) ?? log.earliest();
     else if (isRequestRoom(this.#room)) position = log.earliest();
     else position = log.receivedMark(device) ?? log.earliest();
-    const mark = this.#markOf(device);
+    const mark = this.#ackOf(device);
     if (mark !== undefined) {
       log.startDevice(mark, position);
-      this.#awaitSweep();
+      this.#scheduleSweep();
     }
     return position;
   }
 
   /** Every listener to a request's room starts at its beginning: there is nothing to remember. */
-  #markOf(device: string | undefined): string | undefined {
+  #ackOf(device: string | undefined): string | undefined {
     return isRequestRoom(this.#room) ? undefined : device;
   }
 
-  #begin(connection: Connection): void {
-    const { kept } = connection;
-    if (kept.presentAs !== undefined) {
-      this.#presence.join(kept.presentAs, kept.device);
+  #attach(connection: Connection): void {
+    const { attachment } = connection;
+    if (attachment.presentAs !== undefined) {
+      this.#presence.join(attachment.presentAs, attachment.device);
       this.#keepPresence();
-      this.#tellPresence();
+      this.#broadcastPresence();
     }
     this.#connections.set(connection.socket, connection);
-    if (kept.watches) {
+    if (attachment.wantsPresence) {
       this.#sweepPresence();
       this.#awaitLeave();
       const state = { event: "state", users: this.#presence.state() };
       connection.send(controlFrame(PRESENCE, state));
     }
     this.#replay(connection);
-    this.#awaitExpiry(connection);
-    this.#wantAlarm(this.#nextOf(connection));
+    this.#checkExpiry(connection);
+    this.#scheduleAlarm(this.#nextDeadline(connection));
   }
 
   /** The connection of a socket. One whose end wakes the object is no longer among its sockets. */
   #connectionOf(socket: WebSocket): Connection | undefined {
-    return this.#connections.get(socket) ?? this.#wake(socket);
+    return this.#connections.get(socket) ?? this.#restore(socket);
   }
 
   /** A socket from before the object slept. */
-  #wake(socket: WebSocket): Connection | undefined {
+  #restore(socket: WebSocket): Connection | undefined {
     const kept = socket.deserializeAttachment() as Attachment | null;
     // One without an attachment is of a Worker that was here before this one.
     if (kept === null || kept.isEnded) return undefined;
@@ -377,50 +377,50 @@ export class NotificationRoom extends DurableObject<Env> {
     if (this.#connections.size === 0 || !hasKeys(this.#settings)) return;
     const { vouchers } = await keyRingOf(this.#settings);
     for (const connection of [...this.#connections.values()]) {
-      const { voucher } = connection.kept;
+      const { voucher } = connection.attachment;
       if (vouchers.has(voucher ?? "")) continue;
       const reason = voucher === undefined ? "a token is needed now" : "the token's key was removed";
-      this.#end(connection, CloseCode.TOKEN_EXPIRED, reason);
+      this.#close(connection, CloseCode.TOKEN_EXPIRED, reason);
     }
   }
 
   /** End a connection from here. What was sent to it still comes, then the close. */
-  #end(connection: Connection, code: CloseCode, reason = CLOSE_REASONS[code]): void {
-    connection.kept.isEnded = true;
+  #close(connection: Connection, code: CloseCode, reason = CLOSE_REASONS[code]): void {
+    connection.attachment.isEnded = true;
     connection.save();
-    this.#forget(connection);
+    this.#remove(connection);
     connection.socket.close(code, cutReason(reason));
     count(this.env, "disconnect", String(code));
   }
 
   /** The client has ended it. */
-  #gone(socket: WebSocket): void {
+  #onDisconnect(socket: WebSocket): void {
     const connection = this.#connectionOf(socket);
     if (connection === undefined) return;
-    connection.kept.isEnded = true;
+    connection.attachment.isEnded = true;
     connection.save();
-    this.#forget(connection);
+    this.#remove(connection);
   }
 
-  #forget({ socket, kept }: Connection): void {
+  #remove({ socket, attachment }: Connection): void {
     this.#connections.delete(socket);
-    this.#letGo(kept.id, kept);
+    this.#release(attachment.id, attachment);
     this.#sweepPresence();
-    if (kept.presentAs !== undefined) {
-      if (this.#presence.leave(kept.presentAs, kept.device, Date.now())) {
+    if (attachment.presentAs !== undefined) {
+      if (this.#presence.leave(attachment.presentAs, attachment.device, Date.now())) {
         this.#keepPresence();
         this.#awaitLeave();
       }
-      this.#tellPresence();
+      this.#broadcastPresence();
     }
     // What was kept while somebody was here goes with the last one.
-    if (this.#connections.size === 0 && this.#log.isMade) this.#awaitSweep(Date.now());
+    if (this.#connections.size === 0 && this.#log.exists) this.#scheduleSweep(Date.now());
   }
 
   // --- the log, then live
 
   #live(): Connection[] {
-    return [...this.#connections.values()].filter(({ kept }) => kept.replaying === undefined);
+    return [...this.#connections.values()].filter(({ attachment }) => attachment.replaying === undefined);
   }
 
   /**
@@ -430,8 +430,8 @@ export class NotificationRoom extends DurableObject<Env> {
    * live, are one step in which nothing can be published.
    */
   #replay(connection: Connection): void {
-    const { kept } = connection;
-    const at = kept.replaying;
+    const { attachment } = connection;
+    const at = attachment.replaying;
     if (at === undefined) return;
     for (;;) {
       const page = this.#log.read(at.position, PAGE);
@@ -445,10 +445,10 @@ export class NotificationRoom extends DurableObject<Env> {
         at.position = last.cursor;
         at.replayed += page.entries.length;
         count(this.env, "delivery", "replay", page.entries.length);
-        if (!connection.acknowledges) this.#log.advance(last.cursor, this.#markOf(kept.device));
+        if (!connection.acknowledges) this.#log.advance(last.cursor, this.#ackOf(attachment.device));
       }
       if (!page.more) break;
-      if (kept.transport === "sse") {
+      if (attachment.transport === "sse") {
         connection.save();
         connection.send(MORE);
         return;
@@ -461,9 +461,9 @@ export class NotificationRoom extends DurableObject<Env> {
     }
     // All of the room up to the head was read; an empty room has a position, too.
     const cursor = cursorText(furthest(at.position, this.#log.head()));
-    delete kept.replaying;
+    delete attachment.replaying;
     connection.save();
-    if (kept.speaks) {
+    if (attachment.controlFrames) {
       const { replayed, isLost } = at;
       const data = { room: this.#room, cursor, replayed, recovered: !isLost };
       connection.send(controlFrame(SUBSCRIBED, data));
@@ -474,7 +474,7 @@ export class NotificationRoom extends DurableObject<Env> {
     setTimeout(() => {
       if (!this.#connections.has(connection.socket)) return;
       if (connection.waiting <= REPLAY_WAITING_BYTES) this.#replay(connection);
-      else if (connection.isStalled(Date.now())) this.#end(connection, CloseCode.SLOW_CONSUMER);
+      else if (connection.isStalled(Date.now())) this.#close(connection, CloseCode.SLOW_CONSUMER);
       else this.#replayLater(connection);
     }, REPLAY_PAUSE_MS);
   }
@@ -482,49 +482,49 @@ export class NotificationRoom extends DurableObject<Env> {
   // --- what a client asks for
 
   async #act(connection: Connection, text: string): Promise<void> {
-    const said = readAction(text);
+    const said = parseAction(text);
     if (said?.action === "ack") this.#acknowledge(connection, said.cursor);
     else if (said?.action === "authenticate") await this.#renew(connection, said.token);
   }
 
-  #acknowledge({ kept }: Connection, text: string): void {
+  #acknowledge({ attachment }: Connection, text: string): void {
     const cursor = parseCursor(text);
-    const handed = kept.replaying?.position ?? this.#log.head();
+    const handed = attachment.replaying?.position ?? this.#log.head();
     if (cursor === undefined || cursor.epoch !== handed.epoch || cursor.offset > handed.offset) return;
-    this.#log.advance(cursor, this.#markOf(kept.device));
+    this.#log.advance(cursor, this.#ackOf(attachment.device));
   }
 
   /** Take a new token in place of the old one; a bad one ends the connection. */
   async #renew(connection: Connection, token: string): Promise<void> {
-    const { kept } = connection;
+    const { attachment } = connection;
     const renewal = ++connection.renewals;
     const isCurrent = () =>
       this.#connections.has(connection.socket) && renewal === connection.renewals;
     const end = (code: CloseCode, reason?: string) => {
-      if (isCurrent()) this.#end(connection, code, reason);
+      if (isCurrent()) this.#close(connection, code, reason);
     };
     try {
-      const claims = await identify(this.#settings, token, undefined);
-      if (claims.user !== kept.user) return end(CloseCode.FORBIDDEN, "the new token is another user's");
-      permit(claims, "subscribe", this.#room);
-      if (kept.watches) permit(claims, "presence", this.#room);
+      const claims = await authenticate(this.#settings, token, undefined);
+      if (claims.user !== attachment.user) return end(CloseCode.FORBIDDEN, "the new token is another user's");
+      authorize(claims, "subscribe", this.#room);
+      if (attachment.wantsPresence) authorize(claims, "presence", this.#room);
       // The user has a place already: it is the same one.
-      const verdict = await openConnection(this.env, claims, kept.id, this.#room, 0);
+      const verdict = await registerConnection(this.env, claims, attachment.id, this.#room, 0);
       if (verdict !== "ok") return end(CloseCode.UNAUTHORIZED, CLOSE_REASONS[CloseCode.REVOKED]);
       if (this.#isRevoked(claims)) return end(CloseCode.REVOKED);
       if (!isCurrent()) return;
-      if (kept.tokenId !== undefined && kept.tokenId !== claims.tokenId) {
-        const left = holderOf(this.env, "token", kept.tokenId).left([kept.id]);
+      if (attachment.tokenId !== undefined && attachment.tokenId !== claims.tokenId) {
+        const left = registryOf(this.env, "token", attachment.tokenId).left([attachment.id]);
         this.ctx.waitUntil(left.catch(() => undefined));
       }
       // A token that ends no later is no news: its client has none that is newer.
-      const isNewer = (claims.expiresAt ?? Infinity) > (kept.expiresAt ?? Infinity);
-      const { warnsAt, isWarned } = kept;
+      const isNewer = (claims.expiresAt ?? Infinity) > (attachment.expiresAt ?? Infinity);
+      const { warnsAt, isWarned } = attachment;
       const none = { issuedAt: undefined, expiresAt: undefined, warnsAt: undefined };
-      Object.assign(kept, none, heldBy(claims), isNewer ? { isWarned: false } : { warnsAt, isWarned });
+      Object.assign(attachment, none, heldBy(claims), isNewer ? { isWarned: false } : { warnsAt, isWarned });
       connection.save();
-      this.#awaitExpiry(connection);
-      this.#wantAlarm(this.#nextOf(connection));
+      this.#checkExpiry(connection);
+      this.#scheduleAlarm(this.#nextDeadline(connection));
     } catch (error) {
       // When nobody knows, the old one counts to its end.
       if (!(error instanceof RequestError)) return;
@@ -537,24 +537,24 @@ export class NotificationRoom extends DurableObject<Env> {
   // --- what comes later
 
   /** Say that the token ends soon, if it does. */
-  #awaitExpiry(connection: Connection): void {
-    const { kept } = connection;
-    if (kept.expiresAt === undefined) return;
-    if ((kept.warnsAt ?? 0) * 1000 <= Date.now() && !kept.isWarned) {
-      kept.isWarned = true;
+  #checkExpiry(connection: Connection): void {
+    const { attachment } = connection;
+    if (attachment.expiresAt === undefined) return;
+    if ((attachment.warnsAt ?? 0) * 1000 <= Date.now() && !attachment.isWarned) {
+      attachment.isWarned = true;
       connection.save();
-      if (kept.speaks) {
-        const expiresAt = new Date(kept.expiresAt * 1000).toISOString();
+      if (attachment.controlFrames) {
+        const expiresAt = new Date(attachment.expiresAt * 1000).toISOString();
         connection.send(controlFrame(TOKEN_EXPIRING, { expiresAt }));
       }
     }
   }
 
   /** Why a connection has to end now; undefined: it has not. */
-  #overdue(connection: Connection, now: number): CloseCode | undefined {
+  #expiredCode(connection: Connection, now: number): CloseCode | undefined {
     if (this.#silentAt(connection) <= now) return CloseCode.IDLE_TIMEOUT;
-    this.#awaitExpiry(connection);
-    const { expiresAt } = connection.kept;
+    this.#checkExpiry(connection);
+    const { expiresAt } = connection.attachment;
     return expiresAt !== undefined && expiresAt * 1000 <= now ? CloseCode.TOKEN_EXPIRED : undefined;
   }
 
@@ -565,36 +565,36 @@ export class NotificationRoom extends DurableObject<Env> {
    * it. So only a client that sends text pings is expected to go on; whether another one lives, the
    * runtime finds out by its own.
    */
-  #silentAt({ socket, kept }: Connection): number {
-    const { silenceS } = this.#settings;
+  #silentAt({ socket, attachment }: Connection): number {
+    const { idleTimeoutS } = this.#settings;
     // A ping is answered while the object sleeps.
     const pingedAt = this.ctx.getWebSocketAutoResponseTimestamp(socket)?.getTime();
-    if (silenceS === 0 || kept.transport === "sse" || pingedAt === undefined) return Infinity;
-    return Math.max(kept.heardAt, pingedAt) + silenceS * 1000;
+    if (idleTimeoutS === 0 || attachment.transport === "sse" || pingedAt === undefined) return Infinity;
+    return Math.max(attachment.heardAt, pingedAt) + idleTimeoutS * 1000;
   }
 
   /** When to look whether it is silent: also at one that has not pinged yet, once. */
   #lookAt(connection: Connection): number {
-    const { heardAt, transport } = connection.kept;
-    const { silenceS } = this.#settings;
-    const first = heardAt + silenceS * 1000;
-    if (silenceS > 0 && transport === "websocket" && first > Date.now()) return first;
+    const { heardAt, transport } = connection.attachment;
+    const { idleTimeoutS } = this.#settings;
+    const first = heardAt + idleTimeoutS * 1000;
+    if (idleTimeoutS > 0 && transport === "websocket" && first > Date.now()) return first;
     return this.#silentAt(connection);
   }
 
-  #nextOf(connection: Connection): number {
-    const { expiresAt = Infinity, warnsAt, isWarned } = connection.kept;
+  #nextDeadline(connection: Connection): number {
+    const { expiresAt = Infinity, warnsAt, isWarned } = connection.attachment;
     const tokenS = isWarned ? expiresAt : Math.min(expiresAt, warnsAt ?? expiresAt);
     return Math.min(this.#lookAt(connection), tokenS * 1000);
   }
 
   /** @param otherwise when, if the log is empty. */
-  #awaitSweep(otherwise = Infinity): void {
+  #scheduleSweep(otherwise = Infinity): void {
     // There is always an alarm while something is kept: the first one sees what came later.
-    if (this.#alarmAt === undefined) this.#wantAlarm(this.#log.nextSweep() ?? otherwise);
+    if (this.#alarmAt === undefined) this.#scheduleAlarm(this.#log.nextSweep() ?? otherwise);
   }
 
-  #wantAlarm(at: number): void {
+  #scheduleAlarm(at: number): void {
     // In whole milliseconds: an alarm that came before its time, and is set to the same one again, never comes.
     const next = Math.min(Math.ceil(at), Date.now() + MAX_ALARM_MS);
     if (at === Infinity || next >= (this.#alarmAt ?? Infinity)) return;
@@ -605,9 +605,9 @@ export class NotificationRoom extends DurableObject<Env> {
   // --- who is here
 
   /** Tell watchers of what has changed: some of it, and the rest after a pause. */
-  #tellPresence(): void {
+  #broadcastPresence(): void {
     if (this.#isTelling) return;
-    const watchers = [...this.#connections.values()].filter(({ kept }) => kept.watches);
+    const watchers = [...this.#connections.values()].filter(({ attachment }) => attachment.wantsPresence);
     if (watchers.length === 0) return this.#presence.settle();
     let written = 0;
     while (written < PRESENCE_FRAMES) {
@@ -622,7 +622,7 @@ export class NotificationRoom extends DurableObject<Env> {
     setTimeout(
       () => {
         this.#isTelling = false;
-        this.#tellPresence();
+        this.#broadcastPresence();
       },
       Math.max(UPDATE_INTERVAL_MS, (written / PRESENCE_FRAMES_PER_S) * 1000),
     );
@@ -632,15 +632,15 @@ export class NotificationRoom extends DurableObject<Env> {
   #sweepPresence(): void {
     if (!this.#presence.sweep(Date.now())) return;
     this.#keepPresence();
-    this.#tellPresence();
+    this.#broadcastPresence();
   }
 
   /** Where nobody watches, it is soon enough when somebody asks. */
   #awaitLeave(): void {
     const [first] = this.#presence.leaving;
     if (first === undefined) return;
-    const isWatched = [...this.#connections.values()].some(({ kept }) => kept.watches);
-    this.#wantAlarm(first.until + (isWatched ? 0 : UNWATCHED_LEAVE_MS));
+    const isWatched = [...this.#connections.values()].some(({ attachment }) => attachment.wantsPresence);
+    this.#scheduleAlarm(first.until + (isWatched ? 0 : UNWATCHED_LEAVE_MS));
   }
 
   /** Only who is about to leave: the others are with their sockets. */

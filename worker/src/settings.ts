@@ -1,11 +1,11 @@
 /** What an operator can turn: the Worker's variables and secrets. See docs/cloudflare.md. */
 
-import type { Holder } from "./holder";
+import type { ConnectionRegistry } from "./registry";
 import type { NotificationRoom } from "./room";
 
 export interface Env {
   NOTIFICATION_ROOM: DurableObjectNamespace<NotificationRoom>;
-  HOLDER: DurableObjectNamespace<Holder>;
+  CONNECTION_REGISTRY: DurableObjectNamespace<ConnectionRegistry>;
   METRICS?: AnalyticsEngineDataset;
   [name: string]: unknown;
 }
@@ -28,9 +28,9 @@ export interface Settings {
   retentionCount: number;
   retentionS: number;
   requestRetentionS: number;
-  roomBytes: number;
+  maxRoomBytes: number;
   /** A WebSocket from which nothing has come for so long is closed; 0: a room never looks. */
-  silenceS: number;
+  idleTimeoutS: number;
   /** 0 is no limit, here and below. */
   maxConnectionsPerUser: number;
   maxConnectionsPerRoom: number;
@@ -101,8 +101,8 @@ function read(env: Env): Settings {
     retentionCount: number("RETENTION_COUNT", 1000, 1, 100_000),
     retentionS: number("RETENTION_S", 24 * 3600, 1),
     requestRetentionS: number("REQUEST_RETENTION_S", 3600, 1),
-    roomBytes: number("ROOM_BYTES", 64 * 1024 * 1024, 1024 * 1024),
-    silenceS: number("SILENCE_S", 75),
+    maxRoomBytes: number("MAX_ROOM_BYTES", 64 * 1024 * 1024, 1024 * 1024),
+    idleTimeoutS: number("IDLE_TIMEOUT_S", 75),
     maxConnectionsPerUser: number("MAX_CONNECTIONS_PER_USER", 50),
     maxConnectionsPerRoom: number("MAX_CONNECTIONS_PER_ROOM", 10_000),
     requestsPerS: number("REQUESTS_PER_S", 200),

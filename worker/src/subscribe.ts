@@ -1,27 +1,27 @@
 /** From a handshake to a room's connection. See PROTOCOL.md, "Subscribing". */
 
-import { credentialOf, identify, permit, refuseRevoked } from "./access";
-import { stubOf, type Asked } from "./api";
+import { credentialOf, authenticate, authorize, rejectRevoked } from "./access";
+import { stubOf, type RequestContext } from "./api";
 import { ANYONE, type Claims } from "./auth/claims";
 import { isCredential } from "./auth/verify";
-import type { Subscribing } from "./connection";
-import { eventStream, EVENT_STREAM_HEADERS } from "./events";
-import { deviceOf, badRequest, methodNotAllowed, positionOf, RequestError, roomOf, unavailable } from "./http";
+import type { SubscribeRequest } from "./connection";
+import { eventStream, EVENT_STREAM_HEADERS } from "./sse";
+import { parseDeviceParam, badRequest, methodNotAllowed, parseCursorParam, RequestError, parseRoomParam, unavailable } from "./http";
 import { addressOf, requestLimitsOf } from "./limits";
 import { count } from "./metrics";
 import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protocol/control";
 import { parseCursor } from "./protocol/cursor";
-import { userOf } from "./protocol/rooms";
+import { roomOwner } from "./protocol/rooms";
 import { logRefusal } from "./refusals";
 import { CLOSE_CODE, SUBSCRIBING } from "./room";
 import { hasKeys, type Settings } from "./settings";
 
 /** What a subscriber asks for: the room, the position, the device, and whether to hear who comes. */
-interface Wanted {
+interface SubscribeParams {
   room: string;
   after?: string;
   device?: string;
-  watches: boolean;
+  wantsPresence: boolean;
 }
 
 /**
@@ -29,21 +29,21 @@ interface Wanted {
  *
  * @throws RequestError it is refused.
  */
-export async function openWebSocket(asked: Asked): Promise<Response> {
+export async function openWebSocket(asked: RequestContext): Promise<Response> {
   const { request, query } = asked;
   const offered = subprotocolsOf(request);
   const wanted = wantedOf(asked);
-  const speaks = offered.includes(SUBPROTOCOL);
-  if (wanted.watches && !speaks) {
+  const controlFrames = offered.includes(SUBPROTOCOL);
+  if (wanted.wantsPresence && !controlFrames) {
     throw badRequest("Nothing could be told", "presence: offer the subprotocol synap.v1");
   }
   // Ours, else the one with the token, because a browser wants one of those that it has offered.
   const bearer = offered.find((name) => name.startsWith(BEARER_SUBPROTOCOL));
-  const subprotocol = speaks ? SUBPROTOCOL : bearer;
+  const subprotocol = controlFrames ? SUBPROTOCOL : bearer;
   try {
     const credential = credentialOf(request.headers, query, offered);
     const claims = await counted(asked, credential);
-    const how = { transport: "websocket" as const, speaks, isLost: false };
+    const how = { transport: "websocket" as const, controlFrames, isLost: false };
     const answer = await ask(asked, claims, {
       ...how,
       ...(subprotocol === undefined ? {} : { subprotocol }),
@@ -77,7 +77,7 @@ const NAMES: Record<number, string> = {
  *
  * @throws RequestError it is refused.
  */
-export async function openEventStream(asked: Asked): Promise<Response> {
+export async function openEventStream(asked: RequestContext): Promise<Response> {
   const { request, query } = asked;
   if (request.method !== "GET" && request.method !== "HEAD") throw methodNotAllowed("GET");
   // A browser cannot choose what it sends here, so junk is a lost position, not a 400.
@@ -87,21 +87,21 @@ export async function openEventStream(asked: Asked): Promise<Response> {
   const wanted = wantedOf(asked);
   const claims = await counted(asked, credentialOf(request.headers, query, []));
   if (request.method === "HEAD") {
-    await refuseRevoked(asked.env, claims);
+    await rejectRevoked(asked.env, claims);
     permitAll(claims, wanted);
     return new Response(null, { headers: EVENT_STREAM_HEADERS });
   }
-  const answer = await ask(asked, claims, { transport: "sse", speaks: true, isLost }, wanted);
+  const answer = await ask(asked, claims, { transport: "sse", controlFrames: true, isLost }, wanted);
   const room = answer.webSocket;
   if (room === null) throw await errorOf(answer);
   return new Response(eventStream(room, request.signal), { headers: EVENT_STREAM_HEADERS });
 }
 
 /** What the credential says, if it counts; the handshake counts for its caller. */
-async function counted(asked: Asked, credential: string | undefined): Promise<Claims> {
+async function counted(asked: RequestContext, credential: string | undefined): Promise<Claims> {
   const { request, settings } = asked;
   const address = addressOf(request);
-  const claims = await identify(settings, credential, address);
+  const claims = await authenticate(settings, credential, address);
   asked.claims = claims;
   requestLimitsOf(settings).checkRequest(claims, address);
   return claims;
@@ -109,19 +109,19 @@ async function counted(asked: Asked, credential: string | undefined): Promise<Cl
 
 /** Ask the room, after everything that can be seen without it. */
 async function ask(
-  { env, settings }: Asked,
+  { env, settings }: RequestContext,
   claims: Claims,
-  how: Pick<Subscribing, "transport" | "speaks" | "isLost" | "subprotocol">,
-  wanted: Wanted,
+  how: Pick<SubscribeRequest, "transport" | "controlFrames" | "isLost" | "subprotocol">,
+  wanted: SubscribeParams,
 ): Promise<Response> {
   permitAll(claims, wanted);
   const { room, ...rest } = wanted;
   await refuseCredential(settings, "room", room.slice(room.indexOf("_") + 1));
   await refuseCredential(settings, "device", wanted.device);
   // Without keys nobody says who they are: in a user's room it is that user.
-  const presentAs = claims === ANYONE ? userOf(room) : claims.user;
+  const presentAs = claims === ANYONE ? roomOwner(room) : claims.user;
   // The room has no use for the other rooms that a token opens, and they may be many.
-  const asking: Subscribing = {
+  const asking: SubscribeRequest = {
     ...how,
     ...rest,
     ...(presentAs === undefined ? {} : { presentAs }),
@@ -148,23 +148,23 @@ async function refuseCredential(settings: Settings, name: string, text?: string)
   throw badRequest("A credential in a wrong place", details);
 }
 
-function permitAll(claims: Claims, { room, watches }: Wanted): void {
-  permit(claims, "subscribe", room);
-  if (watches) permit(claims, "presence", room);
+function permitAll(claims: Claims, { room, wantsPresence }: SubscribeParams): void {
+  authorize(claims, "subscribe", room);
+  if (wantsPresence) authorize(claims, "presence", room);
 }
 
-function wantedOf({ segments, query }: Asked): Wanted {
-  const room = roomOf(segments[1] ?? "");
+function wantedOf({ segments, query }: RequestContext): SubscribeParams {
+  const room = parseRoomParam(segments[1] ?? "");
   const after = query.get("after");
-  if (after !== undefined && after !== "earliest" && after !== "latest") positionOf(after);
+  if (after !== undefined && after !== "earliest" && after !== "latest") parseCursorParam(after);
   const presence = query.get("presence") ?? "0";
   if (presence !== "0" && presence !== "1") {
     throw badRequest("Invalid presence", "presence: expected 0 or 1");
   }
-  const device = deviceOf(query);
+  const device = parseDeviceParam(query);
   return {
     room,
-    watches: presence === "1",
+    wantsPresence: presence === "1",
     ...(after === undefined ? {} : { after }),
     ...(device === undefined ? {} : { device }),
   };
@@ -176,7 +176,7 @@ function subprotocolsOf(request: Request): string[] {
 }
 
 function closeAtOnce(
-  { env, request, claims }: Asked,
+  { env, request, claims }: RequestContext,
   code: number,
   reason: string,
   subprotocol: string | undefined,

@@ -5,7 +5,7 @@ import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "c
 import { afterEach, expect, test, vi } from "vitest";
 
 import { CONFIRM_MS } from "../src/age";
-import { holderOf } from "../src/holder";
+import { registryOf } from "../src/registry";
 import type { Env } from "../src/settings";
 import { freshUser, Listener, request, roomStub, token } from "./client";
 
@@ -23,7 +23,7 @@ function later(ms: number): void {
 
 /** What a holder keeps: its keys, and its alarm. */
 function kept(of: "user" | "token", name: string) {
-  return runInDurableObject(holderOf(bindings, of, name), async (_, { storage }) => ({
+  return runInDurableObject(registryOf(bindings, of, name), async (_, { storage }) => ({
     keys: [...storage.kv.list()].length,
     alarm: await storage.getAlarm(),
   }));
@@ -54,7 +54,7 @@ test("a room that fell over has told nobody: a day later it is asked", async () 
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user, jti: user }));
   await listener.told("synap.subscribed");
-  const holder = holderOf(bindings, "token", user);
+  const holder = registryOf(bindings, "token", user);
   await holder.open("one that is not there", room, undefined, 0);
   await holder.open("of a room that nobody knows", `workspace_${user}`, undefined, 0);
   later(DAY);
@@ -71,7 +71,7 @@ test("a revocation is remembered for as long as the longest token lives, whoever
   await listener.told("synap.subscribed");
   expect(await revoke({ jti: user })).toEqual({ success: true, revoked: true, closed: 1 });
   expect(await listener.closed()).toBe(4504);
-  const holder = holderOf(bindings, "token", user);
+  const holder = registryOf(bindings, "token", user);
   await evictDurableObject(holder);
   for (const days of [1, 88]) {
     later(days * DAY);
@@ -91,7 +91,7 @@ test("a clock that is far ahead for a moment forgets no revocation", async () =>
   const { user, room } = freshUser();
   const credential = await token({ sub: user }, 90 * 86_400);
   expect(await revoke({ user })).toEqual({ success: true, revoked: true, closed: 0 });
-  const holder = holderOf(bindings, "user", user);
+  const holder = registryOf(bindings, "user", user);
   later(400 * DAY);
   expect(await runDurableObjectAlarm(holder)).toBe(true);
   await evictDurableObject(holder);
@@ -105,7 +105,7 @@ test("a clock that is far ahead for a moment forgets no revocation", async () =>
 test("a user who is revoked again meanwhile stays revoked", async () => {
   const { user, room } = freshUser();
   await revoke({ user });
-  const holder = holderOf(bindings, "user", user);
+  const holder = registryOf(bindings, "user", user);
   later(91 * DAY);
   expect(await runDurableObjectAlarm(holder)).toBe(true);
   const credential = await token({ sub: user });
@@ -130,20 +130,20 @@ test("a token that was revoked while it was handed in", async () => {
   await listener.told("synap.subscribed");
   const jti = crypto.randomUUID();
   // The room hears of it before its holder has answered.
-  await roomStub(room).closeRevoked({ of: "token", name: jti, at: Date.now() / 1000 });
+  await roomStub(room).closeRevoked({ kind: "token", subject: jti, at: Date.now() / 1000 });
   listener.send(JSON.stringify({ action: "authenticate", token: await token({ sub: user, jti }) }));
   expect(await listener.closed()).toBe(4504);
 });
 
 test("an older revocation takes nothing from a newer one", async () => {
   const { user } = freshUser();
-  const holder = holderOf(bindings, "user", user);
-  for (const at of [1000, 500]) await holder.revoke({ of: "user", name: user, at });
-  expect(await holder.covers(800)).toBe(true);
+  const holder = registryOf(bindings, "user", user);
+  for (const at of [1000, 500]) await holder.revoke({ kind: "user", subject: user, at });
+  expect(await holder.matches(800)).toBe(true);
 });
 
 test("a check that writes is good only when the write is kept", async () => {
-  const holder = holderOf(bindings, "user", freshUser().user);
+  const holder = registryOf(bindings, "user", freshUser().user);
   await runInDurableObject(holder, async (instance, { storage }) => {
     const sync = vi.spyOn(storage, "sync").mockRejectedValue(new Error("its storage is full"));
     await instance.check(false);

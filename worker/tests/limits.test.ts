@@ -5,8 +5,8 @@ import { evictDurableObject, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
 import worker from "../src/index";
-import { Connection, tooSlow, type Attachment } from "../src/connection";
-import { eventStream } from "../src/events";
+import { Connection, slowConsumers, type Attachment } from "../src/connection";
+import { eventStream } from "../src/sse";
 import { Budget, PublishLimits, Rate } from "../src/limits";
 import { settingsOf, type Env } from "../src/settings";
 import { fill, freshUser, KEY, Listener, request, roomStub, token, type Json } from "./client";
@@ -211,14 +211,14 @@ test("the largest backlogs of a user, and of a room, are closed first", () => {
     );
   const honest = waits("honest", 1000);
   const greedy = Array.from({ length: 12 }, () => waits("greedy", 0.9 * MIB));
-  const found = tooSlow([...greedy, honest], Date.now());
+  const found = slowConsumers([...greedy, honest], Date.now());
   expect(found.length).toBe(4); // 8 of them are within 8 MiB
   expect(found).not.toContain(honest);
   const many = Array.from({ length: 50 }, (_, n) => waits(`u${n}`, MIB));
-  const ended = tooSlow([...many, honest], Date.now());
+  const ended = slowConsumers([...many, honest], Date.now());
   expect(ended.length).toBe(50 - 31); // 31 MiB and what is honest are within 32
   expect(ended).not.toContain(honest);
-  expect(tooSlow([waits("one", MIB + 1)], Date.now()).length).toBe(1);
+  expect(slowConsumers([waits("one", MIB + 1)], Date.now()).length).toBe(1);
 });
 
 test("streams that nobody reads hold bounded memory in all", async () => {

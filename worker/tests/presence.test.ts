@@ -4,7 +4,7 @@ import { env } from "cloudflare:workers";
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { holderOf } from "../src/holder";
+import { registryOf } from "../src/registry";
 import { Presence } from "../src/presence";
 import type { Env } from "../src/settings";
 import { Listener, request, roomStub, token, type Json } from "./client";
@@ -23,7 +23,7 @@ test("who closes while the room sleeps has left, and nobody holds the connection
   expect(await watcher.told("synap.presence")).toMatchObject({ event: "join", user: goes });
   await evictDurableObject(roomStub(room));
   other.socket.close(1000);
-  const holder = holderOf(env as unknown as Env, "user", goes);
+  const holder = registryOf(env as unknown as Env, "user", goes);
   await vi.waitFor(async () =>
     expect(
       await runInDurableObject(holder, (_, { storage }) => [...storage.kv.list()].length),

@@ -27,7 +27,7 @@ test("an object is asked once a second at most, and writes only after a publish 
   };
   const broken = { idFromName: () => "", get: () => ({ check }) };
   const rooms = { idFromName: () => "", get: () => ({ publish: async () => Promise.reject(new Error("full")) }) };
-  const settings = { ...bindings, HOLDER: broken, NOTIFICATION_ROOM: rooms } as unknown as Env;
+  const settings = { ...bindings, CONNECTION_REGISTRY: broken, NOTIFICATION_ROOM: rooms } as unknown as Env;
   const statusOf = async (path: string, init: RequestInit = {}) =>
     (await worker.fetch!(new Request(`http://worker${path}`, init) as never, settings)).status;
   for (let n = 0; n < 10; n++) expect(await statusOf("/ready")).toBe(200);
@@ -59,7 +59,7 @@ function storage() {
     asked.push(writes);
     if (state.isBroken) throw new Error("its storage is full");
   };
-  const settings = { ...bindings, HOLDER: { idFromName: () => "", get: () => ({ check }) } } as unknown as Env;
+  const settings = { ...bindings, CONNECTION_REGISTRY: { idFromName: () => "", get: () => ({ check }) } } as unknown as Env;
   const status = async () => (await worker.fetch!(new Request("http://worker/ready") as never, settings)).status;
   return { state, status };
 }

@@ -5,7 +5,7 @@ import { afterEach, expect, test, vi } from "vitest";
 import vectors from "../../tests/conformance/tokens.json";
 import { opens, type Scope } from "../src/auth/claims";
 import { KeysUnavailableError, Jwks } from "../src/auth/jwks";
-import { identifyToken, InvalidTokenError } from "../src/auth/verify";
+import { authenticateToken, InvalidTokenError } from "../src/auth/verify";
 import { settingsOf, type Env, type Settings } from "../src/settings";
 
 const JWKS = "https://id.example/jwks";
@@ -29,7 +29,7 @@ afterEach(() => {
 
 test.each(vectors.tokens)("$name", async ({ token, expected }) => {
   vi.spyOn(globalThis, "fetch").mockImplementation(async () => Response.json(vectors.jwks));
-  const claims = identifyToken(settings(), token, NOW);
+  const claims = authenticateToken(settings(), token, NOW);
   if (expected.status === 401) {
     await expect(claims).rejects.toThrow(InvalidTokenError);
     return;
@@ -50,7 +50,7 @@ test.each(vectors.tokens)("$name", async ({ token, expected }) => {
 test("a refused token of ours says whose it is, and a forged one does not", async () => {
   const token = named("sub opens the user's room and no other's");
   const userOf = (of: Settings, text: string, now: number): Promise<unknown> =>
-    identifyToken(of, text, now).then(() => "accepted", (error: InvalidTokenError) => error.user);
+    authenticateToken(of, text, now).then(() => "accepted", (error: InvalidTokenError) => error.user);
   expect(await userOf(settings(), token, NOW + 1e12)).toBe("u1"); // expired
   expect(await userOf(settings({ TOKEN_ISSUER: "https://id.example" }), token, NOW)).toBe("u1");
   expect(await userOf(settings({ TOKEN_MAX_LIFETIME_S: "1" }), token, NOW)).toBe("u1");
@@ -60,13 +60,13 @@ test("a refused token of ours says whose it is, and a forged one does not", asyn
 test("a token without the iss or the aud that is asked for", async () => {
   const token = named("sub opens the user's room and no other's");
   for (const more of [{ TOKEN_ISSUER: "https://id.example" }, { TOKEN_AUDIENCE: "rooms" }]) {
-    await expect(identifyToken(settings(more), token, NOW)).rejects.toThrow("missing claim");
+    await expect(authenticateToken(settings(more), token, NOW)).rejects.toThrow("missing claim");
   }
   const issued = named("an iss, where none is asked for");
   const right = settings({ TOKEN_ISSUER: "https://id.example" });
-  expect((await identifyToken(right, issued, NOW)).user).toBe("u1");
+  expect((await authenticateToken(right, issued, NOW)).user).toBe("u1");
   const wrong = settings({ TOKEN_ISSUER: "https://other.example" });
-  await expect(identifyToken(wrong, issued, NOW)).rejects.toThrow("issuer mismatch");
+  await expect(authenticateToken(wrong, issued, NOW)).rejects.toThrow("issuer mismatch");
 });
 
 test("a key that is not there is looked for once in 10 s; old keys count for an hour", async () => {

@@ -40,7 +40,7 @@ export function App({ realtimeUrl }: { realtimeUrl: string }) {
   const { status, error, connect } = useSynapRealtime({
     userId: user,
     url: realtimeUrl,
-    attempts: Infinity,
+    maxReconnects: Infinity,
     onMessage: hear,
   });
 

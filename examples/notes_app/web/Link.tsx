@@ -2,7 +2,7 @@ import { useEffect, useState } from "react";
 import type { RealtimeErrorEvent } from "@synap/realtime/react";
 
 interface Props {
-  status: "connecting" | "open" | "waiting" | "closed";
+  status: "connecting" | "open" | "reconnecting" | "closed";
   error: RealtimeErrorEvent | null;
   connect: () => void;
 }

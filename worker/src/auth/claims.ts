@@ -1,6 +1,6 @@
 /** What a key or a token says of who shows it. See PROTOCOL.md, "Who may". */
 
-import { matches, userOf } from "../protocol/rooms";
+import { matches, roomOwner } from "../protocol/rooms";
 
 export const SCOPES = ["subscribe", "broadcast", "presence", "metrics", "admin"] as const;
 export type Scope = (typeof SCOPES)[number];
@@ -29,6 +29,6 @@ export const ANYONE: Claims = { rooms: ["*"], scopes: [...SCOPES] };
 
 /** Whether the room is the user's own, or one of those that the credential names. */
 export function opens(claims: Claims, room: string): boolean {
-  if (claims.user !== undefined && userOf(room) === claims.user) return true;
+  if (claims.user !== undefined && roomOwner(room) === claims.user) return true;
   return claims.rooms.some((pattern) => matches(pattern, room));
 }

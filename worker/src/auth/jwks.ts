@@ -51,12 +51,12 @@ export class Jwks {
     // A Worker has no life between requests, in which it could fetch: who comes after five minutes
     // waits for the new keys, and if they cannot be had, the old ones still count.
     if (this.#ageMs() > FRESH_MS && this.#mayTry() && !this.#isBusy()) await this.#load();
-    let found = this.#among(algorithm, kid);
+    let found = this.#matching(algorithm, kid);
     if (found.length === 0 && this.#mayTry()) {
       // It may be on its way: to come back is right, to be told that no key fits would be wrong.
       if (this.#isBusy()) throw new KeysUnavailableError(shownOf(this.url));
       await this.#load();
-      found = this.#among(algorithm, kid);
+      found = this.#matching(algorithm, kid);
     }
     if (this.#ageMs() > STALE_MS) throw new KeysUnavailableError(shownOf(this.url));
     return found;
@@ -81,7 +81,7 @@ export class Jwks {
     return recent.length >= MAX_LOADS && this.#ageMs() <= STALE_MS;
   }
 
-  #among(algorithm: string, kid: string | undefined): CryptoKey[] {
+  #matching(algorithm: string, kid: string | undefined): CryptoKey[] {
     return this.#keys
       .filter((each) => each.algorithm === algorithm && (kid === undefined || each.id === kid))
       .map((each) => each.key);

@@ -30,7 +30,7 @@ export class InvalidTokenError extends Error {
 const known = new Map<string, Jwks>(); // by address, for as long as the isolate lives
 
 /** What a publisher's key says; undefined: it is none of this server. */
-export async function claimsOfKey(settings: Settings, text: string): Promise<Claims | undefined> {
+export async function claimsForKey(settings: Settings, text: string): Promise<Claims | undefined> {
   if (text.length > MAX_TOKEN_BYTES) return undefined;
   const name = await nameOf(await keyRingOf(settings), text);
   return name === undefined ? undefined : { rooms: ["*"], scopes: ["broadcast"], key: name };
@@ -42,7 +42,7 @@ export async function claimsOfKey(settings: Settings, text: string): Promise<Cla
  * @throws InvalidTokenError it does not count.
  * @throws KeysUnavailableError the keys that would say so cannot be had now.
  */
-export async function identifyToken(
+export async function authenticateToken(
   settings: Settings,
   token: string,
   now = Date.now(),
@@ -117,7 +117,7 @@ export async function isCredential(settings: Settings, text: string): Promise<bo
  * @returns undefined: no key of this server has signed it, so it does not count anyway.
  * @throws MalformedTokenError it is no JWT.
  */
-export async function idOfToken(settings: Settings, token: string): Promise<string | undefined> {
+export async function tokenId(settings: Settings, token: string): Promise<string | undefined> {
   let header: Record<string, unknown>;
   let payload: JWTPayload;
   try {
@@ -273,8 +273,8 @@ async function claimsOf(payload: JWTPayload, token: string): Promise<Claims> {
   const user = textOf(payload, "sub");
   const device = payload["device"] ?? undefined;
   if (device !== undefined && !isDevice(device)) throw wrong("device");
-  const issuedAt = momentOf(payload, "iat");
-  const expiresAt = momentOf(payload, "exp");
+  const issuedAt = numericDate(payload, "iat");
+  const expiresAt = numericDate(payload, "exp");
   return {
     rooms: patternsOf(payload["rooms"]),
     scopes: scopesOf(payload["scope"]),
@@ -302,7 +302,7 @@ function textOf(payload: JWTPayload, name: string): string | undefined {
   return value;
 }
 
-function momentOf(payload: JWTPayload, name: string): number | undefined {
+function numericDate(payload: JWTPayload, name: string): number | undefined {
   const value = payload[name] ?? undefined;
   if (value === undefined) return undefined;
   if (typeof value !== "number" || !Number.isFinite(value)) throw wrong(name);

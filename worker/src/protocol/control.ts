@@ -60,7 +60,7 @@ export type Action =
   | { action: "authenticate"; token: string };
 
 /** What a client asks for; undefined for every other text. */
-export function readAction(text: string): Action | undefined {
+export function parseAction(text: string): Action | undefined {
   if (!text.startsWith("{")) return undefined;
   let said: { action?: unknown; cursor?: unknown; token?: unknown };
   try {

@@ -4,7 +4,7 @@ export const MAX_NOTIFICATION_BYTES = 256 * 1024;
 export const MAX_BATCH_BYTES = 1024 * 1024;
 export const MAX_BATCH_NOTIFICATIONS = 1000;
 /** What a batch may come to, each notification counted once for each of its rooms. */
-export const MAX_SPREAD_BYTES = 16 * 1024 * 1024;
+export const MAX_BATCH_FANOUT_BYTES = 16 * 1024 * 1024;
 
 const RFC_3339 =
   /^([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?([Zz]|[+-][0-9]{2}:[0-9]{2})$/;

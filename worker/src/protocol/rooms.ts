@@ -30,7 +30,7 @@ export function matches(pattern: string, room: string): boolean {
 }
 
 /** The id of the user whose room it is; undefined for a room of another kind. */
-export function userOf(room: string): string | undefined {
+export function roomOwner(room: string): string | undefined {
   const [kind, key] = split(room);
   return kind === "user" ? key : undefined;
 }

@@ -4,7 +4,7 @@ import { baseOf, check, checkRoom, isCursor, isToken } from "./options.js";
 import { Position } from "./position.js";
 import type { ControlFrame, Delivered, Failure } from "./protocol.js";
 import type { NotificationMessage } from "./message.js";
-import { canStream, eventStream, webSocket, type Ear, type Target, type Wire } from "./transports.js";
+import { canStream, eventStream, webSocket, type TransportCallbacks, type Target, type Transport } from "./transports.js";
 
 const PING_EVERY_MS = 30_000;
 const PONG_WITHIN_MS = 10_000;
@@ -13,10 +13,10 @@ const OPEN_WITHIN_MS = 10_000;
 const ACK_EVERY_MS = 500;
 const SAVE_EVERY_MS = 1_000;
 /** On one connection a token is renewed not more often, and not more often than twice in its life. */
-const RENEW_EVERY_MS = [1_000, 10_000] as const;
+const TOKEN_REFRESH_MS = [1_000, 10_000] as const;
 
-/** `waiting`: there will be another attempt; `closed`: there will be none. */
-export type Status = "connecting" | "open" | "waiting" | "closed";
+/** `reconnecting`: there will be another attempt; `closed`: there will be none. */
+export type Status = "connecting" | "open" | "reconnecting" | "closed";
 
 export interface State {
   status: Status;
@@ -66,7 +66,7 @@ export interface SubscribeOptions {
   /** Where to start: a cursor, `earliest`, `latest`. Default: PROTOCOL.md, "Subscribing". */
   after?: string | undefined;
   /** Attempts in a row to come back; 5. `Infinity` never gives up. */
-  attempts?: number | undefined;
+  maxReconnects?: number | undefined;
   /** Which of the user's devices this is: each has its own position in the room. */
   device?: string | undefined;
   /** Tell the server what was received, so that it waits for the user no more; true. */
@@ -76,7 +76,7 @@ export interface SubscribeOptions {
   /** Keep the cursor over reloads: true is `localStorage`. */
   persist?: boolean | CursorStorage | undefined;
   onNotification?: ((notification: NotificationMessage) => void) | undefined;
-  onState?: ((state: State) => void) | undefined;
+  onStateChange?: ((state: State) => void) | undefined;
   /** Something was missed that the server no longer has: read it from where it is kept. */
   onGap?: ((room: string) => void) | undefined;
   onPresence?: ((presence: Presence) => void) | undefined;
@@ -123,13 +123,13 @@ export function call<T>(callback: ((value: T) => void) | undefined, value: T): v
 export function subscribe(room: string, options: SubscribeOptions = {}): Subscription {
   checkRoom(room);
   check(options);
-  const { attempts = 5, persist, device } = options;
+  const { maxReconnects = 5, persist, device } = options;
   const base = baseOf(options.url);
-  const backoff = new Backoff(attempts);
+  const backoff = new Backoff(maxReconnects);
   const key = `synap:${base}:${room}`;
   let position = new Position(options.after);
   let state: State = { status: "connecting" };
-  let wire: Wire | undefined;
+  let wire: Transport | undefined;
   let dialled = 0; // what belongs to another dial says nothing any more
   let openedAt = 0;
   let prefersSse = false;
@@ -150,16 +150,16 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     clearTimeout(timers[name]);
     delete timers[name];
   };
-  const later = (name: keyof typeof timers, ms: number, then: () => void) => {
+  const schedule = (name: keyof typeof timers, ms: number, then: () => void) => {
     clear(name);
     timers[name] = setTimeout(() => {
       delete timers[name];
       then();
     }, ms);
   };
-  const become = (next: State) => {
+  const setState = (next: State) => {
     state = next;
-    if (!isClosed) call(options.onState, state);
+    if (!isClosed) call(options.onStateChange, state);
   };
 
   // ---- what is kept over reloads ----
@@ -183,7 +183,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   // ---- a connection ----
 
-  const drop = () => {
+  const disconnect = () => {
     dialled++;
     for (const name of ["open", "ping", "pong", "ack", "renew"] as const) clear(name);
     wire?.close();
@@ -194,23 +194,23 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   const lost = (failure: Failure) => {
     const upMs = openedAt && Date.now() - openedAt;
-    drop();
-    const mine = dialled;
-    const isUntold = openedAt > 0 && position.lost() && position.tellsGaps;
+    disconnect();
+    const generation = dialled;
+    const isUntold = openedAt > 0 && position.lost() && position.reportsGaps;
     openedAt = 0;
     // A function may bring another token than one that has expired before it arrived.
     const hasFunction = typeof options.token === "function";
     const isExpired = hasFunction && /\bexpired\b/.test(failure.reason);
     isFinal = !!failure.isFinal && !(isExpired && [401, 4501].includes(failure.code ?? 0));
     if (isUntold) call(options.onGap, room);
-    if (mine !== dialled) return; // who was told has closed or reconnected
-    const delayMs = isFinal ? undefined : backoff.after(failure, upMs);
+    if (generation !== dialled) return; // who was told has closed or reconnected
+    const delayMs = isFinal ? undefined : backoff.nextDelay(failure, upMs);
     const reason = failure.reason.replace(/^no credential/, hasFunction ? "$& from token()" : "$&");
     const error = new RealtimeError(reason, failure.code, !isFinal);
-    if (delayMs === undefined) return become({ status: "closed", error });
+    if (delayMs === undefined) return setState({ status: "closed", error });
     // First the timer: who is told may close or reconnect.
-    later("dial", delayMs, dial);
-    become({ status: "waiting", error, attempt: backoff.count, delayMs });
+    schedule("dial", delayMs, dial);
+    setState({ status: "reconnecting", error, attempt: backoff.count, delayMs });
   };
 
   const acknowledge = () => {
@@ -219,7 +219,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     wire?.send(JSON.stringify({ action: "ack", cursor: received }));
   };
   const acknowledgeSoon = () => {
-    if (!timers.ack) later("ack", ACK_EVERY_MS, acknowledge);
+    if (!timers.ack) schedule("ack", ACK_EVERY_MS, acknowledge);
   };
 
   const ping = (patienceMs = PONG_WITHIN_MS) => {
@@ -228,21 +228,21 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     const isStream = wire?.kind === "sse";
     wire?.send("ping");
     sentPing = Date.now();
-    later("ping", PING_EVERY_MS, ping);
+    schedule("ping", PING_EVERY_MS, ping);
     if (!timers.pong)
-      later("pong", isStream ? PING_EVERY_MS : patienceMs, () => {
+      schedule("pong", isStream ? PING_EVERY_MS : patienceMs, () => {
         // A frozen tab's timer comes late, and before what has arrived meanwhile is read.
         if (Date.now() - sentPing > 2 * PING_EVERY_MS) return ping();
         lost({ reason: "the server does not answer any more" });
       });
   };
 
-  const obey = ({ control, data }: ControlFrame) => {
+  const handleControl = ({ control, data }: ControlFrame) => {
     if (control === "synap.subscribed") {
-      position.told(data.cursor);
+      position.replayComplete(data.cursor);
       acknowledgeSoon(); // the last connection may have ended before it could be said
-      later("save", 0, save);
-      if (data.recovered === false && position.tellsGaps) call(options.onGap, room);
+      schedule("save", 0, save);
+      if (data.recovered === false && position.reportsGaps) call(options.onGap, room);
     } else if (control === "synap.presence") {
       call(options.onPresence, data as unknown as Presence);
     } else if (control === "synap.token_expiring") {
@@ -261,36 +261,36 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     if (wire?.kind === "sse" || isRenewing || ends <= warnedOf) return; // a stream takes no token
     warnedOf = ends || warnedOf;
     isRenewing = true;
-    const [least, most] = RENEW_EVERY_MS;
+    const [least, most] = TOKEN_REFRESH_MS;
     const pauseMs = Math.max(least, Math.min(most, (ends - Date.now()) / 2 || 0));
     const waitMs = renewedAt && renewedAt + pauseMs - Date.now();
-    if (waitMs > 0) later("renew", waitMs, renew);
+    if (waitMs > 0) schedule("renew", waitMs, renew);
     else renew();
   };
   const renew = () => {
-    const mine = dialled;
+    const generation = dialled;
     renewedAt = Date.now();
     const done = (found?: string) => {
-      if (mine !== dialled) return;
+      if (generation !== dialled) return;
       isRenewing = false;
       if (!found || found === token) return;
       token = found;
       wire?.send(JSON.stringify({ action: "authenticate", token }));
     };
     // Without one the connection ends with its token, and the next dial asks again.
-    bringToken().then(done, () => done());
+    fetchToken().then(done, () => done());
   };
 
-  const hear = (notification: Delivered) => {
+  const onNotification = (notification: Delivered) => {
     position.moveTo(notification.cursor);
     received = position.cursor;
     if (position.isNew(notification)) call(options.onNotification, notification as NotificationMessage);
     if (isClosed) return;
     acknowledgeSoon();
-    if (storage && !timers.save) later("save", SAVE_EVERY_MS, save);
+    if (storage && !timers.save) schedule("save", SAVE_EVERY_MS, save);
   };
 
-  const bringToken = async (): Promise<string | undefined> => {
+  const fetchToken = async (): Promise<string | undefined> => {
     const found: unknown = await tokenOf(options);
     if (found === undefined || found === null || found === "") return undefined;
     if (!isToken(found)) throw new Error(`token() brought ${typeof found === "string" ? "an error page?" : typeof found}`);
@@ -299,10 +299,10 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   /** One way to connect after the other; the last one's failure counts. */
   const connect = (target: Target, ways: ("v1" | "plain" | "sse")[]) => {
-    const mine = ++dialled;
+    const generation = ++dialled;
     let [way, ...others] = ways;
     const onEnd = (failure: Failure) => {
-      if (mine !== dialled) return;
+      if (generation !== dialled) return;
       clear("open");
       // A code of the contract, or 1011: it was reached, and has said what it has to say.
       if (openedAt || failure.isFinal || /^(4...|1011)$/.test(`${failure.code}`) || !others.length) {
@@ -312,10 +312,10 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       wire?.close();
       connect(target, others);
     };
-    const ear: Ear = {
+    const callbacks: TransportCallbacks = {
       onEnd,
       onOpen: (speaksV1) => {
-        if (mine !== dialled) return;
+        if (generation !== dialled) return;
         clear("open");
         openedAt = Date.now();
         acknowledges = options.acknowledge !== false && speaksV1 && way !== "sse";
@@ -325,29 +325,29 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
           hadSocket ||= speaksV1;
         }
         position.connected(speaksV1);
-        later("ping", PING_EVERY_MS, ping);
-        become({ status: "open", transport: way === "sse" ? "sse" : "websocket" });
+        schedule("ping", PING_EVERY_MS, ping);
+        setState({ status: "open", transport: way === "sse" ? "sse" : "websocket" });
         if (way === "sse") ping();
       },
       onPong: () => {
-        if (mine !== dialled) return;
+        if (generation !== dialled) return;
         clear("pong");
         if (way === "sse") ping();
       },
       onMessage: (message) => {
-        if (mine !== dialled) return;
-        if ("control" in message) obey(message);
-        else hear(message);
+        if (generation !== dialled) return;
+        if ("control" in message) handleControl(message);
+        else onNotification(message);
       },
     };
-    later("open", OPEN_WITHIN_MS, () => {
+    schedule("open", OPEN_WITHIN_MS, () => {
       // What swallows one WebSocket swallows the next; where they are refused, to try costs nothing.
       prefersSse = way === "v1";
       others = others.filter((other) => other !== "plain");
       onEnd({ reason: "the server did not answer in time" });
     });
     try {
-      wire = way === "sse" ? eventStream(target, ear) : webSocket(target, ear, way === "plain");
+      wire = way === "sse" ? eventStream(target, callbacks) : webSocket(target, callbacks, way === "plain");
     } catch (error) {
       // Its message may hold the address, and the token in it. A SyntaxError: it is no address at all.
       const name = (error as Error | undefined)?.name;
@@ -357,16 +357,16 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   const dial = () => {
     clear("dial");
-    drop();
+    disconnect();
     openedAt = 0;
-    const mine = dialled;
-    later("open", OPEN_WITHIN_MS, () => lost({ reason: "no token came in time" }));
-    become({ status: "connecting" });
+    const generation = dialled;
+    schedule("open", OPEN_WITHIN_MS, () => lost({ reason: "no token came in time" }));
+    setState({ status: "connecting" });
     void (async () => {
       await ready;
-      if (mine !== dialled) return; // it was closed meanwhile, or is dialled anew
-      const brought = await bringToken();
-      if (mine !== dialled) return;
+      if (generation !== dialled) return; // it was closed meanwhile, or is dialled anew
+      const brought = await fetchToken();
+      if (generation !== dialled) return;
       token = brought;
       const presence = options.presence ? "1" : undefined;
       const target = { base, room, token, query: { after: position.after, device, presence } };
@@ -379,7 +379,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       if (!token && !presence && !hadSocket) ways.splice(ways.indexOf("v1") + 1, 0, "plain");
       connect(target, ways);
     })().catch((error: unknown) => {
-      if (mine === dialled) lost({ reason: `no token: ${error instanceof Error ? error.message : String(error)}` });
+      if (generation === dialled) lost({ reason: `no token: ${error instanceof Error ? error.message : String(error)}` });
     });
   };
 
@@ -388,7 +388,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   /** The network or the tab is back: what was given up begins anew, and what seems open is tried. */
   const wake = () => {
     if (isFinal) return;
-    if (state.status === "waiting" || state.status === "closed") {
+    if (state.status === "reconnecting" || state.status === "closed") {
       backoff.count = 0;
       dial();
     } else if (state.status === "open") ping(PONG_WITHIN_MS / 2);
@@ -435,9 +435,9 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       acknowledge();
       void save();
       for (const name of Object.keys(timers) as (keyof typeof timers)[]) clear(name);
-      drop();
+      disconnect();
       for (const [target, name, listener] of events) target?.removeEventListener?.(name, listener);
-      become({ status: "closed" });
+      setState({ status: "closed" });
     },
   };
   // Not before the caller has it: what is called back may use it.

@@ -2,15 +2,15 @@
 import { baseOf, check, checkRoom } from "./options.js";
 import { Position } from "./position.js";
 import type { NotificationMessage } from "./message.js";
-import { call, subscribe, type State, type SubscribeOptions, type Subscription } from "./socket.js";
+import { call, subscribe, type State, type SubscribeOptions, type Subscription } from "./subscription.js";
 
 /** So many notifications are kept for a tab that comes later. */
-const KEPT = 500;
+const MAX_BUFFERED = 500;
 /** A tab that holds the lock and does not answer for so long is asked no more. */
 const ANSWER_WITHIN_MS = 2_000;
 
 /** What tabs say to each other. */
-type Word =
+type TabMessage =
   | { hello: string }
   | ({ to: string } & Answer)
   | { leads: true }
@@ -55,22 +55,22 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   let state: State = { status: "connecting" };
   let kept: NotificationMessage[] = [];
   let isAll = wants === "earliest";
-  let early: NotificationMessage[] | undefined = []; // what came before the answer to our hello
+  let pending: NotificationMessage[] | undefined = []; // what came before the answer to our hello
   let release = () => {};
 
-  const tell = (word: Word) => {
+  const tell = (word: TabMessage) => {
     if (isLeader) channel.postMessage(word);
   };
   const become = (next: State) => {
     state = next;
-    if (!stop.signal.aborted) call(options.onState, next);
+    if (!stop.signal.aborted) call(options.onStateChange, next);
   };
   const hear = (notification: NotificationMessage) => {
     if (stop.signal.aborted) return;
     position.moveTo(notification.cursor);
     if (!position.isNew(notification as never)) return;
     kept.push(notification);
-    if (kept.length > KEPT) {
+    if (kept.length > MAX_BUFFERED) {
       kept.shift();
       isAll = false;
     }
@@ -81,15 +81,15 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   const listen = () => {
     if (stop.signal.aborted) return;
     // Who led has acknowledged them: they would not come again.
-    if (wants === "latest") early?.forEach(hear);
-    early = undefined;
+    if (wants === "latest") pending?.forEach(hear);
+    pending = undefined;
     inner = subscribe(room, {
       ...options,
       get token() {
         return options.token; // it may be another one each time
       },
       after: position.cursor ?? options.after,
-      onState: (next) => {
+      onStateChange: (next) => {
         tell({ state: plain(next) });
         become(next);
       },
@@ -108,14 +108,14 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     const place = answer.kept.findIndex(({ cursor }) => cursor === wants);
     if (wants === "earliest" ? !answer.isAll : wants !== "latest" && place < 0) return listen();
     // What came early is among what was kept.
-    const missed = wants === "latest" ? early : answer.kept.slice(place + 1);
-    early = undefined;
+    const missed = wants === "latest" ? pending : answer.kept.slice(place + 1);
+    pending = undefined;
     become(answer.state);
     missed?.forEach(hear);
     position.moveTo(answer.cursor);
   };
 
-  channel.onmessage = ({ data }: MessageEvent<Word>) => {
+  channel.onmessage = ({ data }: MessageEvent<TabMessage>) => {
     if (stop.signal.aborted) return;
     if (isLeader) {
       if ("hello" in data) tell({ to: data.hello, state: plain(state), kept, isAll, cursor: inner?.cursor });
@@ -123,22 +123,22 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
       else if ("dial" in data) inner?.reconnect();
     } else if (!inner) {
       if ("to" in data) {
-        if (data.to === me && early) take(data);
+        if (data.to === me && pending) take(data);
       } else if ("notification" in data) {
-        if (early) early.push(data.notification);
+        if (pending) pending.push(data.notification);
         else hear(data.notification);
-      } else if (early) return;
+      } else if (pending) return;
       else if ("state" in data) become(data.state);
       else if ("gap" in data) call(options.onGap, room);
       else if ("leads" in data) {
         wants = position.cursor ?? wants;
-        early = [];
+        pending = [];
         ask();
       }
     }
   };
 
-  const lead = () => {
+  const becomeLeader = () => {
     if (stop.signal.aborted) return undefined; // the lock would be held for ever
     isLeader = true;
     if (!inner) listen();
@@ -148,13 +148,13 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   const ask = () => {
     if (stop.signal.aborted) return;
     channel.postMessage({ hello: me });
-    setTimeout(() => early && !isLeader && listen(), ANSWER_WITHIN_MS);
+    setTimeout(() => pending && !isLeader && listen(), ANSWER_WITHIN_MS);
   };
   const wait = { signal: stop.signal };
   void locks
-    .request(name, { ifAvailable: true }, (lock) => (lock ? lead() : ask()))
+    .request(name, { ifAvailable: true }, (lock) => (lock ? becomeLeader() : ask()))
     // Who leads comes here at its end; who asked waits for its turn.
-    .then(() => (stop.signal.aborted ? undefined : locks.request(name, wait, lead)))
+    .then(() => (stop.signal.aborted ? undefined : locks.request(name, wait, becomeLeader)))
     .catch(() => inner ?? listen()); // it was closed, or this page may have no locks
 
   const reconnect = () => {

@@ -23,31 +23,31 @@ export type Verdict = "ok" | "revoked" | "rate_limited";
 
 /** A user's tokens whose `iat` is until `at` (seconds since 1970), or one token. */
 export interface Revocation {
-  of: "user" | "token";
-  name: string;
+  kind: "user" | "token";
+  subject: string;
   at: number;
 }
 
 /** Whether a revocation means these claims. */
-export function covers(revocation: Revocation, claims: HeldBy & { issuedAt?: number }): boolean {
-  if (revocation.of === "token") return claims.tokenId === revocation.name;
-  return claims.user === revocation.name && (claims.issuedAt ?? 0) <= revocation.at;
+export function matches(revocation: Revocation, claims: Principal & { issuedAt?: number }): boolean {
+  if (revocation.kind === "token") return claims.tokenId === revocation.subject;
+  return claims.user === revocation.subject && (claims.issuedAt ?? 0) <= revocation.at;
 }
 
-export interface HeldBy {
+export interface Principal {
   user?: string;
   tokenId?: string;
 }
 
-export function holderOf(env: Env, of: "user" | "token", name: string): DurableObjectStub<Holder> {
-  return env.HOLDER.get(env.HOLDER.idFromName(`${of}:${name}`));
+export function registryOf(env: Env, of: "user" | "token", name: string): DurableObjectStub<ConnectionRegistry> {
+  return env.CONNECTION_REGISTRY.get(env.CONNECTION_REGISTRY.idFromName(`${of}:${name}`));
 }
 
 /** The user's and the token's; none for a key, and without keys. */
-export function holdersOf(env: Env, { user, tokenId }: HeldBy): DurableObjectStub<Holder>[] {
+export function registriesOf(env: Env, { user, tokenId }: Principal): DurableObjectStub<ConnectionRegistry>[] {
   return [
-    ...(user === undefined ? [] : [holderOf(env, "user", user)]),
-    ...(tokenId === undefined ? [] : [holderOf(env, "token", tokenId)]),
+    ...(user === undefined ? [] : [registryOf(env, "user", user)]),
+    ...(tokenId === undefined ? [] : [registryOf(env, "token", tokenId)]),
   ];
 }
 
@@ -57,7 +57,7 @@ export function holdersOf(env: Env, { user, tokenId }: HeldBy): DurableObjectStu
  * @param id the connection's.
  * @param most connections that a user may have; 0 is no limit.
  */
-export async function openConnection(
+export async function registerConnection(
   env: Env,
   claims: Claims,
   id: string,
@@ -66,14 +66,14 @@ export async function openConnection(
 ): Promise<Verdict> {
   const { user, tokenId, issuedAt } = claims;
   const verdicts = await Promise.all([
-    ...(user === undefined ? [] : [holderOf(env, "user", user).open(id, room, issuedAt, most)]),
-    ...(tokenId === undefined ? [] : [holderOf(env, "token", tokenId).open(id, room, issuedAt, 0)]),
+    ...(user === undefined ? [] : [registryOf(env, "user", user).open(id, room, issuedAt, most)]),
+    ...(tokenId === undefined ? [] : [registryOf(env, "token", tokenId).open(id, room, issuedAt, 0)]),
   ]);
   return verdicts.find((verdict) => verdict !== "ok") ?? "ok";
 }
 
 /** One user, or one token. What it keeps are keys, not tables: those have rows of their own to pay. */
-export class Holder extends DurableObject<Env> {
+export class ConnectionRegistry extends DurableObject<Env> {
   readonly #kv: SyncKvStorage;
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -85,9 +85,9 @@ export class Holder extends DurableObject<Env> {
   async open(id: string, room: string, issuedAt: number | undefined, most: number): Promise<Verdict> {
     if (most > 0 && this.#held().size >= most) {
       await this.#forgetGone();
-      if (this.#held().size >= most) return this.covers(issuedAt) ? "revoked" : "rate_limited";
+      if (this.#held().size >= most) return this.matches(issuedAt) ? "revoked" : "rate_limited";
     }
-    if (this.covers(issuedAt)) return "revoked"; // asked last: nothing can come between it and the place
+    if (this.matches(issuedAt)) return "revoked"; // asked last: nothing can come between it and the place
     this.#kv.put(CONNECTION + id, room);
     if ((await this.ctx.storage.getAlarm()) === null) {
       await this.ctx.storage.setAlarm(Date.now() + LOOK_MS);
@@ -102,10 +102,10 @@ export class Holder extends DurableObject<Env> {
   }
 
   /** Whether a token that was issued then (seconds since 1970) counts no more. */
-  covers(issuedAt: number | undefined): boolean {
+  matches(issuedAt: number | undefined): boolean {
     const revocation = this.#kv.get<Revocation>(REVOKED);
     if (revocation === undefined) return false;
-    return revocation.of === "token" || (issuedAt ?? 0) <= revocation.at;
+    return revocation.kind === "token" || (issuedAt ?? 0) <= revocation.at;
   }
 
   /** Take the tokens back, or the token; returns how many connections that closed. */
