@@ -19,8 +19,8 @@ from types import FrameType
 
 from . import machine, table
 from .rounds import Options, Table, told
+from .scenarios import SCENARIOS
 from .servers import KINDS, ON_REQUEST
-from .shapes import SHAPES
 
 RESULTS = Path(__file__).with_name("results.md")
 BEGIN, END = "<!-- begin scripts/bench -->", "<!-- end scripts/bench -->"
@@ -29,7 +29,7 @@ QUICK = 0.1
 """Of the connections, rooms and publishes."""
 
 _WHAT = """\
-Peers are small programs of `benchmarks/peers/` with the settings of production. They neither
+Peers are small programs of `benchmarks/baselines/` with the settings of production. They neither
 validate, nor dedupe, keep a log (but nchan keeps 100 messages a room) or ask for a key. Ours does
 all that: a publisher's key, a token for each subscriber, the memory store, the log at its default
 level; rate limits are off. Server CPU is user and system of the process and its children, pinned to
@@ -45,7 +45,7 @@ def measure(options: Options, names: Sequence[str]) -> list[Table]:
     for name in names:
         begun = time.monotonic()
         told(f"{name} …")
-        for each in SHAPES[name](options):
+        for each in SCENARIOS[name](options):
             tables.append(each)
             print(table.markdown(each), end="\n\n", flush=True)
         told(f"{name}: {time.monotonic() - begun:.0f} s")
@@ -54,9 +54,11 @@ def measure(options: Options, names: Sequence[str]) -> list[Table]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("shapes", nargs="*", metavar="shape", help=f"of {', '.join(SHAPES)}; all")
     parser.add_argument(
-        "--peers", help=f"{', '.join(list(KINDS)[1:])}; without it, all but {ON_REQUEST[0]}"
+        "scenarios", nargs="*", metavar="scenario", help=f"of {', '.join(SCENARIOS)}; all"
+    )
+    parser.add_argument(
+        "--baselines", help=f"{', '.join(list(KINDS)[1:])}; without it, all but {ON_REQUEST[0]}"
     )
     parser.add_argument("--rounds", type=int, default=5, help="of each measure (5)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, two rounds")
@@ -65,16 +67,16 @@ def main() -> None:
         "--results", action="store_true", help="write the section of benchmarks/results.md"
     )
     given = parser.parse_args()
-    names = given.shapes or list(SHAPES)
-    peers = given.peers.split(",") if given.peers else sorted({*KINDS} - {*ON_REQUEST})
-    for wrong in {*names} - {*SHAPES} | {*peers} - {*KINDS}:
-        parser.error(f"{wrong!r} is no shape and no peer")
+    names = given.scenarios or list(SCENARIOS)
+    baselines = given.baselines.split(",") if given.baselines else sorted({*KINDS} - {*ON_REQUEST})
+    for wrong in {*names} - {*SCENARIOS} | {*baselines} - {*KINDS}:
+        parser.error(f"{wrong!r} is neither a scenario nor a baseline")
     signal.signal(signal.SIGTERM, _stop)
     about = machine.describe()
     machine.raise_file_limit()
     begun = time.monotonic()
     options = Options(
-        kinds=[KINDS[name]() for name in KINDS if name in peers and name != "limit"],
+        kinds=[KINDS[name]() for name in KINDS if name in baselines and name != "limit"],
         rounds=2 if given.quick else given.rounds,
         scale=QUICK if given.quick else 1.0,
     )
@@ -90,8 +92,8 @@ def main() -> None:
         }
         given.json.write_text(json.dumps(result, indent=1) + "\n")
     if given.results:
-        words = ["scripts/bench", *given.shapes, *(["--quick"] if given.quick else [])]
-        words += ["--peers", given.peers] if given.peers else []
+        words = ["scripts/bench", *given.scenarios, *(["--quick"] if given.quick else [])]
+        words += ["--baselines", given.baselines] if given.baselines else []
         command = " ".join(words)
         text = [f"## {date}, `{command}`, {about}", _WHAT.format(rounds=options.rounds)]
         _write("\n\n".join([*text, *map(table.markdown, tables)]))

@@ -25,7 +25,7 @@ from .load import Client, Publish
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-PEERS = HERE / "peers"
+BASELINES = HERE / "baselines"
 INSTALLED = ROOT / ".venv" / "bench"
 WORKER = ROOT / "worker"
 
@@ -76,7 +76,7 @@ class Server:
     """One kind of server. Subclasses say what differs.
 
     Attributes:
-        name: for ``--peers``; title: in the table.
+        name: for ``--baselines``; title: in the table.
         live: what a text holds that says that a client is subscribed; ``-``: the 101 does.
         has_batches, has_replay: whether there is such a thing.
     """
@@ -154,7 +154,7 @@ class Limit(Server):
     name, title = "limit", "C, send(2) in a loop: the limit"
 
     def command(self, at: Running) -> Sequence[str | Path]:
-        return [machine.compile_c(PEERS / "limit.c"), str(at.port)]
+        return [machine.compile_c(BASELINES / "limit.c"), str(at.port)]
 
 
 class Ours(Server):
@@ -226,7 +226,7 @@ class Nchan(Server):
         own_module = at.folder / module.name
         own_module.write_bytes(module.read_bytes().replace(b"/var/lib/nginx/", _TEMPORARY))
         (at.folder / _TEMPORARY.decode()).mkdir(exist_ok=True)
-        text = (PEERS / "nchan.conf").read_text()
+        text = (BASELINES / "nchan.conf").read_text()
         for word, value in (("FOLDER", at.folder), ("MODULE", own_module), ("PORT", at.port)):
             text = text.replace(word, str(value))
         (at.folder / "nginx.conf").write_text(text)
@@ -243,7 +243,7 @@ class Bun(Server):
     def command(self, at: Running) -> Sequence[str | Path]:
         for program in sorted((INSTALLED / "npm/node_modules/@oven").glob("bun-*/bin/bun*")):
             if _runs(program, "--version"):
-                return [program, PEERS / "bun_rooms.js", str(at.port)]
+                return [program, BASELINES / "bun_rooms.js", str(at.port)]
         raise MissingError("npm's bun is not installed, or does not run here")
 
 
@@ -252,7 +252,7 @@ class Ws(Server):
 
     def command(self, at: Running) -> Sequence[str | Path]:
         _present(INSTALLED / "npm/node_modules/ws", "npm's ws")
-        return [_node(), PEERS / "ws_rooms.mjs", str(at.port)]
+        return [_node(), BASELINES / "ws_rooms.mjs", str(at.port)]
 
     def environment(self) -> dict[str, str]:
         return {"NODE_ENV": "production", "PEERS": str(INSTALLED / "npm")}
@@ -265,7 +265,7 @@ class InPython(Server):
         python = _present(INSTALLED / "bin/python", "requirements/bench.txt")
         if not _runs(python, "-c", f"import uvloop, uvicorn, {self.name}"):
             raise MissingError("requirements/bench.txt is not installed")
-        return [python, PEERS / f"{self.name}_rooms.py", str(at.port)]
+        return [python, BASELINES / f"{self.name}_rooms.py", str(at.port)]
 
 
 class Websockets(InPython):
@@ -299,7 +299,7 @@ class DurableObject(Server):
 
     def command(self, at: Running) -> Sequence[str | Path]:
         return [
-            *(_workerd(), "serve", PEERS / "durable_object.capnp"),
+            *(_workerd(), "serve", BASELINES / "durable_object.capnp"),
             f"--socket-addr=http=127.0.0.1:{at.port}",
         ]
 

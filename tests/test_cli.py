@@ -58,7 +58,7 @@ async def line(stream: asyncio.StreamReader | None) -> str:
     return (await stream.readline()).decode()
 
 
-async def test_what_is_sent_is_heard(rooms: str) -> None:
+async def test_what_is_sent_is_received(rooms: str) -> None:
     async with started("subscribe", "user_1", "--url", rooms, "--json", "--count", "1") as process:
         assert await line(process.stderr) == "synap-realtime: connected\n"
         code, out, errors = await run(
@@ -212,7 +212,7 @@ async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
         assert process.returncode == (1 if said == "not sent" else 74)
 
 
-async def test_who_does_not_read_what_was_sent_changes_nothing(rooms: str) -> None:
+async def test_client_that_does_not_read_what_was_sent_changes_nothing(rooms: str) -> None:
     send = f'"{COMMAND}" send user_1 a --url {rooms}; echo $? >&2'
     shell = await asyncio.create_subprocess_shell(f"({send}) | true", stderr=PIPE)
     async with asyncio.timeout(TIMEOUT_S):

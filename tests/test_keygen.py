@@ -159,7 +159,7 @@ def test_says_which_options_do_not_fit(file: Path) -> None:
     assert "No such file" in run("--out", file / "below" / "x", code=2)
 
 
-def test_a_redirect_is_told_of_the_option(file: Path) -> None:
+def test_a_redirect_is_reported_of_the_option(file: Path) -> None:
     with file.open("w") as opened:
         done = subprocess.run(
             [COMMAND, "generate-keys"], stdout=opened, stderr=subprocess.PIPE, check=True

@@ -23,7 +23,7 @@ from synap_realtime.server.config import load_settings
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S, scaled
 
-from .server.fronts import by_uvicorn
+from .server.servers import by_uvicorn
 
 TOKEN = jwt.encode({"sub": "1", "exp": 4e9}, "s" * 32, "HS256")
 KEYS = [

@@ -178,7 +178,7 @@ async def test_no_span_holds_a_key_or_a_token(exporter: InMemorySpanExporter) ->
         assert text not in written
 
 
-def test_who_does_not_trace_loads_nothing_of_it() -> None:
+def test_client_that_does_not_trace_loads_nothing_of_it() -> None:
     code = (
         "import sys, json; from synap_realtime import Broadcaster;"
         "Broadcaster('http://127.0.0.1:1', deadline_s=0.1).broadcast_success('1', 'a', {});"

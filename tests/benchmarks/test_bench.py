@@ -22,6 +22,7 @@ from benchmarks import machine, servers, table
 from benchmarks.attacks import ATTACKS
 from benchmarks.load import LoadError
 from benchmarks.rounds import Options, Session, compare, session
+from benchmarks.scenarios import SCENARIOS, abuse
 from benchmarks.servers import (
     KINDS,
     NOTIFICATION_BYTES,
@@ -35,7 +36,6 @@ from benchmarks.servers import (
     one_room,
     own_rooms,
 )
-from benchmarks.shapes import SHAPES, abuse
 from tests.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
@@ -57,9 +57,9 @@ def mine(request: pytest.FixtureRequest) -> Iterator[Session]:
         yield running
 
 
-@pytest.mark.parametrize("shape", sorted({*SHAPES} - {"abuse"}))
+@pytest.mark.parametrize("shape", sorted({*SCENARIOS} - {"abuse"}))
 def test_each_shape_is_measured(shape: str) -> None:
-    for each in SHAPES[shape](Options([Ours()], rounds=1, scale=FEW)):
+    for each in SCENARIOS[shape](Options([Ours()], rounds=1, scale=FEW)):
         assert each.rows
         for row in each.rows:
             if row.note == "has none":  # the limit keeps nothing
@@ -128,7 +128,7 @@ def test_a_refused_handshake_is_an_error() -> None:
             mine.load.dial(mine.port, clients, live=mine.kind.live)
 
 
-def test_a_peer_that_is_not_here_is_told_in_the_table() -> None:
+def test_a_peer_that_is_not_here_is_reported_in_the_table() -> None:
     rows = compare(Options([Missing()], rounds=1), lambda _: None, lambda _: {"cost_us": 1.0})
     assert [row.note for row in rows] == [None, "it is not installed: run scripts/bench"]
 
@@ -185,7 +185,16 @@ def test_nothing_is_left_running() -> None:
 
 def test_nothing_is_left_after_ctrl_c() -> None:
     """Two servers and their loads, in sessions of their own, which the terminal's signal misses."""
-    command = [sys.executable, "-m", "benchmarks", "fanout", "--peers", "ours", "--rounds", "1000"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "fanout",
+        "--baselines",
+        "ours",
+        "--rounds",
+        "1000",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while len(started := machine.tree(process.pid)) < 5:
             assert process.poll() is None
@@ -203,7 +212,17 @@ def test_a_notification_has_its_size_and_each_peer_its_name() -> None:
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "fanout", "--quick", "--peers", "ours", "--json", out],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "fanout",
+            "--quick",
+            "--baselines",
+            "ours",
+            "--json",
+            out,
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

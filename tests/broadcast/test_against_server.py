@@ -24,7 +24,7 @@ from synap_realtime import (
 )
 
 
-async def test_both_rooms_hear_it(rooms: str) -> None:
+async def test_both_rooms_receive_it(rooms: str) -> None:
     ws = rooms.replace("http", "ws")
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
@@ -86,7 +86,7 @@ async def test_a_thousand_at_once_all_arrive(rooms: str) -> None:
     assert all(result.success for result in results)
 
 
-async def test_nobody_there_is_told_within_the_deadline() -> None:
+async def test_nobody_there_is_reported_within_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with AsyncBroadcaster(f"http://127.0.0.1:{port}", deadline_s=0.5) as broadcaster:

@@ -390,7 +390,7 @@ async def test_cancelling_who_waits_for_room_leaves_room_to_the_others(
     assert all(result.success for result in await asyncio.gather(calls[0], calls[1], calls[4]))
 
 
-async def test_who_gives_up_leaves_its_room_to_the_next(
+async def test_client_that_gives_up_leaves_its_room_to_the_next(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_queue, "MAX_WAITING", 1)

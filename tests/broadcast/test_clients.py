@@ -122,7 +122,7 @@ def test_another_answer_is_final_and_said(publish: Publish, status: int) -> None
 
 
 @respx.mock
-def test_the_deadline_ends_the_attempts_and_the_last_answer_is_told(publish: Publish) -> None:
+def test_the_deadline_ends_the_attempts_and_the_last_answer_is_reported(publish: Publish) -> None:
     route = respx.post(f"{URL}/broadcast").respond(500, text="boom")
     result = send(publish, deadline_s=0.6)
     assert not result.success

@@ -211,7 +211,7 @@ print("result", asyncio.run(run_job("note.creation", job, {"userId": "1"})))
         ({"REALTIME_URL": "http://rooms.invalid", "HTTP_PROXY": "http://x:port"}, "HTTP_PROXY"),
     ],
 )
-def test_a_job_runs_in_every_environment_and_one_line_says_why_nobody_hears(
+def test_a_job_runs_in_every_environment_and_one_line_says_why_nobody_receives(
     environment: dict[str, str], named: str
 ) -> None:
     done = subprocess.run(

@@ -356,7 +356,7 @@ def test_a_wrong_setting_raises_at_once(publish: Publish, options: dict[str, Any
 
 
 @pytest.mark.parametrize("host", ["http://" + "a" * 70, "http://a..b"])
-def test_a_host_that_cannot_be_is_a_failure_that_is_told(publish: Publish, host: str) -> None:
+def test_a_host_that_cannot_be_is_a_failure_that_is_reported(publish: Publish, host: str) -> None:
     options = {"url": host, "deadline_s": 0.1}
     result = publish("broadcast_success", "42", "a.completed", {}, options=options)
     assert not result.success

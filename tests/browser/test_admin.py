@@ -162,7 +162,7 @@ async def test_it_reads_nothing_from_a_user(page: Page, url: str) -> None:
     ],
     ids=["junk", "a user's", "forged"],
 )
-async def test_who_is_no_operator_sees_nothing(
+async def test_client_that_is_no_operator_sees_nothing(
     page: Page, url: str, make_token: Callable[[], str], said: str, screenshots: Path
 ) -> None:
     await sign_in(page, url, make_token())
@@ -171,7 +171,7 @@ async def test_who_is_no_operator_sees_nothing(
     await page.screenshot(path=screenshots / "admin-refused.png")
 
 
-async def test_a_token_that_may_not_read_is_told_so(page: Page, url: str) -> None:
+async def test_a_token_that_may_not_read_is_reported_so(page: Page, url: str) -> None:
     await sign_in(page, url, operator("admin"))
     await page.get_by_label("Find or open").fill("user_1")
     await page.get_by_role("button", name="Open", exact=True).click()

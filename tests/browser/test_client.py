@@ -36,7 +36,9 @@ async def test_five_notifications_in_order_and_nothing_of_the_connection(
     assert await tab.page.evaluate("subscription.state.status") == "closed"
 
 
-async def test_who_comes_and_goes(tab: Tab, context: BrowserContext, origin: str, url: str) -> None:
+async def test_client_that_comes_and_goes(
+    tab: Tab, context: BrowserContext, origin: str, url: str
+) -> None:
     scope = "subscribe presence"
     room = "request_7"
     await tab.listen(url, room, token=token("1", scope=scope, device="laptop"), presence=True)
@@ -51,7 +53,7 @@ async def test_who_comes_and_goes(tab: Tab, context: BrowserContext, origin: str
     ]
 
 
-async def test_a_page_of_a_foreign_origin_hears_nothing(
+async def test_a_page_of_a_foreign_origin_receives_nothing(
     context: BrowserContext, tmp_path: Path, origin: str, url: str, job: Publisher
 ) -> None:
     bundle("listener.ts", tmp_path / "listener")
@@ -96,7 +98,9 @@ async def test_kill_9_amid_a_stream(tab: Tab, server: Server, tmp_path: Path) ->
         await job.close()
 
 
-async def test_a_gap_is_told_when_more_was_missed_than_is_kept(tab: Tab, server: Server) -> None:
+async def test_a_gap_is_reported_when_more_was_missed_than_is_kept(
+    tab: Tab, server: Server
+) -> None:
     async with server.serving(retention_count=3) as url, Link(url) as link:
         job = Publisher(url)
         await tab.listen(link.url)
@@ -115,7 +119,7 @@ async def test_a_gap_is_told_when_more_was_missed_than_is_kept(tab: Tab, server:
 # ---- what only the Python server does: it forgets, and it drains ----
 
 
-async def test_a_gap_is_told_when_the_log_is_gone(tab: Tab, origin: str) -> None:
+async def test_a_gap_is_reported_when_the_log_is_gone(tab: Tab, origin: str) -> None:
     server = Program("memory://", **environment(origin))
     job = Publisher(server.url)
     await server.start()
@@ -152,7 +156,7 @@ async def test_a_server_that_drains(tab: Tab, origin: str, tmp_path: Path) -> No
 # ---- the network ----
 
 
-async def test_online_is_heard_at_once(
+async def test_online_is_received_at_once(
     tab: Tab, context: BrowserContext, url: str, job: Publisher
 ) -> None:
     """The clock stands still, so that nothing but the event can bring it back."""
@@ -226,7 +230,9 @@ async def test_five_attempts_then_the_end_until_it_is_woken(
         await tab.page.clock.run_for(6_000)
         await tab.stop_clock()
     for attempt, least_ms in enumerate([1000, 2000, 4000, 8000, 16_000], 1):
-        await tab.until(f"told.states.filter(s => s.status === 'reconnecting').length === {attempt}")
+        await tab.until(
+            f"told.states.filter(s => s.status === 'reconnecting').length === {attempt}"
+        )
         state = (await tab.states())[-1]
         assert state["attempt"] == attempt
         if attempt > 1 or not server.says_goodbye:  # it has asked for a pause
@@ -602,7 +608,7 @@ async def test_two_tabs_share_a_connection_and_a_third_takes_over(
     assert link.accepted == 2
 
 
-async def test_who_takes_over_goes_on_where_it_is(
+async def test_client_that_takes_over_goes_on_where_it_is(
     context: BrowserContext, origin: str, link: Link, job: Publisher
 ) -> None:
     """The server knows no mark, so what was before the tab came could come again."""

@@ -41,7 +41,7 @@ def user() -> str:
     "shown",
     [None, "", "Bearer", "Basic eDp5", "nonsense", "Bearer nonsense", "Bearer a.b.c"],
 )
-async def test_a_stranger(client: Client, route: str, shown: str | None) -> None:
+async def test_a_unknown_client(client: Client, route: str, shown: str | None) -> None:
     """Errors: 401 `unauthorized`: no credential, or one that does not count; `details` says why."""
     method, path = ROUTES[route]
     room = fresh_room()
@@ -62,14 +62,14 @@ async def test_what_is_open(client: Client, path: str) -> None:
     assert (await client.showing("nonsense").get(path)).status_code == 200
 
 
-async def test_head_tells_nothing_either(client: Client) -> None:
+async def test_head_reports_nothing_either(client: Client) -> None:
     """Who may: HEAD of a room's route wants a credential, as GET does."""
     for route in ("history", "events", "health"):
         path = room_path(fresh_room(), route)
         assert (await client.showing(None).request("HEAD", path)).status_code == 401, route
 
 
-async def test_a_bad_body_of_a_stranger_is_not_read(client: Client) -> None:
+async def test_a_bad_body_of_a_unknown_client_is_not_read(client: Client) -> None:
     """Limits: a body is read after its credential was looked at."""
     stranger = client.showing("nonsense")
     for path in (room_path(fresh_room(), "broadcast"), "/broadcast", "/revoke"):
@@ -234,7 +234,7 @@ async def test_bearer_is_any_case(client: Client, user: str) -> None:
     assert response.status_code == 200
 
 
-async def test_who_offers_only_the_token_gets_it_back(client: Client, user: str) -> None:
+async def test_client_that_offers_only_the_token_gets_it_back(client: Client, user: str) -> None:
     """Who may, Credentials: who offers `bearer.…` without `synap.v1` gets it back."""
     offered = f"bearer.{client.keys.token(user)}"
     await client.publish(f"user_{user}", "n0")
@@ -309,7 +309,9 @@ def _bad(client: Client, user: str, kind: str) -> Secret | None:
 
 
 @pytest.mark.parametrize("kind", CAUSES)
-async def test_a_refused_credential_hears_the_cause(client: Client, user: str, kind: str) -> None:
+async def test_a_refused_credential_receives_the_cause(
+    client: Client, user: str, kind: str
+) -> None:
     """Errors: 401, `details` says why, and so does the close reason of a page's handshake."""
     stranger = client.showing(_bad(client, user, kind))
     for route in ("history", "events"):

@@ -45,7 +45,7 @@ async def test_a_new_one_starts_at_the_rooms_mark(client: Client) -> None:
     assert await _receive(client, room, "phone", 1) == ["n2"]
 
 
-async def test_who_names_no_device(client: Client) -> None:
+async def test_client_that_names_no_device(client: Client) -> None:
     """Devices: a connection without one has the room's mark, and moves no device's."""
     room = fresh_room()
     await _receive(client, room, "phone", 0)

@@ -90,7 +90,7 @@ async def test_fifty_at_once_with_the_same_id(client: Client) -> None:
         assert ids_of(await listener.until("end")) == ["n1", "end"]
 
 
-async def test_everyone_hears_the_same_order(client: Client) -> None:
+async def test_everyone_receives_the_same_order(client: Client) -> None:
     """Guarantees: order per room, however many publish at once."""
     room = fresh_room()
 
@@ -166,7 +166,7 @@ async def test_an_id_is_remembered_longer_than_its_notification(client: Client) 
     assert (again["duplicate"], again["cursor"]) == (True, cursors[0])
 
 
-async def test_every_room_hears_its_own(client: Client) -> None:
+async def test_every_room_receives_its_own(client: Client) -> None:
     """Guarantees: each notification to every subscriber of the room, and to nobody else."""
     one, two = fresh_room(), fresh_room()
     async with client.listen(one) as first, client.listen(two) as second:

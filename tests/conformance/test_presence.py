@@ -75,7 +75,7 @@ async def test_the_state_comes_first_then_each_change(client: Client) -> None:
             assert told == {"event": "update", "user": _user(room), "connections": 2}
 
 
-async def test_who_did_not_ask_hears_nothing_of_it(client: Client) -> None:
+async def test_who_did_not_ask_receives_nothing_of_it(client: Client) -> None:
     """Presence: `?presence=1` brings control frames; no other client sees one."""
     room = fresh_room()
     async with client.listen(room, v1=True) as listener, client.listen(room, device="b"):
@@ -84,7 +84,7 @@ async def test_who_did_not_ask_hears_nothing_of_it(client: Client) -> None:
         assert await listener.ping() == []
 
 
-async def test_who_could_not_hear_it(client: Client) -> None:
+async def test_client_that_could_not_receive_it(client: Client) -> None:
     """Presence: a WebSocket without `synap.v1` could not hear it, and is refused with 400."""
     path = room_path(fresh_room(), "subscribe", presence="1")
     status, refusal = await client.refusal(path)
@@ -93,7 +93,7 @@ async def test_who_could_not_hear_it(client: Client) -> None:
         assert (await listener.told(PRESENCE))["event"] == "state"
 
 
-async def test_an_event_stream_hears_it(client: Client) -> None:
+async def test_an_event_stream_receives_it(client: Client) -> None:
     """Server-Sent Events: the control frames come as named events, `data:` alone."""
     room = fresh_room()
     async with client.stream(room, presence="1") as stream:

@@ -84,7 +84,7 @@ async def test_an_old_client_moves_the_mark_for_a_new_one(client: Client) -> Non
         assert (await listener.subscribed())["replayed"] == 0
 
 
-async def test_with_synap_v1_being_handed_moves_no_mark(client: Client) -> None:
+async def test_with_synap_v1_being_delivered_moves_no_mark(client: Client) -> None:
     """Subscribing: with `synap.v1` the mark is what was acknowledged."""
     room = fresh_room()
     await client.fill(room, 2)

@@ -10,7 +10,7 @@ from .client import V1, Client, fresh_room, ids_of, is_control, room_path
 @pytest.mark.parametrize(
     "offered", [[V1], ["other", V1], [V1, "other"], ["synap.v9", "graphql-ws", V1, "synap.v0"]]
 )
-async def test_who_offers_it_gets_it(client: Client, offered: list[str]) -> None:
+async def test_client_that_offers_it_gets_it(client: Client, offered: list[str]) -> None:
     """WebSocket: a client that offers the subprotocol `synap.v1` gets it, among others too."""
     async with client.listen_at(room_path(fresh_room(), "subscribe"), offered) as listener:
         assert listener.ws.subprotocol == V1
@@ -129,7 +129,7 @@ async def test_an_ack_of_what_came_live(client: Client) -> None:
         assert (await listener.next())["id"] == "n2"
 
 
-async def test_each_connection_is_told_once(client: Client) -> None:
+async def test_each_connection_is_reported_once(client: Client) -> None:
     """WebSocket: `synap.subscribed` goes to the connection that has subscribed, not to the room."""
     room = fresh_room()
     async with client.listen(room, v1=True) as first:

@@ -64,7 +64,7 @@ def pins(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+(?:\[[\w,-]+\])?)==(\S+)", text, re.MULTILINE))
 
 
-async def test_its_health_check_tells_a_living_server_from_none() -> None:
+async def test_its_health_check_reports_a_living_server_from_none() -> None:
     (line,) = re.findall(r"^HEALTHCHECK .* CMD (\[.+\])$", TEXT, re.MULTILINE)
     _, *arguments = json.loads(line)
 

@@ -40,5 +40,5 @@ async def test_no_time_is_not_taken_for_a_good_one(date: str) -> None:
         assert (await diagnosis(url))["clock"].level == "warn"
 
 
-async def test_the_room_server_tells_its_time(rooms: str) -> None:
+async def test_the_room_server_reports_its_time(rooms: str) -> None:
     assert (await diagnosis(rooms))["clock"].level == "ok"

@@ -9,7 +9,7 @@ import pytest
 from synap_realtime.doctor.configuration import open_files
 from synap_realtime.server.serve import running_server
 
-from ..server.test_access import API_KEY, ORIGIN, SECRET, serving
+from ..server.test_authorization import API_KEY, ORIGIN, SECRET, serving
 from .conftest import diagnosis, findings
 
 
@@ -59,7 +59,7 @@ def test_each_connection_is_an_open_file() -> None:
 OF_A_SERVER = {"host", "origins", "store", "keys", "key file", "open files", "disk space"}
 
 
-async def test_an_application_hears_nothing_of_server_settings_that_it_does_not_have(
+async def test_an_application_receives_nothing_of_server_settings_that_it_does_not_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server beside it has other settings: here there are only its address and credentials."""

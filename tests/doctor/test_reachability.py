@@ -49,7 +49,7 @@ async def test_an_address_that_is_none() -> None:
         (301, "", "redirects to https://elsewhere.example/health"),
     ],
 )
-async def test_who_is_no_room_server(status: int, body: str, said: str) -> None:
+async def test_client_that_is_no_room_server(status: int, body: str, said: str) -> None:
     headers = {"Location": "https://u:hunter22@elsewhere.example/health"} if status == 301 else {}
     async with answering(lambda _: (status, headers, body)) as url:
         found = await diagnosis(url)

@@ -153,7 +153,7 @@ def test_how_much_space_will_do() -> None:
 
 async def test_a_store_of_ones_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_WORKERS", "2")
-    found = (await diagnosis(store="tests.shared:dying"))["store"]
+    found = (await diagnosis(store="tests.support.replicated_store:dying"))["store"]
     assert (found.level, "is not looked into" in found.found) == ("ok", True)
 
 

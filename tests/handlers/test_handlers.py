@@ -70,7 +70,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await database.close()
 
 
-async def test_a_note_is_uploaded_kept_and_told(world: World) -> None:
+async def test_a_note_is_uploaded_kept_and_reported(world: World) -> None:
     run = InProcessRun({"content": "# Milk\nand bread"})
     note = await handle_note_creation(run, world.services)
     assert run.steps == ["upload-content", "create-entity", "publish-completed"]

@@ -93,7 +93,7 @@ def test_a_later_attempt_begins_its_text_anew(make: Make, realtime: RealtimeReco
     assert first.id != second.id
 
 
-def test_after_its_end_a_run_tells_nothing(make: Make, realtime: RealtimeRecorder) -> None:
+def test_after_its_end_a_run_reports_nothing(make: Make, realtime: RealtimeRecorder) -> None:
     told = make()
     told.started()
     told.failed("No paper.")
@@ -127,7 +127,7 @@ def test_each_of_a_batch_reads_their_own(make: Make, realtime: RealtimeRecorder)
         (Recipient(), "names no user", None),
     ],
 )
-def test_who_cannot_be_told_is_said_once(
+def test_client_that_cannot_be_reported_is_said_once(
     make: Make,
     realtime: RealtimeRecorder,
     caplog: pytest.LogCaptureFixture,
@@ -154,7 +154,7 @@ def test_a_replay_is_no_news(make: Make, realtime: RealtimeRecorder) -> None:
     assert [each.data.get("progress") for each in realtime.sent()] == [0.2]
 
 
-def test_the_same_call_of_the_code_tells_the_same_progress(
+def test_the_same_call_of_the_code_reports_the_same_progress(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
     for _ in range(2):
@@ -234,7 +234,7 @@ def test_threads_may_tell_at_once(make: Make, realtime: RealtimeRecorder) -> Non
         assert own == sorted(own)
 
 
-def test_what_gets_lost_or_doubled_is_heard_once(make: Make, realtime: RealtimeRecorder) -> None:
+def test_what_gets_lost_or_doubled_is_received_once(make: Make, realtime: RealtimeRecorder) -> None:
     told = make()
     realtime.drop_requests(2)
     realtime.drop_responses()

@@ -11,7 +11,7 @@ import throttled.utils
 
 from synap_realtime.server import create_app, limits
 
-from .fronts import FRONTS, Front
+from .servers import FRONTS, Front
 
 
 @pytest.fixture(params=FRONTS)

@@ -17,7 +17,7 @@ from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.pacing import Pacer
 from synap_realtime.tokens import mint_token
-from tests.server.fronts import by_uvicorn
+from tests.server.servers import by_uvicorn
 from tests.timeouts import TIMEOUT_S
 
 HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
@@ -71,7 +71,9 @@ async def until_there_are(app: RoomServer, count: int) -> None:
     ],
     ids=["an event stream", "a WebSocket", "a stream behind an answer"],
 )  # fmt: skip
-async def test_who_does_not_read_leaves_the_room_and_nothing_in_the_log(sent: bytes) -> None:
+async def test_client_that_does_not_read_leaves_the_room_and_nothing_in_the_log(
+    sent: bytes,
+) -> None:
     app = create_app(load_settings(drain_timeout_s=0))
     async with (
         by_uvicorn(app) as url,

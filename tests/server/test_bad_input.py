@@ -29,7 +29,7 @@ from synap_realtime.server.protocols import write_stalls as readers
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocketProtocol
 from synap_realtime.server.serve import running_server
-from tests.server.fronts import FRONTS
+from tests.server.servers import FRONTS
 from tests.timeouts import TIMEOUT_S, scaled
 
 NOTE = {"type": "note.creation.completed", "data": {"entityId": "e1"}}
@@ -665,7 +665,7 @@ class WatchedHttp(Http1Protocol):
 
 
 @pytest.mark.parametrize("way", ["the time is over", "there are too many"])
-async def test_who_asks_and_takes_no_answer_is_cut(
+async def test_client_that_asks_and_takes_no_answer_is_cut(
     monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     if way == "the time is over":

@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from tests.server.fronts import Front
+from tests.server.servers import Front
 from tests.timeouts import TIMEOUT_S
 
 
@@ -37,7 +37,7 @@ async def rest_of(ws: ClientConnection) -> list[dict[str, object]]:
             return frames
 
 
-async def test_everyone_hears_when_to_come_back_and_is_closed_with_4012(front: Front) -> None:
+async def test_everyone_receives_when_to_come_back_and_is_closed_with_4012(front: Front) -> None:
     async with front(create_app(load_settings(drain_timeout_s=1))) as url:
         sockets = [await dial(url, f"user_{n}") for n in range(250)]
     waits = []
@@ -72,7 +72,9 @@ async def test_what_was_answered_200_comes_before_the_close(front: Front) -> Non
     assert ws.close_code == 4012
 
 
-async def test_who_does_not_read_cannot_keep_the_server(front: Front, tmp_path: Path) -> None:
+async def test_client_that_does_not_read_cannot_keep_the_server(
+    front: Front, tmp_path: Path
+) -> None:
     settings = load_settings(drain_timeout_s=0.2, store=f"sqlite:///{tmp_path}/rooms.db")
     async with asyncio.timeout(TIMEOUT_S):
         async with front(create_app(settings)) as url:

@@ -20,8 +20,8 @@ from synap_realtime.server.config import load_settings
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S, scaled
 
-from .fronts import Front
-from .test_access import NOTE, ORIGIN, ask, closed_with, frame, listening
+from .servers import Front
+from .test_authorization import NOTE, ORIGIN, ask, closed_with, frame, listening
 
 OLD, NEW, KEY, OTHER_KEY = "o" * 32, "n" * 32, "k" * 43, "j" * 43
 WITHIN_S = 1.0

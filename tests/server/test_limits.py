@@ -16,8 +16,8 @@ from synap_realtime.server.config import load_settings
 from synap_realtime.server.limits import MAX_TRACKED_KEYS, Limits
 from synap_realtime.server.messages import RequestError
 from synap_realtime.tokens import mint_token
-from tests.server.fronts import Front
-from tests.server.test_access import (
+from tests.server.servers import Front
+from tests.server.test_authorization import (
     API_KEY,
     NOTE,
     ORIGIN,

@@ -14,8 +14,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from tests.server.fronts import Front
-from tests.server.test_access import API_KEY, ask, closed_with, frame, listening, serving, token
+from tests.server.servers import Front
+from tests.server.test_authorization import (
+    API_KEY,
+    ask,
+    closed_with,
+    frame,
+    listening,
+    serving,
+    token,
+)
 from tests.timeouts import TIMEOUT_S, scaled
 
 PREFIX = "synap_realtime_"

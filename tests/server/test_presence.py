@@ -19,8 +19,16 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.rooms import presence
 from synap_realtime.server.rooms.presence import Presence
-from tests.server.fronts import Front
-from tests.server.test_access import ask, bearer, closed_with, frame, listening, serving, token
+from tests.server.servers import Front
+from tests.server.test_authorization import (
+    ask,
+    bearer,
+    closed_with,
+    frame,
+    listening,
+    serving,
+    token,
+)
 from tests.timeouts import TIMEOUT_S
 
 GRACE_S = 0.2
@@ -91,7 +99,7 @@ async def test_two_tabs_and_a_phone_are_one_user_on_three_devices(url: str) -> N
     await nobody_is_left(url)
 
 
-async def test_a_watcher_hears_the_state_then_each_change(url: str) -> None:
+async def test_a_watcher_receives_the_state_then_each_change(url: str) -> None:
     async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
         ops = {"user": "ops", "connections": 1, "devices": []}
         assert await told(watcher) == {"event": "state", "users": [ops]}
@@ -108,7 +116,7 @@ async def test_a_watcher_hears_the_state_then_each_change(url: str) -> None:
     await nobody_is_left(url)
 
 
-async def test_who_reconnects_has_not_left(url: str) -> None:
+async def test_client_that_reconnects_has_not_left(url: str) -> None:
     async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
         await told(watcher)
         for _ in range(3):
@@ -132,7 +140,7 @@ async def test_a_second_tab_without_a_name_is_no_event(url: str) -> None:
                 assert (await told(watcher))["user"] == "2"
 
 
-async def test_an_event_stream_hears_it_too(url: str) -> None:
+async def test_an_event_stream_receives_it_too(url: str) -> None:
     path = f"{url}/rooms/{ROOM}/events?presence=1"
     async with (
         httpx.AsyncClient(headers=bearer(of("ops"))) as client,
@@ -161,7 +169,7 @@ async def test_presence_wants_its_scope_and_the_room(url: str) -> None:
         await frame(ws, "synap.subscribed")
 
 
-async def test_what_could_not_be_told_is_refused(url: str) -> None:
+async def test_what_could_not_be_reported_is_refused(url: str) -> None:
     for query in ("?presence=yes", "?presence=1"):
         with pytest.raises(websockets.InvalidStatus) as caught:
             async with listening(url, ROOM, of("1"), v1=False, query=query):
@@ -215,7 +223,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_burst_of_devices_is_told_as_one_update() -> None:
+async def test_a_burst_of_devices_is_reported_as_one_update() -> None:
     there, watchers = Presence(grace_s=60), [Recorder() for _ in range(45)]
     for watcher in watchers:
         there.watch(ROOM, watcher)
@@ -275,7 +283,7 @@ async def test_all_watchers_come_to_the_same_picture_whenever_they_came(
     there.close()
 
 
-async def test_many_watchers_are_told_in_slices() -> None:
+async def test_many_watchers_are_reported_in_slices() -> None:
     there, watchers = Presence(grace_s=60), [Recorder() for _ in range(1200)]
     for watcher in watchers:
         there.watch(ROOM, watcher)
@@ -289,7 +297,7 @@ async def test_many_watchers_are_told_in_slices() -> None:
     there.close()
 
 
-async def test_a_watcher_who_is_gone_is_told_nothing_and_nothing_is_kept() -> None:
+async def test_a_watcher_who_is_gone_is_reported_nothing_and_nothing_is_kept() -> None:
     class Ear:
         def __init__(self) -> None:
             self.heard: list[ControlFrame] = []

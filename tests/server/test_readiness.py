@@ -17,7 +17,7 @@ from synap_realtime.server.config import load_settings
 from synap_realtime.server.readiness import Readiness
 from synap_realtime.server.stores.base import StoreUnavailableError
 from synap_realtime.server.stores.memory import MemoryStore
-from tests.server.fronts import Front
+from tests.server.servers import Front
 from tests.timeouts import TIMEOUT_S
 
 NOTE = {"type": "note.completed", "data": {"text": "x" * 1000}}

@@ -18,7 +18,7 @@ from synap_realtime import mint_token
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 
-from .fronts import Front
+from .servers import Front
 
 SECRET, KEY = "s" * 43, "k" * 43
 PAGE = "https://app.example.com"

@@ -19,8 +19,8 @@ from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.tokens import mint_token
 
-from .fronts import Front
-from .test_access import API_KEY, NOTE, SECRET, ask, serving, token
+from .servers import Front
+from .test_authorization import API_KEY, NOTE, SECRET, ask, serving, token
 
 DAY_S = 86_400.0
 

@@ -361,7 +361,7 @@ async def test_a_lost_position_is_said(after: str) -> None:
     assert subscribed_frame(reader)[1]["recovered"] is False
 
 
-async def test_without_acknowledgements_what_was_handed_over_was_received() -> None:
+async def test_without_acknowledgements_what_was_delivered_was_received() -> None:
     node = Node()
     await node.publish(USER)
     async with subscribed(node, USER) as reader:
@@ -432,7 +432,7 @@ def test_ping_is_answered_and_what_breaks_the_contract_ends_it() -> None:
     assert not subscription.deliver(Entry(node.store.earliest(), "{}", 2), None)
 
 
-async def test_who_is_let_go_gets_what_was_published_first() -> None:
+async def test_client_that_is_drained_gets_what_was_published_first() -> None:
     node, reader = Node(), Reader()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
     task = asyncio.create_task(run_subscription(subscription, None, reader.send))
@@ -452,7 +452,7 @@ async def test_who_is_let_go_gets_what_was_published_first() -> None:
     assert closing.data == {"code": 4012, "reconnectAfterMs": 250}
 
 
-async def test_who_is_let_go_in_the_replay_gets_all_of_it() -> None:
+async def test_client_that_is_drained_in_the_replay_gets_all_of_it() -> None:
     node, reader = Node(), Reader()
     for _ in range(50):
         await node.publish(REQUEST)
@@ -476,7 +476,7 @@ async def test_who_is_let_go_in_the_replay_gets_all_of_it() -> None:
     ),
     st.sampled_from([MemoryStore, SlowStore]),
 )
-def test_whoever_resumes_hears_everything_or_hears_that_something_is_gone(
+def test_whoever_resumes_receives_everything_or_receives_that_something_is_gone(
     actions: list[str], store: type[MemoryStore]
 ) -> None:
     """A log of five, so that it is trimmed all the time, also in the middle of a replay."""

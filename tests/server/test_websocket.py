@@ -20,7 +20,7 @@ from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import http1
 from synap_realtime.server.protocols.websocket import WebSocketProtocol
 from synap_realtime.server.serve import running_server
-from tests.server.fronts import Front
+from tests.server.servers import Front
 from tests.timeouts import TIMEOUT_S
 
 
@@ -60,7 +60,7 @@ async def test_ping_is_answered_by_pong(rooms: str) -> None:
         assert await ws.recv() == "pong"
 
 
-async def test_everyone_in_the_room_hears_it_and_nobody_else(rooms: str) -> None:
+async def test_everyone_in_the_room_receives_it_and_nobody_else(rooms: str) -> None:
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
         listening(rooms, "/rooms/user_1/subscribe") as first,
@@ -159,7 +159,7 @@ def answer_no_pings(ws: websockets.ClientConnection) -> None:
     ws.protocol.send_frame = send_no_pong  # type: ignore[method-assign]
 
 
-async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(rooms: str) -> None:
+async def test_a_client_that_does_not_read_is_drained_and_harms_nobody(rooms: str) -> None:
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
         listening(rooms, "/rooms/user_1/subscribe") as reader,

@@ -243,5 +243,5 @@ def test_takes_one_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERWISE)
-def test_tells_what_is_wrong_or_accepts_it_in_two_passes(name: str) -> None:
+def test_reports_what_is_wrong_or_accepts_it_in_two_passes(name: str) -> None:
     assert_alike(OTHERWISE[name])

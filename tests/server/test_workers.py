@@ -30,8 +30,8 @@ from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
 from ..program import free_port
-from ..shared import PORT, ReplicatedStore
-from .test_access import ask, closed_with, frame, listening, serving, token
+from ..support.replicated_store import PORT, ReplicatedStore
+from .test_authorization import ask, closed_with, frame, listening, serving, token
 from .test_serve import COMMAND, run
 
 
@@ -44,7 +44,15 @@ class Workers:
 
     def __init__(self, port: int, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [COMMAND, "serve", "--port", "0", "--store", "tests.shared:replicated", *arguments],
+            [
+                COMMAND,
+                "serve",
+                "--port",
+                "0",
+                "--store",
+                "tests.support.replicated_store:replicated",
+                *arguments,
+            ],
             env={**os.environ, PORT: str(port)},
             stderr=subprocess.PIPE,
             text=True,
@@ -226,18 +234,20 @@ def test_a_port_that_another_has_is_an_error(start: Callable[..., Workers]) -> N
     workers = start("--workers", "2")
     url = workers.until(r"listening on (\S+)")[1]
     port = str(urlsplit(url).port)
-    for more in ([], ["--workers", "2", "--store", "tests.shared:alone"]):
+    for more in ([], ["--workers", "2", "--store", "tests.support.replicated_store:alone"]):
         done = run("serve", "--port", port, *more)
         assert (done.returncode, "could not listen" in done.stderr) == (2, True), done.stderr
 
 
-async def test_who_is_revoked_at_one_is_let_go_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_is_revoked_at_one_is_drained_by_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mine, admin = token(), token(None, scope="admin")
     with ValkeyServer() as server:
         monkeypatch.setenv(PORT, str(server.port))
         async with (
-            serving(running_server, store="tests.shared:replicated") as here,
-            serving(running_server, store="tests.shared:replicated") as there,
+            serving(running_server, store="tests.support.replicated_store:replicated") as here,
+            serving(running_server, store="tests.support.replicated_store:replicated") as there,
             listening(there, "user_1", mine) as ws,
         ):
             await frame(ws, "synap.subscribed")
@@ -252,9 +262,12 @@ async def test_who_is_revoked_at_one_is_let_go_by_all(monkeypatch: pytest.Monkey
     [
         ("memory://", "memory is one server's own: what is published at one worker"),
         ("sqlite:///rooms.db", "sqlite is one server's own"),
-        ("tests.shared:alone", "the store of tests.shared:alone is not shared"),
-        ("tests.shared:nothing", "has no attribute 'nothing'"),
-        ("tests.shared:PORT", "expected def open(retention) -> Store"),
+        (
+            "tests.support.replicated_store:alone",
+            "the store of tests.support.replicated_store:alone is not shared",
+        ),
+        ("tests.support.replicated_store:nothing", "has no attribute 'nothing'"),
+        ("tests.support.replicated_store:PORT", "expected def open(retention) -> Store"),
     ],
 )
 def test_without_a_shared_store_there_is_one_worker(store: str, said: str) -> None:
@@ -266,7 +279,9 @@ def test_without_a_shared_store_there_is_one_worker(store: str, said: str) -> No
 
 
 def test_a_worker_that_never_starts_ends_all() -> None:
-    done = run("serve", "--port", "0", "--workers", "2", "--store", "tests.shared:dying")
+    done = run(
+        "serve", "--port", "0", "--workers", "2", "--store", "tests.support.replicated_store:dying"
+    )
     assert done.returncode == 1
     assert "worker 1 has died (exit code 3); it is started again in 0.1 s" in done.stderr
     assert "worker 1 has died at each of 5 starts (exit code 3): all end" in done.stderr
@@ -274,7 +289,7 @@ def test_a_worker_that_never_starts_ends_all() -> None:
 
 def test_a_store_of_ones_own_serves_one_server_too() -> None:
     process = subprocess.Popen(
-        [COMMAND, "serve", "--port", "0", "--store", "tests.shared:alone"],
+        [COMMAND, "serve", "--port", "0", "--store", "tests.support.replicated_store:alone"],
         stderr=subprocess.PIPE,
         text=True,
     )

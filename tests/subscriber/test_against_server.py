@@ -16,7 +16,7 @@ from ..link import Link
 from .conftest import Listen
 
 
-async def test_it_hears_what_is_published(listen: Listen, rooms: str) -> None:
+async def test_it_receives_what_is_published(listen: Listen, rooms: str) -> None:
     async with AsyncBroadcaster(rooms) as broadcaster, listen("request_7", rooms) as heard:
         await broadcaster.broadcast_success("1", "a.completed", {"x": 1}, "7", id="n1")
         notification = await heard()
@@ -115,7 +115,9 @@ async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> N
     assert "4012" in states[1].reason
 
 
-async def test_a_server_that_restarts_is_found_again_and_the_gap_is_told(listen: Listen) -> None:
+async def test_a_server_that_restarts_is_found_again_and_the_gap_is_reported(
+    listen: Listen,
+) -> None:
     """The new server knows nothing of the old one's cursors: what it has is still heard."""
     gaps: list[str] = []
     async with (

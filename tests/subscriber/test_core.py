@@ -78,7 +78,7 @@ def test_it_resumes_from_the_last_cursor_or_that_of_subscribed() -> None:
     assert driver.dials == [None, "c-7", "c-8"]
 
 
-def test_a_replay_that_was_cut_is_asked_for_again_so_that_a_gap_is_told() -> None:
+def test_a_replay_that_was_cut_is_asked_for_again_so_that_a_gap_is_reported() -> None:
     gaps: list[str] = []
     driver = Driver(after="c-1", on_gap=gaps.append)
     driver.connect()
@@ -128,7 +128,7 @@ def test_one_without_id_or_cursor_comes_through() -> None:
 
 
 @pytest.mark.parametrize(("after", "told"), [("c-1", 2), (None, 1), ("earliest", 1), ("latest", 1)])
-def test_a_gap_is_told_where_something_can_be_missed(after: str | None, told: int) -> None:
+def test_a_gap_is_reported_where_something_can_be_missed(after: str | None, told: int) -> None:
     gaps: list[str] = []
     driver = Driver(after=after, on_gap=gaps.append)
     driver.connect()
@@ -209,7 +209,7 @@ def test_a_notification_is_acknowledged_once_the_next_is_asked_for() -> None:
     assert driver.keepalive.due() == []
 
 
-def test_acknowledgements_are_gathered() -> None:
+def test_acknowledgements_are_batched() -> None:
     driver = Driver()
     driver.connect()
     driver.answer(note("n0", "c-0"))

@@ -30,7 +30,7 @@ def statuses(view: JobTracker, *notifications: Notification) -> list[str]:
     return [view.apply(each).status for each in notifications]
 
 
-def test_a_jobs_life_is_what_was_heard_of_it() -> None:
+def test_a_jobs_life_is_what_was_received_of_it() -> None:
     first, second = (RunNotifications(REPORT, "r", attempt=n, max_attempts=4) for n in (1, 2))
     view = JobTracker()
     assert view.state.status == "idle"

@@ -38,7 +38,7 @@ def check(type: str, data: object, own: object = (), **members: object) -> None:
 
 
 @pytest.mark.parametrize("max_attempts", [None, 4])
-def test_what_a_run_tells_holds(max_attempts: int | None) -> None:
+def test_what_a_run_reports_holds(max_attempts: int | None) -> None:
     note = NoteCreated(entity_id="e", title="t", file_url="u", file_path="p")
     run = RunNotifications(NOTE_CREATION, "r", 1, max_attempts)
     for told in (
@@ -70,7 +70,7 @@ def test_what_a_run_tells_holds(max_attempts: int | None) -> None:
         ("note.creation.failed", {"error": "No.", "runId": "r"}, {"room": 1}),
     ],
 )
-def test_what_no_job_tells_does_not(type: str, data: object, members: dict[str, object]) -> None:
+def test_what_no_job_reports_does_not(type: str, data: object, members: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         check(type, data, **members)
 

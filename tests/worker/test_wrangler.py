@@ -24,7 +24,10 @@ START_TIMEOUT_S = 2 * TIMEOUT_S
 
 def test_deploy_says_what_it_would_do() -> None:
     said = run_node("node_modules/wrangler/bin/wrangler.js", "deploy", "--dry-run", "--strict")
-    for binding in ("env.NOTIFICATION_ROOM (NotificationRoom)", "env.CONNECTION_REGISTRY (ConnectionRegistry)"):
+    for binding in (
+        "env.NOTIFICATION_ROOM (NotificationRoom)",
+        "env.CONNECTION_REGISTRY (ConnectionRegistry)",
+    ):
         assert binding in said
     assert "warning" not in said.lower()
 

@@ -32,7 +32,7 @@ def heard(rooms: str, worker: Worker) -> Callable[..., Messages]:
     return partial(hear, rooms)
 
 
-def test_a_task_tells_its_life(heard: Callable[..., Messages]) -> None:
+def test_a_task_reports_its_life(heard: Callable[..., Messages]) -> None:
     tasks.works.delay("Q3", user_id="1", request_id="r1")
     messages = heard("user_1")
     assert words(messages) == ["started", "progress", "completed"]
@@ -41,7 +41,7 @@ def test_a_task_tells_its_life(heard: Callable[..., Messages]) -> None:
     assert [m["id"] for m in messages] == [m["id"] for m in heard("request_r1")]
 
 
-def test_a_retry_is_told_with_its_attempt_and_its_time(heard: Callable[..., Messages]) -> None:
+def test_a_retry_is_reported_with_its_attempt_and_its_time(heard: Callable[..., Messages]) -> None:
     tasks.tries_again.delay(user_id="2")
     messages = heard("user_2")
     assert words(messages) == ["started", "retrying", "retrying", "completed"]
@@ -83,7 +83,7 @@ def test_bad_input_is_final_whatever_is_retried(heard: Callable[..., Messages]) 
     assert messages[-1]["data"]["error"] == "It is empty."
 
 
-def test_a_retry_is_told_before_another_worker_can_take_it(
+def test_a_retry_is_reported_before_another_worker_can_take_it(
     heard: Callable[..., Messages], tmp_path: Path
 ) -> None:
     seen = tmp_path / "seen"

@@ -116,7 +116,7 @@ async def test_a_retry_is_no_failure(stage: Stage, kind: str) -> None:
     assert retries[0]["error"] == "The printer is busy."
 
 
-async def test_a_steps_own_retries_are_told_too(stage: Stage, kind: str) -> None:
+async def test_a_steps_own_retries_are_reported_too(stage: Stage, kind: str) -> None:
     def render(attempt: int) -> str:
         if attempt < 2:
             raise JobError("The printer is busy.")
@@ -294,7 +294,7 @@ async def test_what_stands_after_the_last_step_runs_once(stage: Stage, kind: str
     assert await stage.told("42") == ["started", "completed"]
 
 
-async def test_a_step_that_asks_to_wait_is_told_once(stage: Stage) -> None:
+async def test_a_step_that_asks_to_wait_is_reported_once(stage: Stage) -> None:
     async def body(ctx: inngest.Context) -> None:
         async def later() -> None:
             if ctx.attempt == 0:
@@ -315,7 +315,7 @@ async def test_a_bad_request_id_does_not_silence_the_user(stage: Stage, kind: st
     assert await stage.told("42") == ["started", "completed"]
 
 
-def test_what_cannot_be_told_rightly_is_refused() -> None:
+def test_what_cannot_be_reported_rightly_is_refused() -> None:
     client = inngest.Inngest(app_id="app", is_production=False)
 
     async def f(ctx: inngest.Context) -> None: ...
@@ -333,7 +333,7 @@ def test_what_cannot_be_told_rightly_is_refused() -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-async def test_encrypted_events_are_told(stage: Stage, kind: str, hidden: bool) -> None:
+async def test_encrypted_events_are_reported(stage: Stage, kind: str, hidden: bool) -> None:
     stage.client.add_middleware(EncryptionMiddleware.factory("k" * 32))
 
     def body(ctx: Any) -> dict[str, Any]:
@@ -353,7 +353,7 @@ async def test_encrypted_events_are_told(stage: Stage, kind: str, hidden: bool) 
     assert (await stage.heard("user_43"))[-1]["data"]["error"] == "No paper."
 
 
-async def test_a_request_is_accepted_and_its_job_is_told(stage: Stage, kind: str) -> None:
+async def test_a_request_is_accepted_and_its_job_is_reported(stage: Stage, kind: str) -> None:
     await stage.serve(function(stage, kind, lambda ctx: dict(ctx.event.data)))
     options = {"user_id": "42", "request_id": "r1", "url": stage.rooms_url}
     for _ in range(2):  # a request that is sent twice is one
@@ -457,7 +457,9 @@ async def test_a_retried_attempt_begins_its_text_anew(stage: Stage, kind: str) -
     assert await stage.told("42") == ["started", "retrying", "completed"]
 
 
-async def test_progress_is_told_in_order_and_not_again_at_a_replay(stage: Stage, kind: str) -> None:
+async def test_progress_is_reported_in_order_and_not_again_at_a_replay(
+    stage: Stage, kind: str
+) -> None:
     said: list[str] = []
 
     def work(label: str) -> None:

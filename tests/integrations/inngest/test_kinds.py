@@ -69,7 +69,7 @@ async def test_parallel_steps(stage: Stage, body: Any) -> None:
     assert heard[-1]["data"] == {"sum": 6}
 
 
-async def test_an_invoked_function_tells_its_own_life(stage: Stage) -> None:
+async def test_an_invoked_function_reports_its_own_life(stage: Stage) -> None:
     async def child(ctx: inngest.Context) -> str:
         return "done"
 
@@ -89,7 +89,7 @@ async def test_an_invoked_function_tells_its_own_life(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_batch_tells_each_events_user_and_nobody_reads_anothers(
+async def test_a_batch_reports_each_events_user_and_nobody_reads_anothers(
     stage: Stage, fails: bool
 ) -> None:
     async def body(ctx: inngest.Context) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ async def test_a_batch_tells_each_events_user_and_nobody_reads_anothers(
         ]
 
 
-async def test_a_batchs_result_that_is_nobodys_is_told_to_nobody(stage: Stage) -> None:
+async def test_a_batchs_result_that_is_nobodys_is_reported_to_nobody(stage: Stage) -> None:
     async def body(ctx: inngest.Context) -> dict[str, Any]:
         return {"all": [event.data["secret"] for event in ctx.events]}
 
@@ -127,7 +127,7 @@ async def test_a_batchs_result_that_is_nobodys_is_told_to_nobody(stage: Stage) -
 
 
 @pytest.mark.parametrize("by", ["event", "timeout"])
-async def test_a_cancelled_run_is_told_and_its_failure_handler_is_not_called(
+async def test_a_cancelled_run_is_reported_and_its_failure_handler_is_not_called(
     stage: Stage, by: str
 ) -> None:
     own: list[str] = []

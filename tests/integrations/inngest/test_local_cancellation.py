@@ -69,7 +69,7 @@ async def cancel_by_http(stage: Stage, run_id: str) -> None:
 
 
 @pytest.mark.parametrize("cancel", [cancel_by_event, cancel_by_id, cancel_by_http])
-async def test_a_cancelled_run_is_told_as_the_real_server_tells_it(
+async def test_a_cancelled_run_is_reported_as_the_real_server_reports_it(
     stage: Stage, cancel: Callable[[Stage, str], Awaitable[None]]
 ) -> None:
     heard: list[Any] = []
@@ -187,7 +187,7 @@ async def test_a_run_that_lasts_too_long_is_cancelled(stage: Stage) -> None:
     assert sorted(name for name, _, _ in heard) == ["cancelled", "finished"]
 
 
-async def test_a_cancelled_batch_tells_all_its_events(stage: Stage) -> None:
+async def test_a_cancelled_batch_reports_all_its_events(stage: Stage) -> None:
     """A batch and ``cancel`` exclude each other; its timeouts and its id cancel it."""
     heard: list[Any] = []
     minute = datetime.timedelta(minutes=1)
@@ -204,7 +204,7 @@ async def test_a_cancelled_batch_tells_all_its_events(stage: Stage) -> None:
     assert len(heard) == 2
 
 
-async def test_a_failure_is_told_as_the_real_server_tells_it(stage: Stage) -> None:
+async def test_a_failure_is_reported_as_the_real_server_reports_it(stage: Stage) -> None:
     heard: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"), retries=0)
@@ -234,7 +234,7 @@ async def test_a_failure_is_told_as_the_real_server_tells_it(stage: Stage) -> No
     )
 
 
-async def test_a_final_error_is_told_as_such(stage: Stage) -> None:
+async def test_a_final_error_is_reported_as_such(stage: Stage) -> None:
     heard: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"))
@@ -248,7 +248,7 @@ async def test_a_final_error_is_told_as_such(stage: Stage) -> None:
     assert (error["error"], error["message"]) == ("NonRetriableError", "no use")
 
 
-async def test_a_result_is_told(stage: Stage) -> None:
+async def test_a_result_is_reported(stage: Stage) -> None:
     heard: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"))

@@ -79,7 +79,7 @@ def parent(
     return parent
 
 
-async def test_an_invoked_function_is_handed_its_event(stage: Stage) -> None:
+async def test_an_invoked_function_is_delivered_its_event(stage: Stage) -> None:
     ended: list[Any] = []
     called = child(stage)
     await stage.serve(called, parent(stage, called, ended))
@@ -110,7 +110,9 @@ async def test_an_invoked_function_that_takes_too_long_is_a_step_error(stage: St
     assert "app-child" in [run.function.id for run in stage.server._executor._runs.values()]
 
 
-async def test_who_invokes_a_function_that_is_cancelled_gets_the_event(stage: Stage) -> None:
+async def test_client_that_invokes_a_function_that_is_cancelled_gets_the_event(
+    stage: Stage,
+) -> None:
     """So does the real server: what is cancelled has neither a result nor an error."""
     ended: list[Any] = []
     called = child(stage, cancel=[inngest.Cancel(event="stop")])
@@ -181,7 +183,9 @@ async def test_a_request_says_how_many_attempts_there_are(
     assert told == [attempts]
 
 
-async def test_a_failed_step_is_told_to_the_function_without_the_sdks_code(stage: Stage) -> None:
+async def test_a_failed_step_is_reported_to_the_function_without_the_sdks_code(
+    stage: Stage,
+) -> None:
     """The real server keeps an error's name, message, stack, data and cause."""
     kept: list[Any] = []
 

@@ -89,7 +89,7 @@ Heard = Callable[..., Awaitable[Messages]]
 
 
 @pytest.mark.parametrize("name", ["works", "works_sync"])
-async def test_a_task_tells_its_life(broker: InMemoryBroker, heard: Heard, name: str) -> None:
+async def test_a_task_reports_its_life(broker: InMemoryBroker, heard: Heard, name: str) -> None:
     request = {"request_id": "r1"} if name == "works" else {}
     await kiq(broker, name, "Q3", user_id="1", **request)
     messages = await heard("user_1")
@@ -100,7 +100,7 @@ async def test_a_task_tells_its_life(broker: InMemoryBroker, heard: Heard, name:
         assert await heard("request_r1")
 
 
-async def test_retries_are_told_and_the_last_failure_is_final(
+async def test_retries_are_reported_and_the_last_failure_is_final(
     broker: InMemoryBroker, heard: Heard
 ) -> None:
     await kiq(broker, "fails", {"userId": "1"})
@@ -121,7 +121,7 @@ async def test_without_retries_the_first_failure_is_final(
     assert "hunter2" not in str(messages)
 
 
-async def test_a_task_without_a_family_is_told_to_nobody(broker: InMemoryBroker) -> None:
+async def test_a_task_without_a_family_is_reported_to_nobody(broker: InMemoryBroker) -> None:
     task = await kiq(broker, "untold")
     assert (await task.wait_result(timeout=LIMIT_S)).return_value == 7
 
@@ -186,7 +186,7 @@ class Schedule(ScheduleSource):
         ),
     ],
 )
-async def test_what_the_retry_middleware_decides_is_told(
+async def test_what_the_retry_middleware_decides_is_reported(
     make: Make,
     heard: Heard,
     in_place: bool,
@@ -207,7 +207,7 @@ async def test_what_the_retry_middleware_decides_is_told(
     assert [m["data"].get("retryInS") for m in messages if "retrying" in m["type"]] == pauses
 
 
-async def test_a_retry_that_is_scheduled_is_told(make: Make, heard: Heard) -> None:
+async def test_a_retry_that_is_scheduled_is_reported(make: Make, heard: Heard) -> None:
     schedule = Schedule()
     broker = make(SmartRetryMiddleware(schedule_source=schedule, default_delay=5))
 
@@ -223,7 +223,7 @@ async def test_a_retry_that_is_scheduled_is_told(make: Make, heard: Heard) -> No
     assert len(schedule.tasks) == 1
 
 
-async def test_a_retry_is_told_before_another_worker_can_take_it(
+async def test_a_retry_is_reported_before_another_worker_can_take_it(
     make: Make, rooms: str, heard: Heard
 ) -> None:
     class Looking(InMemoryBroker):

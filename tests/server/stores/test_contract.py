@@ -104,7 +104,7 @@ async def test_the_order_of_delivery_is_the_order_of_the_log(open_store: OpenSto
     assert [entry for _, entry in listeners.taken] == list(page.entries)
 
 
-async def test_what_a_listener_hears_is_in_the_log(open_store: OpenStore) -> None:
+async def test_what_a_listener_receives_is_in_the_log(open_store: OpenStore) -> None:
     store = open_store()
     asked: list[asyncio.Task[list[str]]] = []
 
@@ -158,7 +158,7 @@ async def test_an_id_is_remembered_when_its_notification_is_no_longer_retained(
     assert await ids(store, USER) == ["n3", "n4"]
 
 
-async def test_the_oldest_go_beyond_the_count_and_their_readers_are_told(
+async def test_the_oldest_go_beyond_the_count_and_their_readers_are_reported(
     open_store: OpenStore,
 ) -> None:
     store = open_store(count=3)
@@ -242,7 +242,7 @@ async def test_rooms_that_hold_nothing_any_more_are_dropped(
     assert len(page.entries) == 1
 
 
-async def test_a_quiet_users_room_is_not_told_of_a_loss_when_requests_rooms_go(
+async def test_a_quiet_users_room_is_not_reported_of_a_loss_when_requests_rooms_go(
     open_store: OpenStore, clock: Clock
 ) -> None:
     store = open_store()

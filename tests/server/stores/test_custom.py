@@ -15,7 +15,7 @@ from synap_realtime.server.stores.base import DeliveryHandler, Page, Publication
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
 
-from ..fronts import Front
+from ..servers import Front
 
 
 class TimedStore(MemoryStore):

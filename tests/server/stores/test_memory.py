@@ -24,7 +24,7 @@ async def publish(store: MemoryStore, *publications: Publication) -> None:
     await store.publish(publications, lambda _room, _entry: 0)
 
 
-async def test_over_its_size_the_oldest_of_all_rooms_goes_first_and_that_is_told() -> None:
+async def test_over_its_size_the_oldest_of_all_rooms_goes_first_and_that_is_reported() -> None:
     store = MemoryStore(Retention(max_memory_bytes=MEBIBYTE))
     for number in range(20):
         await publish(store, notification(f"user_{number}", "n", 100_000))
@@ -41,7 +41,7 @@ async def test_over_its_size_the_oldest_of_all_rooms_goes_first_and_that_is_told
     assert (await store.usage()).evicted == usage.evicted, "an id that is known takes nothing"
 
 
-async def test_who_resumes_from_before_what_went_is_not_recovered() -> None:
+async def test_client_that_resumes_from_before_what_went_is_not_recovered() -> None:
     store = MemoryStore(Retention(max_memory_bytes=MEBIBYTE))
     room = Room("user_1")
     (first,) = await store.publish([notification(room, "n0")], lambda _room, _entry: 0)

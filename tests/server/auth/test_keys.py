@@ -32,7 +32,7 @@ from synap_realtime.server.watched import CHECK_INTERVAL_S
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
-from .test_verify import DOCUMENT, EC_KEY
+from .test_tokens import DOCUMENT, EC_KEY
 
 OLD, NEW = "o" * 32, "n" * 32
 

@@ -46,5 +46,5 @@ def test_without_proxies_nobody_is_believed() -> None:
         assert TrustedProxies([]).client_address(peer, {"x-forwarded-for": "198.51.100.1"}) == peer
 
 
-def test_who_says_nothing_is_itself() -> None:
+def test_client_that_says_nothing_is_itself() -> None:
     assert TrustedProxies([PROXY]).client_address(PROXY, {}) == PROXY

@@ -29,7 +29,7 @@ class Computed(BaseModel):
         raise RuntimeError("the file is gone")
 
 
-async def test_tells_the_failure_when_the_app_is_back(stage: Stage, kind: str) -> None:
+async def test_reports_the_failure_when_the_app_is_back(stage: Stage, kind: str) -> None:
     asked = []
 
     def is_away(query: str) -> bool:
@@ -72,7 +72,7 @@ async def test_the_applications_failure_handler_is_called_once_though_it_raises(
     assert await stage.told("42") == ["started", "failed"]
 
 
-async def test_waiting_again_under_one_name_is_told_again(stage: Stage, kind: str) -> None:
+async def test_waiting_again_under_one_name_is_reported_again(stage: Stage, kind: str) -> None:
     pause = timedelta(milliseconds=10)
 
     def sync_body(ctx: inngest.ContextSync) -> None:

@@ -43,7 +43,7 @@ from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
 from .conftest import Run
-from .test_requests import (
+from .test_http1 import (
     API_KEY,
     CHUNKED,
     HANDSHAKE,

@@ -206,7 +206,7 @@ def test_a_line_for_people_has_them_behind_it(tmp_path: Path) -> None:
     )
 
 
-def test_strangers_cannot_fill_the_disk(tmp_path: Path) -> None:
+def test_unknown_clients_cannot_fill_the_disk(tmp_path: Path) -> None:
     with serving(tmp_path) as server, httpx.Client() as client:
         begun = time.monotonic()
         asked = 0

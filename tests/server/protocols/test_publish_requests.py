@@ -28,7 +28,7 @@ from tests.timeouts import TIMEOUT_S
 
 from ...certificates import certify
 from .conftest import Run
-from .test_requests import (
+from .test_http1 import (
     API_KEY,
     BODY,
     HEALTH,
@@ -189,7 +189,7 @@ async def test_what_is_refused_for_its_bytes_takes_no_notification() -> None:
 
 
 @pytest.mark.usefixtures("slow_rate_clock")
-async def test_too_many_notifications_are_told_so() -> None:
+async def test_too_many_notifications_are_reported_so() -> None:
     async with running_server(with_keys(publishes_per_s=5)) as url, peer(url) as client:
         statuses = []
         for _ in range(20):
@@ -262,7 +262,7 @@ def test_a_publish_may_be_cut_anywhere(run: Run) -> None:
         (b"HTTP/1.1\r\n", b"HTTP/1.1\r"),
     ],
 )
-def test_who_frames_it_in_two_ways_is_refused(run: Run, old: bytes, new: bytes) -> None:
+def test_client_that_frames_it_in_two_ways_is_refused(run: Run, old: bytes, new: bytes) -> None:
     async def test() -> None:
         async with running_server(with_keys()) as url, peer(url) as client:
             await client.say(PUBLISH.replace(old, new, 1) + PUBLISH)

@@ -31,7 +31,7 @@ from synap_realtime.integrations.taskiq import RealtimeMiddleware
 from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
-from . import ending_tasks
+from . import terminal_tasks
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 2 * TIMEOUT_S
@@ -59,7 +59,7 @@ class Workers:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "taskiq", "worker", "--workers", "1"]
-        module = f"tests.integrations.taskiq.ending_tasks:{self._broker}"
+        module = f"tests.integrations.taskiq.terminal_tasks:{self._broker}"
         self._processes.append(
             subprocess.Popen(
                 [*command, "--wait-tasks-timeout", "1", module],
@@ -87,7 +87,7 @@ async def stopping(request: pytest.FixtureRequest, rooms: str) -> AsyncIterator[
         url = server.connection_url
         kind = ListQueueBroker if request.param == "lists" else RedisStreamBroker
         broker = kind(url)
-        ending_tasks.add_tasks(broker)
+        terminal_tasks.add_tasks(broker)
         await broker.startup()
         workers = Workers(request.param, {"BROKER_URL": url, "REALTIME_URL": rooms})
         try:

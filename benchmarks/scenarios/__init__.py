@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..rounds import Options, Table
-from . import abuse, fanout, growth, idle, latency, resume, rooms, sdk, sqlite
+from . import abuse, fanout, idle, latency, resume, rooms, scaling, sdk, sqlite
 
-SHAPES: Mapping[str, Callable[[Options], Sequence[Table]]] = {
+SCENARIOS: Mapping[str, Callable[[Options], Sequence[Table]]] = {
     "fanout": fanout.run,
     "rooms": rooms.run,
     "idle": idle.run,
@@ -15,6 +15,6 @@ SHAPES: Mapping[str, Callable[[Options], Sequence[Table]]] = {
     "resume": resume.run,
     "sdk": sdk.run,
     "sqlite": sqlite.run,
-    "growth": growth.run,
+    "growth": scaling.run,
     "abuse": abuse.run,
 }

@@ -136,7 +136,7 @@ def test_a_quiet_websocket_stays_though_it_takes_all_it_gets(
     run(test())
 
 
-def test_who_does_not_read_is_too_slow_and_goes(run: Run, certified: Certified) -> None:
+def test_client_that_does_not_read_is_too_slow_and_goes(run: Run, certified: Certified) -> None:
     async def test() -> None:
         async with serving(certified) as url, client(url, certified) as http:
             ws = await dial(url, certified.client())
@@ -181,7 +181,7 @@ HALF_A_HELLO = bytes.fromhex("1603010200010001fc0303")
 
 
 @pytest.mark.parametrize("said", [b"", HALF_A_HELLO])
-def test_strangers_who_do_not_shake_hands_make_room_for_others(
+def test_unknown_clients_who_do_not_shake_hands_make_room_for_others(
     run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 3600.0)
@@ -217,7 +217,7 @@ def test_a_handshake_ends_in_time(
     run(test())
 
 
-def test_who_is_not_understood_is_hung_up_on(run: Run, certified: Certified) -> None:
+def test_client_that_is_not_understood_is_hung_up_on(run: Run, certified: Certified) -> None:
     """Nothing is in the log: who speaks no TLS is no news."""
 
     async def test() -> None:

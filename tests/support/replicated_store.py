@@ -1,4 +1,5 @@
-"""A store that several servers share, for the tests: ``--store tests.shared:replicated``.
+"""A store that several servers share, for the tests:
+``--store tests.support.replicated_store:replicated``.
 
 A stream of Valkey has what was published, in one order; each server applies it to a memory of its
 own. So all have the same logs and the same offsets.

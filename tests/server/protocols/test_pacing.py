@@ -18,9 +18,9 @@ from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 
-from ..test_websocket_frames import PING, TEXT, frame
+from ..test_ws_codec import PING, TEXT, frame
 from .conftest import Run
-from .test_requests import (
+from .test_http1 import (
     API_KEY,
     BODY,
     CHUNKED,
@@ -101,7 +101,7 @@ def test_new_work_waits_behind_what_waits(run: Run) -> None:
     run(test())
 
 
-def test_who_is_cancelled_while_waiting_delays_nobody(run: Run) -> None:
+def test_client_that_is_cancelled_while_waiting_delays_nobody(run: Run) -> None:
     async def test() -> None:
         faults: list[object] = []
         loop = asyncio.get_running_loop()

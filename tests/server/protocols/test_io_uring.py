@@ -58,7 +58,7 @@ def test_more_than_fit_into_it_are_sent_in_rounds(
 
 
 @with_io_uring
-def test_who_takes_a_part_says_how_much_and_harms_nobody(ring: IoUring) -> None:
+def test_client_that_takes_a_part_says_how_much_and_harms_nobody(ring: IoUring) -> None:
     """And the kernel sends nothing of the rest later."""
     with pairs(3) as (ours, peers):
         said = b""  # to the second, who does not read
@@ -79,7 +79,7 @@ def test_who_takes_a_part_says_how_much_and_harms_nobody(ring: IoUring) -> None:
 
 
 @with_io_uring
-def test_a_peer_that_has_gone_is_told_from_one_that_is_full(ring: IoUring) -> None:
+def test_a_peer_that_has_gone_is_reported_from_one_that_is_full(ring: IoUring) -> None:
     with pairs(3) as (ours, peers):
         peers[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peers[1].close()  # a reset
@@ -90,7 +90,7 @@ def test_a_peer_that_has_gone_is_told_from_one_that_is_full(ring: IoUring) -> No
 
 
 @with_io_uring
-def test_what_is_no_socket_is_told_and_harms_nobody(ring: IoUring) -> None:
+def test_what_is_no_socket_is_reported_and_harms_nobody(ring: IoUring) -> None:
     with pairs(2) as (ours, peers), open("/dev/null", "wb") as null:  # noqa: PTH123
         block = block_of(ring, ours, 5)
         ring.write_sqe(block, 0, null.fileno(), 5)

@@ -30,7 +30,7 @@ from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
 
 from ..test_subscription import LateStore
-from ..test_websocket_frames import CLOSE, CONT, PING, TEXT, frame
+from ..test_ws_codec import CLOSE, CONT, PING, TEXT, frame
 from .conftest import WAYS, Run
 
 ROOM, OTHER = Room("workspace_1"), Room("workspace_2")
@@ -215,7 +215,9 @@ async def listening(
         yield clients
 
 
-def test_all_hear_all_in_order_whoever_comes_and_goes(run: Run, settings: ServerSettings) -> None:
+def test_all_receive_all_in_order_whoever_comes_and_goes(
+    run: Run, settings: ServerSettings
+) -> None:
     """Two rooms, so that a descriptor that is used again would bring the other room's."""
     rng = random.Random(3)
 
@@ -252,7 +254,7 @@ def test_all_hear_all_in_order_whoever_comes_and_goes(run: Run, settings: Server
     run(test())
 
 
-def test_who_does_not_read_gets_all_of_it_later_and_holds_nobody_up(
+def test_client_that_does_not_read_gets_all_of_it_later_and_holds_nobody_up(
     run: Run, settings: ServerSettings
 ) -> None:
     async def test() -> None:
@@ -424,7 +426,7 @@ def test_what_clients_say_is_answered_between_notifications(
     run(test())
 
 
-def test_who_breaks_the_protocol_hears_a_last_word_and_nothing_after_it(
+def test_client_that_breaks_the_protocol_receives_a_last_word_and_nothing_after_it(
     run: Run, settings: ServerSettings
 ) -> None:
     async def test() -> None:
@@ -446,7 +448,7 @@ def test_who_breaks_the_protocol_hears_a_last_word_and_nothing_after_it(
     run(test())
 
 
-def test_a_server_that_stops_tells_what_it_has_taken_and_says_so(
+def test_a_server_that_stops_reports_what_it_has_taken_and_says_so(
     run: Run, settings: ServerSettings
 ) -> None:
     async def test() -> None:
@@ -465,7 +467,7 @@ def test_a_server_that_stops_tells_what_it_has_taken_and_says_so(
 
 
 @pytest.mark.parametrize("still_in", [True, False])
-def test_what_the_company_was_handed_can_be_acknowledged(
+def test_what_the_group_was_delivered_can_be_acknowledged(
     run: Run, settings: ServerSettings, still_in: bool
 ) -> None:
     async def test() -> None:
@@ -532,7 +534,7 @@ def test_what_a_peer_has_not_taken_was_not_received(run: Run, settings: ServerSe
     run(test())
 
 
-def test_what_some_have_read_in_the_log_already_is_not_told_twice(
+def test_what_some_have_read_in_the_log_already_is_not_reported_twice(
     run: Run, settings: ServerSettings
 ) -> None:
     """A store on disk delivers later than it can be read."""

@@ -51,7 +51,7 @@ async def rooms() -> AsyncIterator[Rooms]:
         yield Rooms(url, broadcaster)
 
 
-async def test_a_job_tells_its_life(rooms: Rooms) -> None:
+async def test_a_job_reports_its_life(rooms: Rooms) -> None:
     async def work(run: JobRun) -> dict[str, Any]:
         progress(0.5, "Rendering")
         return {"title": run.data["title"], "url": await run.step("render", render)}
@@ -100,7 +100,7 @@ async def test_retries(rooms: Rooms, errors: list[Exception], words: list[str]) 
 
 
 @pytest.mark.parametrize("during", ["work", "pause"])
-async def test_a_cancelled_job_is_told(rooms: Rooms, during: str) -> None:
+async def test_a_cancelled_job_is_reported(rooms: Rooms, during: str) -> None:
     begun = asyncio.Event()
 
     async def work(run: JobRun) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
-from tests.server.fronts import Front
+from tests.server.servers import Front
 from tests.timeouts import TIMEOUT_S
 
 
@@ -75,7 +75,7 @@ async def test_a_page_of_an_allowed_origin_may_read_it(rooms: str) -> None:
             assert response.headers["Access-Control-Allow-Origin"] == headers["Origin"]
 
 
-async def test_a_stream_that_does_not_read_is_let_go_and_resumes(rooms: str) -> None:
+async def test_a_stream_that_does_not_read_is_drained_and_resumes(rooms: str) -> None:
     where = urlsplit(rooms)
     sleeper = socket.socket()
     sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

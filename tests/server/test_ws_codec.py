@@ -284,7 +284,7 @@ def test_close_codes() -> None:
         assert event == Close(code) if code in good else isinstance(event, ProtocolFailure), code
 
 
-def test_nothing_is_heard_behind_a_close() -> None:
+def test_nothing_is_received_behind_a_close() -> None:
     assert read(frame(CLOSE) + frame(PING), frame(TEXT, b"x"), b"\xff" * 10) == [Close(None)]
     inside = frame(TEXT, b"a", end=False) + frame(CLOSE) + frame(CONT, b"b")
     assert read(inside) == [Close(None)]

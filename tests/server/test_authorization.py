@@ -28,7 +28,7 @@ from synap_realtime.server import authorization, create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
-from tests.server.fronts import Front
+from tests.server.servers import Front
 from tests.timeouts import TIMEOUT_S
 
 SECRET, API_KEY = "s" * 32, "k" * 43
@@ -103,7 +103,7 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_without_a_credential_nothing_is_told(url: str, method: str, path: str) -> None:
+async def test_without_a_credential_nothing_is_reported(url: str, method: str, path: str) -> None:
     for headers in ({}, {"Authorization": "Basic eDp5"}, bearer("nonsense")):
         response = await ask(url, method, path, headers=headers, json=NOTE)
         assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
@@ -140,7 +140,7 @@ async def test_log_of_a_refusal_names_cause_room_user_and_origin(
     assert forged[3] is None
 
 
-async def test_head_tells_nothing_either(url: str) -> None:
+async def test_head_reports_nothing_either(url: str) -> None:
     for path in ("/rooms/user_1/events", "/rooms/user_1/history"):
         assert (await ask(url, "HEAD", path)).status_code == 401
         assert (await ask(url, "HEAD", path, token())).status_code == 200
@@ -247,7 +247,7 @@ async def test_another_origin_is_not_let_in_whatever_it_holds(url: str) -> None:
             )
 
 
-async def test_a_connection_ends_with_its_token_and_hears_of_it(url: str) -> None:
+async def test_a_connection_ends_with_its_token_and_receives_of_it(url: str) -> None:
     async with listening(url, "user_1", token(expires_in_s=2)) as ws:
         said = await frame(ws, "synap.token_expiring")
         assert said["data"]["expiresAt"].endswith("Z")
@@ -484,7 +484,7 @@ async def test_the_port_that_a_proxy_adds_is_not_another_address() -> None:
             assert refused.value.response.status_code == 429
 
 
-async def test_a_header_of_a_stranger_is_not_believed(front: Front) -> None:
+async def test_a_header_of_a_unknown_client_is_not_believed(front: Front) -> None:
     async with serving(front, new_connections_per_s=1) as url:
         for _ in range(4):
             headers = {**bearer(token()), "X-Forwarded-For": "203.0.113.7"}

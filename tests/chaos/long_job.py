@@ -1,6 +1,6 @@
 """A job that outlives its subscribers' tokens many times, followed by every client.
 
-    $ python -m tests.faults.long_job --duration 1200 --token-life 60 --every 10
+    $ python -m tests.chaos.long_job --duration 1200 --token-life 60 --every 10
     the job took 1209.4 s, exit code 0
     useJob: 120 of 120 labels, statuses ['idle', 'pending', 'success'], 41 tokens, 0 reconnects, …
     useSynapRealtime: 120 of 120 labels, statuses ['pending', 'success'], 41 tokens, 0 reconnects, …
@@ -14,7 +14,7 @@ function: Chromium through ``useJob`` and ``useSynapRealtime``, ``follow_job`` a
 ``subscribe_sync``. Prints what each of them received and how often it asked for a token, and exits
 with 1 if one of them missed or repeated a notification, or took a connection's end for the job's.
 
-``tests/faults/test_long_job.py`` runs a short one.
+``tests/chaos/test_long_job.py`` runs a short one.
 """
 
 from __future__ import annotations

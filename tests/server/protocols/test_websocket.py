@@ -27,7 +27,7 @@ from synap_realtime.server.protocols.writes import WriteBatch
 from synap_realtime.server.ws_codec import text_frame
 
 from ...certificates import certify
-from ..test_websocket_frames import CLOSE, CONT, PING, PONG, TEXT, frame
+from ..test_ws_codec import CLOSE, CONT, PING, PONG, TEXT, frame
 from .conftest import Run
 
 CLOSED = struct.pack("!H", 1000)
@@ -154,7 +154,7 @@ def close_said(said: bytes) -> int:
     return int.from_bytes(said[2:4], "big")
 
 
-def test_messages_are_heard_and_pings_answered(run: Run) -> None:
+def test_messages_are_received_and_pings_answered(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, heard):
             writer.write(frame(TEXT, b"a") + frame(PING, b"?") + frame(PONG) + frame(2, b"b"))
@@ -187,7 +187,7 @@ def test_the_peers_close_is_answered_and_the_server_ends_the_connection(run: Run
     run(test())
 
 
-def test_the_server_closes_and_hears_nothing_more(run: Run) -> None:
+def test_the_server_closes_and_receives_nothing_more(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, heard):
             heard.socket.write(text_frame(b"last"))
@@ -206,7 +206,7 @@ def test_the_server_closes_and_hears_nothing_more(run: Run) -> None:
     run(test())
 
 
-def test_a_handler_hears_nothing_more_after_it_has_ended_the_connection(run: Run) -> None:
+def test_a_handler_receives_nothing_more_after_it_has_ended_the_connection(run: Run) -> None:
     class Ending(Heard):
         def on_message(self, message: str | bytes) -> None:
             super().on_message(message)
@@ -221,7 +221,9 @@ def test_a_handler_hears_nothing_more_after_it_has_ended_the_connection(run: Run
     run(test())
 
 
-def test_who_does_not_answer_a_close_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_does_not_answer_a_close_is_cut(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
 
     async def test() -> None:
@@ -233,7 +235,7 @@ def test_who_does_not_answer_a_close_is_cut(run: Run, monkeypatch: pytest.Monkey
     run(test())
 
 
-def test_who_does_not_take_what_is_written_is_cut(
+def test_client_that_does_not_take_what_is_written_is_cut(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to its close waits behind all that it does not take."""
@@ -395,7 +397,7 @@ def test_answers_the_latest_ping_when_the_peer_reads_again(run: Run) -> None:
     run(test())
 
 
-def test_a_writer_is_told_when_its_peer_reads_again(run: Run) -> None:
+def test_a_writer_is_reported_when_its_peer_reads_again(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server, limit=1024) as (reader, _, heard):
             written = fill(heard.socket)
@@ -408,7 +410,7 @@ def test_a_writer_is_told_when_its_peer_reads_again(run: Run) -> None:
     run(test())
 
 
-def test_who_breaks_the_protocol_hears_why_whatever_it_goes_on_to_say(run: Run) -> None:
+def test_client_that_breaks_the_protocol_receives_why_whatever_it_goes_on_to_say(run: Run) -> None:
     """Were the connection closed with bytes unread, it would be reset, and the reason lost."""
 
     async def test() -> None:
@@ -424,7 +426,7 @@ def test_who_breaks_the_protocol_hears_why_whatever_it_goes_on_to_say(run: Run) 
     run(test())
 
 
-def test_who_goes_on_for_ever_after_it_was_failed_is_cut(
+def test_client_that_goes_on_for_ever_after_it_was_failed_is_cut(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 3600)
@@ -442,7 +444,7 @@ def test_who_goes_on_for_ever_after_it_was_failed_is_cut(
     run(test())
 
 
-def test_over_tls_who_breaks_the_protocol_hears_why(run: Run, tmp_path: Path) -> None:
+def test_over_tls_who_breaks_the_protocol_receives_why(run: Run, tmp_path: Path) -> None:
     """TLS has no half-closed connections."""
     certified = certify(tmp_path)
 

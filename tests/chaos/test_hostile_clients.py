@@ -147,7 +147,7 @@ async def test_thousands_of_half_connections_take_no_memory_and_no_turn(kind: st
     assert most < 30, "a publisher had to wait behind them"
 
 
-async def test_who_sends_a_request_is_not_cut_for_those_who_wait() -> None:
+async def test_client_that_sends_a_request_is_not_cut_for_those_who_wait() -> None:
     """A request that takes long is none of those: it is being answered."""
     started, go_on = asyncio.Event(), asyncio.Event()
 

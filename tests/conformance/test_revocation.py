@@ -224,7 +224,7 @@ async def test_a_revoked_token_renews_nothing(client: Client, user: str) -> None
         assert await listener.closed() == 4501
 
 
-async def test_who_renewed_is_known_by_the_new_token(client: Client, user: str) -> None:
+async def test_client_that_renewed_is_known_by_the_new_token(client: Client, user: str) -> None:
     """WebSocket: in place of the old one: the old one's end is no longer the connection's."""
     old, new = client.keys.token(user), client.keys.token(user)
     async with client.showing(old).listen(f"user_{user}", v1=True) as listener:

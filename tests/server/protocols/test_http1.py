@@ -309,7 +309,7 @@ def test_who_waits_too_long_is_cut(run: Run, sent: bytes, answers: list[int]) ->
 
 
 @pytest.mark.parametrize("how", ["slowly", "not at all"])
-def test_who_reads_slowly_gets_all_and_who_does_not_read_is_cut(
+def test_client_that_reads_slowly_gets_all_and_who_does_not_read_is_cut(
     run: Run, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
@@ -405,7 +405,9 @@ FRAMINGS = {
 
 
 @pytest.mark.parametrize("name", FRAMINGS)
-def test_who_frames_a_body_in_two_ways_is_refused_and_heard_no_more(run: Run, name: str) -> None:
+def test_client_that_frames_a_body_in_two_ways_is_refused_and_received_no_more(
+    run: Run, name: str
+) -> None:
     """A proxy may have read it in the other way: what comes behind is not ours to say."""
 
     async def test() -> None:
@@ -455,7 +457,7 @@ def test_a_body_that_breaks_after_its_answer_ends_the_connection(run: Run) -> No
     [b"junk\r\n\r\n", http(b"GET /rooms/nope/subscribe", *HANDSHAKE), http(POST, b"X: a\0b")],
     ids=["a request", "a handshake", "a field"],
 )
-def test_who_goes_on_after_the_last_word_hears_it(run: Run, sent: bytes) -> None:
+def test_client_that_goes_on_after_the_last_word_receives_it(run: Run, sent: bytes) -> None:
     """With bytes unread, a close would be a reset, and the answer would be lost with it."""
 
     async def test() -> None:
@@ -471,7 +473,7 @@ def test_who_goes_on_after_the_last_word_hears_it(run: Run, sent: bytes) -> None
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_who_was_told_the_last_word_and_stays_is_cut(run: Run) -> None:
+def test_client_that_was_reported_the_last_word_and_stays_is_cut(run: Run) -> None:
     async def test() -> None:
         async with running_server(rooms()) as url, peer(url) as client:
             await client.say(b"junk\r\n\r\n")
@@ -579,7 +581,7 @@ def test_what_nobody_wants_is_not_kept(
     run(test())
 
 
-def test_who_was_held_back_is_heard_when_it_is_its_turn(run: Run) -> None:
+def test_client_that_was_held_back_is_received_when_it_is_its_turn(run: Run) -> None:
     async def test() -> None:
         asked, go_on = asyncio.Event(), asyncio.Event()
 
@@ -618,7 +620,9 @@ STAGES = {
 @pytest.mark.parametrize("rule", [False, True], ids=["at once", "a rule is asked"])
 @pytest.mark.parametrize("how", ["reset", "closed"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_who_goes_in_the_middle_leaves_nothing(run: Run, stage: str, how: str, rule: bool) -> None:
+def test_client_that_goes_in_the_middle_leaves_nothing(
+    run: Run, stage: str, how: str, rule: bool
+) -> None:
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
         await asyncio.sleep(0.01)
         return True
@@ -648,7 +652,7 @@ def test_who_goes_in_the_middle_leaves_nothing(run: Run, stage: str, how: str, r
     run(test())
 
 
-def test_who_is_gone_while_many_are_told_harms_no_publisher(run: Run) -> None:
+def test_client_that_is_gone_while_many_are_reported_harms_no_publisher(run: Run) -> None:
     """The loop learns of it in the middle of a batch, from a write that fails."""
 
     async def test() -> None:

@@ -53,7 +53,7 @@ def test_one_that_is_longer_than_any_notification_goes_too(ring: IoUring | None)
             assert received(peer, size) == frame[:size]
 
 
-def test_who_comes_and_goes_gets_what_is_written_meanwhile(ring: IoUring | None) -> None:
+def test_client_that_comes_and_goes_gets_what_is_written_meanwhile(ring: IoUring | None) -> None:
     """Against the plain model; a descriptor is used again by the next one at once."""
     rng = random.Random(7)
     fan: BatchWriter[Member] = BatchWriter(ring)
@@ -86,7 +86,9 @@ def test_who_comes_and_goes_gets_what_is_written_meanwhile(ring: IoUring | None)
             assert drained(peer) == b""
 
 
-def test_who_is_gone_or_does_not_read_is_told_with_what_it_took(ring: IoUring | None) -> None:
+def test_client_that_is_gone_or_does_not_read_is_reported_with_what_it_took(
+    ring: IoUring | None,
+) -> None:
     frame = b"x" * 50_000
     with pairs(IO_URING_MIN_SOCKETS + 2) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
