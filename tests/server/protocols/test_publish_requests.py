@@ -52,8 +52,10 @@ def send_immediately(client: Peer) -> None:
 
 
 COUNTED = re.compile(
-    r"^synap_realtime_((?:publishes|publish_bytes|deliveries|errors|server_disconnects|store_errors)_total"
-    r"|(?:store_operation_duration|delivery_latency)_seconds_count|store_bytes|store_rooms)(\S*) (\S+)$",
+    r"^synap_realtime_("
+    r"(?:publishes|publish_bytes|deliveries|errors|server_disconnects|store_errors)_total"
+    r"|(?:store_operation_duration|delivery_latency)_seconds_count|store_bytes|store_rooms)"
+    r"(\S*) (\S+)$",
     re.MULTILINE,
 )
 
