@@ -1,4 +1,4 @@
-"""Your framework in 60 lines: a queue with retries, whose users hear how their jobs stand.
+"""Your framework in 60 lines: a queue with retries, whose users see their jobs progress.
 
 Beside a server (synap-realtime serve): python -m examples.your_framework
 """
@@ -35,19 +35,15 @@ class Queue:
             self.jobs.task_done()
 
     def attempt(self, job: Job) -> None:  # the adapter: a reporter for each attempt
-        lifecycle = RunNotifications(
-            JobType("report.creation"), job.id, job.attempt, self.max_attempts
-        )
-        reporter = Reporter(lifecycle, [Recipient.from_data(job.data)])
+        run = RunNotifications(JobType("report.creation"), job.id, job.attempt, self.max_attempts)
+        reporter = Reporter(run, [Recipient.from_data(job.data)])
         try:
             with report_run(reporter):  # "started"; what the job says about itself goes there, too
                 result = job.do(job)
             reporter.completed(result)
         except Exception as error:  # noqa: BLE001 - whatever a job raises
-            last = job.attempt == self.max_attempts
-            if reporter.attempt_failed(
-                error, retry_in_s=None if last else 0
-            ):  # "retrying" or "failed"
+            retry_in_s = None if job.attempt == self.max_attempts else 0
+            if reporter.attempt_failed(error, retry_in_s=retry_in_s):  # "retrying" or "failed"
                 self.jobs.put(Job(job.do, job.data, job.id, job.attempt + 1))
         reporter.flush()  # it is out before another process can go on with the run
 

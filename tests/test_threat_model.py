@@ -34,21 +34,12 @@ def test_each_defence_of_the_worker_is_shown_by_a_test_that_exists(file: str, na
     assert f'test("{name}"' in text
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "deploy/README.md",
-        "docs/celery-taskiq.md",
-        "docs/cloudflare.md",
-        "docs/cost.md",
-        "docs/javascript.md",
-        "docs/nextjs.md",
-        "docs/react.md",
-        "docs/threat-model.md",
-    ],
-)
-def test_links_between_files_lead_somewhere(name: str) -> None:
-    file = PAGE.parents[1] / name
+ROOT = PAGE.parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "deploy" / "README.md"]
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in sorted(PAGES)])
+def test_links_between_files_lead_somewhere(page: str) -> None:
+    file = ROOT / page
     for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
         assert (file.parent / target).exists(), target

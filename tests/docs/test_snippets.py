@@ -109,7 +109,7 @@ def test_typescript_snippets_compile(tmp_path: Path) -> None:
         "class ReportCreated(BaseModel):\n    url: str\n"
         'REPORT = JobType("report.creation", payload=ReportCreated)\n'
     )
-    types = [str(COMMAND), "types", "reports:REPORT", "--out", "notifications.ts"]
+    types = [str(COMMAND), "generate-types", "reports:REPORT", "--out", "notifications.ts"]
     subprocess.run(types, cwd=tmp_path, check=True)
     for name, code in snippets:
         path = tmp_path / name.replace(".js", ".ts")
@@ -159,6 +159,6 @@ def test_command_and_its_options_exist(line: str) -> None:
     usage = help_of(command)
     for option in (each.partition("=")[0] for each in arguments if each.startswith("--")):
         assert re.search(rf"(^|[\s/]){option}\b", usage), option
-    if command == "types":
+    if command == "generate-types":
         for name in arguments[: next((i for i, a in enumerate(arguments) if a[0] == "-"), None)]:
             assert re.fullmatch(r"[\w.]+:\w+", name)

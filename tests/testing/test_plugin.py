@@ -38,10 +38,10 @@ def run_pytest(project: Path, *plugins: str) -> str:
     "others",
     [(), ("-p", "anyio"), ("-p", "pytest_asyncio"), ("-p", "pytest_asyncio", "-p", "anyio")],
 )
-def test_readme_snippet_works_in_a_fresh_project(tmp_path: Path, others: tuple[str, ...]) -> None:
+def test_snippet_of_the_page_works_in_a_fresh_project(tmp_path: Path, others: tuple[str, ...]) -> None:
     """With no plugin for async tests, and with those that people have, in their default modes."""
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    page = (ROOT / "docs" / "testing.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     (snippet,) = (each for each in blocks if "def test_the_user_gets_the_report" in each)
     (tmp_path / "your_app").mkdir()
     (tmp_path / "your_app" / "reports.py").write_text(REPORTS)
