@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator
+from pathlib import Path
 from unittest import mock
 
 import httpx
@@ -15,6 +16,28 @@ from tests.timeouts import TIMEOUT_S
 # A client of a test that names no timeout. Of httpx's own 5 s, a busy machine may use up all.
 for phase in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, TIMEOUT_S)
+
+
+INTEGRATION = (
+    "benchmarks", "deploy", "docs", "examples", "fuzz", "integrations", "typescript", "worker",
+)  # fmt: skip
+TIERS = {
+    "browser": "browser",
+    "chaos": "chaos",
+    "conformance": "conformance",
+    **dict.fromkeys(INTEGRATION, "integration"),
+}
+"""The tier of the tests of a folder. Other tests are of the tier "unit"; see CONTRIBUTING.md."""
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(TIERS.get(item.path.relative_to(HERE).parts[0], "unit"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
