@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from . import __version__, console
 from .errors import SynapRealtimeError
@@ -14,13 +15,14 @@ from .redaction import redacted
 
 try:
     import typer
+    from typer.core import TyperCommand
 except ImportError as error:
     console.say(lacks("this command", error, "server", "cli"))
     raise SystemExit(2) from None
 
 app = typer.Typer(
     name="synap-realtime",
-    help="The moment a background job moves, the user who waits for it sees it.",
+    help="Realtime notifications of background jobs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,194 +40,439 @@ def _print_version(asked: bool) -> None:
 def _options(
     _: Annotated[
         bool,
-        typer.Option("--version", help="Print it.", is_eager=True, callback=_print_version),
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
     pass
 
 
 def _setting(name: str, text: str) -> str:
-    return f"{text} [env: SYNAP_REALTIME_{name}]"
+    return f"{text} {_ENV}SYNAP_REALTIME_{name}]"
 
 
-@app.command()
+_ENV = "[env: "
+
+
+class _SettingsCommand(TyperCommand):
+    """A command whose options are server settings. Its help shows the settings' own defaults."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with suppress(ImportError):  # without the extra "server" the help has no defaults
+            from .server.config import default_text
+
+            for parameter in self.params:
+                text = getattr(parameter, "help", None) or ""
+                default = default_text(parameter.name or "")
+                if default is not None and _ENV in text and "Default:" not in text:
+                    with_default = text.replace(_ENV, f"Default: {default}. {_ENV}")
+                    parameter.help = with_default  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=_SettingsCommand)
 def serve(
     host: Annotated[
         str | None,
         typer.Option(
             help=_setting(
-                "HOST", "127.0.0.1 (default); localhost; :: for IPv6 and IPv4. Others need keys."
+                "HOST",
+                "The address to listen on: an IP address or a name. localhost is "
+                "127.0.0.1 and ::1; :: is every address of IPv6 and IPv4. Addresses "
+                "other than loopback need keys.",
             )
         ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help=_setting("PORT", "Default 8787; 0 takes a free one."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "PORT",
+                "The TCP port to listen on. 0 takes a free port.",
+            )
+        ),
     ] = None,
     tls_cert: Annotated[
         Path | None,
-        typer.Option(help=_setting("TLS_CERT", "Speak TLS: the certificate's chain (PEM).")),
+        typer.Option(
+            help=_setting(
+                "TLS_CERT",
+                "A PEM file with the certificate chain. The server then speaks TLS.",
+            )
+        ),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(help=_setting("TLS_KEY", "The certificate's key (PEM)."))
+        Path | None,
+        typer.Option(
+            help=_setting(
+                "TLS_KEY",
+                "A PEM file with the certificate's private key.",
+            )
+        ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help=_setting("WORKERS", "Processes, with a store that they share; 1.")),
+        typer.Option(
+            help=_setting(
+                "WORKERS",
+                "The number of worker processes. More than one needs a store that "
+                "processes can share.",
+            )
+        ),
     ] = None,
     io_uring: Annotated[
         bool | None,
         typer.Option(
             "--io-uring/--no-io-uring",
-            help=_setting("IO_URING", "To write to many at once; where there is one."),
+            help=_setting(
+                "IO_URING",
+                "Write to large rooms with io_uring where the kernel has it.",
+            ),
         ),
     ] = None,
     allowed_origins: Annotated[
         str | None,
-        typer.Option(help=_setting("ALLOWED_ORIGINS", "Browsers' origins, comma-separated.")),
+        typer.Option(
+            help=_setting(
+                "ALLOWED_ORIGINS",
+                "Browser origins that may connect beside loopback ones, separated "
+                "by commas: https://app.example.com.",
+            )
+        ),
     ] = None,
     store: Annotated[
         str | None,
         typer.Option(
-            help=_setting("STORE", "memory:// (default), sqlite:///path or module:function.")
+            help=_setting(
+                "STORE",
+                "Where rooms keep their logs: memory://, sqlite:///path or module:function.",
+            )
         ),
     ] = None,
     drain_timeout_s: Annotated[
         float | None,
-        typer.Option(help=_setting("DRAIN_TIMEOUT_S", "To let subscribers go when it stops; 5.")),
+        typer.Option(
+            help=_setting(
+                "DRAIN_TIMEOUT_S",
+                "How long the server waits for publishes and subscribers to finish "
+                "when it stops, in seconds.",
+            )
+        ),
     ] = None,
     idle_timeout_s: Annotated[
         float | None,
-        typer.Option(help=_setting("IDLE_TIMEOUT_S", "Then a silent connection is closed; 75.")),
+        typer.Option(
+            help=_setting(
+                "IDLE_TIMEOUT_S",
+                "Close a WebSocket after this time without a frame from its client, in seconds.",
+            )
+        ),
     ] = None,
     ping_interval_s: Annotated[
         float | None,
-        typer.Option(help=_setting("PING_INTERVAL_S", "Ping a silent WebSocket; 25. 0: never.")),
+        typer.Option(
+            help=_setting(
+                "PING_INTERVAL_S",
+                "Ping a WebSocket after this time without a frame from its client, "
+                "in seconds. 0 sends no pings.",
+            )
+        ),
     ] = None,
     max_memory_bytes: Annotated[
-        int | None, typer.Option(help=_setting("MAX_MEMORY_BYTES", "Of the memory store; 512 MiB."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "MAX_MEMORY_BYTES",
+                "The maximum size of the memory store, in bytes. The oldest "
+                "notifications are evicted first.",
+            )
+        ),
     ] = None,
     retention_count: Annotated[
         int | None,
-        typer.Option(help=_setting("RETENTION_COUNT", "Notifications a room keeps; 1000.")),
+        typer.Option(
+            help=_setting(
+                "RETENTION_COUNT",
+                "The maximum number of notifications that a room keeps.",
+            )
+        ),
     ] = None,
     retention_s: Annotated[
         float | None,
-        typer.Option(help=_setting("RETENTION_S", "For so many seconds; 86400.")),
+        typer.Option(
+            help=_setting(
+                "RETENTION_S",
+                "How long a room keeps a notification, in seconds.",
+            )
+        ),
     ] = None,
     request_retention_s: Annotated[
         float | None,
-        typer.Option(help=_setting("REQUEST_RETENTION_S", "In a request's room; 3600.")),
+        typer.Option(
+            help=_setting(
+                "REQUEST_RETENTION_S",
+                "How long a request's room keeps a notification, in seconds.",
+            )
+        ),
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(help=_setting("LOG_LEVEL", "debug, info, warning or error."))
+        str | None,
+        typer.Option(
+            help=_setting(
+                "LOG_LEVEL",
+                "The least severe level that is logged: debug, info, warning or error.",
+            )
+        ),
     ] = None,
     log_format: Annotated[
-        str | None, typer.Option(help=_setting("LOG_FORMAT", "text (default) or json."))
+        str | None,
+        typer.Option(
+            help=_setting(
+                "LOG_FORMAT",
+                "The format of the log: text or json.",
+            )
+        ),
     ] = None,
     keys_file: Annotated[
         Path | None,
-        typer.Option(help=_setting("KEYS_FILE", "A file with keys; make it with `generate_keys`.")),
+        typer.Option(
+            help=_setting(
+                "KEYS_FILE",
+                "A TOML file with keys, as generate-keys writes it. It is reloaded "
+                "when it changes.",
+            )
+        ),
     ] = None,
     jwks_urls: Annotated[
         str | None,
-        typer.Option(help=_setting("JWKS_URLS", "An identity provider's keys, comma-separated.")),
+        typer.Option(
+            help=_setting(
+                "JWKS_URLS",
+                "Where identity providers publish their JWK sets: https:// URLs, "
+                "separated by commas.",
+            )
+        ),
     ] = None,
     token_issuer: Annotated[
-        str | None, typer.Option(help=_setting("TOKEN_ISSUER", "What a token's iss must be."))
+        str | None,
+        typer.Option(
+            help=_setting(
+                "TOKEN_ISSUER",
+                "The iss claim that tokens must have.",
+            )
+        ),
     ] = None,
     token_audience: Annotated[
-        str | None, typer.Option(help=_setting("TOKEN_AUDIENCE", "What a token's aud must be."))
+        str | None,
+        typer.Option(
+            help=_setting(
+                "TOKEN_AUDIENCE",
+                "The aud claim that tokens must have.",
+            )
+        ),
     ] = None,
     token_leeway_s: Annotated[
-        float | None, typer.Option(help=_setting("TOKEN_LEEWAY_S", "Clocks may differ; 10."))
+        float | None,
+        typer.Option(
+            help=_setting(
+                "TOKEN_LEEWAY_S",
+                "The clock difference that is tolerated when a token is validated, in seconds.",
+            )
+        ),
     ] = None,
     token_max_lifetime_s: Annotated[
         float | None,
         typer.Option(
-            help=_setting("TOKEN_MAX_LIFETIME_S", "Longer-lived tokens are refused; 90 days.")
+            help=_setting(
+                "TOKEN_MAX_LIFETIME_S",
+                "Reject tokens that are valid for longer than this, in seconds.",
+            )
         ),
     ] = None,
     authorizer: Annotated[
         str | None,
-        typer.Option(help=_setting("AUTHORIZER", "module:function, a rule of your own.")),
+        typer.Option(
+            help=_setting(
+                "AUTHORIZER",
+                "Your own authorizer, as module:function. It can only deny what the server allows.",
+            )
+        ),
     ] = None,
     admin: Annotated[
         bool | None,
-        typer.Option("--admin/--no-admin", help=_setting("ADMIN", "A page for operators, /admin.")),
+        typer.Option(
+            "--admin/--no-admin",
+            help=_setting(
+                "ADMIN",
+                "Serve the admin page at /admin.",
+            ),
+        ),
     ] = None,
     trusted_proxies: Annotated[
         str | None,
-        typer.Option(help=_setting("TRUSTED_PROXIES", "Whose X-Forwarded-For is believed.")),
+        typer.Option(
+            help=_setting(
+                "TRUSTED_PROXIES",
+                "Addresses or networks of proxies whose X-Forwarded-For is trusted, "
+                "separated by commas.",
+            )
+        ),
     ] = None,
     max_connections: Annotated[
-        int | None, typer.Option(help=_setting("MAX_CONNECTIONS", "In all; 20000. 0: no limit."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "MAX_CONNECTIONS",
+                "The maximum number of open connections. 0 is no limit, here and below.",
+            )
+        ),
     ] = None,
     max_connections_per_user: Annotated[
-        int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_USER", "50."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "MAX_CONNECTIONS_PER_USER",
+                "The maximum number of open connections per user.",
+            )
+        ),
     ] = None,
     max_connections_per_room: Annotated[
-        int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ROOM", "10000."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "MAX_CONNECTIONS_PER_ROOM",
+                "The maximum number of open connections per room.",
+            )
+        ),
     ] = None,
     max_rooms: Annotated[
-        int | None, typer.Option(help=_setting("MAX_ROOMS", "With listeners; 20000."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "MAX_ROOMS",
+                "The maximum number of rooms that have subscribers.",
+            )
+        ),
     ] = None,
     max_pending_connections: Annotated[
         int | None,
         typer.Option(
-            help=_setting("MAX_PENDING_CONNECTIONS", "Sockets that wait for a request; 5000.")
+            help=_setting(
+                "MAX_PENDING_CONNECTIONS",
+                "The maximum number of sockets that have not sent a whole request yet.",
+            )
         ),
     ] = None,
     max_request_bytes: Annotated[
         int | None,
         typer.Option(
-            help=_setting("MAX_REQUEST_BYTES", "Of requests that are not answered yet; 64 MiB.")
+            help=_setting(
+                "MAX_REQUEST_BYTES",
+                "The maximum size of all unanswered requests together, in bytes.",
+            )
         ),
     ] = None,
     max_answer_bytes: Annotated[
         int | None,
         typer.Option(
-            help=_setting("MAX_ANSWER_BYTES", "Of answers that are not taken yet; 64 MiB.")
+            help=_setting(
+                "MAX_ANSWER_BYTES",
+                "The maximum size of all responses that clients have not read yet, in bytes.",
+            )
         ),
     ] = None,
     max_backlog_bytes: Annotated[
         int | None,
-        typer.Option(help=_setting("MAX_BACKLOG_BYTES", "What waits for slow consumers; 256 MiB.")),
+        typer.Option(
+            help=_setting(
+                "MAX_BACKLOG_BYTES",
+                "The maximum size of all notifications that slow consumers have not "
+                "read yet, in bytes.",
+            )
+        ),
     ] = None,
     max_caller_bytes: Annotated[
         int | None,
-        typer.Option(help=_setting("MAX_CALLER_BYTES", "Of each, for one caller; 16 MiB.")),
+        typer.Option(
+            help=_setting(
+                "MAX_CALLER_BYTES",
+                "The maximum of each of the three sizes above for one user, token "
+                "or address, in bytes.",
+            )
+        ),
     ] = None,
     max_connections_per_address: Annotated[
-        int | None, typer.Option(help=_setting("MAX_CONNECTIONS_PER_ADDRESS", "1000."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "MAX_CONNECTIONS_PER_ADDRESS",
+                "The maximum number of open connections per address.",
+            )
+        ),
     ] = None,
     new_connections_per_s: Annotated[
         int | None,
-        typer.Option(help=_setting("NEW_CONNECTIONS_PER_S", "New ones of an address; 50.")),
+        typer.Option(
+            help=_setting(
+                "NEW_CONNECTIONS_PER_S",
+                "The rate limit of new connections per address, per second.",
+            )
+        ),
     ] = None,
     publishes_per_s: Annotated[
-        int | None, typer.Option(help=_setting("PUBLISHES_PER_S", "Notifications of a key; 10000."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "PUBLISHES_PER_S",
+                "The rate limit of notifications per key, per second.",
+            )
+        ),
     ] = None,
     publish_bytes_per_s: Annotated[
-        int | None, typer.Option(help=_setting("PUBLISH_BYTES_PER_S", "What they weigh; 20 MiB."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "PUBLISH_BYTES_PER_S",
+                "The rate limit of published bytes per key, per second.",
+            )
+        ),
     ] = None,
     requests_per_s: Annotated[
         int | None,
         typer.Option(
-            help=_setting("REQUESTS_PER_S", "Beside publishes, of a user, key or address; 200.")
+            help=_setting(
+                "REQUESTS_PER_S",
+                "The rate limit of requests other than publishes per user, key or "
+                "address, per second.",
+            )
         ),
     ] = None,
     read_bytes_per_s: Annotated[
         int | None,
-        typer.Option(help=_setting("READ_BYTES_PER_S", "What a user or a key reads; 20 MiB.")),
+        typer.Option(
+            help=_setting(
+                "READ_BYTES_PER_S",
+                "The rate limit of bytes read (history, replay, presence) per user "
+                "or key, per second.",
+            )
+        ),
     ] = None,
     client_messages_per_s: Annotated[
-        int | None, typer.Option(help=_setting("CLIENT_MESSAGES_PER_S", "What a client says; 100."))
+        int | None,
+        typer.Option(
+            help=_setting(
+                "CLIENT_MESSAGES_PER_S",
+                "The rate limit of messages that one client sends, per second.",
+            )
+        ),
     ] = None,
 ) -> None:
     """Run the room server.
 
-    Secrets are no options, because other users of a machine see those: put them into the file of
-    --keys-file, or into SYNAP_REALTIME_TOKEN_SECRETS and SYNAP_REALTIME_API_KEYS.
+    There are no options for secrets, because other users of the machine can read command lines.
+    Put secrets into the file of --keys-file, or into SYNAP_REALTIME_TOKEN_SECRETS and
+    SYNAP_REALTIME_API_KEYS.
     """
     with needed_by("synap-realtime serve", "server"):
         from .server.config import load_settings
@@ -283,19 +530,21 @@ def serve(
 def generate_keys(
     out: Annotated[
         Path | None,
-        typer.Option(help="The file to write, atomically and with mode 0600. Default: print."),
+        typer.Option(
+            help="The file to write, atomically and with mode 0600. Default: print the keys."
+        ),
     ] = None,
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="Add new keys to the file; the old ones stay valid.")
+        bool, typer.Option("--rotate", help="Add new keys to the file. The old keys stay valid.")
     ] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove from the file the keys that were rotated out.")
+        bool, typer.Option("--prune", help="Remove the keys that were rotated out from the file.")
     ] = False,
 ) -> None:
-    """Make the key file of serve --keys-file, or change its keys.
+    """Create the file of serve --keys-file, or rotate its keys.
 
-    The end of the file says what your application needs. A running server reads the file again when
-    it changes.
+    The last lines of the file are the environment of your application. A running server reloads the
+    file when it changes.
     """
     from .commands import generate_keys
 
@@ -305,22 +554,32 @@ def generate_keys(
 @app.command()
 def token(
     user: Annotated[
-        str | None, typer.Argument(help="Whose room it opens. A token instead is explained.")
+        str | None,
+        typer.Argument(
+            help="The user whose room the token grants. A token, or - for stdin, is inspected."
+        ),
     ] = None,
     rooms: Annotated[
-        list[str] | None, typer.Option("--room", help="Another room; a * at its end: any rest.")
+        list[str] | None,
+        typer.Option("--room", help="A further room. A * at its end matches any rest."),
     ] = None,
     scope: Annotated[
-        str, typer.Option(help="Of subscribe, broadcast, presence, metrics, admin.")
+        str,
+        typer.Option(
+            help="Scopes, separated by spaces: subscribe, broadcast, presence, metrics, admin."
+        ),
     ] = "subscribe",
-    device: Annotated[str | None, typer.Option(help="Which of the user's devices.")] = None,
-    expires_in_s: Annotated[float, typer.Option(help="How long it is good.")] = 900,
-    issuer: Annotated[str | None, typer.Option(help="Its iss.")] = None,
-    audience: Annotated[str | None, typer.Option(help="Its aud.")] = None,
+    device: Annotated[str | None, typer.Option(help="The name of the user's device.")] = None,
+    expires_in_s: Annotated[
+        float, typer.Option(help="The lifetime in seconds. Default: 900.", show_default=False)
+    ] = 900,
+    issuer: Annotated[str | None, typer.Option(help="The iss claim.")] = None,
+    audience: Annotated[str | None, typer.Option(help="The aud claim.")] = None,
 ) -> None:
-    """Mint a token with REALTIME_TOKEN_SECRET, or explain one (- reads it from stdin).
+    """Mint a token with REALTIME_TOKEN_SECRET, or inspect a token.
 
-    Explaining checks the signature if REALTIME_TOKEN_SECRET is set. Exits with 1 if it is not good.
+    A token is inspected if it is given in place of the user, or on stdin with -. Its signature is
+    checked if REALTIME_TOKEN_SECRET is set. Exits with 1 if the token is not valid.
     """
     from .commands import explain_token
     from .tokens import mint_token
@@ -342,31 +601,37 @@ def token(
     )
 
 
-_URL = typer.Option(help="The room server; default http://127.0.0.1:8787. [env: REALTIME_URL]")
-_JSON = typer.Option("--json", help="Print JSON, for programs.")
+_URL = typer.Option(
+    help="The URL of the room server. Default: http://127.0.0.1:8787. [env: REALTIME_URL]"
+)
+_JSON = typer.Option("--json", help="Print JSON, one object a line.")
 
 
 @app.command()
 def subscribe(
-    room: Annotated[str, typer.Argument(help="user_42, request_7f3a, workspace_7.")],
+    room: Annotated[str, typer.Argument(help="The room, such as user_42 or request_7f3a.")],
     url: Annotated[str | None, _URL] = None,
     token: Annotated[
-        str | None, typer.Option(help="Sent as a bearer token.", envvar="REALTIME_TOKEN")
+        str | None, typer.Option(help="The token to authenticate with.", envvar="REALTIME_TOKEN")
     ] = None,
     after: Annotated[
         str | None, typer.Option(help="Where to start: a cursor, earliest or latest.")
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Exit after this number of notifications.")
+    ] = None,
     timeout_s: Annotated[
         float | None,
-        typer.Option(min=0, help="End after so many seconds; 1 if --count was not reached."),
+        typer.Option(
+            min=0, help="Exit after this time, in seconds; with 1 if --count was not reached."
+        ),
     ] = None,
 ) -> None:
-    """Print a room's notifications as they come. Watching marks nothing as received.
+    """Print the notifications of a room as they arrive, without acknowledging them.
 
-    Exits with 1 if the server cannot be reached or refuses, with 74 if they cannot be printed (a
-    full disk).
+    Exits with 1 if the server cannot be reached or rejects the subscription, and with 74 if stdout
+    cannot be written (a full disk).
     """
     from .commands import subscribe_to_room
 
@@ -379,21 +644,30 @@ def subscribe(
 
 @app.command()
 def publish(
-    room: Annotated[str, typer.Argument(help="user_42, request_7f3a, workspace_7.")],
-    type: Annotated[str, typer.Argument(help="Dotted: note.creation.completed.")],
-    data: Annotated[str, typer.Argument(help="A JSON object; - reads it from stdin.")] = "{}",
-    status: Annotated[str | None, typer.Option(help="pending, success or error.")] = None,
-    id: Annotated[str | None, typer.Option(help="The same id is the same notification.")] = None,
-    request_id: Annotated[str | None, typer.Option(help="The request that this answers.")] = None,
+    room: Annotated[str, typer.Argument(help="The room, such as user_42 or request_7f3a.")],
+    type: Annotated[str, typer.Argument(help="The dotted type, such as note.creation.completed.")],
+    data: Annotated[
+        str, typer.Argument(help="The payload, a JSON object. - reads it from stdin.")
+    ] = "{}",
+    status: Annotated[
+        str | None, typer.Option(help="The status: pending, success or error.")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(help="The id. Publishing the same id again delivers nothing new.")
+    ] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="The id of the request that this notification answers.")
+    ] = None,
     url: Annotated[str | None, _URL] = None,
     key: Annotated[
-        str | None, typer.Option(help="Sent as a bearer token. [env: REALTIME_API_KEY]")
+        str | None,
+        typer.Option(help="The API key or token to authenticate with. [env: REALTIME_API_KEY]"),
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Publish one notification to a room.
 
-    Exits with 1 if it was not delivered, with 74 if it was, but the result could not be printed.
+    Exits with 1 if it was not accepted, and with 74 if it was, but stdout cannot be written.
     """
     from .commands import publish
 
@@ -407,15 +681,18 @@ def generate_types(
         list[str] | None,
         typer.Argument(
             metavar="[MODULE:NAME]...",
-            help="Your own: a JobType, a mapping from types to models, or a list of such.",
+            help="Your own types: a JobType, a mapping from types to models, or a list of these.",
         ),
     ] = None,
     json_schema: Annotated[
-        bool, typer.Option("--json-schema", help="JSON Schema (2020-12); default: TypeScript.")
+        bool,
+        typer.Option("--json-schema", help="Write JSON Schema (2020-12). Default: TypeScript."),
     ] = False,
-    out: Annotated[str | None, typer.Option(help="A file to replace; default: print.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The file to write, atomically. Default: print.")
+    ] = None,
 ) -> None:
-    """What data holds in each type of notification, for front ends."""
+    """Generate types of the payload of each notification type, for front ends."""
     from .commands import generate_types
 
     generate_types(own or [], as_json_schema=json_schema, out=out)
@@ -425,28 +702,33 @@ def generate_types(
 def doctor(
     url: Annotated[str | None, _URL] = None,
     keys_file: Annotated[
-        Path | None, typer.Option(help=_setting("KEYS_FILE", "A server's file with keys."))
+        Path | None, typer.Option(help=_setting("KEYS_FILE", "The key file of a server."))
     ] = None,
     store: Annotated[
-        str | None, typer.Option(help=_setting("STORE", "A server's memory:// or sqlite:///path."))
+        str | None,
+        typer.Option(help=_setting("STORE", "The store of a server: memory:// or sqlite:///path.")),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help=_setting("HOST", "Where a server is to listen."))
+        str | None, typer.Option(help=_setting("HOST", "The address that a server listens on."))
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(help=_setting("TLS_CERT", "A server's certificate (PEM)."))
+        Path | None,
+        typer.Option(
+            help=_setting("TLS_CERT", "A PEM file with the certificate chain of a server.")
+        ),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(help=_setting("TLS_KEY", "The certificate's key (PEM)."))
+        Path | None,
+        typer.Option(help=_setting("TLS_KEY", "A PEM file with the certificate's private key.")),
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Check configuration, keys, certificate, store, clock and the way to the room server.
+    """Check the configuration, keys, certificate, store, clock and the path to the room server.
 
-    It says what to do. It looks at the settings of serve and at those of the application
-    (REALTIME_URL, REALTIME_API_KEY, REALTIME_TOKEN_SECRET, REALTIME_PUBLIC_URL), as this
-    environment has them, and publishes one notification to a room of its own. Exits with 1 if
-    something failed.
+    Each finding names the fix. The checks read the settings of serve and of the application
+    (REALTIME_URL, REALTIME_API_KEY, REALTIME_TOKEN_SECRET, REALTIME_PUBLIC_URL) from the
+    environment, and publish one notification to a room that nothing else uses. Exits with 1 if a
+    check fails.
     """
     from .commands import doctor
 
@@ -461,10 +743,10 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point. What goes wrong is one line on stderr and an exit code, not a traceback.
+    """Run the command line. Report errors as one line on stderr and an exit code, not a traceback.
 
-    Exits with 0; 1: it was done, and failed; 2: the command line, the settings or the installation
-    are wrong; 74: stdout takes nothing; 130: Ctrl-C.
+    Exit codes: 0; 1: the command failed; 2: the command line, the settings or the installation are
+    wrong; 74: stdout cannot be written; 130: Ctrl-C.
     """
     console.prepare()
     try:
@@ -485,7 +767,7 @@ def _run() -> int:
         return app(standalone_mode=False) or 0
     except _USAGE_ERROR as error:
         return _say_usage(error)
-    except typer.Abort:  # Ctrl-C, as Typer has it before 0.20
+    except typer.Abort:  # Ctrl-C in Typer before 0.20
         return console.INTERRUPTED
     except SynapRealtimeError as error:
         console.say(_with_source(_with_option(str(error))))
@@ -502,7 +784,7 @@ def _run() -> int:
 
 
 def _with_option(text: str) -> str:
-    """An error that names an argument of a function, with the name of its option instead."""
+    """Replace the name of a function's argument in an error by the name of its option."""
     name, _, problem = text.partition(": ")
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     command = next((commands[word] for word in sys.argv[1:] if word in commands), None)
@@ -516,7 +798,7 @@ def _with_option(text: str) -> str:
 
 
 def _with_source(text: str) -> str:
-    """An error that names an option, with the variable's name instead if the value is of that."""
+    """Replace an option in an error by its environment variable, if the value came from there."""
     option, _, rest = text.partition(" ")
     name = option.rstrip(":")
     variable = "SYNAP_REALTIME_" + name.removeprefix("--").replace("-", "_").upper()
@@ -528,21 +810,21 @@ def _with_source(text: str) -> str:
 
 
 _OPTIONS = {"api_key": "key", "user_id": "user", "requestId": "request_id"}
-"""Options that have another name than the argument behind them."""
+"""The options whose name differs from the argument's, by the name of the argument."""
 
 
-# Of Click, or of Typer's own copy of it.
+# The class of Click, or of the copy of Click in Typer.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def _say_usage(error: Exception) -> int:
-    """One line for a wrong command line; all of the help if there was none."""
+    """Print one line about a wrong command line, or the whole help if the command line is empty."""
     context = getattr(error, "ctx", None)
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     command = context.command_path if context else "synap-realtime"
     if context and text == context.get_help():
         console.show(text)
     else:
-        said = redacted(" ".join(text.split())).rstrip(".")
-        console.say(f"{said} (see: {command} --help)")
+        problem = redacted(" ".join(text.split())).rstrip(".")
+        console.say(f"{problem} (see: {command} --help)")
     return 2

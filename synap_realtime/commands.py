@@ -1,5 +1,5 @@
-"""``synap-realtime subscribe``, ``publish``, ``generate_keys``, ``token``, ``generate_types`` and
-``doctor``: what they print.
+"""The commands ``subscribe``, ``publish``, ``generate-keys``, ``token``, ``generate-types`` and
+``doctor``: what they do and print.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .types import build_catalog, load, to_json_schema, to_typescript
 _SHORT = 100  # characters of data in a human line
 
 SEND_DEADLINE_S = 3.0
-"""Somebody waits at a terminal: a server that is not there is said soon."""
+"""Short, because a user waits at a terminal: an unreachable server is reported soon."""
 
 
 def subscribe_to_room(
@@ -45,22 +45,23 @@ def subscribe_to_room(
     count: int | None,
     timeout_s: float | None,
 ) -> int:
-    """Print notifications until the count, the time, Ctrl-C or a closed pipe; the exit code.
+    """Print notifications until the count, the timeout, Ctrl-C or a closed pipe.
 
-    0: they were printed; 1: fewer than the count came in time, or the server cannot be reached at
-    the start, or refuses.
+    Returns:
+        The exit code. 0: done; 1: fewer than ``count`` arrived in time, or the server cannot be
+        reached at the start or rejects the subscription.
 
     Raises:
-        ReaderGoneError, UnwritableError: they cannot be printed.
-        InvalidArgumentError, ConfigurationError: names what is wrong.
+        ReaderGoneError, UnwritableError: stdout cannot be written.
+        InvalidArgumentError, ConfigurationError: names the argument or setting that is wrong.
     """
 
-    async def heard() -> int:
+    async def run() -> int:
         in_time = await _subscribe(room, url, token, after, as_json, count, timeout_s)
         return 0 if in_time or count is None else 1
 
     try:
-        return asyncio.run(heard())
+        return asyncio.run(run())
     except SubscriptionError as error:
         say(_with_options(str(error)))
         return 1
@@ -83,7 +84,7 @@ async def _subscribe(
         after=after,
         max_reconnects=None,
         acknowledge=False,
-        on_gap=lambda _: say("gap: something was missed; the server no longer has it"),
+        on_gap=lambda _: say("gap: notifications were missed, and the server no longer has them"),
         on_state_change=watcher,
     )
     reader = _StdoutWatcher()
@@ -107,7 +108,7 @@ async def _subscribe(
 
 
 class _StallDetector:
-    """Says when a job has been silent for longer than it said is normal."""
+    """Report jobs that have published nothing for longer than their ``stallAfterS``."""
 
     def __init__(self) -> None:
         self._views: dict[str, JobTracker] = {}
@@ -123,18 +124,18 @@ class _StallDetector:
         if view.apply(notification).is_finished or view.stall_after_s is None:
             return
         self._views[run] = view
-        said = f"{notification.type}: nothing heard for {view.stall_after_s:g} s (run {run})"
+        problem = f"{notification.type}: no update for {view.stall_after_s:g} s (run {run})"
         loop = asyncio.get_running_loop()
-        self._timers[run] = loop.call_later(view.stall_after_s, say, f"stalled: {said}")
+        self._timers[run] = loop.call_later(view.stall_after_s, say, f"stalled: {problem}")
 
 
 class _StdoutWatcher:
-    """Who reads what we print: one who leaves ends it, also while there is nothing to print."""
+    """Notice that the reader of a pipe has closed it, even while there is nothing to print."""
 
     is_gone = False
 
     def watch(self, limit: asyncio.Timeout) -> None:
-        """If it is a pipe: end the time when its reader leaves."""
+        """If stdout is a pipe, expire ``limit`` when its reader closes it."""
         loop = asyncio.get_running_loop()
         stdout = sys.stdout.fileno()
 
@@ -144,11 +145,11 @@ class _StdoutWatcher:
             limit.reschedule(loop.time())
 
         if stat.S_ISFIFO(os.fstat(stdout).st_mode):
-            loop.add_reader(stdout, leave)  # a pipe that nobody reads counts as readable
+            loop.add_reader(stdout, leave)  # a pipe without a reader polls as readable
 
 
 class _StateReporter:
-    """Says how the connection stands; a server that was never there is an error."""
+    """Print the state of the connection. A server that was never reached is an error."""
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -159,13 +160,13 @@ class _StateReporter:
             self._was_connected = True
             say("connected")
         elif self._was_connected:
-            say(f"lost: {state.reason}; reconnecting in {state.delay_s:.1f} s")
+            say(f"connection lost: {state.reason}; reconnecting in {state.delay_s:.1f} s")
         else:
             raise SubscriptionError(f"{self._server}: {state.reason}", retriable=True)
 
 
 def format_line(notification: Notification) -> str:
-    """One line for people: local time, type, status, and the beginning of the data."""
+    """Return one line of text: local time, type, status, and the beginning of the data."""
     when = datetime.now().astimezone()
     if notification.timestamp is not None:
         when = datetime.fromisoformat(notification.timestamp).astimezone()
@@ -186,13 +187,15 @@ def publish(
     *,
     as_json: bool,
 ) -> int:
-    """Publish one notification and print what came of it; the exit code.
-
-    0: it was delivered; 1: it was not; :data:`UNWRITABLE`: it was, and that could not be printed.
+    """Publish one notification and print the result.
 
     Args:
         data: a JSON object as text; ``-`` reads it from stdin.
-        members: other members by their wire names; None is none.
+        members: further members by their wire names; None leaves one out.
+
+    Returns:
+        The exit code. 0: the server accepted it; 1: it did not; :data:`UNWRITABLE`: it did, but the
+        result could not be printed.
 
     Raises:
         InvalidArgumentError: names the argument that is wrong.
@@ -205,7 +208,7 @@ def publish(
     with Broadcaster(url, key, deadline_s=SEND_DEADLINE_S) as broadcaster:
         result = broadcaster.broadcast(room, message)
     if not result.success:
-        say(f"not sent: {_with_options(result.error or 'the server did not say why')}")
+        say(f"not published: {_with_options(result.error or 'the server gave no reason')}")
     try:
         if as_json:
             show(json.dumps(_to_wire(result)))
@@ -215,13 +218,13 @@ def publish(
         pass
     except UnwritableError as error:
         if result.success:
-            say(f"sent {result.id} to {room}, but could not print it: {error}")
+            say(f"published {result.id} to {room}, but could not print the result: {error}")
             return UNWRITABLE
     return 0 if result.success else 1
 
 
 def _with_options(text: str) -> str:
-    """A client's message, with options in place of the arguments that it names."""
+    """Replace the arguments that an error of the client names by options of this command."""
     for argument, option in _ARGUMENTS.items():
         text = text.replace(argument, option)
     return text
@@ -231,56 +234,58 @@ _ARGUMENTS = {"api_key=": "--key", "(token=)": "(--token, REALTIME_TOKEN)", "url
 
 
 def generate_keys(out: Path | None, *, rotate: bool, prune: bool) -> None:
-    """Make, rotate or prune the keys of a server; without a file, print new ones.
+    """Create, rotate or prune the keys of a server. Without a file, print new keys.
 
     Raises:
-        InvalidArgumentError: the options do not fit together.
-        ConfigurationError: the file is there, or is not, or cannot be written.
+        InvalidArgumentError: the options exclude each other.
+        ConfigurationError: the file exists, is missing, or cannot be written.
     """
     if rotate and prune:
         raise InvalidArgumentError(
-            "--prune", "not together with --rotate: applications need the new keys first"
+            "--prune", "cannot be combined with --rotate: applications need the new keys first"
         )
     if out is None:
         if rotate or prune:
             raise InvalidArgumentError("--out", "name the file to change")
         if _is_redirected():
-            say("note: a redirect does not set the mode of the file; --out FILE makes it 0600")
+            say("note: a redirect does not set the mode of the file; --out FILE writes it as 0600")
         show(keygen.to_toml(keygen.new_keys()).rstrip("\n"))
         return
     if not (rotate or prune):
         keygen.create(out)
-        show(f"{out}: created with mode 0600; its last lines are for your application")
+        show(f"created {out} with mode 0600; its last lines are for your application")
         return
     before, after = keygen.change(out, keygen.rotated if rotate else keygen.pruned)
     if rotate:
         show(
-            f"{out}: new keys added; the old ones stay valid. Give your application the last lines "
-            f"of the file. When all tokens of the old secret have expired: synap-realtime "
-            "generate-keys "
-            f"--out {shlex.quote(str(out))} --prune"
+            f"added new keys to {out}; the old keys stay valid. Give your application the last "
+            "lines of the file. When all tokens of the old secret have expired, run: "
+            f"synap-realtime generate-keys --out {shlex.quote(str(out))} --prune"
         )
     else:
-        gone = (
-            len(before.token_secrets) - len(after.token_secrets),
-            len(before.api_keys) - len(after.api_keys),
-        )
-        show(f"{out}: removed {gone[0]} token secrets and {gone[1]} API keys")
+        secrets = len(before.token_secrets) - len(after.token_secrets)
+        api_keys = len(before.api_keys) - len(after.api_keys)
+        removed = f"{_counted(secrets, 'token secret')} and {_counted(api_keys, 'API key')}"
+        show(f"removed {removed} from {out}")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _is_redirected() -> bool:
-    """Whether stdout is a file."""
+    """Return whether stdout is a regular file."""
     with suppress(OSError, ValueError):  # a test's stdout has no descriptor
         return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
     return False
 
 
 def explain_token(token: str) -> int:
-    """Print what a token says and whether it is good; the exit code: 1 if it is not."""
+    """Print the claims of a token and whether it is valid. Return the exit code: 1 if it is not."""
     problem, claims = inspect_token(token, os.environ.get("REALTIME_TOKEN_SECRET"))
     for name, value in claims.items():
         show(printable(f"{name:<9} {_readable(name, value)}"))
-    show(f"{'good':<9} {'yes' if problem is None else f'no: {problem}'}")
+    show(f"{'valid':<9} {'yes' if problem is None else f'no: {problem}'}")
     return 0 if problem is None else 1
 
 
@@ -297,10 +302,9 @@ def _readable(name: str, value: object) -> str:
 
 def _format_result(room: str, result: BroadcastResult) -> str:
     count = result.broadcast_count
-    listeners = "1 listener" if count == 1 else f"{count} listeners"
-    line = f"sent {result.id} to {room}: {listeners} now"
+    line = f"published {result.id} to {room}: delivered to {_counted(count, 'subscriber')}"
     if result.duplicate:
-        line += " (sent before: nothing new was delivered)"
+        line += " (duplicate: this id was published before)"
     return printable(line)
 
 
@@ -331,11 +335,11 @@ def _to_wire(result: BroadcastResult) -> dict[str, Any]:
 
 
 def generate_types(references: Sequence[str], *, as_json_schema: bool, out: str | None) -> None:
-    """Print or write what ``data`` holds, of the five families and of what is named.
+    """Print or write the payload types of the built-in job types and of the given references.
 
     Args:
-        references: ``module:NAME`` of what :func:`~.types.build_catalog` takes.
-        out: a file, replaced as a whole; None prints.
+        references: ``module:NAME`` of values that :func:`~.types.build_catalog` takes.
+        out: the file to replace atomically; None prints.
 
     Raises:
         InvalidArgumentError: a reference is wrong, or the file cannot be written.
@@ -343,7 +347,7 @@ def generate_types(references: Sequence[str], *, as_json_schema: bool, out: str 
     catalog = build_catalog({reference: load(reference) for reference in references})
     options = ["--json-schema"] if as_json_schema else []
     comment = (
-        "What `data` holds in each notification of synap-realtime. Generated; to write it again:\n"
+        "The payload types of synap-realtime notifications. Generated; regenerate with:\n"
         f"  {shlex.join(['synap-realtime', 'generate-types', *references, *options])} --out FILE"
     )
     if as_json_schema:
@@ -357,10 +361,10 @@ def generate_types(references: Sequence[str], *, as_json_schema: bool, out: str 
 
 
 def doctor(url: str | None, given: Mapping[str, Any], *, as_json: bool) -> int:
-    """Print a line for each thing that was looked at; the exit code: 1 if one of them failed.
+    """Print a line for each check. Return the exit code: 1 if a check failed.
 
     Args:
-        given: settings of the server by name; None is not given.
+        given: settings of the server by name; None means that it was not given.
     """
     return asyncio.run(_doctor(url, given, as_json))
 
@@ -375,7 +379,7 @@ async def _doctor(url: str | None, given: Mapping[str, Any], as_json: bool) -> i
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing: who reads the file meanwhile reads the old one."""
+    """Replace a file atomically. A concurrent reader sees the old or the new content."""
     target = path.resolve()  # a link stays a link
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -65,7 +65,11 @@ async def test_what_is_sent_is_received(rooms: str) -> None:
             "publish", "user_1", "note.creation.completed", '{"entityId": "n1"}', "--id", "m1",
             "--status", "success", "--request-id", "r1", "--url", rooms,
         )  # fmt: skip
-        assert (code, out, errors) == (0, "sent m1 to user_1: 1 listener now\n", "")
+        assert (code, out, errors) == (
+            0,
+            "published m1 to user_1: delivered to 1 subscriber\n",
+            "",
+        )
         heard = json.loads(await line(process.stdout))
         assert await process.wait() == 0
     assert heard["id"] == "m1"
@@ -96,7 +100,7 @@ async def test_a_reader_who_leaves_ends_it_quietly(rooms: str) -> None:
     async with AsyncBroadcaster(rooms) as broadcaster:
         for _ in range(3):
             await broadcaster.broadcast_success(None, "a.completed", {}, "7")
-    listen = f'"{COMMAND}" listen request_7 --url {rooms} | head -1'
+    listen = f'"{COMMAND}" subscribe request_7 --url {rooms} | head -1'
     shell = await asyncio.create_subprocess_shell(listen, stdout=PIPE, stderr=PIPE)
     async with asyncio.timeout(TIMEOUT_S):
         out, errors = await shell.communicate()
@@ -118,7 +122,9 @@ async def test_it_says_when_the_connection_is_lost_and_back_and_what_was_missed(
         link.move(second)
         link.cut()
         lost = await line(process.stderr)
-        assert lost.startswith("synap-realtime: lost: the connection was cut; reconnecting in 1.")
+        assert lost.startswith(
+            "synap-realtime: connection lost: the connection was cut; reconnecting in 1."
+        )
         assert await line(process.stderr) == "synap-realtime: connected\n"
         assert "gap" in await line(process.stderr)
 
@@ -133,7 +139,7 @@ async def test_a_job_that_is_silent_for_too_long_is_said(rooms: str) -> None:
         await broadcaster.broadcast_notification(user_id="1", message=run.started())
         said = await line(process.stderr)
         assert said == (
-            "synap-realtime: stalled: report.creation.started: nothing heard for 0.1 s (run r7)\n"
+            "synap-realtime: stalled: report.creation.started: no update for 0.1 s (run r7)\n"
         )
         await broadcaster.broadcast_notification(user_id="1", message=run.completed({}))
         await broadcaster.broadcast_success("1", "last", {})
@@ -188,7 +194,7 @@ async def test_what_is_not_delivered_exits_with_1(rooms: str) -> None:
     code, out, errors = await run("publish", "user_1", "a", "--url", wrong, "--json")
     assert code == 1
     assert json.loads(out)["success"] is False
-    assert "not sent" in errors
+    assert "not published" in errors
     assert len(errors.splitlines()) == 1
 
 
@@ -198,9 +204,9 @@ async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
     rooms: str, options: list[str]
 ) -> None:
     for arguments, said in (
-        (["publish", "user_1", "a", "--id", "m1", "--url", rooms], "sent m1 to user_1, but"),
+        (["publish", "user_1", "a", "--id", "m1", "--url", rooms], "published m1 to user_1, but"),
         (["subscribe", "user_1", "--count", "1", "--url", rooms], "could not print: No space left"),
-        (["publish", "user_1", "a", "--url", f"{rooms}/nowhere"], "not sent"),
+        (["publish", "user_1", "a", "--url", f"{rooms}/nowhere"], "not published"),
     ):
         command = shlex.join([COMMAND, *arguments, *options])
         process = await asyncio.create_subprocess_shell(f"{command} > /dev/full", stderr=PIPE)
@@ -209,11 +215,11 @@ async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
         lines = errors.decode().replace("synap-realtime: connected\n", "").splitlines()
         assert len(lines) == 1, lines
         assert said in lines[0]
-        assert process.returncode == (1 if said == "not sent" else 74)
+        assert process.returncode == (1 if said == "not published" else 74)
 
 
 async def test_client_that_does_not_read_what_was_sent_changes_nothing(rooms: str) -> None:
-    send = f'"{COMMAND}" send user_1 a --url {rooms}; echo $? >&2'
+    send = f'"{COMMAND}" publish user_1 a --url {rooms}; echo $? >&2'
     shell = await asyncio.create_subprocess_shell(f"({send}) | true", stderr=PIPE)
     async with asyncio.timeout(TIMEOUT_S):
         _, errors = await shell.communicate()
@@ -229,8 +235,8 @@ async def test_a_server_that_is_not_there_is_said_soon() -> None:
 
 async def test_what_was_sent_before_is_said(rooms: str) -> None:
     arguments = ["publish", "user_1", "a", "--id", "m1", "--url", rooms]
-    assert "sent before" not in (await run(*arguments))[1]
-    assert "(sent before: nothing new was delivered)" in (await run(*arguments))[1]
+    assert "duplicate" not in (await run(*arguments))[1]
+    assert "(duplicate: this id was published before)" in (await run(*arguments))[1]
     assert json.loads((await run(*arguments, "--json"))[1])["duplicate"] is True
 
 

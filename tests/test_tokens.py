@@ -76,7 +76,7 @@ def test_a_secret_is_needed_and_never_shown(
 
 
 def test_the_keys_that_are_made_can_be_used(tmp_path: Path) -> None:
-    made, again = run("keys").stdout, run("keys").stdout
+    made, again = run("generate-keys").stdout, run("generate-keys").stdout
     assert made != again
     file = tmp_path / "keys.toml"
     file.write_text(made)
@@ -96,7 +96,7 @@ def test_a_token_is_minted_and_explained_at_a_terminal() -> None:
     assert explained.returncode == 0
     assert "sub       1\n" in explained.stdout
     assert re.search(r"\nexp .* \(in (900|8\d\d) s\)\n", explained.stdout)
-    assert explained.stdout.endswith("good      yes\n")
+    assert explained.stdout.endswith("valid     yes\n")
     assert run("token", "-", stdin=token, REALTIME_TOKEN_SECRET=SECRET).returncode == 0
 
 

@@ -1,4 +1,4 @@
-// What `data` holds in each notification of synap-realtime. Generated; to write it again:
+// The payload types of synap-realtime notifications. Generated; regenerate with:
 //   synap-realtime generate-types --out FILE
 
 /** `….cancelled`: it was ended from outside. */

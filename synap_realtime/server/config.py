@@ -235,5 +235,25 @@ def load_settings(**given: Any) -> ServerSettings:
         ) from None
 
 
+def default_text(name: str) -> str | None:
+    """Return the default of a setting as ``--help`` shows it; None if it has none."""
+    field = ServerSettings.model_fields.get(name)
+    value = None if field is None else field.default
+    match value:
+        case bool():
+            return "on" if value else "off"
+        case int() if "_bytes" in name:
+            return f"{value} ({value // 2**20} MiB)"
+        case int() | float() if value >= 86_400 and value % 86_400 == 0:
+            days = int(value) // 86_400
+            return f"{value:.15g} ({days} {'day' if days == 1 else 'days'})"
+        case int() | float():
+            return f"{value:.15g}"
+        case str():
+            return value
+        case _:
+            return None
+
+
 def _parts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())

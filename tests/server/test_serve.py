@@ -21,7 +21,12 @@ import pytest
 from websockets.sync.client import connect
 
 from synap_realtime import ConfigurationError, __version__
-from synap_realtime.server.config import is_loopback, load_settings
+from synap_realtime.server.config import (
+    ServerSettings,
+    default_text,
+    is_loopback,
+    load_settings,
+)
 from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
@@ -156,6 +161,21 @@ def test_a_port_that_is_taken_is_said() -> None:
 def test_the_version_and_the_variables_are_shown() -> None:
     assert run("--version").stdout.strip() == __version__
     assert "SYNAP_REALTIME_PORT" in run("serve", "--help").stdout
+
+
+def test_help_shows_the_default_of_each_setting() -> None:
+    text = " ".join(run("serve", "--help").stdout.split())
+    for name, field in ServerSettings.model_fields.items():
+        variable = f"[env: SYNAP_REALTIME_{name.upper()}]"
+        if name in ("token_secrets", "api_keys"):
+            assert variable not in text
+        elif field.default in (None, ()):
+            assert f". {variable}" in text
+        else:
+            assert f" Default: {default_text(name)}. {variable}" in text
+    assert " Default: 50. [env: SYNAP_REALTIME_MAX_CONNECTIONS_PER_USER]" in text
+    assert " Default: 67108864 (64 MiB). [env: SYNAP_REALTIME_MAX_REQUEST_BYTES]" in text
+    assert " Default: 7776000 (90 days). [env: SYNAP_REALTIME_TOKEN_MAX_LIFETIME_S]" in text
 
 
 def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
