@@ -72,9 +72,13 @@ async def test_what_is_sent_is_received(rooms: str) -> None:
         )
         heard = json.loads(await line(process.stdout))
         assert await process.wait() == 0
-    assert heard["id"] == "m1"
-    assert heard["data"] == {"entityId": "n1"}
-    assert (heard["requestId"], heard["status"], heard["room"]) == ("r1", "success", "user_1")
+    assert received["id"] == "m1"
+    assert received["data"] == {"entityId": "n1"}
+    assert (received["requestId"], received["status"], received["room"]) == (
+        "r1",
+        "success",
+        "user_1",
+    )
 
 
 async def test_watching_marks_nothing_as_received(rooms: str) -> None:

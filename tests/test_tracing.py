@@ -70,7 +70,7 @@ def id_of(span: ReadableSpan) -> int:
     return int(span.context.span_id)
 
 
-async def heard(rooms: str, room: str, count: int) -> list[Any]:
+async def receive(rooms: str, room: str, count: int) -> list[Any]:
     found = []
     async with asyncio.timeout(TIMEOUT_S), aclosing(subscribe(room, rooms)) as notifications:
         async for notification in notifications:
@@ -92,7 +92,7 @@ async def test_one_trace_from_the_job_to_the_delivery(
     async with BackgroundBroadcaster(rooms) as broadcaster:
         data = {"userId": "7", "requestId": "r7"}
         await run_job("report.creation", job, data, broadcaster=broadcaster)
-    found = await heard(rooms, "request_r7", 3)
+    found = await receive(rooms, "request_r7", 3)
     (run,) = await spans(exporter, "report.creation")
     publishes = {id_of(span): span for span in await spans(exporter, "publish", 4)}
     deliveries = await spans(exporter, "deliver", 3)

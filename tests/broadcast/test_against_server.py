@@ -32,10 +32,10 @@ async def test_both_rooms_receive_it(rooms: str) -> None:
         websockets.connect(f"{ws}/rooms/request_r1/subscribe") as request,
     ):
         result = await broadcaster.broadcast_success("42", "a.completed", {"x": "é"}, "r1")
-        heard = [json.loads(await ws.recv()) for ws in (user, request)]
+        received = [json.loads(await ws.recv()) for ws in (user, request)]
     assert result.broadcast_count == 2
-    assert [h["room"] for h in heard] == ["user_42", "request_r1"]
-    assert all(h["id"] == result.id and h["data"] == {"x": "é"} for h in heard)
+    assert [h["room"] for h in received] == ["user_42", "request_r1"]
+    assert all(h["id"] == result.id and h["data"] == {"x": "é"} for h in received)
 
 
 @pytest.mark.parametrize("has_batch_route", [True, False])

@@ -212,6 +212,6 @@ async def test_a_process_and_its_forks_send_all_of_theirs_once(how: str) -> None
         assert process.returncode == 0, said.decode()
         async with httpx.AsyncClient() as client:
             answer = (await client.get(f"{url}/rooms/user_1/history")).json()
-    heard = [m["data"]["n"] for m in answer["notifications"]]
-    assert sorted(heard) == ([0, 3] if how == "end" else [0, 1, 2, 3])
-    assert [n for n in heard if n != 2] == sorted(n for n in heard if n != 2)
+    values = [m["data"]["n"] for m in answer["notifications"]]
+    assert sorted(values) == ([0, 3] if how == "end" else [0, 1, 2, 3])
+    assert [n for n in values if n != 2] == sorted(n for n in values if n != 2)

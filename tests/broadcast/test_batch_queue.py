@@ -78,8 +78,8 @@ class OutboxMachine(RuleBasedStateMachine):
                 assert sum(len(item.encoded.as_batch_item) + 1 for item in items) <= MAX_BATCH_BYTES
             assert self.endpoint.has_batch_route or len(items) == 1
             self.requests.append(items)
-        at_once = 1 if self.endpoint.has_batch_route else MAX_CONCURRENT_SINGLES
-        assert len(self.requests) <= at_once
+        max_concurrent = 1 if self.endpoint.has_batch_route else MAX_CONCURRENT_SINGLES
+        assert len(self.requests) <= max_concurrent
         under_way = [room for items in self.requests for room in {*_rooms(items)}]
         assert len(under_way) == len(set(under_way)), "two requests for one room"
 
@@ -141,7 +141,7 @@ class OutboxMachine(RuleBasedStateMachine):
             assert len(order) == len(set(order))
 
     @invariant()
-    def each_hears_once(self) -> None:
+    def each_caller_is_answered_once(self) -> None:
         assert len(self.settled) == len(set(self.settled))
 
     @invariant()

@@ -477,7 +477,7 @@ async def test_a_room_of_a_real_server_has_them_in_the_order_of_the_calls(rooms:
     assert counting.requests <= 3
     async with httpx.AsyncClient() as client:
         history = (await client.get(f"{rooms}/rooms/user_42/history?limit=1000")).json()
-    assert [heard["data"]["n"] for heard in history["notifications"]] == list(range(900))
+    assert [each["data"]["n"] for each in history["notifications"]] == list(range(900))
 
 
 # The same for callers that are threads

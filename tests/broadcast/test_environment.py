@@ -310,8 +310,8 @@ async def test_children_forked_right_after_the_first_notification_lose_nothing(u
         assert process.returncode == 0, said.decode()
         async with httpx.AsyncClient() as client:
             answer = (await client.get(f"{url}/rooms/user_1/history")).json()
-        heard = sorted(m["data"]["n"] for m in answer["notifications"])
-        assert heard == sorted([*range(-1, 24)] * (1 if address == url else 2))
+        received = sorted(m["data"]["n"] for m in answer["notifications"])
+        assert received == sorted([*range(-1, 24)] * (1 if address == url else 2))
 
 
 FIRST_USES = {

@@ -1,4 +1,4 @@
-/** A page that listens to one room, and keeps what it was told for the test that looks at it. */
+/** A page that listens to one room, and records what it receives for the test. */
 import {
   subscribe,
   subscribeShared,
@@ -12,13 +12,13 @@ import { changed } from "./until.js";
 
 declare global {
   var subscription: Subscription;
-  var told: { notifications: NotificationMessage[]; states: State[]; gaps: number; presences: Presence[] };
+  var recorded: { notifications: NotificationMessage[]; states: State[]; gaps: number; presences: Presence[] };
   /** The test's; a string that it gives as `token` is one. */
   function bringToken(): Promise<string>;
   function listen(room: string, options: SubscribeOptions & { isShared?: boolean; bringsToken?: boolean }): void;
 }
 
-globalThis.told = { notifications: [], states: [], gaps: 0, presences: [] };
+globalThis.recorded = { notifications: [], states: [], gaps: 0, presences: [] };
 
 globalThis.listen = (room, { isShared, bringsToken, ...options }) => {
   const kept =
@@ -30,12 +30,12 @@ globalThis.listen = (room, { isShared, bringsToken, ...options }) => {
   globalThis.subscription = (isShared ? subscribeShared : subscribe)(room, {
     ...options,
     token: bringsToken ? () => bringToken() : options.token,
-    onNotification: kept(told.notifications),
+    onNotification: kept(recorded.notifications),
     // An error's message is no member of its JSON.
-    onStateChange: (state) => kept(told.states)({ ...state, error: state.error && { ...state.error, message: state.error.message } }),
-    onPresence: kept(told.presences),
+    onStateChange: (state) => kept(recorded.states)({ ...state, error: state.error && { ...state.error, message: state.error.message } }),
+    onPresence: kept(recorded.presences),
     onGap: () => {
-      told.gaps++;
+      recorded.gaps++;
       changed();
     },
   });

@@ -292,23 +292,25 @@ class Tab:
             async with asyncio.timeout(WAIT_S):
                 await self.page.evaluate("condition => until(condition)", condition)
         except TimeoutError:
-            told = await self.page.evaluate("globalThis.told ?? globalThis.seen")
-            pytest.fail(f"it did not come to {condition}: {told}"[:4000])
+            recorded = await self.page.evaluate("globalThis.recorded ?? globalThis.seen")
+            pytest.fail(f"it did not come to {condition}: {recorded}"[:4000])
 
     async def until_open(self, times: int = 1) -> None:
-        await self.until(f"told.states.filter(({{status}}) => status === 'open').length >= {times}")
+        await self.until(
+            f"recorded.states.filter(({{status}}) => status === 'open').length >= {times}"
+        )
 
-    async def until_heard(self, ids: list[str]) -> None:
+    async def until_received(self, ids: list[str]) -> None:
         """Until the last of them is there; then it is these, in this order."""
-        await self.until(f"told.notifications.some(({{id}}) => id === '{ids[-1]}')")
-        assert await self.heard() == ids
+        await self.until(f"recorded.notifications.some(({{id}}) => id === '{ids[-1]}')")
+        assert await self.received_ids() == ids
 
-    async def heard(self) -> list[str]:
-        found: list[str] = await self.page.evaluate("told.notifications.map(({id}) => id)")
+    async def received_ids(self) -> list[str]:
+        found: list[str] = await self.page.evaluate("recorded.notifications.map(({id}) => id)")
         return found
 
     async def states(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self.page.evaluate("told.states")
+        found: list[dict[str, Any]] = await self.page.evaluate("recorded.states")
         return found
 
     async def transports(self) -> list[str]:

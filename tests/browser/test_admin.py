@@ -109,8 +109,8 @@ async def test_rooms_connections_a_live_log_and_a_test_notification(
         await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#test-result")).to_contain_text("to 2 connections")
         await expect(log.first).to_contain_text("test.notification")
-        heard = [json.loads(await user.recv())["type"] for _ in range(2)]
-        assert heard == ["note.creation.failed", "test.notification"]
+        received = [json.loads(await user.recv())["type"] for _ in range(2)]
+        assert received == ["note.creation.failed", "test.notification"]
 
         await page.get_by_label("Data (JSON)").fill("{")
         await page.get_by_role("button", name="Send").click()

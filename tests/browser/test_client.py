@@ -28,7 +28,7 @@ async def test_five_notifications_in_order_and_nothing_of_the_connection(
     await tab.listen(url)
     await tab.until_open()
     await job.publish(5)
-    await tab.until_heard(["n1", "n2", "n3", "n4", "n5"])
+    await tab.until_received(["n1", "n2", "n3", "n4", "n5"])
     states = [state["status"] for state in await tab.states()]
     assert states == ["connecting", "open"]
     assert await tab.transports() == ["websocket"]
@@ -42,12 +42,12 @@ async def test_client_that_comes_and_goes(
     scope = "subscribe presence"
     room = "request_7"
     await tab.listen(url, room, token=token("1", scope=scope, device="laptop"), presence=True)
-    await tab.until("told.presences.length === 1")
+    await tab.until("recorded.presences.length === 1")
     other = await Tab.open(context, origin)
     await other.listen(url, room, token=token("2", device="phone"))
-    await tab.until("told.presences.length === 2")
+    await tab.until("recorded.presences.length === 2")
     laptop = {"user": "1", "connections": 1, "devices": ["laptop"]}
-    assert await tab.page.evaluate("told.presences") == [
+    assert await tab.page.evaluate("recorded.presences") == [
         {"event": "state", "users": [laptop]},
         {"event": "join", "user": "2", "connections": 1, "devices": ["phone"]},
     ]
@@ -62,8 +62,8 @@ async def test_a_page_of_a_foreign_origin_receives_nothing(
         tab = await Tab.open(context, foreign)
         await job.publish()
         await tab.listen(url)
-        await tab.until("told.states.some(({status}) => status === 'reconnecting')")
-        assert await tab.heard() == []
+        await tab.until("recorded.states.some(({status}) => status === 'reconnecting')")
+        assert await tab.received_ids() == []
         assert await tab.transports() == []
 
 
@@ -86,14 +86,14 @@ async def test_kill_9_amid_a_stream(tab: Tab, server: Server, tmp_path: Path) ->
         await tab.listen(program.url)
         await tab.until_open()
         async with job.running():
-            await tab.until("told.notifications.length >= 20")
+            await tab.until("recorded.notifications.length >= 20")
             await program.kill()
-            await tab.until("told.states.at(-1).status === 'reconnecting'")
+            await tab.until("recorded.states.at(-1).status === 'reconnecting'")
             await program.start()
             await tab.until_open(2)
-            await tab.until(f"told.notifications.length >= {len(job.kept) + 20}")
-        await tab.until_heard(job.kept)
-        assert await tab.page.evaluate("told.gaps") == 0
+            await tab.until(f"recorded.notifications.length >= {len(job.kept) + 20}")
+        await tab.until_received(job.kept)
+        assert await tab.page.evaluate("recorded.gaps") == 0
         assert wire == job.kept
         await job.close()
 
@@ -105,14 +105,14 @@ async def test_a_gap_is_reported_when_more_was_missed_than_is_kept(
         job = Publisher(url)
         await tab.listen(link.url)
         await job.publish(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         link.refuse()
         link.cut()
-        await tab.until("told.states.at(-1).status === 'reconnecting'")
+        await tab.until("recorded.states.at(-1).status === 'reconnecting'")
         await job.publish(5)
         link.restore()
-        await tab.until("told.gaps === 1")
-        await tab.until_heard([*job.kept[:2], *job.kept[-3:]])
+        await tab.until("recorded.gaps === 1")
+        await tab.until_received([*job.kept[:2], *job.kept[-3:]])
         await job.close()
 
 
@@ -126,12 +126,12 @@ async def test_a_gap_is_reported_when_the_log_is_gone(tab: Tab, origin: str) -> 
     try:
         await tab.listen(server.url)
         await job.publish(3)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         await server.kill()
         await server.start()
         await job.publish(2)
-        await tab.until("told.gaps === 1")
-        await tab.until_heard(job.kept)
+        await tab.until("recorded.gaps === 1")
+        await tab.until_received(job.kept)
     finally:
         await server.kill()
         await job.close()
@@ -144,13 +144,13 @@ async def test_a_server_that_drains(tab: Tab, origin: str, tmp_path: Path) -> No
         job = Publisher(url)
         await tab.listen(url)
         await job.publish(3)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
     async with serving(origin, port, store=store):
         await job.publish(3)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
     await job.close()
     assert set(await tab.transports()) == {"websocket"}
-    assert await tab.page.evaluate("told.gaps") == 0
+    assert await tab.page.evaluate("recorded.gaps") == 0
 
 
 # ---- the network ----
@@ -165,13 +165,13 @@ async def test_online_is_received_at_once(
         await tab.stop_clock()
         await tab.listen(link.url)
         await job.publish(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         await context.set_offline(True)
         link.cut()
-        await tab.until("told.states.at(-1).status === 'reconnecting'")
+        await tab.until("recorded.states.at(-1).status === 'reconnecting'")
         await job.publish(3)
         await context.set_offline(False)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
 
 
 async def test_a_replay_that_is_cut_begins_anew_and_doubles_nothing(
@@ -181,13 +181,15 @@ async def test_a_replay_that_is_cut_begins_anew_and_doubles_nothing(
     async with Link(url) as link:
         await tab.listen(link.url)
         await job.publish()
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         link.cut()
         link.cut_after(20_000)  # about 50 notifications; workerd compresses them
         await job.publish_nowait(200, random_bytes=200)
-        await tab.until("told.states.filter(({status}) => status === 'reconnecting').length === 2")
-        assert 1 < len(await tab.heard()) < 200
-        await tab.until_heard(job.kept)
+        await tab.until(
+            "recorded.states.filter(({status}) => status === 'reconnecting').length === 2"
+        )
+        assert 1 < len(await tab.received_ids()) < 200
+        await tab.until_received(job.kept)
 
 
 async def stall_while_listening(tab: Tab, link: Link, job: Publisher) -> None:
@@ -196,7 +198,7 @@ async def stall_while_listening(tab: Tab, link: Link, job: Publisher) -> None:
     await tab.stop_clock()
     await tab.listen(link.url)
     await job.publish(2)
-    await tab.until_heard(job.kept)
+    await tab.until_received(job.kept)
     link.stall()
     await job.publish(2)
 
@@ -215,7 +217,7 @@ async def test_a_server_that_answers_no_more_is_found_dead(
         assert last["error"]["message"] == "the server does not answer any more"
         link.restore()
         await tab.page.clock.run_for(1_250)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
 
 
 async def test_five_attempts_then_the_end_until_it_is_woken(
@@ -231,14 +233,14 @@ async def test_five_attempts_then_the_end_until_it_is_woken(
         await tab.stop_clock()
     for attempt, least_ms in enumerate([1000, 2000, 4000, 8000, 16_000], 1):
         await tab.until(
-            f"told.states.filter(s => s.status === 'reconnecting').length === {attempt}"
+            f"recorded.states.filter(s => s.status === 'reconnecting').length === {attempt}"
         )
         state = (await tab.states())[-1]
         assert state["attempt"] == attempt
         if attempt > 1 or not server.says_goodbye:  # it has asked for a pause
             assert least_ms <= state["delayMs"] <= 1.25 * least_ms
         await tab.page.clock.run_for(round(state["delayMs"]) + 1)
-    await tab.until("told.states.at(-1).status === 'closed'")
+    await tab.until("recorded.states.at(-1).status === 'closed'")
     last = (await tab.states())[-1]
     assert last["error"]["message"]
     assert last["error"]["retriable"] is True
@@ -246,7 +248,7 @@ async def test_five_attempts_then_the_end_until_it_is_woken(
         await context.set_offline(True)
         await context.set_offline(False)  # `online`
         await tab.until_open(2)
-    await tab.until("told.states.at(-1).status === 'reconnecting'")
+    await tab.until("recorded.states.at(-1).status === 'reconnecting'")
     async with server.serving(port) as url:
         await tab.page.evaluate("subscription.reconnect()")
         await tab.until_open(3)
@@ -271,17 +273,17 @@ async def test_where_websockets_are_blocked_it_comes_as_server_sent_events(
         big = "ä" * 100_000
         await job.publish(2)
         await job.publish(data={"text": big})
-        await tab.until_heard(job.kept)
-        assert await tab.page.evaluate("told.notifications.at(-1).data.text") == big
+        await tab.until_received(job.kept)
+        assert await tab.page.evaluate("recorded.notifications.at(-1).data.text") == big
         link.cut()
-        await tab.until("told.states.at(-1).status === 'reconnecting'")
+        await tab.until("recorded.states.at(-1).status === 'reconnecting'")
         await job.publish(2)
         await tab.page.clock.run_for(1_250)
         if how == "swallowed":  # it is remembered: no second wait of 10 s
             await tab.until_open(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         assert await tab.transports() == ["sse", "sse"]
-        assert await tab.page.evaluate("told.gaps") == 0
+        assert await tab.page.evaluate("recorded.gaps") == 0
 
 
 async def test_without_a_token_one_swallowed_websocket_is_enough(tab: Tab, server: Server) -> None:
@@ -302,11 +304,11 @@ async def test_where_websockets_are_blocked_from_now_on(tab: Tab, url: str, job:
     async with Link(url) as link:
         await tab.listen(link.url)
         await job.publish(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         link.websockets = "refused"
         link.cut()
         await job.publish(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         assert await tab.transports() == ["websocket", "sse"]
         attempts = [s["attempt"] for s in await tab.states() if s["status"] == "reconnecting"]
         assert attempts == [1, 2]
@@ -319,11 +321,11 @@ async def test_one_refused_handshake_does_not_keep_it_from_websockets(
         link.websockets = "refused"
         await tab.listen(link.url)
         await job.publish(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         link.websockets = "carried"
         link.cut()
         await job.publish(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         assert await tab.transports() == ["sse", "websocket"]
 
 
@@ -336,14 +338,14 @@ async def test_a_dead_stream_is_found(tab: Tab, url: str, job: Publisher) -> Non
         assert (await tab.states())[-1]["status"] == "reconnecting"
         link.restore()
         await tab.page.clock.run_for(1_250)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
 
 
 async def test_a_bad_token_is_final_over_server_sent_events(tab: Tab, url: str) -> None:
     async with Link(url) as link:
         link.websockets = "refused"
         await tab.listen(link.url, token=token(secret="x" * 32))
-        await tab.until("told.states.at(-1).status === 'closed'")
+        await tab.until("recorded.states.at(-1).status === 'closed'")
         error = (await tab.states())[-1]["error"]
         assert "invalid signature" in error["message"]
         assert (error["code"], error["retriable"]) == (401, False)
@@ -373,7 +375,9 @@ async def test_a_stream_that_only_says_when_to_come_back_is_no_connection(tab: T
     async with await asyncio.start_server(drain, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         await tab.listen(f"http://127.0.0.1:{port}", token=None)
-        await tab.until("told.states.filter(({status}) => status === 'reconnecting').length === 2")
+        await tab.until(
+            "recorded.states.filter(({status}) => status === 'reconnecting').length === 2"
+        )
         await tab.page.evaluate("subscription.close()")
     assert await tab.transports() == []
     delays = [s["delayMs"] for s in await tab.states() if s["status"] == "reconnecting"]
@@ -394,14 +398,14 @@ async def test_the_token_is_asked_for_at_every_dial(tab: Tab, url: str, job: Pub
     async with Link(url) as link:
         await tab.listen(link.url, bringsToken=True)
         await job.publish(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         link.cut()
-        await tab.until("told.states.at(-1).status === 'closed'")
+        await tab.until("recorded.states.at(-1).status === 'closed'")
         assert len(given) == 2
         # Refused for good; whoever signs in again asks for another attempt.
         await job.publish(2)
         await tab.page.evaluate("subscription.reconnect()")
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         assert len(given) == 3
 
 
@@ -422,12 +426,12 @@ async def test_a_new_token_in_time_keeps_the_connection(
         job = Publisher(url)
         await tab.listen(url, bringsToken=True)
         await other.listen(url, token=first)
-        await other.until("told.states.at(-1).status === 'closed'")
+        await other.until("recorded.states.at(-1).status === 'closed'")
         codes = [s["error"]["code"] for s in await other.states() if s.get("error")]
         assert codes == [4401, 4501]
         assert (await other.states())[-1]["error"]["retriable"] is False
         await job.publish()
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         assert [state["status"] for state in await tab.states()] == ["connecting", "open"]
         assert len(given) == 2
         await job.close()
@@ -450,7 +454,7 @@ async def test_asks_for_tokens_of_seconds_once_each(tab: Tab, server: Server) ->
                 await job.publish()
                 await asyncio.sleep(0.2)
                 assert len(given) <= len(job.kept) / 5 + 2
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         assert [state["status"] for state in await tab.states()] == ["connecting", "open"]
         await job.close()
 
@@ -470,7 +474,7 @@ async def test_says_what_is_wrong_with_a_token(
 ) -> None:
     wrong = jwt.encode({"sub": "1", "exp": 2**33, **claims}, secret, "HS256")
     await tab.listen(url, token=wrong)
-    await tab.until("told.states.at(-1).status === 'closed'")
+    await tab.until("recorded.states.at(-1).status === 'closed'")
     error = (await tab.states())[-1]["error"]
     assert word in error["message"]
     assert (error["code"], error["retriable"]) == (4501, False)
@@ -483,7 +487,7 @@ async def test_names_the_origin_that_is_not_allowed(
     with site(tmp_path) as foreign:
         tab = await Tab.open(context, foreign)
         await tab.listen(url)
-        await tab.until("told.states.at(-1).status === 'reconnecting'")
+        await tab.until("recorded.states.at(-1).status === 'reconnecting'")
         message = (await tab.states())[-1]["error"]["message"]
     assert f"origin {foreign} is not allowed by it" in message
     assert url in message
@@ -492,7 +496,7 @@ async def test_names_the_origin_that_is_not_allowed(
 async def test_says_that_a_server_cannot_be_reached(tab: Tab) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     await tab.listen(url)
-    await tab.until("told.states.at(-1).status === 'reconnecting'")
+    await tab.until("recorded.states.at(-1).status === 'reconnecting'")
     message = (await tab.states())[-1]["error"]["message"]
     assert message.startswith(f"cannot reach {url}")
     assert "origin" not in message
@@ -501,7 +505,7 @@ async def test_says_that_a_server_cannot_be_reached(tab: Tab) -> None:
 async def test_does_not_come_back_to_another_application(tab: Tab, origin: str) -> None:
     """The page's own server: it has no such route, and may be read."""
     await tab.listen(origin)
-    await tab.until("told.states.at(-1).status === 'closed'")
+    await tab.until("recorded.states.at(-1).status === 'closed'")
     error = (await tab.states())[-1]["error"]
     assert f"is a room server at {origin}?" in error["message"]
     assert error["retriable"] is False
@@ -556,14 +560,14 @@ async def test_a_frozen_tab_has_missed_nothing(
     async with Link(url) as link:
         await tab.listen(link.url)
         await job.publish(1)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         await devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
         await job.publish_nowait(500)
         if meanwhile == "it is cut":
             link.cut()
             await job.publish_nowait(100)
         await devtools.send("Page.setWebLifecycleState", {"state": "active"})
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
 
 
 async def test_a_page_out_of_the_back_forward_cache_connects_at_once(
@@ -574,12 +578,12 @@ async def test_a_page_out_of_the_back_forward_cache_connects_at_once(
         await tab.page.clock.install()
         await tab.listen(url)
         await job.publish(2)
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
         await tab.stop_clock()
         await tab.page.goto(f"{origin}/away.html")
         await job.publish(3)
         await tab.page.go_back(wait_until="commit")
-        await tab.until_heard(job.kept)  # of the same page: it has heard the first two before
+        await tab.until_received(job.kept)  # of the same page: it has heard the first two before
 
 
 # ---- tabs that share ----
@@ -594,17 +598,17 @@ async def test_two_tabs_share_a_connection_and_a_third_takes_over(
         await tab.until_open()
     async with job.running():
         for tab in (leading, following):
-            await tab.until("told.notifications.length >= 20")
+            await tab.until("recorded.notifications.length >= 20")
         await job.until_connections(1)
         await leading.page.close()
-        await following.until(f"told.notifications.length >= {len(job.kept) + 20}")
+        await following.until(f"recorded.notifications.length >= {len(job.kept) + 20}")
         late = await Tab.open(context, origin)
         await late.listen(link.url, isShared=True)
-        await late.until("told.notifications.length >= 20")
+        await late.until("recorded.notifications.length >= 20")
         await job.until_connections(1)
-    await following.until_heard(job.kept)
-    heard = await late.heard()
-    await late.until_heard(job.kept[job.kept.index(heard[0]) :])
+    await following.until_received(job.kept)
+    received = await late.received_ids()
+    await late.until_received(job.kept[job.kept.index(received[0]) :])
     assert link.accepted == 2
 
 
@@ -615,7 +619,7 @@ async def test_client_that_takes_over_goes_on_where_it_is(
     leading = await Tab.open(context, origin)
     await job.publish(2)
     await leading.listen(link.url, isShared=True, acknowledge=False)
-    await leading.until_heard(job.kept)
+    await leading.until_received(job.kept)
     following, idle = await Tab.open(context, origin), await Tab.open(context, origin)
     for tab in (following, idle):
         await tab.listen(link.url, isShared=True, acknowledge=False)
@@ -624,7 +628,7 @@ async def test_client_that_takes_over_goes_on_where_it_is(
     await following.until_open(2)
     await job.publish(2)
     for tab in (following, idle):
-        await tab.until_heard(["n3", "n4"])
+        await tab.until_received(["n3", "n4"])
     assert link.accepted == 2
 
 
@@ -635,14 +639,14 @@ async def test_a_tab_that_comes_later_sees_all_of_a_request(
     await job.publish(2)
     first = await Tab.open(context, origin)
     await first.listen(link.url, "request_7", isShared=True)
-    await first.until_heard(job.kept)
+    await first.until_received(job.kept)
     await job.publish(2)
     second = await Tab.open(context, origin)
     await second.listen(link.url, "request_7", isShared=True)
-    await second.until_heard(job.kept)
+    await second.until_received(job.kept)
     await job.publish()
     for tab in (first, second):
-        await tab.until_heard(job.kept)
+        await tab.until_received(job.kept)
     assert link.accepted == 1
     await job.close()
 
@@ -658,7 +662,7 @@ async def test_a_tab_that_follows_can_revive_the_connection(
             await tab.listen(url, isShared=True, maxReconnects=0)
             await tab.until_open()
     for tab in (leading, following):
-        await tab.until("told.states.at(-1).status === 'closed'")
+        await tab.until("recorded.states.at(-1).status === 'closed'")
     async with server.serving(port):
         await following.page.evaluate("subscription.reconnect()")
         for tab in (leading, following):
@@ -678,7 +682,7 @@ async def test_a_tab_that_is_looked_at_revives_the_connection(
             await tab.until_open()
         await leading.stop_clock()
     for tab in (leading, following):
-        await tab.until("told.states.at(-1).status === 'reconnecting'")
+        await tab.until("recorded.states.at(-1).status === 'reconnecting'")
     async with server.serving(port):
         # Headless, every tab is visible: to become so again is only an event.
         await following.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")

@@ -150,7 +150,7 @@ async def test_the_reports_example_as_it_stands(
 
 async def test_a_server_of_the_original_report(tab: Tab) -> None:
     """It knows no subprotocol, no control frame, no id and no cursor."""
-    heard: list[str | bytes] = []
+    received: list[str | bytes] = []
     listeners: set[ServerConnection] = set()
     changed = asyncio.Condition()
 
@@ -163,7 +163,7 @@ async def test_a_server_of_the_original_report(tab: Tab) -> None:
         with contextlib.suppress(websockets.ConnectionClosed):
             async for text in connection:
                 async with changed:
-                    heard.append(text)
+                    received.append(text)
                     changed.notify_all()
         listeners.discard(connection)
 
@@ -184,7 +184,7 @@ async def test_a_server_of_the_original_report(tab: Tab) -> None:
         await expect(page.get_by_role("heading")).to_have_text("Milk")
         await page.get_by_role("button", name="send").click()
         async with changed:
-            await changed.wait_for(lambda: heard == ["hello"])
+            await changed.wait_for(lambda: received == ["hello"])
         for connection in list(listeners):
             await connection.close(1011)
         async with changed:
@@ -207,7 +207,7 @@ async def test_a_server_of_the_original_report(tab: Tab) -> None:
 def run_of(request: str, number: int) -> list[dict[str, object]]:
     """What a job tells from its start to its end."""
     run = {"runId": request, "attempt": 1}
-    told: list[tuple[str, str, dict[str, object]]] = [
+    lifecycle: list[tuple[str, str, dict[str, object]]] = [
         ("started", "pending", {**run, "stallAfterS": 60}),
         ("delta", "pending", {**run, "index": 0, "delta": f"{number} is "}),
         ("progress", "pending", {**run, "progress": 0.5, "stallAfterS": 60}),
@@ -222,12 +222,12 @@ def run_of(request: str, number: int) -> list[dict[str, object]]:
             "data": data,
             "id": f"{request}:{place}",
         }
-        for place, (word, status, data) in enumerate(told)
+        for place, (word, status, data) in enumerate(lifecycle)
     ]
 
 
 async def test_a_jobs_life(tab: Tab, url: str, job: Publisher) -> None:
-    async def tell(word: str, status: str = "pending", **data: object) -> None:
+    async def publish_words(word: str, status: str = "pending", **data: object) -> None:
         type_ = f"note.creation.{word}"
         rooms = ["request_7"]
         await job.send([{"rooms": rooms, "type": type_, "status": status, "data": data}])
@@ -240,26 +240,28 @@ async def test_a_jobs_life(tab: Tab, url: str, job: Publisher) -> None:
 
     await tab.show("Jobs", strict=True, ids=["7"], url=url, token=token())
     await until(status="idle", text="")
-    await tell("started", attempt=1, maxAttempts=3, stallAfterS=60)
+    await publish_words("started", attempt=1, maxAttempts=3, stallAfterS=60)
     await until(status="pending", attempt=1, maxAttempts=3)
-    await tell("progress", attempt=1, progress=0.5, label="Writing", stallAfterS=60)
-    await tell("delta", attempt=1, index=0, delta="Mi")
+    await publish_words("progress", attempt=1, progress=0.5, label="Writing", stallAfterS=60)
+    await publish_words("delta", attempt=1, index=0, delta="Mi")
     await until(progress=0.5, label="Writing", text="Mi")
-    await tell("retrying", attempt=2, error="It is late", stallAfterS=60)
+    await publish_words("retrying", attempt=2, error="It is late", stallAfterS=60)
     await until(status="retrying", attempt=2, error="It is late", progress=None)
-    await tell("started", attempt=2, stallAfterS=0.05)
+    await publish_words("started", attempt=2, stallAfterS=0.05)
     await until(status="stalled")
-    await tell("progress", attempt=2, stallAfterS=60)  # else it would be stalled again at once
+    await publish_words(
+        "progress", attempt=2, stallAfterS=60
+    )  # else it would be stalled again at once
     await until(status="pending")
-    await tell("delta", attempt=2, index=0, delta="Milk")
+    await publish_words("delta", attempt=2, index=0, delta="Milk")
     await until(status="pending", text="Milk")
-    await tell("completed", "success", number=7)
+    await publish_words("completed", "success", number=7)
     await until(status="success", text="Milk", error=None)
     assert await tab.page.evaluate("seen.jobs['7'].result") == {"number": 7}
 
 
 # Chromium delays a page's WebSockets while many are not open yet: by up to 5 s from the 16th.
-PAGES, AT_ONCE = 4, 10
+PAGES, CONCURRENT_JOBS = 4, 10
 WAVES = {"python": 25, "worker": 5}  # each wave has all three; a thousand are enough once
 
 
@@ -271,9 +273,11 @@ async def test_a_thousand_jobs_end_in_success_whenever_they_end(
     chance = random.Random(7)
     async with server.serving(max_connections_per_user=0) as url:
         job = Publisher(url)
-        numbers = range(PAGES * WAVES[server.kind] * AT_ONCE)
-        for start in numbers[:: PAGES * AT_ONCE]:
-            await _run_wave(tabs, job, url, numbers[start : start + PAGES * AT_ONCE], chance)
+        numbers = range(PAGES * WAVES[server.kind] * CONCURRENT_JOBS)
+        for start in numbers[:: PAGES * CONCURRENT_JOBS]:
+            await _run_wave(
+                tabs, job, url, numbers[start : start + PAGES * CONCURRENT_JOBS], chance
+            )
         await job.close()
 
 
@@ -289,19 +293,19 @@ async def _run_wave(
     async def show(tab: Tab, its: list[str]) -> None:
         await tab.show("Jobs", ids=its, url=url, token=token())
 
-    async def tell(some: list[str], words: slice) -> None:
+    async def publish_words(some: list[str], words: slice) -> None:
         """Word by word, so that others come between."""
         for said in zip(*(runs[id_][words] for id_ in some), strict=True):
             await job.send(said)
 
-    await tell(before, slice(None))
-    await tell(after, slice(1))
+    await publish_words(before, slice(None))
+    await publish_words(after, slice(1))
     shown = [show(tab, its) for tab, its in zip(tabs, of_tab, strict=True)]
-    await asyncio.gather(*shown, tell(during, slice(None)))
+    await asyncio.gather(*shown, publish_words(during, slice(None)))
     for tab, its in zip(tabs, of_tab, strict=True):
         listening = json.dumps([id_ for id_ in its if id_ in after])
         await tab.until(f"{listening}.every(id => seen.jobs[id]?.status === 'pending')")
-    await tell(after, slice(1, None))
+    await publish_words(after, slice(1, None))
     for tab, its in zip(tabs, of_tab, strict=True):
         over = (
             f"{json.dumps(its)}.every(id => ['success', 'error'].includes(seen.jobs[id]?.status))"

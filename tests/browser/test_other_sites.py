@@ -305,7 +305,7 @@ async def test_page_of_this_machine_uses_room_server_without_keys(rooms: str) ->
             page = await browser.new_page()
             for host in ("localhost", "127.0.0.1"):
                 await page.goto(f"http://{host}:{port}/")
-                heard = await page.evaluate(
+                received = await page.evaluate(
                     """async (url) => {
                       const source = new EventSource(`${url}/rooms/user_1/events`);
                       const room = `${url.replace("http", "ws")}/rooms/user_1`;
@@ -327,7 +327,7 @@ async def test_page_of_this_machine_uses_room_server_without_keys(rooms: str) ->
                     }""",
                     rooms,
                 )
-                assert heard == [200, "a.b", "a.b"]
+                assert received == [200, "a.b", "a.b"]
 
 
 async def test_link_of_another_site_opens_the_operators_page() -> None:

@@ -83,8 +83,8 @@ def test_it_asks_for_nothing_at_import(tarball: Path, tmp_path: Path) -> None:
         const before = new Set(Reflect.ownKeys(globalThis));
         for (const name of ["window", "document", "localStorage", "navigator", "WebSocket"])
           Object.defineProperty(globalThis, name, { get() { throw new Error(name); } });
-        const { subscribe, subscribeShared, JobView } = await import("./package/dist/index.js");
-        console.log(typeof subscribe, typeof subscribeShared, typeof JobView);
+        const { subscribe, subscribeShared, JobTracker } = await import("./package/dist/index.js");
+        console.log(typeof subscribe, typeof subscribeShared, typeof JobTracker);
     """
     said = run(BIN / "node", "--input-type=module", "-e", code, cwd=tmp_path)
     assert said.split() == ["function"] * 3
@@ -94,15 +94,15 @@ async def test_it_listens_in_node(tarball: Path, tmp_path: Path, rooms: str) -> 
     """Without a page: a real server, the packed files, and a job on the other side."""
     run("tar", "-xzf", tarball, "-C", tmp_path)
     code = """
-        const { JobView, subscribe } = await import("./package/dist/index.js");
-        const view = new JobView();
+        const { JobTracker, subscribe } = await import("./package/dist/index.js");
+        const job = new JobTracker();
         const subscription = subscribe("request_r1", {
           url: process.argv[1],
           onStateChange: ({ status }) => status === "open" && console.log(status),
           onNotification: (notification) => {
-            view.hear(notification);
-            console.log(view.state.status, view.state.progress ?? "", view.state.text);
-            if (view.isOver) subscription.close();
+            job.apply(notification);
+            console.log(job.state.status, job.state.progress ?? "", job.state.text);
+            if (job.isOver) subscription.close();
           },
         });
     """

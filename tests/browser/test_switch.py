@@ -62,19 +62,19 @@ async def _pages(context: BrowserContext, origin: str, url: str) -> tuple[Tab, T
 async def _do(services: Services) -> None:
     """A note is made, as an app's own worker would; then another fails."""
     progress = {"runId": "run1", "attempt": 1, "progress": 0.5}
-    told = await broadcast_notification(
+    result = await broadcast_notification(
         user_id="1",
         request_id="r1",
         message={"type": "note.creation.progress", "data": progress, "status": "pending"},
     )
-    assert told.success, told
+    assert result.success, result
     run = InProcessRun("run1", {"content": "# Milk", "userId": "1", "requestId": "r1"})
     note = await handle_note_creation(run, services)
     data = note.model_dump(by_alias=True)
-    told = await broadcast_success("1", "note.creation.completed", data, "r1")
-    assert told.success, told
-    told = await broadcast_error("1", "note.creation.failed", "It is late")
-    assert told.success, told
+    result = await broadcast_success("1", "note.creation.completed", data, "r1")
+    assert result.success, result
+    result = await broadcast_error("1", "note.creation.failed", "It is late")
+    assert result.success, result
 
 
 async def _shown(user: Tab, job: Tab) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Heard:
+class Received:
     """What one subscriber received."""
 
     labels: list[str] = field(default_factory=list)
@@ -101,8 +101,8 @@ class Tokens:
     def __init__(self, life_s: float) -> None:
         self._life_s = life_s
 
-    def mint(self, heard: Heard) -> str:
-        heard.tokens += 1
+    def mint(self, received: Received) -> str:
+        received.tokens += 1
         return mint_token("1", rooms=["request_*"], secret=SECRET, expires_in_s=self._life_s)
 
 
@@ -120,28 +120,28 @@ async def job(plan: Plan) -> None:
     await run_job(FAMILY, work, data, stall_after_s=max(plan.every_s * 3, 5))
 
 
-async def follow(url: str, tokens: Tokens, heard: Heard) -> None:
+async def follow(url: str, tokens: Tokens, received: Received) -> None:
     async def token() -> str:
-        return tokens.mint(heard)
+        return tokens.mint(received)
 
     async with aclosing(follow_job(REQUEST, url, token)) as states:
         async for state in states:
-            heard.add_status(state.status)
-            heard.add_label(state.label)
-            heard.text, heard.is_text_complete = state.text, state.is_text_complete
-            heard.result, heard.error = dict(state.result), state.error
+            received.add_status(state.status)
+            received.add_label(state.label)
+            received.text, received.is_text_complete = state.text, state.is_text_complete
+            received.result, received.error = dict(state.result), state.error
 
 
-def listen(url: str, tokens: Tokens, heard: Heard) -> None:
+def listen(url: str, tokens: Tokens, received: Received) -> None:
     """``subscribe_sync``, in a thread."""
 
     def on_state_change(state: Any) -> None:
-        heard.reconnects += state.name == "reconnecting"
+        received.reconnects += state.name == "reconnecting"
 
     room = f"request_{REQUEST}"
 
     def token() -> str:
-        return tokens.mint(heard)
+        return tokens.mint(received)
 
     with closing(
         subscribe_sync(
@@ -149,33 +149,35 @@ def listen(url: str, tokens: Tokens, heard: Heard) -> None:
         )
     ) as notifications:
         for each in notifications:
-            heard.ids.append(each.id or "")
+            received.ids.append(each.id or "")
             word = each.type.rpartition(".")[2]
             if word == "progress":
-                heard.labels.append(str(each.data["label"]))
+                received.labels.append(str(each.data["label"]))
             if word == "delta":
-                heard.text += str(each.data["delta"])
+                received.text += str(each.data["delta"])
             else:
-                heard.add_status(each.status or "")
+                received.add_status(each.status or "")
             if each.status != "pending":
-                heard.result = {k: v for k, v in each.data.items() if k == "steps"}
+                received.result = {k: v for k, v in each.data.items() if k == "steps"}
                 return
 
 
-async def show(url: str, origin: str, tokens: Tokens, page: Any, heard: Heard, raw: Heard) -> None:
+async def show(
+    url: str, origin: str, tokens: Tokens, page: Any, received: Received, raw: Received
+) -> None:
     """The hooks in Chromium: ``useJob``, and ``useSynapRealtime`` for the user's room."""
-    await page.expose_function("mintForJob", lambda: tokens.mint(heard))
+    await page.expose_function("mintForJob", lambda: tokens.mint(received))
     await page.expose_function("mintForRoom", lambda: tokens.mint(raw))
     await page.goto(f"{origin}/page.html")
     await page.evaluate("([url, id]) => follow(url, id)", [url, REQUEST])
     await page.wait_for_function("globalThis.isOver", timeout=0, polling=200)
     found = await page.evaluate("({ states, messages, connections: roomStates })")
     for state in found["states"]:
-        heard.add_status(state["status"])
-        heard.add_label(state.get("label"))
-        heard.text, heard.is_text_complete = state["text"], state["isTextComplete"]
-        heard.result, heard.error = state.get("result"), state.get("error")
-    heard.reconnects = sum(
+        received.add_status(state["status"])
+        received.add_label(state.get("label"))
+        received.text, received.is_text_complete = state["text"], state["isTextComplete"]
+        received.result, received.error = state.get("result"), state.get("error")
+    received.reconnects = sum(
         before["connection"] == "open" and after["connection"] in ("waiting", "connecting")
         for before, after in zip(found["states"], found["states"][1:], strict=False)
     )
@@ -190,7 +192,7 @@ async def show(url: str, origin: str, tokens: Tokens, page: Any, heard: Heard, r
 
 
 def faults_of(
-    name: str, heard: Heard, plan: Plan, elapsed_s: float, *, has_text: bool, renews: bool
+    name: str, received: Received, plan: Plan, elapsed_s: float, *, has_text: bool, renews: bool
 ) -> list[str]:
     """What is wrong with what a subscriber received.
 
@@ -198,20 +200,24 @@ def faults_of(
         renews: whether it gets a new token before the old one ends, and keeps its connection.
     """
     found = []
-    if heard.labels != plan.labels:
-        missed = [each for each in plan.labels if each not in heard.labels]
-        found.append(f"{name}: labels missed {missed}, received {len(heard.labels)}")
-    if len(set(heard.ids)) != len(heard.ids):
-        found.append(f"{name}: {len(heard.ids) - len(set(heard.ids))} notifications twice")
-    if heard.statuses[-1:] != ["success"] or set(heard.statuses) - {"idle", "pending", "success"}:
-        found.append(f"{name}: statuses {heard.statuses}")
-    if not heard.result or heard.result.get("steps") != plan.steps:
-        found.append(f"{name}: result {heard.result}")
-    if has_text and (heard.text != plan.text or not heard.is_text_complete):
-        found.append(f"{name}: the text differs, complete={heard.is_text_complete}")
+    if received.labels != plan.labels:
+        missed = [each for each in plan.labels if each not in received.labels]
+        found.append(f"{name}: labels missed {missed}, received {len(received.labels)}")
+    if len(set(received.ids)) != len(received.ids):
+        found.append(f"{name}: {len(received.ids) - len(set(received.ids))} notifications twice")
+    if received.statuses[-1:] != ["success"] or set(received.statuses) - {
+        "idle",
+        "pending",
+        "success",
+    }:
+        found.append(f"{name}: statuses {received.statuses}")
+    if not received.result or received.result.get("steps") != plan.steps:
+        found.append(f"{name}: result {received.result}")
+    if has_text and (received.text != plan.text or not received.is_text_complete):
+        found.append(f"{name}: the text differs, complete={received.is_text_complete}")
     most = plan.most_tokens(elapsed_s, renews=renews)
-    if not plan.duration_s / plan.token_life_s - 1 <= heard.tokens <= most:
-        found.append(f"{name}: asked for {heard.tokens} tokens, expected at most {most:.0f}")
+    if not plan.duration_s / plan.token_life_s - 1 <= received.tokens <= most:
+        found.append(f"{name}: asked for {received.tokens} tokens, expected at most {most:.0f}")
     return found
 
 
@@ -221,7 +227,7 @@ async def run(plan: Plan, folder: Path) -> list[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     log = folder / "server.log"
-    heard = {name: Heard() for name in ("useJob", "useSynapRealtime", "follow_job", "sync")}
+    received = {name: Received() for name in ("useJob", "useSynapRealtime", "follow_job", "sync")}
     tokens = Tokens(plan.token_life_s)
     async with AsyncExitStack() as stack:
         origin = stack.enter_context(site(folder))
@@ -246,15 +252,15 @@ async def run(plan: Plan, folder: Path) -> list[str]:
         stack.push_async_callback(_stop, worker)
         async with asyncio.timeout(plan.duration_s + 60), asyncio.TaskGroup() as subscribers:
             subscribers.create_task(
-                show(url, origin, tokens, page, heard["useJob"], heard["useSynapRealtime"])
+                show(url, origin, tokens, page, received["useJob"], received["useSynapRealtime"])
             )
-            subscribers.create_task(follow(url, tokens, heard["follow_job"]))
-            subscribers.create_task(asyncio.to_thread(listen, url, tokens, heard["sync"]))
+            subscribers.create_task(follow(url, tokens, received["follow_job"]))
+            subscribers.create_task(asyncio.to_thread(listen, url, tokens, received["sync"]))
         elapsed_s = time.monotonic() - began
         print(f"the job took {elapsed_s:.1f} s, exit code {await worker.wait()}")
         said = log.read_bytes()[started:].decode().splitlines()
     faults = []
-    for name, each in heard.items():
+    for name, each in received.items():
         print(
             f"{name}: {len(each.labels)} of {plan.steps} labels, statuses {each.statuses}, "
             f"{each.tokens} tokens, {each.reconnects} reconnects, result {each.result}"

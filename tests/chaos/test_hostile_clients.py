@@ -26,7 +26,7 @@ from synap_realtime.tokens import mint_token
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 API_KEY, SECRET = "k" * 43, "s" * 32
-STRANGERS, KEPT = 5000, 200
+PENDING_CLIENTS, KEPT = 5000, 200
 
 BODY = (
     b"POST /rooms/user_1/broadcast HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -53,7 +53,7 @@ def _sockets() -> Iterator[None]:
     """This process holds the strangers' ends."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = before
-    wanted = STRANGERS + 500
+    wanted = PENDING_CLIENTS + 500
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     yield
@@ -95,7 +95,7 @@ def rss(pid: int) -> int:
     return int(shown.stdout) * 1024
 
 
-class Stranger(asyncio.Protocol):
+class PendingClient(asyncio.Protocol):
     """Sends its half and waits."""
 
     def __init__(self, half: bytes, cut: list[int]) -> None:
@@ -122,10 +122,12 @@ async def test_thousands_of_half_connections_take_no_memory_and_no_turn(kind: st
             cut = [0]
             transports: list[asyncio.BaseTransport] = []
             most = 0.0
-            for _ in range(STRANGERS // 50):
+            for _ in range(PENDING_CLIENTS // 50):
                 pairs = await asyncio.gather(
                     *(
-                        loop.create_connection(lambda: Stranger(HALVES[kind], cut), host, port or 0)
+                        loop.create_connection(
+                            lambda: PendingClient(HALVES[kind], cut), host, port or 0
+                        )
                         for _ in range(50)
                     )
                 )
@@ -137,13 +139,13 @@ async def test_thousands_of_half_connections_take_no_memory_and_no_turn(kind: st
             # All but those that are kept have heard of their end by now, or soon. (The publisher's
             # own may be one of them.)
             end = time.monotonic() + 60
-            while cut[0] < STRANGERS - KEPT - 1 and time.monotonic() < end:  # noqa: ASYNC110 - callbacks count
+            while cut[0] < PENDING_CLIENTS - KEPT - 1 and time.monotonic() < end:  # noqa: ASYNC110 - callbacks count
                 await asyncio.sleep(0.05)
-            assert cut[0] >= STRANGERS - KEPT - 1
+            assert cut[0] >= PENDING_CLIENTS - KEPT - 1
             grown = rss(pid) - before
             for transport in transports:
                 transport.abort()  # type: ignore[attr-defined]
-    assert grown < 40 * 1024 * 1024, f"{grown} bytes more for {STRANGERS} strangers"
+    assert grown < 40 * 1024 * 1024, f"{grown} bytes more for {PENDING_CLIENTS} strangers"
     assert most < 30, "a publisher had to wait behind them"
 
 
@@ -206,15 +208,15 @@ async def test_half_bodies_to_a_mounted_app_take_bounded_memory(tmp_path: Path) 
         async with AsyncBroadcaster(url, API_KEY, timeout_s=30, deadline_s=60) as broadcaster:
             assert (await broadcaster.broadcast_success("1", "a.completed", {})).success
             before = peak = rss(pid)
-            strangers = [
-                await loop.create_connection(lambda: Stranger(half, cut), host, port)
+            pending_clients = [
+                await loop.create_connection(lambda: PendingClient(half, cut), host, port)
                 for _ in range(count)
             ]
             for _ in range(20):
                 await asyncio.sleep(0.1)
                 peak = max(peak, rss(pid))
             assert (await broadcaster.broadcast_success("1", "a.completed", {})).success
-            for transport, _ in strangers:
+            for transport, _ in pending_clients:
                 transport.abort()
             end = time.monotonic() + 20
             while rss(pid) - before > 24 * mib and time.monotonic() < end:  # noqa: ASYNC110

@@ -49,7 +49,7 @@ class Subscriber:
     """Listens to a room, comes and goes, resumes from its last cursor; drops nothing itself."""
 
     def __init__(self, url: str, room: str, chance: random.Random) -> None:
-        self.heard: list[str] = []
+        self.received: list[str] = []
         self.lost: list[object] = []
         self._url = f"{url.replace('http', 'ws')}/rooms/{room}/subscribe"
         self._chance = chance
@@ -69,7 +69,7 @@ class Subscriber:
                             if not frame["data"]["recovered"]:
                                 self.lost.append(frame)
                         elif frame["type"] != "synap.closing":
-                            self.heard.append(frame["id"])
+                            self.received.append(frame["id"])
                             after = frame["cursor"]
                             leave -= 1
                         if not leave:
@@ -106,15 +106,15 @@ async def test_what_was_answered_200_survives_sudden_death(
             assert kept
             async with asyncio.timeout(TIMEOUT_S):
                 for subscriber in subscribers[room]:
-                    while not kept <= set(subscriber.heard):  # noqa: ASYNC110
+                    while not kept <= set(subscriber.received):  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
             first, second = subscribers[room]
-            assert len(set(first.heard)) == len(first.heard), "none twice"
-            assert first.heard == second.heard, "the same order for all"
+            assert len(set(first.received)) == len(first.received), "none twice"
+            assert first.received == second.received, "the same order for all"
             assert not first.lost
             assert not second.lost
             for publisher in publishers[room]:
-                own = [id for id in first.heard if id in set(publisher.acknowledged)]
+                own = [id for id in first.received if id in set(publisher.acknowledged)]
                 assert own == publisher.acknowledged, "the order of publishing"
     finally:
         for task in (*publishing, *listening):

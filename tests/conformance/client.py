@@ -112,10 +112,10 @@ class Listener:
 
     async def until(self, id: str) -> list[Json]:
         """Everything up to the notification with this id, which a case sends as the last one."""
-        heard = [await self.next()]
-        while heard[-1].get("id") != id:
-            heard.append(await self.next())
-        return heard
+        messages = [await self.next()]
+        while messages[-1].get("id") != id:
+            messages.append(await self.next())
+        return messages
 
     async def subscribed(self) -> Json:
         """The data of ``synap.subscribed``, which has to be the next message."""
@@ -124,7 +124,7 @@ class Listener:
         data: Json = message["data"]
         return data
 
-    async def told(self, type: str) -> Json:
+    async def control(self, type: str) -> Json:
         """The data of the next control frame of this type; other messages are passed over."""
         while (message := await self.next())["type"] != type:
             pass
@@ -470,11 +470,11 @@ def problem_of(url: str, keys: Keys | None = None) -> str | None:
 def _problem_with_keys(http: httpx.Client, url: str, keys: Keys | None) -> str | None:
     room = fresh_room()
     path = url + room_path(room, "history")
-    stranger = http.get(path).status_code
+    anonymous_status = http.get(path).status_code
     if keys is None:
-        return _HAS_KEYS if stranger == 401 else None
-    if stranger != 401:
-        return f"it has no keys: a request without a credential was answered {stranger}"
+        return _HAS_KEYS if anonymous_status == 401 else None
+    if anonymous_status != 401:
+        return f"it has no keys: a request without a credential was answered {anonymous_status}"
     reader = http.get(path, headers=bearer(keys.for_room(room))).status_code
     if reader != 200:
         return f"a token signed with {TOKEN_SECRET} was answered {reader}"
@@ -547,7 +547,7 @@ class SlowListener:
 
         Returns them, and the close code, if there was one.
         """
-        heard: list[Json] = []
+        messages: list[Json] = []
         text = b""
         while True:
             try:
@@ -565,11 +565,11 @@ class SlowListener:
                     text += bytes(event.data)
                     if event.fin:
                         if text != b"pong":
-                            heard.append(decode(text))
+                            messages.append(decode(text))
                         text = b""
-            if not chunk or (heard and heard[-1]["id"] == until):
+            if not chunk or (messages and messages[-1]["id"] == until):
                 received = self._protocol.close_rcvd
-                return heard, None if received is None else received.code
+                return messages, None if received is None else received.code
             with contextlib.suppress(ConnectionError):
                 self._flush()
 

@@ -71,9 +71,9 @@ async def test_head_reports_nothing_either(client: Client) -> None:
 
 async def test_a_bad_body_of_a_unknown_client_is_not_read(client: Client) -> None:
     """Limits: a body is read after its credential was looked at."""
-    stranger = client.showing("nonsense")
+    anonymous = client.showing("nonsense")
     for path in (room_path(fresh_room(), "broadcast"), "/broadcast", "/revoke"):
-        check_error(await stranger.request("POST", path, content=b"{"), 401, "unauthorized")
+        check_error(await anonymous.request("POST", path, content=b"{"), 401, "unauthorized")
 
 
 # --- keys
@@ -103,14 +103,14 @@ async def test_a_key_that_is_nearly_right(client: Client, change: str) -> None:
         "shorter": key[:-1], "longer": f"{key}k", "other-case": key.swapcase(),
         "last": key[:-1] + last,
     }[change]  # fmt: skip
-    stranger = client.showing(Secret(wrong))
-    check_error(await stranger.broadcast(fresh_room(), note()), 401, "unauthorized")
+    anonymous = client.showing(Secret(wrong))
+    check_error(await anonymous.broadcast(fresh_room(), note()), 401, "unauthorized")
 
 
 async def test_the_secret_is_no_key(client: Client) -> None:
     """Who may: what signs tokens is no credential itself."""
-    stranger = client.showing(client.keys.token_secret)
-    check_error(await stranger.broadcast(fresh_room(), note()), 401, "unauthorized")
+    anonymous = client.showing(client.keys.token_secret)
+    check_error(await anonymous.broadcast(fresh_room(), note()), 401, "unauthorized")
 
 
 # --- rooms and scopes, over every way to read
@@ -219,11 +219,11 @@ async def test_each_way_opens_the_other_routes(client: Client, user: str, way: s
     room = f"user_{user}"
     await client.publish(room, "n0")
     token = client.keys.token(user)
-    stranger = client.showing(token if way == "header" else None)
+    anonymous = client.showing(token if way == "header" else None)
     query = None if way == "header" else token
-    response = await stranger.get(room_path(room, "history", token=query))
+    response = await anonymous.get(room_path(room, "history", token=query))
     assert ids_of(response.json()["notifications"]) == ["n0"]
-    async with stranger.stream(room, "earliest", token=query) as stream:
+    async with anonymous.stream(room, "earliest", token=query) as stream:
         assert (await stream.next())["id"] == "n0"
 
 
@@ -313,16 +313,16 @@ async def test_a_refused_credential_receives_the_cause(
     client: Client, user: str, kind: str
 ) -> None:
     """Errors: 401, `details` says why, and so does the close reason of a page's handshake."""
-    stranger = client.showing(_bad(client, user, kind))
+    anonymous = client.showing(_bad(client, user, kind))
     for route in ("history", "events"):
-        answer = await stranger.get(f"/rooms/user_{user}/{route}")
+        answer = await anonymous.get(f"/rooms/user_{user}/{route}")
         check_error(answer, 401, "unauthorized")
         assert answer.json()["details"].startswith(CAUSES[kind])
     path = room_path(f"user_{user}", "subscribe")
-    status, refusal = await stranger.refusal(path)
+    status, refusal = await anonymous.refusal(path)
     assert (status, str(refusal["details"])[: len(CAUSES[kind])]) == (401, CAUSES[kind])
     headers = {"Origin": client.keys.origin}
-    async with stranger.listen_at(path, [V1], headers) as listener:
+    async with anonymous.listen_at(path, [V1], headers) as listener:
         assert await listener.closed() == 4501
         assert _reason(listener).startswith(CAUSES[kind])
 
@@ -357,11 +357,11 @@ async def test_a_connection_ends_with_its_token(client: Client, user: str) -> No
         ) as listener,
         client.showing(client.keys.token(user, expires_in_s=2)).listen(f"user_{user}") as old,
     ):
-        heard = [await listener.next(), await listener.next()]
-        assert {message["type"] for message in heard} == {
+        received = [await listener.next(), await listener.next()]
+        assert {message["type"] for message in received} == {
             "synap.subscribed", "synap.token_expiring",
         }  # fmt: skip
-        (frame,) = (message for message in heard if message["type"] == "synap.token_expiring")
+        (frame,) = (message for message in received if message["type"] == "synap.token_expiring")
         assert set(frame["data"]) == {"expiresAt"}
         assert frame["data"]["expiresAt"].endswith("Z")
         assert await listener.closed() == 4401
@@ -379,9 +379,9 @@ async def test_an_event_stream_ends_with_its_token(client: Client, user: str) ->
 async def _warning(listener: Listener) -> float:
     """Wait for the warning, alive; how many seconds that took."""
     began = time.monotonic()
-    while not (heard := await listener.ping()):  # noqa: ASYNC110 - it has to ping
+    while not (received := await listener.ping()):  # noqa: ASYNC110 - it has to ping
         await asyncio.sleep(0.2)
-    (message,) = heard
+    (message,) = received
     assert message["type"] == "synap.token_expiring"
     return time.monotonic() - began
 
@@ -431,8 +431,8 @@ async def test_a_new_token_keeps_it_open(client: Client, user: str) -> None:
         await _renew(renewed, client.keys.token(user))
         assert await left.closed() == 4401, "the old token has ended"
         await client.publish(room, "n0")
-        heard = await renewed.until("n0")
-        assert {message["type"] for message in heard[:-1]} <= {
+        received = await renewed.until("n0")
+        assert {message["type"] for message in received[:-1]} <= {
             "synap.subscribed", "synap.token_expiring",
         }  # fmt: skip
         assert await renewed.ping() == []

@@ -14,11 +14,11 @@ from .client import Client, check_error, fresh_room, ids_of, room_path
 async def _receive(client: Client, room: str, device: str | None, count: int) -> list[str]:
     """Take what waits for a device, and acknowledge it; it has to be so many."""
     async with client.listen(room, v1=True, device=device) as listener:
-        heard = await listener.take(count)
+        received = await listener.take(count)
         assert (await listener.subscribed())["replayed"] == count
-        if heard:
-            await listener.ack(heard[-1]["cursor"])
-    return ids_of(heard)
+        if received:
+            await listener.ack(received[-1]["cursor"])
+    return ids_of(received)
 
 
 async def test_each_device_has_its_own_mark(client: Client) -> None:

@@ -124,8 +124,8 @@ async def test_after(client: Client) -> None:
     cursors = await client.fill(room, 3)
     for after, expected in (("earliest", 3), (cursors[0], 2), (cursors[2], 0), ("latest", 0)):
         async with client.stream(room, after) as stream:
-            heard = ids_of(await stream.take(expected))
-            assert heard == ["n0", "n1", "n2"][3 - expected :]
+            received = ids_of(await stream.take(expected))
+            assert received == ["n0", "n1", "n2"][3 - expected :]
             assert (await stream.subscribed())["replayed"] == expected
 
 
@@ -143,9 +143,9 @@ async def test_it_counts_as_an_old_client(client: Client) -> None:
     await client.publish(room, "n4")
     async with client.listen(room, v1=True) as listener:
         # The stream was closed right after n3 had come: the mark may not have got there yet.
-        heard = ids_of([await listener.next()])
-        heard += ids_of(await listener.take(1)) if heard == ["n3"] else []
-    assert heard[-1] == "n4"
+        received = ids_of([await listener.next()])
+        received += ids_of(await listener.take(1)) if received == ["n3"] else []
+    assert received[-1] == "n4"
 
 
 async def test_it_is_a_connection(client: Client) -> None:
@@ -191,11 +191,11 @@ async def test_a_stream_that_is_too_slow_ends_and_resumes(client: Client) -> Non
         connection.close()
         sock.close()
     whole = [event for event in EventParser().feed(body) if event.name is None]
-    heard = [event.json()["id"] for event in whole]
+    received = [event.json()["id"] for event in whole]
     after = whole[-1].id if whole else "earliest"
     async with client.stream(room, after) as stream:
-        heard += ids_of(await stream.take(sent - len(heard)))
-    assert heard == [f"n{n}" for n in range(1, sent + 1)]
+        received += ids_of(await stream.take(sent - len(received)))
+    assert received == [f"n{n}" for n in range(1, sent + 1)]
 
 
 def _read_to_end(connection: http.client.HTTPConnection) -> bytes:

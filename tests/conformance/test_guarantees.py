@@ -20,10 +20,10 @@ async def test_the_same_id_delivers_nothing(client: Client) -> None:
             again = await client.publish(room, "n1", data={"try": 2}, status="error")
         assert again == {**first, "duplicate": True}
         await client.publish(room, "end")
-        heard = await listener.until("end")
-    assert ids_of(heard) == ["n1", "n2", "end"]
-    assert heard[0]["data"] == {"try": 1}
-    assert (await client.history(room))["notifications"] == heard
+        received = await listener.until("end")
+    assert ids_of(received) == ["n1", "n2", "end"]
+    assert received[0]["data"] == {"try": 1}
+    assert (await client.history(room))["notifications"] == received
 
 
 async def test_the_same_id_in_another_room(client: Client) -> None:
@@ -108,11 +108,11 @@ async def test_everyone_receives_the_same_order(client: Client) -> None:
         await client.until_connections(room, 3)
         await two.subscribed()
         answers = await asyncio.gather(*(publish(worker) for worker in range(12)))
-        heard = await one.take(120)
-        assert await two.take(120) == heard
-        assert await three.take(120) == heard
-    assert await client.whole_history(room) == heard
-    cursors = [notification["cursor"] for notification in heard]
+        received = await one.take(120)
+        assert await two.take(120) == received
+        assert await three.take(120) == received
+    assert await client.whole_history(room) == received
+    cursors = [notification["cursor"] for notification in received]
     for answer in answers:
         places = [cursors.index(cursor) for cursor in answer]
         assert places == sorted(places), "what one sender sent in order is in order"
@@ -127,18 +127,18 @@ async def test_at_least_once_to_who_resumes(client: Client) -> None:
             await client.publish(room, f"n{n}")
 
     async def listen() -> list[str]:
-        heard: list[str] = []
+        received: list[str] = []
         cursor = "earliest"
-        while len(heard) < 60:
+        while len(received) < 60:
             async with client.listen(room, cursor) as listener:
-                for message in await listener.take(min(7, 60 - len(heard))):
-                    heard.append(message["id"])
+                for message in await listener.take(min(7, 60 - len(received))):
+                    received.append(message["id"])
                     cursor = message["cursor"]
                 listener.ws.transport.abort()  # as a network does
-        return heard
+        return received
 
-    _, *heard = await asyncio.gather(publish(), listen(), listen())
-    assert heard == [[f"n{n}" for n in range(60)]] * 2
+    _, *received = await asyncio.gather(publish(), listen(), listen())
+    assert received == [[f"n{n}" for n in range(60)]] * 2
 
 
 async def test_a_thousand_are_retained(client: Client) -> None:

@@ -56,8 +56,8 @@ async def test_many(client: Client) -> None:
         assert [result["id"] for result in results] == ["a", "b", "c"]
         assert [result["broadcastCount"] for result in results] == [2, 1, 1]
         assert [set(result["rooms"]) for result in results] == [{one, two}, {two}, {one}]
-        for heard, room in ((await first.take(2), one), (await second.take(2), two)):
-            for notification in heard:
+        for received, room in ((await first.take(2), one), (await second.take(2), two)):
+            for notification in received:
                 result = results["abc".index(notification["id"])]["rooms"][room]
                 cursor = notification["cursor"]
                 assert result == {"broadcastCount": 1, "cursor": cursor, "duplicate": False}

@@ -21,9 +21,9 @@ async def _delivered(client: Client, notification: Json) -> Json:
     response = await client.broadcast(room, notification)
     assert response.status_code == 200, response.text
     async with client.listen(room, after="earliest") as listener:
-        heard = await listener.next()
-    assert (await client.history(room))["notifications"] == [heard]
-    return heard
+        received = await listener.next()
+    assert (await client.history(room))["notifications"] == [received]
+    return received
 
 
 async def _refused(client: Client, notification: Json) -> None:
@@ -128,8 +128,8 @@ async def test_the_status(client: Client, status: str) -> None:
 
 async def test_optional_members_are_not_made_up(client: Client) -> None:
     """Notification: `requestId` and `status` are optional."""
-    heard = await _delivered(client, note())
-    assert set(heard) == {"id", "type", "data", "timestamp", "room", "cursor"}
+    received = await _delivered(client, note())
+    assert set(received) == {"id", "type", "data", "timestamp", "room", "cursor"}
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ async def test_room_and_cursor_are_the_servers(client: Client) -> None:
     sent = note("n1", room="user_other", cursor="elsewhere-1")
     answer = await client.batch([{**sent, "rooms": rooms}])
     for room in rooms:
-        [heard] = (await client.history(room))["notifications"]
-        assert heard["room"] == room
-        assert heard["cursor"] == answer["results"][0]["rooms"][room]["cursor"]
+        [received] = (await client.history(room))["notifications"]
+        assert received["room"] == room
+        assert received["cursor"] == answer["results"][0]["rooms"][room]["cursor"]
 
 
 @pytest.mark.parametrize(
@@ -195,9 +195,9 @@ async def test_room_and_cursor_are_the_servers(client: Client) -> None:
 )
 async def test_unknown_members_are_kept(client: Client, members: Json) -> None:
     """Notification: unknown members are kept and delivered."""
-    heard = await _delivered(client, note(**members))
-    assert {name: heard.get(name, "missing") for name in members} == members
-    assert "requestId" not in heard
+    received = await _delivered(client, note(**members))
+    assert {name: received.get(name, "missing") for name in members} == members
+    assert "requestId" not in received
 
 
 def _sized(size: int, fill: str = "x") -> Json:

@@ -68,11 +68,11 @@ async def test_the_state_comes_first_then_each_change(client: Client) -> None:
     room = fresh_room()
     me = {"user": _user(room), "connections": 1, "devices": ["a"]}
     async with client.listen(room, v1=True, presence="1", device="a") as watcher:
-        assert await watcher.told(PRESENCE) == {"event": "state", "users": [me]}
+        assert await watcher.control(PRESENCE) == {"event": "state", "users": [me]}
         async with client.listen(room, device="b"):
-            told = await watcher.told(PRESENCE)
-            assert sorted(told.pop("devices")) == ["a", "b"]
-            assert told == {"event": "update", "user": _user(room), "connections": 2}
+            event_of = await watcher.control(PRESENCE)
+            assert sorted(event_of.pop("devices")) == ["a", "b"]
+            assert event_of == {"event": "update", "user": _user(room), "connections": 2}
 
 
 async def test_who_did_not_ask_receives_nothing_of_it(client: Client) -> None:
@@ -90,15 +90,15 @@ async def test_client_that_could_not_receive_it(client: Client) -> None:
     status, refusal = await client.refusal(path)
     assert (status, refusal["code"]) == (400, "invalid_request")
     async with client.listen_at(path, [V1]) as listener:
-        assert (await listener.told(PRESENCE))["event"] == "state"
+        assert (await listener.control(PRESENCE))["event"] == "state"
 
 
 async def test_an_event_stream_receives_it(client: Client) -> None:
     """Server-Sent Events: the control frames come as named events, `data:` alone."""
     room = fresh_room()
     async with client.stream(room, presence="1") as stream:
-        heard = [await stream.event(), await stream.event()]
-        (event,) = (event for event in heard if event.name == PRESENCE)
+        received = [await stream.event(), await stream.event()]
+        (event,) = (event for event in received if event.name == PRESENCE)
         me = {"user": _user(room), "connections": 1, "devices": []}
         assert event.json() == {"event": "state", "users": [me]}
         async with client.listen(room, device="b"):
@@ -181,7 +181,7 @@ async def test_join_update_leave(client: Client) -> None:
     room = fresh_room("workspace")
     watching = _as(client, None, room).listen(room, v1=True, presence="1")
     async with _talking(watching) as watcher, contextlib.AsyncExitStack() as stays:
-        assert await watcher.told(PRESENCE) == {"event": "state", "users": []}
+        assert await watcher.control(PRESENCE) == {"event": "state", "users": []}
         stack = await stays.enter_async_context(contextlib.AsyncExitStack())
         for user, device, event in (
             ("stays", "a", "join"), ("stays", "b", "update"), ("leaves", "c", "join"),
@@ -190,20 +190,20 @@ async def test_join_update_leave(client: Client) -> None:
             here = stays if (user, device) == ("stays", "a") else stack
             listening = _as(client, user, room).listen(room, device=device)
             await here.enter_async_context(_talking(listening))
-            told = await watcher.told(PRESENCE)
-            assert (told["event"], told["user"]) == (event, user)
-            assert device in told["devices"]
-            assert told["connections"] == (2 if event == "update" else 1)
+            event_of = await watcher.control(PRESENCE)
+            assert (event_of["event"], event_of["user"]) == (event, user)
+            assert device in event_of["devices"]
+            assert event_of["connections"] == (2 if event == "update" else 1)
         await stack.aclose()
         left_at = time.monotonic()
         # They have not left yet: they are listed, without a connection.
         await _until_there(client, room, {"stays": 1, "leaves": 0, "returns": 0})
         returning = _as(client, "returns", room).listen(room, device="d")
         await stays.enter_async_context(_talking(returning))
-        events = [await watcher.told(PRESENCE) for _ in range(2)]
+        events = [await watcher.control(PRESENCE) for _ in range(2)]
         assert GRACE_S * 0.9 < time.monotonic() - left_at < GRACE_S + scaled(5)
-        told_of = {event.pop("user"): event for event in events}
-        assert told_of == {
+        by_user = {event.pop("user"): event for event in events}
+        assert by_user == {
             "stays": {"event": "update", "connections": 1, "devices": ["a"]},
             "leaves": {"event": "leave", "connections": 0, "devices": []},
         }

@@ -100,9 +100,9 @@ async def test_an_ack_moves_the_mark(client: Client) -> None:
     room = fresh_room()
     await client.fill(room, 3)
     async with client.listen(room, v1=True) as listener:
-        heard = await listener.take(3)
+        received = await listener.take(3)
         await listener.subscribed()
-        await listener.ack(heard[1]["cursor"])
+        await listener.ack(received[1]["cursor"])
     async with client.listen(room, v1=True) as listener:
         assert (await listener.next())["id"] == "n2"
         assert (await listener.subscribed())["replayed"] == 1
@@ -271,13 +271,13 @@ async def test_late_joiners_miss_nothing(client: Client, v1: bool) -> None:
 
         async def listen(room: str = room) -> list[str]:
             async with client.listen(room, v1=v1) as listener:
-                heard = await listener.until("end")
-            controls = [message["type"] for message in heard if is_control(message)]
+                received = await listener.until("end")
+            controls = [message["type"] for message in received if is_control(message)]
             assert controls == (["synap.subscribed"] if v1 else [])
-            return ids_of(message for message in heard if not is_control(message))
+            return ids_of(message for message in received if not is_control(message))
 
-        _, *heard = await asyncio.gather(publish(), *(listen() for _ in range(3)))
-        assert heard == [[*(f"n{n}" for n in range(count)), "end"]] * 3
+        _, *received = await asyncio.gather(publish(), *(listen() for _ in range(3)))
+        assert received == [[*(f"n{n}" for n in range(count)), "end"]] * 3
 
 
 @pytest.mark.parametrize("count", [15, 31, 45])
@@ -291,11 +291,11 @@ async def test_what_comes_while_a_replay_waits(client: Client, count: int) -> No
         await client.until_connections(room, 1)
         for n in range(count, count + 5):  # more than buffers take still waits
             assert (await client.publish(room, f"n{n}"))["broadcastCount"] == 1
-        heard, code = await asyncio.to_thread(slow.read, f"n{count + 4}")
+        received, code = await asyncio.to_thread(slow.read, f"n{count + 4}")
     finally:
         slow.close()
     assert code is None
-    assert ids_of(heard) == [f"n{n}" for n in range(count + 5)]
+    assert ids_of(received) == [f"n{n}" for n in range(count + 5)]
 
 
 async def test_one_text_message_for_each(client: Client) -> None:
@@ -336,10 +336,10 @@ async def test_a_ping_during_a_replay(client: Client) -> None:
     room = fresh_room("request")
     await client.fill(room, 1000)
     async with client.listen(room, v1=True) as listener:
-        heard = await listener.ping()
-        rest = 1000 - sum(not is_control(message) for message in heard)
-        heard += await listener.take(rest)
-        assert ids_of(m for m in heard if not is_control(m)) == [f"n{n}" for n in range(1000)]
+        received = await listener.ping()
+        rest = 1000 - sum(not is_control(message) for message in received)
+        received += await listener.take(rest)
+        assert ids_of(m for m in received if not is_control(m)) == [f"n{n}" for n in range(1000)]
 
 
 @pytest.mark.parametrize("v1", [True, False])
@@ -380,5 +380,5 @@ async def test_a_batch_moves_through_a_reader(client: Client) -> None:
     async with client.listen(room) as listener:
         await client.until_connections(room, 1)
         await client.batch([note(f"n{n}", rooms=[room]) for n in range(5)])
-        heard = await listener.take(5)
-    assert heard == (await client.history(room))["notifications"]
+        received = await listener.take(5)
+    assert received == (await client.history(room))["notifications"]

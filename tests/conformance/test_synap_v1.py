@@ -26,11 +26,11 @@ async def test_no_other_client_sees_a_control_frame(client: Client, offered: lis
     await client.fill(room, 3)
     async with client.listen_at(room_path(room, "subscribe"), offered) as listener:
         assert listener.ws.subprotocol is None
-        heard = await listener.take(3)
+        received = await listener.take(3)
         await client.publish(room, "n3")
-        heard += await listener.until("n3")
+        received += await listener.until("n3")
         assert await listener.ping() == []
-    assert ids_of(heard) == ["n0", "n1", "n2", "n3"]
+    assert ids_of(received) == ["n0", "n1", "n2", "n3"]
 
 
 async def test_subscribed(client: Client) -> None:
@@ -50,14 +50,14 @@ async def test_subscribed_stands_between_replay_and_live(client: Client) -> None
     room = fresh_room()
     await client.fill(room, 20)
     async with client.listen(room, v1=True) as listener:
-        heard = await listener.take(21)
+        received = await listener.take(21)
         await client.fill(room, 5, first=20)
-        heard += await listener.until("n24")
-    controls = [place for place, message in enumerate(heard) if is_control(message)]
+        received += await listener.until("n24")
+    controls = [place for place, message in enumerate(received) if is_control(message)]
     assert controls == [20]
-    assert heard[20]["data"]["replayed"] == 20
-    assert heard[20]["data"]["recovered"] is True
-    assert ids_of(m for m in heard if not is_control(m)) == [f"n{n}" for n in range(25)]
+    assert received[20]["data"]["replayed"] == 20
+    assert received[20]["data"]["recovered"] is True
+    assert ids_of(m for m in received if not is_control(m)) == [f"n{n}" for n in range(25)]
 
 
 async def test_subscribed_counts_what_was_replayed(client: Client) -> None:
@@ -113,8 +113,8 @@ async def test_an_ack_beyond_is_ignored(client: Client) -> None:
         await listener.ack((await client.fill(other, 5))[-1])
     await client.publish(room, "n2")
     async with client.listen(room, v1=True) as listener:
-        heard = ids_of(await listener.take(3))
-    assert heard == ["n0", "n1", "n2"], "nothing was acknowledged"
+        received = ids_of(await listener.take(3))
+    assert received == ["n0", "n1", "n2"], "nothing was acknowledged"
 
 
 async def test_an_ack_of_what_came_live(client: Client) -> None:
@@ -123,8 +123,8 @@ async def test_an_ack_of_what_came_live(client: Client) -> None:
     async with client.listen(room, v1=True) as listener:
         await listener.subscribed()
         await client.fill(room, 3)
-        heard = await listener.take(3)
-        await listener.ack(heard[1]["cursor"])
+        received = await listener.take(3)
+        await listener.ack(received[1]["cursor"])
     async with client.listen(room, v1=True) as listener:
         assert (await listener.next())["id"] == "n2"
 

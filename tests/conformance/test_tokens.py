@@ -66,9 +66,9 @@ REFUSED = [
 async def test_a_token_that_does_not_count_opens_no_handshake(client: Client, place: int) -> None:
     """Subscribing: a handshake whose credential does not count is refused; a page's gets 4501."""
     token = _made(client, place)[1]
-    stranger = client.showing(token)
+    other = client.showing(token)
     path = room_path(fresh_room(), "subscribe")
-    status, refusal = await stranger.refusal(path)
+    status, refusal = await other.refusal(path)
     assert (status, refusal["code"]) == (401, "unauthorized")
-    async with stranger.listen_at(path, headers={"Origin": client.keys.origin}) as listener:
+    async with other.listen_at(path, headers={"Origin": client.keys.origin}) as listener:
         assert await listener.closed() == 4501

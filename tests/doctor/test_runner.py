@@ -39,6 +39,6 @@ async def test_one_that_hangs(rooms: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_secret_is_shown_that_another_program_echoes() -> None:
-    told = Finding("fail", "x", "got hunter22-long and hunter22", "see http://u:pw@h/")
-    shown = redact(told, {"hunter22", "hunter22-long", "x", ""})
+    original = Finding("fail", "x", "got hunter22-long and hunter22", "see http://u:pw@h/")
+    shown = redact(original, {"hunter22", "hunter22-long", "x", ""})
     assert str(shown) == "fail  x              got … and …; see http://…@h/"

@@ -42,14 +42,14 @@ def test_once_does_all_five_and_says_so(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for heard in (
+    for received in (
         "note.creation.completed",
         "task.creation.completed",
         "task.completion.completed",
         "project.creation.completed",
         "conversation.response.generated",
     ):
-        assert heard in done.stdout
+        assert received in done.stdout
     assert "5 of 5 jobs ended as they should." in done.stdout
     assert "Traceback" not in done.stderr
 

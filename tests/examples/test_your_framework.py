@@ -29,8 +29,8 @@ async def test_the_example_reports_a_jobs_life() -> None:
         assert await process.wait() == 0
         async with httpx.AsyncClient() as client:
             answer = await client.get(f"{url}/rooms/request_r1/history")
-    heard = [m["type"].rpartition(".")[2] for m in answer.json()["notifications"]]
-    assert heard == ["started", "progress", "retrying", "progress", "completed"]
+    received = [m["type"].rpartition(".")[2] for m in answer.json()["notifications"]]
+    assert received == ["started", "progress", "retrying", "progress", "completed"]
 
 
 def test_the_page_shows_the_example() -> None:

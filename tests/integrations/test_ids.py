@@ -48,10 +48,10 @@ def test_celery(realtime: RealtimeRecorder, app: celery.Celery, key: Any) -> Non
         name=f"by_person_{key}",
         recipient=lambda args, kwargs: Recipient(key),
     )
-    def by_person() -> None: ...
+    def by_recipient() -> None: ...
 
     by_argument.apply(kwargs={"user_id": key})
-    by_person.apply()
+    by_recipient.apply()
     assert len(realtime.sent(user_id=str(key))) == 4
 
 

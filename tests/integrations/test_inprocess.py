@@ -36,13 +36,13 @@ class Rooms:
         self._url = url
         self.broadcaster = broadcaster
 
-    async def heard(self, room: str = "user_42") -> list[dict[str, Any]]:
+    async def read_room(self, room: str = "user_42") -> list[dict[str, Any]]:
         async with httpx.AsyncClient() as client:
             answer = await client.get(f"{self._url}/rooms/{room}/history")
         return list(answer.json()["notifications"])
 
     async def words(self) -> list[str]:
-        return [message["type"].rpartition(".")[2] for message in await self.heard()]
+        return [message["type"].rpartition(".")[2] for message in await self.read_room()]
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def test_a_job_reports_its_life(rooms: Rooms) -> None:
     result = await run_job("report.creation", work, data, broadcaster=rooms.broadcaster)
     assert result == {"title": "Q3", "url": "/7.pdf"}
     assert await rooms.words() == ["started", "progress", "completed"]
-    assert (await rooms.heard("request_r1"))[-1]["data"] == result
+    assert (await rooms.read_room("request_r1"))[-1]["data"] == result
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ async def test_retries(rooms: Rooms, errors: list[Exception], words: list[str]) 
     else:
         await job
     assert await rooms.words() == words
-    retries = [m["data"] for m in await rooms.heard() if "retrying" in m["type"]]
+    retries = [m["data"] for m in await rooms.read_room() if "retrying" in m["type"]]
     assert [(r["attempt"], r["maxAttempts"]) for r in retries] == [(2, 3), (3, 3)][: len(retries)]
     assert [r["retryInS"] for r in retries] == [0.01, 0.02][: len(retries)]
 
@@ -142,10 +142,12 @@ async def test_the_handlers_run_without_a_framework(rooms: Rooms, tmp_path: Path
         broadcaster=rooms.broadcaster,
     )
     await database.close()
-    ends = [m for m in await rooms.heard() if m["status"] == "success"]
+    ends = [m for m in await rooms.read_room() if m["status"] == "success"]
     assert [m["data"].get("title") for m in ends] == [note.title, None]
     assert ends[1]["data"]["response"] == reply.response
-    shown = [m["data"]["delta"] for m in await rooms.heard("request_r1") if "delta" in m["type"]]
+    shown = [
+        m["data"]["delta"] for m in await rooms.read_room("request_r1") if "delta" in m["type"]
+    ]
     assert "".join(shown) == reply.response
 
 

@@ -473,8 +473,8 @@ METHODS = ["fork", "spawn", "forkserver"]
 
 
 @pytest.fixture
-async def heard(rooms: str) -> Callable[[str], Any]:
-    async def heard(user_id: str) -> list[tuple[str, Any]]:
+async def read_room(rooms: str) -> Callable[[str], Any]:
+    async def read_room(user_id: str) -> list[tuple[str, Any]]:
         """The types, and the labels or pieces of text, in order."""
         async with httpx.AsyncClient() as client:
             answer = await client.get(
@@ -485,7 +485,7 @@ async def heard(rooms: str) -> Callable[[str], Any]:
             for each in answer.json()["notifications"]
         ]
 
-    return heard
+    return read_room
 
 
 def text_of(doc: str) -> str:
@@ -494,11 +494,11 @@ def text_of(doc: str) -> str:
 
 @pytest.mark.parametrize("case", ["unbound", "forks"])
 async def test_a_forked_child_has_no_reporter(
-    rooms: str, heard: Callable[[str], Any], case: str
+    rooms: str, read_room: Callable[[str], Any], case: str
 ) -> None:
     log = await run_program(rooms, case, "fork")
     for user_id in "abc":
-        assert await heard(user_id) == [("started", None), ("completed", None)]
+        assert await read_room(user_id) == [("started", None), ("completed", None)]
     assert log.count("does nothing") == 2 * (3 if case == "forks" else 1)
     assert "bind_reporter" in log
 
@@ -506,50 +506,58 @@ async def test_a_forked_child_has_no_reporter(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", ["bound", "process"])
 async def test_bind_reporter_takes_it_to_a_process(
-    rooms: str, heard: Callable[[str], Any], method: str, case: str
+    rooms: str, read_room: Callable[[str], Any], method: str, case: str
 ) -> None:
     await run_program(rooms, case, method)
     for user_id in "abc":
-        told = await heard(user_id)
-        assert [type for type, _ in told if type != "delta"] == ["started", "progress", "completed"]
-        assert ("progress", f"Rendering {user_id}") in told
-        assert "".join(what for type, what in told if type == "delta") == text_of(user_id)
-        assert told[-1][0] == "completed"
+        reported = await read_room(user_id)
+        assert [type for type, _ in reported if type != "delta"] == [
+            "started",
+            "progress",
+            "completed",
+        ]
+        assert ("progress", f"Rendering {user_id}") in reported
+        assert "".join(what for type, what in reported if type == "delta") == text_of(user_id)
+        assert reported[-1][0] == "completed"
 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_bound_progress_can_be_an_argument(
-    rooms: str, heard: Callable[[str], Any], method: str
+    rooms: str, read_room: Callable[[str], Any], method: str
 ) -> None:
     await run_program(rooms, "as_argument", method)
     for user_id in "abc":
-        assert (await heard(user_id))[1] == ("progress", f"Rendering {user_id}")
+        assert (await read_room(user_id))[1] == ("progress", f"Rendering {user_id}")
 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_process_that_goes_on_after_the_attempt_reports_nothing(
-    rooms: str, heard: Callable[[str], Any], method: str, tmp_path: Path
+    rooms: str, read_room: Callable[[str], Any], method: str, tmp_path: Path
 ) -> None:
     await run_program(rooms, "outlived", method, GO=str(tmp_path / "go"))
     for user_id in "abc":
-        told = await heard(user_id)
-        assert told == [("started", None), ("progress", f"inside {user_id}"), ("completed", None)]
+        reported = await read_room(user_id)
+        assert reported == [
+            ("started", None),
+            ("progress", f"inside {user_id}"),
+            ("completed", None),
+        ]
 
 
 async def test_a_bound_function_may_take_it_further(
-    rooms: str, heard: Callable[[str], Any]
+    rooms: str, read_room: Callable[[str], Any]
 ) -> None:
     await run_program(rooms, "twice", "fork")
     for user_id in "abc":
-        told = await heard(user_id)
-        assert [what for type, what in told if type == "progress"][-1] == f"Rendering {user_id}"
-        assert "".join(what for type, what in told if type == "delta") == text_of(user_id)
+        reported = await read_room(user_id)
+        assert [what for type, what in reported if type == "progress"][-1] == f"Rendering {user_id}"
+        assert "".join(what for type, what in reported if type == "delta") == text_of(user_id)
 
 
 async def test_a_wrong_argument_in_a_pools_process_is_left_out(
-    rooms: str, heard: Callable[[str], Any]
+    rooms: str, read_room: Callable[[str], Any]
 ) -> None:
     await run_program(rooms, "wrongly", "spawn")
-    assert await heard("a") == [
+    assert await read_room("a") == [
         ("started", None), ("progress", "went on"), ("completed", None)
     ]  # fmt: skip

@@ -131,8 +131,8 @@ def test_the_payloads_are_camel_case_and_the_status_is_the_missions() -> None:
     assert run.failed("No.").status == run.cancelled().status == "error"
     counted = {"runId": "run1", "attempt": 1, "maxAttempts": 4, "stallAfterS": 30}
     assert (run.started().status, run.started().data) == ("pending", counted)
-    told = run.progress("1", 0.4, "Uploading", None)
-    assert (told.status, told.data) == (
+    sent = run.progress("1", 0.4, "Uploading", None)
+    assert (sent.status, sent.data) == (
         "pending",
         {**counted, "progress": 0.4, "label": "Uploading"},
     )
@@ -159,9 +159,9 @@ def test_more_attempts_than_were_announced_are_no_contradiction() -> None:
     )
 )
 def test_any_result_fits_and_what_is_missing_is_said(result: dict[str, object]) -> None:
-    told = RunNotifications(NOTE_CREATION, "r" * 60).completed(result)
-    data = told.data
-    assert len(encode_json("data", told.to_wire())) <= MAX_NOTIFICATION_BYTES
+    sent = RunNotifications(NOTE_CREATION, "r" * 60).completed(result)
+    data = sent.data
+    assert len(encode_json("data", sent.to_wire())) <= MAX_NOTIFICATION_BYTES
     if "truncated" in result or "omitted" in result:
         return
     missing = [name for name in result if name not in data]

@@ -106,14 +106,14 @@ def test_the_relay_ends_a_connection_that_says_nothing(
 def test_reports_go_to_no_program_that_does_not_know_the_key(tmp_path: Path) -> None:
     """Another may listen at the address of an owner that has gone."""
     ticket = Ticket(str(tmp_path / "relay"), "k" * 32)
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     def impersonate() -> None:
         connection, _ = other.accept()
         with connection:
-            heard.append(connection.recv(1000))
+            received.append(connection.recv(1000))
             connection.sendall(b"x" * len(ticket.key) + b"\n")
-            heard.append(connection.recv(1000))
+            received.append(connection.recv(1000))
 
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(ticket.address))
@@ -124,7 +124,7 @@ def test_reports_go_to_no_program_that_does_not_know_the_key(tmp_path: Path) -> 
         reporter.progress(0.5, "secret")
         reporter.close()
         thread.join()
-    assert heard == [hello(ticket), b""]
+    assert received == [hello(ticket), b""]
 
 
 def test_the_relays_socket_is_its_users_alone(ticket: Ticket) -> None:
@@ -236,8 +236,8 @@ def test_a_label_of_any_length_reaches_the_owner(
     reporter.progress(0.1, "x" * 1_000_000)
     reporter.delta("after")
     reporter.close()
-    (told,) = realtime.sent(REPORT.progress)
-    assert told.data["label"].endswith("x…")
+    (notification,) = realtime.sent(REPORT.progress)
+    assert notification.data["label"].endswith("x…")
     assert [each.data["delta"] for each in realtime.sent(REPORT.delta)] == ["after"]
 
 

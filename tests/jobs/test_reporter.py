@@ -39,13 +39,13 @@ def make(realtime: RealtimeRecorder) -> Make:
 def test_progress_is_coalesced_and_the_last_always_comes_before_the_end(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
-    told = make()
-    told.started()
+    reporter = make()
+    reporter.started()
     begin = time.monotonic()
     for n in range(1000):
-        told.progress(n / 999, f"step {n}")
+        reporter.progress(n / 999, f"step {n}")
     took = time.monotonic() - begin
-    told.completed({})
+    reporter.completed({})
     sent = realtime.sent(user_id="42")
     assert [sent[0].type, sent[-1].type] == [REPORT.started, REPORT.completed]
     steps = [each.data["progress"] for each in sent[1:-1]]
@@ -57,20 +57,20 @@ def test_progress_is_coalesced_and_the_last_always_comes_before_the_end(
 def test_the_last_progress_comes_also_when_nothing_follows(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
-    told = make()
+    reporter = make()
     for n in range(3):
-        told.progress(n / 10)
+        reporter.progress(n / 10)
     sent = [each.data["progress"] for each in realtime.sent()]
     assert sent in ([0, 0.2], [0.2]), "one that waited may go with the next"
 
 
 def test_deltas_are_whole_and_in_order(make: Make, realtime: RealtimeRecorder) -> None:
-    told = make()
+    reporter = make()
     words = [f"{n} " for n in range(2000)]
     for word in words:
-        told.delta(word)
-    told.delta("é" * 40_000)
-    told.completed({})
+        reporter.delta(word)
+    reporter.delta("é" * 40_000)
+    reporter.completed({})
     sent = realtime.sent(REPORT.delta)
     assert [each.data["index"] for each in sent] == list(range(len(sent)))
     assert "".join(each.data["delta"] for each in sent) == "".join(words) + "é" * 40_000
@@ -94,13 +94,13 @@ def test_a_later_attempt_begins_its_text_anew(make: Make, realtime: RealtimeReco
 
 
 def test_after_its_end_a_run_reports_nothing(make: Make, realtime: RealtimeRecorder) -> None:
-    told = make()
-    told.started()
-    told.failed("No paper.")
-    told.progress(0.5)
-    told.delta("x")
-    told.completed({})
-    told.retrying("Again.")
+    reporter = make()
+    reporter.started()
+    reporter.failed("No paper.")
+    reporter.progress(0.5)
+    reporter.delta("x")
+    reporter.completed({})
+    reporter.retrying("Again.")
     assert realtime.types() == [REPORT.started, REPORT.failed]
     make().completed({})  # nor does another process
     assert realtime.types() == [REPORT.started, REPORT.failed]
@@ -109,9 +109,9 @@ def test_after_its_end_a_run_reports_nothing(make: Make, realtime: RealtimeRecor
 
 def test_each_of_a_batch_reads_their_own(make: Make, realtime: RealtimeRecorder) -> None:
     a, b, nobody = Recipient("1", "a"), Recipient("2"), Recipient()
-    told = make(a, b, a, nobody)
-    told.started()
-    told.completed_batch({a: {"secret": 1}, b: {"secret": 2}})
+    reporter = make(a, b, a, nobody)
+    reporter.started()
+    reporter.completed_batch({a: {"secret": 1}, b: {"secret": 2}})
     first, second = realtime.received[-2:]
     assert (first.request_id, first.data) == ("a", {"secret": 1})
     assert (second.request_id, second.data) == (None, {"secret": 2})
@@ -136,21 +136,21 @@ def test_client_that_cannot_be_reported_is_said_once(
     rooms: list[str] | None,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        told = make(recipient)
-        told.started()
-        told.progress(0.5)
-        told.completed({})
+        reporter = make(recipient)
+        reporter.started()
+        reporter.progress(0.5)
+        reporter.completed({})
     assert caplog.text.count(said) == 1
     assert {tuple(each.rooms) for each in realtime.sent()} == ({tuple(rooms)} if rooms else set())
 
 
 def test_a_replay_is_no_news(make: Make, realtime: RealtimeRecorder) -> None:
     replaying = True
-    told = make(is_replay=lambda: replaying)
-    told.progress(0.1)
-    told.delta("old")
+    reporter = make(is_replay=lambda: replaying)
+    reporter.progress(0.1)
+    reporter.delta("old")
     replaying = False
-    told.progress(0.2)
+    reporter.progress(0.2)
     assert [each.data.get("progress") for each in realtime.sent()] == [0.2]
 
 
@@ -158,8 +158,8 @@ def test_the_same_call_of_the_code_reports_the_same_progress(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
     for _ in range(2):
-        told = make(invocation_id="3")
-        told.progress(0.4, "Uploading")
+        reporter = make(invocation_id="3")
+        reporter.progress(0.4, "Uploading")
         realtime.sent()
     assert len(realtime.sent()) == 1
     assert len(realtime.received) == 2
@@ -171,10 +171,10 @@ def test_progress_goes_to_the_job_that_runs(make: Make, realtime: RealtimeRecord
     with report_run(make()):
         progress(0.4, "Uploading", stall_after_s=120)
     progress(0.9)
-    started, told = realtime.sent()
+    started, reporter = realtime.sent()
     assert started.type == REPORT.started
-    assert told.data["progress"] == 0.4
-    assert told.data["stallAfterS"] == 120
+    assert reporter.data["progress"] == 0.4
+    assert reporter.data["stallAfterS"] == 120
 
 
 @pytest.mark.parametrize("value", [-1, 2, float("inf"), float("-inf")])
@@ -188,12 +188,12 @@ def test_what_is_beyond_is_moved_to_the_border(
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda told: told.progress("half"), "fraction: "),
-        (lambda told: told.progress(True), "fraction: "),
-        (lambda told: told.progress(float("nan")), "fraction: "),
-        (lambda told: told.progress(0.5, 7), "label: "),
-        (lambda told: told.progress(0.5, stall_after_s=0), "stall_after_s: "),
-        (lambda told: told.delta(b"x"), "text: "),
+        (lambda reporter: reporter.progress("half"), "fraction: "),
+        (lambda reporter: reporter.progress(True), "fraction: "),
+        (lambda reporter: reporter.progress(float("nan")), "fraction: "),
+        (lambda reporter: reporter.progress(0.5, 7), "label: "),
+        (lambda reporter: reporter.progress(0.5, stall_after_s=0), "stall_after_s: "),
+        (lambda reporter: reporter.delta(b"x"), "text: "),
     ],
 )
 def test_wrong_types_raise_here(make: Make, call: Callable[[Reporter], None], said: str) -> None:
@@ -204,27 +204,27 @@ def test_wrong_types_raise_here(make: Make, call: Callable[[Reporter], None], sa
 def test_a_label_or_a_text_that_is_no_unicode_fails_no_job(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
-    told = make()
-    told.progress(0.5, "a\ud800b")
-    told.delta("a\ud800b")
-    told.failed("a\ud800b")
+    reporter = make()
+    reporter.progress(0.5, "a\ud800b")
+    reporter.delta("a\ud800b")
+    reporter.failed("a\ud800b")
     assert len(realtime.sent()) == 3
 
 
 def test_threads_may_tell_at_once(make: Make, realtime: RealtimeRecorder) -> None:
-    told = make()
+    reporter = make()
 
     def work(name: str) -> None:
         for n in range(200):
-            told.delta(f"{name}{n} ")
-            told.progress(n / 200)
+            reporter.delta(f"{name}{n} ")
+            reporter.progress(n / 200)
 
     threads = [threading.Thread(target=work, args=[name]) for name in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    told.completed({})
+    reporter.completed({})
     sent = realtime.sent()
     assert sent[-1].type == REPORT.completed
     words = "".join(each.data.get("delta", "") for each in sent).split()
@@ -235,14 +235,14 @@ def test_threads_may_tell_at_once(make: Make, realtime: RealtimeRecorder) -> Non
 
 
 def test_what_gets_lost_or_doubled_is_received_once(make: Make, realtime: RealtimeRecorder) -> None:
-    told = make()
+    reporter = make()
     realtime.drop_requests(2)
     realtime.drop_responses()
     realtime.duplicate_requests(3)
-    told.started()
-    told.retrying("No paper.")
-    told.completed({})
-    told.flush()
+    reporter.started()
+    reporter.retrying("No paper.")
+    reporter.completed({})
+    reporter.flush()
     assert realtime.types() == [REPORT.started, REPORT.retrying, REPORT.completed]
 
 
@@ -259,12 +259,12 @@ def test_a_notification_that_cannot_be_published_fails_no_job(
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(broadcaster, broken, fail)
-    told = Reporter(RunNotifications(REPORT, "run1"), [WHO], broadcaster)
-    with report_run(told):
+    reporter = Reporter(RunNotifications(REPORT, "run1"), [WHO], broadcaster)
+    with report_run(reporter):
         for n in range(3):
             progress(n / 3)
             delta("piece")
             delta("piece")
-    told.completed({})
-    assert told.state is ReporterState.FINISHED
+    reporter.completed({})
+    assert reporter.state is ReporterState.FINISHED
     assert "cannot be published; the job goes on" in caplog.text

@@ -252,8 +252,8 @@ async def test_refuses_a_user_whose_answers_are_not_read() -> None:
     async with by_uvicorn(app, bounded=True) as url:
         await filled(url, "1", "2")
         peers = [await silent(url, history("1")) for _ in range(20)]
-        heads = [await status_of(reader) for reader, _ in peers]
-        assert set(heads) == {200, 429}
+        statuses = [await status_of(reader) for reader, _ in peers]
+        assert set(statuses) == {200, 429}
         assert 0 < app.budgets.answers.bytes <= most * 2
         async with httpx.AsyncClient(base_url=url) as client:
             own, other = ({"Authorization": f"Bearer {mint_token(n, secret=SECRET)}"} for n in "12")
@@ -297,8 +297,8 @@ async def test_answers_for_all_are_bounded_and_leave_room_for_one_more_user() ->
     async with by_uvicorn(app, bounded=True) as url:
         await filled(url, "1", "2")
         peers = [await silent(url, history("1")) for _ in range(20)]
-        heads = [await status_of(reader) for reader, _ in peers]
-        assert set(heads) == {200, 503}
+        statuses = [await status_of(reader) for reader, _ in peers]
+        assert set(statuses) == {200, 503}
         reader, writer = await silent(url, history("2"))
         assert await status_of(reader) == 200
         assert app.budgets.answers.bytes <= most

@@ -126,15 +126,15 @@ async def test_log_of_a_refusal_names_cause_room_user_and_origin(
         await ask(url, "GET", "/rooms/user_1/history", token(), headers=foreign)
         await ask(url, "GET", "/rooms/user_1/history", expired().rpartition(".")[0] + ".AAAA")
     members = ("code", "details", "room", "user", "origin", "close_code")
-    page, stranger, forged = [
+    page, unauthorized, forged = [
         tuple(getattr(record, name, None) for name in members)
         for record in caplog.records
         if record.message == "refused"
     ]
     assert page == ("unauthorized", "token expired", "user_1", "1", ORIGIN, 4501)
-    assert stranger[0] == "forbidden"
-    assert (stranger[2], stranger[4]) == ("user_1", "https://other.example")
-    assert "--allowed-origins" in str(stranger[1])
+    assert unauthorized[0] == "forbidden"
+    assert (unauthorized[2], unauthorized[4]) == ("user_1", "https://other.example")
+    assert "--allowed-origins" in str(unauthorized[1])
     # Of a token that this server has not signed, nobody knows whose it is.
     assert str(forged[1]).startswith("invalid signature")
     assert forged[3] is None

@@ -759,9 +759,11 @@ async def test_who_breaks_the_protocol_while_it_is_told_something_leaves_no_trac
     items = [{**NOTE, "rooms": ["user_1"]}] * 100
     async with httpx.AsyncClient(base_url=rooms) as client:
         for _ in range(5):
-            telling = asyncio.create_task(client.post("/broadcast", json={"notifications": items}))
+            publishing = asyncio.create_task(
+                client.post("/broadcast", json={"notifications": items})
+            )
             await spoken(rooms, frame(3), struct.pack("!H", 1002))
-            assert (await telling).json()["success"]
+            assert (await publishing).json()["success"]
 
 
 async def test_frames_that_are_odd_but_right_are_read(rooms: str) -> None:

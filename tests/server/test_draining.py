@@ -67,8 +67,8 @@ async def test_what_was_answered_200_comes_before_the_close(front: Front) -> Non
         # The system keeps little for a client that does not read, so this one reads meanwhile.
         reading = asyncio.create_task(rest_of(ws))
     frames = await reading
-    heard = [frame["id"] for frame in frames if frame["type"] == "a"]
-    assert heard == [item["id"] for item in items]
+    received = [frame["id"] for frame in frames if frame["type"] == "a"]
+    assert received == [item["id"] for item in items]
     assert ws.close_code == 4012
 
 

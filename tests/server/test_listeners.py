@@ -271,20 +271,20 @@ async def test_many_new_connections_take_turns_with_those_that_are_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(accepting, "MAX_PER_ITERATION", 2)
-    loop, turn, most = asyncio.get_running_loop(), 0, 6
-    turns: list[int] = []
+    loop, iteration, most = asyncio.get_running_loop(), 0, 6
+    iterations: list[int] = []
     are_taken = asyncio.Event()
 
     def count() -> None:
-        nonlocal turn
-        turn += 1
+        nonlocal iteration
+        iteration += 1
         if not are_taken.is_set():
             loop.call_soon(count)
 
     def take(peer: socket.socket) -> None:
         peer.close()
-        turns.append(turn)
-        if len(turns) == most:
+        iterations.append(iteration)
+        if len(iterations) == most:
             are_taken.set()
 
     with contextlib.ExitStack() as stack:
@@ -296,7 +296,7 @@ async def test_many_new_connections_take_turns_with_those_that_are_open(
         async with asyncio.timeout(20):
             await are_taken.wait()
         acceptor.close()
-    assert max(turns.count(each) for each in turns) == 2
+    assert max(iterations.count(each) for each in iterations) == 2
 
 
 @pytest.fixture

@@ -62,11 +62,11 @@ def hosted(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def rest_of(ws: ClientConnection) -> str:
-    heard = ""
+    received = ""
     with contextlib.suppress(ConnectionClosed):
         while True:
-            heard += str(ws.recv(timeout=TIMEOUT_S))
-    return heard
+            received += str(ws.recv(timeout=TIMEOUT_S))
+    return received
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -31,7 +31,7 @@ async def attempt(**given: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _stops_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _stops_immediately(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def stopped() -> None:
         pass
 

@@ -51,7 +51,7 @@ def of(user: str, **options: Any) -> str:
     return token(user, rooms=("workspace_*",), scope=SCOPE, **options)
 
 
-async def told(ws: websockets.ClientConnection) -> dict[str, Any]:
+async def next_event(ws: websockets.ClientConnection) -> dict[str, Any]:
     data: dict[str, Any] = (await frame(ws, "synap.presence"))["data"]
     return data
 
@@ -102,27 +102,27 @@ async def test_two_tabs_and_a_phone_are_one_user_on_three_devices(url: str) -> N
 async def test_a_watcher_receives_the_state_then_each_change(url: str) -> None:
     async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
         ops = {"user": "ops", "connections": 1, "devices": []}
-        assert await told(watcher) == {"event": "state", "users": [ops]}
+        assert await next_event(watcher) == {"event": "state", "users": [ops]}
         async with listening(url, ROOM, of("1"), query="?device=a"):
             first = {"event": "join", "user": "1", "connections": 1, "devices": ["a"]}
-            assert await told(watcher) == first
+            assert await next_event(watcher) == first
             async with listening(url, ROOM, of("1"), query="?device=b"):
                 second = {"event": "update", "user": "1", "connections": 2, "devices": ["a", "b"]}
-                assert await told(watcher) == second
+                assert await next_event(watcher) == second
             third = {"event": "update", "user": "1", "connections": 1, "devices": ["a"]}
-            assert await told(watcher) == third
+            assert await next_event(watcher) == third
         last = {"event": "leave", "user": "1", "connections": 0, "devices": []}
-        assert await told(watcher) == last
+        assert await next_event(watcher) == last
     await nobody_is_left(url)
 
 
 async def test_client_that_reconnects_has_not_left(url: str) -> None:
     async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
-        await told(watcher)
+        await next_event(watcher)
         for _ in range(3):
             async with listening(url, ROOM, of("1")) as ws:
                 await frame(ws, "synap.subscribed")
-        events = [await told(watcher) for _ in range(2)]
+        events = [await next_event(watcher) for _ in range(2)]
         assert [event["event"] for event in events] == ["join", "leave"]
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(2 * GRACE_S):
@@ -131,13 +131,13 @@ async def test_client_that_reconnects_has_not_left(url: str) -> None:
 
 async def test_a_second_tab_without_a_name_is_no_event(url: str) -> None:
     async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
-        await told(watcher)
+        await next_event(watcher)
         async with listening(url, ROOM, of("1")), listening(url, ROOM, of("1")) as second:
             await frame(second, "synap.subscribed")
-            assert (await told(watcher))["event"] == "join"
+            assert (await next_event(watcher))["event"] == "join"
             assert {"user": "1", "connections": 2, "devices": []} in await users(url)
             async with listening(url, ROOM, of("2")):
-                assert (await told(watcher))["user"] == "2"
+                assert (await next_event(watcher))["user"] == "2"
 
 
 async def test_an_event_stream_receives_it_too(url: str) -> None:
@@ -288,30 +288,30 @@ async def test_many_watchers_are_reported_in_slices() -> None:
     for watcher in watchers:
         there.watch(ROOM, watcher)
 
-    def told() -> int:
+    def next_event() -> int:
         return sum(len(watcher.frames) == 2 for watcher in watchers)
 
     there.join(ROOM, "1", None)
-    assert 0 < told() <= 500, "others have their turn in between"
-    await until(lambda: told() == len(watchers))
+    assert 0 < next_event() <= 500, "others have their turn in between"
+    await until(lambda: next_event() == len(watchers))
     there.close()
 
 
 async def test_a_watcher_who_is_gone_is_reported_nothing_and_nothing_is_kept() -> None:
     class Ear:
         def __init__(self) -> None:
-            self.heard: list[ControlFrame] = []
+            self.received: list[ControlFrame] = []
 
         def send_control(self, frame: ControlFrame) -> None:
-            self.heard.append(frame)
+            self.received.append(frame)
 
     there, ear = Presence(grace_s=0), Ear()
     there.watch(ROOM, ear)
     there.unwatch(ROOM, ear)
-    assert len(ear.heard) == 1
+    assert len(ear.received) == 1
     there.join(ROOM, "1", None)
     there.leave(ROOM, "1", None)
-    assert len(ear.heard) == 1
+    assert len(ear.received) == 1
     await asyncio.sleep(0.01)
     assert not there._rooms
     assert not there._leaving

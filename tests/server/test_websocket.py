@@ -31,7 +31,7 @@ async def listening(base: str, path: str, **options: str) -> AsyncIterator[Clien
         yield ws
 
 
-async def heard(ws: ClientConnection) -> str:
+async def receive_id(ws: ClientConnection) -> str:
     async with asyncio.timeout(TIMEOUT_S):
         id: str = json.loads(await ws.recv())["id"]
         return id
@@ -69,9 +69,9 @@ async def test_everyone_in_the_room_receives_it_and_nobody_else(rooms: str) -> N
     ):
         result = await broadcaster.broadcast_success("1", "a.completed", {}, id="n1")
         assert result.broadcast_count == 2
-        assert [await heard(first), await heard(second)] == ["n1", "n1"]
+        assert [await receive_id(first), await receive_id(second)] == ["n1", "n1"]
         await broadcaster.broadcast_success("2", "a.completed", {}, id="n2")
-        assert await heard(other) == "n2"
+        assert await receive_id(other) == "n2"
 
 
 async def test_a_disconnect_is_cleaned_up(rooms: str) -> None:
@@ -90,7 +90,7 @@ async def test_a_request_that_ended_before_anyone_listened_is_seen(rooms: str) -
     async with AsyncBroadcaster(rooms) as broadcaster:
         await broadcaster.broadcast_success("1", "a.completed", {}, "r1", id="n1")
         async with listening(rooms, "/rooms/request_r1/subscribe") as ws:
-            assert await heard(ws) == "n1"
+            assert await receive_id(ws) == "n1"
 
 
 async def test_a_cursor_resumes(rooms: str) -> None:
@@ -100,7 +100,7 @@ async def test_a_cursor_resumes(rooms: str) -> None:
         async with listening(rooms, "/rooms/user_1/subscribe?after=earliest") as ws:
             cursor = json.loads(await ws.recv())["cursor"]
         async with listening(rooms, f"/rooms/user_1/subscribe?after={cursor}") as ws:
-            assert [await heard(ws), await heard(ws)] == ["n1", "n2"]
+            assert [await receive_id(ws), await receive_id(ws)] == ["n1", "n2"]
 
 
 async def test_what_a_client_says_beside_ping_is_ignored(rooms: str) -> None:
@@ -171,7 +171,7 @@ async def test_a_client_that_does_not_read_is_drained_and_harms_nobody(rooms: st
                 "1", "a.x", {"x": "y" * 100_000}, id=f"{n}"
             )
             assert result.success
-            assert await heard(reader) == f"{n}"
+            assert await receive_id(reader) == f"{n}"
             if result.broadcast_count == 1:
                 break
         else:
@@ -220,7 +220,7 @@ async def test_a_full_batch_harms_no_subscriber_who_reads(rooms: str) -> None:
     ):
         response = await client.post("/broadcast", json={"notifications": items})
         assert response.json()["success"]
-        assert [await heard(ws) for _ in items] == [item["id"] for item in items]
+        assert [await receive_id(ws) for _ in items] == [item["id"] for item in items]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ async def test_it_can_be_mounted_in_another_app() -> None:
         listening(url, "/realtime/v1/rooms/user_1/subscribe") as ws,
     ):
         assert (await broadcaster.broadcast_success("1", "a.completed", {}, id="n1")).success
-        assert await heard(ws) == "n1"
+        assert await receive_id(ws) == "n1"
         with pytest.raises(websockets.InvalidStatus):
             async with listening(url, "/realtime/v1/rooms/nope/subscribe"):
                 pass

@@ -120,13 +120,13 @@ def dial() -> Iterator[Dial]:
             address = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe{query}"
             ws = stack.enter_context(connect(address, subprotocols=[Subprotocol("synap.v1")]))
             if after is None:  # else what was missed comes first
-                assert told(ws)["type"] == "synap.subscribed"
+                assert receive(ws)["type"] == "synap.subscribed"
             return ws
 
         yield dial
 
 
-def told(ws: ClientConnection) -> dict[str, str]:
+def receive(ws: ClientConnection) -> dict[str, str]:
     message: dict[str, str] = json.loads(ws.recv(timeout=TIMEOUT_S))
     return message
 
@@ -165,9 +165,9 @@ def test_what_any_worker_takes_reaches_the_listeners_of_all(
     publish(url, ids[0])  # a duplicate, for whichever worker
     positions = []
     for ws in listeners:
-        heard = [told(ws) for _ in ids]
-        assert [each["id"] for each in heard] == ids
-        positions.append(heard[-1]["cursor"])
+        received = [receive(ws) for _ in ids]
+        assert [each["id"] for each in received] == ids
+        positions.append(received[-1]["cursor"])
     assert len(set(positions)) == 1
 
     os.kill(workers.pids[2], signal.SIGKILL)
@@ -177,19 +177,19 @@ def test_what_any_worker_takes_reaches_the_listeners_of_all(
     lost = 0
     for place, ws in enumerate(listeners):
         try:
-            assert told(ws)["id"] == "meanwhile"
+            assert receive(ws)["id"] == "meanwhile"
         except ConnectionClosed:
             lost += 1
             listeners[place] = again = dial(url, positions[place])
-            assert told(again)["id"] == "meanwhile"
-            assert told(again)["type"] == "synap.subscribed"
+            assert receive(again)["id"] == "meanwhile"
+            assert receive(again)["type"] == "synap.subscribed"
     assert lost == spread["2"]
     publish(url, "last")
-    assert {told(ws)["id"] for ws in listeners} == {"last"}
+    assert {receive(ws)["id"] for ws in listeners} == {"last"}
 
     workers.process.send_signal(signal.SIGTERM)
     for ws in listeners:
-        assert told(ws)["type"] == "synap.closing"
+        assert receive(ws)["type"] == "synap.closing"
         with pytest.raises(ConnectionClosed) as closed:
             ws.recv(timeout=TIMEOUT_S)
         assert closed.value.rcvd is not None
@@ -224,7 +224,7 @@ def test_a_second_signal_waits_for_nobody(start: Callable[..., Workers], dial: D
         ws = dial(url)
         slow.sendall(b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
         workers.process.send_signal(signal.SIGINT)
-        assert told(ws)["type"] == "synap.closing"
+        assert receive(ws)["type"] == "synap.closing"
         workers.process.send_signal(signal.SIGINT)
         assert workers.process.wait(TIMEOUT_S) == 0
 

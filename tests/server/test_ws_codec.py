@@ -188,7 +188,7 @@ def test_frames_of_any_bytes_are_read_without_an_error(opcode: int, end: bool, d
 # --- What the server says -------------------------------------------------------------------------
 
 
-def heard(data: bytes) -> list[Frame]:
+def decode_all(data: bytes) -> list[Frame]:
     """By the client of ``websockets``."""
     client = ClientProtocol(parse_uri("ws://localhost/"), state=State.OPEN, max_size=None)
     client.receive_data(data)
@@ -206,16 +206,16 @@ def test_the_servers_frames_are_read_by_another_client(payload: bytes) -> None:
         (ping_frame(payload[:125]), Frame(Opcode.PING, payload[:125])),
         (pong_frame(payload[:125]), Frame(Opcode.PONG, payload[:125])),
     ):
-        assert heard(encoded) == [expected]
+        assert decode_all(encoded) == [expected]
         assert encoded == expected.serialize(mask=False)
 
 
 def test_the_servers_close_frames_are_read_by_another_client() -> None:
-    assert heard(close_frame(None)) == [Frame(Opcode.CLOSE, b"")]
-    assert heard(close_frame(4008)) == [Frame(Opcode.CLOSE, b"\x0f\xa8")]
-    assert heard(close_frame(1000, "é")) == [Frame(Opcode.CLOSE, b"\x03\xe8\xc3\xa9")]
+    assert decode_all(close_frame(None)) == [Frame(Opcode.CLOSE, b"")]
+    assert decode_all(close_frame(4008)) == [Frame(Opcode.CLOSE, b"\x0f\xa8")]
+    assert decode_all(close_frame(1000, "é")) == [Frame(Opcode.CLOSE, b"\x03\xe8\xc3\xa9")]
     # 123 bytes are odd: no half of a letter is sent
-    assert heard(close_frame(1000, "é" * 100)) == [
+    assert decode_all(close_frame(1000, "é" * 100)) == [
         Frame(Opcode.CLOSE, b"\x03\xe8" + b"\xc3\xa9" * 61)
     ]
 

@@ -20,31 +20,31 @@ from websockets.typing import Subprotocol
 from synap_realtime import Notification, subscribe, subscribe_sync
 from tests.timeouts import TIMEOUT_S
 
-Heard = Callable[[], Awaitable[Notification]]
-Listen = Callable[..., AbstractAsyncContextManager[Heard]]
+Receive = Callable[[], Awaitable[Notification]]
+Listen = Callable[..., AbstractAsyncContextManager[Receive]]
 
 
 @asynccontextmanager
-async def listen_async(*args: Any, **options: Any) -> AsyncIterator[Heard]:
+async def listen_async(*args: Any, **options: Any) -> AsyncIterator[Receive]:
     async with aclosing(subscribe(*args, **options)) as notifications:
 
-        async def heard() -> Notification:
+        async def receive() -> Notification:
             async with asyncio.timeout(TIMEOUT_S):
                 return await anext(notifications)
 
-        yield heard
+        yield receive
 
 
 @asynccontextmanager
-async def listen_sync(*args: Any, **options: Any) -> AsyncIterator[Heard]:
+async def listen_sync(*args: Any, **options: Any) -> AsyncIterator[Receive]:
     notifications = subscribe_sync(*args, **options)
 
-    async def heard() -> Notification:
+    async def receive() -> Notification:
         async with asyncio.timeout(TIMEOUT_S):
             return await asyncio.to_thread(next, notifications)
 
     try:
-        yield heard
+        yield receive
     finally:
         await asyncio.to_thread(notifications.close)
 
@@ -108,7 +108,7 @@ class Scripted:
         """The ``?after=`` of each handshake."""
         return [r.path.partition("?after=")[2] or None for r in self.requests]
 
-    async def heard(self, *wanted: str) -> None:
+    async def receive(self, *wanted: str) -> None:
         """Wait until a client has said this, in this order; acknowledgements by their cursor."""
         async with asyncio.timeout(TIMEOUT_S):
             for text in wanted:

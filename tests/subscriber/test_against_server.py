@@ -17,9 +17,9 @@ from .conftest import Listen
 
 
 async def test_it_receives_what_is_published(listen: Listen, rooms: str) -> None:
-    async with AsyncBroadcaster(rooms) as broadcaster, listen("request_7", rooms) as heard:
+    async with AsyncBroadcaster(rooms) as broadcaster, listen("request_7", rooms) as receive:
         await broadcaster.broadcast_success("1", "a.completed", {"x": 1}, "7", id="n1")
-        notification = await heard()
+        notification = await receive()
     assert (notification.id, notification.data, notification.request_id) == ("n1", {"x": 1}, "7")
     assert notification.room == "request_7"
 
@@ -28,10 +28,10 @@ async def test_a_position_is_where_it_starts(listen: Listen, rooms: str) -> None
     async with AsyncBroadcaster(rooms) as broadcaster:
         for n in range(3):
             await broadcaster.broadcast_success("1", "a.completed", {}, id=f"n{n}")
-    async with listen("user_1", rooms, after="earliest") as heard:
-        cursor = (await heard()).cursor
-    async with listen("user_1", rooms, after=cursor) as heard:
-        assert (await heard()).id == "n1"
+    async with listen("user_1", rooms, after="earliest") as receive:
+        cursor = (await receive()).cursor
+    async with listen("user_1", rooms, after=cursor) as receive:
+        assert (await receive()).id == "n1"
 
 
 async def test_it_finds_a_mounted_server(listen: Listen) -> None:
@@ -40,8 +40,8 @@ async def test_it_finds_a_mounted_server(listen: Listen) -> None:
     async with running_server(app) as url:
         async with AsyncBroadcaster(f"{url}/realtime/v1/") as broadcaster:
             await broadcaster.broadcast_success(None, "a.completed", {}, "7", id="n1")
-        async with listen("request_7", f"{url}/realtime/v1/") as heard:
-            assert (await heard()).id == "n1"
+        async with listen("request_7", f"{url}/realtime/v1/") as receive:
+            assert (await receive()).id == "n1"
 
 
 async def test_on_a_bad_network_everything_arrives_once_and_in_order(
@@ -53,7 +53,7 @@ async def test_on_a_bad_network_everything_arrives_once_and_in_order(
     async with (
         Link(rooms) as link,
         httpx.AsyncClient(base_url=rooms) as client,
-        listen("request_7", link.url, attempts=None, on_state_change=states.append) as heard,
+        listen("request_7", link.url, attempts=None, on_state_change=states.append) as receive,
     ):
 
         async def publish() -> None:
@@ -69,7 +69,7 @@ async def test_on_a_bad_network_everything_arrives_once_and_in_order(
             group.create_task(publish())
             numbers = []
             for n in range(300):
-                numbers.append((await heard()).data["n"])
+                numbers.append((await receive()).data["n"])
                 if n % 5 == 4:
                     ahead.release()
                 if n % 60 == 20:
@@ -90,9 +90,9 @@ async def test_what_was_received_does_not_come_again(listen: Listen, rooms: str)
         for n in range(3):
             await broadcaster.broadcast_success("1", "a.completed", {}, id=f"n{n}")
     for first, acknowledge in (("n0", False), ("n0", True), ("n1", True)):
-        async with listen("user_1", rooms, acknowledge=acknowledge) as heard:
-            assert (await heard()).id == first
-            await heard()
+        async with listen("user_1", rooms, acknowledge=acknowledge) as receive:
+            assert (await receive()).id == first
+            await receive()
 
 
 async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> None:
@@ -104,14 +104,14 @@ async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> N
         Link(first) as link,
         AsyncBroadcaster(first) as at_first,
         AsyncBroadcaster(second) as at_second,
-        listen("request_7", link.url, on_state_change=states.append) as heard,
+        listen("request_7", link.url, on_state_change=states.append) as receive,
     ):
         await at_first.broadcast_success(None, "a.completed", {}, "7", id="n1")
-        assert (await heard()).id == "n1"
+        assert (await receive()).id == "n1"
         await at_second.broadcast_success(None, "a.completed", {}, "7", id="n2")
         link.move(second)
         await app.drain()
-        assert (await heard()).id == "n2"
+        assert (await receive()).id == "n2"
     assert "4012" in states[1].reason
 
 
@@ -126,16 +126,16 @@ async def test_a_server_that_restarts_is_found_again_and_the_gap_is_reported(
         Link(first) as link,
         AsyncBroadcaster(first) as at_first,
         AsyncBroadcaster(second) as at_second,
-        listen("request_7", link.url, attempts=None, on_gap=gaps.append) as heard,
+        listen("request_7", link.url, attempts=None, on_gap=gaps.append) as receive,
     ):
         await at_first.broadcast_success(None, "a.completed", {}, "7", id="n1")
-        assert (await heard()).id == "n1"
+        assert (await receive()).id == "n1"
         await at_second.broadcast_success(None, "a.completed", {}, "7", id="n2")
         link.move(second)
         link.cut()
-        assert (await heard()).id == "n2"
+        assert (await receive()).id == "n2"
         await at_second.broadcast_success(None, "a.completed", {}, "7", id="n3")
-        assert (await heard()).id == "n3"
+        assert (await receive()).id == "n3"
     assert gaps == ["request_7"]
 
 
@@ -147,13 +147,13 @@ async def test_a_cable_that_was_pulled_is_noticed(
     async with (
         Link(rooms) as link,
         AsyncBroadcaster(rooms) as broadcaster,
-        listen("request_7", link.url) as heard,
+        listen("request_7", link.url) as receive,
     ):
         await broadcaster.broadcast_success(None, "a.completed", {}, "7", id="n1")
-        assert (await heard()).id == "n1"
+        assert (await receive()).id == "n1"
         link.stall()
         await broadcaster.broadcast_success(None, "a.completed", {}, "7", id="n2")
-        waiting = asyncio.ensure_future(heard())
+        waiting = asyncio.ensure_future(receive())
         await link.until_accepted(2)  # nobody closed the first
         link.restore()
         assert (await waiting).id == "n2"

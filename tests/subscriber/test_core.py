@@ -33,7 +33,7 @@ class Driver:
         defaults = {"after": None, "attempts": 5, "acknowledge": True, "on_gap": None,
                     "on_state_change": None}  # fmt: skip
         self.clock = Clock()
-        self.heard: list[str | None] = []
+        self.received: list[str | None] = []
         self.dials: list[str | None] = []
         self.keepalive: Keepalive
         checked = check("user_1", "http://x", None, **{**defaults, **options})
@@ -52,7 +52,7 @@ class Driver:
             elif isinstance(self.step, StartKeepalive):
                 self.keepalive = self.step.keepalive
             elif isinstance(self.step, Deliver):
-                self.heard.append(self.step.notification.id)
+                self.received.append(self.step.notification.id)
             elif isinstance(self.step, core.Notify) and self.step.function:
                 self.step.function(self.step.value)
             self.step = self.steps.send(answer)
@@ -88,7 +88,7 @@ def test_a_replay_that_was_cut_is_asked_for_again_so_that_a_gap_is_reported() ->
     driver.answer(control("subscribed", cursor="c-51", recovered=False))
     driver.answer(Failure("lost"))
     assert driver.dials == ["c-1", "c-1", "c-51"]
-    assert (driver.heard, gaps) == (["n51"], ["user_1"])
+    assert (driver.received, gaps) == (["n51"], ["user_1"])
 
 
 def test_replays_that_are_always_cut_come_to_an_end_and_count_as_a_gap() -> None:
@@ -115,8 +115,8 @@ def test_ids_that_were_seen_are_dropped_and_forgotten_in_time() -> None:
     driver.connect()
     for id in ("n1", "n2", "n1", *(f"m{n}" for n in range(core.SEEN_IDS)), "n1"):
         driver.answer(note(id))
-    assert driver.heard[:3] == ["n1", "n2", "m0"]
-    assert driver.heard.count("n1") == 2
+    assert driver.received[:3] == ["n1", "n2", "m0"]
+    assert driver.received.count("n1") == 2
 
 
 def test_one_without_id_or_cursor_comes_through() -> None:
@@ -124,11 +124,13 @@ def test_one_without_id_or_cursor_comes_through() -> None:
     driver.connect(None)
     for _ in range(2):
         driver.answer(note(None))
-    assert driver.heard == [None, None]
+    assert driver.received == [None, None]
 
 
-@pytest.mark.parametrize(("after", "told"), [("c-1", 2), (None, 1), ("earliest", 1), ("latest", 1)])
-def test_a_gap_is_reported_where_something_can_be_missed(after: str | None, told: int) -> None:
+@pytest.mark.parametrize(
+    ("after", "gap_count"), [("c-1", 2), (None, 1), ("earliest", 1), ("latest", 1)]
+)
+def test_a_gap_is_reported_where_something_can_be_missed(after: str | None, gap_count: int) -> None:
     gaps: list[str] = []
     driver = Driver(after=after, on_gap=gaps.append)
     driver.connect()
@@ -137,7 +139,7 @@ def test_a_gap_is_reported_where_something_can_be_missed(after: str | None, told
     driver.answer(control("subscribed", cursor="d-1", recovered=False))
     driver.answer(Failure("lost"))
     driver.answer(control("subscribed", cursor="d-1", recovered=True))
-    assert gaps == ["user_1"] * told
+    assert gaps == ["user_1"] * gap_count
 
 
 NONSENSE = [
@@ -159,7 +161,7 @@ def test_nonsense_is_ignored_and_its_content_never_logged(
     driver.connect()
     driver.answer(message)
     driver.answer(note("n1"))
-    assert driver.heard == ["n1"]
+    assert driver.received == ["n1"]
     assert "nonsense" not in caplog.text
     assert "secret" not in caplog.text
 

@@ -60,17 +60,17 @@ async def test_it_resumes_without_loss_or_double(
         says(control("subscribed", cursor="c-0", recovered=True), note("n1", "c-1"), close=code),
         says(note("n1", "c-1"), note("n2", "c-2")),
     )
-    async with listen("user_1", scripted.url) as heard:
-        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    async with listen("user_1", scripted.url) as receive:
+        assert [(await receive()).id, (await receive()).id] == ["n1", "n2"]
     assert scripted.positions == [None, "c-1"]
 
 
 async def test_a_code_from_4500_on_ends_it(listen: Listen, scripted: Scripted) -> None:
     play(scripted, says(note("n1"), close=4501))
-    async with listen("user_1", scripted.url, attempts=None) as heard:
-        assert (await heard()).id == "n1"
+    async with listen("user_1", scripted.url, attempts=None) as receive:
+        assert (await receive()).id == "n1"
         with pytest.raises(SubscriptionError, match="4501") as caught:
-            await heard()
+            await receive()
     assert (caught.value.code, caught.value.retriable) == (4501, False)
 
 
@@ -81,9 +81,9 @@ async def test_a_refusal_ends_it_and_the_token_is_not_shown(
     caplog.set_level(logging.DEBUG)
     play(scripted, (status, {}))
     url = scripted.url.replace("//", "//me:secret@")
-    async with listen("user_1", url, "secret-token", attempts=None) as heard:
+    async with listen("user_1", url, "secret-token", attempts=None) as receive:
         with pytest.raises(SubscriptionError, match=f"{status}: No: because") as caught:
-            await heard()
+            await receive()
     assert caught.value.code == status
     assert scripted.requests[0].headers["Authorization"] == "Bearer secret-token"
     said = [r.getMessage() for r in caplog.records if r.name.startswith("synap_realtime")]
@@ -92,17 +92,17 @@ async def test_a_refusal_ends_it_and_the_token_is_not_shown(
 
 async def test_a_url_may_hold_a_password(listen: Listen, scripted: Scripted) -> None:
     play(scripted, says(note("n1")))
-    async with listen("user_1", scripted.url.replace("//", "//me:pw@")) as heard:
-        await heard()
+    async with listen("user_1", scripted.url.replace("//", "//me:pw@")) as receive:
+        await receive()
     assert scripted.requests[0].headers["Authorization"] == "Basic bWU6cHc="
 
 
 async def test_503_and_its_retry_after_are_obeyed(listen: Listen, scripted: Scripted) -> None:
     states: list[SubscriptionState] = []
     play(scripted, (503, {"Retry-After": "1"}), says(note("n1")))
-    async with listen("user_1", scripted.url, on_state_change=states.append) as heard:
+    async with listen("user_1", scripted.url, on_state_change=states.append) as receive:
         start = time.monotonic()
-        await heard()
+        await receive()
         assert time.monotonic() - start >= 1
     assert [s.status for s in states] == ["reconnecting", "connected"]
     assert "503" in states[0].reason
@@ -115,23 +115,23 @@ async def test_a_server_that_drains_says_when_to_come_back(
     states: list[SubscriptionState] = []
     closing = control("closing", code=4012, reconnectAfterMs=120)
     play(scripted, says(closing, note("n1", "c-1"), close=4012), says(note("n2", "c-2")))
-    async with listen("user_1", scripted.url, on_state_change=states.append) as heard:
-        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    async with listen("user_1", scripted.url, on_state_change=states.append) as receive:
+        assert [(await receive()).id, (await receive()).id] == ["n1", "n2"]
     assert [s.delay_s for s in states if s.status == "reconnecting"] == [0.12]
 
 
 async def test_the_attempts_are_counted(listen: Listen, scripted: Scripted) -> None:
     play(scripted, *[(503, {})] * 3)
-    async with listen("user_1", scripted.url, attempts=2) as heard:
+    async with listen("user_1", scripted.url, attempts=2) as receive:
         with pytest.raises(SubscriptionError, match="after 2 attempts") as caught:
-            await heard()
+            await receive()
     assert (caught.value.code, caught.value.retriable) == (503, True)
 
 
 async def test_a_server_that_is_not_there(listen: Listen, scripted: Scripted) -> None:
-    async with listen("user_1", "http://me:secret@127.0.0.1:1", attempts=0) as heard:
+    async with listen("user_1", "http://me:secret@127.0.0.1:1", attempts=0) as receive:
         with pytest.raises(SubscriptionError, match="could not be reached") as caught:
-            await heard()
+            await receive()
     assert "secret" not in str(caught.value)
     assert caught.value.code is None
 
@@ -139,8 +139,8 @@ async def test_a_server_that_is_not_there(listen: Listen, scripted: Scripted) ->
 async def test_a_token_function_is_called_at_every_dial(listen: Listen, scripted: Scripted) -> None:
     tokens = iter(["t1", "t2"])
     play(scripted, says(close=4000), says(note("n1")), (503, {}))
-    async with listen("user_1", scripted.url, lambda: next(tokens)) as heard:
-        await heard()
+    async with listen("user_1", scripted.url, lambda: next(tokens)) as receive:
+        await receive()
     sent = [request.headers["Authorization"] for request in scripted.requests]
     assert sent == ["Bearer t1", "Bearer t2"]
 
@@ -149,9 +149,9 @@ async def test_what_a_token_function_raises_is_raised(listen: Listen, scripted: 
     def token() -> str:
         raise LookupError("signed out")
 
-    async with listen("user_1", scripted.url, token) as heard:
+    async with listen("user_1", scripted.url, token) as receive:
         with pytest.raises(LookupError, match="signed out"):
-            await heard()
+            await receive()
     assert not scripted.requests
 
 
@@ -162,19 +162,19 @@ async def test_a_token_function_is_asked_again_for_one_that_had_expired(
     scripted.details = "token expired"
     tokens = iter(["old", "new", "other"])
     play(scripted, (401, {}), says(note("n1")))
-    async with listen("user_1", scripted.url, lambda: next(tokens)) as heard:
-        assert (await heard()).id == "n1"
+    async with listen("user_1", scripted.url, lambda: next(tokens)) as receive:
+        assert (await receive()).id == "n1"
     assert [r.headers["Authorization"] for r in scripted.requests] == ["Bearer old", "Bearer new"]
     play(scripted, (401, {}))
-    async with listen("user_1", scripted.url, "fixed") as heard:
+    async with listen("user_1", scripted.url, "fixed") as receive:
         with pytest.raises(SubscriptionError, match="token expired") as caught:
-            await heard()
+            await receive()
     assert not caught.value.retriable
     scripted.details = "invalid signature"
     play(scripted, (401, {}))
-    async with listen("user_1", scripted.url, lambda: next(tokens)) as heard:
+    async with listen("user_1", scripted.url, lambda: next(tokens)) as receive:
         with pytest.raises(SubscriptionError, match="invalid signature"):
-            await heard()
+            await receive()
 
 
 async def test_a_token_function_that_hangs_is_a_failed_dial(
@@ -203,25 +203,25 @@ async def test_a_token_function_that_hangs_is_a_failed_dial(
 async def test_a_token_function_that_returns_no_text_fails_by_name(
     listen: Listen, scripted: Scripted, given: Any
 ) -> None:
-    async with listen("user_1", scripted.url, lambda: given) as heard:
+    async with listen("user_1", scripted.url, lambda: given) as receive:
         with pytest.raises(InvalidArgumentError, match=r"^token: expected its function to return"):
-            await heard()
+            await receive()
 
 
 async def test_async_functions_are_awaited(scripted: Scripted) -> None:
-    told = []
+    statuses = []
 
     async def token() -> str:
         return "t1"
 
     async def on_state_change(state: SubscriptionState) -> None:
-        told.append(state.status)
+        statuses.append(state.status)
 
     play(scripted, says(note("n1")))
     notifications = subscribe("user_1", scripted.url, token, on_state_change=on_state_change)
     async with contextlib.aclosing(notifications):
         await anext(notifications)
-    assert told == ["connected"]
+    assert statuses == ["connected"]
     assert scripted.requests[0].headers["Authorization"] == "Bearer t1"
 
 
@@ -236,24 +236,24 @@ async def test_garbage_is_passed_over(listen: Listen, scripted: Scripted) -> Non
         "[" * 100_000,
     ]
     play(scripted, says(*garbage, note("n1")))
-    async with listen("user_1", scripted.url) as heard:
-        assert (await heard()).id == "n1"
+    async with listen("user_1", scripted.url) as receive:
+        assert (await receive()).id == "n1"
 
 
 async def test_a_message_that_is_too_large_is_a_lost_connection(
     listen: Listen, scripted: Scripted
 ) -> None:
     play(scripted, says(note("n1", "c-1"), "x" * 50_000_000), says(note("n2", "c-2")))
-    async with listen("user_1", scripted.url) as heard:
-        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    async with listen("user_1", scripted.url) as receive:
+        assert [(await receive()).id, (await receive()).id] == ["n1", "n2"]
     assert scripted.positions == [None, "c-1"]
 
 
 async def test_a_server_without_the_subprotocol_is_enough(listen: Listen) -> None:
     async with scripted_server(None) as scripted:
         play(scripted, says(note("n1"), note(None), close=1001), says(note("n1"), note("n2")))
-        async with listen("user_1", scripted.url, after="latest") as heard:
-            ids = [(await heard()).id for _ in range(3)]
+        async with listen("user_1", scripted.url, after="latest") as receive:
+            ids = [(await receive()).id for _ in range(3)]
         assert ids == ["n1", None, "n2"]
         assert scripted.said.empty()
 
@@ -274,8 +274,8 @@ async def test_silence_is_noticed_and_a_ping_is_answered(
 
     play(scripted, says(note("n1", "c-1")))
     scripted.scripts.append(polite)
-    async with listen("user_1", scripted.url, on_state_change=states.append) as heard:
-        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    async with listen("user_1", scripted.url, on_state_change=states.append) as receive:
+        assert [(await receive()).id, (await receive()).id] == ["n1", "n2"]
     assert [s.reason for s in states if s.status == "reconnecting"] == ["no pong within 10 s"]
 
 
@@ -294,10 +294,10 @@ async def test_a_busy_consumer_keeps_its_connection(
                 await ws.send("pong")
 
     scripted.scripts.append(pushing)
-    async with listen("user_1", scripted.url) as heard:
-        assert (await heard()).id == "n0"
-        await scripted.heard(*["ping"] * 6)  # while nobody reads
-        assert [(await heard()).id for _ in range(39)] == [f"n{n}" for n in range(1, 40)]
+    async with listen("user_1", scripted.url) as receive:
+        assert (await receive()).id == "n0"
+        await scripted.receive(*["ping"] * 6)  # while nobody reads
+        assert [(await receive()).id for _ in range(39)] == [f"n{n}" for n in range(1, 40)]
     assert len(scripted.requests) == 1
 
 
@@ -314,20 +314,20 @@ async def test_a_slow_consumer_loses_nothing_when_it_is_dropped(
 
     scripted.scripts.append(impatient)
     play(scripted, says(*[note(f"n{n}", f"c-{n}") for n in range(10, 20)]))
-    async with listen("user_1", scripted.url) as heard:
-        ids = [(await heard()).id]
+    async with listen("user_1", scripted.url) as receive:
+        ids = [(await receive()).id]
         await dropped.wait()
-        ids += [(await heard()).id for _ in range(19)]
+        ids += [(await receive()).id for _ in range(19)]
     assert ids == [f"n{n}" for n in range(20)]
     assert scripted.positions == [None, "c-9"]
 
 
 async def test_what_was_received_is_acknowledged(listen: Listen, scripted: Scripted) -> None:
     play(scripted, says(*[note(f"n{n}", f"c-{n}") for n in range(3)]))
-    async with listen("user_1", scripted.url) as heard:
+    async with listen("user_1", scripted.url) as receive:
         for _ in range(3):
-            await heard()
-        await scripted.heard("c-1")
+            await receive()
+        await scripted.receive("c-1")
     said = [scripted.said.get_nowait() for _ in range(scripted.said.qsize())]
     assert "c-2" not in said  # the consumer left with it in hand
 
@@ -337,10 +337,10 @@ async def test_the_end_acknowledges_what_was_not_said_yet(
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.keepalive.ACK_INTERVAL_S", 60.0)
     play(scripted, says(*[note(f"n{n}", f"c-{n}") for n in range(9)]))
-    async with listen("user_1", scripted.url) as heard:
+    async with listen("user_1", scripted.url) as receive:
         for _ in range(9):
-            await heard()
-    await scripted.heard("c-7")
+            await receive()
+    await scripted.receive("c-7")
 
 
 async def test_an_acknowledgement_that_was_lost_is_said_again(
@@ -351,10 +351,10 @@ async def test_an_acknowledgement_that_was_lost_is_said_again(
         says(note("n1", "c-1"), close=1006),
         says(control("subscribed", cursor="c-1", recovered=True)),
     )
-    async with listen("user_1", scripted.url) as heard:
-        await heard()
-        waiting = asyncio.ensure_future(heard())
-        await scripted.heard("c-1")
+    async with listen("user_1", scripted.url) as receive:
+        await receive()
+        waiting = asyncio.ensure_future(receive())
+        await scripted.receive("c-1")
         play(scripted, says(note("n2", "c-2")))
         scripted.hang_up()
         assert (await waiting).id == "n2"
@@ -366,8 +366,8 @@ async def test_leaving_amid_a_flood_is_quick(listen: Listen, scripted: Scripted)
             await ws.send(note(None, None, data={"x": "y" * 10_000}))
 
     scripted.scripts.append(flood)
-    async with listen("user_1", scripted.url) as heard:
-        await heard()
+    async with listen("user_1", scripted.url) as receive:
+        await receive()
         start = time.monotonic()
     assert time.monotonic() - start < scaled(3)
 
@@ -379,20 +379,20 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_loopback(
         monkeypatch.setenv(name, "socks5://me:secret@127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     play(scripted, says(note("n1")))
-    async with listen("user_1", scripted.url) as heard:
-        assert (await heard()).id == "n1"
-    async with listen("user_1", "http://rooms.invalid") as heard:
+    async with listen("user_1", scripted.url) as receive:
+        assert (await receive()).id == "n1"
+    async with listen("user_1", "http://rooms.invalid") as receive:
         with pytest.raises(ConfigurationError) as caught:
-            await heard()
+            await receive()
     assert "secret" not in str(caught.value)
 
 
 async def test_a_missing_library_is_named(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("asyncio.client", "sync.client"):
         monkeypatch.setitem(sys.modules, f"websockets.{name}", None)
-    async with listen("user_1") as heard:
+    async with listen("user_1") as receive:
         with pytest.raises(ConfigurationError, match=r"synap-realtime\[subscriber\]"):
-            await heard()
+            await receive()
 
 
 async def test_breaking_out_of_a_sync_loop_ends_everything(scripted: Scripted) -> None:
@@ -410,15 +410,15 @@ async def test_breaking_out_of_a_sync_loop_ends_everything(scripted: Scripted) -
 
 async def test_a_cancelled_listener_leaves_nothing(scripted: Scripted) -> None:
     play(scripted, says(note("n1")))
-    heard = asyncio.Event()
+    receive = asyncio.Event()
 
     async def run() -> None:
         async with contextlib.aclosing(subscribe("user_1", scripted.url)) as notifications:
             async for _ in notifications:
-                heard.set()
+                receive.set()
 
     task = asyncio.create_task(run())
-    await heard.wait()
+    await receive.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -426,8 +426,8 @@ async def test_a_cancelled_listener_leaves_nothing(scripted: Scripted) -> None:
 
 async def test_unknown_members_come_through(listen: Listen, scripted: Scripted) -> None:
     play(scripted, says(note("n1", "c-1", colour="blue", status="success")))
-    async with listen("user_1", scripted.url) as heard:
-        notification = await heard()
+    async with listen("user_1", scripted.url) as receive:
+        notification = await receive()
     assert notification.to_wire()["colour"] == "blue"
     assert json.dumps(notification.to_wire())
 

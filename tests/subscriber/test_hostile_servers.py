@@ -90,9 +90,9 @@ async def test_a_handshake_ends_in_time(
     monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.5)
     async with answering(HANDSHAKES[kind]) as host:
         start = time.monotonic()
-        async with listen("user_1", f"{scheme}://{host}", attempts=0) as heard:
+        async with listen("user_1", f"{scheme}://{host}", attempts=0) as receive:
             with pytest.raises(SubscriptionError):
-                await heard()
+                await receive()
         assert time.monotonic() - start < scaled(8)
 
 
@@ -118,9 +118,9 @@ async def test_a_redirect_is_not_followed_and_takes_no_token_along(
     async with scripted_server(None) as other:
         for url in (other.url.replace("http", "ws"), f"{scripted.url}/elsewhere"):
             scripted.scripts.append((status, {"Location": f"{url}/?secret=1"}))
-            async with listen("user_1", scripted.url, "secret-token", attempts=0) as heard:
+            async with listen("user_1", scripted.url, "secret-token", attempts=0) as receive:
                 with pytest.raises(SubscriptionError, match=f"redirects to {url}") as caught:
-                    await heard()
+                    await receive()
             assert "secret" not in str(caught.value)
         assert other.requests == []
     assert len(scripted.requests) == 2
@@ -158,8 +158,8 @@ async def test_a_message_of_endless_empty_fragments_is_a_lost_connection(
         await scripted.listen_to(ws)
 
     scripted.scripts += [endless, good]
-    async with listen("user_1", scripted.url) as heard:
-        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    async with listen("user_1", scripted.url) as receive:
+        assert [(await receive()).id, (await receive()).id] == ["n1", "n2"]
 
 
 async def test_a_message_in_fragments_arrives_whole(listen: Listen, scripted: Scripted) -> None:
@@ -169,8 +169,8 @@ async def test_a_message_in_fragments_arrives_whole(listen: Listen, scripted: Sc
         await scripted.listen_to(ws)
 
     scripted.scripts.append(pieces)
-    async with listen("user_1", scripted.url) as heard:
-        assert [(await heard()).id for _ in range(50)] == [f"n{n}" for n in range(50)]
+    async with listen("user_1", scripted.url) as receive:
+        assert [(await receive()).id for _ in range(50)] == [f"n{n}" for n in range(50)]
 
 
 async def test_answers_to_pings_that_are_not_read_do_not_pile_up(
@@ -189,6 +189,6 @@ async def test_answers_to_pings_that_are_not_read_do_not_pile_up(
         await scripted.listen_to(ws)
 
     scripted.scripts += [deaf, good]
-    async with listen("user_1", scripted.url) as heard:
-        assert [(await heard()).id, (await heard()).id] == ["n1", "n2"]
+    async with listen("user_1", scripted.url) as receive:
+        assert [(await receive()).id, (await receive()).id] == ["n1", "n2"]
     assert sizes[0] < 32_000_000

@@ -52,9 +52,9 @@ def test_a_jobs_life_is_what_was_received_of_it() -> None:
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
 def test_the_bad_ends(end: str) -> None:
     run = RunNotifications(REPORT, "r")
-    told = run.failed("No paper.") if end == "failed" else run.cancelled("No paper.")
+    terminal = run.failed("No paper.") if end == "failed" else run.cancelled("No paper.")
     view = JobTracker()
-    assert statuses(view, run.started(), told) == ["pending", "error"]
+    assert statuses(view, run.started(), terminal) == ["pending", "error"]
     assert view.state.error == "No paper."
 
 

@@ -124,7 +124,7 @@ def test_what_a_room_server_refuses_is_refused(
     )
 
 
-def tell(*notifications: Any) -> None:
+def publish(*notifications: Any) -> None:
     for notification in notifications:
         broadcast_notification_sync(user_id="42", message=notification)
 
@@ -133,7 +133,7 @@ Check = Callable[[RealtimeRecorder], None]
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("words", "said"),
     [
         ([], "no run"),
         (["started"], "0 endings"),
@@ -143,7 +143,7 @@ Check = Callable[[RealtimeRecorder], None]
     ],
 )
 def test_one_ending_is_asserted(
-    realtime: RealtimeRecorder, told: list[str], said: str | None
+    realtime: RealtimeRecorder, words: list[str], said: str | None
 ) -> None:
     run = RunNotifications(REPORT, "r7")
     all_of_it: dict[str, Any] = {
@@ -155,8 +155,8 @@ def test_one_ending_is_asserted(
             {"type": "x.failed", "data": {"runId": "r7"}, "status": "error"},
         ],
     }
-    for word in told:
-        tell(*all_of_it[word])
+    for word in words:
+        publish(*all_of_it[word])
     if said is None:
         realtime.assert_single_terminal()
         realtime.assert_single_terminal("r7")
@@ -169,7 +169,7 @@ def test_one_ending_is_asserted(
 
 def test_the_order_is_asserted(realtime: RealtimeRecorder) -> None:
     run = RunNotifications(REPORT, "r7")
-    tell(run.started(), run.progress("1", 0.5, None, None), run.completed({}))
+    publish(run.started(), run.progress("1", 0.5, None, None), run.completed({}))
     realtime.assert_order(REPORT.started, REPORT.completed)
     with pytest.raises(AssertionError, match=r"started is missing, or came too early\narrived:"):
         realtime.assert_order(REPORT.completed, REPORT.started)

@@ -41,7 +41,7 @@ def check(type: str, data: object, own: object = (), **members: object) -> None:
 def test_what_a_run_reports_holds(max_attempts: int | None) -> None:
     note = NoteCreated(entity_id="e", title="t", file_url="u", file_path="p")
     run = RunNotifications(NOTE_CREATION, "r", 1, max_attempts)
-    for told in (
+    for sent in (
         run.started(),
         run.progress("1", 0.5, "Half.", None),
         run.progress("2", None, None, 5),
@@ -54,7 +54,7 @@ def test_what_a_run_reports_holds(max_attempts: int | None) -> None:
         run.failed("No."),
         run.cancelled(),
     ):
-        check(told.type, told.data, id=told.id, status=told.status)
+        check(sent.type, sent.data, id=sent.id, status=sent.status)
     assert "truncated" in run.completed({"x": "x" * MAX_NOTIFICATION_BYTES}).data
 
 

@@ -64,7 +64,7 @@ async def until_asleep(workerd: Workerd) -> None:
             await asyncio.sleep(0.1)
 
 
-async def hears(socket: ClientConnection) -> str:
+async def receive(socket: ClientConnection) -> str:
     text = await asyncio.wait_for(socket.recv(), WAIT_S)
     assert isinstance(text, str)
     return text
@@ -89,7 +89,7 @@ async def test_a_thousand_listeners(workerd: Workerd) -> None:
             stack.callback(socket.transport.abort)
             return socket
 
-        async def publish_and_hear() -> None:
+        async def publish_and_receive() -> None:
             """Everyone does, once: then comes the answer to a ping."""
             body = {"type": "note.creation.completed", "data": {}, "id": uuid.uuid4().hex}
             headers = {"Authorization": f"Bearer {KEY}"}
@@ -97,11 +97,11 @@ async def test_a_thousand_listeners(workerd: Workerd) -> None:
             assert answer.json()["broadcastCount"] == len(sockets), answer.text
             for socket in sockets:
                 await socket.send("ping")
-            heard = []
+            received = []
             for socket in sockets:
-                while (text := await hears(socket)) != "pong":
-                    heard.append(json.loads(text)["id"])
-            assert heard == [body["id"]] * len(sockets)
+                while (text := await receive(socket)) != "pong":
+                    received.append(json.loads(text)["id"])
+            assert received == [body["id"]] * len(sockets)
 
         sockets: list[ClientConnection] = []
         for number in range(USERS):
@@ -113,21 +113,21 @@ async def test_a_thousand_listeners(workerd: Workerd) -> None:
         # A ping is answered, and wakes nobody.
         for socket in sockets:
             await socket.send("ping")
-        assert {await hears(socket) for socket in sockets} == {"pong"}
+        assert {await receive(socket) for socket in sockets} == {"pong"}
         assert not is_awake(workerd)
 
         # A publish does.
-        await publish_and_hear()
+        await publish_and_receive()
         assert is_awake(workerd)
 
         # So does the token of one who has come meanwhile, when it ends.
         brief = await listen(minted("brief", expires_in_s=12))
         await until_asleep(workerd)
         with pytest.raises(ConnectionClosed) as ended:
-            await hears(brief)
+            await receive(brief)
         assert ended.value.rcvd is not None
         assert ended.value.rcvd.code == 4401
-        await publish_and_hear()
+        await publish_and_receive()
 
         watcher = {"Authorization": f"Bearer {minted('watcher', scope='presence')}"}
         there = (await client.get("/presence", headers=watcher)).json()

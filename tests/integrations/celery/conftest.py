@@ -86,7 +86,7 @@ class Worker:
         self._process.wait(10)
 
 
-def hear(
+def read_room(
     rooms: str,
     room: str,
     enough: Callable[[Messages], bool] = lambda messages: messages[-1]["status"] != "pending",

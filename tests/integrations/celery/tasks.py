@@ -41,20 +41,20 @@ app.conf.update(
 )
 
 
-def told(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+def realtime_task(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     make: Callable[[Callable[..., Any]], Any] = app.task(
         base=RealtimeTask, job_type="report.creation", bind=True, **options
     )
     return make
 
 
-@told()
+@realtime_task()
 def works(self: Any, title: str, *, user_id: str, request_id: str) -> dict[str, str]:
     progress(0.5, "Rendering")
     return {"title": title}
 
 
-@told(max_retries=3)
+@realtime_task(max_retries=3)
 def tries_again(self: Any, *, user_id: str) -> dict[str, int]:
     try:
         if self.request.retries < 2:
@@ -64,22 +64,24 @@ def tries_again(self: Any, *, user_id: str) -> dict[str, int]:
     return {"attempt": self.request.retries + 1}
 
 
-@told(autoretry_for=(RuntimeError,), max_retries=1, retry_backoff=False, default_retry_delay=0.05)
+@realtime_task(
+    autoretry_for=(RuntimeError,), max_retries=1, retry_backoff=False, default_retry_delay=0.05
+)
 def gives_up(self: Any, data: dict[str, str]) -> None:
     raise RuntimeError("password=hunter2")
 
 
-@told(recipient=lambda args, kwargs: Recipient(f"user-{args[0]}"))
+@realtime_task(recipient=lambda args, kwargs: Recipient(f"user-{args[0]}"))
 def refuses(self: Any, number: int) -> None:
     raise InvalidInputError("It is empty.")
 
 
-@told(soft_time_limit=0.3)
+@realtime_task(soft_time_limit=0.3)
 def takes_too_long(self: Any, *, user_id: str) -> None:
     time.sleep(30)
 
 
-@told(time_limit=0.5)
+@realtime_task(time_limit=0.5)
 def takes_far_too_long(self: Any, *, user_id: str) -> None:
     time.sleep(30)
 
@@ -93,33 +95,33 @@ def _lose(marker: str) -> dict[str, bool]:
     return {"done": True}
 
 
-@told()
+@realtime_task()
 def is_lost(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
     return _lose(marker)
 
 
-@told(acks_late=True, reject_on_worker_lost=True)
+@realtime_task(acks_late=True, reject_on_worker_lost=True)
 def is_lost_and_runs_again(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
     return _lose(marker)
 
 
-@told()
+@realtime_task()
 def waits(self: Any, *, user_id: str) -> None:
     progress(None, "waiting")
     time.sleep(30)
 
 
-@told()
+@realtime_task()
 def looks_away(self: Any, *, user_id: str) -> None:
     raise Ignore
 
 
-@told()
+@realtime_task()
 def hands_over(self: Any, *, user_id: str) -> None:
     raise self.replace(works.si("Q4", user_id=user_id, request_id="r2"))
 
 
-@told(acks_late=True)
+@realtime_task(acks_late=True)
 def is_put_back(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
     if not os.path.exists(marker):  # noqa: PTH110
         open(marker, "w").close()  # noqa: PTH123
@@ -127,22 +129,22 @@ def is_put_back(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
     return {"done": True}
 
 
-@told(acks_late=True)
+@realtime_task(acks_late=True)
 def is_turned_away(self: Any, *, user_id: str) -> None:
     raise Reject("Never.", requeue=False)
 
 
-@told(autoretry_for=(Exception,), max_retries=3, default_retry_delay=0.05)
+@realtime_task(autoretry_for=(Exception,), max_retries=3, default_retry_delay=0.05)
 def retries_all(self: Any, *, user_id: str) -> None:
     raise InvalidInputError("It is empty.")
 
 
-@told(acks_late=True, acks_on_timeout=False, time_limit=0.5)
+@realtime_task(acks_late=True, acks_on_timeout=False, time_limit=0.5)
 def runs_again_when_late(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
     return _lose(marker)
 
 
-@told(max_retries=1)
+@realtime_task(max_retries=1)
 def looks_when_it_retries(self: Any, seen: str, *, user_id: str) -> dict[str, bool]:
     if self.request.retries == 0:
         raise self.retry(exc=JobError("The printer is busy."), countdown=0)
@@ -163,12 +165,12 @@ def _nobody(args: object, kwargs: object) -> Recipient:
     raise KeyError("who")
 
 
-@told(recipient=_nobody)
+@realtime_task(recipient=_nobody)
 def knows_nobody(self: Any) -> int:
     return 7
 
 
-@told()
+@realtime_task()
 def is_nobodys(self: Any) -> int:
     return 7
 
@@ -215,7 +217,7 @@ def is_untold(doc: str) -> None:
     _say("untold", doc)
 
 
-@told(max_retries=1)
+@realtime_task(max_retries=1)
 def leaves(self: Any, gate: str, doc: str, fork: bool, *, user_id: str) -> str:
     _say("begin", doc)
     if self.request.retries == 0:
@@ -237,12 +239,12 @@ def outside(doc: str) -> None:
     _say("outside", doc)
 
 
-@told()
+@realtime_task()
 def inner(self: Any, doc: str, *, user_id: str) -> None:
     _say("inner", doc)
 
 
-@told()
+@realtime_task()
 def outer(self: Any, doc: str, *, user_id: str) -> None:
     _say("before", doc)
     inner.apply(kwargs={"doc": doc, "user_id": f"{user_id}-inner"})
@@ -250,7 +252,7 @@ def outer(self: Any, doc: str, *, user_id: str) -> None:
     _say("after", doc)
 
 
-@told()
+@realtime_task()
 def replaces_itself(self: Any, doc: str, *, user_id: str) -> None:
     _say("before", doc)
     raise self.replace(inner.si(doc, user_id=user_id))
@@ -259,17 +261,17 @@ def replaces_itself(self: Any, doc: str, *, user_id: str) -> None:
 # What ends a task
 
 
-@told()
+@realtime_task()
 def exits(self: Any, *, user_id: str) -> None:
     raise SystemExit(3)
 
 
-@told()
+@realtime_task()
 def is_interrupted(self: Any, *, user_id: str) -> None:
     raise KeyboardInterrupt
 
 
-@told(max_retries=1)
+@realtime_task(max_retries=1)
 def flaps(self: Any, *, user_id: str) -> str:
     progress(0.5, f"{self.request.retries}")
     if self.request.retries == 0:
@@ -277,13 +279,13 @@ def flaps(self: Any, *, user_id: str) -> str:
     return user_id
 
 
-@told()
+@realtime_task()
 def is_put_back_too_late(self: Any, *, user_id: str) -> None:
     """Acknowledged early, it does not come back."""
     raise Reject("Not now.", requeue=True)
 
 
-@told(autoretry_for=(Exception,), max_retries=3, default_retry_delay=0)
+@realtime_task(autoretry_for=(Exception,), max_retries=3, default_retry_delay=0)
 def fails_as_a_group(self: Any, *, user_id: str) -> None:
     raise ExceptionGroup("g", [ValueError(), ExceptionGroup("h", [InvalidInputError("Empty.")])])
 
@@ -296,12 +298,12 @@ class NumberedError(JobError):
         self.lock = threading.Lock()
 
 
-@told()
+@realtime_task()
 def fails_with_what_cannot_be_pickled(self: Any, *, user_id: str) -> None:
     raise NumberedError(7, hint="No paper.")
 
 
-@told(max_retries=0)
+@realtime_task(max_retries=0)
 def runs_out(self: Any, *, user_id: str) -> None:
     try:
         raise JobError("No paper.")
@@ -309,12 +311,12 @@ def runs_out(self: Any, *, user_id: str) -> None:
         self.retry(countdown=0)
 
 
-@told()
+@realtime_task()
 def returns_what_celery_cannot_keep(self: Any, *, user_id: str) -> object:
     return object()
 
 
-@told(
+@realtime_task(
     autoretry_for=(JobError,),
     retry_kwargs={"max_retries": 5},
     retry_backoff=False,
@@ -327,13 +329,13 @@ def counts_to_six(self: Any, *, user_id: str) -> Any:
     return self.request.retries + 1
 
 
-@told()
+@realtime_task()
 def counts_to_two(self: Any, *, user_id: str) -> None:
     progress(None, f"{self.request.retries + 1}")
     raise self.retry(exc=JobError("Again."), countdown=0, max_retries=1)
 
 
-@told(max_retries=None)
+@realtime_task(max_retries=None)
 def counts_without_end(self: Any, *, user_id: str) -> Any:
     progress(None, f"{self.request.retries + 1}")
     if self.request.retries < 4:
@@ -415,13 +417,13 @@ def again(kind: str) -> Any:
     return app.signature(name, args=[kind], kwargs=kwargs, immutable=True)
 
 
-@told()
+@realtime_task()
 def replaces(self: Any, kind: str, *, user_id: str) -> Any:
     progress(0.1, "Splitting")
     raise self.replace(REPLACEMENTS[kind]())
 
 
-@told()
+@realtime_task()
 def stays(self: Any, *, user_id: str) -> str:
     progress(None, str(os.getpid()))
     end = time.monotonic() + float(os.environ.get("STAYS_S", "30"))
@@ -430,12 +432,12 @@ def stays(self: Any, *, user_id: str) -> str:
     return "stayed"
 
 
-@told(acks_late=True)
+@realtime_task(acks_late=True)
 def stays_late(self: Any, marker: str, *, user_id: str) -> dict[str, bool]:
     return _lose(marker)
 
 
-@told()
+@realtime_task()
 def waits_for(self: Any, gate: str, *, user_id: str) -> str:
     progress(None, "waiting")
     while not os.path.exists(gate):  # noqa: PTH110
@@ -443,19 +445,19 @@ def waits_for(self: Any, gate: str, *, user_id: str) -> str:
     return "done"
 
 
-@told()
+@realtime_task()
 def fails_after(self: Any, gate: str, *, user_id: str) -> None:
     waits_for.run(gate, user_id=user_id)
     raise JobError("No paper.")
 
 
-@told(max_retries=3)
+@realtime_task(max_retries=3)
 def retries_after(self: Any, gate: str, *, user_id: str) -> None:
     waits_for.run(gate, user_id=user_id)
     raise self.retry(exc=JobError("No paper."), countdown=0)
 
 
-@told()
+@realtime_task()
 def returns_a_replacement(self: Any, *, user_id: str) -> Any:
     progress(0.1, "Splitting")
     return self.replace(number.si(3))

@@ -16,7 +16,7 @@ from synap_realtime import ConfigurationError
 from synap_realtime.integrations.celery import RealtimeTask
 
 from . import tasks
-from .conftest import LIMIT_S, Messages, Worker, hear, words
+from .conftest import LIMIT_S, Messages, Worker, read_room, words
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +27,23 @@ def worker(rooms: str, broker: str) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def heard(rooms: str, worker: Worker) -> Callable[..., Messages]:
+def read(rooms: str, worker: Worker) -> Callable[..., Messages]:
     """What a room has heard, as soon as it holds what is waited for: by default, an end."""
-    return partial(hear, rooms)
+    return partial(read_room, rooms)
 
 
-def test_a_task_reports_its_life(heard: Callable[..., Messages]) -> None:
+def test_a_task_reports_its_life(read: Callable[..., Messages]) -> None:
     tasks.works.delay("Q3", user_id="1", request_id="r1")
-    messages = heard("user_1")
+    messages = read("user_1")
     assert words(messages) == ["started", "progress", "completed"]
     assert messages[1]["data"]["label"] == "Rendering"
     assert messages[-1]["data"] == {"title": "Q3"}
-    assert [m["id"] for m in messages] == [m["id"] for m in heard("request_r1")]
+    assert [m["id"] for m in messages] == [m["id"] for m in read("request_r1")]
 
 
-def test_a_retry_is_reported_with_its_attempt_and_its_time(heard: Callable[..., Messages]) -> None:
+def test_a_retry_is_reported_with_its_attempt_and_its_time(read: Callable[..., Messages]) -> None:
     tasks.tries_again.delay(user_id="2")
-    messages = heard("user_2")
+    messages = read("user_2")
     assert words(messages) == ["started", "retrying", "retrying", "completed"]
     retries = [message["data"] for message in messages[1:3]]
     assert [(r["attempt"], r["maxAttempts"], r["retryInS"]) for r in retries] == [
@@ -54,64 +54,64 @@ def test_a_retry_is_reported_with_its_attempt_and_its_time(heard: Callable[..., 
     assert messages[-1]["data"] == {"attempt": 3}
 
 
-def test_the_last_attempts_failure_is_final(heard: Callable[..., Messages]) -> None:
+def test_the_last_attempts_failure_is_final(read: Callable[..., Messages]) -> None:
     tasks.gives_up.delay({"userId": "3"})
-    messages = heard("user_3")
+    messages = read("user_3")
     assert words(messages) == ["started", "retrying", "failed"]
     assert messages[-1]["data"]["error"].startswith("Something went wrong")
     assert "hunter2" not in str(messages)
 
 
-def test_who_waits_may_be_found_in_ones_own_way(heard: Callable[..., Messages]) -> None:
+def test_who_waits_may_be_found_in_ones_own_way(read: Callable[..., Messages]) -> None:
     tasks.refuses.delay(4)
-    messages = heard("user_user-4")
+    messages = read("user_user-4")
     assert words(messages) == ["started", "failed"]
     assert messages[-1]["data"]["error"] == "It is empty."
 
 
 @pytest.mark.parametrize("task", [tasks.takes_too_long, tasks.takes_far_too_long])
-def test_a_time_limit_is_a_failure(heard: Callable[..., Messages], task: Any) -> None:
+def test_a_time_limit_is_a_failure(read: Callable[..., Messages], task: Any) -> None:
     user_id = task.name.rpartition(".")[2]
     task.delay(user_id=user_id)
-    assert words(heard(f"user_{user_id}")) == ["started", "failed"]
+    assert words(read(f"user_{user_id}")) == ["started", "failed"]
 
 
-def test_bad_input_is_final_whatever_is_retried(heard: Callable[..., Messages]) -> None:
+def test_bad_input_is_final_whatever_is_retried(read: Callable[..., Messages]) -> None:
     tasks.retries_all.delay(user_id="10")
-    messages = heard("user_10")
+    messages = read("user_10")
     assert words(messages) == ["started", "failed"]
     assert messages[-1]["data"]["error"] == "It is empty."
 
 
 def test_a_retry_is_reported_before_another_worker_can_take_it(
-    heard: Callable[..., Messages], tmp_path: Path
+    read: Callable[..., Messages], tmp_path: Path
 ) -> None:
     seen = tmp_path / "seen"
     tasks.looks_when_it_retries.delay(str(seen), user_id="11")
-    assert words(heard("user_11")) == ["started", "retrying", "completed"]
+    assert words(read("user_11")) == ["started", "retrying", "completed"]
     assert seen.read_text() == "report.creation.started report.creation.retrying"
 
 
 @pytest.mark.parametrize("task", [tasks.looks_away, tasks.is_turned_away])
-def test_a_task_that_is_dropped_is_cancelled(heard: Callable[..., Messages], task: Any) -> None:
+def test_a_task_that_is_dropped_is_cancelled(read: Callable[..., Messages], task: Any) -> None:
     user_id = task.name.rpartition(".")[2]
     task.delay(user_id=user_id)
-    assert words(heard(f"user_{user_id}")) == ["started", "cancelled"]
+    assert words(read(f"user_{user_id}")) == ["started", "cancelled"]
 
 
 @pytest.mark.parametrize("task", [tasks.is_put_back, tasks.runs_again_when_late])
 def test_a_task_that_goes_back_to_the_broker_is_not_over(
-    heard: Callable[..., Messages], tmp_path: Path, task: Any
+    read: Callable[..., Messages], tmp_path: Path, task: Any
 ) -> None:
     user_id = task.name.rpartition(".")[2]
     task.delay(str(tmp_path / "marker"), user_id=user_id)
-    told = words(heard(f"user_{user_id}"))
-    assert [word for word in told if word != "progress"] == ["started", "completed"]
+    reported = words(read(f"user_{user_id}"))
+    assert [word for word in reported if word != "progress"] == ["started", "completed"]
 
 
-def test_a_task_that_another_replaces_ends_with_that(heard: Callable[..., Messages]) -> None:
+def test_a_task_that_another_replaces_ends_with_that(read: Callable[..., Messages]) -> None:
     tasks.hands_over.delay(user_id="12")
-    messages = heard("user_12")
+    messages = read("user_12")
     assert words(messages) == ["started", "progress", "completed"]
     assert messages[-1]["data"] == {"title": "Q4"}
 
@@ -120,36 +120,36 @@ def test_a_task_runs_where_who_waits_cannot_be_found(worker: Worker) -> None:
     assert tasks.knows_nobody.delay().get(timeout=LIMIT_S) == 7
 
 
-def kill_child(heard: Callable[..., Messages], room: str) -> None:
+def kill_child(read: Callable[..., Messages], room: str) -> None:
     """Kill the process that runs the task, once the task has told its id."""
-    told = heard(room, lambda messages: len(messages) > 1)[-1]
-    os.kill(int(told["data"]["label"]), signal.SIGKILL)
+    reported = read(room, lambda messages: len(messages) > 1)[-1]
+    os.kill(int(reported["data"]["label"]), signal.SIGKILL)
 
 
-def test_a_lost_process_is_a_failure(heard: Callable[..., Messages], tmp_path: Path) -> None:
+def test_a_lost_process_is_a_failure(read: Callable[..., Messages], tmp_path: Path) -> None:
     tasks.is_lost.delay(str(tmp_path / "marker"), user_id="5")
-    kill_child(heard, "user_5")
-    assert words(heard("user_5")) == ["started", "progress", "failed"]
+    kill_child(read, "user_5")
+    assert words(read("user_5")) == ["started", "progress", "failed"]
 
 
 def test_a_task_that_runs_again_after_its_process_was_lost_is_one(
-    heard: Callable[..., Messages], tmp_path: Path
+    read: Callable[..., Messages], tmp_path: Path
 ) -> None:
     tasks.is_lost_and_runs_again.delay(str(tmp_path / "marker"), user_id="6")
-    kill_child(heard, "user_6")
-    messages = heard("user_6")
+    kill_child(read, "user_6")
+    messages = read("user_6")
     assert words(messages) == ["started", "progress", "progress", "completed"]
     assert messages[-1]["data"] == {"done": True}
 
 
-def test_a_revoked_task_is_cancelled(heard: Callable[..., Messages]) -> None:
+def test_a_revoked_task_is_cancelled(read: Callable[..., Messages]) -> None:
     running = tasks.waits.delay(user_id="8")
-    heard("user_8", lambda messages: len(messages) > 1)
+    read("user_8", lambda messages: len(messages) > 1)
     waiting = tasks.waits.delay(user_id="9")
     waiting.revoke()
     running.revoke(terminate=True)
-    assert words(heard("user_8")) == ["started", "progress", "cancelled"]
-    assert words(heard("user_9")) == ["cancelled"]
+    assert words(read("user_8")) == ["started", "progress", "cancelled"]
+    assert words(read("user_9")) == ["cancelled"]
 
 
 def test_nobodys_task_runs(worker: Worker) -> None:
@@ -167,10 +167,10 @@ def test_a_task_without_a_family_is_said_at_once() -> None:
 
 
 def test_a_task_whose_worker_is_killed_goes_on_in_the_next(
-    heard: Callable[..., Messages], worker: Worker, tmp_path: Path
+    read: Callable[..., Messages], worker: Worker, tmp_path: Path
 ) -> None:
     tasks.is_lost_and_runs_again.delay(str(tmp_path / "marker"), user_id="7")
-    heard("user_7", lambda messages: len(messages) > 1)
+    read("user_7", lambda messages: len(messages) > 1)
     worker.kill()
     worker.start(VISIBILITY_TIMEOUT_S="2")
-    assert words(heard("user_7")) == ["started", "progress", "progress", "completed"]
+    assert words(read("user_7")) == ["started", "progress", "progress", "completed"]

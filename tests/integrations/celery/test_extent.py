@@ -14,7 +14,7 @@ from synap_realtime.testing import RealtimeRecorder
 from tests.timeouts import TIMEOUT_S
 
 from . import tasks
-from .conftest import Worker, hear, until, words
+from .conftest import Worker, read_room, until, words
 
 USERS = [f"u{n}" for n in range(8)]
 
@@ -40,15 +40,15 @@ def test_a_tasks_reports_stay_in_its_room(
             tasks.leaves.delay(gate, doc, pool != "eventlet", user_id=doc)
             tasks.outside.delay(doc)
         for doc in docs:
-            hear(rooms, f"user_{doc}")
+            read_room(rooms, f"user_{doc}")
         until(lambda: all(Path(f"{gate}-{doc}").exists() for doc in docs))
         tasks.outside.delay(pool).get(timeout=TIMEOUT_S)
     finally:
         worker.stop()
     for doc in docs:
-        messages = hear(rooms, f"user_{doc}")
-        told = [word for word in words(messages) if word not in ("progress", "delta")]
-        assert told == ["started", "retrying", "completed"]
+        messages = read_room(rooms, f"user_{doc}")
+        reported = [word for word in words(messages) if word not in ("progress", "delta")]
+        assert reported == ["started", "retrying", "completed"]
         text = "".join(m["data"]["delta"] for m in messages if m["type"].endswith("delta"))
         assert text == "".join(f"{what} {doc};" for what in ("begin", "begin", "bound", "end"))
         labels = [m["data"]["label"] for m in messages if m["type"].endswith("progress")]

@@ -18,7 +18,7 @@ from synap_realtime.integrations.celery import RealtimeTask
 from synap_realtime.testing import RealtimeRecorder
 
 from . import tasks
-from .conftest import Messages, Worker, hear, words
+from .conftest import Messages, Worker, read_room, words
 from .test_extent import POOLS
 
 TERMINAL = {"completed", "failed", "cancelled"}
@@ -26,10 +26,12 @@ TERMINAL = {"completed", "failed", "cancelled"}
 
 def ending(rooms: str, user_id: str) -> Messages:
     """What a user has heard, once a run has ended; it must have ended once, and for good."""
-    messages = hear(rooms, f"user_{user_id}", lambda told: bool(TERMINAL & set(words(told))))
-    told = words(messages)
-    assert told[0] == "started"
-    assert [word for word in told if word in TERMINAL] == told[-1:], told
+    messages = read_room(
+        rooms, f"user_{user_id}", lambda reported: bool(TERMINAL & set(words(reported)))
+    )
+    reported = words(messages)
+    assert reported[0] == "started"
+    assert [word for word in reported if word in TERMINAL] == reported[-1:], reported
     return messages
 
 
@@ -114,11 +116,13 @@ def test_each_run_ends_once(rooms: str, broker: str, pool: str) -> None:
                 assert data["error"].startswith(result)
             else:
                 assert data == result
-            told = [w for w in words(messages) if w != "progress"]
-            assert ("retrying" in told) == (kind in ("retried", "chain"))
+            reported = [w for w in words(messages) if w != "progress"]
+            assert ("retrying" in reported) == (kind in ("retried", "chain"))
         for n in range(10):
-            told = [w for w in words(ending(rooms, user(tasks.flaps, str(n)))) if w != "progress"]
-            assert told == ["started", "retrying", "completed"]
+            reported = [
+                w for w in words(ending(rooms, user(tasks.flaps, str(n)))) if w != "progress"
+            ]
+            assert reported == ["started", "retrying", "completed"]
         # These may take the worker along: a thread or a greenlet is not a process of its own.
         tasks.exits.delay(user_id=user(tasks.exits))
         assert words(ending(rooms, user(tasks.exits)))[-1] == "failed"
@@ -169,7 +173,7 @@ def test_a_worker_that_is_stopped_cold_ends_its_runs(
     worker = Worker(environment, *POOLS[pool])
     try:
         tasks.stays.delay(user_id=user_id)
-        hear(rooms, f"user_{user_id}", lambda messages: len(messages) > 1)
+        read_room(rooms, f"user_{user_id}", lambda messages: len(messages) > 1)
         worker.signal(signal.SIGTERM if how == "remapped" else signal.SIGQUIT)
         assert words(ending(rooms, user_id)) == ["started", "progress", word]
     finally:
@@ -183,10 +187,10 @@ def test_a_late_acknowledged_task_of_a_worker_that_is_stopped_cold_goes_on_in_th
     worker = Worker({"BROKER_URL": broker, "REALTIME_URL": rooms})
     try:
         tasks.stays_late.delay(str(tmp_path / "marker"), user_id="late")
-        hear(rooms, "user_late", lambda messages: len(messages) > 1)
+        read_room(rooms, "user_late", lambda messages: len(messages) > 1)
         worker.signal(signal.SIGQUIT)
         worker.wait()
-        assert words(hear(rooms, "user_late", bool)) == ["started", "progress"]
+        assert words(read_room(rooms, "user_late", bool)) == ["started", "progress"]
         worker.start(VISIBILITY_TIMEOUT_S="2")
         assert words(ending(rooms, "late")) == ["started", "progress", "progress", "completed"]
     finally:
@@ -218,7 +222,7 @@ def test_a_lost_result_backend_ends_no_run_twice_and_leaves_none_open(
         for task, user_id in users.items():
             task.delay(str(gate), user_id=user_id)
         for user_id in users.values():
-            hear(rooms, f"user_{user_id}", lambda messages: len(messages) > 1)
+            read_room(rooms, f"user_{user_id}", lambda messages: len(messages) > 1)
     gate.touch()
     try:
         for task, user_id in users.items():
@@ -242,7 +246,7 @@ def test_a_retry_that_cannot_be_sent_is_a_failure(rooms: str, broker: str, tmp_p
             tasks.retries_after.apply_async(
                 args=[str(gate)], kwargs={"user_id": "unsent"}, connection=connection
             )
-        hear(rooms, "user_unsent", lambda messages: len(messages) > 1)
+        read_room(rooms, "user_unsent", lambda messages: len(messages) > 1)
     gate.touch()
     try:
         messages = ending(rooms, "unsent")

@@ -67,7 +67,7 @@ class Stage:
         async with asyncio.timeout(TIMEOUT_S):
             await self.server.idle()
 
-    async def heard(self, room: str) -> list[dict[str, Any]]:
+    async def read_room(self, room: str) -> list[dict[str, Any]]:
         """All that a room's log holds: a mark is published, and the log read up to it."""
         mark = (await self.publisher.broadcast(room, {"type": "mark", "data": {}})).id
         url = f"{self.rooms_url.replace('http', 'ws')}/rooms/{room}/subscribe?after=earliest"
@@ -81,9 +81,9 @@ class Stage:
                     messages.append(message)
         return messages
 
-    async def told(self, user_id: str) -> list[str]:
+    async def reported(self, user_id: str) -> list[str]:
         """The last words of the types that a user heard, in order."""
-        return [m["type"].rpartition(".")[2] for m in await self.heard(f"user_{user_id}")]
+        return [m["type"].rpartition(".")[2] for m in await self.read_room(f"user_{user_id}")]
 
 
 @asynccontextmanager

@@ -93,16 +93,16 @@ async def test_a_functions_reports_stay_in_its_room(stage: Stage, server: str, k
             await stage.server.idle()
         is_over.set()
         await asyncio.gather(*views)
-    assert await stage.heard("user_other") == []
+    assert await stage.read_room("user_other") == []
     whole = [f"{what}{n}" for n in range(3) for what in ("step", "thread")] + ["end"]
     for user_id in users:
-        messages = await stage.heard(f"user_{user_id}")
+        messages = await stage.read_room(f"user_{user_id}")
         text = "".join(m["data"]["delta"] for m in messages if m["type"].endswith("delta"))
         assert text == "".join(f"{what} {user_id};" for what in whole)
         labels = [m["data"]["label"] for m in messages if m["type"].endswith("progress")]
         assert {label.partition(" ")[2] for label in labels} == {user_id}
-        told = [m["type"].rpartition(".")[2] for m in messages]
-        assert [each for each in told if each not in ("progress", "delta")] == [
+        reported = [m["type"].rpartition(".")[2] for m in messages]
+        assert [each for each in reported if each not in ("progress", "delta")] == [
             "started", "retrying", "completed"
         ]  # fmt: skip
-        assert told[-1] == "completed"
+        assert reported[-1] == "completed"

@@ -77,12 +77,12 @@ async def test_a_function_without_steps_runs_once_and_says_started_and_completed
     await stage.send("go", userId="42", requestId="r1")
     await stage.finish()
     assert calls == [0]
-    started, completed = await stage.heard("request_r1")
+    started, completed = await stage.read_room("request_r1")
     assert (started["type"], started["status"]) == (f"{REPORT}.started", "pending")
     assert (completed["type"], completed["status"]) == (f"{REPORT}.completed", "success")
     assert completed["data"] == {"pages": 3}
     assert completed["requestId"] == "r1"
-    assert await stage.told("42") == ["started", "completed"]
+    assert await stage.reported("42") == ["started", "completed"]
 
 
 async def test_a_function_with_steps_says_each_thing_once(stage: Stage, kind: str) -> None:
@@ -98,8 +98,8 @@ async def test_a_function_with_steps_says_each_thing_once(stage: Stage, kind: st
     await stage.serve(function(stage, kind, async_body if kind == "async" else sync_body))
     await stage.send("go", user_id="42", request_id="r1")
     await stage.finish()
-    assert await stage.told("42") == ["started", "completed"]
-    assert (await stage.heard("request_r1"))[-1]["data"] == {"result": 3}
+    assert await stage.reported("42") == ["started", "completed"]
+    assert (await stage.read_room("request_r1"))[-1]["data"] == {"result": 3}
 
 
 async def test_a_retry_is_no_failure(stage: Stage, kind: str) -> None:
@@ -110,8 +110,8 @@ async def test_a_retry_is_no_failure(stage: Stage, kind: str) -> None:
     await stage.serve(function(stage, kind, body, retries=3))
     await stage.send("go", userId="42", requestId="r1")
     await stage.finish()
-    assert await stage.told("42") == ["started", "retrying", "retrying", "completed"]
-    retries = [m["data"] for m in await stage.heard("request_r1") if "retrying" in m["type"]]
+    assert await stage.reported("42") == ["started", "retrying", "retrying", "completed"]
+    retries = [m["data"] for m in await stage.read_room("request_r1") if "retrying" in m["type"]]
     assert [(r["attempt"], r["maxAttempts"]) for r in retries] == [(2, 4), (3, 4)]
     assert retries[0]["error"] == "The printer is busy."
 
@@ -135,13 +135,13 @@ async def test_a_steps_own_retries_are_reported_too(stage: Stage, kind: str) -> 
     await stage.serve(function(stage, kind, body, retries=3))
     await stage.send("go", userId="42", requestId="r1")
     await stage.finish()
-    assert await stage.told("42") == ["started", "retrying", "retrying", "completed"]
-    retries = [m["data"] for m in await stage.heard("request_r1") if "retrying" in m["type"]]
+    assert await stage.reported("42") == ["started", "retrying", "retrying", "completed"]
+    retries = [m["data"] for m in await stage.read_room("request_r1") if "retrying" in m["type"]]
     assert [(r["attempt"], r["maxAttempts"]) for r in retries] == [(2, 4), (3, 4)]
 
 
 @pytest.mark.parametrize(
-    ("error", "heard", "said"),
+    ("error", "received", "said"),
     [
         (InvalidInputError("Bad page."), ["started", "failed"], "Bad page."),
         (JobError("No paper."), ["started", "retrying", "failed"], "No paper."),
@@ -149,7 +149,7 @@ async def test_a_steps_own_retries_are_reported_too(stage: Stage, kind: str) -> 
     ],
 )
 async def test_a_steps_errors_reach_the_user_as_the_functions_do(
-    stage: Stage, kind: str, error: Exception, heard: list[str], said: str
+    stage: Stage, kind: str, error: Exception, received: list[str], said: str
 ) -> None:
     def fail() -> None:
         raise error
@@ -167,8 +167,8 @@ async def test_a_steps_errors_reach_the_user_as_the_functions_do(
     await stage.serve(function(stage, kind, body, retries=1))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert await stage.told("42") == heard
-    assert said in (await stage.heard("user_42"))[-1]["data"]["error"]
+    assert await stage.reported("42") == received
+    assert said in (await stage.read_room("user_42"))[-1]["data"]["error"]
 
 
 async def test_failed_comes_once_when_inngest_has_given_up(stage: Stage, kind: str) -> None:
@@ -178,11 +178,11 @@ async def test_failed_comes_once_when_inngest_has_given_up(stage: Stage, kind: s
     await stage.serve(function(stage, kind, body, retries=1))
     await stage.send("go", userId="42", requestId="r1")
     await stage.finish()
-    assert await stage.told("42") == ["started", "retrying", "failed"]
-    heard = await stage.heard("request_r1")
-    assert heard[-1]["status"] == "error"
-    assert heard[-1]["data"]["error"].startswith("Something went wrong (run ")
-    assert "hunter2" not in str(heard)
+    assert await stage.reported("42") == ["started", "retrying", "failed"]
+    received = await stage.read_room("request_r1")
+    assert received[-1]["status"] == "error"
+    assert received[-1]["data"]["error"].startswith("Something went wrong (run ")
+    assert "hunter2" not in str(received)
 
 
 @pytest.mark.parametrize("error", [InvalidInputError("It is empty."), inngest.NonRetriableError()])
@@ -195,8 +195,8 @@ async def test_what_no_retry_can_mend_fails_at_once(
     await stage.serve(function(stage, kind, body))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert await stage.told("42") == ["started", "failed"]
-    readable = (await stage.heard("user_42"))[-1]["data"]["error"]
+    assert await stage.reported("42") == ["started", "failed"]
+    readable = (await stage.read_room("user_42"))[-1]["data"]["error"]
     assert (readable == "It is empty.") is isinstance(error, InvalidInputError)
 
 
@@ -217,7 +217,7 @@ async def test_a_functions_own_failure_handler_runs_too(stage: Stage, kind: str)
     await stage.send("go", userId="42")
     await stage.finish()
     assert len(own) == 1
-    last = (await stage.heard("user_42"))[-1]
+    last = (await stage.read_room("user_42"))[-1]
     assert last["data"] == {"error": "No paper.", "runId": own[0]}
 
 
@@ -239,14 +239,14 @@ async def test_a_result_that_inngest_refuses_is_a_failure_and_not_both(
     await stage.serve(function(stage, kind, lambda ctx: result))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert await stage.told("42") == ["started", "failed"]
+    assert await stage.reported("42") == ["started", "failed"]
 
 
 async def test_a_result_that_is_too_large_still_ends_the_job(stage: Stage, kind: str) -> None:
     await stage.serve(function(stage, kind, lambda ctx: {"x": "y" * 300_000}))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert (await stage.heard("user_42"))[-1]["data"] == {"truncated": True, "omitted": ["x"]}
+    assert (await stage.read_room("user_42"))[-1]["data"] == {"truncated": True, "omitted": ["x"]}
 
 
 async def test_a_room_server_that_is_away_fails_no_job(stage: Stage, kind: str) -> None:
@@ -268,7 +268,7 @@ async def test_a_user_id_that_is_no_room_fails_no_job(
     await stage.finish()
     assert calls == [0]
     assert "user_id: expected" in caplog.text
-    assert [m["type"] for m in await stage.heard("request_r1")] == [
+    assert [m["type"] for m in await stage.read_room("request_r1")] == [
         f"{REPORT}.started",
         f"{REPORT}.completed",
     ]
@@ -291,7 +291,7 @@ async def test_what_stands_after_the_last_step_runs_once(stage: Stage, kind: str
     await stage.send("go", userId="42")
     await stage.finish()
     assert tail == [1]
-    assert await stage.told("42") == ["started", "completed"]
+    assert await stage.reported("42") == ["started", "completed"]
 
 
 async def test_a_step_that_asks_to_wait_is_reported_once(stage: Stage) -> None:
@@ -305,14 +305,14 @@ async def test_a_step_that_asks_to_wait_is_reported_once(stage: Stage) -> None:
     await stage.serve(function(stage, "async", body))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert await stage.told("42") == ["started", "retrying", "completed"]
+    assert await stage.reported("42") == ["started", "retrying", "completed"]
 
 
 async def test_a_bad_request_id_does_not_silence_the_user(stage: Stage, kind: str) -> None:
     await stage.serve(function(stage, kind, lambda ctx: None))
     await stage.send("go", userId="42", requestId="a/b")
     await stage.finish()
-    assert await stage.told("42") == ["started", "completed"]
+    assert await stage.reported("42") == ["started", "completed"]
 
 
 def test_what_cannot_be_reported_rightly_is_refused() -> None:
@@ -347,10 +347,10 @@ async def test_encrypted_events_are_reported(stage: Stage, kind: str, hidden: bo
         secret = {"fails": fails, **(recipient if hidden else {})}
         await stage.send("go", encrypted=secret, **({} if hidden else recipient))
     await stage.finish()
-    assert await stage.told("42") == ["started", "completed"]
-    assert (await stage.heard("user_42"))[-1]["data"] == {"pages": 3}
-    assert await stage.told("43") == ["started", "failed"]
-    assert (await stage.heard("user_43"))[-1]["data"]["error"] == "No paper."
+    assert await stage.reported("42") == ["started", "completed"]
+    assert (await stage.read_room("user_42"))[-1]["data"] == {"pages": 3}
+    assert await stage.reported("43") == ["started", "failed"]
+    assert (await stage.read_room("user_43"))[-1]["data"]["error"] == "No paper."
 
 
 async def test_a_request_is_accepted_and_its_job_is_reported(stage: Stage, kind: str) -> None:
@@ -369,7 +369,7 @@ async def test_a_request_is_accepted_and_its_job_is_reported(stage: Stage, kind:
         messages = [json.loads(await socket.recv()) for _ in range(2)]
     assert [m["type"] for m in messages] == [f"{REPORT}.started", f"{REPORT}.completed"]
     assert messages[1]["data"] == {"title": "x", "userId": "42", "requestId": "r1"}
-    assert await stage.told("42") == ["started", "completed"]
+    assert await stage.reported("42") == ["started", "completed"]
     with pytest.raises(InvalidArgumentError, match="user_id"):
         await enqueue(stage.client, "go", {}, user_id="a/b")
 
@@ -386,7 +386,7 @@ async def five(stage: Stage, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("event", "data", "heard"),
+    ("event", "data", "received"),
     [
         ("note.creation.requested", {"content": "Milk"}, ["started", "completed"]),
         ("task.creation.requested", {"title": "Milk"}, ["started", "completed"]),
@@ -412,14 +412,14 @@ async def five(stage: Stage, tmp_path: Path) -> Any:
     ],
 )
 async def test_the_five_tell_their_user(
-    five: Stage, event: str, data: dict[str, Any], heard: list[str]
+    five: Stage, event: str, data: dict[str, Any], received: list[str]
 ) -> None:
     await five.send(event, userId="42", requestId="r1", **data)
     await five.finish()
-    assert await five.told("42") == heard
+    assert await five.reported("42") == received
     pieces = "conversation.response.delta"
-    assert [m["id"] for m in await five.heard("user_42")] == [
-        m["id"] for m in await five.heard("request_r1") if m["type"] != pieces
+    assert [m["id"] for m in await five.read_room("user_42")] == [
+        m["id"] for m in await five.read_room("request_r1") if m["type"] != pieces
     ]
 
 
@@ -427,14 +427,14 @@ async def test_a_reply_is_shown_as_it_is_written(five: Stage) -> None:
     data = {"conversationId": "c", "content": "Hi"}
     await five.send("conversation.message.sent", userId="42", requestId="r1", **data)
     await five.finish()
-    heard = await five.heard("request_r1")
-    assert heard[0]["type"] == "conversation.message.started"
-    assert heard[-1]["type"] == "conversation.response.generated"
-    pieces = [m["data"] for m in heard[1:-1]]
-    assert {m["type"] for m in heard[1:-1]} == {"conversation.response.delta"}
+    received = await five.read_room("request_r1")
+    assert received[0]["type"] == "conversation.message.started"
+    assert received[-1]["type"] == "conversation.response.generated"
+    pieces = [m["data"] for m in received[1:-1]]
+    assert {m["type"] for m in received[1:-1]} == {"conversation.response.delta"}
     assert [piece["index"] for piece in pieces] == list(range(len(pieces)))
     assert len(pieces) > 3
-    assert "".join(piece["delta"] for piece in pieces) == heard[-1]["data"]["response"]
+    assert "".join(piece["delta"] for piece in pieces) == received[-1]["data"]["response"]
 
 
 async def test_a_retried_attempt_begins_its_text_anew(stage: Stage, kind: str) -> None:
@@ -449,12 +449,12 @@ async def test_a_retried_attempt_begins_its_text_anew(stage: Stage, kind: str) -
     await stage.send("go", userId="42", requestId="r1")
     await stage.finish()
     shown = ""
-    for message in await stage.heard("request_r1"):
+    for message in await stage.read_room("request_r1"):
         if message["type"] == f"{REPORT}.delta":
             data = message["data"]
             shown = data["delta"] if data["index"] == 0 else shown + data["delta"]
     assert shown == "one (1) two (1) "
-    assert await stage.told("42") == ["started", "retrying", "completed"]
+    assert await stage.reported("42") == ["started", "retrying", "completed"]
 
 
 async def test_progress_is_reported_in_order_and_not_again_at_a_replay(
@@ -490,12 +490,14 @@ async def test_progress_is_reported_in_order_and_not_again_at_a_replay(
     await stage.send("go", userId="42", requestId="r1")
     await stage.finish()
     assert len(said) > 1  # Inngest replays what stands before a step
-    labels = [m["data"]["label"] for m in await stage.heard("user_42") if "progress" in m["type"]]
+    labels = [
+        m["data"]["label"] for m in await stage.read_room("user_42") if "progress" in m["type"]
+    ]
     assert labels[-1] == "after"
     assert len(labels) == len(set(labels))
     order = ["before", "in a", "between", "in b", "after"]
     assert labels == sorted(labels, key=order.index)
-    assert (await stage.told("42"))[-1] == "completed"
+    assert (await stage.reported("42"))[-1] == "completed"
 
 
 async def test_the_fives_failures_are_in_words_for_the_user(
@@ -505,7 +507,7 @@ async def test_the_fives_failures_are_in_words_for_the_user(
         await five.send("note.creation.requested", userId="42", content="")
         await five.send("note.creation.requested", userId="7", content="#fail-always")
         await five.finish()
-    assert (await five.heard("user_42"))[-1]["data"]["error"] == "The note is empty."
-    last = (await five.heard("user_7"))[-1]
+    assert (await five.read_room("user_42"))[-1]["data"]["error"] == "The note is empty."
+    last = (await five.read_room("user_7"))[-1]
     assert last["type"] == "note.creation.failed"
     assert last["data"]["error"] == "The storage refuses this note, as it was asked to."

@@ -22,7 +22,9 @@ from .test_local_gateway import connected
 WHO = {"userId": "42", "requestId": "r1"}
 
 
-def told(stage: Stage, body: Any, fn_id: str = "f", **options: Any) -> inngest.Function[Any]:
+def reporting_function(
+    stage: Stage, body: Any, fn_id: str = "f", **options: Any
+) -> inngest.Function[Any]:
     return create_function(
         stage.client,
         job_type="report.creation",
@@ -57,16 +59,16 @@ def parallel_sync(ctx: inngest.ContextSync) -> dict[str, int]:
 
 @pytest.mark.parametrize("body", [parallel, parallel_sync])
 async def test_parallel_steps(stage: Stage, body: Any) -> None:
-    await stage.serve(told(stage, body))
+    await stage.serve(reporting_function(stage, body))
     await stage.send("f", **WHO)
     await stage.finish()
-    words = await stage.told("42")
+    words = await stage.reported("42")
     assert (words[0], words[-1]) == ("started", "completed")
     assert sorted(words[1:-1]) == [*["progress"] * 4, "retrying"]
-    heard = await stage.heard("user_42")
-    labels = [m["data"]["label"] for m in heard if "progress" in m["type"]]
+    received = await stage.read_room("user_42")
+    labels = [m["data"]["label"] for m in received if "progress" in m["type"]]
     assert sorted(labels) == ["part 1", "part 2", "part 2", "part 3"]
-    assert heard[-1]["data"] == {"sum": 6}
+    assert received[-1]["data"] == {"sum": 6}
 
 
 async def test_an_invoked_function_reports_its_own_life(stage: Stage) -> None:
@@ -77,15 +79,15 @@ async def test_an_invoked_function_reports_its_own_life(stage: Stage) -> None:
         data = {"userId": "43", "requestId": "r2"}
         return await ctx.step.invoke("call", function=invoked, data=data)
 
-    invoked = told(stage, child, "child")
-    await stage.serve(invoked, told(stage, parent, "parent"))
+    invoked = reporting_function(stage, child, "child")
+    await stage.serve(invoked, reporting_function(stage, parent, "parent"))
     await stage.send("parent", **WHO)
     await stage.finish()
-    assert await stage.told("43") == ["started", "completed"]
-    heard = await stage.heard("user_42")
-    assert [m["type"].rpartition(".")[2] for m in heard] == ["started", "progress", "completed"]
-    assert "stallAfterS" not in heard[1]["data"]  # the other may take any time
-    assert heard[-1]["data"] == {"result": "done"}
+    assert await stage.reported("43") == ["started", "completed"]
+    received = await stage.read_room("user_42")
+    assert [m["type"].rpartition(".")[2] for m in received] == ["started", "progress", "completed"]
+    assert "stallAfterS" not in received[1]["data"]  # the other may take any time
+    assert received[-1]["data"] == {"result": "done"}
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -98,14 +100,14 @@ async def test_a_batch_reports_each_events_user_and_nobody_reads_anothers(
         return [{"secret": event.data["secret"]} for event in ctx.events]
 
     batch = inngest.Batch(max_size=4, timeout=timedelta(seconds=5))
-    await stage.serve(told(stage, body, batch_events=batch, retries=0))
+    await stage.serve(reporting_function(stage, body, batch_events=batch, retries=0))
     for user_id, secret in (("1", "a"), ("2", "b"), ("2", "c"), ("3", "d")):
         await stage.send("f", userId=user_id, secret=secret)
     await stage.finish()
     for user_id in "123":
-        assert await stage.told(user_id) == ["started", "failed" if fails else "completed"]
+        assert await stage.reported(user_id) == ["started", "failed" if fails else "completed"]
     if not fails:
-        ends = [(await stage.heard(f"user_{user_id}"))[-1]["data"] for user_id in "123"]
+        ends = [(await stage.read_room(f"user_{user_id}"))[-1]["data"] for user_id in "123"]
         assert ends == [
             {"secret": "a"},
             {"results": [{"secret": "b"}, {"secret": "c"}]},
@@ -118,12 +120,12 @@ async def test_a_batchs_result_that_is_nobodys_is_reported_to_nobody(stage: Stag
         return {"all": [event.data["secret"] for event in ctx.events]}
 
     batch = inngest.Batch(max_size=2, timeout=timedelta(seconds=5))
-    await stage.serve(told(stage, body, batch_events=batch))
+    await stage.serve(reporting_function(stage, body, batch_events=batch))
     for user_id in "12":
         await stage.send("f", userId=user_id, secret=user_id)
     await stage.finish()
     for user_id in "12":
-        assert (await stage.heard(f"user_{user_id}"))[-1]["data"] == {}
+        assert (await stage.read_room(f"user_{user_id}"))[-1]["data"] == {}
 
 
 @pytest.mark.parametrize("by", ["event", "timeout"])
@@ -142,20 +144,20 @@ async def test_a_cancelled_run_is_reported_and_its_failure_handler_is_not_called
     options: dict[str, Any] = {"cancel": [inngest.Cancel(event="stop")]}
     if by == "timeout":
         options = {"timeouts": inngest.Timeouts(finish=timedelta(seconds=1))}
-    await stage.serve(told(stage, body, on_failure=failed, **options))
+    await stage.serve(reporting_function(stage, body, on_failure=failed, **options))
     await stage.send("f", **WHO)
     async with asyncio.timeout(TIMEOUT_S):
-        while "progress" not in await stage.told("42"):
+        while "progress" not in await stage.reported("42"):
             pass
     if by == "event":
         await stage.send("stop")
     await stage.finish()
-    heard = await stage.heard("user_42")
-    words = [m["type"].rpartition(".")[2] for m in heard]
+    received = await stage.read_room("user_42")
+    words = [m["type"].rpartition(".")[2] for m in received]
     assert (words[0], words[-1]) == ("started", "cancelled")
     assert set(words[1:-1]) == {"progress"}
-    assert heard[-1]["status"] == "error"
-    assert heard[-1]["data"]["runId"] == heard[0]["data"]["runId"]
+    assert received[-1]["status"] == "error"
+    assert received[-1]["data"]["runId"] == received[0]["data"]["runId"]
     assert not own
 
 
@@ -164,11 +166,11 @@ async def test_the_server_says_how_many_attempts_there_are(stage: Stage) -> None
         if ctx.attempt == 0:
             raise inngest.RetryAfterError("later", timedelta(seconds=0.2))
 
-    function = told(stage, body)
+    function = reporting_function(stage, body)
     await stage.serve(function)
     await stage.send("f", **WHO)
     await stage.finish()
-    started, retrying, _ = await stage.heard("user_42")
+    started, retrying, _ = await stage.read_room("user_42")
     assert (started["data"]["attempt"], started["data"]["maxAttempts"]) == (1, 5)
     assert (retrying["data"]["attempt"], retrying["data"]["maxAttempts"]) == (2, 5)
     assert 0 < retrying["data"]["retryInS"] <= 0.2
@@ -188,17 +190,17 @@ async def test_a_worker_that_connects_out(stage: Stage) -> None:
         raise JobError("No paper.")
 
     functions = [
-        told(stage, waits, "waits"),
-        told(stage, blocks, "blocks"),
-        told(stage, fails, "fails", retries=0),
+        reporting_function(stage, waits, "waits"),
+        reporting_function(stage, blocks, "blocks"),
+        reporting_function(stage, fails, "fails", retries=0),
     ]
     async with connected(stage.client, *functions):
         for name in ("waits", "blocks", "fails"):
             await stage.send(name, userId=name)
         await stage.finish()
-    assert await stage.told("waits") == ["started", "progress", "completed"]
-    assert await stage.told("blocks") == ["started", "retrying", "completed"]
-    assert await stage.told("fails") == ["started", "failed"]
+    assert await stage.reported("waits") == ["started", "progress", "completed"]
+    assert await stage.reported("blocks") == ["started", "retrying", "completed"]
+    assert await stage.reported("fails") == ["started", "failed"]
 
 
 def plain(ctx: inngest.ContextSync) -> str:
@@ -224,12 +226,12 @@ async def coroutine(ctx: inngest.Context) -> str:
 @pytest.mark.parametrize("body", [plain, coroutine])
 @pytest.mark.parametrize("serve", [by_flask, by_django_wsgi, by_django_asgi])
 async def test_flask_and_django(serve: Served, body: Callable[[Any], Any]) -> None:
-    async with staged() as stage, serve(stage.client, [told(stage, body)]) as url:
+    async with staged() as stage, serve(stage.client, [reporting_function(stage, body)]) as url:
         await stage.server.register(f"{url}/api/inngest")
         await stage.send("f", **WHO)
         await stage.finish()
-        words = await stage.told("42")
-        heard = await stage.heard("request_r1")
+        words = await stage.reported("42")
+        received = await stage.read_room("request_r1")
     # What stands before the step ran on both attempts.
     assert words == ["started", "progress", "retrying", "progress", "completed"]
-    assert heard[-1]["data"] == {"result": "done"}
+    assert received[-1]["data"] == {"result": "done"}

@@ -254,10 +254,10 @@ async def test_a_function_invokes_another(stage: Stage) -> None:
 
 
 async def test_an_invoked_function_that_fails_has_its_failure_handler(stage: Stage) -> None:
-    heard: list[str] = []
+    received: list[str] = []
 
     async def failed(ctx: inngest.Context) -> None:
-        heard.append("handler")
+        received.append("handler")
 
     @stage.client.create_function(fn_id="g", trigger=on("no"), retries=0, on_failure=failed)
     async def g(ctx: inngest.Context) -> None:
@@ -268,12 +268,12 @@ async def test_an_invoked_function_that_fails_has_its_failure_handler(stage: Sta
         try:
             await ctx.step.invoke("call", function=g)
         except inngest.StepError as error:
-            heard.append(error.message)
+            received.append(error.message)
 
     await stage.serve(g, f)
     await stage.send("go")
     await stage.finish()
-    assert sorted(heard) == ["broken", "handler"]
+    assert sorted(received) == ["broken", "handler"]
 
 
 async def test_streamed_answers_are_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

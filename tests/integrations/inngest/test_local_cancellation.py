@@ -22,13 +22,13 @@ ENDINGS: list[inngest.TriggerCron | inngest.TriggerEvent] = [
 ]
 
 
-def listener(stage: Stage, heard: list[Any]) -> inngest.Function[Any]:
+def listener(stage: Stage, received: list[Any]) -> inngest.Function[Any]:
     """Hears every end. What it hears is what arrived, before the SDK has read it."""
 
     @stage.client.create_function(fn_id="listener", trigger=ENDINGS, retries=0)
     async def listener(ctx: inngest.Context) -> None:
         if ctx.event.data["function_id"] != "app-listener":
-            heard.append((ctx.event.name.rpartition(".")[2], ctx.event.id, ctx.event.data))
+            received.append((ctx.event.name.rpartition(".")[2], ctx.event.id, ctx.event.data))
 
     return listener
 
@@ -72,16 +72,16 @@ async def cancel_by_http(stage: Stage, run_id: str) -> None:
 async def test_a_cancelled_run_is_reported_as_the_real_server_reports_it(
     stage: Stage, cancel: Callable[[Stage, str], Awaitable[None]]
 ) -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
     f, asleep = sleeper(stage, cancel=[inngest.Cancel(event="stop")])
-    await stage.serve(f, listener(stage, heard))
+    await stage.serve(f, listener(stage, received))
     (event_id,) = await stage.send("go", x=1)
     await asleep.wait()
     (run_id,) = stage.server._executor._runs
     await cancel(stage, run_id)
     await stage.finish()
     given = {"data": {"x": 1}, "id": event_id, "name": "go"}
-    (_, finished_id, finished), (name, id, data) = sorted(heard, reverse=True)
+    (_, finished_id, finished), (name, id, data) = sorted(received, reverse=True)
     ts = data["event"]["ts"]
     assert (name, id) == ("cancelled", run_id)
     assert finished_id != run_id
@@ -178,87 +178,87 @@ async def test_a_step_is_not_interrupted_and_the_run_goes_no_further(stage: Stag
 
 
 async def test_a_run_that_lasts_too_long_is_cancelled(stage: Stage) -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
     f, _ = sleeper(stage, timeouts=inngest.Timeouts(start=HOUR, finish=HOUR))
-    await stage.serve(f, listener(stage, heard))
+    await stage.serve(f, listener(stage, received))
     assert change(stage, finish_timeout_s=0.05).finish_timeout_s == 3600
     await stage.send("go")
     await stage.finish()
-    assert sorted(name for name, _, _ in heard) == ["cancelled", "finished"]
+    assert sorted(name for name, _, _ in received) == ["cancelled", "finished"]
 
 
 async def test_a_cancelled_batch_reports_all_its_events(stage: Stage) -> None:
     """A batch and ``cancel`` exclude each other; its timeouts and its id cancel it."""
-    heard: list[Any] = []
+    received: list[Any] = []
     minute = datetime.timedelta(minutes=1)
     f, asleep = sleeper(stage, batch_events=inngest.Batch(max_size=2, timeout=minute))
-    await stage.serve(f, listener(stage, heard))
+    await stage.serve(f, listener(stage, received))
     await stage.client.send([inngest.Event(name="go", data={"n": n}) for n in range(2)])
     await asleep.wait()
     (run_id,) = stage.server._executor._runs
     await stage.server.cancel(run_id)
     await stage.finish()
-    (data,) = [data for name, _, data in heard if name == "cancelled"]
+    (data,) = [data for name, _, data in received if name == "cancelled"]
     assert [event["data"]["n"] for event in data["events"]] == [0, 1]
     assert data["event"]["data"] == {"n": 0}
-    assert len(heard) == 2
+    assert len(received) == 2
 
 
 async def test_a_failure_is_reported_as_the_real_server_reports_it(stage: Stage) -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"), retries=0)
     async def f(ctx: inngest.Context) -> None:
         raise RuntimeError("broken")
 
-    await stage.serve(f, listener(stage, heard))
+    await stage.serve(f, listener(stage, received))
     (event_id,) = await stage.send("go")
     await stage.finish()
-    (_, _, finished), (name, id, data) = sorted(heard, reverse=True)
+    (_, _, finished), (name, id, data) = sorted(received, reverse=True)
     given = {"data": {}, "id": event_id, "name": "go", "ts": data["event"]["ts"]}
-    told = {"message": "broken", "name": "RuntimeError", "stack": data["error"]["stack"]}
+    error_body = {"message": "broken", "name": "RuntimeError", "stack": data["error"]["stack"]}
     assert (name, id) == ("failed", data["run_id"])
-    assert "Traceback" in told["stack"]
+    assert "Traceback" in error_body["stack"]
     assert (
         data
         == finished
         == {
             "_inngest": {"status": "Failed"},
-            "error": {"error": "invalid status code: 500", **told},
+            "error": {"error": "invalid status code: 500", **error_body},
             "event": {**given, "user": {}},
             "events": [given],
             "function_id": "app-f",
-            "result": {"code": "unknown", **told},
+            "result": {"code": "unknown", **error_body},
             "run_id": id,
         }
     )
 
 
 async def test_a_final_error_is_reported_as_such(stage: Stage) -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"))
     async def f(ctx: inngest.Context) -> None:
         raise inngest.NonRetriableError("no use")
 
-    await stage.serve(f, listener(stage, heard))
+    await stage.serve(f, listener(stage, received))
     await stage.send("go")
     await stage.finish()
-    (error,) = [data["error"] for name, _, data in heard if name == "failed"]
+    (error,) = [data["error"] for name, _, data in received if name == "failed"]
     assert (error["error"], error["message"]) == ("NonRetriableError", "no use")
 
 
 async def test_a_result_is_reported(stage: Stage) -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"))
     async def f(ctx: inngest.Context) -> dict[str, int]:
         return {"a": 1}
 
-    await stage.serve(f, listener(stage, heard))
+    await stage.serve(f, listener(stage, received))
     await stage.send("go")
     await stage.finish()
-    ((name, _, data),) = heard
+    ((name, _, data),) = received
     assert (name, data["_inngest"], data["result"]) == (
         "finished",
         {"status": "Completed"},

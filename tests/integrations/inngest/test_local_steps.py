@@ -171,16 +171,16 @@ async def test_a_request_says_how_many_attempts_there_are(
     stage: Stage, retries: int | None, attempts: int
 ) -> None:
     """The SDK reads it, to tell a step's last failure from one that is tried again."""
-    told: list[Any] = []
+    passed: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"), retries=retries)
     async def f(ctx: inngest.Context) -> None:
-        told.append(getattr(ctx.step, "_execution")._request.ctx.max_attempts)  # noqa: B009
+        passed.append(getattr(ctx.step, "_execution")._request.ctx.max_attempts)  # noqa: B009
 
     await stage.serve(f)
     await stage.send("go")
     await stage.finish()
-    assert told == [attempts]
+    assert passed == [attempts]
 
 
 async def test_a_failed_step_is_reported_to_the_function_without_the_sdks_code(

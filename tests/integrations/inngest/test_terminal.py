@@ -45,8 +45,8 @@ async def test_reports_the_failure_when_the_app_is_back(stage: Stage, kind: str)
     await stage.send("go", userId="42")
     await stage.finish()
     assert len(asked) == 6
-    assert await stage.told("42") == ["started", "failed"]
-    assert (await stage.heard("user_42"))[-1]["data"]["error"] == "No paper."
+    assert await stage.reported("42") == ["started", "failed"]
+    assert (await stage.read_room("user_42"))[-1]["data"]["error"] == "No paper."
 
 
 async def test_the_applications_failure_handler_is_called_once_though_it_raises(
@@ -69,7 +69,7 @@ async def test_the_applications_failure_handler_is_called_once_though_it_raises(
     await stage.send("go", userId="42")
     await stage.finish()
     assert calls == [1]
-    assert await stage.told("42") == ["started", "failed"]
+    assert await stage.reported("42") == ["started", "failed"]
 
 
 async def test_waiting_again_under_one_name_is_reported_again(stage: Stage, kind: str) -> None:
@@ -90,8 +90,8 @@ async def test_waiting_again_under_one_name_is_reported_again(stage: Stage, kind
     await stage.serve(function(stage, kind, async_body if kind == "async" else sync_body))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert await stage.told("42") == ["started", *["progress"] * 3, "completed"]
-    waits = (await stage.heard("user_42"))[1:-1]
+    assert await stage.reported("42") == ["started", *["progress"] * 3, "completed"]
+    waits = (await stage.read_room("user_42"))[1:-1]
     assert all("stallAfterS" not in each["data"] for each in waits)
 
 
@@ -122,8 +122,8 @@ async def test_an_exception_group_is_judged_by_what_it_holds(
     await stage.serve(function(stage, kind, body, retries=1))
     await stage.send("go", userId="42")
     await stage.finish()
-    assert await stage.told("42") == words
-    assert (await stage.heard("user_42"))[-1]["data"]["error"] == "Empty."
+    assert await stage.reported("42") == words
+    assert (await stage.read_room("user_42"))[-1]["data"]["error"] == "Empty."
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ async def test_a_result_ends_the_run_as_inngest_does(
     await stage.serve(decorated)
     await stage.send("go", userId="42")
     await stage.finish()
-    assert await stage.told("42") == ["started", ending]
+    assert await stage.reported("42") == ["started", ending]
     if data is not None:
-        assert (await stage.heard("user_42"))[-1]["data"] == data
+        assert (await stage.read_room("user_42"))[-1]["data"] == data
 
 
 @pytest.mark.parametrize(("retries", "total"), [(0, 1), (2, 3), (None, 5)])
@@ -156,7 +156,7 @@ async def test_max_attempts_is_that_of_the_function(
     await stage.serve(function(stage, kind, body, retries=retries))
     await stage.send("go", userId="42")
     await stage.finish()
-    told = [m["data"] for m in (await stage.heard("user_42"))[:-1]]
-    assert [(each["attempt"], each["maxAttempts"]) for each in told] == [
+    reported = [m["data"] for m in (await stage.read_room("user_42"))[:-1]]
+    assert [(each["attempt"], each["maxAttempts"]) for each in reported] == [
         (n, total) for n in range(1, total + 1)
     ]

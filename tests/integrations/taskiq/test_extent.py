@@ -32,7 +32,7 @@ POOLS = {"threads": [], "processes": ["--use-process-pool", "--max-process-pool-
 Messages = list[dict[str, Any]]
 
 
-async def hear(rooms: str, user_id: str) -> Messages:
+async def read_room(rooms: str, user_id: str) -> Messages:
     """All that a room has heard, as soon as that holds an end."""
     async with asyncio.timeout(LIMIT_S), httpx.AsyncClient() as client:
         while True:
@@ -84,9 +84,9 @@ async def test_a_tasks_reports_stay_in_its_room(worker: Any, rooms: str, tmp_pat
         await kiq("outside", doc)
         await kiq("outside_sync", doc)
     for doc in docs:
-        messages = await hear(rooms, doc)
-        told = [m["type"].rpartition(".")[2] for m in messages]
-        assert [each for each in told if each not in ("progress", "delta")] == [
+        messages = await read_room(rooms, doc)
+        reported = [m["type"].rpartition(".")[2] for m in messages]
+        assert [each for each in reported if each not in ("progress", "delta")] == [
             "started", "retrying", "completed"
         ]  # fmt: skip
     async with asyncio.timeout(LIMIT_S):
@@ -95,10 +95,10 @@ async def test_a_tasks_reports_stay_in_its_room(worker: Any, rooms: str, tmp_pat
     own = ("own", "given", "copied") if pool == "threads" else ("given",)
     for doc in docs:
         whole = ("begin", "begin", "thread", "bound", "end")
-        assert text_of(await hear(rooms, doc)) == "".join(f"{each} {doc};" for each in whole)
-        messages = await hear(rooms, f"s{doc}")
+        assert text_of(await read_room(rooms, doc)) == "".join(f"{each} {doc};" for each in whole)
+        messages = await read_room(rooms, f"s{doc}")
         assert text_of(messages) == "".join(f"{each} s{doc};" for each in own)
-        for m in await hear(rooms, doc):
+        for m in await read_room(rooms, doc):
             assert m["data"].get("label", f" {doc}").endswith(f" {doc}")
 
 
@@ -115,15 +115,15 @@ async def test_a_task_that_another_has_sent_does_not_report_as_that(
         is_done.set()
 
     @broker.task(job_type="report.creation")
-    async def told(user_id: str) -> None:
+    async def reported(user_id: str) -> None:
         extent_tasks.say("before", user_id)
         await untold.kiq()
         if user_id == "a":
-            await told.kiq(user_id="b")
+            await reported.kiq(user_id="b")
         await is_done.wait()
         extent_tasks.say("after", user_id)
 
-    await told.kiq(user_id="a")
+    await reported.kiq(user_id="a")
     await broker.wait_all()
     for user_id in "ab":
         sent = realtime.sent("report.creation.delta", user_id=user_id)

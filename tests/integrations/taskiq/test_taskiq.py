@@ -58,7 +58,7 @@ async def broker(rooms: str) -> AsyncIterator[InMemoryBroker]:
 
 
 @pytest.fixture
-def heard(rooms: str) -> Callable[..., Awaitable[Messages]]:
+def read_room(rooms: str) -> Callable[..., Awaitable[Messages]]:
     """What a room has heard, as soon as it holds what is waited for: by default, an end."""
 
     async def until(
@@ -85,26 +85,28 @@ async def kiq(broker: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return await task.kiq(*args, **kwargs)
 
 
-Heard = Callable[..., Awaitable[Messages]]
+ReadRoom = Callable[..., Awaitable[Messages]]
 
 
 @pytest.mark.parametrize("name", ["works", "works_sync"])
-async def test_a_task_reports_its_life(broker: InMemoryBroker, heard: Heard, name: str) -> None:
+async def test_a_task_reports_its_life(
+    broker: InMemoryBroker, read_room: ReadRoom, name: str
+) -> None:
     request = {"request_id": "r1"} if name == "works" else {}
     await kiq(broker, name, "Q3", user_id="1", **request)
-    messages = await heard("user_1")
+    messages = await read_room("user_1")
     assert words(messages) == ["started", "progress", "completed"]
     assert messages[1]["data"]["label"] == "Rendering"
     assert messages[-1]["data"] == {"title": "Q3"}
     if request:
-        assert await heard("request_r1")
+        assert await read_room("request_r1")
 
 
 async def test_retries_are_reported_and_the_last_failure_is_final(
-    broker: InMemoryBroker, heard: Heard
+    broker: InMemoryBroker, read_room: ReadRoom
 ) -> None:
     await kiq(broker, "fails", {"userId": "1"})
-    messages = await heard("user_1")
+    messages = await read_room("user_1")
     assert words(messages) == ["started", "retrying", "retrying", "failed"]
     retries = [message["data"] for message in messages[1:3]]
     assert [(r["attempt"], r["maxAttempts"]) for r in retries] == [(2, 3), (3, 3)]
@@ -113,10 +115,10 @@ async def test_retries_are_reported_and_the_last_failure_is_final(
 
 @pytest.mark.parametrize("name", ["fails_once", "is_late"])
 async def test_without_retries_the_first_failure_is_final(
-    broker: InMemoryBroker, heard: Heard, name: str
+    broker: InMemoryBroker, read_room: ReadRoom, name: str
 ) -> None:
     await kiq(broker, name, user_id="1")
-    messages = await heard("user_1")
+    messages = await read_room("user_1")
     assert words(messages) == ["started", "failed"]
     assert "hunter2" not in str(messages)
 
@@ -139,11 +141,11 @@ async def make(rooms: str) -> AsyncIterator[Make]:
             *middlewares: TaskiqMiddleware,
             kind: type[InMemoryBroker] = InMemoryBroker,
             in_place: bool = False,
-            **told: Any,
+            **options: Any,
         ) -> InMemoryBroker:
             broker = kind(await_inplace=in_place)
             brokers.append(
-                broker.with_middlewares(*middlewares, RealtimeMiddleware(broadcaster, **told))
+                broker.with_middlewares(*middlewares, RealtimeMiddleware(broadcaster, **options))
             )
             return broker
 
@@ -188,7 +190,7 @@ class Schedule(ScheduleSource):
 )
 async def test_what_the_retry_middleware_decides_is_reported(
     make: Make,
-    heard: Heard,
+    read_room: ReadRoom,
     in_place: bool,
     retries: TaskiqMiddleware,
     words_: list[str],
@@ -201,13 +203,13 @@ async def test_what_the_retry_middleware_decides_is_reported(
         raise JobError("The printer is busy.")
 
     await fails.kiq(user_id="1")
-    messages = await heard("user_1")
+    messages = await read_room("user_1")
     await broker.wait_all()
-    assert words(await heard("user_1")) == words_
+    assert words(await read_room("user_1")) == words_
     assert [m["data"].get("retryInS") for m in messages if "retrying" in m["type"]] == pauses
 
 
-async def test_a_retry_that_is_scheduled_is_reported(make: Make, heard: Heard) -> None:
+async def test_a_retry_that_is_scheduled_is_reported(make: Make, read_room: ReadRoom) -> None:
     schedule = Schedule()
     broker = make(SmartRetryMiddleware(schedule_source=schedule, default_delay=5))
 
@@ -217,23 +219,23 @@ async def test_a_retry_that_is_scheduled_is_reported(make: Make, heard: Heard) -
 
     await fails.kiq(user_id="1")
     await broker.wait_all()
-    messages = await heard("user_1", lambda messages: len(messages) > 1)
+    messages = await read_room("user_1", lambda messages: len(messages) > 1)
     assert words(messages) == ["started", "retrying"]
     assert messages[1]["data"]["retryInS"] == 5
     assert len(schedule.tasks) == 1
 
 
 async def test_a_retry_is_reported_before_another_worker_can_take_it(
-    make: Make, rooms: str, heard: Heard
+    make: Make, rooms: str, read_room: ReadRoom
 ) -> None:
     class Looking(InMemoryBroker):
         async def kick(self, message: Any) -> None:
             async with httpx.AsyncClient() as client:
                 answer = await client.get(f"{rooms}/rooms/user_1/history")
-            heard_before.append(words(answer.json()["notifications"]))
+            read_before.append(words(answer.json()["notifications"]))
             await super().kick(message)
 
-    heard_before: list[list[str]] = []
+    read_before: list[list[str]] = []
     broker = make(SimpleRetryMiddleware(), kind=Looking)
 
     @broker.task(job_type="report.creation", retry_on_error=True, max_retries=2)
@@ -241,11 +243,11 @@ async def test_a_retry_is_reported_before_another_worker_can_take_it(
         raise JobError("The printer is busy.")
 
     await fails.kiq(user_id="1")
-    await heard("user_1")
-    assert heard_before == [[], ["started", "retrying"]]
+    await read_room("user_1")
+    assert read_before == [[], ["started", "retrying"]]
 
 
-async def test_bad_input_is_final_whatever_is_retried(make: Make, heard: Heard) -> None:
+async def test_bad_input_is_final_whatever_is_retried(make: Make, read_room: ReadRoom) -> None:
     broker = make(SimpleRetryMiddleware(default_retry_label=True))
     attempts = []
 
@@ -255,7 +257,7 @@ async def test_bad_input_is_final_whatever_is_retried(make: Make, heard: Heard) 
         raise InvalidInputError("It is empty.")
 
     await refuses.kiq(user_id="1")
-    messages = await heard("user_1")
+    messages = await read_room("user_1")
     await broker.wait_all()
     assert words(messages) == ["started", "failed"]
     assert messages[-1]["data"]["error"] == "It is empty."
@@ -265,7 +267,7 @@ async def test_bad_input_is_final_whatever_is_retried(make: Make, heard: Heard) 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("job_type", [None, "note.creation"])
 async def test_a_task_that_starts_another_has_an_end_of_its_own(
-    make: Make, heard: Heard, in_place: bool, job_type: str | None
+    make: Make, read_room: ReadRoom, in_place: bool, job_type: str | None
 ) -> None:
     broker = make(in_place=in_place)
 
@@ -279,12 +281,14 @@ async def test_a_task_that_starts_another_has_an_end_of_its_own(
         return {"of": "outer"}
 
     await outer.kiq(user_id="1")
-    messages = await heard("user_1")
+    messages = await read_room("user_1")
     assert words(messages) == ["started", "completed"]
     assert messages[-1]["data"] == {"of": "outer"}
 
 
-async def test_a_task_that_goes_back_to_the_broker_is_not_over(make: Make, heard: Heard) -> None:
+async def test_a_task_that_goes_back_to_the_broker_is_not_over(
+    make: Make, read_room: ReadRoom
+) -> None:
     broker = make()
 
     @broker.task(job_type="report.creation")
@@ -294,10 +298,10 @@ async def test_a_task_that_goes_back_to_the_broker_is_not_over(make: Make, heard
         return 7
 
     await is_put_back.kiq(user_id="1")
-    assert words(await heard("user_1")) == ["started", "completed"]
+    assert words(await read_room("user_1")) == ["started", "completed"]
 
 
-async def test_a_rejected_task_is_cancelled(make: Make, heard: Heard) -> None:
+async def test_a_rejected_task_is_cancelled(make: Make, read_room: ReadRoom) -> None:
     broker = make()
 
     @broker.task(job_type="report.creation")
@@ -305,7 +309,7 @@ async def test_a_rejected_task_is_cancelled(make: Make, heard: Heard) -> None:
         context.reject()
 
     await is_turned_away.kiq(user_id="1")
-    assert words(await heard("user_1")) == ["started", "cancelled"]
+    assert words(await read_room("user_1")) == ["started", "cancelled"]
 
 
 async def test_a_task_runs_where_who_waits_cannot_be_found(
@@ -333,7 +337,7 @@ async def test_a_retry_middleware_behind_is_said_at_the_start() -> None:
 
 
 async def test_a_task_whose_worker_is_killed_goes_on_in_the_next(
-    rooms: str, heard: Heard, tmp_path: Path
+    rooms: str, read_room: ReadRoom, tmp_path: Path
 ) -> None:
     def start(environment: dict[str, str]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "taskiq", "worker", "--workers", "1"]
@@ -363,11 +367,11 @@ async def test_a_task_whose_worker_is_killed_goes_on_in_the_next(
         worker = await asyncio.to_thread(start, environment)
         try:
             await kiq(broker, "is_lost", str(tmp_path / "marker"), user_id="1")
-            await heard("user_1", lambda messages: len(messages) > 1)
+            await read_room("user_1", lambda messages: len(messages) > 1)
             await asyncio.to_thread(kill, worker)
             worker = await asyncio.to_thread(start, environment)
             nudging = asyncio.create_task(nudge(broker))
-            messages = await heard("user_1")
+            messages = await read_room("user_1")
             nudging.cancel()
         finally:
             await asyncio.to_thread(kill, worker)

@@ -142,12 +142,12 @@ async def test_a_thread_that_the_stopping_worker_waits_for_completes(
 class Failing(TaskiqMiddleware):
     """Of an application: raises at one of its turns."""
 
-    def __init__(self, turn: str) -> None:
+    def __init__(self, hook: str) -> None:
         super().__init__()
-        self._turn = turn
+        self._hook = hook
 
-    def _at(self, turn: str) -> None:
-        if turn == self._turn:
+    def _at(self, hook: str) -> None:
+        if hook == self._hook:
             raise RuntimeError("no")
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
@@ -178,11 +178,11 @@ def words(realtime: RealtimeRecorder) -> list[str]:
     return [type.rpartition(".")[2] for type in realtime.types(user_id="1")]
 
 
-@pytest.mark.parametrize("turn", ["pre_execute", "on_error", "post_execute"])
+@pytest.mark.parametrize("hook", ["pre_execute", "on_error", "post_execute"])
 async def test_a_middleware_that_raises_leaves_no_run_open(
-    realtime: RealtimeRecorder, turn: str
+    realtime: RealtimeRecorder, hook: str
 ) -> None:
-    broker = InMemoryBroker().with_middlewares(RealtimeMiddleware(), Failing(turn))
+    broker = InMemoryBroker().with_middlewares(RealtimeMiddleware(), Failing(hook))
 
     @broker.task(job_type="report.creation")
     async def fails(user_id: str) -> None:
@@ -190,7 +190,7 @@ async def test_a_middleware_that_raises_leaves_no_run_open(
 
     await run(broker, fails)
     assert words(realtime) == ["started", "failed"]
-    if turn == "post_execute":  # the others come before this middleware sees the error
+    if hook == "post_execute":  # the others come before this middleware sees the error
         assert realtime.sent()[-1].data["error"] == "No paper."
 
 
@@ -313,8 +313,8 @@ async def test_max_attempts_is_what_the_labels_and_the_middleware_say(
         raise JobError("No paper.")
 
     await run(broker, fails)
-    told = [each.data for each in realtime.sent(user_id="1")[:-1]]
-    assert [(each["attempt"], each.get("maxAttempts")) for each in told] == [
+    reported = [each.data for each in realtime.sent(user_id="1")[:-1]]
+    assert [(each["attempt"], each.get("maxAttempts")) for each in reported] == [
         (n, total) for n in range(1, (total or 1) + 1)
     ]
     realtime.assert_single_terminal()

@@ -71,18 +71,18 @@ def test_client_that_comes_and_goes_gets_what_is_written_meanwhile(ring: IoUring
             elif live:
                 member = rng.choice(list(live))
                 fan.discard(member)
-                ours, peer, told = live.pop(member)
+                ours, peer, written = live.pop(member)
                 ours.close()
-                assert received(peer, len(told)) == bytes(told)
+                assert received(peer, len(written)) == bytes(written)
                 assert peer.recv(1) == b"", "nothing more"
                 peer.close()
             assert len(fan) == len(live)
             frame = b"%d;" % n
             assert fan.write(frame) == []
-            for _, _, told in live.values():
-                told += frame
-        for _, peer, told in live.values():
-            assert received(peer, len(told)) == bytes(told)
+            for _, _, written in live.values():
+                written += frame
+        for _, peer, written in live.values():
+            assert received(peer, len(written)) == bytes(written)
             assert drained(peer) == b""
 
 

@@ -59,14 +59,14 @@ class Server:
         self.address = (str(parts.hostname), int(parts.port or 0))
         self.store = app._store
         self.hub: Hub = app._sessions._hub
-        self.told: dict[Room, list[str]] = {}
+        self.published: dict[Room, list[str]] = {}
         self._count = 0
 
     async def publish(self, room: Room = ROOM, size: int = 0) -> int:
         """How many took it; nothing else has run meanwhile."""
         self._count += 1
         id = f"{room}.{self._count}"
-        self.told.setdefault(room, []).append(id)
+        self.published.setdefault(room, []).append(id)
         assert self._count < 2000, "what a test waits for does not come"
         text = json.dumps({"id": id, "type": "a", "data": {"x": "x" * size}})
         (receipt,) = await self.store.publish([Publication(room, id, text)], self.hub.broadcast)
@@ -152,7 +152,7 @@ class Client:
             assert not self.has_ended, (self.ids[-3:], self.close_code)
             await self.read()
 
-    async def until_told(self, ids: list[str]) -> None:
+    async def until_received(self, ids: list[str]) -> None:
         """These came, and nothing else."""
         await self.until(lambda: len(self.ids) >= len(ids))
         assert self.ids == ids
@@ -232,14 +232,14 @@ def test_all_receive_all_in_order_whoever_comes_and_goes(
                         query = "after=latest" + ("&device=d" if kind == 0 else "")
                         coming = listening(server, 1, room, query=query, acknowledges=kind != 1)
                         (client,) = await undo.enter_async_context(coming)
-                        everyone.append((client, len(server.told.get(room, []))))
+                        everyone.append((client, len(server.published.get(room, []))))
                     case "go" if everyone:
                         client, before = everyone.pop(rng.randrange(len(everyone)))
-                        told = server.told.get(client.room, [])[before:]
+                        published = server.published.get(client.room, [])[before:]
                         if rng.random() < 0.3:
                             client.reset()
                         else:
-                            await client.until_told(told)
+                            await client.until_received(published)
                             client.socket.close()
                     case _:
                         await server.publish(room, rng.choice([0, 0, 100, 5000]))
@@ -247,7 +247,7 @@ def test_all_receive_all_in_order_whoever_comes_and_goes(
                             await server.publish(room)
                 if n % 50 == 49:
                     for client, before in everyone:
-                        await client.until_told(server.told.get(client.room, [])[before:])
+                        await client.until_received(server.published.get(client.room, [])[before:])
             assert server.together(ROOM) > 5
             assert server.together(OTHER) > 5
 
@@ -267,17 +267,17 @@ def test_client_that_does_not_read_gets_all_of_it_later_and_holds_nobody_up(
             while server.together() > MANY:
                 assert await server.publish(size=60_000) == MANY + 2
                 for client in quick:
-                    await client.until_told(server.told[ROOM])
+                    await client.until_received(server.published[ROOM])
             for size in (60_000, 10, 60_000):  # these wait
                 assert await server.publish(size=size) == MANY + 2
             for client in quick:
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
             for client in slow:
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
             await server.until(lambda: server.together() == MANY + 2)
             await server.publish()
             for client in (*quick, *slow):
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
 
     run(test())
 
@@ -314,7 +314,7 @@ def test_who_stalls_at_what_it_was_told_alone_misses_nothing_that_is_told_to_all
             assert await server.publish() == 5
             assert await server.publish() == 5
             for client in (*quick, *slow):
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
             await server.until(lambda: server.together() == 4)
 
     run(test())
@@ -330,7 +330,7 @@ def test_one_who_never_reads_is_closed_as_too_slow(run: Run, settings: ServerSet
             while server.hub.subscriber_count(ROOM) > MANY:
                 await server.publish(size=200_000)
                 for client in quick:
-                    await client.until_told(server.told[ROOM])
+                    await client.until_received(server.published[ROOM])
                 await asyncio.sleep(0)
 
     run(test())
@@ -348,7 +348,7 @@ def test_a_dead_peer_among_a_thousand_harms_nobody(run: Run, settings: ServerSet
             assert server.together() == 997
             assert await server.publish() == 997
             for client in clients:
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
@@ -378,7 +378,7 @@ def test_a_descriptor_that_is_used_again_gets_nothing_of_the_old_room(
                     await server.publish()
                     await server.publish(OTHER)
                 for client in (*clients[1::2], *others):
-                    await client.until_told(server.told[client.room])
+                    await client.until_received(server.published[client.room])
 
     run(test())
 
@@ -390,18 +390,18 @@ def test_a_room_grows_to_many_and_shrinks_to_few_and_to_none(
         async with serving(settings) as server:
             for _ in range(2):
                 async with listening(server, 4) as few:
-                    before = len(server.told.get(ROOM, []))
+                    before = len(server.published.get(ROOM, []))
                     assert await server.publish() == 4
                     assert server.group() is None
                     async with listening(server, 1) as (fifth,):
                         await server.until(lambda: server.together() == 5)
                         assert await server.publish() == 5
-                        await fifth.until_told(server.told[ROOM][before + 1 :])
+                        await fifth.until_received(server.published[ROOM][before + 1 :])
                     for client in few[1:]:
                         client.socket.close()
                     await server.until(lambda: server.hub.subscriber_count(ROOM) == 1)
                     assert await server.publish() == 1
-                    await few[0].until_told(server.told[ROOM][before:])
+                    await few[0].until_received(server.published[ROOM][before:])
                 await server.until(lambda: server.hub.subscriber_count(ROOM) == 0)
                 assert len(server.hub) == 1, "the revocations'"
 
@@ -419,7 +419,7 @@ def test_what_clients_say_is_answered_between_notifications(
                     await client.say(frame(TEXT, b"ping") + frame(PING, b"p"))
                 await server.publish(size=3000)
             for client in clients:
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
                 await client.until(lambda: len(client.control) == 61)  # noqa: B023
             assert server.together() == MANY
 
@@ -441,9 +441,9 @@ def test_client_that_breaks_the_protocol_receives_a_last_word_and_nothing_after_
             for client, code in zip(clients, (1002, 1000), strict=False):
                 await client.until(lambda: client.close_code is not None)  # noqa: B023
                 assert client.close_code == code
-                assert client.ids == server.told[ROOM][: len(client.ids)]
+                assert client.ids == server.published[ROOM][: len(client.ids)]
             for client in clients[2:]:
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
 
     run(test())
 
@@ -458,7 +458,7 @@ def test_a_server_that_stops_reports_what_it_has_taken_and_says_so(
             stopping = asyncio.create_task(server.app.drain())
             for client in clients:
                 await client.until(lambda: client.close_code is not None)  # noqa: B023
-                assert client.ids == server.told[ROOM]
+                assert client.ids == server.published[ROOM]
                 assert client.control[-1][1]["type"] == "synap.closing"
                 client.socket.close()
             await stopping
@@ -508,7 +508,7 @@ def test_marks_of_those_who_do_not_acknowledge_go_on(run: Run, settings: ServerS
                 head = await server.store.head(ROOM)
                 assert await server.store.get_ack(ROOM, "d") == head
             for client in plain:
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
 
     run(test())
 
@@ -525,9 +525,9 @@ def test_what_a_peer_has_not_taken_was_not_received(run: Run, settings: ServerSe
                 before = await server.store.get_ack(ROOM)
                 await server.publish(size=60_000)
                 for client in quick:
-                    await client.until_told(server.told[ROOM])
+                    await client.until_received(server.published[ROOM])
             assert await server.store.get_ack(ROOM) == before
-            await slow.until_told(server.told[ROOM])
+            await slow.until_received(server.published[ROOM])
             await server.until(lambda: server.together() == MANY + 1)
             assert await server.store.get_ack(ROOM) == await server.store.head(ROOM)
 
@@ -547,17 +547,17 @@ def test_what_some_have_read_in_the_log_already_is_not_reported_twice(
             async with listening(server, 3, query="after=earliest") as since:
                 await server.until(lambda: server.together() == MANY + 3)
                 for client in since:
-                    await client.until_told(server.told[ROOM])
+                    await client.until_received(server.published[ROOM])
                 assert before[0].ids == []
                 await server.publish()
                 store.release()
                 assert server.together() == MANY + 3
                 for client in (*before, *since):
-                    await client.until_told(server.told[ROOM])
+                    await client.until_received(server.published[ROOM])
                 await server.publish()
                 store.release()
                 for client in (*before, *since):
-                    await client.until_told(server.told[ROOM])
+                    await client.until_received(server.published[ROOM])
 
     run(test())
 
@@ -585,6 +585,6 @@ def test_while_somebody_traces_each_delivery_has_its_span(
             await server.publish()
             assert len(spans) == 2 * MANY
             for client in clients:
-                await client.until_told(server.told[ROOM])
+                await client.until_received(server.published[ROOM])
 
     run(test())

@@ -290,10 +290,10 @@ class Process:
     def __init__(self) -> None:
         self.taken = 50 * MIB
         self.freed = self.trims = 0
-        self.can_tell = True
+        self.is_known = True
 
     def resident(self) -> int | None:
-        return self.taken + self.freed if self.can_tell else None
+        return self.taken + self.freed if self.is_known else None
 
     def trim(self) -> None:
         self.trims += 1
@@ -379,10 +379,10 @@ def test_does_not_trim_while_the_size_of_the_process_is_unknown() -> None:
     process = Process()
     trimmer = Trimmer(lambda: 0, process)
     trimmer.look()
-    process.can_tell, process.freed = False, 100 * MIB
+    process.is_known, process.freed = False, 100 * MIB
     trimmer.look()
     assert process.trims == 0
-    process.can_tell = True
+    process.is_known = True
     trimmer.look()
     assert process.trims == 1
 

@@ -335,14 +335,14 @@ def test_client_that_reads_slowly_gets_all_and_who_does_not_read_is_cut(
                 if how == "not at all":
                     await asyncio.sleep(0.5)
                 client.writer.transport.resume_reading()  # type: ignore[attr-defined]
-                heard = 0
+                received = 0
                 with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                    while heard < 10:
+                    while received < 10:
                         _, _, body = await client.answer()
                         assert len(json.loads(body)["notifications"]) == count
-                        heard += 1
+                        received += 1
                         await asyncio.sleep(0.02)
-                assert (heard == 10) is (how == "slowly")
+                assert (received == 10) is (how == "slowly")
 
     run(test())
 

@@ -229,18 +229,18 @@ def test_a_publisher_does_not_wait_behind_other_requests(run: Run) -> None:
         async with running_server(with_keys()) as url, peer(url) as publisher:
             await publisher.say(publish(KEY))
             assert await publisher.status() == 200
-            strangers = [
+            publishers = [
                 await asyncio.open_connection(*publisher.writer.get_extra_info("peername"))
                 for _ in range(300)
             ]
-            for _, writer in strangers:
+            for _, writer in publishers:
                 writer.write(HEALTH)
             # Another length, so that the head is not one of those that are remembered.
             await publisher.say(publish(KEY, body=BODY + b" "))
             assert await publisher.status() == 200
-            answered = sum(bool(reader._buffer) for reader, _ in strangers)  # type: ignore[attr-defined]
-            assert answered < len(strangers) // 2
-            for reader, writer in strangers:
+            answered = sum(bool(reader._buffer) for reader, _ in publishers)  # type: ignore[attr-defined]
+            assert answered < len(publishers) // 2
+            for reader, writer in publishers:
                 assert (await reader.readline()).startswith(b"HTTP/1.1 200")
                 writer.transport.abort()
 

@@ -151,9 +151,9 @@ async def test_a_credential_in_the_first_piece_of_a_head_is_nobody_elses() -> No
             assert await client.status() == 200
             _, found, rest = whole[cut:].partition(b"\r\n")
             if found and KEY not in rest:
-                async with peer(url) as stranger:
-                    await stranger.say(first_line(b"user_9") + found + rest)
-                    assert await stranger.status() in (400, 401), cut
+                async with peer(url) as anonymous:
+                    await anonymous.say(first_line(b"user_9") + found + rest)
+                    assert await anonymous.status() in (400, 401), cut
 
 
 async def test_an_authorizer_is_asked_each_time() -> None:

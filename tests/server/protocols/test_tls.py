@@ -86,13 +86,13 @@ def test_publishes_reach_websockets_and_event_streams(run: Run, certified: Certi
                 await publish(http, "n1")
                 await publish(http, "n2", 200_000)
                 assert [await next_id(ws), await next_id(ws)] == ["n1", "n2"]
-                told = []
+                received_ids = []
                 async for line in lines:
                     if '"type":"a"' in line:
-                        told.append(json.loads(line.removeprefix("data:"))["id"])
-                    if len(told) == 2:
+                        received_ids.append(json.loads(line.removeprefix("data:"))["id"])
+                    if len(received_ids) == 2:
                         break
-                assert told == ["n1", "n2"]
+                assert received_ids == ["n1", "n2"]
             history = (await http.get("/rooms/user_1/history")).json()["notifications"]
             assert [each["id"] for each in history] == ["n1", "n2"]
             tls = ws.transport.get_extra_info("ssl_object")
@@ -149,12 +149,12 @@ def test_client_that_does_not_read_is_too_slow_and_goes(run: Run, certified: Cer
             else:
                 raise AssertionError("it was not too slow")
             ws.transport.resume_reading()
-            heard = []
+            received = []
             with contextlib.suppress(websockets.ConnectionClosed):
                 while True:
-                    heard.append(json.loads(await ws.recv()))
+                    received.append(json.loads(await ws.recv()))
             assert ws.close_code == 4008
-            ids = [each["id"] for each in heard if each["type"] == "a"]
+            ids = [each["id"] for each in received if each["type"] == "a"]
             assert ids == [f"n{n}" for n in range(len(ids))]
             async with http.stream("GET", "/rooms/user_1/events") as stream:
                 assert stream.status_code == 200
@@ -188,15 +188,15 @@ def test_unknown_clients_who_do_not_shake_hands_make_room_for_others(
 
     async def test() -> None:
         async with serving(certified, max_pending_connections=5) as url:
-            strangers = [await silent(url, said) for _ in range(5)]
+            pending = [await silent(url, said) for _ in range(5)]
             async with client(url, certified) as http:
                 await publish(http, "n1")
-                await is_cut(strangers[0][0])
-                strangers += [await silent(url, said) for _ in range(20)]
-                for reader, _ in strangers[:20]:
+                await is_cut(pending[0][0])
+                pending += [await silent(url, said) for _ in range(20)]
+                for reader, _ in pending[:20]:
                     await is_cut(reader)
                 await publish(http, "n2")
-            for _, writer in strangers:
+            for _, writer in pending:
                 writer.transport.abort()
 
     run(test())
@@ -310,14 +310,14 @@ def test_draining_lets_everybody_go(run: Run, certified: Certified) -> None:
     async def test() -> None:
         async with serving(certified) as url:
             ws = await dial(url, certified.client())
-            stranger, writer = await silent(url)
+            pending, writer = await silent(url)
             idle, idle_writer = await asyncio.open_connection(
                 "127.0.0.1", port_of(url), ssl=certified.client()
             )
         assert json.loads(await ws.recv())["type"] == "synap.closing"
         await ws.wait_closed()
         assert ws.close_code == 4012
-        await is_cut(stranger)
+        await is_cut(pending)
         await is_cut(idle)
         writer.transport.abort()
         idle_writer.transport.abort()

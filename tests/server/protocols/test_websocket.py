@@ -33,7 +33,7 @@ from .conftest import Run
 CLOSED = struct.pack("!H", 1000)
 
 
-class Heard:
+class RecordingHandler:
     """A handler that writes down what it is told."""
 
     def __init__(self) -> None:
@@ -74,11 +74,14 @@ class Server:
     """
 
     def __init__(
-        self, most_half_open: int, kind: type[WebSocketProtocol], handler: Callable[[], Heard]
+        self,
+        most_half_open: int,
+        kind: type[WebSocketProtocol],
+        handler: Callable[[], RecordingHandler],
     ) -> None:
         self.half_open = PendingConnections(most_half_open)
         self.handler = handler
-        self.made: asyncio.Queue[Heard] = asyncio.Queue()
+        self.made: asyncio.Queue[RecordingHandler] = asyncio.Queue()
         self.kind = kind
         self.port = 0
 
@@ -88,17 +91,17 @@ class Server:
         class Accepting(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 stream = cast(asyncio.Transport, transport)
-                heard = server.handler()
-                heard.socket = server.kind(
+                recorder = server.handler()
+                recorder.socket = server.kind(
                     stream,
-                    heard,
+                    recorder,
                     half_open=server.half_open,
                     write_batch=WriteBatch(),
                     pacer=Pacer(),
                     max_message_bytes=65536,
                 )
-                stream.set_protocol(heard.socket)
-                server.made.put_nowait(heard)
+                stream.set_protocol(recorder.socket)
+                server.made.put_nowait(recorder)
 
         return Accepting()
 
@@ -107,7 +110,7 @@ class Server:
 async def serving(
     most_half_open: int = 0,
     kind: type[WebSocketProtocol] = WebSocketProtocol,
-    handler: Callable[[], Heard] = Heard,
+    handler: Callable[[], RecordingHandler] = RecordingHandler,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
     server = Server(most_half_open, kind, handler)
@@ -126,7 +129,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 @contextlib.asynccontextmanager
 async def connected(
     server: Server, tls: ssl.SSLContext | None = None, limit: int = 65536
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Heard]]:
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, RecordingHandler]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=tls, limit=limit)
     try:
         yield reader, writer, await server.made.get()
@@ -156,14 +159,14 @@ def close_said(said: bytes) -> int:
 
 def test_messages_are_received_and_pings_answered(run: Run) -> None:
     async def test() -> None:
-        async with serving() as server, connected(server) as (reader, writer, heard):
+        async with serving() as server, connected(server) as (reader, writer, recorder):
             writer.write(frame(TEXT, b"a") + frame(PING, b"?") + frame(PONG) + frame(2, b"b"))
             assert await reader.readexactly(3) == b"\x8a\x01?"
             writer.write(frame(TEXT, b"x" * 65536))
             writer.write(frame(PING))
             assert await reader.readexactly(2) == b"\x8a\x00"
-            assert heard.messages == ["a", b"b", "x" * 65536]
-            heard.socket.write(text_frame(b"hello"))
+            assert recorder.messages == ["a", b"b", "x" * 65536]
+            recorder.socket.write(text_frame(b"hello"))
             assert await reader.readexactly(7) == b"\x81\x05hello"
 
     run(test())
@@ -176,47 +179,47 @@ def test_the_peers_close_is_answered_and_the_server_ends_the_connection(run: Run
                 (struct.pack("!H", 4000) + b"bye", b"\x88\x02" + struct.pack("!H", 4000)),
                 (b"", b"\x88\x00"),
             ):
-                async with connected(server) as (reader, writer, heard):
+                async with connected(server) as (reader, writer, recorder):
                     behind = frame(TEXT, b"behind") + frame(PING)
                     writer.write(frame(TEXT, b"before") + frame(CLOSE, body) + behind)
                     assert await reader.read() == answer
-                    await heard.is_gone.wait()
-                    assert heard.messages == ["before"]
-                    assert not heard.socket.is_writable
+                    await recorder.is_gone.wait()
+                    assert recorder.messages == ["before"]
+                    assert not recorder.socket.is_writable
 
     run(test())
 
 
 def test_the_server_closes_and_receives_nothing_more(run: Run) -> None:
     async def test() -> None:
-        async with serving() as server, connected(server) as (reader, writer, heard):
-            heard.socket.write(text_frame(b"last"))
-            heard.socket.close(4008, "too slow")
-            heard.socket.close(1000)
-            heard.socket.write(text_frame(b"behind"))
-            assert not heard.socket.is_writable
+        async with serving() as server, connected(server) as (reader, writer, recorder):
+            recorder.socket.write(text_frame(b"last"))
+            recorder.socket.close(4008, "too slow")
+            recorder.socket.close(1000)
+            recorder.socket.write(text_frame(b"behind"))
+            assert not recorder.socket.is_writable
             said = await reader.readexactly(6 + 2 + 2 + 8)
             assert said == b"\x81\x04last\x88\x0a" + struct.pack("!H", 4008) + b"too slow"
             writer.write(frame(TEXT, b"x") + frame(PING) + frame(CLOSE, struct.pack("!H", 4008)))
             assert await reader.read() == b""
-            await heard.is_gone.wait()
-            assert heard.messages == []
-            assert heard.times_gone == 1
+            await recorder.is_gone.wait()
+            assert recorder.messages == []
+            assert recorder.times_gone == 1
 
     run(test())
 
 
 def test_a_handler_receives_nothing_more_after_it_has_ended_the_connection(run: Run) -> None:
-    class Ending(Heard):
+    class Ending(RecordingHandler):
         def on_message(self, message: str | bytes) -> None:
             super().on_message(message)
             self.socket.abort()
 
     async def test() -> None:
-        async with serving(handler=Ending) as server, connected(server) as (_, writer, heard):
+        async with serving(handler=Ending) as server, connected(server) as (_, writer, recorder):
             writer.write(frame(TEXT, b"a") + frame(TEXT, b"b") + frame(CLOSE))
-            await heard.is_gone.wait()
-            assert heard.messages == ["a"]
+            await recorder.is_gone.wait()
+            assert recorder.messages == ["a"]
 
     run(test())
 
@@ -227,10 +230,10 @@ def test_client_that_does_not_answer_a_close_is_cut(
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
 
     async def test() -> None:
-        async with serving() as server, connected(server) as (_, _, heard):
-            heard.socket.close(1000)
-            await heard.is_gone.wait()
-            assert heard.times_gone == 1
+        async with serving() as server, connected(server) as (_, _, recorder):
+            recorder.socket.close(1000)
+            await recorder.is_gone.wait()
+            assert recorder.times_gone == 1
 
     run(test())
 
@@ -242,10 +245,10 @@ def test_client_that_does_not_take_what_is_written_is_cut(
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
 
     async def test() -> None:
-        async with serving() as server, connected(server, limit=1024) as (_, writer, heard):
-            fill(heard.socket)
+        async with serving() as server, connected(server, limit=1024) as (_, writer, recorder):
+            fill(recorder.socket)
             writer.write(frame(CLOSE, CLOSED))
-            await heard.is_gone.wait()
+            await recorder.is_gone.wait()
 
     run(test())
 
@@ -260,8 +263,8 @@ def test_those_who_do_not_answer_a_close_do_not_add_up(run: Run) -> None:
             connected(server) as (_, _, second),
             connected(server) as (_, _, third),
         ):
-            for heard in (first, second, third):
-                heard.socket.close(1000)
+            for recorder in (first, second, third):
+                recorder.socket.close(1000)
             await first.is_gone.wait()
             assert not second.is_gone.is_set()
             assert not third.is_gone.is_set()
@@ -274,12 +277,12 @@ def test_who_went_takes_nobodys_room(run: Run) -> None:
         async with serving(most_half_open=2) as server, connected(server) as (_, _, first):
             first.socket.close(1000)
             for _ in range(3):
-                async with connected(server) as (reader, writer, heard):
-                    heard.socket.close(1000)
+                async with connected(server) as (reader, writer, recorder):
+                    recorder.socket.close(1000)
                     await reader.readexactly(4)
                     writer.write(frame(CLOSE, CLOSED))
                     assert await reader.read() == b""
-                    await heard.is_gone.wait()
+                    await recorder.is_gone.wait()
             assert not first.is_gone.is_set()
 
     run(test())
@@ -306,15 +309,15 @@ def test_a_flood_of_frames_is_not_read_to_its_end(run: Run, begin: bytes, more: 
             super().connection_lost(exc)
 
     async def test() -> None:
-        async with serving(kind=Watched) as server, connected(server) as (reader, writer, heard):
+        async with serving(kind=Watched) as server, connected(server) as (reader, writer, recorder):
             closing = b"\x88\x11" + struct.pack("!H", 4029) + b"too many frames"
             # Twice: the first second may end in the middle of it.
             writer.write(begin + more * (2 * MAX_FRAMES_PER_S + 20_000))
             assert (await reader.read()).endswith(closing)
             writer.close()
-            await heard.is_gone.wait()
+            await recorder.is_gone.wait()
             assert read[0] < MAX_FRAMES_PER_S + 1000
-            assert len(heard.messages) < 2 * MAX_FRAMES_PER_S + 1000
+            assert len(recorder.messages) < 2 * MAX_FRAMES_PER_S + 1000
 
     run(test())
 
@@ -331,7 +334,10 @@ def test_answers_a_flood_of_pings_in_a_few_writes(run: Run) -> None:
             return super().write(frame)
 
     async def test() -> None:
-        async with serving(kind=Watched) as server, connected(server) as (reader, writer, _heard):
+        async with (
+            serving(kind=Watched) as server,
+            connected(server) as (reader, writer, _recorder),
+        ):
             count = MAX_FRAMES_PER_S // 2
             writer.write(b"".join(frame(PING, b"%03d" % n) for n in range(count)))
             expected = b"".join(b"\x8a\x03%03d" % n for n in range(count))
@@ -343,13 +349,13 @@ def test_answers_a_flood_of_pings_in_a_few_writes(run: Run) -> None:
 
 def test_the_frames_of_each_second_count_for_themselves(run: Run) -> None:
     async def test() -> None:
-        async with serving() as server, connected(server) as (reader, writer, heard):
+        async with serving() as server, connected(server) as (reader, writer, recorder):
             loop = asyncio.get_running_loop()
             for _ in range(2):
                 writer.write(frame(PONG) * (MAX_FRAMES_PER_S * 2 // 3) + frame(PING))
                 assert await reader.readexactly(2) == b"\x8a\x00"
                 await asyncio.sleep(1 - loop.time() % 1)  # until the next second
-            assert heard.socket.is_writable
+            assert recorder.socket.is_writable
 
     run(test())
 
@@ -368,13 +374,13 @@ def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Ru
     async def test() -> None:
         async with (
             serving(kind=Watched) as server,
-            connected(server, limit=1024) as (_, writer, heard),
+            connected(server, limit=1024) as (_, writer, recorder),
         ):
             pings = frame(PING, b"x" * 125) * 500
             for _ in range(200):  # 13 MB
                 writer.write(pings)
                 await writer.drain()
-            assert not heard.socket.is_writable
+            assert not recorder.socket.is_writable
 
     run(test())
     assert max(waiting) < 1024 * 1024
@@ -382,15 +388,15 @@ def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Ru
 
 def test_answers_the_latest_ping_when_the_peer_reads_again(run: Run) -> None:
     async def test() -> None:
-        async with serving() as server, connected(server, limit=1024) as (reader, writer, heard):
-            written = fill(heard.socket)
+        async with serving() as server, connected(server, limit=1024) as (reader, writer, recorder):
+            written = fill(recorder.socket)
             writer.write(frame(PING, b"1") + frame(PING, b"2") + frame(TEXT, b"end"))
-            while not heard.messages:  # noqa: ASYNC110 - there is no event for a message
+            while not recorder.messages:  # noqa: ASYNC110 - there is no event for a message
                 await asyncio.sleep(0.001)
-            assert not heard.socket.is_writable
+            assert not recorder.socket.is_writable
             await reader.readexactly(written)
             assert await reader.readexactly(3) == b"\x8a\x012"
-            await heard.is_writable.wait()
+            await recorder.is_writable.wait()
             writer.write(frame(PING, b"3"))
             assert await reader.readexactly(3) == b"\x8a\x013"
 
@@ -399,13 +405,13 @@ def test_answers_the_latest_ping_when_the_peer_reads_again(run: Run) -> None:
 
 def test_a_writer_is_reported_when_its_peer_reads_again(run: Run) -> None:
     async def test() -> None:
-        async with serving() as server, connected(server, limit=1024) as (reader, _, heard):
-            written = fill(heard.socket)
-            assert heard.times_writable == 0
+        async with serving() as server, connected(server, limit=1024) as (reader, _, recorder):
+            written = fill(recorder.socket)
+            assert recorder.times_writable == 0
             await reader.readexactly(written)
-            await heard.is_writable.wait()
-            assert heard.socket.is_writable
-            assert heard.times_writable == 1
+            await recorder.is_writable.wait()
+            assert recorder.socket.is_writable
+            assert recorder.times_writable == 1
 
     run(test())
 
@@ -414,14 +420,14 @@ def test_client_that_breaks_the_protocol_receives_why_whatever_it_goes_on_to_say
     """Were the connection closed with bytes unread, it would be reset, and the reason lost."""
 
     async def test() -> None:
-        async with serving() as server, connected(server) as (reader, writer, heard):
+        async with serving() as server, connected(server) as (reader, writer, recorder):
             writer.write(frame(TEXT, b"x" * 65537) + b"\xff" * (MAX_DROPPED_BYTES // 2))
             said = await reader.read()  # to its end: the server's half is closed
             assert close_said(said) == 1009
-            assert not heard.is_gone.is_set()
+            assert not recorder.is_gone.is_set()
             writer.close()
-            await heard.is_gone.wait()
-            assert heard.times_gone == 1
+            await recorder.is_gone.wait()
+            assert recorder.times_gone == 1
 
     run(test())
 
@@ -432,14 +438,14 @@ def test_client_that_goes_on_for_ever_after_it_was_failed_is_cut(
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 3600)
 
     async def test() -> None:
-        async with serving() as server, connected(server) as (_, writer, heard):
+        async with serving() as server, connected(server) as (_, writer, recorder):
             writer.write(frame(3))
             with contextlib.suppress(OSError):
-                while not heard.is_gone.is_set():
+                while not recorder.is_gone.is_set():
                     writer.write(b"\xff" * 65536)
                     await writer.drain()
                     await asyncio.sleep(0)
-            await heard.is_gone.wait()
+            await recorder.is_gone.wait()
 
     run(test())
 
@@ -451,14 +457,14 @@ def test_over_tls_who_breaks_the_protocol_receives_why(run: Run, tmp_path: Path)
     async def test() -> None:
         async with (
             serving(tls=certified.server()) as server,
-            connected(server, tls=certified.client()) as (reader, writer, heard),
+            connected(server, tls=certified.client()) as (reader, writer, recorder),
         ):
             writer.write(frame(TEXT, b"a") + frame(3))
             said = await reader.read()
             assert close_said(said) == 1002
-            await heard.is_gone.wait()
-            assert heard.times_ended == 1
-            assert heard.messages == ["a"]
+            await recorder.is_gone.wait()
+            assert recorder.times_ended == 1
+            assert recorder.messages == ["a"]
 
     run(test())
 
@@ -469,18 +475,18 @@ def test_a_write_to_who_was_just_reset_is_no_error(run: Run) -> None:
     async def test() -> None:
         async with serving() as server:
             with sockets.create_connection(("127.0.0.1", server.port)) as client:
-                heard = await server.made.get()
+                recorder = await server.made.get()
                 client.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
             for _ in range(100):
-                heard.socket.write(text_frame(b"x" * 1000))
-            heard.socket.close(1000)
-            heard.socket.abort()
-            await heard.is_gone.wait()
-            heard.socket.write(text_frame(b"x"))
-            heard.socket.close(1000)
-            heard.socket.abort()
-            assert not heard.socket.is_writable
-            assert heard.times_gone == 1
+                recorder.socket.write(text_frame(b"x" * 1000))
+            recorder.socket.close(1000)
+            recorder.socket.abort()
+            await recorder.is_gone.wait()
+            recorder.socket.write(text_frame(b"x"))
+            recorder.socket.close(1000)
+            recorder.socket.abort()
+            assert not recorder.socket.is_writable
+            assert recorder.times_gone == 1
 
     run(test())
 
@@ -501,31 +507,31 @@ def test_last_words_of_who_was_just_reset_are_no_error(run: Run, last_words: byt
     async def test() -> None:
         async with serving() as server:
             with sockets.create_connection(("127.0.0.1", server.port)) as client:
-                heard = await server.made.get()
+                recorder = await server.made.get()
                 client.sendall(last_words)
                 client.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
-            await heard.is_gone.wait()
-            assert heard.times_gone == 1
+            await recorder.is_gone.wait()
+            assert recorder.times_gone == 1
 
     run(test())
 
 
 def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) -> None:
     async def test() -> None:
-        async with serving() as server, connected(server) as (reader, writer, heard):
+        async with serving() as server, connected(server) as (reader, writer, recorder):
             writer.write(frame(TEXT, b"ping") + frame(PING))
             await reader.readexactly(2)
             assert not server.half_open._waiting
-            transport = heard.socket._transport
+            transport = recorder.socket._transport
             gc.collect()
-            turn, pacer = WriteBatch(), Pacer()
+            batch, pacer = WriteBatch(), Pacer()
             tracemalloc.start()
             many = [
                 WebSocketProtocol(
                     transport,
-                    heard,
+                    recorder,
                     half_open=server.half_open,
-                    write_batch=turn,
+                    write_batch=batch,
                     pacer=pacer,
                     max_message_bytes=65536,
                 )
@@ -533,7 +539,7 @@ def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) ->
             ]
             for socket in many:
                 socket.data_received(frame(TEXT, b"x"))
-            heard.messages.clear()
+            recorder.messages.clear()
             size, _ = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert size / len(many) < 400

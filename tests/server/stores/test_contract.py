@@ -78,19 +78,19 @@ async def test_many_in_one_call_come_to_the_same_as_one_by_one(open_store: OpenS
         publication(f"n{n if n % 7 else n // 3}", rooms[n % len(rooms)]) for n in range(300)
     ]
     together, alone = open_store(count=50), open_store(count=50)
-    at_once = await together.publish(publications[:10], lambda _room, _entry: 2)
-    at_once = [*at_once, *await together.publish(publications[10:], lambda _room, _entry: 2)]
+    batched = await together.publish(publications[:10], lambda _room, _entry: 2)
+    batched = [*batched, *await together.publish(publications[10:], lambda _room, _entry: 2)]
     one_by_one = [
         (await alone.publish([each], lambda _room, _entry: 2))[0] for each in publications
     ]
-    for receipts in (at_once, one_by_one):
+    for receipts in (batched, one_by_one):
         assert len({receipt.cursor for receipt in receipts if not receipt.duplicate}) == sum(
             not receipt.duplicate for receipt in receipts
         )
-    assert [(r.id, r.broadcast_count, r.duplicate) for r in at_once] == [
+    assert [(r.id, r.broadcast_count, r.duplicate) for r in batched] == [
         (r.id, r.broadcast_count, r.duplicate) for r in one_by_one
     ]
-    assert any(receipt.duplicate for receipt in at_once)
+    assert any(receipt.duplicate for receipt in batched)
     for room in set(rooms):
         kept = await ids(together, room)
         assert kept == await ids(alone, room)

@@ -71,16 +71,16 @@ async def test_the_head_of_an_empty_room_resumes_completely(
 ) -> None:
     """Also over restarts: what was issued before is never taken for another log's."""
     monkeypatch.setattr(database, "_CHECKPOINT_US", checkpoint_us)
-    heads: list[tuple[Room, Cursor]] = []
+    latest: list[tuple[Room, Cursor]] = []
     for life in range(3):
         store = SqliteStore(tmp_path / "rooms.db")
         for n in range(10):
             room = Room(f"user_{life}-{n}")
-            heads.append((room, await store.head(room)))
+            latest.append((room, await store.head(room)))
             await publish(store, f"{life}.{n}")
-        for room, _ in heads[-10:]:
+        for room, _ in latest[-10:]:
             await publish(store, "first", room)
-        for room, head in heads:
+        for room, head in latest:
             page = await store.read(room, head, 10)
             assert page.recovered
             assert len(page.entries) == 1
