@@ -70,7 +70,7 @@ async def test_what_is_sent_is_received(rooms: str) -> None:
             "published m1 to user_1: delivered to 1 subscriber\n",
             "",
         )
-        heard = json.loads(await line(process.stdout))
+        received = json.loads(await line(process.stdout))
         assert await process.wait() == 0
     assert received["id"] == "m1"
     assert received["data"] == {"entityId": "n1"}

@@ -54,8 +54,8 @@ def subscribe(
             and what it raises ends the subscription. One that takes over 10 s is a failed dial.
         after: where to start: a cursor, ``earliest`` or ``latest``. By default a user's room
             starts after what was received, a request's room at its beginning.
-        attempts: how often in a row to reconnect, after about 1, 2, 4, 8, 16, 16, … s; None for
-            ever.
+        max_reconnects: how often in a row to reconnect, after about 1, 2, 4, 8, 16, 16, … s; None
+            for ever.
         acknowledge: move the room's received mark (servers with ``synap.v1``).
         on_gap: called with the room when something was missed for good: it is no longer retained.
             What is retained has come before.

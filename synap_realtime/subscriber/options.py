@@ -118,7 +118,7 @@ def check(
         raise InvalidArgumentError("after", "expected a cursor, 'earliest' or 'latest'")
     limit: object = max_reconnects
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise InvalidArgumentError("attempts", f"expected 0 or more, or None; got {limit!r}")
+        raise InvalidArgumentError("max_reconnects", f"expected 0 or more, or None; got {limit!r}")
     if not isinstance(acknowledge, bool):
         raise InvalidArgumentError("acknowledge", f"expected True or False; got {acknowledge!r}")
     if (checked := parse_room(room)).partition("_")[2] in _NO_IDS:

@@ -53,7 +53,9 @@ async def test_on_a_bad_network_everything_arrives_once_and_in_order(
     async with (
         Link(rooms) as link,
         httpx.AsyncClient(base_url=rooms) as client,
-        listen("request_7", link.url, attempts=None, on_state_change=states.append) as receive,
+        listen(
+            "request_7", link.url, max_reconnects=None, on_state_change=states.append
+        ) as receive,
     ):
 
         async def publish() -> None:
@@ -126,7 +128,7 @@ async def test_a_server_that_restarts_is_found_again_and_the_gap_is_reported(
         Link(first) as link,
         AsyncBroadcaster(first) as at_first,
         AsyncBroadcaster(second) as at_second,
-        listen("request_7", link.url, attempts=None, on_gap=gaps.append) as receive,
+        listen("request_7", link.url, max_reconnects=None, on_gap=gaps.append) as receive,
     ):
         await at_first.broadcast_success(None, "a.completed", {}, "7", id="n1")
         assert (await receive()).id == "n1"

@@ -30,7 +30,7 @@ class Driver:
     """Takes the steps of one subscription; what is heard stands in ``heard``."""
 
     def __init__(self, **options: Any) -> None:
-        defaults = {"after": None, "attempts": 5, "acknowledge": True, "on_gap": None,
+        defaults = {"after": None, "max_reconnects": 5, "acknowledge": True, "on_gap": None,
                     "on_state_change": None}  # fmt: skip
         self.clock = Clock()
         self.received: list[str | None] = []
@@ -93,7 +93,7 @@ def test_a_replay_that_was_cut_is_asked_for_again_so_that_a_gap_is_reported() ->
 
 def test_replays_that_are_always_cut_come_to_an_end_and_count_as_a_gap() -> None:
     gaps: list[str] = []
-    driver = Driver(after="c-1", attempts=None, on_gap=gaps.append)
+    driver = Driver(after="c-1", max_reconnects=None, on_gap=gaps.append)
     driver.connect()
     for n in range(2, 6):
         driver.answer(note(f"n{n}", f"c-{n}"))
@@ -241,11 +241,11 @@ def test_nothing_is_acknowledged_unless_both_want_it(subprotocol: str | None, wa
         ({"room": 5}, "room"),
         ({"after": "no cursor"}, "after"),
         ({"after": 5}, "after"),
-        ({"attempts": -1}, "attempts"),
-        ({"attempts": True}, "attempts"),
-        ({"attempts": float("nan")}, "attempts"),
-        ({"attempts": 1.5}, "attempts"),
-        ({"attempts": "5"}, "attempts"),
+        ({"max_reconnects": -1}, "max_reconnects"),
+        ({"max_reconnects": True}, "max_reconnects"),
+        ({"max_reconnects": float("nan")}, "max_reconnects"),
+        ({"max_reconnects": 1.5}, "max_reconnects"),
+        ({"max_reconnects": "5"}, "max_reconnects"),
         ({"after": float("nan")}, "after"),
         ({"acknowledge": "yes"}, "acknowledge"),
         ({"acknowledge": None}, "acknowledge"),

@@ -67,7 +67,7 @@ async def test_it_resumes_without_loss_or_double(
 
 async def test_a_code_from_4500_on_ends_it(listen: Listen, scripted: Scripted) -> None:
     play(scripted, says(note("n1"), close=4501))
-    async with listen("user_1", scripted.url, attempts=None) as receive:
+    async with listen("user_1", scripted.url, max_reconnects=None) as receive:
         assert (await receive()).id == "n1"
         with pytest.raises(SubscriptionError, match="4501") as caught:
             await receive()
@@ -81,7 +81,7 @@ async def test_a_refusal_ends_it_and_the_token_is_not_shown(
     caplog.set_level(logging.DEBUG)
     play(scripted, (status, {}))
     url = scripted.url.replace("//", "//me:secret@")
-    async with listen("user_1", url, "secret-token", attempts=None) as receive:
+    async with listen("user_1", url, "secret-token", max_reconnects=None) as receive:
         with pytest.raises(SubscriptionError, match=f"{status}: No: because") as caught:
             await receive()
     assert caught.value.code == status
@@ -122,14 +122,14 @@ async def test_a_server_that_drains_says_when_to_come_back(
 
 async def test_the_attempts_are_counted(listen: Listen, scripted: Scripted) -> None:
     play(scripted, *[(503, {})] * 3)
-    async with listen("user_1", scripted.url, attempts=2) as receive:
+    async with listen("user_1", scripted.url, max_reconnects=2) as receive:
         with pytest.raises(SubscriptionError, match="after 2 attempts") as caught:
             await receive()
     assert (caught.value.code, caught.value.retriable) == (503, True)
 
 
 async def test_a_server_that_is_not_there(listen: Listen, scripted: Scripted) -> None:
-    async with listen("user_1", "http://me:secret@127.0.0.1:1", attempts=0) as receive:
+    async with listen("user_1", "http://me:secret@127.0.0.1:1", max_reconnects=0) as receive:
         with pytest.raises(SubscriptionError, match="could not be reached") as caught:
             await receive()
     assert "secret" not in str(caught.value)

@@ -90,7 +90,7 @@ async def test_a_handshake_ends_in_time(
     monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.5)
     async with answering(HANDSHAKES[kind]) as host:
         start = time.monotonic()
-        async with listen("user_1", f"{scheme}://{host}", attempts=0) as receive:
+        async with listen("user_1", f"{scheme}://{host}", max_reconnects=0) as receive:
             with pytest.raises(SubscriptionError):
                 await receive()
         assert time.monotonic() - start < scaled(8)
@@ -118,7 +118,7 @@ async def test_a_redirect_is_not_followed_and_takes_no_token_along(
     async with scripted_server(None) as other:
         for url in (other.url.replace("http", "ws"), f"{scripted.url}/elsewhere"):
             scripted.scripts.append((status, {"Location": f"{url}/?secret=1"}))
-            async with listen("user_1", scripted.url, "secret-token", attempts=0) as receive:
+            async with listen("user_1", scripted.url, "secret-token", max_reconnects=0) as receive:
                 with pytest.raises(SubscriptionError, match=f"redirects to {url}") as caught:
                     await receive()
             assert "secret" not in str(caught.value)
