@@ -1,18 +1,18 @@
-"""What so many users a month cost: Durable Objects, Pusher, Ably, one machine of your own.
+"""Estimate the monthly cost of a number of users: Durable Objects, Pusher, Ably, your own machine.
 
 ::
 
     $ python -m benchmarks.cost
-    | users a month | at the same time | Durable Objects | Ably | Pusher | machines |
+    | users a month | at peak | Durable Objects | Ably | Pusher | machines |
     | --- | --- | --- | --- | --- | --- |
     | 1,000 | 35 | $5 | $30 (Standard) | $0 (Sandbox) | $40 (1) |
     …
 
     $ python -m benchmarks.cost --users 50000 --jobs 60 --session-minutes 5
 
-The prices are in ``prices.toml``, with their pages and dates. What the Worker does for each event
-was counted by reading ``worker/src/log.ts`` and ``holder.ts``, and what a statement writes by
-asking workerd (``rowsWritten``); no bill has confirmed it yet.
+The prices are in ``prices.toml``, with their sources and dates. The work of the Worker for each
+event was counted in ``worker/src/log.ts`` and ``registry.ts``, and the rows that a statement writes
+are those that workerd reports (``rowsWritten``). No bill has confirmed the result yet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 PRICES = tomllib.loads(Path(__file__).with_name("prices.toml").read_text())
 MINUTES = 30 * 24 * 60
-"""Of a month."""
+"""Minutes of a month."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class Use:
     """How an app is used.
 
     Attributes:
-        users: a month.
-        jobs: of a user, a month.
-        notifications: of a job: started, progress, completed.
-        notification_bytes: of one, as JSON.
-        sessions: of a user, a month: a tab that is opened.
-        session_minutes: how long it stays open. It listens to the user's room.
-        peak: how many more users than on average are there at the busiest time.
-        silence_s: how often an object looks for silent connections (``IDLE_TIMEOUT_S``); 0: never.
+        users: users a month.
+        jobs: jobs of a user, a month.
+        notifications: notifications of a job: started, progress, completed.
+        notification_bytes: size of a notification as JSON.
+        sessions: tabs that a user opens, a month.
+        session_minutes: how long a tab stays open, subscribed to the user's room.
+        peak: how many times more users than on average are connected at peak.
+        idle_timeout_s: interval of the checks for idle connections (``IDLE_TIMEOUT_S``); 0: none.
     """
 
     users: int = 1000
@@ -56,7 +56,7 @@ class Use:
 
     @property
     def published(self) -> float:
-        """Notifications a month; each goes to the user's room and the request's."""
+        """Return the notifications a month; each goes to the user's room and the request's."""
         return self.users * self.jobs * self.notifications
 
     @property
@@ -64,33 +64,35 @@ class Use:
         return self.users * self.sessions * self.session_minutes
 
     @property
-    def at_once(self) -> int:
-        """Connections at the busiest time."""
+    def peak_connections(self) -> int:
+        """Return the number of connections at peak."""
         return math.ceil(self.connected_minutes / MINUTES * self.peak)
 
 
-# Rows that the Worker writes, those of a new table, an index and the alarm among them.
-ROWS_OF_A_NEW_ROOM = 2 + 1 + 1 + 1  # the log, its index, what is forgotten, the alarm
-ROWS_OF_A_NOTIFICATION = 2  # itself, and its id
-ROWS_TO_FORGET_ONE = 1
-ROWS_TO_FORGET_A_ROOM = 1 + 1 + 1 + 1
-"""That it is too old, the alarm that confirms it, the note gone, what is forgotten; letting the
-storage go is taken as free."""
-ROWS_OF_AN_ACK = 1
-ROWS_OF_A_CONNECTION = 2 * 3 + 4  # user and token: in, the alarm, out; who has left, and two alarms
+# Rows that the Worker writes, including those of a new table, an index and the alarm.
+ROWS_PER_NEW_ROOM = 2 + 1 + 1 + 1  # the log, its index, the trimmed offset, the alarm
+ROWS_PER_NOTIFICATION = 2  # the notification, and its id
+ROWS_PER_DELETED_NOTIFICATION = 1
+ROWS_PER_DELETED_ROOM = 1 + 1 + 1 + 1
+"""The expiry mark, the alarm that confirms it, the deleted notification, the trimmed offset.
+Deleting the whole storage is assumed to be free."""
+ROWS_PER_ACK = 1
+ROWS_PER_CONNECTION = (
+    2 * 3 + 4
+)  # user and token: connect, the alarm, disconnect; the departed user, and two alarms
 
 PING_S = 30
-"""A client pings so often: a look comes ``silence_s`` after the last ping that it saw."""
+"""The interval of a client's pings. A check comes ``idle_timeout_s`` after the last ping."""
 
 OBJECT_MS = 10
-"""So long is an object awake for an event, about."""
+"""About how long an event keeps an object awake."""
 
 WORKER_CPU_MS = 2
-"""Of a request, about: most of it checks a token."""
+"""The CPU time of a request, approximately: most of it verifies a token."""
 
 
 def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> dict[str, float]:
-    """What each meter of Cloudflare's shows, and what it costs, in dollars a month."""
+    """Return the cost of each of Cloudflare's meters, in dollars a month."""
     jobs = use.users * use.jobs
     connections = use.users * use.sessions
     delivered = use.published  # to the user's tab
@@ -98,24 +100,26 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
     worker_requests = use.published + connections
     messages_in = delivered + use.connected_minutes * 60 / PING_S  # acks and pings
     seconds = use.connected_minutes * 60
-    looks = seconds / max(1, use.idle_timeout_s - PING_S / 2) if use.idle_timeout_s else 0
-    rooms = jobs * 2  # made and let go: a user's room, too, is empty a day after a job
-    alarms = rooms * 2  # one finds it too old, the second one lets it go
+    checks = seconds / max(1, use.idle_timeout_s - PING_S / 2) if use.idle_timeout_s else 0
+    rooms = jobs * 2  # created and deleted: a user's room, too, is empty a day after a job
+    alarms = rooms * 2  # the first finds it expired, the second deletes it
     object_requests = (
         use.published * 2  # two rooms
-        + connections * (1 + 2 + 2)  # the room; who holds it, in and out
+        + connections * (1 + 2 + 2)  # the room; the registries, on connect and disconnect
         + messages_in / prices["websocket_messages_per_request"]
-        + looks
+        + checks
         + alarms
     )
     rows_written = (
-        rooms * (ROWS_OF_A_NEW_ROOM + ROWS_TO_FORGET_A_ROOM)
-        + use.published * 2 * (ROWS_OF_A_NOTIFICATION + ROWS_TO_FORGET_ONE)
-        + delivered * ROWS_OF_AN_ACK
-        + connections * ROWS_OF_A_CONNECTION
-        + looks  # the next alarm
+        rooms * (ROWS_PER_NEW_ROOM + ROWS_PER_DELETED_ROOM)
+        + use.published * 2 * (ROWS_PER_NOTIFICATION + ROWS_PER_DELETED_NOTIFICATION)
+        + delivered * ROWS_PER_ACK
+        + connections * ROWS_PER_CONNECTION
+        + checks  # the next alarm
     )
-    awake = use.published * 2 + connections * 5 + delivered + looks + alarms  # a ping wakes nobody
+    awake = (
+        use.published * 2 + connections * 5 + delivered + checks + alarms
+    )  # a ping wakes no object
     meters = {
         "worker_requests": worker_requests,
         "worker_cpu_ms": worker_requests * WORKER_CPU_MS,
@@ -123,7 +127,7 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
         "object_gb_s": awake * OBJECT_MS / 1000 * prices["object_gb"],
         "rows_read": awake * 20,
         "rows_written": rows_written,
-        # A publish, its delivery; a connection, and what it was sent first.
+        # A publish and its delivery; a connection and its replay.
         "data_points": use.published * 2 + connections * 2,
         "stored_gb": (use.users * 30e3 + use.published / 30 * use.notification_bytes) / 1e9,
     }
@@ -135,9 +139,9 @@ def cloudflare_total(use: Use) -> float:
 
 
 def ably(use: Use, prices: Mapping[str, Any] = PRICES["ably"]) -> tuple[float, str] | None:
-    """Dollars a month, and the package; None: more than the largest with a price."""
+    """Return dollars a month and the package; None if the largest with a price is too small."""
     for package in prices["packages"]:
-        if use.at_once <= package["connections"]:
+        if use.peak_connections <= package["connections"]:
             messages = use.published * 2  # in and out
             minutes = use.connected_minutes
             rate = prices["per_million_connection_minutes"] + prices["per_million_channel_minutes"]
@@ -147,29 +151,29 @@ def ably(use: Use, prices: Mapping[str, Any] = PRICES["ably"]) -> tuple[float, s
 
 
 def pusher(use: Use, prices: Mapping[str, Any] = PRICES["pusher"]) -> tuple[float, str] | None:
-    """Dollars a month, and the plan; None: more than the largest with a price."""
+    """Return dollars a month and the plan; None if the largest with a price is too small."""
     messages_a_day = use.published * 2 / 30
     for plan in prices["plans"]:
-        if use.at_once <= plan["connections"] and messages_a_day <= plan["messages_a_day"]:
+        if use.peak_connections <= plan["connections"] and messages_a_day <= plan["messages_a_day"]:
             return plan["price"], plan["name"]
     return None
 
 
 def machines(use: Use, prices: Mapping[str, Any] = PRICES["machine"]) -> tuple[float, int]:
-    """Dollars a month, and how many."""
-    count = max(1, math.ceil(use.at_once / prices["connections"]))
+    """Return dollars a month, and the number of machines."""
+    count = max(1, math.ceil(use.peak_connections / prices["connections"]))
     return count * float(prices["price"]), count
 
 
 def table(uses: list[Use]) -> str:
     lines = [
-        "| users a month | at the same time | Durable Objects | Ably | Pusher | machines |",
+        "| users a month | at peak | Durable Objects | Ably | Pusher | machines |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for use in uses:
         price, count = machines(use)
         cells = [
-            f"{use.users:,}", f"{use.at_once:,}", _dollars(cloudflare_total(use)),
+            f"{use.users:,}", f"{use.peak_connections:,}", _dollars(cloudflare_total(use)),
             _named(ably(use)), _named(pusher(use)), f"{_dollars(price)} ({count})",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -189,7 +193,7 @@ def _dollars(amount: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What so many users a month cost.")
+    parser = argparse.ArgumentParser(description="Estimate the monthly cost of a number of users.")
     for each in fields(Use):
         name = f"--{each.name.replace('_', '-')}"
         parser.add_argument(name, type=float if each.type == "float" else int)

@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/cost.py, and that docs/cost.md says what it prints."""
+"""The arithmetic of benchmarks/cost.py, and the table in docs/cost.md."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ PAID = {
 
 
 def test_by_hand() -> None:
-    """One million jobs of one notification, nobody stays to listen."""
+    """One million jobs of one notification, without subscribers."""
     use = Use(users=1_000_000, jobs=1, notifications=1, sessions=0)
     meters = cloudflare(use, PAID)
     assert meters["worker_requests"] == pytest.approx(0.30)
     # Two rooms for each, an ack is a twentieth of a request, two alarms each.
     assert meters["object_requests"] == pytest.approx(0.15 * (2 + 0.05 + 4))
-    # Two rooms: 5 to make one, 2 for the notification, 1 to forget it, 4 to let go; 1 for an ack.
+    # Two rooms: 5 to create, 2 for the notification, 1 to delete it, 4 to delete the room; 1 ack.
     assert meters["rows_written"] == pytest.approx(2 * (5 + 2 + 1 + 4) + 1)
-    # 7 million times awake, 10 ms, an eighth of a GB: 8,750 GB-s.
+    # Awake 7 million times, 10 ms, an eighth of a GB: 8,750 GB-s.
     assert meters["object_gb_s"] == pytest.approx(8_750 / 1e6 * 12.50)
     assert meters["data_points"] == pytest.approx(0.25 * 2)
 
 
-def test_a_look_comes_a_minute_after_the_last_one() -> None:
-    """A ping is 15 s old on average when the object looks, and 75 s after it it looks again."""
-    looks = [
+def test_checks_for_idle_connections_once_a_minute() -> None:
+    """A ping is 15 s old on average at a check, and the next check is 75 s after the ping."""
+    checks = [
         cloudflare(
             Use(users=1000, jobs=0, sessions=1, session_minutes=1000, idle_timeout_s=s), PAID
         )
         for s in (75, 0)
     ]
-    difference = looks[0]["rows_written"] - looks[1]["rows_written"]
+    difference = checks[0]["rows_written"] - checks[1]["rows_written"]
     assert difference == pytest.approx(1_000_000 / 1e6)
 
 
-def test_what_is_included_costs_nothing_more() -> None:
+def test_included_usage_costs_nothing() -> None:
     assert cloudflare_total(Use(users=100)) == 5.0
 
 
@@ -60,13 +60,13 @@ def test_more_users_never_cost_less() -> None:
     assert totals == sorted(totals)
 
 
-def test_not_looking_for_silent_connections_is_cheaper() -> None:
+def test_disabled_idle_checks_are_cheaper() -> None:
     assert cloudflare_total(Use(10**6, idle_timeout_s=0)) < cloudflare_total(Use(10**6))
 
 
-def test_at_the_same_time() -> None:
+def test_peak_connections() -> None:
     """30 days have 43,200 minutes."""
-    assert Use(users=43_200, sessions=1, session_minutes=1, peak=5).at_once == 5
+    assert Use(users=43_200, sessions=1, session_minutes=1, peak=5).peak_connections == 5
 
 
 def test_plans() -> None:
@@ -77,7 +77,7 @@ def test_plans() -> None:
     assert machines(Use(users=10**6))[1] == 2
 
 
-def test_the_page_says_what_the_script_prints() -> None:
+def test_docs_contain_the_printed_table() -> None:
     printed = table([Use(users=users) for users in (1000, 100_000, 1_000_000)])
     assert printed in (ROOT / "docs/cost.md").read_text()
 
