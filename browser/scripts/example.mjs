@@ -1,4 +1,4 @@
-/** Build the page of examples/notes_app into the folder that the app serves: node scripts/example.mjs [FOLDER] */
+/** Build the page of examples/notes_app into the folder that the application serves: node scripts/example.mjs [FOLDER] */
 import { copyFile, mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";

@@ -1,4 +1,4 @@
-/** What the client and the hooks weigh in a page, minified and gzipped; fails above the limits: node scripts/size.mjs */
+/** Print the minified, gzipped size of the client and the hooks; fail if it exceeds a limit: node scripts/size.mjs */
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
@@ -16,10 +16,10 @@ const client = await weigh('export * from "./index.js"');
 const alone = await weigh('export { subscribe } from "./index.js"');
 const both = await weigh('export * from "./index.js"; export * from "./react.js"');
 const sizes = { client, subscribe: alone, hooks: both - client };
-console.log(`the client ${client} bytes, ${alone} of them for subscribe() alone; the hooks ${sizes.hooks} more`);
+console.log(`client: ${client} bytes; subscribe() alone: ${alone} bytes; hooks: ${sizes.hooks} additional bytes`);
 for (const [name, limit] of Object.entries(LIMITS)) {
   if (sizes[name] > limit) {
-    console.error(`${name}: ${sizes[name]} bytes, at most ${limit} are allowed`);
+    console.error(`${name}: ${sizes[name]} bytes exceed the limit of ${limit} bytes`);
     process.exitCode = 1;
   }
 }

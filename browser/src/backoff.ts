@@ -1,30 +1,30 @@
-/** When to come back. See PROTOCOL.md, "Clients". */
+/** Delays between reconnects. See PROTOCOL.md, "Clients". */
 import type { Failure } from "./protocol.js";
 
 const MAX_DELAY_MS = 16_000;
 const JITTER = 0.25;
-/** A connection that was up for so long was a good one: the count starts anew. */
+/** A connection that was open for this long resets the count of attempts. */
 const STABLE_AFTER_MS = 5_000;
-/** One that ended with its token was as good as that token. */
+/** The same for a connection that ended because its token expired: it may have been short because the token was. */
 const STABLE_WITH_TOKEN_MS = 1_000;
-/** A server may ask for a pause, but not for the rest of the day. */
+/** The longest delay that a server may ask for. */
 const MAX_RETRY_AFTER_MS = 60_000;
 
 export class Backoff {
-  /** How many attempts in a row have failed. */
+  /** Consecutive failed attempts. */
   count = 0;
 
   constructor(
-    readonly attempts: number,
+    readonly limit: number,
     readonly random: () => number = Math.random,
   ) {}
 
-  /** Milliseconds to wait now; undefined when the attempts are used up. */
+  /** Return the milliseconds to wait before the next attempt; undefined when no attempt is left. */
   nextDelay({ retryAfterMs, code }: Failure, upMs: number): number | undefined {
     if (upMs >= (code === 4401 ? STABLE_WITH_TOKEN_MS : STABLE_AFTER_MS)) this.count = 0;
-    if (this.count >= this.attempts) return undefined;
+    if (this.count >= this.limit) return undefined;
     const delay = Math.min(MAX_DELAY_MS, 1000 * 2 ** this.count++);
-    // A server that drains spreads its clients itself: at once may be what it asks for.
+    // A draining server spreads the reconnects of its clients itself, so its delay gets no jitter; it may be 0.
     return retryAfterMs === undefined
       ? delay * (1 + JITTER * this.random())
       : Math.min(retryAfterMs, MAX_RETRY_AFTER_MS);

@@ -1,4 +1,4 @@
-/** Listen to the rooms of synap-realtime, without a framework. For React: `@synap/realtime/react`. */
+/** Subscribe to rooms of synap-realtime without a framework. For React: `@synap/realtime/react`. */
 export { RealtimeError, subscribe } from "./subscription.js";
 export type {
   CursorStorage,

@@ -1,29 +1,29 @@
-/** How a job stands, from what was heard of it. See PROTOCOL.md, "Jobs". */
+/** The state of a job, derived from its notifications. See PROTOCOL.md, "Jobs". */
 import type { Delivered } from "./protocol.js";
 
 export interface JobState<Result = Record<string, unknown>> {
   /**
-   * `idle` before anything was heard; `stalled` when it has been silent for longer than it said is normal;
-   * `success` and `error` are its end. Of `useJob` alone, `disconnected`: the connection was refused for good, and
-   * nothing more will be heard of the job, however it stands.
+   * `idle` before the first notification; `stalled` when no notification arrived for longer than the job
+   * announced; `success` and `error` when it is finished. `useJob` adds `disconnected`: the server rejected the
+   * connection for good, so the state of the job is unknown.
    */
   status: "idle" | "pending" | "retrying" | "success" | "error" | "stalled" | "disconnected";
-  /** 0 to 1, if the job tells. */
+  /** From 0 to 1, if the job reports it. */
   progress?: number | undefined;
-  /** What it is doing, in the user's words. */
+  /** The current step, as text for the user. */
   label?: string | undefined;
-  /** Which attempt runs, or will. */
+  /** The number of the attempt that runs or will run, from 1. */
   attempt: number;
   maxAttempts?: number | undefined;
-  /** The `data` of its good end. */
+  /** The `data` of the notification of success. */
   result?: Result | undefined;
-  /** Why the last attempt failed, or why the job did. */
+  /** Why the last attempt, or the job, failed. */
   error?: string | undefined;
-  /** What it has written so far, from its beginning on: the part up to the first piece that is missing. */
+  /** The text that the job has written so far, up to the first missing piece. */
   text: string;
   /**
-   * False when a piece of the text is missing: this client came late, or was away for longer than the server
-   * keeps what was published. The job's result brings the whole.
+   * False when a piece of the text is missing: this client connected late, or was offline for longer than the
+   * server's retention. The result of the job contains the whole text.
    */
   isTextComplete: boolean;
 }
@@ -33,27 +33,27 @@ export const IDLE: JobState<never> = { status: "idle", attempt: 1, text: "", isT
 const text = (value: unknown) => (typeof value === "string" ? value : undefined);
 const number = (value: unknown) => (typeof value === "number" && value >= 0 ? value : undefined);
 
-/** What one job's notifications come to: without a clock. */
+/** Reduces the notifications of one job to its state. It has no clock: the caller detects stalls. */
 export class JobTracker<Result = Record<string, unknown>> {
   state: JobState<Result> = IDLE;
-  /** So long is silence normal from the last notification on, in milliseconds. */
+  /** Milliseconds after the last notification until the job counts as stalled; undefined: never. */
   stallAfterMs: number | undefined;
-  /** Whose text it is: the run and its attempt. */
+  /** The run, and its attempt, that wrote the text. */
   private run: unknown;
   private attempt = 0;
   private nextIndex = 0;
 
-  get isOver(): boolean {
+  get isFinished(): boolean {
     return this.state.status === "success" || this.state.status === "error";
   }
 
-  /** Take the next notification; what comes after the end is ignored. */
+  /** Apply the next notification. After the terminal notification, all are ignored. */
   apply({ type, status, data }: Delivered): void {
-    if (this.isOver) return;
+    if (this.isFinished) return;
     const { state } = this;
-    const word = type.slice(type.lastIndexOf(".") + 1);
+    const event = type.slice(type.lastIndexOf(".") + 1);
     if (status === "success" || status === "error") {
-      // What the text lacks is in the result: what the job returned, or the member that has the whole text.
+      // An incomplete text is replaced by the whole one, which is a member of the result.
       const whole = state.isTextComplete ? undefined : (text(data.response) ?? text(data.text) ?? text(data.result));
       const found = whole === undefined ? {} : { text: whole, isTextComplete: true };
       const end =
@@ -62,10 +62,10 @@ export class JobTracker<Result = Record<string, unknown>> {
           : { error: text(data.error) };
       this.stallAfterMs = undefined;
       this.state = { ...state, status, ...end };
-    } else if (word === "delta") {
+    } else if (event === "delta") {
       this.state = { ...state, status: "pending", ...this.write(data) };
     } else {
-      const isRetrying = word === "retrying"; // what the failed attempt had shown is void
+      const isRetrying = event === "retrying"; // discard the progress of the failed attempt
       this.stallAfterMs = (number(data.stallAfterS) ?? 0) * 1000 || undefined;
       this.state = {
         ...state,
@@ -79,33 +79,34 @@ export class JobTracker<Result = Record<string, unknown>> {
     }
   }
 
-  /** Something was missed that the server no longer has: perhaps the rest of the text. */
+  /** Handle a gap: pieces of the text may be missing. */
   gap(): void {
-    if (!this.isOver) this.state = { ...this.state, isTextComplete: false };
+    if (!this.isFinished) this.state = { ...this.state, isTextComplete: false };
   }
 
-  /** Add a piece. A text that lacks a piece is shown up to there, and one without its beginning is not shown. */
+  /** Append a piece. The text ends before the first missing piece, and is empty if its beginning is missing. */
   private write(data: Delivered["data"]): Pick<JobState, "text" | "isTextComplete"> {
     const { text: before, isTextComplete } = this.state;
     const index = number(data.index);
     const attempt = number(data.attempt) ?? 1;
     const isSameRun = this.run === data.runId;
-    if (isSameRun && attempt < this.attempt) return { text: before, isTextComplete }; // it is void
+    if (isSameRun && attempt < this.attempt) return { text: before, isTextComplete }; // of an earlier attempt
     const isOther = !isSameRun || attempt !== this.attempt;
     this.run = data.runId;
     this.attempt = attempt;
     if (index === 0 || (!isOther && index === this.nextIndex)) {
       this.nextIndex = index + 1;
       const piece = text(data.delta) ?? "";
-      // Index 0 begins the text anew: an attempt writes it from the beginning.
+      // Index 0 restarts the text: each attempt writes it from the beginning.
       return { text: index === 0 ? piece : before + piece, isTextComplete: true };
     }
-    if (!isOther && index !== undefined && index < this.nextIndex) return { text: before, isTextComplete }; // again
+    // A duplicate changes nothing.
+    if (!isOther && index !== undefined && index < this.nextIndex) return { text: before, isTextComplete };
     this.nextIndex = NaN;
     return { text: isOther ? "" : before, isTextComplete: false };
   }
 
-  /** It has been silent for too long. A later word takes that back. */
+  /** Mark a running job as stalled. The next notification clears the mark. */
   markStalled(): void {
     const { status } = this.state;
     if (status === "pending" || status === "retrying") this.state = { ...this.state, status: "stalled" };

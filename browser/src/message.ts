@@ -1,26 +1,26 @@
-/** How a notification is typed: to ask for its `type` is to know its `data`. */
+/** The type of a notification: comparing `type` narrows the type of `data`. */
 import type { NotificationData } from "./types.js";
 
 /**
- * Any notification of those in `Data`. What is not told apart by its `type` yet has members of unknown types.
+ * Any notification of `Data`. Until its `type` is compared, the members of its `data` are of type `unknown`.
  *
- * Your own families: make their types with `synap-realtime generate-types`, and name them,
- * `useSynapRealtime<NotificationData>(…)` with the `NotificationData` of that file.
+ * For your own job types, generate `NotificationData` with `synap-realtime generate-types`, and pass it:
+ * `useSynapRealtime<NotificationData>(…)`.
  */
 export type NotificationMessage<Data extends object = NotificationData> = {
   [Type in keyof Data & string]: {
     type: Type;
     data: Data[Type] & Record<string, unknown>;
-    /** The same id is the same notification. */
+    /** Identifies the notification: a second one with the same id is a duplicate. */
     id?: string;
-    /** The request that this answers. */
+    /** The request that started the job. */
     requestId?: string;
-    /** How the job stands: progress and retries are pending. */
+    /** The state of the job; `pending` while it runs or waits for a retry. */
     status?: "pending" | "success" | "error";
     /** RFC 3339, in UTC with milliseconds. */
     timestamp?: string;
     room?: string;
-    /** Its place in the room. */
+    /** The notification's position in the room. */
     cursor?: string;
   };
 }[keyof Data & string];

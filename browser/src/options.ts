@@ -1,14 +1,14 @@
-/** What a caller asks for, checked at the call: what is wrong fails at once, with its name. */
+/** Validation of options when `subscribe` or a hook is called: the error names the invalid option. */
 
 declare const process: { env: Record<string, string | undefined> } | undefined;
 
 const SERVER = /^(https?|wss?):\/\/([^\s/?#@]*@)?(\[[\da-f:.]+\]|[^\s/?#@:[\]\\]+)(:\d{1,5})?(\/[^\s?#\\]*)?$/i;
 const ROOM = /^(?!synap_)[a-z][a-z0-9-]{0,31}_([\w.~:@|=+-]{1,200})$/;
-/** What an id that is not there yet becomes in a template: `user_${undefined}`. */
+/** A template literal turns a missing id into one of these: `user_${undefined}`. */
 const NO_ID = /^(undefined|null|NaN)$/;
 const ID = "of A-Z a-z 0-9 . _ ~ : @ | = + -";
 
-/** A server's address without what is secret in it. */
+/** A server's address without credentials and query, for messages. */
 export const shown = (url: string) => url.replace(/^(\w+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*/s, "");
 
 function refuse(name: string, expected: string, value: unknown): never {
@@ -16,7 +16,7 @@ function refuse(name: string, expected: string, value: unknown): never {
   throw new TypeError(`${name}: expected ${expected}${name === "token" ? "" : `, got ${got}`}`);
 }
 
-/** Whether it can be one: a page that says what went wrong is none. */
+/** Whether a value can be a token. An HTML error page, which a token endpoint may return, cannot. */
 export const isToken = (value: unknown): value is string => typeof value === "string" && /^[^\0-\x1f\x7f<]+$/.test(value);
 
 export const isCursor = (value: unknown): value is string => typeof value === "string" && /^[\w-]{1,64}$/.test(value);
@@ -27,11 +27,11 @@ const isBoolean = (value: unknown) => typeof value === "boolean";
 type Rule = readonly [isRight: (value: never) => unknown, expected: string];
 const SWITCH: Rule = [isBoolean, "true or false"];
 const CALLBACK: Rule = [(value: unknown) => value === null || isFunction(value), "a function"];
-/** What an option has to be that is given. */
+/** How to validate each option that is set. */
 const RULES: Record<string, Rule> = {
   token: [
     (value: unknown) => value === null || isFunction(value) || isToken(value),
-    "a token, or a function that brings one",
+    "a token, or a function that returns one",
   ],
   after: [(value: unknown) => value === "" || isCursor(value), "a cursor, 'earliest' or 'latest'"],
   maxReconnects: [
@@ -52,8 +52,9 @@ const RULES: Record<string, Rule> = {
 };
 
 /**
- * @param options of `subscribe`, or of a hook.
- * @throws TypeError names the option that is wrong.
+ * Validate the options of `subscribe` or of a hook.
+ *
+ * @throws TypeError it names the invalid option.
  */
 export function check(options: object): void {
   for (const [name, value] of Object.entries(options)) {
@@ -62,38 +63,38 @@ export function check(options: object): void {
   }
 }
 
-/** The room of an id. @throws TypeError */
+/** Return the room of a user or a request. @throws TypeError the id is invalid. */
 export function roomOf(kind: "user" | "request", id: unknown): string {
   const room = `${kind}_${id}`;
   if (typeof id !== "string" || NO_ID.test(id) || !ROOM.test(room)) refuse(`${kind}Id`, `1 to 200 ${ID}`, id);
   return room;
 }
 
-/** @throws TypeError */
+/** @throws TypeError the room is invalid. */
 export function checkRoom(room: unknown): void {
   const [, id = "null"] = (typeof room === "string" && ROOM.exec(room)) || [];
   if (NO_ID.test(id)) refuse("room", "user_{id} or request_{id}", room);
 }
 
 /**
- * The server's base, `http` or `https`, without a slash at its end.
+ * Return the server's base URL, `http` or `https`, without a trailing slash.
  *
- * @param url where none is given: of the environment, with a bundler that puts the variable in, or this machine.
- * @throws TypeError
+ * @param url default: `NEXT_PUBLIC_REALTIME_URL`, if the bundler inlines it, else this machine.
+ * @throws TypeError the URL is invalid.
  */
 export function baseOf(url: string | undefined, name = "url"): string {
   let found = url;
   if (found === undefined) {
     name = "NEXT_PUBLIC_REALTIME_URL";
     try {
-      // Written out, because Next.js replaces just these words.
+      // Next.js inlines only this exact expression.
       found = process!.env.NEXT_PUBLIC_REALTIME_URL;
     } catch {
-      // No such thing in a browser.
+      // A browser has no `process`.
     }
     found ||= "http://127.0.0.1:8787";
   }
   const [all, , , , port = ""] = (typeof found === "string" && SERVER.exec(found)) || [];
-  if (!all || +port.slice(1) > 65535) refuse(name, "https://HOST or wss://HOST, perhaps with a path", found);
+  if (!all || +port.slice(1) > 65535) refuse(name, "https://HOST or wss://HOST, with an optional path", found);
   return all.replace(/^(ws|http)s?/i, (scheme) => scheme.toLowerCase().replace("ws", "http")).replace(/\/+$/, "");
 }

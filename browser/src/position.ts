@@ -1,62 +1,62 @@
-/** How far a listener has come, over all its connections, and what it has seen. */
+/** A subscriber's position in the room, and the ids that it has received, over all its connections. */
 import { isCursor } from "./options.js";
 import type { Delivered } from "./protocol.js";
 
 const SEEN_IDS = 4096;
-/** After so many replays in a row that were cut, the next begins where the last one ended. */
+/** After this many consecutive interrupted replays, the next one starts where the last one ended. */
 const MAX_INTERRUPTED_REPLAYS = 3;
 
 export class Position {
-  /** The furthest that has come. */
+  /** The cursor of the last notification. */
   cursor: string | undefined;
-  /** From where the next connection misses nothing, and hears whether something is gone. */
+  /** The cursor for the next connection: nothing is missed after it, and the server can report a gap. */
   resume: string | undefined;
   private readonly hasStart: boolean;
   private gapChecked = true;
-  private cutReplays = 0;
+  private interrupts = 0;
   private connections = 0;
   private readonly seen = new Set<string>();
 
-  /** @param start where to begin: a cursor, `earliest`, `latest`, or nothing for the room's own. */
+  /** @param start a cursor, `earliest`, `latest`, or undefined for the room's default. */
   constructor(private readonly start: string | undefined) {
     if (start !== "earliest" && start !== "latest") this.resume = start;
     this.hasStart = !!this.resume;
   }
 
-  /** What to ask the server for. */
+  /** The `after` parameter of the next connection. */
   get after(): string | undefined {
     return this.resume ?? this.start;
   }
 
-  /** A first listener without a cursor has nothing to miss. */
+  /** Whether a gap matters. A first connection without a cursor cannot have missed anything. */
   get reportsGaps(): boolean {
     return this.connections > 1 || this.hasStart;
   }
 
-  /** @param speaksV1 the server will say when the replay is over, and whether something is gone. */
+  /** @param speaksV1 the server will report the end of the replay, and whether there was a gap. */
   connected(speaksV1: boolean): void {
     this.connections++;
-    // Who has no position yet has nothing to be told.
+    // Without a position there is no gap to report.
     this.gapChecked = !speaksV1 || this.resume === undefined;
   }
 
-  /** The replay is over. */
+  /** Handle the end of the replay. */
   replayComplete(cursor: unknown): void {
     this.gapChecked = true;
-    this.cutReplays = 0;
+    this.interrupts = 0;
     this.moveTo(cursor);
   }
 
   /**
-   * The connection is lost. Only at the end of a replay does the server say whether something is gone, so a
-   * replay that was cut is asked for again from where it began.
+   * Handle the loss of the connection. The server reports a gap only at the end of a replay, so an interrupted
+   * replay is requested again from its start.
    *
-   * @returns whether something may be gone and nobody will tell.
+   * @returns whether there may be a gap that the server will not report.
    */
   lost(): boolean {
     if (this.gapChecked || this.cursor === undefined || this.resume === this.cursor) return false;
-    if (++this.cutReplays < MAX_INTERRUPTED_REPLAYS) return false;
-    this.cutReplays = 0;
+    if (++this.interrupts < MAX_INTERRUPTED_REPLAYS) return false;
+    this.interrupts = 0;
     this.resume = this.cursor;
     return true;
   }
@@ -67,7 +67,7 @@ export class Position {
     if (this.gapChecked) this.resume = cursor;
   }
 
-  /** Whether its id was not seen before; one without an id is always new. */
+  /** Record the id, and return whether it is new. A notification without an id is always new. */
   isNew({ id }: Delivered): boolean {
     if (id === undefined) return true;
     if (this.seen.has(id)) return false;

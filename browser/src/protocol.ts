@@ -1,6 +1,6 @@
-/** The contract as a listener sees it. See PROTOCOL.md, "Subscribing" and "Clients". */
+/** The wire format for subscribers. See PROTOCOL.md, "Subscribing" and "Clients". */
 
-/** What is delivered; `types.ts` says what `data` holds for each `type`. */
+/** A delivered notification. `types.ts` defines `data` for each `type`. */
 export interface Delivered {
   type: string;
   data: Record<string, unknown>;
@@ -12,7 +12,7 @@ export interface Delivered {
   cursor?: string;
 }
 
-/** `{"type":"synap.…","data":{…}}`: what a server says of the connection itself. */
+/** `{"type":"synap.…","data":{…}}`: a message of the server about the connection itself. */
 export interface ControlFrame {
   control: string;
   data: Record<string, unknown>;
@@ -21,7 +21,7 @@ export interface ControlFrame {
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** What a message says; undefined if it is nothing that this version knows. */
+/** Parse a message; undefined if this version does not know its format. */
 export function read(text: unknown): Delivered | ControlFrame | undefined {
   let value: unknown;
   try {
@@ -34,17 +34,17 @@ export function read(text: unknown): Delivered | ControlFrame | undefined {
   return value as unknown as Delivered;
 }
 
-/** Why there is no connection, or no longer one. */
+/** Why a connection could not be opened, or ended. */
 export interface Failure {
   reason: string;
-  /** A close code, or the status of a refused request. */
+  /** A close code, or the HTTP status of a rejected request. */
   code?: number;
-  /** The server said not to come back. */
+  /** The client must not reconnect. */
   isFinal?: boolean;
-  /** The pause that a draining server asked for. */
+  /** The delay that a draining server asked for. */
   retryAfterMs?: number;
 }
 
-/** Whether a status of a refused request means that it will be refused again. */
+/** Whether an HTTP status means that a retry of the request would be rejected, too. */
 export const isFinalStatus = (status: number): boolean =>
   status >= 400 && status < 500 && status !== 408 && status !== 425 && status !== 429;

@@ -1,4 +1,4 @@
-/** React: `useSynapRealtime` for a room, `useJob` for a request. */
+/** React hooks: `useSynapRealtime` for a room, `useJob` for a request. */
 import { useCallback, useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { IDLE, JobTracker, type JobState } from "./job.js";
 import type { NotificationMessage } from "./message.js";
@@ -10,27 +10,27 @@ import type { NotificationData } from "./types.js";
 
 export type { JobState, NotificationMessage };
 
-/** An `Event`, as the report's hook gives it, that says what is wrong. */
+/** An `Event` with the cause of the error. */
 export interface RealtimeErrorEvent extends Event {
   readonly message: string;
-  /** A close code, or the HTTP status of a refused request. */
+  /** A close code, or the HTTP status of a rejected request. */
   readonly code?: number;
-  /** Whether another attempt may succeed. */
+  /** Whether a retry can succeed. */
   readonly retriable: boolean;
 }
 
 export interface RealtimeOptions<Data extends object = NotificationData>
-  extends Omit<SubscribeOptions, "onNotification" | "onState"> {
+  extends Omit<SubscribeOptions, "onNotification" | "onStateChange"> {
   userId: string;
-  /** Listen to this request's room, and not to the user's. */
+  /** Subscribe to this request's room instead of the user's. */
   requestId?: string | undefined;
-  /** As `url`; the report's name. */
+  /** An alias of `url`. */
   realtimeUrl?: string | undefined;
-  /** Connect when it is mounted; true. */
+  /** Connect when the component is mounted. Default: true. */
   autoConnect?: boolean | undefined;
-  /** One connection for all tabs. */
+  /** Use one connection for all tabs. */
   shared?: boolean | undefined;
-  /** How many of the last messages are in `messages`; 100. */
+  /** The length of `messages`. Default: 100. */
   maxMessages?: number | undefined;
   onMessage?: ((message: NotificationMessage<Data>) => void) | undefined;
   onError?: ((error: RealtimeErrorEvent) => void) | undefined;
@@ -40,44 +40,44 @@ export interface RealtimeOptions<Data extends object = NotificationData>
 
 export interface UseSynapRealtimeReturn<Data extends object = NotificationData> {
   lastMessage: NotificationMessage<Data> | null;
-  /** The last ones, oldest first. */
+  /** The last messages, oldest first. */
   messages: readonly NotificationMessage<Data>[];
   isConnected: boolean;
   status: Status;
   error: RealtimeErrorEvent | null;
-  /** Connect, also after it was given up. */
+  /** Connect, also after the last attempt has failed. */
   connect: () => void;
   disconnect: () => void;
   sendMessage: (message: string) => void;
 }
 
-/** A timer of more, about 25 days, would end at once. */
-const LONGEST_TIMER_MS = 2 ** 31 - 1;
+/** A timer with a longer delay, about 25 days, would fire immediately. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
 
-/** Something that components read while it changes. */
+/** A value that components subscribe to. */
 class Store<Value> {
   private readonly listeners = new Set<() => void>();
   constructor(public value: Value) {}
   readonly get = () => this.value;
-  readonly subscribe = (reader: () => void) => {
-    this.listeners.add(reader);
-    return () => void this.listeners.delete(reader);
+  readonly subscribe = (listener: () => void) => {
+    this.listeners.add(listener);
+    return () => void this.listeners.delete(listener);
   };
   set(value: Value): void {
     this.value = value;
-    for (const reader of this.listeners) reader();
+    for (const listener of this.listeners) listener();
   }
 }
 
-interface Seen<Data extends object> {
+interface RoomState<Data extends object> {
   lastMessage: NotificationMessage<Data> | null;
   messages: readonly NotificationMessage<Data>[];
   status: Status;
   error: RealtimeErrorEvent | null;
 }
 
-/** What the next render shows on a server, and before anything has happened. */
-const nothing = <Data extends object>(): Seen<Data> => ({
+/** The state on a server, and before the first event. */
+const initialState = <Data extends object>(): RoomState<Data> => ({
   lastMessage: null,
   messages: [],
   status: "closed",
@@ -89,29 +89,29 @@ function errorEvent(message: string, code: number | undefined, retriable: boolea
   return Object.assign(event, { message, code, retriable }) as RealtimeErrorEvent;
 }
 
-/** The latest value, for what is called later: a new callback is no reason to reconnect. */
+/** Keep the latest value for later calls, so that a new callback does not cause a reconnect. */
 function useLatest<Value>(value: Value): { readonly current: Value } {
   const latest = useRef(value);
-  // With the render that has it, and not some time later, as an effect would be.
+  // Set it in the commit of the render, because an effect would run later.
   useInsertionEffect(() => {
     latest.current = value;
   });
   return latest;
 }
 
-/** What a hook has seen of a room, over all of its connections. */
-class Memory<Value> extends Store<Value> {
+/** The state of a hook's room, over all of its connections. */
+class RoomStore<Value> extends Store<Value> {
   private readonly position = new Position(undefined);
   private resume: string | undefined;
   private after: string | undefined;
 
-  /** Where the next connection starts: where the last one ended, unless another start is asked for. */
+  /** Return the start of the next connection: the position of the last one, unless `after` has changed. */
   start(after: string | undefined): string | undefined {
     if (this.after !== after) this.resume = undefined;
     this.after = after;
     return this.resume ?? after;
   }
-  /** A connection of ours has ended. */
+  /** Remember the position of a connection that has ended. */
   end({ resume }: Subscription): void {
     this.resume = resume ?? this.resume;
   }
@@ -119,8 +119,8 @@ class Memory<Value> extends Store<Value> {
 }
 
 /**
- * Dial anew when a token that is a string is replaced, where the old one was refused; a function is asked at
- * each dial.
+ * Reconnect when a rejected token that is a string is replaced. A token function needs no such handling, because
+ * it is called before each connection.
  */
 function useNewToken(token: SubscribeOptions["token"], current: { readonly current: Subscription | null }): void {
   const fixed = typeof token === "string" ? token : undefined;
@@ -131,13 +131,13 @@ function useNewToken(token: SubscribeOptions["token"], current: { readonly curre
 }
 
 /**
- * Listen to a user's room, or to a request's.
+ * Subscribe to a user's room, or to a request's.
  *
  * ```tsx
  * const { lastMessage, isConnected } = useSynapRealtime({ userId: "42", token: () => fetchToken() });
  * ```
  *
- * @throws TypeError names the option that is wrong.
+ * @throws TypeError it names the invalid option.
  */
 export function useSynapRealtime<Data extends object = NotificationData>(
   options: RealtimeOptions<Data>,
@@ -150,8 +150,8 @@ export function useSynapRealtime<Data extends object = NotificationData>(
   const room = (requestId ?? null) === null ? own : roomOf("request", requestId);
   const latest = useLatest(options);
   const current = useRef<Subscription | null>(null);
-  // Another room's messages are never shown, not even for one frame.
-  const store = useMemo(() => new Memory(nothing<Data>()), [room, url]);
+  // A new room gets a new store, so that no render shows messages of the old room.
+  const store = useMemo(() => new RoomStore(initialState<Data>()), [room, url]);
   const seen = useSyncExternalStore(store.subscribe, store.get, store.get);
 
   const connect = useCallback(() => {
@@ -186,7 +186,7 @@ export function useSynapRealtime<Data extends object = NotificationData>(
         else latest.current.onDisconnect?.();
       },
       onGap: (gap) => latest.current.onGap?.(gap),
-      onPresence: (who) => latest.current.onPresence?.(who),
+      onPresence: (presence) => latest.current.onPresence?.(presence),
     });
     store.set({ ...store.value, status: "connecting" });
   }, [room, url, shared, after, maxReconnects, device, presence, store, latest]);
@@ -218,18 +218,18 @@ export function useSynapRealtime<Data extends object = NotificationData>(
   };
 }
 
-/** How a job stands, and how the connection does that says so: two things, of which either may fail alone. */
+/** The state of a job, and the state of the connection that reports it. Each can fail without the other. */
 export interface UseJobReturn<Result = Record<string, unknown>> extends JobState<Result> {
-  /** `reconnecting`: the connection is lost, and will be tried again. After the job's end it is `closed`. */
+  /** `reconnecting`: the connection was lost, and the next attempt is scheduled. `closed` when the job is finished. */
   connection: Status;
   connectionError: RealtimeErrorEvent | null;
-  /** Connect now, also after `disconnected`. */
+  /** Connect now, also when the status is `disconnected`. */
   reconnect: () => void;
 }
 
-/** Of one job, over all connections. */
-class Following<Result> extends Memory<Omit<UseJobReturn<Result>, "reconnect">> {
-  readonly view = new JobTracker<Result>();
+/** The state of one job, over all of its connections. */
+class JobStore<Result> extends RoomStore<Omit<UseJobReturn<Result>, "reconnect">> {
+  readonly tracker = new JobTracker<Result>();
   private connection: Status = "closed";
   private connectionError: RealtimeErrorEvent | null = null;
 
@@ -242,21 +242,21 @@ class Following<Result> extends Memory<Omit<UseJobReturn<Result>, "reconnect">> 
     this.show();
   }
   show(): void {
-    const { connection, connectionError, view } = this;
-    const isRefused = connection === "closed" && connectionError && !view.isOver;
-    this.set({ ...view.state, ...(isRefused && { status: "disconnected" }), connection, connectionError });
+    const { connection, connectionError, tracker } = this;
+    const isRefused = connection === "closed" && connectionError && !tracker.isFinished;
+    this.set({ ...tracker.state, ...(isRefused && { status: "disconnected" }), connection, connectionError });
   }
 }
 
 /**
- * Follow one request's job to its end, also if that was before this component was there.
+ * Follow the job of a request until it is finished. The job may have finished before the component was mounted.
  *
  * ```tsx
  * const { status, progress, text } = useJob(requestId, { token });
  * ```
  *
- * @param requestId nothing: `idle`.
- * @throws TypeError names the option that is wrong.
+ * @param requestId null, undefined or "" for none: the status is `idle`.
+ * @throws TypeError it names the invalid option.
  */
 export function useJob<Result = Record<string, unknown>>(
   requestId: string | null | undefined,
@@ -268,20 +268,20 @@ export function useJob<Result = Record<string, unknown>>(
   baseOf(url);
   const room = (requestId ?? "") === "" ? undefined : roomOf("request", requestId);
   const current = useRef<Subscription | null>(null);
-  const job = useMemo(() => new Following<Result>(), [room, url]);
+  const job = useMemo(() => new JobStore<Result>(), [room, url]);
 
   useEffect(() => {
-    const { view } = job;
-    if (!room || view.isOver) return;
+    const { tracker } = job;
+    if (!room || tracker.isFinished) return;
     let timer: ReturnType<typeof setTimeout> | undefined;
-    /** Only who is connected can say that the job is silent. */
+    /** Start the stall timer. Without a connection, missing notifications do not mean that the job stalls. */
     const awaitStall = () => {
       clearTimeout(timer);
-      if (!view.stallAfterMs || subscription.state.status !== "open") return;
+      if (!tracker.stallAfterMs || subscription.state.status !== "open") return;
       timer = setTimeout(() => {
-        view.markStalled();
+        tracker.markStalled();
         job.show();
-      }, Math.min(view.stallAfterMs, LONGEST_TIMER_MS));
+      }, Math.min(tracker.stallAfterMs, MAX_TIMER_MS));
     };
     const subscription = subscribe(room, {
       url,
@@ -292,10 +292,10 @@ export function useJob<Result = Record<string, unknown>>(
       maxReconnects: Infinity,
       onNotification: (notification) => {
         if (!job.isNew(notification)) return;
-        view.apply(notification);
+        tracker.apply(notification);
         job.show();
         awaitStall();
-        if (!view.isOver) return;
+        if (!tracker.isFinished) return;
         subscription.close();
         job.connected("closed", null);
       },
@@ -304,7 +304,7 @@ export function useJob<Result = Record<string, unknown>>(
         awaitStall();
       },
       onGap: () => {
-        view.gap();
+        tracker.gap();
         job.show();
       },
     });
@@ -313,7 +313,7 @@ export function useJob<Result = Record<string, unknown>>(
       clearTimeout(timer);
       job.end(subscription);
       subscription.close();
-      if (!view.isOver) job.connected("closed", null);
+      if (!tracker.isFinished) job.connected("closed", null);
     };
   }, [room, url, job, latest]);
   useNewToken(options.token, current);

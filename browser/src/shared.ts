@@ -1,15 +1,15 @@
-/** One connection for several tabs: who holds the lock listens, and tells the others. */
+/** One connection for several tabs: the leader, which holds a lock, forwards its notifications to the others. */
 import { baseOf, check, checkRoom } from "./options.js";
 import { Position } from "./position.js";
 import type { NotificationMessage } from "./message.js";
 import { call, subscribe, type State, type SubscribeOptions, type Subscription } from "./subscription.js";
 
-/** So many notifications are kept for a tab that comes later. */
+/** Notifications that the leader keeps for tabs that are opened later. */
 const MAX_BUFFERED = 500;
-/** A tab that holds the lock and does not answer for so long is asked no more. */
+/** A tab whose leader does not answer within this time, because it is frozen, opens its own connection. */
 const ANSWER_WITHIN_MS = 2_000;
 
-/** What tabs say to each other. */
+/** Messages between tabs. */
 type TabMessage =
   | { hello: string }
   | ({ to: string } & Answer)
@@ -22,18 +22,19 @@ type TabMessage =
 
 interface Answer {
   state: State;
-  /** What was heard so far, the oldest first; all that the room has if `isAll`. */
+  /** The leader's notifications, oldest first; all of the room's if `isAll`. */
   kept: NotificationMessage[];
   isAll: boolean;
   cursor: string | undefined;
 }
 
 /**
- * As `subscribe`, with one connection for all tabs of this origin that ask for the same room with the same
- * options. Where a browser has no `navigator.locks` or no `BroadcastChannel`, each tab has its own; so has one
- * that asks for presence, because who is there is told once, at the beginning.
+ * Subscribe to a room over one connection for all tabs of this origin that use the same room and options.
  *
- * When the tab that holds the connection goes, another resumes where it has come.
+ * A tab opens its own connection if the browser lacks `navigator.locks` or `BroadcastChannel`, or if it asks for
+ * presence, because the server sends the list of users only when a connection is opened.
+ *
+ * When the leader is closed, another tab resumes from its position.
  */
 export function subscribeShared(room: string, options: SubscribeOptions = {}): Subscription {
   checkRoom(room);
@@ -46,26 +47,26 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   const me = Math.random().toString(36).slice(2);
   const channel = new BroadcastChannel(name);
   const stop = new AbortController();
-  // Of a request's room everything is wanted, of another what comes from now on: the tab that leads has heard
-  // what waited for the user.
-  let wants = options.after ?? (room.startsWith("request_") ? "earliest" : "latest");
+  // A request's room is read from its beginning. Another room is read from now on, because the leader has
+  // already shown what was retained for the user.
+  let start = options.after ?? (room.startsWith("request_") ? "earliest" : "latest");
   const position = new Position(options.after);
-  let inner: Subscription | undefined; // who has one leads, or stands alone
+  let inner: Subscription | undefined; // of the leader, or of a tab whose leader does not answer
   let isLeader = false;
   let state: State = { status: "connecting" };
   let kept: NotificationMessage[] = [];
-  let isAll = wants === "earliest";
-  let pending: NotificationMessage[] | undefined = []; // what came before the answer to our hello
+  let isAll = start === "earliest";
+  let pending: NotificationMessage[] | undefined = []; // received before the answer to our hello
   let release = () => {};
 
-  const tell = (word: TabMessage) => {
-    if (isLeader) channel.postMessage(word);
+  const postToTabs = (message: TabMessage) => {
+    if (isLeader) channel.postMessage(message);
   };
-  const become = (next: State) => {
+  const setState = (next: State) => {
     state = next;
     if (!stop.signal.aborted) call(options.onStateChange, next);
   };
-  const hear = (notification: NotificationMessage) => {
+  const deliver = (notification: NotificationMessage) => {
     if (stop.signal.aborted) return;
     position.moveTo(notification.cursor);
     if (!position.isNew(notification as never)) return;
@@ -77,91 +78,91 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     call(options.onNotification, notification);
   };
 
-  /** Listen ourselves, from where we have come. */
-  const listen = () => {
+  /** Open our own connection, from our position. */
+  const openConnection = () => {
     if (stop.signal.aborted) return;
-    // Who led has acknowledged them: they would not come again.
-    if (wants === "latest") pending?.forEach(hear);
+    // The previous leader has acknowledged these, so the server would not replay them.
+    if (start === "latest") pending?.forEach(deliver);
     pending = undefined;
     inner = subscribe(room, {
       ...options,
       get token() {
-        return options.token; // it may be another one each time
+        return options.token; // a getter may return a new one each time
       },
       after: position.cursor ?? options.after,
       onStateChange: (next) => {
-        tell({ state: plain(next) });
-        become(next);
+        postToTabs({ state: plain(next) });
+        setState(next);
       },
       onNotification: (notification) => {
-        tell({ notification });
-        hear(notification);
+        postToTabs({ notification });
+        deliver(notification);
       },
       onGap: () => {
-        tell({ gap: true });
+        postToTabs({ gap: true });
         call(options.onGap, room);
       },
     });
   };
 
-  const take = (answer: Answer) => {
-    const place = answer.kept.findIndex(({ cursor }) => cursor === wants);
-    if (wants === "earliest" ? !answer.isAll : wants !== "latest" && place < 0) return listen();
-    // What came early is among what was kept.
-    const missed = wants === "latest" ? pending : answer.kept.slice(place + 1);
+  const applyAnswer = (answer: Answer) => {
+    const place = answer.kept.findIndex(({ cursor }) => cursor === start);
+    if (start === "earliest" ? !answer.isAll : start !== "latest" && place < 0) return openConnection();
+    // Notifications that arrived before this answer are also in `kept`.
+    const missed = start === "latest" ? pending : answer.kept.slice(place + 1);
     pending = undefined;
-    become(answer.state);
-    missed?.forEach(hear);
+    setState(answer.state);
+    missed?.forEach(deliver);
     position.moveTo(answer.cursor);
   };
 
   channel.onmessage = ({ data }: MessageEvent<TabMessage>) => {
     if (stop.signal.aborted) return;
     if (isLeader) {
-      if ("hello" in data) tell({ to: data.hello, state: plain(state), kept, isAll, cursor: inner?.cursor });
+      if ("hello" in data) postToTabs({ to: data.hello, state: plain(state), kept, isAll, cursor: inner?.cursor });
       else if ("say" in data) inner?.send(data.say);
       else if ("dial" in data) inner?.reconnect();
     } else if (!inner) {
       if ("to" in data) {
-        if (data.to === me && pending) take(data);
+        if (data.to === me && pending) applyAnswer(data);
       } else if ("notification" in data) {
         if (pending) pending.push(data.notification);
-        else hear(data.notification);
+        else deliver(data.notification);
       } else if (pending) return;
-      else if ("state" in data) become(data.state);
+      else if ("state" in data) setState(data.state);
       else if ("gap" in data) call(options.onGap, room);
       else if ("leads" in data) {
-        wants = position.cursor ?? wants;
+        start = position.cursor ?? start;
         pending = [];
-        ask();
+        requestState();
       }
     }
   };
 
   const becomeLeader = () => {
-    if (stop.signal.aborted) return undefined; // the lock would be held for ever
+    if (stop.signal.aborted) return undefined; // otherwise the lock would never be released
     isLeader = true;
-    if (!inner) listen();
-    else tell({ leads: true }); // it stood alone: the others may have heard less
+    if (!inner) openConnection();
+    else postToTabs({ leads: true }); // it had its own connection, and may have received more than the others
     return new Promise<void>((resolve) => void (release = resolve));
   };
-  const ask = () => {
+  const requestState = () => {
     if (stop.signal.aborted) return;
     channel.postMessage({ hello: me });
-    setTimeout(() => pending && !isLeader && listen(), ANSWER_WITHIN_MS);
+    setTimeout(() => pending && !isLeader && openConnection(), ANSWER_WITHIN_MS);
   };
   const wait = { signal: stop.signal };
   void locks
-    .request(name, { ifAvailable: true }, (lock) => (lock ? becomeLeader() : ask()))
-    // Who leads comes here at its end; who asked waits for its turn.
+    .request(name, { ifAvailable: true }, (lock) => (lock ? becomeLeader() : requestState()))
+    // A leader gets here when it is closed; another tab waits here to become the leader.
     .then(() => (stop.signal.aborted ? undefined : locks.request(name, wait, becomeLeader)))
-    .catch(() => inner ?? listen()); // it was closed, or this page may have no locks
+    .catch(() => inner ?? openConnection()); // the tab was closed, or this page may not use locks
 
   const reconnect = () => {
     if (inner) inner.reconnect();
     else if (!stop.signal.aborted) channel.postMessage({ dial: true });
   };
-  /** The tab that leads does not see that somebody looks at this one. */
+  /** The leader cannot observe the visibility of this tab. */
   const onVisible = () => {
     if (!inner && document.visibilityState === "visible" && state.error?.retriable) reconnect();
   };
@@ -195,7 +196,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   };
 }
 
-/** An error's own class does not pass between tabs; what it says does. */
+/** Copy the error: structured cloning between tabs loses its class and its properties. */
 function plain(state: State): State {
   return state.error ? { ...state, error: { ...state.error, message: state.error.message } } : state;
 }

@@ -1,4 +1,4 @@
-/** A subscription to one room: connected, resumed, renewed, until it is closed. */
+/** A subscription to one room. It connects, resumes after a loss, and renews its token, until it is closed. */
 import { Backoff } from "./backoff.js";
 import { baseOf, check, checkRoom, isCursor, isToken } from "./options.js";
 import { Position } from "./position.js";
@@ -8,23 +8,23 @@ import { canStream, eventStream, webSocket, type TransportCallbacks, type Target
 
 const PING_EVERY_MS = 30_000;
 const PONG_WITHIN_MS = 10_000;
-/** What lets no WebSocket open may let nothing come back either. */
+/** A proxy that blocks WebSockets may drop the handshake without a response. */
 const OPEN_WITHIN_MS = 10_000;
 const ACK_EVERY_MS = 500;
 const SAVE_EVERY_MS = 1_000;
-/** On one connection a token is renewed not more often, and not more often than twice in its life. */
+/** The bounds of the interval between renewals on one connection; between them, half of the remaining lifetime. */
 const TOKEN_REFRESH_MS = [1_000, 10_000] as const;
 
-/** `reconnecting`: there will be another attempt; `closed`: there will be none. */
+/** `reconnecting`: the next attempt is scheduled; `closed`: there will be none. */
 export type Status = "connecting" | "open" | "reconnecting" | "closed";
 
 export interface State {
   status: Status;
-  /** How it is connected. */
+  /** The transport of the open connection. */
   transport?: "websocket" | "sse";
-  /** Why it is not. */
+  /** Why there is no connection. */
   error?: RealtimeError;
-  /** Which attempt in a row comes next, and in how many milliseconds. */
+  /** The number of the next consecutive attempt, and the milliseconds until it. */
   attempt?: number;
   delayMs?: number;
 }
@@ -33,16 +33,16 @@ export class RealtimeError extends Error {
   override readonly name = "RealtimeError";
   constructor(
     message: string,
-    /** A close code (PROTOCOL.md, "Close codes") or the HTTP status of a refused request. */
+    /** A close code (PROTOCOL.md, "Close codes") or the HTTP status of a rejected request. */
     readonly code?: number,
-    /** Whether another attempt may succeed. */
+    /** Whether a retry can succeed. */
     readonly retriable = true,
   ) {
     super(message);
   }
 }
 
-/** Where a cursor is kept: `localStorage`, or React Native's `AsyncStorage`. */
+/** Storage of the cursor: `localStorage`, or React Native's `AsyncStorage`. */
 export interface CursorStorage {
   getItem(key: string): string | null | Promise<string | null>;
   setItem(key: string, value: string): unknown;
@@ -59,25 +59,25 @@ export type Presence =
   | ({ event: "join" | "leave" | "update" } & PresentUser);
 
 export interface SubscribeOptions {
-  /** The room server, `https://…` or `wss://…`. Default: `NEXT_PUBLIC_REALTIME_URL`, else this machine. */
+  /** The URL of the room server, `https://…` or `wss://…`. Default: `NEXT_PUBLIC_REALTIME_URL`, else this machine. */
   url?: string | undefined;
-  /** A token, or what brings one: it is called at every dial, and when the token is about to end. */
+  /** A token, or a function that returns one. It is called before each connection, and before the token expires. */
   token?: string | null | (() => string | null | undefined | Promise<string | null | undefined>) | undefined;
-  /** Where to start: a cursor, `earliest`, `latest`. Default: PROTOCOL.md, "Subscribing". */
+  /** The position to start from: a cursor, `earliest` or `latest`. Default: see PROTOCOL.md, "Subscribing". */
   after?: string | undefined;
-  /** Attempts in a row to come back; 5. `Infinity` never gives up. */
+  /** Consecutive attempts to reconnect. Default: 5. `Infinity` never gives up. */
   maxReconnects?: number | undefined;
-  /** Which of the user's devices this is: each has its own position in the room. */
+  /** The name of this device. The server keeps a position in the room for each device of the user. */
   device?: string | undefined;
-  /** Tell the server what was received, so that it waits for the user no more; true. */
+  /** Acknowledge notifications, so that the server does not replay them to the next connection. Default: true. */
   acknowledge?: boolean | undefined;
-  /** Hear who comes and goes, by `onPresence`. */
+  /** Report the users who join and leave, to `onPresence`. */
   presence?: boolean | undefined;
-  /** Keep the cursor over reloads: true is `localStorage`. */
+  /** Keep the cursor across reloads. `true` uses `localStorage`. */
   persist?: boolean | CursorStorage | undefined;
   onNotification?: ((notification: NotificationMessage) => void) | undefined;
   onStateChange?: ((state: State) => void) | undefined;
-  /** Something was missed that the server no longer has: read it from where it is kept. */
+  /** Notifications were missed that the server no longer retains: reload the state from your backend. */
   onGap?: ((room: string) => void) | undefined;
   onPresence?: ((presence: Presence) => void) | undefined;
 }
@@ -87,20 +87,20 @@ export interface Subscription {
   readonly state: State;
   /** The position after the last notification. */
   readonly cursor: string | undefined;
-  /** `after` for a subscription that follows this one, and misses nothing; undefined before anything was heard. */
+  /** The `after` of a later subscription that must not miss anything; undefined before the first notification. */
   readonly resume: string | undefined;
-  /** Say something to the server; over Server-Sent Events nothing can be said. */
+  /** Send a text to the server. Does nothing over Server-Sent Events. */
   send(text: string): void;
-  /** Dial now, also after it was given up. */
+  /** Connect now, also after the last attempt has failed. */
   reconnect(): void;
-  /** The end: nothing is called any more. */
+  /** Close the subscription. No callback is called afterwards. */
   close(): void;
 }
 
-/** A token as it is now. */
+/** Return the current token. */
 export const tokenOf = ({ token }: Pick<SubscribeOptions, "token">) => (typeof token === "function" ? token() : token);
 
-/** What a callback throws is the application's: it is reported, and the connection goes on. */
+/** Call a callback. If it throws, the error is reported globally, and the connection stays open. */
 export function call<T>(callback: ((value: T) => void) | undefined, value: T): void {
   try {
     callback?.(value);
@@ -112,13 +112,13 @@ export function call<T>(callback: ((value: T) => void) | undefined, value: T): v
 }
 
 /**
- * Listen to a room.
+ * Subscribe to a room.
  *
  * ```ts
  * const subscription = subscribe("user_42", { token, onNotification: ({ type, data }) => … });
  * ```
  *
- * @throws TypeError names the argument or the option that is wrong.
+ * @throws TypeError it names the invalid argument or option.
  */
 export function subscribe(room: string, options: SubscribeOptions = {}): Subscription {
   checkRoom(room);
@@ -129,19 +129,19 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   const key = `synap:${base}:${room}`;
   let position = new Position(options.after);
   let state: State = { status: "connecting" };
-  let wire: Transport | undefined;
-  let dialled = 0; // what belongs to another dial says nothing any more
+  let transport: Transport | undefined;
+  let dialled = 0; // the number of the current attempt: events of earlier ones are ignored
   let openedAt = 0;
   let prefersSse = false;
-  let hadSocket = false; // a WebSocket of a server that speaks the contract
+  let hadSocket = false; // a WebSocket with synap.v1 was open before
   let isFinal = false;
   let isClosed = false;
   let acknowledges = false; // on this connection
   let acknowledged: string | undefined;
   let received: string | undefined; // the cursor of the last notification
   let sentPing = 0;
-  let token: string | undefined; // the one that the server has
-  let warnedOf = 0; // the end of the last token that the server has warned of
+  let token: string | undefined; // the last one that was sent to the server
+  let warnedOf = 0; // the expiry time in the last warning of the server
   let renewedAt = 0; // on this connection
   let isRenewing = false;
   const timers: Partial<Record<"open" | "dial" | "ping" | "pong" | "ack" | "save" | "renew", ReturnType<typeof setTimeout>>> = {};
@@ -162,9 +162,9 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     if (!isClosed) call(options.onStateChange, state);
   };
 
-  // ---- what is kept over reloads ----
+  // ---- the persisted cursor ----
 
-  // A storage may be full or forbidden, and may say so at once or later: then it is not kept.
+  // A storage may be full or blocked, and may throw or reject: then the cursor is not persisted.
   let storage: CursorStorage | undefined;
   try {
     storage = persist === true ? (globalThis as { localStorage?: CursorStorage }).localStorage : persist || undefined;
@@ -181,13 +181,13 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   };
   const ready = saved().catch(() => undefined);
 
-  // ---- a connection ----
+  // ---- the connection ----
 
   const disconnect = () => {
     dialled++;
     for (const name of ["open", "ping", "pong", "ack", "renew"] as const) clear(name);
-    wire?.close();
-    wire = undefined;
+    transport?.close();
+    transport = undefined;
     renewedAt = 0;
     isRenewing = false;
   };
@@ -196,19 +196,19 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     const upMs = openedAt && Date.now() - openedAt;
     disconnect();
     const generation = dialled;
-    const isUntold = openedAt > 0 && position.lost() && position.reportsGaps;
+    const hasUnreportedGap = openedAt > 0 && position.lost() && position.reportsGaps;
     openedAt = 0;
-    // A function may bring another token than one that has expired before it arrived.
+    // If the token had expired before it arrived, the function may return a newer one.
     const hasFunction = typeof options.token === "function";
     const isExpired = hasFunction && /\bexpired\b/.test(failure.reason);
     isFinal = !!failure.isFinal && !(isExpired && [401, 4501].includes(failure.code ?? 0));
-    if (isUntold) call(options.onGap, room);
-    if (generation !== dialled) return; // who was told has closed or reconnected
+    if (hasUnreportedGap) call(options.onGap, room);
+    if (generation !== dialled) return; // the callback has closed or reconnected
     const delayMs = isFinal ? undefined : backoff.nextDelay(failure, upMs);
     const reason = failure.reason.replace(/^no credential/, hasFunction ? "$& from token()" : "$&");
     const error = new RealtimeError(reason, failure.code, !isFinal);
     if (delayMs === undefined) return setState({ status: "closed", error });
-    // First the timer: who is told may close or reconnect.
+    // Start the timer first, because the callback may close or reconnect.
     schedule("dial", delayMs, dial);
     setState({ status: "reconnecting", error, attempt: backoff.count, delayMs });
   };
@@ -216,7 +216,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   const acknowledge = () => {
     if (!acknowledges || received === acknowledged) return;
     acknowledged = received;
-    wire?.send(JSON.stringify({ action: "ack", cursor: received }));
+    transport?.send(JSON.stringify({ action: "ack", cursor: received }));
   };
   const acknowledgeSoon = () => {
     if (!timers.ack) schedule("ack", ACK_EVERY_MS, acknowledge);
@@ -224,23 +224,23 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   const ping = (patienceMs = PONG_WITHIN_MS) => {
     if (state.status !== "open") return;
-    // Something comes every 15 s over a stream, and nothing can be asked.
-    const isStream = wire?.kind === "sse";
-    wire?.send("ping");
+    // A stream cannot send a ping, but receives a comment line every 15 s.
+    const isStream = transport?.kind === "sse";
+    transport?.send("ping");
     sentPing = Date.now();
     schedule("ping", PING_EVERY_MS, ping);
     if (!timers.pong)
       schedule("pong", isStream ? PING_EVERY_MS : patienceMs, () => {
-        // A frozen tab's timer comes late, and before what has arrived meanwhile is read.
+        // In a frozen tab the timer fires late, before the messages that arrived meanwhile are read.
         if (Date.now() - sentPing > 2 * PING_EVERY_MS) return ping();
-        lost({ reason: "the server does not answer any more" });
+        lost({ reason: "pong timeout" });
       });
   };
 
   const handleControl = ({ control, data }: ControlFrame) => {
     if (control === "synap.subscribed") {
       position.replayComplete(data.cursor);
-      acknowledgeSoon(); // the last connection may have ended before it could be said
+      acknowledgeSoon(); // the last connection may have ended before its acknowledgement was sent
       schedule("save", 0, save);
       if (data.recovered === false && position.reportsGaps) call(options.onGap, room);
     } else if (control === "synap.presence") {
@@ -251,14 +251,14 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   };
 
   /**
-   * Bring a new token, once for each warning. A token that is not newer brings no other warning: else a function
-   * that keeps its tokens, or whose tokens live for less than the warning comes before their end, is asked
-   * without end.
+   * Renew the token, once for each warning. A token that is not newer causes no further warning. Otherwise a
+   * function that caches its tokens, or whose tokens live shorter than the warning period, would be called in an
+   * endless loop.
    *
-   * @param ends when the token does; NaN where the server does not say.
+   * @param ends when the token expires; NaN if the server does not report it.
    */
   const renewSoon = (ends: number) => {
-    if (wire?.kind === "sse" || isRenewing || ends <= warnedOf) return; // a stream takes no token
+    if (transport?.kind === "sse" || isRenewing || ends <= warnedOf) return; // a stream cannot renew its token
     warnedOf = ends || warnedOf;
     isRenewing = true;
     const [least, most] = TOKEN_REFRESH_MS;
@@ -275,9 +275,9 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       isRenewing = false;
       if (!found || found === token) return;
       token = found;
-      wire?.send(JSON.stringify({ action: "authenticate", token }));
+      transport?.send(JSON.stringify({ action: "authenticate", token }));
     };
-    // Without one the connection ends with its token, and the next dial asks again.
+    // Without a new token the connection ends when the old one expires, and the next attempt asks again.
     fetchToken().then(done, () => done());
   };
 
@@ -293,23 +293,23 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   const fetchToken = async (): Promise<string | undefined> => {
     const found: unknown = await tokenOf(options);
     if (found === undefined || found === null || found === "") return undefined;
-    if (!isToken(found)) throw new Error(`token() brought ${typeof found === "string" ? "an error page?" : typeof found}`);
+    if (!isToken(found)) throw new Error(`token() returned ${typeof found === "string" ? "an error page?" : typeof found}`);
     return found;
   };
 
-  /** One way to connect after the other; the last one's failure counts. */
+  /** Try the ways to connect in turn, and report the failure of the last one. */
   const connect = (target: Target, ways: ("v1" | "plain" | "sse")[]) => {
     const generation = ++dialled;
     let [way, ...others] = ways;
     const onEnd = (failure: Failure) => {
       if (generation !== dialled) return;
       clear("open");
-      // A code of the contract, or 1011: it was reached, and has said what it has to say.
+      // A close code of PROTOCOL.md, or 1011: the server was reached, so another transport would not help.
       if (openedAt || failure.isFinal || /^(4...|1011)$/.test(`${failure.code}`) || !others.length) {
         prefersSse = prefersSse && openedAt > 0;
         return lost(failure);
       }
-      wire?.close();
+      transport?.close();
       connect(target, others);
     };
     const callbacks: TransportCallbacks = {
@@ -341,17 +341,18 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       },
     };
     schedule("open", OPEN_WITHIN_MS, () => {
-      // What swallows one WebSocket swallows the next; where they are refused, to try costs nothing.
+      // A proxy that drops one handshake without a response drops the next one, too. One that rejects handshakes
+      // costs no time, so then WebSockets are still tried first.
       prefersSse = way === "v1";
       others = others.filter((other) => other !== "plain");
-      onEnd({ reason: "the server did not answer in time" });
+      onEnd({ reason: "connection timeout" });
     });
     try {
-      wire = way === "sse" ? eventStream(target, callbacks) : webSocket(target, callbacks, way === "plain");
+      transport = way === "sse" ? eventStream(target, callbacks) : webSocket(target, callbacks, way === "plain");
     } catch (error) {
-      // Its message may hold the address, and the token in it. A SyntaxError: it is no address at all.
+      // The error message may contain the URL with its token. SyntaxError: the URL is invalid.
       const name = (error as Error | undefined)?.name;
-      onEnd({ reason: `it cannot be dialled (${name})`, isFinal: name === "SyntaxError" });
+      onEnd({ reason: `cannot connect (${name})`, isFinal: name === "SyntaxError" });
     }
   };
 
@@ -360,22 +361,22 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     disconnect();
     openedAt = 0;
     const generation = dialled;
-    schedule("open", OPEN_WITHIN_MS, () => lost({ reason: "no token came in time" }));
+    schedule("open", OPEN_WITHIN_MS, () => lost({ reason: "token() timed out" }));
     setState({ status: "connecting" });
     void (async () => {
       await ready;
-      if (generation !== dialled) return; // it was closed meanwhile, or is dialled anew
+      if (generation !== dialled) return; // closed, or replaced by a newer attempt
       const brought = await fetchToken();
       if (generation !== dialled) return;
       token = brought;
       const presence = options.presence ? "1" : undefined;
       const target = { base, room, token, query: { after: position.after, device, presence } };
       const ways: ("v1" | "plain" | "sse")[] = prefersSse ? ["sse", "v1"] : ["v1", "sse"];
-      // A server that was away for a moment brings nobody to another transport.
+      // After a short outage of the server, do not switch to another transport.
       if (!canStream()) ways.splice(ways.indexOf("sse"), 1);
       else if (hadSocket && !prefersSse && backoff.count < 2) ways.pop();
-      // Who has a token speaks to a server of ours. A report's server knows no subprotocol, and a browser
-      // refuses one that answers without it.
+      // Without a token, also try a server that supports no subprotocol: a browser rejects a handshake whose
+      // response lacks the subprotocol that it has offered. With a token, never: the token would go into the URL.
       if (!token && !presence && !hadSocket) ways.splice(ways.indexOf("v1") + 1, 0, "plain");
       connect(target, ways);
     })().catch((error: unknown) => {
@@ -383,9 +384,9 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     });
   };
 
-  // ---- what the machine tells ----
+  // ---- events of the page ----
 
-  /** The network or the tab is back: what was given up begins anew, and what seems open is tried. */
+  /** Reconnect, or ping an open connection, when the network or the tab is back. */
   const wake = () => {
     if (isFinal) return;
     if (state.status === "reconnecting" || state.status === "closed") {
@@ -398,7 +399,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     else void save();
   };
   const onShown = ({ persisted }: { persisted?: boolean }) => {
-    // Out of the back/forward cache: no connection outlives that, and it may not have been told yet.
+    // Restored from the back/forward cache: the connection is gone, but `onclose` may not have been called yet.
     if (persisted && state.status === "open") dial();
     else wake();
   };
@@ -408,7 +409,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     [globalThis.window, "pagehide", save],
     [globalThis.document, "visibilitychange", onVisible],
   ];
-  // React Native has a window that hears nothing.
+  // The window of React Native has no addEventListener.
   for (const [target, name, listener] of events) target?.addEventListener?.(name, listener);
 
   const subscription: Subscription = {
@@ -422,7 +423,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     get resume() {
       return position.resume;
     },
-    send: (text) => wire?.send(text),
+    send: (text) => transport?.send(text),
     reconnect: () => {
       if (isClosed) return;
       isFinal = false;
@@ -440,7 +441,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       setState({ status: "closed" });
     },
   };
-  // Not before the caller has it: what is called back may use it.
+  // After the caller has received the subscription, because callbacks may use it.
   queueMicrotask(() => {
     if (!isClosed) dial();
   });

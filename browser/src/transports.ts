@@ -1,8 +1,8 @@
-/** The two ways to listen: a WebSocket, and Server-Sent Events where WebSockets are blocked. */
+/** The transports: WebSocket, and Server-Sent Events where WebSockets are blocked. */
 import { shown } from "./options.js";
 import { isFinalStatus, read, type ControlFrame, type Delivered, type Failure } from "./protocol.js";
 
-/** What a connection tells. After `onEnd` it tells nothing more. */
+/** Callbacks of a connection. None is called after `onEnd`. */
 export interface TransportCallbacks {
   /** @param speaksV1 the server sends control frames. */
   onOpen(speaksV1: boolean): void;
@@ -18,45 +18,45 @@ export interface Transport {
 }
 
 export interface Target {
-  /** The server's base, `http` or `https`, without a slash at its end. */
+  /** The server's base URL, `http` or `https`, without a trailing slash. */
   base: string;
   room: string;
   query: Record<string, string | undefined>;
   token?: string;
 }
 
-/** Four times the largest notification, as other clients have it: some servers write JSON with escapes. */
+/** Four times the largest notification, as in other clients: some servers escape non-ASCII characters in JSON. */
 const MAX_MESSAGE_CHARS = 1024 * 1024;
 const TOO_LARGE: Failure = { reason: "the server sent a message of more than 1 MiB" };
 
-/** What a subprotocol may be made of (RFC 9110, section 5.6.2). */
+/** The characters of a subprotocol (RFC 9110, section 5.6.2). */
 const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;
 
-/** Without `URL` and `URLSearchParams`: those of React Native up to 0.78 lose what they are given. */
+/** Build the URL without `URL` and `URLSearchParams`, which drop parameters in React Native up to 0.78. */
 function address({ base, room, query }: Target, route: string): string {
   const given = Object.entries(query).filter(([, value]) => value) as [string, string][];
   const search = given.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
   return `${base}/rooms/${encodeURIComponent(room)}/${route}${search && `?${search}`}`;
 }
 
-/** What a close code says where the server has given no reason. See PROTOCOL.md, "Close codes". */
+/** Reasons for close codes that came without one. See PROTOCOL.md, "Close codes". */
 const REASONS: Record<number, string> = {
-  1012: "the server restarts",
-  4008: "this client reads too slowly",
-  4009: "this client was silent",
-  4012: "the server restarts",
-  4029: "this client sends too much",
-  4401: "the token has expired",
-  4501: "the token is missing or not valid",
-  4503: "the token does not open this room",
-  4504: "the token was revoked",
-  4529: "this user has too many connections",
+  1012: "the server is restarting",
+  4008: "slow consumer",
+  4009: "idle timeout",
+  4012: "the server is restarting",
+  4029: "rate limit exceeded",
+  4401: "token expired",
+  4501: "token missing or invalid",
+  4503: "token does not grant access to this room",
+  4504: "token revoked",
+  4529: "connection limit reached",
 };
-/** An `error` without a `close` behind it, as some polyfills have it, is an end, too. */
+/** Some polyfills emit `error` without a following `close`: after this time, the error ends the connection. */
 const CLOSE_WITHIN_MS = 250;
 
-/** @param plain for a server of the original report, which knows no subprotocol. */
-export function webSocket(target: Target, ear: TransportCallbacks, plain: boolean): Transport {
+/** @param plain connect without a subprotocol, for a server that supports none. */
+export function webSocket(target: Target, callbacks: TransportCallbacks, plain: boolean): Transport {
   const { token, query } = target;
   const protocols = plain ? [] : ["synap.v1"];
   let inQuery: string | undefined;
@@ -69,10 +69,10 @@ export function webSocket(target: Target, ear: TransportCallbacks, plain: boolea
   const opened = (speaksV1: boolean) => {
     if (isOpen) return;
     isOpen = true;
-    ear.onOpen(speaksV1);
+    callbacks.onOpen(speaksV1);
   };
   let isOver = false;
-  /** A polyfill may call what is no function any more, so they are replaced, and not taken away. */
+  /** Replace the handlers instead of removing them: a polyfill may call them without a check. */
   const leave = () => {
     isOver = true;
     socket.onopen = socket.onmessage = socket.onerror = socket.onclose = () => undefined;
@@ -80,19 +80,20 @@ export function webSocket(target: Target, ear: TransportCallbacks, plain: boolea
   const end = (failure: Failure) => {
     if (isOver) return;
     leave();
-    ear.onEnd(failure);
+    callbacks.onEnd(failure);
   };
   const closed = (code: number, reason?: string) =>
     end({
       code,
-      reason: reason || REASONS[code] || (isOpen || code !== 1006 ? `the connection ended (${code})` : "the server was not reached"),
-      isFinal: code >= 4500 || code === 1009, // which may stand for 4540
+      reason: reason || REASONS[code] || (isOpen || code !== 1006 ? `connection closed (${code})` : "cannot reach the server"),
+      isFinal: code >= 4500 || code === 1009, // some proxies and browsers send it instead of 4540
       retryAfterMs,
     });
-  // A server of ours lets a page in before it says no, and says something at once to who may stay.
+  // A server with synap.v1 accepts a page's handshake even if it rejects the credential, because a page can read
+  // only a close code. So the connection counts as open from the first message on.
   socket.onopen = () => socket.protocol !== "synap.v1" && opened(false);
   socket.onmessage = ({ data }) => {
-    if (data === "pong") return ear.onPong();
+    if (data === "pong") return callbacks.onPong();
     if (typeof data !== "string") return;
     if (data.length > MAX_MESSAGE_CHARS) return end(TOO_LARGE);
     const message = read(data);
@@ -102,10 +103,10 @@ export function webSocket(target: Target, ear: TransportCallbacks, plain: boolea
       const asked = message.data.reconnectAfterMs;
       if (typeof asked === "number" && asked >= 0) retryAfterMs = asked;
     }
-    ear.onMessage(message);
+    callbacks.onMessage(message);
   };
   socket.onerror = () => void setTimeout(closed, CLOSE_WITHIN_MS, 1006);
-  // React Native gives no code where no connection could be made.
+  // React Native gives no code if the connection could not be opened.
   socket.onclose = (event) => closed(event?.code ?? 1006, event?.reason);
   return {
     kind: "websocket",
@@ -113,7 +114,7 @@ export function webSocket(target: Target, ear: TransportCallbacks, plain: boolea
       try {
         if (socket.readyState === 1) socket.send(text);
       } catch {
-        queueMicrotask(() => closed(1006)); // and not while the caller is at work
+        queueMicrotask(() => closed(1006)); // not while the caller is running
       }
     },
     close: () => {
@@ -121,44 +122,44 @@ export function webSocket(target: Target, ear: TransportCallbacks, plain: boolea
       try {
         socket.close();
       } catch {
-        // A polyfill that cannot close one that is not open yet.
+        // Some polyfills cannot close a socket that is not open yet.
       }
     },
   };
 }
 
-/** Whether event streams can be read: not in React Native, which waits for the end of an answer. */
+/** Whether event streams can be read. React Native cannot: its fetch waits for the end of the response. */
 export const canStream = () => typeof TextDecoderStream !== "undefined";
 
-/** Why there was no answer, as far as a page can tell: a browser hides it. */
+/** Find out why fetch failed. The browser hides the cause, so this is a guess. */
 async function unreached(base: string, signal: AbortSignal): Promise<Failure> {
   const { origin, protocol } = (globalThis.location ?? {}) as Partial<Location>;
   const url = shown(base);
   if (protocol === "https:" && /^http:/.test(base) && !/\/\/(localhost|127\.|\[::1\])/.test(url))
-    return { reason: `a page of ${origin} may not use ${url}: it needs https`, isFinal: true };
+    return { reason: `a page of ${origin} cannot use ${url}: use https`, isFinal: true };
   if (!/^https?:/.test(protocol ?? "") || `${base}/`.startsWith(`${origin}/`)) return { reason: `cannot reach ${url}` };
-  // An answer that may not be read is an answer.
+  // An opaque response is enough: it shows that the server is reachable.
   const init: RequestInit = { mode: "no-cors", cache: "no-store", credentials: "omit", signal };
   const answers = await fetch(`${base}/health`, init).then(
     () => true,
     () => false,
   );
-  const why = `it answers, but origin ${origin} is not allowed by it (--allowed-origins), or it is no room server`;
+  const why = `it responds, but does not allow origin ${origin} (--allowed-origins), or is not a room server`;
   return { reason: answers ? `cannot use ${url}: ${why}` : `cannot reach ${url}, or this page's policy forbids it` };
 }
 
-export function eventStream(target: Target, ear: TransportCallbacks): Transport {
+export function eventStream(target: Target, callbacks: TransportCallbacks): Transport {
   const stop = new AbortController();
   const ended = (failure: Failure) => {
-    if (!stop.signal.aborted) ear.onEnd(failure);
+    if (!stop.signal.aborted) callbacks.onEnd(failure);
     stop.abort();
   };
-  // What a browser says of it may hold the address, with all that is secret in it.
-  void listen(target, ear, stop.signal).then(ended, () => ended({ reason: "the stream was cut" }));
+  // The browser's error message may contain the URL with its token, so it is not shown.
+  void listen(target, callbacks, stop.signal).then(ended, () => ended({ reason: "the stream was interrupted" }));
   return { kind: "sse", send: () => undefined, close: () => stop.abort() };
 }
 
-async function listen(target: Target, ear: TransportCallbacks, signal: AbortSignal): Promise<Failure> {
+async function listen(target: Target, callbacks: TransportCallbacks, signal: AbortSignal): Promise<Failure> {
   const headers: Record<string, string> = { Accept: "text/event-stream" };
   if (target.token) headers.Authorization = `Bearer ${target.token}`;
   let response: Response;
@@ -167,13 +168,13 @@ async function listen(target: Target, ear: TransportCallbacks, signal: AbortSign
       headers,
       signal,
       cache: "no-store",
-      redirect: "error", // it would take the token along, to wherever the answer says
+      redirect: "error", // a redirect could send the token to another host
     });
   } catch {
     return unreached(target.base, signal);
   }
   const { status: code, ok, body } = response;
-  // The page of a single-page app, as like as not.
+  // Most likely the fallback page of a single-page application.
   const isOther = ok && /^(text.html|application.)/i.test(response.headers.get("Content-Type") ?? "");
   if (!ok || !body || isOther) {
     const problem = (await response.json().catch(() => null)) as { details?: unknown; code?: unknown } | null;
@@ -184,9 +185,9 @@ async function listen(target: Target, ear: TransportCallbacks, signal: AbortSign
   }
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let isOpen = false;
-  let isExpiring = false; // a stream takes no new token: it ends with the one that it has
+  let isExpiring = false; // a stream cannot renew its token, so it ends when the token expires
   let retryAfterMs: number | undefined;
-  // What is kept of an event that has not ended is bounded; each character is read once.
+  // The size of an unfinished event is bounded, and each character is scanned once.
   let fields: Record<string, string> = {};
   let line = "";
   let size = 0;
@@ -194,7 +195,7 @@ async function listen(target: Target, ear: TransportCallbacks, signal: AbortSign
     const { done, value } = await reader.read();
     if (done || signal.aborted)
       return isExpiring ? { reason: REASONS[4401]!, code: 4401, retryAfterMs } : { reason: "the stream ended", retryAfterMs };
-    ear.onPong(); // also a comment line says that the server lives
+    callbacks.onPong(); // comment lines count as keepalives
     const pieces = value.split("\n");
     const rest = pieces.length - 1;
     for (const [n, piece] of pieces.entries()) {
@@ -207,24 +208,24 @@ async function listen(target: Target, ear: TransportCallbacks, signal: AbortSign
         fields = {};
         size = 0;
       }
-      const [, name, text] = /^(\w+): ?(.*?)\r?$/s.exec(line) ?? []; // JSON may hold U+2028
+      const [, name, text] = /^(\w+): ?(.*?)\r?$/s.exec(line) ?? []; // JSON may contain U+2028
       if (name) fields[name] = text as string;
       line = "";
     }
   }
 
   function take({ data, event: control, retry }: Record<string, string>) {
-    // Only our server's own events have names.
+    // Only control frames have an event name.
     const text = control ? /^synap\./.test(control) && `{"type":"${control}","data":${data}}` : data;
-    const message = data && read(text); // most events have none: they are comments
+    const message = data && read(text); // undefined for comments
     if (message && !isOpen) {
-      // Not before: a server that drains says when to come back, and nothing else.
+      // Not earlier: a draining server sends only `retry`.
       isOpen = true;
       retryAfterMs = undefined;
-      ear.onOpen(true);
+      callbacks.onOpen(true);
     }
     isExpiring ||= control === "synap.token_expiring";
     if (retry && (!isOpen || control === "synap.closing")) retryAfterMs = Number(retry);
-    if (message && !signal.aborted) ear.onMessage(message);
+    if (message && !signal.aborted) callbacks.onMessage(message);
   }
 }

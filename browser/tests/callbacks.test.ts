@@ -9,7 +9,7 @@ const callbacks = ["onNotification", "onStateChange", "onGap", "onPresence"] as 
 type Callback = (typeof callbacks)[number];
 
 /** Everything that can be told, on one connection; `act` is what the named callback does. */
-async function tellAll(name: Callback, act: (subscription: Subscription) => void) {
+async function triggerAll(name: Callback, act: (subscription: Subscription) => void) {
   const listener: ReturnType<typeof listen> = listen({
     after: "c0",
     persist: { getItem: () => null, setItem: () => {} },
@@ -37,7 +37,7 @@ test.each(callbacks)("%s that throws is reported, and nothing is lost", async (n
     }, ms),
   );
   let thrown = 0;
-  const { notifications, statuses, gaps, presence } = await tellAll(name, () => {
+  const { notifications, statuses, gaps, presence } = await triggerAll(name, () => {
     throw new Error(`${++thrown} of the application`);
   });
   expect(notifications).toEqual(["c1", "c2"]);
@@ -50,22 +50,22 @@ test.each(callbacks)("%s that throws is reported, and nothing is lost", async (n
 
 test.each(callbacks)("%s may close, and nothing is called any more", async (name) => {
   let count = 0;
-  const { subscription, ...told } = await tellAll(name, (subscription) => {
+  const { subscription, ...recorded } = await triggerAll(name, (subscription) => {
     count++;
     subscription.close();
   });
-  const before = JSON.stringify(told);
+  const before = JSON.stringify(recorded);
   expect(vi.getTimerCount()).toBe(0);
   await pass(600_000);
   expect(count).toBe(1);
-  expect(JSON.stringify(told)).toBe(before);
+  expect(JSON.stringify(recorded)).toBe(before);
   expect(subscription.state.status).toBe("closed");
   expect(ScriptedSocket.all).toHaveLength(1 - Number(name === "onStateChange"));
 });
 
 test.each(callbacks)("%s may reconnect, and there is one connection then", async (name) => {
   let count = 0;
-  await tellAll(name, (subscription) => {
+  await triggerAll(name, (subscription) => {
     if (++count === 1) subscription.reconnect();
   });
   await pass(1000); // if what it dialled was ended

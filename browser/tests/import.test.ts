@@ -47,15 +47,15 @@ test("where there is only a WebSocket and a clock, it works", async () => {
   }
   const globals = { WebSocket, setTimeout, clearTimeout, queueMicrotask, URLSearchParams, Event: undefined };
   const exports = await load("index", [], globals);
-  const heard: unknown[] = [];
+  const received: unknown[] = [];
   const subscription = (exports.subscribeShared as typeof import("../src/index.js").subscribeShared)("user_1", {
     persist: true,
-    onNotification: ({ type }) => void heard.push(type),
+    onNotification: ({ type }) => void received.push(type),
   });
   await expect.poll(() => sockets.length).toBe(1);
   sockets[0]?.onopen?.();
   sockets[0]?.onmessage?.({ data: '{"type":"a.b","data":{},"cursor":"c1"}' });
   expect(sockets[0]?.url).toBe("ws://127.0.0.1:8787/rooms/user_1/subscribe");
-  expect(heard).toEqual(["a.b"]);
+  expect(received).toEqual(["a.b"]);
   subscription.close();
 });

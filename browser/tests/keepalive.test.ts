@@ -31,10 +31,10 @@ test("no pong within 10 s means dead, whatever else comes", async () => {
 
 test("what is dead says nothing any more", async () => {
   const { socket, notifications, statuses } = await connected();
-  const hear = socket.onmessage;
+  const onmessage = socket.onmessage;
   const close = socket.onclose;
   await pass(40_000);
-  hear?.({ data: '{"type":"a.b","data":{},"cursor":"late"}' });
+  onmessage?.({ data: '{"type":"a.b","data":{},"cursor":"late"}' });
   close?.({ code: 4501, reason: "" });
   expect(notifications).toEqual([]);
   expect(statuses()).toEqual(["connecting", "open", "reconnecting"]);

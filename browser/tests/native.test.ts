@@ -50,7 +50,7 @@ describe("React Native", () => {
     await pass(60_000);
     expect(ScriptedStream.all).toEqual([]);
     expect(ScriptedSocket.all).toHaveLength(6);
-    expect(states.at(-1)).toMatchObject({ status: "closed", error: { message: "the server was not reached" } });
+    expect(states.at(-1)).toMatchObject({ status: "closed", error: { message: "cannot reach the server" } });
   });
 
   test("gives no code where no connection could be made", async () => {

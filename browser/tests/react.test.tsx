@@ -224,10 +224,10 @@ describe("useSynapRealtime", () => {
   test("an error is an Event that says what is wrong, until it is connected again", async () => {
     const onError = vi.fn();
     const { now, socket } = await mountConnected({ onError });
-    await acting(() => socket.end(4401, "the token has expired"));
+    await acting(() => socket.end(4401, "token expired"));
     const { error } = now();
     expect(error).toBeInstanceOf(Event);
-    expect(error).toMatchObject({ type: "error", message: "the token has expired", code: 4401, retriable: true });
+    expect(error).toMatchObject({ type: "error", message: "token expired", code: 4401, retriable: true });
     expect(onError).toHaveBeenCalledExactlyOnceWith(error);
     await acting(() => pass(1000));
     expect(now()).toMatchObject({ status: "connecting", error });
@@ -258,7 +258,7 @@ describe("useSynapRealtime", () => {
   test("with `shared`, `onDisconnect` is called once, and strict mode opens one connection", async () => {
     const onDisconnect = vi.fn();
     const { now, unmount } = await mount({ shared: true, userId: "shared", onDisconnect }, StrictMode);
-    for (let turn = 0; turn < 50 && !ScriptedSocket.all.length; turn++) await acting(settle);
+    for (let round = 0; round < 50 && !ScriptedSocket.all.length; round++) await acting(settle);
     expect(ScriptedSocket.all).toHaveLength(1);
     await acting(() => ScriptedSocket.last.accept());
     expect(now().isConnected).toBe(true);
@@ -267,13 +267,13 @@ describe("useSynapRealtime", () => {
   });
 
   /** The ids of what was shown, and of what `onMessage` was called with. */
-  const watched = () => {
-    const heard: (string | undefined)[] = [];
-    return { heard, onMessage: ({ id }: { id?: string }) => void heard.push(id) };
+  const recordMessages = () => {
+    const received: (string | undefined)[] = [];
+    return { received, onMessage: ({ id }: { id?: string }) => void received.push(id) };
   };
 
   test("shows each message once over `disconnect` and `connect`, in a request's room, too", async () => {
-    const { heard, onMessage } = watched();
+    const { received, onMessage } = recordMessages();
     const { now, socket } = await mountConnected({ requestId: "r", onMessage });
     await acting(() => socket.notify("c1", "c2").subscribed("c2"));
     await acting(() => now().disconnect());
@@ -282,11 +282,11 @@ describe("useSynapRealtime", () => {
     expect(ScriptedSocket.last.after).toBe("c2");
     await acting(() => ScriptedSocket.last.accept().notify("c1", "c2", "c3"));
     expect(now().messages.map(({ id }) => id)).toEqual(["c1", "c2", "c3"]);
-    expect(heard).toEqual(["c1", "c2", "c3"]);
+    expect(received).toEqual(["c1", "c2", "c3"]);
   });
 
   test("a replay that was cut is asked for from where it began, and shown once", async () => {
-    const { heard, onMessage } = watched();
+    const { received, onMessage } = recordMessages();
     const onGap = vi.fn();
     const { now, socket } = await mountConnected({ requestId: "r", after: "c0", onMessage, onGap });
     await acting(() => socket.notify("c7"));
@@ -295,29 +295,29 @@ describe("useSynapRealtime", () => {
     await acting(settle);
     expect(ScriptedSocket.last.after).toBe("c0");
     await acting(() => ScriptedSocket.last.accept().notify("c7", "c8").subscribed("c8", false));
-    expect(heard).toEqual(["c7", "c8"]);
+    expect(received).toEqual(["c7", "c8"]);
     expect(onGap).toHaveBeenCalledOnce();
   });
 
   test.each([
     { maxReconnects: 3 }, { device: "phone" }, { presence: true }, { shared: true }, { after: "earliest" }, { autoConnect: undefined },
   ] as Partial<RealtimeOptions>[])("shows each message once when an option changes: %j", async (change) => {
-    const { heard, onMessage } = watched();
+    const { received, onMessage } = recordMessages();
     const hook = await mountConnected({ requestId: `r${JSON.stringify(change).length}`, onMessage });
     await acting(() => hook.socket.notify("c1", "c2").subscribed("c2"));
     hook.change({ requestId: `r${JSON.stringify(change).length}`, onMessage, ...change });
-    for (let turn = 0; turn < 20; turn++) await acting(settle);
+    for (let round = 0; round < 20; round++) await acting(settle);
     if (ScriptedSocket.last !== hook.socket) {
       expect(ScriptedSocket.last.after).toBe(change.after ?? "c2");
       await acting(() => ScriptedSocket.last.accept().notify("c1", "c2").subscribed("c2"));
     }
     await acting(() => ScriptedSocket.last.notify("c3"));
     expect(hook.now().messages.map(({ id }) => id)).toEqual(["c1", "c2", "c3"]);
-    expect(heard).toEqual(["c1", "c2", "c3"]);
+    expect(received).toEqual(["c1", "c2", "c3"]);
   });
 
   test.runIf("Activity" in React)("shows each message once when it is hidden and shown again", async () => {
-    const { heard, onMessage } = watched();
+    const { received, onMessage } = recordMessages();
     const { Activity } = React as unknown as { Activity: (props: { mode: string; children: ReactNode }) => ReactNode };
     function Page() {
       const { messages } = useSynapRealtime({ userId: "1", requestId: "r", url: URL_, onMessage });
@@ -334,7 +334,7 @@ describe("useSynapRealtime", () => {
     expect(ScriptedSocket.all).toHaveLength(2);
     await acting(() => ScriptedSocket.last.accept().notify("c1", "c2"));
     expect(container.textContent).toBe("c1,c2");
-    expect(heard).toEqual(["c1", "c2"]);
+    expect(received).toEqual(["c1", "c2"]);
   });
 
   test.each([

@@ -5,9 +5,9 @@ import { listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld 
 useScriptedWorld();
 
 const RULES: [code: number, word: RegExp, isFinal: boolean][] = [
-  [4401, /token has expired/, false], [4501, /token is missing or not valid/, true], [4503, /does not open this room/, true],
-  [4504, /revoked/, true], [4529, /too many connections/, true], [4008, /slowly/, false], [4009, /silent/, false],
-  [4012, /restarts/, false], [4029, /too much/, false],
+  [4401, /token expired/, false], [4501, /token missing or invalid/, true], [4503, /does not grant access to this room/, true],
+  [4504, /revoked/, true], [4529, /connection limit/, true], [4008, /slow consumer/, false], [4009, /idle/, false],
+  [4012, /restarting/, false], [4029, /rate limit/, false],
 ];
 test.each(RULES)("%i says what it means where the server gives no reason", async (code, word, isFinal) => {
   const { subscription } = listen({ token: "t" });
@@ -59,7 +59,7 @@ describe("a page", () => {
 
   test("is told that its origin may not be allowed, by name", async () => {
     const { message, probes } = await failing(true);
-    expect(message).toMatch(/https:\/\/rooms\.example\/base.*origin https:\/\/app\.example is not allowed by it \(--allowed-origins\)/);
+    expect(message).toMatch(/https:\/\/rooms\.example\/base.*does not allow origin https:\/\/app\.example \(--allowed-origins\)/);
     expect(message).not.toContain("secret");
     expect(probes.map(([, mode]) => mode)).toEqual([undefined, "no-cors"]);
   });
@@ -72,7 +72,7 @@ describe("a page", () => {
 
   test("over https that was given http is told so, and does not come back", async () => {
     const { message, subscription } = await failing(false, "http://rooms.example");
-    expect(message).toMatch(/http:\/\/rooms\.example.*needs https/);
+    expect(message).toMatch(/http:\/\/rooms\.example.*use https/);
     expect(subscription.state).toMatchObject({ status: "closed", error: { retriable: false } });
   });
 
@@ -100,5 +100,5 @@ test("a stream that is cut says so, and not that it could not be had", async () 
   await settle();
   ScriptedStream.last.fail();
   await settle();
-  expect(subscription.state).toMatchObject({ status: "reconnecting", error: { message: "the stream was cut" } });
+  expect(subscription.state).toMatchObject({ status: "reconnecting", error: { message: "the stream was interrupted" } });
 });

@@ -23,7 +23,7 @@ test("a page that is let in only to hear no is never open", async () => {
 test("a token that never comes is waited for 10 s", async () => {
   const { states } = listen({ token: () => new Promise<string>(() => {}) });
   await pass(10_000);
-  expect(states.at(-1)).toMatchObject({ status: "reconnecting", error: { message: "no token came in time" } });
+  expect(states.at(-1)).toMatchObject({ status: "reconnecting", error: { message: "token() timed out" } });
 });
 
 test("a server that was away for a moment is not asked for a stream, as long as its WebSockets worked before", async () => {

@@ -74,8 +74,8 @@ export class Socket {
     this.text(JSON.stringify({ id: id ?? undefined, type, data, cursor: `c-${id}`, ...rest }));
   }
 
-  control(word: string, data: Record<string, unknown>): void {
-    this.text(JSON.stringify({ type: `synap.${word}`, data }));
+  control(type: string, data: Record<string, unknown>): void {
+    this.text(JSON.stringify({ type: `synap.${type}`, data }));
   }
 
   subscribed(cursor = "c-0", recovered = true): void {
@@ -186,8 +186,8 @@ export class Room {
     socket.accept();
     const after = socket.asked("after");
     const acks = Socket.all.flatMap(({ said }) => said as { cursor?: string }[]).map(({ cursor }) => Number(cursor?.slice(2)));
-    const mark = socket.room.startsWith("request_") ? 0 : Math.max(this.received, ...acks);
-    const start = after === "latest" ? this.log.length : !after ? mark : after === "earliest" ? 0 : Number(after.slice(2));
+    const acknowledged = socket.room.startsWith("request_") ? 0 : Math.max(this.received, ...acks);
+    const start = after === "latest" ? this.log.length : !after ? acknowledged : after === "earliest" ? 0 : Number(after.slice(2));
     for (const text of this.log.slice(start)) socket.text(text);
     socket.subscribed(`c-${this.log.length}`);
   }
@@ -211,13 +211,13 @@ export function script(): void {
 const realTimeout = globalThis.setTimeout;
 
 /** Let everything happen that waits for no timer, messages between tabs and locks included. */
-export async function settle(turns = 3): Promise<void> {
-  for (let turn = 0; turn < turns; turn++) await new Promise<void>((resolve) => void realTimeout(resolve, 0));
+export async function settle(rounds = 3): Promise<void> {
+  for (let round = 0; round < rounds; round++) await new Promise<void>((resolve) => void realTimeout(resolve, 0));
 }
 
 /** Wait for an event, also while timers are false. */
 export async function until(isSo: () => boolean): Promise<void> {
-  for (let turn = 0; turn < 5_000; turn++) {
+  for (let round = 0; round < 5_000; round++) {
     if (isSo()) return;
     await settle(1);
   }

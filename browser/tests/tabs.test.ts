@@ -9,7 +9,7 @@ const url = "http://rooms.test";
 let tabs: Tab[];
 
 class Tab {
-  readonly heard: (string | undefined)[] = [];
+  readonly received: (string | undefined)[] = [];
   readonly states: State[] = [];
   readonly gaps: string[] = [];
   readonly subscription: Subscription;
@@ -18,7 +18,7 @@ class Tab {
     tabs.push(this);
     this.subscription = subscribeShared(room, {
       url,
-      onNotification: ({ id }) => this.heard.push(id),
+      onNotification: ({ id }) => this.received.push(id),
       onStateChange: (state) => this.states.push(state),
       onGap: (gap) => this.gaps.push(gap),
       ...options,
@@ -59,9 +59,9 @@ test("the first tab connects, and the others hear by it, each once", async () =>
   const room = new Room();
   const several = [await open(), await open(), await open()];
   for (let n = 0; n < 5; n++) room.publish();
-  await until(() => several.every(({ heard }) => heard.length === 5));
+  await until(() => several.every(({ received }) => received.length === 5));
   await settle();
-  for (const { heard } of several) expect(heard).toEqual(["n1", "n2", "n3", "n4", "n5"]);
+  for (const { received } of several) expect(received).toEqual(["n1", "n2", "n3", "n4", "n5"]);
   expect(Socket.all).toHaveLength(1);
 });
 
@@ -78,15 +78,15 @@ test("when the tab that leads goes, another resumes from where it has come: no l
   const room = new Room();
   const [first, second, third] = [await open(), await open(), await open()];
   room.publish();
-  await until(() => [first, second, third].every(({ heard }) => heard.length === 1));
+  await until(() => [first, second, third].every(({ received }) => received.length === 1));
   first.close();
   room.publish(); // while nobody listens
-  await until(() => [second, third].every(({ heard }) => heard.length === 2));
+  await until(() => [second, third].every(({ received }) => received.length === 2));
   room.publish();
-  await until(() => [second, third].every(({ heard }) => heard.length === 3));
+  await until(() => [second, third].every(({ received }) => received.length === 3));
   await settle();
-  expect(first.heard).toEqual(["n1"]);
-  for (const { heard } of [second, third]) expect(heard).toEqual(["n1", "n2", "n3"]);
+  expect(first.received).toEqual(["n1"]);
+  for (const { received } of [second, third]) expect(received).toEqual(["n1", "n2", "n3"]);
   expect(Socket.all.map((socket) => socket.asked("after"))).toEqual([null, "c-1"]);
   expect(Socket.live).toHaveLength(1);
 });
@@ -98,8 +98,8 @@ test("also one that has heard nothing yet resumes from where the other was", asy
   const second = await open("user_1", { after: "latest" });
   first.close();
   room.publish(); // while nobody listens
-  await until(() => second.heard.length === 1);
-  expect([second.heard, Socket.last.asked("after")]).toEqual([["n2"], "c-1"]);
+  await until(() => second.received.length === 1);
+  expect([second.received, Socket.last.asked("after")]).toEqual([["n2"], "c-1"]);
 });
 
 test("a hundred notifications while tabs come and go", async () => {
@@ -114,9 +114,9 @@ test("a hundred notifications while tabs come and go", async () => {
     }
     if (n % 7 === 0) await settle(1);
   }
-  await until(() => always.heard.length === 100);
+  await until(() => always.received.length === 100);
   await settle();
-  expect(new Set(always.heard).size).toBe(100);
+  expect(new Set(always.received).size).toBe(100);
 });
 
 test("the lead goes round, and the last tab has heard all", async () => {
@@ -127,9 +127,9 @@ test("the lead goes round, and the last tab has heard all", async () => {
     room.publish();
     tab.close();
     room.publish();
-    await until(() => last.heard.length === room.log.length);
+    await until(() => last.received.length === room.log.length);
   }
-  expect(last.heard).toEqual(["n1", "n2", "n3", "n4", "n5", "n6"]);
+  expect(last.received).toEqual(["n1", "n2", "n3", "n4", "n5", "n6"]);
   expect(Socket.live).toHaveLength(1);
 });
 
@@ -138,11 +138,11 @@ test("a tab that comes later hears all of a request's room", async () => {
   room.publish();
   const first = await open("request_7");
   room.publish();
-  await until(() => first.heard.length === 2);
+  await until(() => first.received.length === 2);
   const late = await open("request_7");
-  expect(late.heard).toEqual(["n1", "n2"]);
+  expect(late.received).toEqual(["n1", "n2"]);
   room.publish();
-  await until(() => late.heard.length === 3);
+  await until(() => late.received.length === 3);
   expect(Socket.all).toHaveLength(1);
 });
 
@@ -150,44 +150,44 @@ test("and of a user's room what comes from now on: what waited, the other tab ha
   const room = new Room();
   room.publish();
   const first = await open();
-  expect(first.heard).toEqual(["n1"]);
+  expect(first.received).toEqual(["n1"]);
   const late = await open();
   room.publish();
-  await until(() => late.heard.length === 1);
-  expect(late.heard).toEqual(["n2"]);
+  await until(() => late.received.length === 1);
+  expect(late.received).toEqual(["n2"]);
 });
 
 test("a tab that wants more than the other has kept connects itself", async () => {
   const room = new Room();
   const first = await open("request_7");
   for (let n = 0; n < 501; n++) room.publish(); // one more than is kept
-  await until(() => first.heard.length === 501);
+  await until(() => first.received.length === 501);
   const late = await open("request_7");
-  await until(() => late.heard.length === 501);
+  await until(() => late.received.length === 501);
   expect(Socket.live).toHaveLength(2);
   room.publish();
-  await until(() => late.heard.length === 502);
+  await until(() => late.received.length === 502);
   await settle();
-  expect(late.heard).toHaveLength(502);
+  expect(late.received).toHaveLength(502);
 });
 
 test("what another has kept from its own beginning is not the room's", async () => {
   const room = new Room(2);
   for (let n = 0; n < 3; n++) room.publish();
   const first = await open(); // from the room's mark
-  expect(first.heard).toEqual(["n3"]);
+  expect(first.received).toEqual(["n3"]);
   const late = await open("user_1", { after: "earliest" });
-  await until(() => late.heard.length === 3);
-  expect(late.heard).toEqual(["n1", "n2", "n3"]);
+  await until(() => late.received.length === 3);
+  expect(late.received).toEqual(["n1", "n2", "n3"]);
 });
 
 test("a tab with a cursor hears what came after it", async () => {
   const room = new Room();
   const first = await open();
   for (let n = 0; n < 4; n++) room.publish();
-  await until(() => first.heard.length === 4);
+  await until(() => first.received.length === 4);
   const late = await open("user_1", { after: "c-2" });
-  expect([late.heard, Socket.all.length]).toEqual([["n3", "n4"], 1]);
+  expect([late.received, Socket.all.length]).toEqual([["n3", "n4"], 1]);
 });
 
 test("a tab with a cursor that the other does not know connects itself", async () => {
@@ -195,8 +195,8 @@ test("a tab with a cursor that the other does not know connects itself", async (
   for (let n = 0; n < 3; n++) room.publish();
   await open("user_1", { after: "c-2" });
   const late = await open("user_1", { after: "c-1" });
-  await until(() => late.heard.length === 2);
-  expect([late.heard, Socket.live.length]).toEqual([["n2", "n3"], 2]);
+  await until(() => late.received.length === 2);
+  expect([late.received, Socket.live.length]).toEqual([["n2", "n3"], 2]);
 });
 
 test("without ids, what comes while it asks comes once", async () => {
@@ -244,7 +244,7 @@ test("an answer that never comes is waited for 2 s", async () => {
   await settle();
   const late = await open();
   room.publish();
-  await until(() => late.heard.length === 1);
+  await until(() => late.received.length === 1);
   expect(Socket.all).toHaveLength(before + 1);
 });
 
@@ -266,13 +266,13 @@ test("when one that stood alone leads, the others get from it what only it has h
   await until(() => other.status === "open");
   frozen.close();
   for (let n = 0; n < 3; n++) room.publish();
-  await until(() => alone.heard.length === 3);
-  expect(other.heard).toEqual([]);
+  await until(() => alone.received.length === 3);
+  expect(other.received).toEqual([]);
   release();
-  await until(() => other.heard.length === 3);
+  await until(() => other.received.length === 3);
   room.publish();
-  await until(() => other.heard.length === 4);
-  expect([alone.heard, other.heard]).toEqual([["n1", "n2", "n3", "n4"], ["n1", "n2", "n3", "n4"]]);
+  await until(() => other.received.length === 4);
+  expect([alone.received, other.received]).toEqual([["n1", "n2", "n3", "n4"], ["n1", "n2", "n3", "n4"]]);
 });
 
 test("one that closes just when its turn comes lets the lock go", async () => {
@@ -314,8 +314,8 @@ test("one that leads and goes before it answers: what it told meanwhile is not l
   release();
   await until(() => tab.status === "open");
   room.publish();
-  await until(() => tab.heard.length === 2);
-  expect([tab.heard, Socket.last.asked("after")]).toEqual([["n1", "n2"], "c-1"]);
+  await until(() => tab.received.length === 2);
+  expect([tab.received, Socket.last.asked("after")]).toEqual([["n1", "n2"], "c-1"]);
 });
 
 test("states pass between tabs, and why there is no connection", async () => {
@@ -376,7 +376,7 @@ test("the cursor is known in each tab", async () => {
   const [first, second] = [await open(), await open()];
   expect([first.subscription.cursor, second.subscription.cursor]).toEqual(["c-0", "c-0"]);
   room.publish();
-  await until(() => second.heard.length === 1);
+  await until(() => second.received.length === 1);
   expect([first.subscription.cursor, second.subscription.cursor]).toEqual(["c-1", "c-1"]);
 });
 
@@ -384,17 +384,17 @@ test("a callback that throws loses nothing in any tab, and is reported", async (
   const room = new Room();
   room.publish();
   const first = await open("request_7");
-  const heard: (string | undefined)[] = [];
+  const received: (string | undefined)[] = [];
   vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
   const onNotification = ({ id }: NotificationMessage) => {
-    heard.push(id);
+    received.push(id);
     throw new Error("of the application");
   };
   const second = new Tab("request_7", { onNotification });
   await until(() => second.status === "open");
   room.publish();
-  await until(() => heard.length === 2 && first.heard.length === 2);
-  expect(heard).toEqual(["n1", "n2"]);
+  await until(() => received.length === 2 && first.received.length === 2);
+  expect(received).toEqual(["n1", "n2"]);
   expect(() => vi.advanceTimersByTime(0)).toThrow("of the application");
 });
 
@@ -402,32 +402,32 @@ test("one that closes from inside a callback hears nothing more", async () => {
   const room = new Room();
   for (let n = 0; n < 3; n++) room.publish();
   await open("request_7");
-  const heard: (string | undefined)[] = [];
+  const received: (string | undefined)[] = [];
   const late = new Tab("request_7", {
     onNotification: ({ id }) => {
-      heard.push(id);
+      received.push(id);
       late.close();
     },
   });
   await until(() => late.status === "closed");
   await settle();
-  expect(heard).toEqual(["n1"]);
+  expect(received).toEqual(["n1"]);
 });
 
 test("close is the end: nothing is called any more, and nothing is said", async () => {
   const room = new Room();
   const [first, second] = [await open(), await open()];
   for (const tab of [second, first]) {
-    const told = tab.states.length;
+    const before = tab.states.length;
     tab.close();
     tab.close();
     tab.subscription.send('"late"');
     tab.subscription.reconnect();
-    expect([tab.status, tab.states.length]).toEqual(["closed", told]);
+    expect([tab.status, tab.states.length]).toEqual(["closed", before]);
   }
   room.publish();
   await settle();
-  expect([first.heard, second.heard, Socket.live.length]).toEqual([[], [], 0]);
+  expect([first.received, second.received, Socket.live.length]).toEqual([[], [], 0]);
 });
 
 test("one that is closed before it has the lock never dials", async () => {

@@ -90,7 +90,7 @@ test("over a stream, which takes none, it is asked for at the dial alone", async
     stream.end();
     await settle();
     expect(subscription.state).toMatchObject({
-      status: "reconnecting", delayMs: 1000, error: { code: 4401, message: "the token has expired" },
+      status: "reconnecting", delayMs: 1000, error: { code: 4401, message: "token expired" },
     });
     await pass(1000);
   }
@@ -164,7 +164,7 @@ describe("a function that", () => {
   test("brings an object is told so, and not that it is a page", async () => {
     const { subscription } = listen({ token: (() => ({ token: "t" })) as unknown as () => string });
     await settle();
-    expect(subscription.state.error?.message).toBe("no token: token() brought object");
+    expect(subscription.state.error?.message).toBe("no token: token() returned object");
   });
 
   test.each(["", null, undefined])("brings %j is named where the server asks for one", async (brought) => {

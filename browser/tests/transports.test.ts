@@ -219,7 +219,7 @@ describe("a stream", () => {
     ScriptedSocket.areBlocked = true;
     const { subscription, statuses } = listen({ token: "t" });
     await settle();
-    ScriptedStream.last.turnAway(1234);
+    ScriptedStream.last.drain(1234);
     await settle();
     expect(statuses()).toEqual(["connecting", "reconnecting"]);
     expect(subscription.state.delayMs).toBe(1234);
@@ -297,40 +297,40 @@ test("a WebSocket message of more than 1 MiB is not parsed, and the connection i
 
 describe("a wire", () => {
   const target = { base: "https://rooms.example", room: "user_1", query: {} };
-  const hearing = (heard: string[], onOpen = () => {}): TransportCallbacks => ({
+  const recorder = (events: string[], onOpen = () => {}): TransportCallbacks => ({
     onOpen: () => {
-      heard.push("open");
+      events.push("open");
       onOpen();
     },
-    onMessage: () => heard.push("message"),
+    onMessage: () => events.push("message"),
     onPong: () => undefined,
-    onEnd: ({ reason }) => heard.push(reason),
+    onEnd: ({ reason }) => events.push(reason),
   });
 
   test("ends once, also if an error and a close say so", async () => {
-    const heard: string[] = [];
-    webSocket(target, hearing(heard), false);
+    const events: string[] = [];
+    webSocket(target, recorder(events), false);
     const socket = ScriptedSocket.last;
     socket.onerror?.();
     socket.end(1012);
     await pass(1000);
-    expect(heard).toEqual(["the server restarts"]);
+    expect(events).toEqual(["the server is restarting"]);
   });
 
   test("that was closed tells nothing more, also of an error that came before", async () => {
-    const heard: string[] = [];
-    const wire = webSocket(target, hearing(heard), false);
+    const events: string[] = [];
+    const transport = webSocket(target, recorder(events), false);
     ScriptedSocket.last.onerror?.();
-    wire.close();
+    transport.close();
     await pass(1000);
-    expect(heard).toEqual([]);
+    expect(events).toEqual([]);
   });
 
   test("that is closed as soon as it is open tells nothing of what opened it", async () => {
-    const heard: string[] = [];
-    const wire = eventStream(target, hearing(heard, () => wire.close()));
+    const events: string[] = [];
+    const transport = eventStream(target, recorder(events, () => transport.close()));
     ScriptedStream.last.accept();
     await settle();
-    expect(heard).toEqual(["open"]);
+    expect(events).toEqual(["open"]);
   });
 });

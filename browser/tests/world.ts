@@ -2,11 +2,11 @@
 import { afterEach, beforeEach, vi } from "vitest";
 import { subscribe, type State, type SubscribeOptions } from "../src/subscription.js";
 
-const turn = globalThis.setImmediate;
+const setImmediate = globalThis.setImmediate;
 
 /** Let everything happen that waits for no time. */
 export async function settle(): Promise<void> {
-  for (let round = 0; round < 10; round++) await new Promise<void>((resolve) => turn(resolve));
+  for (let round = 0; round < 10; round++) await new Promise<void>((resolve) => setImmediate(resolve));
 }
 
 /** Let so many milliseconds pass. */
@@ -170,7 +170,7 @@ export class ScriptedStream {
     return this.write("retry: 1000\n\nevent: synap.hello\ndata: {}\n\n");
   }
   /** As one does that drains: it says when to come back, and nothing else. */
-  turnAway(ms: number): void {
+  drain(ms: number): void {
     this.resolve(new Response(`retry: ${ms}\n\n`));
   }
   refuse(status: number, answer: unknown = ""): void {
@@ -213,7 +213,7 @@ export function useScriptedWorld(): void {
 
 /** A subscription, and all that it has told. */
 export function listen(options: SubscribeOptions = {}, room = "user_1") {
-  const told = {
+  const recorded = {
     notifications: [] as string[],
     states: [] as State[],
     gaps: [] as string[],
@@ -223,23 +223,23 @@ export function listen(options: SubscribeOptions = {}, room = "user_1") {
     url: "https://rooms.example",
     ...options,
     onNotification: (each) => {
-      told.notifications.push(each.cursor ?? "");
+      recorded.notifications.push(each.cursor ?? "");
       options.onNotification?.(each);
     },
     onStateChange: (state) => {
-      told.states.push(state);
+      recorded.states.push(state);
       options.onStateChange?.(state);
     },
     onGap: (gap) => {
-      told.gaps.push(gap);
+      recorded.gaps.push(gap);
       options.onGap?.(gap);
     },
-    onPresence: (who) => {
-      told.presence.push(who);
-      options.onPresence?.(who);
+    onPresence: (presence) => {
+      recorded.presence.push(presence);
+      options.onPresence?.(presence);
     },
   });
-  return { subscription, ...told, statuses: () => told.states.map(({ status }) => status) };
+  return { subscription, ...recorded, statuses: () => recorded.states.map(({ status }) => status) };
 }
 
 /** The same, connected. */

@@ -214,7 +214,7 @@ async def test_a_server_that_answers_no_more_is_found_dead(
         await tab.page.clock.run_for(1_000)
         last = (await tab.states())[-1]
         assert last["status"] == "reconnecting"
-        assert last["error"]["message"] == "the server does not answer any more"
+        assert last["error"]["message"] == "pong timeout"
         link.restore()
         await tab.page.clock.run_for(1_250)
         await tab.until_received(job.kept)
@@ -489,7 +489,7 @@ async def test_names_the_origin_that_is_not_allowed(
         await tab.listen(url)
         await tab.until("recorded.states.at(-1).status === 'reconnecting'")
         message = (await tab.states())[-1]["error"]["message"]
-    assert f"origin {foreign} is not allowed by it" in message
+    assert f"does not allow origin {foreign}" in message
     assert url in message
 
 

@@ -113,7 +113,7 @@ async def test_connect_revives_what_was_given_up(tab: Tab, server: Server) -> No
         assert await tab.page.evaluate("seen.hook.error") is None
         await tab.page.evaluate("seen.hook.disconnect()")
         await tab.until("seen.hook?.status === 'closed'")
-    why = "the server is draining" if server.says_goodbye else "the connection ended (1006)"
+    why = "the server is draining" if server.says_goodbye else "connection closed (1006)"
     said = f"error: {why}"
     assert await tab.calls() == ["connect", said, "disconnect", "connect", "disconnect"]
 

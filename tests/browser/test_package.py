@@ -95,14 +95,14 @@ async def test_it_listens_in_node(tarball: Path, tmp_path: Path, rooms: str) -> 
     run("tar", "-xzf", tarball, "-C", tmp_path)
     code = """
         const { JobTracker, subscribe } = await import("./package/dist/index.js");
-        const job = new JobTracker();
+        const tracker = new JobTracker();
         const subscription = subscribe("request_r1", {
           url: process.argv[1],
           onStateChange: ({ status }) => status === "open" && console.log(status),
           onNotification: (notification) => {
-            job.apply(notification);
-            console.log(job.state.status, job.state.progress ?? "", job.state.text);
-            if (job.isOver) subscription.close();
+            tracker.apply(notification);
+            console.log(tracker.state.status, tracker.state.progress ?? "", tracker.state.text);
+            if (tracker.isFinished) subscription.close();
           },
         });
     """

@@ -1,6 +1,6 @@
 /** Who may do what: peers, origins, credentials, rooms. See PROTOCOL.md, "Who may". */
 
-import { ANYONE, opens, type Claims, type Scope } from "./auth/claims";
+import { ANYONE, allowsRoom, type Claims, type Scope } from "./auth/claims";
 import { KeysUnavailableError } from "./auth/jwks";
 import { claimsForKey, authenticateToken, InvalidTokenError } from "./auth/verify";
 import { registriesOf } from "./registry";
@@ -19,7 +19,7 @@ export function checkOrigin(request: Request, settings: Settings): void {
   if (!hasKeys(settings)) checkPeerWithoutKeys(request, settings);
   const origin = request.headers.get("Origin");
   if (origin === null) {
-    refuseHiddenPage(request);
+    rejectCrossSiteRequest(request);
     return;
   }
   const isAllowed =
@@ -41,7 +41,7 @@ const NOT_ALLOWED = "Origin not allowed";
  *
  * @throws RequestError 403.
  */
-function refuseHiddenPage(request: Request): void {
+function rejectCrossSiteRequest(request: Request): void {
   const site = request.headers.get("Sec-Fetch-Site");
   if (site !== null && site !== "none" && site !== "same-origin") {
     const which = `(Sec-Fetch-Site: ${site.slice(0, 50)})`;
@@ -96,7 +96,7 @@ export async function rejectRevoked(env: Env, claims: Claims): Promise<void> {
   let verdicts: boolean[];
   try {
     verdicts = await Promise.all(
-      registriesOf(env, claims).map((holder) => holder.matches(claims.issuedAt)),
+      registriesOf(env, claims).map((holder) => holder.isRevoked(claims.issuedAt)),
     );
   } catch {
     throw unavailable("nobody can say now whether the token was revoked");
@@ -117,15 +117,15 @@ export function revoked(claims: Claims): Error {
  */
 export function authorize(claims: Claims, action: Scope, room: string): void {
   requireScope(claims, action);
-  if (!opens(claims, room)) throw roomNotAllowed(claims);
+  if (!allowsRoom(claims, room)) throw roomNotAllowed(claims);
 }
 
 /** The refusal of a room that the credential does not open. */
 export function roomNotAllowed(claims: Claims): Error {
-  return forbidden(`the ${kindOf(claims)} does not open this room`);
+  return forbidden(`the ${credentialKind(claims)} does not open this room`);
 }
 
-function kindOf(claims: Claims): string {
+function credentialKind(claims: Claims): string {
   return claims.key === undefined ? "token" : "key";
 }
 
@@ -136,7 +136,7 @@ function kindOf(claims: Claims): string {
  */
 export function requireScope(claims: Claims, ...scopes: [Scope, ...Scope[]]): void {
   if (!scopes.some((scope) => claims.scopes.includes(scope))) {
-    throw forbidden(`the ${kindOf(claims)}'s scope does not hold '${scopes[0]}'`);
+    throw forbidden(`the ${credentialKind(claims)}'s scope does not hold '${scopes[0]}'`);
   }
 }
 

@@ -1,7 +1,7 @@
 /** Every HTTP route. See PROTOCOL.md, "HTTP". */
 
 import { credentialOf, authenticate, roomNotAllowed, authorize, rejectRevoked, requireScope } from "./access";
-import { ANYONE, opens, type Claims } from "./auth/claims";
+import { ANYONE, allowsRoom, type Claims } from "./auth/claims";
 import { tokenId, isCredential, MalformedTokenError, MAX_TOKEN_BYTES } from "./auth/verify";
 import { registryOf } from "./registry";
 import {
@@ -20,7 +20,7 @@ import {
   type Target,
 } from "./http";
 import { addressOf, PublishLimits, requestLimitsOf } from "./limits";
-import type { Publication, Receipt } from "./log";
+import type { Publication, PublishResult } from "./log";
 import { count, METRICS_TEXT } from "./metrics";
 import openapi from "./openapi.json";
 import { readinessOf } from "./readiness";
@@ -69,7 +69,7 @@ function routeOf(context: RequestContext): [string, Route] {
   const found = isRoom ? ROOM_ROUTES.get(segments[2]!) : ROUTES.get(segments.join("/"));
   if (found === undefined) {
     checkAnonymous(context);
-    throw notFound(SEE);
+    throw notFound(SEE_ROUTES);
   }
   return found;
 }
@@ -79,15 +79,15 @@ export function checkAnonymous({ request, settings }: RequestContext): void {
   requestLimitsOf(settings).checkRequest(undefined, addressOf(request));
 }
 
-const SEE = "see PROTOCOL.md, 'HTTP', for the routes";
+const SEE_ROUTES = "see PROTOCOL.md, 'HTTP', for the routes";
 
 const ROUTES = new Map<string, [string, Route]>([
   ["health", ["GET", health]],
   ["ready", ["GET", ready]],
   ["metrics", ["GET", showMetrics]],
-  ["openapi.json", ["GET", describe]],
+  ["openapi.json", ["GET", showOpenApi]],
   ["broadcast", ["POST", broadcastMany]],
-  ["revoke", ["POST", revoke]],
+  ["revoke", ["POST", revokeTokens]],
 ]);
 
 /** Below `/rooms/{room}/`. */
@@ -99,7 +99,7 @@ const ROOM_ROUTES = new Map<string, [string, Route]>([
   ["presence", ["GET", roomPresence]],
 ]);
 
-export function stubOf(env: Env, room: string): DurableObjectStub<NotificationRoom> {
+export function roomStub(env: Env, room: string): DurableObjectStub<NotificationRoom> {
   return env.NOTIFICATION_ROOM.get(env.NOTIFICATION_ROOM.idFromName(room));
 }
 
@@ -108,14 +108,14 @@ export function stubOf(env: Env, room: string): DurableObjectStub<NotificationRo
  *
  * @throws RequestError 503.
  */
-export async function ask<Answer>(
+export async function callRoom<Answer>(
   env: Env,
   room: string,
   question: (stub: DurableObjectStub<NotificationRoom>) => Promise<Answer>,
 ): Promise<Answer> {
   for (let attempt = 1; ; attempt++) {
     try {
-      return await question(stubOf(env, room));
+      return await question(roomStub(env, room));
     } catch (error) {
       const { retryable, overloaded } = error as { retryable?: boolean; overloaded?: boolean };
       if (retryable === true && overloaded !== true && attempt === 1) continue;
@@ -136,13 +136,13 @@ async function ready(context: RequestContext): Promise<Response> {
   return jsonResponse(200, { status: "ready" });
 }
 
-async function describe(context: RequestContext): Promise<Response> {
+async function showOpenApi(context: RequestContext): Promise<Response> {
   checkAnonymous(context);
   return jsonResponse(200, openapi);
 }
 
 /** What the request's credential says, if it counts. */
-async function identified(context: RequestContext): Promise<Claims> {
+async function authenticateRequest(context: RequestContext): Promise<Claims> {
   const { request, query, env, settings } = context;
   const address = addressOf(request);
   const claims = await authenticate(settings, credentialOf(request.headers, query, []), address);
@@ -159,36 +159,36 @@ async function identified(context: RequestContext): Promise<Claims> {
 }
 
 /** A publisher's, unless too many of its requests were refused. */
-async function publisherOf(context: RequestContext): Promise<Claims> {
-  const claims = await identified(context);
+async function authenticatePublisher(context: RequestContext): Promise<Claims> {
+  const claims = await authenticateRequest(context);
   requestLimitsOf(context.settings).checkPublisher(claims);
   return claims;
 }
 
 /** The same for a request that is no publish: it counts for its caller. */
-async function countedClaimsOf(context: RequestContext): Promise<Claims> {
-  const claims = await identified(context);
+async function authenticateReader(context: RequestContext): Promise<Claims> {
+  const claims = await authenticateRequest(context);
   requestLimitsOf(context.settings).checkRequest(claims, addressOf(context.request));
   return claims;
 }
 
 async function showMetrics(context: RequestContext): Promise<Response> {
-  requireScope(await countedClaimsOf(context), "metrics", "admin");
+  requireScope(await authenticateReader(context), "metrics", "admin");
   return textResponse(200, METRICS_TEXT, "text/plain; version=0.0.4; charset=utf-8");
 }
 
 async function roomHealth(context: RequestContext, segment: string): Promise<Response> {
   const room = parseRoomParam(segment);
-  const claims = await countedClaimsOf(context);
-  if (!opens(claims, room)) throw roomNotAllowed(claims);
-  const connections = await ask(context.env, room, (stub) => stub.connections());
+  const claims = await authenticateReader(context);
+  if (!allowsRoom(claims, room)) throw roomNotAllowed(claims);
+  const connections = await callRoom(context.env, room, (stub) => stub.connections());
   return jsonResponse(200, { status: "ok", connections, roomId: room });
 }
 
 async function roomPresence(context: RequestContext, segment: string): Promise<Response> {
   const room = parseRoomParam(segment);
-  authorize(await countedClaimsOf(context), "presence", room);
-  const { connections, users } = await ask(context.env, room, (stub) => stub.presence());
+  authorize(await authenticateReader(context), "presence", room);
+  const { connections, users } = await callRoom(context.env, room, (stub) => stub.presence());
   return readResponse(context, JSON.stringify({ room, connections, users }));
 }
 
@@ -205,11 +205,11 @@ async function subscribeWithoutUpgrade(_: RequestContext, segment: string): Prom
 
 async function history(context: RequestContext, segment: string): Promise<Response> {
   const room = parseRoomParam(segment);
-  authorize(await countedClaimsOf(context), "subscribe", room);
+  authorize(await authenticateReader(context), "subscribe", room);
   const after = context.query.get("after") ?? "earliest";
   const position = after === "earliest" ? undefined : parseCursorParam(after, "or 'earliest'");
   const limit = parseLimit(context.query.get("limit"));
-  const text = await ask(context.env, room, (stub) => stub.history(position, limit));
+  const text = await callRoom(context.env, room, (stub) => stub.history(position, limit));
   return readResponse(context, text);
 }
 
@@ -229,13 +229,13 @@ function parseLimit(text: string | undefined): number {
 
 async function broadcastOne(context: RequestContext, segment: string): Promise<Response> {
   const room = parseRoomParam(segment);
-  const claims = await publisherOf(context);
+  const claims = await authenticatePublisher(context);
   authorize(claims, "broadcast", room);
   const checked = check(await readJsonBody(context.request));
   checkLimits(context, claims, 1, checked.bytes);
   const published = await publishAll(context.env, new Map([[room, [checked]]]));
-  const [receipt] = receiptsOf(published, room);
-  const { id, cursor, broadcastCount, duplicate } = receipt!;
+  const [publishResult] = publishResultsOf(published, room);
+  const { id, cursor, broadcastCount, duplicate } = publishResult!;
   return jsonResponse(200, {
     success: true,
     broadcastCount,
@@ -255,7 +255,7 @@ interface GoodItem {
 }
 
 async function broadcastMany(context: RequestContext): Promise<Response> {
-  const claims = await publisherOf(context);
+  const claims = await authenticatePublisher(context);
   requireScope(claims, "broadcast");
   const body = await readJsonBody(context.request);
   const given = isObject(body) ? body["notifications"] : undefined;
@@ -273,8 +273,8 @@ async function broadcastMany(context: RequestContext): Promise<Response> {
   }
   const items = given.map((item: unknown) => checkItem(item, claims));
   const good = items.filter((item): item is GoodItem => !(item instanceof RequestError));
-  const spread = good.reduce((sum, { rooms, checked }) => sum + rooms.length * checked.bytes, 0);
-  if (spread > MAX_BATCH_FANOUT_BYTES) {
+  const fanoutBytes = good.reduce((sum, { rooms, checked }) => sum + rooms.length * checked.bytes, 0);
+  if (fanoutBytes > MAX_BATCH_FANOUT_BYTES) {
     throw payloadTooLarge(
       `a batch has at most ${MAX_BATCH_FANOUT_BYTES} bytes, each notification counted once for each of ` +
         "its rooms",
@@ -284,7 +284,7 @@ async function broadcastMany(context: RequestContext): Promise<Response> {
   for (const [n, item] of items.entries()) {
     if (item instanceof RequestError) logRefusal(context.request, item.body, { claims, room: roomsIn(given[n])?.[0] });
   }
-  checkLimits(context, claims, good.reduce((sum, { rooms }) => sum + rooms.length, 0), spread);
+  checkLimits(context, claims, good.reduce((sum, { rooms }) => sum + rooms.length, 0), fanoutBytes);
   const results = resultsOf(items, await publishAll(context.env, byRoom(good)));
   return jsonResponse(200, { success: results.every(({ success }) => success), results });
 }
@@ -304,7 +304,7 @@ function byRoom(items: GoodItem[]): Map<string, Checked[]> {
 }
 
 /** What each room did, or why it could not be asked. */
-type Published = Map<string, Receipt[] | RequestError>;
+type Published = Map<string, PublishResult[] | RequestError>;
 
 /**
  * Hand notifications to all rooms at once. A room that cannot be reached fails alone. Doing it twice
@@ -316,10 +316,10 @@ async function publishAll(env: Env, given: Map<string, Publication[]>): Promise<
   await Promise.all(
     [...given].map(async ([room, publications]) => {
       try {
-        const receipts = await ask(env, room, (stub) => stub.publish(publications));
-        published.set(room, receipts);
-        receipts.forEach((receipt, place) => {
-          if (receipt.duplicate) duplicates++;
+        const publishResults = await callRoom(env, room, (stub) => stub.publish(publications));
+        published.set(room, publishResults);
+        publishResults.forEach((publishResult, place) => {
+          if (publishResult.duplicate) duplicates++;
           else accepted++;
           bytes += publications[place]!.bytes;
         });
@@ -339,7 +339,7 @@ async function publishAll(env: Env, given: Map<string, Publication[]>): Promise<
 }
 
 /** @throws RequestError the room could not be reached. */
-function receiptsOf(published: Published, room: string): Receipt[] {
+function publishResultsOf(published: Published, room: string): PublishResult[] {
   const found = published.get(room)!;
   if (found instanceof RequestError) throw found;
   return found;
@@ -347,10 +347,10 @@ function receiptsOf(published: Published, room: string): Receipt[] {
 
 /** What became of each notification of a batch, in order. */
 function resultsOf(items: Item[], published: Published): Result[] {
-  const place = new Map<string, number>(); // how many of a room's receipts were given out
+  const place = new Map<string, number>(); // how many of a room's publishResults were given out
   return items.map((item) => {
     if (item instanceof RequestError) return { success: false, ...item.body };
-    const receipts: [string, Receipt][] = [];
+    const publishResults: [string, PublishResult][] = [];
     let failure: RequestError | undefined;
     for (const room of item.rooms) {
       const handle = published.get(room)!;
@@ -360,22 +360,22 @@ function resultsOf(items: Item[], published: Published): Result[] {
       }
       const next = place.get(room) ?? 0;
       place.set(room, next + 1);
-      receipts.push([room, handle[next]!]);
+      publishResults.push([room, handle[next]!]);
     }
     // Its other rooms may have it: sent again, it is a duplicate there.
-    return failure === undefined ? resultOf(receipts) : { success: false, ...failure.body };
+    return failure === undefined ? resultOf(publishResults) : { success: false, ...failure.body };
   });
 }
 
-function resultOf(receipts: [string, Receipt][]): Result {
-  const rooms = receipts.map(([room, { broadcastCount, cursor, duplicate }]) => [
+function resultOf(publishResults: [string, PublishResult][]): Result {
+  const rooms = publishResults.map(([room, { broadcastCount, cursor, duplicate }]) => [
     room,
     { broadcastCount, cursor, duplicate },
   ]);
   return {
     success: true,
-    broadcastCount: receipts.reduce((sum, [, { broadcastCount }]) => sum + broadcastCount, 0),
-    id: receipts[0]![1].id,
+    broadcastCount: publishResults.reduce((sum, [, { broadcastCount }]) => sum + broadcastCount, 0),
+    id: publishResults[0]![1].id,
     rooms: Object.fromEntries(rooms),
   };
 }
@@ -438,14 +438,14 @@ function checkLimits({ env }: RequestContext, claims: Claims, many: number, byte
   }
 }
 
-async function revoke(context: RequestContext): Promise<Response> {
-  requireScope(await countedClaimsOf(context), "admin");
+async function revokeTokens(context: RequestContext): Promise<Response> {
+  requireScope(await authenticateReader(context), "admin");
   const { env, settings } = context;
-  const [member, given] = revocationIn(await readJsonBody(context.request));
+  const [member, given] = parseRevocation(await readJsonBody(context.request));
   // Without keys no token is looked at, so there is none to take back.
   if (!hasKeys(settings)) return jsonResponse(200, { success: true, revoked: false, closed: 0 });
   const of = member === "user" ? "user" : "token";
-  const name = await nameToRevoke(settings, member, given);
+  const name = await subjectToRevoke(settings, member, given);
   // The clock of who issued a token may be ahead by the leeway.
   const at = Date.now() / 1000 + settings.tokenLeewayS;
   try {
@@ -461,7 +461,7 @@ const REVOCABLE = ["user", "token", "jti"] as const;
 type Revocable = (typeof REVOCABLE)[number];
 
 /** @throws RequestError 400: the body names nothing, or several. */
-function revocationIn(body: unknown): [Revocable, string] {
+function parseRevocation(body: unknown): [Revocable, string] {
   const members = isObject(body) ? body : {};
   const named = REVOCABLE.filter((name) => Object.hasOwn(members, name));
   const [member] = named;
@@ -481,7 +481,7 @@ const MAX_GIVEN = MAX_TOKEN_BYTES + 100;
  *
  * @throws RequestError 400; it shows nothing of what was given.
  */
-async function nameToRevoke(settings: Settings, member: Revocable, given: string): Promise<string> {
+async function subjectToRevoke(settings: Settings, member: Revocable, given: string): Promise<string> {
   if (member === "token") {
     let id: string | undefined;
     try {

@@ -43,7 +43,7 @@ export interface Attachment {
   warnsAt?: number;
   /** It was told that its token ends soon. */
   isWarned: boolean;
-  heardAt: number;
+  lastReceivedAt: number;
   /** How far the log was replayed; undefined: it is live. */
   replaying?: Replaying;
   /** The server has ended it. */
@@ -57,37 +57,37 @@ export interface Replaying {
 }
 
 /** More than this waits, and the subscriber is too slow. */
-const MAX_WAITING_BYTES = 1024 * 1024;
+const MAX_BACKLOG_BYTES = 1024 * 1024;
 /** Nothing was taken for so long: too slow, however little waits. */
 const STALL_MS = 20_000;
 /** What is heard is kept with the socket not more often than that. */
-const SAVE_HEARD_MS = 5000;
+const SAVE_INTERVAL_MS = 5000;
 
 /** So much may wait for the connections of a room, and of one user there. An object has 128 MB. */
-const MAX_ROOM_WAITING_BYTES = 32 * 1024 * 1024;
-const MAX_USER_WAITING_BYTES = 8 * 1024 * 1024;
+const MAX_ROOM_BACKLOG_BYTES = 32 * 1024 * 1024;
+const MAX_USER_BACKLOG_BYTES = 8 * 1024 * 1024;
 
 /** Who is too slow: each alone, and the largest backlogs where too much waits in all. */
 export function slowConsumers(connections: Iterable<Connection>, now: number): Connection[] {
   const found: Connection[] = [];
-  const waiting: Connection[] = [];
+  const backlogged: Connection[] = [];
   for (const connection of connections) {
-    if (connection.waiting > MAX_WAITING_BYTES || connection.isStalled(now)) found.push(connection);
-    else if (connection.waiting > 0) waiting.push(connection);
+    if (connection.backlogBytes > MAX_BACKLOG_BYTES || connection.isStalled(now)) found.push(connection);
+    else if (connection.backlogBytes > 0) backlogged.push(connection);
   }
-  waiting.sort((one, other) => one.waiting - other.waiting); // the largest come last, and are over
+  backlogged.sort((one, other) => one.backlogBytes - other.backlogBytes); // the largest come last, and are over
   const byUser = new Map<string, number>();
   let sum = 0;
-  for (const connection of waiting) {
+  for (const connection of backlogged) {
     const user = connection.attachment.user ?? "";
-    const ofUser = (byUser.get(user) ?? 0) + connection.waiting;
-    const isOver = user !== "" && ofUser > MAX_USER_WAITING_BYTES;
-    if (isOver || sum + connection.waiting > MAX_ROOM_WAITING_BYTES) {
+    const userBytes = (byUser.get(user) ?? 0) + connection.backlogBytes;
+    const isOver = user !== "" && userBytes > MAX_USER_BACKLOG_BYTES;
+    if (isOver || sum + connection.backlogBytes > MAX_ROOM_BACKLOG_BYTES) {
       found.push(connection);
       continue;
     }
-    sum += connection.waiting;
-    byUser.set(user, ofUser);
+    sum += connection.backlogBytes;
+    byUser.set(user, userBytes);
   }
   return found;
 }
@@ -98,14 +98,14 @@ export class Connection {
   /** Counts the tokens that it handed in: the last one counts. */
   renewals = 0;
   #savedAt: number;
-  #waiting = 0;
+  #lastBacklogBytes = 0;
   /** Since when nothing of what waits was taken. */
-  #stillSince = Date.now();
+  #stalledSince = Date.now();
 
   constructor(socket: WebSocket, attachment: Attachment) {
     this.socket = socket;
     this.attachment = attachment;
-    this.#savedAt = attachment.heardAt;
+    this.#savedAt = attachment.lastReceivedAt;
   }
 
   /** A client with `synap.v1` says itself what it has received; else what it was handed counts. */
@@ -114,7 +114,7 @@ export class Connection {
   }
 
   /** Bytes that wait for the client; 0 on a runtime that does not tell (before November 2026). */
-  get waiting(): number {
+  get backlogBytes(): number {
     return (this.socket.bufferedAmount as number | undefined) ?? 0;
   }
 
@@ -122,34 +122,34 @@ export class Connection {
     this.socket.serializeAttachment(this.attachment);
   }
 
-  heard(now: number): void {
-    this.attachment.heardAt = now;
-    if (now - this.#savedAt > SAVE_HEARD_MS) {
+  touch(now: number): void {
+    this.attachment.lastReceivedAt = now;
+    if (now - this.#savedAt > SAVE_INTERVAL_MS) {
       this.#savedAt = now;
       this.save();
     }
   }
 
   send(text: string): void {
-    this.#look(Date.now());
+    this.#observeBacklog(Date.now());
     try {
       this.socket.send(text);
     } catch {
       // It is closing: its end is on the way here.
     }
-    this.#waiting = this.waiting;
+    this.#lastBacklogBytes = this.backlogBytes;
   }
 
   /** Whether nothing was taken for a while, of what waits. */
   isStalled(now: number): boolean {
-    this.#look(now);
-    return now - this.#stillSince > STALL_MS;
+    this.#observeBacklog(now);
+    return now - this.#stalledSince > STALL_MS;
   }
 
   /** It has taken something if less waits than after the last send. */
-  #look(now: number): void {
-    const waiting = this.waiting;
-    if (waiting === 0 || waiting < this.#waiting) this.#stillSince = now;
-    this.#waiting = waiting;
+  #observeBacklog(now: number): void {
+    const backlogBytes = this.backlogBytes;
+    if (backlogBytes === 0 || backlogBytes < this.#lastBacklogBytes) this.#stalledSince = now;
+    this.#lastBacklogBytes = backlogBytes;
   }
 }

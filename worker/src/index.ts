@@ -22,47 +22,47 @@ const PREFLIGHT: Record<string, string> = {
 export default {
   async fetch(request, env): Promise<Response> {
     let cors: Record<string, string> = {};
-    let asked: RequestContext | undefined;
+    let context: RequestContext | undefined;
     try {
       const settings = settingsOf(env);
       checkOrigin(request, settings);
-      cors = corsOf(request);
-      asked = { ...parseTarget(request.url), request, env, settings };
+      cors = corsHeaders(request);
+      context = { ...parseTarget(request.url), request, env, settings };
       if (request.method === "OPTIONS" && request.headers.has("Access-Control-Request-Method")) {
-        checkAnonymous(asked);
-        const headers = { "Cache-Control": "no-store", ...cors, ...preflightOf(request) };
+        checkAnonymous(context);
+        const headers = { "Cache-Control": "no-store", ...cors, ...preflightHeaders(request) };
         return new Response(null, { status: 204, headers });
       }
-      return withHeaders(await respond(asked), cors);
+      return withHeaders(await respond(context), cors);
     } catch (error) {
-      const problem = problemOf(error);
+      const problem = toRequestError(error);
       // Which pages may ask is one of the settings: what is wrong with them may be read by each, as by anybody.
-      if (error instanceof ConfigurationError) cors = corsOf(request);
+      if (error instanceof ConfigurationError) cors = corsHeaders(request);
       count(env, "error", problem.body.code);
-      if (asked?.claims !== undefined && problem.status !== 429 && problem.status !== 503) {
-        requestLimitsOf(asked.settings).countRefusal(asked.claims, addressOf(request));
+      if (context?.claims !== undefined && problem.status !== 429 && problem.status !== 503) {
+        requestLimitsOf(context.settings).countRefusal(context.claims, addressOf(request));
       }
-      logRefusal(request, problem.body, { claims: asked?.claims, user: problem.rejectedUser });
-      if (error instanceof ConfigurationError && isPagesHandshake(request)) return closeAtOnce(problem);
+      logRefusal(request, problem.body, { claims: context?.claims, user: problem.rejectedUser });
+      if (error instanceof ConfigurationError && isBrowserHandshake(request)) return acceptAndClose(problem);
       return withHeaders(problem.response, cors);
     }
   },
 } satisfies ExportedHandler<Env>;
 
-async function respond(asked: RequestContext): Promise<Response> {
-  const [kind, , route] = asked.segments;
-  if (kind === "rooms" && asked.segments.length === 3) {
-    if (route === "events") return openEventStream(asked);
-    const isUpgrade = asked.request.headers.get("Upgrade")?.toLowerCase() === "websocket";
-    if (route === "subscribe" && isUpgrade && asked.request.method === "GET") {
-      return openWebSocket(asked);
+async function respond(context: RequestContext): Promise<Response> {
+  const [kind, , route] = context.segments;
+  if (kind === "rooms" && context.segments.length === 3) {
+    if (route === "events") return openEventStream(context);
+    const isUpgrade = context.request.headers.get("Upgrade")?.toLowerCase() === "websocket";
+    if (route === "subscribe" && isUpgrade && context.request.method === "GET") {
+      return openWebSocket(context);
     }
   }
-  return handle(asked);
+  return handle(context);
 }
 
 /** Whatever happened, as an error answer that shows nothing of the inside. */
-function problemOf(error: unknown): RequestError {
+function toRequestError(error: unknown): RequestError {
   if (error instanceof RequestError) return error;
   if (error instanceof ConfigurationError) return misconfigured(error.message); // the refusal's line names it
   console.error(error);
@@ -73,7 +73,7 @@ function problemOf(error: unknown): RequestError {
  * What lets a page of an allowed origin read the answer. It may ask for credentials, as `EventSource` polyfills
  * do (`withCredentials`): the server sets and reads no cookie, so that adds nothing to what the page can do.
  */
-function corsOf(request: Request): Record<string, string> {
+function corsHeaders(request: Request): Record<string, string> {
   const origin = request.headers.get("Origin");
   return origin === null
     ? {}
@@ -88,20 +88,20 @@ const MAX_FIELD_NAMES = 1024;
  * What an allowed page may send: every header field that it asks for (Fetch standard, "CORS protocol").
  * Polyfills add `Cache-Control`, tracing adds `traceparent`; `*` would not cover `Authorization`.
  */
-function preflightOf(request: Request): Record<string, string> {
-  const asked = request.headers.get("Access-Control-Request-Headers") ?? "";
-  if (asked.length > MAX_FIELD_NAMES || !FIELD_NAMES.test(asked)) return PREFLIGHT;
-  return { ...PREFLIGHT, "Access-Control-Allow-Headers": asked };
+function preflightHeaders(request: Request): Record<string, string> {
+  const names = request.headers.get("Access-Control-Request-Headers") ?? "";
+  if (names.length > MAX_FIELD_NAMES || !FIELD_NAMES.test(names)) return PREFLIGHT;
+  return { ...PREFLIGHT, "Access-Control-Allow-Headers": names };
 }
 
 /** Whether a page opens a WebSocket. It cannot read the answer to a handshake, but the reason of a close. */
-function isPagesHandshake({ headers }: Request): boolean {
+function isBrowserHandshake({ headers }: Request): boolean {
   return headers.has("Origin") && headers.get("Upgrade")?.toLowerCase() === "websocket";
 }
 
 const INTERNAL_ERROR = 1011; // RFC 6455, section 7.4.1: not final for a client, which comes back, ever more slowly
 
-function closeAtOnce({ body }: RequestError): Response {
+function acceptAndClose({ body }: RequestError): Response {
   const [client, server] = Object.values(new WebSocketPair()) as [WebSocket, WebSocket];
   server.accept();
   server.close(INTERNAL_ERROR, cutReason(`${body.error}: ${body.details}`));

@@ -21,15 +21,15 @@ export class Rate {
   }
 
   /** Take so many; 0, or for how many seconds to wait because they are too many. */
-  waitS(who: string, cost: number, now = Date.now()): number {
+  waitS(caller: string, cost: number, now = Date.now()): number {
     if (this.#perS === 0) return 0;
-    const known = this.#fullAt.get(who) ?? 0;
+    const known = this.#fullAt.get(caller) ?? 0;
     // It is never more than a second ahead, or the clock was set back.
     const fullAt = known > now + 1000 ? now : Math.max(known, now);
     const next = fullAt + (Math.min(cost, this.#perS) / this.#perS) * 1000;
     if (next - now > 1000) return (next - now - 1000) / 1000;
-    this.#fullAt.delete(who);
-    this.#fullAt.set(who, next);
+    this.#fullAt.delete(caller);
+    this.#fullAt.set(caller, next);
     if (this.#fullAt.size > MAX_CALLERS) this.#fullAt.delete(this.#fullAt.keys().next().value!);
     return 0;
   }
@@ -51,22 +51,22 @@ export class Budget {
   }
 
   /** For how many seconds there is nothing left; 0: there is something. */
-  waitS(who: string, now = Date.now()): number {
+  waitS(caller: string, now = Date.now()): number {
     if (this.#perS === 0) return 0;
-    return Math.max(0, this.#owedMs(who, now) - 1000) / 1000;
+    return Math.max(0, this.#owedMs(caller, now) - 1000) / 1000;
   }
 
   /** Take so much, whether it is there or not. */
-  charge(who: string, cost: number, now = Date.now()): void {
+  charge(caller: string, cost: number, now = Date.now()): void {
     if (this.#perS === 0) return;
-    const owedMs = Math.min(this.#owedMs(who, now) + (cost / this.#perS) * 1000, MAX_DEBT_MS);
-    this.#fullAt.delete(who);
-    this.#fullAt.set(who, now + owedMs);
+    const owedMs = Math.min(this.#owedMs(caller, now) + (cost / this.#perS) * 1000, MAX_DEBT_MS);
+    this.#fullAt.delete(caller);
+    this.#fullAt.set(caller, now + owedMs);
     if (this.#fullAt.size > MAX_CALLERS) this.#fullAt.delete(this.#fullAt.keys().next().value!);
   }
 
-  #owedMs(who: string, now: number): number {
-    const owedMs = (this.#fullAt.get(who) ?? 0) - now;
+  #owedMs(caller: string, now: number): number {
+    const owedMs = (this.#fullAt.get(caller) ?? 0) - now;
     return owedMs < 0 || owedMs > MAX_DEBT_MS ? 0 : owedMs;
   }
 }
@@ -114,21 +114,21 @@ export class RequestLimits {
    * @throws RequestError 429.
    */
   checkRequest(claims: Claims | undefined, address: string | undefined): void {
-    const who = callerOf(claims, address);
-    if (who === undefined) return;
+    const caller = callerOf(claims, address);
+    if (caller === undefined) return;
     const { requestsPerS, readBytesPerS } = this.#settings;
     const whose = "a second for a user, a key or an address";
-    const requestWaitS = this.#requests.waitS(who);
+    const requestWaitS = this.#requests.waitS(caller);
     if (requestWaitS > 0) throw rateLimited(`at most ${requestsPerS} requests ${whose}`, requestWaitS);
-    this.#requests.charge(who, 1);
-    const readWaitS = this.#read.waitS(who);
+    this.#requests.charge(caller, 1);
+    const readWaitS = this.#read.waitS(caller);
     if (readWaitS > 0) throw rateLimited(`at most ${readBytesPerS} bytes read ${whose}`, readWaitS);
   }
 
   /** Bytes that are being answered. They may be more than are left: then the next request waits. */
   countRead(claims: Claims, address: string | undefined, bytes: number): void {
-    const who = callerOf(claims, address);
-    if (who !== undefined) this.#read.charge(who, bytes);
+    const caller = callerOf(claims, address);
+    if (caller !== undefined) this.#read.charge(caller, bytes);
   }
 
   /**
@@ -155,8 +155,8 @@ export class RequestLimits {
    * @throws RequestError 429.
    */
   checkPublisher(claims: Claims): void {
-    const who = nameOf(claims);
-    const waitS = who === undefined ? 0 : this.#requests.waitS(who);
+    const caller = nameOf(claims);
+    const waitS = caller === undefined ? 0 : this.#requests.waitS(caller);
     if (waitS === 0) return;
     const most = this.#settings.requestsPerS;
     throw rateLimited(`at most ${most} refused requests a second for a user or a key`, waitS);
@@ -164,8 +164,8 @@ export class RequestLimits {
 
   /** A request with a credential was refused: to find that out took its time. */
   countRefusal(claims: Claims, address: string | undefined): void {
-    const who = callerOf(claims, address);
-    if (who !== undefined) this.#requests.charge(who, 1);
+    const caller = callerOf(claims, address);
+    if (caller !== undefined) this.#requests.charge(caller, 1);
   }
 }
 
@@ -197,14 +197,14 @@ export class PublishLimits {
    * @throws RequestError 429.
    */
   check(claims: Claims, count: number, bytes: number): void {
-    const who = nameOf(claims);
-    if (who === undefined) return;
+    const caller = nameOf(claims);
+    if (caller === undefined) return;
     const { publishesPerS, publishBytesPerS } = this.#settings;
     for (const [rate, cost, most, what] of [
       [this.#publishes, count, publishesPerS, "notifications"],
       [this.#bytes, bytes, publishBytesPerS, "bytes"],
     ] as const) {
-      const waitS = rate.waitS(who, cost);
+      const waitS = rate.waitS(caller, cost);
       if (waitS > 0) throw rateLimited(`at most ${most} ${what} a second for a key`, waitS);
     }
   }

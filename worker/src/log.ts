@@ -23,7 +23,7 @@ export const DEVICE_AGE_S = 30 * 86_400;
 const HEAD_AGE_US = 60e6;
 /** A page ends with the notification that reaches it. */
 const PAGE_BYTES = 512 * 1024;
-const VERSION = 1;
+const SCHEMA_VERSION = 1;
 const META = "log"; // the key of Meta
 const DEVICE = "device "; // and its name: the key of a Device
 
@@ -42,7 +42,7 @@ export interface Entry {
 }
 
 /** What a publish did. For a duplicate, what the first one did. */
-export interface Receipt {
+export interface PublishResult {
   id: string;
   cursor: string;
   broadcastCount: number;
@@ -67,7 +67,7 @@ interface Meta {
 
 /** When a device came last, in ms since 1970, and how far it has received. */
 interface Device {
-  came: number;
+  lastSeen: number;
   mark: number;
 }
 
@@ -134,7 +134,7 @@ export class Log {
     publications: Publication[],
     count: number,
     isReceived: boolean,
-  ): { receipts: Receipt[]; entries: Entry[] } {
+  ): { publishResults: PublishResult[]; entries: Entry[] } {
     const before = this.#state && { ...this.#state };
     try {
       return this.#storage.transactionSync(() => this.#insert(publications, count, isReceived));
@@ -175,7 +175,7 @@ export class Log {
   }
 
   /** How far a device has come; of one that is not known, and without one, how far the room has. */
-  receivedMark(device: string | undefined): Cursor | undefined {
+  getAck(device: string | undefined): Cursor | undefined {
     if (this.#state === undefined) return undefined;
     if (device !== undefined) {
       const known = this.#kv.get<Device>(DEVICE + device);
@@ -185,27 +185,27 @@ export class Log {
   }
 
   /** Know a device from now on: it has what comes before a position. */
-  startDevice(device: string, position: Cursor): void {
+  registerDevice(device: string, position: Cursor): void {
     if (position.epoch !== this.#epoch) return;
     const { last } = this.#create();
     const before = this.#kv.get<Device>(DEVICE + device)?.mark ?? 0;
     const mark = Math.max(before, Math.min(position.offset, last)); // nobody has what does not exist
-    this.#kv.put<Device>(DEVICE + device, { came: Date.now(), mark });
+    this.#kv.put<Device>(DEVICE + device, { lastSeen: Date.now(), mark });
     const others = this.#devices().filter(([key]) => key !== DEVICE + device);
-    const rateLimited = others.sort(([, one], [, other]) => other.came - one.came).slice(MAX_DEVICES - 1);
-    for (const [key] of rateLimited) this.#kv.delete(key);
+    const excess = others.sort(([, one], [, other]) => other.lastSeen - one.lastSeen).slice(MAX_DEVICES - 1);
+    for (const [key] of excess) this.#kv.delete(key);
   }
 
   /** Move the room's mark forward, and the device's; a position behind it changes nothing. */
-  advance(position: Cursor, device: string | undefined): void {
+  ack(position: Cursor, device: string | undefined): void {
     if (this.#state === undefined || position.epoch !== this.#epoch) return;
     if (position.offset > this.#state.mark) {
       this.#state.mark = position.offset;
-      this.#keepMeta();
+      this.#saveMeta();
     }
     if (device !== undefined) {
       const known = this.#kv.get<Device>(DEVICE + device);
-      if ((known?.mark ?? 0) < position.offset) this.startDevice(device, position);
+      if ((known?.mark ?? 0) < position.offset) this.registerDevice(device, position);
     }
   }
 
@@ -216,11 +216,11 @@ export class Log {
    */
   sweep(): number | undefined {
     if (this.#state === undefined) return undefined;
-    const foundAt = this.#ages.confirm((now) => this.#hasAged(now));
+    const foundAt = this.#ages.confirm((now) => this.#hasExpired(now));
     if (foundAt !== undefined) {
-      this.#forgetUntil(this.#lastGone(foundAt));
-      this.#forgetIds(foundAt);
-      for (const [key, { came }] of this.#devices()) if (isOver(came, foundAt)) this.#kv.delete(key);
+      this.#trimUntil(this.#lastExpired(foundAt));
+      this.#deleteIds(foundAt);
+      for (const [key, { lastSeen }] of this.#devices()) if (isExpired(lastSeen, foundAt)) this.#kv.delete(key);
     }
     return this.nextSweep();
   }
@@ -236,7 +236,7 @@ export class Log {
     const keptUs = Math.max(this.#ageUs, DEDUPE_S * 1e6) + this.#ageUs / 4;
     const next = Math.min(
       oldest === null ? Infinity : (oldest + keptUs) / 1000,
-      ...this.#devices().map(([, { came }]) => came + DEVICE_AGE_S * 1000 + 1),
+      ...this.#devices().map(([, { lastSeen }]) => lastSeen + DEVICE_AGE_S * 1000 + 1),
     );
     return next < Infinity ? next : undefined;
   }
@@ -248,7 +248,7 @@ export class Log {
 
   #insert(publications: Publication[], count: number, isReceived: boolean) {
     const state = this.#create();
-    const receipts: Receipt[] = [];
+    const publishResults: PublishResult[] = [];
     const entries: Entry[] = [];
     for (const { id, text, bytes } of publications) {
       const now = nowUs();
@@ -261,7 +261,7 @@ export class Log {
         .toArray();
       if (first !== undefined) {
         const cursor = cursorText(this.#cursor(first.offset));
-        receipts.push({ id, cursor, broadcastCount: first.count, duplicate: true });
+        publishResults.push({ id, cursor, broadcastCount: first.count, duplicate: true });
         continue;
       }
       state.last = Math.max(state.last + 1, now);
@@ -274,10 +274,10 @@ export class Log {
       state.bytes += bytes;
       const entry = this.#entry(state.last, text, bytes);
       entries.push(entry);
-      receipts.push({ id, cursor: cursorText(entry.cursor), broadcastCount: count, duplicate: false });
+      publishResults.push({ id, cursor: cursorText(entry.cursor), broadcastCount: count, duplicate: false });
     }
     this.#trim(state);
-    return { receipts, entries };
+    return { publishResults, entries };
   }
 
   /** Let the oldest go where there are too many. Their ids stay for as long as they count. */
@@ -295,10 +295,10 @@ export class Log {
       held--;
       bytes -= row.bytes;
     }
-    this.#forgetUntil(until);
+    this.#trimUntil(until);
   }
 
-  #forgetUntil(offset: number): void {
+  #trimUntil(offset: number): void {
     const state = this.#state!;
     if (offset <= state.forgotten) return;
     const { n, sum } = this.#sql
@@ -312,20 +312,20 @@ export class Log {
     state.held -= n;
     state.bytes -= sum ?? 0;
     state.forgotten = offset;
-    this.#keepMeta(); // what was received with these rows has to outlive them
-    this.#forgetIds(Date.now());
+    this.#saveMeta(); // what was received with these rows has to outlive them
+    this.#deleteIds(Date.now());
     this.#sql.exec("UPDATE log SET text = '' WHERE offset > ? AND offset <= ?", from, offset);
   }
 
   /** Delete what is no longer in the log, and whose id counts no more. */
-  #forgetIds(now: number): void {
+  #deleteIds(now: number): void {
     const until = Math.min(this.#state!.forgotten, (now - DEDUPE_S * 1000) * 1000);
     this.#sql.exec("DELETE FROM log WHERE offset <= ?", until);
   }
 
-  #keepMeta(): void {
+  #saveMeta(): void {
     const { forgotten, mark } = this.#state!;
-    this.#kv.put<Meta>(META, { version: VERSION, forgotten, mark });
+    this.#kv.put<Meta>(META, { version: SCHEMA_VERSION, forgotten, mark });
   }
 
   #devices(): [string, Device][] {
@@ -333,15 +333,15 @@ export class Log {
   }
 
   /** Whether a reading of the clock (ms since 1970) finds something too old. */
-  #hasAged(now: number): boolean {
+  #hasExpired(now: number): boolean {
     const [old] = this.#sql
       .exec("SELECT 1 FROM log WHERE offset <= ? LIMIT 1", now * 1000 - this.#ageUs)
       .toArray();
-    return old !== undefined || this.#devices().some(([, { came }]) => isOver(came, now));
+    return old !== undefined || this.#devices().some(([, { lastSeen }]) => isExpired(lastSeen, now));
   }
 
   /** The highest offset that is too old by a reading of the clock (ms since 1970), or no longer there. */
-  #lastGone(now: number): number {
+  #lastExpired(now: number): number {
     const [row] = this.#sql
       .exec<{ gone: number | null }>(
         "SELECT max(offset) AS gone FROM log WHERE offset <= ?",
@@ -396,14 +396,14 @@ export class Log {
       CREATE INDEX log_id ON log (id);
     `);
     this.#state = { forgotten, last: forgotten, mark: 0, held: 0, bytes: 0 };
-    this.#keepMeta();
+    this.#saveMeta();
     return this.#state;
   }
 }
 
 /** Whether a device that came then is a new one at a reading of the clock; both in ms since 1970. */
-function isOver(came: number, now: number): boolean {
-  return came <= now - DEVICE_AGE_S * 1000;
+function isExpired(lastSeen: number, now: number): boolean {
+  return lastSeen <= now - DEVICE_AGE_S * 1000;
 }
 
 function nowUs(): number {

@@ -35,7 +35,7 @@ export class Presence {
   readonly #users = new Map<string, Map<string | undefined, number>>();
   #leaving: Leaving[];
   /** What all watchers know, and who may differ from it. */
-  readonly #told = new Map<string, User>();
+  readonly #published = new Map<string, User>();
   readonly #changed = new Set<string>();
 
   /** @param leaving from before the object slept. */
@@ -49,40 +49,40 @@ export class Presence {
   }
 
   users(): User[] {
-    return [...this.#users.keys()].sort().map((user) => this.#described(user));
+    return [...this.#users.keys()].sort().map((user) => this.#describe(user));
   }
 
   /** What all watchers know. */
   state(): User[] {
-    return [...this.#told.keys()].sort().map((user) => this.#told.get(user)!);
+    return [...this.#published.keys()].sort().map((user) => this.#published.get(user)!);
   }
 
   /** Nobody watches, or everybody who does knows how things are. */
-  settle(): void {
+  markPublished(): void {
     this.#changed.clear();
-    this.#told.clear();
-    for (const user of this.#users.keys()) this.#told.set(user, this.#described(user));
+    this.#published.clear();
+    for (const user of this.#users.keys()) this.#published.set(user, this.#describe(user));
   }
 
   /** A connection from before the object slept: watchers know it. */
   rejoin(user: string, device: string | undefined): void {
     this.join(user, device);
     this.#changed.delete(user);
-    this.#told.set(user, this.#described(user));
+    this.#published.set(user, this.#describe(user));
   }
 
   /** What watchers do not know yet, one user after the other; undefined: they know all. */
   nextChange(): Change | undefined {
     for (const name of this.#changed) {
       this.#changed.delete(name);
-      const before = this.#told.get(name);
+      const before = this.#published.get(name);
       if (!this.#users.has(name)) {
-        this.#told.delete(name);
+        this.#published.delete(name);
         if (before !== undefined) return { event: "leave", user: name, connections: 0, devices: [] };
         continue;
       }
-      const now = this.#described(name);
-      this.#told.set(name, now);
+      const now = this.#describe(name);
+      this.#published.set(name, now);
       if (before === undefined) return { event: "join", ...now };
       if (String(before.devices) !== String(now.devices)) return { event: "update", ...now };
     }
@@ -136,7 +136,7 @@ export class Presence {
     return devices;
   }
 
-  #described(user: string): User {
+  #describe(user: string): User {
     const devices = this.#devicesOf(user);
     const names = [...devices.keys()].filter((name) => name !== undefined).sort().slice(0, MAX_DEVICES);
     return { user, connections: [...devices.values()].reduce((sum, n) => sum + n, 0), devices: names };

@@ -10,11 +10,11 @@ import { DurableObject } from "cloudflare:workers";
 
 import { AgeCheck } from "./age";
 import type { Claims } from "./auth/claims";
-import { keptMs } from "./auth/verify";
+import { revocationRetentionMs } from "./auth/verify";
 import { settingsOf, type Env } from "./settings";
 
 /** So often does a holder ask whether its connections are still there: a room that fell over tells nobody. */
-const LOOK_MS = 24 * 3600 * 1000;
+const CHECK_INTERVAL_MS = 24 * 3600 * 1000;
 const CONNECTION = "connection "; // and its id: the key under which its room is kept
 const CHECKED = "checked";
 const REVOKED = "revoked"; // the key of the last revocation
@@ -66,8 +66,8 @@ export async function registerConnection(
 ): Promise<Verdict> {
   const { user, tokenId, issuedAt } = claims;
   const verdicts = await Promise.all([
-    ...(user === undefined ? [] : [registryOf(env, "user", user).open(id, room, issuedAt, most)]),
-    ...(tokenId === undefined ? [] : [registryOf(env, "token", tokenId).open(id, room, issuedAt, 0)]),
+    ...(user === undefined ? [] : [registryOf(env, "user", user).register(id, room, issuedAt, most)]),
+    ...(tokenId === undefined ? [] : [registryOf(env, "token", tokenId).register(id, room, issuedAt, 0)]),
   ]);
   return verdicts.find((verdict) => verdict !== "ok") ?? "ok";
 }
@@ -82,27 +82,27 @@ export class ConnectionRegistry extends DurableObject<Env> {
   }
 
   /** Hold a place; `most` of 0 is no limit. */
-  async open(id: string, room: string, issuedAt: number | undefined, most: number): Promise<Verdict> {
-    if (most > 0 && this.#held().size >= most) {
-      await this.#forgetGone();
-      if (this.#held().size >= most) return this.matches(issuedAt) ? "revoked" : "rate_limited";
+  async register(id: string, room: string, issuedAt: number | undefined, most: number): Promise<Verdict> {
+    if (most > 0 && this.#connections().size >= most) {
+      await this.#removeStale();
+      if (this.#connections().size >= most) return this.isRevoked(issuedAt) ? "revoked" : "rate_limited";
     }
-    if (this.matches(issuedAt)) return "revoked"; // asked last: nothing can come between it and the place
+    if (this.isRevoked(issuedAt)) return "revoked"; // asked last: nothing can come between it and the place
     this.#kv.put(CONNECTION + id, room);
     if ((await this.ctx.storage.getAlarm()) === null) {
-      await this.ctx.storage.setAlarm(Date.now() + LOOK_MS);
+      await this.ctx.storage.setAlarm(Date.now() + CHECK_INTERVAL_MS);
     }
     return "ok";
   }
 
   /** Connections that have ended, or never began. */
-  async left(ids: string[]): Promise<void> {
+  async unregister(ids: string[]): Promise<void> {
     for (const id of ids) this.#kv.delete(CONNECTION + id);
-    await this.#forgetIfEmpty();
+    await this.#deleteIfEmpty();
   }
 
   /** Whether a token that was issued then (seconds since 1970) counts no more. */
-  matches(issuedAt: number | undefined): boolean {
+  isRevoked(issuedAt: number | undefined): boolean {
     const revocation = this.#kv.get<Revocation>(REVOKED);
     if (revocation === undefined) return false;
     return revocation.kind === "token" || (issuedAt ?? 0) <= revocation.at;
@@ -112,8 +112,8 @@ export class ConnectionRegistry extends DurableObject<Env> {
   async revoke(revocation: Revocation): Promise<number> {
     const before = this.#kv.get<Revocation>(REVOKED);
     if (before === undefined || before.at <= revocation.at) this.#kv.put(REVOKED, revocation);
-    await this.ctx.storage.setAlarm(Date.now() + LOOK_MS);
-    const rooms = new Set(this.#held().values());
+    await this.ctx.storage.setAlarm(Date.now() + CHECK_INTERVAL_MS);
+    const rooms = new Set(this.#connections().values());
     const closed = await Promise.all(
       [...rooms].map((room) => this.#roomOf(room).closeRevoked(revocation)),
     );
@@ -135,20 +135,20 @@ export class ConnectionRegistry extends DurableObject<Env> {
 
   override async alarm(): Promise<void> {
     const revocation = this.#kv.get<Revocation>(REVOKED);
-    const endsAt = (revocation?.at ?? 0) * 1000 + keptMs(settingsOf(this.env));
+    const endsAt = (revocation?.at ?? 0) * 1000 + revocationRetentionMs(settingsOf(this.env));
     const ages = new AgeCheck(this.#kv);
     const foundAt = ages.confirm((now) => revocation !== undefined && endsAt <= now);
     if (foundAt !== undefined && endsAt <= foundAt) this.#kv.delete(REVOKED);
-    await this.#forgetGone();
-    if (await this.#forgetIfEmpty()) return;
-    const lookAt = this.#held().size > 0 ? Date.now() + LOOK_MS : Math.max(endsAt, Date.now());
+    await this.#removeStale();
+    if (await this.#deleteIfEmpty()) return;
+    const lookAt = this.#connections().size > 0 ? Date.now() + CHECK_INTERVAL_MS : Math.max(endsAt, Date.now());
     await this.ctx.storage.setAlarm(Math.min(lookAt, ages.dueAt ?? Infinity));
   }
 
   /** Ask the rooms who is there. Of one that cannot be asked now, nobody is forgotten. */
-  async #forgetGone(): Promise<void> {
+  async #removeStale(): Promise<void> {
     const known = new Map<string, string[]>(); // ids by room; who comes meanwhile is not among them
-    for (const [id, room] of this.#held()) known.set(room, [...(known.get(room) ?? []), id]);
+    for (const [id, room] of this.#connections()) known.set(room, [...(known.get(room) ?? []), id]);
     await Promise.allSettled(
       [...known].map(async ([room, ids]) => {
         const there = new Set(await this.#roomOf(room).connectionIds());
@@ -162,14 +162,14 @@ export class ConnectionRegistry extends DurableObject<Env> {
   }
 
   /** The rooms of the connections, by their ids. */
-  #held(): Map<string, string> {
+  #connections(): Map<string, string> {
     const kept = this.#kv.list<string>({ prefix: CONNECTION });
     return new Map([...kept].map(([key, room]) => [key.slice(CONNECTION.length), room]));
   }
 
   /** An object that holds nothing costs nothing. Returns whether it is one. */
-  async #forgetIfEmpty(): Promise<boolean> {
-    if (this.#kv.get(REVOKED) !== undefined || this.#held().size > 0) return false;
+  async #deleteIfEmpty(): Promise<boolean> {
+    if (this.#kv.get(REVOKED) !== undefined || this.#connections().size > 0) return false;
     await this.ctx.storage.deleteAll(); // the alarm, too
     return true;
   }

@@ -14,7 +14,7 @@ import { Connection, slowConsumers, type Attachment, type SubscribeRequest } fro
 import { matches, registryOf, registriesOf, registerConnection, type Revocation } from "./registry";
 import { RequestError, rateLimited } from "./http";
 import { Rate } from "./limits";
-import { Log, type Publication, type Receipt } from "./log";
+import { Log, type Publication, type PublishResult } from "./log";
 import { count } from "./metrics";
 import { Presence, UPDATE_INTERVAL_MS, type Leaving, type User } from "./presence";
 import {
@@ -33,16 +33,16 @@ import { isRequestRoom } from "./protocol/rooms";
 import { hasKeys, settingsOf, type Env, type Settings } from "./settings";
 
 /** The header with what a subscriber asks for ({@link SubscribeRequest}), from the Worker. */
-export const SUBSCRIBING = "X-Synap-Subscribing";
+export const SUBSCRIBE_REQUEST = "X-Synap-Subscribing";
 /** The header of a refusal for which a WebSocket gets a close code instead. */
 export const CLOSE_CODE = "X-Synap-Close-Code";
 /** After a page of the log: say it back for the next one. Only event streams hear it. */
 export const MORE = "more";
 
 /** A replay goes on when no more than this waits. */
-const REPLAY_WAITING_BYTES = 256 * 1024;
+const MAX_REPLAY_BACKLOG_BYTES = 256 * 1024;
 const REPLAY_PAUSE_MS = 20;
-const PAGE = 256;
+const PAGE_SIZE = 256;
 const MAX_HISTORY_BYTES = 1024 * 1024;
 /**
  * A client is warned so long before its token ends, or when this share of what the token had left at its
@@ -69,7 +69,7 @@ export class NotificationRoom extends DurableObject<Env> {
   readonly #room: string;
   readonly #log: Log;
   readonly #presence: Presence;
-  #isTelling = false; // of presence: more of it waits
+  #isBroadcastPaused = false; // of presence: more of it waits
   readonly #connections = new Map<WebSocket, Connection>();
   readonly #opening = new Set<string>(); // ids of those that wait for who holds them
   readonly #messages: Rate;
@@ -85,24 +85,24 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#presence = new Presence(ctx.storage.kv.get<Leaving[]>(LEAVING) ?? []);
     ctx.setWebSocketAutoResponse(new WebSocketRequestResponsePair("ping", "pong"));
     for (const socket of ctx.getWebSockets()) this.#restore(socket);
-    this.#presence.settle();
+    this.#presence.markPublished();
     void ctx.blockConcurrencyWhile(async () => {
       this.#alarmAt = (await ctx.storage.getAlarm()) ?? undefined;
-      await this.#endUnvouched();
+      await this.#closeUnvouched();
     });
   }
 
   // --- what the Worker asks
 
   /** Keep notifications, all or none, and hand each to everyone who listens. */
-  async publish(publications: Publication[]): Promise<Receipt[]> {
-    for (const connection of slowConsumers(this.#live(), Date.now())) {
+  async publish(publications: Publication[]): Promise<PublishResult[]> {
+    for (const connection of slowConsumers(this.#liveConnections(), Date.now())) {
       this.#close(connection, CloseCode.SLOW_CONSUMER);
     }
-    const live = this.#live();
+    const live = this.#liveConnections();
     const received = live.filter((connection) => !connection.acknowledges);
     const listeners = this.#connections.size;
-    const { receipts, entries } = this.#log.publish(publications, listeners, received.length > 0);
+    const { publishResults, entries } = this.#log.publish(publications, listeners, received.length > 0);
     // What is sent now leaves when it is stored: the object's output waits for its writes.
     for (const connection of live) {
       for (const entry of entries) connection.send(entry.text);
@@ -110,12 +110,12 @@ export class NotificationRoom extends DurableObject<Env> {
     const last = entries.at(-1);
     if (last !== undefined) {
       for (const { attachment } of received) {
-        if (attachment.device !== undefined) this.#log.advance(last.cursor, this.#ackOf(attachment.device));
+        if (attachment.device !== undefined) this.#log.ack(last.cursor, this.#ackOf(attachment.device));
       }
     }
     count(this.env, "delivery", "live", live.length * entries.length);
     this.#scheduleSweep();
-    return receipts;
+    return publishResults;
   }
 
   /** `GET …/history`, as JSON. */
@@ -168,11 +168,10 @@ export class NotificationRoom extends DurableObject<Env> {
     return [...[...this.#connections.values()].map(({ attachment }) => attachment.id), ...this.#opening];
   }
 
-  /** A WebSocket that the Worker has let in: {@link SUBSCRIBING} says for whom. */
+  /** A WebSocket that the Worker has let in: {@link SUBSCRIBE_REQUEST} says for whom. */
   override async fetch(request: Request): Promise<Response> {
-    const asked = JSON.parse(
-      decodeURIComponent(request.headers.get(SUBSCRIBING) ?? ""),
-    ) as SubscribeRequest;
+    const header = request.headers.get(SUBSCRIBE_REQUEST) ?? "";
+    const asked = JSON.parse(decodeURIComponent(header)) as SubscribeRequest;
     try {
       return await this.#subscribe(asked);
     } catch (error) {
@@ -187,7 +186,7 @@ export class NotificationRoom extends DurableObject<Env> {
     const connection = this.#connectionOf(socket);
     if (connection === undefined) return;
     const now = Date.now();
-    connection.heard(now);
+    connection.touch(now);
     if (connection.attachment.transport === "sse") {
       if (message === MORE) this.#replay(connection);
     } else if (typeof message !== "string" || isTooLong(message)) {
@@ -197,7 +196,7 @@ export class NotificationRoom extends DurableObject<Env> {
     } else if (message === "ping") {
       connection.send("pong");
     } else if (connection.acknowledges) {
-      await this.#act(connection, message);
+      await this.#handleAction(connection, message);
     }
   }
 
@@ -230,7 +229,7 @@ export class NotificationRoom extends DurableObject<Env> {
       ...[...this.#connections.values()].map((connection) => this.#nextDeadline(connection)),
     );
     if (next < Infinity) this.#scheduleAlarm(next);
-    this.#awaitLeave();
+    this.#scheduleLeave();
     if (this.#alarmAt === undefined && this.#connections.size === 0 && this.#opening.size === 0) {
       // Nothing is kept, and nobody is here: an object without storage costs nothing.
       await this.ctx.blockConcurrencyWhile(async () => {
@@ -242,8 +241,8 @@ export class NotificationRoom extends DurableObject<Env> {
 
   // --- a connection's life
 
-  async #subscribe(asked: SubscribeRequest): Promise<Response> {
-    const { claims, transport } = asked;
+  async #subscribe(request: SubscribeRequest): Promise<Response> {
+    const { claims, transport } = request;
     const most = this.#settings.maxConnectionsPerRoom;
     if (most > 0 && this.#connections.size + this.#opening.size >= most) {
       throw rateLimited(`at most ${most} connections in a room`, 10);
@@ -252,22 +251,22 @@ export class NotificationRoom extends DurableObject<Env> {
     await this.#acquire(id, claims);
     const pair = new WebSocketPair();
     this.ctx.acceptWebSocket(pair[1]);
-    const device = claims.device ?? asked.device;
-    const kept: Attachment = {
+    const device = claims.device ?? request.device;
+    const attachment: Attachment = {
       id,
       transport,
-      controlFrames: asked.controlFrames,
-      wantsPresence: asked.wantsPresence,
+      controlFrames: request.controlFrames,
+      wantsPresence: request.wantsPresence,
       isWarned: false,
-      heardAt: Date.now(),
-      replaying: { position: this.#start(asked, device), replayed: 0, isLost: asked.isLost },
+      lastReceivedAt: Date.now(),
+      replaying: { position: this.#startCursor(request, device), replayed: 0, isLost: request.isLost },
       ...(device === undefined ? {} : { device }),
-      ...(asked.presentAs === undefined ? {} : { presentAs: asked.presentAs }),
-      ...heldBy(claims),
+      ...(request.presentAs === undefined ? {} : { presentAs: request.presentAs }),
+      ...tokenFields(claims),
     };
-    this.#attach(new Connection(pair[1], kept));
+    this.#attach(new Connection(pair[1], attachment));
     count(this.env, "opened", transport);
-    const { subprotocol } = asked;
+    const { subprotocol } = request;
     return new Response(null, {
       status: 101,
       webSocket: pair[0],
@@ -307,22 +306,22 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   #release(id: string, held: { user?: string; tokenId?: string }): void {
-    const gone = registriesOf(this.env, held).map((holder) => holder.left([id]));
+    const gone = registriesOf(this.env, held).map((holder) => holder.unregister([id]));
     this.ctx.waitUntil(Promise.allSettled(gone)); // who is not told finds out by asking
   }
 
   /** The position to start from. */
-  #start({ after, isLost }: SubscribeRequest, device: string | undefined): Cursor {
+  #startCursor({ after, isLost }: SubscribeRequest, device: string | undefined): Cursor {
     const log = this.#log;
     let position: Cursor;
     if (after === "latest") position = log.head();
     else if (after === "earliest" || isLost) position = log.earliest();
     else if (after !== undefined) position = parseCursor(after) ?? log.earliest();
     else if (isRequestRoom(this.#room)) position = log.earliest();
-    else position = log.receivedMark(device) ?? log.earliest();
-    const mark = this.#ackOf(device);
-    if (mark !== undefined) {
-      log.startDevice(mark, position);
+    else position = log.getAck(device) ?? log.earliest();
+    const ackDevice = this.#ackOf(device);
+    if (ackDevice !== undefined) {
+      log.registerDevice(ackDevice, position);
       this.#scheduleSweep();
     }
     return position;
@@ -337,13 +336,13 @@ export class NotificationRoom extends DurableObject<Env> {
     const { attachment } = connection;
     if (attachment.presentAs !== undefined) {
       this.#presence.join(attachment.presentAs, attachment.device);
-      this.#keepPresence();
+      this.#savePresence();
       this.#broadcastPresence();
     }
     this.#connections.set(connection.socket, connection);
     if (attachment.wantsPresence) {
       this.#sweepPresence();
-      this.#awaitLeave();
+      this.#scheduleLeave();
       const state = { event: "state", users: this.#presence.state() };
       connection.send(controlFrame(PRESENCE, state));
     }
@@ -359,13 +358,13 @@ export class NotificationRoom extends DurableObject<Env> {
 
   /** A socket from before the object slept. */
   #restore(socket: WebSocket): Connection | undefined {
-    const kept = socket.deserializeAttachment() as Attachment | null;
+    const attachment = socket.deserializeAttachment() as Attachment | null;
     // One without an attachment is of a Worker that was here before this one.
-    if (kept === null || kept.isEnded) return undefined;
-    const connection = new Connection(socket, kept);
+    if (attachment === null || attachment.isEnded) return undefined;
+    const connection = new Connection(socket, attachment);
     this.#connections.set(socket, connection);
-    if (kept.presentAs !== undefined) this.#presence.rejoin(kept.presentAs, kept.device);
-    if (kept.replaying !== undefined && kept.transport === "websocket") this.#replayLater(connection);
+    if (attachment.presentAs !== undefined) this.#presence.rejoin(attachment.presentAs, attachment.device);
+    if (attachment.replaying !== undefined && attachment.transport === "websocket") this.#scheduleReplay(connection);
     return connection;
   }
 
@@ -373,7 +372,7 @@ export class NotificationRoom extends DurableObject<Env> {
    * A deployment may have removed what vouched for connections, while the object slept and its sockets
    * stayed.
    */
-  async #endUnvouched(): Promise<void> {
+  async #closeUnvouched(): Promise<void> {
     if (this.#connections.size === 0 || !hasKeys(this.#settings)) return;
     const { vouchers } = await keyRingOf(this.#settings);
     for (const connection of [...this.#connections.values()]) {
@@ -408,8 +407,8 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#sweepPresence();
     if (attachment.presentAs !== undefined) {
       if (this.#presence.leave(attachment.presentAs, attachment.device, Date.now())) {
-        this.#keepPresence();
-        this.#awaitLeave();
+        this.#savePresence();
+        this.#scheduleLeave();
       }
       this.#broadcastPresence();
     }
@@ -419,7 +418,7 @@ export class NotificationRoom extends DurableObject<Env> {
 
   // --- the log, then live
 
-  #live(): Connection[] {
+  #liveConnections(): Connection[] {
     return [...this.#connections.values()].filter(({ attachment }) => attachment.replaying === undefined);
   }
 
@@ -434,7 +433,7 @@ export class NotificationRoom extends DurableObject<Env> {
     const at = attachment.replaying;
     if (at === undefined) return;
     for (;;) {
-      const page = this.#log.read(at.position, PAGE);
+      const page = this.#log.read(at.position, PAGE_SIZE);
       if (!page.recovered) {
         at.isLost = true;
         at.position = this.#log.earliest();
@@ -445,7 +444,7 @@ export class NotificationRoom extends DurableObject<Env> {
         at.position = last.cursor;
         at.replayed += page.entries.length;
         count(this.env, "delivery", "replay", page.entries.length);
-        if (!connection.acknowledges) this.#log.advance(last.cursor, this.#ackOf(attachment.device));
+        if (!connection.acknowledges) this.#log.ack(last.cursor, this.#ackOf(attachment.device));
       }
       if (!page.more) break;
       if (attachment.transport === "sse") {
@@ -453,9 +452,9 @@ export class NotificationRoom extends DurableObject<Env> {
         connection.send(MORE);
         return;
       }
-      if (connection.waiting > REPLAY_WAITING_BYTES) {
+      if (connection.backlogBytes > MAX_REPLAY_BACKLOG_BYTES) {
         connection.save();
-        this.#replayLater(connection);
+        this.#scheduleReplay(connection);
         return;
       }
     }
@@ -470,28 +469,28 @@ export class NotificationRoom extends DurableObject<Env> {
     }
   }
 
-  #replayLater(connection: Connection): void {
+  #scheduleReplay(connection: Connection): void {
     setTimeout(() => {
       if (!this.#connections.has(connection.socket)) return;
-      if (connection.waiting <= REPLAY_WAITING_BYTES) this.#replay(connection);
+      if (connection.backlogBytes <= MAX_REPLAY_BACKLOG_BYTES) this.#replay(connection);
       else if (connection.isStalled(Date.now())) this.#close(connection, CloseCode.SLOW_CONSUMER);
-      else this.#replayLater(connection);
+      else this.#scheduleReplay(connection);
     }, REPLAY_PAUSE_MS);
   }
 
   // --- what a client asks for
 
-  async #act(connection: Connection, text: string): Promise<void> {
-    const said = parseAction(text);
-    if (said?.action === "ack") this.#acknowledge(connection, said.cursor);
-    else if (said?.action === "authenticate") await this.#renew(connection, said.token);
+  async #handleAction(connection: Connection, text: string): Promise<void> {
+    const action = parseAction(text);
+    if (action?.action === "ack") this.#acknowledge(connection, action.cursor);
+    else if (action?.action === "authenticate") await this.#renew(connection, action.token);
   }
 
   #acknowledge({ attachment }: Connection, text: string): void {
     const cursor = parseCursor(text);
-    const handed = attachment.replaying?.position ?? this.#log.head();
-    if (cursor === undefined || cursor.epoch !== handed.epoch || cursor.offset > handed.offset) return;
-    this.#log.advance(cursor, this.#ackOf(attachment.device));
+    const delivered = attachment.replaying?.position ?? this.#log.head();
+    if (cursor === undefined || cursor.epoch !== delivered.epoch || cursor.offset > delivered.offset) return;
+    this.#log.ack(cursor, this.#ackOf(attachment.device));
   }
 
   /** Take a new token in place of the old one; a bad one ends the connection. */
@@ -514,14 +513,14 @@ export class NotificationRoom extends DurableObject<Env> {
       if (this.#isRevoked(claims)) return end(CloseCode.REVOKED);
       if (!isCurrent()) return;
       if (attachment.tokenId !== undefined && attachment.tokenId !== claims.tokenId) {
-        const left = registryOf(this.env, "token", attachment.tokenId).left([attachment.id]);
+        const left = registryOf(this.env, "token", attachment.tokenId).unregister([attachment.id]);
         this.ctx.waitUntil(left.catch(() => undefined));
       }
       // A token that ends no later is no news: its client has none that is newer.
       const isNewer = (claims.expiresAt ?? Infinity) > (attachment.expiresAt ?? Infinity);
       const { warnsAt, isWarned } = attachment;
       const none = { issuedAt: undefined, expiresAt: undefined, warnsAt: undefined };
-      Object.assign(attachment, none, heldBy(claims), isNewer ? { isWarned: false } : { warnsAt, isWarned });
+      Object.assign(attachment, none, tokenFields(claims), isNewer ? { isWarned: false } : { warnsAt, isWarned });
       connection.save();
       this.#checkExpiry(connection);
       this.#scheduleAlarm(this.#nextDeadline(connection));
@@ -552,7 +551,7 @@ export class NotificationRoom extends DurableObject<Env> {
 
   /** Why a connection has to end now; undefined: it has not. */
   #expiredCode(connection: Connection, now: number): CloseCode | undefined {
-    if (this.#silentAt(connection) <= now) return CloseCode.IDLE_TIMEOUT;
+    if (this.#idleDeadline(connection) <= now) return CloseCode.IDLE_TIMEOUT;
     this.#checkExpiry(connection);
     const { expiresAt } = connection.attachment;
     return expiresAt !== undefined && expiresAt * 1000 <= now ? CloseCode.TOKEN_EXPIRED : undefined;
@@ -565,27 +564,27 @@ export class NotificationRoom extends DurableObject<Env> {
    * it. So only a client that sends text pings is expected to go on; whether another one lives, the
    * runtime finds out by its own.
    */
-  #silentAt({ socket, attachment }: Connection): number {
+  #idleDeadline({ socket, attachment }: Connection): number {
     const { idleTimeoutS } = this.#settings;
     // A ping is answered while the object sleeps.
     const pingedAt = this.ctx.getWebSocketAutoResponseTimestamp(socket)?.getTime();
     if (idleTimeoutS === 0 || attachment.transport === "sse" || pingedAt === undefined) return Infinity;
-    return Math.max(attachment.heardAt, pingedAt) + idleTimeoutS * 1000;
+    return Math.max(attachment.lastReceivedAt, pingedAt) + idleTimeoutS * 1000;
   }
 
   /** When to look whether it is silent: also at one that has not pinged yet, once. */
-  #lookAt(connection: Connection): number {
-    const { heardAt, transport } = connection.attachment;
+  #nextIdleCheck(connection: Connection): number {
+    const { lastReceivedAt, transport } = connection.attachment;
     const { idleTimeoutS } = this.#settings;
-    const first = heardAt + idleTimeoutS * 1000;
+    const first = lastReceivedAt + idleTimeoutS * 1000;
     if (idleTimeoutS > 0 && transport === "websocket" && first > Date.now()) return first;
-    return this.#silentAt(connection);
+    return this.#idleDeadline(connection);
   }
 
   #nextDeadline(connection: Connection): number {
     const { expiresAt = Infinity, warnsAt, isWarned } = connection.attachment;
     const tokenS = isWarned ? expiresAt : Math.min(expiresAt, warnsAt ?? expiresAt);
-    return Math.min(this.#lookAt(connection), tokenS * 1000);
+    return Math.min(this.#nextIdleCheck(connection), tokenS * 1000);
   }
 
   /** @param otherwise when, if the log is empty. */
@@ -606,9 +605,9 @@ export class NotificationRoom extends DurableObject<Env> {
 
   /** Tell watchers of what has changed: some of it, and the rest after a pause. */
   #broadcastPresence(): void {
-    if (this.#isTelling) return;
+    if (this.#isBroadcastPaused) return;
     const watchers = [...this.#connections.values()].filter(({ attachment }) => attachment.wantsPresence);
-    if (watchers.length === 0) return this.#presence.settle();
+    if (watchers.length === 0) return this.#presence.markPublished();
     let written = 0;
     while (written < PRESENCE_FRAMES) {
       const change = this.#presence.nextChange();
@@ -618,10 +617,10 @@ export class NotificationRoom extends DurableObject<Env> {
       written += watchers.length;
     }
     if (written === 0) return;
-    this.#isTelling = true;
+    this.#isBroadcastPaused = true;
     setTimeout(
       () => {
-        this.#isTelling = false;
+        this.#isBroadcastPaused = false;
         this.#broadcastPresence();
       },
       Math.max(UPDATE_INTERVAL_MS, (written / PRESENCE_FRAMES_PER_S) * 1000),
@@ -631,12 +630,12 @@ export class NotificationRoom extends DurableObject<Env> {
   /** Those whose grace is over have left; who watches is told. */
   #sweepPresence(): void {
     if (!this.#presence.sweep(Date.now())) return;
-    this.#keepPresence();
+    this.#savePresence();
     this.#broadcastPresence();
   }
 
   /** Where nobody watches, it is soon enough when somebody asks. */
-  #awaitLeave(): void {
+  #scheduleLeave(): void {
     const [first] = this.#presence.leaving;
     if (first === undefined) return;
     const isWatched = [...this.#connections.values()].some(({ attachment }) => attachment.wantsPresence);
@@ -644,7 +643,7 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   /** Only who is about to leave: the others are with their sockets. */
-  #keepPresence(): void {
+  #savePresence(): void {
     const { kv } = this.ctx.storage;
     const leaving = this.#presence.leaving.slice(-MAX_LEAVING);
     if (leaving.length > 0) kv.put(LEAVING, leaving);
@@ -653,18 +652,18 @@ export class NotificationRoom extends DurableObject<Env> {
 }
 
 /** When to warn of a token that arrives now, in seconds since 1970. */
-function warningAt(expiresAt: number): number {
+function expiryWarningAt(expiresAt: number): number {
   const leftS = expiresAt - Date.now() / 1000;
   return expiresAt - Math.min(EXPIRING_S, leftS * EXPIRING_SHARE);
 }
 
-function heldBy({ user, tokenId, voucher, issuedAt, expiresAt }: Claims) {
+function tokenFields({ user, tokenId, voucher, issuedAt, expiresAt }: Claims) {
   return {
     ...(user === undefined ? {} : { user }),
     ...(tokenId === undefined ? {} : { tokenId }),
     ...(voucher === undefined ? {} : { voucher }),
     ...(issuedAt === undefined ? {} : { issuedAt }),
-    ...(expiresAt === undefined ? {} : { expiresAt, warnsAt: warningAt(expiresAt) }),
+    ...(expiresAt === undefined ? {} : { expiresAt, warnsAt: expiryWarningAt(expiresAt) }),
   };
 }
 

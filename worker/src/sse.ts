@@ -15,32 +15,32 @@ import { MORE } from "./room";
 const HEARTBEAT_MS = 10_000;
 /** When a browser comes back after a stream has ended. */
 const RETRY_MS = 1000;
-const MAX_WAITING_BYTES = 1024 * 1024;
+const MAX_BACKLOG_BYTES = 1024 * 1024;
 const STALL_MS = 20_000;
 /** So much may wait in all streams of an isolate, which has 128 MB: beyond it the largest is cut. */
-const MAX_HELD_BYTES = 32 * 1024 * 1024;
+const MAX_BUFFERED_BYTES = 32 * 1024 * 1024;
 
 /** A stream that has not ended, and the bytes that wait in it. */
-interface Held {
+interface OpenStream {
   bytes: number;
   cut(): void;
 }
 
-const held = new Set<Held>();
-let heldBytes = 0;
+const openStreams = new Set<OpenStream>();
+let bufferedBytes = 0;
 
-function hold(stream: Held, bytes: number): void {
+function addBuffered(stream: OpenStream, bytes: number): void {
   stream.bytes += bytes;
-  heldBytes += bytes;
-  while (heldBytes > MAX_HELD_BYTES) {
-    const largest = [...held].reduce((one, other) => (other.bytes > one.bytes ? other : one));
+  bufferedBytes += bytes;
+  while (bufferedBytes > MAX_BUFFERED_BYTES) {
+    const largest = [...openStreams].reduce((one, other) => (other.bytes > one.bytes ? other : one));
     largest.cut();
   }
 }
 
-function release(stream: Held): void {
-  held.delete(stream);
-  heldBytes -= stream.bytes;
+function release(stream: OpenStream): void {
+  openStreams.delete(stream);
+  bufferedBytes -= stream.bytes;
   stream.bytes = 0;
 }
 
@@ -53,78 +53,78 @@ export const EVENT_STREAM_HEADERS = {
 /**
  * What the room says, as an event stream, until one side ends it.
  *
- * @param gone aborts when the client has gone.
+ * @param disconnected aborts when the client has gone.
  */
-export function eventStream(room: WebSocket, gone: AbortSignal): ReadableStream<Uint8Array> {
+export function eventStream(room: WebSocket, disconnected: AbortSignal): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
-  const waiting: (Uint8Array | typeof MORE)[] = [encoder.encode(`retry: ${RETRY_MS}\n\n`)];
-  let waitingBytes = 0;
+  const queue: (Uint8Array | typeof MORE)[] = [encoder.encode(`retry: ${RETRY_MS}\n\n`)];
+  let backlogBytes = 0;
   let isLive = false; // until then the room sends a page only when the last one was taken
-  let isOver = false;
+  let isEnded = false;
   let takenAt = Date.now();
   let wake: () => void = () => undefined;
   let cut: () => void = () => undefined;
-  const ours: Held = { bytes: 0, cut: () => end(CloseCode.SLOW_CONSUMER) };
-  held.add(ours);
+  const stream: OpenStream = { bytes: 0, cut: () => end(CloseCode.SLOW_CONSUMER) };
+  openStreams.add(stream);
 
   const put = (text: string): void => {
     const chunk = encoder.encode(text);
-    waiting.push(chunk);
-    waitingBytes += chunk.length;
-    hold(ours, chunk.length);
-    if (isLive && waitingBytes > MAX_WAITING_BYTES) end(CloseCode.SLOW_CONSUMER);
+    queue.push(chunk);
+    backlogBytes += chunk.length;
+    addBuffered(stream, chunk.length);
+    if (isLive && backlogBytes > MAX_BACKLOG_BYTES) end(CloseCode.SLOW_CONSUMER);
     wake();
   };
   const end = (code: number): void => {
-    if (isOver) return;
-    isOver = true;
-    release(ours);
+    if (isEnded) return;
+    isEnded = true;
+    release(stream);
     clearInterval(beat);
     room.close(code);
     if (code === CloseCode.SLOW_CONSUMER) cut(); // who reads nothing would never come to the end
     wake();
   };
   const beat = setInterval(() => {
-    if (waiting.length === 0) put(":\n\n");
+    if (queue.length === 0) put(":\n\n");
     else if (Date.now() - takenAt > STALL_MS) end(CloseCode.SLOW_CONSUMER);
   }, HEARTBEAT_MS);
   room.addEventListener("message", ({ data }) => {
-    if (typeof data !== "string" || isOver) return;
+    if (typeof data !== "string" || isEnded) return;
     if (data === MORE) {
-      waiting.push(MORE);
+      queue.push(MORE);
       wake();
       return;
     }
     put(eventOf(data));
     if (data.startsWith('{"type":"synap.subscribed"')) {
       isLive = true;
-      waitingBytes = 0; // of what comes live; what was replayed the client has asked for
+      backlogBytes = 0; // of what comes live; what was replayed the client has asked for
     }
   });
   room.addEventListener("close", () => end(1000));
   room.addEventListener("error", () => end(1000));
-  gone.addEventListener("abort", () => end(1000));
+  disconnected.addEventListener("abort", () => end(1000));
   room.accept();
 
   return new ReadableStream<Uint8Array>({
     start(controller) {
       cut = () => {
-        waiting.length = 0;
+        queue.length = 0;
         controller.error(new Error("the client is too slow"));
       };
     },
     async pull(controller) {
       takenAt = Date.now();
       for (;;) {
-        const next = waiting.shift();
+        const next = queue.shift();
         if (next === MORE) {
-          if (!isOver) room.send(MORE);
+          if (!isEnded) room.send(MORE);
         } else if (next !== undefined) {
-          waitingBytes = Math.max(0, waitingBytes - next.length);
-          if (!isOver) hold(ours, -Math.min(next.length, ours.bytes)); // "retry:" was not counted
+          backlogBytes = Math.max(0, backlogBytes - next.length);
+          if (!isEnded) addBuffered(stream, -Math.min(next.length, stream.bytes)); // "retry:" was not counted
           controller.enqueue(next);
           return;
-        } else if (isOver) {
+        } else if (isEnded) {
           controller.close();
           return;
         } else {

@@ -1,7 +1,7 @@
 /** From a handshake to a room's connection. See PROTOCOL.md, "Subscribing". */
 
 import { credentialOf, authenticate, authorize, rejectRevoked } from "./access";
-import { stubOf, type RequestContext } from "./api";
+import { roomStub, type RequestContext } from "./api";
 import { ANYONE, type Claims } from "./auth/claims";
 import { isCredential } from "./auth/verify";
 import type { SubscribeRequest } from "./connection";
@@ -13,7 +13,7 @@ import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protoco
 import { parseCursor } from "./protocol/cursor";
 import { roomOwner } from "./protocol/rooms";
 import { logRefusal } from "./refusals";
-import { CLOSE_CODE, SUBSCRIBING } from "./room";
+import { CLOSE_CODE, SUBSCRIBE_REQUEST } from "./room";
 import { hasKeys, type Settings } from "./settings";
 
 /** What a subscriber asks for: the room, the position, the device, and whether to hear who comes. */
@@ -29,12 +29,12 @@ interface SubscribeParams {
  *
  * @throws RequestError it is refused.
  */
-export async function openWebSocket(asked: RequestContext): Promise<Response> {
-  const { request, query } = asked;
-  const offered = subprotocolsOf(request);
-  const wanted = wantedOf(asked);
+export async function openWebSocket(context: RequestContext): Promise<Response> {
+  const { request, query } = context;
+  const offered = parseSubprotocols(request);
+  const params = parseSubscribeParams(context);
   const controlFrames = offered.includes(SUBPROTOCOL);
-  if (wanted.wantsPresence && !controlFrames) {
+  if (params.wantsPresence && !controlFrames) {
     throw badRequest("Nothing could be told", "presence: offer the subprotocol synap.v1");
   }
   // Ours, else the one with the token, because a browser wants one of those that it has offered.
@@ -42,31 +42,31 @@ export async function openWebSocket(asked: RequestContext): Promise<Response> {
   const subprotocol = controlFrames ? SUBPROTOCOL : bearer;
   try {
     const credential = credentialOf(request.headers, query, offered);
-    const claims = await counted(asked, credential);
-    const how = { transport: "websocket" as const, controlFrames, isLost: false };
-    const answer = await ask(asked, claims, {
-      ...how,
+    const claims = await authenticateHandshake(context, credential);
+    const connection = { transport: "websocket" as const, controlFrames, isLost: false };
+    const answer = await openRoomSocket(context, claims, {
+      ...connection,
       ...(subprotocol === undefined ? {} : { subprotocol }),
-    }, wanted);
+    }, params);
     const closeCode = answer.headers.get(CLOSE_CODE);
     if (closeCode !== null) {
-      const { details } = (await errorOf(answer)).body;
-      return closeAtOnce(asked, Number(closeCode), details, subprotocol);
+      const { details } = (await parseRoomError(answer)).body;
+      return acceptAndClose(context, Number(closeCode), details, subprotocol);
     }
     if (answer.status === 101) return answer;
-    throw await errorOf(answer);
+    throw await parseRoomError(answer);
   } catch (error) {
     // A page cannot read the answer to a handshake, but it can read a close code.
-    const code = error instanceof RequestError ? CODES[error.status] : undefined;
+    const code = error instanceof RequestError ? CLOSE_CODES[error.status] : undefined;
     if (code === undefined || !request.headers.has("Origin")) throw error;
     const { body, rejectedUser } = error as RequestError;
-    return closeAtOnce(asked, code, body.details, subprotocol, rejectedUser);
+    return acceptAndClose(context, code, body.details, subprotocol, rejectedUser);
   }
 }
 
-const CODES: Record<number, CloseCode> = { 401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN };
+const CLOSE_CODES: Record<number, CloseCode> = { 401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN };
 
-const NAMES: Record<number, string> = {
+const ERROR_CODES: Record<number, string> = {
   [CloseCode.UNAUTHORIZED]: "unauthorized",
   [CloseCode.FORBIDDEN]: "forbidden",
   [CloseCode.CONNECTION_LIMIT]: "connection_limit",
@@ -77,59 +77,59 @@ const NAMES: Record<number, string> = {
  *
  * @throws RequestError it is refused.
  */
-export async function openEventStream(asked: RequestContext): Promise<Response> {
-  const { request, query } = asked;
+export async function openEventStream(context: RequestContext): Promise<Response> {
+  const { request, query } = context;
   if (request.method !== "GET" && request.method !== "HEAD") throw methodNotAllowed("GET");
   // A browser cannot choose what it sends here, so junk is a lost position, not a 400.
   const last = request.headers.get("Last-Event-ID") || undefined;
   const isLost = last !== undefined && parseCursor(last) === undefined;
   if (last !== undefined) query.set("after", isLost ? "earliest" : last);
-  const wanted = wantedOf(asked);
-  const claims = await counted(asked, credentialOf(request.headers, query, []));
+  const params = parseSubscribeParams(context);
+  const claims = await authenticateHandshake(context, credentialOf(request.headers, query, []));
   if (request.method === "HEAD") {
-    await rejectRevoked(asked.env, claims);
-    permitAll(claims, wanted);
+    await rejectRevoked(context.env, claims);
+    authorizeAll(claims, params);
     return new Response(null, { headers: EVENT_STREAM_HEADERS });
   }
-  const answer = await ask(asked, claims, { transport: "sse", controlFrames: true, isLost }, wanted);
+  const answer = await openRoomSocket(context, claims, { transport: "sse", controlFrames: true, isLost }, params);
   const room = answer.webSocket;
-  if (room === null) throw await errorOf(answer);
+  if (room === null) throw await parseRoomError(answer);
   return new Response(eventStream(room, request.signal), { headers: EVENT_STREAM_HEADERS });
 }
 
 /** What the credential says, if it counts; the handshake counts for its caller. */
-async function counted(asked: RequestContext, credential: string | undefined): Promise<Claims> {
-  const { request, settings } = asked;
+async function authenticateHandshake(context: RequestContext, credential: string | undefined): Promise<Claims> {
+  const { request, settings } = context;
   const address = addressOf(request);
   const claims = await authenticate(settings, credential, address);
-  asked.claims = claims;
+  context.claims = claims;
   requestLimitsOf(settings).checkRequest(claims, address);
   return claims;
 }
 
 /** Ask the room, after everything that can be seen without it. */
-async function ask(
+async function openRoomSocket(
   { env, settings }: RequestContext,
   claims: Claims,
-  how: Pick<SubscribeRequest, "transport" | "controlFrames" | "isLost" | "subprotocol">,
-  wanted: SubscribeParams,
+  connection: Pick<SubscribeRequest, "transport" | "controlFrames" | "isLost" | "subprotocol">,
+  params: SubscribeParams,
 ): Promise<Response> {
-  permitAll(claims, wanted);
-  const { room, ...rest } = wanted;
-  await refuseCredential(settings, "room", room.slice(room.indexOf("_") + 1));
-  await refuseCredential(settings, "device", wanted.device);
+  authorizeAll(claims, params);
+  const { room, ...rest } = params;
+  await rejectCredential(settings, "room", room.slice(room.indexOf("_") + 1));
+  await rejectCredential(settings, "device", params.device);
   // Without keys nobody says who they are: in a user's room it is that user.
   const presentAs = claims === ANYONE ? roomOwner(room) : claims.user;
   // The room has no use for the other rooms that a token opens, and they may be many.
-  const asking: SubscribeRequest = {
-    ...how,
+  const subscribeRequest: SubscribeRequest = {
+    ...connection,
     ...rest,
     ...(presentAs === undefined ? {} : { presentAs }),
     claims: { ...claims, rooms: [] },
   };
   try {
-    return await stubOf(env, room).fetch("https://room/", {
-      headers: { Upgrade: "websocket", [SUBSCRIBING]: encodeURIComponent(JSON.stringify(asking)) },
+    return await roomStub(env, room).fetch("https://room/", {
+      headers: { Upgrade: "websocket", [SUBSCRIBE_REQUEST]: encodeURIComponent(JSON.stringify(subscribeRequest)) },
     });
   } catch (error) {
     console.error(`a room's object could not be asked: ${String(error)}`);
@@ -142,18 +142,18 @@ async function ask(
  *
  * @throws RequestError 400.
  */
-async function refuseCredential(settings: Settings, name: string, text?: string): Promise<void> {
+async function rejectCredential(settings: Settings, name: string, text?: string): Promise<void> {
   if (text === undefined || !hasKeys(settings) || !(await isCredential(settings, text))) return;
   const details = `${name}: this is a credential; send it as Authorization: Bearer …`;
   throw badRequest("A credential in a wrong place", details);
 }
 
-function permitAll(claims: Claims, { room, wantsPresence }: SubscribeParams): void {
+function authorizeAll(claims: Claims, { room, wantsPresence }: SubscribeParams): void {
   authorize(claims, "subscribe", room);
   if (wantsPresence) authorize(claims, "presence", room);
 }
 
-function wantedOf({ segments, query }: RequestContext): SubscribeParams {
+function parseSubscribeParams({ segments, query }: RequestContext): SubscribeParams {
   const room = parseRoomParam(segments[1] ?? "");
   const after = query.get("after");
   if (after !== undefined && after !== "earliest" && after !== "latest") parseCursorParam(after);
@@ -170,12 +170,12 @@ function wantedOf({ segments, query }: RequestContext): SubscribeParams {
   };
 }
 
-function subprotocolsOf(request: Request): string[] {
+function parseSubprotocols(request: Request): string[] {
   const header = request.headers.get("Sec-WebSocket-Protocol") ?? "";
   return header.split(",").map((name) => name.trim()).filter(Boolean);
 }
 
-function closeAtOnce(
+function acceptAndClose(
   { env, request, claims }: RequestContext,
   code: number,
   reason: string,
@@ -186,7 +186,7 @@ function closeAtOnce(
   pair[1].accept();
   pair[1].close(code, cutReason(reason));
   count(env, "disconnect", String(code));
-  const problem = { error: "", code: NAMES[code] ?? String(code), details: reason };
+  const problem = { error: "", code: ERROR_CODES[code] ?? String(code), details: reason };
   logRefusal(request, problem, { claims, user, closeCode: code });
   return new Response(null, {
     status: 101,
@@ -196,7 +196,7 @@ function closeAtOnce(
 }
 
 /** A room's refusal, as our own. */
-async function errorOf(answer: Response): Promise<RequestError> {
+async function parseRoomError(answer: Response): Promise<RequestError> {
   const { code, error, details } = await answer.json<Record<"code" | "error" | "details", string>>();
   const headers: Record<string, string> = {};
   for (const name of ["Retry-After", "WWW-Authenticate"]) {

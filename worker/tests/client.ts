@@ -68,7 +68,7 @@ export async function history(room: string, credential: string, query = ""): Pro
 
 /** A WebSocket on a room. */
 export class Listener {
-  readonly #heard: (string | number)[] = [];
+  readonly #received: (string | number)[] = [];
   #wake: () => void = () => undefined;
 
   private constructor(readonly socket: WebSocket) {
@@ -90,9 +90,9 @@ export class Listener {
 
   /** The next text. */
   async text(): Promise<string> {
-    const heard = await this.#next();
-    if (typeof heard === "number") throw new Error(`closed with ${heard}`);
-    return heard;
+    const received = await this.#next();
+    if (typeof received === "number") throw new Error(`closed with ${received}`);
+    return received;
   }
 
   async json(): Promise<Json> {
@@ -100,7 +100,7 @@ export class Listener {
   }
 
   /** The data of the next control frame of this type; others are passed over. */
-  async told(type: string): Promise<Json> {
+  async control(type: string): Promise<Json> {
     for (;;) {
       const message = await this.json();
       if (message["type"] === type) return message["data"] as Json;
@@ -110,18 +110,18 @@ export class Listener {
   /** Read to the end; returns the close code. */
   async closed(): Promise<number> {
     for (;;) {
-      const heard = await this.#next();
-      if (typeof heard === "number") return heard;
+      const received = await this.#next();
+      if (typeof received === "number") return received;
     }
   }
 
   async #next(): Promise<string | number> {
-    while (this.#heard.length === 0) await new Promise<void>((resolve) => (this.#wake = resolve));
-    return this.#heard.shift()!;
+    while (this.#received.length === 0) await new Promise<void>((resolve) => (this.#wake = resolve));
+    return this.#received.shift()!;
   }
 
-  #take(heard: string | number): void {
-    this.#heard.push(heard);
+  #take(received: string | number): void {
+    this.#received.push(received);
     this.#wake();
   }
 }

@@ -41,7 +41,7 @@ async function revoke(what: object): Promise<unknown> {
 test("a holder of nothing keeps nothing", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user, jti: user }));
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   expect((await kept("user", user)).keys).toBe(1);
   expect((await kept("token", user)).keys).toBe(1);
   listener.socket.close(1000);
@@ -53,10 +53,10 @@ test("a holder of nothing keeps nothing", async () => {
 test("a room that fell over has told nobody: a day later it is asked", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user, jti: user }));
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   const holder = registryOf(bindings, "token", user);
-  await holder.open("one that is not there", room, undefined, 0);
-  await holder.open("of a room that nobody knows", `workspace_${user}`, undefined, 0);
+  await holder.register("one that is not there", room, undefined, 0);
+  await holder.register("of a room that nobody knows", `workspace_${user}`, undefined, 0);
   later(DAY);
   expect(await runDurableObjectAlarm(holder)).toBe(true);
   expect((await kept("token", user)).keys).toBe(1); // who is there stays
@@ -68,7 +68,7 @@ test("a revocation is remembered for as long as the longest token lives, whoever
   const { user, room } = freshUser();
   const credential = await token({ sub: user, jti: user }, 90 * 86_400);
   const listener = await Listener.open(room, credential);
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   expect(await revoke({ jti: user })).toEqual({ success: true, revoked: true, closed: 1 });
   expect(await listener.closed()).toBe(4504);
   const holder = registryOf(bindings, "token", user);
@@ -127,7 +127,7 @@ test("a token whose id is too long for an object's name", async () => {
 test("a token that was revoked while it was handed in", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user }));
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   const jti = crypto.randomUUID();
   // The room hears of it before its holder has answered.
   await roomStub(room).closeRevoked({ kind: "token", subject: jti, at: Date.now() / 1000 });
@@ -139,7 +139,7 @@ test("an older revocation takes nothing from a newer one", async () => {
   const { user } = freshUser();
   const holder = registryOf(bindings, "user", user);
   for (const at of [1000, 500]) await holder.revoke({ kind: "user", subject: user, at });
-  expect(await holder.matches(800)).toBe(true);
+  expect(await holder.isRevoked(800)).toBe(true);
 });
 
 test("a check that writes is good only when the write is kept", async () => {

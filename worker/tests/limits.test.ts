@@ -207,7 +207,7 @@ test("the largest backlogs of a user, and of a room, are closed first", () => {
   const waits = (user: string, bytes: number) =>
     new Connection(
       { bufferedAmount: bytes } as unknown as WebSocket,
-      { heardAt: 0, id: crypto.randomUUID(), user } as Attachment,
+      { lastReceivedAt: 0, id: crypto.randomUUID(), user } as Attachment,
     );
   const honest = waits("honest", 1000);
   const greedy = Array.from({ length: 12 }, () => waits("greedy", 0.9 * MIB));
@@ -253,7 +253,7 @@ test("many who leave at once, and a room that works on", async () => {
   await evictDurableObject(roomStub(room));
   for (const device of ["one", "two"]) {
     const listener = await Listener.open(room, await token({ sub: user }), `?device=${device}`);
-    await listener.told("synap.subscribed");
+    await listener.control("synap.subscribed");
     listener.socket.close(1000);
     await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
   }
@@ -277,7 +277,7 @@ test("a token that lives for long: the alarm is set no further ahead than 30 day
 test("slow is who takes nothing for 20 s, not who takes it slowly", () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const socket = { bufferedAmount: 0, send: (text: string) => void (socket.bufferedAmount += text.length) };
-  const connection = new Connection(socket as unknown as WebSocket, { heardAt: 0 } as Attachment);
+  const connection = new Connection(socket as unknown as WebSocket, { lastReceivedAt: 0 } as Attachment);
   for (let second = 0; second < 60; second++) {
     expect(connection.isStalled(Date.now())).toBe(false);
     connection.send("x".repeat(1000));

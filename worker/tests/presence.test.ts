@@ -18,9 +18,9 @@ test("who closes while the room sleeps has left, and nobody holds the connection
   const [stays, goes] = [crypto.randomUUID(), crypto.randomUUID()];
   const claims = { rooms: [room], scope: "subscribe presence" };
   const watcher = await Listener.open(room, await token({ ...claims, sub: stays }), "?presence=1");
-  await watcher.told("synap.subscribed");
+  await watcher.control("synap.subscribed");
   const other = await Listener.open(room, await token({ ...claims, sub: goes }));
-  expect(await watcher.told("synap.presence")).toMatchObject({ event: "join", user: goes });
+  expect(await watcher.control("synap.presence")).toMatchObject({ event: "join", user: goes });
   await evictDurableObject(roomStub(room));
   other.socket.close(1000);
   const holder = registryOf(env as unknown as Env, "user", goes);
@@ -32,12 +32,12 @@ test("who closes while the room sleeps has left, and nobody holds the connection
   expect((await roomStub(room).presence()).users).toContainEqual({ user: goes, connections: 0, devices: [] });
   vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + 6000 });
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
-  expect(await watcher.told("synap.presence")).toMatchObject({ event: "leave", user: goes });
+  expect(await watcher.control("synap.presence")).toMatchObject({ event: "leave", user: goes });
 });
 
 test("a burst of devices is one change, with a bounded list", () => {
   const presence = new Presence([]);
-  presence.settle();
+  presence.markPublished();
   for (let n = 0; n < 500; n++) {
     presence.join("one", `d${n}`);
     presence.leave("one", `d${n}`, n);
@@ -64,11 +64,11 @@ test("users and devices with names that mean something to a runtime or a log", a
   const scope = "subscribe presence";
   const names = ["__proto__", "constructor", "a\"},{\"user\":\"b", "a, b", "\u2028\u2029", "\u202eevil", "😀", "ä".repeat(512), "key jobs"];
   const watcher = await Listener.open(room, await token({ rooms: [room], scope }), "?presence=1");
-  await watcher.told("synap.presence");
+  await watcher.control("synap.presence");
   for (const sub of names) {
     const listener = await Listener.open(room, await token({ sub, rooms: [room], device: "__proto__" }));
-    await listener.told("synap.subscribed");
-    expect(await watcher.told("synap.presence")).toEqual({ event: "join", user: sub, connections: 1, devices: ["__proto__"] });
+    await listener.control("synap.subscribed");
+    expect(await watcher.control("synap.presence")).toEqual({ event: "join", user: sub, connections: 1, devices: ["__proto__"] });
   }
   await evictDurableObject(roomStub(room));
   const answer = await request(`/rooms/${room}/presence`, await token({ rooms: [room], scope }));

@@ -17,7 +17,7 @@ function later(ms: number): void {
 test("a connection stays, and hears what comes after the sleep", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user }));
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   await publish(room, "n0");
   expect((await listener.json())["id"]).toBe("n0");
   await evictDurableObject(roomStub(room));
@@ -28,7 +28,7 @@ test("a connection stays, and hears what comes after the sleep", async () => {
 test("a ping is answered while it sleeps", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user }));
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   listener.send("ping");
   expect(await listener.text()).toBe("pong");
@@ -39,10 +39,10 @@ test("whose connection it is, and which device", async () => {
   const { user, room } = freshUser();
   const scope = "subscribe presence";
   const one = await Listener.open(room, await token({ sub: user, scope, device: "phone" }), "?presence=1");
-  await one.told("synap.subscribed");
+  await one.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   const two = await Listener.open(room, await token({ sub: user, device: "laptop" }));
-  const update = await one.told("synap.presence");
+  const update = await one.control("synap.presence");
   expect(update).toEqual({ event: "update", user, connections: 2, devices: ["laptop", "phone"] });
   await evictDurableObject(roomStub(room));
   const there = await request(`/rooms/${room}/presence`, await token({ sub: user, scope }));
@@ -56,19 +56,19 @@ test("whose connection it is, and which device", async () => {
   await evictDurableObject(roomStub(room)); // within the grace: it has not left yet
   later(6000);
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
-  expect((await one.told("synap.presence"))["devices"]).toEqual(["phone"]);
+  expect((await one.control("synap.presence"))["devices"]).toEqual(["phone"]);
 });
 
 test("what was acknowledged before and after", async () => {
   const { user, room } = freshUser();
   const [first, second] = await fill(room, 3);
   const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   for (const cursor of [first, second]) {
     listener.send(JSON.stringify({ action: "ack", cursor }));
     await vi.waitFor(async () => {
       const another = await Listener.open(room, await token({ sub: user }), "?device=phone");
-      const replayed = (await another.told("synap.subscribed"))["replayed"];
+      const replayed = (await another.control("synap.subscribed"))["replayed"];
       another.socket.close(1000);
       expect(replayed).toBe(cursor === first ? 2 : 1);
     });
@@ -126,7 +126,7 @@ test("a sleeping connection is closed when its token is revoked: 4504", async ()
   const { user, room } = freshUser();
   const credential = await token({ sub: user });
   const listener = await Listener.open(room, credential);
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   const answer = await request("/revoke", await token({ scope: "admin" }), {
     method: "POST",
@@ -144,7 +144,7 @@ test("a connection whose key a deployment has removed is closed when the room wa
   const removed = await Listener.open(room, await token({ ...claims, sub: "a" }));
   const without = await Listener.open(room, await token({ ...claims, sub: "b" }));
   const stays = await Listener.open(room, await token({ ...claims, sub: "c" }));
-  for (const each of [removed, without, stays]) await each.told("synap.subscribed");
+  for (const each of [removed, without, stays]) await each.control("synap.subscribed");
   await runInDurableObject(roomStub(room), (_, state) => {
     for (const socket of state.getWebSockets()) {
       const { voucher, ...kept } = socket.deserializeAttachment() as Json;
@@ -163,12 +163,12 @@ test("a connection whose key a deployment has removed is closed when the room wa
 test("a token ends while it sleeps: said 30 s before, then 4401", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user }, 600));
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   later(580_000);
   listener.send("hello"); // else it is silent, too
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
-  expect(Object.keys(await listener.told("synap.token_expiring"))).toEqual(["expiresAt"]);
+  expect(Object.keys(await listener.control("synap.token_expiring"))).toEqual(["expiresAt"]);
   await evictDurableObject(roomStub(room));
   later(30_000);
   listener.send("hello");
@@ -179,7 +179,7 @@ test("a token ends while it sleeps: said 30 s before, then 4401", async () => {
 test("a client that sends no text ping stays: the runtime looks after it", async () => {
   const { user, room } = freshUser();
   const quiet = await Listener.open(room, await token({ sub: user }));
-  await quiet.told("synap.subscribed");
+  await quiet.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   later(80_000);
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
@@ -192,7 +192,7 @@ test("silent for 75 s, though it sleeps: 4009; who pings stays", async () => {
   const silent = await Listener.open(room, await token({ sub: user }));
   const pings = await Listener.open(room, await token({ sub: user }));
   for (const listener of [silent, pings]) {
-    await listener.told("synap.subscribed");
+    await listener.control("synap.subscribed");
     listener.send("ping");
     expect(await listener.text()).toBe("pong");
   }

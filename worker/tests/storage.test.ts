@@ -34,7 +34,7 @@ test("who only looks makes nothing", async () => {
   const { user, room } = freshUser();
   await history(room, await token({ sub: user }));
   const listener = await Listener.open(room, await token({ sub: user }));
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   expect(await tables(room)).toEqual([]);
 });
 
@@ -97,7 +97,7 @@ for (const wrong of [3 * 24 * HOUR, 400 * 24 * HOUR]) {
     const { user, room } = freshUser();
     const [first, last] = await fill(room, 2);
     const phone = await Listener.open(room, await token({ sub: user }), `?device=phone&after=${first}`);
-    await phone.told("synap.subscribed");
+    await phone.control("synap.subscribed");
     phone.socket.close(1000);
     await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
     later(wrong);
@@ -107,7 +107,7 @@ for (const wrong of [3 * 24 * HOUR, 400 * 24 * HOUR]) {
     expect(await page("")).toMatchObject({ recovered: true, notifications: [{}, {}] });
     expect(await page(`?after=${first}`)).toMatchObject({ recovered: true, notifications: [{}] });
     const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-    expect(await listener.told("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
+    expect(await listener.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
     listener.socket.close(1000);
     await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
     vi.useRealTimers();
@@ -139,7 +139,7 @@ test("a device that has not come for 30 days is forgotten", async () => {
     runInDurableObject(roomStub(room), (_, { storage }) => [...storage.kv.list({ prefix: "device " })].length);
   await publish(room, "n0");
   const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   listener.socket.close(1000);
   await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
   later(29 * 24 * HOUR);
@@ -182,7 +182,7 @@ test("a device that was forgotten is known again when it acknowledges", async ()
   const { user, room } = freshUser();
   const [first] = await fill(room, 2);
   const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-  await listener.told("synap.subscribed");
+  await listener.control("synap.subscribed");
   await runInDurableObject(roomStub(room), (_, { storage }) => void storage.kv.delete("device phone"));
   listener.send(JSON.stringify({ action: "ack", cursor: first }));
   await vi.waitFor(async () =>
@@ -197,19 +197,19 @@ test("a device that claims to have what does not exist hears what comes", async 
   const [cursor] = await fill(room, 1);
   const future = `${cursor!.split("-")[0]}-999999999999999999`;
   const claims = await Listener.open(room, await token({ sub: user }), `?device=phone&after=${future}`);
-  expect(await claims.told("synap.subscribed")).toMatchObject({ recovered: false });
+  expect(await claims.control("synap.subscribed")).toMatchObject({ recovered: false });
   claims.socket.close(1000);
   await fill(room, 1, 1);
   const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
   expect((await listener.json())["id"]).toBe("n1");
-  expect(await listener.told("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
+  expect(await listener.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
 });
 
 test("a mark that was received with what is gone still counts", async () => {
   const { user, room } = freshUser();
   const { cursor } = await publish(room, "n0");
   const acknowledges = await Listener.open(room, await token({ sub: user }));
-  await acknowledges.told("synap.subscribed");
+  await acknowledges.control("synap.subscribed");
   acknowledges.send(JSON.stringify({ action: "ack", cursor }));
   acknowledges.socket.close(1000);
   await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
@@ -225,7 +225,7 @@ test("a mark that was received with what is gone still counts", async () => {
   await evictDurableObject(roomStub(room));
   const listener = await Listener.open(room, await token({ sub: user }));
   expect((await listener.json())["id"]).toBe("n2");
-  expect(await listener.told("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
+  expect(await listener.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
 });
 
 test("an object that the report's original class has used works on", async () => {

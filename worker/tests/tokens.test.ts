@@ -3,7 +3,7 @@
 import { afterEach, expect, test, vi } from "vitest";
 
 import vectors from "../../tests/conformance/tokens.json";
-import { opens, type Scope } from "../src/auth/claims";
+import { allowsRoom, type Scope } from "../src/auth/claims";
 import { KeysUnavailableError, Jwks } from "../src/auth/jwks";
 import { authenticateToken, InvalidTokenError } from "../src/auth/verify";
 import { settingsOf, type Env, type Settings } from "../src/settings";
@@ -42,7 +42,7 @@ test.each(vectors.tokens)("$name", async ({ token, expected }) => {
   for (const { action, room, status } of expected.asks ?? []) {
     const hasScope = scopes.includes(action as Scope) ||
       (action === "metrics" && scopes.includes("admin"));
-    const isOpen = room === null || opens(await claims, room);
+    const isOpen = room === null || allowsRoom(await claims, room);
     expect(hasScope && isOpen ? 200 : 403, `${action} ${room}`).toBe(status);
   }
 });

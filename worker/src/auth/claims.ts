@@ -28,7 +28,7 @@ export interface Claims {
 export const ANYONE: Claims = { rooms: ["*"], scopes: [...SCOPES] };
 
 /** Whether the room is the user's own, or one of those that the credential names. */
-export function opens(claims: Claims, room: string): boolean {
+export function allowsRoom(claims: Claims, room: string): boolean {
   if (claims.user !== undefined && roomOwner(room) === claims.user) return true;
   return claims.rooms.some((pattern) => matches(pattern, room));
 }

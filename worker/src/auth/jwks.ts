@@ -7,7 +7,7 @@ const FRESH_MS = 300_000;
 /** Keys older than this do not count: one that was withdrawn must not live on. */
 const STALE_MS = 3_600_000;
 /** A key that is not there is looked for once in this time, however many ask for it. */
-const PAUSE_MS = 10_000;
+const RETRY_INTERVAL_MS = 10_000;
 /** While it is looked for, by so many: a Worker's requests cannot wait for one another. */
 const MAX_LOADS = 4;
 const TIMEOUT_MS = 5000;
@@ -34,7 +34,7 @@ export class Jwks {
   #keys: PublicKey[] = [];
   #fetchedAt = -Infinity;
   #triedAt = -Infinity;
-  #begun: number[] = []; // when those began that load them now
+  #loadStarts: number[] = []; // when those began that load them now
 
   constructor(
     private readonly url: string,
@@ -50,9 +50,9 @@ export class Jwks {
   async find(algorithm: string, kid: string | undefined): Promise<CryptoKey[]> {
     // A Worker has no life between requests, in which it could fetch: who comes after five minutes
     // waits for the new keys, and if they cannot be had, the old ones still count.
-    if (this.#ageMs() > FRESH_MS && this.#mayTry() && !this.#isBusy()) await this.#load();
+    if (this.#ageMs() > FRESH_MS && this.#canRetry() && !this.#isBusy()) await this.#load();
     let found = this.#matching(algorithm, kid);
-    if (found.length === 0 && this.#mayTry()) {
+    if (found.length === 0 && this.#canRetry()) {
       // It may be on its way: to come back is right, to be told that no key fits would be wrong.
       if (this.#isBusy()) throw new KeysUnavailableError(shownOf(this.url));
       await this.#load();
@@ -66,8 +66,8 @@ export class Jwks {
     return this.#sinceMs(this.#fetchedAt);
   }
 
-  #mayTry(): boolean {
-    return this.#sinceMs(this.#triedAt) >= PAUSE_MS;
+  #canRetry(): boolean {
+    return this.#sinceMs(this.#triedAt) >= RETRY_INTERVAL_MS;
   }
 
   /** A time in the future is as far away: the clock was set back, and keys must not count for longer. */
@@ -77,7 +77,7 @@ export class Jwks {
 
   /** Whether enough are loading, while there are keys that count. */
   #isBusy(): boolean {
-    const recent = this.#begun.filter((at) => this.#sinceMs(at) < TIMEOUT_MS);
+    const recent = this.#loadStarts.filter((at) => this.#sinceMs(at) < TIMEOUT_MS);
     return recent.length >= MAX_LOADS && this.#ageMs() <= STALE_MS;
   }
 
@@ -89,7 +89,7 @@ export class Jwks {
 
   async #load(): Promise<void> {
     const before = this.#triedAt;
-    this.#begun.push(this.clock());
+    this.#loadStarts.push(this.clock());
     try {
       const answer = await this.fetcher(this.url, {
         headers: { Accept: "application/json" },
@@ -107,7 +107,7 @@ export class Jwks {
     } finally {
       // Set at the end: a request that was let go meanwhile must not hold up the others.
       if (this.#triedAt === before) this.#triedAt = this.clock();
-      this.#begun = [];
+      this.#loadStarts = [];
     }
   }
 }

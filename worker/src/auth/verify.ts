@@ -74,7 +74,7 @@ function withUser(error: unknown, payload: JWTPayload): unknown {
   return error;
 }
 
-/** Refuse what would outlive its revocation: see {@link keptMs}. */
+/** Refuse what would outlive its revocation: see {@link revocationRetentionMs}. */
 function checkLifetime(claims: Claims, settings: Settings, now: number): void {
   const most = settings.tokenMaxLifetimeS;
   const begins = claims.issuedAt ?? now / 1000 + settings.tokenLeewayS;
@@ -89,7 +89,7 @@ function checkLifetime(claims: Claims, settings: Settings, now: number): void {
  * For how long a revocation is kept, so that no revoked token ever counts again: a token counts until
  * its end and the leeway, and the clock of who issued it may have been ahead by the leeway.
  */
-export function keptMs(settings: Settings): number {
+export function revocationRetentionMs(settings: Settings): number {
   return (settings.tokenMaxLifetimeS + 2 * settings.tokenLeewayS + 60) * 1000;
 }
 
