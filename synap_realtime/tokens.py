@@ -1,4 +1,7 @@
-"""Tokens: JWTs (RFC 7519) that open rooms for a while. See PROTOCOL.md, "Who may"."""
+"""Mint tokens: JWTs (RFC 7519) that grant access to rooms for a limited time.
+
+See PROTOCOL.md, "Authentication and authorization".
+"""
 
 from __future__ import annotations
 

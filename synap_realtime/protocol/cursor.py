@@ -1,4 +1,4 @@
-"""Positions in a room's log, opaque to clients. See PROTOCOL.md, "Words" and "Subscribing"."""
+"""Define positions in a room's log. See PROTOCOL.md, "Terminology" and "Subscribing"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room ids: who may hear a notification. See PROTOCOL.md, "Words"."""
+"""Room ids: who may hear a notification. See PROTOCOL.md, "Terminology"."""
 
 from __future__ import annotations
 

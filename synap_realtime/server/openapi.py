@@ -336,7 +336,7 @@ def document() -> dict[str, Any]:
             "securitySchemes": {
                 "credential": {
                     "type": "http", "scheme": "bearer",
-                    "description": "A publisher's key, or a JWT. See PROTOCOL.md, Who may.",
+                    "description": "A publisher's key, or a JWT. See PROTOCOL.md.",
                 },
                 "query": {"type": "apiKey", "in": "query", "name": "token"},
             },

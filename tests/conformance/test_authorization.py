@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Who may"."""
+"""PROTOCOL.md, "Authentication and authorization"."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOREIGN = [
 @pytest.mark.without_keys
 @pytest.mark.parametrize("origin", LOOPBACK)
 async def test_a_page_of_this_machine(client: Client, origin: str) -> None:
-    """Who may: a browser's `Origin` must be a loopback one or on the server's list."""
+    """Authorization: a browser's `Origin` must be a loopback one or on the server's list."""
     headers = {"Origin": origin}
     room = fresh_room()
     response = await client.request(
@@ -40,7 +40,7 @@ async def test_a_page_of_this_machine(client: Client, origin: str) -> None:
 @pytest.mark.without_keys
 @pytest.mark.parametrize("origin", LOOPBACK)
 async def test_a_page_of_this_machine_reads_the_answers(client: Client, origin: str) -> None:
-    """Who may: such a page may also read the answers (CORS)."""
+    """Authorization: such a page may also read the answers (CORS)."""
     headers = {"Origin": origin}
     room = fresh_room()
     for method, path, body in (
@@ -59,7 +59,7 @@ async def test_a_page_of_this_machine_reads_the_answers(client: Client, origin: 
 
 @pytest.mark.parametrize("origin", FOREIGN)
 async def test_a_page_from_elsewhere(client: Client, origin: str) -> None:
-    """Who may: a browser's `Origin`, where there is one. Errors: 403 `forbidden`."""
+    """Authorization: a browser's `Origin`, where there is one. Errors: 403 `forbidden`."""
     headers = {"Origin": origin}
     room = fresh_room()
     for method, path, body in (
@@ -81,7 +81,7 @@ async def test_a_page_from_elsewhere(client: Client, origin: str) -> None:
 @pytest.mark.without_keys
 @pytest.mark.parametrize("value", ["Bearer secret", "Bearer", "Basic eDp5", "nonsense"])
 async def test_authorization_is_not_read(client: Client, value: str) -> None:
-    """Who may: a publisher may send `Authorization: Bearer …` already; it is not read."""
+    """Authorization: a publisher may send `Authorization: Bearer …` already; it is not read."""
     room = fresh_room()
     headers = {"Authorization": value}
     response = await client.request(
@@ -98,7 +98,7 @@ async def test_authorization_is_not_read(client: Client, value: str) -> None:
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "of-a-later-specification"])
 async def test_refuses_hidden_request_of_a_foreign_page(client: Client, site: str) -> None:
-    """Who may, Origins: a browser that sends no `Origin` says with `Sec-Fetch-Site` that a page of
+    """Origins: a browser that sends no `Origin` says with `Sec-Fetch-Site` that a page of
     another origin asks. An image must not move a received mark."""
     room = fresh_room()
     await client.publish(room, "n0")
@@ -119,7 +119,7 @@ async def test_refuses_hidden_request_of_a_foreign_page(client: Client, site: st
 
 @pytest.mark.parametrize("site", ["same-origin", "none"])
 async def test_admits_what_no_foreign_page_sent(client: Client, site: str) -> None:
-    """Who may, Origins: a typed address, a page of the server itself, a program."""
+    """Origins: a typed address, a page of the server itself, a program."""
     response = await client.get("/health", {"Sec-Fetch-Site": site})
     assert response.status_code == 200
 
@@ -127,7 +127,7 @@ async def test_admits_what_no_foreign_page_sent(client: Client, site: str) -> No
 @pytest.mark.without_keys
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 async def test_admits_page_of_this_machine_on_another_site(client: Client, site: str) -> None:
-    """Who may, Origins: `Origin` decides where it is sent. `localhost` and `127.0.0.1` are two
+    """Origins: `Origin` decides where it is sent. `localhost` and `127.0.0.1` are two
     sites."""
     headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors", "Origin": LOOPBACK[0]}
     assert (await client.get(room_path(fresh_room(), "history"), headers)).status_code == 200
@@ -136,7 +136,7 @@ async def test_admits_page_of_this_machine_on_another_site(client: Client, site:
 @pytest.mark.without_keys
 @pytest.mark.parametrize("peers", ["127.0.0.1:5555", "[::1]:80", "[::1]", "127.0.0.1:1, ::1"])
 async def test_ignores_port_of_a_forwarded_address(client: Client, peers: str) -> None:
-    """Who may, Without keys: some proxies add the port."""
+    """Without keys: some proxies add the port."""
     assert (await client.get("/health", {"X-Forwarded-For": peers})).status_code == 200
 
 
@@ -161,7 +161,7 @@ async def test_refuses_forwarded_address_of_another_machine(client: Client, peer
 async def test_refuses_address_of_another_machine_in_whatever_field(
     client: Client, name: str, value: str
 ) -> None:
-    """Who may, Without keys: a proxy of this machine need not send `X-Forwarded-For`."""
+    """Without keys: a proxy of this machine need not send `X-Forwarded-For`."""
     response = await client.get("/health", {name: value})
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
 
@@ -185,7 +185,7 @@ async def test_admits_addresses_of_this_machine_in_whatever_field(
 
 @pytest.mark.with_keys
 async def test_a_page_on_the_list(client: Client) -> None:
-    """Who may, Origins: on the server's list; such a page may also read the answers (CORS)."""
+    """Origins: on the server's list; such a page may also read the answers (CORS)."""
     headers = {"Origin": client.keys.origin}
     room = fresh_room()
     for method, path, body in (
@@ -210,7 +210,7 @@ async def test_a_page_on_the_list(client: Client) -> None:
 
 @pytest.mark.with_keys
 async def test_admits_page_on_the_list_of_another_site(client: Client) -> None:
-    """Who may, Origins: `Origin` decides where it is sent."""
+    """Origins: `Origin` decides where it is sent."""
     headers = {"Origin": client.keys.origin, "Sec-Fetch-Site": "cross-site"}
     assert (await client.get(room_path(fresh_room(), "history"), headers)).status_code == 200
 
@@ -218,7 +218,7 @@ async def test_admits_page_on_the_list_of_another_site(client: Client) -> None:
 @pytest.mark.with_keys
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_preflight(client: Client, method: str) -> None:
-    """Who may, Origins: a preflight is answered 204; it carries no credential."""
+    """Origins: a preflight is answered 204; it carries no credential."""
     path = room_path(fresh_room(), "broadcast" if method == "POST" else "history")
     headers = {
         "Origin": client.keys.origin,
@@ -246,7 +246,7 @@ async def test_a_preflight(client: Client, method: str) -> None:
 async def test_preflight_allows_every_header_field_of_allowed_page(
     client: Client, names: str
 ) -> None:
-    """Who may, Origins: polyfills of `EventSource` and tracing add header fields, and ask with
+    """Origins: polyfills of `EventSource` and tracing add header fields, and ask with
     credentials."""
     room = fresh_room()
     headers = {
@@ -290,7 +290,7 @@ def _own_origins(client: Client) -> list[str]:
 
 
 async def test_admits_the_servers_own_origin(client: Client) -> None:
-    """Who may, Origins: React Native has no page, and sends the server's own address."""
+    """Origins: React Native has no page, and sends the server's own address."""
     room = fresh_room()
     await client.publish(room, "n0")
     for origin in _own_origins(client):
@@ -315,7 +315,7 @@ async def test_own_origin_is_host_and_port(client: Client) -> None:
 
 @pytest.mark.with_keys
 async def test_own_origin_gives_no_credential(client: Client) -> None:
-    """Who may, Origins: DNS rebinding makes a page of the server's own origin, and no more."""
+    """Origins: DNS rebinding makes a page of the server's own origin, and no more."""
     headers = {"Origin": "http://rebound.example", "Host": "rebound.example"}
     response = await client.showing(None).get(room_path(fresh_room(), "history"), headers)
     assert response.status_code == 401
@@ -332,7 +332,7 @@ async def test_rebound_name_is_not_the_servers_own_without_keys(client: Client) 
 async def test_grants_no_private_network_access_to_a_foreign_page(
     client: Client, origin: str
 ) -> None:
-    """Who may, Origins: the preflight of Private Network Access is refused like every other."""
+    """Origins: the preflight of Private Network Access is refused like every other."""
     headers = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
@@ -348,7 +348,7 @@ async def test_grants_no_private_network_access_to_a_foreign_page(
 @pytest.mark.with_keys
 @pytest.mark.parametrize("origin", LOOPBACK)
 async def test_a_page_of_this_machine_is_from_elsewhere(client: Client, origin: str) -> None:
-    """Who may, Without keys: a loopback `Origin` is let in, too; with keys it is on the list, or
+    """Without keys: a loopback `Origin` is let in, too; with keys it is on the list, or
     not. Whatever credential it holds."""
     headers = {"Origin": origin}
     room = fresh_room()

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Who may": how a credential is shown, and what is said to who has none."""
+"""PROTOCOL.md, "Authentication and authorization": how credentials are sent and rejected."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ async def test_a_unknown_client(client: Client, route: str, shown: str | None) -
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json"])
 async def test_what_is_open(client: Client, path: str) -> None:
-    """Who may: `/health`, `/ready` and `/openapi.json` want no credential."""
+    """Authorization: `/health`, `/ready` and `/openapi.json` want no credential."""
     assert (await client.showing(None).get(path)).status_code == 200
     assert (await client.showing("nonsense").get(path)).status_code == 200
 
 
 async def test_head_reports_nothing_either(client: Client) -> None:
-    """Who may: HEAD of a room's route wants a credential, as GET does."""
+    """Authorization: HEAD of a room's route wants a credential, as GET does."""
     for route in ("history", "events", "health"):
         path = room_path(fresh_room(), route)
         assert (await client.showing(None).request("HEAD", path)).status_code == 401, route
@@ -80,7 +80,7 @@ async def test_a_bad_body_of_a_unknown_client_is_not_read(client: Client) -> Non
 
 
 async def test_a_key_broadcasts_and_does_nothing_else(client: Client, user: str) -> None:
-    """Who may: a key opens every room, and may broadcast and nothing else."""
+    """Authorization: a key opens every room, and may broadcast and nothing else."""
     program = client.showing(client.keys.api_key)
     for room in (f"user_{user}", fresh_room("request"), fresh_room("workspace")):
         await program.publish(room, "n0")
@@ -96,7 +96,7 @@ async def test_a_key_broadcasts_and_does_nothing_else(client: Client, user: str)
 
 @pytest.mark.parametrize("change", ["shorter", "longer", "other-case", "last"])
 async def test_a_key_that_is_nearly_right(client: Client, change: str) -> None:
-    """Who may: another key does not count."""
+    """Authorization: another key does not count."""
     key = client.keys.api_key
     last = "A" if key[-1] != "A" else "B"
     wrong = {
@@ -108,7 +108,7 @@ async def test_a_key_that_is_nearly_right(client: Client, change: str) -> None:
 
 
 async def test_the_secret_is_no_key(client: Client) -> None:
-    """Who may: what signs tokens is no credential itself."""
+    """Authorization: what signs tokens is no credential itself."""
     anonymous = client.showing(client.keys.token_secret)
     check_error(await anonymous.broadcast(fresh_room(), note()), 401, "unauthorized")
 
@@ -136,7 +136,7 @@ async def test_another_users_room(client: Client, user: str) -> None:
 
 
 async def test_no_trick_with_the_path_leads_elsewhere(client: Client, user: str) -> None:
-    """Who may: a token opens `user_{sub}`, and no other user's room, however it is spelled."""
+    """A token allows `user_{sub}` and no other user's room, however it is spelled."""
     mine = client.showing(client.keys.token(user))
     other = fresh_room()
     await client.publish(other, "secret-of-another")
@@ -152,7 +152,7 @@ async def test_no_trick_with_the_path_leads_elsewhere(client: Client, user: str)
 
 
 async def test_a_scope_that_does_not_read(client: Client, user: str) -> None:
-    """Who may: both the scope and the room must fit, for every action."""
+    """Authorization: both the scope and the room must fit, for every action."""
     room = f"user_{user}"
     sender = client.showing(client.keys.token(user, scope="broadcast"))
     await sender.publish(room, "n0")
@@ -162,7 +162,7 @@ async def test_a_scope_that_does_not_read(client: Client, user: str) -> None:
 
 
 async def test_a_batch_over_rooms_that_are_not_open(client: Client, user: str) -> None:
-    """Who may: in a batch, each notification whose room is not open fails alone."""
+    """Authorization: in a batch, each notification whose room is not open fails alone."""
     mine, other = f"user_{user}", fresh_room()
     sender = client.showing(client.keys.token(user, scope="broadcast"))
     rooms = ([mine], [other], [mine, other], [mine])
@@ -198,7 +198,7 @@ async def _listening(
 
 @pytest.mark.parametrize("way", ["header", "subprotocol", "query"])
 async def test_each_way_opens_a_room(client: Client, user: str, way: str) -> None:
-    """Who may, Credentials: `Authorization: Bearer …`, `bearer.<token>`, or `?token=`."""
+    """Credentials: `Authorization: Bearer …`, `bearer.<token>`, or `?token=`."""
     room = f"user_{user}"
     await client.publish(room, "n0")
     token = client.keys.token(user)
@@ -215,7 +215,7 @@ async def test_each_way_opens_a_room(client: Client, user: str, way: str) -> Non
 
 @pytest.mark.parametrize("way", ["header", "query"])
 async def test_each_way_opens_the_other_routes(client: Client, user: str, way: str) -> None:
-    """Who may, Credentials: on every route."""
+    """Credentials: on every route."""
     room = f"user_{user}"
     await client.publish(room, "n0")
     token = client.keys.token(user)
@@ -228,14 +228,14 @@ async def test_each_way_opens_the_other_routes(client: Client, user: str, way: s
 
 
 async def test_bearer_is_any_case(client: Client, user: str) -> None:
-    """Who may, Credentials: `Authorization: Bearer …`; RFC 9110, 11.1: the scheme is any case."""
+    """Credentials: `Authorization: Bearer …`; RFC 9110, 11.1: the scheme is any case."""
     headers = {"Authorization": Secret(f"bearer {client.keys.token(user)}")}
     response = await client.get(room_path(f"user_{user}", "history"), headers)
     assert response.status_code == 200
 
 
 async def test_client_that_offers_only_the_token_gets_it_back(client: Client, user: str) -> None:
-    """Who may, Credentials: who offers `bearer.…` without `synap.v1` gets it back."""
+    """Credentials: who offers `bearer.…` without `synap.v1` gets it back."""
     offered = f"bearer.{client.keys.token(user)}"
     await client.publish(f"user_{user}", "n0")
     async with _listening(client, f"user_{user}", subprotocols=[offered]) as listener:
@@ -246,7 +246,7 @@ async def test_client_that_offers_only_the_token_gets_it_back(client: Client, us
 
 @pytest.mark.parametrize("first", ["header", "subprotocol"])
 async def test_the_first_that_is_there_counts(client: Client, user: str, first: str) -> None:
-    """Who may, Credentials: the first that is there counts: a good one behind it does not help."""
+    """Credentials: the first that is there counts: a good one behind it does not help."""
     room, good = f"user_{user}", client.keys.token(user)
     shown: dict[str, Any]
     if first == "header":

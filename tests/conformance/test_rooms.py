@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Words": room ids, rooms, cursors."""
+"""PROTOCOL.md, "Terminology": room ids, rooms, cursors."""
 
 from __future__ import annotations
 

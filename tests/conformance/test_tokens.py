@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Who may": which tokens count, and what each opens."""
+"""PROTOCOL.md, "Authentication and authorization": which tokens count, and what each opens."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def _answer(client: Client, ask: Ask) -> tuple[int, str | None]:
 
 @pytest.mark.parametrize("place", range(len(NAMES)), ids=NAMES)
 async def test_a_token(client: Client, place: int) -> None:
-    """Who may: a token is a JWT, signed with a shared secret; the claims and their meanings."""
+    """Tokens are JWTs signed with a shared secret; the claims and their meanings."""
     vector, token = _made(client, place)
     if vector.asks is None:
         room = fresh_room()

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Words": what a room id is."""
+"""PROTOCOL.md, "Terminology": what a room id is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Who may": over real connections."""
+"""PROTOCOL.md, "Authentication and authorization": over real connections."""
 
 from __future__ import annotations
 

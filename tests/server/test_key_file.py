@@ -1,6 +1,6 @@
 """Keys that change while the server runs: a removed key stops counting, a broken file does nothing.
 
-See PROTOCOL.md, "Who may".
+See PROTOCOL.md, "Authentication and authorization".
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_wrong_settings_are_said_and_close_the_door() -> None:
 
 
 def test_without_keys_it_answers_this_machine_only(open_worker: str) -> None:
-    """Who may, Without keys. On Cloudflare, every request has CF-Connecting-IP."""
+    """Without keys. On Cloudflare, every request has CF-Connecting-IP."""
     path = f"{open_worker}/rooms/user_1/history"
     assert httpx.get(path).status_code == 200
     for headers in (

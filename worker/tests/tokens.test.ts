@@ -1,4 +1,4 @@
-/** The same tokens as on every other server: tests/conformance/tokens.json. "Who may". */
+/** The same tokens as on every other server: tests/conformance/tokens.json. PROTOCOL.md, "Authentication and authorization". */
 
 import { afterEach, expect, test, vi } from "vitest";
 

@@ -1,4 +1,4 @@
-"""Offsets of a log that say nothing about other rooms. See PROTOCOL.md, "Words"."""
+"""Offsets of a log that say nothing about other rooms. See PROTOCOL.md, "Terminology"."""
 
 from __future__ import annotations
 

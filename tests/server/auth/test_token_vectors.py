@@ -1,5 +1,7 @@
-"""PROTOCOL.md, "Who may": the tokens of ``tests/conformance/tokens.json``, which all
-implementations share. First that the file is what it says, then what our server makes of it."""
+"""PROTOCOL.md, "Authentication and authorization": the vectors that all implementations share.
+
+First that ``tests/conformance/tokens.json`` is consistent, then that the server decides as it says.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Who may": which tokens count."""
+"""PROTOCOL.md, "Authentication and authorization": which tokens count."""
 
 from __future__ import annotations
 
