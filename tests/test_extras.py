@@ -71,7 +71,7 @@ def test_names_the_missing_package_and_the_install_command(
         ("pydantic_settings", ["serve"], "server"),
         ("httptools", ["serve"], "server"),
         ("jwt", ["token", "42"], "auth"),
-        ("websockets", ["listen", "user_42"], "subscriber"),
+        ("websockets", ["subscribe", "user_42"], "subscriber"),
         ("pythonjsonlogger", ["serve", "--port", "0", "--log-format", "json"], "server"),
     ],
 )

@@ -39,8 +39,8 @@ def shell(
     [
         ("$C token 42 >&-", 0),
         ("$C token 42 <&- >&- 2>&-", 0),
-        (f"$C listen user_1 {' '.join(NOBODY)} <&- >&- 2>&-", 1),
-        ("$C send user_1 a - <&-", 2),
+        (f"$C subscribe user_1 {' '.join(NOBODY)} <&- >&- 2>&-", 1),
+        ("$C publish user_1 a - <&-", 2),
     ],
 )
 def test_closed_streams_lead_nowhere(command: str, code: int) -> None:
@@ -48,7 +48,7 @@ def test_closed_streams_lead_nowhere(command: str, code: int) -> None:
 
 
 def test_prints_nothing_to_stdout_that_is_for_a_closed_stderr() -> None:
-    done = shell("$C send nope a 2>&-")
+    done = shell("$C publish nope a 2>&-")
     assert (done.returncode, done.stdout) == (2, b"")
 
 
@@ -80,20 +80,20 @@ def test_a_reader_that_leaves_is_no_failure(command: str) -> None:
 
 def test_a_character_that_the_locale_lacks_is_escaped() -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
-    done = shell("$C keys", plain)
+    done = shell("$C generate-keys", plain)
     assert done.returncode == 0
     assert b"\\u2026" in done.stdout
-    assert shell("$C keys --help", plain).returncode == 0
+    assert shell("$C generate-keys --help", plain).returncode == 0
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (r"printf '\xff' | LC_ALL=C.UTF-8 $C send user_1 a -", "DATA: "),
-        (r"""$C send user_1 a "$(printf '{"x":"\xff"}')" """, "lone surrogate"),
-        (r"""$C send user_1 a --key "$(printf 'k\xff')" """, "--key: "),
-        (r"""$C listen user_1 --url "$(printf 'http://\xff')" """, "--url: not a URL"),
-        (r"""$C listen "$(printf 'user_\xff')" """, "ROOM: expected"),
+        (r"printf '\xff' | LC_ALL=C.UTF-8 $C publish user_1 a -", "DATA: "),
+        (r"""$C publish user_1 a "$(printf '{"x":"\xff"}')" """, "lone surrogate"),
+        (r"""$C publish user_1 a --key "$(printf 'k\xff')" """, "--key: "),
+        (r"""$C subscribe user_1 --url "$(printf 'http://\xff')" """, "--url: not a URL"),
+        (r"""$C subscribe "$(printf 'user_\xff')" """, "ROOM: expected"),
     ],
 )
 def test_bytes_that_are_no_text_are_one_line(command: str, said: str) -> None:
@@ -106,9 +106,9 @@ def test_bytes_that_are_no_text_are_one_line(command: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        ("types a:b", 1),
-        ("types --out x.ts", 1),
-        ("keys --out k.toml", 2),
+        ("generate-types a:b", 1),
+        ("generate-types --out x.ts", 1),
+        ("generate-keys --out k.toml", 2),
         ("serve --port 0 --store sqlite:///x.db", 2),
     ],
 )
@@ -135,15 +135,15 @@ def test_runs_without_a_home_and_without_any_variable() -> None:
         ("serve --prot 1", "No such option: --prot"),
         ("serv", "'serve'"),
         ("publish", "Missing argument 'room'"),
-        ("listen user_1 --count 0", "'--count': "),
+        ("subscribe user_1 --count 0", "'--count': "),
         ("token", "expected a user, --room"),
         ("token 42 --expires-in-s nan", "--expires-in-s: "),
         ("token 42 --expires-in-s=-5", "--expires-in-s: "),
         ("token 42 --room zzz", "--room: "),
         ("token 'a b'", "USER: "),
-        ("send user_1 a --status odd", "--status: "),
-        ("send user_1 a --url 127.0.0.1:8787", "--url: "),
-        ("types --out /nonexistent/x.ts", "--out: "),
+        ("publish user_1 a --status odd", "--status: "),
+        ("publish user_1 a --url 127.0.0.1:8787", "--url: "),
+        ("generate-types --out /nonexistent/x.ts", "--out: "),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments: str, said: str) -> None:
@@ -155,7 +155,7 @@ def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments: str, 
 
 
 def test_a_wrong_variable_is_named_and_not_an_option() -> None:
-    done = shell("$C send user_1 a", {"REALTIME_URL": "127.0.0.1:8787"})
+    done = shell("$C publish user_1 a", {"REALTIME_URL": "127.0.0.1:8787"})
     assert done.stderr.startswith(b"synap-realtime: REALTIME_URL: expected http://")
 
 

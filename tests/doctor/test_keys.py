@@ -27,7 +27,7 @@ def file(tmp_path: Path) -> Path:
 async def test_the_applications_own_fit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REALTIME_TOKEN_SECRET", SECRET)
     monkeypatch.setenv("REALTIME_API_KEY", API_KEY)
-    found = await diagnosis(keys=file)
+    found = await diagnosis(keys_file=file)
     assert found["keys"].found.endswith(": 1 token secret, 1 API key, 0 JWKS addresses")
     assert {found[check].level for check in ("key file", "token secret", "API key")} == {"ok"}
     assert "'jobs'" in found["API key"].found
@@ -36,20 +36,20 @@ async def test_the_applications_own_fit(file: Path, monkeypatch: pytest.MonkeyPa
 async def test_the_applications_own_do_not_fit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REALTIME_TOKEN_SECRET", WRONG_SECRET)
     monkeypatch.setenv("REALTIME_API_KEY", WRONG_KEY)
-    found = await diagnosis(keys=file)
+    found = await diagnosis(keys_file=file)
     assert {found[check].level for check in ("token secret", "API key")} == {"fail"}
 
 
 async def test_a_key_that_may_not_broadcast(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(f'[api_keys]\nwatch = {{ key = "{API_KEY}", scope = "metrics" }}\n')
     monkeypatch.setenv("REALTIME_API_KEY", API_KEY)
-    found = (await diagnosis(keys=file))["API key"]
+    found = (await diagnosis(keys_file=file))["API key"]
     assert (found.level, "may not broadcast" in found.found) == ("fail", True)
 
 
 async def test_a_file_that_others_may_read(file: Path) -> None:
     file.chmod(0o644)
-    found = (await diagnosis(keys=file))["key file"]
+    found = (await diagnosis(keys_file=file))["key file"]
     assert (found.level, found.advice) == ("warn", f"chmod 600 {file}")
 
 
@@ -61,14 +61,14 @@ async def test_a_file_that_cannot_be_read(file: Path, text: str | None) -> None:
         file.unlink()
     else:
         file.write_text(text)
-    assert (await diagnosis(keys=file))["keys"].level == "fail"
+    assert (await diagnosis(keys_file=file))["keys"].level == "fail"
 
 
 async def test_a_file_that_never_answers_holds_nothing_up(tmp_path: Path) -> None:
     pipe = tmp_path / "keys.toml"
     os.mkfifo(pipe)
     async with asyncio.timeout(TIMEOUT_S):
-        found = await diagnosis(keys=pipe)
+        found = await diagnosis(keys_file=pipe)
     assert (found["keys"].level, "store" in found) == ("fail", True)
 
 

@@ -82,7 +82,7 @@ async def test_a_notification_is_counted_on_its_way(url: str) -> None:
         assert found["recoveries_total", "gap"] == 0
         assert found["connections", "websocket"] == 1
         assert found["connections", "sse"] == 0
-        assert found["rooms", ""] == 1
+        assert found["active_rooms", ""] == 1
         assert found["delivery_latency_seconds_count", ""] == 1
         assert 0 < found["delivery_latency_seconds_sum", ""] < scaled(5)
         assert found["publish_bytes_total", ""] > 0
