@@ -137,13 +137,11 @@ def require_local(
     given = (part.strip() for part in (forwarded_for or "").split(","))
     for peer in (address, *map(strip_port, given)):
         if peer and not is_loopback(peer):
-            raise NotLocalError("it answers loopback addresses only")
+            raise NotLocalError("only loopback clients are accepted")
     if host is not None:
         name = host_of(f"//{host}")
         if not (is_loopback(name) or name in known_hosts):
-            raise NotLocalError(
-                "Host is not a name of this machine, and it answers no others: use 127.0.0.1"
-            )
+            raise NotLocalError("Host is not a name of this machine: use 127.0.0.1")
 
 
 def require_allowed_page(

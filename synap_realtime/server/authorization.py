@@ -1,4 +1,7 @@
-"""Who may do what: peers, origins, credentials, rooms. See PROTOCOL.md, "Who may"."""
+"""Authorize requests: peers, origins, credentials, rooms.
+
+See PROTOCOL.md, "Authentication and authorization".
+"""
 
 from __future__ import annotations
 
@@ -31,38 +34,38 @@ from .revocations import Revocations
 logger = logging.getLogger(__name__)
 
 Action = Literal["subscribe", "broadcast", "presence", "metrics", "admin"]
-"""What is asked for. ``subscribe`` is reading of every kind."""
+"""What a request does. ``subscribe`` stands for every kind of reading."""
 
 Authorizer = Callable[[str, str, Mapping[str, object]], Awaitable[bool]]
-"""A rule of one's own: ``async def may(action, room, claims) -> bool``.
+"""A rule of the application: ``async def authorize(action, room, claims) -> bool``.
 
-``claims`` is what the token says; for a publisher's key ``{"key": name}``. It is asked after our
-own rules have said yes, and can only say no.
+``claims`` are the claims of the token; for an API key ``{"key": name}``. The authorizer is called
+after the server has allowed the request, so it can only deny.
 """
 
 _SEPARATORS = re.compile(r"[\s=:,;\"']+")
 
 AUTHORIZER_TIMEOUT_S = 2.0
-"""A rule that has not answered by then has said no."""
+"""An authorizer that takes longer denies the request."""
 
 AUTHORIZER_CONCURRENCY = 20
-"""Of so many rooms of a batch is a rule asked at once."""
+"""For how many rooms of a batch an authorizer is called concurrently."""
 
 AUTHORIZER_BATCH_TIMEOUT_S = 8.0
-"""For all of them together: less than a publisher waits."""
+"""The timeout for all rooms of a batch. It is shorter than a publisher's own timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """What a request shows of who sends it.
+    """What a request reveals about its sender.
 
     Attributes:
-        address: the peer's; None where the server does not know it (a Unix socket).
+        address: the address of the peer; None where it is unknown (a Unix socket).
         host: the ``Host`` header.
-        origin: the ``Origin`` header: a browser says which page asks.
+        origin: the ``Origin`` header, by which a browser names the page.
         forwarded_for: the addresses in ``X-Forwarded-For``, ``Forwarded`` and ``X-Real-IP``.
-        fetch_site: the ``Sec-Fetch-Site`` header: a browser says how the page relates to us.
-        is_visit: a browser opens the operator's page, perhaps by a link on another site.
+        fetch_site: the ``Sec-Fetch-Site`` header: how the page relates to this server.
+        is_visit: a browser opens the admin page, possibly by a link on another site.
     """
 
     address: str | None = None
@@ -74,7 +77,7 @@ class PeerInfo:
 
 
 class AccessControl:
-    """The rules of one server."""
+    """The authentication and authorization rules of one server."""
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class AccessControl:
     ) -> None:
         self._authenticator = authenticator
         self.keys = authenticator.keys
-        """Those that count now; false, if there are none."""
+        """The current keys; false if there are none."""
         self.id_of_token = authenticator.id_of
         self.refresh_keys = authenticator.refresh
         self.vouches_for = authenticator.vouches_for
@@ -98,15 +101,15 @@ class AccessControl:
         self._authorizer = authorizer
 
     def may_block(self) -> bool:
-        """Whether a rule, or the keys of others, may have to be waited for."""
+        """Return whether a check may wait for an authorizer or an identity provider."""
         return self._authorizer is not None or bool(self.keys().jwks_urls)
 
     def check_peer(self, caller: PeerInfo) -> None:
-        """Whether to talk to this caller at all.
+        """Check that the server may answer this peer at all.
 
         Raises:
-            RequestError: 403 for a page of another origin; without keys, also for everything that
-                does not come from this machine.
+            RequestError: 403 for a page of an origin that is not allowed; without keys, also for
+                every request from another machine.
         """
         try:
             if not self.keys():
@@ -123,26 +126,27 @@ class AccessControl:
                 is_visit=caller.is_visit,
             )
         except NotLocalError as error:
-            details = f"{error}, until it has keys"
-            raise RequestError(403, "forbidden", "This server has no keys", details) from None
+            details = f"{error} (no keys are configured: --keys-file)"
+            raise RequestError(403, "forbidden", "Authentication not configured", details) from None
         except ForeignPageError as error:
             details = f"{error}: add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)"
             raise RequestError(403, "forbidden", "Origin not allowed", details) from None
 
     async def authenticate(self, request: Request) -> Claims:
-        """What a publisher's credential says; on a server without keys, everyone is :data:`ANYONE`.
-        The request remembers it, for what may be said of it later.
+        """Authenticate a publisher, and keep the claims in the request.
+
+        On a server without keys, the claims of every client are :data:`UNRESTRICTED`.
 
         Raises:
-            RequestError: 401; 429 for an address with too many that do not count; 503 while the
-                keys of others cannot be had.
+            RequestError: 401; 429 for an address with too many invalid tokens; 503 while the
+                signing keys are unavailable.
         """
         claims = await self._authenticate(request)
         self._limits.check_publisher(claims)
         return claims
 
     async def authenticate_counted(self, request: Request) -> Claims:
-        """The same for a request that is no publish: it counts for its caller.
+        """Authenticate a request other than a publish, and count it for its caller.
 
         Raises:
             RequestError: 401, 429, 503.
@@ -152,7 +156,7 @@ class AccessControl:
         return claims
 
     async def authenticate_renewed(self, token: str, before: Claims, address: str | None) -> Claims:
-        """The same for a token that a connection hands in: it counts for whose connection it is.
+        """Authenticate the new token of a connection, and count it for the owner of the connection.
 
         Raises:
             RequestError: 401, 429, 503.
@@ -170,7 +174,7 @@ class AccessControl:
         return claims
 
     async def authenticate_credential(self, credential: str | None, address: str | None) -> Claims:
-        """The same as :meth:`authenticate`, without a request."""
+        """Do the same as :meth:`authenticate`, without a request."""
         keys = self.keys()
         if not keys:
             return UNRESTRICTED
@@ -189,7 +193,7 @@ class AccessControl:
             self._limits.count_failed_attempt(address)
             raise _rejected(str(error), error.user) from None
         except KeysUnavailableError:
-            raise unavailable("the keys that would check the token cannot be had now") from None
+            raise unavailable("signing keys temporarily unavailable") from None
         if not self._revocations.loaded:
             await self._revocations.load()
         if self._revocations.matches(claims):
@@ -198,13 +202,17 @@ class AccessControl:
         return claims
 
     def is_still_valid(self, claims: Claims) -> bool:
-        """Whether claims that :meth:`authenticate` accepted are still good: they were not revoked
-        meanwhile, and the key that vouched for them was not removed."""
+        """Return whether claims that :meth:`authenticate` accepted are still valid.
+
+        They are not if they were revoked, or if the key that verified them was removed.
+        """
         return self.vouches_for(claims) and not self._revocations.matches(claims)
 
     def is_credential(self, text: str) -> bool:
-        """Whether one of this server's keys or secrets, or a JWT or a part of one, is in a text:
-        given in a wrong place, it must not be repeated to anybody."""
+        """Return whether a text contains a key or secret of this server, or a part of a JWT.
+
+        A credential in a wrong place must not appear in a log line or an answer.
+        """
         keys = self.keys()
         return holds_token(text) or any(
             keys.claims_for_key(part) is not None or part in keys.token_secrets
@@ -212,7 +220,7 @@ class AccessControl:
         )
 
     async def authorize(self, claims: Claims, action: Action, room: Room) -> None:
-        """Whether these claims allow it in this room.
+        """Check that these claims allow an action in a room.
 
         Raises:
             RequestError: 403.
@@ -226,30 +234,33 @@ class AccessControl:
     async def authorize_many(
         self, claims: Claims, action: Action, rooms: Iterable[Room]
     ) -> dict[Room, RequestError | None]:
-        """For each room None, or the 403. A rule of one's own is asked of some at once, and when it
-        takes longer than ``AUTHORIZER_BATCH_TIMEOUT_S`` for all, it has said no to the rest."""
+        """Return for each room None, or the 403.
+
+        An authorizer is called for several rooms concurrently. When it takes longer than
+        ``AUTHORIZER_BATCH_TIMEOUT_S`` for all of them, the remaining rooms are denied.
+        """
         if self._authorizer is None:
             require_scope(claims, action)
-            no = room_not_allowed(claims)
-            return {room: None if claims.allows_room(room) else no for room in rooms}
-        if not (rooms := tuple(rooms)):  # no item of the batch names a room that can be
+            denied = room_not_allowed(claims)
+            return {room: None if claims.allows_room(room) else denied for room in rooms}
+        if not (rooms := tuple(rooms)):  # no item of the batch names a valid room
             return {}
-        late = forbidden("the server's own rule took too long")
+        late = forbidden("authorizer timed out")
         verdicts: dict[Room, RequestError | None] = dict.fromkeys(rooms, late)
-        places = asyncio.Semaphore(AUTHORIZER_CONCURRENCY)
+        semaphore = asyncio.Semaphore(AUTHORIZER_CONCURRENCY)
 
-        async def judge(room: Room) -> None:
+        async def authorize_one(room: Room) -> None:
             try:
-                async with places:
+                async with semaphore:
                     await self.authorize(claims, action, room)
                 verdicts[room] = None
             except RequestError as error:
                 verdicts[room] = error
 
-        tasks = [asyncio.create_task(judge(room)) for room in verdicts]
+        tasks = [asyncio.create_task(authorize_one(room)) for room in verdicts]
         try:
             await asyncio.wait(tasks, timeout=AUTHORIZER_BATCH_TIMEOUT_S)
-            return dict(verdicts)  # what comes later is too late
+            return dict(verdicts)  # later verdicts are ignored
         finally:
             for task in tasks:
                 task.cancel()
@@ -265,20 +276,23 @@ class AccessControl:
                     return
         except TimeoutError:
             logger.error(
-                "may(%r, %r, …) took over %g s, so: no", action, room, AUTHORIZER_TIMEOUT_S
+                "authorizer timed out after %g s, denying %r on %r",
+                AUTHORIZER_TIMEOUT_S,
+                action,
+                room,
             )
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is no yes
-            # Its text may hold anything, so only what it is.
+        except Exception as error:  # noqa: BLE001 - an authorizer that fails denies
+            # Only the type is logged, because the text may contain a secret.
             kind = type(error).__name__
-            logger.error("may(%r, %r, …) raised %s, so: no", action, room, kind)
-        raise forbidden("the server's own rule says no")
+            logger.error("authorizer raised %s, denying %r on %r", kind, action, room)
+        raise forbidden("denied by authorizer")
 
     def _allows(self, origin: str, host: str | None) -> bool:
         if origin in self._allowed_origins:
             return True
         if names_own_origin(origin, host):
-            # The operator's page, and React Native. DNS rebinding gains nothing: the page of a name
-            # that was pointed here has no credential, and without keys the host was checked.
+            # The admin page, and React Native. DNS rebinding gains nothing: a page whose name was
+            # pointed at this server has no credential, and without keys the Host was checked.
             return True
         return not self.keys() and is_loopback(host_of(origin))
 
@@ -286,9 +300,9 @@ class AccessControl:
 def _rejected(details: str, user: str | None) -> RequestError:
     """Return the error for a token that is not accepted.
 
-    It is made here because an error that a local variable of the raising function holds is part of
-    a reference cycle: a flood of forged tokens would leave its garbage to the collector, which
-    stops the event loop for 60 ms at a time.
+    The error is created here because an error in a local variable of the raising function is part
+    of a reference cycle. A flood of forged tokens would leave them to the garbage collector, which
+    blocks the event loop for 60 ms at a time.
     """
     error = unauthorized(details, invalid=True)
     error.rejected_user = user
@@ -296,18 +310,18 @@ def _rejected(details: str, user: str | None) -> RequestError:
 
 
 def require_scope(claims: Claims, *scopes: Action) -> None:
-    """One of them.
+    """Check that the claims have at least one of the scopes.
 
     Raises:
         RequestError: 403.
     """
     if claims.scopes.isdisjoint(scopes):
-        raise forbidden(f"the {_kind(claims)}'s scope does not hold {scopes[0]!r}")
+        raise forbidden(f"the {_kind(claims)} lacks scope {scopes[0]!r}")
 
 
 def room_not_allowed(claims: Claims) -> RequestError:
-    """403: the room is none that the credential opens."""
-    return forbidden(f"the {_kind(claims)} does not open this room")
+    """Return the 403 for a room that the credential does not grant access to."""
+    return forbidden(f"the {_kind(claims)} does not grant access to this room")
 
 
 def _kind(claims: Claims) -> str:
@@ -315,22 +329,22 @@ def _kind(claims: Claims) -> str:
 
 
 def load_authorizer(name: str) -> Authorizer:
-    """The rule of ``--authorizer``, ``module:function``; the current folder's modules, too.
+    """Load the authorizer of ``--authorizer``: ``module:function``, also from the current folder.
 
     Raises:
-        ConfigurationError: there is no such thing.
+        ConfigurationError: it cannot be imported, or is not an async function.
     """
     rule = resolve("--authorizer (SYNAP_REALTIME_AUTHORIZER)", name)
     if not inspect.iscoroutinefunction(rule):
         raise ConfigurationError(
             f"--authorizer (SYNAP_REALTIME_AUTHORIZER): {redacted(name)}: "
-            "expected async def may(action, room, claims)"
+            "expected async def authorize(action, room, claims)"
         )
     return cast(Authorizer, rule)
 
 
 def unauthorized(details: str, *, invalid: bool = False) -> RequestError:
-    """RFC 6750, section 3."""
+    """Return the 401 with the challenge of RFC 6750, section 3."""
     challenge = 'Bearer error="invalid_token"' if invalid else "Bearer"
     headers = {"WWW-Authenticate": challenge}
     return RequestError(401, "unauthorized", "Unauthorized", details, headers)

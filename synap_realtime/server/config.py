@@ -1,4 +1,4 @@
-"""What an operator can turn: arguments, else ``SYNAP_REALTIME_…`` in the environment."""
+"""The settings of the server: arguments, else ``SYNAP_REALTIME_…`` in the environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..protocol.control import IDLE_TIMEOUT_S, PING_QUIET_S
 from ..redaction import redacted
 from .stores.base import Retention
 
-# What a browser sends: no path, no user, no upper case.
+# An Origin as browsers send it: no path, no user, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?")
 
 _SECRET = ("token_secrets", "api_keys")
@@ -31,60 +31,62 @@ _Seconds = Annotated[float, Field(gt=0, le=10 * 366 * 86_400)]
 
 
 class ServerSettings(BaseSettings):
-    """The room server's settings; each has its ``SYNAP_REALTIME_`` variable.
+    """The settings of the room server. Each can be set by its ``SYNAP_REALTIME_`` variable.
 
     Attributes:
-        host, port: where ``serve`` listens: see :func:`listeners.bind`. Port 0 takes a free one.
-        tls_cert, tls_key: files with the certificate's chain and its key (PEM): ``serve`` speaks
-            TLS. They are read anew when they change; see
-            :class:`front.certificate.ReloadingCertificate`.
-        workers: processes that ``serve`` on one port, with a store that they share. Limits and
-            rates count in each; see :mod:`supervisor`.
-        io_uring: write to rooms with many listeners by io_uring, where the system has it and allows
-            it.
-        allowed_origins: browsers' origins beside loopback ones, ``https://app.example.com``.
-            In the environment: separated by commas.
-        store: ``memory://``, ``sqlite:///path``, or ``module:function`` of one's own; see
+        host, port: the address that ``serve`` listens on; see :func:`listeners.bind`. Port 0 takes
+            a free port.
+        tls_cert, tls_key: PEM files with the certificate chain and its private key; ``serve`` then
+            speaks TLS. They are reloaded when they change; see
+            :class:`protocols.certificate.ReloadingCertificate`.
+        workers: the number of processes that ``serve`` on one port, with a store that they share.
+            Each has its own limits and rates; see :mod:`workers`.
+        io_uring: write to rooms with many subscribers by io_uring, where the system allows it.
+        allowed_origins: browser origins that are allowed in addition to loopback ones, such as
+            ``https://app.example.com``. Separated by commas in the environment.
+        store: ``memory://``, ``sqlite:///path``, or ``module:function``; see
             :func:`stores.open_store`.
-        drain_s: at most so long are subscribers let go when the server stops.
-        silence_s: a WebSocket from which no frame has come for this time is closed.
-        ping_interval_s: a WebSocket from which no frame has come for this time is sent a ping, at
-            the latest after a third of ``silence_s``; 0: never. Mounted in an ASGI server, that
-            server pings (uvicorn: ``ws_ping_interval``).
-        memory_bytes: what the memory store takes, about; the oldest notifications go first.
-        retention_count: notifications that a room keeps.
-        retention_s: for how long a room keeps them; ``request_retention_s``: a request's room.
+        drain_timeout_s: the longest time for draining subscribers when the server stops.
+        idle_timeout_s: a WebSocket from which no frame has arrived for this time is closed.
+        ping_interval_s: a WebSocket from which no frame has arrived for this time is sent a ping,
+            after a third of ``idle_timeout_s`` at the latest; 0 sends none. In a mounted app, the
+            ASGI server pings (uvicorn: ``ws_ping_interval``).
+        max_memory_bytes: the approximate maximum of the memory store. The oldest notifications are
+            evicted first.
+        retention_count: how many notifications a room keeps.
+        retention_s: how long a room keeps them; ``request_retention_s``: a request's room.
         log_level: ``debug``, ``info``, ``warning`` or ``error``; log_format: ``text`` or ``json``.
-        keys_file: a file with keys (TOML), read anew when it changes; see
-            :class:`auth.keyring.KeyFile`.
-        token_secrets: sign tokens (HS256). In the environment: separated by commas.
-        api_keys: publishers' keys by name. In the environment: ``name=key``, separated by commas.
-        jwks_urls: where an identity provider has its public keys. Separated by commas.
-        token_issuer, token_audience: what a token's ``iss`` and ``aud`` must be.
-        token_leeway_s: by so much may clocks differ.
-        token_max_lifetime_s: a token that is valid for longer, from ``iat`` to ``exp``, is refused.
-            Revocations are kept for as long.
-        admin: whether there is a page for operators, ``/admin``.
-        authorizer: ``module:function``, a rule of one's own; see :data:`access.Authorizer`.
-        trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
+        keys_file: a file with keys (TOML), which is reloaded when it changes; see
+            :class:`auth.keys.KeyFile`.
+        token_secrets: the secrets that verify tokens (HS256). Separated by commas in the
+            environment.
+        api_keys: API keys by name. In the environment ``name=key``, separated by commas.
+        jwks_urls: where identity providers publish their keys. Separated by commas in the
+            environment.
+        token_issuer, token_audience: the ``iss`` and ``aud`` that tokens must have.
+        token_leeway_s: the difference between two clocks that is tolerated.
+        token_max_lifetime_s: a token that is valid for longer, from ``iat`` to ``exp``, is
+            rejected. Revocations are kept for as long.
+        admin: serve the admin page at ``/admin``.
+        authorizer: ``module:function``; see :data:`authorization.Authorizer`.
+        trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is trusted.
         max_connections, max_connections_per_user, max_connections_per_room,
             max_connections_per_address: 0 is no limit, here and below. Loopback addresses have
-            none.
-        max_rooms: rooms that somebody listens to.
-        max_half_open: sockets that wait for the end of a TLS handshake, or for a request, or for
-            the rest of one.
-        max_request_bytes: of requests that are not answered yet, in all: heads, targets, bodies,
-            and what is pipelined behind them.
-        max_answer_bytes: of answers that their peers have not read yet, in all.
-        max_backlog_bytes: of notifications that slow consumers have not read yet, in all.
-        max_caller_bytes: of each of these three, for one caller: a user, a token, or an address.
-        connects_per_s: new connections of an address.
-        publishes_per_s: notifications of a key, each once for each room;
-            ``publish_bytes_per_s``: what they weigh.
-        requests_per_s: requests of a user or a key beside publishes, and handshakes; of an address
-            those without a credential, and invalid tokens. ``read_bytes_per_s``: bytes of
-            histories, replays and presence that a user or a key reads.
-        messages_per_s: what a client says.
+            no limit.
+        max_rooms: rooms with at least one subscriber.
+        max_pending_connections: sockets that have not completed a TLS handshake or a request.
+        max_request_bytes: unanswered requests, in total: heads, targets, bodies, and the pipelined
+            requests behind them.
+        max_answer_bytes: answers that their peers have not read yet, in total.
+        max_backlog_bytes: notifications that slow consumers have not read yet, in total.
+        max_caller_bytes: each of these three for one caller: a user, a token, or an address.
+        new_connections_per_s: new connections of an address.
+        publishes_per_s: notifications of a key, each counted once for each of its rooms;
+            ``publish_bytes_per_s``: their bytes.
+        requests_per_s: requests of a user or a key other than publishes, including handshakes; of
+            an address, those without a credential, and invalid tokens. ``read_bytes_per_s``: bytes
+            of histories, replays and presence that a user or a key reads.
+        client_messages_per_s: messages of one client.
     """
 
     model_config = SettingsConfigDict(env_prefix="SYNAP_REALTIME_", frozen=True, extra="forbid")
@@ -146,7 +148,7 @@ class ServerSettings(BaseSettings):
     @pydantic.field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        """One without a name is named by its place."""
+        """Parse ``name=key,…``. A key without a name is named by its position."""
         if not isinstance(value, str):
             return value
         named = {}
@@ -158,9 +160,11 @@ class ServerSettings(BaseSettings):
     @pydantic.field_validator("token_secrets", "api_keys", "jwks_urls", mode="before")
     @classmethod
     def _check_not_empty(cls, value: object) -> object:
-        """A variable that was left empty must not make a server without keys."""
+        """Reject an empty variable, because it would start a server that does not authenticate."""
         if isinstance(value, str) and not _parts(value):
-            raise PydanticCustomError("empty", "expected at least one; unset it to have none")
+            raise PydanticCustomError(
+                "empty", "expected at least one value; unset the variable to have none"
+            )
         return value
 
     @pydantic.field_validator("trusted_proxies")
@@ -181,18 +185,18 @@ class ServerSettings(BaseSettings):
             if not _ORIGIN.fullmatch(origin):
                 raise PydanticCustomError(
                     "origin",
-                    "expected scheme://host[:port], as browsers send it, for each; no *, no path",
+                    "expected scheme://host[:port] for each, as browsers send it; no * and no path",
                 )
         return origins
 
     def revocation_retention_s(self) -> float:
-        """Return for how long a revocation is kept, so that no revoked token is valid again.
+        """Return how long a revocation is kept, so that no revoked token becomes valid again.
 
         A token is valid until its ``exp`` and the leeway. One that was issued before the revocation
         has an ``iat`` of at most the leeway after it, and its ``exp`` is at most the longest
         lifetime later. One without ``iat`` that was valid at the revocation ends within that
-        lifetime and the leeway after it. So no such token is valid after this time. A minute more
-        is for the steps in which stores judge age.
+        lifetime and the leeway after it. So no such token is valid after this time. The additional
+        minute allows for stores that check ages in steps.
         """
         return self.token_max_lifetime_s + 2 * self.token_leeway_s + 60.0
 
@@ -216,10 +220,10 @@ class ServerSettings(BaseSettings):
 
 
 def load_settings(**given: Any) -> ServerSettings:
-    """Settings from arguments (None: not given) over the environment.
+    """Load settings from arguments (None: not given), else from the environment.
 
     Raises:
-        ConfigurationError: names the first setting that is wrong.
+        ConfigurationError: names the first setting that is invalid.
     """
     try:
         return ServerSettings(**{name: value for name, value in given.items() if value is not None})
@@ -227,7 +231,7 @@ def load_settings(**given: Any) -> ServerSettings:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         variable = f"SYNAP_REALTIME_{name.upper()}"
-        if name in _SECRET:  # there is no option, and what was given is not shown
+        if name in _SECRET:  # there is no option, and the value is secret
             raise ConfigurationError(f"{variable}: {first['msg']}") from None
         raise ConfigurationError(
             f"--{name.replace('_', '-')} ({variable}): {first['msg']}, "

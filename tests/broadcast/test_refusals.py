@@ -46,20 +46,21 @@ CASES = {
         ("answered 401: Unauthorized: no credential;", API_KEYS),
     ),
     "scope": Case(
-        "403 Forbidden", problem("Forbidden", "the token's scope does not hold 'broadcast'"),
-        ("answered 403: Forbidden: the token's scope does not hold 'broadcast'; check KEY",),
+        "403 Forbidden", problem("Forbidden", "the token lacks scope 'broadcast'"),
+        ("answered 403: Forbidden: the token lacks scope 'broadcast'; check KEY",),
     ),
     "room": Case(
-        "403 Forbidden", problem("Forbidden", "the key does not open this room"),
-        ("answered 403: Forbidden: the key does not open this room; check KEY",),
+        "403 Forbidden", problem("Forbidden", "the key does not grant access to this room"),
+        ("answered 403: Forbidden: the key does not grant access to this room; check KEY",),
     ),
-    "own rule": Case(
-        "403 Forbidden", problem("Forbidden", "the server's own rule says no"),
-        ("answered 403: Forbidden: the server's own rule says no",), ("KEY", "check"),
+    "authorizer": Case(
+        "403 Forbidden", problem("Forbidden", "denied by authorizer"),
+        ("answered 403: Forbidden: denied by authorizer",), ("KEY", "check"),
     ),
     "no keys there": Case(
-        "403 Forbidden", problem("This server has no keys", "10.0.0.1 is not this machine"),
-        ("answered 403: This server has no keys: 10.0.0.1 is not this machine",), ("KEY", "check"),
+        "403 Forbidden", problem("Authentication not configured", "10.0.0.1 is not this machine"),
+        ("answered 403: Authentication not configured: 10.0.0.1 is not this machine",),
+        ("KEY", "check"),
     ),
     "too large": Case(
         "413 Too Large", problem("Too large", "a body has at most 5 bytes"),

@@ -517,7 +517,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
         quick, *others = response.json()["results"]
         assert quick["success"]
         assert {(each["code"], each["details"]) for each in others} == {
-            ("forbidden", "the server's own rule took too long")
+            ("forbidden", "authorizer timed out")
         }
         assert most == authorization.AUTHORIZER_CONCURRENCY
 
@@ -691,6 +691,6 @@ async def test_a_refusal_names_the_kind_of_credential_that_was_shown(url: str) -
     for credential, kind in ((API_KEY, "key"), (token(scope="broadcast"), "token")):
         response = await ask(url, "GET", "/rooms/user_1/history", credential)
         assert response.status_code == 403
-        assert response.json()["details"] == f"the {kind}'s scope does not hold 'subscribe'"
+        assert response.json()["details"] == f"the {kind} lacks scope 'subscribe'"
     other = await ask(url, "GET", "/rooms/user_1/history", token("2"))
-    assert other.json()["details"] == "the token does not open this room"
+    assert other.json()["details"] == "the token does not grant access to this room"

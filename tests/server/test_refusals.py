@@ -51,9 +51,9 @@ CASES = {
     "expired, of a page": Case(
         "unauthorized", "token expired", {"user": "1"}, user="1", expires_in_s=-60, origin=PAGE
     ),
-    "another's room": Case("forbidden", "the token does not open", {"user": "2"}, user="2"),
+    "another's room": Case("forbidden", "the token does not grant", {"user": "2"}, user="2"),
     "another's room, of a page": Case(
-        "forbidden", "the token does not open", {"user": "2"}, user="2", origin=PAGE
+        "forbidden", "the token does not grant", {"user": "2"}, user="2", origin=PAGE
     ),
     "foreign page": Case(
         "forbidden", "origin ", {}, user="1", origin="https://evil.example"

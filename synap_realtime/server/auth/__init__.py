@@ -1,4 +1,7 @@
-"""Who asks: keys and tokens, and what they say. See PROTOCOL.md, "Who may"."""
+"""Authenticate clients by keys and tokens.
+
+See PROTOCOL.md, "Authentication and authorization".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a key or a token says of who shows it."""
+"""The claims of an authenticated client."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from ...tokens import SCOPES
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a credential says, after it was found to be genuine.
+    """The claims of a credential that was verified.
 
     Attributes:
-        user: the user's id (``sub``); None for a key, and for a token that names nobody.
-        rooms: patterns of the rooms that it opens, beside the user's own.
-        scopes: of ``subscribe``, ``broadcast``, ``presence``, ``metrics`` and ``admin``.
-        device: which of the user's devices it was made for.
-        key: the name of the publisher's key; None for a token.
-        token_id: ``jti``, else a hash of what was signed: for revoking it. None for a key.
-        issued_at, expires_at: seconds since 1970; None: not said, or a key, which does not end.
-        members: all that the token says, for a rule of one's own.
-        anchor: the trust anchor that vouches for it: the digest of the API key, of the secret or of
-            the public key that signed the token. None: on a server without keys.
+        user: the user's id (``sub``); None for a key, and for a token without ``sub``.
+        rooms: patterns of the rooms that it grants, in addition to the user's own.
+        scopes: some of ``subscribe``, ``broadcast``, ``presence``, ``metrics`` and ``admin``.
+        device: the user's device that the token was minted for.
+        key_name: the name of the API key; None for a token.
+        token_id: ``jti``, else a hash of the signed part, by which the token is revoked. None for a
+            key.
+        issued_at, expires_at: seconds since 1970; None if the token has no such claim, and for a
+            key.
+        raw_claims: all claims of the token, for an :data:`~..authorization.Authorizer`.
+        anchor: the trust anchor: the digest of the API key, or of the secret or public key that
+            verified the token. None on a server without keys.
     """
 
     user: str | None = None
@@ -41,8 +43,8 @@ class Claims:
     _prefixes: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # A batch names a thousand rooms, and a token as many patterns: to try each with each in
-        # Python would keep the event loop for half a second.
+        # A batch names up to 1,000 rooms, and a token as many patterns. Trying every pattern on
+        # every room in Python would block the event loop for half a second.
         if self.rooms:
             prefixes = tuple(each[:-1] for each in self.rooms if each.endswith("*"))
             names = frozenset(each for each in self.rooms if not each.endswith("*"))
@@ -52,7 +54,7 @@ class Claims:
         object.__setattr__(self, "_names", names)
 
     def allows_room(self, room: Room) -> bool:
-        """Whether the room is the user's own, or one of those that the credential names."""
+        """Return whether the room is the user's own, or matches a pattern of the credential."""
         if "*" in self.rooms:
             return True
         if self.user is not None and room_owner(room) == self.user:
@@ -64,4 +66,5 @@ _NO_NAMES: frozenset[str] = frozenset()
 
 
 UNRESTRICTED = Claims(rooms=("*",), scopes=frozenset(SCOPES))
-"""On a server without keys, which answers this machine only: everyone may everything."""
+"""The claims of every client of a server without keys. Such a server accepts only loopback clients,
+and allows them every action."""

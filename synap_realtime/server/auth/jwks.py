@@ -1,4 +1,4 @@
-"""The public keys of an identity provider: a JWK set (RFC 7517) at an address."""
+"""Fetch the public keys of an identity provider: a JWK set (RFC 7517) at a URL."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REFRESH_AFTER_S = 300.0
-"""Keys older than this are fetched anew, while the old ones still count."""
+"""Keys older than this are fetched again. Until then the old keys stay in use."""
 
 MAX_AGE_S = 3600.0
-"""Keys older than this do not count: one that was withdrawn must not live on."""
+"""Keys older than this are not used, because one of them may have been withdrawn."""
 
 MIN_REFETCH_S = 10.0
-"""A key that is not there is looked for once in this time, however many ask for it."""
+"""The shortest time between two fetches. Tokens with unknown keys cannot cause more of them."""
 
 TIMEOUT_S = 5.0
 MAX_BYTES = 1024 * 1024
 MAX_KEYS = 100
 
 ALGORITHMS = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
-"""What a token may be signed with, and the type of key (RFC 7518, section 6.1; RFC 8037)."""
+"""The signature algorithms, each with its key type (RFC 7518, section 6.1; RFC 8037)."""
 
 
 class KeysUnavailableError(Exception):
-    """The keys cannot be had now: nobody can say whether the token is good."""
+    """The signing keys are temporarily unavailable, so no token can be accepted or rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key of a JWK set, and the SHA-256 of its public members, whatever its ``kid``."""
+    """A key of a JWK set, and the SHA-256 of its public members without ``kid``."""
 
     jwk: jwt.PyJWK
     digest: bytes
 
 
 class Jwks:
-    """The keys at one address.
+    """The keys at one URL.
 
     Attributes:
-        changes: how often what was fetched were other keys than before.
+        changes: how often a fetch has returned keys that differ from the ones before.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,17 +68,17 @@ class Jwks:
         self.changes = 0
 
     async def find(self, algorithm: str, kid: str | None) -> list[PublicKey]:
-        """The keys that may have signed such a token; empty if there is none.
+        """Return the keys that may have signed such a token; empty if there are none.
 
         Raises:
-            KeysUnavailableError: nobody knows.
+            KeysUnavailableError: there are no current keys, and they cannot be fetched.
         """
         if self._age_s() > MAX_AGE_S:
             await self._fetch()
-        elif self._age_s() > REFRESH_AFTER_S and self._may_try():
-            self._begin()
+        elif self._age_s() > REFRESH_AFTER_S and self._can_fetch():
+            self._start_fetch()
         found = self._matching(algorithm, kid)
-        if not found and self._may_try():
+        if not found and self._can_fetch():
             await self._fetch()
             found = self._matching(algorithm, kid)
         if self._age_s() > MAX_AGE_S:
@@ -86,24 +86,26 @@ class Jwks:
         return found
 
     def refresh(self) -> None:
-        """Begin to fetch the keys again, if they were fetched before and are due. A key that was
-        withdrawn stops counting so, also while no token asks for keys."""
-        if REFRESH_AFTER_S < self._age_s() < math.inf and self._may_try():
-            self._begin()
+        """Start to fetch the keys again if they are older than :data:`REFRESH_AFTER_S`.
+
+        This drops a key that was withdrawn even while no token is being verified.
+        """
+        if REFRESH_AFTER_S < self._age_s() < math.inf and self._can_fetch():
+            self._start_fetch()
 
     def has(self, digest: bytes) -> bool:
-        """Whether a key is among those that were last fetched."""
+        """Return whether a key is among those that were last fetched."""
         return any(key.digest == digest for key in self._keys)
 
     def cancel(self) -> None:
-        """Stop fetching: nobody asks for these keys any more."""
+        """Stop fetching. The URL is no longer configured."""
         if self._fetching is not None:
             self._fetching.cancel()
 
     def _age_s(self) -> float:
         return self._clock() - self._fetched_at
 
-    def _may_try(self) -> bool:
+    def _can_fetch(self) -> bool:
         return self._clock() - self._tried_at >= MIN_REFETCH_S
 
     def _matching(self, algorithm: str, kid: str | None) -> list[PublicKey]:
@@ -116,16 +118,16 @@ class Jwks:
             and (kid is None or key.jwk.key_id == kid)
         ]
 
-    def _begin(self) -> asyncio.Task[None]:
+    def _start_fetch(self) -> asyncio.Task[None]:
         if self._fetching is None or self._fetching.done():
             self._tried_at = self._clock()
             self._fetching = asyncio.create_task(self._load())
         return self._fetching
 
     async def _fetch(self) -> None:
-        is_under_way = self._fetching is not None and not self._fetching.done()
-        if is_under_way or self._may_try():
-            await asyncio.shield(self._begin())
+        is_fetching = self._fetching is not None and not self._fetching.done()
+        if is_fetching or self._can_fetch():
+            await asyncio.shield(self._start_fetch())
 
     async def _load(self) -> None:
         import httpx
@@ -152,8 +154,8 @@ class Jwks:
         ) as error:
             reason = redacted(str(error)) or type(error).__name__
             logger.error(
-                "fetching JWKS failed, keeping previous keys for at most %g s: %s: %s",
-                MAX_AGE_S, redacted(self._url), reason,
+                "failed to fetch JWKS from %s: %s; keeping previous keys for at most %g s",
+                redacted(self._url), reason, MAX_AGE_S,
             )  # fmt: skip
         else:
             if {key.digest for key in keys} != {key.digest for key in self._keys}:
@@ -162,41 +164,43 @@ class Jwks:
 
 
 def parse_keys(content: bytes) -> list[PublicKey]:
-    """Return the usable keys of a JWK set; others are ignored (RFC 7517, section 5).
+    """Return the usable keys of a JWK set. Other keys are ignored (RFC 7517, section 5).
 
     Raises:
-        ValueError, RecursionError: it is no JWK set.
+        ValueError, RecursionError: the content is not a JWK set.
     """
     import jwt
 
     document: Any = json.loads(content)
     members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list):
-        raise ValueError("is no JWK set")  # noqa: TRY004 - what came is wrong, not a caller
+        raise ValueError("not a JWK set")  # noqa: TRY004 - the response is wrong, not the caller
     keys = []
     for member in members[:MAX_KEYS]:
         if not isinstance(member, dict) or member.get("use", "sig") != "sig":
             continue
         if member.get("kty") not in ALGORITHMS.values():
-            continue  # a shared secret has no place in public
+            continue  # a published shared secret is not secret
         try:
             keys.append(PublicKey(jwt.PyJWK(member), _digest_of(member)))
-        except Exception:  # noqa: BLE001 - of a key with the algorithm "none", NotImplementedError
+        except Exception:  # noqa: BLE001 - NotImplementedError for the algorithm "none"
             kid = redacted(repr(member.get("kid")))
-            logger.warning("JWKS key ignored: it cannot be used: kid=%s", kid)
+            logger.warning("skipping unusable JWK: kid=%s", kid)
     return keys
 
 
 def _digest_of(member: Mapping[str, Any]) -> bytes:
-    """In the manner of a JWK thumbprint (RFC 7638): of what makes the key, not of what names it."""
+    """Return a digest of the key material without its name, like a JWK thumbprint (RFC 7638)."""
     parts = {name: member[name] for name in ("kty", "crv", "e", "n", "x", "y") if name in member}
     return sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
 
 def check_jwks_url(url: str) -> None:
-    """
+    """Check that the keys at a URL can be trusted.
+
     Raises:
-        ConfigurationError: it is no address, or others on the way could change what it holds.
+        ConfigurationError: it is not a URL, or it is plain HTTP to another machine, where an
+            attacker on the path could replace the keys.
     """
     try:
         parts = urlsplit(url)

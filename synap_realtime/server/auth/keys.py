@@ -1,4 +1,4 @@
-"""The keys that a server trusts: from its settings, and from a file that may change meanwhile."""
+"""The keys that a server trusts: those of its settings, and those of a file that is reloaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ApiKey(pydantic.BaseModel):
-    """A program's key, and what it is good for."""
+    """An API key and its scope."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -34,15 +34,15 @@ class ApiKey(pydantic.BaseModel):
 
 
 class KeyFile(pydantic.BaseModel):
-    """What the file of ``--keys-file`` (TOML) holds.
+    """The content of the file of ``--keys-file`` (TOML).
 
     ::
 
-        token_secrets = ["…"]              # HS256; the first ones may be on their way out
+        token_secrets = ["…"]              # HS256, newest first; older ones are being rotated out
         jwks_urls = ["https://…"]          # RS256, ES256, EdDSA
 
-        [api_keys]                         # programs', each with a name for logs and limits
-        jobs = "…"                         # may broadcast
+        [api_keys]                         # by name; the name is used in logs and limits
+        jobs = "…"                         # scope: broadcast
         prometheus = { key = "…", scope = "metrics" }
     """
 
@@ -55,12 +55,12 @@ class KeyFile(pydantic.BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What is trusted at one moment. Its repr shows none of it.
+    """The keys that are trusted at one moment. The repr shows none of them.
 
     Attributes:
-        token_secrets: that may have signed a token, each with its SHA-256.
-        jwks_urls: where the public keys of others are.
-        api_keys: what each program's key is good for, by its SHA-256.
+        token_secrets: the secrets that may have signed a token, each with its SHA-256.
+        jwks_urls: where identity providers publish their keys.
+        api_keys: the claims of each API key, by the SHA-256 of the key.
     """
 
     token_secrets: Mapping[str, bytes]
@@ -69,24 +69,27 @@ class Keys:
 
     def __repr__(self) -> str:
         return (
-            f"Keys({len(self.token_secrets)} token secrets, {len(self.jwks_urls)} JWKS addresses, "
-            f"{len(self.api_keys)} API keys)"
+            f"Keys(token_secrets={len(self.token_secrets)}, jwks_urls={len(self.jwks_urls)}, "
+            f"api_keys={len(self.api_keys)})"
         )
 
     def __bool__(self) -> bool:
         return bool(self.token_secrets or self.jwks_urls or self.api_keys)
 
     def claims_for_key(self, credential: str) -> Claims | None:
-        """What an API key may; None if it is none of ours. It is looked for by its digest: how long
-        that takes says nothing of the key."""
+        """Return the claims of an API key; None if it is not a key of this server.
+
+        The key is looked up by its digest, so that the duration reveals nothing about it.
+        """
         return self.api_keys.get(digest_of(credential))
 
 
 class KeyRing:
-    """The keys of the settings and of the file, as they are now.
+    """The current keys of the settings and of the file.
 
-    A ring that has keys never becomes empty: a key file that is missing, unreadable, malformed or
-    without any key leaves the keys as they were. To run without keys, restart without them.
+    A ring that has keys never becomes empty, because a server without keys does not authenticate. A
+    key file that is missing, unreadable, malformed or without any key keeps the previous keys. To
+    run without keys, restart without them.
     """
 
     def __init__(
@@ -100,8 +103,8 @@ class KeyRing:
     ) -> None:
         """
         Raises:
-            ConfigurationError: names the key that cannot be used, or says what is wrong with the
-                file; shows no key.
+            ConfigurationError: names the key that cannot be used, or the problem of the file. The
+                message shows no key.
         """
         self._own = KeyFile(
             token_secrets=tuple(token_secrets), jwks_urls=tuple(jwks_urls), api_keys=api_keys or {}
@@ -117,17 +120,17 @@ class KeyRing:
         self._problem: tuple[object, str] | None = None
 
     def current(self) -> Keys:
-        """The keys that were last read. Looks at no file: see :meth:`refresh`."""
+        """Return the keys that were last read. Reads no file: see :meth:`refresh`."""
         return self._keys
 
     def refresh(self) -> bool:
-        """Read the key file again if it has changed; to be called a few times a second.
+        """Reload the key file if it has changed. Call this a few times a second.
 
         A reload that fails keeps the previous keys, writes one log line for each state of the file,
         and is tried again at the next call.
 
         Returns:
-            Whether the keys are others now.
+            Whether the keys have changed.
         """
         if self._file is None or not self._watched.have_changed():
             return False
@@ -138,7 +141,7 @@ class KeyRing:
             if problem != self._problem:
                 logger.error("keys file reload failed, keeping previous keys: %s", error)
             self._problem = problem
-            self._watched.report_again()  # what cannot be read now may be readable a moment later
+            self._watched.report_again()  # the file may be readable a moment later
             return False
         self._problem = None
         if keys == self._keys:
@@ -148,7 +151,7 @@ class KeyRing:
         return True
 
     def _read(self, file: Path) -> Keys:
-        """The keys of the settings and of the file.
+        """Read the file, and merge its keys with those of the settings.
 
         Raises:
             ConfigurationError: the file cannot be read, is malformed, or has no keys.
@@ -157,7 +160,7 @@ class KeyRing:
         try:
             return _merge(self._own, _parse(_content_of(file)))
         except OSError as error:
-            problem = f"{error.strerror}; {_MAKE_A_FILE}"
+            problem = f"{error.strerror}; {_CREATE_HINT}"
         except (ValueError, RecursionError) as error:
             problem = _without_secrets(error)
         except ConfigurationError as error:
@@ -166,32 +169,34 @@ class KeyRing:
 
 
 def digest_of(text: str) -> bytes:
-    """SHA-256 of a key: by it, it is looked for."""
+    """Return the SHA-256 of a key, by which it is looked up."""
     return sha256(text.encode(errors="surrogatepass")).digest()
 
 
 MAX_FILE_BYTES = 1024 * 1024
-"""A key file is read whole; a larger file is something else, given by mistake."""
+"""A key file is read whole. A larger file is something else that was named by mistake."""
 
 
 def _content_of(file: Path) -> str:
-    if not stat.S_ISREG(file.stat().st_mode):  # a pipe would block, a folder has no text
-        raise ConfigurationError(f"it is not a file; {_MAKE_A_FILE}")
+    if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would block
+        raise ConfigurationError(f"not a regular file; {_CREATE_HINT}")
     with file.open("rb") as opened:
         content = opened.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
-        raise ConfigurationError(f"it is larger than {MAX_FILE_BYTES} bytes; {_MAKE_A_FILE}")
+        raise ConfigurationError(f"larger than {MAX_FILE_BYTES} bytes; {_CREATE_HINT}")
     return content.decode()
 
 
 def _parse(content: str) -> KeyFile:
     keys = KeyFile.model_validate(tomllib.loads(content))
     if not (keys.token_secrets or keys.jwks_urls or keys.api_keys):
-        raise ConfigurationError(f"it has no keys; {_MAKE_A_FILE}, or start without --keys-file")
+        raise ConfigurationError(
+            f"the file has no keys; {_CREATE_HINT}, or start without --keys-file"
+        )
     return keys
 
 
-_MAKE_A_FILE = f"make one with: {KEYGEN_COMMAND} --out keys.toml"
+_CREATE_HINT = f"create one with: {KEYGEN_COMMAND} --out keys.toml"
 
 
 def _without_secrets(error: Exception) -> str:
@@ -199,15 +204,15 @@ def _without_secrets(error: Exception) -> str:
         first = error.errors(include_url=False, include_input=False)[0]
         return redacted(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
     if isinstance(error, tomllib.TOMLDecodeError):
-        return redacted(_QUOTED.sub("…", str(error)))  # it may quote what stands in the file
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it is malformed"
+        return redacted(_QUOTED.sub("…", str(error)))  # the error may quote a secret of the file
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "malformed"
 
 
 _QUOTED = re.compile(r"\('.*?'\S*\)|'[^']{2,}'|\"[^\"]{2,}\"")
 
 
 def _with_variable(problem: str) -> str:
-    """Name the variable of a key that is not in the file."""
+    """Name the environment variable of a key that did not come from the file."""
     for kind in ("token secret", "API key"):
         if problem.startswith(kind):
             return f"SYNAP_REALTIME_{kind.upper().replace(' ', '_')}S: {problem}"
@@ -228,13 +233,15 @@ def _merge(own: KeyFile, file: KeyFile) -> Keys:
         try:
             scopes[name] = frozenset(parse_scopes(each.scope))
         except InvalidArgumentError as error:
-            problem = f"{error.field}: {error.problem.partition('; got ')[0]}"  # it may be the key
+            problem = (
+                f"{error.field}: {error.problem.partition('; got ')[0]}"  # the value may be the key
+            )
             raise ConfigurationError(f"API key {redacted(name)!r}: {problem}") from None
         check_secret(f"API key {redacted(name)!r}", key)
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigurationError(
-                f"API key {redacted(name)!r}: an HTTP header has to carry it: expected ASCII "
-                "without spaces"
+                f"API key {redacted(name)!r}: expected ASCII without spaces, because an HTTP "
+                "header carries it"
             )
     urls = own.jwks_urls + file.jwks_urls
     for url in urls:

@@ -1,4 +1,4 @@
-"""From a credential to what it says, or to why it does not count."""
+"""Verify credentials: return the claims of a key or a token, or the reason why it is invalid."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ MAX_TOKEN_BYTES = 8 * 1024
 MAX_PATTERNS = 1000
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 MAX_TEXT = 512
-"""Characters of a user's id, and of a token's."""
+"""The longest user id and token id, in characters."""
 
 LEEWAY_S = 10.0
-"""Clocks may differ by so much."""
+"""The difference between two clocks that is tolerated."""
 
 MAX_LIFETIME_S = 90 * 86_400.0
-"""Of a token, unless told otherwise. Revocations are kept for as long."""
+"""The default for the longest lifetime of a token. Revocations are kept for as long."""
 
 
 class InvalidTokenError(Exception):
     """The credential is not valid. The message begins with the cause ("token expired", "invalid
-    signature", "audience mismatch") and holds nothing of the token but names of claims.
+    signature", "audience mismatch") and contains nothing of the token but names of claims.
 
     Attributes:
-        expired: the token was valid once: a new one will do.
-        user: the ``sub`` of a token whose signature is valid, for the log; else None.
+        expired: the token was valid before, so the client needs a new one.
+        user: for the log, the ``sub`` of a token whose signature is valid; else None.
     """
 
     def __init__(self, reason: str, *, expired: bool = False, user: str | None = None) -> None:
@@ -51,11 +51,11 @@ class InvalidTokenError(Exception):
 
 
 class MalformedTokenError(Exception):
-    """What was given is no JWT, or a part of one. The message shows nothing of it."""
+    """The text is not a complete JWT. The message shows nothing of it."""
 
 
 class Authenticator:
-    """Knows the keys, and asks for those of others."""
+    """Verify API keys and tokens with the keys of this server and of identity providers."""
 
     def __init__(
         self,
@@ -70,18 +70,19 @@ class Authenticator:
     ) -> None:
         """
         Args:
-            keeps_members: somebody asks for all that a token says.
-            max_lifetime_s: a token that lives longer, from ``iat`` or else from now on, is refused.
-            clock: seconds since 1970.
-            issuer, audience: what a token's ``iss`` and ``aud`` must be. A token with an ``aud``
-                is refused where none is asked for: it was made for somebody else.
+            issuer, audience: the ``iss`` and ``aud`` that tokens must have. Without an audience, a
+                token that has an ``aud`` is rejected: it was minted for another service.
+            max_lifetime_s: a token that is valid for longer, counted from ``iat`` or else from now,
+                is rejected.
+            clock: returns seconds since 1970.
+            keep_raw_claims: an authorizer reads all claims of a token.
 
         Raises:
-            ConfigurationError: there are keys for tokens, and PyJWT is not installed.
+            ConfigurationError: tokens can be verified only with PyJWT, which is not installed.
         """
         self._ring = keys
         self.keys = keys.current
-        """Those that count now."""
+        """The current keys."""
         self._issuer = issuer
         self._audience = audience
         self._leeway_s = leeway_s
@@ -97,16 +98,16 @@ class Authenticator:
             except ImportError as error:
                 raise ConfigurationError(lacks("a server with token keys", error, "auth")) from None
         if current.jwks_urls:
-            # Importing the HTTP client takes half a second, which the first token would keep the
-            # event loop for.
+            # Importing the HTTP client takes half a second. At the first token it would block the
+            # event loop.
             from ... import network  # noqa: F401
 
     async def authenticate(self, credential: str) -> Claims:
-        """What a publisher's key or a token says.
+        """Return the claims of an API key or a token.
 
         Raises:
-            InvalidTokenError: it does not count.
-            KeysUnavailableError: the keys that would say so cannot be had now.
+            InvalidTokenError: the credential is invalid.
+            KeysUnavailableError: the signing keys are temporarily unavailable.
         """
         if len(credential) > MAX_TOKEN_BYTES:
             raise InvalidTokenError(f"token too long: more than {MAX_TOKEN_BYTES} bytes")
@@ -119,16 +120,16 @@ class Authenticator:
         return self._parse_claims(members, credential, anchor)
 
     async def id_of(self, token: str) -> str | None:
-        """What a token is known by when it is revoked: its ``jti``, else a hash of what was signed.
+        """Return the id that revokes a token: its ``jti``, else a hash of the signed part.
 
-        The signature has to be of a key of this server, where its keys can be had; the claims may
-        be expired, not good yet, or meant for somebody else.
+        The signature is verified, unless the signing keys are unavailable. The token may be
+        expired, not valid yet, or for another audience.
 
         Returns:
-            None: no key of this server has signed it, so it does not count anyway.
+            None if no key of this server has signed the token. Such a token is invalid anyway.
 
         Raises:
-            MalformedTokenError: it is no JWT.
+            MalformedTokenError: the text is not a JWT.
         """
         keys = self._ring.current()
         if not (keys.token_secrets or keys.jwks_urls):
@@ -148,7 +149,9 @@ class Authenticator:
             candidates = await self._candidates(keys, algorithm, header)
         except InvalidTokenError:
             return None
-        except KeysUnavailableError:  # to take it back must not wait for others
+        except (
+            KeysUnavailableError
+        ):  # an identity provider that is down must not prevent a revocation
             return _token_id(members, token)
         for key, _ in candidates:
             with contextlib.suppress(jwt.PyJWTError, ValueError, TypeError):
@@ -157,11 +160,13 @@ class Authenticator:
         return None
 
     def refresh(self) -> bool:
-        """Read a key file that has changed, and fetch public keys that are due, without waiting; to
-        be called a few times a second.
+        """Reload a changed key file, and start to fetch old JWK sets.
+
+        Call this a few times a second.
 
         Returns:
-            Whether a key may have gone since the last call: then :meth:`vouches_for` answers anew.
+            Whether a key may have been removed since the last call, so that :meth:`vouches_for` has
+            to be checked again.
         """
         has_changed = self._ring.refresh()
         if has_changed:
@@ -174,7 +179,7 @@ class Authenticator:
         return has_changed or self._changes != before
 
     def vouches_for(self, claims: Claims) -> bool:
-        """Whether the key that vouched for these claims still counts, and for as much."""
+        """Return whether the key that verified these claims is still trusted with their scopes."""
         if claims.anchor is None:
             return True  # on a server without keys
         keys = self._ring.current()
@@ -190,7 +195,7 @@ class Authenticator:
             jwks.cancel()
 
     async def _verify(self, token: str, keys: Keys) -> tuple[Mapping[str, Any], bytes]:
-        """What a token says, and the digest of the key that has signed it."""
+        """Return the claims of a token, and the digest of the key that has signed it."""
         import jwt
 
         header = _decode_header(token.partition(".")[0])
@@ -218,7 +223,7 @@ class Authenticator:
         raise InvalidTokenError("invalid signature: not signed by a key of this server")
 
     def _explain(self, error: Exception, token: str) -> InvalidTokenError:
-        """What the library found, as ours."""
+        """Translate an error of PyJWT."""
         name = type(error).__name__
         if name == "MissingRequiredClaimError":
             reason = f"missing claim {getattr(error, 'claim', 'exp')!r}"
@@ -228,18 +233,19 @@ class Authenticator:
             reason = _CLAIM_REASONS[name]
         else:
             return InvalidTokenError(_REASONS.get(name, "malformed token: not a JWT"))
-        # Claims are looked at after the signature: it is valid.
+        # PyJWT checks claims after the signature, so the signature is valid.
         is_expired = name == "ExpiredSignatureError"
         return InvalidTokenError(reason, expired=is_expired, user=_unverified_subject(token))
 
     async def _candidates(
         self, keys: Keys, algorithm: object, header: Mapping[str, Any]
     ) -> Sequence[tuple[Any, bytes]]:
-        """The keys that may have signed a token with this header, and their digests."""
+        """Return the keys that may have signed a token with this header, and their digests."""
         if not isinstance(algorithm, str):
             raise InvalidTokenError("malformed token: 'alg' is not a string")
-        # The algorithm chooses the kind of key, and no key is ever used for another: a public key
-        # is no shared secret, whatever the header says (RFC 8725, section 3.1).
+        # The algorithm selects the type of key, and no key is used with another algorithm. This
+        # prevents algorithm confusion: a token that is signed by HS256 with a public key as the
+        # secret (RFC 8725, section 3.1).
         if algorithm == "HS256":
             return [*keys.token_secrets.items()]
         if algorithm in ALGORITHMS:
@@ -284,8 +290,10 @@ class Authenticator:
             raise InvalidTokenError(reason) from None
 
     def _check_lifetime(self, issued_at: float | None, expires_at: float | None) -> None:
-        """Refuse what would outlive its revocation: see
-        :meth:`ServerSettings.revocation_retention_s`."""
+        """Reject a token that would outlive its revocation.
+
+        See :meth:`ServerSettings.revocation_retention_s`.
+        """
         begins_at = self._clock() + self._leeway_s if issued_at is None else issued_at
         if expires_at is not None and expires_at - begins_at > self._max_lifetime_s:
             raise InvalidTokenError(
@@ -294,7 +302,7 @@ class Authenticator:
             )
 
 
-@lru_cache(64)  # those of one issuer are all alike
+@lru_cache(64)  # the headers of one issuer are mostly the same
 def _decode_header(segment: str) -> Mapping[str, Any]:
     import jwt
 
@@ -305,10 +313,10 @@ def _decode_header(segment: str) -> Mapping[str, Any]:
 
 
 def _decoded(segment: str) -> bytes:
-    """A part of a JWT (RFC 7515, section 2: base64url without padding).
+    """Decode a segment of a JWT (RFC 7515, section 2: base64url without padding).
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not base64url.
     """
     if not _BASE64URL.fullmatch(segment):
         raise ValueError("not base64url")
@@ -319,19 +327,23 @@ _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 
 def _problem(error: InvalidArgumentError) -> str:
-    """What is wrong, without what was given."""
+    """Return the problem without the value, which may be secret."""
     return error.problem.partition("; got ")[0]
 
 
 def _token_id(members: Mapping[str, Any], token: str) -> str:
     try:
         return _optional_text(members, "jti") or _hash(token)
-    except InvalidArgumentError:  # such a token does not count
+    except InvalidArgumentError:  # such a token is invalid anyway
         return _hash(token)
 
 
 def _hash(token: str) -> str:
-    """Without its signature: of an ES256 one there is a second, which everybody can compute."""
+    """Return a hash of the token without its signature.
+
+    Anyone can compute a second valid signature from an ES256 signature. With the signature in the
+    hash, that would evade a revocation.
+    """
     token = token.rpartition(".")[0]
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
@@ -350,7 +362,7 @@ _REASONS = {
 
 
 def _unverified_subject(token: str) -> str | None:
-    """The ``sub`` of a token whose signature was verified."""
+    """Return the ``sub`` of a token whose signature was already verified."""
     try:
         members = json.loads(_decoded(token.split(".")[1]))
         return _optional_text(members, "sub")
@@ -363,8 +375,8 @@ def _optional_text(members: Mapping[str, Any], name: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT:
-        raise InvalidArgumentError(name, f"expected a text of 1 to {MAX_TEXT} characters")
-    # A lone surrogate is no UTF-8: nothing that holds it could be sent to anybody.
+        raise InvalidArgumentError(name, f"expected a string of 1 to {MAX_TEXT} characters")
+    # UTF-8 cannot encode a lone surrogate, so no frame or log line could contain the value.
     if _UNPRINTABLE.search(value):
         raise InvalidArgumentError(name, "expected no control characters and no lone surrogates")
     return value
@@ -392,15 +404,15 @@ def _patterns(value: object) -> tuple[str, ...]:
 
 
 def _scopes(value: object) -> frozenset[str]:
-    """RFC 8693, section 4.2: words with spaces between. Those of other servers mean nothing."""
+    """Parse a ``scope`` claim (RFC 8693, section 4.2). Unknown scopes are ignored."""
     if value is None:
         value = "subscribe"
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise InvalidArgumentError("scope", "expected words with spaces between")
+        raise InvalidArgumentError("scope", "expected words separated by spaces")
     scopes = frozenset(words) & _ALL_SCOPES
     return _KNOWN.setdefault(scopes, scopes)
 
 
 _ALL_SCOPES = frozenset(SCOPES)
-_KNOWN: dict[frozenset[str], frozenset[str]] = {}  # one for all who have the same
+_KNOWN: dict[frozenset[str], frozenset[str]] = {}  # equal sets share one object
