@@ -58,7 +58,7 @@ async def line(stream: asyncio.StreamReader | None) -> str:
     return (await stream.readline()).decode()
 
 
-async def test_what_is_sent_is_received(rooms: str) -> None:
+async def test_published_notification_is_printed_by_subscribe(rooms: str) -> None:
     async with started("subscribe", "user_1", "--url", rooms, "--json", "--count", "1") as process:
         assert await line(process.stderr) == "synap-realtime: connected\n"
         code, out, errors = await run(
@@ -89,7 +89,7 @@ async def test_watching_marks_nothing_as_received(rooms: str) -> None:
         assert out.endswith("  a.completed  -  {}\n")
 
 
-async def test_each_line_is_there_at_once_and_ctrl_c_is_quiet(rooms: str) -> None:
+async def test_flushes_each_line_and_exits_quietly_on_ctrl_c(rooms: str) -> None:
     async with started("subscribe", "request_7", "--url", rooms) as process:
         await line(process.stderr)
         async with AsyncBroadcaster(rooms) as broadcaster:
@@ -100,7 +100,7 @@ async def test_each_line_is_there_at_once_and_ctrl_c_is_quiet(rooms: str) -> Non
     assert (process.returncode, out, errors) == (130, b"", b"")
 
 
-async def test_a_reader_who_leaves_ends_it_quietly(rooms: str) -> None:
+async def test_closed_output_pipe_ends_it_quietly(rooms: str) -> None:
     async with AsyncBroadcaster(rooms) as broadcaster:
         for _ in range(3):
             await broadcaster.broadcast_success(None, "a.completed", {}, "7")
@@ -112,7 +112,7 @@ async def test_a_reader_who_leaves_ends_it_quietly(rooms: str) -> None:
     assert errors == b"synap-realtime: connected\n"
 
 
-async def test_it_says_when_the_connection_is_lost_and_back_and_what_was_missed() -> None:
+async def test_reports_lost_and_restored_connection_and_gaps() -> None:
     async with (
         running_server(create_app()) as first,
         running_server(create_app()) as second,
@@ -133,7 +133,7 @@ async def test_it_says_when_the_connection_is_lost_and_back_and_what_was_missed(
         assert "gap" in await line(process.stderr)
 
 
-async def test_a_job_that_is_silent_for_too_long_is_said(rooms: str) -> None:
+async def test_stalled_job_is_reported(rooms: str) -> None:
     run = RunNotifications(JobType("report.creation"), "r7", stall_after_s=0.1)
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
@@ -176,7 +176,7 @@ async def test_the_time_ends_it(rooms: str) -> None:
         (["publish", "user_1", "a", "--url", "ftp://me:secret@x"], 2, "expected http://"),
     ],
 )
-async def test_a_mistake_is_one_line_that_says_what_to_do(
+async def test_invalid_usage_is_a_one_line_error(
     arguments: list[str], code: int, said: str
 ) -> None:
     done, out, errors = await run(*arguments)
@@ -193,7 +193,7 @@ async def test_a_wrong_address_is_no_room_server(rooms: str) -> None:
     assert len(errors.splitlines()) == 1
 
 
-async def test_what_is_not_delivered_exits_with_1(rooms: str) -> None:
+async def test_failed_publish_exits_with_1(rooms: str) -> None:
     wrong = f"{rooms}/nowhere"
     code, out, errors = await run("publish", "user_1", "a", "--url", wrong, "--json")
     assert code == 1
@@ -204,7 +204,7 @@ async def test_what_is_not_delivered_exits_with_1(rooms: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
 @pytest.mark.parametrize("options", [[], ["--json"]])
-async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
+async def test_full_disk_is_a_one_line_error_with_its_own_exit_code(
     rooms: str, options: list[str]
 ) -> None:
     for arguments, said in (
@@ -222,7 +222,7 @@ async def test_a_full_disk_is_one_line_and_a_code_of_its_own(
         assert process.returncode == (1 if said == "not published" else 74)
 
 
-async def test_client_that_does_not_read_what_was_sent_changes_nothing(rooms: str) -> None:
+async def test_closed_stdout_does_not_change_the_exit_code_of_publish(rooms: str) -> None:
     send = f'"{COMMAND}" publish user_1 a --url {rooms}; echo $? >&2'
     shell = await asyncio.create_subprocess_shell(f"({send}) | true", stderr=PIPE)
     async with asyncio.timeout(TIMEOUT_S):
@@ -230,21 +230,21 @@ async def test_client_that_does_not_read_what_was_sent_changes_nothing(rooms: st
     assert errors == b"0\n"
 
 
-async def test_a_server_that_is_not_there_is_said_soon() -> None:
+async def test_unreachable_server_is_reported_quickly() -> None:
     begun = time.monotonic()
     code, _, errors = await run("publish", "user_1", "a", "--url", "http://127.0.0.1:1")
     assert (code, errors.count("\n")) == (1, 1)
     assert time.monotonic() - begun < scaled(6)
 
 
-async def test_what_was_sent_before_is_said(rooms: str) -> None:
+async def test_duplicate_publish_is_reported(rooms: str) -> None:
     arguments = ["publish", "user_1", "a", "--id", "m1", "--url", rooms]
     assert "duplicate" not in (await run(*arguments))[1]
     assert "(duplicate: this id was published before)" in (await run(*arguments))[1]
     assert json.loads((await run(*arguments, "--json"))[1])["duplicate"] is True
 
 
-async def test_data_can_come_from_stdin(rooms: str) -> None:
+async def test_reads_data_from_stdin(rooms: str) -> None:
     code, out, _ = await run(
         "publish", "user_1", "a", "-", "--url", rooms, "--json", said='{"text": "é"}'
     )
@@ -292,7 +292,7 @@ async def test_only_a_server_that_is_not_reached_is_asked_after() -> None:
 
 
 @pytest.mark.parametrize("command", [["publish", "user_1", "a"], ["subscribe", "user_1"]])
-async def test_the_wrong_scheme_is_said(rooms: str, command: list[str]) -> None:
+async def test_wrong_scheme_is_reported(rooms: str, command: list[str]) -> None:
     wrong = rooms.replace("http://", "https://")
     _, _, errors = await run(*command, "--url", wrong)
     assert "does not speak TLS (WRONG_VERSION_NUMBER); write http://" in errors
@@ -317,7 +317,7 @@ NOT_ROOMS = {
 
 
 @pytest.mark.parametrize(("answer", "said"), NOT_ROOMS.values(), ids=NOT_ROOMS)
-async def test_listening_to_another_kind_of_server_says_so(answer: bytes, said: str) -> None:
+async def test_subscribing_to_another_kind_of_server_is_reported(answer: bytes, said: str) -> None:
     async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)

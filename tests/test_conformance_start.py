@@ -101,6 +101,6 @@ async def test_keys_for_a_room_server_that_has_none(rooms: str) -> None:
     done = await asyncio.to_thread(suite, rooms, **keys)
     assert done.returncode == 2
     assert "it has no keys" in done.stdout + done.stderr
-    done = await asyncio.to_thread(suite, rooms, case="test_a_unknown_client")
+    done = await asyncio.to_thread(suite, rooms, case="test_rejects_unauthenticated_client")
     assert done.returncode == 0, done.stdout
     assert "the server has no keys" in done.stdout

@@ -152,7 +152,7 @@ def test_a_file_that_is_no_key_file_stays(file: Path, text: str) -> None:
         assert file.read_bytes() == content
 
 
-def test_says_which_options_do_not_fit(file: Path) -> None:
+def test_names_conflicting_options(file: Path) -> None:
     assert "--out" in run("--rotate", code=2)
     assert "--prune" in run("--out", file, "--rotate", "--prune", code=2)
     assert "without --rotate" in run("--out", file, "--rotate", code=2)

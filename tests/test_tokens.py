@@ -30,7 +30,7 @@ def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
     )  # fmt: skip
 
 
-def test_a_token_says_who_what_and_until_when() -> None:
+def test_token_holds_user_scopes_and_expiry() -> None:
     token = mint_token(
         "1", rooms=["request_*"], scope="subscribe presence", device="phone", expires_in_s=60,
         secret=SECRET, issuer="me", audience="rooms",
@@ -88,7 +88,7 @@ def test_the_keys_that_are_made_can_be_used(tmp_path: Path) -> None:
     assert f"REALTIME_API_KEY={parsed['api_keys']['jobs']}" in made
 
 
-def test_a_token_is_minted_and_explained_at_a_terminal() -> None:
+def test_command_mints_and_inspects_a_token() -> None:
     minted = run("token", "1", "--room", "request_*", REALTIME_TOKEN_SECRET=SECRET)
     assert (minted.returncode, minted.stderr) == (0, "")
     token = minted.stdout.strip()
@@ -110,14 +110,14 @@ def test_a_token_is_minted_and_explained_at_a_terminal() -> None:
         ("a.b.c", SECRET, "it is no JWT"),
     ],
 )
-def test_what_is_wrong_with_a_token_is_said(token: str | None, secret: str, said: str) -> None:
+def test_problem_of_a_token_is_reported(token: str | None, secret: str, said: str) -> None:
     explained = run("token", token or mint_token("1", secret=SECRET), REALTIME_TOKEN_SECRET=secret)
     assert explained.returncode == 1
     assert said in explained.stdout.splitlines()[-1]
     assert "Traceback" not in explained.stderr
 
 
-def test_a_token_for_nobody_is_not_minted() -> None:
+def test_token_without_a_user_is_not_minted() -> None:
     done = run("token", REALTIME_TOKEN_SECRET=SECRET)
     assert done.returncode == 2
     assert "expected a user" in done.stderr

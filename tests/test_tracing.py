@@ -108,7 +108,7 @@ async def test_one_trace_from_the_job_to_the_delivery(
     assert (run.attributes or {})["synap_realtime.attempt"] == 1
 
 
-async def test_each_of_those_that_go_together_has_its_own_trace(
+async def test_each_notification_of_a_batch_has_its_own_trace(
     rooms: str, exporter: InMemorySpanExporter
 ) -> None:
     async with AsyncBroadcaster(rooms) as own:
@@ -120,7 +120,7 @@ async def test_each_of_those_that_go_together_has_its_own_trace(
     assert len({span.context.trace_id for span in published if span.context}) == 20
 
 
-async def test_a_request_says_where_it_comes_from_too(
+async def test_request_continues_its_traceparent(
     rooms: str, exporter: InMemorySpanExporter
 ) -> None:
     parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
@@ -178,7 +178,7 @@ async def test_no_span_holds_a_key_or_a_token(exporter: InMemorySpanExporter) ->
         assert text not in written
 
 
-def test_client_that_does_not_trace_loads_nothing_of_it() -> None:
+def test_without_tracing_opentelemetry_is_not_imported() -> None:
     code = (
         "import sys, json; from synap_realtime import Broadcaster;"
         "Broadcaster('http://127.0.0.1:1', deadline_s=0.1).broadcast_success('1', 'a', {});"

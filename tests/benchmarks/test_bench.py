@@ -157,7 +157,7 @@ def test_nchan_writes_below_its_own_folder(tmp_path: Path, monkeypatch: pytest.M
     assert module.read_bytes() == compiled
 
 
-def test_the_cpu_of_children_counts() -> None:
+def test_cpu_time_includes_child_processes() -> None:
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     busy = "print('ready', flush=True)\nwhile True: pass"
     with subprocess.Popen(

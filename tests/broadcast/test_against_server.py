@@ -39,7 +39,9 @@ async def test_both_rooms_receive_it(rooms: str) -> None:
 
 
 @pytest.mark.parametrize("has_batch_route", [True, False])
-async def test_what_every_room_had_before_is_a_duplicate(rooms: str, has_batch_route: bool) -> None:
+async def test_republishing_to_the_same_rooms_is_a_duplicate(
+    rooms: str, has_batch_route: bool
+) -> None:
     async with AsyncBroadcaster(rooms) as broadcaster:
         broadcaster._endpoint.has_batch_route = has_batch_route
         results = [
@@ -78,7 +80,7 @@ async def test_the_same_id_is_delivered_once(rooms: str) -> None:
             assert [json.loads(await ws.recv())["id"] for _ in range(2)] == ["same", "next"]
 
 
-async def test_a_thousand_at_once_all_arrive(rooms: str) -> None:
+async def test_delivers_a_thousand_concurrent_broadcasts(rooms: str) -> None:
     async with AsyncBroadcaster(rooms) as broadcaster:
         results = await asyncio.gather(
             *(broadcaster.broadcast_success("42", "a.completed", {"n": n}) for n in range(1000))
@@ -86,7 +88,7 @@ async def test_a_thousand_at_once_all_arrive(rooms: str) -> None:
     assert all(result.success for result in results)
 
 
-async def test_nobody_there_is_reported_within_the_deadline() -> None:
+async def test_reports_an_unreachable_server_within_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with AsyncBroadcaster(f"http://127.0.0.1:{port}", deadline_s=0.5) as broadcaster:

@@ -54,7 +54,7 @@ def test_many_go_in_few_requests_and_in_order() -> None:
     assert max(sizes) <= 1024 * 1024
 
 
-def test_a_server_that_is_away_is_not_waited_for_and_said_once(
+def test_logs_an_unavailable_server_once_without_waiting_for_it(
     realtime: RealtimeRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     broadcaster = realtime.broadcaster()
@@ -74,7 +74,7 @@ def test_a_server_that_is_away_is_not_waited_for_and_said_once(
     assert "0 notifications were dropped" in said[1]
 
 
-def test_what_is_too_much_is_dropped_from_the_oldest_and_said(
+def test_drops_the_oldest_when_full_and_logs_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     realtime = RealtimeRecorder()
@@ -89,9 +89,7 @@ def test_what_is_too_much_is_dropped_from_the_oldest_and_said(
     assert "20 notifications were dropped" in caplog.text
 
 
-def test_a_refusal_is_said_once(
-    realtime: RealtimeRecorder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_logs_a_refusal_once(realtime: RealtimeRecorder, caplog: pytest.LogCaptureFixture) -> None:
     broadcaster = realtime.broadcaster()
     realtime.fail_requests(401, times=3)
     for n in range(3):
@@ -103,7 +101,7 @@ def test_a_refusal_is_said_once(
     assert numbers(realtime) == [3]
 
 
-def test_a_wrong_message_is_said_to_who_sends_it(realtime: RealtimeRecorder) -> None:
+def test_invalid_message_raises_in_the_caller(realtime: RealtimeRecorder) -> None:
     broadcaster = realtime.broadcaster()
     with pytest.raises(InvalidArgumentError, match="user_id"):
         broadcaster.broadcast_notification(message={"type": "a", "data": {}})
@@ -112,7 +110,7 @@ def test_a_wrong_message_is_said_to_who_sends_it(realtime: RealtimeRecorder) -> 
     assert realtime.sent() == []
 
 
-def test_after_its_end_nothing_is_kept_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+def test_broadcast_after_close_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     realtime = RealtimeRecorder()
     broadcaster = BackgroundBroadcaster(transport=realtime)
     post(broadcaster, 1)
@@ -123,7 +121,7 @@ def test_after_its_end_nothing_is_kept_in_silence(caplog: pytest.LogCaptureFixtu
     assert "the broadcaster is closed" in caplog.text
 
 
-def test_what_the_end_cannot_send_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_close_logs_what_it_could_not_send(caplog: pytest.LogCaptureFixture) -> None:
     broadcaster = BackgroundBroadcaster("http://127.0.0.1:9")
     for n in range(3):
         post(broadcaster, n)
@@ -131,7 +129,7 @@ def test_what_the_end_cannot_send_is_said(caplog: pytest.LogCaptureFixture) -> N
     assert "3 notifications for http://127.0.0.1:9 are lost" in caplog.text
 
 
-def test_an_end_waits_for_a_server_that_comes_back(realtime: RealtimeRecorder) -> None:
+def test_close_waits_for_a_server_that_recovers(realtime: RealtimeRecorder) -> None:
     realtime.drop_requests(3)
     with BackgroundBroadcaster(transport=realtime) as broadcaster:
         post(broadcaster, 1)
@@ -152,7 +150,7 @@ def test_several_event_loops_share_one(realtime: RealtimeRecorder) -> None:
     assert numbers(realtime) == [0, 1, 2]
 
 
-def test_who_waits_for_one_does_not_wait_for_its_time(realtime: RealtimeRecorder) -> None:
+def test_waiting_for_a_notification_makes_it_due(realtime: RealtimeRecorder) -> None:
     broadcaster = realtime.broadcaster()
     parcel = normalize({"type": "a", "data": {"n": 1}})
     posted = broadcaster.post((user_room("1"),), parcel, due=time.monotonic() + 1000)

@@ -73,7 +73,7 @@ def callers(broadcaster: AsyncBroadcaster) -> Callers:
     return Callers(broadcaster)
 
 
-async def test_a_lone_one_leaves_at_once_and_makes_no_task(
+async def test_sends_a_single_notification_immediately_without_a_task(
     gate: Gate, broadcaster: AsyncBroadcaster
 ) -> None:
     before = len(asyncio.all_tasks())
@@ -84,7 +84,9 @@ async def test_a_lone_one_leaves_at_once_and_makes_no_task(
     assert gate.tasks == before
 
 
-async def test_those_that_come_meanwhile_go_together_in_order(gate: Gate, callers: Callers) -> None:
+async def test_batches_notifications_that_arrive_during_a_request_in_order(
+    gate: Gate, callers: Callers
+) -> None:
     calls = await callers.calls("a", "b", "c", "d")
     first = await gate.next()
     assert first.ids == ["a"]
@@ -115,7 +117,7 @@ async def test_each_caller_gets_its_own_result(gate: Gate, callers: Callers) -> 
     assert (duplicate.success, duplicate.broadcast_count, duplicate.duplicate) == (True, 3, True)
 
 
-async def test_only_what_the_store_could_not_keep_is_sent_again(
+async def test_retries_only_items_that_the_store_could_not_keep(
     gate: Gate, callers: Callers
 ) -> None:
     calls = await callers.calls("a", "b", "c")
@@ -204,7 +206,7 @@ async def test_rooms_count_as_well(gate: Gate, broadcaster: AsyncBroadcaster) ->
 
 
 @pytest.mark.parametrize("bound", ["MAX_WAITING", "MAX_WAITING_BYTES"])
-async def test_a_full_queue_lets_callers_wait_and_keeps_their_order(
+async def test_full_queue_blocks_callers_in_order(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     monkeypatch.setattr(batch_queue, bound, 3 if bound == "MAX_WAITING" else 300)
@@ -222,7 +224,7 @@ async def test_a_full_queue_lets_callers_wait_and_keeps_their_order(
 
 
 @pytest.mark.parametrize("status", [400, 413])
-async def test_one_that_makes_a_whole_batch_fail_fails_alone(
+async def test_notification_that_fails_a_whole_batch_fails_alone(
     gate: Gate, callers: Callers, status: int
 ) -> None:
     """A proxy with a bound of its own, or a check that we do not know."""
@@ -250,7 +252,7 @@ async def test_one_that_makes_a_whole_batch_fail_fails_alone(
 @pytest.mark.parametrize(
     ("status", "hint"), [(401, "; set REALTIME_API_KEY to one of the server's API keys"), (403, "")]
 )
-async def test_what_concerns_the_key_is_every_callers_answer(
+async def test_authentication_failure_is_every_callers_result(
     gate: Gate, callers: Callers, status: int, hint: str
 ) -> None:
     calls = await callers.calls("a", "b", "c")
@@ -262,7 +264,7 @@ async def test_what_concerns_the_key_is_every_callers_answer(
 
 
 @pytest.mark.parametrize("is_lone", [True, False])
-async def test_a_server_without_the_route_gets_each_once_and_in_order(
+async def test_sends_singles_in_order_to_a_server_without_the_batch_route(
     gate: Gate, callers: Callers, is_lone: bool
 ) -> None:
     calls = []
@@ -300,7 +302,7 @@ async def test_a_server_without_the_route_gets_each_once_and_in_order(
     assert gate.is_quiet
 
 
-async def test_a_server_without_the_route_gets_so_many_at_once(
+async def test_limits_concurrent_requests_to_a_server_without_the_batch_route(
     gate: Gate, broadcaster: AsyncBroadcaster, callers: Callers
 ) -> None:
     broadcaster._endpoint.has_batch_route = False
@@ -372,7 +374,7 @@ async def test_cancelling_one_caller_cancels_no_other(
     assert gate.is_quiet
 
 
-async def test_cancelling_who_waits_for_room_leaves_room_to_the_others(
+async def test_cancelled_waiter_leaves_queue_space_to_others(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_queue, "MAX_WAITING", 1)
@@ -390,7 +392,7 @@ async def test_cancelling_who_waits_for_room_leaves_room_to_the_others(
     assert all(result.success for result in await asyncio.gather(calls[0], calls[1], calls[4]))
 
 
-async def test_client_that_gives_up_leaves_its_room_to_the_next(
+async def test_timed_out_waiter_leaves_queue_space_to_the_next(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_queue, "MAX_WAITING", 1)
@@ -410,7 +412,9 @@ async def test_client_that_gives_up_leaves_its_room_to_the_next(
     assert (await second).success
 
 
-async def test_closing_lets_what_waits_finish(gate: Gate, broadcaster: AsyncBroadcaster) -> None:
+async def test_close_finishes_pending_notifications(
+    gate: Gate, broadcaster: AsyncBroadcaster
+) -> None:
     callers = Callers(broadcaster)
     calls = await callers.calls("a", "b", "c")
     closing = asyncio.create_task(broadcaster.aclose())
@@ -424,7 +428,7 @@ async def test_closing_lets_what_waits_finish(gate: Gate, broadcaster: AsyncBroa
     assert broadcaster._pools == {}
 
 
-async def test_what_a_transport_of_ones_own_raises_reaches_every_caller(
+async def test_error_of_a_custom_transport_reaches_every_caller(
     gate: Gate, callers: Callers
 ) -> None:
     calls = await callers.calls("a", "b", "c")
@@ -434,7 +438,9 @@ async def test_what_a_transport_of_ones_own_raises_reaches_every_caller(
     assert [type(result) for result in results] == [BroadcastResult, *[ZeroDivisionError] * 2]
 
 
-async def test_a_loop_that_ends_fails_what_waits_and_says_so(gate: Gate, callers: Callers) -> None:
+async def test_closing_the_event_loop_fails_pending_notifications(
+    gate: Gate, callers: Callers
+) -> None:
     calls = await callers.calls("a", "b")
     held = await gate.next()
     pump = callers.sender._flush_task
@@ -517,7 +523,7 @@ def call(sync: Broadcaster, threads: ThreadPoolExecutor) -> Call:
     return make
 
 
-def test_threads_that_come_meanwhile_go_together_in_order(gate: Gate, call: Call) -> None:
+def test_batches_threads_that_arrive_during_a_request_in_order(gate: Gate, call: Call) -> None:
     calls = [call(id) for id in "abcd"]
     first = gate.next_now()
     assert first.ids == ["a"]
@@ -551,7 +557,7 @@ def test_threads_share_a_server_without_the_route(gate: Gate, call: Call) -> Non
     assert [id for id in arrived if id[0] == "B"] == ["B0", "B1", "B2"]
 
 
-def test_what_a_transport_raises_reaches_every_thread(gate: Gate, call: Call) -> None:
+def test_transport_error_reaches_every_thread(gate: Gate, call: Call) -> None:
     calls = [call(id) for id in "abc"]
     gate.next_now().accept()
     gate.next_now().fail(ZeroDivisionError("a bug"))
@@ -561,7 +567,7 @@ def test_what_a_transport_raises_reaches_every_thread(gate: Gate, call: Call) ->
             each.result(10)
 
 
-def test_a_full_queue_lets_threads_wait(
+def test_full_queue_blocks_threads(
     gate: Gate, sync: Broadcaster, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_queue, "MAX_WAITING", 2)

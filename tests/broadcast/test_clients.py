@@ -89,7 +89,7 @@ def test_success_and_error_have_the_reports_shape(publish: Publish) -> None:
 
 @respx.mock
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_what_may_pass_is_tried_again_with_the_same_id(publish: Publish, status: int) -> None:
+def test_retries_transient_failures_with_the_same_id(publish: Publish, status: int) -> None:
     answers: list[httpx.Response | Exception] = [
         httpx.Response(status),
         httpx.ConnectError("refused"),
@@ -108,7 +108,7 @@ def test_what_may_pass_is_tried_again_with_the_same_id(publish: Publish, status:
 
 @respx.mock
 @pytest.mark.parametrize("status", [401, 403, 413, 415, 422, 302])
-def test_another_answer_is_final_and_said(publish: Publish, status: int) -> None:
+def test_other_statuses_are_final_and_reported(publish: Publish, status: int) -> None:
     hint = "; set REALTIME_API_KEY to one of the server's API keys" if status == 401 else ""
     body = {"error": "No", "details": "because", "code": "no"}
     route = respx.post(f"{URL}/broadcast").respond(status, json=body)
@@ -302,7 +302,7 @@ def test_a_room_id_is_percent_encoded(publish: Publish) -> None:
         ({"user_id": "1", "message": {"type": "a", "data": {}, "status": "done"}}, "status"),
     ],
 )
-def test_a_wrong_argument_raises_at_once_and_is_named(
+def test_invalid_argument_raises_immediately_and_is_named(
     publish: Publish, arguments: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
@@ -313,7 +313,7 @@ def test_a_wrong_argument_raises_at_once_and_is_named(
 @pytest.mark.parametrize(
     "url", ["rooms.test", "ftp://rooms.test", "ws://x", "http://", "http://[::"]
 )
-def test_a_wrong_url_raises_at_once(publish: Publish, url: str) -> None:
+def test_invalid_url_raises_immediately(publish: Publish, url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^url: "):
         publish("broadcast_success", "1", "a", {}, options={"url": url})
 

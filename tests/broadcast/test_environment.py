@@ -74,7 +74,7 @@ def set_all(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> Non
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_loopback_is_reached_directly_whatever_the_environment_says(
+async def test_loopback_ignores_proxy_variables(
     publish: Publish, url: str, kind: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_all(monkeypatch, ENVIRONMENTS[kind])
@@ -211,7 +211,7 @@ print("result", asyncio.run(run_job("note.creation", job, {"userId": "1"})))
         ({"REALTIME_URL": "http://rooms.invalid", "HTTP_PROXY": "http://x:port"}, "HTTP_PROXY"),
     ],
 )
-def test_a_job_runs_in_every_environment_and_one_line_says_why_nobody_receives(
+def test_job_runs_in_any_environment_and_logs_why_it_cannot_publish(
     environment: dict[str, str], named: str
 ) -> None:
     done = subprocess.run(
@@ -409,7 +409,7 @@ def outside_of_asyncio(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return other.submit(run).result()
 
 
-async def test_without_an_event_loop_of_asyncio_the_result_says_what_to_call(url: str) -> None:
+async def test_result_names_the_function_to_call_without_asyncio(url: str) -> None:
     broadcaster = AsyncBroadcaster(url)
     for coroutine in (
         broadcast_success("1", "a", {}),

@@ -310,12 +310,12 @@ asyncio.run(run())
 
 @pytest.mark.parametrize("code", [SYNC_CODE, ASYNC_CODE], ids=["sync", "async"])
 @pytest.mark.parametrize("kind", ["gzip bomb", "gzip bomb in gzip", "flood", "flood of headers"])
-def test_memory_stays_bounded_whatever_is_answered(code: str, kind: str) -> None:
+def test_memory_stays_bounded_for_any_response(code: str, kind: str) -> None:
     with answering(HOSTILE[kind]) as url:
         assert memory_growth_of(code, url) < 16
 
 
-def test_cookies_of_a_server_are_not_kept(publish: Publish) -> None:
+def test_ignores_cookies_of_a_server(publish: Publish) -> None:
     with answering(raw("200 OK", b"{}", "Set-Cookie: a=b")) as url, Broadcaster(url) as broadcaster:
         broadcaster.broadcast_success("1", "a", {})
         own = broadcaster._poster.open()
@@ -350,7 +350,7 @@ def test_a_payload_without_a_json_form_is_named(publish: Publish, data: BaseMode
         {"deadline_s": float("nan")},
     ],
 )
-def test_a_wrong_setting_raises_at_once(publish: Publish, options: dict[str, Any]) -> None:
+def test_invalid_setting_raises_immediately(publish: Publish, options: dict[str, Any]) -> None:
     with pytest.raises((ConfigurationError, InvalidArgumentError)):
         publish("broadcast_success", "1", "a", {}, options={"url": "http://x", **options})
 
@@ -363,7 +363,7 @@ def test_a_host_that_cannot_be_is_a_failure_that_is_reported(publish: Publish, h
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_forked_child_has_connections_of_its_own() -> None:
+def test_forked_child_opens_its_own_connections() -> None:
     body = b'{"success":true,"results":[{"success":true,"broadcastCount":0}]}'
     connections = []
 

@@ -29,7 +29,7 @@ def state_of(answer: ApiResponse, attempts: int) -> tenacity.RetryCallState:
         (ApiResponse(error="no TLS", is_permanent=True), False),
     ],
 )
-def test_what_may_pass_is_tried_again(answer: ApiResponse, expected: bool) -> None:
+def test_retries_transient_failures(answer: ApiResponse, expected: bool) -> None:
     assert retry.arguments(10)["retry"](state_of(answer, 1)) is expected
 
 

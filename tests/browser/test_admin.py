@@ -128,7 +128,7 @@ async def test_rooms_connections_a_live_log_and_a_test_notification(
     assert complaints == []
 
 
-async def test_what_comes_while_it_is_paused_waits(page: Page, url: str) -> None:
+async def test_queues_notifications_while_paused(page: Page, url: str) -> None:
     await sign_in(page, url, operator())
     await page.get_by_label("Find or open").fill("user_1")
     await page.get_by_role("button", name="Open", exact=True).click()
@@ -141,7 +141,7 @@ async def test_what_comes_while_it_is_paused_waits(page: Page, url: str) -> None
     await expect(page.locator("#log summary")).to_have_count(1)
 
 
-async def test_it_reads_nothing_from_a_user(page: Page, url: str) -> None:
+async def test_viewing_a_log_moves_no_acknowledged_cursor(page: Page, url: str) -> None:
     """Looking at a user's log does not move what the user has received."""
     await publish(url, id="n1")
     await sign_in(page, url, operator())
@@ -162,7 +162,7 @@ async def test_it_reads_nothing_from_a_user(page: Page, url: str) -> None:
     ],
     ids=["junk", "a user's", "forged"],
 )
-async def test_client_that_is_no_operator_sees_nothing(
+async def test_shows_nothing_to_a_client_without_operator_scope(
     page: Page, url: str, make_token: Callable[[], str], said: str, screenshots: Path
 ) -> None:
     await sign_in(page, url, make_token())
@@ -178,7 +178,7 @@ async def test_a_token_that_may_not_read_is_reported_so(page: Page, url: str) ->
     await expect(page.locator("#room-state")).to_contain_text("wants the scope subscribe")
 
 
-async def test_it_comes_back_when_the_server_does(page: Page, screenshots: Path) -> None:
+async def test_reconnects_when_the_server_returns(page: Page, screenshots: Path) -> None:
     async with serving() as url:
         await sign_in(page, url, operator())
         await page.get_by_label("Find or open").fill("user_1")

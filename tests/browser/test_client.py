@@ -36,7 +36,7 @@ async def test_five_notifications_in_order_and_nothing_of_the_connection(
     assert await tab.page.evaluate("subscription.state.status") == "closed"
 
 
-async def test_client_that_comes_and_goes(
+async def test_presence_follows_joins_and_leaves(
     tab: Tab, context: BrowserContext, origin: str, url: str
 ) -> None:
     scope = "subscribe presence"
@@ -119,7 +119,7 @@ async def test_a_gap_is_reported_when_more_was_missed_than_is_kept(
 # ---- what only the Python server does: it forgets, and it drains ----
 
 
-async def test_a_gap_is_reported_when_the_log_is_gone(tab: Tab, origin: str) -> None:
+async def test_reports_a_gap_when_the_log_was_lost(tab: Tab, origin: str) -> None:
     server = Program("memory://", **environment(origin))
     job = Publisher(server.url)
     await server.start()
@@ -156,7 +156,7 @@ async def test_a_server_that_drains(tab: Tab, origin: str, tmp_path: Path) -> No
 # ---- the network ----
 
 
-async def test_online_is_received_at_once(
+async def test_online_event_reconnects_immediately(
     tab: Tab, context: BrowserContext, url: str, job: Publisher
 ) -> None:
     """The clock stands still, so that nothing but the event can bring it back."""
@@ -174,7 +174,7 @@ async def test_online_is_received_at_once(
         await tab.until_received(job.kept)
 
 
-async def test_a_replay_that_is_cut_begins_anew_and_doubles_nothing(
+async def test_restarts_an_interrupted_replay_without_duplicates(
     tab: Tab, url: str, job: Publisher
 ) -> None:
     """Only its end tells whether something is gone."""
@@ -203,9 +203,7 @@ async def stall_while_listening(tab: Tab, link: Link, job: Publisher) -> None:
     await job.publish(2)
 
 
-async def test_a_server_that_answers_no_more_is_found_dead(
-    tab: Tab, url: str, job: Publisher
-) -> None:
+async def test_detects_a_server_that_stops_responding(tab: Tab, url: str, job: Publisher) -> None:
     """Neither end is told of a pulled cable: 30 s to the next ping, 10 s for its answer."""
     async with Link(url) as link:
         await stall_while_listening(tab, link, job)
@@ -351,7 +349,7 @@ async def test_a_bad_token_is_final_over_server_sent_events(tab: Tab, url: str) 
         assert (error["code"], error["retriable"]) == (401, False)
 
 
-async def test_a_stream_that_only_says_when_to_come_back_is_no_connection(tab: Tab) -> None:
+async def test_stream_that_only_sends_retry_is_not_a_connection(tab: Tab) -> None:
     """So does a server that drains answer; its WebSockets are refused."""
     count = 0
 
@@ -469,7 +467,7 @@ async def test_asks_for_tokens_of_seconds_once_each(tab: Tab, server: Server) ->
         (SECRET, {"aud": "others"}, "audience"),
     ],
 )  # fmt: skip
-async def test_says_what_is_wrong_with_a_token(
+async def test_reports_what_is_wrong_with_a_token(
     tab: Tab, url: str, secret: str, claims: dict[str, Any], word: str
 ) -> None:
     wrong = jwt.encode({"sub": "1", "exp": 2**33, **claims}, secret, "HS256")
@@ -493,7 +491,7 @@ async def test_names_the_origin_that_is_not_allowed(
     assert url in message
 
 
-async def test_says_that_a_server_cannot_be_reached(tab: Tab) -> None:
+async def test_reports_an_unreachable_server(tab: Tab) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     await tab.listen(url)
     await tab.until("recorded.states.at(-1).status === 'reconnecting'")
@@ -570,7 +568,7 @@ async def test_a_frozen_tab_has_missed_nothing(
         await tab.until_received(job.kept)
 
 
-async def test_a_page_out_of_the_back_forward_cache_connects_at_once(
+async def test_page_restored_from_the_back_forward_cache_connects_immediately(
     origin: str, url: str, job: Publisher
 ) -> None:
     async with launched(ignore_default_args=["--disable-back-forward-cache"]) as browser:
@@ -612,7 +610,7 @@ async def test_two_tabs_share_a_connection_and_a_third_takes_over(
     assert link.accepted == 2
 
 
-async def test_client_that_takes_over_goes_on_where_it_is(
+async def test_tab_that_takes_over_resumes_from_its_cursor(
     context: BrowserContext, origin: str, link: Link, job: Publisher
 ) -> None:
     """The server knows no mark, so what was before the tab came could come again."""
@@ -669,7 +667,7 @@ async def test_a_tab_that_follows_can_revive_the_connection(
             await tab.until_open(2)
 
 
-async def test_a_tab_that_is_looked_at_revives_the_connection(
+async def test_visible_tab_revives_the_connection(
     context: BrowserContext, origin: str, server: Server
 ) -> None:
     """The tab that leads is not looked at, and waits with a clock that stands still."""

@@ -135,7 +135,9 @@ async def test_every_state_of_a_job(page: Page, screenshots: Path) -> None:
     assert await page.evaluate(width) == 0, "it has to be pushed sideways"
 
 
-async def test_what_ended_while_nobody_looked(page: Page, demo: str, screenshots: Path) -> None:
+async def test_shows_a_job_that_finished_while_the_page_was_closed(
+    page: Page, demo: str, screenshots: Path
+) -> None:
     async with page.expect_response("**/api/notes"):
         await press(page, "Note", "Create").click()
     user = json.loads(await page.evaluate("localStorage['notes-user']"))
@@ -163,7 +165,7 @@ async def end_of_a_job(demo: str, user: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_the_light_says_when_nothing_is_live(
+async def test_status_light_shows_a_lost_connection(
     page: Page, demo: str, screenshots: Path
 ) -> None:
     sockets: list[WebSocketRoute] = []
@@ -208,13 +210,13 @@ async def test_by_keyboard_alone(page: Page) -> None:
     await expect(form(page, "Project").get_by_label("Title")).to_be_hidden()
 
 
-async def test_what_cannot_be_asked_for_is_said(page: Page) -> None:
+async def test_shows_that_a_request_was_not_sent(page: Page) -> None:
     await page.route("**/api/notes", lambda route: route.abort())
     await press(page, "Note", "Create").click()
     await expect(page.locator(".job")).to_contain_text("Not sent: ")
 
 
-def test_the_page_is_what_its_sources_build(tmp_path: Path) -> None:
+def test_page_matches_the_build_of_its_sources(tmp_path: Path) -> None:
     done = subprocess.run(
         [NODE, "scripts/example.mjs", tmp_path / "page"],
         cwd=BROWSER, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False,

@@ -96,7 +96,7 @@ async def test_another_user_closes_the_old_room_first(tab: Tab, url: str, job: P
     assert await tab.page.evaluate("seen.hook.lastMessage.room") == "user_2"
 
 
-async def test_connect_revives_what_was_given_up(tab: Tab, server: Server) -> None:
+async def test_connect_resumes_after_giving_up(tab: Tab, server: Server) -> None:
     options = {"userId": "1", "token": token(), "maxReconnects": 0, "autoConnect": False}
     async with server.serving() as url:
         port = int(url.rpartition(":")[2])

@@ -50,12 +50,12 @@ def test_its_own_tests() -> None:
     tool("vitest", "run")
 
 
-def test_what_its_users_write_compiles_and_what_they_may_not_does_not() -> None:
+def test_valid_uses_compile_and_invalid_uses_do_not() -> None:
     """In tests/types.tsx each wrong line is marked: a mark without an error is an error."""
     tool("tsc")
 
 
-def test_it_weighs_little() -> None:
+def test_bundle_size_is_bounded() -> None:
     run(BIN / "node", "scripts/size.mjs")
 
 
@@ -68,7 +68,7 @@ def test_its_types_are_right_for_every_resolver(tarball: Path) -> None:
     tool("attw", tarball, "--profile", "esm-only")
 
 
-def test_only_what_belongs_to_it_is_packed(tarball: Path) -> None:
+def test_packs_only_package_files(tarball: Path) -> None:
     names = run("tar", "-tzf", tarball).split()
     assert all(name.startswith("package/dist/") for name in names if name.count("/") > 1)
     assert {name.removeprefix("package/") for name in names if name.count("/") == 1} == {
@@ -76,7 +76,7 @@ def test_only_what_belongs_to_it_is_packed(tarball: Path) -> None:
     }  # fmt: skip
 
 
-def test_it_asks_for_nothing_at_import(tarball: Path, tmp_path: Path) -> None:
+def test_import_needs_no_browser_globals(tarball: Path, tmp_path: Path) -> None:
     """Neither a window nor a document; React is only for who imports the hooks."""
     run("tar", "-xzf", tarball, "-C", tmp_path)
     code = """
@@ -90,7 +90,7 @@ def test_it_asks_for_nothing_at_import(tarball: Path, tmp_path: Path) -> None:
     assert said.split() == ["function"] * 3
 
 
-async def test_it_listens_in_node(tarball: Path, tmp_path: Path, rooms: str) -> None:
+async def test_subscribes_in_node(tarball: Path, tmp_path: Path, rooms: str) -> None:
     """Without a page: a real server, the packed files, and a job on the other side."""
     run("tar", "-xzf", tarball, "-C", tmp_path)
     code = """

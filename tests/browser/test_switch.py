@@ -21,7 +21,7 @@ from .pages import KEY, Server, Tab, token
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_one_url_turns_the_job_and_the_page(
+async def test_one_url_switches_the_job_and_the_page(
     context: BrowserContext, origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'notes.db'}")

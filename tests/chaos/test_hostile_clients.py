@@ -111,7 +111,9 @@ class PendingClient(asyncio.Protocol):
 
 
 @pytest.mark.parametrize("kind", HALVES)
-async def test_thousands_of_half_connections_take_no_memory_and_no_turn(kind: str) -> None:
+async def test_thousands_of_pending_connections_take_bounded_memory_and_delay_nobody(
+    kind: str,
+) -> None:
     loop = asyncio.get_running_loop()
     with served() as (pid, url):
         host, port = str(urlsplit(url).hostname), urlsplit(url).port
@@ -149,7 +151,7 @@ async def test_thousands_of_half_connections_take_no_memory_and_no_turn(kind: st
     assert most < 30, "a publisher had to wait behind them"
 
 
-async def test_client_that_sends_a_request_is_not_cut_for_those_who_wait() -> None:
+async def test_active_request_is_not_closed_in_favour_of_pending_connections() -> None:
     """A request that takes long is none of those: it is being answered."""
     started, go_on = asyncio.Event(), asyncio.Event()
 

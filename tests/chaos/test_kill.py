@@ -78,7 +78,7 @@ class Subscriber:
                 await asyncio.sleep(0.05)
 
 
-async def test_what_was_answered_200_survives_sudden_death(
+async def test_acknowledged_publishes_survive_kill_9(
     tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     chance = random.Random(20)
@@ -127,9 +127,7 @@ async def test_what_was_answered_200_survives_sudden_death(
     "harm",
     ["the log is deleted", "all beside the file is deleted", "an old log is put back"],
 )
-async def test_a_log_that_was_exchanged_before_sudden_death_loses_nothing(
-    tmp_path: Path, harm: str
-) -> None:
+async def test_replaced_log_loses_nothing_at_kill_9(tmp_path: Path, harm: str) -> None:
     """Publishers go on all the while; the server saves what was acknowledged, and then dies."""
     file = tmp_path / "rooms.db"
     server = Program(f"sqlite:///{file}")
@@ -177,7 +175,7 @@ async def test_a_log_that_was_exchanged_before_sudden_death_loses_nothing(
         await server.kill()
 
 
-async def test_a_second_server_is_refused_though_everything_beside_the_file_is_gone(
+async def test_second_server_is_refused_even_without_the_side_files(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "rooms.db"

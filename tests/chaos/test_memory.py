@@ -47,7 +47,7 @@ async def use_rooms(url: str, first: int, count: int) -> None:
                 await asyncio.gather(*(come_and_go(url, room) for room in rooms))
 
 
-async def test_memory_returns_to_where_it_was() -> None:
+async def test_memory_returns_to_its_baseline() -> None:
     days = 0
     store = MemoryStore(clock=lambda: time.monotonic() + days * 86400)
 

@@ -22,7 +22,7 @@ FOREIGN = [
 
 @pytest.mark.without_keys
 @pytest.mark.parametrize("origin", LOOPBACK)
-async def test_a_page_of_this_machine(client: Client, origin: str) -> None:
+async def test_admits_page_of_a_loopback_origin(client: Client, origin: str) -> None:
     """Authorization: a browser's `Origin` must be a loopback one or on the server's list."""
     headers = {"Origin": origin}
     room = fresh_room()
@@ -39,7 +39,7 @@ async def test_a_page_of_this_machine(client: Client, origin: str) -> None:
 
 @pytest.mark.without_keys
 @pytest.mark.parametrize("origin", LOOPBACK)
-async def test_a_page_of_this_machine_reads_the_answers(client: Client, origin: str) -> None:
+async def test_loopback_page_may_read_responses(client: Client, origin: str) -> None:
     """Authorization: such a page may also read the answers (CORS)."""
     headers = {"Origin": origin}
     room = fresh_room()
@@ -58,7 +58,7 @@ async def test_a_page_of_this_machine_reads_the_answers(client: Client, origin: 
 
 
 @pytest.mark.parametrize("origin", FOREIGN)
-async def test_a_page_from_elsewhere(client: Client, origin: str) -> None:
+async def test_refuses_page_of_a_remote_origin(client: Client, origin: str) -> None:
     """Authorization: a browser's `Origin`, where there is one. Errors: 403 `forbidden`."""
     headers = {"Origin": origin}
     room = fresh_room()
@@ -80,7 +80,7 @@ async def test_a_page_from_elsewhere(client: Client, origin: str) -> None:
 
 @pytest.mark.without_keys
 @pytest.mark.parametrize("value", ["Bearer secret", "Bearer", "Basic eDp5", "nonsense"])
-async def test_authorization_is_not_read(client: Client, value: str) -> None:
+async def test_ignores_authorization_without_keys(client: Client, value: str) -> None:
     """Authorization: a publisher may send `Authorization: Bearer …` already; it is not read."""
     room = fresh_room()
     headers = {"Authorization": value}
@@ -118,7 +118,7 @@ async def test_refuses_hidden_request_of_a_foreign_page(client: Client, site: st
 
 
 @pytest.mark.parametrize("site", ["same-origin", "none"])
-async def test_admits_what_no_foreign_page_sent(client: Client, site: str) -> None:
+async def test_admits_requests_that_no_foreign_page_sent(client: Client, site: str) -> None:
     """Origins: a typed address, a page of the server itself, a program."""
     response = await client.get("/health", {"Sec-Fetch-Site": site})
     assert response.status_code == 200
@@ -158,7 +158,7 @@ async def test_refuses_forwarded_address_of_another_machine(client: Client, peer
         ("Forwarded", "for=127.0.0.1, for = unknown"), ("Forwarded", "for=_hidden"),
     ],
 )  # fmt: skip
-async def test_refuses_address_of_another_machine_in_whatever_field(
+async def test_refuses_remote_address_in_any_forwarding_field(
     client: Client, name: str, value: str
 ) -> None:
     """Without keys: a proxy of this machine need not send `X-Forwarded-For`."""
@@ -174,7 +174,7 @@ async def test_refuses_address_of_another_machine_in_whatever_field(
         ("Forwarded", "For=\"[::1]:80\", for=::1"), ("Forwarded", "proto=http"),
     ],
 )  # fmt: skip
-async def test_admits_addresses_of_this_machine_in_whatever_field(
+async def test_admits_loopback_address_in_any_forwarding_field(
     client: Client, name: str, value: str
 ) -> None:
     assert (await client.get("/health", {name: value})).status_code == 200
@@ -347,7 +347,7 @@ async def test_grants_no_private_network_access_to_a_foreign_page(
 
 @pytest.mark.with_keys
 @pytest.mark.parametrize("origin", LOOPBACK)
-async def test_a_page_of_this_machine_is_from_elsewhere(client: Client, origin: str) -> None:
+async def test_loopback_origin_is_foreign_with_keys(client: Client, origin: str) -> None:
     """Without keys: a loopback `Origin` is let in, too; with keys it is on the list, or
     not. Whatever credential it holds."""
     headers = {"Origin": origin}

@@ -36,7 +36,7 @@ async def test_4540(client: Client, message: str | bytes | Sequence[str], v1: bo
     await client.until_connections(room, 0)
 
 
-async def test_4540_ends_only_who_broke_it(client: Client) -> None:
+async def test_4540_closes_only_the_violating_connection(client: Client) -> None:
     """Close codes: 4540 is for one connection; the others of the room stay."""
     room = fresh_room()
     async with client.listen(room) as good, client.listen(room) as bad:
@@ -79,7 +79,7 @@ async def test_4008(client: Client) -> None:
     assert ids_of([*notifications, *rest]) == expected
 
 
-async def test_a_client_that_leaves_is_answered(client: Client) -> None:
+async def test_close_of_the_client_is_answered(client: Client) -> None:
     """Close codes: a client that closes is let go."""
     room = fresh_room()
     async with client.listen(room) as listener:

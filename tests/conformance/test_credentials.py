@@ -41,7 +41,9 @@ def user() -> str:
     "shown",
     [None, "", "Bearer", "Basic eDp5", "nonsense", "Bearer nonsense", "Bearer a.b.c"],
 )
-async def test_a_unknown_client(client: Client, route: str, shown: str | None) -> None:
+async def test_rejects_unauthenticated_client(
+    client: Client, route: str, shown: str | None
+) -> None:
     """Errors: 401 `unauthorized`: no credential, or one that does not count; `details` says why."""
     method, path = ROUTES[route]
     room = fresh_room()
@@ -56,20 +58,20 @@ async def test_a_unknown_client(client: Client, route: str, shown: str | None) -
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json"])
-async def test_what_is_open(client: Client, path: str) -> None:
+async def test_health_ready_and_openapi_need_no_credential(client: Client, path: str) -> None:
     """Authorization: `/health`, `/ready` and `/openapi.json` want no credential."""
     assert (await client.showing(None).get(path)).status_code == 200
     assert (await client.showing("nonsense").get(path)).status_code == 200
 
 
-async def test_head_reports_nothing_either(client: Client) -> None:
+async def test_head_discloses_nothing_either(client: Client) -> None:
     """Authorization: HEAD of a room's route wants a credential, as GET does."""
     for route in ("history", "events", "health"):
         path = room_path(fresh_room(), route)
         assert (await client.showing(None).request("HEAD", path)).status_code == 401, route
 
 
-async def test_a_bad_body_of_a_unknown_client_is_not_read(client: Client) -> None:
+async def test_authenticates_before_it_reads_the_body(client: Client) -> None:
     """Limits: a body is read after its credential was looked at."""
     anonymous = client.showing("nonsense")
     for path in (room_path(fresh_room(), "broadcast"), "/broadcast", "/revoke"):
@@ -234,7 +236,7 @@ async def test_bearer_is_any_case(client: Client, user: str) -> None:
     assert response.status_code == 200
 
 
-async def test_client_that_offers_only_the_token_gets_it_back(client: Client, user: str) -> None:
+async def test_selects_the_token_subprotocol_when_offered_alone(client: Client, user: str) -> None:
     """Credentials: who offers `bearer.…` without `synap.v1` gets it back."""
     offered = f"bearer.{client.keys.token(user)}"
     await client.publish(f"user_{user}", "n0")
@@ -245,7 +247,7 @@ async def test_client_that_offers_only_the_token_gets_it_back(client: Client, us
 
 
 @pytest.mark.parametrize("first", ["header", "subprotocol"])
-async def test_the_first_that_is_there_counts(client: Client, user: str, first: str) -> None:
+async def test_first_credential_present_is_used(client: Client, user: str, first: str) -> None:
     """Credentials: the first that is there counts: a good one behind it does not help."""
     room, good = f"user_{user}", client.keys.token(user)
     shown: dict[str, Any]

@@ -21,7 +21,7 @@ async def _receive(client: Client, room: str, device: str | None, count: int) ->
     return ids_of(received)
 
 
-async def test_each_device_has_its_own_mark(client: Client) -> None:
+async def test_each_device_has_its_own_acknowledged_cursor(client: Client) -> None:
     """Devices: what the phone has received still waits for the laptop."""
     room = fresh_room()
     for device in ("phone", "laptop"):
@@ -34,7 +34,7 @@ async def test_each_device_has_its_own_mark(client: Client) -> None:
     assert await _receive(client, room, "laptop", 0) == []
 
 
-async def test_a_new_one_starts_at_the_rooms_mark(client: Client) -> None:
+async def test_new_device_starts_at_the_rooms_acknowledged_cursor(client: Client) -> None:
     """Devices: a new one starts at the room's mark, which is the furthest of all."""
     room = fresh_room()
     await client.fill(room, 2)
@@ -45,7 +45,7 @@ async def test_a_new_one_starts_at_the_rooms_mark(client: Client) -> None:
     assert await _receive(client, room, "phone", 1) == ["n2"]
 
 
-async def test_client_that_names_no_device(client: Client) -> None:
+async def test_connection_without_a_device_uses_the_rooms_cursor(client: Client) -> None:
     """Devices: a connection without one has the room's mark, and moves no device's."""
     room = fresh_room()
     await _receive(client, room, "phone", 0)
@@ -79,7 +79,7 @@ async def test_a_device_of_a_stream(client: Client) -> None:
         assert ids_of(await stream.take(1)) == ["n0"]
 
 
-async def test_a_cursor_counts_more_than_a_mark(client: Client) -> None:
+async def test_explicit_cursor_overrides_the_acknowledged_cursor(client: Client) -> None:
     """Subscribing: `?after=` chooses where to start, for a device as well."""
     room = fresh_room()
     cursors = await client.fill(room, 3)
@@ -88,7 +88,7 @@ async def test_a_cursor_counts_more_than_a_mark(client: Client) -> None:
         assert ids_of(await listener.take(2)) == ["n1", "n2"]
 
 
-async def test_a_room_knows_the_64_that_came_last(client: Client) -> None:
+async def test_room_keeps_its_64_most_recent_devices(client: Client) -> None:
     """Devices: a room knows the 64 that came last. A server may forget the others a little later:
     each look is another one of them, because who is looked at has come."""
     room = fresh_room()
@@ -110,7 +110,7 @@ async def test_a_room_knows_the_64_that_came_last(client: Client) -> None:
             pytest.fail("a room knows more than 64 devices")
 
 
-async def test_64_devices_keep_their_marks(client: Client) -> None:
+async def test_64_devices_keep_their_acknowledged_cursors(client: Client) -> None:
     """Devices: a room knows the 64 that came last, and those whole."""
     room = fresh_room()
     devices = [f"d{number}" for number in range(64)]

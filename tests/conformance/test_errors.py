@@ -84,7 +84,7 @@ async def test_400_for_many(client: Client, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("member", ["type", "data", "status", "timestamp", "id", "requestId"])
-async def test_details_name_what_is_wrong(client: Client, member: str) -> None:
+async def test_details_name_the_invalid_field(client: Client, member: str) -> None:
     """Errors: `details` names it."""
     response = await client.broadcast(fresh_room(), {**note(), member: 7})
     check_error(response, 400, "invalid_request")
@@ -310,7 +310,7 @@ async def test_contradicting_lengths_publish_nothing(client: Client) -> None:
         assert (await client.history(room))["notifications"] == []
 
 
-async def test_half_open_handshakes_hold_nobody_up(client: Client) -> None:
+async def test_pending_handshakes_do_not_delay_others(client: Client) -> None:
     """Errors: peers that began something and do not go on harm nobody."""
     room = fresh_room()
     halves = [

@@ -129,7 +129,7 @@ async def test_after(client: Client) -> None:
             assert (await stream.subscribed())["replayed"] == expected
 
 
-async def test_it_counts_as_an_old_client(client: Client) -> None:
+async def test_stream_behaves_as_client_without_synap_v1(client: Client) -> None:
     """Server-Sent Events: a stream counts as a client without `synap.v1`."""
     room = fresh_room()
     await client.fill(room, 2)
@@ -148,7 +148,7 @@ async def test_it_counts_as_an_old_client(client: Client) -> None:
     assert received[-1] == "n4"
 
 
-async def test_it_is_a_connection(client: Client) -> None:
+async def test_stream_is_counted_as_a_connection(client: Client) -> None:
     """Words: a connection is one open WebSocket or event stream."""
     room = fresh_room()
     async with client.stream(room) as stream:

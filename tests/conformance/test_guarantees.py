@@ -78,7 +78,7 @@ async def test_a_room_that_is_named_twice(client: Client) -> None:
     assert ids_of((await client.history(room))["notifications"]) == ["a"]
 
 
-async def test_fifty_at_once_with_the_same_id(client: Client) -> None:
+async def test_fifty_concurrent_publishes_with_the_same_id(client: Client) -> None:
     """Guarantees: the same `id` delivers once, however many send it at once."""
     room = fresh_room()
     async with client.listen(room) as listener:
@@ -90,7 +90,7 @@ async def test_fifty_at_once_with_the_same_id(client: Client) -> None:
         assert ids_of(await listener.until("end")) == ["n1", "end"]
 
 
-async def test_everyone_receives_the_same_order(client: Client) -> None:
+async def test_all_subscribers_receive_the_same_order(client: Client) -> None:
     """Guarantees: order per room, however many publish at once."""
     room = fresh_room()
 
@@ -118,7 +118,7 @@ async def test_everyone_receives_the_same_order(client: Client) -> None:
         assert places == sorted(places), "what one sender sent in order is in order"
 
 
-async def test_at_least_once_to_who_resumes(client: Client) -> None:
+async def test_delivers_at_least_once_to_a_resuming_subscriber(client: Client) -> None:
     """Guarantees: each notification at least once to every subscriber that resumes."""
     room = fresh_room()
 
@@ -149,7 +149,7 @@ async def test_a_thousand_are_retained(client: Client) -> None:
     assert ids_of(kept) == [f"n{n}" for n in range(5, 1005)]
 
 
-async def test_one_room_takes_nothing_from_another(client: Client) -> None:
+async def test_retention_is_per_room(client: Client) -> None:
     """Guarantees: the retention is for a room."""
     quiet, busy = fresh_room(), fresh_room()
     [cursor, _] = await client.fill(quiet, 2)

@@ -136,7 +136,7 @@ async def test_a_position_that_is_no_cursor(client: Client, after: str) -> None:
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
 
-async def test_reading_history_moves_no_mark(client: Client) -> None:
+async def test_reading_history_advances_no_acknowledged_cursor(client: Client) -> None:
     """History: reading history moves no mark."""
     room = fresh_room()
     await client.fill(room, 2)

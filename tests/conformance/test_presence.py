@@ -38,7 +38,7 @@ def _user(room: str) -> str:
     return room.partition("_")[2]
 
 
-async def test_nobody(client: Client) -> None:
+async def test_presence_of_an_empty_room(client: Client) -> None:
     """Presence: `GET /rooms/{room}/presence` answers `room`, `connections` and `users`."""
     room = fresh_room()
     assert await _there(client, room) == {"room": room, "connections": 0, "users": []}
@@ -75,7 +75,7 @@ async def test_the_state_comes_first_then_each_change(client: Client) -> None:
             assert event_of == {"event": "update", "user": _user(room), "connections": 2}
 
 
-async def test_who_did_not_ask_receives_nothing_of_it(client: Client) -> None:
+async def test_client_without_presence_receives_no_presence_frames(client: Client) -> None:
     """Presence: `?presence=1` brings control frames; no other client sees one."""
     room = fresh_room()
     async with client.listen(room, v1=True) as listener, client.listen(room, device="b"):
@@ -84,7 +84,7 @@ async def test_who_did_not_ask_receives_nothing_of_it(client: Client) -> None:
         assert await listener.ping() == []
 
 
-async def test_client_that_could_not_receive_it(client: Client) -> None:
+async def test_refuses_presence_without_synap_v1(client: Client) -> None:
     """Presence: a WebSocket without `synap.v1` could not hear it, and is refused with 400."""
     path = room_path(fresh_room(), "subscribe", presence="1")
     status, refusal = await client.refusal(path)
@@ -213,7 +213,7 @@ async def test_join_update_leave(client: Client) -> None:
 
 
 @pytest.mark.with_keys
-async def test_presence_wants_its_scope(client: Client) -> None:
+async def test_presence_requires_its_scope(client: Client) -> None:
     """Presence: `?presence=1` on a subscription, scope `presence` beside `subscribe`."""
     room = fresh_room()
     for scope in ("subscribe", "presence"):

@@ -68,7 +68,7 @@ async def test_a_user(client: Client, user: str) -> None:
         assert await listener.closed() == 4501
 
 
-async def test_tokens_whose_issuers_clock_is_ahead(client: Client, user: str) -> None:
+async def test_revokes_tokens_whose_issuer_clock_is_ahead(client: Client, user: str) -> None:
     """Revoking: that were issued (`iat`) until 10 s from now: clocks may differ by so much."""
     room, now = f"user_{user}", int(time.time())
     tokens = [client.keys.token(user, iat=now + ahead) for ahead in (-100, -1, 0, 2, 5, 9)]
@@ -87,7 +87,7 @@ async def test_tokens_that_are_issued_later(client: Client, user: str) -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_another_user_and_nobody(client: Client, user: str) -> None:
+async def test_revoking_a_user_keeps_tokens_of_others(client: Client, user: str) -> None:
     """Revoking: a user's tokens, and not those that open the user's room for others."""
     room = f"user_{user}"
     others = [client.keys.token(rooms=[room]), client.keys.token(f"{user}x", rooms=[room])]
@@ -134,7 +134,9 @@ async def test_one_token(client: Client, user: str, by: str) -> None:
         ' " {} " ', "\u00a0{}",
     ],
 )  # fmt: skip
-async def test_a_token_with_what_was_copied_with_it(client: Client, user: str, around: str) -> None:
+async def test_accepts_token_copied_with_quotes_or_scheme(
+    client: Client, user: str, around: str
+) -> None:
     """Revoking: white space, quotes and `Bearer` around it are taken away."""
     token = client.keys.token(user)
     answer = await _revoke(client, token=around.format(token))
@@ -166,7 +168,7 @@ UNPARSABLE: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("case", UNPARSABLE)
 @pytest.mark.parametrize("around", ["{}", "Bearer {}"])
-async def test_what_is_no_whole_token_of_this_server(
+async def test_refuses_incomplete_or_foreign_token(
     client: Client, user: str, case: str, around: str
 ) -> None:
     """Revoking: 400, nothing was revoked, and nothing of what was given is in the answer."""
@@ -201,7 +203,7 @@ async def test_a_credential_in_the_wrong_member(
 
 
 @pytest.mark.parametrize("claims", [{"exp": -60}, {"nbf": 600}, {"aud": "another"}])
-async def test_a_token_that_does_not_count_now(
+async def test_revokes_expired_or_not_yet_valid_token(
     client: Client, user: str, claims: dict[str, Any]
 ) -> None:
     """Revoking: one that this server's key has signed is taken back, also if it has ended or has
@@ -224,7 +226,7 @@ async def test_a_revoked_token_renews_nothing(client: Client, user: str) -> None
         assert await listener.closed() == 4501
 
 
-async def test_client_that_renewed_is_known_by_the_new_token(client: Client, user: str) -> None:
+async def test_renewed_connection_belongs_to_the_new_token(client: Client, user: str) -> None:
     """WebSocket: in place of the old one: the old one's end is no longer the connection's."""
     old, new = client.keys.token(user), client.keys.token(user)
     async with client.showing(old).listen(f"user_{user}", v1=True) as listener:
@@ -237,7 +239,7 @@ async def test_client_that_renewed_is_known_by_the_new_token(client: Client, use
         assert await listener.closed() == 4504
 
 
-async def test_nobody_is_there(client: Client, user: str) -> None:
+async def test_revocation_without_connections_succeeds(client: Client, user: str) -> None:
     """Revoking: `closed` counts connections: none is a success, too; and it can be said twice."""
     for _ in range(2):
         assert await _revoke(client, user=user) == {"success": True, "revoked": True, "closed": 0}
@@ -248,7 +250,7 @@ async def test_nobody_is_there(client: Client, user: str) -> None:
              {"token": ""}, {"users": "a"}, {"jti": ""}, {"jti": 1}, {"user": "x" * 513},
              {"token": "x" * 9000}, {"user": "a", "token": "b"}, {"user": "a", "jti": "b"}],
 )  # fmt: skip
-async def test_what_to_revoke_has_to_be_said(client: Client, body: object) -> None:
+async def test_revocation_requires_a_subject(client: Client, body: object) -> None:
     """Errors: 400 `malformed`: the body is wrong."""
     admin = client.showing(client.keys.token(scope="admin"))
     check_error(await admin.post("/revoke", body), 400, "invalid_request")
@@ -257,7 +259,9 @@ async def test_what_to_revoke_has_to_be_said(client: Client, body: object) -> No
 @pytest.mark.parametrize(
     "scope", [None, "subscribe", "broadcast presence metrics", "administrator"]
 )
-async def test_it_wants_its_scope(client: Client, user: str, scope: str | None) -> None:
+async def test_revocation_requires_admin_scope(
+    client: Client, user: str, scope: str | None
+) -> None:
     """Revoking: scope `admin`."""
     mine = client.showing(client.keys.token(user, rooms=["*"], scope=scope))
     for what in ({"user": user}, {"token": "x"}, {"jti": "x"}):

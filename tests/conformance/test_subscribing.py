@@ -44,7 +44,7 @@ async def test_a_request_room_starts_at_the_earliest(client: Client) -> None:
             assert ids_of(await stream.take(2)) == ["n0", "n1"]
 
 
-async def test_a_user_room_starts_at_the_received_mark(client: Client) -> None:
+async def test_user_room_starts_at_the_acknowledged_cursor(client: Client) -> None:
     """Subscribing: any other room starts after its received mark, then live."""
     room = fresh_room()
     await client.fill(room, 2)
@@ -59,7 +59,7 @@ async def test_a_user_room_starts_at_the_received_mark(client: Client) -> None:
         assert (await listener.next())["id"] == "n3"
 
 
-async def test_what_comes_live_moves_the_mark(client: Client) -> None:
+async def test_live_delivery_advances_the_acknowledged_cursor(client: Client) -> None:
     """Subscribing: the mark is the furthest that a client without `synap.v1` was handed."""
     room = fresh_room()
     async with client.listen(room) as listener:
@@ -73,7 +73,7 @@ async def test_what_comes_live_moves_the_mark(client: Client) -> None:
         assert (await listener.next())["id"] == "n1"
 
 
-async def test_an_old_client_moves_the_mark_for_a_new_one(client: Client) -> None:
+async def test_client_without_synap_v1_advances_the_cursor_for_one_with_it(client: Client) -> None:
     """Subscribing: the mark is the room's: whoever comes next starts after it."""
     room = fresh_room()
     await client.fill(room, 2)
@@ -84,7 +84,9 @@ async def test_an_old_client_moves_the_mark_for_a_new_one(client: Client) -> Non
         assert (await listener.subscribed())["replayed"] == 0
 
 
-async def test_with_synap_v1_being_delivered_moves_no_mark(client: Client) -> None:
+async def test_delivery_with_synap_v1_does_not_advance_the_acknowledged_cursor(
+    client: Client,
+) -> None:
     """Subscribing: with `synap.v1` the mark is what was acknowledged."""
     room = fresh_room()
     await client.fill(room, 2)
@@ -95,7 +97,7 @@ async def test_with_synap_v1_being_delivered_moves_no_mark(client: Client) -> No
             assert await listener.ping() == []
 
 
-async def test_an_ack_moves_the_mark(client: Client) -> None:
+async def test_ack_advances_the_acknowledged_cursor(client: Client) -> None:
     """Subscribing: the mark is the furthest that a client with `synap.v1` has acknowledged."""
     room = fresh_room()
     await client.fill(room, 3)
@@ -108,7 +110,7 @@ async def test_an_ack_moves_the_mark(client: Client) -> None:
         assert (await listener.subscribed())["replayed"] == 1
 
 
-async def test_the_mark_only_moves_forward(client: Client) -> None:
+async def test_acknowledged_cursor_only_moves_forward(client: Client) -> None:
     """Subscribing: the store keeps the mark; it only moves forward."""
     room = fresh_room()
     cursors = await client.fill(room, 3)
@@ -125,7 +127,9 @@ async def test_the_mark_only_moves_forward(client: Client) -> None:
         assert (await listener.next())["id"] == "n2"
 
 
-async def test_an_old_client_that_looks_back_moves_no_mark_back(client: Client) -> None:
+async def test_replay_from_the_start_does_not_move_the_acknowledged_cursor_back(
+    client: Client,
+) -> None:
     """Subscribing: the mark only moves forward, also when a client replays from the start."""
     room = fresh_room()
     await client.fill(room, 3)
@@ -197,7 +201,7 @@ async def test_an_empty_after_is_none(client: Client) -> None:
 
 
 @pytest.mark.parametrize("after", NO_CURSORS, ids=range(len(NO_CURSORS)))
-async def test_a_position_that_is_none(client: Client, after: str) -> None:
+async def test_rejects_invalid_position(client: Client, after: str) -> None:
     """Subscribing: a handshake that cannot be (a bad position) is refused with the HTTP error."""
     status, body = await client.refusal(room_path(fresh_room(), "subscribe", after=after))
     assert (status, body["code"]) == (400, "invalid_request")
@@ -214,9 +218,7 @@ async def test_a_position_that_is_none(client: Client, after: str) -> None:
         ("/", 404, "not_found"),
     ],
 )
-async def test_a_handshake_that_cannot_be(
-    client: Client, path: str, status: int, code: str
-) -> None:
+async def test_rejects_invalid_handshake(client: Client, path: str, status: int, code: str) -> None:
     """Subscribing: a handshake that cannot be (a bad room) is refused with the HTTP error."""
     refused, body = await client.refusal(path)
     assert (refused, body["code"]) == (status, code)
@@ -281,7 +283,9 @@ async def test_late_joiners_miss_nothing(client: Client, v1: bool) -> None:
 
 
 @pytest.mark.parametrize("count", [15, 31, 45])
-async def test_what_comes_while_a_replay_waits(client: Client, count: int) -> None:
+async def test_delivers_publishes_made_during_a_slow_replay_once(
+    client: Client, count: int
+) -> None:
     """Subscribing: no gap, no double, also for a reader that takes the log slowly."""
     room = fresh_room()
     for n in range(count):

@@ -10,7 +10,7 @@ from .client import V1, Client, fresh_room, ids_of, is_control, room_path
 @pytest.mark.parametrize(
     "offered", [[V1], ["other", V1], [V1, "other"], ["synap.v9", "graphql-ws", V1, "synap.v0"]]
 )
-async def test_client_that_offers_it_gets_it(client: Client, offered: list[str]) -> None:
+async def test_selects_synap_v1_when_offered(client: Client, offered: list[str]) -> None:
     """WebSocket: a client that offers the subprotocol `synap.v1` gets it, among others too."""
     async with client.listen_at(room_path(fresh_room(), "subscribe"), offered) as listener:
         assert listener.ws.subprotocol == V1
@@ -60,7 +60,7 @@ async def test_subscribed_stands_between_replay_and_live(client: Client) -> None
     assert ids_of(m for m in received if not is_control(m)) == [f"n{n}" for n in range(25)]
 
 
-async def test_subscribed_counts_what_was_replayed(client: Client) -> None:
+async def test_subscribed_reports_the_replayed_count(client: Client) -> None:
     """WebSocket: `replayed` (how many)."""
     room = fresh_room()
     cursors = await client.fill(room, 300)
@@ -117,7 +117,7 @@ async def test_an_ack_beyond_is_ignored(client: Client) -> None:
     assert received == ["n0", "n1", "n2"], "nothing was acknowledged"
 
 
-async def test_an_ack_of_what_came_live(client: Client) -> None:
+async def test_ack_of_a_live_notification(client: Client) -> None:
     """WebSocket: `{"action":"ack","cursor":…}`: it has received everything up to this cursor."""
     room = fresh_room()
     async with client.listen(room, v1=True) as listener:

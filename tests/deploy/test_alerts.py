@@ -12,7 +12,7 @@ import yaml
 from .conftest import DEPLOY, Promtool, alerts
 
 
-def test_prometheus_takes_the_rules(promtool: Promtool) -> None:
+def test_prometheus_accepts_the_rules(promtool: Promtool) -> None:
     done = promtool("check", "rules", "--lint-fatal", "alerts.yml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(alerts())} rules found" in done.stdout
@@ -46,7 +46,7 @@ def test_an_alert_is_tested_both_ways(
 
 
 @pytest.mark.parametrize("name", alerts())
-def test_an_alert_waits_and_says_what_to_do(name: str) -> None:
+def test_alert_has_a_duration_and_a_remedy(name: str) -> None:
     rule = alerts()[name]
     assert re.fullmatch(r"SynapRealtime[A-Z]\w+", name)
     assert re.fullmatch(r"[1-9]\d*m", rule["for"]), "a moment is no alert"

@@ -30,7 +30,7 @@ def test_the_linter_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_what_it_copies_is_there_and_nothing_else_is_sent() -> None:
+def test_copied_files_exist_and_the_build_context_is_minimal() -> None:
     copied = {
         source
         for line in re.findall(r"^COPY (?!--from)(.+) \S+$", TEXT, re.MULTILINE)
@@ -44,13 +44,13 @@ def test_what_it_copies_is_there_and_nothing_else_is_sent() -> None:
     assert ignored[1] == "*"
 
 
-def test_it_runs_as_nobody_with_settings_of_the_server() -> None:
+def test_runs_as_unprivileged_user_with_server_options() -> None:
     assert "\nUSER 10001:10001\n" in TEXT
     names = re.findall(r"SYNAP_REALTIME_([A-Z_]+)=", TEXT)
     assert {name.lower() for name in names} <= set(ServerSettings.model_fields)
 
 
-def test_it_installs_the_versions_that_are_tested() -> None:
+def test_installs_the_tested_versions() -> None:
     tested = pins("dev.txt")
     for name in ("server.txt", "build.txt"):
         pinned = pins(name)
@@ -64,7 +64,7 @@ def pins(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+(?:\[[\w,-]+\])?)==(\S+)", text, re.MULTILINE))
 
 
-async def test_its_health_check_reports_a_living_server_from_none() -> None:
+async def test_health_check_detects_a_stopped_server() -> None:
     (line,) = re.findall(r"^HEALTHCHECK .* CMD (\[.+\])$", TEXT, re.MULTILINE)
     _, *arguments = json.loads(line)
 

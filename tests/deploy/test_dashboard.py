@@ -14,7 +14,7 @@ DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 
 
-def test_it_belongs_to_no_grafana() -> None:
+def test_is_bound_to_no_grafana_instance() -> None:
     assert DASHBOARD["id"] is None
     assert DASHBOARD["uid"] == "synap-realtime"
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
@@ -26,7 +26,7 @@ def test_it_belongs_to_no_grafana() -> None:
     assert chosen == {'{"type": "prometheus", "uid": "${datasource}"}'}
 
 
-def test_the_servers_are_those_of_the_version_metric() -> None:
+def test_lists_servers_by_the_version_metric() -> None:
     (instance,) = (v for v in DASHBOARD["templating"]["list"] if v["name"] == "instance")
     assert instance["query"]["query"] == "label_values(synap_realtime_build_info, instance)"
     for panel in PANELS:
@@ -35,7 +35,7 @@ def test_the_servers_are_those_of_the_version_metric() -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
-def test_a_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
+def test_each_panel_has_a_description(panel: dict[str, Any]) -> None:
     if panel["type"] != "row":
         assert panel["title"]
         assert panel["description"]

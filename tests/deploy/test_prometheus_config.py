@@ -8,7 +8,7 @@ from pathlib import Path
 from .conftest import DEPLOY, Promtool, alerts
 
 
-def test_prometheus_takes_the_configuration(promtool: Promtool, tmp_path: Path) -> None:
+def test_prometheus_accepts_the_configuration(promtool: Promtool, tmp_path: Path) -> None:
     """All of it, the credential's file too, which is somewhere else here."""
     credential = "/etc/prometheus/synap-realtime.token"
     text = (DEPLOY / "prometheus.yml").read_text()

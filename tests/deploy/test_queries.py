@@ -96,7 +96,7 @@ def problems(where: str, query: str, known: dict[str, dict[str, set[str]]]) -> I
         yield f"{where}: nothing has the label {label}"
 
 
-def test_every_query_asks_for_what_a_server_shows(samples: list[Sample]) -> None:
+def test_every_query_uses_exported_metrics(samples: list[Sample]) -> None:
     known = shown(samples)
     wrong = [problem for where, query in all_queries() for problem in problems(where, query, known)]
     assert not wrong, "\n".join(wrong)

@@ -35,7 +35,7 @@ def analyze(verb: str, *options: str, unit: Path) -> subprocess.CompletedProcess
 
 @needs_systemd
 @pytest.mark.parametrize("tls", [False, True], ids=["alone", "with TLS"])
-def test_systemd_takes_it(tmp_path: Path, tls: bool) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path, tls: bool) -> None:
     """With the program where it is here: systemd looks whether it is there."""
     text = UNIT.read_text()
     if tls:
@@ -49,14 +49,14 @@ def test_systemd_takes_it(tmp_path: Path, tls: bool) -> None:
 
 
 @needs_systemd
-def test_systemd_finds_it_closed() -> None:
+def test_systemd_rates_the_unit_as_hardened() -> None:
     """Of 10.0, which is all that a service can do; 1.2 with systemd 252."""
     done = analyze("security", "--offline=true", "--threshold=20", unit=UNIT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_systemd
-def test_systemd_finds_it_closed_with_tls_too(tmp_path: Path) -> None:
+def test_systemd_rates_the_tls_unit_as_hardened(tmp_path: Path) -> None:
     """What the drop-in opens is one capability and the host's users; 1.7 with systemd 252."""
     merged = tmp_path / UNIT.name
     changed = {line.partition("=")[0] for line in TLS.read_text().splitlines() if "=" in line}
@@ -71,7 +71,7 @@ def test_systemd_finds_it_closed_with_tls_too(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_with_tls_it_may_listen_on_443_and_reads_what_the_hook_writes(tmp_path: Path) -> None:
+def test_tls_unit_may_bind_443_and_read_renewed_certificates(tmp_path: Path) -> None:
     settings = dict(
         value.removeprefix("SYNAP_REALTIME_").split("=", 1) for value in values("Environment", TLS)
     )
@@ -108,7 +108,7 @@ def test_with_tls_it_may_listen_on_443_and_reads_what_the_hook_writes(tmp_path: 
         assert each.stat().st_mode & 0o777 == 0o640
 
 
-def test_its_settings_are_the_servers() -> None:
+def test_unit_sets_only_server_options() -> None:
     settings = dict(
         value.removeprefix("SYNAP_REALTIME_").split("=", 1) for value in values("Environment")
     )
@@ -116,7 +116,7 @@ def test_its_settings_are_the_servers() -> None:
     assert settings["HOST"] == "127.0.0.1"
 
 
-def test_it_may_have_the_files_and_the_time_that_a_server_needs() -> None:
+def test_unit_allows_enough_descriptors_and_stop_time() -> None:
     defaults = load_settings()
     (files,), (stop_s,) = values("LimitNOFILE"), values("TimeoutStopSec")
     assert int(files) > defaults.max_connections + defaults.max_pending_connections + 100

@@ -10,7 +10,7 @@ from ..certificates import certify
 from .conftest import diagnosis
 
 
-async def test_none_is_nothing_to_say() -> None:
+async def test_no_certificate_gives_no_finding() -> None:
     assert not {"TLS files", "TLS key"} & set(await diagnosis())
 
 

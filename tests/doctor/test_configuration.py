@@ -13,7 +13,7 @@ from ..server.test_authorization import API_KEY, ORIGIN, SECRET, serving
 from .conftest import diagnosis, findings
 
 
-async def test_a_typo_in_a_variable_is_named_with_what_was_meant(
+async def test_suggests_the_variable_for_a_typo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_RETENTION_COUNTS", "5")
@@ -24,7 +24,7 @@ async def test_a_typo_in_a_variable_is_named_with_what_was_meant(
     assert "SYNAP_REALTIME_RETENTION_COUNT?" in found[0].advice
 
 
-async def test_a_wrong_setting_is_named_and_the_others_are_still_looked_at(
+async def test_names_an_invalid_setting_and_checks_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_PORT", "many")
@@ -72,7 +72,7 @@ async def test_an_application_receives_nothing_of_server_settings_that_it_does_n
     assert {finding.level for finding in found} == {"ok"}
 
 
-async def test_what_is_found_in_server_settings_is_labelled(
+async def test_labels_findings_about_server_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_STORE", f"sqlite:///{tmp_path}/rooms.db")

@@ -22,7 +22,7 @@ async def test_a_room_server(rooms: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {found[check].level for check in checks} == {"ok"}
 
 
-async def test_a_port_where_nobody_is() -> None:
+async def test_reports_a_closed_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     found = await diagnosis(f"http://127.0.0.1:{port}")
@@ -31,11 +31,11 @@ async def test_a_port_where_nobody_is() -> None:
     assert (found["round trip"].level, found["clock"].level) == ("warn", "warn")
 
 
-async def test_a_name_that_there_is_not() -> None:
+async def test_reports_an_unknown_host_name() -> None:
     assert (await diagnosis("http://nowhere.invalid"))["DNS"].level == "fail"
 
 
-async def test_an_address_that_is_none() -> None:
+async def test_reports_an_invalid_address() -> None:
     found = (await diagnosis("ftp://u:hunter22@example.com"))["address"]
     assert (found.level, "hunter22" in found.found) == ("fail", False)
 
@@ -49,7 +49,7 @@ async def test_an_address_that_is_none() -> None:
         (301, "", "redirects to https://elsewhere.example/health"),
     ],
 )
-async def test_client_that_is_no_room_server(status: int, body: str, said: str) -> None:
+async def test_reports_another_kind_of_server(status: int, body: str, said: str) -> None:
     headers = {"Location": "https://u:hunter22@elsewhere.example/health"} if status == 301 else {}
     async with answering(lambda _: (status, headers, body)) as url:
         found = await diagnosis(url)
@@ -59,7 +59,7 @@ async def test_client_that_is_no_room_server(status: int, body: str, said: str) 
     assert "ready" not in found
 
 
-async def test_what_is_said_to_no_http_client() -> None:
+async def test_reports_a_server_that_speaks_no_http() -> None:
     async with answering(lambda _: (0, {"a\r\n b": "x\0"}, "")) as url:
         assert (await diagnosis(url))["health"].level == "fail"
 
@@ -106,7 +106,7 @@ async def test_a_certificate(
     assert ("health" in found) == (level != "fail")
 
 
-async def test_a_certificate_of_nobody_known(tmp_path: Path) -> None:
+async def test_reports_an_untrusted_certificate(tmp_path: Path) -> None:
     context = certify(tmp_path, 90, HOST).server()
     async with answering(lambda _: (200, {}, HEALTH), HOST, context) as url:
         found = (await diagnosis(url))["certificate"]

@@ -27,7 +27,7 @@ async def test_with_keys_and_credentials(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [found[check].level for check in CHECKS] == ["ok", "ok", "ok"]
 
 
-async def test_which_credential_is_missing_is_said() -> None:
+async def test_names_the_missing_credential() -> None:
     async with serving(running_server) as url:
         found = await diagnosis(url)
     assert [found[check].level for check in CHECKS] == ["warn", "warn", "warn"]

@@ -48,12 +48,12 @@ async def test_memory_is_lost_at_a_restart() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://u:hunter22@h", "sqlite:///:memory:", "sqlite:///", "x"])
-async def test_a_store_that_there_is_not(url: str) -> None:
+async def test_reports_a_store_that_does_not_exist(url: str) -> None:
     found = (await diagnosis(store=url))["store"]
     assert (found.level, "hunter22" in found.found) == ("fail", False)
 
 
-async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
+async def test_does_not_create_a_missing_file(path: Path) -> None:
     found = await said_of(path)
     assert (found.level, "not there yet" in found.found) == ("ok", True)
 
@@ -151,7 +151,7 @@ def test_how_much_space_will_do() -> None:
     assert space(TOO_FEW_BYTES - 1, folder).level == "fail"
 
 
-async def test_a_store_of_ones_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_skips_a_custom_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_WORKERS", "2")
     found = (await diagnosis(store="tests.support.replicated_store:dying"))["store"]
     assert (found.level, "is not looked into" in found.found) == ("ok", True)

@@ -12,7 +12,7 @@ from tests.timeouts import TIMEOUT_S
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_it_prints_what_it_says() -> None:
+def test_prints_its_documented_output() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "examples.away"],
         cwd=ROOT,

@@ -31,7 +31,7 @@ def demo_environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "NOTES_DATA": str(tmp_path / "demo")}
 
 
-def test_once_does_all_five_and_says_so(tmp_path: Path) -> None:
+def test_once_runs_all_five_jobs_and_reports_them(tmp_path: Path) -> None:
     done = subprocess.run(
         [*DEMO, "--once"],
         cwd=ROOT,
@@ -110,7 +110,7 @@ def test_the_demo_shows_its_page_and_stops_cleanly(tmp_path: Path, number: signa
         process.communicate()
 
 
-def test_an_unknown_argument_is_said() -> None:
+def test_unknown_argument_is_reported() -> None:
     done = subprocess.run(
         [*DEMO, "--twice"],
         cwd=ROOT,

@@ -222,7 +222,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_says_what_ran() -> None:
+def test_command_reports_what_ran() -> None:
     done = run(1, "--target", "subscriber", "--driver", "mutation", "--seed", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "subscriber: " in done.stdout

@@ -183,7 +183,7 @@ async def test_running_twice_with_the_same_run_id_leaves_one(
         (handle_conversation_message, {"content": "x"}, "conversation's id is empty"),
     ],
 )
-async def test_wrong_input_is_said_in_words_for_the_user_and_nothing_is_kept(
+async def test_invalid_input_gets_a_user_facing_error_and_stores_nothing(
     world: World, handler: Callable[..., Awaitable[Any]], data: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=said):
@@ -192,7 +192,7 @@ async def test_wrong_input_is_said_in_words_for_the_user_and_nothing_is_kept(
     assert not list(world.folder.rglob("*.md"))
 
 
-async def test_somebody_elses_task_is_no_task(world: World) -> None:
+async def test_task_of_another_user_is_not_found(world: World) -> None:
     task = await handle_task_creation(InProcessRun({"title": "t"}), world.services)
     run = InProcessRun({"entityId": task.entity_id}, user_id="7")
     with pytest.raises(InvalidInputError, match="no such task"):

@@ -151,7 +151,7 @@ async def test_the_handlers_run_without_a_framework(rooms: Rooms, tmp_path: Path
     assert "".join(shown) == reply.response
 
 
-async def test_a_wrong_number_of_retries_is_said() -> None:
+async def test_invalid_number_of_retries_is_named() -> None:
     async def work(run: JobRun) -> None: ...
 
     with pytest.raises(InvalidArgumentError, match="retries: expected 0 or more"):

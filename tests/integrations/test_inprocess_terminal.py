@@ -57,7 +57,7 @@ def job(do: Callable[[JobRun], Any], **options: Any) -> Any:
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, BaseException) else None,
 )
-async def test_ends_whatever_is_raised(
+async def test_reports_an_end_for_every_exception(
     realtime: RealtimeRecorder, kind: str, error: BaseException, ending: str
 ) -> None:
     async def raises(run: JobRun) -> None:
@@ -71,7 +71,7 @@ async def test_ends_whatever_is_raised(
     assert words(realtime) == ["started", ending]
 
 
-async def test_sys_exit_goes_on(realtime: RealtimeRecorder) -> None:
+async def test_sys_exit_propagates(realtime: RealtimeRecorder) -> None:
     async def leaves(run: JobRun) -> None:
         sys.exit(3)
 
@@ -133,7 +133,7 @@ def nested(*errors: Exception) -> ExceptionGroup[Exception]:
         (nested(KeyError()), ["started", "retrying", "failed"], None),
     ],
 )
-async def test_an_exception_group_is_judged_by_what_it_holds(
+async def test_exception_group_is_classified_by_its_members(
     realtime: RealtimeRecorder, error: Exception, expected: list[str], text: str | None
 ) -> None:
     async def fails(run: JobRun) -> None:
@@ -164,7 +164,7 @@ class Computed(BaseModel):
     [RootModel[list[int]]([1, 2]), Computed(), object(), (n for n in [1])],
     ids=lambda each: type(each).__name__,
 )
-async def test_a_result_is_untouched_whatever_it_is(result: Any) -> None:
+async def test_result_is_returned_unchanged(result: Any) -> None:
     async def returns(run: JobRun) -> Any:
         return result
 

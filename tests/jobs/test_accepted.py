@@ -20,7 +20,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEXT_PUBLIC_REALTIME_URL", raising=False)
 
 
-def test_the_body_says_where_to_listen() -> None:
+def test_body_names_the_room_to_subscribe_to() -> None:
     assert accepted_response("r1", url="https://rt.example.com/v1") == {
         "status": "pending",
         "requestId": "r1",
@@ -57,7 +57,7 @@ def test_the_token_opens_this_room_for_a_quarter_of_an_hour(
         jwt.decode(token, "x" * 32, algorithms=["HS256"])
 
 
-def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidArgumentError, match="request_id: "):
         accepted_response("a/b")
     with pytest.raises(ConfigurationError, match="at least 32 bytes") as caught:

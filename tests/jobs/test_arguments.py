@@ -95,7 +95,7 @@ LABELS = [Stage.RENDERING, DelegatingString(), lazy(str, str)("Rendering")]
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_converts_what_stands_for_text(label: Any) -> None:
+def test_converts_text_like_values(label: Any) -> None:
     checked = check_progress(0.5, label, None)
     assert checked == (0.5, "Rendering", None)
     assert type(checked[1]) is str

@@ -168,7 +168,7 @@ async def test_an_extent_that_is_left_in_another_context_is_closed(
     assert labels(realtime) == ["inside"]
 
 
-def test_a_nested_job_reports_its_own_and_the_outer_goes_on(
+def test_nested_job_reports_separately_from_its_parent(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
     with report_run(make("a")):
@@ -362,7 +362,7 @@ def test_outside_of_all_jobs_nothing_is_warned(caplog: pytest.LogCaptureFixture)
     assert caplog.text == ""
 
 
-async def test_bind_reporter_takes_it_to_threads(realtime: RealtimeRecorder) -> None:
+async def test_bind_reporter_works_in_threads(realtime: RealtimeRecorder) -> None:
     lasting = ThreadPoolExecutor(1)
 
     async def work(run: JobRun) -> None:
@@ -412,7 +412,7 @@ def test_a_bound_function_that_outlives_the_attempt_reports_nothing(
     assert labels(realtime) == ["inside"]
 
 
-async def test_bind_reporter_takes_it_to_a_coroutine_of_another_loop(
+async def test_bind_reporter_works_in_another_event_loop(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
     async def work() -> str:
@@ -505,7 +505,7 @@ async def test_a_forked_child_has_no_reporter(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", ["bound", "process"])
-async def test_bind_reporter_takes_it_to_a_process(
+async def test_bind_reporter_works_in_a_process(
     rooms: str, read_room: Callable[[str], Any], method: str, case: str
 ) -> None:
     await run_program(rooms, case, method)
@@ -531,7 +531,7 @@ async def test_a_bound_progress_can_be_an_argument(
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_process_that_goes_on_after_the_attempt_reports_nothing(
+async def test_process_that_outlives_the_attempt_reports_nothing(
     rooms: str, read_room: Callable[[str], Any], method: str, tmp_path: Path
 ) -> None:
     await run_program(rooms, "outlived", method, GO=str(tmp_path / "go"))
@@ -544,9 +544,7 @@ async def test_a_process_that_goes_on_after_the_attempt_reports_nothing(
         ]
 
 
-async def test_a_bound_function_may_take_it_further(
-    rooms: str, read_room: Callable[[str], Any]
-) -> None:
+async def test_bound_function_may_bind_again(rooms: str, read_room: Callable[[str], Any]) -> None:
     await run_program(rooms, "twice", "fork")
     for user_id in "abc":
         reported = await read_room(user_id)

@@ -16,7 +16,7 @@ from synap_realtime.jobs.truncation import truncate_result
 from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES, encode_json
 
 
-def test_a_familys_names_come_from_its_own() -> None:
+def test_job_type_derives_its_event_names() -> None:
     assert NOTE_CREATION.trigger_event == "note.creation.requested"
     assert NOTE_CREATION.started == "note.creation.started"
     assert NOTE_CREATION.retrying == "note.creation.retrying"
@@ -81,7 +81,7 @@ def test_a_pause_that_is_no_time_is_left_out(in_s: float) -> None:
     assert data["stallAfterS"] == 60
 
 
-def test_the_missions_names_stay() -> None:
+def test_conversation_event_names_are_fixed() -> None:
     assert CONVERSATION_MESSAGE.trigger_event == "conversation.message.sent"
     assert CONVERSATION_MESSAGE.completed == "conversation.response.generated"
     assert CONVERSATION_MESSAGE.failed == "conversation.message.failed"
@@ -107,13 +107,13 @@ def test_ids_are_stable_and_differ() -> None:
     assert ids()[0] == "run1:note.creation.started"
 
 
-def test_a_run_has_one_end_whatever_is_said_twice() -> None:
+def test_run_has_a_single_terminal_notification() -> None:
     run = RunNotifications(NOTE_CREATION, "run1")
     assert len({run.completed({}).id, run.failed("No.").id, run.cancelled().id}) == 1
     assert run.failed("No.").id != RunNotifications(NOTE_CREATION, "run2").failed("No.").id
 
 
-def test_a_long_id_is_cut_to_what_the_wire_takes_and_stays_distinct() -> None:
+def test_long_id_is_bounded_and_stays_distinct() -> None:
     ids = [
         RunNotifications(JobType("a" * 100), "r" * 40, attempt=n).retrying("", step="step").id or ""
         for n in range(2, 9)
@@ -158,7 +158,7 @@ def test_more_attempts_than_were_announced_are_no_contradiction() -> None:
         max_size=12,
     )
 )
-def test_any_result_fits_and_what_is_missing_is_said(result: dict[str, object]) -> None:
+def test_any_result_is_truncated_to_fit_and_names_omissions(result: dict[str, object]) -> None:
     sent = RunNotifications(NOTE_CREATION, "r" * 60).completed(result)
     data = sent.data
     assert len(encode_json("data", sent.to_wire())) <= MAX_NOTIFICATION_BYTES
@@ -171,13 +171,13 @@ def test_any_result_fits_and_what_is_missing_is_said(result: dict[str, object]) 
     assert good.items() <= data.items()
 
 
-def test_what_is_no_mapping_is_the_result() -> None:
+def test_non_mapping_result_is_published_under_result() -> None:
     assert truncate_result(None) == {}
     assert truncate_result(7) == {"result": 7}
     assert truncate_result("x" * 300_000) == {"truncated": True, "omitted": ["result"]}
 
 
-def test_a_user_reads_only_what_was_written_for_users() -> None:
+def test_only_user_facing_errors_are_published() -> None:
     assert user_facing_error(JobError("The storage is busy."), "r") == "The storage is busy."
     assert user_facing_error(InvalidInputError("It is empty."), "r") == "It is empty."
     secret = user_facing_error(RuntimeError("password=hunter2"), "run7")

@@ -60,7 +60,7 @@ CALL = json.dumps({"fraction": 0.5, "label": "forged", "stallAfterS": None}).enc
 
 
 @pytest.mark.parametrize("first", ["key", "0" * 64, "", "GET / HTTP/1.1", "x" * 1000])
-def test_the_relay_answers_only_who_has_the_key_of_a_live_run(
+def test_relay_accepts_only_the_key_of_a_live_run(
     ticket: Ticket, realtime: RealtimeRecorder, first: str
 ) -> None:
     with connect(ticket) as connection:
@@ -75,7 +75,7 @@ def test_the_relay_answers_only_who_has_the_key_of_a_live_run(
 
 
 @pytest.mark.parametrize("line", [b"[]\n", b"not JSON\n", b"x" * 1_000_000, b"{}\n", b"\xff\n"])
-def test_the_relay_ends_a_connection_that_speaks_wrongly(
+def test_relay_closes_a_connection_that_violates_the_protocol(
     ticket: Ticket, realtime: RealtimeRecorder, line: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -94,9 +94,7 @@ def test_the_relay_ends_a_connection_that_speaks_wrongly(
     assert caplog.text == "", "a process may repeat it without end"
 
 
-def test_the_relay_ends_a_connection_that_says_nothing(
-    ticket: Ticket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relay_closes_an_idle_connection(ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each holds a thread."""
     monkeypatch.setattr(relay, "TIMEOUT_S", 0.05)
     with connect(ticket) as connection:
@@ -164,7 +162,7 @@ def test_the_key_of_a_part_of_the_attempt_opens_nothing_after_the_attempt(
     assert "late" not in str(realtime.sent())
 
 
-def test_an_extent_that_has_closed_is_released_by_whoever_comes_later() -> None:
+def test_closed_extent_is_released_later() -> None:
     """It may close while another thread makes it known to the relay."""
     released: list[str] = []
     with extent_of(None) as extent:
@@ -187,7 +185,7 @@ def test_two_runs_have_two_keys(realtime: RealtimeRecorder) -> None:
 
 
 @pytest.mark.parametrize("is_listening", [True, False])
-def test_a_process_whose_owner_does_not_answer_goes_on(
+def test_process_continues_when_its_owner_does_not_respond(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, is_listening: bool
 ) -> None:
     """Stopped, or gone and its socket left behind: one short wait and one line in the log."""
@@ -207,7 +205,7 @@ def test_a_process_whose_owner_does_not_answer_goes_on(
     assert caplog.text.count("does not answer") == 1
 
 
-def test_where_nothing_can_listen_the_function_runs_all_the_same(
+def test_function_runs_when_no_socket_can_be_opened(
     realtime: RealtimeRecorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_socket() -> None:

@@ -83,7 +83,7 @@ def test_without_a_request_the_user_gets_the_text(make: Make, realtime: Realtime
     assert realtime.sent()[0].rooms == ["user_42"]
 
 
-def test_a_later_attempt_begins_its_text_anew(make: Make, realtime: RealtimeRecorder) -> None:
+def test_later_attempt_restarts_its_text(make: Make, realtime: RealtimeRecorder) -> None:
     make().delta("Hel")
     realtime.sent()
     make(attempt=2).delta("Good")
@@ -107,7 +107,9 @@ def test_after_its_end_a_run_reports_nothing(make: Make, realtime: RealtimeRecor
     realtime.assert_single_terminal()
 
 
-def test_each_of_a_batch_reads_their_own(make: Make, realtime: RealtimeRecorder) -> None:
+def test_each_recipient_of_a_batch_receives_their_own_result(
+    make: Make, realtime: RealtimeRecorder
+) -> None:
     a, b, nobody = Recipient("1", "a"), Recipient("2"), Recipient()
     reporter = make(a, b, a, nobody)
     reporter.started()
@@ -127,7 +129,7 @@ def test_each_of_a_batch_reads_their_own(make: Make, realtime: RealtimeRecorder)
         (Recipient(), "names no user", None),
     ],
 )
-def test_client_that_cannot_be_reported_is_said_once(
+def test_logs_an_unreportable_recipient_once(
     make: Make,
     realtime: RealtimeRecorder,
     caplog: pytest.LogCaptureFixture,
@@ -144,7 +146,7 @@ def test_client_that_cannot_be_reported_is_said_once(
     assert {tuple(each.rooms) for each in realtime.sent()} == ({tuple(rooms)} if rooms else set())
 
 
-def test_a_replay_is_no_news(make: Make, realtime: RealtimeRecorder) -> None:
+def test_replay_publishes_nothing(make: Make, realtime: RealtimeRecorder) -> None:
     replaying = True
     reporter = make(is_replay=lambda: replaying)
     reporter.progress(0.1)
@@ -178,7 +180,7 @@ def test_progress_goes_to_the_job_that_runs(make: Make, realtime: RealtimeRecord
 
 
 @pytest.mark.parametrize("value", [-1, 2, float("inf"), float("-inf")])
-def test_what_is_beyond_is_moved_to_the_border(
+def test_fraction_is_clamped_to_0_and_1(
     make: Make, realtime: RealtimeRecorder, value: float
 ) -> None:
     make().progress(value)
@@ -211,7 +213,7 @@ def test_a_label_or_a_text_that_is_no_unicode_fails_no_job(
     assert len(realtime.sent()) == 3
 
 
-def test_threads_may_tell_at_once(make: Make, realtime: RealtimeRecorder) -> None:
+def test_threads_may_report_concurrently(make: Make, realtime: RealtimeRecorder) -> None:
     reporter = make()
 
     def work(name: str) -> None:
@@ -234,7 +236,9 @@ def test_threads_may_tell_at_once(make: Make, realtime: RealtimeRecorder) -> Non
         assert own == sorted(own)
 
 
-def test_what_gets_lost_or_doubled_is_received_once(make: Make, realtime: RealtimeRecorder) -> None:
+def test_retried_and_duplicated_publishes_are_delivered_once(
+    make: Make, realtime: RealtimeRecorder
+) -> None:
     reporter = make()
     realtime.drop_requests(2)
     realtime.drop_responses()

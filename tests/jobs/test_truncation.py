@@ -140,7 +140,7 @@ PARTS: list[tuple[object, Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("result", "data", "omitted"), PARTS, ids=lambda each: type(each).__name__)
-def test_leaves_out_what_cannot_be_sent(
+def test_omits_values_that_cannot_be_encoded(
     result: object, data: Any, omitted: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert truncate_result(result) == {**data, "truncated": True, "omitted": omitted}
@@ -160,7 +160,7 @@ def test_does_not_read_an_iterator() -> None:
     assert list(pages) == [1, 2]
 
 
-def test_does_not_convert_what_is_certainly_too_large() -> None:
+def test_does_not_convert_values_over_the_limit() -> None:
     class Huge(list[int]):
         def __iter__(self) -> Iterator[int]:
             raise AssertionError("it was read")

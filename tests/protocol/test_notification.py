@@ -17,7 +17,7 @@ from synap_realtime.protocol.notification import (
 )
 
 
-def test_the_wire_is_camel_case_without_what_is_not_set() -> None:
+def test_encodes_camel_case_and_omits_unset_members() -> None:
     notification = Notification(type="a.b", data={"x": None}, request_id="r1", status="success")
     assert notification.to_wire() == {
         "type": "a.b",
@@ -62,7 +62,7 @@ def test_a_timestamp_becomes_utc_with_milliseconds(given: str) -> None:
     assert to_utc_timestamp(given) == "2026-01-31T12:00:00.000Z"
 
 
-def test_data_may_hold_what_has_a_json_form() -> None:
+def test_data_may_hold_any_json_serializable_value() -> None:
     moment = datetime(2026, 1, 31, tzinfo=UTC)
     data = to_json_object("data", {"when": moment, "how_long": timedelta(seconds=2), 1: {"a"}})
     assert data == {"when": "2026-01-31T00:00:00Z", "how_long": "PT2S", "1": ["a"]}

@@ -9,7 +9,7 @@ from synap_realtime import JobProgress, JobStarted, ResponseGenerated, TaskCreat
 from synap_realtime.protocol.notification import to_json_object
 
 
-def test_what_is_none_is_absent_on_the_wire_and_its_schema_knows_no_null() -> None:
+def test_none_is_omitted_and_the_schema_has_no_null() -> None:
     task = TaskCreated(entity_id="e", title="t", status="open", priority="low")
     wire = to_json_object("data", task)
     schema = TaskCreated.model_json_schema(mode="serialization")
@@ -18,7 +18,7 @@ def test_what_is_none_is_absent_on_the_wire_and_its_schema_knows_no_null() -> No
     assert TaskCreated.model_json_schema()["required"] == schema["required"]
 
 
-def test_what_has_another_default_is_always_there() -> None:
+def test_members_with_another_default_are_always_present() -> None:
     schema = ResponseGenerated.model_json_schema(mode="serialization")
     assert "fallback" in schema["required"]
 

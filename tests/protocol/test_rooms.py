@@ -47,6 +47,6 @@ def test_a_wrong_user_id_is_named(user_id: object) -> None:
     assert caught.value.field == "user_id"
 
 
-def test_an_uppercase_kind_is_said() -> None:
+def test_uppercase_kind_is_named() -> None:
     with pytest.raises(InvalidArgumentError, match="a kind in lowercase before '_'; got 'User_"):
         parse_room("User_42")

@@ -45,7 +45,7 @@ async def get(url: str, path: str, *tokens: str | None) -> httpx.Response:
 
 
 @pytest.mark.parametrize("path", ["/admin", "/admin/", "/admin/state", "/admin/rooms/user_1"])
-async def test_it_is_not_there_unless_it_is_asked_for(path: str) -> None:
+async def test_admin_page_is_off_by_default(path: str) -> None:
     async with serving() as url:
         assert (await get(url, path)).status_code == 404
 
@@ -142,7 +142,7 @@ async def test_a_connection_is_described_without_its_token() -> None:
         (False, "{own}", True),
     ],
 )
-async def test_the_page_of_this_server_is_let_in(admin: bool, origin: str, is_let_in: bool) -> None:
+async def test_own_page_is_admitted(admin: bool, origin: str, is_let_in: bool) -> None:
     async with serving(admin=admin) as url:
         path = f"{url.replace('http', 'ws')}/rooms/user_1/subscribe"
         subprotocols = [Subprotocol("synap.v1"), Subprotocol(f"bearer.{operator_token()}")]

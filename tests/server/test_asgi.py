@@ -71,7 +71,7 @@ async def until_there_are(app: RoomServer, count: int) -> None:
     ],
     ids=["an event stream", "a WebSocket", "a stream behind an answer"],
 )  # fmt: skip
-async def test_client_that_does_not_read_leaves_the_room_and_nothing_in_the_log(
+async def test_slow_consumer_leaves_the_room_and_no_log_line(
     sent: bytes,
 ) -> None:
     app = create_app(load_settings(drain_timeout_s=0))
@@ -150,7 +150,7 @@ async def test_a_host_that_has_closed_a_websocket_has_no_error_either() -> None:
         (b"GET /health HTTP/1.0\r\n\r\n", 200),
     ],
 )
-async def test_head_is_checked_whoever_has_parsed_it(sent: bytes, status: int) -> None:
+async def test_request_head_is_checked_for_any_asgi_server(sent: bytes, status: int) -> None:
     async with by_uvicorn(create_app(load_settings(drain_timeout_s=0))) as url:
         where = urlsplit(url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -161,7 +161,7 @@ async def test_head_is_checked_whoever_has_parsed_it(sent: bytes, status: int) -
     assert int(line.split()[1]) == status
 
 
-async def test_says_when_the_asgi_server_has_dropped_a_body() -> None:
+async def test_reports_a_body_that_the_asgi_server_dropped() -> None:
     """uvicorn takes a request with Upgrade for one without a body, as httptools tells it."""
     body = b'{"type":"a","data":{}}'
     async with by_uvicorn(create_app()) as url:
@@ -246,7 +246,7 @@ async def until_held(budget: Any, least: int, most: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_refuses_a_user_whose_answers_are_not_read() -> None:
+async def test_refuses_user_that_reads_no_responses() -> None:
     most = MIB
     app = with_keys(max_caller_bytes=most)
     async with by_uvicorn(app, bounded=True) as url:
@@ -307,7 +307,7 @@ async def test_answers_for_all_are_bounded_and_leave_room_for_one_more_user() ->
         await until_held(app.budgets.answers, 0, 0)
 
 
-async def test_half_bodies_are_bounded_and_small_publishes_go_on() -> None:
+async def test_incomplete_bodies_are_bounded_and_small_publishes_succeed() -> None:
     most = MIB
     app = with_keys(max_request_bytes=most)
     async with by_uvicorn(app) as url:

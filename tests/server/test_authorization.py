@@ -103,7 +103,7 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_without_a_credential_nothing_is_reported(url: str, method: str, path: str) -> None:
+async def test_without_a_credential_nothing_is_disclosed(url: str, method: str, path: str) -> None:
     for headers in ({}, {"Authorization": "Basic eDp5"}, bearer("nonsense")):
         response = await ask(url, method, path, headers=headers, json=NOTE)
         assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
@@ -140,7 +140,7 @@ async def test_log_of_a_refusal_names_cause_room_user_and_origin(
     assert forged[3] is None
 
 
-async def test_head_reports_nothing_either(url: str) -> None:
+async def test_head_discloses_nothing_either(url: str) -> None:
     for path in ("/rooms/user_1/events", "/rooms/user_1/history"):
         assert (await ask(url, "HEAD", path)).status_code == 401
         assert (await ask(url, "HEAD", path, token())).status_code == 200
@@ -177,7 +177,7 @@ async def test_the_key_publishes_and_does_not_read(url: str) -> None:
     assert (await ask(url, "POST", "/revoke", API_KEY, json={"user": "1"})).status_code == 403
 
 
-async def test_a_user_does_not_publish_unless_the_token_says_so(url: str) -> None:
+async def test_user_needs_publish_scope_to_publish(url: str) -> None:
     path = "/rooms/user_1/broadcast"
     assert (await ask(url, "POST", path, token(), json=NOTE)).status_code == 403
     may = token(scope="broadcast")
@@ -209,7 +209,7 @@ async def test_a_subscriber_by_each_of_three_ways(url: str) -> None:
     assert response.status_code == 401
 
 
-async def test_of_two_credentials_none_counts(url: str) -> None:
+async def test_two_credentials_are_rejected(url: str) -> None:
     """A proxy may look at the one, and the server at the other."""
     for names in (("x", token()), (token(), "x"), (token(), token("2"))):
         headers = [("Authorization", f"Bearer {name}") for name in names]
@@ -217,7 +217,7 @@ async def test_of_two_credentials_none_counts(url: str) -> None:
             assert (await client.get("/rooms/user_1/history")).status_code == 401
 
 
-async def test_a_page_reads_why_from_the_close_code_and_a_program_from_the_answer(
+async def test_page_reads_the_reason_from_the_close_code_and_a_program_from_the_response(
     url: str,
 ) -> None:
     for credential, code, status in (
@@ -234,7 +234,7 @@ async def test_a_page_reads_why_from_the_close_code_and_a_program_from_the_answe
         assert caught.value.response.status_code == status
 
 
-async def test_another_origin_is_not_let_in_whatever_it_holds(url: str) -> None:
+async def test_foreign_origin_is_refused_with_any_credential(url: str) -> None:
     for origin in ("https://evil.example", "http://localhost", "null"):
         headers = {"Origin": origin}
         response = await ask(url, "GET", "/rooms/user_1/history", token(), headers=headers)
@@ -283,7 +283,7 @@ async def test_a_wrong_new_token_ends_it(url: str, make: Any, code: int) -> None
         assert await closed_with(ws) == code
 
 
-async def test_a_new_token_that_is_revoked_while_a_rule_is_asked_ends_it(front: Front) -> None:
+async def test_new_token_revoked_during_authorization_closes_the_connection(front: Front) -> None:
     asked, go_on = asyncio.Event(), asyncio.Event()
     new = token(device="new")
 
@@ -303,9 +303,7 @@ async def test_a_new_token_that_is_revoked_while_a_rule_is_asked_ends_it(front: 
 
 
 @pytest.mark.parametrize("kind", ["websocket", "events"])
-async def test_a_token_that_is_revoked_while_a_rule_is_asked_opens_nothing(
-    front: Front, kind: str
-) -> None:
+async def test_token_revoked_during_authorization_opens_nothing(front: Front, kind: str) -> None:
     asked, go_on = asyncio.Event(), asyncio.Event()
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
@@ -372,12 +370,12 @@ async def test_a_revocation_survives_a_restart(front: Front, tmp_path: Any) -> N
 
 
 @pytest.mark.parametrize("body", [{}, [], {"user": ""}, {"user": 1}, {"token": None}])
-async def test_what_to_revoke_has_to_be_said(url: str, body: object) -> None:
+async def test_revocation_requires_a_subject(url: str, body: object) -> None:
     admin = token(None, scope="admin")
     assert (await ask(url, "POST", "/revoke", admin, json=body)).status_code == 400
 
 
-async def test_a_rule_of_ones_own_can_say_no(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_authorizer_can_deny(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authorization, "AUTHORIZER_TIMEOUT_S", 0.1)
     asked = []
 
@@ -401,7 +399,7 @@ async def test_a_rule_of_ones_own_can_say_no(front: Front, monkeypatch: pytest.M
     assert asked[-1] == ("broadcast", "user_1", "jobs")
 
 
-async def test_a_rule_that_says_yes_after_its_time_has_said_no(
+async def test_late_authorizer_result_is_a_denial(
     front: Front,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -484,7 +482,7 @@ async def test_the_port_that_a_proxy_adds_is_not_another_address() -> None:
             assert refused.value.response.status_code == 429
 
 
-async def test_a_header_of_a_unknown_client_is_not_believed(front: Front) -> None:
+async def test_forwarding_header_of_an_untrusted_peer_is_ignored(front: Front) -> None:
     async with serving(front, new_connections_per_s=1) as url:
         for _ in range(4):
             headers = {**bearer(token()), "X-Forwarded-For": "203.0.113.7"}
@@ -493,7 +491,7 @@ async def test_a_header_of_a_unknown_client_is_not_believed(front: Front) -> Non
                 pass
 
 
-async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
+async def test_authorizes_rooms_of_a_batch_concurrently(
     front: Front,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -522,7 +520,7 @@ async def test_of_a_batch_a_rule_is_asked_of_several_rooms_at_once(
         assert most == authorization.AUTHORIZER_CONCURRENCY
 
 
-async def test_answers_a_batch_that_names_no_valid_room_under_a_rule(front: Front) -> None:
+async def test_answers_a_batch_without_a_valid_room_with_an_authorizer(front: Front) -> None:
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
         return True
 
@@ -550,7 +548,7 @@ async def test_too_many_publishes_of_a_key(front: Front) -> None:
 
 
 @pytest.mark.usefixtures("slow_rate_clock")
-async def test_a_user_takes_nothing_from_the_key_that_is_called_so(front: Front) -> None:
+async def test_user_and_key_of_the_same_name_have_separate_limits(front: Front) -> None:
     async with serving(front, publishes_per_s=2) as url:
         claims = {"sub": "key jobs", "rooms": ["*"], "scope": "broadcast", "exp": time.time() + 600}
         for _ in range(3):
@@ -571,7 +569,7 @@ async def test_too_many_messages_of_a_client(front: Front) -> None:
         assert await closed_with(ws) == 4029
 
 
-async def test_without_keys_a_name_of_elsewhere_is_not_answered(front: Front) -> None:
+async def test_without_keys_a_remote_host_name_is_refused(front: Front) -> None:
     """DNS rebinding; and a proxy that would let strangers in."""
     async with front(create_app(load_settings())) as url:
         for headers in (
@@ -686,7 +684,7 @@ async def test_each_device_has_its_own_position(url: str) -> None:
     assert answer.json()["details"].startswith("device: ")
 
 
-async def test_a_refusal_names_the_kind_of_credential_that_was_shown(url: str) -> None:
+async def test_refusal_names_the_kind_of_credential(url: str) -> None:
     """A program with a key is not told about a token that it has never had."""
     for credential, kind in ((API_KEY, "key"), (token(scope="broadcast"), "token")):
         response = await ask(url, "GET", "/rooms/user_1/history", credential)

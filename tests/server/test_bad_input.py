@@ -136,7 +136,7 @@ async def test_a_bad_batch_gets_a_clear_400(rooms: str, body: bytes) -> None:
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
 
-async def test_what_is_odd_but_right_is_kept_and_delivered_as_it_came(url: str) -> None:
+async def test_unusual_valid_input_is_stored_and_delivered_unchanged(url: str) -> None:
     """A store may not choke on it, nor change it."""
     odd: list[dict[str, Any]] = [
         {"id": "\x00"}, {"id": "a\x00b"}, {"id": "a\x00c"}, {"id": "'; DROP TABLE entry; --"},
@@ -185,7 +185,7 @@ def test_another_programs_database_is_left_as_it_is(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
-async def test_a_file_that_comes_back_takes_the_next_write(
+async def test_restored_file_accepts_the_next_write(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And what stood in its place meanwhile is not touched."""
@@ -211,7 +211,7 @@ async def test_a_file_that_comes_back_takes_the_next_write(
     caplog.clear()
 
 
-async def test_of_a_member_that_comes_twice_the_last_counts(rooms: str) -> None:
+async def test_last_of_a_repeated_member_is_used(rooms: str) -> None:
     body = b'{"type":"a","type":"b","data":[],"data":{"x":1,"x":2},"id":"n1","id":"n2"}'
     async with httpx.AsyncClient(base_url=rooms) as client:
         receipt = (await client.post("/rooms/user_1/broadcast", content=body)).json()
@@ -496,7 +496,7 @@ async def test_each_request_has_its_answer(own: str, cases: Any) -> None:
         await require_alive(own, name)
 
 
-async def test_half_a_request_is_not_waited_for(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_incomplete_request_times_out(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http1, "HEAD_TIMEOUT_S", 0.05)
     monkeypatch.setattr(pending_connections, "CHECK_INTERVAL_S", 0.05)
     for sent in (b"", b"GET", b"GET /health HTTP/1.1\r\nX: ", http(b"GET /health") + b"GET /he"):
@@ -509,7 +509,7 @@ async def test_half_a_request_is_not_waited_for(own: str, monkeypatch: pytest.Mo
     await require_alive(own, "half a request")
 
 
-async def test_nobody_who_stalls_keeps_a_server_from_its_end(
+async def test_stalled_clients_do_not_delay_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not with half a body, and not with answers that it does not read."""
@@ -548,7 +548,7 @@ async def test_nobody_who_stalls_keeps_a_server_from_its_end(
     ],
     ids=["a header", "headers", "an address"],
 )
-async def test_a_head_that_does_not_end_is_cut(
+async def test_endless_request_head_is_refused(
     own: str, begin: bytes, more: bytes, count: int
 ) -> None:
     where = urlsplit(own)
@@ -639,7 +639,7 @@ async def test_refuses_an_ignored_upgrade_whose_body_has_no_end(own: str) -> Non
     writer.close()
 
 
-async def test_a_handshake_behind_an_answer_that_is_under_way_is_cut(own: str) -> None:
+async def test_handshake_pipelined_behind_a_response_is_refused(own: str) -> None:
     """The stream would go on beside the WebSocket, and not hear whether anybody reads it."""
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -665,7 +665,7 @@ class WatchedHttp(Http1Protocol):
 
 
 @pytest.mark.parametrize("way", ["the time is over", "there are too many"])
-async def test_client_that_asks_and_takes_no_answer_is_cut(
+async def test_aborts_connection_that_reads_no_response(
     monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     if way == "the time is over":
@@ -696,7 +696,7 @@ async def test_client_that_asks_and_takes_no_answer_is_cut(
             writer.transport.abort()
 
 
-async def test_pipelined_requests_do_not_add_up(own: str) -> None:
+async def test_pipelined_requests_are_bounded(own: str) -> None:
     """Each would take its turn from everybody else, and its place in memory until then."""
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -708,7 +708,7 @@ async def test_pipelined_requests_do_not_add_up(own: str) -> None:
     await require_alive(own, "pipelined")
 
 
-async def test_trailers_mean_nothing(own: str) -> None:
+async def test_trailers_are_ignored(own: str) -> None:
     """What follows a chunked body is no header: a proxy may not have looked at it."""
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
     trailers = b"Content-Type: text/plain\r\nOrigin: https://evil.example\r\n" + b"X: y\r\n" * 1000
@@ -752,7 +752,7 @@ async def spoken(url: str, sent: bytes, until: bytes) -> bytes:
         writer.transport.abort()
 
 
-async def test_who_breaks_the_protocol_while_it_is_told_something_leaves_no_traceback(
+async def test_protocol_violation_during_delivery_leaves_no_traceback(
     rooms: str,
 ) -> None:
     """The autouse fixture looks at the log."""
@@ -846,7 +846,7 @@ async def test_a_flood_of_frames_is_not_read_to_its_end(own: str, kind: str) -> 
     await require_alive(own, kind)
 
 
-async def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory() -> None:
+async def test_pongs_for_a_non_reading_client_are_not_buffered() -> None:
     """Their pongs would wait behind each other, without an end."""
     written: list[int] = []
 

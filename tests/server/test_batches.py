@@ -118,9 +118,7 @@ async def comes_to(credential: str, content: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", [*ONE_PASS, *OTHERWISE])
-async def test_one_pass_and_two_come_to_the_same(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_and_two_passes_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
 
     def watched(content: bytes) -> tuple[list[Any], bool]:

@@ -21,7 +21,7 @@ from synap_realtime.server.auth import Claims
         (("*",), ["user_2", "request_1"], []),
     ],
 )
-def test_opens_the_own_room_and_those_of_its_patterns(
+def test_grants_own_room_and_rooms_of_its_patterns(
     rooms: tuple[str, ...], opened: list[str], closed: list[str]
 ) -> None:
     claims = Claims(user="1", rooms=rooms)
@@ -29,7 +29,7 @@ def test_opens_the_own_room_and_those_of_its_patterns(
     assert not any(claims.allows_room(parse_room(each)) for each in closed)
 
 
-def test_a_claim_of_rooms_is_part_of_what_is_compared() -> None:
+def test_rooms_claim_is_part_of_the_comparison() -> None:
     claims: dict[str, Any] = {"user": "1", "scopes": frozenset({"subscribe"})}
     assert Claims(rooms=("a_1",), **claims) == Claims(rooms=("a_1",), **claims)
     assert Claims(rooms=("a_1",), **claims) != Claims(rooms=("a_2",), **claims)

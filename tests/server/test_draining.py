@@ -37,7 +37,7 @@ async def rest_of(ws: ClientConnection) -> list[dict[str, object]]:
             return frames
 
 
-async def test_everyone_receives_when_to_come_back_and_is_closed_with_4012(front: Front) -> None:
+async def test_all_receive_reconnect_delay_and_4012(front: Front) -> None:
     async with front(create_app(load_settings(drain_timeout_s=1))) as url:
         sockets = [await dial(url, f"user_{n}") for n in range(250)]
     waits = []
@@ -52,7 +52,7 @@ async def test_everyone_receives_when_to_come_back_and_is_closed_with_4012(front
     assert len(set(waits)) > 50, "not all at once"
 
 
-async def test_what_was_answered_200_comes_before_the_close(front: Front) -> None:
+async def test_acknowledged_publishes_are_delivered_before_the_close(front: Front) -> None:
     async with front(create_app()) as url:
         ws = await dial(url)
         ws.transport.pause_reading()
@@ -72,9 +72,7 @@ async def test_what_was_answered_200_comes_before_the_close(front: Front) -> Non
     assert ws.close_code == 4012
 
 
-async def test_client_that_does_not_read_cannot_keep_the_server(
-    front: Front, tmp_path: Path
-) -> None:
+async def test_slow_consumer_cannot_delay_shutdown(front: Front, tmp_path: Path) -> None:
     settings = load_settings(drain_timeout_s=0.2, store=f"sqlite:///{tmp_path}/rooms.db")
     async with asyncio.timeout(TIMEOUT_S):
         async with front(create_app(settings)) as url:
@@ -89,7 +87,7 @@ async def test_client_that_does_not_read_cannot_keep_the_server(
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
-async def test_while_it_drains_it_is_not_ready_and_takes_nothing_new(
+async def test_draining_server_is_not_ready_and_refuses_new_work(
     store: str, tmp_path: Path
 ) -> None:
     url = "memory://" if store == "memory" else f"sqlite:///{tmp_path}/rooms.db"

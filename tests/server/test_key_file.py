@@ -141,7 +141,7 @@ BREAKS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-async def test_never_becomes_keyless(
+async def test_invalid_file_never_disables_authentication(
     url: str, file: Path, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = mint_token("1", secret=NEW)
@@ -165,7 +165,7 @@ async def test_never_becomes_keyless(
     assert len(failures) == 1
 
 
-async def test_takes_a_key_from_a_file_that_was_put_in_place(url: str, file: Path) -> None:
+async def test_loads_keys_of_a_replaced_file(url: str, file: Path) -> None:
     """As editors and our own command write it: another file, renamed."""
     added = "a" * 43
     temporary = file.with_suffix(".tmp")

@@ -67,7 +67,7 @@ READS = ["/rooms/user_1/history", "/rooms/user_1/presence", "/rooms/user_1/healt
 
 
 @pytest.mark.parametrize("path", READS)
-async def test_reads_of_a_user_are_limited_whatever_the_address(front: Front, path: str) -> None:
+async def test_reads_of_a_user_are_limited_across_addresses(front: Front, path: str) -> None:
     async with limited(front) as client:
         mine = token("1", scope="subscribe presence")
         found = await statuses(client, path, [mine] * 3 * LIMIT)
@@ -133,7 +133,7 @@ async def test_preflights_of_an_address_are_limited(front: Front) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_address_with_many_bad_tokens_may_try_no_more(front: Front, method: str) -> None:
+async def test_address_with_many_invalid_tokens_is_limited(front: Front, method: str) -> None:
     path = "/rooms/user_1/history" if method == "GET" else "/rooms/user_1/broadcast"
     async with limited(front) as client:
         bad = [mint_token(str(n), secret="x" * 32) for n in range(3 * LIMIT)]
@@ -147,7 +147,7 @@ async def test_an_address_with_many_bad_tokens_may_try_no_more(front: Front, met
         assert await statuses(client, path, [API_KEY], method="POST", json=NOTE) == [200]
 
 
-async def test_publishes_do_not_count_as_requests(front: Front) -> None:
+async def test_publishes_are_not_charged_as_requests(front: Front) -> None:
     async with limited(front) as client:
         path = "/rooms/user_1/broadcast"
         found = await statuses(client, path, [API_KEY] * 5 * LIMIT, method="POST", json=NOTE)
@@ -252,7 +252,7 @@ async def test_without_a_limit_there_is_none(front: Front) -> None:
         assert set(await statuses(client, "/health", [None] * 50)) == {200}
 
 
-async def test_a_loopback_address_has_no_limit_of_its_own(front: Front) -> None:
+async def test_loopback_address_is_not_limited(front: Front) -> None:
     async with limited(front) as client:
         assert set(await statuses(client, "/health", [None] * 50, address="127.0.0.1")) == {200}
 
@@ -269,7 +269,7 @@ def test_a_table_of_callers_is_bounded() -> None:
     limits.check_attempt(A)
 
 
-async def test_nothing_that_a_client_chooses_becomes_a_label(front: Front) -> None:
+async def test_no_client_input_becomes_a_metric_label(front: Front) -> None:
     async with limited(front, requests_per_s=0) as client:
 
         async def series() -> set[str]:

@@ -100,7 +100,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
             pass
 
 
-def test_an_address_of_another_machine_is_an_error_that_says_so() -> None:
+def test_remote_bind_address_is_a_clear_error() -> None:
     with pytest.raises(ConfigurationError, match="choose an address of this machine"):
         bind("192.0.2.1", 0)
 
@@ -166,9 +166,7 @@ def served(*options: str, files: int) -> Iterator[tuple[str, Log]]:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_out_of_descriptors_connections_wait_and_one_line_says_so(
-    tmp_path: Path, tls: bool
-) -> None:
+def test_out_of_descriptors_accepting_pauses_with_one_log_line(tmp_path: Path, tls: bool) -> None:
     options, verify = [], None
     if tls:
         certified = certify(tmp_path)
@@ -229,7 +227,7 @@ async def test_a_machine_without_resources_is_asked_again_after_a_pause(
     assert caplog.text.count("accepting connections paused") == 1
 
 
-async def test_a_peer_that_has_gone_keeps_no_other_waiting_and_writes_no_line(
+async def test_disconnected_peer_delays_nobody_and_logs_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     taken: asyncio.Queue[socket.socket] = asyncio.Queue()
@@ -267,7 +265,7 @@ async def test_some_descriptors_are_left_to_the_store_and_the_key_file(
     assert f"of {most} open files are in use" in caplog.text
 
 
-async def test_many_new_connections_take_turns_with_those_that_are_open(
+async def test_accepting_yields_to_open_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(accepting, "MAX_PER_ITERATION", 2)
@@ -336,7 +334,7 @@ def test_a_machine_without_ipv6_is_served_by_ipv4(
 
 
 @needs_ipv6
-def test_a_free_port_that_the_other_family_has_lost_is_chosen_anew(
+def test_chooses_another_port_when_it_is_taken_in_the_other_family(
     sockets: list[socket.socket],
 ) -> None:
     socket.socket.errors = [errno.EADDRINUSE]  # type: ignore[attr-defined]
@@ -350,7 +348,7 @@ def test_a_free_port_that_the_other_family_has_lost_is_chosen_anew(
     assert {each.fileno() for each in sockets} == {-1}, "the first try left none open"
 
 
-def test_the_log_begins_with_what_is_set(tmp_path: Path) -> None:
+def test_first_log_line_lists_the_settings(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     secret, key = "s" * 40, "k" * 43
     file.write_text(f'token_secrets = ["{secret}"]\n[api_keys]\njobs = "{key}"\n')

@@ -71,7 +71,7 @@ def test_a_traceback_stays_on_its_line() -> None:
     assert "ValueError: why" in entry["exc_info"]
 
 
-def test_another_format_is_one_line_that_says_what_to_do() -> None:
+def test_unknown_format_is_a_one_line_error() -> None:
     done = subprocess.run(
         [COMMAND, "serve", "--log-format", "xml"], capture_output=True, text=True, check=False
     )
@@ -188,7 +188,7 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
         assert (ended["level"], ended["code"], ended["reason"]) == ("INFO", 4504, "revoked")
 
 
-def test_a_line_for_people_has_them_behind_it(tmp_path: Path) -> None:
+def test_text_line_ends_with_its_fields(tmp_path: Path) -> None:
     """Also where a user's name would like to be a line of its own."""
     hostile = "1\u20282026-01-01 INFO x: all is well"  # a line separator
     with serving(tmp_path, "--log-level", "debug") as server:
@@ -206,7 +206,7 @@ def test_a_line_for_people_has_them_behind_it(tmp_path: Path) -> None:
     )
 
 
-def test_unknown_clients_cannot_fill_the_disk(tmp_path: Path) -> None:
+def test_unauthenticated_clients_cannot_fill_the_disk(tmp_path: Path) -> None:
     with serving(tmp_path) as server, httpx.Client() as client:
         begun = time.monotonic()
         asked = 0
@@ -220,7 +220,7 @@ def test_unknown_clients_cannot_fill_the_disk(tmp_path: Path) -> None:
     assert any(" left_out=" in line for line in refused)
 
 
-def test_not_even_with_what_is_no_request(tmp_path: Path) -> None:
+def test_invalid_requests_cannot_fill_the_disk(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         where = urlsplit(server.url)
         begun = time.monotonic()
@@ -234,7 +234,7 @@ def test_not_even_with_what_is_no_request(tmp_path: Path) -> None:
     assert 0 < len(invalid) <= MAX_LINES_PER_S * (seconds + 1)
 
 
-def test_a_request_behind_anothers_is_nobodys_until_it_says_whose(tmp_path: Path) -> None:
+def test_pipelined_request_is_logged_without_the_previous_user(tmp_path: Path) -> None:
     """Pipelined requests share a task's context."""
     with serving(tmp_path, "--log-format", "json") as server:
         where = urlsplit(server.url)
@@ -257,7 +257,7 @@ def lines_of(limit: RateLimitFilter, count: int, **members: object) -> int:
     return passed
 
 
-def test_a_caller_cannot_hide_the_lines_of_others() -> None:
+def test_one_caller_cannot_suppress_lines_of_others() -> None:
     limit = RateLimitFilter(50, 10, clock=lambda: 1.0)
     assert lines_of(limit, 1000, code="forbidden", address="203.0.113.7") == 10
     assert lines_of(limit, 1, code="forbidden", address="203.0.113.8") == 1
@@ -282,7 +282,7 @@ def test_lines_of_all_kinds_together_are_bounded() -> None:
     assert passed <= 4 * 50 + 60
 
 
-async def test_what_is_left_out_gets_a_line_though_no_other_comes(
+async def test_suppressed_lines_are_summarized_without_further_lines(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "flood")
@@ -301,7 +301,7 @@ async def test_what_is_left_out_gets_a_line_though_no_other_comes(
     assert len(caplog.records) - 1 + vars(summary)["left_out"] == 10
 
 
-def test_what_is_left_out_is_counted() -> None:
+def test_suppressed_lines_are_counted() -> None:
     now = 10.0
     limit = RateLimitFilter(3, clock=lambda: now)
 

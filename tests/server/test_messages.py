@@ -21,7 +21,7 @@ async def get(rooms: str, path: str, **kwargs: Any) -> httpx.Response:
         return await client.get(path, **kwargs)
 
 
-async def test_one_broadcast_answers_as_the_report_does_and_more(rooms: str) -> None:
+async def test_broadcast_response_extends_the_documented_shape(rooms: str) -> None:
     response = await post(rooms, "/rooms/user_1/broadcast", json=NOTE)
     assert response.status_code == 200
     body = response.json()
@@ -79,7 +79,7 @@ async def test_a_batch_answers_for_each_in_order_and_a_bad_one_fails_alone(rooms
         ("GET", "/rooms/user_1/subscribe", 426, "upgrade_required"),
     ],
 )
-async def test_other_routes_and_methods_say_so(
+async def test_unknown_routes_and_methods_are_reported(
     rooms: str, method: str, path: str, status: int, code: str
 ) -> None:
     async with httpx.AsyncClient(base_url=rooms) as client:
@@ -105,7 +105,7 @@ async def test_one_request_reaches_a_thousand_rooms_and_not_more(rooms: str) -> 
         assert (await post(rooms, "/broadcast", json=body)).status_code == status
 
 
-async def test_a_batch_that_comes_to_too_much_in_its_rooms_gets_a_413(rooms: str) -> None:
+async def test_batch_over_the_total_size_in_its_rooms_gets_a_413(rooms: str) -> None:
     item = {**NOTE, "data": {"x": "y" * 68_000}, "rooms": [f"user_{n}" for n in range(1000)]}
     response = await post(rooms, "/broadcast", json={"notifications": [item]})
     assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")

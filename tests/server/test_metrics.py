@@ -140,12 +140,12 @@ async def test_a_gap_is_counted(url: str) -> None:
     await until(url, "recoveries_total", "gap", 1)
 
 
-async def test_the_event_loop_is_watched(url: str) -> None:
+async def test_event_loop_lag_is_measured(url: str) -> None:
     await scraped(url)
     await until(url, "event_loop_lag_seconds_count", "", 2)
 
 
-async def test_metrics_want_their_scope(url: str) -> None:
+async def test_metrics_require_their_scope(url: str) -> None:
     for credential, status in (
         (None, 401), (token(), 403), (API_KEY, 403), (token(None, scope="metrics"), 200),
         (token("1", scope="admin"), 200),

@@ -70,7 +70,7 @@ def rest_of(ws: ClientConnection) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_subscribers_go_and_ends_the_host(tmp_path: Path, number: int) -> None:
+def test_signal_drains_subscribers_and_stops_the_host(tmp_path: Path, number: int) -> None:
     with hosted(tmp_path) as (process, url):
         with (
             httpx.stream("GET", f"{url}/rooms/user_1/events", timeout=TIMEOUT_S) as stream,
@@ -132,7 +132,7 @@ async def test_the_handlers_that_were_there_are_called_after_draining_and_come_b
         signal.signal(signal.SIGTERM, first)
 
 
-async def test_what_nobody_handles_stays_so_and_other_threads_change_nothing() -> None:
+async def test_unhandled_signals_stay_unhandled_and_threads_install_nothing() -> None:
     async def drain() -> None:
         pass
 

@@ -74,7 +74,7 @@ def test_the_contract_lists_the_same_routes() -> None:
     )
 
 
-async def test_each_route_of_the_document_answers_and_takes_no_other_method(rooms: str) -> None:
+async def test_each_documented_route_accepts_only_its_methods(rooms: str) -> None:
     async with httpx.AsyncClient(base_url=rooms) as client:
         for path, operations in document()["paths"].items():
             for method in METHODS:
@@ -135,7 +135,7 @@ schema = schemathesis.openapi.from_dict(
 # its own below.
 @schema.exclude(path=EVENTS).parametrize()
 @hypothesis.settings(max_examples=60, derandomize=True, deadline=None)
-def test_every_answer_is_as_the_document_says(
+def test_every_response_matches_the_document(
     case: schemathesis.Case[schemathesis.APIOperation[Any, Any, Any, Any]], served: str
 ) -> None:
     # A valid request for a WebSocket needs an upgrade, which HTTP clients cannot ask for.
@@ -158,9 +158,7 @@ def test_every_answer_is_as_the_document_says(
         ("nobody", "", 400),
     ],
 )
-def test_an_event_stream_begins_as_the_document_says(
-    served: str, room: str, query: str, status: int
-) -> None:
+def test_event_stream_matches_the_document(served: str, room: str, query: str, status: int) -> None:
     with httpx.stream("GET", f"{served}/rooms/{room}/events{query}") as response:
         assert response.status_code == status
         (media,) = document()["paths"][EVENTS]["get"]["responses"][str(status)]["content"]
@@ -169,7 +167,7 @@ def test_an_event_stream_begins_as_the_document_says(
     assert first.startswith("retry: " if status == 200 else '{"error":')
 
 
-async def test_refusals_that_no_input_brings_about_are_as_the_document_says() -> None:
+async def test_errors_without_a_triggering_input_match_the_document() -> None:
     """503 of a server that drains, and 403 for a page of another origin."""
     server = create_app()
     await server.drain()

@@ -116,7 +116,7 @@ async def test_a_watcher_receives_the_state_then_each_change(url: str) -> None:
     await nobody_is_left(url)
 
 
-async def test_client_that_reconnects_has_not_left(url: str) -> None:
+async def test_reconnect_is_not_a_leave(url: str) -> None:
     async with listening(url, ROOM, of("ops"), query="?presence=1") as watcher:
         await next_event(watcher)
         for _ in range(3):
@@ -154,7 +154,7 @@ async def test_an_event_stream_receives_it_too(url: str) -> None:
         assert data["event"] == "state"
 
 
-async def test_presence_wants_its_scope_and_the_room(url: str) -> None:
+async def test_presence_requires_its_scope_and_the_room(url: str) -> None:
     for credential in (token("1", rooms=(ROOM,)), token("1", scope=SCOPE)):
         response = await ask(url, "GET", f"/rooms/{ROOM}/presence", credential)
         assert response.status_code == 403
@@ -169,7 +169,7 @@ async def test_presence_wants_its_scope_and_the_room(url: str) -> None:
         await frame(ws, "synap.subscribed")
 
 
-async def test_what_could_not_be_reported_is_refused(url: str) -> None:
+async def test_presence_without_synap_v1_is_refused(url: str) -> None:
     for query in ("?presence=yes", "?presence=1"):
         with pytest.raises(websockets.InvalidStatus) as caught:
             async with listening(url, ROOM, of("1"), v1=False, query=query):
@@ -237,7 +237,7 @@ async def test_a_burst_of_devices_is_reported_as_one_update() -> None:
     there.close()
 
 
-async def test_devices_of_a_user_are_bounded_though_all_have_just_left() -> None:
+async def test_devices_of_a_user_are_bounded_within_the_grace() -> None:
     there, watcher = Presence(grace_s=60), Recorder()
     there.watch(ROOM, watcher)
     for n in range(presence.MAX_DEVICES):
@@ -257,7 +257,7 @@ async def test_devices_of_a_user_are_bounded_though_all_have_just_left() -> None
     there.close()
 
 
-async def test_all_watchers_come_to_the_same_picture_whenever_they_came(
+async def test_all_watchers_converge_to_the_same_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(presence, "UPDATE_INTERVAL_S", 0.01)
@@ -283,7 +283,7 @@ async def test_all_watchers_come_to_the_same_picture_whenever_they_came(
     there.close()
 
 
-async def test_many_watchers_are_reported_in_slices() -> None:
+async def test_many_watchers_are_notified_in_slices() -> None:
     there, watchers = Presence(grace_s=60), [Recorder() for _ in range(1200)]
     for watcher in watchers:
         there.watch(ROOM, watcher)
@@ -297,7 +297,7 @@ async def test_many_watchers_are_reported_in_slices() -> None:
     there.close()
 
 
-async def test_a_watcher_who_is_gone_is_reported_nothing_and_nothing_is_kept() -> None:
+async def test_disconnected_watcher_receives_nothing_and_leaks_nothing() -> None:
     class Ear:
         def __init__(self) -> None:
             self.received: list[ControlFrame] = []
@@ -323,6 +323,6 @@ async def test_a_watcher_who_is_gone_is_reported_nothing_and_nothing_is_kept() -
     assert not there._rooms
 
 
-def test_the_grace_is_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grace_period_matches_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert presence.GRACE_S == 5.0

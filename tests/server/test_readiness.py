@@ -45,7 +45,7 @@ async def answers(readiness: Readiness, count: int) -> list[bool]:
     return [answer is None for answer in found]
 
 
-async def test_the_store_is_asked_once_a_second_however_many_ask() -> None:
+async def test_store_is_probed_at_most_once_a_second() -> None:
     now = 100.0
     store = Counted()
     readiness = Readiness(store, clock=lambda: now)
@@ -63,7 +63,7 @@ async def test_the_store_is_asked_once_a_second_however_many_ask() -> None:
     assert store.asked == 3
 
 
-async def test_one_who_goes_away_leaves_the_answer_to_the_others() -> None:
+async def test_cancelled_readiness_request_leaves_the_result_to_others() -> None:
     readiness = Readiness(Counted())
     first = asyncio.ensure_future(readiness.check())
     second = asyncio.ensure_future(readiness.check())
@@ -107,7 +107,7 @@ async def publish(client: httpx.AsyncClient, note: object) -> int:
     return (await client.post("/rooms/user_1/broadcast", json=note)).status_code
 
 
-async def test_ready_is_503_on_a_full_disk_until_a_publish_would_be_kept(
+async def test_ready_is_503_on_a_full_disk_until_publishes_succeed(
     disk: Path, front: Front, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "synap_realtime.server.stores")

@@ -124,7 +124,7 @@ async def test_covers_tokens_whose_issuers_clock_is_ahead(
     assert subject.matches(issued(wall.now + ahead_s)) is covered
 
 
-async def test_an_older_revocation_takes_nothing_from_a_newer_one(
+async def test_older_revocation_does_not_weaken_a_newer_one(
     store: MemoryStore, wall: Clock, running: Clock
 ) -> None:
     """Of several servers, one has a clock that is behind."""
@@ -151,7 +151,7 @@ async def test_after_a_restart_all_count_also_if_they_are_many(
         await unasked.revoke("user", "another")
 
 
-async def test_forgets_one_when_no_such_token_can_be_alive(
+async def test_forgets_a_revocation_when_no_token_can_be_valid(
     store: MemoryStore, wall: Clock, running: Clock
 ) -> None:
     subject = revocations(store, wall, running)
@@ -169,7 +169,7 @@ def test_keeps_them_for_as_long_as_the_longest_token_lives() -> None:
         assert kept_s > lifetime_s + 2 * settings.token_leeway_s
 
 
-async def test_refuses_one_more_rather_than_to_forget_one(
+async def test_refuses_a_revocation_instead_of_forgetting_one(
     store: MemoryStore, wall: Clock, running: Clock
 ) -> None:
     subject = revocations(store, wall, running, most=3)
@@ -191,7 +191,7 @@ async def test_refuses_one_more_rather_than_to_forget_one(
         lambda _: {"user": API_KEY}, lambda _: {"jti": SECRET}, lambda _: {"token": SECRET},
     ],
 )  # fmt: skip
-async def test_nothing_of_what_was_given_is_logged(
+async def test_logs_nothing_of_the_given_token(
     front: Front, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -65,7 +65,7 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Pop
         process.communicate()
 
 
-def test_it_serves_and_stops_on_sigterm() -> None:
+def test_serves_and_stops_on_sigterm() -> None:
     with served() as (process, url):
         note = {"type": "a", "data": {}, "id": "n1"}
         with connect(url.replace("http", "ws") + "/rooms/user_1/subscribe") as ws:
@@ -136,7 +136,7 @@ def test_each_option_is_also_in_the_environment() -> None:
         (["--host", "::"], "this server has no keys"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_says_what_to_do(arguments: list[str], said: str) -> None:
+def test_invalid_setting_is_a_one_line_error(arguments: list[str], said: str) -> None:
     done = run("serve", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
@@ -150,7 +150,7 @@ def test_a_wrong_variable_is_named() -> None:
     assert "SYNAP_REALTIME_PORT" in done.stderr
 
 
-def test_a_port_that_is_taken_is_said() -> None:
+def test_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = run("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 2
@@ -186,7 +186,7 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
         load_settings(nonsense=1)
 
 
-def test_without_its_extra_the_server_says_what_to_install() -> None:
+def test_missing_server_extra_names_the_install_command() -> None:
     code = "import sys; sys.modules['pydantic_settings'] = None; import synap_realtime.{}"
     done = subprocess.run(
         [sys.executable, "-c", code.format("server")], capture_output=True, text=True, check=False
@@ -230,5 +230,5 @@ def test_origins_as_browsers_send_them() -> None:
      ("::ffff:127.0.0.1", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False),
      ("localhost.evil.example", False), ("", False)],
 )  # fmt: skip
-def test_what_loopback_is(host: str, loopback: bool) -> None:
+def test_recognizes_loopback_addresses(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback

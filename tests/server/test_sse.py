@@ -115,7 +115,7 @@ async def test_a_stream_that_does_not_read_is_drained_and_resumes(rooms: str) ->
     assert data["replayed"] > 0
 
 
-async def test_a_server_that_stops_says_goodbye_and_ends_the_stream(front: Front) -> None:
+async def test_draining_server_sends_closing_and_ends_the_stream(front: Front) -> None:
     async with httpx.AsyncClient() as client:
         async with front(create_app()) as url:
             request = client.build_request("GET", f"{url}/rooms/user_1/events")

@@ -145,7 +145,7 @@ async def test_a_late_subscriber_of_a_request_gets_its_result() -> None:
             assert await reader.until(1) == ["n1"]
 
 
-async def test_a_user_who_was_away_gets_what_was_missed_once() -> None:
+async def test_returning_user_receives_missed_notifications_once() -> None:
     node = Node()
     await node.publish(USER)
     async with subscribed(node, USER) as reader:
@@ -169,7 +169,7 @@ async def test_after_chooses_where_to_start() -> None:
 
 
 @pytest.mark.parametrize("after", ["gone-99", "gone-0"])
-async def test_a_position_of_a_log_that_is_gone_means_everything_and_then_live(after: str) -> None:
+async def test_position_of_a_lost_log_replays_everything(after: str) -> None:
     node = Node()
     async with subscribed(node, USER, after) as reader:
         await node.publish(USER)
@@ -177,7 +177,7 @@ async def test_a_position_of_a_log_that_is_gone_means_everything_and_then_live(a
         assert await reader.until(2) == ["n1", "n2"]
 
 
-async def test_what_comes_during_the_replay_is_neither_lost_nor_doubled() -> None:
+async def test_publish_during_the_replay_is_delivered_once() -> None:
     node = Node()
     for _ in range(250):
         await node.publish(REQUEST)
@@ -191,14 +191,14 @@ async def test_what_comes_during_the_replay_is_neither_lost_nor_doubled() -> Non
         assert await reader.until(501) == [f"n{n}" for n in range(1, 502)]
 
 
-async def test_what_comes_while_the_last_page_is_read_is_not_lost() -> None:
+async def test_publish_during_the_last_page_is_not_lost() -> None:
     node = Node(SlowStore())
     async with subscribed(node, REQUEST) as reader:
         await node.publish(REQUEST)  # the empty page is on its way
         assert await reader.until(1) == ["n1"]
 
 
-async def test_what_was_read_before_it_was_delivered_is_not_doubled() -> None:
+async def test_notification_read_before_its_delivery_is_not_duplicated() -> None:
     store = LateStore()
     node = Node(store)
     await node.publish(REQUEST)
@@ -210,7 +210,7 @@ async def test_what_was_read_before_it_was_delivered_is_not_doubled() -> None:
         assert await reader.until(2) == ["n1", "n2"]
 
 
-async def test_a_room_where_something_happens_all_the_time_becomes_live() -> None:
+async def test_replay_of_a_busy_room_becomes_live() -> None:
     """Whenever the subscriber has caught up, there is something new."""
     node = Node(SlowStore())
     await node.publish(REQUEST)
@@ -228,7 +228,7 @@ async def test_a_room_where_something_happens_all_the_time_becomes_live() -> Non
         assert await reader.until(500) == [f"n{n}" for n in range(1, 501)]
 
 
-async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
+async def test_slow_consumer_is_closed_and_can_resume() -> None:
     node = Node()
     reader = Reader()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
@@ -246,7 +246,7 @@ async def test_a_listener_that_does_not_read_is_closed_and_can_resume() -> None:
         assert len(await again.until(node.count - 1)) == node.count - 1
 
 
-async def test_one_who_stalls_in_the_replay_is_closed_too(
+async def test_slow_consumer_in_the_replay_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("synap_realtime.server.rooms.subscription.SLOW_CONSUMER_TIMEOUT_S", 0.05)
@@ -319,7 +319,7 @@ def subscribed_frame(reader: Reader) -> tuple[int, dict[str, object]]:
     return found[0], dict(found[1].data)
 
 
-async def test_subscribed_comes_once_after_the_replay_and_before_what_is_live() -> None:
+async def test_subscribed_is_sent_once_between_replay_and_live() -> None:
     node = Node()
     cursors = [await node.publish(USER) for _ in range(40)]
     async with subscribed(node, USER, cursors[4]) as reader:
@@ -352,7 +352,7 @@ async def test_the_cursor_of_an_empty_room_resumes_and_notices_a_loss(after: str
 
 
 @pytest.mark.parametrize("after", ["gone-99", UNKNOWN_POSITION])
-async def test_a_lost_position_is_said(after: str) -> None:
+async def test_lost_position_is_reported(after: str) -> None:
     node = Node()
     await node.publish(USER)
     async with subscribed(node, USER, after) as reader:
@@ -361,7 +361,7 @@ async def test_a_lost_position_is_said(after: str) -> None:
     assert subscribed_frame(reader)[1]["recovered"] is False
 
 
-async def test_without_acknowledgements_what_was_delivered_was_received() -> None:
+async def test_without_acks_delivery_advances_the_cursor() -> None:
     node = Node()
     await node.publish(USER)
     async with subscribed(node, USER) as reader:
@@ -371,7 +371,7 @@ async def test_without_acknowledgements_what_was_delivered_was_received() -> Non
         assert await reader.until(1) == ["n2"]
 
 
-async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -> None:
+async def test_with_acks_only_acks_advance_the_cursor() -> None:
     node, reader = Node(), Reader()
     cursors = [await node.publish(USER) for _ in range(3)]
     subscription = Subscription(node.store, node.hub, USER, node.metrics, acknowledges=True)
@@ -395,7 +395,7 @@ async def test_with_acknowledgements_only_what_was_acknowledged_was_received() -
         assert await again.until(1) == ["n3"]
 
 
-async def test_a_position_that_nobody_has_reached_is_not_where_a_device_is() -> None:
+async def test_unreached_position_does_not_become_a_devices_cursor() -> None:
     """Else each time it comes it would hear everything anew, and that something is gone."""
     node = Node()
     await node.publish(USER)
@@ -422,7 +422,7 @@ async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
     assert subscription.ignored == 1
 
 
-def test_ping_is_answered_and_what_breaks_the_contract_ends_it() -> None:
+def test_ping_is_answered_and_a_protocol_violation_closes() -> None:
     node = Node()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
     assert subscription.on_client_message("ping") == "pong"
@@ -432,7 +432,7 @@ def test_ping_is_answered_and_what_breaks_the_contract_ends_it() -> None:
     assert not subscription.deliver(Entry(node.store.earliest(), "{}", 2), None)
 
 
-async def test_client_that_is_drained_gets_what_was_published_first() -> None:
+async def test_drained_client_receives_earlier_publishes_first() -> None:
     node, reader = Node(), Reader()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
     task = asyncio.create_task(run_subscription(subscription, None, reader.send))
@@ -452,7 +452,7 @@ async def test_client_that_is_drained_gets_what_was_published_first() -> None:
     assert closing.data == {"code": 4012, "reconnectAfterMs": 250}
 
 
-async def test_client_that_is_drained_in_the_replay_gets_all_of_it() -> None:
+async def test_client_drained_in_the_replay_receives_all_of_it() -> None:
     node, reader = Node(), Reader()
     for _ in range(50):
         await node.publish(REQUEST)
@@ -476,7 +476,7 @@ async def test_client_that_is_drained_in_the_replay_gets_all_of_it() -> None:
     ),
     st.sampled_from([MemoryStore, SlowStore]),
 )
-def test_whoever_resumes_receives_everything_or_receives_that_something_is_gone(
+def test_resuming_client_receives_everything_or_a_gap(
     actions: list[str], store: type[MemoryStore]
 ) -> None:
     """A log of five, so that it is trimmed all the time, also in the middle of a replay."""

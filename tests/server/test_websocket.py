@@ -60,7 +60,7 @@ async def test_ping_is_answered_by_pong(rooms: str) -> None:
         assert await ws.recv() == "pong"
 
 
-async def test_everyone_in_the_room_receives_it_and_nobody_else(rooms: str) -> None:
+async def test_only_subscribers_of_the_room_receive_it(rooms: str) -> None:
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
         listening(rooms, "/rooms/user_1/subscribe") as first,
@@ -86,7 +86,7 @@ async def test_a_peer_that_vanishes_is_cleaned_up(rooms: str) -> None:
     await until_connections(rooms, "user_1", 0)
 
 
-async def test_a_request_that_ended_before_anyone_listened_is_seen(rooms: str) -> None:
+async def test_late_subscriber_receives_a_finished_request(rooms: str) -> None:
     async with AsyncBroadcaster(rooms) as broadcaster:
         await broadcaster.broadcast_success("1", "a.completed", {}, "r1", id="n1")
         async with listening(rooms, "/rooms/request_r1/subscribe") as ws:
@@ -103,7 +103,7 @@ async def test_a_cursor_resumes(rooms: str) -> None:
             assert [await receive_id(ws), await receive_id(ws)] == ["n1", "n2"]
 
 
-async def test_what_a_client_says_beside_ping_is_ignored(rooms: str) -> None:
+async def test_other_client_messages_are_ignored(rooms: str) -> None:
     async with listening(rooms, "/rooms/user_1/subscribe") as ws:
         for text in ("hello", '{"action":"dance"}', "", "x" * 4096):
             await ws.send(text)
@@ -112,15 +112,13 @@ async def test_what_a_client_says_beside_ping_is_ignored(rooms: str) -> None:
 
 
 @pytest.mark.parametrize("message", [b"binary", "x" * 4097, "é" * 2049])
-async def test_a_client_that_breaks_the_contract_is_closed_with_4540(
-    rooms: str, message: str | bytes
-) -> None:
+async def test_protocol_violation_is_closed_with_4540(rooms: str, message: str | bytes) -> None:
     async with listening(rooms, "/rooms/user_1/subscribe") as ws:
         await ws.send(message)
         assert await closed_with(ws) == 4540
 
 
-async def test_closes_a_client_that_has_fallen_silent_with_4009(front: Front) -> None:
+async def test_closes_idle_client_with_4009(front: Front) -> None:
     async with (
         front(create_app(load_settings(idle_timeout_s=1))) as url,
         listening(url, "/rooms/user_1/subscribe") as ws,
@@ -159,7 +157,7 @@ def answer_no_pings(ws: websockets.ClientConnection) -> None:
     ws.protocol.send_frame = send_no_pong  # type: ignore[method-assign]
 
 
-async def test_a_client_that_does_not_read_is_drained_and_harms_nobody(rooms: str) -> None:
+async def test_slow_consumer_is_closed_and_affects_nobody(rooms: str) -> None:
     async with (
         AsyncBroadcaster(rooms) as broadcaster,
         listening(rooms, "/rooms/user_1/subscribe") as reader,
@@ -180,7 +178,7 @@ async def test_a_client_that_does_not_read_is_drained_and_harms_nobody(rooms: st
         sleeper.transport.abort()
 
 
-async def test_the_socket_of_one_who_does_not_read_is_cut(
+async def test_aborts_socket_of_a_slow_consumer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its close frame would wait behind what it does not take, and the socket with it."""
@@ -209,7 +207,7 @@ async def test_the_socket_of_one_who_does_not_read_is_cut(
         ws.transport.abort()
 
 
-async def test_a_full_batch_harms_no_subscriber_who_reads(rooms: str) -> None:
+async def test_full_batch_does_not_close_a_reading_subscriber(rooms: str) -> None:
     items = [
         {"rooms": ["user_1"], "type": "a", "data": {"x": "y" * 950}, "id": f"n{n}"}
         for n in range(1000)
@@ -265,7 +263,7 @@ async def test_a_server_that_stops_asks_its_subscribers_to_come_back(front: Fron
     assert await closed_with(ws) == 4012
 
 
-async def test_it_can_be_mounted_in_another_app() -> None:
+async def test_can_be_mounted_in_another_app() -> None:
     app = fastapi.FastAPI()
     app.mount("/realtime/v1", create_app())
     async with (
@@ -280,7 +278,7 @@ async def test_it_can_be_mounted_in_another_app() -> None:
                 pass
 
 
-async def test_it_can_be_mounted_behind_a_proxy_that_takes_the_root_away() -> None:
+async def test_can_be_mounted_behind_a_proxy_that_strips_the_root() -> None:
     app = create_app()
 
     async def mounted(scope: Any, receive: Any, send: Any) -> None:

@@ -195,7 +195,7 @@ def assert_alike(content: bytes) -> bool:
 
 
 @given(objects() | values.map(spelled))
-def test_one_pass_comes_to_what_two_come_to(text: str) -> None:
+def test_one_pass_agrees_with_two(text: str) -> None:
     assert_alike(text.encode())
 
 

@@ -148,7 +148,7 @@ def connections(url: str) -> dict[str, int]:
     return found
 
 
-def test_what_any_worker_takes_reaches_the_listeners_of_all(
+def test_publish_to_any_worker_reaches_subscribers_of_all(
     start: Callable[..., Workers], dial: Dial
 ) -> None:
     workers = start("--workers", "3", "--drain-timeout-s", "2")
@@ -200,9 +200,7 @@ def test_what_any_worker_takes_reaches_the_listeners_of_all(
     socket.create_server(("127.0.0.1", urlsplit(url).port or 0)).close()
 
 
-def test_the_workers_end_with_who_started_them(
-    start: Callable[..., Workers], tmp_path: Path
-) -> None:
+def test_workers_exit_with_their_supervisor(start: Callable[..., Workers], tmp_path: Path) -> None:
     """Killed, it can tell them nothing. They speak TLS as one does."""
     certified = certify(tmp_path)
     files = ("--tls-cert", str(certified.chain), "--tls-key", str(certified.key))
@@ -216,7 +214,7 @@ def test_the_workers_end_with_who_started_them(
     socket.create_server(("127.0.0.1", urlsplit(url).port or 0)).close()
 
 
-def test_a_second_signal_waits_for_nobody(start: Callable[..., Workers], dial: Dial) -> None:
+def test_second_signal_stops_immediately(start: Callable[..., Workers], dial: Dial) -> None:
     workers = start("--workers", "2", "--drain-timeout-s", "600")
     url = workers.until(r"listening on (\S+)")[1]
     workers.until("all 2 workers take connections")
@@ -239,7 +237,7 @@ def test_a_port_that_another_has_is_an_error(start: Callable[..., Workers]) -> N
         assert (done.returncode, "could not listen" in done.stderr) == (2, True), done.stderr
 
 
-async def test_client_that_is_revoked_at_one_is_drained_by_all(
+async def test_revocation_at_one_worker_closes_connections_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mine, admin = token(), token(None, scope="admin")
@@ -287,7 +285,7 @@ def test_a_worker_that_never_starts_ends_all() -> None:
     assert "worker 1 has died at each of 5 starts (exit code 3): all end" in done.stderr
 
 
-def test_a_store_of_ones_own_serves_one_server_too() -> None:
+def test_custom_store_works_with_one_server() -> None:
     process = subprocess.Popen(
         [COMMAND, "serve", "--port", "0", "--store", "tests.support.replicated_store:alone"],
         stderr=subprocess.PIPE,

@@ -134,7 +134,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, list[Event]]:
 
 @invented
 @given(conversations(), st.lists(st.integers(0, 1000), max_size=20))
-def test_what_a_client_says_is_read_however_it_is_cut(
+def test_valid_frames_are_decoded_in_any_chunks(
     conversation: tuple[bytes, list[Event]], edges: list[int]
 ) -> None:
     sent, said = conversation
@@ -147,7 +147,7 @@ def test_what_a_client_says_is_read_however_it_is_cut(
 
 @invented
 @given(conversations(), st.data())
-def test_what_is_wrong_is_wrong_however_it_is_cut(
+def test_invalid_frames_fail_in_any_chunks(
     conversation: tuple[bytes, list[Event]], data: st.DataObject
 ) -> None:
     """One byte of what a client sends is another."""
@@ -220,7 +220,7 @@ def test_the_servers_close_frames_are_read_by_another_client() -> None:
     ]
 
 
-def test_a_control_frame_that_nobody_would_take_is_not_made() -> None:
+def test_invalid_control_frame_is_not_encoded() -> None:
     for make in (ping_frame, pong_frame):
         with pytest.raises(ValueError, match="125"):
             make(b"x" * 126)
@@ -264,7 +264,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_breaks_the_protocol_fails_at_its_place(what: str) -> None:
+def test_violation_fails_at_its_position(what: str) -> None:
     """What was said before is heard, and what comes after is not."""
     sent, code = BROKEN[what]
     decoder = Decoder(LIMIT)
@@ -317,7 +317,7 @@ def test_text_fails_as_soon_as_nothing_could_make_it_right() -> None:
         assert failed == (start not in right), start
 
 
-def test_a_head_is_refused_before_what_it_announces_has_come() -> None:
+def test_frame_header_is_refused_before_its_payload() -> None:
     (failure,) = read(frame(TEXT, length=LIMIT + 1)[:-4])  # without its mask
     assert isinstance(failure, ProtocolFailure)
     assert read(frame(TEXT, b"x" * LIMIT)) == ["x" * LIMIT]
@@ -345,7 +345,7 @@ def test_an_idle_decoder_is_tiny() -> None:
 
 
 @pytest.mark.parametrize("last", [frame(CLOSE), frame(3)])
-def test_what_has_ended_holds_nothing(last: bytes) -> None:
+def test_closed_decoder_holds_no_memory(last: bytes) -> None:
     decoder = Decoder(LIMIT)
     before = size_of(decoder)
     decoder.feed(frame(TEXT, b"x" * 1000, end=False) + frame(CONT, b"x" * 1000, end=False) + last)
@@ -353,14 +353,14 @@ def test_what_has_ended_holds_nothing(last: bytes) -> None:
     assert size_of(decoder) == before
 
 
-def test_what_has_not_come_takes_no_memory() -> None:
+def test_announced_payload_takes_no_memory() -> None:
     decoder = Decoder(2**40)
     decoder.feed(frame(BINARY, length=2**40)[:12])
     assert size_of(decoder) < 1000
 
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_a_message_takes_no_more_than_its_size_in_whatever_pieces(opcode: int) -> None:
+def test_fragmented_message_takes_no_more_memory_than_its_size(opcode: int) -> None:
     """Lists of small pieces would take many times as much."""
     decoder = Decoder(100_000)
     decoder.feed(frame(opcode, b"x" * 10_000, end=False))
@@ -376,7 +376,7 @@ def test_a_message_takes_no_more_than_its_size_in_whatever_pieces(opcode: int) -
     assert len(message) == 99_000
 
 
-def test_frames_are_counted_with_those_that_are_no_messages() -> None:
+def test_control_frames_are_counted() -> None:
     decoder = Decoder(LIMIT)
     decoder.feed(frame(TEXT, b"a", end=False) + frame(PING) + frame(CONT, end=False) * 3)
     assert decoder.frames == 5

@@ -16,7 +16,7 @@ from ..link import Link
 from .conftest import Listen
 
 
-async def test_it_receives_what_is_published(listen: Listen, rooms: str) -> None:
+async def test_receives_publishes(listen: Listen, rooms: str) -> None:
     async with AsyncBroadcaster(rooms) as broadcaster, listen("request_7", rooms) as receive:
         await broadcaster.broadcast_success("1", "a.completed", {"x": 1}, "7", id="n1")
         notification = await receive()
@@ -34,7 +34,7 @@ async def test_a_position_is_where_it_starts(listen: Listen, rooms: str) -> None
         assert (await receive()).id == "n1"
 
 
-async def test_it_finds_a_mounted_server(listen: Listen) -> None:
+async def test_connects_to_a_mounted_server(listen: Listen) -> None:
     app = fastapi.FastAPI()
     app.mount("/realtime/v1", create_app())
     async with running_server(app) as url:
@@ -86,7 +86,7 @@ async def test_on_a_bad_network_everything_arrives_once_and_in_order(
     assert len([s for s in states if s.status == "reconnecting"]) >= 10
 
 
-async def test_what_was_received_does_not_come_again(listen: Listen, rooms: str) -> None:
+async def test_acknowledged_notifications_are_not_redelivered(listen: Listen, rooms: str) -> None:
     """A user's room goes on after what was acknowledged; the last one in hand was not."""
     async with AsyncBroadcaster(rooms) as broadcaster:
         for n in range(3):

@@ -66,7 +66,7 @@ class Driver:
         return self.step.timeout_s
 
 
-def test_it_resumes_from_the_last_cursor_or_that_of_subscribed() -> None:
+def test_resumes_from_the_last_cursor_or_that_of_subscribed() -> None:
     driver = Driver()
     driver.connect()
     driver.answer(note("n1", "c-1"))
@@ -78,7 +78,7 @@ def test_it_resumes_from_the_last_cursor_or_that_of_subscribed() -> None:
     assert driver.dials == [None, "c-7", "c-8"]
 
 
-def test_a_replay_that_was_cut_is_asked_for_again_so_that_a_gap_is_reported() -> None:
+def test_interrupted_replay_is_requested_again_to_report_a_gap() -> None:
     gaps: list[str] = []
     driver = Driver(after="c-1", on_gap=gaps.append)
     driver.connect()
@@ -91,7 +91,7 @@ def test_a_replay_that_was_cut_is_asked_for_again_so_that_a_gap_is_reported() ->
     assert (driver.received, gaps) == (["n51"], ["user_1"])
 
 
-def test_replays_that_are_always_cut_come_to_an_end_and_count_as_a_gap() -> None:
+def test_repeatedly_interrupted_replays_end_as_a_gap() -> None:
     gaps: list[str] = []
     driver = Driver(after="c-1", max_reconnects=None, on_gap=gaps.append)
     driver.connect()
@@ -153,7 +153,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("message", NONSENSE)
-def test_nonsense_is_ignored_and_its_content_never_logged(
+def test_invalid_messages_are_ignored_and_never_logged(
     message: str | bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -183,7 +183,7 @@ def test_a_ping_each_30_s_and_no_pong_in_10_s_is_dead() -> None:
     assert states[-2].attempt == 1
 
 
-def test_a_consumer_who_is_busy_is_no_dead_peer() -> None:
+def test_busy_consumer_is_not_a_dead_peer() -> None:
     driver = Driver()
     driver.connect()
     keepalive = driver.keepalive

@@ -52,7 +52,7 @@ def play(scripted: Scripted, *scripts: Any) -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1006, 1012, 4008, 4012])
-async def test_it_resumes_without_loss_or_double(
+async def test_resumes_without_loss_or_duplicates(
     listen: Listen, scripted: Scripted, code: int
 ) -> None:
     play(
@@ -109,7 +109,7 @@ async def test_503_and_its_retry_after_are_obeyed(listen: Listen, scripted: Scri
     assert states[0].attempt == 1
 
 
-async def test_a_server_that_drains_says_when_to_come_back(
+async def test_obeys_the_reconnect_delay_of_a_draining_server(
     listen: Listen, scripted: Scripted
 ) -> None:
     states: list[SubscriptionState] = []
@@ -145,7 +145,7 @@ async def test_a_token_function_is_called_at_every_dial(listen: Listen, scripted
     assert sent == ["Bearer t1", "Bearer t2"]
 
 
-async def test_what_a_token_function_raises_is_raised(listen: Listen, scripted: Scripted) -> None:
+async def test_error_of_a_token_function_propagates(listen: Listen, scripted: Scripted) -> None:
     def token() -> str:
         raise LookupError("signed out")
 
@@ -258,7 +258,7 @@ async def test_a_server_without_the_subprotocol_is_enough(listen: Listen) -> Non
         assert scripted.said.empty()
 
 
-async def test_silence_is_noticed_and_a_ping_is_answered(
+async def test_detects_idle_server_and_answers_pings(
     listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
@@ -322,7 +322,7 @@ async def test_a_slow_consumer_loses_nothing_when_it_is_dropped(
     assert scripted.positions == [None, "c-9"]
 
 
-async def test_what_was_received_is_acknowledged(listen: Listen, scripted: Scripted) -> None:
+async def test_acknowledges_received_notifications(listen: Listen, scripted: Scripted) -> None:
     play(scripted, says(*[note(f"n{n}", f"c-{n}") for n in range(3)]))
     async with listen("user_1", scripted.url) as receive:
         for _ in range(3):
@@ -332,7 +332,7 @@ async def test_what_was_received_is_acknowledged(listen: Listen, scripted: Scrip
     assert "c-2" not in said  # the consumer left with it in hand
 
 
-async def test_the_end_acknowledges_what_was_not_said_yet(
+async def test_close_sends_pending_acknowledgements(
     listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.keepalive.ACK_INTERVAL_S", 60.0)
@@ -343,7 +343,7 @@ async def test_the_end_acknowledges_what_was_not_said_yet(
     await scripted.receive("c-7")
 
 
-async def test_an_acknowledgement_that_was_lost_is_said_again(
+async def test_lost_acknowledgement_is_sent_again(
     listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(
@@ -408,7 +408,7 @@ async def test_breaking_out_of_a_sync_loop_ends_everything(scripted: Scripted) -
     assert threading.active_count() <= before + 1  # the one of to_thread
 
 
-async def test_a_cancelled_listener_leaves_nothing(scripted: Scripted) -> None:
+async def test_cancelled_subscription_leaks_nothing(scripted: Scripted) -> None:
     play(scripted, says(note("n1")))
     receive = asyncio.Event()
 
@@ -433,7 +433,7 @@ async def test_unknown_members_come_through(listen: Listen, scripted: Scripted) 
 
 
 @pytest.mark.parametrize("following", [subscribe, follow_job])
-def test_without_an_event_loop_of_asyncio_the_error_says_what_to_call(following: Any) -> None:
+def test_error_names_the_function_to_call_without_asyncio(following: Any) -> None:
     steps = following("user_1", "http://127.0.0.1:1")
     with pytest.raises(ConfigurationError, match="subscribe_sync"):
         anext(steps).send(None)

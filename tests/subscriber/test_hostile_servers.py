@@ -112,7 +112,7 @@ def test_a_name_that_is_looked_up_for_ever_ends_in_time(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_not_followed_and_takes_no_token_along(
+async def test_redirect_is_not_followed_with_the_token(
     listen: Listen, scripted: Scripted, status: int
 ) -> None:
     async with scripted_server(None) as other:

@@ -30,7 +30,7 @@ def statuses(view: JobTracker, *notifications: Notification) -> list[str]:
     return [view.apply(each).status for each in notifications]
 
 
-def test_a_jobs_life_is_what_was_received_of_it() -> None:
+def test_job_state_follows_its_notifications() -> None:
     first, second = (RunNotifications(REPORT, "r", attempt=n, max_attempts=4) for n in (1, 2))
     view = JobTracker()
     assert view.state.status == "idle"
@@ -58,7 +58,7 @@ def test_the_bad_ends(end: str) -> None:
     assert view.state.error == "No paper."
 
 
-def test_a_text_grows_and_begins_anew() -> None:
+def test_text_grows_and_restarts() -> None:
     run = RunNotifications(REPORT, "r")
     view = JobTracker()
     for index, piece in enumerate(["Hel", "lo"]):
@@ -130,7 +130,7 @@ def test_the_end_brings_the_whole_text(name: str) -> None:
     assert (view.apply(end).text, view.state.is_text_complete) == ("whole", True)
 
 
-def test_says_that_a_text_is_incomplete_where_the_end_does_not_bring_it() -> None:
+def test_marks_text_incomplete_without_a_complete_result() -> None:
     view = JobTracker()
     delta(view, 3, "le")
     end = Notification(type="a.completed", status="success", data={"pages": 3})
@@ -154,7 +154,7 @@ def test_rejects_a_wrong_request_id_at_the_call(request_id: Any) -> None:
         follow_job(request_id)
 
 
-async def test_a_lost_connection_is_not_the_jobs_silence() -> None:
+async def test_lost_connection_does_not_stall_the_job() -> None:
     """The server is away for longer than the job's silence may be: that says nothing of it."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -188,7 +188,7 @@ def test_a_wait_without_a_limit_never_stalls() -> None:
 
 
 @pytest.mark.parametrize("junk", ["x", -1, True, None, [], {}])
-def test_junk_from_others_is_no_news(junk: Any) -> None:
+def test_invalid_lifecycle_data_is_ignored(junk: Any) -> None:
     data = dict.fromkeys(
         ("attempt", "maxAttempts", "progress", "label", "error", "stallAfterS", "index", "delta"),
         junk,
@@ -200,9 +200,7 @@ def test_junk_from_others_is_no_news(junk: Any) -> None:
         assert state.progress is state.max_attempts is view.stall_after_s is None
 
 
-async def test_a_silent_job_is_stalled_until_it_speaks_and_one_that_is_over_is_told_at_once() -> (
-    None
-):
+async def test_silent_job_stalls_until_it_reports_and_a_finished_one_ends_immediately() -> None:
     async with running_server(create_app()) as url, BackgroundBroadcaster(url) as broadcaster:
         lifecycle = RunNotifications(REPORT, "r", stall_after_s=0.2)
         reporter = Reporter(lifecycle, [Recipient("42", "r1")], broadcaster)

@@ -36,7 +36,7 @@ def test_the_delays_double_up_to_16_s_and_5_attempts() -> None:
     assert caught.value.retriable
 
 
-def test_without_a_limit_it_goes_on_every_16_s() -> None:
+def test_retries_every_16_s_without_a_limit() -> None:
     policy = ReconnectPolicy(None, lambda: 0.0)
     assert [after(policy) for _ in range(2000)][-1] == 16
 
@@ -52,12 +52,12 @@ def test_the_count_resets_only_after_5_s_up() -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1006, 1011, 1012, 4000, 4008, 4009, 4012, 4499])
-def test_it_comes_back_after(code: int) -> None:
+def test_reconnects_after_close_code(code: int) -> None:
     assert after(ReconnectPolicy(1, lambda: 0.0), from_close_frame(code, "")) == 1
 
 
 @pytest.mark.parametrize("code", [1009, 4500, 4501, 4540, 4999])
-def test_it_does_not_come_back_after(code: int) -> None:
+def test_does_not_reconnect_after_close_code(code: int) -> None:
     with pytest.raises(SubscriptionError, match=str(code)) as caught:
         after(ReconnectPolicy(None, lambda: 0.0), from_close_frame(code, "no"))
     assert caught.value.code == code
@@ -65,12 +65,12 @@ def test_it_does_not_come_back_after(code: int) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 200])
-def test_it_dials_again_after_the_status(status: int) -> None:
+def test_reconnects_after_status(status: int) -> None:
     assert after(ReconnectPolicy(1, lambda: 0.0), from_http_response(status, {}, b"")) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 426])
-def test_it_does_not_dial_again_after_the_status(status: int) -> None:
+def test_does_not_reconnect_after_status(status: int) -> None:
     body = b'{"error":"No","details":"because"}'
     with pytest.raises(SubscriptionError, match=f"{status}: No: because") as caught:
         after(ReconnectPolicy(None, lambda: 0.0), from_http_response(status, {}, body))
@@ -90,12 +90,12 @@ def test_retry_after_is_obeyed_within_reason(header: str, delay: float) -> None:
 
 
 @pytest.mark.parametrize(("asked", "delay"), [(0.0, 0.0), (0.3, 0.3), (30.0, 30.0), (1e6, 60.0)])
-def test_a_server_that_drains_says_when(asked: float, delay: float) -> None:
+def test_draining_server_sets_the_reconnect_delay(asked: float, delay: float) -> None:
     failure = Failure("drains", close_code=4012, retry_after_s=asked)
     assert after(ReconnectPolicy(1, lambda: 1.0), failure) == delay
 
 
-def test_what_a_server_says_cannot_play_with_a_terminal() -> None:
+def test_server_text_cannot_control_a_terminal() -> None:
     answer: Any = b'{"error":"\\u001b[31m","details":"\\n"}'
     assert from_http_response(500, {}, answer).reason.isprintable()
     assert from_close_frame(4001, "\x1b[2J").reason.isprintable()

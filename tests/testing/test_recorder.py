@@ -44,7 +44,7 @@ KINDS = pytest.mark.parametrize("kind", ["async", "sync", "background"])
 
 
 @KINDS
-async def test_what_is_sent_is_recorded(realtime: RealtimeRecorder, kind: str) -> None:
+async def test_broadcasts_are_recorded(realtime: RealtimeRecorder, kind: str) -> None:
     await send(kind)
     (sent,) = realtime.sent("a.completed")
     assert (sent.id, sent.status, sent.data) == ("n1", "success", {})
@@ -58,9 +58,7 @@ async def test_what_is_sent_is_recorded(realtime: RealtimeRecorder, kind: str) -
 
 @KINDS
 @pytest.mark.parametrize("fault", ["drop_requests", "fail_requests"])
-async def test_what_is_lost_is_sent_again(
-    realtime: RealtimeRecorder, kind: str, fault: str
-) -> None:
+async def test_lost_requests_are_retried(realtime: RealtimeRecorder, kind: str, fault: str) -> None:
     getattr(realtime, fault)(times=2)
     await send(kind)
     assert len(realtime.sent()) == len(realtime.received) == 1
@@ -68,7 +66,9 @@ async def test_what_is_lost_is_sent_again(
 
 @KINDS
 @pytest.mark.parametrize("fault", ["duplicate_requests", "drop_responses"])
-async def test_what_comes_twice_is_one(realtime: RealtimeRecorder, kind: str, fault: str) -> None:
+async def test_duplicates_are_delivered_once(
+    realtime: RealtimeRecorder, kind: str, fault: str
+) -> None:
     getattr(realtime, fault)()
     await send(kind)
     assert len(realtime.sent()) == 1
@@ -76,7 +76,7 @@ async def test_what_comes_twice_is_one(realtime: RealtimeRecorder, kind: str, fa
 
 
 @KINDS
-async def test_what_is_late_comes(realtime: RealtimeRecorder, kind: str) -> None:
+async def test_delayed_requests_arrive(realtime: RealtimeRecorder, kind: str) -> None:
     realtime.delay_requests(0.05)
     await send(kind)
     assert len(realtime.sent()) == 1
@@ -90,7 +90,7 @@ async def test_a_fault_may_hit_one_type_only(realtime: RealtimeRecorder) -> None
     assert realtime.types() == ["a.completed"]
 
 
-async def test_broadcasters_of_ones_own_are_recorded(realtime: RealtimeRecorder) -> None:
+async def test_custom_broadcasters_are_recorded(realtime: RealtimeRecorder) -> None:
     async with AsyncBroadcaster(transport=realtime) as broadcaster:
         assert (await broadcaster.broadcast_success("1", "a", {})).success
     with Broadcaster(transport=realtime) as sync_broadcaster:
@@ -111,7 +111,7 @@ async def test_broadcasters_of_ones_own_are_recorded(realtime: RealtimeRecorder)
         ("/elsewhere", b"{}", 404),
     ],
 )
-def test_what_a_room_server_refuses_is_refused(
+def test_refuses_invalid_notifications_as_a_room_server_does(
     realtime: RealtimeRecorder, path: str, body: bytes, status: int
 ) -> None:
     with httpx.Client(transport=realtime, base_url="http://rooms") as client:
@@ -142,7 +142,7 @@ Check = Callable[[RealtimeRecorder], None]
         (["started", "completed"], None),
     ],
 )
-def test_one_ending_is_asserted(
+def test_assert_single_terminal_rejects_other_counts(
     realtime: RealtimeRecorder, words: list[str], said: str | None
 ) -> None:
     run = RunNotifications(REPORT, "r7")

@@ -34,7 +34,7 @@ def test_ours_are_there() -> None:
     assert len(catalog) == 5 * 7
 
 
-def test_a_family_a_mapping_and_lists_of_them() -> None:
+def test_accepts_a_job_type_a_mapping_and_lists() -> None:
     catalog = build_catalog({"a": [REPORT, [{"x.y": Other, "x.z": None}]]})
     assert list(catalog)[-9:] == [
         *(f"report.creation.{word}" for word in ("started", "progress", "delta")),
@@ -47,7 +47,7 @@ def test_a_family_a_mapping_and_lists_of_them() -> None:
     assert catalog["x.y"] == Data(Other)
 
 
-def test_the_users_own_wins_over_ours() -> None:
+def test_user_defined_job_type_overrides_the_builtin() -> None:
     catalog = build_catalog({"a": JobType("note.creation", payload=Report)})
     assert catalog[NOTE_CREATION.completed].payload is Report
     assert catalog[NOTE_CREATION.failed] == build_catalog({})[NOTE_CREATION.failed]
@@ -66,7 +66,7 @@ def test_anything_else_is_refused(wrong: object) -> None:
 
 
 @pytest.mark.parametrize("type", ["", "synap.x", "x" * 129, 3])
-def test_what_no_notification_can_have_is_no_type(type: Any) -> None:
+def test_rejects_types_that_no_notification_can_have(type: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^a: "):
         build_catalog({"a": {type: Report}})
 
@@ -101,7 +101,7 @@ def test_a_module_of_the_working_directory_is_found(
         ("exit(3)", "mine_g:X", "cannot import mine_g: SystemExit: 3"),
     ],
 )
-def test_a_wrong_reference_says_what_is_wrong(
+def test_invalid_reference_is_explained(
     here: Path, text: str, reference: str, problem: str
 ) -> None:
     (here / f"{reference.partition(':')[0].strip('.') or 'x'}.py").write_text(text)

@@ -55,7 +55,7 @@ def run(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_it_prints_typescript_of_ours_and_the_users_own(app: Path, errors_of: Compile) -> None:
+def test_prints_typescript_of_builtin_and_user_types(app: Path, errors_of: Compile) -> None:
     code, types, said = run("reports:REPORT", "reports:OTHERS", cwd=app)
     assert (code, said) == (0, "noise\n")
     assert "//   synap-realtime generate-types reports:REPORT reports:OTHERS --out FILE\n" in types
@@ -65,7 +65,7 @@ def test_it_prints_typescript_of_ours_and_the_users_own(app: Path, errors_of: Co
     assert errors_of(types=ours, use=USE) != []
 
 
-def test_it_prints_json_schema(app: Path) -> None:
+def test_prints_json_schema(app: Path) -> None:
     code, out, _ = run("reports:REPORT", "--json-schema", cwd=app)
     assert code == 0
     schema = json.loads(out)
@@ -107,7 +107,7 @@ def test_a_mistake_is_one_line(app: Path, arguments: list[str], said: str) -> No
     assert len(last.splitlines()) == 1
 
 
-def test_a_reader_who_leaves_ends_it_quietly(app: Path) -> None:
+def test_closed_output_pipe_ends_it_quietly(app: Path) -> None:
     with subprocess.Popen(
         [COMMAND, "generate-types"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as it:

@@ -142,7 +142,7 @@ def own() -> str:
     return to_typescript(build_catalog({"own": [report, cut, others]}), "own")
 
 
-def test_what_the_front_end_may_write_compiles_and_what_it_may_not_does_not(
+def test_valid_front_end_code_compiles_and_invalid_code_does_not(
     errors_of: Compile,
 ) -> None:
     """In narrows.ts, each wrong line is marked: a mark without an error is an error."""
@@ -153,7 +153,7 @@ def test_what_the_front_end_may_write_compiles_and_what_it_may_not_does_not(
     assert "Property 'fileUrl' does not exist on type 'JobStarted'" in error
 
 
-def test_all_that_pydantic_describes_compiles_and_takes_what_pydantic_writes(
+def test_types_of_pydantic_models_accept_their_output(
     errors_of: Compile,
 ) -> None:
     written = TypeAdapter(Everything).dump_json(
@@ -254,7 +254,7 @@ pairs = st.recursive(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(pairs, min_size=10, max_size=30))
-def test_any_schema_compiles_and_takes_its_value(
+def test_types_of_any_schema_accept_its_values(
     errors_of: Compile, several: list[tuple[Any, Any]]
 ) -> None:
     models = Models({f"M{n}": schema for n, (schema, _) in enumerate(several)})

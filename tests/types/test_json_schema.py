@@ -38,7 +38,7 @@ def check(type: str, data: object, own: object = (), **members: object) -> None:
 
 
 @pytest.mark.parametrize("max_attempts", [None, 4])
-def test_what_a_run_reports_holds(max_attempts: int | None) -> None:
+def test_notifications_of_a_run_are_valid(max_attempts: int | None) -> None:
     note = NoteCreated(entity_id="e", title="t", file_url="u", file_path="p")
     run = RunNotifications(NOTE_CREATION, "r", 1, max_attempts)
     for sent in (
@@ -70,13 +70,15 @@ def test_what_a_run_reports_holds(max_attempts: int | None) -> None:
         ("note.creation.failed", {"error": "No.", "runId": "r"}, {"room": 1}),
     ],
 )
-def test_what_no_job_reports_does_not(type: str, data: object, members: dict[str, object]) -> None:
+def test_other_notifications_are_invalid(
+    type: str, data: object, members: dict[str, object]
+) -> None:
     with pytest.raises(ValidationError):
         check(type, data, **members)
 
 
 @pytest.mark.parametrize("gone", ["type", "data", "id", "timestamp", "room", "cursor"])
-def test_what_is_always_delivered_must_be_there(gone: str) -> None:
+def test_always_present_members_are_required(gone: str) -> None:
     data = {"error": "No.", "runId": "r"}
     notification = {"id": "n", **DELIVERED, "type": "note.creation.failed", "data": data}
     Draft202012Validator(schema_of()).validate(notification)

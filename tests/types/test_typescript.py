@@ -76,7 +76,7 @@ def test_the_type_of(schema: object, typescript: str) -> None:
         ("string", "expected a JSON Schema"),
     ],
 )
-def test_what_has_no_form_is_an_error_that_says_where(schema: Any, problem: str) -> None:
+def test_unrepresentable_type_is_an_error_with_its_location(schema: Any, problem: str) -> None:
     with pytest.raises(InvalidArgumentError, match=problem):
         MODELS.type_of(schema, "a.b")
 
@@ -92,7 +92,7 @@ def test_two_models_never_get_one_name() -> None:
         Models({"a_b": {}, "a-b": {}})
 
 
-def test_what_is_said_of_models_and_members_is_said_again() -> None:
+def test_descriptions_become_comments() -> None:
     schema = {
         "description": "A ``Leaf``.\n\nTwo */ lines.",
         "type": "object",
@@ -120,11 +120,11 @@ def test_what_is_said_of_models_and_members_is_said_again() -> None:
     )
 
 
-def test_what_is_no_plain_object_is_an_alias() -> None:
+def test_non_object_types_become_aliases() -> None:
     assert Models({"L": {"enum": ["a"]}}).declare("L") == 'export type L = "a";'
 
 
-def test_a_family_without_a_payload_has_any_object() -> None:
+def test_job_type_without_a_payload_accepts_any_object() -> None:
     types = to_typescript(build_catalog({"own": JobType("a.b")}), "How to\nregenerate it.")
     assert types.startswith("// How to\n// regenerate it.\n\n")
     assert '  "a.b.completed": { [key: string]: unknown };\n' in types

@@ -35,7 +35,7 @@ def test_publish_and_listen(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> 
         assert next(notifications).data == {"entityId": "e1"}
 
 
-def test_wrong_settings_are_said_and_close_the_door() -> None:
+def test_invalid_settings_are_reported_and_refuse_all_requests() -> None:
     with running({"TOKEN_SECRETS": "short"}) as url:
         headers = {"Origin": "https://app.example"}
         response = httpx.get(f"{url}/rooms/user_1/history", headers=headers)
@@ -74,7 +74,7 @@ def test_without_keys_it_answers_this_machine_only(open_worker: str) -> None:
     assert httpx.get(path, headers={"CF-Connecting-IP": "127.0.0.1"}).status_code == 200
 
 
-def test_a_closed_sockets_code_comes_at_once(worker: Worker) -> None:
+def test_close_code_arrives_immediately(worker: Worker) -> None:
     """Close codes: 4401 when the token ends, whatever the TCP connection does after it."""
     user = uuid.uuid4().hex
     token = mint_token(user, secret=worker.token_secret, expires_in_s=2)
@@ -90,5 +90,5 @@ def test_a_closed_sockets_code_comes_at_once(worker: Worker) -> None:
     assert time.monotonic() - began < scaled(4)
 
 
-def test_health_says_so(open_worker: str) -> None:
+def test_health_responds_ok(open_worker: str) -> None:
     assert json.loads(httpx.get(f"{open_worker}/health").text) == {"status": "ok"}

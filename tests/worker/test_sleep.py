@@ -74,7 +74,7 @@ def minted(user: str, expires_in_s: int = 900, scope: str = "subscribe") -> str:
     return mint_token(user, secret=SECRET, rooms=[ROOM], expires_in_s=expires_in_s, scope=scope)
 
 
-async def test_a_thousand_listeners(workerd: Workerd) -> None:
+async def test_sleeping_worker_serves_a_thousand_subscribers(workerd: Workerd) -> None:
     """Subscribing, Presence, Close codes: all as if it had never slept."""
     address = workerd.url.replace("http", "ws", 1) + f"/rooms/{ROOM}/subscribe?token="
 

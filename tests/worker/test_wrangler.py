@@ -22,7 +22,7 @@ from tests.timeouts import TIMEOUT_S
 START_TIMEOUT_S = 2 * TIMEOUT_S
 
 
-def test_deploy_says_what_it_would_do() -> None:
+def test_deploy_dry_run_lists_its_actions() -> None:
     said = run_node("node_modules/wrangler/bin/wrangler.js", "deploy", "--dry-run", "--strict")
     for binding in (
         "env.NOTIFICATION_ROOM (NotificationRoom)",

@@ -62,7 +62,7 @@ def test_the_last_attempts_failure_is_final(read: Callable[..., Messages]) -> No
     assert "hunter2" not in str(messages)
 
 
-def test_who_waits_may_be_found_in_ones_own_way(read: Callable[..., Messages]) -> None:
+def test_custom_function_finds_the_recipient(read: Callable[..., Messages]) -> None:
     tasks.refuses.delay(4)
     messages = read("user_user-4")
     assert words(messages) == ["started", "failed"]
@@ -76,7 +76,7 @@ def test_a_time_limit_is_a_failure(read: Callable[..., Messages], task: Any) -> 
     assert words(read(f"user_{user_id}")) == ["started", "failed"]
 
 
-def test_bad_input_is_final_whatever_is_retried(read: Callable[..., Messages]) -> None:
+def test_invalid_input_is_final_despite_retries(read: Callable[..., Messages]) -> None:
     tasks.retries_all.delay(user_id="10")
     messages = read("user_10")
     assert words(messages) == ["started", "failed"]
@@ -109,14 +109,14 @@ def test_a_task_that_goes_back_to_the_broker_is_not_over(
     assert [word for word in reported if word != "progress"] == ["started", "completed"]
 
 
-def test_a_task_that_another_replaces_ends_with_that(read: Callable[..., Messages]) -> None:
+def test_replaced_task_ends_with_its_replacement(read: Callable[..., Messages]) -> None:
     tasks.hands_over.delay(user_id="12")
     messages = read("user_12")
     assert words(messages) == ["started", "progress", "completed"]
     assert messages[-1]["data"] == {"title": "Q4"}
 
 
-def test_a_task_runs_where_who_waits_cannot_be_found(worker: Worker) -> None:
+def test_task_runs_without_a_recipient(worker: Worker) -> None:
     assert tasks.knows_nobody.delay().get(timeout=LIMIT_S) == 7
 
 
@@ -152,11 +152,11 @@ def test_a_revoked_task_is_cancelled(read: Callable[..., Messages]) -> None:
     assert words(read("user_9")) == ["cancelled"]
 
 
-def test_nobodys_task_runs(worker: Worker) -> None:
+def test_task_whose_recipient_is_none_runs(worker: Worker) -> None:
     assert tasks.is_nobodys.delay().get(timeout=LIMIT_S) == 7
 
 
-def test_a_task_without_a_family_is_said_at_once() -> None:
+def test_task_without_a_job_type_is_refused_at_definition() -> None:
     app = celery.Celery("wrong")
 
     @app.task(base=RealtimeTask, shared=False)  # type: ignore[untyped-decorator]
@@ -166,7 +166,7 @@ def test_a_task_without_a_family_is_said_at_once() -> None:
         app.finalize()
 
 
-def test_a_task_whose_worker_is_killed_goes_on_in_the_next(
+def test_task_of_a_killed_worker_resumes_in_the_next(
     read: Callable[..., Messages], worker: Worker, tmp_path: Path
 ) -> None:
     tasks.is_lost_and_runs_again.delay(str(tmp_path / "marker"), user_id="7")

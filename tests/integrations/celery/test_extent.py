@@ -93,7 +93,7 @@ def test_after_an_eager_task_nothing_is_reported(
     assert "outside" not in str(realtime.sent())
 
 
-def test_a_nested_eager_task_reports_its_own_and_the_outer_goes_on(
+def test_nested_eager_task_reports_separately_from_its_parent(
     eager: celery.Celery, realtime: RealtimeRecorder
 ) -> None:
     tasks.outer.delay("x", user_id="a")

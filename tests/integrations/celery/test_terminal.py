@@ -135,9 +135,7 @@ def test_each_run_ends_once(rooms: str, broker: str, pool: str) -> None:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])  # the pools that have hard time limits
-def test_a_time_limit_of_what_replaces_a_task_is_a_failure(
-    rooms: str, broker: str, pool: str
-) -> None:
+def test_time_limit_of_a_replacement_task_is_a_failure(rooms: str, broker: str, pool: str) -> None:
     worker = Worker({"BROKER_URL": broker, "REALTIME_URL": rooms}, *POOLS[pool])
     try:
         for kind in ("late", "late_part"):
@@ -181,7 +179,7 @@ def test_a_worker_that_is_stopped_cold_ends_its_runs(
         tasks.app.control.purge()
 
 
-def test_a_late_acknowledged_task_of_a_worker_that_is_stopped_cold_goes_on_in_the_next(
+def test_late_acknowledged_task_of_a_cold_stopped_worker_resumes_in_the_next(
     rooms: str, broker: str, tmp_path: Path
 ) -> None:
     worker = Worker({"BROKER_URL": broker, "REALTIME_URL": rooms})

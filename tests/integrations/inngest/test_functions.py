@@ -64,7 +64,7 @@ def function(stage: Stage, kind: str, body: Any, **options: Any) -> inngest.Func
     return decorate(run)
 
 
-async def test_a_function_without_steps_runs_once_and_says_started_and_completed(
+async def test_function_without_steps_reports_started_and_completed_once(
     stage: Stage, kind: str
 ) -> None:
     calls: list[int] = []
@@ -85,7 +85,7 @@ async def test_a_function_without_steps_runs_once_and_says_started_and_completed
     assert await stage.reported("42") == ["started", "completed"]
 
 
-async def test_a_function_with_steps_says_each_thing_once(stage: Stage, kind: str) -> None:
+async def test_function_with_steps_reports_each_notification_once(stage: Stage, kind: str) -> None:
     def sync_body(ctx: inngest.ContextSync) -> int:
         return ctx.step.run("a", lambda: 1) + ctx.step.run("b", lambda: 2)
 
@@ -186,7 +186,7 @@ async def test_failed_comes_once_when_inngest_has_given_up(stage: Stage, kind: s
 
 
 @pytest.mark.parametrize("error", [InvalidInputError("It is empty."), inngest.NonRetriableError()])
-async def test_what_no_retry_can_mend_fails_at_once(
+async def test_non_retriable_error_fails_immediately(
     stage: Stage, kind: str, error: Exception
 ) -> None:
     def body(ctx: Any) -> None:
@@ -274,7 +274,7 @@ async def test_a_user_id_that_is_no_room_fails_no_job(
     ]
 
 
-async def test_what_stands_after_the_last_step_runs_once(stage: Stage, kind: str) -> None:
+async def test_code_after_the_last_step_runs_once(stage: Stage, kind: str) -> None:
     tail: list[int] = []
 
     async def async_body(ctx: inngest.Context) -> None:
@@ -308,14 +308,16 @@ async def test_a_step_that_asks_to_wait_is_reported_once(stage: Stage) -> None:
     assert await stage.reported("42") == ["started", "retrying", "completed"]
 
 
-async def test_a_bad_request_id_does_not_silence_the_user(stage: Stage, kind: str) -> None:
+async def test_invalid_request_id_does_not_prevent_user_notifications(
+    stage: Stage, kind: str
+) -> None:
     await stage.serve(function(stage, kind, lambda ctx: None))
     await stage.send("go", userId="42", requestId="a/b")
     await stage.finish()
     assert await stage.reported("42") == ["started", "completed"]
 
 
-def test_what_cannot_be_reported_rightly_is_refused() -> None:
+def test_refuses_a_function_that_cannot_be_reported() -> None:
     client = inngest.Inngest(app_id="app", is_production=False)
 
     async def f(ctx: inngest.Context) -> None: ...
@@ -411,7 +413,7 @@ async def five(stage: Stage, tmp_path: Path) -> Any:
         ),
     ],
 )
-async def test_the_five_tell_their_user(
+async def test_builtin_jobs_notify_their_user(
     five: Stage, event: str, data: dict[str, Any], received: list[str]
 ) -> None:
     await five.send(event, userId="42", requestId="r1", **data)
@@ -437,7 +439,7 @@ async def test_a_reply_is_shown_as_it_is_written(five: Stage) -> None:
     assert "".join(piece["delta"] for piece in pieces) == received[-1]["data"]["response"]
 
 
-async def test_a_retried_attempt_begins_its_text_anew(stage: Stage, kind: str) -> None:
+async def test_retried_attempt_restarts_its_text(stage: Stage, kind: str) -> None:
     def body(ctx: Any) -> dict[str, str]:
         for word in ("one ", "two "):
             delta(f"{word}({ctx.attempt}) ")

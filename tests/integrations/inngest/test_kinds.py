@@ -91,9 +91,7 @@ async def test_an_invoked_function_reports_its_own_life(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_batch_reports_each_events_user_and_nobody_reads_anothers(
-    stage: Stage, fails: bool
-) -> None:
+async def test_batch_notifies_each_user_of_only_their_own_events(stage: Stage, fails: bool) -> None:
     async def body(ctx: inngest.Context) -> list[dict[str, Any]]:
         if fails:
             raise JobError("No paper.")
@@ -115,7 +113,7 @@ async def test_a_batch_reports_each_events_user_and_nobody_reads_anothers(
         ]
 
 
-async def test_a_batchs_result_that_is_nobodys_is_reported_to_nobody(stage: Stage) -> None:
+async def test_unattributable_batch_result_is_omitted(stage: Stage) -> None:
     async def body(ctx: inngest.Context) -> dict[str, Any]:
         return {"all": [event.data["secret"] for event in ctx.events]}
 
@@ -161,7 +159,7 @@ async def test_a_cancelled_run_is_reported_and_its_failure_handler_is_not_called
     assert not own
 
 
-async def test_the_server_says_how_many_attempts_there_are(stage: Stage) -> None:
+async def test_reports_max_attempts_of_the_server(stage: Stage) -> None:
     async def body(ctx: inngest.Context) -> None:
         if ctx.attempt == 0:
             raise inngest.RetryAfterError("later", timedelta(seconds=0.2))

@@ -19,7 +19,7 @@ from synap_realtime.integrations.inngest.local.runs import Backoff
 from .conftest import Stage, on
 
 
-async def test_a_step_is_done_once_and_its_result_is_kept(stage: Stage) -> None:
+async def test_step_runs_once_and_its_result_is_memoized(stage: Stage) -> None:
     calls: list[str] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"))
@@ -105,7 +105,7 @@ async def test_a_step_that_failed_for_good_can_be_caught(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("where", ["step", "function"])
-async def test_a_non_retriable_error_is_final_at_once(stage: Stage, where: str) -> None:
+async def test_non_retriable_error_is_final(stage: Stage, where: str) -> None:
     attempts: list[int] = []
     failures: list[str] = []
 
@@ -185,7 +185,7 @@ async def test_a_wait_that_is_not_answered_ends_with_none(stage: Stage) -> None:
     assert ended == [None]
 
 
-async def test_a_parallel_group_runs_each_step_once_and_then_goes_on(stage: Stage) -> None:
+async def test_parallel_group_runs_each_step_once(stage: Stage) -> None:
     done: list[str] = []
     results: list[Any] = []
 
@@ -434,7 +434,7 @@ async def test_an_app_that_is_away_is_tried_again(
     assert caplog.text.count("could not be reached") == 2
 
 
-async def test_what_it_ignores_is_said(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+async def test_logs_ignored_options(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     @stage.client.create_function(
         fn_id="f",
         trigger=inngest.TriggerCron(cron="* * * * *"),
@@ -448,7 +448,7 @@ async def test_what_it_ignores_is_said(stage: Stage, caplog: pytest.LogCaptureFi
     assert "ignores debounce" in caplog.text
 
 
-async def test_runs_that_are_lost_are_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_logs_lost_runs_at_shutdown(caplog: pytest.LogCaptureFixture) -> None:
     from .conftest import staged
 
     async with staged() as stage:
@@ -463,7 +463,7 @@ async def test_runs_that_are_lost_are_said(caplog: pytest.LogCaptureFixture) -> 
     assert "1 unfinished runs are lost" in caplog.text
 
 
-async def test_it_waits_for_its_apps(stage: Stage) -> None:
+async def test_registered_waits_for_unreachable_apps(stage: Stage) -> None:
     server = LocalInngest(["http://127.0.0.1:9/api/inngest"])
     async with server:
         with pytest.raises(TimeoutError):

@@ -180,7 +180,7 @@ async def test_refuses_huge_body_before_it_is_read(
     assert sent < 100 * 2**20
 
 
-async def test_says_that_a_body_is_too_large(client: httpx.AsyncClient) -> None:
+async def test_responds_413_to_a_large_body(client: httpx.AsyncClient) -> None:
     """Also to a client that reads the answer only after it has sent all."""
     body = json.dumps({**EVENT, "data": {"text": "a" * 5_000_000}})
     for path in ("/e/key", "/fn/register"):

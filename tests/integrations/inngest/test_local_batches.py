@@ -104,26 +104,26 @@ def register(**options: Any) -> None:
         {"batchEvents": FULL, "cancel": [{"event": "stop"}]},
     ],
 )
-def test_what_the_real_server_refuses_is_refused(wrong: Any) -> None:
+def test_refuses_configurations_that_inngest_refuses(wrong: Any) -> None:
     with pytest.raises(RegistrationError, match="batchEvents"):
         register(**wrong)
 
 
-def test_batches_are_not_said_to_be_ignored(caplog: pytest.LogCaptureFixture) -> None:
+def test_does_not_log_batches_as_ignored(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         register(batchEvents=FULL, timeouts={"finish": "1m"})
         register(cancel=[{"event": "stop"}])
     assert not caplog.text
 
 
-async def test_events_of_a_batch_that_are_lost_are_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_logs_lost_events_of_a_batch(caplog: pytest.LogCaptureFixture) -> None:
     async with staged() as stage:
         await stage.serve(batching(stage, inngest.Batch(max_size=2, timeout=LONG), []))
         await stage.client.send(events({"n": 1}))
     assert "1 events of unfinished batches are lost" in caplog.text
 
 
-async def test_names_that_are_inngests_own_are_refused(stage: Stage) -> None:
+async def test_refuses_reserved_inngest_names(stage: Stage) -> None:
     async with httpx.AsyncClient() as client:
         url = f"{stage.inngest_url}/e/key"
         response = await client.post(url, json={"name": "inngest/function.failed", "data": {}})

@@ -118,7 +118,7 @@ async def test_only_an_event_for_which_the_condition_holds_cancels(stage: Stage)
     assert len(stage.server._executor) == 1
 
 
-async def test_a_broken_condition_does_not_cancel_and_is_said(
+async def test_invalid_condition_does_not_cancel_and_is_logged(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     f, _ = sleeper(stage, cancel=[inngest.Cancel(event="stop", if_exp="nonsense(")])

@@ -158,7 +158,7 @@ async def test_an_answer_may_come_by_http(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("first", [b"\xff\xff", "text", b"", b"\x08\x01\x12\x05\x2a\x03\x1a\x01x"])
-async def test_client_that_is_no_worker_is_refused(stage: Stage, first: bytes | str) -> None:
+async def test_refuses_a_client_that_is_not_a_worker(stage: Stage, first: bytes | str) -> None:
     async with websockets.connect(await endpoint(stage), subprotocols=[SUBPROTOCOL]) as socket:  # type: ignore[list-item]
         assert (await receive(socket)).kind == pb.GatewayMessageType.GATEWAY_HELLO
         await socket.send(first)

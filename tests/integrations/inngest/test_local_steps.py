@@ -15,7 +15,7 @@ from .conftest import Stage, on, until
 
 
 @pytest.mark.parametrize("mode", [inngest.ParallelMode.RACE, inngest.ParallelMode.WAIT])
-async def test_in_a_race_a_branch_goes_on_while_another_is_under_way(
+async def test_branches_of_a_race_proceed_independently(
     stage: Stage, mode: inngest.ParallelMode
 ) -> None:
     done: list[str] = []
@@ -79,7 +79,7 @@ def parent(
     return parent
 
 
-async def test_an_invoked_function_is_delivered_its_event(stage: Stage) -> None:
+async def test_invoked_function_receives_its_event(stage: Stage) -> None:
     ended: list[Any] = []
     called = child(stage)
     await stage.serve(called, parent(stage, called, ended))
@@ -110,7 +110,7 @@ async def test_an_invoked_function_that_takes_too_long_is_a_step_error(stage: St
     assert "app-child" in [run.function.id for run in stage.server._executor._runs.values()]
 
 
-async def test_client_that_invokes_a_function_that_is_cancelled_gets_the_event(
+async def test_caller_of_a_cancelled_function_receives_the_event(
     stage: Stage,
 ) -> None:
     """So does the real server: what is cancelled has neither a result nor an error."""
@@ -139,7 +139,7 @@ async def test_an_invoked_function_outlives_its_caller(stage: Stage) -> None:
     assert left.function.id == "app-child"
 
 
-async def test_a_batch_answers_everyone_who_invoked_it(stage: Stage) -> None:
+async def test_batch_result_is_returned_to_every_caller(stage: Stage) -> None:
     ended: list[Any] = []
     minute = datetime.timedelta(minutes=1)
     called = child(stage, batch_events=inngest.Batch(max_size=2, timeout=minute))
@@ -150,7 +150,7 @@ async def test_a_batch_answers_everyone_who_invoked_it(stage: Stage) -> None:
     assert len(ended) == 2
 
 
-async def test_nobody_to_invoke_is_a_step_error(stage: Stage) -> None:
+async def test_invoking_an_unknown_function_is_a_step_error(stage: Stage) -> None:
     ended: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"))
@@ -167,9 +167,7 @@ async def test_nobody_to_invoke_is_a_step_error(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(("retries", "attempts"), [(None, 5), (0, 1), (2, 3)])
-async def test_a_request_says_how_many_attempts_there_are(
-    stage: Stage, retries: int | None, attempts: int
-) -> None:
+async def test_request_holds_max_attempts(stage: Stage, retries: int | None, attempts: int) -> None:
     """The SDK reads it, to tell a step's last failure from one that is tried again."""
     passed: list[Any] = []
 

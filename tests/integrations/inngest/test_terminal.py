@@ -49,9 +49,7 @@ async def test_reports_the_failure_when_the_app_is_back(stage: Stage, kind: str)
     assert (await stage.read_room("user_42"))[-1]["data"]["error"] == "No paper."
 
 
-async def test_the_applications_failure_handler_is_called_once_though_it_raises(
-    stage: Stage, kind: str
-) -> None:
+async def test_failure_handler_that_raises_is_called_once(stage: Stage, kind: str) -> None:
     calls = []
 
     def body(ctx: Any) -> None:
@@ -103,7 +101,7 @@ async def test_waiting_again_under_one_name_is_reported_again(stage: Stage, kind
     ],
 )
 @pytest.mark.parametrize("in_step", [False, True])
-async def test_an_exception_group_is_judged_by_what_it_holds(
+async def test_exception_group_is_classified_by_its_members(
     stage: Stage, kind: str, error: JobError, words: list[str], in_step: bool
 ) -> None:
     def raises(*args: Any) -> None:

@@ -123,7 +123,7 @@ async def test_without_retries_the_first_failure_is_final(
     assert "hunter2" not in str(messages)
 
 
-async def test_a_task_without_a_family_is_reported_to_nobody(broker: InMemoryBroker) -> None:
+async def test_task_without_a_job_type_is_not_reported(broker: InMemoryBroker) -> None:
     task = await kiq(broker, "untold")
     assert (await task.wait_result(timeout=LIMIT_S)).return_value == 7
 
@@ -188,7 +188,7 @@ class Schedule(ScheduleSource):
         ),
     ],
 )
-async def test_what_the_retry_middleware_decides_is_reported(
+async def test_reports_the_decision_of_the_retry_middleware(
     make: Make,
     read_room: ReadRoom,
     in_place: bool,
@@ -247,7 +247,7 @@ async def test_a_retry_is_reported_before_another_worker_can_take_it(
     assert read_before == [[], ["started", "retrying"]]
 
 
-async def test_bad_input_is_final_whatever_is_retried(make: Make, read_room: ReadRoom) -> None:
+async def test_invalid_input_is_final_despite_retries(make: Make, read_room: ReadRoom) -> None:
     broker = make(SimpleRetryMiddleware(default_retry_label=True))
     attempts = []
 
@@ -266,7 +266,7 @@ async def test_bad_input_is_final_whatever_is_retried(make: Make, read_room: Rea
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("job_type", [None, "note.creation"])
-async def test_a_task_that_starts_another_has_an_end_of_its_own(
+async def test_task_that_starts_another_ends_separately(
     make: Make, read_room: ReadRoom, in_place: bool, job_type: str | None
 ) -> None:
     broker = make(in_place=in_place)
@@ -312,9 +312,7 @@ async def test_a_rejected_task_is_cancelled(make: Make, read_room: ReadRoom) -> 
     assert words(await read_room("user_1")) == ["started", "cancelled"]
 
 
-async def test_a_task_runs_where_who_waits_cannot_be_found(
-    make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_task_runs_without_a_recipient(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     def nobody(args: object, kwargs: object) -> Recipient:
         raise KeyError("who")
 
@@ -329,14 +327,14 @@ async def test_a_task_runs_where_who_waits_cannot_be_found(
     assert "nobody is told" in caplog.text
 
 
-async def test_a_retry_middleware_behind_is_said_at_the_start() -> None:
+async def test_retry_middleware_in_the_wrong_order_is_logged_at_start() -> None:
     broker = InMemoryBroker().with_middlewares(RealtimeMiddleware(), SimpleRetryMiddleware())
     with pytest.raises(ConfigurationError, match="after SimpleRetryMiddleware"):
         await broker.startup()
     await broker.shutdown()
 
 
-async def test_a_task_whose_worker_is_killed_goes_on_in_the_next(
+async def test_task_of_a_killed_worker_resumes_in_the_next(
     rooms: str, read_room: ReadRoom, tmp_path: Path
 ) -> None:
     def start(environment: dict[str, str]) -> subprocess.Popen[bytes]:

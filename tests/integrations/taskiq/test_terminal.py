@@ -97,7 +97,7 @@ async def stopping(request: pytest.FixtureRequest, rooms: str) -> AsyncIterator[
             await broker.shutdown()
 
 
-async def test_a_task_that_the_stopping_worker_leaves_is_cancelled_or_goes_on_in_the_next(
+async def test_unfinished_task_of_a_stopping_worker_is_cancelled_or_resumed(
     stopping: Any, rooms: str, tmp_path: Path
 ) -> None:
     kind, broker, workers = stopping
@@ -224,7 +224,7 @@ async def test_a_retry_that_the_broker_refuses_is_a_failure(
         (ExceptionGroup("g", [ExceptionGroup("h", [InvalidInputError("Empty.")])]), "failed"),
     ],
 )
-async def test_ends_whatever_is_raised(
+async def test_reports_an_end_for_every_exception(
     realtime: RealtimeRecorder, error: BaseException, ending: str
 ) -> None:
     broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(), RealtimeMiddleware())
@@ -250,7 +250,7 @@ class Computed(BaseModel):
 
 
 @pytest.mark.parametrize("result", [RootModel[list[int]]([1, 2]), Computed(), object()])
-async def test_keeps_its_result_whatever_can_be_published(result: Any) -> None:
+async def test_publishing_failures_do_not_affect_the_result(result: Any) -> None:
     from synap_realtime.testing.recorder import record
 
     with contextlib.suppress(InvalidArgumentError), record() as realtime:  # raised at the end
@@ -268,7 +268,7 @@ async def test_keeps_its_result_whatever_can_be_published(result: Any) -> None:
         assert words(realtime) == ["started", "completed"]
 
 
-async def test_a_result_backend_that_is_away_ends_no_run_otherwise(
+async def test_unavailable_result_backend_does_not_change_the_outcome(
     realtime: RealtimeRecorder,
 ) -> None:
     broker = InMemoryBroker()
@@ -300,7 +300,7 @@ async def _raise(*args: Any) -> None:
         ([Failing("never")], {}, None),  # a middleware of the application may retry
     ],
 )
-async def test_max_attempts_is_what_the_labels_and_the_middleware_say(
+async def test_max_attempts_follows_labels_and_middleware(
     realtime: RealtimeRecorder,
     middlewares: list[TaskiqMiddleware],
     labels: dict[str, Any],

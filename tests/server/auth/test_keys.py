@@ -79,7 +79,7 @@ async def test_rotation_needs_no_restart(tmp_path: Path) -> None:
     assert subject.vouches_for(by_new)
 
 
-def test_a_key_that_loses_a_scope_vouches_no_more(tmp_path: Path) -> None:
+def test_tokens_of_a_key_that_lost_a_scope_are_rejected(tmp_path: Path) -> None:
     file, clock = tmp_path / "keys.toml", Clock()
 
     def give(scope: str) -> None:
@@ -155,9 +155,7 @@ def test_keeps_previous_keys_while_the_file_is_broken(
     assert OLD not in caplog.text
 
 
-def test_takes_the_file_again_when_it_is_repaired(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_reloads_a_repaired_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file, clock = tmp_path / "keys.toml", Clock()
     write(file, OLD)
     ring = KeyRing(file=file, clock=clock)
@@ -185,7 +183,7 @@ def test_a_file_that_is_missing_again_is_logged_again(
     assert len(caplog.records) == 2
 
 
-def test_takes_a_file_that_was_put_back_with_its_old_times(tmp_path: Path) -> None:
+def test_reloads_a_file_restored_with_its_old_times(tmp_path: Path) -> None:
     """As ``cp -p`` and ``rsync --times --inplace`` do, over a file of the same length."""
     file, clock = tmp_path / "keys.toml", Clock()
     write(file, OLD)
@@ -270,7 +268,7 @@ def test_a_secret_in_the_place_of_the_file_is_not_shown() -> None:
         (f'[api_keys]\nshhh{"Xy1" * 20} = "x {"x" * 40}"', "API key"),
     ],
 )
-def test_a_wrong_file_is_said_without_its_secrets(tmp_path: Path, text: str, said: str) -> None:
+def test_error_of_an_invalid_file_holds_no_secret(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=said) as caught:
@@ -278,7 +276,7 @@ def test_a_wrong_file_is_said_without_its_secrets(tmp_path: Path, text: str, sai
     assert "shhh" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
+def test_error_of_a_missing_file_names_the_command_that_creates_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="synap-realtime generate-keys"):
         KeyRing(file=tmp_path / "none.toml")
 
@@ -327,7 +325,9 @@ async def test_keys_are_fetched_once_for_many(provider: Provider) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["status", [], {"keys": 1}, "text", {"keys": ["x"] * 10}])
-async def test_a_provider_that_is_away_is_no_verdict(provider: Provider, wrong: object) -> None:
+async def test_unavailable_provider_is_not_an_invalid_token(
+    provider: Provider, wrong: object
+) -> None:
     """Who cannot ask for the keys does not say that the token is bad."""
     if wrong == "status":
         provider.status = 500
@@ -401,7 +401,7 @@ async def test_a_redirect_of_jwks_is_not_followed(provider: Provider) -> None:
     ("name", "value"),
     [("ALL_PROXY", "socks://127.0.0.1:9"), ("NO_PROXY", "fd00::/8"), ("SSL_CERT_FILE", "/none")],
 )
-async def test_no_environment_keeps_jwks_of_this_machine_away(
+async def test_loopback_jwks_ignores_proxy_variables(
     provider: Provider, name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -410,7 +410,7 @@ async def test_no_environment_keeps_jwks_of_this_machine_away(
     assert (await subject.authenticate(token())).user == "1"
 
 
-async def test_a_public_key_that_is_withdrawn_vouches_no_more_though_nobody_asks(
+async def test_withdrawn_public_key_is_dropped_without_traffic(
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
@@ -429,9 +429,7 @@ async def test_a_public_key_that_is_withdrawn_vouches_no_more_though_nobody_asks
     await subject.close()
 
 
-async def test_keys_of_an_address_that_is_removed_vouch_no_more(
-    provider: Provider, tmp_path: Path
-) -> None:
+async def test_keys_of_a_removed_jwks_url_are_dropped(provider: Provider, tmp_path: Path) -> None:
     file, clock = tmp_path / "keys.toml", Clock()
     file.write_text(f'token_secrets = ["{OLD}"]\njwks_urls = ["{provider.url}"]\n')
     subject = Authenticator(KeyRing(file=file, clock=clock))

@@ -86,7 +86,7 @@ def test_the_file_has_each_vector_once() -> None:
 
 
 @pytest.mark.parametrize("place", range(len(MADE)), ids=[vector.name for vector in MADE])
-def test_each_token_is_what_the_file_says(place: int) -> None:
+def test_each_vector_matches_its_description(place: int) -> None:
     """Its header, its payload, who signed it, and what is expected of it."""
     vector, entry = MADE[place], TOKENS[place]
     token = entry["token"]

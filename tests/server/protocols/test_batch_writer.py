@@ -29,7 +29,7 @@ def ring(request: pytest.FixtureRequest) -> Iterator[IoUring | None]:
         yield ring
 
 
-def test_all_get_each_frame_whatever_its_size(ring: IoUring | None) -> None:
+def test_delivers_frames_of_any_size_to_all(ring: IoUring | None) -> None:
     sizes = (1, 125, 126, 300, 300, 9000, 65536, 7)
     with pairs(IO_URING_MIN_SOCKETS + 3) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
@@ -40,7 +40,7 @@ def test_all_get_each_frame_whatever_its_size(ring: IoUring | None) -> None:
             assert all(received(peer, size) == bytes([n]) * size for peer in peers)
 
 
-def test_one_that_is_longer_than_any_notification_goes_too(ring: IoUring | None) -> None:
+def test_delivers_frame_over_the_notification_limit(ring: IoUring | None) -> None:
     frame = b"x" * (MAX_FRAME_BYTES + 1)
     with pairs(IO_URING_MIN_SOCKETS) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
@@ -53,7 +53,9 @@ def test_one_that_is_longer_than_any_notification_goes_too(ring: IoUring | None)
             assert received(peer, size) == frame[:size]
 
 
-def test_client_that_comes_and_goes_gets_what_is_written_meanwhile(ring: IoUring | None) -> None:
+def test_member_receives_exactly_the_frames_written_while_it_was_in_the_group(
+    ring: IoUring | None,
+) -> None:
     """Against the plain model; a descriptor is used again by the next one at once."""
     rng = random.Random(7)
     fan: BatchWriter[Member] = BatchWriter(ring)
@@ -86,7 +88,7 @@ def test_client_that_comes_and_goes_gets_what_is_written_meanwhile(ring: IoUring
             assert drained(peer) == b""
 
 
-def test_client_that_is_gone_or_does_not_read_is_reported_with_what_it_took(
+def test_reports_closed_and_blocked_members_with_bytes_written(
     ring: IoUring | None,
 ) -> None:
     frame = b"x" * 50_000
@@ -112,7 +114,7 @@ def test_client_that_is_gone_or_does_not_read_is_reported_with_what_it_took(
         assert received(peers[5], said) == b"x" * said
 
 
-def test_what_the_kernel_did_not_take_of_a_round_is_written_all_the_same(
+def test_entries_that_the_kernel_did_not_accept_are_written(
     ring: IoUring | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where it has no memory for more, or a signal has come."""

@@ -27,7 +27,7 @@ def test_both_or_none(tmp_path: Path) -> None:
     assert 0.9 < (certificate.not_after - datetime.now(UTC)).total_seconds() / 86400 <= 1
 
 
-def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+def test_problems_are_named(tmp_path: Path) -> None:
     certified = certify(tmp_path)
     chain, key = certified.chain, certified.key
     (tmp_path / "other").mkdir()
@@ -53,7 +53,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         assert "PRIVATE" not in str(raised.value)
 
 
-def test_changed_files_count_and_broken_ones_are_said_once(
+def test_reloads_changed_files_and_logs_broken_ones_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0

@@ -215,7 +215,7 @@ async def listening(
         yield clients
 
 
-def test_all_receive_all_in_order_whoever_comes_and_goes(
+def test_all_receive_all_in_order_while_members_join_and_leave(
     run: Run, settings: ServerSettings
 ) -> None:
     """Two rooms, so that a descriptor that is used again would bring the other room's."""
@@ -254,7 +254,7 @@ def test_all_receive_all_in_order_whoever_comes_and_goes(
     run(test())
 
 
-def test_client_that_does_not_read_gets_all_of_it_later_and_holds_nobody_up(
+def test_slow_member_receives_everything_later_and_delays_nobody(
     run: Run, settings: ServerSettings
 ) -> None:
     async def test() -> None:
@@ -291,7 +291,7 @@ class Apart:
     def join_group(self) -> None: ...
 
 
-def test_who_stalls_at_what_it_was_told_alone_misses_nothing_that_is_told_to_all(
+def test_member_blocked_by_an_individual_write_misses_no_broadcast(
     run: Run, settings: ServerSettings
 ) -> None:
     """In one turn of the loop: few are told, they become many, and all are told."""
@@ -320,7 +320,9 @@ def test_who_stalls_at_what_it_was_told_alone_misses_nothing_that_is_told_to_all
     run(test())
 
 
-def test_one_who_never_reads_is_closed_as_too_slow(run: Run, settings: ServerSettings) -> None:
+def test_closes_member_that_never_reads_as_slow_consumer(
+    run: Run, settings: ServerSettings
+) -> None:
     async def test() -> None:
         async with (
             serving(settings) as server,
@@ -336,7 +338,7 @@ def test_one_who_never_reads_is_closed_as_too_slow(run: Run, settings: ServerSet
     run(test())
 
 
-def test_a_dead_peer_among_a_thousand_harms_nobody(run: Run, settings: ServerSettings) -> None:
+def test_dead_peer_among_a_thousand_affects_nobody(run: Run, settings: ServerSettings) -> None:
     async def test() -> None:
         async with serving(settings) as server, listening(server, 1000) as clients:
             await server.until(lambda: server.together() == 1000)
@@ -358,7 +360,7 @@ def test_a_dead_peer_among_a_thousand_harms_nobody(run: Run, settings: ServerSet
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_descriptor_that_is_used_again_gets_nothing_of_the_old_room(
+def test_reused_descriptor_receives_nothing_of_the_old_room(
     run: Run, settings: ServerSettings
 ) -> None:
     async def test() -> None:
@@ -408,7 +410,7 @@ def test_a_room_grows_to_many_and_shrinks_to_few_and_to_none(
     run(test())
 
 
-def test_what_clients_say_is_answered_between_notifications(
+def test_client_messages_are_answered_between_notifications(
     run: Run, settings: ServerSettings
 ) -> None:
     async def test() -> None:
@@ -426,7 +428,7 @@ def test_what_clients_say_is_answered_between_notifications(
     run(test())
 
 
-def test_client_that_breaks_the_protocol_receives_a_last_word_and_nothing_after_it(
+def test_violating_client_receives_a_close_frame_and_nothing_after_it(
     run: Run, settings: ServerSettings
 ) -> None:
     async def test() -> None:
@@ -448,7 +450,7 @@ def test_client_that_breaks_the_protocol_receives_a_last_word_and_nothing_after_
     run(test())
 
 
-def test_a_server_that_stops_reports_what_it_has_taken_and_says_so(
+def test_draining_server_delivers_accepted_notifications_and_announces_it(
     run: Run, settings: ServerSettings
 ) -> None:
     async def test() -> None:
@@ -467,7 +469,7 @@ def test_a_server_that_stops_reports_what_it_has_taken_and_says_so(
 
 
 @pytest.mark.parametrize("still_in", [True, False])
-def test_what_the_group_was_delivered_can_be_acknowledged(
+def test_notifications_delivered_to_a_group_can_be_acknowledged(
     run: Run, settings: ServerSettings, still_in: bool
 ) -> None:
     async def test() -> None:
@@ -489,7 +491,9 @@ def test_what_the_group_was_delivered_can_be_acknowledged(
     run(test())
 
 
-def test_marks_of_those_who_do_not_acknowledge_go_on(run: Run, settings: ServerSettings) -> None:
+def test_acknowledged_cursors_advance_for_clients_without_acks(
+    run: Run, settings: ServerSettings
+) -> None:
     """The room's is one for all who have no device; a device has its own."""
 
     async def test() -> None:
@@ -513,7 +517,7 @@ def test_marks_of_those_who_do_not_acknowledge_go_on(run: Run, settings: ServerS
     run(test())
 
 
-def test_what_a_peer_has_not_taken_was_not_received(run: Run, settings: ServerSettings) -> None:
+def test_unread_backlog_is_not_acknowledged(run: Run, settings: ServerSettings) -> None:
     async def test() -> None:
         async with (
             serving(settings) as server,
@@ -534,7 +538,7 @@ def test_what_a_peer_has_not_taken_was_not_received(run: Run, settings: ServerSe
     run(test())
 
 
-def test_what_some_have_read_in_the_log_already_is_not_reported_twice(
+def test_notification_read_from_the_log_is_not_delivered_twice(
     run: Run, settings: ServerSettings
 ) -> None:
     """A store on disk delivers later than it can be read."""
@@ -562,7 +566,7 @@ def test_what_some_have_read_in_the_log_already_is_not_reported_twice(
     run(test())
 
 
-def test_while_somebody_traces_each_delivery_has_its_span(
+def test_each_delivery_has_a_span_when_tracing(
     run: Run, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:

@@ -179,7 +179,7 @@ def test_budget_cuts_none_of_a_light_caller_while_heavy_ones_are_left() -> None:
     assert not any(each.is_cut for each in light)
 
 
-def test_budget_keeps_nothing_of_a_caller_that_has_gone() -> None:
+def test_budget_keeps_no_state_of_a_disconnected_caller() -> None:
     """Strangers have addresses without end."""
 
     class Name(str):
@@ -196,7 +196,7 @@ def test_budget_keeps_nothing_of_a_caller_that_has_gone() -> None:
     assert gone() is None
 
 
-def test_budget_forgets_who_is_released() -> None:
+def test_budget_forgets_released_connections() -> None:
     budget = ByteBudget(1000, 1000)
     (caller, other) = callers("a", "b")
     connection = Connection(budget)
@@ -300,7 +300,7 @@ class Process:
         self.freed = 0
 
 
-def test_trims_freed_memory_whatever_was_held_when_it_was_looked_at() -> None:
+def test_trims_freed_memory_after_any_load() -> None:
     """A flood may come and go between two looks."""
     process, held = Process(), 0
     trimmer = Trimmer(lambda: held, process)
@@ -313,7 +313,7 @@ def test_trims_freed_memory_whatever_was_held_when_it_was_looked_at() -> None:
     assert process.trims == 1, "too little to be worth while"
 
 
-def test_does_not_trim_for_what_peers_hold() -> None:
+def test_does_not_trim_for_memory_held_for_peers() -> None:
     process, held = Process(), 0
     trimmer = Trimmer(lambda: held, process)
     for size in (0, 2 * MIN_BYTES, 4 * MIN_BYTES):
@@ -416,7 +416,7 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("route", ["history", "events?after=earliest"])
-def test_cuts_who_asks_on_many_sockets_and_reads_nothing(run: Run, route: str) -> None:
+def test_closes_caller_that_requests_on_many_sockets_without_reading(run: Run, route: str) -> None:
     async def test() -> None:
         limit = 1 * MIB
         app = with_keys(max_answer_bytes=limit, max_caller_bytes=limit // 2)
@@ -451,7 +451,7 @@ async def silent(url: str, sent: bytes) -> socket.socket:
     return raw
 
 
-def test_charges_answers_that_the_system_holds(run: Run) -> None:
+def test_charges_responses_in_kernel_buffers(run: Run) -> None:
     """They are written whole, and the connection is idle; the memory is taken all the same."""
 
     async def test() -> None:
@@ -510,7 +510,7 @@ HALVES = {
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_cuts_who_holds_most_of_half_requests(run: Run, half: str) -> None:
+def test_closes_caller_with_the_most_incomplete_requests(run: Run, half: str) -> None:
     async def test() -> None:
         limit = 512 * 1024
         async with running_server(rooms(max_request_bytes=limit)) as url:
@@ -659,7 +659,7 @@ def mutated(dice: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_bytes_come_there_is_no_traceback(run: Run, seed: int) -> None:
+def test_arbitrary_bytes_cause_no_traceback(run: Run, seed: int) -> None:
     """Cut anywhere, followed by anything, ended in each way. See also scripts/fuzz."""
     dice = random.Random(seed)
 

@@ -147,7 +147,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what is right ------------------------------------------------------------------------------
 
 
-def test_a_connection_is_kept_and_each_request_is_answered_in_its_turn(run: Run) -> None:
+def test_keep_alive_requests_are_answered_in_order(run: Run) -> None:
     async def test() -> None:
         async with running_server(rooms()) as url, peer(url) as client:
             for _ in range(3):
@@ -165,7 +165,7 @@ def test_a_connection_is_kept_and_each_request_is_answered_in_its_turn(run: Run)
     run(test())
 
 
-def test_who_waits_is_answered_before_who_comes_behind(run: Run) -> None:
+def test_pipelined_requests_wait_for_the_first(run: Run) -> None:
     """The first has to ask a rule; the second does not, and still comes second."""
 
     async def test() -> None:
@@ -186,7 +186,7 @@ def test_who_waits_is_answered_before_who_comes_behind(run: Run) -> None:
     run(test())
 
 
-def test_as_many_as_may_be_pipelined_are_answered(run: Run) -> None:
+def test_answers_as_many_pipelined_requests_as_allowed(run: Run) -> None:
     async def test() -> None:
         async with running_server(rooms()) as url, peer(url) as client:
             await client.say(publish() * http1.MAX_PIPELINED)
@@ -196,7 +196,7 @@ def test_as_many_as_may_be_pipelined_are_answered(run: Run) -> None:
     run(test())
 
 
-def test_100_is_said_when_the_body_is_wanted_and_only_then(run: Run) -> None:
+def test_sends_100_continue_only_when_the_body_is_needed(run: Run) -> None:
     async def test() -> None:
         async with running_server(with_keys()) as url, peer(url) as client:
             expecting = publish(b"Expect: 100-continue", bearer(API_KEY))[: -len(BODY)]
@@ -247,7 +247,7 @@ def test_a_body_comes_in_pieces_of_any_size(run: Run) -> None:
     run(test())
 
 
-def test_old_clients_get_an_answer_and_an_end(run: Run) -> None:
+def test_http_1_0_clients_get_a_response_and_a_close(run: Run) -> None:
     async def test() -> None:
         async with running_server(rooms()) as url:
             for sent in (
@@ -298,7 +298,9 @@ def test_an_absolute_target_is_its_path(run: Run) -> None:
     ],
     ids=["nothing", "a line", "a target", "a head", "idle", "half of the next", "a body", "junk"],
 )  # fmt: skip
-def test_who_waits_too_long_is_cut(run: Run, sent: bytes, answers: list[int]) -> None:
+def test_closes_connection_after_the_request_timeout(
+    run: Run, sent: bytes, answers: list[int]
+) -> None:
     async def test() -> None:
         async with running_server(rooms()) as url, peer(url) as client:
             await client.say(sent)
@@ -309,7 +311,7 @@ def test_who_waits_too_long_is_cut(run: Run, sent: bytes, answers: list[int]) ->
 
 
 @pytest.mark.parametrize("how", ["slowly", "not at all"])
-def test_client_that_reads_slowly_gets_all_and_who_does_not_read_is_cut(
+def test_slow_reader_receives_all_and_non_reader_is_closed(
     run: Run, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
@@ -405,9 +407,7 @@ FRAMINGS = {
 
 
 @pytest.mark.parametrize("name", FRAMINGS)
-def test_client_that_frames_a_body_in_two_ways_is_refused_and_received_no_more(
-    run: Run, name: str
-) -> None:
+def test_refuses_ambiguous_body_framing_and_reads_no_further(run: Run, name: str) -> None:
     """A proxy may have read it in the other way: what comes behind is not ours to say."""
 
     async def test() -> None:
@@ -457,7 +457,7 @@ def test_a_body_that_breaks_after_its_answer_ends_the_connection(run: Run) -> No
     [b"junk\r\n\r\n", http(b"GET /rooms/nope/subscribe", *HANDSHAKE), http(POST, b"X: a\0b")],
     ids=["a request", "a handshake", "a field"],
 )
-def test_client_that_goes_on_after_the_last_word_receives_it(run: Run, sent: bytes) -> None:
+def test_client_that_keeps_sending_receives_the_final_response(run: Run, sent: bytes) -> None:
     """With bytes unread, a close would be a reset, and the answer would be lost with it."""
 
     async def test() -> None:
@@ -473,7 +473,7 @@ def test_client_that_goes_on_after_the_last_word_receives_it(run: Run, sent: byt
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_client_that_was_reported_the_last_word_and_stays_is_cut(run: Run) -> None:
+def test_closes_client_that_stays_after_the_final_response(run: Run) -> None:
     async def test() -> None:
         async with running_server(rooms()) as url, peer(url) as client:
             await client.say(b"junk\r\n\r\n")
@@ -486,7 +486,7 @@ def test_client_that_was_reported_the_last_word_and_stays_is_cut(run: Run) -> No
     run(test())
 
 
-def test_a_head_has_only_so_many_fields(run: Run) -> None:
+def test_header_fields_are_limited(run: Run) -> None:
     """One name in all of them would be one value, copied as often."""
 
     async def test() -> None:
@@ -503,7 +503,7 @@ def test_a_head_has_only_so_many_fields(run: Run) -> None:
     run(test())
 
 
-def test_a_body_has_only_so_many_chunks(run: Run) -> None:
+def test_chunks_of_a_body_are_limited(run: Run) -> None:
     """Each costs a call of the parser, also where nobody wants the body."""
     chunked = [b"Transfer-Encoding: chunked", b"Content-Type: application/json"]
     body = json.dumps({"type": "a", "data": {"text": "x" * (2 * http1.MAX_CHUNKS)}}).encode()
@@ -558,7 +558,7 @@ class Traced(http1.Http1Protocol):
     ],
     ids=["a trailer", "an extension of a chunk", "pipelined", "a body that nobody wants"],
 )
-def test_what_nobody_wants_is_not_kept(
+def test_unused_input_is_not_buffered(
     run: Run, begin: bytes, more: bytes, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.server.protocols.server.Http1Protocol", Traced)
@@ -581,7 +581,7 @@ def test_what_nobody_wants_is_not_kept(
     run(test())
 
 
-def test_client_that_was_held_back_is_received_when_it_is_its_turn(run: Run) -> None:
+def test_paused_connection_is_resumed_after_its_request(run: Run) -> None:
     async def test() -> None:
         asked, go_on = asyncio.Event(), asyncio.Event()
 
@@ -620,7 +620,7 @@ STAGES = {
 @pytest.mark.parametrize("rule", [False, True], ids=["at once", "a rule is asked"])
 @pytest.mark.parametrize("how", ["reset", "closed"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_client_that_goes_in_the_middle_leaves_nothing(
+def test_disconnect_in_mid_request_leaks_nothing(
     run: Run, stage: str, how: str, rule: bool
 ) -> None:
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
@@ -652,7 +652,7 @@ def test_client_that_goes_in_the_middle_leaves_nothing(
     run(test())
 
 
-def test_client_that_is_gone_while_many_are_reported_harms_no_publisher(run: Run) -> None:
+def test_disconnect_during_fanout_does_not_affect_the_publisher(run: Run) -> None:
     """The loop learns of it in the middle of a batch, from a write that fails."""
 
     async def test() -> None:
@@ -676,7 +676,7 @@ def test_client_that_is_gone_while_many_are_reported_harms_no_publisher(run: Run
     run(test())
 
 
-def test_the_ping_of_who_does_not_read_is_not_answered_in_memory(run: Run) -> None:
+def test_pongs_for_a_non_reading_peer_are_not_buffered(run: Run) -> None:
     async def test() -> None:
         app = rooms(client_messages_per_s=0)
         ping = bytes([0x81, 0x84, 0, 0, 0, 0]) + b"ping"

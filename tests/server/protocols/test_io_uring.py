@@ -37,7 +37,7 @@ def block_of(ring: IoUring, sockets: list[socket.socket], size: int) -> memoryvi
 
 
 @with_io_uring
-def test_a_frame_goes_to_each_and_success_says_nothing(ring: IoUring) -> None:
+def test_sends_a_frame_to_each_and_reports_no_success(ring: IoUring) -> None:
     with pairs(3) as (ours, peers):
         for n in range(1000):  # thrice around the ring
             frame = b"%d." % n
@@ -58,7 +58,7 @@ def test_more_than_fit_into_it_are_sent_in_rounds(
 
 
 @with_io_uring
-def test_client_that_takes_a_part_says_how_much_and_harms_nobody(ring: IoUring) -> None:
+def test_partial_write_reports_its_length_and_affects_nobody(ring: IoUring) -> None:
     """And the kernel sends nothing of the rest later."""
     with pairs(3) as (ours, peers):
         said = b""  # to the second, who does not read
@@ -79,7 +79,7 @@ def test_client_that_takes_a_part_says_how_much_and_harms_nobody(ring: IoUring) 
 
 
 @with_io_uring
-def test_a_peer_that_has_gone_is_reported_from_one_that_is_full(ring: IoUring) -> None:
+def test_distinguishes_closed_peer_from_full_buffer(ring: IoUring) -> None:
     with pairs(3) as (ours, peers):
         peers[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peers[1].close()  # a reset
@@ -90,7 +90,7 @@ def test_a_peer_that_has_gone_is_reported_from_one_that_is_full(ring: IoUring) -
 
 
 @with_io_uring
-def test_what_is_no_socket_is_reported_and_harms_nobody(ring: IoUring) -> None:
+def test_invalid_descriptor_is_reported_and_affects_nobody(ring: IoUring) -> None:
     with pairs(2) as (ours, peers), open("/dev/null", "wb") as null:  # noqa: PTH123
         block = block_of(ring, ours, 5)
         ring.write_sqe(block, 0, null.fileno(), 5)
@@ -99,7 +99,7 @@ def test_what_is_no_socket_is_reported_and_harms_nobody(ring: IoUring) -> None:
 
 
 @with_io_uring
-def test_what_is_started_from_here_does_not_get_it(ring: IoUring) -> None:
+def test_ring_is_not_inherited_by_child_processes(ring: IoUring) -> None:
     assert "io_uring" in str(open_files(Path("/proc/self/fd")))
     child = subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False
@@ -133,7 +133,9 @@ def test_one_that_was_closed_sends_nothing() -> None:
     [("_SETUP", 100_000), ("_MACHINES", ())],
     ids=["no such call", "another machine"],
 )
-def test_without_it_it_is_said(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+def test_logs_when_io_uring_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
     monkeypatch.setattr(rings, name, value)
     with pytest.raises(rings.IoUringUnavailableError, match=r"none|not implemented"):
         IoUring()
@@ -150,7 +152,7 @@ def test_without_it_it_is_said(monkeypatch: pytest.MonkeyPatch, name: str, value
     ],
     ids=["a part is a success", "success is told", "nothing is sent", "an unknown operation"],
 )
-def test_a_kernel_that_does_otherwise_is_not_used(
+def test_kernel_with_other_behaviour_is_not_used(
     monkeypatch: pytest.MonkeyPatch, name: str, value: int
 ) -> None:
     """As older ones do."""

@@ -65,7 +65,7 @@ async def test_keeps_a_peer_that_answers_each_ping() -> None:
     watch.close()
 
 
-async def test_neither_pings_nor_closes_a_connection_that_has_gone() -> None:
+async def test_neither_pings_nor_closes_a_closed_connection() -> None:
     watch, gone, here = IdleTimeouts(0.3, 0.1), Peer(), Peer()
     watch.touch(gone)
     watch.touch(here)

@@ -88,7 +88,7 @@ def test_work_over_the_share_waits_for_the_next_iteration(run: Run) -> None:
     run(test())
 
 
-def test_new_work_waits_behind_what_waits(run: Run) -> None:
+def test_new_work_waits_behind_pending_work(run: Run) -> None:
     async def test() -> None:
         pacer = Pacer(clock=Clock())
         assert pacer.has_time()
@@ -101,7 +101,7 @@ def test_new_work_waits_behind_what_waits(run: Run) -> None:
     run(test())
 
 
-def test_client_that_is_cancelled_while_waiting_delays_nobody(run: Run) -> None:
+def test_cancelled_waiter_delays_nobody(run: Run) -> None:
     async def test() -> None:
         faults: list[object] = []
         loop = asyncio.get_running_loop()

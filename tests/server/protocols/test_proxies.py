@@ -34,17 +34,17 @@ PROXY, CLIENT = "10.0.0.1", "203.0.113.7"
         ("10.0.0", "127.0.0.1", "10.0.0"),
     ],
 )
-def test_only_the_operators_own_are_believed(
+def test_reads_forwarding_fields_of_trusted_proxies_only(
     peer: str | None, given: str, address: str | None
 ) -> None:
     proxies = TrustedProxies(["10.0.0.0/8", "fd00::/8"])
     assert proxies.client_address(peer, {"x-forwarded-for": given}) == address
 
 
-def test_without_proxies_nobody_is_believed() -> None:
+def test_without_trusted_proxies_no_forwarding_field_is_read() -> None:
     for peer in ("127.0.0.1", None, CLIENT):
         assert TrustedProxies([]).client_address(peer, {"x-forwarded-for": "198.51.100.1"}) == peer
 
 
-def test_client_that_says_nothing_is_itself() -> None:
+def test_peer_address_is_used_without_forwarding_fields() -> None:
     assert TrustedProxies([PROXY]).client_address(PROXY, {}) == PROXY

@@ -139,7 +139,7 @@ async def test_a_request_line_gets_its_status(name: str) -> None:
             assert await client.status() == 200
 
 
-async def test_a_credential_in_the_first_piece_of_a_head_is_nobody_elses() -> None:
+async def test_credential_of_a_partial_head_is_not_shared() -> None:
     """Another connection that sends only the second piece has no key."""
     whole = publish(KEY, b"X: y")
     async with running_server(with_keys()) as url, peer(url) as client:
@@ -172,7 +172,7 @@ async def test_an_authorizer_is_asked_each_time() -> None:
 
 
 @pytest.mark.usefixtures("slow_rate_clock")
-async def test_what_is_refused_for_its_bytes_takes_no_notification() -> None:
+async def test_refused_size_uses_no_notification_quota() -> None:
     app = with_keys(publishes_per_s=5, publish_bytes_per_s=10_000)
     large, small = json.dumps({"type": "a", "data": {"x": "y" * 9000}}).encode(), BODY
     async with running_server(app) as url, peer(url) as client:
@@ -264,7 +264,7 @@ def test_a_publish_may_be_cut_anywhere(run: Run) -> None:
         (b"HTTP/1.1\r\n", b"HTTP/1.1\r"),
     ],
 )
-def test_client_that_frames_it_in_two_ways_is_refused(run: Run, old: bytes, new: bytes) -> None:
+def test_refuses_ambiguous_framing(run: Run, old: bytes, new: bytes) -> None:
     async def test() -> None:
         async with running_server(with_keys()) as url, peer(url) as client:
             await client.say(PUBLISH.replace(old, new, 1) + PUBLISH)
@@ -284,7 +284,7 @@ def test_a_body_that_looks_like_a_request_is_a_body(run: Run) -> None:
     run(test())
 
 
-def test_a_publisher_that_takes_no_answer_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closes_publisher_that_reads_no_response(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_stalls, "READER_TIMEOUT_S", 0.2)
 
     async def test() -> None:

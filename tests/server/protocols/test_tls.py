@@ -118,7 +118,7 @@ def test_http_1_1_is_agreed_on_and_old_tls_is_not_spoken(run: Run, certified: Ce
     run(test())
 
 
-def test_a_quiet_websocket_stays_though_it_takes_all_it_gets(
+def test_idle_websocket_stays_open_over_tls(
     run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A TLS transport with a limit of 0 pauses its writer at nothing."""
@@ -136,7 +136,7 @@ def test_a_quiet_websocket_stays_though_it_takes_all_it_gets(
     run(test())
 
 
-def test_client_that_does_not_read_is_too_slow_and_goes(run: Run, certified: Certified) -> None:
+def test_closes_slow_consumer_over_tls(run: Run, certified: Certified) -> None:
     async def test() -> None:
         async with serving(certified) as url, client(url, certified) as http:
             ws = await dial(url, certified.client())
@@ -181,7 +181,7 @@ HALF_A_HELLO = bytes.fromhex("1603010200010001fc0303")
 
 
 @pytest.mark.parametrize("said", [b"", HALF_A_HELLO])
-def test_unknown_clients_who_do_not_shake_hands_make_room_for_others(
+def test_unfinished_handshakes_make_room_for_others(
     run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 3600.0)
@@ -217,7 +217,7 @@ def test_a_handshake_ends_in_time(
     run(test())
 
 
-def test_client_that_is_not_understood_is_hung_up_on(run: Run, certified: Certified) -> None:
+def test_closes_connection_that_speaks_no_tls(run: Run, certified: Certified) -> None:
     """Nothing is in the log: who speaks no TLS is no news."""
 
     async def test() -> None:
@@ -273,7 +273,7 @@ def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(
     run(test())
 
 
-def test_a_renewed_certificate_is_shown_to_those_who_come_then(
+def test_new_connections_get_the_renewed_certificate(
     run: Run, certified: Certified, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     trusted_before = certified.client()
@@ -306,7 +306,7 @@ def test_a_renewed_certificate_is_shown_to_those_who_come_then(
     run(test())
 
 
-def test_draining_lets_everybody_go(run: Run, certified: Certified) -> None:
+def test_draining_closes_all_connections(run: Run, certified: Certified) -> None:
     async def test() -> None:
         async with serving(certified) as url:
             ws = await dial(url, certified.client())

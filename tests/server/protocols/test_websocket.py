@@ -209,7 +209,7 @@ def test_the_server_closes_and_receives_nothing_more(run: Run) -> None:
     run(test())
 
 
-def test_a_handler_receives_nothing_more_after_it_has_ended_the_connection(run: Run) -> None:
+def test_handler_receives_nothing_after_it_closed_the_connection(run: Run) -> None:
     class Ending(RecordingHandler):
         def on_message(self, message: str | bytes) -> None:
             super().on_message(message)
@@ -224,7 +224,7 @@ def test_a_handler_receives_nothing_more_after_it_has_ended_the_connection(run: 
     run(test())
 
 
-def test_client_that_does_not_answer_a_close_is_cut(
+def test_aborts_client_that_does_not_answer_a_close(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
@@ -238,9 +238,7 @@ def test_client_that_does_not_answer_a_close_is_cut(
     run(test())
 
 
-def test_client_that_does_not_take_what_is_written_is_cut(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_aborts_client_that_stops_reading(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to its close waits behind all that it does not take."""
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
 
@@ -253,7 +251,7 @@ def test_client_that_does_not_take_what_is_written_is_cut(
     run(test())
 
 
-def test_those_who_do_not_answer_a_close_do_not_add_up(run: Run) -> None:
+def test_unanswered_closes_are_bounded(run: Run) -> None:
     """Who has waited for longest goes first."""
 
     async def test() -> None:
@@ -272,7 +270,7 @@ def test_those_who_do_not_answer_a_close_do_not_add_up(run: Run) -> None:
     run(test())
 
 
-def test_who_went_takes_nobodys_room(run: Run) -> None:
+def test_closed_connection_uses_no_pending_slot(run: Run) -> None:
     async def test() -> None:
         async with serving(most_half_open=2) as server, connected(server) as (_, _, first):
             first.socket.close(1000)
@@ -360,7 +358,7 @@ def test_the_frames_of_each_second_count_for_themselves(run: Run) -> None:
     run(test())
 
 
-def test_pings_of_a_client_that_does_not_read_are_not_answered_in_memory(run: Run) -> None:
+def test_pongs_for_a_non_reading_client_are_not_buffered(run: Run) -> None:
     waiting: list[int] = []
 
     class Watched(WebSocketProtocol):
@@ -403,7 +401,7 @@ def test_answers_the_latest_ping_when_the_peer_reads_again(run: Run) -> None:
     run(test())
 
 
-def test_a_writer_is_reported_when_its_peer_reads_again(run: Run) -> None:
+def test_writer_is_notified_when_its_peer_reads_again(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server, limit=1024) as (reader, _, recorder):
             written = fill(recorder.socket)
@@ -416,7 +414,7 @@ def test_a_writer_is_reported_when_its_peer_reads_again(run: Run) -> None:
     run(test())
 
 
-def test_client_that_breaks_the_protocol_receives_why_whatever_it_goes_on_to_say(run: Run) -> None:
+def test_violating_client_receives_the_close_reason_while_it_keeps_sending(run: Run) -> None:
     """Were the connection closed with bytes unread, it would be reset, and the reason lost."""
 
     async def test() -> None:
@@ -432,7 +430,7 @@ def test_client_that_breaks_the_protocol_receives_why_whatever_it_goes_on_to_say
     run(test())
 
 
-def test_client_that_goes_on_for_ever_after_it_was_failed_is_cut(
+def test_aborts_failed_client_that_never_stops_sending(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 3600)
@@ -450,7 +448,7 @@ def test_client_that_goes_on_for_ever_after_it_was_failed_is_cut(
     run(test())
 
 
-def test_over_tls_who_breaks_the_protocol_receives_why(run: Run, tmp_path: Path) -> None:
+def test_violating_client_receives_the_close_reason_over_tls(run: Run, tmp_path: Path) -> None:
     """TLS has no half-closed connections."""
     certified = certify(tmp_path)
 
@@ -469,7 +467,7 @@ def test_over_tls_who_breaks_the_protocol_receives_why(run: Run, tmp_path: Path)
     run(test())
 
 
-def test_a_write_to_who_was_just_reset_is_no_error(run: Run) -> None:
+def test_write_to_a_reset_connection_is_no_error(run: Run) -> None:
     """uvloop closes a socket inside the write that fails, before it says so."""
 
     async def test() -> None:
@@ -501,7 +499,7 @@ def test_a_write_to_who_was_just_reset_is_no_error(run: Run) -> None:
         frame(PING) * 9 + frame(3),
     ],
 )
-def test_last_words_of_who_was_just_reset_are_no_error(run: Run, last_words: bytes) -> None:
+def test_frames_of_a_reset_connection_are_no_error(run: Run, last_words: bytes) -> None:
     """What answers them fails, and closes the connection."""
 
     async def test() -> None:
@@ -516,7 +514,7 @@ def test_last_words_of_who_was_just_reset_are_no_error(run: Run, last_words: byt
     run(test())
 
 
-def test_an_idle_one_waits_for_nothing_and_takes_some_hundred_bytes(run: Run) -> None:
+def test_idle_connection_has_no_timer_and_takes_some_hundred_bytes(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, recorder):
             writer.write(frame(TEXT, b"ping") + frame(PING))

@@ -45,7 +45,7 @@ async def ids(store: Store, room: Room, after: Cursor | None = None) -> list[str
     return [json.loads(entry.text)["id"] for entry in page.entries]
 
 
-async def test_what_is_published_is_read_in_order_with_room_and_cursor(
+async def test_reads_publishes_in_order_with_room_and_cursor(
     open_store: OpenStore,
 ) -> None:
     store = open_store()
@@ -59,7 +59,7 @@ async def test_what_is_published_is_read_in_order_with_room_and_cursor(
     assert page.entries[0].size == len(page.entries[0].text.encode())
 
 
-async def test_one_call_may_hold_many_and_each_gets_its_receipt(open_store: OpenStore) -> None:
+async def test_batch_returns_a_result_for_each(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
     publications = [publication(f"n{n}", room) for n in range(300) for room in (USER, REQUEST)]
     receipts = await store.publish([*publications, publications[0]], listeners)
@@ -71,7 +71,7 @@ async def test_one_call_may_hold_many_and_each_gets_its_receipt(open_store: Open
     assert await ids(store, REQUEST) == [f"n{n}" for n in range(300)]
 
 
-async def test_many_in_one_call_come_to_the_same_as_one_by_one(open_store: OpenStore) -> None:
+async def test_batch_has_the_same_result_as_single_publishes(open_store: OpenStore) -> None:
     """Rooms that overflow, ids that come again, near and far."""
     rooms = [Room(f"user_{n}") for n in (1, 1, 1, 2, 3)]
     publications = [
@@ -104,7 +104,7 @@ async def test_the_order_of_delivery_is_the_order_of_the_log(open_store: OpenSto
     assert [entry for _, entry in listeners.taken] == list(page.entries)
 
 
-async def test_what_a_listener_receives_is_in_the_log(open_store: OpenStore) -> None:
+async def test_delivered_notification_is_in_the_log(open_store: OpenStore) -> None:
     store = open_store()
     asked: list[asyncio.Task[list[str]]] = []
 
@@ -129,7 +129,7 @@ async def test_the_same_id_is_kept_and_delivered_once_and_answers_with_the_first
     assert len(listeners.taken) == 2
 
 
-async def test_of_many_at_once_with_one_id_one_is_the_first(open_store: OpenStore) -> None:
+async def test_one_of_many_concurrent_duplicates_is_the_first(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
     calls = (store.publish([publication("same")], listeners) for _ in range(50))
     receipts = [receipt for (receipt,) in await asyncio.gather(*calls)]
@@ -158,7 +158,7 @@ async def test_an_id_is_remembered_when_its_notification_is_no_longer_retained(
     assert await ids(store, USER) == ["n3", "n4"]
 
 
-async def test_the_oldest_go_beyond_the_count_and_their_readers_are_reported(
+async def test_drops_the_oldest_over_the_count_and_reports_the_gap(
     open_store: OpenStore,
 ) -> None:
     store = open_store(count=3)
@@ -221,9 +221,7 @@ async def test_an_empty_room_is_no_error(open_store: OpenStore) -> None:
     await store.check()
 
 
-async def test_rooms_that_hold_nothing_any_more_are_dropped(
-    open_store: OpenStore, clock: Clock
-) -> None:
+async def test_empty_rooms_are_dropped(open_store: OpenStore, clock: Clock) -> None:
     store = open_store()
     await store.publish(
         [publication("n", Room(f"request_{n}")) for n in range(5000)], lambda _room, _entry: 0
@@ -242,7 +240,7 @@ async def test_rooms_that_hold_nothing_any_more_are_dropped(
     assert len(page.entries) == 1
 
 
-async def test_a_quiet_users_room_is_not_reported_of_a_loss_when_requests_rooms_go(
+async def test_dropping_request_rooms_reports_no_gap_in_an_idle_user_room(
     open_store: OpenStore, clock: Clock
 ) -> None:
     store = open_store()
@@ -259,7 +257,7 @@ async def test_a_quiet_users_room_is_not_reported_of_a_loss_when_requests_rooms_
     assert (len(page.entries), page.recovered) == (1, True)
 
 
-async def test_the_received_mark_only_moves_forward(open_store: OpenStore) -> None:
+async def test_acknowledged_cursor_only_moves_forward(open_store: OpenStore) -> None:
     store = open_store()
     assert await store.get_ack(USER) is None
     first, second = [(await publish(store, id)).cursor for id in ("a", "b")]
@@ -272,7 +270,7 @@ async def test_the_received_mark_only_moves_forward(open_store: OpenStore) -> No
     assert await store.get_ack(REQUEST) is None
 
 
-async def test_a_cancelled_publish_is_kept_all_the_same(open_store: OpenStore) -> None:
+async def test_cancelled_publish_is_stored(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
     task = asyncio.create_task(store.publish([publication("n1")], listeners))
     await asyncio.sleep(0)
@@ -283,7 +281,7 @@ async def test_a_cancelled_publish_is_kept_all_the_same(open_store: OpenStore) -
     assert len(listeners.taken) == 1
 
 
-async def test_each_device_has_its_own_mark(open_store: OpenStore) -> None:
+async def test_each_device_has_its_own_acknowledged_cursor(open_store: OpenStore) -> None:
     store = open_store()
     store.register_device(USER, "phone", store.earliest())
     note = Publication(USER, "d1", '{"id":"d1"}')
@@ -329,9 +327,7 @@ async def test_a_room_knows_the_devices_that_came_last(
     assert known == names[-MAX_DEVICES:]
 
 
-async def test_keeps_control_rooms_whatever_the_retention_of_notifications(
-    open_store: OpenStore, clock: Clock
-) -> None:
+async def test_control_rooms_are_exempt_from_retention(open_store: OpenStore, clock: Clock) -> None:
     """A revocation outlives the count, the age and the memory budget of other rooms."""
     control = Room("synap_revocations")
     store = open_store(
@@ -350,7 +346,7 @@ async def test_keeps_control_rooms_whatever_the_retention_of_notifications(
     assert await ids(store, control) == []
 
 
-async def test_bounds_a_control_room_by_its_own_count(open_store: OpenStore) -> None:
+async def test_control_room_is_bounded_by_its_own_count(open_store: OpenStore) -> None:
     control = Room("synap_revocations")
     store = open_store(count=1, control_count=3)
     for n in range(5):

@@ -80,7 +80,7 @@ def log_of(path: Path) -> Path:
 
 @pytest.mark.parametrize("stale", [False, True], ids=["deleted", "replaced by an old copy"])
 @pytest.mark.usefixtures("never_resting")
-async def test_a_log_that_was_exchanged_loses_nothing(
+async def test_replaced_log_loses_nothing(
     path: Path, stale: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SqliteStore(path)
@@ -102,7 +102,7 @@ async def test_a_log_that_was_exchanged_loses_nothing(
     assert await after_a_crash(path) == ["n0", "n1", "n2", "n3"]
 
 
-async def test_a_deleted_log_is_noticed_while_nobody_publishes(
+async def test_deleted_log_is_noticed_without_publishes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
@@ -119,7 +119,7 @@ async def test_a_deleted_log_is_noticed_while_nobody_publishes(
 
 @pytest.mark.parametrize("left_bytes", [0, 100, 5000])
 @pytest.mark.usefixtures("never_resting")
-async def test_a_truncated_log_is_refused_and_harms_the_file_no_further(
+async def test_truncated_log_is_refused_and_the_file_left_unchanged(
     path: Path, left_bytes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SqliteStore(path)
@@ -181,7 +181,7 @@ async def test_a_file_that_was_moved_away_is_whole_where_it_is_now(path: Path) -
 
 
 @pytest.mark.usefixtures("never_resting")
-async def test_a_directory_that_was_exchanged_is_refused_until_it_is_back(path: Path) -> None:
+async def test_replaced_directory_is_refused_until_restored(path: Path) -> None:
     store = SqliteStore(path)
     await publish(store, "n0")
     away = path.parent.with_name("away")
@@ -199,7 +199,7 @@ async def test_a_directory_that_was_exchanged_is_refused_until_it_is_back(path: 
     await store.close()
 
 
-async def test_a_file_that_was_only_touched_goes_on(path: Path) -> None:
+async def test_touched_file_stays_in_use(path: Path) -> None:
     store = SqliteStore(path)
     await publish(store, "n0")
     for file in (path, log_of(path)):
@@ -226,7 +226,7 @@ for path in sys.argv[1:]:
 READ = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute('SELECT 1 FROM meta')"
 
 
-async def test_no_second_process_opens_the_file_by_whatever_name(path: Path) -> None:
+async def test_no_second_process_opens_the_file_under_any_name(path: Path) -> None:
     """Also when everything beside it was deleted."""
     store = SqliteStore(path)
     await publish(store, "n0")
@@ -259,7 +259,7 @@ sys.stdin.read()
 """
 
 
-async def test_a_file_that_another_process_takes_meanwhile_is_in_use(
+async def test_file_locked_by_another_process_meanwhile_is_in_use(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lock was looked for before, and was not there; on some systems it cannot be seen."""

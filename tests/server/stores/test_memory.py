@@ -41,7 +41,7 @@ async def test_over_its_size_the_oldest_of_all_rooms_goes_first_and_that_is_repo
     assert (await store.usage()).evicted == usage.evicted, "an id that is known takes nothing"
 
 
-async def test_client_that_resumes_from_before_what_went_is_not_recovered() -> None:
+async def test_resuming_before_the_dropped_entries_is_not_recovered() -> None:
     store = MemoryStore(Retention(max_memory_bytes=MEBIBYTE))
     room = Room("user_1")
     (first,) = await store.publish([notification(room, "n0")], lambda _room, _entry: 0)
@@ -55,7 +55,7 @@ async def test_client_that_resumes_from_before_what_went_is_not_recovered() -> N
     assert (await store.read(room, second.cursor, 10)).recovered, "nothing after it has gone"
 
 
-async def test_the_books_are_right_whatever_comes_and_goes() -> None:
+async def test_accounting_is_exact_after_any_sequence() -> None:
     """Rooms, ids and devices that end by count, age and size leave nothing behind."""
     now = 0.0
     store = MemoryStore(
@@ -91,7 +91,7 @@ async def test_the_books_are_right_whatever_comes_and_goes() -> None:
     await store.close()
 
 
-async def test_an_id_is_forgotten_in_time_whatever_else_the_room_holds() -> None:
+async def test_id_expires_after_the_dedupe_window() -> None:
     now = 0.0
     store = MemoryStore(Retention(max_age_s=1000, dedupe_window_s=10), clock=lambda: now)
     device, older = Room("user_1"), Room("user_2")
@@ -107,7 +107,7 @@ async def test_an_id_is_forgotten_in_time_whatever_else_the_room_holds() -> None
     await store.close()
 
 
-async def test_a_notification_goes_in_time_though_ids_are_kept_for_longer() -> None:
+async def test_notification_expires_before_its_id() -> None:
     now = 0.0
     store = MemoryStore(Retention(max_age_s=10, dedupe_window_s=1000), clock=lambda: now)
     room = Room("user_1")
@@ -135,7 +135,7 @@ async def test_devices_have_a_bound_over_all_rooms(monkeypatch: pytest.MonkeyPat
     await store.close()
 
 
-async def test_the_size_is_about_what_python_takes() -> None:
+async def test_accounted_size_is_close_to_the_real_memory() -> None:
     """Within a third: an operator can give it to a machine."""
     for size, rooms in ((0, 5000), (200, 500), (20_000, 50)):
         tracemalloc.start()

@@ -46,7 +46,7 @@ async def test_the_head_of_a_quiet_room_does_not_count_the_publishes_of_other_ro
     assert after == before or after.offset - before.offset >= 50_000
 
 
-async def test_a_guessed_cursor_does_not_tell_whether_others_published(
+async def test_guessed_cursor_does_not_reveal_publishes_of_other_rooms(
     open_store: OpenStore,
 ) -> None:
     store = open_store()
@@ -87,7 +87,7 @@ async def test_the_head_of_an_empty_room_resumes_completely(
         await store.close()
 
 
-async def test_the_head_comes_before_what_is_being_written(
+async def test_head_precedes_uncommitted_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_CHECKPOINT_US", 0)

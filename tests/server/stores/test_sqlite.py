@@ -107,7 +107,7 @@ async def test_a_copy_that_was_put_back_hides_nothing(path: Path) -> None:
     await store.close()
 
 
-async def test_a_duplicate_has_the_first_count_whatever_is_being_written(
+async def test_duplicate_returns_the_first_count_during_a_write(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.0)
@@ -119,7 +119,7 @@ async def test_a_duplicate_has_the_first_count_whatever_is_being_written(
     await store.close()
 
 
-async def test_a_listener_that_fails_stops_nobody(
+async def test_failing_delivery_handler_affects_nobody(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SqliteStore(path)
@@ -134,7 +134,7 @@ async def test_a_listener_that_fails_stops_nobody(
     await store.close()
 
 
-async def test_one_call_may_be_larger_than_what_may_wait(
+async def test_single_call_may_exceed_the_queue_limit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "MAX_QUEUED_BYTES", 1000)
@@ -144,7 +144,7 @@ async def test_one_call_may_be_larger_than_what_may_wait(
     await store.close()
 
 
-async def test_age_goes_on_over_restarts(path: Path) -> None:
+async def test_age_continues_across_restarts(path: Path) -> None:
     """The clock of each process has its own origin; the file says how far the last one was."""
     now = 0.0
     retention = Retention(max_age_s=100)
@@ -199,7 +199,7 @@ async def test_a_restart_with_a_wrong_wall_clock_keeps_the_log(
         await store.close()
 
 
-async def test_what_is_old_is_deleted_while_nobody_publishes(
+async def test_expired_entries_are_deleted_without_publishes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
@@ -228,7 +228,7 @@ async def test_a_retention_that_was_lowered_is_reached_step_by_step(path: Path) 
     await store.close()
 
 
-async def test_a_locked_file_is_said_once_and_publishes_go_on_when_it_is_free(
+async def test_locked_file_is_logged_once_and_publishes_resume(
     path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.server.stores.sqlite.database._BUSY_TIMEOUT_S", 0.05)
@@ -258,7 +258,7 @@ async def test_a_locked_file_is_said_once_and_publishes_go_on_when_it_is_free(
     await store.close()
 
 
-async def test_a_full_file_refuses_and_takes_again(path: Path) -> None:
+async def test_full_file_refuses_and_recovers(path: Path) -> None:
     store = SqliteStore(path)
     await publish(store, "n0")
     pages = store._writer._db.execute("PRAGMA page_count").fetchone()[0]
@@ -280,7 +280,7 @@ async def test_a_full_file_refuses_and_takes_again(path: Path) -> None:
     await store.close()
 
 
-async def test_a_file_that_was_moved_away_takes_nothing_until_it_is_back(path: Path) -> None:
+async def test_moved_file_refuses_publishes_until_restored(path: Path) -> None:
     store = SqliteStore(path)
     await publish(store, "n0")
     elsewhere = path.with_suffix(".away")
@@ -294,7 +294,7 @@ async def test_a_file_that_was_moved_away_takes_nothing_until_it_is_back(path: P
     await store.close()
 
 
-async def test_more_than_the_disk_can_take_is_refused_at_once(
+async def test_full_write_queue_is_refused_immediately(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "MAX_QUEUED_BYTES", 1000)
@@ -379,7 +379,7 @@ def test_a_file_of_something_else_is_left_alone(
     assert path.read_bytes() == before
 
 
-def test_a_path_that_cannot_be_is_said(tmp_path: Path) -> None:
+def test_invalid_path_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no directory"):
         SqliteStore(tmp_path / "none" / "rooms.db")
     with pytest.raises(ConfigurationError, match="is a directory; choose another path"):
@@ -422,7 +422,7 @@ def fill(folder: Path) -> Path:
     return ballast
 
 
-def test_a_full_disk_at_the_start_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_full_disk_at_start_is_reported_with_a_remedy(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         fill(disk)
         with pytest.raises(ConfigurationError, match=r"--store .*rooms\.db .* full; make room"):
@@ -470,7 +470,7 @@ async def test_a_full_disk_loses_and_doubles_nothing(
         await store.close()
 
 
-async def test_a_damaged_file_is_said_with_what_to_do(path: Path) -> None:
+async def test_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
     await SqliteStore(path).close()
     whole = path.read_bytes()
     damages = {
@@ -506,7 +506,7 @@ async def test_a_damaged_file_is_said_with_what_to_do(path: Path) -> None:
         ("postgres://x", "got postgres://"),
     ],
 )
-def test_a_wrong_url_is_said_with_what_to_do(url: str, said: str) -> None:
+def test_invalid_url_is_reported_with_a_remedy(url: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as wrong:
         open_store(url, Retention())
     assert "no://" not in str(wrong.value)
@@ -517,7 +517,7 @@ def test_a_wrong_url_is_said_with_what_to_do(url: str, said: str) -> None:
     ["sqlite://", "sqlite:///", "sqlite://host/path", "redis://:secret@host", "memory:///x",
      "rooms.db", "", "sqlite:///a?b=1"],
 )  # fmt: skip
-def test_a_wrong_url_is_said_without_its_secrets(url: str) -> None:
+def test_error_of_an_invalid_url_holds_no_secret(url: str) -> None:
     with pytest.raises(ConfigurationError) as wrong:
         open_store(url, Retention())
     assert "--store" in str(wrong.value)
