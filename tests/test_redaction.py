@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import logging
-import secrets
+import random
 import subprocess
 import sys
 import time
@@ -26,9 +27,12 @@ from tests.timeouts import TIMEOUT_S, scaled
 from .server.servers import by_uvicorn
 
 TOKEN = jwt.encode({"sub": "1", "exp": 4e9}, "s" * 32, "HS256")
+# Fixed, so that each process of a test run has the same cases. The second looks like a room.
+RANDOM = random.Random(8)
 KEYS = [
-    secrets.token_urlsafe(32), secrets.token_hex(32), "s" * 32, "k" * 43, TOKEN,
-    f"Bearer {TOKEN}", "AbCd1234+EfGh5678/IjKl9012+MnOp3456/QrSt7890=",
+    base64.urlsafe_b64encode(RANDOM.randbytes(32)).decode().rstrip("="),
+    "Ab_9fE2kLmN4pQ6rS8tUvW1xY3zA5bC7dE9fG1hJ2kL", RANDOM.randbytes(32).hex(), "s" * 32,
+    "k" * 43, TOKEN, f"Bearer {TOKEN}", "AbCd1234+EfGh5678/IjKl9012+MnOp3456/QrSt7890=",
 ]  # fmt: skip
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
