@@ -1,8 +1,8 @@
-"""``scripts/bench``: ours and the peers, the same work, one run.
+"""Measure the server and the baselines under the same load, in one run.
 
-Servers run on one core, the load generator on another. Each server is measured in turn with the
-limit, a C program that does nothing but ``send(2)``; figures are medians of the rounds, with the
-least and the most. Server CPU is user and system time of the process with its children.
+Servers run on one core, the load generator on another. Each server alternates with the lower bound,
+a C program that only calls ``send(2)``. Figures are medians of the rounds, with the minimum and the
+maximum. Server CPU is user and system time of the process with its children.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from . import machine, table
-from .rounds import Options, Table, told
+from .rounds import Options, Table, print_progress
 from .scenarios import SCENARIOS
 from .servers import KINDS, ON_REQUEST
 
@@ -26,29 +26,29 @@ RESULTS = Path(__file__).with_name("results.md")
 BEGIN, END = "<!-- begin scripts/bench -->", "<!-- end scripts/bench -->"
 
 QUICK = 0.1
-"""Of the connections, rooms and publishes."""
+"""Fraction of the connections, rooms and publishes."""
 
 _WHAT = """\
-Peers are small programs of `benchmarks/baselines/` with the settings of production. They neither
-validate, nor dedupe, keep a log (but nchan keeps 100 messages a room) or ask for a key. Ours does
-all that: a publisher's key, a token for each subscriber, the memory store, the log at its default
-level; rate limits are off. Server CPU is user and system of the process and its children, pinned to
-one core; the load generator (C, epoll, one thread) is pinned to the other. "busy" says how much of
-its core each side used while a round lasted: where the load has time left, it was not what limited
-the server. Medians of {rounds} rounds, the least and the most in brackets; ratios are of pairs of
-rounds, server and limit in turn."""
+Baselines are small programs of `benchmarks/baselines/` with production settings. They do not
+validate, deduplicate, authenticate or keep a log (except nchan: 100 messages per room).
+synap-realtime does all of that: a publisher's key, a token for each subscriber, the memory store,
+logging at the default level; rate limits are off. Server CPU is user and system time of the process
+and its children, pinned to one core. The load generator (C, epoll, one thread) is pinned to the
+other. "busy" is the share of its core that each side used during a round: below 100 %, the load
+generator was not the bottleneck. Values are medians of {rounds} rounds, with minimum and maximum in
+brackets. Ratios are of pairs of rounds, which alternate between the server and the lower bound."""
 
 
 def measure(options: Options, names: Sequence[str]) -> list[Table]:
-    """Run these shapes, and print each table when it is there."""
+    """Run the scenarios, and print each table when it is complete."""
     tables = []
     for name in names:
         begun = time.monotonic()
-        told(f"{name} …")
+        print_progress(f"{name} …")
         for each in SCENARIOS[name](options):
             tables.append(each)
             print(table.markdown(each), end="\n\n", flush=True)
-        told(f"{name}: {time.monotonic() - begun:.0f} s")
+        print_progress(f"{name}: {time.monotonic() - begun:.0f} s")
     return tables
 
 
@@ -60,11 +60,11 @@ def main() -> None:
     parser.add_argument(
         "--baselines", help=f"{', '.join(list(KINDS)[1:])}; without it, all but {ON_REQUEST[0]}"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of each measure (5)")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work, two rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per measurement. Default: 5.")
+    parser.add_argument("--quick", action="store_true", help="run a tenth of the work, two rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements as JSON")
     parser.add_argument(
-        "--results", action="store_true", help="write the section of benchmarks/results.md"
+        "--results", action="store_true", help="update the section of benchmarks/results.md"
     )
     given = parser.parse_args()
     names = given.scenarios or list(SCENARIOS)
@@ -80,9 +80,9 @@ def main() -> None:
         rounds=2 if given.quick else given.rounds,
         scale=QUICK if given.quick else 1.0,
     )
-    told(about)
+    print_progress(about)
     tables = measure(options, names)
-    told(f"all: {time.monotonic() - begun:.0f} s")
+    print_progress(f"all: {time.monotonic() - begun:.0f} s")
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     if given.json:
         result = {
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def _write(section: str) -> None:
-    """Put it into the place of the one before."""
+    """Replace the previous section."""
     text = RESULTS.read_text()
     before, found, rest = text.partition(BEGIN)
     if not found:
@@ -110,7 +110,7 @@ def _write(section: str) -> None:
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
-    """Ends as Ctrl-C does: what was started is ended on the way out."""
+    """Exit as on Ctrl-C, so that child processes are stopped."""
     raise KeyboardInterrupt
 
 

@@ -1,9 +1,9 @@
-"""Hostile clients of the shape ``abuse``, each bounded in connections and time; loopback only.
+"""Hostile clients of the scenario ``abuse``, limited in connections and time; loopback only.
 
-    python -m benchmarks.attacks NAME PORT SECONDS SCALE CORE
+python -m benchmarks.attacks NAME PORT SECONDS SCALE CORE
 
-``TOKENS`` in the environment holds, as JSON, what an attacker may have: the token of one user. It
-prints one JSON object: what the attack cost the attacker.
+``TOKENS`` in the environment holds, as JSON, the attacker's credentials: the token of one user. The
+program prints one JSON object: the attacker's cost.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from dataclasses import asdict, dataclass, field
 from . import machine
 
 ROOM = "user_1"
-CONNECTS_AT_ONCE = 100
+CONCURRENT_DIALS = 100
 PAUSE_S = 0.02
-"""Before a connection that the server has closed is opened again."""
+"""Pause before a connection that the server has closed is reopened."""
 
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
 @dataclass(slots=True)
 class Cost:
-    """What an attacker spends.
+    """The attacker's cost.
 
     Attributes:
-        connections: the most that were open at the same time.
-        dials: connections that were made, again and again where the server closes them.
-        sent_bytes, received_bytes: over all.
+        connections: maximum number of concurrent connections.
+        dials: connections opened, including those reopened after the server closed them.
+        sent_bytes, received_bytes: totals.
         answers: responses that were read.
-        wall_s: how long it took.
+        wall_s: duration.
     """
 
     connections: int = 0
@@ -48,11 +48,11 @@ class Cost:
 
 @dataclass(slots=True)
 class Attacker:
-    """What all connections of one attack share.
+    """State shared by all connections of one attack.
 
     Attributes:
         token: of a user that may subscribe to the own room, read it and watch its presence.
-        scale: of the connections; 1 is the real thing.
+        scale: factor for the number of connections; 1 is the full attack.
     """
 
     port: int
@@ -61,7 +61,7 @@ class Attacker:
     scale: float
     cost: Cost = field(default_factory=Cost)
     open: int = 0
-    _dials: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTS_AT_ONCE))
+    _dials: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_DIALS))
 
     def is_over(self) -> bool:
         return time.monotonic() >= self.end
@@ -70,8 +70,9 @@ class Attacker:
         return max(1, round(count * self.scale))
 
     async def hold(self, count: int, request: Callable[[int], bytes], *, reads: bool) -> None:
-        """Open so many connections, send one thing on each, and keep them; what the server closes
-        is opened again."""
+        """Open this number of connections, send one payload on each, and keep them open. Reopen
+        those that the server closes.
+        """
         await asyncio.gather(*(self._keep(n, request, reads=reads) for n in range(count)))
 
     async def _keep(self, number: int, request: Callable[[int], bytes], *, reads: bool) -> None:
@@ -88,7 +89,9 @@ class Attacker:
                 await asyncio.sleep(PAUSE_S)
 
     async def flood(self, count: int, request: Callable[[], bytes], pipelined: int = 1) -> None:
-        """On so many connections, send the next requests when all before them are answered."""
+        """On this number of connections, send the next requests when all earlier ones were
+        answered.
+        """
         await asyncio.gather(*(self._ask(request, pipelined) for _ in range(count)))
 
     async def _ask(self, request: Callable[[], bytes], pipelined: int) -> None:
@@ -103,7 +106,7 @@ class Attacker:
             peer.transport.abort()
 
     async def dial(self) -> Peer | None:
-        """A new connection; None, after a pause, if there is none to be had."""
+        """Open a connection; after a failure, pause and return None."""
         loop = asyncio.get_running_loop()
         async with self._dials:
             try:
@@ -126,7 +129,7 @@ class Peer(asyncio.Protocol):
         self._attacker = attacker
         self._changed = asyncio.Event()
         self._rest = b""
-        self._left = 0  # of a body
+        self._left = 0  # remaining bytes of a body
         self.answers = 0
         self.is_gone = False
 
@@ -147,7 +150,7 @@ class Peer(asyncio.Protocol):
         self._read(data)
 
     def _read(self, data: bytes) -> None:
-        """Count responses: those with a Content-Length."""
+        """Count responses with a Content-Length."""
         while data:
             if self._left:
                 taken = min(self._left, len(data))
@@ -161,7 +164,7 @@ class Peer(asyncio.Protocol):
                     return
                 self._rest = b""
                 _, found, length = head.lower().partition(b"content-length: ")
-                if not found:  # a stream: nothing is counted any more
+                if not found:  # a stream: stop counting
                     return
                 self._left = int(length.split(b"\r\n", 1)[0])
             if not self._left:
@@ -194,12 +197,12 @@ class Peer(asyncio.Protocol):
 
 
 def get(path: str, *fields: str, line: str = "GET") -> bytes:
-    """A request without a body."""
+    """Build a request without a body."""
     return "\r\n".join([f"{line} {path} HTTP/1.1", "Host: a", *fields, "", ""]).encode()
 
 
 def subscribe(token: str, query: str) -> bytes:
-    """RFC 6455, section 4.1."""
+    """Build a WebSocket handshake (RFC 6455, section 4.1)."""
     return get(
         f"/rooms/{ROOM}/subscribe?{query}", f"Authorization: Bearer {token}", "Upgrade: websocket",
         "Connection: Upgrade", f"Sec-WebSocket-Key: {_KEY}", "Sec-WebSocket-Version: 13",
@@ -208,7 +211,7 @@ def subscribe(token: str, query: str) -> bytes:
 
 
 def ping() -> bytes:
-    """A masked ping frame; the key is 0."""
+    """Build a masked ping frame; the key is 0."""
     return b"\x89\x80\0\0\0\0"
 
 
@@ -218,7 +221,7 @@ async def none(me: Attacker) -> None:
 
 
 async def unread_answers(me: Attacker) -> None:
-    """4,500 history requests of one user, of 1.2 MB each, that nobody reads"""
+    """4,500 history requests of one user, 1.2 MB each, responses unread"""
     request = get(f"/rooms/{ROOM}/history?limit=1000", f"Authorization: Bearer {me.token}")
     await me.hold(me.scaled(4500), lambda _: request, reads=False)
 
@@ -235,8 +238,8 @@ async def query_fields(me: Attacker) -> None:
     await me.flood(8, lambda: request)
 
 
-async def half_heads(me: Attacker) -> None:
-    """5,000 half heads of 62 KiB"""
+async def partial_heads(me: Attacker) -> None:
+    """5,000 incomplete request heads of 62 KiB"""
     request = b"GET /health HTTP/1.1\r\nHost: a\r\n" + b"X-A: %b\r\n" % (b"a" * 6000) * 10 + b"X"
     await me.hold(me.scaled(5000), lambda _: request, reads=True)
 
@@ -269,7 +272,7 @@ async def presence(me: Attacker) -> None:
 
 
 async def history(me: Attacker) -> None:
-    """history of 1.2 MB read again and again, one user, 8 connections"""
+    """history of 1.2 MB read repeatedly, one user, 8 connections"""
     request = get(f"/rooms/{ROOM}/history?limit=1000", f"Authorization: Bearer {me.token}")
     await me.flood(8, lambda: request)
 
@@ -289,7 +292,7 @@ async def revoke(me: Attacker) -> None:
 
 
 async def failed_tokens(me: Attacker) -> None:
-    """forged tokens, each another one, 16 connections"""
+    """forged tokens, each different, 16 connections"""
     numbers = iter(range(100_000_000))
     head, _, _ = me.token.rpartition(".")
 
@@ -307,13 +310,13 @@ async def pipelined(me: Attacker) -> None:
 
 
 async def slow_readers(me: Attacker) -> None:
-    """45 subscribers of 1.2 MB of backlog that read nothing"""
+    """45 subscribers with 1.2 MB of backlog that do not read"""
     request = subscribe(me.token, "after=earliest")
     await me.hold(45, lambda _: request, reads=False)
 
 
 async def frames(me: Attacker) -> None:
-    """45 WebSockets that send pings without end"""
+    """45 WebSockets that send pings continuously"""
     request = subscribe(me.token, "after=latest") + ping() * 900
 
     async def one() -> None:
@@ -331,7 +334,7 @@ async def frames(me: Attacker) -> None:
 
 
 async def connects(me: Attacker) -> None:
-    """connections that are opened and closed, 16 at once"""
+    """connections opened and closed, 16 concurrently"""
 
     async def one() -> None:
         while not me.is_over():
@@ -351,7 +354,7 @@ async def many_requests(me: Attacker) -> None:
 ATTACKS = {
     each.__name__: each
     for each in (
-        none, unread_answers, long_targets, query_fields, half_heads, byte_after_close, presence,
+        none, unread_answers, long_targets, query_fields, partial_heads, byte_after_close, presence,
         history, ready, revoke, failed_tokens, pipelined, slow_readers, frames, connects,
         many_requests,
     )
@@ -359,7 +362,7 @@ ATTACKS = {
 
 
 def title(name: str) -> str:
-    """An attack in words."""
+    """Return the description of an attack."""
     return (ATTACKS[name].__doc__ or name).strip()
 
 

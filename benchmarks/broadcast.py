@@ -1,7 +1,8 @@
-"""What a broadcast costs its program, beside raw httpx that posts the same JSON.
+"""Measure the cost of a broadcast in the publishing program, compared with raw httpx posting the
+same JSON.
 
-The room server runs in a process of its own. Rounds alternate, so that what else the machine does
-hits both alike; the ratio is the median over the pairs.
+The room server runs in a separate process. Rounds alternate, so that other load on the machine
+affects both equally. The ratio is the median of the pairs.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from synap_realtime import AsyncBroadcaster, Broadcaster
 
 TYPE = "note.creation.completed"
 DATA = {"entityId": "0192f0c1-7d3a-7c4e-9d55-2f1c7a9b0e11", "title": "A note", "fileUrl": "/n/1"}
-AT_ONCE = 1000
+CONCURRENT = 1000
 
 Post = Callable[[int], Awaitable[None]]
 Round = dict[str, float]
 
 
 def message(n: int) -> dict[str, Any]:
-    """What the SDK makes of :data:`DATA`: an id and a time of its own."""
+    """Build the message as the SDK does, with an id and a time."""
     return {
         "type": TYPE,
         "data": DATA,
@@ -52,7 +53,7 @@ async def one_by_one(post: Post, count: int) -> Round:
     return spent(cpu, begin, count)
 
 
-async def all_at_once(post: Post, count: int) -> Round:
+async def concurrently(post: Post, count: int) -> Round:
     await post(0)
     gc.collect()
     cpu, begin = time.process_time(), time.perf_counter()
@@ -61,7 +62,7 @@ async def all_at_once(post: Post, count: int) -> Round:
 
 
 def spent(cpu: float, begin: float, count: int) -> Round:
-    """Microseconds a notification."""
+    """Return microseconds per notification."""
     return {
         "cpu": (time.process_time() - cpu) / count * 1e6,
         "wall": (time.perf_counter() - begin) / count * 1e6,
@@ -116,7 +117,7 @@ def one_by_one_sync(post: Callable[[int], object], count: int) -> Round:
 
 def compare(name: str, rounds: int, mine: Callable[[], Round], theirs: Callable[[], Round]) -> None:
     pairs = []
-    for n in range(rounds):  # each goes first as often as the other
+    for n in range(rounds):  # each runs first equally often
         if n % 2:
             b, a = theirs(), mine()
         else:
@@ -133,7 +134,7 @@ def compare(name: str, rounds: int, mine: Callable[[], Round], theirs: Callable[
 
 
 def imports(rounds: int) -> None:
-    """What ``import synap_realtime`` takes, beside httpx and a pydantic model: both from cold."""
+    """Measure ``import synap_realtime``, compared with httpx and a pydantic model."""
 
     def took(code: str) -> Round:
         timed = (
@@ -150,8 +151,10 @@ def imports(rounds: int) -> None:
     bare = "import httpx, pydantic"
     model = "import httpx\nfrom pydantic import BaseModel\nclass M(BaseModel):\n    x: int"
     ours = "import synap_realtime"
-    compare("import, beside the two", rounds, lambda: took(ours), lambda: took(bare))
-    compare("import, beside the two and a model", rounds, lambda: took(ours), lambda: took(model))
+    compare("import, compared with the two", rounds, lambda: took(ours), lambda: took(bare))
+    compare(
+        "import, compared with the two and a model", rounds, lambda: took(ours), lambda: took(model)
+    )
 
 
 def main() -> None:
@@ -176,10 +179,10 @@ def main() -> None:
         )
         compare("one, sync", rounds, lambda: ours_sync(url, count), lambda: raw_sync(url, count))
         compare(
-            f"{AT_ONCE} at once",
+            f"{CONCURRENT} concurrent",
             rounds,
-            lambda: asyncio.run(ours(url, all_at_once, AT_ONCE)),
-            lambda: asyncio.run(raw(url, all_at_once, AT_ONCE)),
+            lambda: asyncio.run(ours(url, concurrently, CONCURRENT)),
+            lambda: asyncio.run(raw(url, concurrently, CONCURRENT)),
         )
     finally:
         server.terminate()

@@ -1,9 +1,10 @@
-"""An honest publisher at a steady rate, with the SDK: how long each of its broadcasts takes.
+"""An honest publisher that broadcasts at a steady rate with the SDK and measures each broadcast.
 
-    python -m benchmarks.honest PORT RATE CORE
+python -m benchmarks.honest PORT RATE CORE
 
-It prints ``ready`` when it has begun. It publishes until its standard input is closed, then prints
-one JSON object: the times in ms, from when each broadcast was due, and how many failed.
+It prints ``ready`` when it has started, and publishes until its standard input is closed. Then it
+prints one JSON object: the durations in ms, each from the scheduled time of a broadcast, and the
+number of failures.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ async def publish(port: int, rate: float) -> None:
 if __name__ == "__main__":
     port, rate, core = sys.argv[1:]
     os.sched_setaffinity(0, {int(core)})
-    with contextlib.suppress(OSError):  # before the attacker, where the system allows it
+    # With priority over the attacker, where the system allows it.
+    with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     asyncio.run(publish(int(port), float(rate)))

@@ -1,7 +1,8 @@
-"""What telling costs a job: 100 conversations that write 60 pieces a second each; a dead server.
+"""Measure the cost of reporting for a job: 100 conversations with 60 pieces a second; a dead
+server.
 
-The room server runs in a process of its own. Beside ours: the same pieces, each awaited as a
-request of its own over httpx, which is what a handler without us would do.
+The room server runs in a separate process. The comparison awaits each piece as a separate httpx
+request, as a handler without this package would.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ def reporter(broadcaster: BackgroundBroadcaster, name: str) -> Reporter:
 
 
 async def ours(url: str, seconds: float, tag: str) -> dict[str, Any]:
-    """All conversations through one background broadcaster."""
+    """Run all conversations through one background broadcaster."""
     call_s = 0.0
 
     async def converse(name: str) -> None:
         nonlocal call_s
-        told = reporter(broadcaster, name)
-        told.started()
+        run = reporter(broadcaster, name)
+        run.started()
         begin = time.perf_counter()
         for n in range(int(seconds * PER_SECOND)):
             await asyncio.sleep(max(0, begin + n / PER_SECOND - time.perf_counter()))
             before = time.perf_counter()
-            told.delta(f"{n} ")
+            run.delta(f"{n} ")
             call_s += time.perf_counter() - before
-        told.completed({})
-        await told.aflush()
+        run.completed({})
+        await run.aflush()
 
     with BackgroundBroadcaster(url) as broadcaster:
         cpu, begin = time.process_time(), time.perf_counter()
@@ -64,7 +65,7 @@ async def ours(url: str, seconds: float, tag: str) -> dict[str, Any]:
 
 
 async def in_order(url: str, tag: str, count: int) -> bool:
-    """Whether each room holds its whole text, or the end of it, piece after piece."""
+    """Return whether each room holds its whole text, or the end of it, in order."""
     async with httpx.AsyncClient() as client:
         for n in range(CONVERSATIONS):
             room = f"{url}/rooms/request_{tag}-{n}/history?limit=1000"
@@ -79,7 +80,7 @@ async def in_order(url: str, tag: str, count: int) -> bool:
 
 
 async def awaited(url: str, seconds: float, tag: str) -> dict[str, Any]:
-    """The same pieces, one awaited request each."""
+    """Publish the same pieces, each with an awaited request."""
 
     async def converse(client: httpx.AsyncClient, name: str) -> None:
         begin = time.perf_counter()
@@ -99,7 +100,7 @@ async def awaited(url: str, seconds: float, tag: str) -> dict[str, Any]:
 
 
 def dead(url: str, what: str) -> dict[str, Any]:
-    """What a job with 100 notifications and an end waits for a server that is not there."""
+    """Return how long a job with 101 notifications waits for an unreachable server."""
     with BackgroundBroadcaster(url, timeout_s=1) as broadcaster:
         first = reporter(broadcaster, "first")
         begin = time.perf_counter()
@@ -108,11 +109,11 @@ def dead(url: str, what: str) -> dict[str, Any]:
         first_ms = (time.perf_counter() - begin) * 1e3
         each_ms = []
         for n in range(50):
-            told = reporter(broadcaster, f"job-{n}")
+            run = reporter(broadcaster, f"job-{n}")
             begin = time.perf_counter()
-            told.started()
-            told.completed({})
-            told.flush()
+            run.started()
+            run.completed({})
+            run.flush()
             each_ms.append((time.perf_counter() - begin) * 1e3 / 2)
     return {
         "server": what,
@@ -142,7 +143,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait(10)
-    with socket.socket() as silent:  # it takes connections, and never answers
+    with socket.socket() as silent:  # it accepts connections, and never responds
         silent.bind(("127.0.0.1", 0))
         silent.listen(128)
         port = silent.getsockname()[1]

@@ -1,4 +1,4 @@
-"""This machine: its cores, and what processes take of it."""
+"""The machine: its cores, and the resources that processes use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Where the two sides run.
+    """The cores of both sides.
 
     Attributes:
         server: the core of each server, with all its threads and children.
@@ -35,16 +35,16 @@ class Cores:
 
 
 def cores() -> Cores:
-    """The first and the last core that this process may use."""
+    """Return the first and the last core that this process may use."""
     allowed = sorted(os.sched_getaffinity(0))
     return Cores(allowed[0], allowed[-1])
 
 
 def raise_file_limit() -> None:
-    """Take as many descriptors as the system gives, for the children, too.
+    """Raise the limit of open files to the maximum, also for child processes.
 
-    workerd has two for each WebSocket: 10,000 connections want more than the 20,000 of some
-    systems, which only root may raise.
+    workerd uses two descriptors for each WebSocket: 10,000 connections need more than the 20,000 of
+    some systems, which only root may raise.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (max(hard, FILES), hard):
@@ -54,7 +54,7 @@ def raise_file_limit() -> None:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all its children, and theirs."""
+    """Return a process and all its descendants."""
     found = [pid]
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -63,9 +63,9 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """What a process and its children have used, user and system, all threads, in seconds.
+    """Return the CPU time of a process and its children in seconds: user and system, all threads.
 
-    From each process' CPU clock (clock_getcpuclockid(3)), which counts in ns where
+    It is read from each process's CPU clock (clock_getcpuclockid(3)), which counts in ns where
     ``/proc/<pid>/stat`` counts in ticks of 10 ms.
     """
     total = 0.0
@@ -76,7 +76,7 @@ def cpu_s(pid: int) -> float:
 
 
 def max_memory_bytes(pid: int) -> int:
-    """What a process and its children take: PSS, so that what they share counts once."""
+    """Return the memory of a process and its children: PSS, which counts shared pages once."""
     total = 0
     for each in tree(pid):
         with contextlib.suppress(OSError):
@@ -87,7 +87,7 @@ def max_memory_bytes(pid: int) -> int:
 
 
 def describe() -> str:
-    """One line for the results: what they were measured on."""
+    """Describe the machine in one line for the results."""
     model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     name = model[1] if model else platform.machine()
     return (
@@ -98,11 +98,11 @@ def describe() -> str:
 
 @functools.cache
 def compile_c(source: Path) -> Path:
-    """Compile one file with the system's C compiler; the program lives as long as this process.
+    """Compile one file with the system's C compiler; the program exists as long as this process.
 
     Raises:
-        FileNotFoundError: there is none.
-        subprocess.CalledProcessError: it does not compile.
+        FileNotFoundError: there is no compiler.
+        subprocess.CalledProcessError: compiling failed.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:

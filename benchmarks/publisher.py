@@ -1,8 +1,8 @@
-"""One who publishes with the SDK and with raw httpx, and prints what each round cost.
+"""Publish with the SDK and with raw httpx, and print the cost of each round.
 
-    python -m benchmarks.publisher PORT ROUNDS ONE_BY_ONE AT_ONCE CORE
+python -m benchmarks.publisher PORT ROUNDS ONE_BY_ONE CONCURRENT CORE
 
-A line a round: ``{"raw": [cpu_us, wall_us], …}``, of one notification.
+One line per round: ``{"raw": [cpu_us, wall_us], …}``, per notification.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import httpx
 from synap_realtime import AsyncBroadcaster
 
 
-async def publish(port: int, rounds: int, one_by_one: int, at_once: int) -> None:
+async def publish(port: int, rounds: int, one_by_one: int, concurrent: int) -> None:
     url = f"http://127.0.0.1:{port}"
     headers = {"Authorization": f"Bearer {os.environ['REALTIME_API_KEY']}"}
     limits = httpx.Limits(max_connections=100)
@@ -40,12 +40,12 @@ async def publish(port: int, rounds: int, one_by_one: int, at_once: int) -> None
             result.raise_for_status()
 
         for number in range(-1, rounds):
-            # Ways take turns, so that none is always the one after a pause.
+            # The order rotates, so that no method always runs after the pause.
             ways = {
                 "raw": await _cost(raw, one_by_one, 1),
                 "sdk": await _cost(sdk, one_by_one, 1),
-                "raw_many": await _cost(raw, at_once, at_once),
-                "sdk_many": await _cost(sdk, at_once, at_once),
+                "raw_many": await _cost(raw, concurrent, concurrent),
+                "sdk_many": await _cost(sdk, concurrent, concurrent),
             }
             if number >= 0:  # the first one warms up
                 print(json.dumps(ways), flush=True)
@@ -54,7 +54,7 @@ async def publish(port: int, rounds: int, one_by_one: int, at_once: int) -> None
 async def _cost(
     publish: Callable[[], Awaitable[None]], count: int, together: int
 ) -> tuple[float, float]:
-    """CPU and time of one, in us; of few, the median of three."""
+    """Return CPU and wall time of one in us; for few, the median of three."""
     costs = []
     for _ in range(3 if together == 1 else 1):
         cpu, begun = time.process_time(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""Rounds in pairs: the limit and a server in turn, so that a noisy machine troubles both alike."""
+"""Paired rounds: the lower bound and a server alternate, so that noise affects both equally."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .load import Load, LoadError, Report
 from .servers import Limit, MissingError, Running, Server, running
 
 SETTLE_S = 0.2
-"""After clients have connected: some servers subscribe them only after the 101."""
+"""Seconds after clients have connected: some servers subscribe them only after the 101."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run is done.
+    """Options of a run.
 
     Attributes:
-        kinds: the servers, the limit not among them.
-        rounds: of each measure.
-        scale: 1 is the real thing; less for a try: connections, rooms and publishes.
+        kinds: the servers, without the lower bound.
+        rounds: per measurement.
+        scale: factor for connections, rooms and publishes; 1 is the full size.
     """
 
     kinds: Sequence[Server]
@@ -37,7 +37,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Some rounds' values: their median, and the least and the most."""
+    """The values of several rounds: median, minimum and maximum."""
 
     median: float
     least: float
@@ -49,18 +49,18 @@ class Stat:
         return cls(median(values), min(values), max(values), tuple(values))
 
     def over(self, other: Stat) -> Stat:
-        """The ratio of each pair of rounds."""
+        """Return the ratio of each pair of rounds."""
         pairs = zip(self.values, other.values, strict=True)
         return Stat.of([mine / base for mine, base in pairs if base > 0] or [0.0])
 
 
 @dataclass(slots=True)
 class Row:
-    """One server's line in a table.
+    """One server's row in a table.
 
     Attributes:
-        stats: by the measure's name.
-        ratios: the same, over the limit's in the same pair of rounds.
+        stats: by the measurement's name.
+        ratios: the same, divided by the lower bound's of the same pair of rounds.
         note: why there are none.
     """
 
@@ -72,11 +72,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What a shape has measured.
+    """The measurements of a scenario.
 
     Attributes:
-        columns: the measures, as ``name: unit``.
-        compared: those that are shown beside the limit's.
+        columns: the measurements, as ``name: unit``.
+        compared: those that are also shown as ratios.
     """
 
     shape: str
@@ -89,7 +89,7 @@ class Table:
 
 @dataclass(slots=True)
 class Session:
-    """A server that runs, and its load."""
+    """A running server, and its load."""
 
     server: Running
     load: Load
@@ -108,7 +108,7 @@ class Session:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[Callable[[], float]]:
-        """The server's CPU, in us, from the block's begin to its end."""
+        """Return the server's CPU time in us during the block."""
         end = 0.0
         begin = machine.cpu_s(self.server.pid)
         yield lambda: (end - begin) * 1e6
@@ -119,7 +119,7 @@ Measure = Callable[[Session], Mapping[str, float]]
 
 
 def shares(report: Report, server_us: float) -> dict[str, float]:
-    """How busy both sides were: a load generator whose core has time left is no bottleneck."""
+    """Return how busy both sides were: a load generator below 100 % is no bottleneck."""
     return {
         "server_busy": 100 * server_us / 1e6 / report.wall_s,
         "load_busy": 100 * report.cpu_s / report.wall_s,
@@ -128,10 +128,11 @@ def shares(report: Report, server_us: float) -> dict[str, float]:
 
 @contextlib.contextmanager
 def session(kind: Server) -> Iterator[Session]:
-    """
+    """Start a server and its load generator.
+
     Raises:
-        MissingError: the server is not here, or does not start.
-        LoadError: from inside; it says so where the server has ended by itself.
+        MissingError: the server is not installed, or does not start.
+        LoadError: from inside; it names the cause if the server has exited.
     """
     with running(kind) as server, Load(machine.cores().load) as load:
         try:
@@ -139,7 +140,7 @@ def session(kind: Server) -> Iterator[Session]:
         except LoadError as error:
             if (last_words := server.last_words()) is None:
                 raise
-            raise LoadError(f"the server has ended: {last_words} ({error})") from error
+            raise LoadError(f"the server has exited: {last_words} ({error})") from error
 
 
 def compare(
@@ -149,12 +150,7 @@ def compare(
     *,
     kinds: Sequence[Server] | None = None,
 ) -> list[Row]:
-    """Measure each server in turn with a limit of its own; the limit's row comes first.
-
-    Args:
-        prepare: connects the clients.
-        measure: one round; the first one of each is a warm-up and does not count.
-    """
+    """Measure each server in turn with the lower bound, whose row comes first."""
     base = Row(Limit.title)
     rows = [base]
     limits: dict[str, list[float]] = {}
@@ -170,14 +166,14 @@ def compare(
                 pairs = [pair(limit, mine, measure, n) for n in range(options.rounds)]
         except (LoadError, MissingError) as error:
             row.note = " ".join(str(error).split())
-            told(f"{kind.name}: {row.note}")
+            print_progress(f"{kind.name}: {row.note}")
             continue
         for name in pairs[0][1]:
             stat = Stat.of([pair[1][name] for pair in pairs])
             row.stats[name] = stat
             row.ratios[name] = stat.over(Stat.of([pair[0][name] for pair in pairs]))
             limits.setdefault(name, []).extend(pair[0][name] for pair in pairs)
-        told(f"{kind.name}: {time.monotonic() - begun:.1f} s")
+        print_progress(f"{kind.name}: {time.monotonic() - begun:.1f} s")
     if limits:
         base.stats = {name: Stat.of(values) for name, values in limits.items()}
         return rows
@@ -187,7 +183,7 @@ def compare(
 def pair(
     limit: Session, mine: Session, measure: Measure, number: int
 ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """One round of both; each is the first in every other pair."""
+    """Run one round of both; they take turns at being first."""
     if number % 2:
         second = measure(mine)
         return measure(limit), second
@@ -197,7 +193,7 @@ def pair(
 def alone(
     options: Options, kind: Server, prepare: Callable[[Session], None], measure: Measure
 ) -> Row:
-    """One server without the limit beside it; its first round does not count."""
+    """Measure one server without the lower bound; its first round is not counted."""
     row = Row(kind.title)
     try:
         with session(kind) as mine:
@@ -208,19 +204,19 @@ def alone(
         row.note = " ".join(str(error).split())
     else:
         row.stats = {name: Stat.of([each[name] for each in rounds]) for name in rounds[0]}
-    told(f"{kind.name}: {row.note or 'done'}")
+    print_progress(f"{kind.name}: {row.note or 'done'}")
     return row
 
 
 def ceiling(limit: Row, name: str) -> str:
-    """A remark: how much the load generator could take, beside what the limit could send."""
+    """Remark on the maximum rate of the load generator, and of the lower bound."""
     load, server = (1e6 / limit.stats[each].median for each in ("load_us", name))
     return (
-        f"With the limit as its server, the load generator could take {load:,.0f} a second on "
-        f"its core, and the limit could send {server:,.0f} on its own."
+        f"With the lower bound as its server, the load generator received {load:,.0f} a second on "
+        f"its core, and the lower bound could send {server:,.0f} on its own."
     )
 
 
-def told(text: str) -> None:
-    """Progress, for who waits."""
+def print_progress(text: str) -> None:
+    """Print progress to stderr."""
     print(f"    {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The servers: how each is started, and how its clients and publishers speak."""
+"""The servers: how to start each, and the protocol of its clients and publishers."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
 class MissingError(Exception):
-    """This machine does not have it; the message says what."""
+    """A requirement is not available on this machine; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who listens to what.
+    """A subscriber and its room.
 
     Attributes:
         user: the user's id.
-        room: ``user_{user}``, or one that is shared.
-        replay: from the beginning of the log; else what comes from now on.
+        room: ``user_{user}``, or a shared one.
+        replay: from the beginning of the log; otherwise only new notifications.
     """
 
     user: str
@@ -57,28 +57,28 @@ class Listener:
 
 
 def own_rooms(count: int, *, replay: bool = False) -> list[Listener]:
-    """So many users, each in the user's own room."""
+    """Return this number of users, each in its own room."""
     return [Listener(str(n), f"user_{n}", replay) for n in range(count)]
 
 
 def one_room(count: int, room: str = "workspace_1") -> list[Listener]:
-    """So many users in one room."""
+    """Return this number of users in one room."""
     return [Listener(str(n), room) for n in range(count)]
 
 
 def notification() -> str:
-    """One of 200 bytes, whose id is the time when it was sent."""
+    """Return a notification of 200 bytes whose id is the time of sending."""
     head = f'{{"id":"{_STAMP}","type":"bench.moved","status":"pending","data":{{"text":"'
     return head + "x" * (NOTIFICATION_BYTES - len(head) - 3) + '"}}'
 
 
 class Server:
-    """One kind of server. Subclasses say what differs.
+    """One kind of server. Subclasses define the differences.
 
     Attributes:
         name: for ``--baselines``; title: in the table.
-        live: what a text holds that says that a client is subscribed; ``-``: the 101 does.
-        has_batches, has_replay: whether there is such a thing.
+        live: a substring of the text that confirms a subscription; ``-``: the 101 response does.
+        has_batches, has_replay: whether the server supports it.
     """
 
     name = ""
@@ -88,10 +88,10 @@ class Server:
     has_replay = False
 
     def command(self, at: Running) -> Sequence[str | Path]:
-        """What to run, so that it listens on its port of loopback.
+        """Return the command that starts the server on its port of loopback.
 
         Raises:
-            MissingError: it is not there.
+            MissingError: it is not installed.
         """
         raise NotImplementedError
 
@@ -99,7 +99,7 @@ class Server:
         return {}
 
     def most(self, connections: int) -> int:
-        """So many connections, or as many as this system lets it have."""
+        """Return this number of connections, or the maximum that the system allows."""
         return connections
 
     def publish_port(self, port: int) -> int:
@@ -109,7 +109,7 @@ class Server:
         return Client(_handshake(f"/rooms/{listener.room}/subscribe"))
 
     def headers(self) -> dict[str, str]:
-        """Of a publish."""
+        """Return the headers of a publish."""
         return {}
 
     def publish(self, room: str, deliveries: int) -> Publish:
@@ -118,7 +118,7 @@ class Server:
         )
 
     def publish_many(self, rooms: Sequence[str], deliveries: int) -> Publish:
-        """A notification for each of these rooms, in one request."""
+        """Return one request with a notification for each of these rooms."""
         each = ",".join(f'{{"rooms":["{room}"],{notification()[1:]}' for room in rooms)
         return Publish(
             _post("/broadcast", f'{{"notifications":[{each}]}}', self.headers()), deliveries
@@ -126,7 +126,7 @@ class Server:
 
 
 def _handshake(path: str, **headers: str) -> bytes:
-    """RFC 6455, section 4.1."""
+    """Return a WebSocket handshake (RFC 6455, section 4.1)."""
     lines = [
         f"GET {path} HTTP/1.1",
         "Host: 127.0.0.1",
@@ -151,17 +151,15 @@ def _post(path: str, body: str, headers: dict[str, str]) -> bytes:
 
 
 class Limit(Server):
-    name, title = "limit", "C, send(2) in a loop: the limit"
+    name, title = "limit", "C, send(2) in a loop: lower bound"
 
     def command(self, at: Running) -> Sequence[str | Path]:
         return [machine.compile_c(BASELINES / "limit.c"), str(at.port)]
 
 
 class Ours(Server):
-    """The room server: keys on, a token for each user, validation, dedupe and log; no rate limits.
-
-    Args:
-        store: ``memory://``, or ``sqlite:///…``.
+    """The room server with keys, a token for each user, validation, deduplication and log; no rate
+    limits.
     """
 
     name, title, live, has_replay = "ours", "synap-realtime", '"synap.subscribed"', True
@@ -201,7 +199,7 @@ class Ours(Server):
 
 
 class WithoutRing(Ours):
-    """As it is where io_uring is not allowed."""
+    """The room server where io_uring is not allowed."""
 
     title = "synap-realtime, --no-io-uring"
 
@@ -209,7 +207,7 @@ class WithoutRing(Ours):
         return {**super().environment(), "SYNAP_REALTIME_IO_URING": "0"}
 
 
-_TEMPORARY = b"nginx-defaults/"  # as long as what it replaces in the module
+_TEMPORARY = b"nginx-defaults/"  # as long as the function that it replaces in the module
 
 
 class Nchan(Server):
@@ -259,7 +257,7 @@ class Ws(Server):
 
 
 class InPython(Server):
-    """A peer of ``requirements/bench.txt``."""
+    """A baseline of ``requirements/bench.txt``."""
 
     def command(self, at: Running) -> Sequence[str | Path]:
         python = _present(INSTALLED / "bin/python", "requirements/bench.txt")
@@ -280,7 +278,7 @@ class StarletteOnUvicorn(InPython):
 
 
 class SocketIo(InPython):
-    """Its clients speak Socket.IO 5 over Engine.IO 4, on a WebSocket from the start."""
+    """A baseline whose clients speak Socket.IO 5 over Engine.IO 4, directly on a WebSocket."""
 
     name, title, live = "socketio", "python-socketio on uvicorn", "430["
 
@@ -293,7 +291,9 @@ class DurableObject(Server):
     name, title = "workerd", "a Durable Object in workerd"
 
     def most(self, connections: int) -> int:
-        """It has two descriptors for each, and does not live through a lack of them."""
+        """Return the maximum: it uses two descriptors per connection, and exits when there are none
+        left.
+        """
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return min(connections, (files - 500) // 2)
 
@@ -305,7 +305,7 @@ class DurableObject(Server):
 
 
 class OurWorker(Ours):
-    """Our own Worker, on workerd; its rooms are files in memory."""
+    """This repository's Worker on workerd; its rooms are files in memory."""
 
     name, title = "worker", "synap-realtime's Worker in workerd"
 
@@ -337,17 +337,12 @@ KINDS: dict[str, type[Server]] = {
     )
 }
 ON_REQUEST = ("worker",)
-"""Too slow to be measured each time: a connect costs it milliseconds."""
+"""Measured only on request: a connect takes milliseconds."""
 
 
 @dataclass(slots=True)
 class Running:
-    """A server that runs.
-
-    Attributes:
-        kind: which.
-        port: on loopback, in all its lives.
-    """
+    """A running server."""
 
     kind: Server
     port: int
@@ -361,10 +356,7 @@ class Running:
         return self._process.pid
 
     def start(self) -> None:
-        """
-        Raises:
-            MissingError: it is not here, or does not start.
-        """
+        """Start the server."""
         command = self.kind.command(self)
         log = self.folder / "log"
         environment = {
@@ -390,13 +382,13 @@ class Running:
             time.sleep(0.01)
 
     def last_words(self) -> str | None:
-        """The end of its log, if it has ended by itself."""
+        """Return the end of its log if it has exited by itself."""
         if self._process is None or self._process.poll() is None:
             return None
         return f"{self._process.returncode}: {(self.folder / 'log').read_text()[-400:].strip()}"
 
     def kill(self) -> None:
-        """``kill -9``, its children too."""
+        """Kill it and its children with ``kill -9``."""
         if self._process is None:
             return
         for pid in machine.tree(self._process.pid):
@@ -408,11 +400,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(kind: Server) -> Iterator[Running]:
-    """A server on a free port, on the servers' core; it is killed at the end.
-
-    Raises:
-        MissingError: it is not here, or does not start.
-    """
+    """Run a server on a free port, on the servers' core; kill it at the end."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a new folder
     with tempfile.TemporaryDirectory(prefix=f"synap-bench-{kind.name}-", dir=memory) as folder:
         server = Running(kind, _free_port(), Path(folder), machine.cores().server)
@@ -450,7 +438,7 @@ def _workerd() -> Path:
 
 @functools.cache
 def _bundle() -> None:
-    """Make ``worker/dist``."""
+    """Build ``worker/dist``."""
     subprocess.run(
         [
             _node(),
@@ -469,9 +457,9 @@ def _bundle() -> None:
 
 
 def _free_port() -> int:
-    """One with a free one after it, outside of the range where clients get theirs (ip(7))."""
+    """Return a port followed by a free one, outside of the range of clients' ports (ip(7))."""
     while True:
-        port = random.choice(_PORTS)  # noqa: S311 - no secret
+        port = random.choice(_PORTS)  # noqa: S311 - not a secret
         with contextlib.suppress(OSError), contextlib.ExitStack() as both:
             for each in (port, port + 1):
                 both.enter_context(socket.create_server(("127.0.0.1", each)))

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown and as JSON."""
+"""Format measurements as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .rounds import Row, Stat, Table
 
 
 def markdown(table: Table) -> str:
-    """A heading and a table: medians, with the least and the most of the rounds in brackets."""
-    heads = ["server"]
+    """Return a heading and a table: medians, with minimum and maximum of the rounds in brackets."""
+    header = ["server"]
     for name, title in table.columns.items():
-        heads.append(title)
+        header.append(title)
         if name in table.compared:
-            heads.append("times the limit" if table.shape != "sdk" else "times raw httpx")
-    lines = [f"**{table.title}**", "", _line(heads), _line(["---"] * len(heads))]
-    lines += [_line(_cells(table, row, len(heads))) for row in table.rows]
+            header.append("times the lower bound" if table.shape != "sdk" else "times raw httpx")
+    lines = [f"**{table.title}**", "", _line(header), _line(["---"] * len(header))]
+    lines += [_line(_cells(table, row, len(header))) for row in table.rows]
     if table.remark:
         lines += ["", table.remark]
     return "\n".join(lines)
@@ -47,7 +47,7 @@ def _text(stat: Stat | None) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count."""
+    """Format a number with three significant digits."""
     if abs(value) >= 100 or value == round(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -1,12 +1,12 @@
-"""The server dies and the listener is away: everything is heard once, in order.
+"""Kill the server while a subscriber is disconnected: it receives everything once, in order.
 
 ::
 
     $ .venv/bin/python -m examples.away
-    heard step 1
-    (the server was killed; two more are published while nobody listens)
-    heard step 2
-    heard step 3
+    received step 1
+    (server killed and restarted; publishing two more without a subscriber)
+    received step 2
+    received step 3
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def start(directory: str) -> subprocess.Popen[bytes]:
     )
 
 
-async def hear(after: str | None, last: int) -> str | None:
-    """Print what comes, up to a step; returns the position after it."""
+async def receive(after: str | None, last: int) -> str | None:
+    """Print notifications up to a step; return the cursor after it."""
     async with aclosing(subscribe("user_42", URL, after=after)) as notifications:
         async for notification in notifications:
-            print("heard step", notification.data["step"])
+            print("received step", notification.data["step"])
             if notification.data["step"] == last:
                 return notification.cursor
     return None
@@ -49,14 +49,14 @@ async def main() -> None:
         server = start(directory)
         async with AsyncBroadcaster(URL) as broadcaster:
             await broadcaster.broadcast_success("42", "report.progress", {"step": 1})
-            cursor = await hear(None, last=1)
+            cursor = await receive(None, last=1)
             server.kill()
             server.wait()
             server = start(directory)
-            print("(the server was killed; two more are published while nobody listens)")
+            print("(server killed and restarted; publishing two more without a subscriber)")
             for step in (2, 3):
                 await broadcaster.broadcast_success("42", "report.progress", {"step": step})
-            await hear(cursor, last=3)
+            await receive(cursor, last=3)
         server.terminate()
         server.wait()
 

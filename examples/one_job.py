@@ -1,4 +1,4 @@
-"""One decorated job, from the request to what its user hears; everything in one process.
+"""One decorated job, from the request to the user's notifications; everything in one process.
 
 ::
 
@@ -28,7 +28,7 @@ from synap_realtime.server.serve import running_server
 
 async def render(attempt: int) -> str:
     if attempt == 0:
-        raise JobError("The printer is busy.")  # the user may read this
+        raise JobError("The printer is busy.")  # this text is shown to the user
     return "/reports/7.pdf"
 
 
@@ -37,7 +37,8 @@ async def main() -> None:
     app.mount("/realtime", create_app())  # the room server, embedded
     local = LocalInngest()
     async with running_server(app) as url, running_server(local) as local_url:
-        server = os.environ.get("INNGEST_DEV", local_url)  # an Inngest Dev Server, if there is one
+        # An Inngest Dev Server, if one is configured.
+        server = os.environ.get("INNGEST_DEV", local_url)
         client = inngest.Inngest(
             app_id="reports", is_production=False, api_base_url=server, event_api_base_url=server
         )
@@ -58,13 +59,15 @@ async def main() -> None:
             data = {"userId": "42", "requestId": "r1"}
             await client.send(inngest.Event(name="report.creation.requested", data=data))
 
-            # What the browser does; it may come late.
+            # The browser's part; it may subscribe later.
             room = f"{url.replace('http', 'ws')}/realtime/rooms/request_r1/subscribe"
             async with websockets.connect(room) as socket:
                 async for text in socket:
-                    heard = json.loads(text)
-                    print(f"{heard['type']:<26} {heard['status']}  {json.dumps(heard['data'])}")
-                    if heard["status"] != "pending":
+                    message = json.loads(text)
+                    print(
+                        f"{message['type']:<26} {message['status']}  {json.dumps(message['data'])}"
+                    )
+                    if message["status"] != "pending":
                         break
 
 

@@ -1,4 +1,4 @@
-"""Testing a job: what its user would hear, without a server. Run it with pytest."""
+"""Test what a job publishes to its user, without a server. Run it with pytest."""
 
 import pytest
 
@@ -16,7 +16,7 @@ async def create_report(run: JobRun) -> dict[str, str]:
 
 
 async def test_the_user_gets_the_report(realtime: RealtimeRecorder) -> None:
-    realtime.drop_requests()  # the first request gets lost: what was told arrives all the same
+    realtime.drop_requests()  # the first request is lost; the notifications still arrive
     await run_job("report.creation", create_report, {"title": "Q3", "userId": "42"})
     assert realtime.sent("report.creation.completed")[0].data == {"url": "/reports/Q3.pdf"}
     realtime.assert_order("report.creation.started", "report.creation.completed")

@@ -1,10 +1,10 @@
-"""The moment a background job moves, the user who waits for it sees it."""
+"""Push realtime notifications of background jobs to the users who requested them."""
 
 from __future__ import annotations
 
 import importlib
 
-TYPE_CHECKING = False  # to import typing takes longer than all of this; checkers know the name
+TYPE_CHECKING = False  # importing typing costs more than this module; type checkers know the name
 if TYPE_CHECKING:
     from typing import Any
 

@@ -308,10 +308,10 @@ NOT_ROOMS = {
         b"HTTP/1.1 301 Moved\r\nLocation: https://b.example/?c=1\r\nContent-Length: 0\r\n\r\n",
         "the server answered 301 and redirects to https://b.example/; set the URL",
     ),
-    "no HTTP": (b"SSH-2.0-x\r\n", "is not a room server (it does not answer in HTTP/1.1)"),
+    "no HTTP": (b"SSH-2.0-x\r\n", "is not a room server (it does not speak HTTP/1.1)"),
     "no WebSocket": (
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
-        "is not a room server (its handshake is wrong: InvalidUpgrade)",
+        "is not a room server (its handshake is invalid: InvalidUpgrade)",
     ),
 }
 

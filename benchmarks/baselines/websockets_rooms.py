@@ -1,7 +1,7 @@
-"""websockets: its asyncio server on uvloop and its ``broadcast``; HTTP beside it for publishers.
+"""websockets: its asyncio server on uvloop and its ``broadcast``, with HTTP for publishers.
 
-As websockets.readthedocs.io, "Broadcasting", has it. The library serves no request with a body, so
-publishers have a port of their own, the next one, with HTTP parsed by httptools.
+It follows websockets.readthedocs.io, "Broadcasting". The library serves no request with a body, so
+publishers use the next port, with HTTP parsed by httptools.
 """
 
 from __future__ import annotations

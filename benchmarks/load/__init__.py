@@ -1,4 +1,4 @@
-"""The load generator: a C program (``load.c``) on a core of its own, driven from here."""
+"""Control the load generator: a C program (``load.c``) on a separate core."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ SOURCE = Path(__file__).with_name("load.c")
 Mode = Literal["closed", "paced", "rate"]
 
 SPARE_S = 10.0
-"""The program ends each command by itself; it is ended if it is so much later."""
+"""Extra seconds after a command's own timeout before the program is killed."""
 
 
 class LoadError(Exception):
-    """What was asked for did not happen: connections failed, or deliveries were too few or many."""
+    """A command failed: connections failed, or there were too few or too many deliveries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One who listens.
+    """A subscriber.
 
     Attributes:
         request: its handshake.
-        hello: texts that it says then, each after a text from the server.
+        hello: texts that it sends after the handshake, each after a text from the server.
     """
 
     request: bytes
@@ -41,7 +41,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """One request, and how many deliveries it brings."""
+    """One publish request, and the number of deliveries that it causes."""
 
     request: bytes
     deliveries: int
@@ -49,14 +49,14 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the load generator counted.
+    """The counters of the load generator.
 
     Attributes:
-        live: clients that are connected and subscribed.
-        failed: dials that came to nothing; lost: clients that were live.
-        delivered: notifications that came; expected: those that had to.
-        answered: publishes; refused: those of them whose answer was no success.
-        wall_s, cpu_s: how long it took, and what the load generator itself needed.
+        live: connected and subscribed clients.
+        failed: failed connects; lost: clients that were live.
+        delivered: received notifications; expected: those required.
+        answered: publishes; refused: those with an error response.
+        wall_s, cpu_s: duration, and CPU time of the load generator itself.
         first_live_ns, last_live_ns, last_delivered_ns: on CLOCK_MONOTONIC.
         p50_us, p99_us, max_us: from a publish until a client has read it.
     """
@@ -79,10 +79,10 @@ class Report:
 
 
 class Load:
-    """One load generator: its clients stay until it is closed.
+    """One load generator; its clients stay connected until it is closed.
 
     Args:
-        core: where it runs.
+        core: the core that it is pinned to.
     """
 
     def __init__(self, core: int) -> None:
@@ -120,14 +120,16 @@ class Load:
         expected: int = 0,
         timeout_s: float = 60.0,
     ) -> Report:
-        """Connect more clients, and wait until all are live and ``expected`` notifications came.
+        """Connect more clients; wait until all are live and have received ``expected``
+        notifications.
 
         Args:
-            live: what a text holds that says so; ``-``: the 101 does.
-            in_flight: handshakes at the same time.
+            live: a substring of the text that confirms the subscription; ``-``: the 101 response
+                does.
+            in_flight: concurrent handshakes.
 
         Raises:
-            LoadError: not all came.
+            LoadError: not all were connected or delivered.
         """
         records = [
             b"%d %d\n%b%b" % (len(one.request), len(hello), one.request, hello)
@@ -141,7 +143,7 @@ class Load:
         if report.live != self.clients or report.delivered != expected:
             raise LoadError(
                 f"{report.live} of {self.clients} clients are live, "
-                f"{report.delivered} of {expected} notifications came"
+                f"{report.delivered} of {expected} notifications received"
             )
         return report
 
@@ -156,10 +158,11 @@ class Load:
         rate: float = 0.0,
         timeout_s: float = 60.0,
     ) -> Report:
-        """Send so many requests, in turn, and wait until all is answered and delivered.
+        """Send this number of requests, cycling through the list; wait for all responses and
+        deliveries.
 
         Raises:
-            LoadError: an answer is no success, or the deliveries are not exactly those expected.
+            LoadError: a response is an error, or the number of deliveries is wrong.
         """
         records = [
             b"%d %d\n%b" % (len(one.request), one.deliveries, one.request) for one in requests
@@ -181,21 +184,22 @@ class Load:
         return report
 
     def expect_restart(self, *, in_flight: int, timeout_s: float) -> None:
-        """Dial anew as soon as the server dies; :meth:`restarted` waits for the end of that."""
+        """Reconnect when the server dies; :meth:`restarted` waits for the result."""
         self._tell(f"redial {in_flight} {timeout_s}")
 
     def restarted(self) -> Report:
-        """
+        """Wait until all clients have reconnected.
+
         Raises:
-            LoadError: not all came back.
+            LoadError: not all have reconnected.
         """
         report = self._answer()
         if report.live != self.clients:
-            raise LoadError(f"{report.live} of {self.clients} clients came back")
+            raise LoadError(f"{report.live} of {self.clients} clients reconnected")
         return report
 
     def say(self, text: str) -> None:
-        """Each client says it."""
+        """Send a text on each client."""
         self._tell(f"say {text}")
         self._answer()
 
@@ -216,11 +220,11 @@ class Load:
             self._process.stdin.write(command + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise LoadError("the load generator has ended") from error
+            raise LoadError("the load generator has exited") from error
 
     def _answer(self) -> Report:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise LoadError(f"the load generator has ended: {self._process.wait(SPARE_S)}")
+            raise LoadError(f"the load generator has exited: {self._process.wait(SPARE_S)}")
         return Report(**json.loads(line))

@@ -1,4 +1,4 @@
-"""What is measured: a module a shape, each with ``run(options)`` that gives tables."""
+"""The scenarios: one module each, with ``run(options)`` that returns tables."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Shape 8: an honest publisher while one client abuses the server, one attack after the other.
+"""Scenario 8: an honest publisher while one client abuses the server, one attack after the other.
 
 The server has its default limits. The honest publisher (``benchmarks/honest.py``) and the attacker
-(``benchmarks/attacks.py``) are processes of their own, on the load's core.
+(``benchmarks/attacks.py``) are separate processes on the load's core.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from synap_realtime import mint_token
 
 from .. import machine
 from ..attacks import ATTACKS, ROOM, title
-from ..rounds import Options, Row, Stat, Table, told
+from ..rounds import Options, Row, Stat, Table, print_progress
 from ..servers import ROOT, MissingError, Ours, Running, running
 
 RATE = 100
 ATTACK_S = 8.0
 AFTER_S = 2.0
-"""The attackers have left for so long when the memory is read."""
+"""Seconds between the end of an attack and the reading of the memory."""
 
 BUDGET_MS = 20.0
 BACKLOG = 6
@@ -47,13 +47,13 @@ COLUMNS = {
     "log_kb_s": "log, KB/s",
     "p50_ms": "honest p50, ms",
     "p99_ms": "honest p99, ms",
-    "max_ms": "the slowest, ms",
+    "max_ms": "max, ms",
     "failed": "failed",
 }
 
 
 class WithDefaultLimits(Ours):
-    """With the limits of a server that nobody has configured."""
+    """A server with its default limits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,8 @@ class WithDefaultLimits(Ours):
 
 
 def run(options: Options, names: Sequence[str] = tuple(ATTACKS)) -> list[Table]:
-    """
+    """Run the attacks.
+
     Args:
         names: the attacks.
     """
@@ -79,21 +80,21 @@ def run(options: Options, names: Sequence[str] = tuple(ATTACKS)) -> list[Table]:
         else:
             row.stats = {name: Stat.of([each[name] for each in rounds]) for name in COLUMNS}
             p99 = row.stats["p99_ms"].median
-            told(f"{name}: honest p99 {p99:.1f} ms{'' if p99 < BUDGET_MS else ' (OVER)'}")
+            print_progress(f"{name}: honest p99 {p99:.1f} ms{'' if p99 < BUDGET_MS else ' (OVER)'}")
         rows.append(row)
     heading = (
-        f"Abuse: an honest publisher, {RATE} broadcasts a second with the SDK, beside one attack"
+        f"Abuse: an honest publisher, {RATE} broadcasts a second with the SDK, during one attack"
     )
     remark = (
         f"An attack lasts {ATTACK_S:g} s; the memory after it is read {AFTER_S:g} s later. The "
-        f"honest p99 is to stay below {BUDGET_MS:g} ms. Connections, bytes and answers are the "
-        "attacker's, which runs on the honest publisher's core, with less priority."
+        f"honest p99 must stay below {BUDGET_MS:g} ms. Connections, bytes and responses are the "
+        "attacker's, which runs on the honest publisher's core with lower priority."
     )
     return [Table("abuse", heading, COLUMNS, [], rows, remark)]
 
 
 class _Watch:
-    """Looks at the memory while an attack runs, and keeps the peaks."""
+    """Samples the memory while an attack runs, and keeps the peaks."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -139,10 +140,10 @@ def _measure(name: str, scale: float) -> Mapping[str, float]:
         with _Watch(pid) as watch:
             cost = _answer(attack, "", duration_s + 30)
             used = machine.cpu_s(pid) - used
-        heard = _answer(honest, "", 30)
+        report = _answer(honest, "", 30)
         time.sleep(AFTER_S if scale == 1 else AFTER_S * scale)
         after = _resident_bytes(pid)
-        took_ms = sorted(heard["took_ms"]) or [0.0]
+        took_ms = sorted(report["took_ms"]) or [0.0]
         wall_s = cost["wall_s"]
         return {
             "connections": cost["connections"],
@@ -158,12 +159,12 @@ def _measure(name: str, scale: float) -> Mapping[str, float]:
             "p50_ms": took_ms[len(took_ms) // 2],
             "p99_ms": took_ms[min(len(took_ms) - 1, len(took_ms) * 99 // 100)],
             "max_ms": took_ms[-1],
-            "failed": heard["failed"],
+            "failed": report["failed"],
         }
 
 
 def _fill(server: Running, kind: WithDefaultLimits) -> None:
-    """The attacker's room has 1.2 MB."""
+    """Fill the attacker's room with 1.2 MB."""
     url = f"http://127.0.0.1:{server.port}/rooms/{ROOM}/broadcast"
     message = {"type": "bench.moved", "data": {"text": "x" * 200_000}}
     with httpx.Client(headers=kind.headers(), trust_env=False) as client:
@@ -174,7 +175,7 @@ def _fill(server: Running, kind: WithDefaultLimits) -> None:
 def _python(words: Sequence[object], environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, words)],
-        env={**os.environ, **environment},  # other users of a machine see arguments
+        env={**os.environ, **environment},  # other users of a machine can see arguments
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -183,17 +184,13 @@ def _python(words: Sequence[object], environment: Mapping[str, str]) -> subproce
 
 
 def _answer(process: subprocess.Popen[str], said: str, within_s: float) -> Any:
-    """What it prints at its end.
-
-    Raises:
-        MissingError: it has failed.
-    """
+    """Return the process's final output."""
     try:
         out, _ = process.communicate(said, timeout=within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        raise MissingError("a client did not end in time") from None
+        raise MissingError("a client did not exit in time") from None
     if process.returncode:
         raise MissingError(f"a client has failed: {process.returncode}")
     return json.loads(out)
@@ -204,7 +201,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _socket_bytes() -> int:
-    """Of all TCP sockets of this network namespace, in the kernel."""
+    """Return the kernel memory of all TCP sockets of this network namespace."""
     for line in Path("/proc/net/sockstat").read_text().splitlines():
         if line.startswith("TCP:"):
             return int(line.split()[-1]) * os.sysconf("SC_PAGE_SIZE")

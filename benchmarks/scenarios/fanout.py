@@ -1,4 +1,4 @@
-"""Shape 1: one room, 1,000 listeners, notifications of 200 bytes: server CPU a delivery."""
+"""Scenario 1: one room, 1,000 subscribers, notifications of 200 bytes: server CPU per delivery."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..servers import Ours, WithoutRing, one_room
 
 LISTENERS = 1000
 DELIVERIES = 30_000
-"""Of a round."""
+"""Deliveries per round."""
 
 COLUMNS = {
     "delivery_us": "server CPU, µs a delivery",
@@ -29,7 +29,7 @@ def run(options: Options) -> list[Table]:
     without = [WithoutRing() for kind in options.kinds if type(kind) is Ours]
     kinds = [*options.kinds, *without]
     rows = compare(options, prepare, measure(listeners, options), kinds=kinds)
-    title = f"One room, {listeners:,} listeners, 200 bytes; one publish after the other"
+    title = f"One room, {listeners:,} subscribers, 200 bytes, sequential publishes"
     return [Table("fanout", title, COLUMNS, ["delivery_us"], rows, ceiling(rows[0], "delivery_us"))]
 
 
@@ -40,7 +40,7 @@ def connect(session: Session, listeners: int) -> None:
 
 
 def measure(listeners: int, options: Options) -> Measure:
-    """A round: the next publish when all listeners have the last one."""
+    """Run a round: publish the next when all subscribers have received the last."""
     count = max(5, options.scaled(DELIVERIES, 100) // listeners)
 
     def round_of(session: Session) -> Mapping[str, float]:

@@ -1,4 +1,6 @@
-"""Shape 3: 10,000 idle connections, each in a room of its own: memory of each, CPU a connect."""
+"""Scenario 3: 10,000 idle connections, each in its own room: memory per connection, CPU per
+connect.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from ..servers import Listener, Server
 
 CONNECTIONS = 10_000
 REST_S = 0.4
-"""Before the memory is read."""
+"""Seconds before the memory is read."""
 
 COLUMNS = {
     "connection_kb": "memory (PSS), KB a connection",
@@ -25,13 +27,13 @@ def run(options: Options) -> list[Table]:
     steps = options.rounds + 1
     step = options.scaled(CONNECTIONS) // steps
     rows = compare(options, lambda _: None, measure(step, steps))
-    title = f"Idle: {step * steps:,} connections in {steps} steps, of which the first warms up"
+    title = f"Idle: {step * steps:,} connections in {steps} steps, the first is a warm-up"
     remark = fewer(options.kinds, step * steps)
     return [Table("idle", title, COLUMNS, ["connect_us"], rows, remark)]
 
 
 def fewer(kinds: Sequence[Server], connections: int) -> str:
-    """A remark on those that cannot have so many."""
+    """Remark on servers that cannot hold all connections."""
     return " ".join(
         f"{kind.title}: {most:,} connections; the system's limit of open files allows no more."
         for kind in kinds
@@ -40,7 +42,7 @@ def fewer(kinds: Sequence[Server], connections: int) -> str:
 
 
 def measure(step: int, steps: int) -> Measure:
-    """A round: so many more connections."""
+    """Run a round: add this number of connections."""
     numbers: Callable[[], int] = counting().__next__
 
     def round_of(session: Session) -> Mapping[str, float]:

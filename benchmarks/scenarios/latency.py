@@ -1,4 +1,4 @@
-"""Shape 4: from a publish until a client has read it, at a steady rate."""
+"""Scenario 4: latency from a publish until a client has read it, at a steady rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import fanout, rooms
 ROUND_S = 0.6
 PUBLISHERS = 16
 
-COLUMNS = {"p50_us": "p50, µs", "p99_us": "p99, µs", "max_us": "the slowest, µs"}
+COLUMNS = {"p50_us": "p50, µs", "p99_us": "p99, µs", "max_us": "max, µs"}
 
 
 def run(options: Options) -> list[Table]:
@@ -33,7 +33,7 @@ def run(options: Options) -> list[Table]:
     return [
         Table(
             "latency-fanout",
-            f"Publish to receive: 20 publishes a second to {many:,} listeners of one room",
+            f"Publish to receive: 20 publishes a second to {many:,} subscribers of one room",
             COLUMNS,
             ["p50_us", "p99_us"],
             compare(options, one_room, _at(20, to_one_room)),

@@ -1,4 +1,4 @@
-"""Shape 5: 1,000 clients come back at once and replay 100 each; 10,000 after a restart."""
+"""Scenario 5: 1,000 clients reconnect concurrently and replay 100 each; 10,000 after a restart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import time
 from collections.abc import Mapping
 
 from ..load import LoadError
-from ..rounds import SETTLE_S, Measure, Options, Row, Session, Stat, Table, alone, session, told
+from ..rounds import (
+    SETTLE_S,
+    Measure,
+    Options,
+    Row,
+    Session,
+    Stat,
+    Table,
+    alone,
+    print_progress,
+    session,
+)
 from ..servers import Limit, MissingError, Server, own_rooms
 from .idle import fewer
 
@@ -16,20 +27,20 @@ KEPT = 100
 
 CONNECTIONS = 10_000
 IN_FLIGHT = 1000
-"""Handshakes at the same time."""
+"""Concurrent handshakes."""
 
 TIMEOUT_S = 60.0
 ENOUGH_S = 15.0
-"""A server whose restarts took so long is not asked for all rounds; the table says how many."""
+"""After a restart that took this long, no further rounds are run; the table shows how many were."""
 
 REPLAY = {
-    "all_ms": "until all have all, ms",
-    "replayed_us": "server CPU, µs a notification replayed",
+    "all_ms": "until all are complete, ms",
+    "replayed_us": "server CPU, µs per replayed notification",
     "load_busy": "load busy, %",
 }
 RESTART = {
     "from_kill_s": "from the kill until all are live, s",
-    "from_first_s": "from the first one that is through, s",
+    "from_first_s": "from the first live client, s",
     "load_busy": "load busy, %",
     "rounds": "rounds",
 }
@@ -45,29 +56,29 @@ def run(options: Options) -> list[Table]:
         for kind in everyone
     ]
     restarts = [_restarts(options, kind, connections) for kind in everyone]
-    at_once = f"{min(IN_FLIGHT, connections):,} handshakes at the same time"
+    concurrent = f"{min(IN_FLIGHT, connections):,} concurrent handshakes"
     return [
         Table(
             "resume",
-            f"{back:,} clients come back at once ({at_once}), and replay {KEPT} each",
+            f"{back:,} clients reconnect concurrently ({concurrent}), and replay {KEPT} each",
             REPLAY,
             [],
             replays,
         ),
         Table(
             "restart",
-            f"kill -9, start: {connections:,} clients come back ({at_once})",
+            f"kill -9, start: {connections:,} clients reconnect ({concurrent})",
             RESTART,
             [],
             restarts,
-            "The way from the kill includes the program's start. "
+            "The time from the kill includes the program's start. "
             + fewer(options.kinds, connections),
         ),
     ]
 
 
 def _fill(mine: Session, back: int) -> None:
-    """Each room gets so many notifications, while nobody listens."""
+    """Publish this number of notifications to each room, without subscribers."""
     rooms = [one.room for one in own_rooms(back)]
     if mine.kind.has_batches:
         size = min(KEPT, back)
@@ -98,7 +109,7 @@ def _replay(back: int) -> Measure:
                 timeout_s=TIMEOUT_S,
             )
         mine.load.hangup()
-        time.sleep(SETTLE_S)  # the server sees that they have gone
+        time.sleep(SETTLE_S)  # the server notices the disconnects
         return {
             "all_ms": report.wall_s * 1e3,
             "replayed_us": used_us() / report.delivered,
@@ -136,5 +147,5 @@ def _restarts(options: Options, kind: Server, connections: int) -> Row:
     else:
         row.stats = {name: Stat.of([each[name] for each in rounds]) for name in rounds[0]}
         row.stats["rounds"] = Stat.of([len(rounds)])
-    told(f"{kind.name}: {row.note or 'restarted'}")
+    print_progress(f"{kind.name}: {row.note or 'restarted'}")
     return row

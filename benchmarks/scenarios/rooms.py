@@ -1,4 +1,4 @@
-"""Shape 2: 1,000 rooms, one listener each: server CPU a publish, alone and in batches of 100."""
+"""Scenario 2: 1,000 rooms, one subscriber each: server CPU per publish, single and in batches."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..servers import own_rooms
 
 ROOMS = 1000
 PUBLISHES = 4000
-"""Of a round, one a request."""
+"""Publishes per round, one per request."""
 
 IN_BATCHES = 10_000
 BATCH = 100
 PUBLISHERS = 8
-"""Connections of publishers, with one request under way on each."""
+"""Publishers' connections, each with one request in flight."""
 
 COLUMNS = {
     "publish_us": "server CPU, µs a publish",
@@ -36,23 +36,23 @@ def run(options: Options) -> list[Table]:
     with_batches = [kind for kind in options.kinds if kind.has_batches]
     batched = compare(options, prepare, measure_batches(rooms, options), kinds=with_batches)
     batched += [
-        Row(kind.title, note="has no batches: one request each")
+        Row(kind.title, note="no batches: one request each")
         for kind in options.kinds
         if not kind.has_batches
     ]
-    what = f"{rooms:,} rooms, one listener each, {PUBLISHERS} publishers"
+    what = f"{rooms:,} rooms, one subscriber each, {PUBLISHERS} publishers"
     shown = (COLUMNS, ["publish_us"])
     return [
         Table(
             "rooms",
-            f"{what}, one publish a request",
+            f"{what}, one publish per request",
             *shown,
             single,
             ceiling(single[0], "publish_us"),
         ),
         Table(
             "batches",
-            f"{what}, {BATCH} a request",
+            f"{what}, {BATCH} per request",
             *shown,
             batched,
             ceiling(batched[0], "publish_us"),
@@ -67,7 +67,7 @@ def connect(session: Session, rooms: int) -> None:
 
 
 def measure(rooms: int, options: Options) -> Measure:
-    """A round: each publisher sends its next when it is answered."""
+    """Run a round: each publisher sends its next request after the response."""
     count = options.scaled(PUBLISHES, 40)
 
     def round_of(session: Session) -> Mapping[str, float]:
@@ -92,7 +92,7 @@ def measure_batches(rooms: int, options: Options) -> Measure:
 
 
 def _publish(session: Session, publishes: Sequence[Publish], count: int) -> Mapping[str, float]:
-    """Send so many requests, over and over these."""
+    """Send this number of requests, cycling through the list."""
     with session.used() as used_us:
         report = session.load.publish(
             session.publish_port, publishes, count, mode="closed", publishers=PUBLISHERS

@@ -1,4 +1,4 @@
-"""Shape 7: the same costs with 10, 100, 1,000 and 10,000 connections and rooms."""
+"""Scenario 7: the same costs with 10, 100, 1,000 and 10,000 connections and rooms."""
 
 from __future__ import annotations
 
@@ -8,43 +8,45 @@ from dataclasses import replace
 
 from .. import machine
 from ..load import LoadError
-from ..rounds import Measure, Options, Row, Session, Stat, Table, pair, session, told
+from ..rounds import Measure, Options, Row, Session, Stat, Table, pair, print_progress, session
 from ..servers import Limit, Listener, MissingError, Server, one_room, own_rooms
 from . import fanout, rooms
 from .idle import REST_S
 
 SIZES = (10, 100, 1000, 10_000)
 SHARE = 0.4
-"""Of a round of the other shapes."""
+"""Fraction of a round of the other scenarios."""
 
 LEAST_FOR_MEMORY = 500
-"""Connections; fewer fit into what a program has taken already."""
+"""Minimum number of connections for a memory figure; fewer fit into memory already allocated."""
 
 COLUMNS = {
     "delivery_us": "server CPU, µs a delivery (one room)",
     "publish_us": "µs a publish (a room each)",
-    "batched_us": "µs a publish, 100 a request",
+    "batched_us": "µs a publish, 100 per request",
     "connect_us": "µs a connect",
     "connection_kb": "KB a connection",
 }
 
 
 def run(options: Options) -> list[Table]:
-    """Each server beside the limit, step by step; what a connection costs is of the new ones."""
+    """Measure each server and the lower bound step by step; a connect's cost is that of the new
+    ones.
+    """
     sizes = sorted({options.scaled(size) for size in SIZES})
     limits: list[Row] = []
     rows: list[Row] = []
     for kind in options.kinds[:1]:
-        steps = [(Row(f"the limit, {size:,}"), Row(f"{kind.title}, {size:,}")) for size in sizes]
+        steps = [(Row(f"lower bound, {size:,}"), Row(f"{kind.title}, {size:,}")) for size in sizes]
         limits += [limit for limit, _ in steps]
         rows += [row for _, row in steps]
         try:
             _grow(options, kind, sizes, steps)
         except (LoadError, MissingError) as error:
             rows[-1].note = " ".join(str(error).split())
-    title = "Growth: so many listeners in one room; so many rooms with a listener each"
+    title = "Scaling: subscribers of one room; rooms with one subscriber each"
     remark = (
-        "Of the first server alone. What a connection costs is of those that came since the row "
+        "Of the first server only. The cost of a connection is that of those added since the row "
         "above."
     )
     return [Table("growth", title, COLUMNS, list(COLUMNS)[:4], limits + rows, remark)]
@@ -77,7 +79,7 @@ def _grow(
                     rounds = [pair(limit, mine, measure, n) for n in range(options.rounds)]
                     pairs = [(a[of], b[of]) for a, b in rounds]
                     _add(limit_row, row, name, pairs)
-                told(f"growth, {'one room' if in_one_room else 'rooms'}, {size:,}")
+                print_progress(f"scaling, {'one room' if in_one_room else 'rooms'}, {size:,}")
 
 
 def _connect(mine: Session, listeners: Sequence[Listener]) -> dict[str, float]:

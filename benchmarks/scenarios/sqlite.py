@@ -1,4 +1,4 @@
-"""The SQLite store: acknowledged notifications a second in batches of 100, each commit on disk."""
+"""The SQLite store: acknowledged notifications a second, each batch committed to disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..servers import ROOT, Ours, own_rooms
 from .rooms import BATCH, PUBLISHERS, ROOMS
 
 NOTIFICATIONS = 20_000
-"""Of a round."""
+"""Notifications per round."""
 
 COLUMNS = {
     "acknowledged_per_s": "acknowledged notifications a second",
@@ -30,7 +30,7 @@ def run(options: Options) -> list[Table]:
         row = alone(options, kind, lambda _: None, _measure(rooms, options))
         row.server = "synap-realtime, sqlite store"
         disk = Row("the disk", {"flushes_per_s": _flushes(Path(folder), options)})
-    what = f"{BATCH} a request, {PUBLISHERS} publishers, {rooms:,} rooms without listeners"
+    what = f"{BATCH} per request, {PUBLISHERS} publishers, {rooms:,} rooms without subscribers"
     return [
         Table("sqlite", f"SQLite store on disk: {what}", COLUMNS, [], [row]),
         Table("disk", "The same disk, alone", DISK, [], [disk]),

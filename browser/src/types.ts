@@ -131,10 +131,10 @@ export interface Truncated {
   omitted: string[];
 }
 
-/** What a job returned: all of it, unless it is `truncated`. */
+/** A job's result: complete, unless `truncated` is set. */
 export type MaybeTruncated<T> = (T & { truncated?: undefined }) | (Partial<T> & Truncated);
 
-/** What `data` is, by the notification's `type`. */
+/** The type of `data` for each notification `type`. */
 export interface NotificationData {
   "note.creation.started": JobStarted;
   "note.creation.progress": JobProgress;
@@ -173,31 +173,31 @@ export interface NotificationData {
   "conversation.message.cancelled": JobCancelled;
 }
 
-/** The types of notification that are known here; others may come. */
+/** The known notification types; a client may receive others. */
 export type NotificationType = keyof NotificationData;
 
 /**
- * A notification as it is delivered: to ask for its `type` is to know its `data`.
- * `SynapNotification<"note.creation.failed">` is of that type alone.
+ * A delivered notification. Checking its `type` narrows its `data`.
+ * `SynapNotification<"note.creation.failed">` is of that type only.
  */
 export type SynapNotification<Type extends NotificationType = NotificationType> = {
   [T in Type]: {
     type: T;
     data: NotificationData[T];
-    /** The same id is the same notification. */
+    /** Identifies the notification. Repeats have the same id. */
     id: string;
-    /** The request that this answers. */
+    /** The request that this notification belongs to. */
     requestId?: string;
-    /** How the job stands: progress and retries are pending. */
+    /** The state of the job. Progress and retries are pending. */
     status?: "pending" | "success" | "error";
     /**
      * RFC 3339, in UTC with milliseconds.
      * @format date-time
      */
     timestamp: string;
-    /** The room that it came from. */
+    /** The room that it was published to. */
     room: string;
-    /** Its place in the room: resume after it. */
+    /** Its position in the room. Resume after it. */
     cursor: string;
   };
 }[Type];

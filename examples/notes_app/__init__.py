@@ -1,1 +1,1 @@
-"""The whole system in one small app: notes, tasks, projects and conversations, each by a job."""
+"""A small app that uses the whole system: notes, tasks, projects and conversations as jobs."""

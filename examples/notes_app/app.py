@@ -1,4 +1,4 @@
-"""The web app: every request is answered at once with ``pending``, and a job does the work."""
+"""The web app: it responds immediately with ``pending``, and a job does the work."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ from .storage import ObjectStorage, TroubledStorage
 logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
-"""What ``web/`` is built into (``npm run example`` in ``browser/``), so nobody needs Node."""
+"""The build of ``web/`` (``npm run example`` in ``browser/``), committed so that the app runs
+without Node.
+"""
 
-# A real app takes the user from its session; here the browser says who it is, so the app must serve
-# nobody but this machine and its own page (see LocalOnly below).
-Accepted = dict[str, Any]  # the body of a 202
+# A real app takes the user from its session. Here the browser names the user, so the app must serve
+# only this machine and its own page (see LocalOnly below).
+Accepted = dict[str, Any]  # the body of a 202 response
 User = Annotated[str, Header(alias="X-User-Id", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -63,7 +65,7 @@ class NewMessage(BaseModel):
 
 
 def create_app(config: Config) -> fastapi.FastAPI:
-    """Put the app together; nothing is opened before it starts."""
+    """Create the app; nothing is opened before it starts."""
     database = Database(config.database_url)
     storage = ObjectStorage(config.storage_url, config.app_url)
     services = Services(
@@ -91,7 +93,7 @@ def create_app(config: Config) -> fastapi.FastAPI:
     app = fastapi.FastAPI(title="notes_app", lifespan=lifespan)
 
     async def request(job: JobType, user_id: str, data: dict[str, Any]) -> Accepted:
-        """Ask for a job; the answer names the request, and its room tells how it goes."""
+        """Enqueue a job; the response names the request, whose room shows its progress."""
         try:
             return await enqueue(
                 client, job.trigger_event, data, user_id=user_id, url=config.realtime_url
@@ -99,8 +101,8 @@ def create_app(config: Config) -> fastapi.FastAPI:
         except InvalidArgumentError as error:
             raise HTTPException(400, str(error)) from error
         except Exception as error:
-            logger.exception("the job could not be requested")
-            raise HTTPException(503, "The job could not be requested; try again.") from error
+            logger.exception("enqueueing the job failed")
+            raise HTTPException(503, "The job could not be started. Please try again.") from error
 
     @app.post("/api/notes", status_code=202)
     async def create_note(note: NewNote, x_user_id: User = "demo") -> Accepted:
@@ -144,7 +146,7 @@ def create_app(config: Config) -> fastapi.FastAPI:
     async def get_file(path: str) -> Response:
         content = await storage.get(path)
         if content is None:
-            raise HTTPException(404, "There is no such file.")
+            raise HTTPException(404, "File not found.")
         headers = {"X-Content-Type-Options": "nosniff"}
         return Response(content, media_type="text/plain; charset=utf-8", headers=headers)
 
@@ -155,6 +157,6 @@ def create_app(config: Config) -> fastapi.FastAPI:
     app.mount("/page", StaticFiles(directory=PAGE))
 
     inngest.fast_api.serve(app, client, create_functions(client, services, broadcaster))
-    # Last, so that it is asked first: pages of other sites can send requests to 127.0.0.1, too.
+    # Added last, so that it runs first: pages of other sites can send requests to 127.0.0.1.
     app.add_middleware(LocalOnly, name="notes_app", pages=("/",))
     return app

@@ -1,4 +1,4 @@
-"""Where the app keeps things and whom it talks to, from the environment."""
+"""The app's configuration, from the environment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ DATA = Path(os.environ.get("NOTES_DATA", ".demo")).absolute()
 
 @dataclass(frozen=True)
 class Config:
-    """Attributes:
-    database_url: SQLAlchemy's: ``sqlite+aiosqlite:///…`` or ``postgresql+psycopg://…``.
-    storage_url: ``file:///…``, ``s3://bucket/prefix`` or another that obstore knows.
-    model: a model that pydantic-ai knows, such as ``openai:gpt-5``; ``offline`` needs none.
+    """Configuration of the app.
+
+    Attributes:
+        database_url: for SQLAlchemy: ``sqlite+aiosqlite:///…`` or ``postgresql+psycopg://…``.
+        storage_url: for obstore: ``file:///…``, ``s3://bucket/prefix`` or another scheme.
+        model: for pydantic-ai, such as ``openai:gpt-5``; ``offline`` needs no network.
     """
 
     database_url: str = field(

@@ -62,7 +62,7 @@ class MessageRow(Base):
 
 
 class Database:
-    """Both stores that the handlers need: :class:`Entities` and :class:`Messages`."""
+    """The two stores that the handlers need: :class:`Entities` and :class:`Messages`."""
 
     def __init__(self, url: str) -> None:
         parsed = make_url(url)
@@ -118,7 +118,7 @@ class Database:
             ]
 
     async def _insert_once(self, table: type[Base], values: dict[str, Any]) -> None:
-        """Insert a row; one with its key that is there already stays."""
+        """Insert a row; do not change an existing one with its key."""
         insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         async with self._session.begin() as session:
             await session.execute(insert(table).values(**values).on_conflict_do_nothing())

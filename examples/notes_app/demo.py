@@ -1,4 +1,4 @@
-"""Everything in one process: the room server, Inngest (embedded), the app. Ctrl-C stops it.
+"""Run everything in one process: the room server, Inngest (embedded), the app. Ctrl-C stops it.
 
 ::
 
@@ -7,7 +7,8 @@
     inngest       http://127.0.0.1:8288 (embedded: not durable, for one machine)
     notes app     http://127.0.0.1:8000   <- open this
 
-``--once`` needs no browser: it does each of the five as a user would, and prints what they hear.
+``--once`` needs no browser: it runs each of the five jobs as a user would, and prints the
+notifications.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from .once import do_each_once
 
 @asynccontextmanager
 async def started(config: Config) -> AsyncGenerator[Config]:
-    """Start all parts; yields where they are. An ``INNGEST_DEV`` address replaces the embedded."""
+    """Start all parts; yield their addresses. An ``INNGEST_DEV`` address replaces the embedded
+    Inngest.
+    """
     external = inngest_dev()
     async with AsyncExitStack() as stack:
         rooms = await stack.enter_async_context(
@@ -62,7 +65,7 @@ async def started(config: Config) -> AsyncGenerator[Config]:
 
 
 def inngest_dev() -> str | None:
-    """The Inngest server of ``INNGEST_DEV``: an address, or 1 for the Dev Server's usual one."""
+    """Return the Inngest server of ``INNGEST_DEV``: a URL, or 1 for the Dev Server's default."""
     value = os.environ.get("INNGEST_DEV", "").rstrip("/")
     if value in ("", "0", "false"):
         return None
@@ -70,15 +73,15 @@ def inngest_dev() -> str | None:
 
 
 async def register(app_url: str) -> None:
-    """Ask the app to register its functions with the Inngest server that it knows."""
+    """Request the app to register its functions with its Inngest server."""
     async with httpx.AsyncClient(timeout=30) as client:
         response = await client.put(f"{app_url}/api/inngest")
     if not response.is_success:
-        raise ConfigurationError(f"INNGEST_DEV: the app could not register: {response.text}")
+        raise ConfigurationError(f"INNGEST_DEV: registering the app failed: {response.text}")
 
 
 def free_port(wanted: int) -> int:
-    """This port if nobody has it, else a free one."""
+    """Return this port if it is free, else another free one."""
     for port in (wanted, 0):
         try:
             with socket.create_server(("127.0.0.1", port)) as listener:

@@ -1,4 +1,4 @@
-"""Each of the five jobs once, as a user would: POST, then listen on a WebSocket."""
+"""Run each of the five jobs once, as a user would: POST, then subscribe with a WebSocket."""
 
 from __future__ import annotations
 
@@ -23,39 +23,35 @@ EXPECTED = {
 
 
 async def do_each_once(app_url: str, realtime_url: str) -> int:
-    """Returns 0 only if all five ended as they should."""
+    """Run the five jobs; return 0 only if all ended as expected."""
     user = f"once-{uuid.uuid4().hex[:8]}"
     ok = 0
     async with httpx.AsyncClient(
         base_url=app_url, headers={"X-User-Id": user}, timeout=30
     ) as client:
-        user_room = Listening(realtime_url, client)
-        note = await user_room.see("note", "/api/notes", {"content": "# Milk\nand bread"})
-        task = await user_room.see("task", "/api/tasks", {"title": "Buy milk", "priority": "high"})
-        done = await user_room.see("task done", f"/api/tasks/{_entity(task)}/complete", {})
+        jobs = JobClient(realtime_url, client)
+        note = await jobs.run("note", "/api/notes", {"content": "# Milk\nand bread"})
+        task = await jobs.run("task", "/api/tasks", {"title": "Buy milk", "priority": "high"})
+        done = await jobs.run("task done", f"/api/tasks/{_entity(task)}/complete", {})
         dates = {"start_date": "2026-01-01", "end_date": "2026-12-31"}
-        project = await user_room.see("project", "/api/projects", {"title": "House", **dates})
-        reply = await user_room.see(
+        project = await jobs.run("project", "/api/projects", {"title": "House", **dates})
+        reply = await jobs.run(
             "conversation", f"/api/conversations/{user}/messages", {"content": "What is next?"}
         )
         ok = sum(result is not None for result in (note, task, done, project, reply))
-    print(f"\n{ok} of {len(EXPECTED)} jobs ended as they should.", flush=True)
+    print(f"\n{ok} of {len(EXPECTED)} jobs ended as expected.", flush=True)
     return 0 if ok == len(EXPECTED) else 1
 
 
-class Listening:
-    """Asks for jobs and listens to each request's room until the job has ended."""
+class JobClient:
+    """Starts jobs, and subscribes to each request's room until the job has ended."""
 
     def __init__(self, realtime_url: str, client: httpx.AsyncClient) -> None:
         self._ws_url = realtime_url.replace("http", "ws", 1)
         self._client = client
 
-    async def see(self, name: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """Print what the user hears of one job.
-
-        Returns:
-            The terminal notification, None if the job did not end as it should.
-        """
+    async def run(self, name: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Run one job and print its notifications."""
         start = time.monotonic()
         response = await self._client.post(path, json=body)
         if response.status_code != 202:
@@ -68,14 +64,16 @@ class Listening:
                 websockets.connect(f"{self._ws_url}/rooms/request_{request_id}/subscribe") as ws,
             ):
                 async for text in ws:
-                    heard = json.loads(text)
+                    message = json.loads(text)
                     delay_ms = (time.monotonic() - start) * 1000
-                    shown = json.dumps(heard["data"], ensure_ascii=False)
-                    print(f"{name:<13} {delay_ms:7.0f} ms  {heard['type']:<34} {shown}", flush=True)
-                    if heard["status"] != "pending":
-                        return heard if heard["type"] == EXPECTED[name] else None
+                    shown = json.dumps(message["data"], ensure_ascii=False)
+                    print(
+                        f"{name:<13} {delay_ms:7.0f} ms  {message['type']:<34} {shown}", flush=True
+                    )
+                    if message["status"] != "pending":
+                        return message if message["type"] == EXPECTED[name] else None
         except TimeoutError:
-            print(f"{name:<13} nothing within {WAIT_S:.0f} s", flush=True)
+            print(f"{name:<13} no notification within {WAIT_S:.0f} s", flush=True)
         return None
 
 

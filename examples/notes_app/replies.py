@@ -1,4 +1,4 @@
-"""Replies in a conversation, by a model library (pydantic-ai); offline unless told otherwise."""
+"""Generate replies in a conversation with a model library (pydantic-ai); offline by default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from synap_realtime.handlers import Message
 
 
 class ModelResponder:
-    """See :class:`Responder`. ``model`` is one that pydantic-ai knows, or ``offline``."""
+    """A :class:`Responder` with a pydantic-ai model, or ``offline``."""
 
     def __init__(self, model: str) -> None:
         self._agent = Agent(
@@ -44,7 +44,7 @@ def _to_model_message(message: Message) -> ModelMessage:
 
 
 async def _offline_model(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str]:
-    """A model that needs no network: it says what it was asked, word by word."""
+    """A model without network that repeats the user's words one by one."""
     prompts = [
         str(part.content)
         for message in messages
@@ -52,7 +52,7 @@ async def _offline_model(messages: list[ModelMessage], _: AgentInfo) -> AsyncIte
         if isinstance(part, UserPromptPart)
     ]
     if "#no-reply" in prompts[-1]:
-        raise RuntimeError("the offline model was asked to be silent")
+        raise RuntimeError("the message asked the offline model to fail")
     words = len(prompts[-1].split())
     text = (
         f"I read your {words} words, “{prompts[-1][:80]}”. This is message {len(prompts)} of our "

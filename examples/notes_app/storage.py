@@ -1,4 +1,4 @@
-"""Contents as files: a folder by default, S3 and others by URL (obstore)."""
+"""Store contents as files: in a folder by default, in S3 and others by URL (obstore)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from synap_realtime.handlers import Storage
 
 
 class ObjectStorage:
-    """See :class:`Storage`. What it keeps is read at ``{app_url}/files/{path}``."""
+    """A :class:`Storage` whose files are served at ``{app_url}/files/{path}``."""
 
     def __init__(self, url: str, app_url: str) -> None:
         self._app_url = app_url
         if url.startswith("file:"):
             self._store: ObjectStore = from_url(url, mkdir=True)
         else:
-            # The job has retries of its own: do not make the user wait for two kinds.
+            # The job is retried, so the store's own retries would only delay the user.
             patience = timedelta(seconds=5)
             self._store = from_url(url, retry_config={"max_retries": 1, "retry_timeout": patience})
 
@@ -39,14 +39,14 @@ class ObjectStorage:
 
     @property
     def _is_folder(self) -> bool:
-        return type(self._store).__name__ == "LocalStore"  # a folder keeps no content types
+        return type(self._store).__name__ == "LocalStore"  # a folder stores no content types
 
 
 class TroubledStorage:
-    """A storage with trouble on request, so that the page can show retries and failure.
+    """A storage with simulated failures, so that the page can show retries and failures.
 
-    A content with ``#fail-twice`` is refused on its first two attempts, one with ``#fail-always``
-    on each.
+    Content with ``#fail-twice`` fails on its first two attempts, content with ``#fail-always`` on
+    each.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -55,7 +55,7 @@ class TroubledStorage:
 
     async def put(self, path: str, content: bytes, content_type: str) -> str:
         if b"#fail-always" in content:
-            raise JobError("The storage refuses this note, as it was asked to.")
+            raise JobError("The storage rejected this note because it contains #fail-always.")
         if b"#fail-twice" in content and self._refused.setdefault(path, 0) < 2:
             self._refused[path] += 1
             raise JobError("The storage is busy.")

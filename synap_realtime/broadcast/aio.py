@@ -1,4 +1,4 @@
-"""The asynchronous client: lifecycle and await, nothing more."""
+"""The asynchronous client of the SDK: an event-loop driver for the shared core."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class _LoopClient(NamedTuple):
 
 
 class AsyncBroadcaster:
-    """Publishes notifications and keeps its connections open between them.
+    """Publishes notifications over connections that stay open.
 
-    Use it as a context manager, or call :meth:`aclose` at the end. One instance serves all tasks,
-    and event loops, of a process. A wrong argument raises at once and names the field; delivery
-    never raises.
+    Use it as a context manager, or call :meth:`aclose` at the end. One instance serves all tasks
+    and event loops of a process. An invalid argument raises immediately and names the field;
+    delivery never raises.
 
-    A broadcast leaves at once. Those that are made while it is under way wait, and go together in
-    the next request, in the order of the calls in each room; each has a result and a deadline of
-    its own. At most 1,000 wait, or 4 MiB: who calls then waits until there is room. See
-    PROTOCOL.md, "HTTP", "Many".
+    A broadcast is sent immediately. Broadcasts that are made while a request is in flight are
+    queued and sent together in the next request, in the order of the calls for each room. Each has
+    its own result and deadline. The queue holds at most 1,000 notifications or 4 MiB; after that, a
+    caller waits for free space. See PROTOCOL.md, "HTTP", "Many".
 
     ::
 
@@ -58,23 +58,23 @@ class AsyncBroadcaster:
         deadline_s: float = retry.DEADLINE_S,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Make a client; nothing is connected yet.
+        """Create a client; nothing is connected yet.
 
         Args:
-            url: the room server, default ``REALTIME_URL``, else ``http://127.0.0.1:8787``.
-            api_key: sent as a bearer token, default ``REALTIME_API_KEY``.
-            timeout_s: how long one attempt may take.
-            deadline_s: how long one broadcast may take in all, retries included.
-            transport: another way to reach the server, such as ``httpx.ASGITransport``.
+            url: the room server. Default: ``REALTIME_URL``, then ``http://127.0.0.1:8787``.
+            api_key: sent as a bearer token. Default: ``REALTIME_API_KEY``.
+            timeout_s: timeout of one attempt in seconds.
+            deadline_s: time limit of one broadcast in seconds, retries included.
+            transport: an alternative way to reach the server, such as ``httpx.ASGITransport``.
 
         Raises:
-            ConfigurationError: the URL is not an ``http`` or ``https`` one.
+            ConfigurationError: the URL is not an ``http`` or ``https`` URL.
         """
         self._endpoint = encoding.Endpoint(url, api_key)
         self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
         self._deadline_s = encoding.check_seconds("deadline_s", deadline_s)
         self._transport = transport
-        # A pool of connections belongs to one event loop; some frameworks run several.
+        # A connection pool belongs to one event loop, and some frameworks run several.
         self._pools: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
 
     async def broadcast_notification(
@@ -84,16 +84,17 @@ class AsyncBroadcaster:
         request_id: UserId | None = None,
         message: Notification | Mapping[str, Any],
     ) -> BroadcastResult:
-        """Send one notification to a user's room, a request's room, or both.
+        """Publish one notification to a user's room, a request's room, or both.
 
         Args:
-            user_id: goes to the room ``user_{user_id}``. An ``int`` or a UUID becomes text, here
-                and in ``request_id``.
-            request_id: goes to the room ``request_{request_id}``, and into the message.
+            user_id: publishes to the room ``user_{user_id}``. Here and in ``request_id``, an
+                ``int`` or a UUID is converted to text.
+            request_id: publishes to the room ``request_{request_id}``, and is included in the
+                message.
             message: a :class:`Notification` or a mapping with at least ``type`` and ``data``.
 
         Raises:
-            InvalidArgumentError: names the argument that is wrong.
+            InvalidArgumentError: an argument is invalid; names it.
 
         See PROTOCOL.md, "HTTP".
         """
@@ -109,7 +110,7 @@ class AsyncBroadcaster:
         *,
         id: str | None = None,
     ) -> BroadcastResult:
-        """Send a notification with ``status: "success"``. ``id`` makes it idempotent."""
+        """Publish a notification with ``status: "success"``. ``id`` makes it idempotent."""
         message = encoding.message_of(type, data, "success", id=id)
         return await self.broadcast_notification(
             user_id=user_id, request_id=request_id, message=message
@@ -124,7 +125,7 @@ class AsyncBroadcaster:
         *,
         id: str | None = None,
     ) -> BroadcastResult:
-        """Send a notification with ``status: "error"`` and ``data: {"error": …}``."""
+        """Publish a notification with ``status: "error"`` and ``data: {"error": …}``."""
         message = encoding.message_of(type, encoding.error_data(error), "error", id=id)
         return await self.broadcast_notification(
             user_id=user_id, request_id=request_id, message=message
@@ -133,12 +134,15 @@ class AsyncBroadcaster:
     async def broadcast(
         self, room: str, message: Notification | Mapping[str, Any]
     ) -> BroadcastResult:
-        """Send one notification to any one room, such as ``workspace_7``."""
+        """Publish one notification to any single room, such as ``workspace_7``."""
         return await self._deliver((parse_room(room),), encoding.normalize(message))
 
     async def aclose(self) -> None:
-        """Let what is on its way in the running event loop come to its end, then close the
-        connections of this loop. Each broadcast has its deadline, so this ends."""
+        """Finish the broadcasts that are in flight in the running event loop, then close its
+        connections.
+
+        This ends because each broadcast has a deadline.
+        """
         pool = None
         with contextlib.suppress(RuntimeError):  # without an event loop there are no connections
             pool = self._pools.pop(asyncio.get_running_loop(), None)
@@ -183,7 +187,7 @@ class AsyncBroadcaster:
         return pool
 
     def _release_closed(self) -> None:
-        """Close the sockets of event loops that were closed by hand: nothing else does it.
+        """Close the sockets of event loops that were closed without finishing async generators.
 
         Only ``asyncio.run`` and :class:`asyncio.Runner` finish async generators at the end.
         """

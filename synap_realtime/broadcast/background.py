@@ -1,4 +1,4 @@
-"""The background client: whoever publishes never waits for the network."""
+"""The background client of the SDK: publishing never waits for the network."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ from .sync import HttpClient
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000
-"""Notifications that wait for a server that is away; then the oldest are dropped."""
+"""Maximum number of notifications queued while the server is unavailable. The oldest are dropped.
+"""
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 BATCH = 100
-"""Notifications in one request."""
+"""Maximum number of notifications in one request."""
 
 FLUSH_S = 5.0
-"""How long the end of a job, and of the process, waits for what is on its way."""
+"""Seconds that the end of a job, and of the process, waits for notifications in flight."""
 
 MAX_PAUSE_S = 15.0
-"""A server that is away is asked again after 0.1, 0.2, 0.4 s, … and at most this."""
+"""Maximum retry interval while the server is unavailable; the first are 0.1, 0.2, 0.4 s, …."""
 
 
 _THREAD = "synap-realtime"
@@ -47,11 +48,11 @@ _THREAD = "synap-realtime"
 
 @dataclass(eq=False, slots=True)
 class PendingNotification:
-    """A notification on its way.
+    """A queued notification.
 
     Attributes:
-        due: when it may leave, by the monotonic clock.
-        result: what became of it; None until the server has answered.
+        due: the earliest time to send it, by the monotonic clock.
+        result: None until the server has responded.
     """
 
     encoded: encoding.EncodedNotification
@@ -62,12 +63,12 @@ class PendingNotification:
 
 
 class BackgroundBroadcaster:
-    """Publishes from a thread of its own, in order, many notifications in one request.
+    """Publishes from its own thread, in order, with many notifications in one request.
 
-    Publishing takes microseconds and never waits: not for the network, nor for a server that is
-    away. What cannot be sent waits here, bounded, and is sent when the server is back; the log says
-    once that it is away and once that it is back. At the end of the process, what is on its way
-    gets a few seconds.
+    Publishing takes microseconds and never blocks, neither for the network nor for an unavailable
+    server. Notifications that cannot be sent are kept in a bounded queue and sent when the server
+    is available again. The log reports the outage once and the recovery once. At exit, the process
+    waits a few seconds for the queue.
 
     One instance serves all threads, event loops and forked children of a process.
     """
@@ -81,15 +82,15 @@ class BackgroundBroadcaster:
         max_pending: int = MAX_WAITING,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Make a client; nothing is connected yet.
+        """Create a client; nothing is connected yet.
 
         Args:
             url, api_key, transport: as for :class:`Broadcaster`.
-            timeout_s: how long one request may take.
-            max_waiting: notifications that are kept for a server that is away.
+            timeout_s: timeout of one request in seconds.
+            max_pending: maximum number of notifications queued while the server is unavailable.
 
         Raises:
-            ConfigurationError: the URL is not an ``http`` or ``https`` one.
+            ConfigurationError: the URL is not an ``http`` or ``https`` URL.
         """
         self._endpoint = encoding.Endpoint(url, api_key)
         self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
@@ -100,7 +101,7 @@ class BackgroundBroadcaster:
         forks.renew_in_child(self)
 
     def renew(self) -> None:
-        """Begin anew in a forked child: what waits here, and the connections, are its parent's."""
+        """Reset the client in a forked child; the parent owns the queue and the connections."""
         self._poster = self._poster.renewed()
         self._reset()
 
@@ -113,18 +114,18 @@ class BackgroundBroadcaster:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._away = False
-        self._refusal: str | None = None  # the last answer's
+        self._refusal: str | None = None  # of the last response
         self._away_since = 0.0
         self._dropped = 0
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether the server could not be reached, or could not answer, the last time."""
+        """Whether the last request failed because the server was unreachable or unavailable."""
         return self._away
 
     @property
     def pending(self) -> int:
-        """How many notifications the server has not answered yet."""
+        """Number of notifications to which the server has not responded yet."""
         return len(self._queue) + len(self._delayed) + len(self._in_flight)
 
     def broadcast_notification(
@@ -134,10 +135,10 @@ class BackgroundBroadcaster:
         request_id: UserId | None = None,
         message: Notification | Mapping[str, Any],
     ) -> None:
-        """Send one notification to a user's room, a request's room, or both, in the background.
+        """Publish one notification to a user's room, a request's room, or both, in the background.
 
         Raises:
-            InvalidArgumentError: names the argument that is wrong.
+            InvalidArgumentError: an argument is invalid; names it.
         """
         rooms = encoding.rooms_for(user_id, request_id)
         self.post(rooms, encoding.normalize(message, request_id))
@@ -150,14 +151,14 @@ class BackgroundBroadcaster:
         due: float = 0.0,
         after: PendingNotification | None = None,
     ) -> PendingNotification:
-        """Queue a notification; never waits.
+        """Queue a notification. Never blocks.
 
         Args:
-            due: when it may leave, by the monotonic clock.
-            after: one that must leave before it, also if it was not due yet.
+            due: the earliest time to send it, by the monotonic clock.
+            after: a notification that must be sent first, even before its own due time.
 
         Raises:
-            InvalidArgumentError: the notification is too large, or cannot be JSON.
+            InvalidArgumentError: the notification is too large or not JSON-serializable.
         """
         parcel = encoding.encode(rooms, notification)
         with self._changed:
@@ -180,10 +181,10 @@ class BackgroundBroadcaster:
         return posted
 
     def replace(self, posted: PendingNotification, notification: Notification) -> bool:
-        """Send this one in the place of one that was posted; False if that has left.
+        """Replace a queued notification. Return False if it was sent already.
 
         Raises:
-            InvalidArgumentError: the notification is too large, or cannot be JSON.
+            InvalidArgumentError: the notification is too large or not JSON-serializable.
         """
         parcel = encoding.encode(posted.encoded.rooms, notification)
         with self._changed:
@@ -194,12 +195,12 @@ class BackgroundBroadcaster:
             return True
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
-        """Wait until the server has answered all that was posted.
+        """Wait until the server has responded to all queued notifications.
 
-        A server that is known to be away is not waited for.
+        It does not wait for a server that is known to be unavailable.
 
         Returns:
-            whether nothing waits any more.
+            whether the queue is empty.
         """
         last = self._make_all_due()
         if last is not None:
@@ -207,24 +208,24 @@ class BackgroundBroadcaster:
         return not self.pending
 
     async def aflush(self, timeout_s: float = FLUSH_S) -> bool:
-        """:meth:`flush` for code that awaits."""
+        """Asynchronous variant of :meth:`flush`."""
         last = self._make_all_due()
         if last is not None:
             await self.await_sent(last, timeout_s)
         return not self.pending
 
     def wait_sent(self, posted: PendingNotification, timeout_s: float = FLUSH_S) -> None:
-        """Let this one leave now, and wait until the server has answered it, or is away."""
+        """Send this notification now, and wait until the server has responded or is unavailable."""
         if (future := self._future(posted)) is not None:
             wait([future], timeout_s)
 
     async def await_sent(self, posted: PendingNotification, timeout_s: float = FLUSH_S) -> None:
-        """:meth:`wait_sent` for code that awaits."""
+        """Asynchronous variant of :meth:`wait_sent`."""
         if (future := self._future(posted)) is not None:
             await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout_s)
 
     def close(self, timeout_s: float = FLUSH_S) -> None:
-        """Send what waits, and end. A server that has just gone may come back in this time."""
+        """Send the queue, then stop. A server that has just failed may recover in time."""
         with self._changed:
             self._queue.extend(self._delayed)
             self._delayed.clear()
@@ -241,14 +242,14 @@ class BackgroundBroadcaster:
             self._queue.clear()
             self._delayed.clear()
             if lost:
-                logger.error("%d notifications for %s are lost", lost, self._endpoint.redacted)
+                logger.error("lost %d notifications for %s", lost, self._endpoint.redacted)
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
             thread.join(0 if lost else FLUSH_S)
 
     async def aclose(self, timeout_s: float = FLUSH_S) -> None:
-        """:meth:`close` for code that awaits."""
+        """Asynchronous variant of :meth:`close`."""
         await asyncio.to_thread(self.close, timeout_s)
 
     def __enter__(self) -> Self:
@@ -274,7 +275,7 @@ class BackgroundBroadcaster:
         await self.aclose()
 
     def _make_all_due(self) -> PendingNotification | None:
-        """Make all due; returns the last."""
+        """Mark all queued notifications as due; return the last one."""
         with self._changed:
             self._queue.extend(self._delayed)
             self._delayed.clear()
@@ -284,7 +285,7 @@ class BackgroundBroadcaster:
 
     def _future(self, posted: PendingNotification) -> Future[None] | None:
         with self._changed:
-            if posted in self._delayed:  # who waits for it need not wait for its time, too
+            if posted in self._delayed:  # a caller waits for it, so ignore its due time
                 del self._delayed[posted]
                 self._queue.append(posted)
                 self._changed.notify_all()
@@ -302,31 +303,31 @@ class BackgroundBroadcaster:
             oldest.in_flight = True
             self._bytes -= len(oldest.encoded.body)
             _release(oldest)
-            self._drop(1, f"more than {self._max_pending} notifications wait")
+            self._drop(1, f"more than {self._max_pending} notifications are pending")
 
     def _drop(self, count: int, why: str) -> None:
         if not self._dropped:
-            logger.error("notifications for %s are dropped: %s", self._endpoint.redacted, why)
+            logger.error("dropping notifications for %s: %s", self._endpoint.redacted, why)
         self._dropped += count
 
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():
             return
-        # Imports and reads here what the thread needs: see requests.Endpoint. What is wrong is
-        # the result of each notification, and logged as such.
+        # Import and read here what the thread needs: see encoding.Endpoint. A configuration error
+        # becomes the result of each notification and is logged as such.
         with contextlib.suppress(Exception):
             self._poster.open()
         thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
         try:
             thread.start()
         except RuntimeError:
-            # From Python 3.12 on, no thread starts while the interpreter shuts down; and a system
-            # may have no more of them. What waits is sent by the next call, or by close().
+            # Since Python 3.12, no thread starts while the interpreter shuts down, and the system
+            # may be out of threads. The next call or close() sends the queue.
             return
         self._thread = thread
 
     def _send_here(self) -> None:
-        """Send what waits from this thread, once: there is no other, and there may be none."""
+        """Send the queue once from the calling thread, because no other thread can be started."""
         with self._changed:
             batch = self._next_batch() if self._queue else []
             self._closing = True
@@ -341,7 +342,7 @@ class BackgroundBroadcaster:
         self._poster.close()
 
     def _take(self) -> list[PendingNotification] | None:
-        """Wait for what is due; None at the end."""
+        """Wait for due notifications and return them; None when the broadcaster is closed."""
         with self._changed:
             while True:
                 now = time.monotonic()
@@ -369,11 +370,11 @@ class BackgroundBroadcaster:
         steps = encoding.delivery(self._endpoint, [posted.encoded for posted in batch])
         try:
             results = self._answered(steps)
-        except Exception:  # the thread must live on, whatever a transport of one's own does
-            logger.exception("notifications for %s are lost", self._endpoint.redacted)
+        except Exception:  # the thread must survive any error of a custom transport
+            logger.exception("lost notifications for %s", self._endpoint.redacted)
             results = []
         with self._changed:
-            self._in_flight = []  # before anybody wakes, and asks whether anything still waits
+            self._in_flight = []  # before waiters wake and check whether the queue is empty
             for posted, result in zip_longest(batch, results):
                 posted.result = result
                 _release(posted)
@@ -392,13 +393,14 @@ class BackgroundBroadcaster:
                 return results
 
     def _call(self, call: encoding.ApiRequest) -> encoding.ApiResponse:
-        """Send until there is an answer that stays, or until the end of this broadcaster."""
+        """Send until the response is final or the broadcaster is closed."""
         from tenacity import Retrying, retry_if_result, stop_never
 
         answer = encoding.ApiResponse()
 
         def may_come_back(answer: encoding.ApiResponse) -> bool:
-            # Nobody waits here, so what its operator has to mend is waited for as well.
+            # No caller waits here, so retry a misconfigured server, too, until its operator has
+            # fixed it.
             return retry.is_retriable(answer) or answer.is_misconfigured
 
         def attempt() -> encoding.ApiResponse:
@@ -432,9 +434,7 @@ class BackgroundBroadcaster:
             self._away, self._away_since = True, time.monotonic()
             for posted in (*self._in_flight, *self._queue, *self._delayed):
                 _release(posted)
-        logger.warning(
-            "%s: notifications wait (at most %d), and jobs go on", answer.error, self._max_pending
-        )
+        logger.warning("%s; buffering up to %d notifications", answer.error, self._max_pending)
 
     def _on_recovered(self) -> None:
         with self._changed:
@@ -443,23 +443,23 @@ class BackgroundBroadcaster:
             self._away = False
             dropped, self._dropped = self._dropped, 0
         logger.warning(
-            "%s is back after %.0f s; %d notifications were dropped",
+            "reconnected to %s after %.0f s; %d notifications were dropped",
             self._endpoint.redacted,
             time.monotonic() - self._away_since,
             dropped,
         )
 
     def _log_refusal(self, rooms: Sequence[Room], result: BroadcastResult) -> None:
-        """Once for each reason: a wrong key is refused a thousand times alike."""
+        """Log a rejection once for each reason: an invalid key fails every notification."""
         if result.error is not None and result.error != self._refusal:
             logger.warning(
-                "notification %s for %s was refused: %s", result.id, ", ".join(rooms), result.error
+                "notification %s for %s was rejected: %s", result.id, ", ".join(rooms), result.error
             )
         self._refusal = result.error
 
 
 class _ClosingError(Exception):
-    """There is no time for another attempt."""
+    """The broadcaster is closing and has no time for another attempt."""
 
 
 def _release(posted: PendingNotification) -> None:

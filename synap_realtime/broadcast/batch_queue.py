@@ -1,11 +1,11 @@
-"""What waits for the next request, and what becomes of it: pure, shared by both clients.
+"""Queue notifications for the next request and apply its response. Pure; shared by both clients.
 
-While a request is under way, what comes waits, and goes together in the next one. Rules:
+Notifications that arrive while a request is in flight are sent together in the next one. Rules:
 
-- One ``POST /broadcast`` at a time; a server without that route gets :data:`MAX_CONCURRENT_SINGLES`
-  single notifications at once, as it always did.
-- What was asked for first leaves first in its room: nothing overtakes an earlier one there, also
-  while that is being tried again. Other rooms do not wait for it.
+- At most one ``POST /broadcast`` is in flight. A server without that route receives up to
+  :data:`MAX_CONCURRENT_SINGLES` concurrent single notifications.
+- Notifications of a room are sent in the order of the calls, also while an earlier one is retried.
+  Other rooms do not wait for it.
 - Each notification has its own deadline, its own attempts and its own result.
 """
 
@@ -20,10 +20,10 @@ from . import encoding, retry
 from .result import BroadcastResult
 
 MAX_CONCURRENT_SINGLES = 32
-"""Requests under way at once to a server that takes one notification each."""
+"""Maximum number of concurrent requests to a server without ``POST /broadcast``."""
 
 MAX_WAITING = 1000
-"""Notifications that wait; whoever comes then waits until there is room."""
+"""Maximum queue length. Later callers wait for free space."""
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 
@@ -34,15 +34,15 @@ def _nobody() -> None:
 
 @dataclass(eq=False, slots=True)
 class QueuedNotification:
-    """One notification on its way, for the caller who waits for it.
+    """A queued notification whose caller waits for the result.
 
     Attributes:
         deadline: when its caller stops waiting, by the monotonic clock.
-        settled: called once there is a result, or an exception.
-        due: not to be sent again before.
-        failure: what the last attempt came to, while there may be another.
-        leads: what its caller is to send; for callers that are threads.
-        exception: what a transport raised that is no failure of the network.
+        settled: called once with the result or the exception.
+        due: the earliest time of the next attempt.
+        failure: the response to the last attempt, while another may follow.
+        leads: the batch that its caller must send, for callers that are threads.
+        exception: a non-network error that a transport raised.
     """
 
     encoded: encoding.EncodedNotification
@@ -61,26 +61,26 @@ class QueuedNotification:
         return self.result is not None or self.exception is not None
 
     def resolve(self, result: BroadcastResult) -> None:
-        """The first result counts, and only while somebody waits for it."""
+        """Set the result. Only the first counts, and only while the caller waits."""
         if not (self.is_settled or self.abandoned):
             self.result = result
             self.done()
 
     def fail(self, exception: Exception) -> None:
-        """:meth:`resolve`, for what a transport raised."""
+        """Set an exception that the transport raised; see :meth:`resolve`."""
         if not (self.is_settled or self.abandoned):
             self.exception = exception
             self.done()
 
     def outcome(self) -> BroadcastResult:
-        """Once it is settled.
+        """Return the result once there is one.
 
         Raises:
-            Exception: what the transport raised.
+            Exception: the exception that the transport raised.
         """
         if self.exception is not None:
             raise self.exception
-        assert self.result is not None  # noqa: S101 - asked for once it is settled
+        assert self.result is not None  # noqa: S101 - only called once there is a result
         return self.result
 
 
@@ -104,25 +104,27 @@ class BatchQueue:
 
     @property
     def _is_busy(self) -> bool:
-        """Whether another request has to end before the next can begin."""
+        """Whether a request in flight must end before the next can start."""
         return len(self._in_flight) >= (
             1 if self._endpoint.has_batch_route else MAX_CONCURRENT_SINGLES
         )
 
     def add(self, item: QueuedNotification) -> None:
-        """Put one at the end of the queue."""
+        """Append a notification to the queue."""
         self._waiting.append(item)
         self._waiting_bytes += len(item.encoded.body)
 
     def cancel(self, item: QueuedNotification) -> None:
-        """Its caller has gone: it is not sent (again), and nobody hears what comes of it."""
+        """Remove a notification whose caller was cancelled. It is not sent again."""
         item.abandoned = True
         if item in self._waiting:
             self._waiting.remove(item)
             self._waiting_bytes -= len(item.encoded.body)
 
     def next_batch(self, now: float) -> list[QueuedNotification]:
-        """What the next request holds; empty while there can be none. :meth:`release` ends it."""
+        """Return the notifications of the next request; empty if none can start. :meth:`release`
+        ends it.
+        """
         if not self._waiting or self._is_busy:
             return []
         load = encoding.BatchBudget(self._max_batch if self._endpoint.has_batch_route else 1)
@@ -145,13 +147,13 @@ class BatchQueue:
         return taken
 
     def next_due(self, now: float) -> float | None:
-        """When there is more to take though nothing happens; None if something has to."""
+        """Return when the next batch is due; None if that depends on a response or a call."""
         if self._is_busy:
             return None
         return min((item.due for item in self._waiting if item.due > now), default=None)
 
     def expire(self, item: QueuedNotification) -> None:
-        """Its deadline has passed: its caller hears of the last failure, or of the silence."""
+        """Fail a notification at its deadline, with its last failure or with a timeout."""
         silence = encoding.response_from_error(self._endpoint, TimeoutError()).error
         error = silence if item.failure is None else item.failure.error
         attempts = item.attempts + (item in self._in_flight)
@@ -161,7 +163,7 @@ class BatchQueue:
     def apply_response(
         self, items: Sequence[QueuedNotification], answer: encoding.ApiResponse, now: float
     ) -> None:
-        """Settle what the answer to their ``POST /broadcast`` settles; the others wait again."""
+        """Apply the response to a ``POST /broadcast``; return members to retry to the queue."""
         for item in items:
             item.attempts += 1
         if encoding.lacks_batch_route(answer):
@@ -172,36 +174,36 @@ class BatchQueue:
         elif (
             answer.status in _SPLITTABLE_STATUSES and not answer.is_misconfigured and len(items) > 1
         ):
-            # Too much at once, or one of them is the trouble: the others are not to share it.
+            # The batch is too large, or one member causes the failure. Isolate it from the others.
             self._max_batch = len(items) // 2
             if not answer.retriable:
                 return
         results = encoding.read_batch(self._endpoint, answer, [item.encoded for item in items])
         attempts = max(item.attempts for item in items)
         for n, (item, result) in enumerate(zip(items, results, strict=True)):
-            told = replace(result, attempts=item.attempts)
+            outcome = replace(result, attempts=item.attempts)
             if not encoding.is_item_retryable(answer, n):
-                item.resolve(told)
+                item.resolve(outcome)
             elif (
                 pause_s := retry.retry_delay_s(answer, attempts, item.deadline - now)
             ) is not None:
                 item.due = now + pause_s
-                item.failure = told
+                item.failure = outcome
             elif answer.status is None and now >= item.deadline and item.failure is not None:
-                # Cut short by the deadline, it says less than the attempt before it.
-                item.resolve(replace(told, error=item.failure.error))
+                # The attempt was cut short by the deadline; the previous failure is more specific.
+                item.resolve(replace(outcome, error=item.failure.error))
             else:
-                item.resolve(replace(told, error=retry.last_error(answer, told.error)))
+                item.resolve(replace(outcome, error=retry.last_error(answer, outcome.error)))
 
     def release(self, items: Sequence[QueuedNotification]) -> None:
-        """Their request is over: what is not settled waits again, before all the others."""
+        """End a request: return its unfinished notifications to the front of the queue."""
         self._in_flight.difference_update(items)
         again = [item for item in items if not (item.is_settled or item.abandoned)]
         self._waiting.extendleft(reversed(again))
         self._waiting_bytes += sum(len(item.encoded.body) for item in again)
 
     def end(self, why: str) -> None:
-        """Nothing will be sent any more: all that wait fail."""
+        """Fail all queued notifications; nothing is sent any more."""
         while self._waiting:
             item = self._waiting.popleft()
             item.resolve(encoding.failure_result(item.encoded, item.attempts, why))
@@ -209,4 +211,4 @@ class BatchQueue:
 
 
 _SPLITTABLE_STATUSES = (None, 400, 413, 422, 429, 500)
-"""Answers to many that fewer of them might not get; None is that none came in time."""
+"""Statuses of a batch that smaller batches may avoid; None is a timeout."""

@@ -1,4 +1,4 @@
-"""What leaves one event loop: a lone notification at once, the others together."""
+"""Send the notifications of one event loop: the first immediately, later ones in batches."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class Sender:
-    """The connections of one event loop to one server, and what waits for them.
+    """The connections of one event loop to one server, and its queue.
 
-    A notification that finds nothing under way is sent by the task that called, which creates no
-    other. What comes meanwhile is sent by a task of the sender, and belongs to no caller: one that
-    is cancelled takes nobody's notification with it.
+    If no request is in flight, the calling task sends its notification itself, without creating
+    another task. Otherwise a task of the sender sends the queue. That task belongs to no caller, so
+    the cancellation of one caller does not affect the others' notifications.
     """
 
     def __init__(
@@ -35,22 +35,23 @@ class Sender:
         transport: httpx.AsyncBaseTransport | None,
         timeout_s: float,
     ) -> None:
-        """Connect to nothing yet; the environment is read at the first request."""
+        """Create a sender; it connects and reads the environment at the first request."""
         self._endpoint = endpoint
         self._given = transport
         self._own: AsyncTransport | None = None
         self._timeout_s = timeout_s
         self._batch_queue = BatchQueue(endpoint)
-        self._admission = asyncio.Lock()  # a fair queue of those for whom there is no room yet
-        self._changed = asyncio.Event()  # for who waits for room, for news or for the end
+        self._admission = asyncio.Lock()  # a fair lock for callers that wait for free space
+        # Wakes callers when space is free, on a result, or on close.
+        self._changed = asyncio.Event()
         self._flush_task: asyncio.Task[None] | None = None
         self._singles: set[asyncio.Task[None]] = set()
 
     async def send(self, item: QueuedNotification) -> BroadcastResult:
-        """Send one, in the order of the calls for each of its rooms.
+        """Send one notification, in the order of the calls for each of its rooms.
 
         Raises:
-            Exception: only what a transport of one's own raised that is none of httpx's errors.
+            Exception: only a non-httpx error that a custom transport raised.
         """
         try:
             if self._batch_queue.is_idle and not self._admission.locked():
@@ -65,12 +66,12 @@ class Sender:
         return item.outcome()
 
     async def drain(self) -> None:
-        """Wait until nothing waits; each has its deadline."""
+        """Wait until the queue is empty; each notification has a deadline."""
         while not self._batch_queue.is_idle or self._admission.locked():
             await self._wait_changed()
 
     async def _settled(self, item: QueuedNotification) -> None:
-        """Wait for its turn and its result, until its deadline."""
+        """Wait for space in the queue and for the result, until the deadline."""
         result = asyncio.get_running_loop().create_future()
         item.done = lambda: None if result.done() else result.set_result(None)
         try:
@@ -94,10 +95,10 @@ class Sender:
         await self._changed.wait()
 
     def _ensure_flushing(self) -> None:
-        """See to it that what waits is sent."""
+        """Start the task that sends the queue, if it is not running."""
         self._changed.set()
         if self._flush_task is None and not self._batch_queue.is_idle:
-            # It works for all, so what it does is part of no caller's trace.
+            # The task serves all callers, so its spans belong to no caller's trace.
             self._flush_task = asyncio.create_task(self._run(), context=contextvars.Context())
 
     async def _run(self) -> None:
@@ -118,13 +119,13 @@ class Sender:
                         async with asyncio.timeout(None if due is None else due - now):
                             await self._wait_changed()
         except asyncio.CancelledError:
-            self._batch_queue.end("its event loop ended first")
+            self._batch_queue.end("the event loop was closed before it was sent")
             raise
         finally:
             self._flush_task = None
 
     async def _send_batch(self, items: list[QueuedNotification]) -> None:
-        """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
+        """Make one attempt for a batch, or all for a server without ``POST /broadcast``."""
         try:
             if self._endpoint.has_batch_route:
                 call = encoding.batch_request([item.encoded for item in items])
@@ -133,7 +134,7 @@ class Sender:
             else:
                 for item in items:
                     item.resolve(await self._one_by_one(item))
-        except Exception as error:  # noqa: BLE001 - its callers see it
+        except Exception as error:  # noqa: BLE001 - re-raised to its callers
             for item in items:
                 if self._given is None:
                     item.resolve(encoding.unsent(self._endpoint, item.encoded, error))
@@ -157,7 +158,7 @@ class Sender:
     async def _send_with_retry(
         self, call: encoding.ApiRequest, deadline: float
     ) -> encoding.ApiResponse:
-        """Send until there is an answer that stays."""
+        """Send until the response is final."""
         from tenacity import AsyncRetrying
 
         retrying = AsyncRetrying(**retry.arguments(deadline - time.monotonic()))
@@ -165,7 +166,9 @@ class Sender:
         return retry.with_attempts(answer, retrying.statistics["attempt_number"])
 
     async def _post(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
-        """One attempt. Never raises for what the network, the server or the environment does."""
+        """Make one attempt. Never raises for a failure of the network, the server or the
+        environment.
+        """
         budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
         try:
             async with asyncio.timeout(budget):
@@ -197,7 +200,7 @@ class Sender:
             return self._given
         if self._own is None:
             with importing():
-                from .transport import AsyncTransport  # with httpcore: for those who publish
+                from .transport import AsyncTransport  # imported with httpcore, only by publishers
 
                 retry.load()
                 self._own = AsyncTransport(self._endpoint.address)
@@ -211,6 +214,6 @@ class Sender:
         self._own = None
 
     def abandon(self) -> None:
-        """Close the sockets of an event loop that is closed, and cannot close them itself."""
+        """Close the sockets of a closed event loop, which cannot close them itself."""
         if self._own is not None:
             self._own.abandon()

@@ -1,7 +1,7 @@
-"""What to send and how to read the answer: pure, shared by both clients.
+"""Encode requests and parse responses. Pure; shared by both clients.
 
-:func:`delivery` is a generator that holds the whole logic: it yields calls, is sent back their
-answers, and returns the result. The clients only run it.
+:func:`delivery` is a generator that holds the whole logic: it yields requests, receives their
+responses, and returns the results. The clients only run it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class ApiRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """What came of a call: a status and its body, or why there is none.
+    """The response to a request: a status and a body, or the reason why there is none.
 
-    ``retry_after_s`` is what the server asked for, 0 if nothing.
+    ``retry_after_s`` is the delay that the server asked for, or 0.
     """
 
     attempts: int = 1
@@ -65,11 +65,14 @@ class ApiResponse:
 
     @property
     def retriable(self) -> bool:
-        """Connection errors, timeouts, 429 and 5xx but 501 and 505; never another 4xx, nor what
-        only a change of the configuration mends (``is_permanent``, ``is_misconfigured``).
+        """Whether a retry may succeed.
 
-        So is a batch that the server could not keep, in whole or in part: who has a notification
-        already drops the second by its id.
+        Retriable are connection errors, timeouts, 429, and 5xx except 501 and 505. Other 4xx are
+        not, and neither are failures that need a configuration change (``is_permanent``,
+        ``is_misconfigured``).
+
+        A batch that the server stored partially or not at all is retriable, too: recipients that
+        have a notification drop the duplicate by its id.
         """
         if self.is_permanent or self.is_misconfigured:
             return False
@@ -83,28 +86,28 @@ class ApiResponse:
 
     @property
     def is_misconfigured(self) -> bool:
-        """Whether the server's own settings are wrong: only its operator can help."""
+        """Whether the server's own configuration is invalid; only its operator can fix it."""
         return isinstance(self.body, dict) and self.body.get("code") == "misconfigured"
 
 
 _NOT_IMPLEMENTED = (501, 505)
-"""A server of another kind, which never takes this method or this version of HTTP."""
+"""Statuses of a server that never supports this method or this HTTP version."""
 
 MAX_ANSWER_BYTES = 1024 * 1024
-"""No room server answers with more; what comes after it is not read."""
+"""Maximum number of response bytes to read. No room server sends more."""
 
 MAX_REASON_CHARACTERS = 500
-"""Of what a server says went wrong: it goes into results and logs."""
+"""Maximum length of a server's error text in results and logs."""
 
 TRANSPORT_ERRORS = (httpx.RequestError, httpx.InvalidURL, OSError, UnicodeError)
-"""What an HTTP client raises when there is no answer, or no such host can be."""
+"""Errors that an HTTP client raises when there is no response or the host name is invalid."""
 
 
 def check_seconds(field: str, value: object) -> float:
-    """A time that makes sense.
+    """Validate a duration.
 
     Raises:
-        InvalidArgumentError: it is not a positive number of seconds.
+        InvalidArgumentError: the value is not a positive number of seconds.
     """
     if not isinstance(value, int | float) or not 0 < value < 86400:
         raise InvalidArgumentError(field, f"expected seconds, more than 0; got {value!r}")
@@ -118,20 +121,20 @@ _EMPTY_BATCH = b'{"notifications":[]}'
 
 
 class Endpoint:
-    """One room server: its address, its key, and what is known of its routes.
+    """One room server: its address, its key, and its known routes.
 
-    A program that publishes may fork while another thread publishes. A module that is being
-    imported then stays half imported in the child. So everything that a request needs is imported
-    before a thread needs it; a host name needs the codec ``idna``.
+    A program may fork while another thread publishes. A module that is being imported at that
+    moment stays partially imported in the child. Therefore everything that a request needs is
+    imported before a thread needs it, including the codec ``idna`` for host names.
     """
 
-    _codec = codecs.lookup("idna")  # and the interpreter remembers it
+    _codec = codecs.lookup("idna")  # the interpreter caches it
 
     def __init__(self, url: str | None, api_key: str | None) -> None:
-        """Take the arguments, else ``REALTIME_URL`` and ``REALTIME_API_KEY``.
+        """Read the arguments, then ``REALTIME_URL`` and ``REALTIME_API_KEY``.
 
         Raises:
-            ConfigurationError: the URL is not an ``http`` or ``https`` one.
+            ConfigurationError: the URL is not an ``http`` or ``https`` URL.
         """
         address = parse_server_url(url)
         self.address = address.url.copy_with(username=None, password=None)
@@ -158,19 +161,20 @@ class Endpoint:
         self.has_batch_route = True
 
 
-_url = lru_cache(maxsize=128)(httpx.URL)  # parsed once: it is always the same one
+_url = lru_cache(maxsize=128)(httpx.URL)  # parsed once because it never changes
 
 
 def build_request(
     endpoint: Endpoint, call: ApiRequest, timeout_s: float | None = None
 ) -> httpx.Request:
-    """A call as httpx sends it.
+    """Build the httpx request.
 
-    It goes straight to a transport. A client in between would follow the environment, merge
-    parameters and headers anew each time, and keep every cookie that a server sets.
+    It is passed directly to a transport. An httpx client would apply the environment, merge
+    parameters and headers for each request, and store every cookie that a server sets.
 
     Args:
-        timeout_s: of each read and write; None where the caller bounds the whole.
+        timeout_s: timeout of each read and write in seconds; None if the caller limits the whole
+            request.
     """
     return httpx.Request(
         "POST",
@@ -182,13 +186,13 @@ def build_request(
 
 
 def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -> ApiResponse:
-    """A response and its body as an answer."""
+    """Convert a response and its body to an :class:`ApiResponse`."""
     answer = parse_response(endpoint, response.status_code, response.headers, body.content)
     if not body.encoding:
         return answer
     error = (
         f"{endpoint.named} answered {answer.status} with Content-Encoding {body.encoding!r}, "
-        "which was not asked for; is there a proxy in between that compresses?"
+        "which the client did not accept; check for a proxy that compresses responses"
     )
     return replace(answer, error=error)
 
@@ -196,7 +200,7 @@ def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -
 def parse_response(
     endpoint: Endpoint, status: int, headers: Mapping[str, str], content: bytes
 ) -> ApiResponse:
-    """A response as an answer; a body that is not JSON stays text."""
+    """Parse a response; a body that is not JSON stays text."""
     try:
         body: object = json.loads(content)
     except (ValueError, RecursionError):
@@ -210,7 +214,7 @@ def parse_response(
 
 
 def response_from_error(endpoint: Endpoint, error: Exception) -> ApiResponse:
-    """Why there is no response, as an answer."""
+    """Convert a transport error to an :class:`ApiResponse` with the reason."""
     if isinstance(error, ConfigurationError):
         return ApiResponse(error=str(error), is_permanent=True)
     if (problem := tls_problem(error)) is not None:
@@ -220,12 +224,12 @@ def response_from_error(endpoint: Endpoint, error: Exception) -> ApiResponse:
         return ApiResponse(error=f"{endpoint.named} did not answer in time{way}")
     reason = _bounded(reason_of(error))
     if way:
-        reason = reason.partition(";")[0]  # the advice is about the server
+        reason = reason.partition(";")[0]  # the text names the server, not the proxy
     return ApiResponse(error=f"{endpoint.named} could not be reached{way}: {reason}")
 
 
 def _way(endpoint: Endpoint) -> str:
-    """By which proxy of the environment, if by one: it may be what is away."""
+    """Return the environment's proxy in use, if any: the proxy may be the part that is down."""
     try:
         proxy = find_proxy(endpoint.address, socks_library="socksio")
     except ConfigurationError:
@@ -234,11 +238,7 @@ def _way(endpoint: Endpoint) -> str:
 
 
 def rooms_for(user_id: UserId | None, request_id: UserId | None) -> tuple[Room, ...]:
-    """The user's room and the request's room, whichever is given.
-
-    Raises:
-        InvalidArgumentError: neither is given, or one cannot be part of a room id.
-    """
+    """Return the user's room and the request's room, whichever is given."""
     rooms = []
     if user_id is not None:
         rooms.append(user_room(user_id))
@@ -252,11 +252,7 @@ def rooms_for(user_id: UserId | None, request_id: UserId | None) -> tuple[Room, 
 def normalize(
     message: Notification | Mapping[str, Any], request_id: UserId | None = None
 ) -> Notification:
-    """Check a message and give it an id and a time.
-
-    Raises:
-        InvalidArgumentError: names the member that is wrong.
-    """
+    """Validate a message, and add an id and a timestamp."""
     if isinstance(message, Notification):
         wire = message.to_wire()
     elif isinstance(message, Mapping):
@@ -285,21 +281,23 @@ def message_of(
     *,
     id: str | None,
 ) -> dict[str, Any]:
-    """The message of ``broadcast_success`` and ``broadcast_error``; :func:`normalize` checks it."""
+    """Return the message of ``broadcast_success`` and ``broadcast_error``; :func:`normalize` checks
+    it.
+    """
     return {"id": id, "type": type, "data": data, "status": status}
 
 
 def error_data(error: str) -> dict[str, Any]:
-    """The ``data`` of an error notification, as the report has it."""
+    """Return the ``data`` of an error notification, as specified by the original report."""
     if not isinstance(error, str):
         raise InvalidArgumentError(
-            "error", f"expected text that the user may read, got {type(error).__name__}"
+            "error", f"expected a text for the user, got {type(error).__name__}"
         )
     return {"error": error}
 
 
 class EncodedNotification(NamedTuple):
-    """A checked notification with its rooms, as it goes over the wire."""
+    """A validated notification with its rooms, encoded for the wire."""
 
     rooms: tuple[Room, ...]
     id: str
@@ -307,16 +305,16 @@ class EncodedNotification(NamedTuple):
 
     @property
     def as_batch_item(self) -> bytes:
-        """As a member of a batch: with ``rooms`` in it."""
+        """Return the notification as a member of a batch, including ``rooms``."""
         # No character of a room id needs an escape in JSON.
         return b'%b,"rooms":["%b"]}' % (self.body[:-1], '","'.join(self.rooms).encode())
 
 
 class BatchBudget:
-    """How much one request holds, within the bounds of PROTOCOL.md, "HTTP", "Many"."""
+    """The size of one request, limited as in PROTOCOL.md, "HTTP", "Many"."""
 
     def __init__(self, most: int = MAX_BATCH_NOTIFICATIONS) -> None:
-        """Hold nothing yet, and at most so many notifications."""
+        """Create an empty budget for at most this number of notifications."""
         self._most = most
         self._count = 0
         self._rooms = 0
@@ -324,7 +322,9 @@ class BatchBudget:
         self._spread_bytes = 0
 
     def add(self, parcel: EncodedNotification) -> bool:
-        """Whether this one goes along, too. The first always does: it cannot go otherwise."""
+        """Add a notification if it fits. The first always fits, because it could not be sent
+        otherwise.
+        """
         rooms = self._rooms + len(parcel.rooms)
         size = len(parcel.body) + sum(len(room) + 3 for room in parcel.rooms) + 12
         spread = self._spread_bytes + size * len(parcel.rooms)
@@ -343,10 +343,7 @@ class BatchBudget:
 
 
 def encode(rooms: tuple[Room, ...], notification: Notification) -> EncodedNotification:
-    """
-    Raises:
-        InvalidArgumentError: the notification is over 256 KiB or cannot be JSON.
-    """
+    """Encode a notification."""
     wire = notification.to_wire()
     if TRACEPARENT not in wire and (traceparent := current_traceparent()) is not None:
         wire[TRACEPARENT] = traceparent
@@ -355,14 +352,13 @@ def encode(rooms: tuple[Room, ...], notification: Notification) -> EncodedNotifi
         raise InvalidArgumentError(
             "data",
             f"the notification has {len(body)} bytes; at most {MAX_NOTIFICATION_BYTES} are "
-            "allowed. Send a link to what is large",
+            "allowed. Send a link to large data instead",
         )
     return EncodedNotification(rooms, str(notification.id), body)
 
 
 def start_broadcast_span(notification: Notification) -> Span:
-    """The span of one broadcast, from the call to its result; :func:`encode` inside it, so that the
-    notification says where it comes from."""
+    """Start the span of one broadcast, from the call to its result."""
     return start_span(
         "broadcast",
         "producer",
@@ -373,14 +369,7 @@ def start_broadcast_span(notification: Notification) -> Span:
 
 
 def delivery(endpoint: Endpoint, parcels: Sequence[EncodedNotification]) -> Delivery:
-    """Publish notifications to their rooms; see PROTOCOL.md, "HTTP".
-
-    One ``POST /broadcast``. A server of the original report has no such route: then one
-    ``POST /rooms/{room}/broadcast`` for each notification and room, and the endpoint remembers.
-
-    Returns:
-        what became of each, in their order.
-    """
+    """Publish notifications to their rooms; see PROTOCOL.md, "HTTP"."""
     attempts = 0
     if endpoint.has_batch_route:
         answer = yield batch_request(parcels)
@@ -399,15 +388,14 @@ def delivery(endpoint: Endpoint, parcels: Sequence[EncodedNotification]) -> Deli
 
 
 def batch_request(parcels: Sequence[EncodedNotification]) -> ApiRequest:
-    """One request for all of them."""
+    """Build one request for all notifications."""
     notifications = b",".join([parcel.as_batch_item for parcel in parcels])
     return ApiRequest("/broadcast", b'{"notifications":[%b]}' % notifications)
 
 
 def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification, attempts: int) -> Single:
-    """One ``POST /rooms/{room}/broadcast`` for each of its rooms; ``attempts`` were made before.
-
-    A server that has no such route, either, is no room server.
+    """Send one ``POST /rooms/{room}/broadcast`` for each room; ``attempts`` counts earlier
+    attempts.
     """
     count = 0
     duplicates = 0
@@ -417,7 +405,7 @@ def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification, attempts: 
         answer = yield ApiRequest(f"/rooms/{quote(room, safe='')}/broadcast", parcel.body)
         attempts += answer.attempts
         if answer.status in (404, 405):
-            endpoint.has_batch_route = True  # what stands there next may have it
+            endpoint.has_batch_route = True  # a later server at this address may have the route
             return failure_result(parcel, attempts, _unexpected_response(endpoint, answer))
         error = _read_single(endpoint, answer)
         if error is None:
@@ -438,10 +426,7 @@ def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification, attempts: 
 
 
 def lacks_batch_route(answer: ApiResponse) -> bool:
-    """Whether the server has no ``POST /broadcast``.
-
-    The report's Worker answers 400 with plain text there; ours answers 400 with a ``code``.
-    """
+    """Whether the server has no ``POST /broadcast``."""
     if answer.status == 400:
         return not (isinstance(answer.body, dict) and "code" in answer.body)
     return answer.status in (404, 405)
@@ -450,7 +435,7 @@ def lacks_batch_route(answer: ApiResponse) -> bool:
 def read_batch(
     endpoint: Endpoint, answer: ApiResponse, parcels: Sequence[EncodedNotification]
 ) -> list[BroadcastResult]:
-    """What became of each, in their order, by one answer to all."""
+    """Return the result of each notification, in order, from the response to a batch."""
     match answer.body:
         case {"results": list(results)} if len(results) == len(parcels):
             pass
@@ -463,7 +448,7 @@ def read_batch(
 
 
 def is_item_retryable(answer: ApiResponse, n: int) -> bool:
-    """Whether the nth of a batch failed in a way that another attempt may mend."""
+    """Whether a retry may succeed for the nth member of a batch."""
     if answer.error is not None:
         return answer.retriable
     match answer.body:
@@ -475,15 +460,12 @@ def is_item_retryable(answer: ApiResponse, n: int) -> bool:
 def failure_result(
     parcel: EncodedNotification, attempts: int, error: str | None
 ) -> BroadcastResult:
-    """The result of one that no room has."""
+    """Return the result of a notification that no room has."""
     return BroadcastResult(False, 0, parcel.id, (), attempts, error)
 
 
 def unsent(endpoint: Endpoint, parcel: EncodedNotification, error: Exception) -> BroadcastResult:
-    """The result of one that could not be sent for a reason that is not the network's.
-
-    While the interpreter shuts down, nothing can be imported any more, and any call may raise.
-    """
+    """Return the result of a notification that could not be sent for a non-network reason."""
     reason = _bounded(str(error) or type(error).__name__)
     return failure_result(parcel, 1, f"nothing could be sent to {endpoint.redacted}: {reason}")
 
@@ -508,7 +490,7 @@ def _read_result(
                     duplicate=_are_duplicates(result, parcel.rooms),
                 )
             case {"error": str()}:
-                error = f"{endpoint.named} refused it{_reason(endpoint, result)}"
+                error = f"{endpoint.named} rejected the notification{_reason(endpoint, result)}"
             case _:
                 error = _unexpected_response(endpoint, answer)
     return failure_result(parcel, answer.attempts, error)
@@ -521,14 +503,14 @@ def _read_single(endpoint: Endpoint, answer: ApiResponse) -> str | None:
         case {"success": True}:
             return None
         case {"success": False, "error": str()}:
-            return f"{endpoint.named} refused it{_reason(endpoint, answer.body)}"
+            return f"{endpoint.named} rejected the notification{_reason(endpoint, answer.body)}"
         case _:
             return _unexpected_response(endpoint, answer)
 
 
 def _unexpected_response(endpoint: Endpoint, answer: ApiResponse) -> str:
     return (
-        f"{endpoint.named} is not a room server (it answered {answer.status}); "
+        f"{endpoint.named} is not a room server (HTTP {answer.status}); "
         f"check the URL ({endpoint.url_setting}), and the path where the rooms are mounted"
     )
 
@@ -556,7 +538,7 @@ def _bounded(reason: str) -> str:
 
 
 def _describe(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: object) -> str:
-    """What a server answered that did not take it: who, why, and what to change."""
+    """Describe an error response: which server, why, and what to change."""
     said = f"{endpoint.named} answered {status}"
     if 300 <= status < 400 and (location := headers.get("Location")):
         to = redacted(location).partition("?")[0]
@@ -564,8 +546,8 @@ def _describe(endpoint: Endpoint, status: int, headers: Mapping[str, str], body:
     match body:
         case str(text) if text.lstrip().startswith("<"):
             return (
-                f"{said} with a page of HTML, which no room server sends; "
-                f"check {endpoint.url_setting}, and the proxy in between, if there is one"
+                f"{said} with an HTML page, which no room server sends; "
+                f"check {endpoint.url_setting}and any proxy in between"
             )
         case str(text) if text.strip():
             return f"{said}: {_bounded(text.strip())}"
@@ -574,7 +556,7 @@ def _describe(endpoint: Endpoint, status: int, headers: Mapping[str, str], body:
 
 
 def _reason(endpoint: Endpoint, body: object) -> str:
-    """Why a room server refused, in its words, behind a colon."""
+    """Return a room server's own reason for a rejection, after a colon."""
     match body:
         case {"error": str(error), "details": str(details)}:
             reason = _bounded(f"{error}: {details}")
@@ -582,7 +564,7 @@ def _reason(endpoint: Endpoint, body: object) -> str:
             reason = _bounded(error)
         case _:
             return ""
-    # Refusals of an origin, of an address or by the server's own rule are not about the key.
+    # Rejections of an origin, of an address or by the authorizer do not concern the key.
     is_about_key = reason.startswith(("Forbidden: the key", "Forbidden: the token"))
     return f": {reason}; check {endpoint.key_setting}" if is_about_key else f": {reason}"
 

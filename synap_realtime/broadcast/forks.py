@@ -1,4 +1,4 @@
-"""Clients in a forked child: their connections, threads and locks are the parent's."""
+"""Reset clients in a forked child: their connections, threads and locks belong to the parent."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _clients: weakref.WeakSet[_Renewable] = weakref.WeakSet()
 
 
 def renew_in_child(client: _Renewable) -> None:
-    """Call ``client.renew()`` in each child that this process forks, before anything else uses it.
+    """Call ``client.renew()`` in each child that this process forks, before any other use.
 
-    It runs inside of ``fork``: it connects to nothing, and takes no lock, which a thread that the
-    child does not have could hold.
+    ``renew()`` runs inside ``fork``. It must not connect or take a lock, because a thread that does
+    not exist in the child could hold the lock.
     """
     _clients.add(client)
 

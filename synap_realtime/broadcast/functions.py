@@ -1,4 +1,4 @@
-"""The SDK as plain functions, on one shared client for each server and key."""
+"""The SDK as plain functions over one shared client for each server and key."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ async def broadcast_notification(
     request_id: UserId | None = None,
     message: Notification | Mapping[str, Any],
 ) -> BroadcastResult:
-    """Send one notification to a user's room, a request's room, or both.
+    """Publish one notification to a user's room, a request's room, or both.
 
-    The server is ``REALTIME_URL``, the key ``REALTIME_API_KEY``. Connections stay open and are
-    closed with the event loop. Delivery never raises: look at ``result.success``.
+    The server is ``REALTIME_URL``, the key ``REALTIME_API_KEY``. Connections stay open until the
+    event loop is closed. Delivery never raises: check ``result.success``.
 
     Raises:
-        InvalidArgumentError: names the argument that is wrong.
+        InvalidArgumentError: an argument is invalid; names it.
         ConfigurationError: ``REALTIME_URL`` is not an http or https URL.
     """
     return await _shared(*_environment()).broadcast_notification(
@@ -50,7 +50,7 @@ async def broadcast_success(
     *,
     id: str | None = None,
 ) -> BroadcastResult:
-    """Send a notification with ``status: "success"``; see :func:`broadcast_notification`."""
+    """Publish a notification with ``status: "success"``; see :func:`broadcast_notification`."""
     return await _shared(*_environment()).broadcast_success(user_id, type, data, request_id, id=id)
 
 
@@ -62,7 +62,7 @@ async def broadcast_error(
     *,
     id: str | None = None,
 ) -> BroadcastResult:
-    """Send a notification with ``status: "error"``; see :func:`broadcast_notification`."""
+    """Publish a notification with ``status: "error"``; see :func:`broadcast_notification`."""
     return await _shared(*_environment()).broadcast_error(user_id, type, error, request_id, id=id)
 
 
@@ -72,7 +72,7 @@ def broadcast_notification_sync(
     request_id: UserId | None = None,
     message: Notification | Mapping[str, Any],
 ) -> BroadcastResult:
-    """:func:`broadcast_notification` for code that does not await."""
+    """Synchronous variant of :func:`broadcast_notification`."""
     return _shared_sync(*_environment()).broadcast_notification(
         user_id=user_id, request_id=request_id, message=message
     )
@@ -86,7 +86,7 @@ def broadcast_success_sync(
     *,
     id: str | None = None,
 ) -> BroadcastResult:
-    """:func:`broadcast_success` for code that does not await."""
+    """Synchronous variant of :func:`broadcast_success`."""
     return _shared_sync(*_environment()).broadcast_success(user_id, type, data, request_id, id=id)
 
 
@@ -98,7 +98,7 @@ def broadcast_error_sync(
     *,
     id: str | None = None,
 ) -> BroadcastResult:
-    """:func:`broadcast_error` for code that does not await."""
+    """Synchronous variant of :func:`broadcast_error`."""
     return _shared_sync(*_environment()).broadcast_error(user_id, type, error, request_id, id=id)
 
 
@@ -111,7 +111,7 @@ _transport: Any = None
 
 @contextmanager
 def use_transport(transport: Any) -> Iterator[None]:
-    """Let all shared clients send by this transport (an async and a sync one): for tests."""
+    """Make all shared clients use this transport (asynchronous and synchronous), for tests."""
     global _transport
     before = _transport
     _reset_shared()
@@ -130,7 +130,7 @@ def _reset_shared() -> None:
         cache.cache_clear()
 
 
-# Made anew when the environment changes. The clients read it themselves, so that an error names the
+# Replaced when the environment changes. The clients read it themselves, so that an error names the
 # variable.
 @functools.lru_cache(maxsize=8)
 def _shared(*_environment: str | None) -> AsyncBroadcaster:
@@ -145,10 +145,11 @@ def _shared_sync(*_environment: str | None) -> Broadcaster:
 
 
 def background_broadcaster() -> BackgroundBroadcaster:
-    """The one of ``REALTIME_URL`` and ``REALTIME_API_KEY``, shared by all jobs of the process.
+    """Return the client of ``REALTIME_URL`` and ``REALTIME_API_KEY`` that all jobs of the process
+    share.
 
-    A job runs whatever the variables hold: where they cannot be used, nothing is sent, and one log
-    line says why.
+    Invalid values of these variables do not stop a job: nothing is sent, and one log line states
+    the reason.
     """
     return _shared_background(*_environment())
 
@@ -162,7 +163,7 @@ def _shared_background(*_environment: str | None) -> BackgroundBroadcaster:
 
 
 class _Refusing(httpx.BaseTransport):
-    """Answers each request with what is wrong with the configuration."""
+    """Rejects each request with the configuration error."""
 
     def __init__(self, error: ConfigurationError) -> None:
         self._error = error

@@ -1,4 +1,4 @@
-"""What became of a broadcast."""
+"""The result of a broadcast."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ..errors import BroadcastError
 
 @dataclass(frozen=True, slots=True)
 class BroadcastResult:
-    """The truth about one broadcast. Delivery never raises; ask :meth:`raise_for_status` to.
+    """The result of one broadcast. Delivery never raises; call :meth:`raise_for_status` to raise.
 
     Attributes:
-        success: every room's server has the notification. True with nobody listening: the room
-            keeps it for whoever comes later.
-        broadcast_count: connections that it was handed to, over all rooms.
+        success: the server of every room has accepted the notification. True without subscribers:
+            the room retains it for later ones.
+        broadcast_count: number of connections it was delivered to, over all rooms.
         id: the notification's id.
-        rooms: the rooms that have it. With ``success`` these are all that were asked for.
-        attempts: HTTP requests that were made, retries included.
-        error: why it failed, ``None`` on success.
-        duplicate: every room had a notification of this id already: nothing new was delivered.
+        rooms: the rooms that accepted it. With ``success`` these are all requested rooms.
+        attempts: number of HTTP requests, retries included.
+        error: why it failed; ``None`` on success.
+        duplicate: every room had a notification with this id already; nothing new was delivered.
     """
 
     success: bool

@@ -1,10 +1,10 @@
-"""One retry policy for all clients, expressed with tenacity: when to try again, and when not.
+"""The retry policy of all clients, expressed with tenacity.
 
-Connection errors, timeouts, 429 and 5xx are tried again, with exponential waits and jitter, or
-after what ``Retry-After`` asks for; never past the deadline. Errors that only a change of the
-configuration can fix are not tried again.
+Connection errors, timeouts, 429 and 5xx are retried with exponential backoff and jitter, or after
+the delay of ``Retry-After``, but never past the deadline. Errors that need a configuration change
+are not retried.
 
-tenacity is loaded with the first request, and nothing of it runs for one that succeeds at once.
+tenacity is imported with the first request, and does not run for a request that succeeds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 DEADLINE_S = 10.0
-"""How long one broadcast may take in all."""
+"""Default time limit of one broadcast in seconds."""
 
 TIMEOUT_S = 5.0
-"""How long one attempt may take."""
+"""Default timeout of one attempt in seconds."""
 
 FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 3.0
@@ -31,17 +31,18 @@ MAX_JITTER_S = 0.1
 
 
 def load() -> None:
-    """Import what the policy needs, before a thread or a forked child needs it."""
+    """Import the policy's dependencies before a thread or a forked child needs them."""
     _backoff(MAX_PAUSE_S)
 
 
 def arguments(deadline_s: float) -> dict[str, Any]:
-    """The policy as the arguments of tenacity's ``Retrying`` and ``AsyncRetrying``.
+    """Return the policy as arguments of tenacity's ``Retrying`` and ``AsyncRetrying``.
 
-    What they call returns an :class:`Answer`; they return the last one, with all attempts counted.
+    The retried function returns an :class:`ApiResponse`. The retrying call returns the last one,
+    with all attempts counted.
 
     Args:
-        deadline_s: an attempt that would begin later than this from now is not made.
+        deadline_s: seconds from now; no attempt starts after it.
     """
     from tenacity import retry_if_result, stop_before_delay
 
@@ -54,17 +55,19 @@ def arguments(deadline_s: float) -> dict[str, Any]:
 
 
 def is_retriable(answer: ApiResponse) -> bool:
-    """Return whether another attempt may succeed: see :attr:`Answer.retriable`."""
+    """Return whether another attempt may succeed; see :attr:`ApiResponse.retriable`."""
     return answer.retriable
 
 
 def wait_s(state: RetryCallState) -> float:
-    """Seconds before the next attempt: what the server asked for, at least the backoff."""
+    """Return seconds before the next attempt: the server's ``Retry-After``, but at least the
+    backoff.
+    """
     return max(_answer(state).retry_after_s, backoff_s(state))
 
 
 def backoff_s(state: RetryCallState) -> float:
-    """About 0.1, 0.2, 0.4, … s and at most 3 s."""
+    """Return the backoff in seconds: about 0.1, 0.2, 0.4, … and at most 3."""
     return _backoff(MAX_PAUSE_S)(state)
 
 
@@ -76,7 +79,7 @@ def _backoff(max_pause_s: float) -> Callable[[RetryCallState], float]:
 
 
 def wait_at_most_s(max_pause_s: float) -> Callable[[RetryCallState], float]:
-    """:func:`try_acquire` for a client without a deadline: other bounds, the same shape."""
+    """Return the backoff for a client without a deadline: the same curve with another maximum."""
 
     def wait(state: RetryCallState) -> float:
         return min(max(_answer(state).retry_after_s, _backoff(max_pause_s)(state)), max_pause_s)
@@ -85,12 +88,12 @@ def wait_at_most_s(max_pause_s: float) -> Callable[[RetryCallState], float]:
 
 
 def retry_delay_s(answer: ApiResponse, attempts: int, left_s: float) -> float | None:
-    """Seconds before the attempt that follows the given number of them; None if the policy stops.
+    """Return seconds before the attempt after ``attempts``; None if the policy stops.
 
-    For a sender that serves many callers at once, each with a deadline of its own.
+    For a sender that serves several callers, each with its own deadline.
 
     Args:
-        left_s: until the deadline.
+        left_s: seconds until the deadline.
     """
     from tenacity import RetryCallState, Retrying
 
@@ -108,17 +111,17 @@ def with_attempts(answer: ApiResponse, attempts: int) -> ApiResponse:
 
 
 def as_final(answer: ApiResponse) -> ApiResponse:
-    """Return the answer to report when the deadline allows no further attempt."""
+    """Return the response to report when the deadline allows no further attempt."""
     return replace(answer, error=last_error(answer, answer.error))
 
 
 def last_error(answer: ApiResponse, error: str | None) -> str | None:
     if answer.retry_after_s > 0:
-        return f"{error}; it asked to wait {answer.retry_after_s:g} s, past the deadline"
+        return f"{error}; it asked to retry after {answer.retry_after_s:g} s, past the deadline"
     return error
 
 
 def _answer(state: RetryCallState) -> ApiResponse:
-    assert state.outcome is not None  # noqa: S101 - asked only after an attempt
+    assert state.outcome is not None  # noqa: S101 - only called after an attempt
     answer: ApiResponse = state.outcome.result()
     return answer

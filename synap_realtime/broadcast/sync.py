@@ -1,4 +1,4 @@
-"""The synchronous client: threads that send for one another."""
+"""The synchronous client of the SDK: threads send batches for one another."""
 
 from __future__ import annotations
 
@@ -28,34 +28,37 @@ class HttpClient:
     """Connections to one room server, and single requests over them."""
 
     def __init__(self, endpoint: encoding.Endpoint, transport: httpx.BaseTransport | None) -> None:
-        """Connect to nothing yet; the environment is read at the first request."""
+        """Create a client; it connects and reads the environment at the first request."""
         self._endpoint = endpoint
         self._given = transport
         self._own: DeadlineTransport | None = None
 
     @property
     def is_own(self) -> bool:
-        """Whether it sends by our transport, and not by one that the program has given."""
+        """Whether the package's own transport is in use, not a custom one."""
         return self._given is None
 
     def open(self) -> httpx.BaseTransport:
-        """Read the environment and load what a request needs.
+        """Read the environment and import the dependencies of a request.
 
         Raises:
-            ConfigurationError: names the environment variable that cannot be used.
+            ConfigurationError: an environment variable is invalid; names it.
         """
         if self._given is not None:
             return self._given
         if self._own is None:
             with importing():
-                from .transport import DeadlineTransport  # with httpcore: for those who publish
+                # Imported with httpcore, only by publishers.
+                from .transport import DeadlineTransport
 
                 retry.load()
                 self._own = DeadlineTransport(self._endpoint.address)
         return self._own
 
     def post(self, call: encoding.ApiRequest, budget_s: float) -> encoding.ApiResponse:
-        """One attempt. Never raises for what the network, the server or the environment does."""
+        """Make one attempt. Never raises for a failure of the network, the server or the
+        environment.
+        """
         try:
             return self._post(call, budget_s)
         except (TimeoutError, ConfigurationError, *encoding.TRANSPORT_ERRORS) as error:
@@ -72,7 +75,7 @@ class HttpClient:
         self._own = None
 
     def renewed(self) -> HttpClient:
-        """Another like this one, for a forked child; the connections go on in its parent."""
+        """Return a copy for a forked child; the parent keeps using the connections."""
         if self._own is not None:
             self._own.abandon()
         return HttpClient(self._endpoint, self._given)
@@ -87,7 +90,7 @@ class HttpClient:
             body = BoundedBody(response, encoding.MAX_ANSWER_BYTES)
             try:
                 for chunk in () if body.encoding else response.stream:
-                    if time.monotonic() > end:  # for a transport of one's own
+                    if time.monotonic() > end:  # for a custom transport
                         raise TimeoutError
                     if not body.add(chunk):
                         break
@@ -97,9 +100,9 @@ class HttpClient:
 
 
 class Broadcaster:
-    """:class:`AsyncBroadcaster` for code that does not await. Safe to share between threads.
+    """Synchronous variant of :class:`AsyncBroadcaster`. Safe to share between threads.
 
-    What several threads publish at the same time goes together as well: one of them sends for all.
+    Concurrent broadcasts of several threads are batched: one of the threads sends for all.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Broadcaster:
         deadline_s: float = retry.DEADLINE_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Make a client; the arguments are those of :class:`AsyncBroadcaster`."""
+        """Create a client; the arguments are those of :class:`AsyncBroadcaster`."""
         self._endpoint = encoding.Endpoint(url, api_key)
         self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
         self._deadline_s = encoding.check_seconds("deadline_s", deadline_s)
@@ -161,8 +164,10 @@ class Broadcaster:
         return self._deliver((parse_room(room),), encoding.normalize(message))
 
     def close(self) -> None:
-        """Let what other threads have on its way come to its end, then close the connections.
-        Each broadcast has its deadline, so this ends."""
+        """Finish the broadcasts of other threads that are in flight, then close the connections.
+
+        This ends because each broadcast has a deadline.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._batch_queue.is_idle)
         self._poster.close()
@@ -199,7 +204,7 @@ class Broadcaster:
         return item.outcome()
 
     def renew(self) -> None:
-        """Begin anew in a forked child: what waits here, and the connections, are its parent's."""
+        """Reset the client in a forked child; the parent owns the queue and the connections."""
         self._poster = self._poster.renewed()
         self._reset()
 
@@ -215,7 +220,7 @@ class Broadcaster:
                 self._batch_queue.expire(item)
 
     def _wait_for_turn(self, item: QueuedNotification) -> bool:
-        """Wait until this caller has a result (False), or is the one to send (True)."""
+        """Wait until this caller has a result (return False) or must send a batch (return True)."""
         with self._changed:
             while True:
                 self._ensure_flushing()
@@ -229,7 +234,7 @@ class Broadcaster:
                 self._changed.wait(min(due, item.deadline) - now)
 
     def _ensure_flushing(self) -> None:
-        """Let the first of those who can go together send for them all."""
+        """Wake the first caller of the next batch to send it."""
         while items := self._batch_queue.next_batch(time.monotonic()):
             items[0].batch = items
             self._changed.notify_all()
@@ -241,7 +246,7 @@ class Broadcaster:
         self._changed.notify_all()
 
     def _send_batch(self, item: QueuedNotification) -> None:
-        """One attempt for many, or all that one takes from a server without ``POST /broadcast``."""
+        """Make one attempt for a batch, or all for a server without ``POST /broadcast``."""
         try:
             if self._endpoint.has_batch_route:
                 call = encoding.batch_request([each.encoded for each in item.batch])
@@ -250,7 +255,7 @@ class Broadcaster:
                     self._batch_queue.apply_response(item.batch, answer, time.monotonic())
             else:
                 item.resolve(self._one_by_one(item))
-        except Exception as error:  # noqa: BLE001 - their callers see it
+        except Exception as error:  # noqa: BLE001 - re-raised to their callers
             with self._changed:
                 for each in item.batch:
                     if self._poster.is_own:
@@ -273,7 +278,7 @@ class Broadcaster:
                 return result
 
     def _send_with_retry(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
-        """Send until there is an answer that stays."""
+        """Send until the response is final."""
         from tenacity import Retrying
 
         retrying = Retrying(**retry.arguments(deadline - time.monotonic()))

@@ -1,9 +1,9 @@
-"""How requests leave: httpx's transports, with a safe view of the environment and a firm deadline.
+"""httpx transports with a deadline for the whole request and a validated environment.
 
-httpx bounds each read and write of a synchronous request, but not their sum: a server that sends
-one byte now and then holds it for ever. :class:`DeadlineTransport` bounds the sum by
-:func:`~synap_realtime.network.deadline`, from the look-up of the name to the last byte. The
-asynchronous client has ``asyncio.timeout`` for that; :class:`AsyncTransport` closes what such a
+httpx limits each read and write of a synchronous request, but not their sum: a server that sends
+one byte at a time could hold a request forever. :class:`DeadlineTransport` limits the sum with
+:func:`~synap_realtime.network.deadline`, from the name lookup to the last byte. The asynchronous
+client uses ``asyncio.timeout`` for that; :class:`AsyncTransport` closes connections that such a
 timeout, or the end of an event loop, leaves open.
 """
 
@@ -25,7 +25,9 @@ import httpx
 from .. import network
 
 _WRITE_BYTES = 16 * 1024
-"""One TLS record. A larger write could be split, and each part would get the whole timeout."""
+"""The size of one TLS record. A larger write could be split, and each part would get the whole
+timeout.
+"""
 
 _ANYIO = (
     "anyio.streams.tls",
@@ -36,8 +38,9 @@ _ANYIO = (
     "anyio._core._synchronization",
     "anyio._core._tasks",
 )
-"""What httpcore makes anyio import at the first request, when another thread may fork: see
-:mod:`synap_realtime.lazy_imports`."""
+"""Modules that httpcore makes anyio import at the first request, when another thread may fork: see
+:mod:`synap_realtime.lazy_imports`.
+"""
 
 _FAILURES = (
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
@@ -55,13 +58,13 @@ _FAILURES = (
 
 
 class DeadlineTransport(httpx.BaseTransport):
-    """httpx's transport to one server, with a deadline over the whole of a request."""
+    """httpx's transport to one server, with a deadline for the whole request."""
 
     def __init__(self, url: httpx.URL) -> None:
-        """Connect to nothing yet.
+        """Create a transport; nothing is connected yet.
 
         Raises:
-            ConfigurationError: names the environment variable that cannot be used.
+            ConfigurationError: an environment variable is invalid; names it.
         """
         self._backend = _Backend()
         self._pool = httpcore.ConnectionPool(**_settings(url), network_backend=self._backend)
@@ -80,7 +83,7 @@ class DeadlineTransport(httpx.BaseTransport):
     def abandon(self) -> None:
         """Close this process's copies of the sockets. Send nothing, and take no lock.
 
-        For a forked child: its parent goes on to use the connections.
+        For a forked child: the parent keeps using the connections.
         """
         for stream in list(self._backend.streams):
             stream.close()
@@ -101,7 +104,7 @@ class _Body(httpx.SyncByteStream):
 
 
 class _Backend(httpcore.NetworkBackend):
-    """TCP connections whose operations end with the deadline of the request that uses them."""
+    """TCP connections whose operations end at the deadline of the current request."""
 
     def __init__(self) -> None:
         self._tcp = httpcore.SyncBackend()
@@ -141,7 +144,7 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """httpcore's stream; an operation has the time that is left, and none begins after it."""
+    """httpcore's stream. An operation gets the remaining time; none starts after the deadline."""
 
     def __init__(self, stream: httpcore.NetworkStream, backend: _Backend) -> None:
         self._stream = stream
@@ -160,7 +163,7 @@ class _Stream(httpcore.NetworkStream):
             self._stream.write(buffer[at : at + _WRITE_BYTES], left_s)
 
     def _send(self, sock: socket.socket, buffer: bytes, timeout: float | None) -> None:
-        """Send with one deadline, so that a peer that reads slowly does not extend it."""
+        """Send with one deadline, so that a peer that reads slowly cannot extend it."""
         rest = memoryview(buffer)
         try:
             while rest:
@@ -191,13 +194,13 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     """httpx's transport to one server, for one event loop."""
 
     def __init__(self, url: httpx.URL) -> None:
-        """Connect to nothing yet.
+        """Create a transport; nothing is connected yet.
 
         Raises:
-            ConfigurationError: names the environment variable that cannot be used.
+            ConfigurationError: an environment variable is invalid; names it.
         """
         for name in _ANYIO:
-            with contextlib.suppress(ImportError):  # of another version
+            with contextlib.suppress(ImportError):  # other versions of httpx
                 importlib.import_module(name)
         self._backend = _AsyncBackend()
         self._pool = httpcore.AsyncConnectionPool(**_settings(url), network_backend=self._backend)
@@ -214,9 +217,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         await self._pool.aclose()
 
     def abandon(self) -> None:
-        """Close the sockets, once the event loop is closed: nothing can be awaited then."""
+        """Close the sockets of a closed event loop, where nothing can be awaited."""
         for stream in list(self._backend.streams):
-            # asyncio shows a stream's socket without a way to close it.
+            # asyncio exposes a stream's socket without a way to close it.
             sock = getattr(stream.get_extra_info("socket"), "_sock", None)
             if isinstance(sock, socket.socket):
                 sock.close()
@@ -238,7 +241,7 @@ class _AsyncBody(httpx.AsyncByteStream):
 
 
 class _AsyncBackend(httpcore.AsyncNetworkBackend):
-    """TCP connections that are known while they are open."""
+    """TCP connections that are tracked while they are open."""
 
     def __init__(self) -> None:
         self._tcp = httpcore.AnyIOBackend()
@@ -261,10 +264,10 @@ class _AsyncBackend(httpcore.AsyncNetworkBackend):
             try:
                 stream = await attempt(host)
             except RuntimeError:
-                # No thread looks a name up any more: the interpreter shuts down.
+                # No thread can look up a name: the interpreter shuts down.
                 infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 stream = await attempt(str(infos[-1][4][0]))
-        except (OSError, UnicodeError) as error:  # a name that no host can have
+        except (OSError, UnicodeError) as error:  # an invalid host name
             raise httpcore.ConnectError(str(error)) from error
         return self.known(_AsyncStream(stream, self))
 
@@ -304,7 +307,7 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
 
 
 def _settings(url: httpx.URL) -> dict[str, Any]:
-    """Return the arguments of both pools: limits as httpx's, proxy and authorities."""
+    """Return the arguments of both pools: limits as in httpx, proxy and certificate authorities."""
     proxy = network.find_proxy(url, socks_library="socksio")
     return {
         "ssl_context": network.tls_context(url),
@@ -355,7 +358,7 @@ def _as_httpx() -> Iterator[None]:
 
 
 def _httpcore_proxy(proxy: network.Proxy) -> httpcore.Proxy:
-    bare = httpx.Proxy(proxy.url)  # which takes user and password out of the URL
+    bare = httpx.Proxy(proxy.url)  # which removes user and password from the URL
     url = bare.url
     return httpcore.Proxy(
         url=httpcore.URL(

@@ -1,8 +1,8 @@
-"""``synap-realtime doctor``: what is wrong with a set-up, and what to do.
+"""``synap-realtime doctor``: check a configuration and advise how to fix it.
 
-``subject.py`` is what is looked at. Each of ``configuration.py``, ``keys.py``, ``certificate.py``,
-``store.py``, ``reachability.py``, ``clock.py`` and ``round_trip.py`` is a group of checks, and
-``examination.py`` runs them, so that one that breaks or hangs hides none of the others.
+``context.py`` holds what is checked. Each of ``configuration.py``, ``keys.py``, ``certificate.py``,
+``store.py``, ``reachability.py``, ``clock.py`` and ``round_trip.py`` is a group of checks.
+``runner.py`` runs them, so that a check that fails or hangs does not hide the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The certificate that ``serve`` would show, and its key."""
+"""Check the certificate that ``serve`` would use, and its key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .timeouts import TIMEOUT_S, run_in_thread
 
 
 async def check(subject: CheckContext, say: Report) -> None:
-    """Nothing is said where none is named: a proxy may have it."""
+    """Check the configured certificate. Report nothing without one: a proxy may terminate TLS."""
     settings = subject.settings
     if settings is None or (settings.tls_cert is None and settings.tls_key is None):
         return
@@ -24,10 +24,10 @@ async def check(subject: CheckContext, say: Report) -> None:
     try:
         found = await run_in_thread(lambda: open_certificate(chain, key))
     except ConfigurationError as error:
-        say(Finding("fail", "TLS files", str(error), "correct it, and ask again"))
+        say(Finding("fail", "TLS files", str(error), "correct it, then run doctor again"))
     except TimeoutError:
         unread = f"{chain} and {key} could not be read within {TIMEOUT_S:g} s"
-        say(Finding("fail", "TLS files", unread, "see what their disk does"))
+        say(Finding("fail", "TLS files", unread, "check their disk"))
     else:
-        assert found is not None  # noqa: S101 - both are named
+        assert found is not None  # noqa: S101 - both are configured
         say(check_expiry("TLS files", str(chain), found.not_after.timestamp() - time.time()))

@@ -1,4 +1,4 @@
-"""The settings themselves, what is installed for them, and what the machine allows."""
+"""Check the settings, the packages that they need, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from .context import PREFIX, CheckContext
 from .finding import Finding, Report, of_server
 
 _SHOWN = ("httpx", "pydantic", "uvicorn", "uvloop", "websockets")
-_OTHER_FILES = 100  # as in server/serve.py: the store's, the log's, and what a process has anyway
+_OTHER_FILES = 100  # as in server/serve.py: the store's, the log's, and a process's standard files
 
 
 async def check(subject: CheckContext, say: Report) -> None:
-    """Everything that can be said without looking at a file or the network."""
+    """Check everything that needs neither a file nor the network."""
     say(Finding("ok", "versions", _versions()))
     if find_spec("websockets") is None:
-        say(_missing("websockets", "nothing can be heard", "subscriber"))
+        say(_missing("websockets", "subscribing is not possible", "subscriber"))
     if not subject.has_server:
-        none = f"no settings of serve here ({PREFIX}…): to check a server, run doctor beside it"
+        none = f"no settings of serve here ({PREFIX}…); run doctor where the server runs"
         say(Finding("ok", "configuration", none))
         _check_installed(subject, say)
         return
     if subject.missing:
-        what = "not read, and neither are keys, certificate and store of a server"
+        what = "not read, so a server's keys, certificate and store are not checked"
         say(Finding("warn", "configuration", f"{what}: {subject.missing}"))
         return
     _check_names(say)
     _check_installed(subject, say)
     say = of_server(say)
     if subject.wrong is not None:
-        say(Finding("fail", "configuration", subject.wrong, "correct it, and ask again"))
+        say(Finding("fail", "configuration", subject.wrong, "correct it, then run doctor again"))
     else:
-        say(Finding("ok", "configuration", "they can be read"))
+        say(Finding("ok", "configuration", "valid"))
     _check_host(subject, say)
     _check_files(subject, say)
 
@@ -62,36 +62,36 @@ def _check_names(say: Report) -> None:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             close = difflib.get_close_matches(name.upper(), known, n=1)
             advice = f"did you mean {close[0]}?" if close else "see synap-realtime serve --help"
-            say(Finding("warn", "environment", f"nothing reads {name}", advice))
+            say(Finding("warn", "environment", f"unknown variable {name}", advice))
 
 
 def _check_host(subject: CheckContext, say: Report) -> None:
     from ..server.config import is_loopback
 
     settings, keys = subject.settings, subject.keys
-    if settings is None or keys is None:  # without known keys: the check of keys says so
+    if settings is None or keys is None:  # without known keys: the keys check reports it
         return
     if not keys and not is_loopback(settings.host):
         say(
             Finding(
                 "fail",
                 "host",
-                f"{settings.host} is open to other machines, and there are no keys: serve refuses",
-                f"make some with: {KEYGEN_COMMAND} --out keys.toml, and give serve --keys-file "
+                f"{settings.host} is open to other machines, but there are no keys: serve fails",
+                f"make some with: {KEYGEN_COMMAND} --out keys.toml, then use serve --keys-file "
                 "keys.toml "
                 f"({PREFIX}KEYS); or listen on 127.0.0.1",
             )
         )
     else:
-        guarded = "with keys" if keys else "for this machine only, without keys"
+        guarded = "with keys" if keys else "without keys, serve accepts this machine only"
         say(Finding("ok", "host", f"{settings.host}, {guarded}"))
     if keys and not settings.allowed_origins:
         say(
             Finding(
                 "warn",
                 "origins",
-                "no page may connect: there are keys, and no allowed origins",
-                f"name your pages' with --allowed-origins ({PREFIX}ALLOWED_ORIGINS), such as "
+                "no page may connect: keys are configured, but no allowed origins",
+                f"list your pages' origins in --allowed-origins ({PREFIX}ALLOWED_ORIGINS), such as "
                 "https://app.example.com",
             )
         )
@@ -105,7 +105,7 @@ def _check_installed(subject: CheckContext, say: Report) -> None:
         keys and (keys.token_secrets or keys.jwks_urls)
     )
     if wants_tokens and find_spec("jwt") is None:
-        say(_missing("PyJWT", "tokens are configured, and cannot be checked or made", "auth"))
+        say(_missing("PyJWT", "tokens are configured, but cannot be verified or minted", "auth"))
     can_be = sys.platform != "win32" and sys.implementation.name == "cpython"
     if subject.has_server and can_be and find_spec("uvloop") is None:
         found = "uvloop is not installed: the server is slower"
@@ -117,7 +117,7 @@ def _missing(package: str, meaning: str, extra: str) -> Finding:
 
 
 def _check_files(subject: CheckContext, say: Report) -> None:
-    """serve raises the soft limit to the hard one by itself."""
+    """Check the limit of open files. serve raises the soft limit to the hard limit itself."""
     settings = subject.settings
     try:
         import resource
@@ -132,21 +132,16 @@ def _check_files(subject: CheckContext, say: Report) -> None:
 
 
 def open_files(soft: int, hard: int | None, max_connections: int) -> Finding:
-    """Whether a process may have as many files open as connections are allowed.
-
-    Args:
-        hard: None: no limit.
-        max_connections: 0: no limit.
-    """
+    """Compare the limit of open files with the maximum number of connections."""
     limit = "no limit" if hard is None else str(hard)
-    found = f"{soft} now, {limit} at most (serve takes what it needs)"
+    found = f"{soft} now, {limit} at most (serve raises it as needed)"
     if hard is None or (max_connections and hard >= max_connections + _OTHER_FILES):
         return Finding("ok", "open files", found)
     if not max_connections:
-        return Finding("ok", "open files", f"{found}; connections have no other limit")
+        return Finding("ok", "open files", f"{found}; --max-connections is not set")
     return Finding(
         "warn",
         "open files",
-        f"{limit} at most, and {max_connections} connections are allowed: each is one",
-        f"raise the one (ulimit -Hn, LimitNOFILE=) or lower the other ({PREFIX}MAX_CONNECTIONS)",
+        f"{limit} at most, but {max_connections} connections are allowed, which need a file each",
+        f"raise the limit (ulimit -Hn, LimitNOFILE=) or lower {PREFIX}MAX_CONNECTIONS",
     )

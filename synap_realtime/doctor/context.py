@@ -1,4 +1,4 @@
-"""What is examined: the settings of a server and of the SDK, as this environment has them."""
+"""The input of the checks: the settings of a server and of the SDK in this environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .probe import ClockOffset
 
 PREFIX = "SYNAP_REALTIME_"
-"""Of the variables that a server reads."""
+"""Prefix of the variables that a server reads."""
 
 _SECRETS = (
     "REALTIME_API_KEY", "REALTIME_TOKEN_SECRET", "SYNAP_REALTIME_TOKEN_SECRETS",
@@ -30,19 +30,19 @@ _ADDRESSES = ("REALTIME_URL", "REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")
 
 @dataclass(slots=True)
 class CheckContext:
-    """What the checks look at, and what one of them leaves for another.
+    """The input of the checks, and the results that one check leaves for another.
 
     Attributes:
-        settings: the server's; those that are wrong have their defaults. None: ``missing`` says
-            what has to be installed before they can be read.
-        has_server: whether this environment has settings of a server; else only the application's
-            are looked at.
-        wrong: what is wrong with the first wrong setting; None if nothing is.
-        keys: those that the server would trust; None: ``keys_problem`` says why nobody knows.
-        address: the room server's; None: ``address_problem`` says why there is none.
-        secrets: what no finding may hold.
-        dates: what the clocks of others said, for the check of this machine's.
-        is_reached: whether something answered there that may be a room server.
+        settings: the server's. Invalid settings are replaced by their defaults. None: ``missing``
+            names the packages that are needed to read them.
+        has_server: whether this environment has settings of a server. Otherwise only the
+            application's settings are checked.
+        wrong: the problem of the first invalid setting; None if all are valid.
+        keys: the server's trusted keys; None: ``keys_problem`` states why they are unknown.
+        address: the room server's; None: ``address_problem`` states why there is none.
+        secrets: strings that no finding may contain.
+        dates: the clock offsets to other servers, for the clock check.
+        reachable: whether a possible room server responded at the address.
     """
 
     settings: ServerSettings | None = None
@@ -59,15 +59,15 @@ class CheckContext:
 
     @property
     def token_leeway_s(self) -> float:
-        """By so much may clocks differ."""
+        """Allowed clock difference."""
         return 10.0 if self.settings is None else self.settings.token_leeway_s
 
 
 def load_client_config(url: str | None) -> CheckContext:
-    """Read what the SDK reads, and keep what is wrong with it for the checks to say.
+    """Read the SDK's configuration; keep its problems for the checks to report.
 
     Args:
-        url: the room server; None: ``REALTIME_URL``, else the default.
+        url: the room server. None: ``REALTIME_URL``, then the default.
     """
     subject = CheckContext(secrets=set(_secrets_of_environment(url)))
     try:
@@ -78,10 +78,10 @@ def load_client_config(url: str | None) -> CheckContext:
 
 
 def load_server_config(subject: CheckContext, given: Mapping[str, Any]) -> None:
-    """Read what a server reads. Its file of keys may be anywhere: this may block.
+    """Read a server's configuration. This may block: the keys file may be on any file system.
 
     Args:
-        given: settings of the server by name, over the environment. None: not given.
+        given: settings of the server by name, which override the environment. None: not given.
     """
     given = {name: value for name, value in given.items() if value is not None}
     subject.has_server = bool(given) or any(name.upper().startswith(PREFIX) for name in os.environ)
@@ -102,7 +102,7 @@ def _load_server_config(subject: CheckContext, given: dict[str, Any]) -> None:
         subject.settings = settings = _without_wrong(given)
     from ..server.auth import KeyRing
 
-    # As the server has them: see server/asgi.py.
+    # As in the server: see server/asgi.py.
     secrets = [secret.get_secret_value() for secret in settings.token_secrets]
     api_keys = {name: key.get_secret_value() for name, key in settings.api_keys.items()}
     try:
@@ -119,7 +119,7 @@ def _load_server_config(subject: CheckContext, given: dict[str, Any]) -> None:
 
 
 def _without_wrong(given: dict[str, Any]) -> ServerSettings:
-    """The settings with the defaults in the place of all that are wrong."""
+    """Return the settings with defaults in place of the invalid ones."""
     import pydantic
 
     from ..server.config import ServerSettings

@@ -1,4 +1,4 @@
-"""What a check found, and how it is said without a secret in it."""
+"""The result of a check, and its text without secrets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 _USER_INFO = re.compile(r"//[^/@\s]*@")
-_SHORTEST = 6  # hiding a shorter one would make holes in ordinary words
+_SHORTEST = 6  # redacting a shorter one would mask parts of ordinary words
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +16,11 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        level: ``ok``; ``warn``: it works, or was not looked at; ``fail``: it does not work.
-        check: what was looked at, one word or two.
-        found: what was found.
-        advice: what to do; empty if nothing.
+        level: ``ok``; ``warn``: it works with a restriction, or was not checked; ``fail``: it does
+            not work.
+        check: the subject, one or two words.
+        found: the result.
+        advice: how to fix it; empty if there is nothing to fix.
     """
 
     level: Literal["ok", "warn", "fail"]
@@ -28,27 +29,25 @@ class Finding:
     advice: str = ""
 
     def __str__(self) -> str:
-        told = f"{self.found}; {self.advice}" if self.advice else self.found
-        return f"{self.level:<4}  {self.check:<13}  {told}"
+        text = f"{self.found}; {self.advice}" if self.advice else self.found
+        return f"{self.level:<4}  {self.check:<13}  {text}"
 
 
 Report = Callable[[Finding], None]
-"""Where a check leaves what it found, at once: what breaks later takes nothing away."""
+"""Receives each finding immediately, so that a later failure of the check does not lose it."""
 
 
 def of_server(say: Report) -> Report:
-    """Label what is found in the settings of a local server: the server that the application talks
-    to may be another one, with other settings."""
+    """Label the findings about a local server's settings. The application may use another server,
+    with other settings.
+    """
     return lambda finding: say(replace(finding, found=f"settings of serve here: {finding.found}"))
 
 
 def redact(finding: Finding, secrets: Iterable[str]) -> Finding:
-    """The finding without any of the secrets, and without users and passwords in addresses.
-
-    No check puts one in. But what others say is shown, and a server may echo what it was sent.
-    """
+    """Return the finding without any of the secrets, and without credentials in addresses."""
     found, advice = (_USER_INFO.sub("//…@", text) for text in (finding.found, finding.advice))
-    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
         if len(secret) >= _SHORTEST:
             found, advice = found.replace(secret, "…"), advice.replace(secret, "…")
     return replace(finding, found=found, advice=advice)

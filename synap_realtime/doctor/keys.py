@@ -1,4 +1,4 @@
-"""The keys that the server trusts, those that the application has, and whether they fit."""
+"""Check the server's keys, the application's keys, and whether they match."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from .finding import Finding, Report
 from .probe import ProbeError, probe
 from .timeouts import run_in_thread
 
-_OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP  # a group that reads may be the server's own
+# Readable for the group is allowed: it may be the server's own.
+_OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP
 
 
 async def check(subject: CheckContext, say: Report) -> None:
-    """Nothing of a key is shown, neither its length nor a part of it."""
+    """Check the keys. Findings show nothing of a key, not even its length."""
     settings, keys = subject.settings, subject.keys
     if settings is not None and settings.keys_file is not None:
         await check_mode("key file", settings.keys_file, say)
@@ -35,11 +36,7 @@ async def check(subject: CheckContext, say: Report) -> None:
         say(Finding("fail", "keys", subject.keys_problem or "they cannot be read", _CORRECT))
         return
     if not keys:
-        say(
-            Finding(
-                "ok", "keys", "none here: a server in this environment is for this machine only"
-            )
-        )
+        say(Finding("ok", "keys", "none: a server in this environment accepts this machine only"))
         return
     counts = (
         f"{_count(len(keys.token_secrets), 'token secret')}, "
@@ -51,7 +48,7 @@ async def check(subject: CheckContext, say: Report) -> None:
     await asyncio.gather(*(_check_jwks(subject, url, say) for url in keys.jwks_urls))
 
 
-_CORRECT = "correct it, and ask again"
+_CORRECT = "correct it, then run doctor again"
 
 
 def _count(number: int, noun: str) -> str:
@@ -61,24 +58,24 @@ def _count(number: int, noun: str) -> str:
 
 
 async def check_mode(check: str, file: Path, say: Report) -> None:
-    """Whether a file with a secret is open to others."""
+    """Check that a file with a secret is not accessible to other users."""
     try:
         status = await run_in_thread(file.stat)
-    except OSError:  # that it cannot be read is said elsewhere
+    except OSError:  # another check reports a file that cannot be read
         return
     if os.name == "posix" and status.st_mode & _OPEN:
         mode = stat.filemode(status.st_mode)
-        found = f"{file} is open to other users of this machine ({mode})"
+        found = f"{file} is accessible to other users of this machine ({mode})"
         say(Finding("warn", check, found, f"chmod 600 {file}"))
     else:
-        say(Finding("ok", check, f"{file} is closed to other users of this machine"))
+        say(Finding("ok", check, f"{file} is not accessible to other users of this machine"))
 
 
 def _compare_secret(keys: Keys, say: Report) -> None:
     secret = os.environ.get("REALTIME_TOKEN_SECRET", "").encode(errors="surrogatepass")
     if not secret:
         return
-    # All of them, so that the time tells nothing.
+    # Compare with all of them, so that the time reveals nothing.
     found = [hmac.compare_digest(secret, known.encode()) for known in keys.token_secrets]
     if any(found):
         say(Finding("ok", "token secret", "REALTIME_TOKEN_SECRET is one of the server's"))
@@ -101,13 +98,13 @@ def _compare_key(keys: Keys, say: Report) -> None:
         return
     claims = keys.claims_for_key(key)
     if claims is None and key.count(".") == 2:
-        say(Finding("ok", "API key", "REALTIME_API_KEY is a token; the round trip tries it"))
+        say(Finding("ok", "API key", "REALTIME_API_KEY is a token; the round trip tests it"))
     elif claims is None:
         say(
             Finding(
                 "fail",
                 "API key",
-                "REALTIME_API_KEY is none of the server's keys: publishing is refused",
+                "REALTIME_API_KEY is none of the server's keys: publishing is rejected",
                 "set it to one of api_keys in the file of --keys-file (SYNAP_REALTIME_API_KEYS)",
             )
         )
@@ -118,7 +115,7 @@ def _compare_key(keys: Keys, say: Report) -> None:
                 "API key",
                 f"REALTIME_API_KEY is the server's key {claims.key_name!r}, which may not "
                 "broadcast",
-                f"take another, or give it the scope; {KEYGEN_COMMAND} makes one",
+                f"use another, or give it the scope; {KEYGEN_COMMAND} makes one",
             )
         )
     else:
@@ -127,9 +124,7 @@ def _compare_key(keys: Keys, say: Report) -> None:
 
 async def _check_jwks(subject: CheckContext, url: str, say: Report) -> None:
     host = urlsplit(url).hostname or ""
-    advice = (
-        f"check the address of {host} in jwks_urls (SYNAP_REALTIME_JWKS_URLS), and the way to it"
-    )
+    advice = f"check {host} in jwks_urls (SYNAP_REALTIME_JWKS_URLS), and the network path to it"
     try:
         answer = await probe(subject, ServerUrl(httpx.URL(url), host))
     except ProbeError as error:
@@ -138,19 +133,19 @@ async def _check_jwks(subject: CheckContext, url: str, say: Report) -> None:
     if answer.status != 200:
         say(Finding("fail", "JWKS", f"{host} answered {answer.status}", advice))
         return
-    with _silent("synap_realtime.server.auth.jwks"):  # it would log the whole address
+    with _silent("synap_realtime.server.auth.jwks"):  # its log would contain the whole address
         jwks = Jwks(url)
         try:
             found = [key for name in ALGORITHMS for key in await jwks.find(name, None)]
         except KeysUnavailableError:
-            say(Finding("fail", "JWKS", f"what {host} has is no JWK set", advice))
+            say(Finding("fail", "JWKS", f"the response of {host} is not a JWK set", advice))
             return
         finally:
             jwks.cancel()
     if found:
         say(Finding("ok", "JWKS", f"{host} has {_count(len(found), 'key')} for signatures"))
     else:
-        found_none = f"{host} has no key for {', '.join(ALGORITHMS)}: no token of it counts"
+        found_none = f"{host} has no key for {', '.join(ALGORITHMS)}: its tokens are invalid"
         say(Finding("fail", "JWKS", found_none, advice))
 
 

@@ -1,4 +1,4 @@
-"""One GET with a time limit, and what its answer says of the time."""
+"""Send one GET with a timeout, and read the server's time from the response."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .context import CheckContext
 from .timeouts import TIMEOUT_S
 
 MAX_BYTES = 64 * 1024
-"""No answer that says how a server is has more; the rest is left."""
+"""Maximum number of response bytes to read; no health response is larger."""
 
 
 class ProbeError(Exception):
-    """There is no answer. The message says why."""
+    """There is no response. The message states the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class ProbeResponse:
 
 @dataclass(frozen=True, slots=True)
 class ClockOffset:
-    """By how many seconds this machine's clock is ahead of another's (behind: less than 0).
+    """Seconds by which this machine's clock is ahead of another's (negative: behind).
 
-    As little as the two can differ: the header has whole seconds, and an answer takes its time.
+    This is the minimum: the header has whole seconds, and a response takes time.
     """
 
     host: str
@@ -46,10 +46,10 @@ class ClockOffset:
 
 
 async def probe(subject: CheckContext, address: ServerUrl, path: str = "") -> ProbeResponse:
-    """GET a path below an address; its ``Date`` is kept for the check of the clock.
+    """GET a path below an address. The response's ``Date`` is kept for the clock check.
 
     Raises:
-        NoAnswerError: nothing came in time, or it was no HTTP.
+        ProbeError: there was no response in time, or it was not HTTP.
     """
     scheme = {"ws": "http", "wss": "https"}.get(address.url.scheme, address.url.scheme)
     url = str(address.url.copy_with(scheme=scheme)).rstrip("/") + path
@@ -67,12 +67,12 @@ async def probe(subject: CheckContext, address: ServerUrl, path: str = "") -> Pr
                     if not body.add(chunk):
                         break
     except (TimeoutError, httpx.TimeoutException):
-        raise ProbeError(f"did not answer within {TIMEOUT_S:g} s") from None
+        raise ProbeError(f"did not respond within {TIMEOUT_S:g} s") from None
     except ConfigurationError as error:
-        raise ProbeError(f"cannot be asked ({error})") from None
+        raise ProbeError(f"cannot be requested ({error})") from None
     except (httpx.HTTPError, OSError, UnicodeError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        raise ProbeError(f"did not answer as HTTP does ({reason})") from None
+        raise ProbeError(f"did not respond with HTTP ({reason})") from None
     ahead_s = _ahead_s(response.headers, begun, came)
     if ahead_s is not None:
         subject.dates.append(ClockOffset(address.url.host, ahead_s))
@@ -87,10 +87,7 @@ def _json(content: bytes) -> object:
 
 
 def _ahead_s(headers: Mapping[str, str], begun: float, came: float) -> float | None:
-    """What is left when the answer's way and the header's whole second are taken off.
-
-    A cache's answer has the ``Date`` of when it was made, and its ``Age`` (RFC 9111, section 5.1).
-    """
+    """Return the offset minus the response time and the precision of the header."""
     try:
         theirs = parsedate_to_datetime(headers.get("date", "")).timestamp()
         theirs += max(0, int(headers.get("age", "0")))

@@ -1,4 +1,4 @@
-"""The way to the room server: name, port, certificate, and who answers there."""
+"""Check the path to the room server: name, port, certificate, and the server itself."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .finding import Finding, Report
 from .probe import ProbeError, ProbeResponse, probe
 from .timeouts import TIMEOUT_S, run_in_thread
 
-_PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # as jobs/accepted.py asks them
+_PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # read as in jobs/accepted.py
 
 
 async def check(subject: CheckContext, say: Report) -> None:
-    """Each step says what it found; where one fails, those after it have nothing to ask."""
+    """Run the steps; each reports its result. After a failed step, the later ones are skipped."""
     address = subject.address
     if address is None:
         say(Finding("fail", "address", subject.address_problem, "correct REALTIME_URL (--url)"))
@@ -43,8 +43,8 @@ async def _check_way(address: ServerUrl, say: Report) -> bool:
         proxy = find_proxy(url, socks_library="socksio")
         context = tls_context(url)
     except ConfigurationError as error:
-        found = f"{address.redacted} cannot be asked: {error}"
-        say(Finding("fail", "environment", found, "jobs run, but nobody is notified"))
+        found = f"{address.redacted} cannot be requested: {error}"
+        say(Finding("fail", "environment", found, "jobs run without notifications"))
         return False
     if proxy:
         say(Finding("ok", "network", f"{host}: through the proxy of {proxy.shown}"))
@@ -58,23 +58,23 @@ async def _check_way(address: ServerUrl, say: Report) -> bool:
     try:
         await _connect(host, port, None)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error) or "no answer in time"
+        reason = os.strerror(error.errno) if error.errno else str(error) or "no response in time"
         advice = (
             "start it (synap-realtime serve), or correct REALTIME_URL (--url); a firewall may be "
             "between"
         )
-        say(Finding("fail", "network", f"{host}:{port} takes no connection ({reason})", advice))
+        say(
+            Finding(
+                "fail", "network", f"{host}:{port} does not accept connections ({reason})", advice
+            )
+        )
         return False
-    say(Finding("ok", "network", f"{host}:{port} takes connections"))
+    say(Finding("ok", "network", f"{host}:{port} accepts connections"))
     return not is_secure or await _check_certificate(address, port, context, say)
 
 
 async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
-    """The peer's certificate, if there is TLS.
-
-    Raises:
-        OSError: no connection, or none in time.
-    """
+    """Connect, and return the peer's certificate if there is TLS."""
     async with asyncio.timeout(TIMEOUT_S):
         _, writer = await asyncio.open_connection(host, port, ssl=context)
     found = writer.get_extra_info("peercert")
@@ -92,12 +92,12 @@ async def _check_certificate(
         certificate = await _connect(host, port, context)
     except ssl.SSLCertVerificationError as error:
         found = f"{host}: {error.verify_message}"
-        advice = "renew it, or install the whole chain; SSL_CERT_FILE= names an authority of yours"
+        advice = "renew it, or install the whole chain; SSL_CERT_FILE= adds your own authority"
         say(Finding("fail", "certificate", found, advice))
         return False
     except OSError as error:
-        reason = getattr(error, "reason", None) or error.strerror or "no answer in time"
-        advice = "does the server speak TLS there? Else write http://"
+        reason = getattr(error, "reason", None) or error.strerror or "no response in time"
+        advice = "check that the server uses TLS there; otherwise use http://"
         say(Finding("fail", "TLS", f"{host}:{port}: {reason}", advice))
         return False
     left_s = ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()
@@ -111,7 +111,7 @@ async def _check_health(
     try:
         answer = await probe(subject, address, "/health")
     except ProbeError as error:
-        advice = f"check {source}, and what stands at it"
+        advice = f"check {source}, and which server runs there"
         say(Finding("fail", check, f"{address.redacted} {error}", advice))
         return False
     match answer:
@@ -120,13 +120,15 @@ async def _check_health(
             return True
         case ProbeResponse(status=status) if 300 <= status < 400:
             to = answer.headers.get("location", "nowhere").partition("?")[0]
-            found = f"{address.redacted} redirects to {to}: publishers and listeners do not follow"
-            advice = f"set {source} to where it leads"
+            found = f"{address.redacted} redirects to {to}; clients do not follow redirects"
+            advice = f"set {source} to the target"
         case ProbeResponse(status=status) if status >= 500:
             found = f"{address.redacted} answered {status} to /health"
             advice = "a proxy there does not reach the room server: is it running?"
         case _:
-            found = f"{address.redacted} is no room server: it answered {answer.status} to /health"
+            found = (
+                f"{address.redacted} is not a room server: it answered {answer.status} to /health"
+            )
             advice = f"correct {source}; a server mounted at a path has that path in it"
     say(Finding("fail", check, found, advice))
     return False
@@ -136,14 +138,14 @@ async def _check_ready(subject: CheckContext, address: ServerUrl, say: Report) -
     try:
         answer = await probe(subject, address, "/ready")
     except ProbeError as error:
-        say(Finding("fail", "ready", f"/ready {error}", "look at the server's log"))
+        say(Finding("fail", "ready", f"/ready {error}", "check the server's log"))
         return
     if answer.status == 200:
-        say(Finding("ok", "ready", "it takes notifications"))
+        say(Finding("ok", "ready", "it accepts notifications"))
         return
     details = answer.body.get("details", "") if isinstance(answer.body, dict) else ""
-    found = f"it answered {answer.status}: it drains, or its store is away"
-    advice = "wait if it restarts; else look at its log, its disk and its store"
+    found = f"it answered {answer.status}: it is draining, or its store is unavailable"
+    advice = "wait if it restarts; otherwise check its log, its disk and its store"
     say(Finding("fail", "ready", f"{found} ({details})" if details else found, advice))
 
 
@@ -154,6 +156,6 @@ async def _check_public(subject: CheckContext, say: Report) -> None:
     try:
         address = parse_server_url(None, SCHEMES, (name,))
     except ConfigurationError as error:
-        say(Finding("fail", "public URL", str(error), "correct it: browsers are sent there"))
+        say(Finding("fail", "public URL", str(error), "correct it: browsers connect there"))
         return
     await _check_health(subject, address, "public URL", name, say)

@@ -1,4 +1,4 @@
-"""One notification, published as a job does it and heard as a page does it."""
+"""Publish one notification as a job does, and receive it as a page does."""
 
 from __future__ import annotations
 
@@ -27,25 +27,21 @@ from .timeouts import TIMEOUT_S
 
 _SECRET, _KEY = "REALTIME_TOKEN_SECRET", "REALTIME_API_KEY"
 _UPGRADE = (
-    "let what stands before the server pass them (nginx: proxy_http_version 1.1; proxy_set_header "
+    "configure the proxy to pass WebSockets (nginx: proxy_http_version 1.1; proxy_set_header "
     'Upgrade $http_upgrade; proxy_set_header Connection "upgrade")'
 )
 _BUFFERS = (
-    "let what stands before the server pass each piece at once (nginx: proxy_buffering off), and "
-    "not compress text/event-stream"
+    "configure the proxy to pass each chunk immediately (nginx: proxy_buffering off), and "
+    "not to compress text/event-stream"
 )
 
 
 MAX_LINE_BYTES = 1024 * 1024
-"""No line of an event stream has more."""
+"""Maximum length of a line of an event stream."""
 
 
 class _NotReceivedError(Exception):
-    """Nothing can be heard.
-
-    Attributes:
-        status: that of the server's refusal; None if it did not refuse.
-    """
+    """The notification cannot be received."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
@@ -54,7 +50,7 @@ class _NotReceivedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where, and what is waited for."""
+    """The room, and the notification to wait for."""
 
     address: ServerUrl
     room: Room
@@ -62,16 +58,12 @@ class _Target:
     id: str
 
 
-_Hear = Callable[[_Target, asyncio.Event], Coroutine[Any, Any, None]]
-"""Sets the event when it listens, and returns when the notification has come.
-
-Raises:
-    _DeafError: it cannot come.
-"""
+_Receive = Callable[[_Target, asyncio.Event], Coroutine[Any, Any, None]]
+"""Sets the event when it is subscribed, and returns when the notification was received."""
 
 
 async def check(subject: CheckContext, say: Report) -> None:
-    """The room is a new one, which the server forgets when its retention is over."""
+    """Run the round trip in a new room, which the server removes after its retention time."""
     if subject.address is None or not subject.reachable:
         say(Finding("warn", "round trip", "not tried: no room server was reached"))
         return
@@ -102,10 +94,7 @@ async def check(subject: CheckContext, say: Report) -> None:
 
 
 def _mint(subject: CheckContext, room: Room) -> str:
-    """
-    Raises:
-        ConfigurationError: the secret cannot be used, or PyJWT is not installed.
-    """
+    """Mint a token for the room."""
     if not os.environ.get(_SECRET):
         return ""
     settings = subject.settings
@@ -118,20 +107,20 @@ def _mint(subject: CheckContext, room: Room) -> str:
 
 
 class _Probe:
-    """One way to listen, from its opening to what it heard."""
+    """One way to subscribe, and its result."""
 
-    def __init__(self, name: str, target: _Target, hear: _Hear, advice: str) -> None:
+    def __init__(self, name: str, target: _Target, hear: _Receive, advice: str) -> None:
         self._name, self._target, self._advice = name, target, advice
         self._is_open = asyncio.Event()
         self._task = asyncio.create_task(self._run(hear))
         self._deadline = time.monotonic() + TIMEOUT_S
 
-    async def _run(self, hear: _Hear) -> float:
+    async def _run(self, hear: _Receive) -> float:
         await hear(self._target, self._is_open)
         return time.perf_counter()
 
     async def until_open(self) -> None:
-        """Wait until it listens, or cannot, or its time is over."""
+        """Wait until it is subscribed, has failed, or has timed out."""
         opening = asyncio.create_task(self._is_open.wait())
         left_s = max(0.0, self._deadline - time.monotonic())
         await asyncio.wait(
@@ -140,7 +129,7 @@ class _Probe:
         opening.cancel()
 
     def opened(self) -> Finding:
-        """What is known where nothing could be published."""
+        """Report the subscription where nothing could be published."""
         if self._task.done() and (error := self._task.exception()) is not None:
             return self._deaf(error)
         if self._is_open.is_set():
@@ -148,24 +137,24 @@ class _Probe:
         return self._silent()
 
     async def wait_received(self, begun: float) -> Finding:
-        """What came of the notification that was published at a moment of the counter."""
+        """Report whether the notification that was published at ``began`` was received."""
         if not self._is_open.is_set() and not self._task.done():
             return self._silent()
         done, _ = await asyncio.wait((self._task,), timeout=TIMEOUT_S)
         if not done:
-            found = f"it opened, and the notification did not come within {TIMEOUT_S:g} s"
+            found = f"it opened, but the notification was not received within {TIMEOUT_S:g} s"
             return Finding("fail", self._name, found, self._advice)
         if (error := self._task.exception()) is not None:
             return self._deaf(error)
         took_ms = (self._task.result() - begun) * 1000
-        return Finding("ok", self._name, f"published and heard in {took_ms:.0f} ms")
+        return Finding("ok", self._name, f"published and received in {took_ms:.0f} ms")
 
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     def _silent(self) -> Finding:
-        found = f"nothing came within {TIMEOUT_S:g} s of opening it; something holds it back"
+        found = f"nothing was received within {TIMEOUT_S:g} s of opening it; a proxy may buffer it"
         return Finding("fail", self._name, found, self._advice)
 
     def _deaf(self, error: BaseException) -> Finding:
@@ -174,20 +163,20 @@ class _Probe:
         if error.status in (401, 403):
             return _refused(self._name, _SECRET, str(error), bool(self._target.token))
         if error.status == 429 or (error.status or 0) >= 500:
-            return Finding("fail", self._name, str(error), "wait, or look at the server's log")
+            return Finding("fail", self._name, str(error), "wait, or check the server's log")
         return Finding("fail", self._name, str(error), self._advice)
 
 
 def _refused(check: str, variable: str, reason: str, was_given: bool) -> Finding:
     if not was_given:
         lacks = "cannot be used" if os.environ.get(variable) else "is not set"
-        found = f"not tried: the server wants credentials, and {variable} {lacks}"
+        found = f"not tried: the server requires credentials, and {variable} {lacks}"
         return Finding("warn", check, found, f"set {variable} as your application has it")
     if variable == _SECRET:
         advice = f"set {variable} to one of the server's token_secrets; compare clocks"
     else:
         advice = "copy it from api_keys of the server's key file; it needs the scope broadcast"
-    return Finding("fail", check, f"refused {variable}: {reason}", advice)
+    return Finding("fail", check, f"rejected {variable}: {reason}", advice)
 
 
 async def _publish(target: _Target, say: Report) -> bool:
@@ -201,13 +190,13 @@ async def _publish(target: _Target, say: Report) -> bool:
         say(Finding("fail", "publish", str(error), f"correct {_KEY}"))
         return False
     if result.success:
-        say(Finding("ok", "publish", f"the server has taken a notification for {target.room}"))
+        say(Finding("ok", "publish", f"the server accepted a notification for {target.room}"))
         return True
     reason = result.error or ""
     if "answered 401" in reason or "answered 403" in reason:
         say(_refused("publish", _KEY, reason, bool(os.environ.get(_KEY))))
     else:
-        say(Finding("fail", "publish", reason, "look at the server's log, and at /ready"))
+        say(Finding("fail", "publish", reason, "check the server's log, and /ready"))
     return False
 
 
@@ -237,13 +226,13 @@ async def _receive_websocket(target: _Target, is_open: asyncio.Event) -> None:
 
 async def _receive_sse(target: _Target, is_open: asyncio.Event) -> None:
     base, headers = target.address, {}
-    if target.token:  # in the place of the URL's user and password, as with the WebSocket
+    if target.token:  # replaces the URL's user and password, as for the WebSocket
         base = ServerUrl(base.url.copy_with(username=None, password=None), base.redacted)
         headers["Authorization"] = authorization_header("token", target.token)
     url = f"{base}/rooms/{target.room}/events"
     try:
         async with (
-            async_client(target.address.url, None) as client,  # the ear has a time limit
+            async_client(target.address.url, None) as client,  # the probe has a timeout
             client.stream("GET", url, headers=headers, params={"after": "earliest"}) as response,
         ):
             if response.status_code != 200:
@@ -264,11 +253,7 @@ async def _receive_sse(target: _Target, is_open: asyncio.Event) -> None:
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:
-    """The lines of an event stream, as they come.
-
-    Raises:
-        _DeafError: one does not end.
-    """
+    """Return the lines of an event stream as they arrive."""
     pieces: list[bytes] = []
     size = 0
     async for chunk in response.aiter_raw():

@@ -1,4 +1,4 @@
-"""Runs the checks, one after the other: one that breaks or hangs hides none of the others."""
+"""Run the checks in sequence. A check that fails or hangs does not hide the others."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .finding import Finding, of_server, redact
 from .timeouts import TIMEOUT_S, run_in_thread
 
 LIMIT_S = 30.0
-"""A check's own limits are shorter: this is for one that forgot them."""
+"""Maximum seconds of a check. The checks' own timeouts are shorter; this is a safeguard."""
 
 _CHECKS = ("configuration", "keys", "certificate", "store", "reachability", "round_trip", "clock")
 _OF_A_SERVER = ("keys", "certificate", "store")
 
 
 async def run_checks(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[Finding]:
-    """Look at everything; what a check has found comes when that check is over.
+    """Run all checks; report the findings of each when it has ended.
 
     Args:
-        url: the room server; None: ``REALTIME_URL``, else the default.
-        given: settings of the server by name, over the environment. None: not given.
+        url: the room server. None: ``REALTIME_URL``, then the default.
+        given: settings of the server by name, which override the environment. None: not given.
     """
     subject = load_client_config(url)
     try:
@@ -38,11 +38,11 @@ async def run_checks(url: str | None, given: Mapping[str, Any]) -> AsyncGenerato
 
 
 async def _run(name: str, subject: CheckContext) -> list[Finding]:
-    """What a check has found, also before it broke."""
+    """Return the findings of a check, also those before it failed."""
     found: list[Finding] = []
     shown = name.replace("_", " ")
     try:
-        # Imported here: some need packages that may be missing.
+        # Imported here because some need packages that may be missing.
         check = import_module(f".{name}", __package__).check
         async with asyncio.timeout(LIMIT_S):
             say = of_server(found.append) if name in _OF_A_SERVER else found.append
@@ -51,8 +51,8 @@ async def _run(name: str, subject: CheckContext) -> list[Finding]:
         found.append(Finding("fail", shown, f"not finished after {LIMIT_S:g} s", "report it"))
     except ImportError as error:
         advice = install("server", "cli")
-        found.append(Finding("warn", shown, f"not looked at: {error}", advice))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the others are still to be asked
-        broke = f"this check broke ({type(error).__name__})"
+        found.append(Finding("warn", shown, f"not checked: {error}", advice))
+    except Exception as error:  # noqa: BLE001 - the other checks must run
+        broke = f"this check failed unexpectedly ({type(error).__name__})"
         found.append(Finding("fail", shown, broke, "report it"))
     return found

@@ -1,4 +1,4 @@
-"""Where the rooms would be kept. Nothing is made or changed, and no running server is disturbed."""
+"""Check the store of the rooms, without changing anything or disturbing a running server."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .finding import Finding, Report
 from .timeouts import TIMEOUT_S, run_in_thread
 
 FEW_BYTES = 1024**3
-"""With less free space, the time to make room has come."""
+"""With less free space, the operator should free some."""
 
 TOO_FEW_BYTES = 64 * 1024**2
-"""With less, the next hour may be the last one in which publishes are kept."""
+"""With less free space, publishes may fail within the hour."""
 
 _ELSEWHERE = "choose another path with --store (SYNAP_REALTIME_STORE)"
 
 
 async def check(subject: CheckContext, say: Report) -> None:
-    """What a server would meet that started now."""
+    """Check what a server would find if it started now."""
     if subject.settings is None:
         return
     if is_own(subject.settings.store):
-        own = "a store of your own is not looked into; the round trip tries it"
+        own = "a custom store is not checked; the round trip tests it"
         say(Finding("ok", "store", f"{subject.settings.store}: {own}"))
         return
     try:
@@ -41,24 +41,22 @@ async def check(subject: CheckContext, say: Report) -> None:
             check_shared(subject.settings.store)
         path = _file_of(subject.settings.store)
     except (ConfigurationError, ValueError) as error:
-        say(Finding("fail", "store", str(error), "correct it, and ask again"))
+        say(Finding("fail", "store", str(error), "correct it, then run doctor again"))
         return
     if path is None:
-        say(Finding("ok", "store", "memory: a restart of the server loses what rooms hold"))
+        say(
+            Finding("ok", "store", "memory: a restart of the server loses the rooms' notifications")
+        )
         return
     try:
         for finding in await run_in_thread(lambda: _inspect(path)):
             say(finding)
     except TimeoutError:
-        say(Finding("fail", "store", f"the disk of {path} does not answer", _ELSEWHERE))
+        say(Finding("fail", "store", f"the disk of {path} does not respond", _ELSEWHERE))
 
 
 def _file_of(url: str) -> Path | None:
-    """The file of a sqlite store; None for memory.
-
-    Raises:
-        ConfigurationError: there is no such store.
-    """
+    """Return the file of a sqlite store; None for memory."""
     parts = urlsplit(url)
     path = unquote(parts.path).removeprefix("/")
     is_plain = "://" in url and not (parts.netloc or "?" in url or "#" in url)
@@ -70,21 +68,21 @@ def _file_of(url: str) -> Path | None:
 
 def _inspect(path: Path) -> list[Finding]:
     try:
-        path = path.resolve()  # as the server does: the lock stands beside the file itself
+        path = path.resolve()  # as the server does: the lock file is beside the file itself
     except (OSError, RuntimeError):
-        return [Finding("fail", "store", f"the links of {path} lead nowhere", _ELSEWHERE)]
+        return [Finding("fail", "store", f"{path} is a broken link", _ELSEWHERE)]
     folder = path.parent
     if not folder.is_dir():
         return [
             Finding(
                 "fail",
                 "store",
-                f"there is no directory {folder}",
+                f"directory {folder} does not exist",
                 f"mkdir -p {folder} (a path from the root has four slashes: sqlite:////var/…)",
             )
         ]
     if not _may(folder, os.W_OK | os.X_OK):
-        found = f"this user may not write in {folder}, where the log stands beside the file"
+        found = f"this user may not write in {folder}, where the log is beside the file"
         return [Finding("fail", "store", found, f"{_ELSEWHERE}, or chown the directory")]
     return [_inspect_file(path), space(shutil.disk_usage(folder).free, folder)]
 
@@ -94,36 +92,38 @@ def _may(path: Path, mode: int) -> bool:
 
 
 def space(free_bytes: int, folder: Path) -> Finding:
-    """Whether what is still free will do."""
+    """Rate the free space."""
     found = f"{free_bytes / 1024**3:.1f} GiB free in {folder}"
     if free_bytes >= FEW_BYTES:
         return Finding("ok", "disk space", found)
     found = f"{free_bytes / 1024**2:.0f} MiB free in {folder}"
     if free_bytes >= TOO_FEW_BYTES:
-        return Finding("warn", "disk space", found, "make room, or lower --retention-s")
-    return Finding("fail", "disk space", found, "make room: publishes are refused on a full disk")
+        return Finding("warn", "disk space", found, "free some space, or lower --retention-s")
+    return Finding("fail", "disk space", found, "free some space: publishing fails on a full disk")
 
 
 def _inspect_file(path: Path) -> Finding:
     try:
         if not path.exists():
-            return Finding("ok", "store", f"{path} is not there yet; the server makes it")
+            return Finding("ok", "store", f"{path} does not exist yet; the server creates it")
         if not path.is_file():
-            return Finding("fail", "store", f"{path} is no file", _ELSEWHERE)
+            return Finding("fail", "store", f"{path} is not a file", _ELSEWHERE)
         if not _may(path, os.R_OK | os.W_OK):
             found = f"this user may not read and write {path}"
             return Finding("fail", "store", found, f"{_ELSEWHERE}, or chown the file")
         if path.stat().st_nlink > 1:
-            return Finding("fail", "store", f"{path} has another name", "remove one (hard link)")
+            return Finding(
+                "fail", "store", f"{path} has more than one name", "remove one (hard link)"
+            )
         if find_user(path) is not None:
-            return Finding("ok", "store", f"{path} is in use by a running server; not looked into")
+            return Finding("ok", "store", f"{path} is in use by a running server; not checked")
         return _inspect_contents(path)
     except OSError as error:
         return Finding("fail", "store", f"{path} cannot be used ({error.strerror})", _ELSEWHERE)
 
 
 def _inspect_contents(path: Path) -> Finding:
-    # Immutable leaves nothing beside the file. After a crash a log is there, and belongs to it.
+    # Immutable mode creates no files. After a crash there is a log, which belongs to the store.
     log = Path(f"{path}-wal")
     mode = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
     deadline = time.monotonic() + TIMEOUT_S / 2
@@ -131,18 +131,18 @@ def _inspect_contents(path: Path) -> Finding:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True)) as db:
             (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             if not tables:
-                return Finding("ok", "store", f"{path} is empty; the server makes its tables")
+                return Finding("ok", "store", f"{path} is empty; the server creates its tables")
             db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0]
             db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     except UNUSABLE as error:
-        if find_user(path) is not None:  # a server that has started meanwhile writes while we read
+        if find_user(path) is not None:  # a server that started meanwhile writes while we read
             return Finding("ok", "store", f"{path} is in use by a server that has just started")
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
             found = f"{path} opens; it is too large for a check in {TIMEOUT_S / 2:g} s"
             return Finding("ok", "store", found)
         found = str(error)
     if found != "ok":
-        shown = f"{path} is damaged, or no store of rooms ({found})"
-        return Finding("fail", "store", shown, f"restore a copy of it, or {_ELSEWHERE}")
-    return Finding("ok", "store", f"{path} opens, and its quick check finds nothing wrong")
+        shown = f"{path} is damaged, or not a room store ({found})"
+        return Finding("fail", "store", shown, f"restore a backup, or {_ELSEWHERE}")
+    return Finding("ok", "store", f"{path} opens, and its quick check found no errors")

@@ -1,4 +1,4 @@
-"""Blocking calls with a time limit: a name server or a disk may never answer."""
+"""Blocking calls with a timeout: a name server or a disk may never respond."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 TIMEOUT_S = 4.0
-"""Each step over the network, and each look at a disk, may take so long."""
+"""Timeout of each network step and each disk access."""
 
 
 async def run_in_thread(function: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
-    """Call it in a thread of its own, which is left behind when the time is over.
+    """Call a function in a new thread, which is abandoned after the timeout.
 
-    (The event loop's own threads are waited for at the end of the program.)
+    (The threads of the event loop's executor are joined at exit.)
 
     Raises:
-        TimeoutError: it did not answer in time.
+        TimeoutError: it did not return in time.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
@@ -36,11 +36,11 @@ async def run_in_thread(function: Callable[[], T], timeout_s: float = TIMEOUT_S)
         result, failure = None, None
         try:
             result = function()
-        except Exception as error:  # noqa: BLE001 - raised again for who waits
+        except Exception as error:  # noqa: BLE001 - re-raised to the caller
             failure = error
         try:
             loop.call_soon_threadsafe(settle, result, failure)
-        except RuntimeError:  # the loop has ended: nobody waits
+        except RuntimeError:  # the loop has ended: no caller waits
             return
 
     threading.Thread(target=work, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The five jobs of the mission, on any framework. ``ports.py`` says what they need."""
+"""The five jobs of the mission, on any framework. ``ports.py`` declares their dependencies."""
 
 from __future__ import annotations
 

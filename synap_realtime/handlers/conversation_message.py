@@ -1,4 +1,4 @@
-"""A message in a conversation, and the reply to it."""
+"""Store a user's message in a conversation, and generate the reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 FALLBACK_REPLY = "I could not write a reply just now. Please try again in a moment."
 REPLY_TIMEOUT_S = 60.0
-"""How long a reply may take to begin, or to go on."""
+"""Maximum seconds between two pieces of a reply, and before the first."""
 
 
 class _Reply(TypedDict):
@@ -26,10 +26,10 @@ class _Reply(TypedDict):
 
 
 async def handle_conversation_message(run: JobRun, services: Services) -> ResponseGenerated:
-    """Append the user's ``content`` to ``conversationId`` (or ``threadId``), reply, append that.
+    """Append the user's ``content`` to ``conversationId`` (or ``threadId``), then append a reply.
 
-    The reply is shown as it is written (``conversation.response.delta``). When none can be had, a
-    stand-in is the reply, and the payload says so.
+    The reply is published while it is generated (``conversation.response.delta``). If the responder
+    fails, a fallback text is the reply, and the payload says so.
 
     Raises:
         InvalidInputError: the message is empty, or names no conversation.
@@ -37,7 +37,7 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
     user_id = validation.user_of(run)
     content = validation.text(run.data, "content", label="The message")
     key = "conversationId" if run.data.get("conversationId") is not None else "threadId"
-    conversation_id = validation.text(run.data, key, label="The conversation's id", limit=200)
+    conversation_id = validation.text(run.data, key, label="The conversation's ID", limit=200)
     asked = Message(
         id=validation.stable_id(run, "message"),
         conversation_id=conversation_id,
@@ -53,8 +53,10 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
         history = _up_to(asked, await services.messages.history(conversation_id, user_id))
         try:
             reply = await _show(services.responder.reply(history))
-        except Exception as error:  # noqa: BLE001 - whatever a model does, the user gets a reply
-            logger.warning("run %s: no reply, sending the stand-in: %r", run.run_id, error)
+        except Exception as error:  # noqa: BLE001 - the user gets a reply whatever the responder raises
+            logger.warning(
+                "run %s: responder failed: %r; sending the fallback reply", run.run_id, error
+            )
             reply = ""
         if not reply.strip():
             return {"response": FALLBACK_REPLY, "fallback": True}
@@ -91,7 +93,7 @@ async def handle_conversation_message(run: JobRun, services: Services) -> Respon
 
 
 async def _show(pieces: AsyncIterator[str]) -> str:
-    """Show a reply as it is written; returns the whole."""
+    """Publish a reply while it is generated; return the whole text."""
     text = ""
     while True:
         try:
@@ -104,6 +106,6 @@ async def _show(pieces: AsyncIterator[str]) -> str:
 
 
 def _up_to(asked: Message, history: Sequence[Message]) -> Sequence[Message]:
-    """The history that ends with this message: another may have been sent since."""
+    """Return the history up to this message; a later one may have been stored since."""
     ids = [message.id for message in history]
     return history[: ids.index(asked.id) + 1] if asked.id in ids else history

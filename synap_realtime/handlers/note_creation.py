@@ -1,4 +1,4 @@
-"""A note: its content goes to storage, its entity into the database."""
+"""Create a note: its content goes to storage, its entity to the database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .ports import Entity, Services
 async def handle_note_creation(run: JobRun, services: Services) -> NoteCreated:
     """Create a note from ``content`` and, if given, ``title``.
 
-    Without a title, the first line of the content is it.
+    The default title is the first line of the content.
 
     Raises:
         InvalidInputError: the content is empty, or a member has the wrong type.

@@ -1,7 +1,7 @@
-"""What the handlers need from an application: its stores, its storage, its responder.
+"""Interfaces that the application implements for the handlers: database, storage, responder.
 
-Everything is called with ids that come from the run, and may be called again with the same ones
-after a crash or a retry: the second call must leave what the first one left.
+All ids derive from the run. After a crash or a retry, a method may be called again with the same
+ids: the second call must have no further effect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class TaskDetails:
-    """What a task has beside its entity."""
+    """The details of a task, in addition to its entity."""
 
     entity_id: str
     status: str
@@ -52,18 +52,18 @@ class Entities(Protocol):
     """The application's database of entities."""
 
     async def create(self, entity: Entity) -> None:
-        """Keep an entity; one with its id that exists already stays as it is."""
+        """Store an entity; do not change an existing one with its id."""
         ...
 
     async def create_task_details(self, details: TaskDetails) -> None:
-        """Keep a task's details; those that exist already stay as they are."""
+        """Store a task's details; do not change existing ones."""
         ...
 
     async def complete_task(self, entity_id: str, user_id: str) -> str | None:
-        """Set a task to done, unless it is, and touch its entity.
+        """Mark a task as done if it is not, and update its entity.
 
         Returns:
-            When it was done (RFC 3339, UTC), the first time; None if this user has no such task.
+            when it was first done (RFC 3339, UTC); None if this user has no such task.
         """
         ...
 
@@ -72,36 +72,36 @@ class Messages(Protocol):
     """The application's conversations."""
 
     async def append(self, message: Message) -> None:
-        """Add a message at the end; one with its id that exists already stays where it is."""
+        """Append a message; do not change or move an existing one with its id."""
         ...
 
     async def history(self, conversation_id: str, user_id: str) -> Sequence[Message]:
-        """This user's conversation so far, oldest first; empty if there is none."""
+        """Return this user's conversation, oldest message first; empty if there is none."""
         ...
 
 
 class Storage(Protocol):
-    """Where contents are kept as files."""
+    """Stores contents as files."""
 
     async def put(self, path: str, content: bytes, content_type: str) -> str:
-        """Write a file, over one that is there; returns the address to read it at."""
+        """Write a file, replacing an existing one; return its address for reading."""
         ...
 
 
 class Responder(Protocol):
-    """Writes the reply in a conversation: a model, usually."""
+    """Generates the reply in a conversation, usually with a model."""
 
     def reply(self, history: Sequence[Message]) -> AsyncIterator[str]:
-        """The next message of the assistant, in pieces as it is written (an async generator).
+        """Return the assistant's next message in pieces (an async generator).
 
-        May raise, also in the middle: then a stand-in is the reply.
+        An exception, even after some pieces, makes the handler use a fallback reply.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All of it, as an application puts it together."""
+    """The dependencies of all handlers, provided by the application."""
 
     entities: Entities
     messages: Messages

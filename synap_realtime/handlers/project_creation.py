@@ -1,4 +1,4 @@
-"""A project: an entity with a time."""
+"""Create a project: an entity with dates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def handle_project_creation(run: JobRun, services: Services) -> ProjectCre
     """Create a project from ``title`` and, if given, ``description``, ``startDate``, ``endDate``.
 
     Raises:
-        InvalidInputError: there is no title, a date is none, or it ends before it starts.
+        InvalidInputError: the title is missing, a date is invalid, or the end is before the start.
     """
     title = validation.text(run.data, "title", label="The title", limit=validation.MAX_TITLE)
     start = validation.optional_date(run.data, "startDate", label="The start")

@@ -1,4 +1,4 @@
-"""A task is done."""
+"""Complete a task."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .ports import Services
 
 
 async def handle_task_completion(run: JobRun, services: Services) -> TaskCompleted:
-    """Set the task ``entityId`` to done.
+    """Mark the task ``entityId`` as done.
 
     Raises:
-        InvalidInputError: there is no id, or this user has no such task.
+        InvalidInputError: the id is missing, or this user has no such task.
     """
     user_id = validation.user_of(run)
-    entity_id = validation.text(run.data, "entityId", label="The task's id", limit=200)
+    entity_id = validation.text(run.data, "entityId", label="The task's ID", limit=200)
 
     async def complete() -> str:
         completed_at = await services.entities.complete_task(entity_id, user_id)
         if completed_at is None:
-            raise InvalidInputError("There is no such task.")
+            raise InvalidInputError("Task not found.")
         return completed_at
 
     completed_at = await run.step("complete-task", complete)

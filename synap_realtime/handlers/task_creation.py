@@ -1,4 +1,4 @@
-"""A task: an entity and its details."""
+"""Create a task: an entity and its details."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def handle_task_creation(run: JobRun, services: Services) -> TaskCreated:
     ``dueDate`` and ``projectId``.
 
     Raises:
-        InvalidInputError: there is no title, or a member is wrong.
+        InvalidInputError: the title is missing, or a member is invalid.
     """
     title = validation.text(run.data, "title", label="The title", limit=validation.MAX_TITLE)
     task = Entity(

@@ -1,4 +1,4 @@
-"""Reading a job's input: what is missing or wrong is said in words that the user can read."""
+"""Validate a job's input. The errors are written for the user."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..jobs import JobRun
 
 MAX_TITLE = 500
 MAX_TEXT = 1_000_000
-"""Characters; a longer content belongs into a file that the user uploads."""
+"""Maximum length in characters. Longer content should be uploaded as a file."""
 
 _NAMESPACE = uuid.UUID("8f5c1d1e-9d0b-5c1c-9f5e-6b1f4a6a7d10")
 
 
 def user_of(run: JobRun) -> str:
     if not run.user_id:
-        raise InvalidInputError("The request does not say whose it is: userId is missing.")
+        raise InvalidInputError("The request names no user: userId is missing.")
     return run.user_id
 
 
 def stable_id(run: JobRun, what: str) -> str:
-    """An id that is the same on every attempt of a run."""
+    """Return an id that is the same on every attempt of a run."""
     return str(uuid.uuid5(_NAMESPACE, f"{run.run_id}:{what}"))
 
 
 def text(data: Mapping[str, Any], name: str, *, label: str, limit: int = MAX_TEXT) -> str:
-    """A text that must be there and say something."""
+    """Return a text that must be present and not blank."""
     value = optional_text(data, name, label=label, limit=limit)
     if value is None:
         raise InvalidInputError(f"{label} is empty.")
@@ -50,7 +50,7 @@ def optional_text(
 
 
 def optional_date(data: Mapping[str, Any], name: str, *, label: str) -> str | None:
-    """An ISO 8601 date, or date and time, as it came."""
+    """Return an ISO 8601 date, or date and time, unchanged."""
     value = optional_text(data, name, label=label)
     if value is None:
         return None
@@ -62,7 +62,7 @@ def optional_date(data: Mapping[str, Any], name: str, *, label: str) -> str | No
 
 
 def one_of(data: Mapping[str, Any], name: str, choices: tuple[str, ...], *, label: str) -> str:
-    """One of a few words; the first is the default."""
+    """Return one of the choices; the first is the default."""
     value = optional_text(data, name, label=label) or choices[0]
     if value not in choices:
         raise InvalidInputError(f"{label} must be one of {', '.join(choices)}.")

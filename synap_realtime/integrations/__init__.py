@@ -1,1 +1,1 @@
-"""Adapters: one job framework a module. Each only translates."""
+"""Adapters, one job framework per module. Each only translates the framework's events."""

@@ -1,4 +1,4 @@
-"""Celery: tasks that tell their user how they stand."""
+"""Publish the lifecycle of Celery tasks."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ with needed_by("the Celery integration", "celery"):
 
 try:
     from greenlet import GreenletExit as _Killed
-except ImportError:  # without gevent and eventlet, nothing raises it
+except ImportError:  # raised only by gevent and eventlet
 
     class _Killed(BaseException):  # type: ignore[no-redef]
-        """What greenlets are killed with."""
+        """The exception with which greenlets are killed."""
 
 
 logger = logging.getLogger(__name__)
 
 HEADER = "synap_realtime"
-"""The message header that takes along what the next attempt, or a replacement, must know."""
+"""The message header that carries the run's state to the next attempt or a replacement."""
 
 
 class RealtimeTask(celery.Task):  # type: ignore[misc]
-    """The base of tasks whose user hears how they stand.
+    """The base class of tasks whose lifecycle is published.
 
     ::
 
-        @app.task(base=ToldTask, family="report.creation", bind=True, max_retries=3)
+        @app.task(base=RealtimeTask, job_type="report.creation", bind=True, max_retries=3)
         def create_report(self, title, *, user_id, request_id=None):
             progress(0.5, "Rendering")
             try:
@@ -70,25 +70,25 @@ class RealtimeTask(celery.Task):  # type: ignore[misc]
             except PrinterBusy as error:
                 raise self.retry(exc=error, countdown=5)
 
-    The user hears ``started``, ``progress`` where the task says it, ``retrying`` when Celery will
-    try again, then one of ``completed``, ``failed`` (also for time limits and a lost worker) and
-    ``cancelled`` (revoked, expired, rejected or ignored, or stopped with its worker). A task that
-    runs again because its worker was lost (``acks_late``, ``reject_on_worker_lost``) is the same
-    run. So is what replaces it (``self.replace()`` with a task, a chain, a group or a chord): the
-    run ends when that ends, under the job type and for the user of the task that was replaced.
-    What a task tells is out before it is acknowledged.
+    The recipient receives ``started``, the ``progress`` that the task reports, ``retrying`` before
+    another attempt, then one of ``completed``, ``failed`` (also for time limits and a lost worker)
+    and ``cancelled`` (revoked, expired, rejected or ignored, or stopped with its worker). A task
+    that runs again because its worker was lost (``acks_late``, ``reject_on_worker_lost``) continues
+    the same run. So does its replacement (``self.replace()`` with a task, a chain, a group or a
+    chord): the run ends when the replacement ends, with the job type and the recipient of the
+    replaced task. All notifications are sent before the task is acknowledged.
 
     Celery has no hook for a worker that is killed (SIGKILL) with a task that was acknowledged
-    early, and for a ``Retry`` that a task raises itself, without ``self.retry()``: Celery sends no
-    other attempt then. Clients see such a run as stalled.
+    early. It also has none for a ``Retry`` that a task raises without ``self.retry()``, in which
+    case Celery sends no other attempt. Clients see such a run as stalled.
 
     Attributes:
-        family: the name before the dot, or a :class:`Family`; needed.
-        person: who waits, from the positional and the keyword arguments; default: ``user_id`` and
-            ``request_id`` (or ``userId`` and ``requestId``) among the keyword arguments, or in the
-            first argument that is a mapping.
+        job_type: the name before the dot, or a :class:`JobType`; required.
+        recipient: returns the recipient from the positional and keyword arguments. Default:
+            ``user_id`` and ``request_id`` (or ``userId`` and ``requestId``) of the keyword
+            arguments, or of the first argument that is a mapping.
         broadcaster: default: the server of ``REALTIME_URL``.
-        stall_after_s: how long it is normal to hear nothing of a task.
+        stall_after_s: how long a task may be silent before it counts as stalled.
     """
 
     abstract = True
@@ -99,22 +99,22 @@ class RealtimeTask(celery.Task):  # type: ignore[misc]
 
     @classmethod
     def on_bound(cls, app: celery.Celery) -> None:
-        """Celery has made the task.
+        """Validate the task when Celery creates it.
 
         Raises:
-            ConfigurationError: it has no family.
-            InvalidArgumentError: the family's name, or ``stall_after_s``, cannot be used.
+            ConfigurationError: it has no job type.
+            InvalidArgumentError: the name of the job type, or ``stall_after_s``, is invalid.
         """
         super().on_bound(app)
         if not cls.job_type:
-            raise ConfigurationError(f"{cls.name}: a ToldTask needs family=, 'report.creation'")
+            raise ConfigurationError(
+                f"{cls.name}: a RealtimeTask needs job_type=, such as 'report.creation'"
+            )
         _job_type(cls.job_type)
         check_stall_after_s(cls.stall_after_s)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task. What it raises is kept as it is: Celery's signals show a pickled copy, and
-        none at all if the result backend is lost.
-        """
+        """Run the task and store its exception."""
         attempt = _attempt_of(self.request)
         if attempt is None or attempt.has_begun:
             return super().__call__(*args, **kwargs)
@@ -136,10 +136,8 @@ class RealtimeTask(celery.Task):  # type: ignore[misc]
         max_retries: int | None = None,
         **options: Any,
     ) -> Any:
-        """As Celery's, but not after an :class:`InvalidInputError`, alone or in an exception group:
-        that is raised at once.
-
-        The user hears of the next attempt before a worker can take it.
+        """Retry as Celery does, but raise an :class:`InvalidInputError` (alone or in a group)
+        immediately.
         """
         if exc is not None and isinstance(deciding_error(exc), InvalidInputError):
             raise exc
@@ -151,11 +149,11 @@ class RealtimeTask(celery.Task):  # type: ignore[misc]
         )
 
     def replace(self, sig: Any) -> Any:
-        """As Celery's. What replaces the task takes the run along, and ends it."""
+        """Replace the task as Celery does. The replacement continues the run and ends it."""
         return _replace_reported(self, super().replace, sig)
 
     def on_replace(self, sig: Any) -> Any:
-        """Send what replaces the task."""
+        """Send the replacement of the task."""
         return _send_replacement(self, super().on_replace, sig)
 
 
@@ -171,11 +169,7 @@ def _retry_reported(
     max_retries: int | None = None,
     **options: Any,
 ) -> Any:
-    """Report the next attempt, and keep in its message what it must know.
-
-    Args:
-        retry: the task's own method.
-    """
+    """Publish the retry, and put the run's state into the message of the next attempt."""
     request = task.request
     attempt = _attempt_of(request)
     if attempt is None:
@@ -195,7 +189,7 @@ def _retry_reported(
     except Retry:
         attempt.continues = True
         raise
-    except Reject as error:  # it could not be sent to the broker, and Celery gives up
+    except Reject as error:  # the broker did not accept it, and Celery gives up
         attempt.reporter.failed(exc or error)
         raise
     attempt.continues = True
@@ -203,7 +197,7 @@ def _retry_reported(
 
 
 def _replace_reported(task: celery.Task, replace: Callable[[Any], Any], sig: Any) -> Any:
-    """Let what replaces the task know the runs that it ends, and those that it is a part of."""
+    """Add to the replacement's message which runs it ends, and which it is a part of."""
     request = task.request
     attempt = _attempt_of(request)
     ends = [] if attempt is None else [attempt.run.after(request.retries)]
@@ -232,8 +226,8 @@ def _send_replacement(task: celery.Task, on_replace: Callable[[Any], Any], sig: 
 
 
 def _adopt(task: celery.Task) -> None:
-    """Give a task without our base, which runs in the place of one that has it, what the base
-    does when such a task is tried again or replaced.
+    """Give a task without this base class, which replaces one that has it, the base's behaviour on
+    retry and replacement.
     """
     if "replace" not in vars(task):
         task.retry = functools.partial(_retry_reported, task, task.retry)
@@ -243,11 +237,7 @@ def _adopt(task: celery.Task) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What a message must take along for a task that ends another task's run.
-
-    Attributes:
-        attempt: the number of the first attempt that it describes.
-    """
+    """The data that a message carries for a task that ends another task's run."""
 
     id: str
     task: str
@@ -265,12 +255,7 @@ class _Run:
 
 @dataclass(slots=True)
 class _Attempt:
-    """One execution of a task.
-
-    Attributes:
-        run: what the reporter reports.
-        goes_on: in another attempt, or in a replacement, which was sent.
-    """
+    """One execution of a task."""
 
     reporter: Reporter
     run: _Run
@@ -284,16 +269,17 @@ class _Attempt:
 
 
 _ATTEMPT, _EXTENT = "_synap_realtime_attempt", "_synap_realtime_extent"
-"""Kept with Celery's request, which each execution has for itself. A task's id is shared by the
-next attempt, which may begin in this process before this one is cleaned up, and by a replacement.
+"""Stored on Celery's request, which is unique to each execution. The next attempt and a replacement
+share the task's id, and the next attempt may start in this process before this one is cleaned up.
 """
 
 _timed_out: dict[str, Any] = {}
-"""Requests, by task id, of greenlets that took too long: Celery signals the failure next, without
-the message that says which runs it ends."""
+"""Requests, by task id, of greenlets that timed out. Celery signals the failure next, without the
+message that names the runs to end.
+"""
 
 _eager_id: ContextVar[str | None] = ContextVar("synap_realtime_celery_eager", default=None)
-"""The id of the task that runs, for an eager one that replaces it."""
+"""The id of the running task, for an eager task that replaces it."""
 
 
 @functools.cache
@@ -302,10 +288,8 @@ def _job_type(job_type: JobType | str) -> JobType:
 
 
 def _tag_signature(sig: Any, runs: list[_Run], parts: list[_Run], *, is_last: bool) -> None:
-    """Let each task of a signature know the runs that it is a part of, and the last one end them.
-
-    Args:
-        parts: those of which also the last one is only a part.
+    """Mark each task of a signature with the runs that it is a part of, and the last task with the
+    runs that it ends.
     """
     if isinstance(sig, canvas._chain):
         members, last = list(sig.tasks[:-1]), sig.tasks[-1]
@@ -346,8 +330,8 @@ def _runs(request: Any, name: str) -> list[_Run]:
 
 
 def _max_retries(task: celery.Task, request: Any) -> int | None:
-    """How often an attempt may be followed by another: as the last ``retry()`` of the run said,
-    else as the task's automatic retries say, else as the task says.
+    """Return the maximum number of retries: from the run's last ``retry()``, then from the task's
+    automatic retries, then from the task.
     """
     said = _header(request).get("maxRetries")
     if said is None and getattr(task, "autoretry_for", None):
@@ -364,24 +348,24 @@ def _reporter(
     retries: int = 0,
     max_retries: int | None = None,
 ) -> Reporter:
-    """Report a run, whatever task executes it: its own, or one that has replaced it."""
-    told = app.tasks[run.task]
+    """Create the reporter of a run, whether its own task or a replacement executes it."""
+    owner = app.tasks[run.task]
     lifecycle = RunNotifications(
-        _job_type(told.job_type),
+        _job_type(owner.job_type),
         run.id,
         attempt=run.attempt + retries,
         max_attempts=None if max_retries is None else run.attempt + max_retries,
-        stall_after_s=told.stall_after_s,
+        stall_after_s=owner.stall_after_s,
     )
-    # An attempt that is delivered again reports again: its progress is no repetition.
+    # Progress of a redelivered attempt is published again, so it is not a replay.
     call = uuid.uuid4().hex[:8]
-    return Reporter(lifecycle, [recipient], told.broadcaster, invocation_id=call)
+    return Reporter(lifecycle, [recipient], owner.broadcaster, invocation_id=call)
 
 
 def _attempt_for(
     task: celery.Task, request: Any, task_id: str, args: Any, kwargs: Any
 ) -> _Attempt | None:
-    """What reports an execution, from its message; None if it reports nothing."""
+    """Create the attempt of an execution from its message; None if it reports nothing."""
     try:
         if ends := _runs(request, "ends"):
             run = ends[0]
@@ -402,9 +386,18 @@ def _attempt_for(
         )
         return _Attempt(reporter, run)
     except SynapRealtimeError as error:
-        logger.error("task %s[%s] runs, but nobody is notified: %s", task.name, task_id, error)
+        logger.error(
+            "reporting setup failed for task %s[%s]; running without notifications: %s",
+            task.name,
+            task_id,
+            error,
+        )
     except Exception:
-        logger.exception("task %s[%s] runs, but nobody is notified", task.name, task_id)
+        logger.exception(
+            "reporting setup failed for task %s[%s]; running without notifications",
+            task.name,
+            task_id,
+        )
     return None
 
 
@@ -416,16 +409,12 @@ def _attempt_of(request: Any, task_id: str | None = None) -> _Attempt | None:
 def _end_parts(
     app: celery.Celery, request: Any, end: Callable[[Reporter], None], *names: str
 ) -> None:
-    """End the runs that cannot end well without this task.
-
-    Args:
-        names: of the header's members; default: the runs that it is only a part of.
-    """
+    """End the runs that cannot succeed without this task."""
     for run in [run for name in names or ("parts",) for run in _runs(request, name)]:
         try:
             reporter = _reporter(app, run, Recipient(run.user_id, run.request_id))
         except Exception:
-            logger.exception("run %s of %s ends, but nobody is notified", run.id, run.task)
+            logger.exception("run %s of %s ended; publishing its end failed", run.id, run.task)
             continue
         end(reporter)
         reporter.flush()
@@ -439,13 +428,13 @@ def _on_prerun(sender: Any, task_id: str, args: Any, kwargs: Any, **_: object) -
     setattr(request, _EXTENT, stack)
     token = _eager_id.set(task_id)
     stack.callback(_reset_eager_id, token)
-    # An eager task runs inside of its caller, which may be a job of somebody else.
+    # An eager task runs inside its caller, which may be a job of another recipient.
     stack.enter_context(extent_of(None))
     if _header(request) and not isinstance(sender, RealtimeTask):
         _adopt(sender)
     if attempt := _attempt_for(sender, request, task_id, args, kwargs):
         setattr(request, _ATTEMPT, attempt)
-        if request.is_eager or not sender.acks_late:  # the broker has it no more
+        if request.is_eager or not sender.acks_late:  # the broker has removed it
             stack.enter_context(cancelled_at_exit(attempt.reporter))
         stack.enter_context(report_run(attempt.reporter))
 
@@ -466,13 +455,13 @@ def _on_retry(sender: Any, request: Any, reason: object = None, **_: object) -> 
     if attempt is not None and attempt.continues:
         return
     if reason is None:
-        # A worker that stops, or has lost the broker, has cancelled the task. One that was
-        # acknowledged early will not come back, whatever Celery's state says.
+        # A worker that stops, or has lost the broker, has cancelled the task. A task that was
+        # acknowledged early is not redelivered, whatever Celery's state says.
         if not sender.acks_late:
             _on_revoked(sender, request)
         return
     if not isinstance(sender, RealtimeTask):
-        return  # its next attempt is on its way already, and may have ended the run
+        return  # its next attempt was sent already, and may have ended the run
     attempt = attempt or _lost_attempt(sender, request)
     if attempt is not None:
         cause, when = (reason.exc, reason.when) if isinstance(reason, Retry) else (None, None)
@@ -487,7 +476,7 @@ def _on_failure(
     left = _timed_out.pop(task_id, None)
     request = sender.request if sender.request.id == task_id else left
     attempt = _attempt_of(request) if request else None
-    # Without one it is the worker's main process, and the task's own is lost.
+    # Without an attempt, this is the worker's main process, and the task's process was lost.
     attempt = attempt or _attempt_for(sender, request, task_id, args, kwargs)
     end = Reporter.cancelled
     if not isinstance(exception, Reject):
@@ -499,7 +488,7 @@ def _on_failure(
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the user may read of ``retry()`` without ``exc``, whose own error says only that no
+    """Return the user-facing cause of ``retry()`` without ``exc``, whose error only says that no
     attempt is left.
     """
     context = error.__context__
@@ -508,7 +497,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _will_requeue(task: celery.Task, error: BaseException) -> bool:
-    """Whether Celery, which calls it a failure, puts the task back on the broker."""
+    """Return whether Celery requeues the task, which it reports as a failure."""
     is_late = isinstance(error, TimeLimitExceeded)
     return is_late and bool(task.acks_late) and not task.acks_on_timeout
 
@@ -520,13 +509,13 @@ def _on_revoked(sender: Any, request: Any, **_: object) -> None:
 
 
 def _refuse(sender: Any, message: Any, exc: BaseException, **_: object) -> None:
-    """The worker does not know the task that was to replace another, and drops it."""
+    """Fail the runs of an unknown task: the worker drops it."""
     end = functools.partial(Reporter.failed, error=exc)
     _end_parts(sender.app, message, end, "ends", "parts")
 
 
 def _lost_attempt(task: celery.Task, request: Any) -> _Attempt | None:
-    """In the worker's main process, which has the message alone."""
+    """Recreate an attempt in the worker's main process, which has only the message."""
     args, kwargs = getattr(request, "args", None), getattr(request, "kwargs", None)
     return _attempt_for(task, request, request.id, args, kwargs)
 
@@ -550,22 +539,22 @@ def _on_postrun(sender: Any, state: str | None, retval: object = None, **_: obje
 def _end_unreported(
     task: celery.Task, request: Any, attempt: _Attempt, state: str | None, retval: object
 ) -> None:
-    """End a run that no signal of Celery's has ended."""
+    """End a run for which Celery sends no final signal."""
     reporter = attempt.reporter
     if attempt.continues and not (request.is_eager and state is None):
         return
     if state == states.IGNORED:
         reporter.cancelled()
     elif state == states.REJECTED:
-        # With late acknowledgement the worker puts it back, or signals a failure.
+        # With late acknowledgement, the worker requeues it or signals a failure.
         if request.is_eager or not task.acks_late:
             reporter.cancelled()
     elif state == states.SUCCESS:
-        reporter.completed(retval)  # what it returned could not be stored, but it has done its work
+        reporter.completed(retval)  # its result could not be stored, but its work is done
     elif state is None:
         error = attempt.error or sys.exc_info()[1]
         if isinstance(error, Exception):
-            reporter.failed(_cause(error))  # that could not be stored, or the caller gets it
+            reporter.failed(_cause(error))  # that could not be stored, or the caller receives it
         elif _is_reported_by_worker(task, error):
             pass
         elif isinstance(error, KeyboardInterrupt | WorkerShutdown | WorkerTerminate | _Killed):
@@ -575,13 +564,7 @@ def _end_unreported(
 
 
 def _is_reported_by_worker(task: celery.Task, error: BaseException | None) -> bool:
-    """Whether the worker's main part knows better what becomes of a task that this exception left.
-
-    A child process ends with it, and its parent sees why. A task of a greenlet that takes too long
-    (``gevent.Timeout``), or that is killed (``GreenletExit``) before it was acknowledged, may come
-    back. Else it was revoked, or its worker stops; then the worker's own signal is not waited for:
-    Celery cannot always send it.
-    """
+    """Return whether the worker's main process reports the outcome of this exception."""
     if current_process()._name != "MainProcess":
         return True
     if isinstance(error, _Killed):
@@ -594,7 +577,7 @@ def _is_greenlet_timeout(error: BaseException | None) -> bool:
 
 
 def _report_retry(attempt: _Attempt, cause: object, when: object, most: int | None) -> None:
-    error = cause if isinstance(cause, BaseException) else "It will be tried again."
+    error = cause if isinstance(cause, BaseException) else "The task will be retried."
     attempt.reporter.retrying(
         error,
         retry_in_s=_seconds_until(when),

@@ -1,4 +1,4 @@
-"""Jobs without a framework: coroutines of this process."""
+"""Run coroutines of this process as jobs, without a framework."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ async def run_job(
     stall_after_s: float = STALL_AFTER_S,
     broadcaster: BackgroundBroadcaster | None = None,
 ) -> Any:
-    """Run a function as a job whose user hears how it stands.
+    """Run a function as a job and publish its lifecycle.
 
-    Nothing survives the process: for that, use a job framework.
+    The run does not survive the process; use a job framework for that.
 
     ::
 
@@ -74,30 +74,30 @@ async def run_job(
         asyncio.create_task(run_job("report.creation", create_report,
                                     {"title": "Q3", "userId": "42", "requestId": "r1"}, retries=3))
 
-    A run that was announced ends with one terminal notification whatever ends it: ``failed`` also
-    for SystemExit, ``cancelled`` also for KeyboardInterrupt and for a coroutine that is closed.
-    Nothing can be published when the process is killed, or its event loop is never run again.
+    An announced run always ends with one terminal notification: ``failed`` also for SystemExit,
+    ``cancelled`` also for KeyboardInterrupt and for a coroutine that is closed. Nothing can be
+    published if the process is killed, or if its event loop never runs again.
 
     Args:
-        family: the name before the dot, or a :class:`Family`.
-        do: the job; it may run more than once, and each time does all of it. A plain function runs
-            in a thread, where ``progress()`` and ``delta()`` work; when the job is cancelled, the
-            thread goes on unheard.
-        data: its input; who waits is ``userId`` and ``requestId`` in it.
-        run_id: the same for the same run; default: a new one.
-        retries: how often a failed attempt is tried again, but not after an
-            :class:`InvalidInputError`, alone or in an exception group.
-        first_pause_s: the pause before the first of these; each later one is twice as long, and
-            none longer than a minute.
+        job_type: the name before the dot, or a :class:`JobType`.
+        fn: the job. It may be called several times, and must do all its work each time. A plain
+            function runs in a thread, where ``progress()`` and ``delta()`` work. When the job is
+            cancelled, the thread continues, but its reports are ignored.
+        data: the input; its ``userId`` and ``requestId`` name the recipient.
+        run_id: the same for the same run. Default: a new one.
+        retries: maximum number of retries. An :class:`InvalidInputError`, alone or in an exception
+            group, is not retried.
+        initial_backoff_s: seconds before the first retry. Each further delay is doubled, up to a
+            minute.
 
     Returns:
-        what the job returned.
+        the job's return value.
 
     Raises:
-        InvalidArgumentError: ``retries`` is less than 0, or ``family`` or ``stall_after_s`` cannot
-            be used; the job has not begun.
-        ConfigurationError: no event loop of asyncio is running; the job has not begun.
-        BaseException: what the last attempt raised; also CancelledError, when it was cancelled.
+        InvalidArgumentError: ``retries`` is negative, or ``job_type`` or ``stall_after_s`` is
+            invalid; the job was not started.
+        ConfigurationError: no asyncio event loop is running; the job was not started.
+        BaseException: the exception of the last attempt; also CancelledError, if it was cancelled.
     """
     running_loop("run_job()", "pass asyncio.run(run_job(…)) to a thread")
     if retries < 0:
@@ -132,7 +132,7 @@ async def run_job(
                 continue
             reporter.completed(result)
             await reporter.aflush()
-        except GeneratorExit:  # the coroutine was closed: it may not await any more
+        except GeneratorExit:  # the coroutine was closed and must not await any more
             reporter.cancelled()
             raise
         except BaseException as error:
@@ -146,31 +146,32 @@ async def run_job(
 
 
 async def _call(fn: Callable[[JobRun], Any], run: JobRun) -> Any:
-    """Call the job, which is code that awaits or a plain function, in a thread then."""
+    """Call the job: a coroutine function here, a plain function in a thread."""
     if _is_async(fn):
         return await fn(run)
     called = functools.partial(contextvars.copy_context().run, _outcome, fn, run)
     try:
         outcome = asyncio.get_running_loop().run_in_executor(None, called)
-    except RuntimeError:  # no thread can be started: the interpreter shuts down, or none is left
+    # No thread can be started: the interpreter shuts down, or the limit is reached.
+    except RuntimeError:
         value, error = called()
     else:
         value, error = await outcome
     if error is not None:
         raise error
-    # A function that is not itself async may still return something to await.
+    # A plain function may still return an awaitable.
     return await value if inspect.isawaitable(value) else value
 
 
 def _is_async(fn: object) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
-        getattr(fn, "__call__", None)  # noqa: B004 - whether it awaits, not whether it is callable
+        getattr(fn, "__call__", None)  # noqa: B004 - checks whether calling it awaits, not whether it is callable
     )
 
 
 def _outcome(fn: Callable[[JobRun], T], run: JobRun) -> tuple[T | None, BaseException | None]:
-    """Call, and return the exception: a future cannot carry a StopIteration."""
+    """Return the result or the exception: a future cannot carry a StopIteration."""
     try:
         return fn(run), None
-    except BaseException as error:  # noqa: BLE001 - it is raised where the job is awaited
+    except BaseException as error:  # noqa: BLE001 - re-raised where the job is awaited
         return None, error

@@ -1,4 +1,4 @@
-"""Taskiq: tasks that tell their user how they stand."""
+"""Publish the lifecycle of Taskiq tasks."""
 
 from __future__ import annotations
 
@@ -38,40 +38,40 @@ logger = logging.getLogger(__name__)
 JOB_TYPE_LABEL = "job_type"
 
 LAST_CHANCE_S = 0.2
-"""How long a stopping worker lets tasks end that are just ending."""
+"""Seconds that a stopping worker gives tasks that are about to end."""
 
 RETRIES_LABEL = "_retries"
-"""Of Taskiq's retry middlewares: how many there have been."""
+"""Label of Taskiq's retry middlewares: the number of retries so far."""
 
 REQUEUES_LABEL = "X-Taskiq-requeue"
-"""Of Taskiq's ``Context.requeue()``: how often it was called."""
+"""Label of Taskiq's ``Context.requeue()``: the number of requeues so far."""
 
 
 class RealtimeMiddleware(TaskiqMiddleware):
-    """Tells the user of each task that has the label ``family``.
+    """Publishes the lifecycle of each task with the label ``job_type``.
 
     ::
 
         broker = ListQueueBroker(url).with_middlewares(
-            SmartRetryMiddleware(default_retry_count=3), ToldMiddleware()
+            SmartRetryMiddleware(default_retry_count=3), RealtimeMiddleware()
         )
 
-        @broker.task(family="report.creation", retry_on_error=True)
+        @broker.task(job_type="report.creation", retry_on_error=True)
         async def create_report(title: str, user_id: str, request_id: str) -> dict[str, str]:
             progress(0.5, "Rendering")
             return {"url": await render(title)}
 
-    It comes after the retry middleware. The user hears ``started``, ``progress`` where the task
-    says it, ``retrying`` before the next attempt is sent, then ``completed``, ``failed`` or
-    ``cancelled``. An :class:`InvalidInputError` is final. What a task tells is out before it is
-    acknowledged (by default, Taskiq acknowledges when the result is saved). Who waits is
-    ``user_id`` and ``request_id`` (or ``userId``, ``requestId``) among the keyword arguments, or
-    in the first argument that is a mapping.
+    Add it after the retry middleware. The recipient receives ``started``, the ``progress`` that the
+    task reports, ``retrying`` before the next attempt is sent, then ``completed``, ``failed`` or
+    ``cancelled``. An :class:`InvalidInputError` is final. All notifications are sent before the
+    task is acknowledged (by default, Taskiq acknowledges when the result is saved). The recipient
+    is ``user_id`` and ``request_id`` (or ``userId``, ``requestId``) of the keyword arguments, or of
+    the first argument that is a mapping.
 
-    A run ends also when Taskiq leaves a task behind: because the worker stops and does not wait for
-    it (``--wait-tasks-timeout``), or because another middleware, or the broker, has raised. Where
-    the message was not acknowledged, the broker delivers it again, and the run goes on. Taskiq has
-    no hook for a worker that is killed: clients see such a run as stalled.
+    A run also ends when Taskiq abandons a task: because the worker stops without waiting for it
+    (``--wait-tasks-timeout``), or because another middleware or the broker has raised. If the
+    message was not acknowledged, the broker redelivers it and the run continues. Taskiq has no hook
+    for a worker that is killed: clients see such a run as stalled.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class RealtimeMiddleware(TaskiqMiddleware):
         recipient: Callable[[Sequence[Any], Mapping[str, Any]], Recipient] | None = None,
         stall_after_s: float = STALL_AFTER_S,
     ) -> None:
-        """Make the middleware.
+        """Create the middleware.
 
         Args:
             broadcaster: default: the server of ``REALTIME_URL``.
-            person: who waits, from the positional and the keyword arguments.
-            stall_after_s: how long it is normal to hear nothing of a task.
+            recipient: returns the recipient from the positional and keyword arguments.
+            stall_after_s: how long a task may be silent before it counts as stalled.
 
         Raises:
-            InvalidArgumentError: ``stall_after_s`` is no positive, finite number of seconds.
+            InvalidArgumentError: ``stall_after_s`` is not a positive, finite number of seconds.
         """
         super().__init__()
         self._broadcaster = broadcaster
@@ -97,14 +97,14 @@ class RealtimeMiddleware(TaskiqMiddleware):
         self._stall_after_s = check_stall_after_s(stall_after_s)
         self._open: set[_Call] = set()
         self._unacknowledged: set[str] = set()
-        """Ids of tasks whose messages the broker would deliver again."""
+        """Ids of tasks whose messages the broker would redeliver."""
 
     async def startup(self) -> None:
-        """The broker starts.
+        """Validate the configuration when the broker starts.
 
         Raises:
             ConfigurationError: a retry middleware comes after this one.
-            InvalidArgumentError: the label ``family`` of a task cannot be used.
+            InvalidArgumentError: the label ``job_type`` of a task is invalid.
         """
         for task in self.broker.get_all_tasks().values():
             if job_type := task.labels.get(JOB_TYPE_LABEL):
@@ -115,10 +115,10 @@ class RealtimeMiddleware(TaskiqMiddleware):
         for each in middlewares[middlewares.index(self) :]:
             if isinstance(each, SimpleRetryMiddleware | SmartRetryMiddleware):
                 name = type(each).__name__
-                raise ConfigurationError(f"ToldMiddleware() must come after {name}()")
+                raise ConfigurationError(f"RealtimeMiddleware() must come after {name}()")
 
     async def shutdown(self) -> None:
-        """The broker stops, and what still runs is left behind."""
+        """End the runs of tasks that are abandoned when the broker stops."""
         tasks = {call.task for call in self._open if call.task is not None}
         if tasks := tasks - {asyncio.current_task()}:
             await asyncio.wait(tasks, timeout=LAST_CHANCE_S)
@@ -130,7 +130,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         attempt = None
         stack = ExitStack()
-        # With InMemoryBroker, the task that has sent this one may be a job of somebody else.
+        # With InMemoryBroker, the task that sent this one may be a job of another recipient.
         stack.enter_context(extent_of(None))
         if job_type := message.labels.get(JOB_TYPE_LABEL):
             try:
@@ -138,7 +138,9 @@ class RealtimeMiddleware(TaskiqMiddleware):
                 stack.enter_context(report_run(attempt.reporter))
             except Exception:
                 logger.exception(
-                    "task %s of %s runs, but nobody is told", message.task_id, message.task_name
+                    "reporting setup failed for task %s (%s); running without notifications",
+                    message.task_id,
+                    message.task_name,
                 )
         call = _Call(attempt, stack, _call.get(), asyncio.current_task())
         _call.set(call)
@@ -157,10 +159,10 @@ class RealtimeMiddleware(TaskiqMiddleware):
         if attempt := _current_attempt():
             attempt.error = exception
         if isinstance(deciding_error(exception), InvalidInputError):
-            message.labels["retry_on_error"] = "False"  # the retry middleware comes next
+            message.labels["retry_on_error"] = "False"  # the retry middleware runs next
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
-        """A retry is a task that is sent again after its error, whoever does it."""
+        """Recognize a retry: a task that is sent again after its error, by any sender."""
         attempt = _current_attempt()
         if attempt and attempt.error is not None and attempt.task_id == message.task_id:
             is_smart = isinstance(self._retry_middleware(), SmartRetryMiddleware)
@@ -171,7 +173,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         return message
 
     async def post_send(self, message: TaskiqMessage) -> None:
-        """Only now is it certain that the retry comes: the broker may have refused it."""
+        """Publish the retry only now, because the broker could have rejected it."""
         attempt = _current_attempt()
         if attempt and attempt.error is not None and attempt.task_id == message.task_id:
             attempt.continues = True
@@ -191,7 +193,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
             if (attempt := call.attempt) is not None:
                 self._end(message, result, attempt)
                 attempt.continues = attempt.reporter.state is not ReporterState.FINISHED
-                await attempt.reporter.aflush()  # a worker that stops meanwhile waits for it, too
+                await attempt.reporter.aflush()  # a stopping worker waits for it, too
         finally:
             self._open.discard(call)
 
@@ -209,7 +211,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
             reporter.failed(error)
 
     def _watch_acknowledgements(self) -> None:
-        """Know which messages are not acknowledged: Taskiq shows middlewares none of that."""
+        """Track which messages are acknowledged, which Taskiq does not show to middlewares."""
         listen = self.broker.listen
 
         async def watched() -> AsyncGenerator[bytes | AckableMessage, None]:
@@ -239,7 +241,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         return message.model_copy(update={"ack": watched})
 
     def _abandon(self, call: _Call, task: asyncio.Task[Any] | None = None) -> None:
-        """A task was left before Taskiq came to its end."""
+        """End the run of a task that Taskiq has abandoned."""
         if call not in self._open:
             return
         self._open.discard(call)
@@ -249,7 +251,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
             return
         if attempt.task_id in self._unacknowledged:
             self._unacknowledged.discard(attempt.task_id)
-            return  # the broker delivers it again
+            return  # the broker redelivers it
         error = attempt.error
         if error is None and task is not None and not task.cancelled():
             error = task.exception()
@@ -268,7 +270,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
             stall_after_s=self._stall_after_s,
         )
         recipient = self._recipient(message.args, message.kwargs)
-        # A message that is delivered again is news again: its progress is no repetition.
+        # Progress of a redelivered message is published again, so it is not a replay.
         call = uuid.uuid4().hex[:8]
         reporter = Reporter(lifecycle, [recipient], self._broadcaster, invocation_id=call)
         requeues = _number(message, REQUEUES_LABEL)
@@ -281,11 +283,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         return None
 
     def _max_attempts(self, labels: Mapping[str, Any]) -> int | None:
-        """Taskiq's ``max_retries`` counts the first attempt, too.
-
-        Returns:
-            None if a middleware of the application may retry.
-        """
+        """Return Taskiq's ``max_retries``, which includes the first attempt."""
         retries = self._retry_middleware()
         if retries is None:
             return None if self._may_be_retried() else 1
@@ -306,7 +304,7 @@ class RealtimeMiddleware(TaskiqMiddleware):
         )
 
     def _is_scheduled(self, message: TaskiqMessage, attempt: _Attempt) -> bool:
-        """Whether a schedule has the next attempt, which is not sent from here, then."""
+        """Return whether a schedule sends the next attempt, so that it is not sent from here."""
         retries = self._retry_middleware()
         return (
             not attempt.continues
@@ -329,16 +327,16 @@ class _Attempt:
     requeues: int
     reporter: Reporter
     error: BaseException | None = None
-    continues: bool = False  # in another attempt, which has been told
+    continues: bool = False  # in another attempt, which was announced
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """Of a task's code. One that nobody is told of has no attempt."""
+    """The state of one task execution. An unreported one has no attempt."""
 
     attempt: _Attempt | None
     extent: ExitStack
-    parent: _Call | None  # of the task that has started this one, in the same process
+    parent: _Call | None  # of the task that started this one in the same process
     task: asyncio.Task[Any] | None
     leave: Callable[[asyncio.Task[Any]], object] | None = None
 

@@ -1,4 +1,4 @@
-"""What a job is, on any framework: its family, its run, and what the user hears of it."""
+"""The framework-independent model of a job: its type, its run and its notifications."""
 
 from __future__ import annotations
 

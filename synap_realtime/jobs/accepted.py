@@ -1,4 +1,4 @@
-"""Answering a request whose work is done later: 202, and where to hear of it."""
+"""Answer a request whose work a job does: 202 with the room to subscribe to."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL", "REALTIME_URL")
 
 
 def new_request_id() -> str:
-    """Nobody can guess it: who knows it may hear of the request."""
+    """Return an unguessable id. Knowing a request's id is enough to subscribe to its room."""
     return str(uuid.uuid4())
 
 
 def accepted_response(
     request_id: str, *, url: str | None = None, secret: str | None = None
 ) -> dict[str, Any]:
-    """The body of the 202 for a request that was handed to a job.
+    """Return the body of the 202 response for a request that was passed to a job.
 
     ::
 
@@ -30,17 +30,17 @@ def accepted_response(
          "subscribe": {"url": "wss://…/rooms/request_7f3a…/subscribe", "token": "eyJ…"}}
 
     Args:
-        url: the room server as browsers reach it, default ``REALTIME_PUBLIC_URL``, else
-            ``NEXT_PUBLIC_REALTIME_URL``, else ``REALTIME_URL``.
-        secret: signs the token (HS256), default ``REALTIME_TOKEN_SECRET``. The token opens this
-            request's room only, for 15 minutes. Without a secret it is None: a server without keys
-            takes no token.
+        url: the room server as browsers reach it. Default: ``REALTIME_PUBLIC_URL``, then
+            ``NEXT_PUBLIC_REALTIME_URL``, then ``REALTIME_URL``.
+        secret: signs the token (HS256). Default: ``REALTIME_TOKEN_SECRET``. The token grants access
+            to this request's room only, for 15 minutes. Without a secret the token is None, because
+            a server without keys accepts no token.
 
     Raises:
-        InvalidArgumentError: the request's id cannot be part of a room's.
-        ConfigurationError: the URL or the secret cannot be used.
+        InvalidArgumentError: the request id is not valid in a room id.
+        ConfigurationError: the URL or the secret is invalid.
 
-    See PROTOCOL.md, "Who may".
+    See PROTOCOL.md, "Authentication and authorization".
     """
     room = request_room(request_id)
     address = parse_server_url(url, SCHEMES, _PUBLIC)

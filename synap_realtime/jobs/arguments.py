@@ -17,22 +17,23 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_DELTA = 16 * 1024
-"""Characters of one delta; a longer text is split."""
+"""Maximum length of one delta, in characters. A longer text is split."""
 
 
 def check_progress(
     fraction: object, label: object, stall_after_s: object
 ) -> tuple[float | None, str | None, float | None] | None:
-    """Convert the arguments of :func:`synap_realtime.progress` to what is published.
+    """Convert the arguments of :func:`synap_realtime.progress` to the published members.
 
-    Every value with a clear meaning is converted: any real number (also of NumPy, and a Decimal), a
-    lazy string, a timedelta. A wrong argument is left out, and logged once for each call site.
+    Every value with a clear meaning is converted: any real number (including NumPy scalars and
+    Decimal), a lazy string, a timedelta. An invalid argument is omitted, and logged once for each
+    call site.
 
     Returns:
         None if nothing is left to publish.
 
     Raises:
-        InvalidArgumentError: in strict mode, names the argument that is wrong.
+        InvalidArgumentError: in strict mode; names the invalid argument.
     """
     errors: list[InvalidArgumentError] = []
     arguments = (
@@ -49,10 +50,10 @@ def check_progress(
 def check_delta(text: object) -> list[str]:
     """Return the text of :func:`synap_realtime.delta` in pieces that fit one notification.
 
-    A value that is not text is left out, and logged once for each call site.
+    A value that is not text is omitted, and logged once for each call site.
 
     Raises:
-        InvalidArgumentError: in strict mode, if it is not text.
+        InvalidArgumentError: in strict mode, if the value is not text.
     """
     errors: list[InvalidArgumentError] = []
     piece = _checked(_piece, text, errors)
@@ -64,10 +65,10 @@ def check_delta(text: object) -> list[str]:
 
 
 def check_stall_after_s(value: object) -> float:
-    """Convert a job type's ``stall_after_s`` where it is defined.
+    """Convert a job type's ``stall_after_s`` when the job type is defined.
 
     Raises:
-        InvalidArgumentError: it is not a positive, finite number of seconds.
+        InvalidArgumentError: the value is not a positive, finite number of seconds.
     """
     seconds = _seconds(value)
     if seconds is None:
@@ -93,7 +94,7 @@ def _fraction(value: object) -> float | None:
         problem = f"expected a number from 0 to 1, got {_shown(value)}"
         raise InvalidArgumentError("fraction", problem)
     if not 0 <= number <= 1:
-        logger.debug("progress(%r) is beyond 0 to 1", number)
+        logger.debug("progress(%r) is outside the range 0 to 1", number)
     return min(max(number, 0.0), 1.0)
 
 
@@ -119,9 +120,10 @@ def _piece(value: object) -> str:
 def _text(field: str, value: object) -> str:
     try:
         text = as_text(value)
-    except Exception as error:  # a lazy string's, when it is evaluated
+    except Exception as error:  # a lazy string may raise when it is evaluated
         raise InvalidArgumentError(
-            field, f"{type(value).__name__} has no text: it raised {type(error).__name__}"
+            field,
+            f"evaluating {type(value).__name__} as text raised {type(error).__name__}",
         ) from error
     if text is None:
         raise InvalidArgumentError(field, f"expected text, got {type(value).__name__}")
@@ -138,12 +140,12 @@ def _number(value: object) -> float | None:
         return float(value)  # type: ignore[arg-type]
     except OverflowError:
         return math.inf if value > 0 else -math.inf  # type: ignore[operator]
-    except Exception:  # noqa: BLE001 - whatever a type of the application raises
+    except Exception:  # noqa: BLE001 - the application's type may raise anything
         return None
 
 
 def _shown(value: object) -> str:
     try:
         return repr(value)[:80]
-    except Exception:  # noqa: BLE001 - its __repr__ is of the application
+    except Exception:  # noqa: BLE001 - the application's __repr__ may raise anything
         return type(value).__name__

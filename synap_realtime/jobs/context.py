@@ -1,4 +1,4 @@
-"""``progress`` and ``delta``: what a job says about itself, wherever in its code it is."""
+"""``progress`` and ``delta``: publish updates of the running job from anywhere in its code."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_WARNINGS = 100
-"""Call sites that are warned about in one process."""
+"""Maximum number of call sites that one process warns about."""
 
 
 @contextmanager
 def report_run(reporter: Reporter) -> Iterator[None]:
-    """Around one attempt: says that the run has started, and what the code says goes to ``told``.
+    """Publish the start of a run and make ``reporter`` current for the code of one attempt.
 
-    What comes of the attempt is for the adapter to say, then to settle. When the block is left,
-    ``progress`` and ``delta`` do nothing in any code that it has left behind (tasks, threads,
-    forked children).
+    The adapter publishes the outcome of the attempt and then flushes the reporter. After the block,
+    ``progress`` and ``delta`` do nothing in code that outlives it (tasks, threads, forked
+    children).
     """
     with extent_of(reporter):
         if reporter.attempt == 1:
@@ -48,24 +48,24 @@ def progress(
     *,
     stall_after_s: SupportsFloat | timedelta | None = None,
 ) -> None:
-    """Say how far the running job is. Never waits, and never fails the job for the network's sake.
+    """Publish how far the running job is. Never blocks, and never raises for a network failure.
 
-    At most ten a second are sent (fewer in a long job), and the last one always. Outside of a job,
-    after its end, in a signal handler or a finalizer, and in a thread or a process that the
-    reporter was not taken to (:func:`bind_reporter`) it does nothing.
+    At most ten updates a second are sent (fewer in a long job). The last update is always sent. The
+    call does nothing outside a job, after the job's end, in a signal handler or a finalizer, and in
+    a thread or process without the job's reporter (see :func:`bind_reporter`).
 
-    An argument that has no meaning (NaN, a label that is no text) is left out, and logged once for
-    each call site: what a job says about itself never makes it fail.
+    An invalid argument (NaN, a label that is not text) is omitted, and logged once for each call
+    site, so that reporting never fails a job.
 
     Args:
-        fraction: any real number from 0 to 1; what is beyond is moved to the border. None if it
-            cannot be told.
-        label: what is being done, for the user: text, or a lazy translation.
-        stall_after_s: how long silence is normal from here on, if longer than usual: seconds or a
-            timedelta, more than 0 and finite.
+        fraction: any real number; it is clamped to the range 0 to 1. None if the progress is
+            unknown.
+        label: the current activity, to show to the user: text, or a lazy translation.
+        stall_after_s: how long the job may now stay silent before clients show it as stalled, if
+            longer than usual: seconds or a timedelta, positive and finite.
 
     Raises:
-        InvalidArgumentError: in tests with the ``realtime`` fixture only, for a wrong argument.
+        InvalidArgumentError: an argument is invalid; only in tests with the ``realtime`` fixture.
 
     See PROTOCOL.md, "Jobs".
     """
@@ -77,15 +77,16 @@ def progress(
 
 
 def delta(text: str) -> None:
-    """Show the next piece of a text that the running job writes. Never waits.
+    """Publish the next piece of a text that the running job generates. Never blocks.
 
     It does nothing where :func:`progress` does nothing.
 
     Args:
-        text: the piece, or a lazy translation; what is no text is left out, as in :func:`progress`.
+        text: the piece, or a lazy translation. A value that is not text is omitted, as in
+            :func:`progress`.
 
     Raises:
-        InvalidArgumentError: in tests with the ``realtime`` fixture only, for what is no text.
+        InvalidArgumentError: the value is not text; only in tests with the ``realtime`` fixture.
 
     See PROTOCOL.md, "Jobs".
     """
@@ -95,25 +96,24 @@ def delta(text: str) -> None:
 
 
 def bind_reporter(function: Callable[P, R]) -> Callable[P, R]:
-    """Take the running job's reporter along to a thread or a process that would not have it.
+    """Bind the running job's reporter to a function that another thread or process calls.
 
     ::
 
         await loop.run_in_executor(pool, bind_reporter(render), document)
 
     Works for threads and thread pools, for process pools (``fork``, ``spawn``, ``forkserver``) and
-    for :class:`multiprocessing.Process` on the same machine. In another process, what the function
-    reports goes to the process that runs the job. Call it where the function is handed over, inside
-    the job: as a decorator it would find no job. When the job's attempt is over, the function's
-    ``progress`` and ``delta`` do nothing, wherever it runs.
+    for :class:`multiprocessing.Process` on the same machine. Reports from another process are
+    relayed to the process that runs the job. Call it inside the job, where the function is
+    submitted. As a decorator it has no effect, because no job runs at import time. After the job's
+    attempt has ended, the function's ``progress`` and ``delta`` do nothing in any process.
 
     Args:
-        function: for another process, one that can be pickled. It may be :func:`progress` or
-            :func:`delta` itself, to be passed as an argument.
+        function: must be picklable to run in another process. It may be :func:`progress` or
+            :func:`delta` itself, to be passed as a callback.
 
     Returns:
-        ``function``, to be called with the reporter that is current now; where no job runs,
-        ``function`` unchanged.
+        ``function`` bound to the current reporter, or ``function`` unchanged outside a job.
     """
     extent = _live_extent("bind_reporter")
     if extent is None or extent.sink is None:
@@ -123,7 +123,7 @@ def bind_reporter(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Bound(Generic[P, R]):
-    """See :func:`bind_reporter`."""
+    """A callable bound to a reporter; see :func:`bind_reporter`."""
 
     def __init__(self, function: Callable[P, R], source: Extent | Ticket | None) -> None:
         functools.update_wrapper(self, function)
@@ -148,7 +148,7 @@ class _Bound(Generic[P, R]):
                 with entered(source):
                     yield
                 return
-            source = source.ticket  # in a forked child, made before the fork
+            source = source.ticket  # in a forked child: the ticket was issued before the fork
         if source is None:
             with extent_of(None):
                 yield
@@ -170,10 +170,10 @@ class _Bound(Generic[P, R]):
 def _live_extent(name: str) -> Extent | None:
     extent = current_extent.get()
     if extent is not None and extent.is_live:
-        # What the interpreter calls in the middle of a job is not that job's code.
+        # Code that the interpreter runs in the middle of a job does not belong to that job.
         return None if is_interrupting() else extent
     if extent is not None and extent.pid == os.getpid():
-        _warn(name, "the job that started this code is over")
+        _warn(name, "the job that started this code has ended")
     elif extent is not None or any(each.pid != os.getpid() for each in tuple(open_extents)):
         _warn(name, f"this process was forked from a job; {_HOW}")
     elif open_extents:
@@ -181,18 +181,18 @@ def _live_extent(name: str) -> Extent | None:
     return None
 
 
-_HOW = "inside the job, hand over synap_realtime.bind_reporter(function)"
+_HOW = "inside the job, pass synap_realtime.bind_reporter(function)"
 
 _warned: set[tuple[str, int]] = set()
 
 
 def _warn(name: str, cause: str) -> None:
-    """Log once for each call site, so that a loop does not fill the log."""
+    """Log once for each call site, so that a loop does not flood the log."""
     try:
         frame = sys._getframe(3)
         site = (frame.f_code.co_filename, frame.f_lineno)
-    except ValueError:  # no Python code has called it: it is itself what a greenlet runs
+    except ValueError:  # no Python caller: a greenlet runs progress() or delta() directly
         site = ("unknown", 0)
     if site not in _warned and len(_warned) < MAX_WARNINGS and not is_interrupting():
         _warned.add(site)
-        logger.warning("%s() at %s:%d does nothing: %s", name, *site, cause)
+        logger.warning("%s() at %s:%d ignored: %s", name, *site, cause)

@@ -1,4 +1,4 @@
-"""Runs that end with their process."""
+"""Cancel runs whose process exits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _reporters: set[Reporter] = set()
 
 @contextmanager
 def cancelled_at_exit(reporter: Reporter) -> Iterator[None]:
-    """Cancel the run if the process ends inside the block.
+    """Cancel the run if the process exits inside the block.
 
-    For code that is never run again: a process may end in the middle of it without an exception
-    there, such as when the main thread ends while daemon threads, greenlets or an event loop run.
+    A process may exit in the middle of a block without raising there, for example when the main
+    thread ends while a daemon thread, a greenlet or an event loop runs the block.
     """
     _reporters.add(reporter)
     try:
@@ -25,7 +25,7 @@ def cancelled_at_exit(reporter: Reporter) -> Iterator[None]:
         _reporters.discard(reporter)
 
 
-@atexit.register  # before the broadcaster's, which was registered earlier and flushes
+@atexit.register  # runs before the broadcaster's handler, which was registered earlier and flushes
 def _at_exit() -> None:
     for reporter in tuple(_reporters):
         reporter.cancelled()

@@ -1,4 +1,4 @@
-"""Where a reporter is valid: the dynamic extent of one attempt, in one process."""
+"""The scope in which a reporter is valid: the dynamic extent of one attempt, in one process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Protocol, SupportsFloat
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """How another process reports to an extent, through the process that owns it.
+    """The address and secret with which another process reports to an extent of this one.
 
     Attributes:
         address: the owner's relay: a path (Unix socket), or a host and a port.
-        key: a secret that names the extent and authorizes reports to it.
+        key: a secret that identifies the extent and authorizes reports to it.
     """
 
     address: str | tuple[str, int]
@@ -26,7 +26,7 @@ class Ticket:
 
 
 class Sink(Protocol):
-    """Where progress and text of an extent go."""
+    """The destination of an extent's progress and deltas."""
 
     def progress(
         self,
@@ -41,13 +41,13 @@ class Sink(Protocol):
 
 
 class Extent:
-    """One attempt's code while it runs. Closed for good when that code has returned or raised.
+    """The scope of one attempt's code. It closes permanently when that code returns or raises.
 
     Contexts are copied freely: by tasks, by threads, by a fork. The presence of an extent in a
     context therefore proves nothing: check :attr:`is_live`.
 
     Attributes:
-        ticket: how other processes reach it; None until it is needed.
+        ticket: how other processes reach it; None until one is needed.
     """
 
     def __init__(
@@ -60,9 +60,10 @@ class Extent:
         """Open an extent.
 
         Args:
-            sink: None for code that has no reporter, whatever it was called from.
-            is_replay: False if the code inside is known not to be a replay; None if the sink knows.
-            within: the enclosing extent, with which it ends.
+            sink: None for code without a reporter, regardless of its caller.
+            is_replay: False if the code inside is known not to be a replay; None if the sink
+                decides.
+            within: the enclosing extent; this extent closes with it.
         """
         self.sink = sink
         self.is_replay = is_replay
@@ -74,13 +75,13 @@ class Extent:
 
     @property
     def is_live(self) -> bool:
-        """Whether its code still runs, and in this process."""
+        """Return whether the extent is open and belongs to this process."""
         if not self._is_open or self.pid != os.getpid():
             return False
         return self._within is None or self._within.is_live
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` when the extent closes, or now if it has closed."""
+        """Call ``callback`` when the extent closes, or immediately if it is closed."""
         if self._within is not None:
             self._within.on_close(callback)
             return
@@ -89,7 +90,7 @@ class Extent:
             callback()
 
     def close(self) -> None:
-        """End it, for all copies in this process. Idempotent."""
+        """Close the extent for all copies in this process. Idempotent."""
         self._is_open = False
         for callback in self._on_close:
             callback()
@@ -98,18 +99,18 @@ class Extent:
 current_extent: ContextVar[Extent | None] = ContextVar("synap_realtime_extent", default=None)
 
 open_extents: set[Extent] = set()
-"""Those of this process whose code runs; in a forked child, those of its parent at the fork."""
+"""The open extents of this process. In a forked child: those of its parent at the fork."""
 
 shared_extents: weakref.WeakSet[Extent] = weakref.WeakSet()
-"""Those of functions that :func:`synap_realtime.bind_reporter` has bound."""
+"""Extents whose reporter :func:`synap_realtime.bind_reporter` has bound to a function."""
 
 
 @contextmanager
 def extent_of(sink: Sink | None) -> Iterator[Extent]:
-    """Make ``sink`` the current reporter for the code inside, and for nothing else.
+    """Make ``sink`` the current reporter for the code inside the block only.
 
     Args:
-        sink: None for code that has no reporter, whatever it was called from.
+        sink: None for code without a reporter, regardless of its caller.
     """
     extent = Extent(sink)
     if sink is not None:
@@ -124,12 +125,12 @@ def extent_of(sink: Sink | None) -> Iterator[Extent]:
 
 @contextmanager
 def entered(extent: Extent | None) -> Iterator[None]:
-    """Make an extent the current one of this context, without owning it."""
+    """Make an extent current in this context without owning it."""
     token = current_extent.set(extent)
     try:
         yield
     finally:
-        # ValueError: left in another context than entered, as an async generator may be. The extent
-        # that stays in the first context is no longer live.
+        # ValueError: the context differs from the one that entered, as in an async generator. The
+        # extent that remains in the first context is no longer live.
         with suppress(ValueError):
             current_extent.reset(token)

@@ -1,4 +1,4 @@
-"""A :class:`JobRun` where no framework keeps what is done: every attempt does all of it."""
+"""A :class:`JobRun` without persisted steps: every attempt runs all of them again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SendEvent = Callable[[str, Mapping[str, Any]], Awaitable[object]]
 
 
 class InProcessRun:
-    """See :class:`JobRun`. Its parts run at once, and again on a later attempt."""
+    """Run steps in this process. Steps run immediately, and again on each attempt."""
 
     def __init__(
         self,
@@ -25,8 +25,8 @@ class InProcessRun:
         """Describe a run.
 
         Args:
-            person: who waits; default: as ``data`` says.
-            send_event: tells other jobs, by name and data; default: nobody is told.
+            recipient: the user and request to notify. Default: taken from ``data``.
+            send_event: sends an event to other jobs, by name and data. Default: events are dropped.
         """
         recipient = recipient or Recipient.from_data(data)
         self.run_id = run_id

@@ -1,8 +1,8 @@
-"""Tell a job's own code from code that the interpreter runs in the middle of it."""
+"""Distinguish a job's own code from code that the interpreter runs in the middle of it."""
 
 from __future__ import annotations
 
-# signal.getsignal() makes an enum of each answer, which costs ten times as much.
+# signal.getsignal() converts each result to an enum, which is ten times slower.
 import _signal  # type: ignore[import-not-found]
 import asyncio
 import functools
@@ -15,10 +15,10 @@ from types import CodeType, FrameType
 _SIGNALS = tuple(signal.valid_signals())
 
 _MAX_CONTEXTS = 32
-"""Exceptions that are looked at, of those in whose handling others were raised."""
+"""Maximum number of chained exceptions (``__context__``) to inspect."""
 
 _EXCEPTION_HANDLER = asyncio.BaseEventLoop.call_exception_handler.__code__
-"""Calls a handler when a future is collected whose exception nobody has retrieved."""
+"""The method with which asyncio reports the unretrieved exception of a collected future."""
 
 
 def is_interrupting() -> bool:
@@ -32,7 +32,7 @@ def is_interrupting() -> bool:
       true of no ordinary call.
     - ``__del__`` is known by its name, and an alias of it by its class.
     - The callback of a weak reference, also that of :func:`weakref.finalize`, is passed a reference
-      to an object that has gone.
+      to a dead object.
     - A generator or a coroutine that is collected before its end handles GeneratorExit.
     - asyncio's exception handler is called for a task that is collected.
 
@@ -76,7 +76,7 @@ def _is_finalizer(frame: FrameType, code: CodeType) -> bool:
             return True
         if isinstance(first, weakref.ref) and first() is None:
             return True
-        if count > 1:  # of a bound method, and of weakref.finalize
+        if count > 1:  # a bound method's frame, and that of weakref.finalize
             second = local.get(names[1])
             if isinstance(second, weakref.ref) and second() is None:
                 return True
@@ -89,7 +89,8 @@ def _is_finalizer(frame: FrameType, code: CodeType) -> bool:
 
 
 def _was_given_its_caller(frame: FrameType) -> bool:
-    # By code alone, all functions that share a decorator with a handler would be handlers.
+    # Matching the code object alone would include every function that shares a decorator with a
+    # handler.
     caller = frame.f_back
     return caller is not None and any(
         value is caller or (type(value) is tuple and any(each is caller for each in value))

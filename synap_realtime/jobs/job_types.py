@@ -1,4 +1,4 @@
-"""A family of jobs: the names of its events and notifications, and what its result holds."""
+"""Job types: the names of a job's events and notifications, and its result type."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _PARTS = ("started", "progress", "retrying", "failed", "cancelled", "completed",
 
 @dataclass(frozen=True, slots=True)
 class JobType:
-    """``note.creation`` and all that is named after it.
+    """A kind of job, such as ``note.creation``, and the names derived from it.
 
     Attributes:
         name: dotted, ``note.creation``.
-        requested: the event that starts a job.
-        completed: how it ends well, as a notification and as an event for other jobs.
-        delta: a piece of the text that it writes.
-        payload: what ``completed`` carries, for ``synap-realtime generate-types``: a pydantic
-            model, a TypedDict or a dataclass. None: any JSON object. Nothing is checked against it.
+        trigger_event: the event that starts a job.
+        completed: the type of the success notification, and of the event sent to other jobs.
+        delta: the type of a notification with a piece of generated text.
+        payload: the type of the ``completed`` data, for ``synap-realtime generate-types``: a
+            pydantic model, a TypedDict or a dataclass. None: any JSON object. Data is not validated
+            against it.
 
     Raises:
-        InvalidArgumentError: the payload is no class; or a name is no text, is reserved, or is
-            longer than a notification's type may be.
+        InvalidArgumentError: the payload is not a class; or a name is not text, is reserved, or
+            exceeds the maximum length of a notification type.
     """
 
     name: str
@@ -53,7 +54,7 @@ class JobType:
         self._check_names()
 
     def _check_names(self) -> None:
-        """Refuse now what the server would refuse when a run ends."""
+        """Reject invalid names now rather than when the server rejects them at the end of a run."""
         name: object = self.name
         if not isinstance(name, str) or not name:
             raise InvalidArgumentError("name", f"expected text, got {name!r}")
@@ -101,7 +102,7 @@ CONVERSATION_MESSAGE = JobType(
     delta="conversation.response.delta",
     payload=ResponseGenerated,
 )
-"""The mission's names: a message that was sent leads to a response that was generated."""
+"""Named by the mission: a sent message leads to a generated response."""
 
 BUILTIN_JOB_TYPES = (
     NOTE_CREATION,
@@ -110,4 +111,4 @@ BUILTIN_JOB_TYPES = (
     PROJECT_CREATION,
     CONVERSATION_MESSAGE,
 )
-"""The five."""
+"""The job types with a handler in :mod:`synap_realtime.handlers`."""

@@ -1,4 +1,4 @@
-"""What the user hears of a run: notifications with stable ids, so that a repeat is no second one.
+"""Build the notifications of a run. Their ids are stable, so repeats are deduplicated.
 
 See PROTOCOL.md, "Jobs".
 """
@@ -18,25 +18,26 @@ from .job_types import JobType
 from .truncation import truncate_result
 
 MAX_ID = 128
-"""Characters of a notification's id; a longer one is sent as its hash, which is as stable."""
+"""Maximum length of a notification id, in characters. A longer id is replaced by its hash."""
 
 MAX_TEXT = 2000
-"""Characters of an error or a label."""
+"""Maximum length of an error or a label, in characters."""
 
 STALL_AFTER_S = 60.0
 
 
 def user_facing_error(error: BaseException | str, run_id: str) -> str:
-    """What a user may read of an exception: a :class:`JobError`'s message, else a neutral text.
+    """Return the text of an exception for the user: a :class:`JobError`'s message, or a generic
+    text.
 
-    An exception group has the message of the exception that decides
-    (:func:`~synap_realtime.errors.deciding_error`).
+    For an exception group, the text of its deciding exception
+    (:func:`~synap_realtime.errors.deciding_error`) is used.
     """
     if isinstance(error, str):
         return error
     error = deciding_error(error)
     if isinstance(error, JobError):
-        with suppress(Exception):  # its __str__ may be of the application, and fail
+        with suppress(Exception):  # the application's __str__ may raise
             return str(error) or generic_error(run_id)
     return generic_error(run_id)
 
@@ -47,16 +48,16 @@ def generic_error(run_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunNotifications:
-    """The notifications of one attempt of a run: pure, somebody else sends them.
+    """Build the notifications of one attempt of a run. Pure: the caller sends them.
 
     Attributes:
         run_id: the same on every attempt.
         attempt: counted from 1.
-        max_attempts: None if the framework does not tell.
-        stall_after_s: how long silence is normal.
+        max_attempts: None if the framework does not provide it.
+        stall_after_s: how long the job may stay silent before it counts as stalled.
 
     Raises:
-        InvalidArgumentError: ``stall_after_s`` is no positive, finite number of seconds.
+        InvalidArgumentError: ``stall_after_s`` is not a positive, finite number of seconds.
     """
 
     job_type: JobType
@@ -70,14 +71,16 @@ class RunNotifications:
         object.__setattr__(self, "stall_after_s", check_stall_after_s(self.stall_after_s))
 
     def started(self) -> Notification:
-        """The run has begun."""
+        """Return the notification that the run has started."""
         data = {**self._attempts(self.attempt), "stallAfterS": self.stall_after_s}
         return self._notification(self.job_type.started, data, "pending")
 
     def progress(
         self, n: str, fraction: float | None, label: str | None, stall_after_s: float | None
     ) -> Notification:
-        """How far it is. ``n`` tells it from others of the run, and is the same in a repeat."""
+        """Return a progress notification. ``n`` identifies it within the run and must be
+        repeatable.
+        """
         data: dict[str, Any] = self._attempts(self.attempt)
         if fraction is not None:
             data["progress"] = fraction
@@ -87,24 +90,26 @@ class RunNotifications:
         return self._notification(self.job_type.progress, data, "pending", n)
 
     def suspended(self, what: str) -> Notification:
-        """It waits for something that may take any time: without ``stallAfterS``."""
+        """Return the notification that the run waits for an event, which may take any time. It has
+        no ``stallAfterS``.
+        """
         data = self._attempts(self.attempt)
         return self._notification(self.job_type.progress, data, "pending", f"waits:{what}")
 
     def delta(self, stream: str, index: int, text: str) -> Notification:
-        """A piece of a text. Index 0 begins anew, whatever was shown before."""
+        """Return a notification with a piece of text. Index 0 replaces all text shown before."""
         data = {**self._attempts(self.attempt), "index": index, "delta": text}
         return self._notification(self.job_type.delta, data, "pending", f"{stream}:{index}")
 
     def retrying(
         self, error: BaseException | str, *, step: str = "run", retry_in_s: float | None = None
     ) -> Notification:
-        """This attempt failed and another will come.
+        """Return the notification that this attempt failed and another will follow.
 
         Args:
-            error: why; a text must be written for the user.
-            part: which part of the job is tried again.
-            in_s: when, if that is known.
+            error: the cause; a string must be written for the user.
+            step: the step of the job that is retried.
+            retry_in_s: seconds until the next attempt, if known.
         """
         data = self._attempts(self.attempt + 1)
         data["error"] = _short(user_facing_error(error, self.run_id))
@@ -117,16 +122,16 @@ class RunNotifications:
         return self._notification(self.job_type.retrying, data, "pending", n)
 
     def completed(self, result: object) -> Notification:
-        """The run ended well. A result that is too large, or no JSON, is told in part."""
+        """Return the success notification. A result that is too large or not JSON is truncated."""
         return self._end(self.job_type.completed, truncate_result(result), "success")
 
     def failed(self, error: BaseException | str) -> Notification:
-        """The run is over and did not end well: no attempt will follow."""
+        """Return the notification that the run has failed and no attempt follows."""
         text = _short(user_facing_error(error, self.run_id))
         return self._end(self.job_type.failed, {"error": text, "runId": self.run_id}, "error")
 
     def cancelled(self, reason: str = "It was cancelled.") -> Notification:
-        """The run was ended from outside before it was done."""
+        """Return the notification that the run was cancelled."""
         data = {"error": _short(reason), "runId": self.run_id}
         return self._end(self.job_type.cancelled, data, "error")
 
@@ -137,7 +142,7 @@ class RunNotifications:
         return data
 
     def _end(self, type: str, data: dict[str, Any], status: Status) -> Notification:
-        """All ends of a run have one id, so that whatever happens only the first is one."""
+        """Build a terminal notification. All share one id, so that only the first is delivered."""
         id = _bounded_id(f"{self.run_id}:ended")
         return Notification(id=id, type=type, data=data, status=status)
 
@@ -153,5 +158,5 @@ def _bounded_id(id: str) -> str:
 
 
 def _short(text: str) -> str:
-    text = text.encode(errors="replace").decode()  # a lone surrogate would not get through
+    text = text.encode(errors="replace").decode()  # UTF-8 cannot encode a lone surrogate
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

@@ -1,4 +1,4 @@
-"""Who waits for a job."""
+"""The recipient of a job's notifications."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ..protocol.rooms import Room, UserId, id_text, request_room, user_room
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """Who waits, and what they wait for; None if the job does not say.
+    """The user and the request to notify about a run; None where the job names none.
 
-    An id may be an ``int`` or a UUID; it becomes text. One of another type is a problem.
+    An id may be an ``int`` or a UUID and is converted to text. Any other type is recorded as a
+    problem.
     """
 
     user_id: UserId | None = None
@@ -34,7 +35,7 @@ class Recipient:
 
     @property
     def ids(self) -> tuple[str | None, str | None]:
-        """The user's and the request's, as text."""
+        """Return the user id and the request id as text."""
         user_id, request_id = self.user_id, self.request_id
         return (
             None if user_id is None else str(user_id),
@@ -43,22 +44,22 @@ class Recipient:
 
     @classmethod
     def from_data(cls, data: Mapping[str, object]) -> Recipient:
-        """From a job's input: ``userId`` and ``requestId``, or ``user_id`` and ``request_id``."""
+        """Read ``userId`` and ``requestId`` (or the snake_case names) from a job's input."""
         return cls(_value(data, "userId", "user_id"), _value(data, "requestId", "request_id"))
 
     @classmethod
     def from_call(cls, args: Sequence[object], kwargs: Mapping[str, object]) -> Recipient:
-        """From a function's arguments: the keyword ones, else the first that is a mapping."""
+        """Read the ids from a call's keyword arguments, or from its first mapping."""
         for data in (kwargs, *args, *kwargs.values()):
             if isinstance(data, Mapping) and (recipient := cls.from_data(data)) != cls():
                 return recipient
         return cls()
 
     def rooms(self) -> tuple[tuple[Room, ...], list[str]]:
-        """The user's room and the request's; and what is wrong with one that is missing."""
+        """Return the rooms of the user and the request, and the reasons why one is missing."""
         rooms, problems = [], list(self.problems)
         if self.user_id is None and not problems:
-            problems.append("it names no user (userId)")
+            problems.append("the job's data has no userId")
         for parse_room_param, key in ((user_room, self.user_id), (request_room, self.request_id)):
             if key is not None:
                 try:
@@ -69,7 +70,7 @@ class Recipient:
 
 
 def _value(data: Mapping[str, object], *names: str) -> Any:
-    """The first that is there; its type is checked by :class:`Recipient`."""
+    """Return the first value that is present. :class:`Recipient` checks its type."""
     for name in names:
         value = data.get(name)
         if value is not None and value != "":

@@ -1,12 +1,12 @@
-"""Reports from other processes of this machine, through the process that runs the job.
+"""Relay reports from other processes of this machine to the process that runs the job.
 
-A pool's process does not publish itself. It sends the reports of a job to the process that owns the
-job's reporter. The owner numbers them, limits their rate, and drops them once the attempt is over.
+A pool process does not publish. It sends a job's reports to the process that owns the job's
+reporter. The owner numbers them, limits their rate, and drops them once the attempt has ended.
 
-The two exchange lines over a Unix socket in a directory that only this user can read (a loopback
-port where the system has no Unix sockets). The peer names an extent by the hash of its key. The
-owner answers with the key, which proves to the peer that it is the owner. Each further line is one
-call as JSON, or ``flush``, which is answered with ``ok`` when all calls before it were handled.
+The two processes exchange lines over a Unix socket in a directory that only this user can read (a
+loopback port on systems without Unix sockets). The peer names an extent by the hash of its key. The
+owner responds with the key, which proves to the peer that it is the owner. Each further line is one
+call as JSON, or ``flush``, to which the owner responds ``ok`` once all earlier calls were handled.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ from .notifications import MAX_TEXT
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 2.0
-"""How long a process waits for the owner to take a report, before it gives up."""
+"""Seconds that a process waits for the owner to accept a report before it gives up."""
 
 MAX_LINE = 256 * 1024
-"""Bytes of one call: a delta has at most 16 Ki characters, each twelve bytes of JSON."""
+"""Maximum size of one call in bytes. A delta has at most 16 Ki characters of up to 12 bytes of
+JSON.
+"""
 
 MAX_ADDRESS = 100
-"""Bytes of a Unix socket's path; Linux has 108."""
+"""Maximum length of a Unix socket's path in bytes; Linux allows 108."""
 
 FLUSH, DONE = b"flush\n", b"ok\n"
 
@@ -54,14 +56,14 @@ _FAMILY = getattr(socket, "AF_UNIX", socket.AF_INET)
 _PREFIX = "synap-realtime-"
 
 _STARTING_S = 60.0
-"""Age from which on a directory whose socket refuses connections is abandoned."""
+"""Minimum age in seconds of a directory that is removed because its socket refuses connections."""
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the directories of this user's processes that were killed.
+    """Remove the directories that killed processes of this user have left.
 
-    The children of pools and of prefork servers end without running :mod:`atexit`, and would leave
-    one behind each.
+    Children of pools and of prefork servers exit without running :mod:`atexit`, and would leave one
+    directory each.
     """
     for directory in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -81,10 +83,10 @@ def _name_of(key: str) -> str:
 
 
 class _Owner:
-    """The side of the process that runs jobs: one for all its extents, created with the first."""
+    """The relay of the process that runs jobs: one for all its extents, created with the first."""
 
     def __init__(self) -> None:
-        self.extents: dict[str, Extent] = {}  # by the name of their key
+        self.extents: dict[str, Extent] = {}  # keyed by the hash of their key
         self._directory: str | None = None
         self._server = self._listen()
         self._server.daemon_threads = True
@@ -99,7 +101,7 @@ class _Owner:
             extents = owner.extents
 
         if _FAMILY != socket.AF_INET:
-            for parent in (None, "/tmp"):  # noqa: S108 - if TMPDIR is too long for a socket's path
+            for parent in (None, "/tmp"):  # noqa: S108 - TMPDIR may be too long for a socket's path
                 _remove_abandoned(Path(parent or tempfile.gettempdir()))
                 directory = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
                 path = str(Path(directory) / "relay")
@@ -120,7 +122,7 @@ class _Owner:
         return ticket
 
     def forget(self) -> None:
-        """Leave the socket to the parent, in a forked child."""
+        """Close this forked child's copy of the socket; the parent keeps listening."""
         self._server.socket.close()
 
     def close(self) -> None:
@@ -133,7 +135,7 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        logger.debug("relay: a pool process's connection failed; it is dropped", exc_info=True)
+        logger.debug("relay: connection of a pool process failed; closing it", exc_info=True)
 
 
 class _UnixServer(_Server):
@@ -155,7 +157,7 @@ class _Handler(socketserver.StreamRequestHandler):
         self.request.settimeout(TIMEOUT_S)
         extent = self.extents.get(self.rfile.readline(128).decode("ascii", "replace").strip())
         if extent is None or extent.ticket is None:
-            return  # unknown, or ended
+            return  # unknown or closed
         self.wfile.write(f"{extent.ticket.key}\n".encode())
         self.request.settimeout(None)
         while (line := self.rfile.readline(MAX_LINE)).endswith(b"\n") and extent.is_live:
@@ -165,8 +167,8 @@ class _Handler(socketserver.StreamRequestHandler):
                 self._report(extent, json.loads(line))
 
     def _report(self, extent: Extent, call: dict[str, Any]) -> None:
-        assert extent.sink is not None  # noqa: S101 - bind_reporter() binds no other
-        with contextlib.suppress(InvalidArgumentError):  # the peer has checked and raised it
+        assert extent.sink is not None  # noqa: S101 - bind_reporter() binds no other extent
+        with contextlib.suppress(InvalidArgumentError):  # the peer has validated the call
             if "delta" in call:
                 extent.sink.delta(call["delta"], is_replay=extent.is_replay)
             else:
@@ -183,11 +185,7 @@ _lock = threading.Lock()
 
 
 def ticket_for(extent: Extent) -> Ticket | None:
-    """Let other processes reach an extent of this one.
-
-    Returns:
-        None if it has ended, or if this process cannot listen.
-    """
+    """Return a ticket with which other processes reach an extent of this process."""
     global _owner
     if extent.ticket is not None or not extent.is_live:
         return extent.ticket
@@ -195,9 +193,10 @@ def ticket_for(extent: Extent) -> Ticket | None:
         if extent.ticket is None:
             try:
                 _owner = _owner or _Owner()
-            except (OSError, RuntimeError) as error:  # no socket; no thread, at exit
+            # No socket available, or no thread can start at exit.
+            except (OSError, RuntimeError) as error:
                 logger.warning(
-                    "cannot listen for reports of pool processes: %s; they report nothing", error
+                    "cannot listen for reports of pool processes: %s; ignoring their reports", error
                 )
                 return None
             extent.ticket = _owner.admit(extent)
@@ -205,10 +204,7 @@ def ticket_for(extent: Extent) -> Ticket | None:
 
 
 class RelayedReporter:
-    """The side of a pool's process. Connects with the first report.
-
-    If the owner does not answer, or has closed the extent, all reports are dropped.
-    """
+    """The reporter of a pool process. It connects on the first report."""
 
     def __init__(self, ticket: Ticket) -> None:
         self._ticket = ticket
@@ -222,12 +218,13 @@ class RelayedReporter:
         label: str | None = None,
         *,
         stall_after_s: SupportsFloat | timedelta | None = None,
-        is_replay: bool | None = None,  # noqa: ARG002 - the owner knows
+        is_replay: bool | None = None,  # noqa: ARG002 - the owner decides
     ) -> None:
         if (checked := check_progress(fraction, label, stall_after_s)) is not None:
             number, text, seconds = checked
             if text is not None:
-                text = text[: MAX_TEXT + 1]  # enough for the owner to see that it is too long
+                # Long enough for the owner to detect that it is too long.
+                text = text[: MAX_TEXT + 1]
             self._send({"fraction": number, "label": text, "stallAfterS": seconds})
 
     def delta(self, text: str, *, is_replay: bool | None = None) -> None:  # noqa: ARG002
@@ -235,7 +232,9 @@ class RelayedReporter:
             self._send({"delta": piece})
 
     def close(self) -> None:
-        """Wait until the owner has handled all calls: the result must not overtake them."""
+        """Wait until the owner has handled all calls, so that the job's result cannot overtake
+        them.
+        """
         with self._lock:
             if self._socket is not None and not self._is_over:
                 with self._giving_up():
@@ -265,7 +264,7 @@ class RelayedReporter:
             connection.sendall(f"{_name_of(self._ticket.key)}\n".encode())
             proof = self._receive(len(self._ticket.key) + 1)
             if not hmac.compare_digest(proof, f"{self._ticket.key}\n".encode()):
-                raise ConnectionError("another program answers at its address")
+                raise ConnectionError("another program listens on its address")
         except BaseException:
             connection.close()
             self._socket = None
@@ -277,31 +276,31 @@ class RelayedReporter:
         received = b""
         while len(received) < size:
             if not (chunk := self._socket.recv(size - len(received))):
-                raise EOFError("the job is over")
+                raise EOFError("the job has ended")
             received += chunk
         return received
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
-        """Drop all reports from the first failure on, so that a job waits only once."""
+        """Drop all reports after the first failure, so that a job waits at most once."""
         try:
             yield
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._is_over = True
-            logger.debug("progress() or delta() after the end of the job's attempt: ignored")
+            logger.debug("progress() or delta() called after the end of the job's attempt; ignored")
         except OSError as error:
             self._is_over = True
             if self._ticket.address not in _unreachable:
                 _unreachable.add(self._ticket.address)
                 logger.warning(
-                    "the process that runs the job does not answer: %s; "
-                    "progress() and delta() do nothing in this one",
+                    "the process that runs the job does not respond: %s; "
+                    "ignoring progress() and delta() in this process",
                     error,
                 )
 
 
 _unreachable: set[str | tuple[str, int]] = set()
-"""Owners that this process has given up on."""
+"""Addresses of owners that did not respond to this process."""
 
 
 def _before_fork() -> None:
@@ -324,5 +323,5 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _at_exit() -> None:
-    if _owner is not None:  # never a parent's: a forked child has none
+    if _owner is not None:  # never the parent's owner: _after_fork() clears it
         _owner.close()

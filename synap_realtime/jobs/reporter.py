@@ -1,4 +1,4 @@
-"""Telling the people who wait for a run how it stands, without making the run wait for it."""
+"""Publish the lifecycle of a run to its recipients without delaying the run."""
 
 from __future__ import annotations
 
@@ -27,43 +27,44 @@ from .recipients import Recipient
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 0.1
-"""At most so often a job's progress is sent; that of a long job every hundredth of its age."""
+"""Minimum interval between progress updates of a job. In a long job it grows to 1 % of its age."""
 
 MAX_PROGRESS_EVERY_S = 5.0
 
 
 class ReporterState(enum.Enum):
-    """Where a reporter is in the life of its attempt."""
+    """The state of a reporter within its attempt."""
 
     PENDING = enum.auto()
-    """Nothing was published."""
+    """Nothing was published yet."""
     RUNNING = enum.auto()
-    """The attempt runs: progress and text are published."""
+    """The attempt runs. Progress and deltas are published."""
     RETRYING = enum.auto()
-    """The attempt is over and another was announced: only a terminal notification may follow."""
+    """The attempt has ended and a retry was announced. Only a terminal notification may follow."""
     FINISHED = enum.auto()
-    """A terminal notification was published: nothing may follow."""
+    """A terminal notification was published. Nothing may follow."""
 
 
 @dataclass(slots=True)
 class _RecipientStream:
-    """What was posted to one of the people."""
+    """The notifications posted to one recipient."""
 
     recipient: Recipient
     rooms: tuple[Room, ...]
     last: PendingNotification | None = None
-    kind: str = ""  # of the last: what may take its place while it waits
-    progress_due: float = 0.0  # when the next may leave
+    kind: str = ""  # of the last notification; a queued one of the same kind is replaced
+    progress_due: float = 0.0  # earliest time of the next progress update
     index: int = -1  # of the last delta
     text: str = ""  # of the last delta
 
 
 class Reporter:
-    """Publishes one run's notifications, in order, to everyone who waits for it.
+    """Publishes one run's notifications, in order, to all its recipients.
 
-    An adapter makes one for each call of a job's code and says what happened. Nothing waits but
-    :meth:`flush`, which belongs to the end of the call: what was told in this process must be out
-    before another goes on with the run. Telling never raises for the network's sake.
+    An adapter creates one reporter for each invocation of a job's code and reports the outcome to
+    it. Only :meth:`flush` blocks. Call it at the end of the invocation, so that all notifications
+    of this process are sent before another process continues the run. No method raises for a
+    network failure.
     """
 
     def __init__(
@@ -75,19 +76,20 @@ class Reporter:
         invocation_id: str = "",
         is_replay: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Make a reporter; nothing is sent yet.
+        """Create a reporter; nothing is sent yet.
 
         Args:
-            people: who waits: one, or those of a batch.
+            recipients: one recipient, or those of a batch.
             broadcaster: default: the server of ``REALTIME_URL``.
-            call: tells this call of the code from others of the same attempt.
-            is_replaying: whether the code goes through what it has done before: then what it says
-                about itself is no news.
+            invocation_id: distinguishes this invocation of the code from others of the same
+                attempt.
+            is_replay: returns whether the code is replaying completed steps. Progress and deltas of
+                a replay are not published.
         """
         self._lifecycle = lifecycle
         self._broadcaster = broadcaster or background_broadcaster()
-        self._call = invocation_id
-        self._is_replaying = is_replay
+        self._invocation_id = invocation_id
+        self._is_replay = is_replay
         self._streams = []
         self._problems = []
         for recipient in dict.fromkeys(recipients):
@@ -95,8 +97,8 @@ class Reporter:
             self._problems += problems
             if rooms:
                 self._streams.append(_RecipientStream(recipient, rooms))
-        # A job may report from several threads, and a handler that runs in the middle of it (a
-        # signal's, a finalizer) must not wait for the lock that its own thread holds.
+        # Reentrant: a job may report from several threads, and a signal handler or finalizer that
+        # interrupts it must not wait for the lock that its own thread holds.
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._began = time.monotonic()
@@ -113,24 +115,26 @@ class Reporter:
 
     @property
     def attempt(self) -> int:
-        """Which attempt is told, from 1."""
+        """The attempt that is reported, counted from 1."""
         return self._lifecycle.attempt
 
     @property
     def state(self) -> ReporterState:
-        """FINISHED in every process but the one that made it."""
+        """The current state. It is FINISHED in a forked child's copy."""
         return ReporterState.FINISHED if self._is_foreign else self._state
 
     @property
     def _is_foreign(self) -> bool:
-        """Whether this is a forked child's copy. Its lock may be held for ever: nobody takes it."""
+        """Whether this is a forked child's copy. Its lock may be held forever, so nothing acquires
+        it.
+        """
         return self._pid != os.getpid()
 
     def started(self) -> None:
-        """See :meth:`Lifecycle.started`. What is wrong with who waits is logged now, once a run."""
+        """Publish :meth:`RunNotifications.started`, and log invalid recipients once."""
         for problem in self._problems:
             logger.warning(
-                "run %s of %s: %s; it runs, and %d others are told",
+                "run %s of %s: %s; continuing; notifying %d remaining recipients",
                 self._lifecycle.run_id,
                 self._lifecycle.job_type.name,
                 problem,
@@ -146,12 +150,7 @@ class Reporter:
         stall_after_s: SupportsFloat | timedelta | None = None,
         is_replay: bool | None = None,
     ) -> None:
-        """See :func:`synap_realtime.progress`.
-
-        Args:
-            is_replay: whether the code goes through what it has done before, where the caller
-                knows; default: as ``is_replaying`` says.
-        """
+        """Publish progress; see :func:`synap_realtime.progress`."""
         checked = check_progress(fraction, label, stall_after_s)
         if checked is None or self._is_foreign:
             return
@@ -161,37 +160,35 @@ class Reporter:
             if not self._accepts_updates(is_replay):
                 return
             self._progresses += 1
-            n = f"{self._lifecycle.attempt}:{self._call}:{self._progresses}:{what:08x}"
-            told = self._lifecycle.progress(n, number, text, seconds)
+            n = f"{self._lifecycle.attempt}:{self._invocation_id}:{self._progresses}:{what:08x}"
+            notification = self._lifecycle.progress(n, number, text, seconds)
             now = time.monotonic()
             pause_s = min(max((now - self._began) / 100, PROGRESS_EVERY_S), MAX_PROGRESS_EVERY_S)
-            for line in self._streams:
-                if line.kind == "progress" and self._replace(line, told):
+            for stream in self._streams:
+                if stream.kind == "progress" and self._replace(stream, notification):
                     continue
-                due = max(now, line.progress_due)
-                line.progress_due = due + pause_s
-                self._post(line, told, due=due)
-                line.kind = "progress"
+                due = max(now, stream.progress_due)
+                stream.progress_due = due + pause_s
+                self._post(stream, notification, due=due)
+                stream.kind = "progress"
 
     def suspended(self, what: str) -> None:
-        """The job waits for something that may take any time: no silence is too long."""
+        """Report that the job waits for an event that may take any time, so it never counts as
+        stalled.
+        """
         self._publish(self._lifecycle.suspended(what))
 
     def delta(self, text: str, *, is_replay: bool | None = None) -> None:
-        """See :func:`synap_realtime.delta`. Pieces that wait for the network become one.
-
-        Args:
-            is_replay: as for :meth:`progress`.
-        """
+        """Publish a piece of text (:func:`synap_realtime.delta`). Queued pieces are coalesced."""
         pieces = check_delta(text)
         if self._is_foreign:
             return
         with self._lock:
             if not self._accepts_updates(is_replay):
                 return
-            for line in self._streams:
+            for stream in self._streams:
                 for piece in pieces:
-                    self._append_delta(line, piece)
+                    self._append_delta(stream, piece)
 
     def retrying(
         self,
@@ -201,12 +198,8 @@ class Reporter:
         retry_in_s: float | None = None,
         max_attempts: int | None = None,
     ) -> None:
-        """See :meth:`Lifecycle.retrying`.
-
-        Args:
-            max_attempts: as it is from here on, if this attempt has changed it.
-        """
-        self._problem = "failed, and will be tried again"
+        """Publish :meth:`RunNotifications.retrying`."""
+        self._problem = "failed; a retry follows"
         lifecycle = self._lifecycle
         if max_attempts is not None:
             lifecycle = replace(lifecycle, max_attempts=max_attempts)
@@ -214,14 +207,7 @@ class Reporter:
         self._publish(notification, ReporterState.RETRYING)
 
     def attempt_failed(self, error: Exception, *, retry_in_s: float | None) -> bool:
-        """An attempt failed, where the adapter itself decides whether another comes.
-
-        Args:
-            again_in_s: when the next attempt would come; None if there is none left.
-
-        Returns:
-            whether to try again: not after an :class:`InvalidInputError`, alone or in a group.
-        """
+        """Publish the failure of an attempt for an adapter that decides about retries itself."""
         if retry_in_s is None or isinstance(deciding_error(error), InvalidInputError):
             self.failed(error)
             return False
@@ -229,50 +215,52 @@ class Reporter:
         return True
 
     def completed(self, result: object) -> None:
-        """See :meth:`Lifecycle.completed`."""
+        """Publish :meth:`RunNotifications.completed`."""
         self._publish(self._lifecycle.completed(result), ReporterState.FINISHED)
 
     def completed_batch(self, results: Mapping[Recipient, object]) -> None:
-        """:meth:`completed`, with a result for each person: nobody reads another's."""
+        """Publish :meth:`completed` with a separate result for each recipient of a batch."""
         if self._is_foreign:
             return
         with self._lock:
             if self._state is ReporterState.FINISHED:
                 return
-            for line in self._streams:
-                self._post(line, self._lifecycle.completed(results.get(line.recipient)))
+            for stream in self._streams:
+                self._post(stream, self._lifecycle.completed(results.get(stream.recipient)))
             self._state = ReporterState.FINISHED
 
     def failed(self, error: BaseException | str) -> None:
-        """See :meth:`Lifecycle.failed`."""
+        """Publish :meth:`RunNotifications.failed`."""
         self._problem = "failed"
         self._publish(self._lifecycle.failed(error), ReporterState.FINISHED)
 
     def cancelled(self) -> None:
-        """See :meth:`Lifecycle.cancelled`."""
+        """Publish :meth:`RunNotifications.cancelled`."""
         self._problem = "cancelled"
         self._publish(self._lifecycle.cancelled(), ReporterState.FINISHED)
 
     def flush(self) -> None:
-        """Wait until the server has what was told: a few seconds, and not for one that is away."""
+        """Wait a few seconds until the server has all notifications; do not wait if it is
+        unavailable.
+        """
         for posted in self._unflushed():
             self._broadcaster.wait_sent(posted)
 
     async def aflush(self) -> None:
-        """:meth:`flush` for code that awaits."""
+        """Asynchronous variant of :meth:`flush`."""
         for posted in self._unflushed():
             await self._broadcaster.await_sent(posted)
 
     def _unflushed(self) -> list[PendingNotification]:
         if self._is_foreign:
-            return []  # a forked child's parent sends them, and nothing here would ever answer
+            return []  # the parent of a forked child sends them; waiting here would never end
         self.span.end(self._problem)
-        return [line.last for line in self._streams if line.last is not None]
+        return [stream.last for stream in self._streams if stream.last is not None]
 
     def _accepts_updates(self, is_replay: bool | None) -> bool:
         if self._state not in (ReporterState.PENDING, ReporterState.RUNNING):
             return False
-        if is_replay if is_replay is not None else self._is_replaying():
+        if is_replay if is_replay is not None else self._is_replay():
             return False
         self._state = ReporterState.RUNNING
         return True
@@ -283,68 +271,69 @@ class Reporter:
         if self._is_foreign:
             return
         with self._lock:
-            refused_in = [ReporterState.FINISHED]
+            final_states = [ReporterState.FINISHED]
             if state is ReporterState.RUNNING:
-                refused_in.append(ReporterState.RETRYING)
-            if self._state in refused_in:
+                final_states.append(ReporterState.RETRYING)
+            if self._state in final_states:
                 return
-            for line in self._streams:
-                self._post(line, notification)
+            for stream in self._streams:
+                self._post(stream, notification)
             self._state = state
 
-    def _append_delta(self, line: _RecipientStream, piece: str) -> None:
-        joined = line.text + piece
-        if line.kind == "delta" and len(joined) <= MAX_DELTA:
-            told = self._lifecycle.delta(self._stream, line.index, joined)
-            if self._replace(line, told):
-                line.text = joined
+    def _append_delta(self, stream: _RecipientStream, piece: str) -> None:
+        joined = stream.text + piece
+        if stream.kind == "delta" and len(joined) <= MAX_DELTA:
+            notification = self._lifecycle.delta(self._stream, stream.index, joined)
+            if self._replace(stream, notification):
+                stream.text = joined
                 return
-        line.index += 1
-        line.text = piece
-        # Only to who asked for it: a room keeps so many notifications, and these are many.
-        told = self._lifecycle.delta(self._stream, line.index, piece)
-        self._post(line, told, rooms=line.rooms[-1:])
-        line.kind = "delta"
+        stream.index += 1
+        stream.text = piece
+        # Deltas go to the request's room only: rooms retain a limited number of notifications, and
+        # deltas are numerous.
+        notification = self._lifecycle.delta(self._stream, stream.index, piece)
+        self._post(stream, notification, rooms=stream.rooms[-1:])
+        stream.kind = "delta"
 
     def _post(
         self,
-        line: _RecipientStream,
+        stream: _RecipientStream,
         notification: Notification,
         *,
         due: float = 0.0,
         rooms: tuple[Room, ...] = (),
     ) -> None:
-        line.kind = ""
+        stream.kind = ""
         try:
-            line.last = self._broadcaster.post(
-                rooms or line.rooms,
-                self._for_recipient(line, notification),
+            stream.last = self._broadcaster.post(
+                rooms or stream.rooms,
+                self._for_recipient(stream, notification),
                 due=due,
-                after=line.last,
+                after=stream.last,
             )
-        except Exception:  # noqa: BLE001 - it is logged with its traceback
+        except Exception:  # noqa: BLE001 - logged with its traceback
             self._log_unpublished(notification)
 
-    def _replace(self, line: _RecipientStream, notification: Notification) -> bool:
-        if line.last is None:
+    def _replace(self, stream: _RecipientStream, notification: Notification) -> bool:
+        if stream.last is None:
             return False
         try:
-            return self._broadcaster.replace(line.last, self._for_recipient(line, notification))
-        except Exception:  # noqa: BLE001 - it is logged with its traceback
+            return self._broadcaster.replace(stream.last, self._for_recipient(stream, notification))
+        except Exception:  # noqa: BLE001 - logged with its traceback
             self._log_unpublished(notification)
             return True
 
     def _log_unpublished(self, notification: Notification) -> None:
-        """A job must not fail because a notification about it does."""
+        """Log a notification that could not be published. It must not fail the job."""
         logger.exception(
-            "run %s: %s cannot be published; the job goes on",
+            "run %s: publishing %s failed; the job continues",
             self._lifecycle.run_id,
             notification.type,
         )
 
-    def _for_recipient(self, line: _RecipientStream, notification: Notification) -> Notification:
+    def _for_recipient(self, stream: _RecipientStream, notification: Notification) -> Notification:
         now = format_timestamp(datetime.now(UTC))
-        members = {"request_id": line.recipient.request_id, "timestamp": now}
+        members = {"request_id": stream.recipient.request_id, "timestamp": now}
         if (traceparent := self.span.traceparent) is not None:
             members[TRACEPARENT] = traceparent
         return notification.model_copy(update=members)

@@ -1,4 +1,4 @@
-"""One run of a job, as its code sees it, on any framework."""
+"""One run of a job as its code sees it, on any framework."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 class JobRun(Protocol):
-    """What a framework hands to a job.
+    """The run that a framework passes to a job.
 
     Attributes:
-        run_id: the same on every attempt; what the job makes is named after it, so that running
-            twice leaves one thing.
+        run_id: the same on every attempt. Derive the ids of created objects from it, so that a
+            repeated run creates each of them once.
         data: the input, a JSON object.
-        user_id: who waits; None if the event names nobody.
-        request_id: what they wait for; None if the event names no request.
+        user_id: the user to notify; None if the event names no user.
+        request_id: the request to notify; None if the event names no request.
     """
 
     @property
@@ -29,14 +29,14 @@ class JobRun(Protocol):
     def request_id(self) -> str | None: ...
 
     async def step(self, id: str, fn: Callable[[], Awaitable[T]]) -> T:
-        """Do a part of the job once: a later attempt gets the kept result.
+        """Run a step once. A later attempt returns the stored result.
 
         Args:
-            id: the part's name, unique in the job.
-            do: gives JSON data. A :class:`JobError` that it raises keeps its message.
+            id: the step's name, unique in the job.
+            fn: returns JSON data. The message of a :class:`JobError` that it raises is preserved.
         """
         ...
 
     async def send_event(self, id: str, name: str, data: Mapping[str, Any]) -> None:
-        """Tell other jobs, once. ``id`` is the part's name, as for :meth:`step`."""
+        """Send an event to other jobs, once. ``id`` is the step's name, as for :meth:`step`."""
         ...

@@ -1,4 +1,4 @@
-"""Wrong reports of a job: logged and ignored in production, an error in tests."""
+"""Handle invalid reports of a job: logged and ignored in production, an error in tests."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ..errors import InvalidArgumentError
 logger = logging.getLogger(__name__)
 
 MAX_CALL_SITES = 100
-"""Call sites that one process logs; a job in a loop must not fill the log."""
+"""Maximum number of call sites that one process logs, so that a loop does not flood the log."""
 
 _PACKAGE = __name__.partition(".")[0]
 
 _logged: set[tuple[str, int]] = set()
 
 _collected: list[list[str]] = []
-"""One list for each :func:`strict` that is open."""
+"""One list for each open :func:`strict` block."""
 
 
 @contextmanager
 def strict() -> Iterator[list[str]]:
-    """Let wrong arguments of ``progress()`` and ``delta()`` raise, in all threads of this process.
+    """Raise for invalid arguments of ``progress()`` and ``delta()`` in all threads of this process.
 
     Yields:
-        the problems of results that were published in part, in order. They never raise where they
-        are found: the job has returned by then, and must not seem to fail.
+        the problems of truncated results, in order. They never raise where they are found: the job
+        has returned by then, and must not appear to fail.
     """
     problems: list[str] = []
     _collected.append(problems)
@@ -39,7 +39,7 @@ def strict() -> Iterator[list[str]]:
 
 
 def refuse(errors: Sequence[InvalidArgumentError]) -> None:
-    """Handle arguments that were ignored: log them, once for each call site of the application.
+    """Handle ignored arguments: log them once for each call site of the application.
 
     Raises:
         InvalidArgumentError: the first one, in strict mode.
@@ -55,11 +55,11 @@ def refuse(errors: Sequence[InvalidArgumentError]) -> None:
     if site not in _logged and len(_logged) < MAX_CALL_SITES:
         _logged.add(site)
         problems = "; ".join(str(error) for error in errors)
-        logger.warning("wrong argument at %s:%d: %s; it is ignored", *site, problems)
+        logger.warning("invalid argument at %s:%d: %s; ignored", *site, problems)
 
 
 def report_result(problem: str) -> None:
-    """Keep a result's problem for the tests that run in strict mode."""
+    """Record a result's problem for tests that run in strict mode."""
     for problems in _collected:
         problems.append(problem)
 

@@ -1,16 +1,17 @@
-"""Text that is not a ``str``: lazy translations."""
+"""Convert text that is not a ``str``, such as lazy translations."""
 
 from __future__ import annotations
 
 
 def as_text(value: object) -> str | None:
-    """Return the text of a ``str``, or of an object that stands for one; None for anything else.
+    """Return the text of a ``str`` or of a lazy string; None for any other object.
 
     Lazy strings (Django's ``gettext_lazy``, Flask-Babel's ``LazyString``) have a string's methods
-    without being one. A ``str`` subclass gives its plain text, whatever its ``__str__`` says.
+    without being a ``str``. A ``str`` subclass returns its plain text, whatever its ``__str__``
+    returns.
 
     Raises:
-        Exception: what a lazy string raises when it is evaluated.
+        Exception: whatever a lazy string raises when it is evaluated.
     """
     if isinstance(value, str):
         return str.__str__(value)

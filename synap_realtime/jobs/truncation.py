@@ -1,4 +1,4 @@
-"""Making any result fit into a notification, without cutting silently."""
+"""Make any job result fit into a notification, and mark what was omitted."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ from .text import as_text
 logger = logging.getLogger(__name__)
 
 MAX_DATA_BYTES = MAX_NOTIFICATION_BYTES - 4096
-"""What is left for ``data`` beside a notification's other members."""
+"""Maximum size of ``data`` in bytes; the rest is reserved for a notification's other members."""
 
-_MAX_NAMES = 50  # of members that did not fit
+_MAX_NAMES = 50  # maximum number of listed members that did not fit
 
 
 class _TooLargeError(Exception):
-    """More than a notification takes: to convert it would only cost memory."""
+    """The value is larger than a notification; converting it would only waste memory."""
 
 
 def truncate_result(result: object) -> dict[str, Any]:
-    """Convert what a job returned to the ``data`` of a notification. Never raises.
+    """Convert a job's return value to the ``data`` of a notification. Never raises.
 
-    A mapping, a dataclass or a pydantic model is it; anything else becomes ``{"result": …}``, None
-    is ``{}``. What has no JSON form, or is over the limit with the rest, is left out: then
-    ``truncated`` is true and ``omitted`` names the members. The result itself is not changed; an
-    iterator is left out, because to read it would be to use it up.
+    A mapping, a dataclass or a pydantic model becomes ``data``. Any other value becomes
+    ``{"result": …}``, and None becomes ``{}``. Members that are not JSON, or exceed the size limit
+    together with the others, are omitted: then ``truncated`` is true and ``omitted`` lists their
+    names. The value itself is not changed. An iterator is omitted, because reading it would consume
+    it.
     """
     try:
         data = _as_object(result)
         if len(encode_json("result", data)) <= MAX_DATA_BYTES:
             return data
         raise _TooLargeError
-    except Exception as error:  # noqa: BLE001 - whatever an application's own types raise
+    except Exception as error:  # noqa: BLE001 - the application's types may raise anything
         return _truncate(result, error)
 
 
@@ -52,7 +53,7 @@ def _truncate(result: object, error: Exception) -> dict[str, Any]:
     sized: dict[str, tuple[int, object]] = {}
     try:
         members = dict(_members(result))
-    except Exception as unreadable:  # noqa: BLE001 - a mapping of the application's
+    except Exception as unreadable:  # noqa: BLE001 - the application's mapping may raise anything
         members = {"result": functools.partial(_raise, unreadable)}
     for name, read in members.items():
         names.append(name)
@@ -61,7 +62,7 @@ def _truncate(result: object, error: Exception) -> dict[str, Any]:
             sized[name] = (len(encode_json("result", {name: value})), value)
         except _TooLargeError:
             pass
-        except Exception as failed:  # noqa: BLE001 - as in fit()
+        except Exception as failed:  # noqa: BLE001 - the application's types may raise anything
             problems.append(f"{_printable(name)}: {_described(failed)}")
     left = MAX_DATA_BYTES - 1024 - 134 * _MAX_NAMES
     kept = set()
@@ -73,7 +74,7 @@ def _truncate(result: object, error: Exception) -> dict[str, Any]:
     if not problems and not isinstance(error, _TooLargeError):
         problems.append(_described(error))
     cause = "; ".join(problems[:3]) or f"it has more than {MAX_DATA_BYTES} bytes"
-    logger.warning("a result is published without %s: %s", ", ".join(omitted) or "a part", cause)
+    logger.warning("job result truncated: omitted %s: %s", ", ".join(omitted) or "a part", cause)
     if problems:
         report_result(cause)
     data = {name: value for name, (_, value) in sized.items() if name in kept}
@@ -81,7 +82,7 @@ def _truncate(result: object, error: Exception) -> dict[str, Any]:
 
 
 def _members(result: object) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The result's members, each with what reads it as JSON data."""
+    """Return the result's members, each with the function that converts it to JSON data."""
     if isinstance(result, RootModel):
         yield from _members(result.root)
     elif isinstance(result, BaseModel):
@@ -119,7 +120,7 @@ def _as_object(result: object) -> dict[str, Any]:
 
 
 def _plain(value: object) -> Any:
-    """JSON data; raises whatever the value's types raise, and TypeError for what has none."""
+    """Return JSON data. Raise what the value's types raise, and TypeError for other types."""
     _check_size(value)
     if isinstance(value, BaseModel):
         return _dump(value)
@@ -140,12 +141,12 @@ def _dump(model: BaseModel, include: set[str] | None = None) -> Any:
 
 
 def _fallback(value: object) -> Any:
-    """What pydantic does not know."""
+    """Convert types that pydantic does not support."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Set):
         return list(value)
-    if callable(getattr(type(value), "tolist", None)):  # arrays, and scalars of NumPy
+    if callable(getattr(type(value), "tolist", None)):  # NumPy arrays and scalars
         if getattr(value, "nbytes", 0) > 8 * MAX_DATA_BYTES:
             raise _TooLargeError
         return value.tolist()  # type: ignore[attr-defined]
@@ -155,15 +156,15 @@ def _fallback(value: object) -> Any:
         return float(value)
     if (text := as_text(value)) is not None:
         return text
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    raise TypeError(f"{type(value).__name__} is not JSON-serializable")
 
 
 def _check_size(value: object) -> None:
-    """Look at all that a value holds, before anything of it is converted.
+    """Check the size of a value before any of it is converted.
 
     Raises:
-        _TooLargeError: it is certainly larger than a notification, or contains itself.
-        TypeError: it holds an iterator.
+        _TooLargeError: the value is certainly larger than a notification, or contains itself.
+        TypeError: the value holds an iterator.
     """
     left = MAX_DATA_BYTES
     stack = [value]
@@ -173,7 +174,7 @@ def _check_size(value: object) -> None:
         if left < 0:
             raise _TooLargeError
         if isinstance(each, Iterator | AsyncIterator):
-            raise TypeError(f"{type(each).__name__} is an iterator, which can be read once only")
+            raise TypeError(f"{type(each).__name__} is an iterator, which can be read only once")
         if isinstance(each, Mapping | list | tuple | set | frozenset | deque):
             if len(each) > left:
                 raise _TooLargeError
@@ -193,7 +194,7 @@ def _raise(error: Exception) -> Any:
 def _described(error: Exception) -> str:
     try:
         return f"{type(error).__name__}: {error}"[:200].splitlines()[0]
-    except Exception:  # noqa: BLE001 - its __str__ is of the application
+    except Exception:  # noqa: BLE001 - the application's __str__ may raise anything
         return type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""The listener: hear a room's notifications, over as many connections as it takes."""
+"""Subscribe to a room's notifications, with reconnects and replay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The asynchronous shell: takes the core's steps on an event loop, nothing more."""
+"""The asynchronous driver: runs the subscription core on an event loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def subscribe(
     on_gap: OnGap = None,
     on_state_change: OnStateChange = None,
 ) -> AsyncGenerator[Notification, None]:
-    """Listen to a room: each notification once, in order, over as many connections as it takes.
+    """Subscribe to a room. Yields each notification once, in order, across reconnects.
 
     ::
 
@@ -41,33 +41,36 @@ def subscribe(
             async for notification in notifications:
                 print(notification.type, notification.data)
 
-    Leaving the ``async with`` ends the connection. A notification counts as received when the next
-    one is asked for: after a ``break`` in its loop body, or an error there, it comes again to who
-    subscribes without a cursor. So each is seen at least once. A slow consumer loses nothing: the
-    connection is kept while it is busy, and resumed if the server has given up on it.
+    Leaving the ``async with`` closes the connection. A notification is acknowledged when the next
+    one is requested. After a ``break`` or an error in the loop body, the next subscription without
+    a cursor receives the notification again, so each is delivered at least once. A slow consumer
+    loses nothing: the connection is kept alive while the consumer is busy, and resumed if the
+    server closes it.
 
     Args:
         room: ``user_42``, ``request_7f3a``, ``workspace_7``.
-        url: the room server, ``http(s)://`` or ``ws(s)://``, default ``REALTIME_URL``, else
+        url: the room server, ``http(s)://`` or ``ws(s)://``. Default: ``REALTIME_URL``, then
             ``http://127.0.0.1:8787``.
-        token: sent as a bearer token; a function (it may be ``async``) is called at every dial,
-            and what it raises ends the subscription. One that takes over 10 s is a failed dial.
-        after: where to start: a cursor, ``earliest`` or ``latest``. By default a user's room
-            starts after what was received, a request's room at its beginning.
-        max_reconnects: how often in a row to reconnect, after about 1, 2, 4, 8, 16, 16, … s; None
-            for ever.
-        acknowledge: move the room's received mark (servers with ``synap.v1``).
-        on_gap: called with the room when something was missed for good: it is no longer retained.
-            What is retained has come before.
-        on_state: called with a :class:`SubscriptionState` at each connect and loss, while the
-            consumer waits for the next notification. Both may be ``async``; what they raise ends
-            the subscription.
+        token: sent as a bearer token. A function (which may be ``async``) is called at each
+            connect; an exception that it raises ends the subscription. If it takes over 10 s, the
+            connect has failed.
+        after: where to start: a cursor, ``earliest`` or ``latest``. Default: in a user's room the
+            acknowledged cursor, in a request's room the beginning.
+        max_reconnects: maximum number of consecutive reconnects, after about 1, 2, 4, 8, 16, 16, …
+            s; None for no limit.
+        acknowledge: advance the room's acknowledged cursor (servers with ``synap.v1``).
+        on_gap: called with the room when notifications were missed that are no longer retained. The
+            retained ones have been delivered before.
+        on_state_change: called with a :class:`SubscriptionState` at each connect and disconnect,
+            while the consumer waits for the next notification. Both callbacks may be ``async``; an
+            exception that they raise ends the subscription.
 
     Raises:
-        InvalidArgumentError: at the call; names the argument that is wrong.
-        ConfigurationError: at the call, for the URL; from the iteration, if ``websockets`` is
-            missing, or no event loop of asyncio is running.
-        SubscriptionError: from the iteration: refused for good, or the attempts are used up.
+        InvalidArgumentError: at the call: an argument is invalid; names it.
+        ConfigurationError: at the call, for the URL; from the iteration, if ``websockets`` is not
+            installed or no asyncio event loop is running.
+        SubscriptionError: from the iteration: the server rejected the subscription permanently, or
+            ``max_reconnects`` is exhausted.
 
     See PROTOCOL.md, "Subscribing" and "Clients".
     """
@@ -109,15 +112,15 @@ async def _notifications(options: Options) -> AsyncGenerator[Notification, None]
                 case core.Sleep(delay_s):
                     await asyncio.sleep(delay_s)
                 case core.Notify(function, value) if function is not None:
-                    told = function(value)
-                    if inspect.isawaitable(told):
-                        await told
+                    returned = function(value)
+                    if inspect.isawaitable(returned):
+                        await returned
     finally:
         await line.disconnect()
 
 
 class _Connection:
-    """The connection of the moment, and the task that keeps it."""
+    """The current connection and its keepalive task."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -137,8 +140,8 @@ class _Connection:
                         given = await given
                 except TimeoutError:
                     if not limit.expired():
-                        raise  # the function's own
-                    return Failure("no token came in time")
+                        raise  # raised by the function itself
+                    return Failure("the token function timed out")
             token = brought(given)
         arguments = dialling.dial_arguments("asyncio.client", self._options, after, token)
         try:
@@ -149,12 +152,12 @@ class _Connection:
         return ws.subprotocol
 
     def keep(self, keepalive: Keepalive) -> None:
-        assert self._ws is not None  # noqa: S101 - the core dials first
+        assert self._ws is not None  # noqa: S101 - the core connects first
         self._keepalive = keepalive
         self._keeper = asyncio.create_task(self._keep(self._ws, keepalive))
 
     async def receive(self, timeout_s: float) -> core.EffectResult:
-        assert self._ws is not None  # noqa: S101 - the core dials first
+        assert self._ws is not None  # noqa: S101 - the core connects first
         from websockets.exceptions import ConnectionClosed
 
         try:
@@ -166,7 +169,7 @@ class _Connection:
             return dialling.read_closed(error)
 
     async def disconnect(self) -> None:
-        """End the connection and its task; does nothing when there is none."""
+        """Close the connection and its task; do nothing if there is none."""
         ws, keeper, keepalive = self._ws, self._keeper, self._keepalive
         self._ws = self._keeper = self._keepalive = None
         if keeper is not None:
@@ -182,7 +185,7 @@ class _Connection:
         except TimeoutError:
             pass
         finally:
-            ws.transport.abort()  # does nothing to a connection that has ended well
+            ws.transport.abort()  # does nothing to a connection that was closed cleanly
 
     async def _keep(self, ws: ClientConnection, keepalive: Keepalive) -> None:
         while await _send_all(ws, keepalive.due()):
@@ -193,7 +196,7 @@ class _Connection:
 
 
 async def _send_all(ws: ClientConnection, texts: list[str]) -> bool:
-    """Send; False once the connection has ended, which the receiving side reports."""
+    """Send messages; return False if the connection is closed, which the receiver reports."""
     from websockets.exceptions import ConnectionClosed
 
     try:

@@ -1,6 +1,6 @@
-"""What both shells tell the library ``websockets``, and how its errors read.
+"""Connect with the library ``websockets``, and translate its errors.
 
-It is imported only when someone dials, so that publishers need not have it.
+It is imported only to connect, so that publishers need not install it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from .options import Options
 from .reconnect import Failure, from_close_frame, from_http_response
 
 MAX_MESSAGE_BYTES = 1024 * 1024
-"""Four times the largest notification: some servers write JSON with escapes."""
+"""Four times the largest notification, because some servers escape characters in JSON."""
 
 MAX_FRAGMENTS = 1024
-"""Frames of one message. Empty ones add nothing to its size, but each takes memory."""
+"""Maximum number of frames of one message. Empty frames add nothing to its size, but use memory."""
 
 MAX_UNSENT_BYTES = 1024 * 1024
-"""Answers to pings that the server does not read."""
+"""Maximum size of unsent pongs, for a server that does not read them."""
 
 _library_logger = logging.getLogger("synap_realtime.subscriber.websockets")
-_library_logger.setLevel(logging.INFO)  # at DEBUG it would write down the token
+_library_logger.setLevel(logging.INFO)  # at DEBUG, it would log the token
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """What a server does wrong is no fault of this program."""
+    """Log a server's protocol violation without a traceback; it is not an error of this program."""
     record.exc_info = None
     return True
 
@@ -45,11 +45,11 @@ _library_logger.addFilter(_without_traceback)
 
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
-"""A peer that does not say goodbye in this time is left."""
+"""Seconds to wait for a peer's close frame."""
 
 
 def library(name: str) -> ModuleType:
-    """A module of ``websockets``.
+    """Import a module of ``websockets``.
 
     Raises:
         ConfigurationError: it is not installed.
@@ -61,7 +61,7 @@ def library(name: str) -> ModuleType:
 
 
 class RefusedError(Exception):
-    """The handshake was answered with something else than a WebSocket."""
+    """The response to the handshake was not a WebSocket upgrade."""
 
     def __init__(self, response: Any) -> None:
         super().__init__(response.status_code)
@@ -69,18 +69,18 @@ class RefusedError(Exception):
 
 
 class _Bounds:
-    """What a connection takes from its server; mixed into the library's connections.
+    """Limits for what a server may send; a mixin for the library's connections.
 
-    The library bounds the size of a message, but not what takes memory without adding to it.
+    The library limits the size of a message, but not frames that use memory without adding to it.
     """
 
     protocol: Any
     _fragments = 0
 
     def process_event(self, event: Any) -> None:
-        """Look at each frame before the library does."""
+        """Check each frame before the library processes it."""
         opcode = getattr(event, "opcode", None)
-        if opcode is not None and opcode < 8:  # data; the others are control frames
+        if opcode is not None and opcode < 8:  # data frames; the others are control frames
             self._fragments = 0 if event.fin else self._fragments + 1
             if self._fragments > MAX_FRAGMENTS:
                 self.protocol.fail(1009, "too many fragments")
@@ -100,10 +100,11 @@ class _Bounds:
 
 @functools.cache
 def connection_class(name: str) -> Any:
-    """The library's connection with our bounds, and without redirects.
+    """Return the library's connection class with our limits, and without redirects.
 
-    A redirect is a refusal: the library would follow it to another host, and its version 15.0
-    takes the token along. A connection that raises another error than its own is left alone.
+    A redirect is a rejection. The library would follow it to another host, and version 15.0 would
+    send the token there. A connection that raises an error that is not the library's own is not
+    modified.
 
     Args:
         name: ``asyncio.client`` or ``sync.client``.
@@ -138,8 +139,8 @@ def connection_class(name: str) -> Any:
                 except status as error:
                     raise RefusedError(error.response) from None
                 except AssertionError:
-                    # The library asserts that the connection has not ended before its request is
-                    # sent, and a hostile server can end it before.
+                    # The library asserts that the connection is open when it sends its request; a
+                    # hostile server can close it before.
                     raise ConnectionResetError("the server ended the handshake") from None
 
             def _cut(self) -> None:
@@ -151,10 +152,10 @@ def connection_class(name: str) -> Any:
 def dial_arguments(
     name: str, options: Options, after: str | None, token: str | None
 ) -> dict[str, Any]:
-    """The arguments of a ``connect``, the asynchronous or the synchronous.
+    """Return the arguments of ``connect``, asynchronous or synchronous.
 
     Raises:
-        ConfigurationError: no header can carry the token, or the environment's proxy is unusable.
+        ConfigurationError: no header can carry the token, or the environment's proxy is invalid.
     """
     url = options.address.url
     proxy = network.find_proxy(url, socks_library="python_socks")
@@ -169,21 +170,22 @@ def dial_arguments(
         "compression": None,
         "open_timeout": OPEN_TIMEOUT_S,
         "close_timeout": CLOSE_TIMEOUT_S,
-        "ping_interval": None,  # the contract's own pings, which also say that we listen
+        # The protocol's own pings, which also confirm that this client is subscribed.
+        "ping_interval": None,
         "logger": _library_logger,
         "max_size": MAX_MESSAGE_BYTES,
-        "max_queue": 16,  # messages that wait for a slow consumer; more wait in the network
+        "max_queue": 16,  # messages buffered for a slow consumer; more stay in the network
     }
 
 
 def dial_socket(arguments: dict[str, Any], options: Options) -> None:
-    """Connect a socket for the synchronous ``connect``, which does not bound all that takes.
+    """Connect a socket for the synchronous ``connect``, which does not limit the total time.
 
-    It gives each address of a host the whole time, and a look-up as long as it likes. What is
-    left of the time is for the handshakes. A proxy's connection is left to the library.
+    The library gives each address of a host the whole timeout, and a name lookup has none. The rest
+    of the time remains for the handshakes. The library connects to a proxy itself.
 
     Raises:
-        OSError: no connection, or none in time.
+        OSError: the connection failed or timed out.
     """
     if arguments["proxy"] is not None:
         return
@@ -201,7 +203,7 @@ def dial_socket(arguments: dict[str, Any], options: Options) -> None:
 
 
 def dial_errors() -> tuple[type[Exception], ...]:
-    """What the library raises when no connection could be made."""
+    """Return the exceptions that the library raises when it cannot connect."""
     exceptions = library("exceptions")
     return (
         OSError,
@@ -214,10 +216,10 @@ def dial_errors() -> tuple[type[Exception], ...]:
 
 
 def read_dial_error(error: Exception) -> Failure:
-    """Why there is no connection. The library's own words can hold the URL, with its password.
+    """Translate a failed connect. The library's text may contain the URL with its password.
 
     Raises:
-        ConfigurationError: dialling again cannot help.
+        ConfigurationError: reconnecting cannot help.
     """
     exceptions = library("exceptions")
     if isinstance(error, RefusedError):
@@ -231,8 +233,8 @@ def read_dial_error(error: Exception) -> Failure:
         ) from None
     if isinstance(error, exceptions.InvalidMessage):
         return _read_foreign_answer(error.__cause__)
-    if isinstance(error, exceptions.InvalidHeader):  # of a 101: InvalidUpgrade is one
-        return _not_ours(f"its handshake is wrong: {type(error).__name__}")
+    if isinstance(error, exceptions.InvalidHeader):  # InvalidUpgrade of a 101 response is one
+        return _not_ours(f"its handshake is invalid: {type(error).__name__}")
     if (problem := network.tls_problem(error)) is not None:
         return Failure(problem, is_permanent=True)
     if isinstance(error, TimeoutError):
@@ -241,19 +243,19 @@ def read_dial_error(error: Exception) -> Failure:
         return Failure(f"could not be reached: {network.reason_of(error)}")
     if isinstance(error, UnicodeError):
         return Failure("could not be reached: no host can have this name")
-    return Failure(f"did not answer as a WebSocket server does ({type(error).__name__})")
+    return Failure(f"did not respond as a WebSocket server ({type(error).__name__})")
 
 
 _OLD_STATUS = re.compile(r"HTTP/1\.0 ([1-5][0-9]{2})(?![0-9])")
 
 
 def _read_foreign_answer(cause: BaseException | None) -> Failure:
-    """What the library could not read as an answer in HTTP/1.1."""
+    """Describe a response that the library could not parse as HTTP/1.1."""
     if isinstance(cause, EOFError):
-        return Failure("closed the connection before it answered")
+        return Failure("closed the connection before it responded")
     if (found := _OLD_STATUS.search(str(cause))) is not None:
         return from_http_response(int(found[1]), {}, b"")
-    return _not_ours("it does not answer in HTTP/1.1")
+    return _not_ours("it does not speak HTTP/1.1")
 
 
 def _not_ours(why: str) -> Failure:
@@ -261,9 +263,10 @@ def _not_ours(why: str) -> Failure:
 
 
 def read_closed(error: Any) -> Failure:
-    """Why a connection ended, from the library's ``ConnectionClosed``."""
+    """Translate the library's ``ConnectionClosed``."""
     if error.rcvd is not None:
         return from_close_frame(error.rcvd.code, error.rcvd.reason)
-    if error.sent is not None:  # the library gave up: too large a message, not UTF-8, no frames
-        return from_close_frame(1006, f"what it sent could not be read ({error.sent.code})")
+    # The library closed it: too large a message, not UTF-8, invalid frames.
+    if error.sent is not None:
+        return from_close_frame(1006, f"it sent invalid data ({error.sent.code})")
     return from_close_frame(1006, "")

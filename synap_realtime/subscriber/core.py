@@ -1,7 +1,7 @@
-"""A subscription's whole life, without sockets: pure, shared by both shells.
+"""The lifecycle of a subscription, without I/O; shared by both drivers.
 
-:func:`run` is a generator that holds the logic: it yields steps, is sent back what came of
-each, and never ends but by an error. The shells (:mod:`.aio`, :mod:`.sync`) only take the steps.
+:func:`run` is a generator that holds the logic: it yields steps, receives the result of each, and
+ends only with an error. The drivers (:mod:`.aio`, :mod:`.sync`) execute the steps.
 
 See PROTOCOL.md, "Subscribing" and "Clients".
 """
@@ -25,57 +25,57 @@ from .reconnect import Failure, ReconnectPolicy
 logger = logging.getLogger("synap_realtime.subscriber")
 
 SEEN_IDS = 4096
-"""So many ids are remembered, in order to drop what comes twice."""
+"""Number of recent ids that are remembered to drop duplicates."""
 
 POSITIONS = ("earliest", "latest")
 
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Connect, to start after a position; answered with the subprotocol, None, or a Failure."""
+    """Connect and start after a position. Result: the subprotocol, None, or a Failure."""
 
     after: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class StartKeepalive:
-    """Start the keeper: until :class:`Disconnect` it sends what the keepalive gives. No answer."""
+    """Start the keepalive, which sends its due texts until :class:`Disconnect`. No result."""
 
     keepalive: Keepalive
 
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Wait for a message; answered with it, None if there was none in time, or a Failure."""
+    """Wait for a message. Result: the message, None after a timeout, or a Failure."""
 
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Hand a notification to the consumer; goes on when the consumer asks for the next."""
+    """Deliver a notification. Continues when the consumer requests the next one."""
 
     notification: Notification
 
 
 class WakeKeepalive:
-    """Tell the keeper that there is something to send. No answer."""
+    """Wake the keepalive because a text is due. No result."""
 
 
 class Disconnect:
-    """End the connection and its keeper. No answer."""
+    """Close the connection and stop its keepalive. No result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wait. No answer."""
+    """Wait. No result."""
 
     delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Call one of the consumer's functions with this. No answer."""
+    """Call one of the consumer's callbacks with this argument. No result."""
 
     function: Callable[[Any], object] | None
     value: SubscriptionState | str
@@ -95,17 +95,17 @@ class ControlFrame:
 
 
 def read(message: str | bytes) -> Notification | ControlFrame | None:
-    """What a message says; None if it is nothing that this version knows.
+    """Parse a message; return None if this version does not know it.
 
-    What is wrong with it is logged, what is in it never.
+    Problems of a message are logged, its content never.
     """
     if isinstance(message, bytes):
-        logger.warning("ignored a binary message of %d bytes", len(message))
+        logger.warning("ignoring binary message of %d bytes", len(message))
         return None
     try:
         value = json.loads(message)
     except (ValueError, RecursionError):
-        logger.warning("ignored a message of %d characters that is not JSON", len(message))
+        logger.warning("ignoring message of %d characters that is not JSON", len(message))
         return None
     match value:
         case {"type": str(type), **rest} if type.startswith("synap."):
@@ -115,24 +115,25 @@ def read(message: str | bytes) -> Notification | ControlFrame | None:
         return parse_notification(value)
     except (InvalidArgumentError, RecursionError) as error:
         field = error.field if isinstance(error, InvalidArgumentError) else "data"
-        logger.warning("ignored a message that is no notification; wrong: %.50r", field)
+        logger.warning("ignoring invalid notification (field %.50r)", field)
         return None
 
 
 MAX_INTERRUPTED_REPLAYS = 3
-"""After so many replays in a row that were cut, the next begins where the last one ended."""
+"""After this number of consecutive interrupted replays, the next one starts where the last ended.
+"""
 
 
 class _Subscription:
-    """What is known over all connections: how far we are, and what was seen."""
+    """The state that outlives a connection: the position, and the ids received."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.cursor: str | None = None
         self.received: str | None = None
         self.connections = 0
-        # Only at the end of a replay does the server say whether something is gone. A replay that
-        # was cut is asked for again, from where it began: else nobody would ever be told.
+        # The server reports a gap only at the end of a replay. An interrupted replay is requested
+        # again from its start, because otherwise no gap would ever be reported.
         self._resume = None if options.after in POSITIONS else options.after
         self._is_replay_complete = False
         self._interrupted_replays = 0
@@ -144,17 +145,17 @@ class _Subscription:
 
     def connected(self, *, speaks_v1: bool) -> None:
         self.connections += 1
-        # Who has no position yet has nothing to be told.
+        # Without a position there is no gap to report.
         self._is_replay_complete = not speaks_v1 or self._resume is None
 
     def replay_complete(self, cursor: object) -> None:
-        """The replay is over, and the server has said whether something is gone."""
+        """Record that the replay has ended and the server has reported any gap."""
         self._is_replay_complete = True
         self._interrupted_replays = 0
         self.move_to(cursor)
 
     def lost(self) -> bool:
-        """The connection is. Returns whether something may be gone and nobody will tell."""
+        """Record that the connection was lost. Return whether a gap may stay unreported."""
         if self._is_replay_complete or self.cursor is None or self._resume == self.cursor:
             return False
         self._interrupted_replays += 1
@@ -166,18 +167,18 @@ class _Subscription:
 
     @property
     def reports_gaps(self) -> bool:
-        """A first subscription without a cursor has nothing to miss."""
+        """Whether gaps matter: a first subscription without a cursor has none."""
         return self.connections > 1 or self.options.after not in (None, *POSITIONS)
 
     def move_to(self, cursor: object) -> None:
-        """The position moves on; what is no cursor leaves it."""
+        """Advance the position; ignore an invalid cursor."""
         if isinstance(cursor, str) and 0 < len(cursor) <= 64 and cursor.isascii():
             self.cursor = cursor
             if self._is_replay_complete:
                 self._resume = cursor
 
     def is_new(self, notification: Notification) -> bool:
-        """Whether its id was not seen before; one without an id is always new."""
+        """Return whether the id is new; a notification without an id always is."""
         if notification.id is None:
             return True
         if notification.id in self._seen:
@@ -189,15 +190,7 @@ class _Subscription:
 
 
 def run(options: Options, clock: Callable[[], float], random: Callable[[], float]) -> Steps:
-    """One subscription: dial, listen, and come back, until that has no sense any more.
-
-    Args:
-        clock: seconds, monotonic.
-        random: numbers from 0 to 1, for the jitter.
-
-    Raises:
-        SubscriptionError: refused for good, or the attempts are used up.
-    """
+    """Run one subscription: connect, receive, and reconnect until a permanent failure."""
     subscription = _Subscription(options)
     reconnect = ReconnectPolicy(options.max_reconnects, random)
     while True:
@@ -219,7 +212,7 @@ def run(options: Options, clock: Callable[[], float], random: Callable[[], float
             up_s = clock() - start
             yield Disconnect()
             if subscription.lost() and subscription.reports_gaps:
-                logger.info("no replay could be finished; something may be missed")
+                logger.info("replay repeatedly interrupted; possible gap")
                 yield Notify(options.on_gap, options.room)
         delay_s = reconnect.delay_after(failure, up_s, options.address.named)
         logger.info("%s; reconnecting in %.1f s", failure.reason, delay_s)
@@ -235,7 +228,7 @@ def _connected(
     *,
     speaks_v1: bool,
 ) -> Generator[Step, EffectResult, Failure]:
-    """Listen on one connection until it fails; returns why."""
+    """Receive on one connection until it fails; return the failure."""
     asked_s: float | None = None
     while True:
         since = clock()
@@ -251,7 +244,7 @@ def _connected(
                 subscription.move_to(content.cursor)
                 if subscription.is_new(content):
                     yield Deliver(content)
-                # The consumer asks for the next one, so it has this one.
+                # The consumer has requested the next one, so it has processed this one.
                 subscription.received = subscription.cursor
                 if keepalive.acknowledge(subscription.received):
                     yield WakeKeepalive()
@@ -262,7 +255,7 @@ def _connected(
                     if keepalive.acknowledge(subscription.received):
                         yield WakeKeepalive()
                     if content.data.get("recovered") is False and subscription.reports_gaps:
-                        logger.info("something was missed: it is no longer retained")
+                        logger.info("gap: missed notifications are no longer retained")
                         yield Notify(subscription.options.on_gap, subscription.options.room)
                 elif content.type == CLOSING:
                     asked_s = _seconds(content.data.get("reconnectAfterMs"))

@@ -1,4 +1,4 @@
-"""How a job stands, from what was heard of it. See PROTOCOL.md, "Jobs"."""
+"""Track the state of a job from its notifications. See PROTOCOL.md, "Jobs"."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from .options import SubscriptionState, Token
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """How a job stands.
+    """The state of a job.
 
     Attributes:
-        status: ``idle`` before anything was heard; ``stalled`` when it has been silent for longer
-            than it said is normal; ``success`` and ``error`` are its end.
-        progress: 0 to 1, if the job tells.
-        label: what it is doing.
-        attempt, max_attempts: which attempt runs, or will, of how many.
-        error: why the last attempt failed, or why the job did.
-        result: the ``data`` of its end.
-        text: what it has written so far, from its beginning to the first piece that is missing.
-        is_text_complete: false when a piece of the text is missing: this client came late, or was
-            away for longer than the server keeps what was published. The result brings the whole.
-        type: of the last notification.
+        status: ``idle`` before the first notification; ``stalled`` after a silence longer than the
+            job announced; ``success`` and ``error`` are final.
+        progress: 0 to 1, if the job reports it.
+        label: the current activity.
+        attempt, max_attempts: the current or next attempt, and their maximum.
+        error: why the last attempt, or the job, failed.
+        result: the ``data`` of the terminal notification.
+        text: the generated text so far, up to the first missing piece.
+        is_text_complete: false when a piece of the text is missing, because this client subscribed
+            late or was disconnected for longer than the server retains pieces. The result contains
+            the whole text.
+        type: the type of the last notification.
     """
 
     status: Literal["idle", "pending", "retrying", "stalled", "success", "error"] = "idle"
@@ -50,22 +51,23 @@ class JobState:
 
 
 class JobTracker:
-    """What one job's notifications come to: pure, without a clock.
+    """Derive a job's state from its notifications. Pure, without a clock.
 
     Attributes:
-        state: how the job stands.
-        stall_after_s: how long silence is normal from the last notification on; None for ever.
+        state: the state of the job.
+        stall_after_s: how long the job may be silent after the last notification; None for no
+            limit.
     """
 
     def __init__(self) -> None:
         self.state = JobState()
         self.stall_after_s: float | None = None
-        self._run: object = None  # whose text it is: the run and its attempt
+        self._run: object = None  # identifies the text: the run and its attempt
         self._attempt = 0.0
-        self._next_index: float | None = 0  # None: no piece continues the text
+        self._next_index: float | None = 0  # None: no further piece can be appended
 
     def apply(self, notification: Notification) -> JobState:
-        """Take the next notification; what comes after the end is ignored."""
+        """Apply the next notification. Notifications after the terminal one are ignored."""
         state = self.state
         if state.is_finished:
             return state
@@ -92,28 +94,29 @@ class JobTracker:
                 label=_text(data.get("label")) or state.label,
                 error=_text(data.get("error")) or state.error,
             )
-            if word == "retrying":  # what the failed attempt had shown is void
+            if word == "retrying":  # discard the text of the failed attempt
                 state = replace(state, progress=None, label=None)
         self.state = state
         return state
 
     def gap(self) -> JobState:
-        """Something was missed that the server no longer has: perhaps the rest of the text."""
+        """Record a gap: pieces of the text may be missing."""
         if not self.state.is_finished:
             self.state = replace(self.state, is_text_complete=False)
         return self.state
 
     def _write(self, state: JobState, data: Mapping[str, Any]) -> JobState:
-        """Add a piece. A text that lacks a piece is shown up to there, one without its beginning is
-        not shown."""
+        """Append a piece. The text ends before the first missing piece; without its beginning, it
+        is empty.
+        """
         index, attempt = _number(data.get("index")), _number(data.get("attempt"), 1.0) or 1.0
         is_same_run = data.get("runId") == self._run
         if is_same_run and attempt < self._attempt:
-            return state  # what an earlier attempt has written is void
+            return state  # discard the text of an earlier attempt
         is_other = not is_same_run or attempt != self._attempt
         self._run, self._attempt = data.get("runId"), attempt
         piece = _text(data.get("delta")) or ""
-        if index == 0:  # an attempt writes its text from the beginning
+        if index == 0:  # each attempt starts its text anew
             self._next_index = 1
             return replace(state, text=piece, is_text_complete=True)
         if not is_other and index is not None and self._next_index is not None:
@@ -121,20 +124,21 @@ class JobTracker:
                 self._next_index = index + 1
                 return replace(state, text=state.text + piece, is_text_complete=True)
             if index < self._next_index:
-                return state  # it came before
+                return state  # a duplicate
         self._next_index = None
         return replace(state, text="" if is_other else state.text, is_text_complete=False)
 
     def mark_stalled(self) -> JobState:
-        """It has been silent for too long. A later word takes that back."""
+        """Mark the job as stalled. A later notification reverts that."""
         if self.state.status in ("pending", "retrying"):
             self.state = replace(self.state, status="stalled")
         return self.state
 
 
 def _completed(state: JobState) -> JobState:
-    """A good end. What the text lacks is in the result: what the job returned, or the member that
-    has the whole text."""
+    """Apply the success. Missing text is taken from the result: a string, or the member that
+    contains the text.
+    """
     state = replace(state, progress=1.0)
     if state.is_text_complete:
         return state
@@ -159,7 +163,7 @@ def follow_job(
     url: str | None = None,
     token: Token = None,
 ) -> AsyncGenerator[JobState, None]:
-    """Follow one request's job to its end, also if that was before the call.
+    """Follow one request's job to its end, even if it ended before the call.
 
     ::
 
@@ -167,15 +171,15 @@ def follow_job(
             async for state in states:
                 print(state.status, state.progress, state.label)
 
-    A lost connection says nothing about the job: it is resumed, and meanwhile the job does not
-    count as stalled.
+    A disconnect does not affect the state: the subscription is resumed, and until then the job does
+    not count as stalled.
 
     Args:
-        request_id: what was asked for; its room is ``request_{request_id}``.
+        request_id: the request; its room is ``request_{request_id}``.
         url, token: as for :func:`subscribe`.
 
     Yields:
-        how it stands, at each change; the last is its end.
+        the state after each change; the last one is final.
 
     Raises:
         as :func:`subscribe` does.
@@ -194,7 +198,7 @@ def follow_job(
 
 
 class _Following:
-    """One job, and whether it can be heard."""
+    """One followed job, and whether its room is connected."""
 
     def __init__(self) -> None:
         self._view = JobTracker()
@@ -220,7 +224,7 @@ class _Following:
                 while not view.state.is_finished:
                     coming = coming or asyncio.ensure_future(anext(heard))
                     changed = changed or asyncio.ensure_future(self._changed.wait())
-                    # Only while it is connected is silence the job's.
+                    # Silence counts as the job's only while connected.
                     timeout = view.stall_after_s if self._is_connected else None
                     waited = (coming, changed)
                     done, _ = await asyncio.wait(

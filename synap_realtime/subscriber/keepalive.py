@@ -1,8 +1,8 @@
-"""What one connection says on its own: pings and acknowledgements. Pure: the clock is handed in.
+"""Schedule the pings and acknowledgements of one connection. Pure: the clock is injected.
 
-Both must go out while the consumer is busy, so each shell has a keeper (a task, a thread) that
-sends what :meth:`Keepalive.due` gives. The consumer's side only leaves word here. Each attribute
-is written by one of the two, so threads need no lock.
+Both must be sent while the consumer is busy. Each driver therefore has a keepalive (a task, a
+thread) that sends the texts of :meth:`Keepalive.due`. The consumer only sets attributes here. Each
+attribute is written by one side only, so threads need no lock.
 
 See PROTOCOL.md, "WebSocket" and "Clients".
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ..protocol.control import PING, PING_INTERVAL_S, PONG_TIMEOUT_S
 
 ACK_INTERVAL_S = 0.5
-"""Acknowledgements are cumulative: one now and then says as much as one each."""
+"""Acknowledgements are cumulative, so they are sent at this interval."""
 
 
 class Keepalive:
@@ -24,17 +24,19 @@ class Keepalive:
     def __init__(self, clock: Callable[[], float], *, acknowledges: bool) -> None:
         self._clock = clock
         self._acknowledges = acknowledges
-        self._next_ping_at = clock() + PING_INTERVAL_S  # the keeper's
-        self._pings = 0  # the keeper's
-        self._pinged_at = 0.0  # the keeper's
-        self._pongs = 0  # the consumer's
-        self._waited_s = 0.0  # the consumer's
-        self._received: str | None = None  # the consumer's
-        self._acknowledged: str | None = None  # the keeper's
-        self._next_ack_at = clock()  # the keeper's
+        self._next_ping_at = clock() + PING_INTERVAL_S  # written by the keepalive
+        self._pings = 0  # written by the keepalive
+        self._pinged_at = 0.0  # written by the keepalive
+        self._pongs = 0  # written by the consumer
+        self._waited_s = 0.0  # written by the consumer
+        self._received: str | None = None  # written by the consumer
+        self._acknowledged: str | None = None  # written by the keepalive
+        self._next_ack_at = clock()  # written by the keepalive
 
     def acknowledge(self, cursor: str | None) -> bool:
-        """The consumer has received everything up to here; tells whether to wake the keeper."""
+        """Record that the consumer has received everything up to here; return whether to wake the
+        keepalive.
+        """
         if not self._acknowledges or cursor is None or cursor == self._received:
             return False
         waits_already = self._received != self._acknowledged
@@ -42,7 +44,7 @@ class Keepalive:
         return not waits_already
 
     def due(self) -> list[str]:
-        """The texts to send now."""
+        """Return the texts to send now."""
         now = self._clock()
         texts = []
         if now >= self._next_ping_at:
@@ -56,7 +58,7 @@ class Keepalive:
         return texts
 
     def pending_ack(self) -> list[str]:
-        """The acknowledgement that is still to be sent, if any."""
+        """Return the acknowledgement that is still to be sent, if any."""
         cursor = self._received
         if cursor == self._acknowledged:
             return []
@@ -65,23 +67,23 @@ class Keepalive:
         return [json.dumps({"action": "ack", "cursor": cursor})]
 
     def next_wakeup_s(self) -> float:
-        """How long the keeper may sleep."""
+        """Return how long the keepalive may sleep."""
         at = self._next_ping_at
         if self._received != self._acknowledged:
             at = min(at, self._next_ack_at)
         return max(0.0, at - self._clock())
 
     def receive_timeout_s(self) -> float:
-        """How long to wait for the next message before asking :attr:`is_dead`."""
+        """Return how long to wait for the next message before checking :attr:`is_dead`."""
         if self._pings > self._pongs:
             return max(0.0, PONG_TIMEOUT_S - self._waited_s)
         return max(0.0, self._next_ping_at - self._clock()) + PONG_TIMEOUT_S
 
     def waited(self, since: float) -> None:
-        """We listened from ``since`` until now.
+        """Record that the driver was receiving from ``since`` until now.
 
-        Only such time counts against the peer: a pong may stand behind messages that a busy
-        consumer has not let us read.
+        Only this time counts towards the pong timeout: a pong may be queued behind messages that a
+        busy consumer has not let the driver read.
         """
         if self._pings > self._pongs:
             self._waited_s += self._clock() - max(since, self._pinged_at)

@@ -1,4 +1,4 @@
-"""What a caller asked for, checked at the call."""
+"""Validate the arguments of ``subscribe``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..errors import ConfigurationError, InvalidArgumentError
 from ..protocol.rooms import Room, parse_room
 
 Token = str | Callable[[], str | Awaitable[str]] | None
-"""A bearer token, or a function that is called anew at every dial."""
+"""A bearer token, or a function that is called at each connect."""
 
-_POSITION = re.compile(r"[A-Za-z0-9-]{1,64}")  # a cursor is opaque to clients; so is its shape
+_POSITION = re.compile(r"[A-Za-z0-9-]{1,64}")  # the format of a cursor is opaque to clients
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionState:
-    """How a subscription stands, for ``on_state``.
+    """The state of a subscription, passed to ``on_state_change``.
 
     Attributes:
-        name: ``connected``, or ``reconnecting`` when the connection is lost or could not be made.
-        attempt: which reconnection in a row comes next, from 1; 0 when connected.
-        delay_s: seconds until then.
-        reason: why, in words; empty when connected.
+        status: ``connected``, or ``reconnecting`` after a disconnect or a failed connect.
+        attempt: the number of the next consecutive reconnect, from 1; 0 when connected.
+        delay_s: seconds until the next reconnect.
+        reason: the cause; empty when connected.
     """
 
     status: Literal["connected", "reconnecting"]
@@ -40,14 +40,14 @@ OnGap = Callable[[str], object] | None
 
 
 _NO_IDS = ("None", "undefined", "null", "nan", "NaN")
-"""What an id that is not there yet becomes in ``f"user_{user_id}"``."""
+"""The results of formatting a missing id into ``f"user_{user_id}"``."""
 
 
 def check_token(token: object) -> None:
-    """Check a token that is no function.
+    """Check a token that is not a function.
 
     Raises:
-        ConfigurationError: it is no text, or empty, or no header can carry it.
+        ConfigurationError: it is not text, is empty, or cannot be sent in a header.
     """
     if not isinstance(token, str) or not token:
         kind = "an empty one" if token == "" else type(token).__name__
@@ -56,10 +56,10 @@ def check_token(token: object) -> None:
 
 
 def brought(token: object) -> str | None:
-    """What a token function has returned; None is no token, and neither is an empty text.
+    """Check the return value of a token function. None and an empty text mean no token.
 
     Raises:
-        InvalidArgumentError: it is no text.
+        InvalidArgumentError: it is not text.
     """
     if token is not None and not isinstance(token, str):
         kind = type(token).__name__
@@ -68,7 +68,7 @@ def brought(token: object) -> str | None:
 
 
 class Options(NamedTuple):
-    """The checked arguments of ``subscribe``."""
+    """The validated arguments of ``subscribe``."""
 
     room: Room
     address: ServerUrl
@@ -80,7 +80,7 @@ class Options(NamedTuple):
     on_state_change: OnStateChange
 
     def uri(self, after: str | None, *, with_token: bool) -> str:
-        """The WebSocket's address. A token takes the place of the URL's user and password."""
+        """The WebSocket's address. A token replaces the URL's user and password."""
         url = self.address.url
         if with_token:
             url = url.copy_with(username=None, password=None)
@@ -100,11 +100,11 @@ def check(
     on_gap: OnGap,
     on_state_change: OnStateChange,
 ) -> Options:
-    """Check the arguments of ``subscribe``.
+    """Validate the arguments of ``subscribe``.
 
     Raises:
-        InvalidArgumentError: names the argument that is wrong.
-        ConfigurationError: the URL or the token cannot work.
+        InvalidArgumentError: an argument is invalid; names it.
+        ConfigurationError: the URL or the token is invalid.
     """
     if token is not None and not callable(token):
         check_token(token)
@@ -122,7 +122,7 @@ def check(
     if not isinstance(acknowledge, bool):
         raise InvalidArgumentError("acknowledge", f"expected True or False; got {acknowledge!r}")
     if (checked := parse_room(room)).partition("_")[2] in _NO_IDS:
-        raise InvalidArgumentError("room", f"its id was not there yet; got {room!r}")
+        raise InvalidArgumentError("room", f"its id was missing; got {room!r}")
     for field, function in (("on_gap", on_gap), ("on_state_change", on_state_change)):
         if function is not None and not callable(function):
             raise InvalidArgumentError(field, "expected a function")

@@ -1,4 +1,4 @@
-"""When to come back, and when not. Pure: the randomness is handed in.
+"""Decide whether and when to reconnect. Pure: the randomness is injected.
 
 See PROTOCOL.md, "Close codes" and "Clients".
 """
@@ -17,25 +17,26 @@ INITIAL_DELAY_S = 1.0
 MAX_DELAY_S = 16.0
 JITTER = 0.25
 STABLE_AFTER_S = 5.0
-"""A connection that stayed up for so long was a good one: the count starts anew."""
+"""Uptime after which a connection resets the count of reconnects."""
 
 STABLE_WITH_TOKEN_S = 1.0
-"""One that ended with its token (4401) was as good as that token."""
+"""The same for a connection that ended with its token (4401): a short-lived token is normal."""
 
 MAX_RETRY_AFTER_S = 60.0
-"""A server may ask for a pause, but not for the rest of the day."""
+"""Maximum delay that a server may request."""
 
 _RETRYABLE_STATUSES = (408, 425, 429)
 _FOREIGN = (301, 308, 501, 505)
-"""The address has moved for good, or belongs to a server of another kind."""
+"""The address has moved permanently, or the server is not a room server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no connection, or no longer one.
+    """Why a connect failed or a connection ended.
 
-    ``status`` is that of a refused handshake, ``close_code`` that of a connection; neither if the
-    server was not reached or was lost. ``retry_after_s`` is the pause that the server asked for.
+    ``status`` is set for a rejected handshake, ``close_code`` for a closed connection; neither if
+    the server was unreachable or the connection was cut. ``retry_after_s`` is the delay that the
+    server requested.
     """
 
     reason: str
@@ -43,20 +44,20 @@ class Failure:
     close_code: int | None = None
     retry_after_s: float | None = None
     is_expired: bool = False
-    """Of a token that a function brought: it may bring one that has not expired."""
+    """The token of a function has expired; the function may return a new one."""
     is_permanent: bool = False
-    """Only a change of the settings helps."""
+    """Only a configuration change can help."""
 
     @property
     def is_final(self) -> bool:
-        """Whether to dial again is of no use: the server said so, or the settings are wrong."""
+        """Whether reconnecting is pointless, by the server's code or the configuration."""
         if self.is_expired or self.is_permanent:
             return self.is_permanent
         if self.status is not None:
             if self.status in _FOREIGN:
                 return True
             return 400 <= self.status <= 499 and self.status not in _RETRYABLE_STATUSES
-        # 1009 means what 4540 does: this client said what no server takes.
+        # 1009 is equivalent to 4540: this client sent something that no server accepts.
         return self.close_code is not None and (self.close_code >= 4500 or self.close_code == 1009)
 
     @property
@@ -65,24 +66,26 @@ class Failure:
 
 
 class ReconnectPolicy:
-    """Counts the attempts in a row and says how long to wait before the next."""
+    """Counts consecutive reconnects and computes the delay before the next."""
 
     def __init__(self, attempts: int | None, random: Callable[[], float]) -> None:
-        """``attempts`` None means without end; ``random`` gives numbers from 0 to 1."""
+        """Create a policy. ``max_reconnects`` None means no limit; ``random`` returns numbers from
+        0 to 1.
+        """
         self._attempts = attempts
         self._random = random
         self.count = 0
 
     def delay_after(self, failure: Failure, up_s: float, shown: str) -> float:
-        """Seconds to wait now.
+        """Return seconds to wait before the next reconnect.
 
         Args:
             failure: what happened.
-            up_s: how long the connection had been up, 0 if there was none.
-            shown: the server and where its address was given, for the error.
+            up_s: how long the connection was up; 0 if there was none.
+            shown: the server and the source of its address, for the error.
 
         Raises:
-            SubscriptionError: this was the end.
+            SubscriptionError: no reconnect may follow.
         """
         if failure.is_final:
             raise SubscriptionError(f"{shown}: {failure.reason}", code=failure.code)
@@ -98,14 +101,14 @@ class ReconnectPolicy:
         delay = min(MAX_DELAY_S, INITIAL_DELAY_S * (1 << min(self.count, 10)))
         self.count += 1
         if failure.close_code is not None and failure.retry_after_s is not None:
-            # A server that drains spreads its clients itself: at once may be what it asks for.
+            # A draining server spreads its clients itself, so its delay may be 0.
             return min(failure.retry_after_s, MAX_RETRY_AFTER_S)
         asked = min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
         return max(delay, asked) * (1 + JITTER * self._random())
 
 
 def from_http_response(status: int, headers: Mapping[str, str], body: bytes) -> Failure:
-    """A handshake that was answered with something else than a WebSocket."""
+    """Describe a handshake whose response was not a WebSocket upgrade."""
     reason = f"the server answered {status}"
     try:
         answer = json.loads(body or b"")
@@ -117,7 +120,7 @@ def from_http_response(status: int, headers: Mapping[str, str], body: bytes) -> 
         case {"error": str(error)}:
             reason += f": {error}"
     if 300 <= status < 400:
-        # Not followed: the token would go along, to wherever the answer says.
+        # Redirects are not followed, because they would send the token to another address.
         to = (headers.get("Location") or "nowhere").partition("?")[0]
         reason += f" and redirects to {to}; set the URL to where the room server is"
     elif status == 401 or _is_about_token(answer):
@@ -130,7 +133,7 @@ def from_http_response(status: int, headers: Mapping[str, str], body: bytes) -> 
 
 
 def _is_about_token(answer: object) -> bool:
-    """Refusals of an origin, of an address or by the server's own rule are not."""
+    """Rejections of an origin, of an address or by the authorizer do not concern the token."""
     match answer:
         case {"error": "Forbidden", "details": str(details)}:
             return details.startswith(("the token", "the key"))
@@ -138,7 +141,7 @@ def _is_about_token(answer: object) -> bool:
 
 
 def from_close_frame(code: int, reason: str) -> Failure:
-    """A connection that ended; 1006 is one that was cut."""
+    """Describe a closed connection; 1006 is one that was cut."""
     text = "the connection was cut" if code == 1006 else f"the server closed with {code}"
     return Failure(_printable(f"{text}: {reason}" if reason else text), close_code=code)
 

@@ -1,4 +1,4 @@
-"""The synchronous shell: takes the core's steps in the caller's thread, nothing more."""
+"""The synchronous driver: runs the subscription core in the caller's thread."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def subscribe_sync(
     on_gap: OnGap = None,
     on_state_change: OnStateChange = None,
 ) -> Generator[Notification, None, None]:
-    """:func:`subscribe` for code that does not await: a plain iterator.
+    """Synchronous variant of :func:`subscribe`: a plain iterator.
 
     ::
 
@@ -42,8 +42,8 @@ def subscribe_sync(
             for notification in notifications:
                 print(notification.type, notification.data)
 
-    The arguments and errors are those of :func:`subscribe`; the functions among them are plain
-    ones. While it is connected, threads keep the connection; they end with it.
+    The arguments and errors are those of :func:`subscribe`; callbacks must be plain functions.
+    Threads keep the connection alive and end with it.
     """
     options = check(
         room,
@@ -95,7 +95,7 @@ def _notifications(options: Options) -> Generator[Notification, None, None]:
 
 
 class _Connection:
-    """The connection of the moment, and the thread that keeps it."""
+    """The current connection and its keepalive thread."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -119,7 +119,7 @@ class _Connection:
         return ws.subprotocol
 
     def keep(self, keepalive: Keepalive) -> None:
-        assert self._ws is not None  # noqa: S101 - the core dials first
+        assert self._ws is not None  # noqa: S101 - the core connects first
         self._keepalive = keepalive
         self._keeper = threading.Thread(
             target=self._keep, args=(self._ws, keepalive), name="synap-keepalive", daemon=True
@@ -127,7 +127,7 @@ class _Connection:
         self._keeper.start()
 
     def receive(self, timeout_s: float) -> core.EffectResult:
-        assert self._ws is not None  # noqa: S101 - the core dials first
+        assert self._ws is not None  # noqa: S101 - the core connects first
         from websockets.exceptions import ConnectionClosed
 
         try:
@@ -138,7 +138,7 @@ class _Connection:
             return dialling.read_closed(error)
 
     def disconnect(self) -> None:
-        """End the connection and its threads; does nothing when there is none."""
+        """Close the connection and its threads; do nothing if there is none."""
         ws, keeper, keepalive = self._ws, self._keeper, self._keepalive
         self._ws = self._keeper = self._keepalive = None
         if ws is None:
@@ -146,7 +146,7 @@ class _Connection:
         self.wake.set()
         if keeper is not None:
             keeper.join(dialling.CLOSE_TIMEOUT_S)
-            if keeper.is_alive():  # it sends to a peer that takes nothing
+            if keeper.is_alive():  # it is blocked in a send to a peer that does not read
                 with contextlib.suppress(OSError):
                     ws.socket.shutdown(socket.SHUT_RDWR)
                 keeper.join()
@@ -161,7 +161,7 @@ class _Connection:
 
 
 def _send_all(ws: ClientConnection, texts: list[str]) -> bool:
-    """Send; False once the connection has ended, which the receiving side reports."""
+    """Send messages; return False if the connection is closed, which the receiver reports."""
     from websockets.exceptions import ConnectionClosed
 
     try:

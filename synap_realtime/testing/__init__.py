@@ -1,6 +1,6 @@
-"""The test kit: what your jobs tell, recorded; no server and no network.
+"""The test kit: record what your jobs publish, without a server and a network.
 
-With pytest the fixture ``realtime`` is there as soon as the package is installed. Without it::
+The package registers the pytest fixture ``realtime``. Without pytest::
 
     with record() as realtime:
         create_note()
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["RealtimeRecorder", "SentNotification", "record"]
 
 _LAZY_IMPORTS = {".recorder": ["RealtimeRecorder", "record"], ".rooms": ["SentNotification"]}
-"""Names by module. The plugin is in this package, and must load none of them before its fixture is
-used: pytest loads it in every test run of the environment."""
+"""Names by module. pytest imports the plugin of this package in every test run of the environment,
+so none of them may be imported before the fixture is used.
+"""
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def realtime() -> Iterator[RealtimeRecorder]:
-    """What this process broadcasts, recorded. See :class:`synap_realtime.testing.Realtime`."""
+    """Record what this process broadcasts. See :class:`synap_realtime.testing.RealtimeRecorder`."""
     from .recorder import record
 
     with record() as realtime:
@@ -25,13 +25,13 @@ def realtime() -> Iterator[RealtimeRecorder]:
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an ``async def`` test that uses ``realtime`` where no plugin for async tests does.
+    """Run an ``async def`` test that uses ``realtime`` if no plugin for async tests does.
 
-    Such a plugin comes first or hands over a plain function; without one, pytest would fail the
-    test with "async def functions are not natively supported".
+    Such a plugin runs first or passes a plain function. Without one, pytest would fail the test
+    with "async def functions are not natively supported".
 
     Returns:
-        True: the test was run. None: it is another's.
+        True if the test was run; None if it is left to other plugins.
     """
     if "realtime" not in pyfuncitem.fixturenames:
         return None

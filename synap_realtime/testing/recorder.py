@@ -1,4 +1,4 @@
-"""Recording what is broadcast, and making it go wrong."""
+"""Record what is broadcast, and inject faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..protocol.rooms import request_room, user_room
 from .rooms import FakeRoomServer, SentNotification
 
 SETTLE_S = 5.0
-"""How long what is sent in the background is waited for."""
+"""Maximum seconds to wait for notifications sent in the background."""
 
 
 @dataclass(slots=True)
@@ -34,12 +34,13 @@ class _Fault:
 
 
 class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """What this process broadcasts, recorded as a room server would keep it.
+    """Records what this process broadcasts, as a room server would store it.
 
-    The functions of the package and the jobs that are given no broadcaster send here. One that you
-    make yourself does with ``transport=realtime``.
+    The package's functions and jobs without a broadcaster send here. A broadcaster of your own does
+    with ``transport=realtime``.
 
-    Every fault below hits the next ``times`` requests, or those that hold a notification of a type.
+    Every fault below applies to the next ``times`` requests, or to those with a notification of a
+    type.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
         self._broadcasters: list[BackgroundBroadcaster] = []
         self._lock = threading.Lock()
 
-    # What was sent
+    # Recorded notifications
 
     def sent(
         self,
@@ -58,11 +59,11 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
         request_id: str | None = None,
         room: str | None = None,
     ) -> list[SentNotification]:
-        """What has arrived, in order, each id once; what is sent in the background is waited for.
+        """Return what was received, in order, each id once; wait for the background queue first.
 
         Args:
             type: only notifications of this type.
-            user_id, request_id, room: only those that went to these rooms.
+            user_id, request_id, room: only notifications to these rooms.
         """
         self._settle()
         rooms = {room} if room is not None else set()
@@ -76,86 +77,88 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
             ]
 
     def types(self, *, user_id: str | None = None, request_id: str | None = None) -> list[str]:
-        """The types of what has arrived, in order."""
+        """Return the types of what was received, in order."""
         return [each.type for each in self.sent(user_id=user_id, request_id=request_id)]
 
     @property
     def received(self) -> list[Notification]:
-        """All that has arrived, repeats too."""
+        """All received notifications, including duplicates."""
         self._settle()
         with self._lock:
             return list(self._rooms.arrivals)
 
     def assert_order(self, *types: str) -> None:
-        """Fail unless these types have arrived in this order; others may stand between them.
+        """Fail unless these types were received in this order; others may be between them.
 
         Raises:
-            AssertionError: says what has arrived.
+            AssertionError: lists what was received.
         """
         there = iter(self.types())
         for type in types:
             if type not in there:
-                raise AssertionError(f"{type} is missing, or came too early\n{self._story()}")
+                raise AssertionError(
+                    f"{type} is missing, or was received too early\n{self._story()}"
+                )
 
     def assert_single_terminal(self, run_id: str | None = None) -> None:
-        """Fail unless each run, or this one, has exactly one ending, and nothing after it.
-
-        Raises:
-            AssertionError: says what has arrived.
-        """
+        """Fail unless each run, or this one, ends with exactly one terminal notification."""
         runs: dict[str, list[SentNotification]] = {}
         for each in self.sent():
             if each.run_id is not None and run_id in (None, each.run_id):
                 runs.setdefault(each.run_id, []).append(each)
         if not runs:
-            raise AssertionError(f"no run {run_id or ''} has told anything\n{self._story()}")
-        for id, told in runs.items():
-            endings = [each for each in told if each.is_terminal]
-            if len(endings) != 1:
-                raise AssertionError(f"run {id} has {len(endings)} endings\n{self._story()}")
-            if not told[-1].is_terminal:
-                raise AssertionError(f"run {id} tells on after its ending\n{self._story()}")
+            raise AssertionError(f"no run {run_id or ''} has notifications\n{self._story()}")
+        for id, received in runs.items():
+            terminal = [each for each in received if each.is_terminal]
+            if len(terminal) != 1:
+                raise AssertionError(
+                    f"run {id} has {len(terminal)} terminal notifications\n{self._story()}"
+                )
+            if not received[-1].is_terminal:
+                raise AssertionError(
+                    f"run {id} has notifications after its terminal one\n{self._story()}"
+                )
 
     def clear(self) -> None:
-        """Forget what has arrived, and all faults."""
+        """Discard what was received, and all faults."""
         self._settle()
         with self._lock:
             self._rooms = FakeRoomServer()
             self._faults.clear()
 
     def broadcaster(self) -> BackgroundBroadcaster:
-        """One of your own that sends here; what it sends is waited for, too."""
+        """Return a broadcaster that sends here; the recorder waits for its queue, too."""
         broadcaster = BackgroundBroadcaster(transport=self)
         self._broadcasters.append(broadcaster)
         return broadcaster
 
-    # What goes wrong
+    # Faults
 
     def drop_requests(self, times: int = 1, *, type: str | None = None) -> None:
-        """Lose requests: the sender cannot connect."""
+        """Drop requests: the sender cannot connect."""
         self._add(_Fault("drop", times, type))
 
     def drop_responses(self, times: int = 1, *, type: str | None = None) -> None:
-        """Keep what comes, but lose the answer: the sender will send it again."""
+        """Accept requests but drop the responses: the sender will retry."""
         self._add(_Fault("lose_answer", times, type))
 
     def duplicate_requests(self, times: int = 1, *, type: str | None = None) -> None:
-        """Let requests arrive twice."""
+        """Deliver requests twice."""
         self._add(_Fault("double", times, type))
 
     def delay_requests(self, seconds: float, times: int = 1, *, type: str | None = None) -> None:
-        """Let requests arrive late."""
+        """Deliver requests late."""
         self._add(_Fault("delay", times, type, seconds=seconds))
 
     def fail_requests(self, status: int = 503, times: int = 1, *, type: str | None = None) -> None:
-        """Answer with an error, and keep nothing."""
+        """Respond with an error, and store nothing."""
         self._add(_Fault("fail", times, type, status=status))
 
     def _add(self, fault: _Fault) -> None:
         with self._lock:
             self._faults.append(fault)
 
-    # The transport
+    # Transport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See :class:`httpx.BaseTransport`."""
@@ -172,7 +175,7 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return self._respond(request, body, faults)
 
     def _due(self, body: bytes) -> list[_Fault]:
-        """The faults that hit this request."""
+        """Return the faults that apply to this request."""
         due = []
         with self._lock:
             for fault in self._faults:
@@ -185,7 +188,7 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
     def _respond(self, request: httpx.Request, body: bytes, faults: list[_Fault]) -> httpx.Response:
         kinds = {fault.kind for fault in faults}
         if "drop" in kinds:
-            raise httpx.ConnectError("dropped by the test", request=request)
+            raise httpx.ConnectError("request dropped by the test", request=request)
         for fault in faults:
             if fault.kind == "fail":
                 error = {"error": "Failed by the test", "details": "", "code": "unavailable"}
@@ -195,14 +198,15 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
             if "double" in kinds:
                 self._rooms.answer(request.url.path, body)
         if "lose_answer" in kinds:
-            raise httpx.ReadTimeout("the answer was lost by the test", request=request)
+            raise httpx.ReadTimeout("response dropped by the test", request=request)
         return httpx.Response(status, json=content)
 
     def _settle(self) -> None:
         end = time.monotonic() + SETTLE_S
         for broadcaster in (background_broadcaster(), *self._broadcasters):
             while not broadcaster.flush() and time.monotonic() < end:
-                time.sleep(0.005)  # after a fault it counts as away, and nobody waits for that
+                # After a fault, it counts as unavailable and flush() does not wait for it.
+                time.sleep(0.005)
 
     def _story(self) -> str:
         told = [f"  {each.type}  {each.status}  {each.id}" for each in self.sent()]
@@ -215,15 +219,7 @@ def _seconds(faults: list[_Fault]) -> float:
 
 @contextmanager
 def record() -> Iterator[RealtimeRecorder]:
-    """Record what this process broadcasts from here on. See :class:`RealtimeRecorder`.
-
-    Meanwhile jobs are strict: a wrong argument of ``progress()`` or ``delta()`` raises where it is
-    given, and a result that has no JSON form raises here when the block ends without another
-    exception. In production both are logged.
-
-    Raises:
-        InvalidArgumentError: what a job returned was published in part.
-    """
+    """Record what this process broadcasts from here on. See :class:`RealtimeRecorder`."""
     realtime = RealtimeRecorder()
     with use_transport(realtime), strict() as problems:
         try:

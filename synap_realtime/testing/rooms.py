@@ -1,4 +1,4 @@
-"""A room server's answers to a publisher, from memory. See PROTOCOL.md, "HTTP"."""
+"""An in-memory room server for publishers. See PROTOCOL.md, "HTTP"."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..protocol.rooms import Room, parse_room
 
 @dataclass(frozen=True, slots=True)
 class SentNotification:
-    """A notification that was broadcast, and the rooms that have it."""
+    """A broadcast notification, and the rooms that have it."""
 
     notification: Notification
     rooms: list[Room] = field(default_factory=list)
@@ -45,7 +45,7 @@ class SentNotification:
 
     @property
     def run_id(self) -> str | None:
-        """Of the run that it tells of."""
+        """The id of the run that it reports."""
         if self.id.endswith(":ended"):
             return self.id.removesuffix(":ended")
         run_id = self.data.get("runId")
@@ -57,7 +57,7 @@ class SentNotification:
 
 
 class FakeRoomServer:
-    """Keeps what is published, each id once for a room, in the order in which it came."""
+    """Stores published notifications, each id once for a room, in order."""
 
     def __init__(self) -> None:
         self.sent: list[SentNotification] = []
@@ -65,7 +65,7 @@ class FakeRoomServer:
         self._by_id: dict[str, SentNotification] = {}
 
     def answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        """The answer to a ``POST``: its status and its body."""
+        """Return the status and the body of the response to a ``POST``."""
         try:
             value = json.loads(body)
             match path.strip("/").split("/")[-3:]:

@@ -1,4 +1,4 @@
-"""What ``data`` holds in each notification, for front ends: JSON Schema and TypeScript."""
+"""Describe ``data`` of each notification for front ends: JSON Schema and TypeScript."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which payload each type of notification has: ours, and what the user names."""
+"""Collect the payload type of each notification type: built-in and declared ones."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ..protocol.payloads import (
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What ``data`` of one type of notification is.
+    """The type of ``data`` in one type of notification.
 
     Attributes:
         payload: a pydantic model, a TypedDict or a dataclass; None: any JSON object.
-        is_result: it is what a job returned, and ``Truncated`` when it does not fit.
+        is_result: whether it is a job's result, which is ``Truncated`` when it does not fit.
     """
 
     payload: Any = None
@@ -38,22 +38,22 @@ class Data:
 
 
 Catalog = Mapping[str, Data]
-"""By the notification's type, in the order that they were declared."""
+"""By notification type, in the order of declaration."""
 
 
 def build_catalog(own: Mapping[str, object]) -> Catalog:
-    """The five families and the user's own, which replace ours of the same type.
+    """Combine the built-in job types and the declared ones, which override built-in types.
 
     Args:
-        own: what the user declared, by the name that an error is to say: a :class:`JobType`, a
-            mapping from types to payloads, or a list of such.
+        own: declarations by the name to use in errors: a :class:`JobType`, a mapping from types to
+            payloads, or a list of such.
 
     Raises:
-        InvalidArgumentError: something is none of these, or a type has two payloads.
+        InvalidArgumentError: a declaration is none of these, or a type has two payloads.
     """
     catalog: dict[str, Data] = {}
-    for family in BUILTIN_JOB_TYPES:
-        catalog.update(_of_job_type(family))
+    for job_type in BUILTIN_JOB_TYPES:
+        catalog.update(_of_job_type(job_type))
     theirs: dict[str, Data] = {}
     for name, declared in own.items():
         for type, data in _entries(name, declared):
@@ -62,15 +62,15 @@ def build_catalog(own: Mapping[str, object]) -> Catalog:
     return catalog | theirs
 
 
-def _of_job_type(family: JobType) -> dict[str, Data]:
+def _of_job_type(job_type: JobType) -> dict[str, Data]:
     return {
-        family.started: Data(JobStarted),
-        family.progress: Data(JobProgress),
-        family.delta: Data(JobDelta),
-        family.retrying: Data(JobRetrying),
-        family.completed: Data(family.payload, is_result=True),
-        family.failed: Data(JobFailed),
-        family.cancelled: Data(JobCancelled),
+        job_type.started: Data(JobStarted),
+        job_type.progress: Data(JobProgress),
+        job_type.delta: Data(JobDelta),
+        job_type.retrying: Data(JobRetrying),
+        job_type.completed: Data(job_type.payload, is_result=True),
+        job_type.failed: Data(JobFailed),
+        job_type.cancelled: Data(JobCancelled),
     }
 
 
@@ -96,10 +96,10 @@ def _entries(name: str, declared: object) -> Iterator[tuple[str, Data]]:
 
 
 def load(reference: str) -> object:
-    """Import ``module:NAME``; modules in the working directory are found, too.
+    """Import ``module:NAME``, also from the working directory.
 
     Raises:
-        InvalidArgumentError: there is no such module or name, or it cannot be imported.
+        InvalidArgumentError: there is no such module or name, or the import failed.
     """
     module, _, name = reference.partition(":")
     if not module or not name:
@@ -107,9 +107,9 @@ def load(reference: str) -> object:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the types alone
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is reserved for the types
             imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # their code may raise anything
+    except (Exception, SystemExit) as error:  # the module's code may raise anything
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InvalidArgumentError(reference, f"cannot import {module}: {said}") from error
     try:

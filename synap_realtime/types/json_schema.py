@@ -1,4 +1,4 @@
-"""The catalog as JSON Schema 2020-12: pydantic describes the payloads."""
+"""Convert the catalog to JSON Schema 2020-12. pydantic describes the payloads."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ from .catalog import Catalog
 Schema = Mapping[str, Any]
 
 MEMBERS: dict[str, Schema] = {
-    "id": {"type": "string", "description": "The same id is the same notification."},
-    "requestId": {"type": "string", "description": "The request that this answers."},
+    "id": {
+        "type": "string",
+        "description": "Identifies the notification. Repeats have the same id.",
+    },
+    "requestId": {
+        "type": "string",
+        "description": "The request that this notification belongs to.",
+    },
     "status": {
         "enum": list(get_args(Status)),
-        "description": "How the job stands: progress and retries are pending.",
+        "description": "The state of the job. Progress and retries are pending.",
     },
     "timestamp": {
         "type": "string",
         "format": "date-time",
         "description": "RFC 3339, in UTC with milliseconds.",
     },
-    "room": {"type": "string", "description": "The room that it came from."},
-    "cursor": {"type": "string", "description": "Its place in the room: resume after it."},
+    "room": {"type": "string", "description": "The room that it was published to."},
+    "cursor": {"type": "string", "description": "Its position in the room. Resume after it."},
 }
-"""Of a delivered notification, beside ``type`` and ``data``. See PROTOCOL.md, "Notification"."""
+"""Members of a delivered notification, besides ``type`` and ``data``. See PROTOCOL.md,
+"Notification".
+"""
 
 ALWAYS_THERE = ("id", "timestamp", "room", "cursor")
 
@@ -41,29 +49,19 @@ _MODE: Final = "serialization"
 
 @dataclass(frozen=True, slots=True)
 class SchemaSet:
-    """The catalog's payloads as schemas.
-
-    Attributes:
-        data: by the notification's type: what ``data`` is when nothing was cut off.
-        truncated: what stands in ``data`` beside the rest when something was.
-        models: what the schemas refer to as ``#/$defs/…``.
-    """
+    """The catalog's payloads as schemas."""
 
     data: Mapping[str, Schema]
     truncated: Schema
     models: Mapping[str, Schema]
 
     def declares(self, schema: Schema, member: str) -> bool:
-        """Whether an object that the schema describes has this member by name."""
+        """Return whether an object of this schema declares a member with this name."""
         return any(member in one.get("properties", {}) for one in _choices(schema, self.models))
 
 
 def describe(catalog: Catalog) -> SchemaSet:
-    """Ask pydantic, once for all, so that models of the same name get different ones.
-
-    Raises:
-        InvalidArgumentError: names the type whose payload is no JSON object, or has no schema.
-    """
+    """Generate the schemas in one call, so that models of the same name get different names."""
     adapters = {type: _adapter(type, data.payload) for type, data in catalog.items()}
     adapters[_TRUNCATED] = TypeAdapter(Truncated)
     schemas, document = TypeAdapter.json_schemas(
@@ -87,12 +85,12 @@ def _adapter(type: str, payload: Any) -> TypeAdapter[Any]:
     ) as error:
         raise InvalidArgumentError(type, str(error).splitlines()[0]) from error
     if any(one.get("type") != "object" for one in _choices(schema, schema.get("$defs", {}))):
-        raise InvalidArgumentError(type, f"data is a JSON object, and {payload!r} is none")
+        raise InvalidArgumentError(type, f"data must be a JSON object, and {payload!r} is not")
     return adapter
 
 
 def _choices(schema: Schema, models: Mapping[str, Schema]) -> Iterator[Schema]:
-    """The schemas of which one must hold, without references."""
+    """Return the schemas of which one must match, without references."""
     if "$ref" in schema:
         yield from _choices(models[schema["$ref"].removeprefix("#/$defs/")], models)
     elif options := schema.get("oneOf", schema.get("anyOf")):
@@ -103,11 +101,7 @@ def _choices(schema: Schema, models: Mapping[str, Schema]) -> Iterator[Schema]:
 
 
 def to_json_schema(catalog: Catalog, comment: str) -> dict[str, Any]:
-    """One document: a delivered notification of any of these types.
-
-    Raises:
-        InvalidArgumentError: see :func:`describe`.
-    """
+    """Return one document: a delivered notification of any of these types."""
     described = describe(catalog)
 
     def data(type: str, schema: Schema) -> Schema:
@@ -118,7 +112,7 @@ def to_json_schema(catalog: Catalog, comment: str) -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": comment,
         "title": "SynapNotification",
-        "description": "A notification as it is delivered.",
+        "description": "A delivered notification.",
         "type": "object",
         "properties": MEMBERS,
         "required": list(ALWAYS_THERE),

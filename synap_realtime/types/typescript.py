@@ -1,6 +1,6 @@
-"""The catalog as TypeScript: from JSON Schema, as far as pydantic writes it.
+"""Convert the catalog to TypeScript, from the JSON Schema that pydantic generates.
 
-What has no form here is an error, never a silent ``any``.
+An unsupported schema is an error, never a silent ``any``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCALARS = {
     "null": "null",
 }
 
-# They say more than a TypeScript type can, or are for the reader.
+# Keywords that TypeScript types cannot express, or that only inform the reader.
 _PASSED_OVER = frozenset(
     """
     $comment contentEncoding contentMediaType contentSchema default deprecated description
@@ -52,7 +52,7 @@ _TAKEN = frozenset(
 
 
 def to_typescript(catalog: Catalog, comment: str) -> str:
-    """A module of types alone: the payloads, ``NotificationData`` and ``SynapNotification``.
+    """Return a module of types only: the payloads, ``NotificationData`` and ``SynapNotification``.
 
     Raises:
         InvalidArgumentError: a payload has no schema (see ``describe``), or no TypeScript form.
@@ -64,7 +64,7 @@ def to_typescript(catalog: Catalog, comment: str) -> str:
     for type, schema in described.data.items():
         data = models.type_of(schema, type)
         if catalog[type].is_result and catalog[type].payload is not None:
-            # Of a payload that has such a member itself, nobody can tell by it which one came.
+            # If the payload has such a member itself, the member does not tell the two apart.
             own = described.declares(schema, "truncated")
             data = f"{data} | (Partial<{data}> & {part})" if own else f"MaybeTruncated<{data}>"
         lines.append(f"{json.dumps(type)}: {data};")
@@ -82,22 +82,22 @@ def to_typescript(catalog: Catalog, comment: str) -> str:
 
 
 _DATA = """\
-/** What a job returned: all of it, unless it is `truncated`. */
+/** A job's result: complete, unless `truncated` is set. */
 export type MaybeTruncated<T> = (T & {{ truncated?: undefined }}) | (Partial<T> & {part});
 
-/** What `data` is, by the notification's `type`. */
+/** The type of `data` for each notification `type`. */
 export interface NotificationData {{
 {members}
 }}
 
-/** The types of notification that are known here; others may come. */
+/** The known notification types; a client may receive others. */
 export type NotificationType = keyof NotificationData;
 """
 
 _NOTIFICATION = """\
 /**
- * A notification as it is delivered: to ask for its `type` is to know its `data`.
- * `SynapNotification<"note.creation.failed">` is of that type alone.
+ * A delivered notification. Checking its `type` narrows its `data`.
+ * `SynapNotification<"note.creation.failed">` is of that type only.
  */
 export type SynapNotification<Type extends NotificationType = NotificationType> = {{
   [T in Type]: {{
@@ -110,7 +110,7 @@ export type SynapNotification<Type extends NotificationType = NotificationType> 
 
 
 class Models:
-    """Named schemas, the ``$defs`` of a document, and the TypeScript of what refers to them."""
+    """Named schemas, the ``$defs`` of a document, and the TypeScript of their references."""
 
     def __init__(self, models: Mapping[str, Schema]) -> None:
         self._models = models
@@ -118,11 +118,13 @@ class Models:
         for model in models:
             name = re.sub(r"\W", "_", model, flags=re.ASCII)
             if name in _TAKEN or name in self._names.values():
-                raise InvalidArgumentError(model, f"{name!r} is taken in TypeScript; rename it")
+                raise InvalidArgumentError(
+                    model, f"{name!r} is a reserved name in TypeScript; rename it"
+                )
             self._names[model] = name
 
     def declare(self, model: str) -> str:
-        """The exported declaration of one of the models."""
+        """Return the exported declaration of one of the models."""
         schema, name = self._models[model], self._names[model]
         doc = _doc(schema)
         body = self.type_of(schema, name)
@@ -132,11 +134,7 @@ class Models:
         return f"{doc}export type {name} = {body};"
 
     def type_of(self, schema: object, path: str) -> str:
-        """The type of what the schema describes.
-
-        Args:
-            path: where it stands, for an error.
-        """
+        """Return the TypeScript type of a schema."""
         if schema is True or schema == {}:
             return "unknown"
         if schema is False:
@@ -151,7 +149,7 @@ class Models:
         return _joined(" & ", self._parts_of(schema, path), "unknown")
 
     def _parts_of(self, schema: Schema, path: str) -> Iterable[str]:
-        """What holds at once."""
+        """Return the parts of an intersection."""
         if "$ref" in schema:
             yield self._referred(schema["$ref"], path)
         for keyword in ("anyOf", "oneOf"):
@@ -168,7 +166,9 @@ class Models:
             kinds = [kinds] if isinstance(kinds, str) else kinds
             yield _union(self._kind(kind, schema, path) for kind in kinds)
         elif keywords := (_OF_OBJECTS | _OF_ARRAYS) & schema.keys():
-            raise InvalidArgumentError(path, f"{min(keywords)!r} needs a 'type' beside it")
+            raise InvalidArgumentError(
+                path, f"{min(keywords)!r} requires a 'type' in the same schema"
+            )
 
     def _referred(self, reference: str, path: str) -> str:
         model = reference.removeprefix("#/$defs/")
@@ -190,7 +190,7 @@ class Models:
         if schema.get("properties"):
             parts.append("{\n" + textwrap.indent(self.members_of(schema, path), "  ") + "\n}")
         others = list(schema.get("patternProperties", {}).values())
-        # JSON Schema lets other members come by default. They are typed only if they are meant.
+        # JSON Schema allows additional members by default. They are typed only if declared.
         rest = schema.get("additionalProperties", not parts and not others)
         if rest is not False or not (parts or others):
             others.append(rest)
@@ -204,7 +204,7 @@ class Models:
         return _joined(" & ", parts, "never")
 
     def members_of(self, schema: Schema, path: str) -> str:
-        """The members of an object, a line each, with what is said of them."""
+        """Return the members of an object, one per line, with their descriptions."""
         lines = []
         for name, member in schema["properties"].items():
             key = name if _IDENTIFIER.fullmatch(name) else json.dumps(name)
@@ -252,7 +252,7 @@ def _literal(value: object, path: str) -> str:
 
 
 def _doc(schema: object) -> str:
-    """A comment, ending with a new line; nothing if there is nothing to say."""
+    """Return a comment that ends with a newline; empty without a description."""
     if not isinstance(schema, Mapping):
         return ""
     # Docstrings are reStructuredText; comments in TypeScript are Markdown.

@@ -112,7 +112,7 @@ async def test_each_caller_gets_its_own_result(gate: Gate, callers: Callers) -> 
     assert (bad.success, bad.rooms, bad.error) == (
         False,
         (),
-        f"{NAMED} refused it: Too large: at most",
+        f"{NAMED} rejected the notification: Too large: at most",
     )
     assert (duplicate.success, duplicate.broadcast_count, duplicate.duplicate) == (True, 3, True)
 
@@ -446,7 +446,7 @@ async def test_closing_the_event_loop_fails_pending_notifications(
     pump = callers.sender._flush_task
     assert pump is not None
     pump.cancel()
-    assert "ended first" in ((await calls[1]).error or "")
+    assert "event loop was closed" in ((await calls[1]).error or "")
     held.accept()
     assert (await calls[0]).success
 
@@ -537,7 +537,7 @@ def test_batches_threads_that_arrive_during_a_request_in_order(gate: Gate, call:
     results = [each.result(10) for each in calls]
     assert [result.success for result in results] == [True, True, False, True]
     assert [result.attempts for result in results] == [1, 1, 1, 2]
-    assert results[2].error == f"{NAMED} refused it: Too large: at most"
+    assert results[2].error == f"{NAMED} rejected the notification: Too large: at most"
 
 
 def test_threads_share_a_server_without_the_route(gate: Gate, call: Call) -> None:

@@ -138,7 +138,7 @@ def test_retry_after_past_the_deadline_is_not_waited_for(publish: Publish, form:
     route = respx.post(f"{URL}/broadcast").respond(503, headers={"Retry-After": header})
     result = send(publish)
     assert route.call_count == 1
-    assert "asked to wait" in (result.error or "")
+    assert "asked to retry after" in (result.error or "")
 
 
 @respx.mock
@@ -186,7 +186,7 @@ def test_a_bad_item_fails_with_its_reason(publish: Publish) -> None:
     result = send(publish)
     assert (result.success, result.error) == (
         False,
-        f"{URL} (url=) refused it: Too large: at most",
+        f"{URL} (url=) rejected the notification: Too large: at most",
     )
 
 
@@ -225,7 +225,7 @@ def test_another_application_is_named_by_its_address(publish: Publish, status: i
     result = send(publish)
     assert not result.success
     assert result.attempts == 2
-    said = f"{URL} (url=) is not a room server (it answered {status})"
+    said = f"{URL} (url=) is not a room server (HTTP {status})"
     assert (result.error or "").startswith(said)
     assert "check the URL (url=)" in (result.error or "")
 

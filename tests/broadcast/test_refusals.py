@@ -72,19 +72,19 @@ CASES = {
     ),
     "proxy's page": Case(
         "403 Forbidden", HTML,
-        ("answered 403 with a page of HTML, which no room server sends; check SOURCE",), ("KEY",),
+        ("answered 403 with an HTML page, which no room server sends; check SOURCE",), ("KEY",),
     ),
     "another login": Case(
-        "401 Unauthorized", HTML, ("answered 401 with a page of HTML",), ("KEY", API_KEYS)
+        "401 Unauthorized", HTML, ("answered 401 with an HTML page",), ("KEY", API_KEYS)
     ),
-    "no method": Case("501 Not Implemented", HTML, ("answered 501 with a page of HTML",), ("KEY",)),
+    "no method": Case("501 Not Implemented", HTML, ("answered 501 with an HTML page",), ("KEY",)),
     "old HTTP": Case("505 Version", "", ("answered 505",), ("KEY",)),
     "moved": Case(
         "301 Moved", HTML, ("answered 301 and redirects to https://b.example/; set SOURCE",),
         ("KEY", "code=1"), {"Location": "https://b.example/?code=1"},
     ),
-    "nothing there": Case("404 Not Found", HTML, ("is not a room server (it answered 404)",)),
-    "everything is fine": Case("200 OK", HTML, ("is not a room server (it answered 200)",)),
+    "nothing there": Case("404 Not Found", HTML, ("is not a room server (HTTP 404)",)),
+    "everything is fine": Case("200 OK", HTML, ("is not a room server (HTTP 200)",)),
 }  # fmt: skip
 
 

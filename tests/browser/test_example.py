@@ -92,20 +92,20 @@ async def test_every_state_of_a_job(page: Page, screenshots: Path) -> None:
     await require_accessible(page)
     await page.screenshot(path=screenshots / f"{name}-empty.png", full_page=True)
 
-    await press(page, "Note", "Fail twice first").click()
+    await press(page, "Note", "Fail twice, then succeed").click()
     note = page.locator(".job").last
-    again = re.compile("trying again [23] of 5")
+    again = re.compile("retrying, attempt [23] of 5")
     await expect(note).to_contain_text(again, timeout=20 * SECONDS)
     await expect(note).to_contain_text("The storage is busy.")
     await expect(note.get_by_role("progressbar")).to_be_visible()
     await require_accessible(page)
     await page.screenshot(path=screenshots / f"{name}-retrying.png", full_page=True)
-    await press(page, "Note", "Fail for good").click()
-    alert = page.get_by_role("alert").filter(has_text="Note: ")
+    await press(page, "Note", "Fail permanently").click()
+    alert = page.get_by_role("alert").filter(has_text="Note failed: ")
     alerted = asyncio.create_task(alert.wait_for(timeout=90 * SECONDS))
 
     await press(page, "Task", "Create").click()
-    done = press(page, "Complete a task", "Done")
+    done = press(page, "Complete a task", "Complete")
     await expect(done).to_be_enabled(timeout=20 * SECONDS)
     await done.click()
     await press(page, "Project", "Create").click()
@@ -114,15 +114,15 @@ async def test_every_state_of_a_job(page: Page, screenshots: Path) -> None:
     await expect(reply).to_contain_text("I read your 3 words", timeout=20 * SECONDS)
     await expect(page.locator(".job[data-status=success]")).to_have_count(5, timeout=60 * SECONDS)
     await expect(done).to_be_disabled()
-    toast = page.get_by_role("status").filter(has_text="There is a reply.")
+    toast = page.get_by_role("status").filter(has_text="New reply in the conversation")
     await expect(toast).to_be_visible()
     await require_accessible(page)
     await page.screenshot(path=screenshots / f"{name}-done.png", full_page=True)
-    await page.get_by_role("button", name="Dismiss: There is a reply.").click()
+    await page.get_by_role("button", name="Dismiss: New reply in the conversation").click()
     await expect(toast).to_be_hidden()
 
     await expect(page.locator(".job[data-status=error]")).to_contain_text(
-        "The storage refuses this note", timeout=90 * SECONDS
+        "The storage rejected this note", timeout=90 * SECONDS
     )
     await alerted
     await require_accessible(page)
@@ -145,10 +145,10 @@ async def test_shows_a_job_that_finished_while_the_page_was_closed(
     await end_of_a_job(demo, user)
     await page.goto(demo)
     away = page.get_by_role("region", name="While you were away")
-    await expect(away).to_contain_text("The note “Milk” is there.")
+    await expect(away).to_contain_text("Note created: Milk")
     await require_accessible(page)
     await page.screenshot(path=screenshots / "example-away.png", full_page=True)
-    await away.get_by_role("button", name="Seen").click()
+    await away.get_by_role("button", name="Dismiss", exact=True).click()
     await expect(away).to_be_hidden()
     await page.reload()
     await expect(page.get_by_role("status").first).to_have_text("live")
@@ -213,7 +213,7 @@ async def test_by_keyboard_alone(page: Page) -> None:
 async def test_shows_that_a_request_was_not_sent(page: Page) -> None:
     await page.route("**/api/notes", lambda route: route.abort())
     await press(page, "Note", "Create").click()
-    await expect(page.locator(".job")).to_contain_text("Not sent: ")
+    await expect(page.locator(".job")).to_contain_text("Request failed: ")
 
 
 def test_page_matches_the_build_of_its_sources(tmp_path: Path) -> None:

@@ -23,4 +23,4 @@ def test_prints_its_documented_output() -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in (away.__doc__ or "").splitlines()]
-    assert done.stdout.splitlines() == lines[lines.index("heard step 1") :][:4]
+    assert done.stdout.splitlines() == lines[lines.index("received step 1") :][:4]

@@ -50,7 +50,7 @@ def test_once_runs_all_five_jobs_and_reports_them(tmp_path: Path) -> None:
         "conversation.response.generated",
     ):
         assert received in done.stdout
-    assert "5 of 5 jobs ended as they should." in done.stdout
+    assert "5 of 5 jobs ended as expected." in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -74,7 +74,7 @@ def test_once_fails_when_a_job_does(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "note.creation.failed" in done.stdout
-    assert "4 of 5 jobs ended as they should." in done.stdout
+    assert "4 of 5 jobs ended as expected." in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

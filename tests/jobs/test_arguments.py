@@ -135,7 +135,7 @@ def test_leaves_out_a_wrong_argument_and_logs_it_once(
             assert check_progress(*arguments) == published
     (record,) = caplog.records
     assert f"{field}: " in record.getMessage()
-    assert "it is ignored" in record.getMessage()
+    assert "; ignored" in record.getMessage()
     assert "test_arguments.py" in record.getMessage()
 
 

@@ -271,4 +271,4 @@ def test_a_notification_that_cannot_be_published_fails_no_job(
             delta("piece")
     reporter.completed({})
     assert reporter.state is ReporterState.FINISHED
-    assert "cannot be published; the job goes on" in caplog.text
+    assert "failed; the job continues" in caplog.text

@@ -145,7 +145,7 @@ def test_omits_values_that_cannot_be_encoded(
 ) -> None:
     assert truncate_result(result) == {**data, "truncated": True, "omitted": omitted}
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"a result is published without {', '.join(omitted)}: ")
+    assert record.getMessage().startswith(f"job result truncated: omitted {', '.join(omitted)}: ")
     completed = RunNotifications(JobType("report.creation"), "run").completed(result)
     assert completed.type == "report.creation.completed"
 
@@ -186,4 +186,4 @@ def test_a_result_without_a_json_form_is_a_problem_in_strict_mode() -> None:
     with strict() as problems:
         truncate_result({"raw": object()})
         truncate_result("x" * 300_000)  # that it comes in part is documented
-    assert problems == ["raw: TypeError: object has no JSON form"]
+    assert problems == ["raw: TypeError: object is not JSON-serializable"]

@@ -196,7 +196,7 @@ async def test_a_token_function_that_hangs_is_a_failed_dial(
     )
     async with contextlib.aclosing(notifications):
         await anext(notifications)
-    assert (len(calls), reasons) == (2, ["no token came in time", ""])
+    assert (len(calls), reasons) == (2, ["the token function timed out", ""])
 
 
 @pytest.mark.parametrize("given", [5, True, b"t", {}])

@@ -136,9 +136,9 @@ Check = Callable[[RealtimeRecorder], None]
     ("words", "said"),
     [
         ([], "no run"),
-        (["started"], "0 endings"),
-        (["started", "completed", "progress"], "tells on after its ending"),
-        (["started", "other"], "2 endings"),
+        (["started"], "0 terminal notifications"),
+        (["started", "completed", "progress"], "has notifications after its terminal one"),
+        (["started", "other"], "2 terminal notifications"),
         (["started", "completed"], None),
     ],
 )

@@ -6,20 +6,20 @@ import { JobCard, type Asked } from "./JobCard.js";
 import { useKept } from "./kept.js";
 import { Link } from "./Link.js";
 import { Toasts, type Toast } from "./Toasts.js";
-import { ends, sentence } from "./words.js";
+import { isTerminal, notificationText } from "./words.js";
 
 const loadedAt = Date.now();
 const SHOWN = 20;
 
 export function App({ realtimeUrl }: { realtimeUrl: string }) {
-  // The user: a real app has a session instead. Each browser is somebody of its own.
+  // A real app takes the user from its session. Here each browser is a separate user.
   const [user] = useKept("notes-user", () => `u-${crypto.randomUUID().slice(0, 8)}`);
   const [asked, setAsked] = useKept<Asked[]>("notes-asked", () => []);
   const [tasks, setTasks] = useKept<OpenTask[]>("notes-tasks", () => []);
   const [away, setAway] = useState<NotificationMessage[]>([]);
   const [toasts, setToasts] = useState<Toast[]>([]);
 
-  const hear = (message: NotificationMessage) => {
+  const handleMessage = (message: NotificationMessage) => {
     if (message.type === "task.creation.completed") {
       const { entityId, title } = message.data;
       if (entityId) setTasks((all) => [{ id: entityId, title: title ?? "a task" }, ...all]);
@@ -27,11 +27,11 @@ export function App({ realtimeUrl }: { realtimeUrl: string }) {
       const { entityId } = message.data;
       setTasks((all) => all.filter(({ id }) => id !== entityId));
     }
-    if (!ends(message)) return;
+    if (!isTerminal(message)) return;
     const wasAway = document.hidden || Date.parse(message.timestamp ?? "") < loadedAt;
     if (wasAway) setAway((all) => [message, ...all].slice(0, SHOWN));
     else {
-      const toast = { id: message.id ?? crypto.randomUUID(), text: sentence(message), isBad: message.status === "error" };
+      const toast = { id: message.id ?? crypto.randomUUID(), text: notificationText(message), isBad: message.status === "error" };
       setToasts((all) => [...all, toast].slice(-4));
     }
   };
@@ -41,14 +41,14 @@ export function App({ realtimeUrl }: { realtimeUrl: string }) {
     userId: user,
     url: realtimeUrl,
     maxReconnects: Infinity,
-    onMessage: hear,
+    onMessage: handleMessage,
   });
 
   return (
     <>
       <header>
         <h1>notes_app</h1>
-        <p>Every click is a background job. You see it move.</p>
+        <p>Every click starts a background job. Its progress appears here in real time.</p>
         <Link status={status} error={error} connect={connect} />
       </header>
       <main>
@@ -61,7 +61,7 @@ export function App({ realtimeUrl }: { realtimeUrl: string }) {
           <Away messages={away} onRead={() => setAway([])} />
           <section aria-labelledby="jobs">
             <h2 id="jobs">Your jobs</h2>
-            {asked.length === 0 && <p className="hint">None yet: ask for one.</p>}
+            {asked.length === 0 && <p className="hint">No jobs yet. Start one.</p>}
             <ol className="jobs">
               {asked.map((one) => (
                 <JobCard key={one.key} asked={one} realtimeUrl={realtimeUrl} />

@@ -1,7 +1,7 @@
 import type { NotificationMessage } from "@synap/realtime/react";
-import { sentence } from "./words.js";
+import { notificationText } from "./words.js";
 
-/** What ended while nobody looked. */
+/** Results that came in while the page was closed or hidden. */
 export function Away({ messages, onRead }: { messages: NotificationMessage[]; onRead: () => void }) {
   if (messages.length === 0) return null;
   return (
@@ -11,12 +11,12 @@ export function Away({ messages, onRead }: { messages: NotificationMessage[]; on
         {messages.map((message) => (
           <li key={message.id} data-bad={message.status === "error"}>
             <time dateTime={message.timestamp}>{new Date(message.timestamp ?? "").toLocaleTimeString("en-GB")}</time>{" "}
-            {sentence(message)}
+            {notificationText(message)}
           </li>
         ))}
       </ul>
       <button type="button" onClick={onRead}>
-        Seen
+        Dismiss
       </button>
     </section>
   );

@@ -26,14 +26,14 @@ export function Forms({ user, tasks, onAsked }: Props) {
       onAsked({ key, title, about, requestId: answer.requestId });
     } catch (error) {
       const problem = error instanceof Error ? error.message : String(error);
-      onAsked({ key, title, about, problem: `Not sent: ${problem}` });
+      onAsked({ key, title, about, problem: `Request failed: ${problem}` });
     }
   };
   const day = (fields: FormData, name: string) => (fields.get(name) as string) || null;
 
   return (
     <section aria-labelledby="ask">
-      <h2 id="ask">Ask for a job</h2>
+      <h2 id="ask">Start a job</h2>
       <Form
         title="Note"
         onSend={(fields, trouble) => {
@@ -48,10 +48,10 @@ export function Forms({ user, tasks, onAsked }: Props) {
         <div className="buttons">
           <button>Create</button>
           <button name="trouble" value="#fail-twice">
-            Fail twice first
+            Fail twice, then succeed
           </button>
           <button name="trouble" value="#fail-always">
-            Fail for good
+            Fail permanently
           </button>
         </div>
       </Form>
@@ -96,7 +96,7 @@ export function Forms({ user, tasks, onAsked }: Props) {
             ))}
           </select>
         </label>
-        <button disabled={tasks.length === 0}>Done</button>
+        <button disabled={tasks.length === 0}>Complete</button>
       </Form>
       <Form
         title="Project"

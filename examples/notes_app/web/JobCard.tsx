@@ -1,12 +1,12 @@
 import { useJob } from "@synap/realtime/react";
-import { inWords } from "./words.js";
+import { jobText } from "./words.js";
 
-/** A job that somebody asked for here. */
+/** A job that this user has started. */
 export interface Asked {
   key: string;
   title: string;
   about: string;
-  /** Unless it could not be asked for: then `problem` says why. */
+  /** Missing if the request failed: then `problem` holds the reason. */
   requestId?: string;
   problem?: string;
 }
@@ -22,7 +22,7 @@ export function JobCard({ asked, realtimeUrl }: { asked: Asked; realtimeUrl: str
     <li className="job" data-status={status}>
       <div className="line">
         <b>{asked.title}</b> <span className="about">{asked.about}</span>
-        <span className="state">{inWords(job)}</span>
+        <span className="state">{jobText(job)}</span>
       </div>
       {isMoving && <progress aria-label={name} {...(progress === undefined ? {} : { value: progress })} />}
       {isMoving && label && <p className="hint">{label}</p>}

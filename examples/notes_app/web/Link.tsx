@@ -7,9 +7,9 @@ interface Props {
   connect: () => void;
 }
 
-/** Whether what is seen is live. */
+/** The state of the realtime connection. */
 export function Link({ status, error, connect }: Props) {
-  // A moment without a connection is nobody's business.
+  // Do not report interruptions of less than a second.
   const [isQuiet, setQuiet] = useState(true);
   useEffect(() => {
     setQuiet(true);

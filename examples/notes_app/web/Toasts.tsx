@@ -8,7 +8,7 @@ export interface Toast {
 
 const STAYS_MS = 6000;
 
-/** What has just ended. Both regions are there from the start, so that screen readers hear what comes into them. */
+/** Results of jobs. Both live regions are always rendered, because screen readers announce only changes to existing ones. */
 export function Toasts({ toasts, onGone }: { toasts: Toast[]; onGone: (id: string) => void }) {
   const shown = (isBad: boolean) =>
     toasts.filter((toast) => toast.isBad === isBad).map((toast) => <One key={toast.id} toast={toast} onGone={onGone} />);
@@ -21,7 +21,7 @@ export function Toasts({ toasts, onGone }: { toasts: Toast[]; onGone: (id: strin
 }
 
 function One({ toast, onGone }: { toast: Toast; onGone: (id: string) => void }) {
-  const [isHeld, setHeld] = useState(false); // under the pointer or the keyboard's focus it stays
+  const [isHeld, setHeld] = useState(false); // kept while hovered or focused
   useEffect(() => {
     if (isHeld) return;
     const timer = setTimeout(() => onGone(toast.id), STAYS_MS);

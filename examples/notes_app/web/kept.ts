@@ -1,4 +1,4 @@
-/** State that stays over a reload. */
+/** State that survives a reload. */
 import { useEffect, useState } from "react";
 
 export function useKept<Value>(key: string, first: () => Value): [Value, (change: (value: Value) => Value) => void] {

@@ -1,42 +1,42 @@
-/** What a user reads of a notification and of a job. */
+/** User-facing texts of notifications and jobs. */
 import type { JobState, NotificationMessage } from "@synap/realtime/react";
 
-export const ends = ({ status }: NotificationMessage) => status === "success" || status === "error";
+export const isTerminal = ({ status }: NotificationMessage) => status === "success" || status === "error";
 
-/** One sentence for a toast, or the list of what happened while away. */
-export function sentence(message: NotificationMessage): string {
+/** One line for a toast, or for the list of results that came in while the user was away. */
+export function notificationText(message: NotificationMessage): string {
   if (message.status === "error") {
-    const what = message.type.split(".")[0]!;
-    const named = what.charAt(0).toUpperCase() + what.slice(1);
-    return `${named}: ${String(message.data.error ?? "something went wrong")}`;
+    const kind = message.type.split(".")[0]!;
+    const title = kind.charAt(0).toUpperCase() + kind.slice(1);
+    return `${title} failed: ${String(message.data.error ?? "Something went wrong.")}`;
   }
   switch (message.type) {
     case "note.creation.completed":
-      return `The note “${message.data.title ?? "…"}” is there.`;
+      return `Note created: ${message.data.title ?? "…"}`;
     case "task.creation.completed":
-      return `The task “${message.data.title ?? "…"}” is there.`;
+      return `Task created: ${message.data.title ?? "…"}`;
     case "task.completion.completed":
-      return "The task is done.";
+      return "Task completed";
     case "project.creation.completed":
-      return `The project “${message.data.title ?? "…"}” is there.`;
+      return `Project created: ${message.data.title ?? "…"}`;
     case "conversation.response.generated":
-      return "There is a reply.";
+      return "New reply in the conversation";
     default:
-      return `${message.type} is over.`;
+      return `Finished: ${message.type}`;
   }
 }
 
-/** A job in a few words. */
-export function inWords({ status, label, progress, attempt, maxAttempts }: JobState): string {
+/** The state of a job in a few words. */
+export function jobText({ status, label, progress, attempt, maxAttempts }: JobState): string {
   switch (status) {
     case "idle":
-      return "asked for";
+      return "queued";
     case "pending":
-      return progress === undefined ? (label ?? "working") : `${Math.round(progress * 100)} %`;
+      return progress === undefined ? (label ?? "running") : `${Math.round(progress * 100)} %`;
     case "retrying":
-      return maxAttempts ? `trying again ${attempt} of ${maxAttempts}` : `trying again (${attempt})`;
+      return maxAttempts ? `retrying, attempt ${attempt} of ${maxAttempts}` : `retrying, attempt ${attempt}`;
     case "stalled":
-      return "silent for too long";
+      return "stalled";
     case "disconnected":
       return "not connected";
     case "success":

@@ -1,4 +1,4 @@
-"""Inngest: functions that tell their user how they stand, and an embedded Inngest server.
+"""The Inngest integration: publish the lifecycle of functions, and an embedded Inngest server.
 
 ``LocalInngest`` is in :mod:`synap_realtime.integrations.inngest.local`.
 """

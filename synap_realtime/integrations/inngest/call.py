@@ -1,5 +1,6 @@
-"""One call of an Inngest function: what it tells, and when. It knows the call, not the request:
-a worker that connects out has none.
+"""Report one call of an Inngest function.
+
+This module uses the call, not the HTTP request, because a worker that connects out has none.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from .terminal_events import CANCELLED_EVENT, Context, parse_terminal_event
 logger = logging.getLogger(__name__)
 
 WAIT_OPCODES = {"Sleep", "WaitForEvent", "WaitForSignal", "InvokeFunction"}
-"""Steps that may take any time; no silence is too long for them."""
+"""Steps that wait for an event. They may take any time and never count as stalled."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportingOptions:
-    """How the calls of one function are told."""
+    """How the calls of one function are reported."""
 
     job_type: JobType
     broadcaster: BackgroundBroadcaster | None
     stall_after_s: float
     max_attempts: int
-    """For a server that does not say it."""
+    """The default for a server that does not provide it."""
     is_serialized: bool
-    """The function's result goes through the client's serializer."""
+    """Whether the client's serializer encodes the function's result."""
 
 
 class FunctionCall:
-    """One call of a function: Inngest makes one for each step and each attempt."""
+    """One call of a function. Inngest makes one for each step and each attempt."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class FunctionCall:
 
     @contextmanager
     def running(self, told: ReportingOptions) -> Iterator[None]:
-        """Around the function's code, which a step leaves by an exception."""
+        """Run the function's code inside this block; a step leaves it with an exception."""
         self._options = told
         self._events = self._ctx.events or [self._ctx.event]
         lifecycle = RunNotifications(
@@ -80,23 +81,23 @@ class FunctionCall:
             invocation_id=str(self._done_before),
             is_replay=lambda: self._steps.size > 0,
         )
-        if self._done_before == 0:  # on any attempt: the first may never have reached this code
+        if self._done_before == 0:  # on any attempt: the first may have failed before this code
             self.reporter.started()
         with extent_of(self.reporter) as extent:
             _wrap_steps(self._ctx.step, extent)
             yield
 
     def end(self, result: object) -> None:
-        """The function has returned."""
+        """Handle the return of the function."""
         assert self.reporter is not None and self._options is not None  # noqa: S101, PT018
         try:
             if self._options.is_serialized:
-                assert self._client._serializer is not None  # noqa: S101 - as is_serialized says
+                assert self._client._serializer is not None  # noqa: S101 - guaranteed by is_serialized
                 self._client._serializer.serialize(result, self._function._output_type)
             else:
                 json.dumps(result)
-        except Exception:  # noqa: BLE001 - whatever a model of the application raises
-            return  # the SDK is about to refuse it, and Inngest tries again
+        except Exception:  # noqa: BLE001 - the application's model may raise anything
+            return  # the SDK is about to reject it, and Inngest retries
         recipients = [recipient_from_event(event) for event in self._events]
         if len(set(recipients)) == 1:
             self.reporter.completed(result)
@@ -104,7 +105,7 @@ class FunctionCall:
             self.reporter.completed_batch(_results_of(recipients, result))
 
     def on_terminal_event(self, told: ReportingOptions) -> bool:
-        """Inngest has ended the run: tell it. Returns whether it has failed."""
+        """Publish that Inngest has ended the run. Return whether it has failed."""
         failed = self._ctx.event.name != CANCELLED_EVENT
         if self._done_before == 0:
             ending = parse_terminal_event(self._client, self._ctx, self._function)
@@ -120,15 +121,15 @@ class FunctionCall:
         return failed
 
     def after(self, result: inngest.TransformOutputResult) -> None:
-        """A step, or the function, has returned or failed."""
+        """Handle the return or failure of a step or of the function."""
         if self._has_ended and result.error is not None:
-            # The failure handler is tried again until it has told the user. What comes after that
-            # is the application's own handler, which Inngest calls once.
+            # Inngest retries the failure handler until it has notified the recipient. After that,
+            # the application's own handler runs once.
             result.error = to_final(result.error)
         if self.reporter is None or self._options is None:
             return
         if result.step is not None and result.step.op.value in WAIT_OPCODES:
-            # A loop may wait under one name again and again.
+            # A loop may wait repeatedly under one step name.
             self.reporter.suspended(f"{result.step.id}:{self._done_before}")
         if result.error is None:
             return
@@ -137,14 +138,16 @@ class FunctionCall:
         attempt = self._ctx.attempt + 1
         most = _max_attempts(self._ctx) or self._options.max_attempts
         if is_final(error) or attempt >= most:
-            return  # Inngest calls the failure handler, and that tells the user
+            return  # Inngest calls the failure handler, which notifies the recipient
         part = f"{f'step:{result.step.id}' if result.step else 'run'}:{self._done_before}"
         self.reporter.retrying(error, step=part, retry_in_s=_seconds_until_retry(error))
 
 
 def _wrap_steps(step: Any, function: Extent) -> None:
-    """Let a step's code be known: it is never a replay, also where others of a parallel group are
-    done already and the function's code is not past them.
+    """Mark a step's code as not replayed.
+
+    Otherwise it could count as a replay when other steps of its parallel group have completed and
+    the function's code has not passed them.
     """
     run = step.run
     news = Extent(function.sink, is_replay=False, within=function)
@@ -165,12 +168,13 @@ def _wrap_steps(step: Any, function: Extent) -> None:
 
 
 def _results_of(recipients: list[Recipient], result: object) -> dict[Recipient, object]:
-    """What each person of a batch may read: the results of their own events.
+    """Return the results for each recipient of a batch: those of its own events only.
 
-    A list with one result for each event is that; of any other result nobody can say whose it is.
+    A list with one result for each event is split. Any other result has no known owner and is
+    omitted.
     """
     if not isinstance(result, list) or len(result) != len(recipients):
-        logger.debug("a batch's result is not told: it is no list with one for each event")
+        logger.debug("batch result omitted: expected one result per event")
         return {}
     results: dict[Recipient, list[object]] = defaultdict(list)
     for recipient, each in zip(recipients, result, strict=True):
@@ -182,7 +186,7 @@ def _results_of(recipients: list[Recipient], result: object) -> dict[Recipient, 
 
 
 def _max_attempts(ctx: Context) -> int | None:
-    """What the server says; the SDK keeps it to itself."""
+    """Return the server's maximum, which the SDK does not expose."""
     request = getattr(getattr(ctx.step, "_execution", None), "_request", None)
     said = getattr(getattr(request, "ctx", None), "max_attempts", None)
     return said if isinstance(said, int) and said > 0 else None
@@ -192,7 +196,7 @@ def _seconds_until_retry(error: Exception) -> float | None:
     if not isinstance(error, inngest.RetryAfterError):
         return None
     now = datetime.now(UTC)
-    at = error.retry_after.astimezone(UTC)  # naive: local time, as the SDK has it
+    at = error.retry_after.astimezone(UTC)  # naive means local time, as in the SDK
     return max(0.0, round((at - now).total_seconds(), 3))
 
 
@@ -200,7 +204,7 @@ current_call: ContextVar[FunctionCall] = ContextVar("synap_realtime_inngest_call
 
 
 class ReportingMiddleware(inngest.Middleware):
-    """Inngest makes one for each call of a function, and shows it what the function does not."""
+    """Passes what Inngest shows only to middlewares to the function's :class:`FunctionCall`."""
 
     async def transform_input(
         self, ctx: Context, function: inngest.Function[Any], steps: inngest.StepMemos
@@ -217,7 +221,7 @@ class ReportingMiddleware(inngest.Middleware):
 
 
 class ReportingMiddlewareSync(inngest.MiddlewareSync):
-    """:class:`ReportingMiddleware` for functions that do not await."""
+    """Synchronous variant of :class:`ReportingMiddleware`."""
 
     def transform_input(
         self, ctx: Context, function: inngest.Function[Any], steps: inngest.StepMemos

@@ -1,4 +1,4 @@
-"""Handing a request to an Inngest function, and answering it."""
+"""Enqueue a job for an Inngest function, and build the response."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ async def enqueue(
     request_id: str | None = None,
     url: str | None = None,
 ) -> dict[str, Any]:
-    """Send the event that starts a job, and give the body of the 202.
+    """Send the event that starts a job, and return the body of the 202 response.
 
     ::
 
         @app.post("/api/notes", status_code=202)
         async def create_note(note: Note, user: User) -> dict[str, object]:
             data = {"content": note.content}
-            return await accepted(client, "note.creation.requested", data, user_id=user.id)
+            return await enqueue(client, "note.creation.requested", data, user_id=user.id)
 
     Args:
-        event: its name; its data are ``data`` with ``userId`` and ``requestId``.
-        user_id: who asks, and is told.
-        request_id: default: a new one. It is the event's id too, so that the same one sent twice
-            runs one job.
+        event: the event's name. Its data is ``data`` with ``userId`` and ``requestId``.
+        user_id: the requesting user, who is notified.
+        request_id: default: a new one. It is also the event's id, so that a repeated request runs
+            one job.
         url: the room server as browsers reach it; see :func:`accepted_response`.
 
     Returns:
         see :func:`accepted_response`.
 
     Raises:
-        InvalidArgumentError: an id cannot be part of a room's.
+        InvalidArgumentError: an id is not valid in a room id.
         ConfigurationError: see :func:`accepted_response`.
-        inngest.Error: the event was not accepted; nothing runs.
+        inngest.Error: the event was not accepted; no job runs.
     """
     body, started = _prepare(event, data, user_id, request_id, url)
     await client.send(started)
@@ -58,7 +58,7 @@ def enqueue_sync(
     request_id: str | None = None,
     url: str | None = None,
 ) -> dict[str, Any]:
-    """:func:`enqueue` for code that does not await."""
+    """Synchronous variant of :func:`enqueue`."""
     body, started = _prepare(event, data, user_id, request_id, url)
     client.send_sync(started)
     return body

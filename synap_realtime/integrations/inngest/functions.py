@@ -1,4 +1,4 @@
-"""Inngest functions that tell their user: started, retrying, completed, failed."""
+"""Create Inngest functions whose lifecycle is published."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .run import InngestRun
 from .terminal_events import subscribe_to_terminal_events
 
 DEFAULT_RETRIES = 4
-"""Inngest's own, where a function does not say."""
+"""Inngest's default."""
 
 Trigger = inngest.TriggerEvent | inngest.TriggerCron
 Handler = Callable[[Any], Any]
@@ -40,40 +40,40 @@ def create_function(
     middleware: Sequence[Any] = (),
     **options: Any,
 ) -> Callable[[Handler], inngest.Function[Any]]:
-    """``client.create_function``, for a function whose user hears how it stands.
+    """Create a function with ``client.create_function`` and publish its lifecycle.
 
-    The user hears ``{family}.started``; ``{family}.progress`` where the function calls
-    :func:`synap_realtime.progress`; ``{family}.retrying`` when an attempt of a step or of the
-    function failed and another will come; then exactly one of ``{family}.completed`` with what the
-    function returned, ``{family}.failed`` when Inngest has given up, or ``{family}.cancelled``.
+    The recipient receives ``{job_type}.started``; ``{job_type}.progress`` when the function calls
+    :func:`synap_realtime.progress`; ``{job_type}.retrying`` when an attempt of a step or of the
+    function failed and another follows; then exactly one of ``{job_type}.completed`` with the
+    function's result, ``{job_type}.failed`` when no attempt is left, or ``{job_type}.cancelled``.
 
-    The user is the event's ``data.userId``, the request its ``data.requestId`` (or ``user_id``,
+    The recipient is the event's ``data.userId`` and ``data.requestId`` (or ``user_id``,
     ``request_id``). An event without a user is logged, and the function runs. With
-    ``batch_events``, the user of each event is told; what the function returned reaches them if it
-    is a list with one result for each event, else ``completed`` has no data.
+    ``batch_events``, the user of each event is notified. If the result is a list with one item for
+    each event, each user receives the item of their event; otherwise ``completed`` has no data.
 
-    No notification makes the function wait, but that each call of it ends when the server has what
-    was told, or is known to be away. None ever fails it.
+    Notifications do not delay the function, except that each call ends only when the server has
+    them, or is known to be unavailable. A notification never fails the function.
 
     ::
 
-        @create_function(client, family="report.creation", fn_id="create-report",
+        @create_function(client, job_type="report.creation", fn_id="create-report",
                          trigger=inngest.TriggerEvent(event="report.creation.requested"))
         async def create_report(ctx: inngest.Context) -> dict[str, object]:
             return {"url": await ctx.step.run("render", render)}
 
     Args:
         client: the Inngest client.
-        family: the name before the dot, or a :class:`Family`.
+        job_type: the name before the dot, or a :class:`JobType`.
         broadcaster: default: the server of ``REALTIME_URL``.
-        stall_after_s: how long it is normal to hear nothing of a run.
-        on_failure: the function's own failure handler; it runs after the user was told.
-        options: everything else that ``client.create_function`` takes.
+        stall_after_s: how long a run may be silent before it counts as stalled.
+        on_failure: the function's own failure handler; it runs after the recipient was notified.
+        options: all other options of ``client.create_function``.
 
     Raises:
-        ConfigurationError: the failure handler does not fit the function.
+        ConfigurationError: the failure handler does not match the function.
     """
-    told = ReportingOptions(
+    reporting = ReportingOptions(
         JobType(job_type) if isinstance(job_type, str) else job_type,
         broadcaster,
         stall_after_s,
@@ -85,7 +85,7 @@ def create_function(
         is_async = inspect.iscoroutinefunction(handler)
         if on_failure is not None and inspect.iscoroutinefunction(on_failure) is not is_async:
             raise ConfigurationError("on_failure: must be async if the function is, and only then")
-        run, failed = (_wrap_async if is_async else _wrap_sync)(handler, on_failure, told)
+        run, failed = (_wrap_async if is_async else _wrap_sync)(handler, on_failure, reporting)
         function = client.create_function(
             fn_id=fn_id,
             trigger=trigger,
@@ -107,20 +107,20 @@ def create_functions(
     *,
     retries: int | None = None,
 ) -> list[inngest.Function[Any]]:
-    """The five handlers as Inngest functions, to pass to Inngest's ``serve``.
+    """Return the handlers of :mod:`synap_realtime.handlers` as functions for Inngest's ``serve``.
 
-    Each is triggered by its family's event (``note.creation.requested``, …,
+    Each is triggered by the event of its job type (``note.creation.requested``, …,
     ``conversation.message.sent``).
 
     Args:
         client: the Inngest client.
-        services: what the handlers need from the application.
+        services: the handlers' dependencies, provided by the application.
         broadcaster: default: the server of ``REALTIME_URL``.
-        retries: how often a failed step is tried again; default: Inngest's (4).
+        retries: maximum number of retries of a failed step. Default: Inngest's (4).
     """
     return [
-        _job(client, services, broadcaster, retries, told, handler)
-        for told, handler in (
+        _job(client, services, broadcaster, retries, job_type, handler)
+        for job_type, handler in (
             (job_types.NOTE_CREATION, handlers.handle_note_creation),
             (job_types.TASK_CREATION, handlers.handle_task_creation),
             (job_types.TASK_COMPLETION, handlers.handle_task_completion),
@@ -135,14 +135,14 @@ def _job(
     services: handlers.Services,
     broadcaster: BackgroundBroadcaster | None,
     retries: int | None,
-    told: JobType,
+    job_type: JobType,
     handler: Callable[[JobRun, handlers.Services], Awaitable[BaseModel]],
 ) -> inngest.Function[Any]:
     @create_function(
         client,
-        job_type=told,
-        fn_id=told.name.replace(".", "-"),
-        trigger=inngest.TriggerEvent(event=told.trigger_event),
+        job_type=job_type,
+        fn_id=job_type.name.replace(".", "-"),
+        trigger=inngest.TriggerEvent(event=job_type.trigger_event),
         broadcaster=broadcaster,
         retries=retries,
     )
@@ -154,20 +154,20 @@ def _job(
 
 
 def _wrap_async(
-    handler: Handler, on_failure: FailureHandler | None, told: ReportingOptions
+    handler: Handler, on_failure: FailureHandler | None, reporting: ReportingOptions
 ) -> tuple[Handler, FailureHandler]:
     @functools.wraps(handler)
     async def run(ctx: inngest.Context) -> Any:
         call = current_call.get()
-        with call.running(told):
+        with call.running(reporting):
             result = await handler(ctx)
-        # Not through a step: that would make Inngest replay the function once more, and run again
-        # what stands after its last step. A repeat has the same id, and is dropped.
+        # Not in a step: Inngest would replay the function once more, and repeat the code after its
+        # last step. A repeated notification has the same id and is dropped.
         call.end(result)
         return result
 
     async def ended(ctx: inngest.Context) -> Any:
-        if current_call.get().on_terminal_event(told) and on_failure is not None:
+        if current_call.get().on_terminal_event(reporting) and on_failure is not None:
             return await on_failure(ctx)
         return None
 
@@ -175,18 +175,18 @@ def _wrap_async(
 
 
 def _wrap_sync(
-    handler: Handler, on_failure: FailureHandler | None, told: ReportingOptions
+    handler: Handler, on_failure: FailureHandler | None, reporting: ReportingOptions
 ) -> tuple[Handler, FailureHandler]:
     @functools.wraps(handler)
     def run(ctx: inngest.ContextSync) -> Any:
         call = current_call.get()
-        with call.running(told):
+        with call.running(reporting):
             result = handler(ctx)
         call.end(result)
         return result
 
     def ended(ctx: inngest.ContextSync) -> Any:
-        if current_call.get().on_terminal_event(told) and on_failure is not None:
+        if current_call.get().on_terminal_event(reporting) and on_failure is not None:
             return on_failure(ctx)
         return None
 

@@ -1,4 +1,4 @@
-"""An Inngest run as a :class:`JobRun`, and its errors as Inngest's."""
+"""Adapt an Inngest run to :class:`JobRun`, and translate its errors."""
 
 from __future__ import annotations
 
@@ -15,35 +15,33 @@ T = TypeVar("T")
 
 
 class SynapJobError(Exception):
-    """A :class:`JobError` on its way through Inngest, which keeps an error's name and message."""
+    """Carries a :class:`JobError` through Inngest, which preserves an error's name and message."""
 
 
 class SynapInvalidInputError(inngest.NonRetriableError):
-    """An :class:`InvalidInputError` on its way through Inngest: no retry."""
+    """Carries an :class:`InvalidInputError` through Inngest: no retry."""
 
 
 _READABLE = {SynapJobError.__name__, SynapInvalidInputError.__name__}
 
 
 def to_inngest(error: Exception) -> Exception:
-    """A job's error as Inngest must see it, also one in an exception group; any other stays what
-    it is.
-    """
+    """Translate a job's error, alone or in a group, to Inngest's; keep any other error."""
     decides = deciding_error(error)
     if not isinstance(decides, JobError):
         return error
     kind = SynapInvalidInputError if isinstance(decides, InvalidInputError) else SynapJobError
     try:
         text = str(decides)
-    except Exception:  # noqa: BLE001 - its __str__ is of the application
-        text = ""  # then the failure has a neutral text
+    except Exception:  # noqa: BLE001 - the application's __str__ may raise anything
+        text = ""  # then the failure has a generic text
     translated = kind(text)
     translated.__cause__ = error
     return translated
 
 
 def to_final(error: Exception) -> Exception:
-    """An error after which Inngest does not try again."""
+    """Return an error after which Inngest does not retry."""
     if isinstance(error, inngest.NonRetriableError):
         return error
     final = inngest.NonRetriableError(f"{type(error).__name__}: {error}")
@@ -52,13 +50,13 @@ def to_final(error: Exception) -> Exception:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether Inngest will not try again after this error."""
+    """Return whether Inngest does not retry after this error."""
     is_inngests = isinstance(error, inngest.NonRetriableError | inngest.StepError)
     return is_inngests or isinstance(deciding_error(error), InvalidInputError)
 
 
 def readable_failure(error: object, run_id: str) -> str:
-    """What a user may read of the ``error`` in an ``inngest/function.failed`` event."""
+    """Return the user-facing text of the ``error`` in an ``inngest/function.failed`` event."""
     match error:
         case {"name": str(name), "message": str(message)} if name in _READABLE and message:
             return message
@@ -66,7 +64,7 @@ def readable_failure(error: object, run_id: str) -> str:
 
 
 def recipient_from_event(event: inngest.Event) -> Recipient:
-    """Who waits. The names may stand in the part of the data that is encrypted on its way."""
+    """Return the recipient. The ids may be in the encrypted part of the event's data."""
     hidden = event.data.get("encrypted")
     return Recipient.from_data(
         {**hidden, **event.data} if isinstance(hidden, Mapping) else event.data
@@ -74,7 +72,7 @@ def recipient_from_event(event: inngest.Event) -> Recipient:
 
 
 class InngestRun:
-    """See :class:`JobRun`."""
+    """An Inngest run; see :class:`JobRun`."""
 
     def __init__(self, ctx: inngest.Context) -> None:
         self._ctx = ctx

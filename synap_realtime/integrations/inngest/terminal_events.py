@@ -1,4 +1,4 @@
-"""Runs that Inngest ends itself: because no attempt is left, or because they are cancelled."""
+"""Handle runs that Inngest ends itself: no attempt is left, or they are cancelled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENCRYPTED = '"__ENCRYPTED__": true'
 
 @dataclass(frozen=True, slots=True)
 class TerminalEvent:
-    """What Inngest's event says about the run that has ended."""
+    """The data of Inngest's event about a run that has ended."""
 
     run_id: str
     events: list[inngest.Event]
@@ -30,7 +30,7 @@ class TerminalEvent:
 def parse_terminal_event(
     client: inngest.Inngest, ctx: Context, function: inngest.Function[Any]
 ) -> TerminalEvent:
-    """Read an ``inngest/function.failed`` or ``inngest/function.cancelled`` event."""
+    """Parse an ``inngest/function.failed`` or ``inngest/function.cancelled`` event."""
     data: Any = ctx.event.data
     run_id = data["run_id"]
     events = [
@@ -48,8 +48,10 @@ def _decrypt(
     function: inngest.Function[Any],
     events: list[inngest.Event],
 ) -> None:
-    """Show the events to the client's middleware: it decrypts those that a call came with, but not
-    those that such an event is about.
+    """Decrypt the events of the ended run with the client's middleware.
+
+    The SDK decrypts only the events of the call itself, not the events that a terminal event
+    contains.
     """
     as_its_own = replace(ctx, event=events[0], events=events)
     for make in client.middleware:
@@ -59,16 +61,16 @@ def _decrypt(
 
 
 FAILURE_RETRIES = 20
-"""The most that Inngest takes: with its pauses, an app may be away for a day."""
+"""Inngest's maximum. With its backoff, an app may be down for a day."""
 
 
 def subscribe_to_terminal_events(function: inngest.Function[Any]) -> None:
-    """Let Inngest call the function's failure handler until it answers, and for
+    """Make Inngest retry the function's failure handler, and call it for
     ``inngest/function.cancelled``, too.
 
-    The SDK asks for one try: an app that restarts just then would never tell the user. Inngest has
-    no handler for a cancellation. A function for it alone would have to be listed beside each that
-    it is about.
+    The SDK asks for a single attempt, so an app that restarts at that moment would never notify the
+    recipient. Inngest has no handler for a cancellation, and a separate function for it would have
+    to be registered beside each function.
     """
     get_config = function.get_config
 

@@ -512,4 +512,6 @@ async def test_the_fives_failures_are_in_words_for_the_user(
     assert (await five.read_room("user_42"))[-1]["data"]["error"] == "The note is empty."
     last = (await five.read_room("user_7"))[-1]
     assert last["type"] == "note.creation.failed"
-    assert last["data"]["error"] == "The storage refuses this note, as it was asked to."
+    assert (
+        last["data"]["error"] == "The storage rejected this note because it contains #fail-always."
+    )

@@ -460,7 +460,7 @@ async def test_logs_lost_runs_at_shutdown(caplog: pytest.LogCaptureFixture) -> N
         await stage.serve(f)
         await stage.send("go")
         await _tick()
-    assert "1 unfinished runs are lost" in caplog.text
+    assert "1 unfinished runs lost" in caplog.text
 
 
 async def test_registered_waits_for_unreachable_apps(stage: Stage) -> None:

@@ -120,7 +120,7 @@ async def test_logs_lost_events_of_a_batch(caplog: pytest.LogCaptureFixture) -> 
     async with staged() as stage:
         await stage.serve(batching(stage, inngest.Batch(max_size=2, timeout=LONG), []))
         await stage.client.send(events({"n": 1}))
-    assert "1 events of unfinished batches are lost" in caplog.text
+    assert "1 events of unfinished batches lost" in caplog.text
 
 
 async def test_refuses_reserved_inngest_names(stage: Stage) -> None:

@@ -1,7 +1,8 @@
-"""LocalInngest: an Inngest server inside your process, for a laptop and for tests.
+"""LocalInngest: an Inngest server inside your process, for development and tests.
 
-It is not durable: events and runs live in memory and end with the process. It is for one machine.
-The same app runs unchanged on the Inngest Dev Server (``npx inngest-cli dev``) and on Inngest.
+It is not durable: events and runs are kept in memory and end with the process. It serves one
+machine only. The same app runs unchanged on the Inngest Dev Server (``npx inngest-cli dev``) and on
+Inngest.
 """
 
 from __future__ import annotations

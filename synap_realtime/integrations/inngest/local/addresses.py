@@ -1,4 +1,4 @@
-"""Which addresses apps may have: an app is sent every event that its functions ask for."""
+"""Restrict the addresses of apps. An app receives every event that triggers its functions."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ _NAME = re.compile(r"[a-z0-9_.\-]+")
 
 
 class AddressError(ValueError):
-    """An app's address is not allowed; the message says why."""
+    """An app's address is not allowed; the message states the reason."""
 
 
 class AppHosts:
-    """The hosts that apps may be served at: this machine, and those that the developer has named.
+    """The hosts at which apps may be served: this machine, and those that the developer has listed.
 
-    A host is judged by its name, and never by the addresses that the name has: these can change
-    between the check and the call (DNS rebinding).
+    A host is checked by its name, never by the addresses that the name resolves to: these can
+    change between the check and the call (DNS rebinding).
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        """
+        """Validate the host names.
+
         Args:
-            names: hosts without a port that are allowed beside this machine.
+            names: allowed hosts, without a port, in addition to this machine.
 
         Raises:
-            AddressError: one is no host.
+            AddressError: a name is not a host.
         """
         self._names = {name.lower() for name in names}
         for name in self._names:
@@ -38,13 +39,14 @@ class AppHosts:
                 raise AddressError(f"expected a host without scheme and port, got {name[:100]!r}")
 
     def allow(self, url: str) -> None:
-        """Allow the host of an address that the developer has given."""
+        """Allow the host of an address that the developer has configured."""
         self._names.add(_parsed(url).host)
 
     def check(self, url: str) -> None:
-        """
+        """Check that functions may be called at an address.
+
         Raises:
-            AddressError: no function may be called there.
+            AddressError: the address is not allowed.
         """
         address = _parsed(url)
         if address.userinfo:
@@ -65,11 +67,11 @@ def _is_ipv6(name: str) -> bool:
 
 
 def _parsed(url: str) -> httpx.URL:
-    """The address as the HTTP client reads it. Another parser could see another host."""
+    """Parse the address with the HTTP client's parser. Another parser could see another host."""
     try:
         address = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise AddressError(f"an app's address cannot be read: {error}") from error
+        raise AddressError(f"an app's address is invalid: {error}") from error
     if address.scheme not in ("http", "https") or not address.host:
         raise AddressError("an app's address must begin with http:// or https:// and name a host")
     return address

@@ -1,4 +1,4 @@
-"""The Inngest HTTP API of the embedded server: events in, apps registered, runs started."""
+"""The HTTP API of the embedded Inngest server: receive events, register apps, start runs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from .runs import Backoff
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 5000
-"""In one request."""
+"""Maximum number of events in one request."""
 
 MAX_UNFINISHED = 10_000
-"""Runs, and events that wait for a batch. With so many, no more events are taken."""
+"""Maximum number of unfinished runs and batched events. Above it, events are rejected."""
 
 _SEEN_S = 24 * 3600
 _SEEN_COUNT = 100_000
@@ -52,10 +52,11 @@ class LocalInngest:
         inngest_server = LocalInngest(apps=["http://127.0.0.1:8000/api/inngest"])
         uvicorn.run(inngest_server, port=8288)
 
-    Not durable and for one machine: events and runs end with the process. It knows ``step.run``,
-    ``step.sleep``, ``step.send_event``, ``step.wait_for_event``, ``step.invoke``, parallel groups,
-    retries, ``on_failure``, ``batch_events``, ``cancel``, ``timeouts``; an operation that it does
-    not know fails the run with a clear error. Runs start at once: nothing exceeds a start timeout.
+    It is not durable and serves one machine: events and runs end with the process. It supports
+    ``step.run``, ``step.sleep``, ``step.send_event``, ``step.wait_for_event``, ``step.invoke``,
+    parallel groups, retries, ``on_failure``, ``batch_events``, ``cancel`` and ``timeouts``. An
+    unsupported operation fails the run with an error that names it. Runs start immediately, so a
+    start timeout is never exceeded.
     """
 
     def __init__(
@@ -67,20 +68,22 @@ class LocalInngest:
         app_hosts: Iterable[str] = (),
         allowed_origins: Iterable[str] = (),
     ) -> None:
-        """Make a server; it runs between ``async with`` (or an ASGI lifespan) and its end.
+        """Create a server; it runs inside ``async with`` (or an ASGI lifespan).
 
         Args:
-            apps: addresses at which apps serve Inngest; each is asked to register itself.
-            backoff: waits between attempts, short by default.
-            client: how apps are reached.
-            app_hosts: hosts, without a port, at which apps may be served beside this machine and
-                the hosts of ``apps``. Whoever registers an app there receives its events.
-            allowed_origins: pages that may send requests, such as ``http://127.0.0.1:3000``, and
-                whose hosts are allowed in ``Host``. Without any, no page can: every other site's
-                page could send events through the browser of this machine.
+            apps: addresses at which apps serve Inngest; each is requested to register its
+                functions.
+            backoff: delays between attempts, short by default.
+            client: the HTTP client that calls apps.
+            app_hosts: hosts, without a port, at which apps may be served, in addition to this
+                machine and the hosts of ``apps``. Any app registered there receives its events.
+            allowed_origins: origins of pages that may send requests, such as
+                ``http://127.0.0.1:3000``; their hosts are allowed in ``Host``. Default: none,
+                because otherwise the page of any site could send events through a browser on this
+                machine.
 
         Raises:
-            ConfigurationError: an address of ``apps`` or a host of ``app_hosts`` cannot be read.
+            ConfigurationError: an address of ``apps`` or a host of ``app_hosts`` is invalid.
         """
         self._apps = tuple(apps)
         try:
@@ -88,7 +91,7 @@ class LocalInngest:
         except AddressError as error:
             raise ConfigurationError(f"app_hosts: {error}") from None
         self._registry = Registry(self._hosts)
-        # Loopback is never reached through the environment's proxy.
+        # Never use the environment's proxy for loopback.
         self._client = client or httpx.AsyncClient(timeout=_CALL_TIMEOUT_S, trust_env=False)
         self._owns_client = client is None
         caller = FunctionInvoker(self._client, self._registry.register_worker)
@@ -122,9 +125,9 @@ class LocalInngest:
 
     async def __aexit__(self, *_: object) -> None:
         if lost := self._batches.clear():
-            logger.warning("LocalInngest stops: %d events of unfinished batches are lost", lost)
+            logger.warning("LocalInngest stopped: %d events of unfinished batches lost", lost)
         if lost := len(self._executor):
-            logger.warning("LocalInngest stops: %d unfinished runs are lost", lost)
+            logger.warning("LocalInngest stopped: %d unfinished runs lost", lost)
         await self._executor.stop()
         if self._registering is not None:
             self._registering.cancel()
@@ -141,11 +144,7 @@ class LocalInngest:
         self._registered.set()
 
     async def register(self, url: str) -> None:
-        """Ask the app that serves Inngest at this address to register, until it has.
-
-        Raises:
-            ConfigurationError: the address cannot be read.
-        """
+        """Request the app at this address to register its functions, until it has."""
         self._allow(url)
         told = False
         while (problem := await self._ask_to_register(url)) is not None:
@@ -161,7 +160,7 @@ class LocalInngest:
             raise ConfigurationError(f"apps: {error}") from None
 
     async def _ask_to_register(self, url: str) -> str | None:
-        """One try; returns what is wrong, None if nothing is."""
+        """Make one registration attempt; return the error, or None on success."""
         headers = {"X-Inngest-Server-Kind": "dev"}
         try:
             reply = await exchange(self._client, "PUT", url, headers=headers, timeout=5.0)
@@ -170,17 +169,11 @@ class LocalInngest:
         return None if reply.status in range(200, 300) else f"{reply.status} {reply.text[:200]}"
 
     async def cancel(self, run_id: str) -> bool:
-        """Cancel a run: it goes no further, and ``inngest/function.cancelled`` is told.
-
-        A step that is being done is not interrupted; what it returns is not used.
-
-        Returns:
-            Whether a run with this id was under way.
-        """
+        """Cancel a run and publish ``inngest/function.cancelled``."""
         return await self._executor.cancel(run_id)
 
     async def idle(self) -> None:
-        """Wait until no run is under way, and no event waits in a batch: for tests."""
+        """Wait until no run is active and no event is batched, for tests."""
         while True:
             await self._batches.all_started()
             await self._executor.idle()
@@ -195,7 +188,7 @@ class LocalInngest:
     async def _receive_events(self, request: Request) -> JSONResponse:
         body = await read_body(request, JSON, MAX_EVENTS_BYTES)
         if len(self._executor) + self._batches.waiting >= MAX_UNFINISHED:
-            return _error(429, f"{MAX_UNFINISHED} runs are unfinished: wait until some have ended")
+            return _error(429, f"{MAX_UNFINISHED} runs are unfinished; retry when some have ended")
         try:
             given = json.loads(body)
             sent = [events.read(item) for item in (given if isinstance(given, list) else [given])]
@@ -205,7 +198,8 @@ class LocalInngest:
             return _error(400, f"not an event: {error}")
         if len(sent) > MAX_EVENTS:
             return _error(413, f"a request has at most {MAX_EVENTS} events")
-        # The SDK repeats a request whose answer was lost, with the same seed: the same events.
+        # After a lost response, the SDK repeats the request with the same seed: it has the same
+        # events.
         if seed := request.headers.get("x-inngest-event-id-seed"):
             sent = [{"id": f"{seed}:{n}", **event} for n, event in enumerate(sent)]
         ids = [self._publish(event) for event in sent]
@@ -228,11 +222,7 @@ class LocalInngest:
         return Response()
 
     def _publish(self, event: Event) -> str:
-        """Take an event: start what it triggers, wake who waits. An id that was seen does nothing.
-
-        Returns:
-            The event's id.
-        """
+        """Publish an event to functions and waiting steps. A duplicate id is ignored."""
         event = events.complete(event)
         id = str(event["id"])
         if self._is_seen(id):
@@ -246,7 +236,7 @@ class LocalInngest:
         return id
 
     def _is_seen(self, id: str) -> bool:
-        if len(id) > 64:  # so that the number of ids bounds their bytes, too
+        if len(id) > 64:  # limits the length of ids, too, not only their number
             id = hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()
         now = time.monotonic()
         while self._seen and (

@@ -1,4 +1,4 @@
-"""Events that wait for others, so that one run gets them all (``batch_events``)."""
+"""Batch events, so that one run receives several of them (``batch_events``)."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Batches:
 
     @property
     def waiting(self) -> int:
-        """How many events wait in open batches."""
+        """Number of events in open batches."""
         return sum(len(batch.events) for batch in self._open.values())
 
     def add(self, function: Function, batching: Batching, event: Event) -> None:
-        """Keep an event until its batch is full or its time is up.
+        """Add an event to a batch, which starts when it is full or its timeout has passed.
 
-        An event that the function's condition does not want batched starts a run at once.
+        An event that the function's condition excludes from batching starts a run immediately.
         """
         try:
             if batching.condition and not matches(batching.condition, event=event):
@@ -53,7 +53,7 @@ class Batches:
                 return
             key = evaluate(batching.key, event=event) if batching.key else None
         except ExpressionError as error:
-            logger.error("function %s is started without a batch: its %s", function.id, error)
+            logger.error("starting function %s without a batch: its %s", function.id, error)
             self._start(function, [event])
             return
         place = (function.id, _name(key))
@@ -67,15 +67,11 @@ class Batches:
             self._close(place)
 
     async def all_started(self) -> None:
-        """Wait until no event waits in a batch."""
+        """Wait until no event is in an open batch."""
         await self._none_open.wait()
 
     def clear(self) -> int:
-        """Forget all events that wait.
-
-        Returns:
-            How many there were.
-        """
+        """Discard all open batches."""
         lost = self.waiting
         for place in tuple(self._open):
             self._take(place)

@@ -1,4 +1,4 @@
-"""Reading request bodies and the answers of apps, each up to a bound."""
+"""Read request bodies and the responses of apps, with size limits."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import httpx
 from starlette.requests import ClientDisconnect, Request
 
 MAX_EVENTS_BYTES = 4 * 1024 * 1024
-"""Of a request that sends events or registers an app; Inngest takes no more."""
+"""Maximum size of a request that sends events or registers an app; Inngest's own limit."""
 
 MAX_REPLY_BYTES = 32 * 1024 * 1024
-"""Of an app's or a worker's answer: as much as Inngest keeps of a run's state."""
+"""Maximum size of the response of an app or a worker: Inngest's limit of a run's state."""
 
 _PASSED_OVER = 16
-"""So many times the bound of a body is read and dropped: a client that is cut while it sends cannot
-read the answer."""
+"""Factor of the size limit up to which a body is read and discarded. A client whose connection is
+closed while it sends cannot read the response.
+"""
 
 BODY_TIMEOUT_S = 20.0
-"""How long a request's body may take to arrive."""
+"""Seconds within which a request's body must arrive."""
 
 JSON = "application/json"
 PROTOBUF = "application/protobuf"
 
 
 class BodyError(Exception):
-    """The request's body is refused.
+    """The request's body is rejected.
 
     Attributes:
-        status: of the answer, with the message as its reason.
+        status: of the response; the message is its reason.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -39,12 +40,12 @@ class BodyError(Exception):
 
 
 class ReplyError(Exception):
-    """The app's answer cannot be read; the message says why."""
+    """The app's response is invalid; the message states the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an app answered."""
+    """An app's response."""
 
     status: int
     headers: httpx.Headers
@@ -56,12 +57,12 @@ class Reply:
 
 
 async def read_body(request: Request, media_type: str, max_bytes: int) -> bytes:
-    """A request's body.
+    """Read a request's body.
 
     Args:
-        media_type: that ``Content-Type`` must name. A page of another site cannot send JSON or
-            protobuf without asking first (CORS preflight), and nobody answers yes here.
-        max_bytes: counted as the bytes arrive, whatever ``Content-Length`` says.
+        media_type: the required ``Content-Type``. A page of another site cannot send JSON or
+            protobuf without a CORS preflight, which this server never allows.
+        max_bytes: counted as the bytes arrive, regardless of ``Content-Length``.
 
     Raises:
         BodyError: 408, 413 or 415.
@@ -80,38 +81,28 @@ async def read_body(request: Request, media_type: str, max_bytes: int) -> bytes:
                 if size <= max_bytes:
                     body += chunk
     except TimeoutError:
-        raise BodyError(408, f"a body has to arrive within {BODY_TIMEOUT_S:g} s") from None
+        raise BodyError(408, f"a body must arrive within {BODY_TIMEOUT_S:g} s") from None
     except ClientDisconnect:
-        raise BodyError(400, "the client left before its body was complete") from None
+        raise BodyError(400, "client disconnected before the body was complete") from None
     if size > max_bytes:
         raise too_large
     return bytes(body)
 
 
 async def exchange(client: httpx.AsyncClient, method: str, url: str, **options: Any) -> Reply:
-    """Send an app a request and read its answer, up to ``MAX_REPLY_BYTES``.
-
-    A redirect is not followed: it could lead to another machine, and the request holds events.
-
-    Args:
-        options: as :meth:`httpx.AsyncClient.build_request` takes them.
-
-    Raises:
-        httpx.RequestError: the app could not be reached.
-        ReplyError: its answer is too large or compressed.
-    """
-    # Compressed, a small answer could be of any size.
+    """Send a request to an app and read its response, up to ``MAX_REPLY_BYTES``."""
+    # A small compressed response could decompress to any size.
     headers = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
     request = client.build_request(method, url, headers=headers, **options)
     response = await client.send(request, stream=True, follow_redirects=False)
     try:
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise ReplyError("the app's answer is compressed, which it was asked not to be")
+            raise ReplyError("the app's response is compressed, which the request did not accept")
         content = bytearray()
         async for chunk in response.aiter_raw():
             content += chunk
             if len(content) > MAX_REPLY_BYTES:
-                raise ReplyError(f"the app's answer has more than {MAX_REPLY_BYTES} bytes")
+                raise ReplyError(f"the app's response has more than {MAX_REPLY_BYTES} bytes")
     finally:
         await response.aclose()
     return Reply(response.status_code, response.headers, bytes(content))

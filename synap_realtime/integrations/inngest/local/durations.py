@@ -9,12 +9,12 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 
 
 def seconds(duration: str) -> float:
-    """How long a time string is.
+    """Return the seconds of a time string.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a time string.
     """
     parts = _PART.findall(duration)
     if not parts or "".join(number + unit for number, unit in parts) != duration:
-        raise ValueError(f"{duration!r} is no duration")
+        raise ValueError(f"{duration!r} is not a duration")
     return float(sum(float(number) * _UNITS[unit] for number, unit in parts))

@@ -1,4 +1,4 @@
-"""Events as Inngest keeps them: with an id, a time, and the name's rules."""
+"""Parse events and complete them with an id and a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 class EventError(ValueError):
-    """This is no event that an app may send; the message says why."""
+    """The event is invalid for an app to send; the message states the reason."""
 
 
 def new_id() -> str:
-    """A ULID, the form that Inngest gives the ids of events and runs."""
+    """Return a ULID, Inngest's format of event and run ids."""
     number = now_ms() << 80 | secrets.randbits(80)
     return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
@@ -28,10 +28,10 @@ def now_ms() -> int:
 
 
 def read(item: Any) -> Event:
-    """An event as an app sends it.
+    """Parse an event that an app sends.
 
     Raises:
-        EventError: the name is missing or is Inngest's own, or data is no object.
+        EventError: the name is missing or reserved, or data is not an object.
     """
     match item:
         case {"name": str(name), "data": dict() | None} if name:
@@ -46,21 +46,21 @@ def read(item: Any) -> Event:
 
 
 def complete(event: Event) -> Event:
-    """The event with all that a function is handed: id, time and user are filled in."""
+    """Return the event as a function receives it, with id, time and user."""
     return {"id": new_id(), "ts": now_ms(), "user": {}, **event}
 
 
 def invoked(
     function_id: str, data: dict[str, Any], *, correlation_id: str, name: str, expires_ms: int
 ) -> Event:
-    """What an invoked function is handed as its event.
+    """Return the event that an invoked function receives.
 
     Args:
-        function_id: who is invoked.
-        data: what the caller gives it.
-        correlation_id: comes back in ``inngest/function.finished``, and finds the caller.
+        function_id: the invoked function.
+        data: the caller's data.
+        correlation_id: returned in ``inngest/function.finished`` to find the caller.
         name: the caller's name for the step.
-        expires_ms: when the caller waits no longer.
+        expires_ms: when the caller stops waiting.
     """
     about = {
         "correlation_id": correlation_id,

@@ -1,4 +1,4 @@
-"""Running functions: from the events that start a run to the event that tells its end."""
+"""Execute runs: from the events that trigger them to their terminal event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Executor:
-    """All runs that are under way in this process."""
+    """All active runs of this process."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class Executor:
         run.task.add_done_callback(lambda _: self._end(run))
 
     async def cancel(self, run_id: str) -> bool:
-        """Cancel a run. The call to the app that is under way goes on, and nobody hears of it.
+        """Cancel a run. An active call to the app continues, and its result is discarded.
 
         Returns:
-            Whether there was such a run.
+            whether the run was active.
         """
         if (run := self._runs.get(run_id)) is None:
             return False
@@ -63,12 +63,12 @@ class Executor:
         return True
 
     def offer(self, event: Event) -> None:
-        """Show an event to all who wait for one."""
+        """Pass an event to all steps and runs that wait for one."""
         self._waiters.offer(event)
         self._stepper.answer(event)
 
     async def idle(self) -> None:
-        """Wait until no run and no call is under way."""
+        """Wait until no run and no call is active."""
         while self._runs:
             await asyncio.wait([run.task for run in self._runs.values()])
         await self._stepper.idle()
@@ -88,7 +88,7 @@ class Executor:
                 run.cancel()
 
         def failed(error: ExpressionError) -> None:
-            logger.error("%s is not cancelled: its %s", run, error)
+            logger.error("not cancelling %s: its %s", run, error)
 
         return Waiter(run.events[0], cancel.event, cancel.expression, found, failed)
 

@@ -1,4 +1,4 @@
-"""Conditions on events, in CEL, as Inngest writes them."""
+"""Evaluate conditions on events, in CEL, as Inngest does."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from ....extras import needed_by
 
 
 class ExpressionError(Exception):
-    """A condition that cannot be evaluated; the message holds it and says why."""
+    """The condition cannot be evaluated; the message contains it and the reason."""
 
 
 def matches(expression: str, **variables: Any) -> bool:
-    """Whether a condition holds. A member that an event does not have makes it false.
+    """Return whether a condition holds. A member that an event does not have makes it false.
 
     Args:
         expression: CEL, such as ``event.data.userId == async.data.userId``.
-        variables: what it may name.
+        variables: the variables of the expression.
 
     Raises:
-        ExpressionError: it is not CEL, or names something else.
+        ExpressionError: it is not CEL, or uses an unknown variable.
     """
     return evaluate(expression, **variables) is True
 
 
 def evaluate(expression: str, **variables: Any) -> object:
-    """The value of an expression; None where it names a member that an event does not have.
+    """Return the value of an expression; None if an event lacks a member that it uses.
 
     Raises:
-        ExpressionError: it is not CEL, or names something else.
+        ExpressionError: it is not CEL, or uses an unknown variable.
     """
     with needed_by("LocalInngest", "local"):
-        import cel  # loads slowly, and only conditions need it
+        import cel  # slow to import, and needed only for conditions
 
     try:
         value: object = cel.evaluate(expression, variables)

@@ -1,8 +1,8 @@
-"""Workers that connect to us (``inngest.connect``), since no address leads to them.
+"""Accept connections of workers (``inngest.connect``) that have no address of their own.
 
-A worker asks where to connect, opens a WebSocket, tells its functions, and is then sent the same
-call requests that an app gets over HTTP. The messages are protobuf, by the SDK's own definitions;
-what is sent when was taken from the real server (its ``pkg/connect/gateway.go``).
+A worker requests a gateway address, opens a WebSocket and registers its functions. It then receives
+the same call requests that an app receives over HTTP. The messages are protobuf, by the SDK's own
+definitions. Their order was taken from the real server (its ``pkg/connect/gateway.go``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _Kind = pb.GatewayMessageType
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A worker that is connected: its functions' ids, each with its app's name."""
+    """A connected worker: its functions' ids, each with its app's name."""
 
     socket: WebSocket
     apps: dict[str, str] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Worker:
 
 
 class Gateway:
-    """All workers that are connected. A call goes to the one that has the least to do."""
+    """All connected workers. A call goes to the least busy one."""
 
     def __init__(self, register: Register) -> None:
         self._register = register
@@ -73,14 +73,14 @@ class Gateway:
         ]
 
     async def ready(self, function: Function) -> None:
-        """Wait until a worker is connected that has this function."""
+        """Wait until a worker with this function is connected."""
         async with self._connected:
             await self._connected.wait_for(lambda: self._able(function))
 
     async def call(
         self, function: Function, body: dict[str, Any], step_id: str | None
     ) -> sdk.Outcome:
-        """Have a worker call a function."""
+        """Call a function on a worker."""
         if isinstance(content := sdk.encode(body), sdk.SdkFailure):
             return content
         if not (able := self._able(function)):
@@ -118,7 +118,7 @@ class Gateway:
         return _protobuf(answer)
 
     async def _flush(self, request: Request) -> Response:
-        """An answer that a worker could not send by its connection."""
+        """Accept a response that a worker could not send over its connection."""
         content = await read_body(request, PROTOBUF, MAX_REPLY_BYTES)
         try:
             response = pb.SDKResponse.FromString(content)
@@ -137,11 +137,11 @@ class Gateway:
             while True:
                 await self._handle(worker, await _receive(socket))
         except RegistrationError as error:
-            logger.warning("a worker is refused: %s", error)
+            logger.warning("worker rejected: %s", error)
             await worker.send(_Kind.SYNC_FAILED)
             await socket.close(_REFUSED, str(error)[:100])
         except WebSocketDisconnect:
-            logger.info("a worker has disconnected")
+            logger.info("worker disconnected")
         finally:
             self._workers.discard(worker)
             for answered in worker.calls.values():
@@ -149,11 +149,7 @@ class Gateway:
                     answered.set_result(_lost())
 
     async def _greet(self, worker: Worker) -> None:
-        """Get to know a worker: its functions are registered as if it were an app with an address.
-
-        Raises:
-            RegistrationError: what it says is not readable.
-        """
+        """Perform the handshake and register the worker's functions, as for an HTTP app."""
         await worker.send(_Kind.GATEWAY_HELLO)
         message = await _receive(worker.socket)
         if message.kind != _Kind.WORKER_CONNECT:
@@ -164,9 +160,7 @@ class Gateway:
                 self._register({"appname": app.app_name, "functions": functions})
                 worker.apps |= {function["id"]: app.app_name for function in functions}
             except ValueError as error:
-                raise RegistrationError(
-                    f"a worker's functions are not readable: {error}"
-                ) from error
+                raise RegistrationError(f"a worker's functions are invalid: {error}") from error
         ready = pb.GatewayConnectionReadyData(
             heartbeat_interval=_HEARTBEAT, extend_lease_interval=_EXTEND_LEASE
         )
@@ -174,7 +168,7 @@ class Gateway:
         self._workers.add(worker)
         async with self._connected:
             self._connected.notify_all()
-        logger.info("a worker has connected with %d functions", len(worker.apps))
+        logger.info("worker connected with %d functions", len(worker.apps))
 
     async def _handle(self, worker: Worker, message: pb.ConnectMessage) -> None:
         match message.kind:
@@ -208,7 +202,7 @@ def _read(response: pb.SDKResponse) -> sdk.Outcome:
     try:
         answer = json.loads(response.body)
     except ValueError:
-        return sdk.failure("ResponseError", "the worker's answer is not what the SDK sends")
+        return sdk.failure("ResponseError", "the worker's response is not in the SDK's format")
     return sdk.read(
         _HTTP_STATUS.get(response.status, 500),
         answer,
@@ -222,11 +216,7 @@ def _lost() -> sdk.SdkFailure:
 
 
 async def _receive(socket: WebSocket) -> pb.ConnectMessage:
-    """The next message.
-
-    Raises:
-        RegistrationError: it is none of this protocol.
-    """
+    """Return the next message."""
     message = pb.ConnectMessage()
     try:
         message.ParseFromString(await socket.receive_bytes())

@@ -1,4 +1,4 @@
-"""How a function is called: at its address, or by the worker that has connected for it."""
+"""Call a function: at its address, or on the worker that has registered it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 
 class FunctionInvoker:
-    """Calls functions, each where it is."""
+    """Calls functions over HTTP or through the gateway."""
 
     def __init__(self, client: httpx.AsyncClient, register: Callable[[object], object]) -> None:
-        """Make a caller.
+        """Create an invoker.
 
         Args:
             client: reaches the apps that have an address.
-            register: takes the functions of a worker that connects.
+            register: registers the functions of a worker that connects.
         """
         self._client = client
         self._gateway = _gateway(register)
         self.routes: Sequence[BaseRoute] = self._gateway.routes if self._gateway else ()
 
     async def ready(self, function: Function) -> None:
-        """Wait until there is somebody to call. That is no attempt, as on Inngest."""
+        """Wait until a worker can be called. As on Inngest, waiting is not an attempt."""
         if gateway := self._gateway_of(function):
             await gateway.ready(function)
 
     async def call(
         self, function: Function, body: dict[str, Any], step_id: str | None
     ) -> sdk.Outcome:
-        """Call a function once. Everything that can go wrong is a :class:`.sdk.SdkFailure`.
+        """Call a function once. Every failure becomes a :class:`.sdk.SdkFailure`.
 
         Args:
-            function: who is called.
+            function: the function to call.
             body: the call request: event, events, steps, ctx.
             step_id: the hashed id of the one step to run, in a parallel group.
         """
@@ -53,7 +53,7 @@ class FunctionInvoker:
 
 
 def _gateway(register: Callable[[object], object]) -> Gateway | None:
-    """None without what ``inngest[connect]`` installs: then no worker of ours can connect."""
+    """Create the gateway; None without ``inngest[connect]``, which a connecting worker needs."""
     try:
         from .gateway import Gateway
     except ImportError:

@@ -1,4 +1,4 @@
-"""What is told of a run's end: ``inngest/function.finished``, ``.failed`` and ``.cancelled``.
+"""Build a run's terminal events: ``inngest/function.finished``, ``.failed``, ``.cancelled``.
 
 The payloads are those of the real server (its ``executor/finalize.go``).
 """
@@ -18,12 +18,12 @@ _ERROR = ("error", "name", "message", "stack")
 
 
 class RunFailedError(Exception):
-    """A run is over, and failed.
+    """A run has failed.
 
     Args:
-        error: the app's own error, or one that says what went wrong between the app and here.
-        reason: how Inngest sees the failure, such as ``invalid status code: 500``.
-        output: what the app's last answer was, where that is not the error.
+        error: the app's own error, or one that describes the failure between the app and here.
+        reason: Inngest's description of the failure, such as ``invalid status code: 500``.
+        output: the app's last response, if that is not the error.
     """
 
     def __init__(
@@ -37,26 +37,28 @@ class RunFailedError(Exception):
 
 
 def completed(function_id: str, run_id: str, events: Sequence[Event], output: Any) -> list[Event]:
-    return _told(function_id, run_id, events, "Completed", {"result": output})
+    return _terminal_events(function_id, run_id, events, "Completed", {"result": output})
 
 
 def failed(
     function_id: str, run_id: str, events: Sequence[Event], failure: RunFailedError
 ) -> list[Event]:
     outcome = {"error": failure.error, "result": failure.output}
-    return _told(function_id, run_id, events, "Failed", outcome, FAILED)
+    return _terminal_events(function_id, run_id, events, "Failed", outcome, FAILED)
 
 
 def cancelled(function_id: str, run_id: str, events: Sequence[Event]) -> list[Event]:
-    """A cancelled run has no result and no error, and nothing says what cancelled it."""
-    return _told(function_id, run_id, events, "Cancelled", {}, CANCELLED)
+    """Return the events of a cancelled run. It has no result and no error, and no cause of the
+    cancellation.
+    """
+    return _terminal_events(function_id, run_id, events, "Cancelled", {}, CANCELLED)
 
 
 def answer(finished: Event) -> dict[str, Any]:
-    """What ``step.invoke`` keeps when the invoked function has ended.
+    """Return the result of ``step.invoke`` once the invoked function has ended.
 
-    A cancelled function has no outcome; the real server hands over the event itself, and so the
-    step returns the event's data.
+    A cancelled function has no outcome. The real server passes the event itself, so that the step
+    returns the event's data.
     """
     match finished["data"]:
         case {"error": error}:
@@ -68,7 +70,7 @@ def answer(finished: Event) -> dict[str, Any]:
 
 
 def correlation_id(event: Event) -> str | None:
-    """Which ``step.invoke`` caused this event, if one did."""
+    """Return the ``step.invoke`` that caused this event, if any."""
     match event:
         case {"name": name, "data": {"_inngest": {"correlation_id": str(id)}}} if name == INVOKED:
             return id
@@ -76,7 +78,7 @@ def correlation_id(event: Event) -> str | None:
             return None
 
 
-def _told(
+def _terminal_events(
     function_id: str,
     run_id: str,
     events: Sequence[Event],
@@ -84,9 +86,9 @@ def _told(
     outcome: Mapping[str, Any],
     also: str | None = None,
 ) -> list[Event]:
-    """The events that tell an end: one for the run, and one for each caller that waits for it.
+    """Return the terminal events: one for the run, and one for each caller that waits for it.
 
-    A run that such an event started is told to nobody: that would go on for ever.
+    A run that was triggered by a terminal event has none, because that could repeat forever.
     """
     told: list[Event] = []
     for number, event in enumerate(events):
@@ -104,7 +106,7 @@ def _told(
         }
         told.append({"name": FINISHED, "data": data})
         if also:
-            # The run's own id: however often this is told, it starts a function once.
+            # The run's own id, so that a repeated event triggers a function once.
             told.append({"id": run_id, "name": also, "data": data})
     return told
 

@@ -1,4 +1,4 @@
-"""The functions that apps have registered, and which of them an event triggers.
+"""Store the registered functions, and find those that an event triggers.
 
 See the Inngest SDK specification, section 4.3.2, "Syncing".
 """
@@ -24,22 +24,22 @@ _CANCELLABLE_S = 365 * 86400.0
 _DEFAULT_RETRIES = 4
 MAX_APPS = 100
 MAX_FUNCTIONS = 1000
-"""Of all apps together."""
+"""Maximum number of functions of all apps together."""
 
 MAX_TRIGGERS = 100
-"""Of one function, and its cancellation events too."""
+"""Maximum number of triggers of one function, including its cancellation events."""
 
 _WORKERS_URL = "wss:"
 _NEVER_BATCHED = ("cancel", "debounce", "singleton", "priority")
 
 
 class RegistrationError(Exception):
-    """An app's registration cannot be read; the message says why."""
+    """An app's registration is invalid; the message states the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """An event's name and, perhaps, a condition in CEL."""
+    """An event's name and an optional condition in CEL."""
 
     event: str
     expression: str | None
@@ -47,7 +47,7 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How a function's events are put together for one run."""
+    """How a function's events are batched for one run."""
 
     max_size: int
     timeout_s: float
@@ -57,7 +57,7 @@ class Batching:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """An event that cancels a run, for so long after the run has started."""
+    """An event that cancels a run, and how long after the start it applies."""
 
     event: str
     expression: str | None
@@ -66,7 +66,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A registered function: where to call it, how often at most, and what starts and stops it."""
+    """A registered function: its address, its maximum attempts, and what starts and cancels it."""
 
     id: str
     url: str
@@ -78,29 +78,30 @@ class Function:
 
     @property
     def is_called_at_worker(self) -> bool:
-        """Whether a connected worker is called, and not an address."""
+        """Whether a connected worker is called instead of an address."""
         return self.url.startswith(_WORKERS_URL)
 
 
 class Registry:
-    """All apps' functions. An app that registers again replaces its earlier ones."""
+    """All apps' functions. A new registration of an app replaces its earlier ones."""
 
     def __init__(self, hosts: AppHosts | None = None) -> None:
-        """
+        """Create an empty registry.
+
         Args:
-            hosts: where apps may be served; this machine, if it is not given.
+            hosts: where apps may be served. Default: this machine.
         """
         self._hosts = hosts or AppHosts()
         self._apps: dict[str, dict[str, Function]] = {}
 
     def register(self, body: object) -> tuple[str, int]:
-        """Take the registration of an app that is called at an address.
+        """Register an app that is called at an address.
 
         Returns:
-            The app's name and how many functions it has.
+            the app's name and its number of functions.
 
         Raises:
-            RegistrationError: a member is missing or wrong, an address is not allowed, or there
+            RegistrationError: a member is missing or invalid, an address is not allowed, or there
                 are too many.
         """
         name, functions = _read_app(body)
@@ -112,10 +113,10 @@ class Registry:
         return self._keep(name, functions)
 
     def register_worker(self, body: object) -> tuple[str, int]:
-        """Take the registration of an app whose worker has connected, and is called there.
+        """Register an app that is called through its connected worker.
 
         Raises:
-            RegistrationError: as :meth:`register`.
+            RegistrationError: as for :meth:`register`.
         """
         name, functions = _read_app(body)
         for function in functions:
@@ -139,7 +140,7 @@ class Registry:
         return None
 
     def triggered_by(self, event: Mapping[str, Any]) -> list[Function]:
-        """The functions that an event starts: by their triggers, or because it invokes them."""
+        """Return the functions that an event starts: by their triggers, or by invoking them."""
         return [
             function
             for functions in self._apps.values()
@@ -161,7 +162,7 @@ def _is_triggered(function: Function, trigger: Trigger, event: Mapping[str, Any]
     try:
         return matches(trigger.expression, event=event)
     except ExpressionError as error:
-        logger.error("function %s is not started: its trigger %s", function.id, error)
+        logger.error("not starting function %s: its trigger %s", function.id, error)
         return False
 
 
@@ -191,7 +192,7 @@ def _read_function(config: Any) -> Function:
             finish_timeout_s=_seconds((config.get("timeouts") or {}).get("finish")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RegistrationError(f"a function's configuration is not readable: {error!r}") from error
+        raise RegistrationError(f"a function's configuration is invalid: {error!r}") from error
     if len(function.triggers) + len(function.cancels) > MAX_TRIGGERS:
         raise RegistrationError(f"function {id}: at most {MAX_TRIGGERS} triggers and cancellations")
     if ignored := [name for name in _IGNORED if config.get(name)]:
@@ -205,12 +206,14 @@ def _read_triggers(id: str, declared: Any) -> tuple[Trigger, ...]:
         if "event" in trigger:
             triggers.append(Trigger(str(trigger["event"]), trigger.get("expression")))
         else:
-            logger.warning("LocalInngest has no clock: function %s ignores its cron trigger", id)
+            logger.warning(
+                "LocalInngest does not support cron: ignoring the cron trigger of function %s", id
+            )
     return tuple(triggers)
 
 
 def _read_batching(config: Any) -> Batching | None:
-    """The limits and the exclusions are those of the real server."""
+    """Parse the batch configuration, with the limits and exclusions of the real server."""
     if not (declared := config.get("batchEvents")):
         return None
     if clashing := [name for name in _NEVER_BATCHED if config.get(name)]:

@@ -1,4 +1,4 @@
-"""One run of a function: what it was started with, and what is kept of its steps."""
+"""One run of a function: its events, and the stored results of its steps."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from .registry import Function
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before an attempt: short, for a laptop. Inngest itself waits longer."""
+    """Delays between attempts: short, for development. Inngest itself waits longer."""
 
     first_s: float = 0.2
     factor: float = 2.0
     longest_s: float = 5.0
 
     def before(self, attempt: int) -> float:
-        """Seconds before the attempt with this number; the first retry is 1."""
+        """Return seconds before the attempt with this number; the first retry is 1."""
         return float(min(self.longest_s, self.first_s * self.factor ** (attempt - 1)))
 
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """A run that is under way.
+    """An active run.
 
     Attributes:
-        task: works on it; its result is what the function returned.
-        until_end: what is to be undone when the run has ended.
-        is_cancelled: it was asked to stop, by its own event, its timeout, or its id.
+        task: executes it; its result is the function's result.
+        until_end: callbacks to undo registrations when the run has ended.
+        is_cancelled: its cancellation was requested by an event, a timeout or its id.
     """
 
     function: Function
@@ -54,7 +54,7 @@ class Run:
         self.is_cancelled = self.task.cancel() or self.is_cancelled
 
     def request(self, attempt: int, step_id: str | None) -> dict[str, Any]:
-        """The body of a call. A call for one step of a group runs nothing else."""
+        """Return the body of a call. A call for one step of a group runs only that step."""
         return {
             "event": self.events[0],
             "events": self.events,

@@ -1,4 +1,4 @@
-"""Calling a function by the SDK's own protocol: what goes there, and what comes back.
+"""Call a function with the SDK's protocol, and parse the response.
 
 See the Inngest SDK specification, sections 4.4, "Call Requests", and 5.1, "Reporting Steps".
 """
@@ -21,17 +21,17 @@ from .registry import Function
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 10_000
-"""Characters of an answer that no SDK gave; they are shown in the run's error."""
+"""Maximum length of a non-SDK response in the run's error, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class SdkFailure:
-    """An attempt that failed, and whether and when to retry.
+    """A failed attempt, and whether and when to retry.
 
     Attributes:
-        error: as the SDK tells it, or as the real server tells what went wrong on the way there.
-        reason: how Inngest sees the failure, such as ``invalid status code: 500``.
-        output: what came back, where that is not the error.
+        error: the SDK's error, or the real server's error for a failed transport.
+        reason: Inngest's description of the failure, such as ``invalid status code: 500``.
+        output: the response, if that is not the error.
     """
 
     error: dict[str, Any]
@@ -50,7 +50,7 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The function has come to one step, or to several that are to run side by side."""
+    """The function has reached one step, or several parallel steps."""
 
     operations: list[dict[str, Any]] = field(default_factory=list)
     retriable: bool = True
@@ -60,7 +60,7 @@ Outcome = Returned | Steps | SdkFailure
 
 
 def encode(body: dict[str, Any]) -> bytes | SdkFailure:
-    """A call request as it travels. What a step returned may be no JSON."""
+    """Encode a call request. The result of a step may not be JSON."""
     try:
         return json.dumps(body, allow_nan=False).encode()
     except ValueError as error:
@@ -89,23 +89,23 @@ async def call_over_http(
         logger.warning("call to %s failed: %s", function.url, error)
         return failure("ResponseError", str(error))
     if "x-inngest-sdk" not in reply.headers:
-        logger.warning("what answered %d at %s is no Inngest SDK", reply.status, url)
+        logger.warning("%s is not an Inngest endpoint (HTTP %d)", url, reply.status)
         return _no_sdk(reply)
     status, answered = reply.status, dict(reply.headers)
     try:
         answer = json.loads(reply.content)
-        if status == 201:  # streamed: blanks, then the real answer in an envelope (section 9)
+        if status == 201:  # streamed: blanks, then the actual response in an envelope (section 9)
             status = int(answer["status"])
             answered |= {name.lower(): value for name, value in answer["headers"].items()}
             answer = json.loads(answer["body"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return failure("ResponseError", "the app's answer is not what the SDK sends")
+        return failure("ResponseError", "the app's response is not in the SDK's format")
     no_retry = answered.get("x-inngest-no-retry") == "true"
     return read(status, answer, no_retry=no_retry, retry_after=answered.get("retry-after"))
 
 
 def read(status: int, answer: Any, *, no_retry: bool, retry_after: str | None) -> Outcome:
-    """What an SDK's answer means."""
+    """Interpret an SDK's response."""
     if status == 206 and isinstance(answer, list):
         return Steps(answer, not no_retry)
     if status == 200:
@@ -116,12 +116,12 @@ def read(status: int, answer: Any, *, no_retry: bool, retry_after: str | None) -
 
 
 def failure(name: str, message: str) -> SdkFailure:
-    """A call that no SDK has answered; it may be tried again."""
+    """Return the failure of a call that no SDK has handled; it may be retried."""
     return SdkFailure({"name": name, "message": message})
 
 
 def _unreachable() -> SdkFailure:
-    """The real server puts its own error, as JSON, where a message should be."""
+    """Return the real server's error: it puts JSON into the message."""
     message = "Unable to reach SDK URL"
     error = {"error": message, "name": "Error", "message": message}
     output = json.dumps({"error": error}, separators=(",", ":"))
@@ -129,7 +129,7 @@ def _unreachable() -> SdkFailure:
 
 
 def _no_sdk(reply: Reply) -> SdkFailure:
-    """A proxy, a crashed app, or a wrong address."""
+    """Return the error for a proxy, a crashed app, or an invalid address."""
     message = f"Your server returned HTTP {reply.status} before the SDK responded."
     stack = (
         "No step output was produced before the request failed — this can mean a proxy or load "

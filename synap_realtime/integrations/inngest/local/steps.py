@@ -1,4 +1,4 @@
-"""A run's steps: replay with what is kept, retries, sleeps, waits, parallel groups, invocations.
+"""Execute a run's steps: replay, retries, sleeps, waits, parallel groups, invocations.
 
 See the Inngest SDK specification, section 5, "Steps".
 """
@@ -27,7 +27,7 @@ _KEPT_OF_ERRORS = ("name", "message", "stack", "data", "cause")
 
 
 class StepRunner:
-    """Calls functions again and again, and does what their steps ask for."""
+    """Calls functions repeatedly and executes the steps that they report."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class StepRunner:
         self._invocations: dict[str, asyncio.Future[Event]] = {}
 
     async def drive(self, run: Run) -> Any:
-        """Take a run to its end.
+        """Execute a run to its end.
 
         Returns:
-            What the function returned.
+            the function's result.
 
         Raises:
             RunFailedError: it failed, and no attempt is left.
@@ -61,7 +61,7 @@ class StepRunner:
                 if isinstance(outcome, sdk.Returned):
                     return outcome.output
                 for operation in outcome:
-                    # In a race, the function is called while steps of its group are under way.
+                    # In a race, the function is called while steps of its group are active.
                     if (id := operation["id"]) not in pending:
                         pending[id] = asyncio.create_task(self._operate(run, operation))
                 if not pending:
@@ -76,7 +76,7 @@ class StepRunner:
             await asyncio.gather(*pending.values(), return_exceptions=True)
 
     def answer(self, event: Event) -> None:
-        """Let a ``step.invoke`` go on that waits for the end which this event tells."""
+        """Resume the ``step.invoke`` that waits for this terminal event."""
         if event["name"] != lifecycle_events.FINISHED:
             return
         invocation = self._invocations.get(event["data"].get("correlation_id", ""))
@@ -84,7 +84,7 @@ class StepRunner:
             invocation.set_result(event)
 
     async def idle(self) -> None:
-        """Wait until no call is under way, also none of a run that has ended."""
+        """Wait until no call is active, including calls of runs that have ended."""
         while self._calls:
             await asyncio.wait(self._calls)
 
@@ -94,7 +94,7 @@ class StepRunner:
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     async def _attempts(self, run: Run, step_id: str | None) -> sdk.Returned | list[dict[str, Any]]:
-        """Call until something other than a failure comes back, or no attempt is left.
+        """Call until the result is not a failure, or no attempt is left.
 
         Raises:
             RunFailedError: the function's last error.
@@ -117,7 +117,7 @@ class StepRunner:
                 raise RunFailedError(error, reason, output)
             pause = self._pause(attempt, retry_at)
             logger.info(
-                "%s: attempt %d of %d failed (%s), next in %.1f s",
+                "%s: attempt %d of %d failed (%s); retrying in %.1f s",
                 run,
                 attempt,
                 run.function.max_attempts,
@@ -127,7 +127,7 @@ class StepRunner:
             await asyncio.sleep(pause)
 
     async def _attempt(self, run: Run, attempt: int, step_id: str | None) -> sdk.Outcome:
-        """One call. It outlives a cancelled run: as on Inngest, the app is not interrupted."""
+        """Make one call. It outlives a cancelled run: as on Inngest, the app is not interrupted."""
         await self._caller.ready(run.function)
         call = asyncio.create_task(
             self._caller.call(run.function, run.request(attempt, step_id), step_id)
@@ -142,11 +142,7 @@ class StepRunner:
         return max(0.0, (retry_at - datetime.now(UTC)).total_seconds())
 
     async def _operate(self, run: Run, operation: Mapping[str, Any]) -> None:
-        """Do what one reported step asks for, and keep its result.
-
-        Raises:
-            RunFailedError: the operation is unknown here, or its function failed for good.
-        """
+        """Execute one reported step, and store its result."""
         step_id, opts = operation["id"], operation.get("opts") or {}
         match operation.get("op"):
             case "StepRun":
@@ -158,7 +154,7 @@ class StepRunner:
             case "StepPlanned":
                 outcome = await self._attempts(run, step_id)
                 if isinstance(outcome, sdk.Returned):
-                    # The function returned instead: the next call finds that out again.
+                    # The function returned instead; the next call observes that again.
                     return
                 for planned in outcome:
                     await self._operate(run, planned)
@@ -188,7 +184,7 @@ class StepRunner:
     async def _invoke(
         self, run: Run, operation: Mapping[str, Any], opts: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Start another function's run, and wait for its end; it does not end with this one."""
+        """Start another function's run, and wait for its end; it does not end with this run."""
         function_id = str(opts["function_id"])
         timeout_s = _seconds(opts["timeout"]) if opts.get("timeout") else _YEAR_S
         event = events.invoked(

@@ -1,4 +1,4 @@
-"""Who waits for an event: steps that go on with it, and runs that it cancels."""
+"""Steps that wait for an event, and runs that an event cancels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """Waits for an event of one name, for which the condition holds (``event`` is the run's)."""
+    """Waits for an event of one name for which the condition holds (``event`` is the run's)."""
 
     run_event: Event
     name: str
@@ -36,7 +36,7 @@ class Waiter:
 
 
 class Waiters:
-    """All who wait, in this process."""
+    """All waiters of this process."""
 
     def __init__(self) -> None:
         self._waiting: set[Waiter] = set()
@@ -44,7 +44,7 @@ class Waiters:
     async def wait(
         self, run_event: Event, name: str, expression: str | None, timeout_s: float
     ) -> Event | None:
-        """The first event that is waited for; None when time is up.
+        """Return the first matching event; None after the timeout.
 
         Raises:
             ExpressionError: the condition cannot be evaluated.
