@@ -59,7 +59,7 @@ class Recipient:
         """Return the rooms of the user and the request, and the reasons why one is missing."""
         rooms, problems = [], list(self.problems)
         if self.user_id is None and not problems:
-            problems.append("the job's data has no userId")
+            problems.append("the job's data names no user (userId)")
         for parse_room_param, key in ((user_room, self.user_id), (request_room, self.request_id)):
             if key is not None:
                 try:

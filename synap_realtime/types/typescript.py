@@ -119,7 +119,7 @@ class Models:
             name = re.sub(r"\W", "_", model, flags=re.ASCII)
             if name in _TAKEN or name in self._names.values():
                 raise InvalidArgumentError(
-                    model, f"{name!r} is a reserved name in TypeScript; rename it"
+                    model, f"{name!r} is already used or reserved in TypeScript; rename it"
                 )
             self._names[model] = name
 

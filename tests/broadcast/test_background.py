@@ -70,7 +70,7 @@ def test_logs_an_unavailable_server_once_without_waiting_for_it(
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert "could not be reached" in said[0]
-    assert "is back" in said[1]
+    assert "reconnected to" in said[1]
     assert "0 notifications were dropped" in said[1]
 
 

@@ -17,7 +17,7 @@ async def test_a_line_for_each_check_and_0_if_nothing_failed(rooms: str) -> None
     assert (code, errors) == (0, "")
     lines = out.splitlines()
     assert all(line[:6] in ("ok    ", "warn  ") for line in lines)
-    assert any(line.startswith("ok    WebSocket      published and heard in ") for line in lines)
+    assert any(line.startswith("ok    WebSocket      published and received in ") for line in lines)
 
 
 async def test_json_for_programs_and_1_if_something_failed() -> None:

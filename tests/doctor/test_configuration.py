@@ -32,7 +32,7 @@ async def test_names_an_invalid_setting_and_checks_the_others(
     found = await diagnosis()
     assert found["configuration"].level == "fail"
     assert "SYNAP_REALTIME_PORT" in found["configuration"].found
-    assert "there is no directory" in found["store"].found
+    assert "does not exist" in found["store"].found
 
 
 async def test_a_host_that_others_reach_needs_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ async def test_a_file_that_never_answers_holds_nothing_up(tmp_path: Path) -> Non
     [
         (200, json.dumps(DOCUMENT), "ok", "3 keys"),
         (200, '{"keys": []}', "fail", "has no key for"),
-        (200, "<html>", "fail", "no JWK set"),
+        (200, "<html>", "fail", "not a JWK set"),
         (404, "", "fail", "answered 404"),
     ],
 )

@@ -43,8 +43,8 @@ async def test_reports_an_invalid_address() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (200, "<html>hello</html>", "no room server"),
-        (404, "", "no room server"),
+        (200, "<html>hello</html>", "is not a room server"),
+        (404, "", "is not a room server"),
         (502, "", "answered 502"),
         (301, "", "redirects to https://elsewhere.example/health"),
     ],

@@ -55,7 +55,7 @@ async def test_reports_a_store_that_does_not_exist(url: str) -> None:
 
 async def test_does_not_create_a_missing_file(path: Path) -> None:
     found = await said_of(path)
-    assert (found.level, "not there yet" in found.found) == ("ok", True)
+    assert (found.level, "does not exist yet" in found.found) == ("ok", True)
 
 
 async def test_a_file_at_rest_is_checked(path: Path) -> None:
@@ -154,7 +154,7 @@ def test_how_much_space_will_do() -> None:
 async def test_skips_a_custom_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_WORKERS", "2")
     found = (await diagnosis(store="tests.support.replicated_store:dying"))["store"]
-    assert (found.level, "is not looked into" in found.found) == ("ok", True)
+    assert (found.level, "is not checked" in found.found) == ("ok", True)
 
 
 async def test_workers_need_a_store_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:

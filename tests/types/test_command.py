@@ -93,7 +93,7 @@ def test_a_file_is_replaced_as_a_whole(app: Path) -> None:
         (["gone:X"], "gone:X: cannot import gone"),
         (["reports:GONE"], "reports:GONE: reports has no GONE"),
         (["reports:ReportCreated"], "reports:ReportCreated: expected a JobType"),
-        (["reports:WRONG"], "report.read: data is a JSON object"),
+        (["reports:WRONG"], "report.read: data must be a JSON object"),
         (["--out", "gone/x.ts"], "--out: cannot write gone/x.ts: No such file"),
         (["--out", "reports.py/x.ts"], "--out: cannot write reports.py/x.ts: Not a directory"),
         (["--out", "."], "--out: cannot write .: "),

@@ -110,10 +110,10 @@ class Uncallable(BaseModel):
 @pytest.mark.parametrize(
     ("payload", "problem"),
     [
-        (int, "data is a JSON object, and <class 'int'> is none"),
-        (list[int], "data is a JSON object"),
-        (RootModel[list[int]], "data is a JSON object"),
-        (TaskCreated | int, "data is a JSON object"),
+        (int, "data must be a JSON object, and <class 'int'> is not"),
+        (list[int], "data must be a JSON object"),
+        (RootModel[list[int]], "data must be a JSON object"),
+        (TaskCreated | int, "data must be a JSON object"),
         (Uncallable, "Cannot generate a JsonSchema"),
         (object(), "Unable to generate pydantic-core schema"),
         ("Gone", "Gone"),

@@ -68,7 +68,7 @@ def test_the_type_of(schema: object, typescript: str) -> None:
         ({"if": {}, "then": {}}, "keyword 'if'"),
         ({"type": "array", "items": {"dependentRequired": {}}}, r"a.b\[\]: .* 'dependentRequired'"),
         ({"type": "object", "properties": {"c": {"not": {}}}}, "a.b.c: .* keyword 'not'"),
-        ({"properties": {}}, "'properties' needs a 'type'"),
+        ({"properties": {}}, "'properties' requires a 'type'"),
         ({"type": "date"}, "no such type in JSON: 'date'"),
         ({"const": [1]}, "no literal type"),
         ({"enum": [float("inf")]}, "no literal type"),
@@ -83,12 +83,12 @@ def test_unrepresentable_type_is_an_error_with_its_location(schema: Any, problem
 
 @pytest.mark.parametrize("name", ["NotificationData", "any", "MaybeTruncated"])
 def test_a_name_that_is_taken_is_refused(name: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="is taken in TypeScript"):
+    with pytest.raises(InvalidArgumentError, match="is already used or reserved in TypeScript"):
         Models({name: {"type": "object"}})
 
 
 def test_two_models_never_get_one_name() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"a-b: 'a_b' is taken"):
+    with pytest.raises(InvalidArgumentError, match=r"a-b: 'a_b' is already used"):
         Models({"a_b": {}, "a-b": {}})
 
 
