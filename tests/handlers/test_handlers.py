@@ -171,8 +171,8 @@ async def test_running_twice_with_the_same_run_id_leaves_one(
         (handle_task_creation, {"title": ""}, "The title is empty."),
         (handle_task_creation, {"title": "t", "priority": "whatever"}, "The priority must be one"),
         (handle_task_creation, {"title": "t", "dueDate": "soon"}, "The due date must be a date"),
-        (handle_task_completion, {}, "The task's id is empty."),
-        (handle_task_completion, {"entityId": "nobody's"}, "There is no such task."),
+        (handle_task_completion, {}, "The task's ID is empty."),
+        (handle_task_completion, {"entityId": "nobody's"}, "Task not found."),
         (handle_project_creation, {"title": None}, "The title is empty."),
         (
             handle_project_creation,
@@ -180,7 +180,7 @@ async def test_running_twice_with_the_same_run_id_leaves_one(
             "ends before it starts",
         ),
         (handle_conversation_message, {"conversationId": "c"}, "The message is empty."),
-        (handle_conversation_message, {"content": "x"}, "conversation's id is empty"),
+        (handle_conversation_message, {"content": "x"}, "conversation's ID is empty"),
     ],
 )
 async def test_invalid_input_gets_a_user_facing_error_and_stores_nothing(
@@ -195,7 +195,7 @@ async def test_invalid_input_gets_a_user_facing_error_and_stores_nothing(
 async def test_task_of_another_user_is_not_found(world: World) -> None:
     task = await handle_task_creation(InProcessRun({"title": "t"}), world.services)
     run = InProcessRun({"entityId": task.entity_id}, user_id="7")
-    with pytest.raises(InvalidInputError, match="no such task"):
+    with pytest.raises(InvalidInputError, match="not found"):
         await handle_task_completion(run, world.services)
 
 
