@@ -195,7 +195,7 @@ async def test_invalid_input_gets_a_user_facing_error_and_stores_nothing(
 async def test_task_of_another_user_is_not_found(world: World) -> None:
     task = await handle_task_creation(InProcessRun({"title": "t"}), world.services)
     run = InProcessRun({"entityId": task.entity_id}, user_id="7")
-    with pytest.raises(InvalidInputError, match="not found"):
+    with pytest.raises(InvalidInputError, match="Task not found"):
         await handle_task_completion(run, world.services)
 
 

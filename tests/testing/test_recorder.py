@@ -171,7 +171,7 @@ def test_the_order_is_asserted(realtime: RealtimeRecorder) -> None:
     run = RunNotifications(REPORT, "r7")
     publish(run.started(), run.progress("1", 0.5, None, None), run.completed({}))
     realtime.assert_order(REPORT.started, REPORT.completed)
-    with pytest.raises(AssertionError, match=r"started is missing, or was received too early\narrived:"):
+    with pytest.raises(AssertionError, match=r"started is missing, or was received too early\n"):
         realtime.assert_order(REPORT.completed, REPORT.started)
 
 
