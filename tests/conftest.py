@@ -1,4 +1,4 @@
-"""What the tests share: a real room server on a free port."""
+"""Fixtures that all tests share: a real room server on a free port."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--rounds", type=int, default=5, help="deaths of the server in tests/faults")
+    parser.addoption(
+        "--rounds", type=int, default=5, help="times that the server is killed in tests/chaos"
+    )
 
 
 @pytest.hookimpl(wrapper=True)

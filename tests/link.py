@@ -1,4 +1,4 @@
-"""A bad network between a client and a server: a TCP proxy that a test can break and mend."""
+"""A TCP proxy between client and server that a test can break and restore."""
 
 from __future__ import annotations
 

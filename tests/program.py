@@ -1,4 +1,4 @@
-"""The real server program, on one port, that a test can kill and start anew."""
+"""The real server program on one port, which a test can kill and restart."""
 
 from __future__ import annotations
 

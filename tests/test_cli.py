@@ -1,4 +1,4 @@
-"""``synap-realtime subscribe`` and ``send`` as people run them: processes, pipes, signals."""
+"""``synap-realtime subscribe`` and ``publish`` as users run them: processes, pipes, signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of known differences says what is true, or it is an error."""
+"""The list of known differences is accurate, or loading it is an error."""
 
 from __future__ import annotations
 

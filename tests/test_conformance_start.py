@@ -1,4 +1,4 @@
-"""`scripts/conformance` with a wrong argument: one line at once, not some hundred failures."""
+"""`scripts/conformance` with an invalid argument prints one line instead of failing every case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package's errors cross a process's border as they are."""
+"""The package's errors survive pickling unchanged."""
 
 from __future__ import annotations
 

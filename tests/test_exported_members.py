@@ -1,4 +1,4 @@
-"""The public names are a promise: this test is where they change."""
+"""The public names are a promise: changing them requires changing this test."""
 
 from __future__ import annotations
 

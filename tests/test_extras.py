@@ -1,4 +1,4 @@
-"""What is said where an extra is not installed: the package, and the command that installs it."""
+"""A missing extra is an error that names the package and the install command."""
 
 from __future__ import annotations
 

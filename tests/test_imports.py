@@ -1,4 +1,4 @@
-"""Who may import whom: the contracts in pyproject.toml, "tool.importlinter"."""
+"""The import contracts in pyproject.toml, "tool.importlinter"."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`synap-realtime generate-keys`: the file of `serve --keys-file` is made and changed as a
-whole."""
+"""`synap-realtime generate-keys` creates and replaces the file of `--keys-file` atomically."""
 
 from __future__ import annotations
 

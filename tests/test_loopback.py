@@ -1,4 +1,4 @@
-"""Admission to the servers of a developer's machine, where the wire tests do not reach."""
+"""Admission to the servers of a developer's machine, as far as wire tests cannot show it."""
 
 from __future__ import annotations
 

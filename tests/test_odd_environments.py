@@ -1,4 +1,4 @@
-"""The command wherever it is started: closed streams, full disks, odd locales, removed folders."""
+"""The command in unusual environments: closed streams, full disks, locales, removed folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A credential that was given in a wrong place is repeated to nobody."""
+"""A credential given in a wrong place is never repeated."""
 
 from __future__ import annotations
 

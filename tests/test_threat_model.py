@@ -1,4 +1,4 @@
-"""``docs/threat-model.md``: what shows a defence is there."""
+"""``docs/threat-model.md``: each defence names tests that exist."""
 
 from __future__ import annotations
 

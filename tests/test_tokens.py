@@ -1,4 +1,4 @@
-"""Minting and explaining tokens, in Python and at a terminal."""
+"""Minting and inspecting tokens, in Python and at a terminal."""
 
 from __future__ import annotations
 

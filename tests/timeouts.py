@@ -1,4 +1,4 @@
-"""How long tests wait for what must come, in one place.
+"""How long tests wait for an expected event, in one place.
 
 Set ``TESTS_TIMEOUT_FACTOR`` to multiply all of it on a slow or busy machine.
 """

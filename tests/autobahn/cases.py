@@ -1,7 +1,7 @@
-"""What Autobahn's WebSocket test suite sends to a server that echoes, and what must come back.
+"""The cases of Autobahn's WebSocket test suite: what each sends, and the expected events.
 
 Groups 1 to 7, 9 and 10: the 301 cases that need no extension, under the suite's own numbers. Where
-the suite has several grades, here stands the best one ("OK").
+the suite has several grades, the best one ("OK") is required here.
 
 Source: crossbario/autobahn-testsuite, ``autobahntestsuite/case/``.
 """

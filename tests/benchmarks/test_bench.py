@@ -1,7 +1,7 @@
-"""``scripts/bench`` counts what it says: each shape with few connections, ours and the C limit.
+"""``scripts/bench`` measures correctly: each scenario with few connections, ours and the C bound.
 
-What a round costs is not looked at; that every notification was delivered exactly once is: a round
-with other deliveries than those expected is an error.
+The tests do not assert costs. They assert that every notification is delivered exactly once: a
+round with other deliveries than expected is an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A room server whose answers wait until the test lets them out."""
+"""A room server that holds back its responses until the test releases them."""
 
 from __future__ import annotations
 

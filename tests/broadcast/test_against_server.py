@@ -1,4 +1,4 @@
-"""The SDK against a real room server, and against servers that are not there or hang."""
+"""The SDK against a real room server, and against servers that are unreachable or hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing in the background: in order, never waiting, and nothing lost that can be kept."""
+"""Background publishing keeps the order, never blocks the caller and loses nothing it can keep."""
 
 from __future__ import annotations
 

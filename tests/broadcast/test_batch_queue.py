@@ -1,4 +1,4 @@
-"""The queue as it is, without a network: nothing is lost, doubled or overtaken in its room."""
+"""The batch queue without a network loses, duplicates and reorders nothing within a room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes while a request is under way goes together in the next one; nobody pays for others."""
+"""Calls made during a request share the next one, and fail independently."""
 
 from __future__ import annotations
 

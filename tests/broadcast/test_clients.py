@@ -1,4 +1,4 @@
-"""What a broadcast sends, when it tries again, and what it says of itself; over respx."""
+"""Requests, retries and results of a broadcast, with respx as the server."""
 
 from __future__ import annotations
 

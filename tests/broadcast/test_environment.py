@@ -1,4 +1,4 @@
-"""No environment, fork, event loop or end of the process makes publishing harm the caller."""
+"""Publishing never harms the caller: proxies, forks, event loops and interpreter shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a server answers, a broadcast returns in time with a truthful result."""
+"""A broadcast returns in time with a truthful result for any server behaviour."""
 
 from __future__ import annotations
 

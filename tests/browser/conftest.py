@@ -1,4 +1,4 @@
-"""Chromium, for what only a browser shows."""
+"""Chromium, for behaviour that only a browser shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of another origin than the room server's, and what they have heard."""
+"""Pages of another origin than the room server's, and what they received."""
 
 from __future__ import annotations
 

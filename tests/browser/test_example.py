@@ -1,4 +1,4 @@
-"""The example's page as a person meets it: in Chromium, with the whole system behind it."""
+"""The example's page in Chromium, with the whole system behind it."""
 
 from __future__ import annotations
 

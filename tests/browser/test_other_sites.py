@@ -1,8 +1,8 @@
 """A page of another site in Chromium, against the servers of a developer's machine.
 
-The page tries each way in which a browser sends a request, with each method and media type. Then
-nothing may have happened. Two sites are tried: one with a name of its own, and one that has pointed
-its name at the server itself (DNS rebinding), so that the browser takes the two for one.
+The page sends requests in every way that a browser offers, with each method and media type; none
+may have an effect. Two sites are tested: one with its own host name, and one that resolves its name
+to the server itself (DNS rebinding), so that the browser sees one origin.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``@synap/realtime`` as npm hands it out."""
+"""``@synap/realtime`` as npm packs it."""
 
 from __future__ import annotations
 

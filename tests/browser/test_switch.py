@@ -1,4 +1,4 @@
-"""One page and one job, first with the Python server, then with the Worker: one URL is turned."""
+"""One page and one job switch from the Python server to the Worker by changing one URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds when processes die, links break and clients misbehave. Each test is bounded in time.
+"""Crashes, broken links and misbehaving clients. Each test is bounded in time.
 
-``scripts/test tests/faults --rounds 200`` goes on for about ten minutes.
+``scripts/test tests/chaos --rounds 200`` runs for about ten minutes.
 """

@@ -1,4 +1,4 @@
-"""However many strangers knock: the server keeps few of them, and answers who means it."""
+"""The server bounds its pending connections and serves real clients during a flood."""
 
 from __future__ import annotations
 

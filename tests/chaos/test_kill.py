@@ -1,4 +1,4 @@
-"""``kill -9`` of the server: what was answered 200 reaches everyone who resumes, once, in order."""
+"""``kill -9`` of the server: acknowledged publishes reach every resuming client once, in order."""
 
 from __future__ import annotations
 

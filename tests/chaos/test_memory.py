@@ -1,4 +1,4 @@
-"""5,000 rooms that come and go: what they took is given back."""
+"""The memory of 5,000 short-lived rooms is released."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the cases speak with: HTTP, WebSockets, event streams, and bare sockets.
+"""The client of the cases: HTTP, WebSockets, event streams, and bare sockets.
 
-Every wait ends: with what was waited for, or after ``TIMEOUT_S`` with an error.
+Every wait is bounded: it fails with an error after ``TIMEOUT_S``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which server the cases meet: one that runs somewhere, or ours, started here."""
+"""The server under test: one that runs already, or one of ours, started here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server with keys wants to see, minted here: it knows the same key and the same secret."""
+"""Credentials for a server with keys, minted with the key and the secret that it knows."""
 
 from __future__ import annotations
 

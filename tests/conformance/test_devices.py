@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Subscribing", Devices: what the phone has received still waits for the laptop."""
+"""PROTOCOL.md, "Subscribing", Devices: each device has its own acknowledged cursor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Errors", and that no client can do harm with what it sends."""
+"""PROTOCOL.md, "Errors", and that no client input harms the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Presence". Without keys, whose connection it is only a user's room tells."""
+"""PROTOCOL.md, "Presence". Without keys, only a user's room identifies its user."""
 
 from __future__ import annotations
 

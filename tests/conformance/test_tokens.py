@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Authentication and authorization": which tokens count, and what each opens."""
+"""PROTOCOL.md, "Authentication and authorization": which tokens are valid, and what each grants."""
 
 from __future__ import annotations
 

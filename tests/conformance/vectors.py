@@ -1,14 +1,15 @@
-"""Tokens, and what a server with keys has to say to each: the same for every implementation.
+"""Tokens and the expected response of a server with keys to each, for every implementation.
 
 ``tokens.json`` holds them with a fixed secret and a fixed time, for tests that can give a clock.
-``test_tokens.py`` signs those of the shared secret anew and shows them to a server.
+``test_tokens.py`` re-signs those of the shared secret with the current time and sends them to a
+server.
 
 ::
 
-    python -m tests.conformance.vectors      # writes tokens.json anew
+    python -m tests.conformance.vectors      # rewrites tokens.json
 
-The private halves of the file's public keys are forgotten at once; ``tests/test_token_vectors.py``
-proves what each token says and who signed it.
+The private keys of the file's public keys are discarded immediately;
+``tests/server/auth/test_token_vectors.py`` verifies the claims and the signature of each token.
 """
 
 from __future__ import annotations

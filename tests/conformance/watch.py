@@ -1,4 +1,4 @@
-"""What only time shows: begun before the first case, read after the last one."""
+"""Cases that need time: started before the first case, and read after the last one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our Worker on workerd, the runtime of Cloudflare's machines, started here."""
+"""Our Worker on workerd, the runtime of Cloudflare's network, started here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of ``deploy/`` share: promtool, and what a real server shows to Prometheus."""
+"""Fixtures for ``deploy/``: promtool, and the metrics of a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which series a PromQL expression asks for: enough of the language for the queries of deploy/."""
+"""Parse which series a PromQL expression reads, as far as the queries of deploy/ need it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``deploy/alerts.yml``: Prometheus takes it, and each alert is tested both ways."""
+"""``deploy/alerts.yml``: Prometheus accepts it, and each alert is tested firing and not firing."""
 
 from __future__ import annotations
 

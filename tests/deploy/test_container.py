@@ -1,4 +1,4 @@
-"""``deploy/Containerfile``, as far as that can be seen without a container engine."""
+"""``deploy/Containerfile``, as far as it can be checked without a container engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``deploy/dashboard.json``: what Grafana needs to import it anywhere."""
+"""``deploy/dashboard.json`` can be imported into any Grafana."""
 
 from __future__ import annotations
 

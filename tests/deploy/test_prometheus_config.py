@@ -1,4 +1,4 @@
-"""``deploy/prometheus.yml``: Prometheus takes it, with the alerts beside it."""
+"""``deploy/prometheus.yml``: Prometheus accepts it, with the alerts beside it."""
 
 from __future__ import annotations
 

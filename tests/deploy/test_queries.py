@@ -1,4 +1,4 @@
-"""What the alerts, their tests and the dashboard ask for is what a real server shows."""
+"""The alerts, their tests and the dashboard query only metrics that a real server exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``deploy/synap-realtime.service``: systemd takes it, and finds it closed."""
+"""``deploy/synap-realtime.service``: systemd accepts it and rates it as hardened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages show compiles: Python by mypy, TypeScript by tsc; and the commands exist."""
+"""The snippets of the pages compile (mypy, tsc), and the commands that they show exist."""
 
 from __future__ import annotations
 

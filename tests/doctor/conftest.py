@@ -1,5 +1,4 @@
-"""What these tests share: an environment without settings, and servers that are not as they should
-be."""
+"""Fixtures of these tests: an environment without settings, and misconfigured servers."""
 
 from __future__ import annotations
 

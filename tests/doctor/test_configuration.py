@@ -1,4 +1,4 @@
-"""What is said of the settings."""
+"""Findings about the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of the keys: never one of them."""
+"""Findings about the keys, which never contain a key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way to the room server, and who answers there."""
+"""Findings about the path to the room server, and about the server that responds there."""
 
 from __future__ import annotations
 

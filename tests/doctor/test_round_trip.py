@@ -1,4 +1,4 @@
-"""A notification goes round, or it is said where it stopped."""
+"""A notification completes a round trip, or the finding names the step that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One check that breaks or hangs hides none of the others."""
+"""A check that raises or hangs does not hide the other findings."""
 
 from __future__ import annotations
 

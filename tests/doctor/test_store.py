@@ -1,4 +1,4 @@
-"""What is said of the store, which is only looked at."""
+"""Findings about the store, which the doctor only reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example as a stranger runs it, and its parts on what they can be pointed to."""
+"""The example as a new user runs it, and its adapters for databases and storages."""
 
 from __future__ import annotations
 

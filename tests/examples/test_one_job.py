@@ -1,4 +1,4 @@
-"""The example prints what its docstring says."""
+"""The example prints the output in its docstring."""
 
 from __future__ import annotations
 

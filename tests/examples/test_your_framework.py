@@ -1,4 +1,4 @@
-"""The example tells what its page says, and the page shows the example."""
+"""The example reports what its page describes, and the page shows the example."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fuzz targets for everything that parses what a stranger sends. ``scripts/fuzz --help``.
+"""Fuzz targets for everything that parses untrusted input. ``scripts/fuzz --help``.
 
 A target (:mod:`.targets`) takes one input and raises when a rule is broken. Two drivers feed it:
 atheris, which is guided by coverage, where its wheel exists, and :mod:`.mutation` everywhere else.

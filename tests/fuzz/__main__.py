@@ -1,4 +1,4 @@
-"""Run the fuzz targets: each in a process of its own, one after the other or some at once."""
+"""Run the fuzz targets, each in its own process, one after the other or concurrently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fuzz targets hold for their corpus, and each of them notices when its parser is broken."""
+"""Each fuzz target passes on its corpus and notices when its parser is broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The five handlers on a real database and a real storage, with a run that needs no framework."""
+"""The five handlers on a real database and a real storage, run without a framework."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An id that is an int or a UUID, as a database's primary key, in each integration."""
+"""User ids that are an int or a UUID, such as a primary key, in each integration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of run_job() that was announced ends with one terminal notification, whatever ends it."""
+"""Each started run of run_job() ends with exactly one terminal notification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs whose code leaves the process: ``python -m tests.jobs.processes CASE [METHOD]``."""
+"""Jobs whose code runs in another process: ``python -m tests.jobs.processes CASE [METHOD]``."""
 
 from __future__ import annotations
 

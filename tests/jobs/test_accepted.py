@@ -1,4 +1,4 @@
-"""Answering a request whose work is done later."""
+"""Responses to a request whose work is done later."""
 
 from __future__ import annotations
 

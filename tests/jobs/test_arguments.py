@@ -1,4 +1,4 @@
-"""What a job says about itself is converted, or left out: it never makes the job fail."""
+"""Arguments of a job's reports are converted or omitted, and never fail the job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finalizer runs in the middle of any code, and reports nothing for the job it interrupts."""
+"""A finalizer that interrupts a job reports nothing for it."""
 
 from __future__ import annotations
 

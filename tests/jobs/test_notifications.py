@@ -1,4 +1,4 @@
-"""What the user hears of a run, and what not."""
+"""The notifications that a run publishes."""
 
 from __future__ import annotations
 

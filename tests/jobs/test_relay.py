@@ -1,4 +1,4 @@
-"""What the process that runs a job takes from others, and what those do without it."""
+"""The relay between a job's process and its child processes, and the children without it."""
 
 from __future__ import annotations
 

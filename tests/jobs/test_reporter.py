@@ -1,4 +1,4 @@
-"""A reporter tells everyone who waits, in order, and makes nobody wait."""
+"""A reporter notifies all recipients in order and never blocks the job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any result becomes the data of a notification, whatever it is made of."""
+"""Any result fits into the data of a notification."""
 
 from __future__ import annotations
 

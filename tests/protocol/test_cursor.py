@@ -1,4 +1,4 @@
-"""Cursors are read only as they were written."""
+"""Cursors are parsed only in the form in which they were written."""
 
 from __future__ import annotations
 

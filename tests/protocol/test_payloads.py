@@ -1,4 +1,4 @@
-"""What the payloads say of themselves to those who read them in other languages."""
+"""The schemas of the payloads are exact for readers in other languages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Terminology": what a room id is."""
+"""PROTOCOL.md, "Terminology": room ids."""
 
 from __future__ import annotations
 

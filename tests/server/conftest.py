@@ -1,4 +1,4 @@
-"""What is not about one front runs on both."""
+"""Fixtures that run a test on both fronts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operator's page asks, over HTTP. In Chromium: tests/browser/test_admin.py."""
+"""The HTTP routes of the admin page. In Chromium: tests/browser/test_admin.py."""
 
 from __future__ import annotations
 

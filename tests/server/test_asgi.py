@@ -1,4 +1,4 @@
-"""The ASGI front alone: what its host would call an error, and what would stay behind in it."""
+"""Rules of the ASGI front alone: no error in the host, and nothing leaked into it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a client sends: a clear refusal, a quiet log, and a server that goes on."""
+"""Any client input gets a clear error and a quiet log, and the server keeps serving."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A batch in which each notification goes to one room is checked in one step: with the same result.
+"""A batch with one room for each notification is authorized in one step, with the same result.
 
-The same notifications are sent with a token that opens the same rooms by name, for which each is
-looked at by itself.
+The same notifications are also sent with a token that names the same rooms, for which each
+notification is checked separately.
 """
 
 from __future__ import annotations

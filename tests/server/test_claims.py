@@ -1,4 +1,4 @@
-"""Which rooms a credential opens."""
+"""Which rooms a credential grants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Draining": what a server that is told to stop owes to its clients."""
+"""PROTOCOL.md, "Draining": the guarantees of a server that stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of the server's own are counted, and never more than some lines."""
+"""Internal errors are counted, and logged at a bounded rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys that change while the server runs: a removed key stops counting, a broken file does nothing.
+"""Key changes at run time: a removed key is rejected, a broken file keeps the previous keys.
 
 See PROTOCOL.md, "Authentication and authorization".
 """

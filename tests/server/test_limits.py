@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Limits": requests of one caller, whichever front takes them."""
+"""PROTOCOL.md, "Limits": requests of one caller, on both fronts."""
 
 from __future__ import annotations
 

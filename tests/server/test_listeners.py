@@ -1,4 +1,4 @@
-"""What ``--host`` listens on, and what happens when descriptors run out."""
+"""The addresses that ``--host`` listens on, and accepting when descriptors run out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server writes, as an operator's programs read it."""
+"""The server's log, as an operator's programs read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "HTTP": every route of a real server, with good and bad input."""
+"""PROTOCOL.md, "HTTP": every route of a real server, with valid and invalid input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Metrics": what a real server counts."""
+"""PROTOCOL.md, "Metrics": the metrics of a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The room server inside an app of FastAPI under uvicorn: one signal stops it all."""
+"""The room server inside a FastAPI app under uvicorn: one signal stops both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The document at ``/openapi.json`` against a real server: what it says is so."""
+"""A real server matches its document at ``/openapi.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that an option of ``serve`` cannot have: one error that names the option."""
+"""Invalid values of an option of ``serve``: one error that names the option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``/ready``: whether a publish would be kept."""
+"""``/ready``: whether a publish would be stored."""
 
 from __future__ import annotations
 

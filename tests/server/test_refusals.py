@@ -1,4 +1,4 @@
-"""The log names cause, room, user and origin of a refusal, however it was asked for."""
+"""The log names cause, room, user and origin of a refusal on every route."""
 
 from __future__ import annotations
 

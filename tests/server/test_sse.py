@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Server-Sent Events": what the wire alone does not show (see tests/conformance)."""
+"""PROTOCOL.md, "Server-Sent Events": rules that the wire alone does not show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read in one step is what is read in two."""
+"""One-pass and two-pass decoding of a notification agree."""
 
 from __future__ import annotations
 

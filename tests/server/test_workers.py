@@ -1,4 +1,4 @@
-"""``serve --workers``: processes on one port, with a real store that they share."""
+"""``serve --workers``: processes on one port, with a real shared store."""
 
 from __future__ import annotations
 

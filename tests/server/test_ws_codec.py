@@ -1,4 +1,4 @@
-"""The WebSocket codec, without a socket: what ``websockets`` says is read, hostile bytes end."""
+"""The WebSocket codec without a socket: compatible with ``websockets``, safe for hostile bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One suite over both shells, and a room server that does what a test's script says."""
+"""One suite over both drivers, and a room server that follows a test's script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A subscription's rules as steps: no socket, no clock that runs."""
+"""The rules of a subscription as steps, without a socket and with a manual clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both shells over real WebSockets, against a server that keeps to a script."""
+"""Both drivers over real WebSockets, against a server that follows a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a server does, a subscription keeps its time, its memory and its token to itself."""
+"""A subscription bounds its time and memory and keeps its token, for any server behaviour."""
 
 from __future__ import annotations
 

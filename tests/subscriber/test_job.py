@@ -1,4 +1,4 @@
-"""How a job stands, from what was heard of it."""
+"""The state of a job, from the notifications received."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Close codes" and "Clients": when to come back, without waiting."""
+"""PROTOCOL.md, "Close codes" and "Clients": reconnect delays, without waiting."""
 
 from __future__ import annotations
 

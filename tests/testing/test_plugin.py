@@ -1,4 +1,4 @@
-"""The pytest plugin in somebody else's project."""
+"""The pytest plugin in a project that uses the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test kit records what is broadcast, as a room server would keep it."""
+"""The test kit records broadcasts as a room server would store them."""
 
 from __future__ import annotations
 

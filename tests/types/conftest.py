@@ -1,4 +1,4 @@
-"""The real TypeScript compiler; scripts/setup installs it."""
+"""The real TypeScript compiler, which scripts/setup installs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types of ``browser/`` are those that the command writes."""
+"""The types of ``browser/`` are the output of the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may name, and what wins."""
+"""Catalog references: what a user may name, and which definition takes precedence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``synap-realtime generate-types`` as people run it."""
+"""``synap-realtime generate-types`` as users run it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the compiler makes of it: right uses compile, wrong ones do not."""
+"""The generated TypeScript: valid uses compile, and invalid uses do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The document is JSON Schema 2020-12, and holds for what is delivered."""
+"""The document is valid JSON Schema 2020-12 and describes delivered notifications."""
 
 from __future__ import annotations
 

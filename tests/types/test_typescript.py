@@ -1,4 +1,4 @@
-"""The TypeScript of each part of JSON Schema, and what has none."""
+"""The TypeScript of each part of JSON Schema, and errors for the parts without one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The five handlers end to end, with the Worker as their server: the notes app, REALTIME_URL alone
-points elsewhere."""
+"""The five handlers end to end with the Worker as their server: only REALTIME_URL differs."""
 
 from __future__ import annotations
 

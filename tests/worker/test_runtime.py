@@ -1,4 +1,4 @@
-"""What the wire does not show, in the Workers runtime: worker/tests, run by vitest there."""
+"""Rules that the wire does not show, in the Workers runtime: worker/tests, run by vitest."""
 
 from __future__ import annotations
 

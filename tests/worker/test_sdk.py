@@ -1,4 +1,4 @@
-"""The SDK and the subscriber point to the Worker with the address and the key, and nothing else."""
+"""The SDK and the subscriber need only the address and the key to use the Worker."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A room on workerd with a thousand listeners sleeps, and wakes: over real sockets, from outside.
+"""A room on workerd with a thousand subscribers sleeps and wakes, over real sockets.
 
-That an object is out of memory is seen by its database: workerd has the file open as long as the
-object is there. worker/tests/sleep.test.ts looks at the same from inside.
+An object has left memory when workerd closes its database file. worker/tests/sleep.test.ts tests
+the same from inside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the Worker has in common with the Python server is the same in both."""
+"""Settings and versions that the Worker shares with the Python server are equal in both."""
 
 from __future__ import annotations
 

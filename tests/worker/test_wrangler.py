@@ -1,4 +1,4 @@
-"""What docs/cloudflare.md tells a developer to type, as far as it goes without an account."""
+"""The commands of docs/cloudflare.md, as far as they work without an account."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The targets by name. Each module is imported when it is run, so that atheris can instrument what
-it imports."""
+"""The targets by name, imported only when run, so that atheris can instrument their imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SDK's response reader: whatever a server sends, ``broadcast_*`` returns a result."""
+"""The SDK's response parser: ``broadcast_*`` returns a result for any response."""
 
 from __future__ import annotations
 

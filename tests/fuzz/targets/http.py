@@ -1,4 +1,4 @@
-"""The HTTP front: bytes of a client on one connection, without a socket."""
+"""The HTTP protocol: bytes of a client on one connection, without a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JWK sets: whatever an identity provider answers, only usable public keys are taken from it."""
+"""JWK sets: only usable public keys are taken from any response of an identity provider."""
 
 from __future__ import annotations
 

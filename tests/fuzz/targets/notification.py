@@ -1,4 +1,4 @@
-"""Notifications: one validation pass and two come to the same, which takes what the SDK sends."""
+"""Notifications: one-pass and two-pass validation agree, and both accept what the SDK sends."""
 
 from __future__ import annotations
 

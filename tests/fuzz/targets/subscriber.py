@@ -1,4 +1,4 @@
-"""The Python subscriber: whatever a server sends, it delivers, ignores or reconnects."""
+"""The Python subscriber delivers, ignores or reconnects for any server input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials: none is accepted that this server's keys did not make, and none raises anything."""
+"""Credentials: only those made with this server's keys are accepted, and none raises an error."""
 
 from __future__ import annotations
 

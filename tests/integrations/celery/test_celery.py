@@ -1,4 +1,4 @@
-"""What a user hears of a Celery task: a real worker, on a real broker, that gets killed."""
+"""Notifications of a Celery task: a real worker on a real broker, also when it is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No pool lets a task's reporter out of the task: every room is searched for what is another's."""
+"""No pool leaks a task's reporter to another task: every room is searched for foreign reports."""
 
 from __future__ import annotations
 

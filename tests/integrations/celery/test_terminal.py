@@ -1,4 +1,4 @@
-"""Each run that was announced ends with one terminal notification, whatever ends its task."""
+"""Each started run ends with exactly one terminal notification, however its task ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under no server does a function's reporter leave the function: every room is searched."""
+"""No server leaks a function's reporter to other code: every room is searched."""
 
 from __future__ import annotations
 

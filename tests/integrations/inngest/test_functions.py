@@ -1,4 +1,4 @@
-"""What a user hears of an Inngest function: started, retrying, and exactly one ending."""
+"""Notifications of an Inngest function: started, retrying, and one terminal notification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way to write, serve and end an Inngest function tells the same life."""
+"""All ways to write, serve and end an Inngest function publish the same lifecycle."""
 
 from __future__ import annotations
 

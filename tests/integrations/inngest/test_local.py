@@ -1,4 +1,4 @@
-"""LocalInngest runs what the real SDK serves, by the SDK's own protocol over HTTP."""
+"""LocalInngest runs functions that the real SDK serves, by the SDK's HTTP protocol."""
 
 from __future__ import annotations
 

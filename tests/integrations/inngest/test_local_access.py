@@ -1,4 +1,4 @@
-"""LocalInngest serves this machine's programs alone: no page of another site, no other machine."""
+"""LocalInngest accepts only local programs: no page of another site, and no other machine."""
 
 from __future__ import annotations
 

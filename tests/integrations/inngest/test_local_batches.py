@@ -1,4 +1,4 @@
-"""LocalInngest puts events together for one run, as the real server does (``batch_events``)."""
+"""LocalInngest batches events as the real server does (``batch_events``)."""
 
 from __future__ import annotations
 

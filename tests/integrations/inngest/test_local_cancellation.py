@@ -1,4 +1,4 @@
-"""LocalInngest cancels runs, and tells every end with the real server's payload."""
+"""LocalInngest cancels runs, and reports each end with the real server's payload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LocalInngest runs what Flask and Django serve: all that it needs is an app's address."""
+"""LocalInngest runs functions served by Flask and Django, given only the app's address."""
 
 from __future__ import annotations
 

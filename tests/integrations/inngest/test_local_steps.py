@@ -1,4 +1,4 @@
-"""LocalInngest's steps as the real server does them: races, invocations, attempts."""
+"""LocalInngest runs steps as the real server does: races, invocations, attempts."""
 
 from __future__ import annotations
 

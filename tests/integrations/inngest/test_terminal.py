@@ -1,4 +1,4 @@
-"""Each run of an Inngest function ends with one terminal notification, whatever ends it."""
+"""Each run of an Inngest function ends with exactly one terminal notification."""
 
 from __future__ import annotations
 

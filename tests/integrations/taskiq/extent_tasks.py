@@ -1,4 +1,4 @@
-"""Tasks whose code leaves the task, in each kind of pool."""
+"""Tasks whose code outlives the task, in each kind of pool."""
 
 from __future__ import annotations
 

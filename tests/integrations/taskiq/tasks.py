@@ -1,4 +1,4 @@
-"""What the worker of these tests runs. ``BROKER_URL`` and ``REALTIME_URL`` say where."""
+"""The tasks of these tests' worker, configured by ``BROKER_URL`` and ``REALTIME_URL``."""
 
 from __future__ import annotations
 

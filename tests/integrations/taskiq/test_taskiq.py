@@ -1,4 +1,4 @@
-"""What a user hears of a Taskiq task."""
+"""Notifications of a Taskiq task."""
 
 from __future__ import annotations
 

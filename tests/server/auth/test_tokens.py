@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Authentication and authorization": which tokens count."""
+"""PROTOCOL.md, "Authentication and authorization": which tokens are valid."""
 
 from __future__ import annotations
 

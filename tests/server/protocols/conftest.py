@@ -1,4 +1,4 @@
-"""The front runs on asyncio's loop, and on uvloop's where there is one."""
+"""Fixtures that run the front on asyncio's loop and, where available, on uvloop's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sockets that are written to together, by io_uring or one by one: the same comes of it."""
+"""Batched writes to many sockets have the same result with io_uring and without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a certificate, as an operator has them or not."""
+"""Certificate files: valid, invalid and reloaded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rooms with many listeners, whose sockets are written to together: what each of them gets.
+"""Fan-out groups: what each subscriber of a shared batched write receives.
 
-PROTOCOL.md, "Subscribing", over real sockets; by io_uring, and without it.
+PROTOCOL.md, "Subscribing", over real sockets, with io_uring and without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is held for peers is bounded in bytes: requests, answers, and backlogs."""
+"""Memory held for peers is bounded in bytes: requests, responses, and backlogs."""
 
 from __future__ import annotations
 

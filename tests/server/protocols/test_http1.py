@@ -1,4 +1,4 @@
-"""HTTP/1.1 over real sockets, on asyncio's loop and on uvloop's: RFC 9112, and who breaks it."""
+"""HTTP/1.1 over real sockets, on asyncio's loop and on uvloop's: RFC 9112 and its violations."""
 
 from __future__ import annotations
 

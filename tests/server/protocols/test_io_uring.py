@@ -1,7 +1,7 @@
-"""io_uring on real sockets of TCP, as :class:`Ring` promises it.
+"""io_uring on real TCP sockets, as :class:`Ring` specifies it.
 
-Where a system does not have it or does not allow it, there is one test: that it says so. Everything
-that uses it runs without it, too.
+Where io_uring is missing or not allowed, one test checks that this is logged. All users of it also
+work without it.
 """
 
 from __future__ import annotations

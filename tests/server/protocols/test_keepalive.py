@@ -1,4 +1,4 @@
-"""Keepalive: who is pinged when, and who is closed."""
+"""Keepalive: when a peer is pinged, and when it is closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No connection keeps the event loop to itself: what it sends is handled in shares."""
+"""No connection monopolizes the event loop: its input is handled in bounded shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who a request comes from, where a proxy stands between."""
+"""The client address of a request behind a proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to publish, as they come over the wire."""
+"""Publish requests over the wire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every store, under one contract: each test that takes ``stores`` runs on each of them."""
+"""Fixtures that run each test that takes ``stores`` on every store."""
 
 from __future__ import annotations
 

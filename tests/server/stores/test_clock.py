@@ -1,4 +1,4 @@
-"""Running time, whatever the clock underneath does."""
+"""The running-time clock is correct for any jump of the clock underneath."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores that somebody else has written."""
+"""Stores written by an application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the store in memory has: a bound for all rooms together."""
+"""Rules of the memory store alone: one size bound for all rooms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stores against a plain model: a list for each room, and nothing else."""
+"""The stores against a plain model: a list for each room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cursors of one room say nothing about another."""
+"""Cursors of one room disclose nothing about another."""
 
 from __future__ import annotations
 

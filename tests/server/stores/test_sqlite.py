@@ -1,4 +1,4 @@
-"""What only the store on disk promises: restarts, crashes, locks, full and foreign files."""
+"""Rules of the SQLite store alone: restarts, crashes, locks, full and foreign files."""
 
 from __future__ import annotations
 
