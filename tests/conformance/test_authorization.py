@@ -99,7 +99,7 @@ async def test_ignores_authorization_without_keys(client: Client, value: str) ->
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "of-a-later-specification"])
 async def test_refuses_hidden_request_of_a_foreign_page(client: Client, site: str) -> None:
     """Origins: a browser that sends no `Origin` says with `Sec-Fetch-Site` that a page of
-    another origin asks. An image must not move a received mark."""
+    another origin asks. An image must not move an acknowledged cursor."""
     room = fresh_room()
     await client.publish(room, "n0")
     for mode, dest in (

@@ -24,7 +24,7 @@ from .watch import Watch
 )  # fmt: skip
 @pytest.mark.parametrize("v1", [True, False])
 async def test_4540(client: Client, message: str | bytes | Sequence[str], v1: bool) -> None:
-    """Close codes: 4540, the client broke the contract: a binary frame, or text over 4 KiB."""
+    """Close codes: 4540, the client violated the protocol: a binary frame, or text over 4 KiB."""
     room = fresh_room()
     async with client.listen(room, v1=v1) as listener:
         await client.until_connections(room, 1)
@@ -49,7 +49,7 @@ async def test_4540_closes_only_the_violating_connection(client: Client) -> None
 
 
 async def test_4008(client: Client) -> None:
-    """Close codes: 4008, too slow: more than 1 MiB waits. Nothing is lost: resume."""
+    """Close codes: 4008, slow consumer: a backlog over 1 MiB. Nothing is lost: resume."""
     room = fresh_room()
     slow = await asyncio.to_thread(SlowListener, client, room)
     try:
@@ -80,7 +80,7 @@ async def test_4008(client: Client) -> None:
 
 
 async def test_close_of_the_client_is_answered(client: Client) -> None:
-    """Close codes: a client that closes is let go."""
+    """Close codes: the close of a client is answered."""
     room = fresh_room()
     async with client.listen(room) as listener:
         await client.until_connections(room, 1)

@@ -44,7 +44,7 @@ def user() -> str:
 async def test_rejects_unauthenticated_client(
     client: Client, route: str, shown: str | None
 ) -> None:
-    """Errors: 401 `unauthorized`: no credential, or one that does not count; `details` says why."""
+    """Errors: 401 `unauthorized`: no credential, or an invalid one; `details` says why."""
     method, path = ROUTES[route]
     room = fresh_room()
     response = await client.showing(None).request(
@@ -59,20 +59,20 @@ async def test_rejects_unauthenticated_client(
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json"])
 async def test_health_ready_and_openapi_need_no_credential(client: Client, path: str) -> None:
-    """Authorization: `/health`, `/ready` and `/openapi.json` want no credential."""
+    """Authorization: `/health`, `/ready` and `/openapi.json` need no credential."""
     assert (await client.showing(None).get(path)).status_code == 200
     assert (await client.showing("nonsense").get(path)).status_code == 200
 
 
 async def test_head_discloses_nothing_either(client: Client) -> None:
-    """Authorization: HEAD of a room's route wants a credential, as GET does."""
+    """Authorization: HEAD of a room's route needs a credential, as GET does."""
     for route in ("history", "events", "health"):
         path = room_path(fresh_room(), route)
         assert (await client.showing(None).request("HEAD", path)).status_code == 401, route
 
 
 async def test_authenticates_before_it_reads_the_body(client: Client) -> None:
-    """Limits: a body is read after its credential was looked at."""
+    """Limits: a body is read after its credential was checked."""
     anonymous = client.showing("nonsense")
     for path in (room_path(fresh_room(), "broadcast"), "/broadcast", "/revoke"):
         check_error(await anonymous.request("POST", path, content=b"{"), 401, "unauthorized")
@@ -82,7 +82,7 @@ async def test_authenticates_before_it_reads_the_body(client: Client) -> None:
 
 
 async def test_a_key_broadcasts_and_does_nothing_else(client: Client, user: str) -> None:
-    """Authorization: a key opens every room, and may broadcast and nothing else."""
+    """Authorization: a key allows every room, and only the scope `broadcast`."""
     program = client.showing(client.keys.api_key)
     for room in (f"user_{user}", fresh_room("request"), fresh_room("workspace")):
         await program.publish(room, "n0")
@@ -98,7 +98,7 @@ async def test_a_key_broadcasts_and_does_nothing_else(client: Client, user: str)
 
 @pytest.mark.parametrize("change", ["shorter", "longer", "other-case", "last"])
 async def test_a_key_that_is_nearly_right(client: Client, change: str) -> None:
-    """Authorization: another key does not count."""
+    """Authorization: an unknown key is rejected."""
     key = client.keys.api_key
     last = "A" if key[-1] != "A" else "B"
     wrong = {
@@ -110,7 +110,7 @@ async def test_a_key_that_is_nearly_right(client: Client, change: str) -> None:
 
 
 async def test_the_secret_is_no_key(client: Client) -> None:
-    """Authorization: what signs tokens is no credential itself."""
+    """Authorization: a token secret is not a credential."""
     anonymous = client.showing(client.keys.token_secret)
     check_error(await anonymous.broadcast(fresh_room(), note()), 401, "unauthorized")
 
@@ -154,7 +154,7 @@ async def test_no_trick_with_the_path_leads_elsewhere(client: Client, user: str)
 
 
 async def test_a_scope_that_does_not_read(client: Client, user: str) -> None:
-    """Authorization: both the scope and the room must fit, for every action."""
+    """Authorization: every action requires both the scope and the room."""
     room = f"user_{user}"
     sender = client.showing(client.keys.token(user, scope="broadcast"))
     await sender.publish(room, "n0")
@@ -164,7 +164,7 @@ async def test_a_scope_that_does_not_read(client: Client, user: str) -> None:
 
 
 async def test_a_batch_over_rooms_that_are_not_open(client: Client, user: str) -> None:
-    """Authorization: in a batch, each notification whose room is not open fails alone."""
+    """Authorization: in a batch, each notification to a room that is not allowed fails alone."""
     mine, other = f"user_{user}", fresh_room()
     sender = client.showing(client.keys.token(user, scope="broadcast"))
     rooms = ([mine], [other], [mine, other], [mine])
@@ -237,7 +237,7 @@ async def test_bearer_is_any_case(client: Client, user: str) -> None:
 
 
 async def test_selects_the_token_subprotocol_when_offered_alone(client: Client, user: str) -> None:
-    """Credentials: who offers `bearer.…` without `synap.v1` gets it back."""
+    """Credentials: `bearer.…` is selected if `synap.v1` is not offered."""
     offered = f"bearer.{client.keys.token(user)}"
     await client.publish(f"user_{user}", "n0")
     async with _listening(client, f"user_{user}", subprotocols=[offered]) as listener:
@@ -248,7 +248,7 @@ async def test_selects_the_token_subprotocol_when_offered_alone(client: Client, 
 
 @pytest.mark.parametrize("first", ["header", "subprotocol"])
 async def test_first_credential_present_is_used(client: Client, user: str, first: str) -> None:
-    """Credentials: the first that is there counts: a good one behind it does not help."""
+    """Credentials: only the first that is present counts."""
     room, good = f"user_{user}", client.keys.token(user)
     shown: dict[str, Any]
     if first == "header":
@@ -271,7 +271,7 @@ async def test_first_credential_present_is_used(client: Client, user: str, first
 
 
 async def test_a_page_without_a_credential(client: Client) -> None:
-    """Subscribing: a handshake with an `Origin` and no credential is closed at once with 4501."""
+    """A handshake with an `Origin` and no credential is immediately closed with 4501."""
     room = fresh_room()
     path = room_path(room, "subscribe")
     status, refusal = await client.showing(None).refusal(path)
@@ -409,7 +409,7 @@ async def test_warns_of_a_short_token_when_two_thirds_of_it_are_left(
 
 
 async def test_does_not_warn_again_of_a_token_that_ends_no_later(client: Client, user: str) -> None:
-    """WebSocket: `synap.token_expiring`: once for each end, whatever the client hands in."""
+    """WebSocket: `synap.token_expiring`: once for each expiry, whatever token the client sends."""
     token = client.keys.token(user, expires_in_s=5)
     async with client.showing(token).listen(f"user_{user}", v1=True) as listener:
         await listener.subscribed()
@@ -426,7 +426,7 @@ async def _renew(listener: Listener, token: str) -> None:
 
 
 async def test_a_new_token_keeps_it_open(client: Client, user: str) -> None:
-    """WebSocket: with `authenticate` it hands in a new token in place of the old one."""
+    """WebSocket: `authenticate` replaces the token."""
     short = client.showing(client.keys.token(user, expires_in_s=2))
     room = f"user_{user}"
     async with short.listen(room, v1=True) as renewed, short.listen(room) as left:
@@ -449,7 +449,7 @@ async def test_a_new_token_keeps_it_open(client: Client, user: str) -> None:
     ],
 )  # fmt: skip
 async def test_a_wrong_new_token_ends_it(client: Client, user: str, wrong: str, code: int) -> None:
-    """WebSocket: of the same user, and good for the room; else it is closed with 4501 or 4503."""
+    """WebSocket: of the same user, and allowing the room; otherwise 4501 or 4503."""
     keys, room = client.keys, f"user_{user}"
     good = keys.token(user)
     token = {
@@ -472,7 +472,7 @@ async def test_a_wrong_new_token_ends_it(client: Client, user: str, wrong: str, 
 
 
 async def test_a_new_token_that_does_not_open_the_room(client: Client, user: str) -> None:
-    """WebSocket: good for the room, else it is closed with 4503."""
+    """WebSocket: a token that does not allow the room is closed with 4503."""
     room = fresh_room("workspace")
     mine = client.showing(client.keys.token(user, rooms=[room]))
     async with mine.listen(room, v1=True) as listener:

@@ -22,7 +22,7 @@ async def _receive(client: Client, room: str, device: str | None, count: int) ->
 
 
 async def test_each_device_has_its_own_acknowledged_cursor(client: Client) -> None:
-    """Devices: what the phone has received still waits for the laptop."""
+    """Devices: what the phone has received is still delivered to the laptop."""
     room = fresh_room()
     for device in ("phone", "laptop"):
         await _receive(client, room, device, 0)
@@ -35,18 +35,18 @@ async def test_each_device_has_its_own_acknowledged_cursor(client: Client) -> No
 
 
 async def test_new_device_starts_at_the_rooms_acknowledged_cursor(client: Client) -> None:
-    """Devices: a new one starts at the room's mark, which is the furthest of all."""
+    """Devices: a new one starts at the room's cursor, the furthest of all."""
     room = fresh_room()
     await client.fill(room, 2)
     await _receive(client, room, "phone", 2)
     await client.fill(room, 1, first=2)
     assert await _receive(client, room, "tablet", 1) == ["n2"]
-    assert await _receive(client, room, None, 0) == [], "the room's mark has moved, too"
+    assert await _receive(client, room, None, 0) == [], "the room's cursor has moved, too"
     assert await _receive(client, room, "phone", 1) == ["n2"]
 
 
 async def test_connection_without_a_device_uses_the_rooms_cursor(client: Client) -> None:
-    """Devices: a connection without one has the room's mark, and moves no device's."""
+    """Devices: a connection without one uses the room's cursor, and moves no device's."""
     room = fresh_room()
     await _receive(client, room, "phone", 0)
     await client.fill(room, 2)
@@ -55,7 +55,7 @@ async def test_connection_without_a_device_uses_the_rooms_cursor(client: Client)
 
 
 async def test_an_old_client_is_a_device(client: Client) -> None:
-    """Devices: for a client without `synap.v1`, what it was handed counts as received."""
+    """Devices: without `synap.v1`, every delivery counts as received."""
     room = fresh_room()
     for device in ("phone", "laptop"):
         await _receive(client, room, device, 0)
@@ -80,7 +80,7 @@ async def test_a_device_of_a_stream(client: Client) -> None:
 
 
 async def test_explicit_cursor_overrides_the_acknowledged_cursor(client: Client) -> None:
-    """Subscribing: `?after=` chooses where to start, for a device as well."""
+    """Subscribing: `?after=` selects the start, for a device as well."""
     room = fresh_room()
     cursors = await client.fill(room, 3)
     await _receive(client, room, "phone", 3)
@@ -89,15 +89,17 @@ async def test_explicit_cursor_overrides_the_acknowledged_cursor(client: Client)
 
 
 async def test_room_keeps_its_64_most_recent_devices(client: Client) -> None:
-    """Devices: a room knows the 64 that came last. A server may forget the others a little later:
-    each look is another one of them, because who is looked at has come."""
+    """Devices: the 64 that connected last. A server may forget others a little later.
+
+    Reading a device's cursor connects it, so each check is of another device.
+    """
     room = fresh_room()
     earlier = [f"earlier{number}" for number in range(20)]
     for device in (*earlier, "known"):
         await _receive(client, room, device, 0)
     await client.fill(room, 1)
     assert await _receive(client, room, "known", 1) == ["n0"]
-    assert await _receive(client, room, "d0", 0) == [], "the room's mark is behind n0"
+    assert await _receive(client, room, "d0", 0) == [], "the room's cursor is behind n0"
     for number in range(1, 63):
         await _receive(client, room, f"d{number}", 0)
     async with asyncio.timeout(TIMEOUT_S):
@@ -111,7 +113,7 @@ async def test_room_keeps_its_64_most_recent_devices(client: Client) -> None:
 
 
 async def test_64_devices_keep_their_acknowledged_cursors(client: Client) -> None:
-    """Devices: a room knows the 64 that came last, and those whole."""
+    """Devices: a room remembers the 64 that connected last, and those whole."""
     room = fresh_room()
     devices = [f"d{number}" for number in range(64)]
     for device in devices:
@@ -133,7 +135,7 @@ async def test_a_name(client: Client, device: str) -> None:
 
 @pytest.mark.parametrize("device", ["x" * 65, "a b", "é", "a/b", "a\n", "a%00", "a*"])
 async def test_no_name(client: Client, device: str) -> None:
-    """Devices: another name is wrong. Errors: 400 `malformed`; `details` names it."""
+    """Devices: another name is wrong. Errors: 400 `invalid_request`; `details` names it."""
     room = fresh_room()
     status, refusal = await client.refusal(room_path(room, "subscribe", device=device))
     assert (status, refusal["code"]) == (400, "invalid_request")
@@ -144,7 +146,7 @@ async def test_no_name(client: Client, device: str) -> None:
 
 @pytest.mark.with_keys
 async def test_a_tokens_device(client: Client) -> None:
-    """Devices: a token with `device`, which counts more than `?device=`."""
+    """Devices: a token with `device`, which takes precedence over `?device=`."""
     room = fresh_room()
     user = room.partition("_")[2]
     phone = client.showing(client.keys.token(user, device="phone"))
@@ -152,5 +154,5 @@ async def test_a_tokens_device(client: Client) -> None:
     await _receive(client, room, "laptop", 0)
     await client.fill(room, 1)
     assert await _receive(phone, room, "laptop", 1) == ["n0"]
-    assert await _receive(client, room, "laptop", 1) == ["n0"], "the laptop's mark stayed"
+    assert await _receive(client, room, "laptop", 1) == ["n0"], "the laptop's cursor stayed"
     assert await _receive(client, room, "phone", 0) == []

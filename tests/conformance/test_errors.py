@@ -61,7 +61,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
 async def test_400_for_one(client: Client, body: bytes) -> None:
-    """Errors: 400 `malformed`: the body or a member is wrong."""
+    """Errors: 400 `invalid_request`: the body or a member is wrong."""
     room = fresh_room()
     check_error(
         await client.request("POST", room_path(room, "broadcast"), content=body),
@@ -79,7 +79,7 @@ async def test_400_for_one(client: Client, body: bytes) -> None:
     ids=lambda body: body[:26].decode() or "empty",
 )  # fmt: skip
 async def test_400_for_many(client: Client, body: bytes) -> None:
-    """Errors: 400 `malformed`: the body is wrong. A server with this route gives a `code`."""
+    """Errors: 400 `invalid_request`: the body is wrong. A server with this route gives a `code`."""
     check_error(await client.request("POST", "/broadcast", content=body), 400, "invalid_request")
 
 
@@ -285,13 +285,13 @@ async def test_hostile_bytes(client: Client, name: str) -> None:
     ids=["nothing", "nul", "ff", "newlines", "tls", "half"],
 )  # fmt: skip
 async def test_garbage(client: Client, sent: bytes) -> None:
-    """Errors: what is no HTTP is refused, and never breaks the server."""
+    """Errors: input that is not HTTP is refused, and never breaks the server."""
     _check_harmless(await client.exchange(sent))
     assert await client.is_well()
 
 
 async def test_contradicting_lengths_publish_nothing(client: Client) -> None:
-    """Errors: a request that two readers would take apart differently is not done."""
+    """Errors: a request that two parsers would read differently is refused."""
     hidden, seen = fresh_room(), fresh_room()
     inner = b'{"type":"a","data":{}}'
     smuggled = _head(
@@ -311,7 +311,7 @@ async def test_contradicting_lengths_publish_nothing(client: Client) -> None:
 
 
 async def test_pending_handshakes_do_not_delay_others(client: Client) -> None:
-    """Errors: peers that began something and do not go on harm nobody."""
+    """Errors: peers that stop in the middle of a request harm nobody."""
     room = fresh_room()
     halves = [
         _head(client, f"GET /rooms/{room}/subscribe HTTP/1.1", *UPGRADE)[:-2],

@@ -15,7 +15,7 @@ from .watch import COMMENT_EVERY_S, Watch
 
 
 async def test_the_headers(client: Client) -> None:
-    """Server-Sent Events: an event stream, which nothing on the way keeps back."""
+    """Server-Sent Events: header fields tell proxies not to store or delay the stream."""
     async with client.stream(fresh_room()) as stream:
         headers = stream.response.headers
     assert headers["content-type"].partition(";")[0] == "text/event-stream"
@@ -25,7 +25,7 @@ async def test_the_headers(client: Client) -> None:
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "text/html", "*/*", "application/json"])
 async def test_accept_is_not_asked(client: Client, accept: str) -> None:
-    """Server-Sent Events: `Accept` is not asked."""
+    """Server-Sent Events: the server ignores `Accept`."""
     async with client.stream(fresh_room(), headers={"Accept": accept}) as stream:
         await stream.subscribed()
 
@@ -88,7 +88,7 @@ async def test_last_event_id_resumes(client: Client) -> None:
 
 @pytest.mark.parametrize("after", ["earliest", "latest", "first"])
 async def test_last_event_id_wins(client: Client, after: str) -> None:
-    """Server-Sent Events: `Last-Event-ID` wins over `?after=`."""
+    """Server-Sent Events: `Last-Event-ID` takes precedence over `?after=`."""
     room = fresh_room()
     cursors = await client.fill(room, 3)
     start = cursors[0] if after == "first" else after
@@ -99,7 +99,7 @@ async def test_last_event_id_wins(client: Client, after: str) -> None:
 
 @pytest.mark.parametrize("junk", ["nonsense", "a b", "elsewhere-1", "x" * 65, "-", "0", "{}"])
 async def test_a_last_event_id_that_is_no_cursor(client: Client, junk: str) -> None:
-    """Server-Sent Events: a `Last-Event-ID` that is no cursor counts as a lost position."""
+    """Server-Sent Events: a value that is not a cursor is treated as a lost position."""
     room = fresh_room()
     await client.fill(room, 3)
     async with client.stream(room, "latest", last_event_id=junk) as stream:
@@ -119,7 +119,7 @@ async def test_a_lost_position(client: Client) -> None:
 
 
 async def test_after(client: Client) -> None:
-    """HTTP: `GET /rooms/{room}/events` is the same: `?after=` chooses where to start."""
+    """HTTP: `GET /rooms/{room}/events` is the same: `?after=` selects the start."""
     room = fresh_room()
     cursors = await client.fill(room, 3)
     for after, expected in (("earliest", 3), (cursors[0], 2), (cursors[2], 0), ("latest", 0)):
@@ -139,17 +139,17 @@ async def test_stream_behaves_as_client_without_synap_v1(client: Client) -> None
         await client.publish(room, "n2")
         await client.publish(room, "n3")
         assert ids_of(await stream.take(2)) == ["n2", "n3"]
-    await client.until_connections(room, 0)  # else n4 is still handed to the stream that has gone
+    await client.until_connections(room, 0)  # else n4 is still delivered to the closed stream
     await client.publish(room, "n4")
     async with client.listen(room, v1=True) as listener:
-        # The stream was closed right after n3 had come: the mark may not have got there yet.
+        # The stream was closed right after n3 had come: the cursor may not be there yet.
         received = ids_of([await listener.next()])
         received += ids_of(await listener.take(1)) if received == ["n3"] else []
     assert received[-1] == "n4"
 
 
 async def test_stream_is_counted_as_a_connection(client: Client) -> None:
-    """Words: a connection is one open WebSocket or event stream."""
+    """Terminology: a connection is one open WebSocket or event stream."""
     room = fresh_room()
     async with client.stream(room) as stream:
         await stream.subscribed()

@@ -27,7 +27,7 @@ async def test_the_same_id_delivers_nothing(client: Client) -> None:
 
 
 async def test_the_same_id_in_another_room(client: Client) -> None:
-    """Guarantees: sending the same `id` to a room: another room is another matter."""
+    """Guarantees: the same `id` to another room is delivered."""
     one, two = fresh_room(), fresh_room()
     assert (await client.publish(one, "n1"))["duplicate"] is False
     assert (await client.publish(two, "n1"))["duplicate"] is False
@@ -71,7 +71,7 @@ async def test_duplicates_in_one_batch(client: Client) -> None:
 
 
 async def test_a_room_that_is_named_twice(client: Client) -> None:
-    """Guarantees: once to a room, also if it is named twice."""
+    """Guarantees: once to a room, even if it is named twice."""
     room = fresh_room()
     answer = await client.batch([note("a", rooms=[room, room])])
     assert set(answer["results"][0]["rooms"]) == {room}
@@ -79,7 +79,7 @@ async def test_a_room_that_is_named_twice(client: Client) -> None:
 
 
 async def test_fifty_concurrent_publishes_with_the_same_id(client: Client) -> None:
-    """Guarantees: the same `id` delivers once, however many send it at once."""
+    """Guarantees: the same `id` is delivered once, however many send it concurrently."""
     room = fresh_room()
     async with client.listen(room) as listener:
         await client.until_connections(room, 1)
@@ -91,7 +91,7 @@ async def test_fifty_concurrent_publishes_with_the_same_id(client: Client) -> No
 
 
 async def test_all_subscribers_receive_the_same_order(client: Client) -> None:
-    """Guarantees: order per room, however many publish at once."""
+    """Guarantees: order per room, however many publish concurrently."""
     room = fresh_room()
 
     async def publish(worker: int) -> list[str]:

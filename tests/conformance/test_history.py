@@ -89,7 +89,7 @@ async def test_more_is_false_at_the_end(client: Client, count: int) -> None:
     ids=lambda limit: ascii(limit[:6]),
 )
 async def test_a_wrong_limit(client: Client, limit: str) -> None:
-    """History: `?limit=` 1 to 1,000. Errors: 400 `malformed`."""
+    """History: `?limit=` 1 to 1,000. Errors: 400 `invalid_request`."""
     response = await client.get(room_path(fresh_room(), "history", limit=limit))
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
@@ -131,13 +131,13 @@ async def test_a_lost_position(client: Client) -> None:
 
 @pytest.mark.parametrize("after", ["a b", "é", "a_b", "x" * 65, "../..", "a\u0000", "-1.5"])
 async def test_a_position_that_is_no_cursor(client: Client, after: str) -> None:
-    """Errors: 400 when the position is wrong. Words: a cursor is 64 of `A-Z a-z 0-9 -`."""
+    """Errors: 400 when the position is wrong. A cursor is 64 of `A-Z a-z 0-9 -`."""
     response = await client.get(room_path(fresh_room(), "history", after=after))
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
 
 async def test_reading_history_advances_no_acknowledged_cursor(client: Client) -> None:
-    """History: reading history moves no mark."""
+    """History: reading history does not change an acknowledged cursor."""
     room = fresh_room()
     await client.fill(room, 2)
     await client.history(room)

@@ -12,7 +12,7 @@ from .client import Client, Json, fresh_room, ids_of, note, room_path
 
 
 async def test_one(client: Client) -> None:
-    """HTTP, One: the members of the answer."""
+    """HTTP: the members of the answer."""
     room = fresh_room()
     response = await client.broadcast(room, note("n1"))
     assert response.status_code == 200
@@ -42,7 +42,7 @@ async def test_a_body_without_a_declared_length(client: Client) -> None:
 
 
 async def test_many(client: Client) -> None:
-    """HTTP, Many: 200 with one result for each, in order."""
+    """HTTP, batch: 200 with one result for each, in order."""
     one, two = fresh_room(), fresh_room("request")
     async with client.listen(one) as first, client.listen(two) as second:
         await client.until_connections(one, 1)
@@ -66,7 +66,7 @@ async def test_many(client: Client) -> None:
 
 
 async def test_rooms_is_not_delivered(client: Client) -> None:
-    """HTTP, Many: `rooms` stands beside the notification, and is no member of it."""
+    """HTTP, batch: `rooms` is not delivered as a member of the notification."""
     room = fresh_room()
     await client.batch([note("a", rooms=[room])])
     assert "rooms" not in (await client.history(room))["notifications"][0]
@@ -92,7 +92,7 @@ async def test_rooms_is_not_delivered(client: Client) -> None:
     ],
 )
 async def test_a_bad_one_fails_alone(client: Client, bad: object, code: str) -> None:
-    """HTTP, Many: a bad one fails alone."""
+    """HTTP, batch: an invalid notification fails alone."""
     room = fresh_room()
     answer = await client.batch([note("a", rooms=[room]), bad, note("z", rooms=[room])])
     assert answer["success"] is False
@@ -105,7 +105,7 @@ async def test_a_bad_one_fails_alone(client: Client, bad: object, code: str) -> 
 
 
 async def test_a_bad_one_reaches_none_of_its_rooms(client: Client) -> None:
-    """HTTP, Many: a bad one fails: it is in no room."""
+    """HTTP, batch: an invalid notification fails: it is in no room."""
     room = fresh_room()
     answer = await client.batch([note("a", rooms=[room, "nope"])])
     assert answer["success"] is False
@@ -113,7 +113,7 @@ async def test_a_bad_one_reaches_none_of_its_rooms(client: Client) -> None:
 
 
 async def test_a_thousand_notifications(client: Client) -> None:
-    """HTTP, Many: at most 1,000 notifications; a subscriber who reads hears them all, in order."""
+    """HTTP, batch: at most 1,000 notifications; a subscriber receives all, in order."""
     room = fresh_room()
     async with client.listen(room) as listener:
         await client.until_connections(room, 1)
@@ -122,7 +122,7 @@ async def test_a_thousand_notifications(client: Client) -> None:
 
 
 async def test_a_thousand_rooms(client: Client) -> None:
-    """HTTP, Many: at most 1,000 rooms over all of them."""
+    """HTTP, batch: at most 1,000 rooms in total."""
     names = [f"{fresh_room()}-{n}" for n in range(1000)]
     answer = await client.batch([note("a", rooms=names[:400]), note("b", rooms=names[400:])])
     assert answer["success"] is True
@@ -131,7 +131,7 @@ async def test_a_thousand_rooms(client: Client) -> None:
 
 
 async def test_too_many(client: Client) -> None:
-    """HTTP, Many: at most 1,000 notifications, 1,000 rooms and 1 MiB. Errors: 413."""
+    """HTTP, batch: at most 1,000 notifications, 1,000 rooms and 1 MiB. Errors: 413."""
     room = fresh_room()
     names = [f"{room}-{n}" for n in range(1001)]
     large = [note(f"n{n}", rooms=[room], data={"x": "y" * 200_000}) for n in range(6)]
@@ -149,7 +149,7 @@ async def test_too_many(client: Client) -> None:
 
 
 async def test_almost_a_mebibyte(client: Client) -> None:
-    """HTTP, Many: at most 1 MiB."""
+    """HTTP, batch: at most 1 MiB."""
     room = fresh_room()
     items = [note(f"n{n}", rooms=[room], data={"x": "y" * 200_000}) for n in range(5)]
     text = json.dumps({"notifications": items}).encode()
@@ -159,7 +159,7 @@ async def test_almost_a_mebibyte(client: Client) -> None:
 
 
 async def test_the_broadcast_count(client: Client) -> None:
-    """HTTP: `broadcastCount` is the number of connections that a notification was handed to."""
+    """HTTP: `broadcastCount` is the number of connections that it was delivered to."""
     room = fresh_room()
     assert (await client.publish(room))["broadcastCount"] == 0
     async with client.listen(room), client.listen(room, v1=True), client.stream(room):
@@ -182,7 +182,7 @@ async def test_the_health_of_a_room(client: Client) -> None:
 
 
 async def test_a_peer_that_vanishes_is_not_counted(client: Client) -> None:
-    """Words: a connection is one open WebSocket or event stream."""
+    """Terminology: a connection is one open WebSocket or event stream."""
     room = fresh_room()
     async with client.listen(room) as listener:
         await client.until_connections(room, 1)

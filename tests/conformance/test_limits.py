@@ -15,7 +15,7 @@ OF_A_USER = 50
 
 @pytest.mark.parametrize("v1", [True, False])
 async def test_client_message_rate_is_limited(client: Client, v1: bool) -> None:
-    """Limits: what a client says, a second: 100. Close codes: 4029."""
+    """Limits: messages of a client, a second: 100. Close codes: 4029."""
     room = fresh_room()
     async with client.listen(room, v1=v1) as listener, client.listen(room) as other:
         with contextlib.suppress(ConnectionClosed):

@@ -85,7 +85,7 @@ async def test_client_without_presence_receives_no_presence_frames(client: Clien
 
 
 async def test_refuses_presence_without_synap_v1(client: Client) -> None:
-    """Presence: a WebSocket without `synap.v1` could not hear it, and is refused with 400."""
+    """Presence: a WebSocket without `synap.v1` is refused with 400."""
     path = room_path(fresh_room(), "subscribe", presence="1")
     status, refusal = await client.refusal(path)
     assert (status, refusal["code"]) == (400, "invalid_request")
@@ -166,7 +166,7 @@ async def test_users_by_id(client: Client) -> None:
 
 @pytest.mark.with_keys
 async def test_the_tokens_device_counts_more(client: Client) -> None:
-    """Devices: a token with `device`, which counts more than `?device=`."""
+    """Devices: a token with `device`, which takes precedence over `?device=`."""
     room = fresh_room()
     mine = client.showing(client.keys.token(_user(room), device="phone"))
     async with mine.listen(room, device="laptop"):

@@ -137,7 +137,7 @@ async def test_one_token(client: Client, user: str, by: str) -> None:
 async def test_accepts_token_copied_with_quotes_or_scheme(
     client: Client, user: str, around: str
 ) -> None:
-    """Revoking: white space, quotes and `Bearer` around it are taken away."""
+    """Revoking: white space, quotes and `Bearer` around it are removed."""
     token = client.keys.token(user)
     answer = await _revoke(client, token=around.format(token))
     assert answer == {"success": True, "revoked": True, "closed": 0}
@@ -218,7 +218,7 @@ async def test_revokes_expired_or_not_yet_valid_token(
 
 
 async def test_a_revoked_token_renews_nothing(client: Client, user: str) -> None:
-    """WebSocket: a new token in place of the old one; one that does not count is 4501."""
+    """WebSocket: `authenticate` replaces the token; an invalid one is 4501."""
     taken, good = client.keys.token(user), client.keys.token(user)
     await _revoke(client, token=str(taken))
     async with client.showing(good).listen(f"user_{user}", v1=True) as listener:
@@ -251,7 +251,7 @@ async def test_revocation_without_connections_succeeds(client: Client, user: str
              {"token": "x" * 9000}, {"user": "a", "token": "b"}, {"user": "a", "jti": "b"}],
 )  # fmt: skip
 async def test_revocation_requires_a_subject(client: Client, body: object) -> None:
-    """Errors: 400 `malformed`: the body is wrong."""
+    """Errors: 400 `invalid_request`: the body is wrong."""
     admin = client.showing(client.keys.token(scope="admin"))
     check_error(await admin.post("/revoke", body), 400, "invalid_request")
 

@@ -35,7 +35,7 @@ async def _is_a_room_everywhere(client: Client, room: str) -> None:
 
 @pytest.mark.parametrize("mark", list("AZaz09._~:@|=+-"))
 async def test_each_character_of_a_key(client: Client, mark: str) -> None:
-    """Words: a key of `A-Z a-z 0-9 . _ ~ : @ | = + -`; in a path it is percent-encoded."""
+    """Terminology: a key of `A-Z a-z 0-9 . _ ~ : @ | = + -`; in a path it is percent-encoded."""
     room = f"{fresh_room()}{mark}"
     published = await client.publish(room, "n1")
     history = await client.history(room)
@@ -46,25 +46,25 @@ async def test_each_character_of_a_key(client: Client, mark: str) -> None:
     "shape", ["a.b_c~d:e@f|g=h+i-j", "..", ".", "auth0|507f1f77", "a@b.example"]
 )
 async def test_a_key_on_every_route(client: Client, shape: str) -> None:
-    """Words: a key of 1 to 200 of `A-Z a-z 0-9 . _ ~ : @ | = + -`."""
+    """Terminology: a key of 1 to 200 of `A-Z a-z 0-9 . _ ~ : @ | = + -`."""
     await _is_a_room_everywhere(client, f"{fresh_room()}{shape}")
 
 
 @pytest.mark.parametrize("length", [1, 200])
 async def test_the_length_of_a_key(client: Client, length: int) -> None:
-    """Words: a key of 1 to 200."""
+    """Terminology: a key of 1 to 200."""
     kind = fresh_room("k").replace("_", "")[:20]  # fresh too where the key is one character
     await _is_a_room_everywhere(client, f"{kind}_{'x' * length}")
 
 
 @pytest.mark.parametrize("kind", ["a", "workspace", "a-b", "a1", "k" * 32])
 async def test_a_kind(client: Client, kind: str) -> None:
-    """Words: a kind (`[a-z][a-z0-9-]*`, at most 32 characters)."""
+    """Terminology: a kind (`[a-z][a-z0-9-]*`, at most 32 characters)."""
     await _is_a_room_everywhere(client, fresh_room(kind))
 
 
 async def test_encoded_and_plain_spell_the_same_room(client: Client) -> None:
-    """Words: in a path it is percent-encoded."""
+    """Terminology: in a path it is percent-encoded."""
     room = f"{fresh_room()}:a@b=c+d~e"
     await client.publish(room, "n1")
     everything = "".join(f"%{byte:02X}" for byte in room.encode())
@@ -85,7 +85,7 @@ async def test_encoded_and_plain_spell_the_same_room(client: Client) -> None:
     ids=lambda segment: segment if len(segment) < 40 else f"{segment[:8]}-{len(segment)}",
 )  # fmt: skip
 async def test_a_wrong_room_id(client: Client, segment: str) -> None:
-    """Words: a room id is a kind, `_`, and a key. Errors: 400 when the room is wrong."""
+    """Terminology: a room id is a kind, `_`, and a key. Errors: 400 when the room is wrong."""
     for method, route in ROUTES:
         path = f"/rooms/{segment}/{route}"
         response = await client.request(method, path, body=note() if method == "POST" else None)
@@ -102,14 +102,14 @@ async def test_a_wrong_room_id(client: Client, segment: str) -> None:
     ids=lambda room: repr(room[:12]),
 )  # fmt: skip
 async def test_a_wrong_room_id_in_a_batch(client: Client, room: str) -> None:
-    """Words: a room id is a kind, `_`, and a key; in a batch it is not encoded."""
+    """Terminology: a room id is a kind, `_`, and a key; in a batch it is not encoded."""
     answer = await client.batch([note(rooms=[room])])
     assert answer["success"] is False
     assert answer["results"][0]["code"] == "invalid_request"
 
 
 async def test_rooms_are_separate(client: Client) -> None:
-    """Words: a room is a named log with live listeners."""
+    """Terminology: a room is a named log with live subscribers."""
     room = fresh_room()
     others = [room + "a", room + "A", room + ".", room.replace("user_", "user-a_")]
     for number, name in enumerate([room, *others]):
@@ -119,7 +119,7 @@ async def test_rooms_are_separate(client: Client) -> None:
 
 
 async def test_other_kinds_are_as_a_user_room(client: Client) -> None:
-    """Words: other kinds (`workspace_7`) are treated as `user_` is."""
+    """Terminology: other kinds (`workspace_7`) are treated like `user_`."""
     room = fresh_room("workspace")
     await client.publish(room, "n1")
     async with client.listen(room, v1=True) as listener:
@@ -133,7 +133,7 @@ async def test_other_kinds_are_as_a_user_room(client: Client) -> None:
 
 
 async def test_a_cursor(client: Client) -> None:
-    """Words: a cursor is at most 64 characters of `A-Z a-z 0-9 -`."""
+    """Terminology: a cursor is at most 64 characters of `A-Z a-z 0-9 -`."""
     room = fresh_room()
     cursors = [(await client.publish(room))["cursor"] for _ in range(3)]
     assert len(set(cursors)) == 3

@@ -30,7 +30,7 @@ def _altered(cursor: str) -> str:
 
 
 async def test_a_request_room_starts_at_the_earliest(client: Client) -> None:
-    """Subscribing: a `request_` room starts at `earliest`, for everyone who comes."""
+    """Subscribing: a `request_` room starts at `earliest`, for every connection."""
     room = fresh_room("request")
     await client.fill(room, 2)
     for _ in range(2):
@@ -45,7 +45,7 @@ async def test_a_request_room_starts_at_the_earliest(client: Client) -> None:
 
 
 async def test_user_room_starts_at_the_acknowledged_cursor(client: Client) -> None:
-    """Subscribing: any other room starts after its received mark, then live."""
+    """Subscribing: any other room starts after its acknowledged cursor, then live."""
     room = fresh_room()
     await client.fill(room, 2)
     async with client.listen(room) as listener:
@@ -60,7 +60,7 @@ async def test_user_room_starts_at_the_acknowledged_cursor(client: Client) -> No
 
 
 async def test_live_delivery_advances_the_acknowledged_cursor(client: Client) -> None:
-    """Subscribing: the mark is the furthest that a client without `synap.v1` was handed."""
+    """Subscribing: without `synap.v1`, it is the furthest that was delivered."""
     room = fresh_room()
     async with client.listen(room) as listener:
         await client.until_connections(room, 1)
@@ -74,7 +74,7 @@ async def test_live_delivery_advances_the_acknowledged_cursor(client: Client) ->
 
 
 async def test_client_without_synap_v1_advances_the_cursor_for_one_with_it(client: Client) -> None:
-    """Subscribing: the mark is the room's: whoever comes next starts after it."""
+    """Subscribing: the next connection starts after the room's acknowledged cursor."""
     room = fresh_room()
     await client.fill(room, 2)
     async with client.listen(room) as listener:
@@ -87,7 +87,7 @@ async def test_client_without_synap_v1_advances_the_cursor_for_one_with_it(clien
 async def test_delivery_with_synap_v1_does_not_advance_the_acknowledged_cursor(
     client: Client,
 ) -> None:
-    """Subscribing: with `synap.v1` the mark is what was acknowledged."""
+    """Subscribing: with `synap.v1` it is the furthest that was acknowledged."""
     room = fresh_room()
     await client.fill(room, 2)
     for _ in range(2):
@@ -98,7 +98,7 @@ async def test_delivery_with_synap_v1_does_not_advance_the_acknowledged_cursor(
 
 
 async def test_ack_advances_the_acknowledged_cursor(client: Client) -> None:
-    """Subscribing: the mark is the furthest that a client with `synap.v1` has acknowledged."""
+    """Subscribing: the furthest that a client with `synap.v1` has acknowledged."""
     room = fresh_room()
     await client.fill(room, 3)
     async with client.listen(room, v1=True) as listener:
@@ -111,7 +111,7 @@ async def test_ack_advances_the_acknowledged_cursor(client: Client) -> None:
 
 
 async def test_acknowledged_cursor_only_moves_forward(client: Client) -> None:
-    """Subscribing: the store keeps the mark; it only moves forward."""
+    """Subscribing: the store keeps the acknowledged cursor; it only moves forward."""
     room = fresh_room()
     cursors = await client.fill(room, 3)
     async with client.listen(room, v1=True) as listener:
@@ -130,7 +130,7 @@ async def test_acknowledged_cursor_only_moves_forward(client: Client) -> None:
 async def test_replay_from_the_start_does_not_move_the_acknowledged_cursor_back(
     client: Client,
 ) -> None:
-    """Subscribing: the mark only moves forward, also when a client replays from the start."""
+    """Subscribing: it only moves forward, even if a client replays from the start."""
     room = fresh_room()
     await client.fill(room, 3)
     for after in (None, "earliest"):
@@ -186,7 +186,7 @@ async def test_a_cursor_of_history_resumes(client: Client) -> None:
 
 
 async def test_an_empty_after_is_none(client: Client) -> None:
-    """Subscribing: without it, or with an empty one, the room's own start."""
+    """Subscribing: if it is missing or empty, the room's own start."""
     request, user = fresh_room("request"), fresh_room()
     for room in (request, user):
         cursors = await client.fill(room, 2)
@@ -202,7 +202,7 @@ async def test_an_empty_after_is_none(client: Client) -> None:
 
 @pytest.mark.parametrize("after", NO_CURSORS, ids=range(len(NO_CURSORS)))
 async def test_rejects_invalid_position(client: Client, after: str) -> None:
-    """Subscribing: a handshake that cannot be (a bad position) is refused with the HTTP error."""
+    """Subscribing: an impossible handshake (a bad position) is refused with the HTTP error."""
     status, body = await client.refusal(room_path(fresh_room(), "subscribe", after=after))
     assert (status, body["code"]) == (400, "invalid_request")
     response = await client.get(room_path(fresh_room(), "events", after=after))
@@ -219,7 +219,7 @@ async def test_rejects_invalid_position(client: Client, after: str) -> None:
     ],
 )
 async def test_rejects_invalid_handshake(client: Client, path: str, status: int, code: str) -> None:
-    """Subscribing: a handshake that cannot be (a bad room) is refused with the HTTP error."""
+    """Subscribing: an impossible handshake (a bad room) is refused with the HTTP error."""
     refused, body = await client.refusal(path)
     assert (refused, body["code"]) == (status, code)
     assert body["error"]
@@ -261,7 +261,7 @@ async def test_the_edge_of_the_retained(client: Client) -> None:
 
 @pytest.mark.parametrize("v1", [True, False])
 async def test_late_joiners_miss_nothing(client: Client, v1: bool) -> None:
-    """Subscribing: what log and live bring is delivered once, in the log's order: no gap."""
+    """Subscribing: notifications from log and live are delivered once, in order, without gaps."""
     for _ in range(15):
         room = fresh_room("request")
         count = 12
@@ -286,7 +286,7 @@ async def test_late_joiners_miss_nothing(client: Client, v1: bool) -> None:
 async def test_delivers_publishes_made_during_a_slow_replay_once(
     client: Client, count: int
 ) -> None:
-    """Subscribing: no gap, no double, also for a reader that takes the log slowly."""
+    """Subscribing: no gaps or duplicates, also for a slow reader."""
     room = fresh_room()
     for n in range(count):
         await client.publish(room, f"n{n}", data={"x": "y" * 260_000})
@@ -379,7 +379,7 @@ async def test_other_texts_are_ignored(client: Client, text: str, v1: bool) -> N
 
 
 async def test_a_batch_moves_through_a_reader(client: Client) -> None:
-    """Subscribing: what is published while a client listens comes live, and history has it."""
+    """Subscribing: a publish is delivered live, and is in the history."""
     room = fresh_room()
     async with client.listen(room) as listener:
         await client.until_connections(room, 1)

@@ -11,7 +11,7 @@ from .client import V1, Client, fresh_room, ids_of, is_control, room_path
     "offered", [[V1], ["other", V1], [V1, "other"], ["synap.v9", "graphql-ws", V1, "synap.v0"]]
 )
 async def test_selects_synap_v1_when_offered(client: Client, offered: list[str]) -> None:
-    """WebSocket: a client that offers the subprotocol `synap.v1` gets it, among others too."""
+    """WebSocket: the server selects `synap.v1` if it is offered, also among others."""
     async with client.listen_at(room_path(fresh_room(), "subscribe"), offered) as listener:
         assert listener.ws.subprotocol == V1
         await listener.subscribed()
@@ -61,7 +61,7 @@ async def test_subscribed_stands_between_replay_and_live(client: Client) -> None
 
 
 async def test_subscribed_reports_the_replayed_count(client: Client) -> None:
-    """WebSocket: `replayed` (how many)."""
+    """WebSocket: `replayed` (a count)."""
     room = fresh_room()
     cursors = await client.fill(room, 300)
     for position in (0, 100, 298, 299):
@@ -91,7 +91,7 @@ async def test_resuming_from_subscribed(client: Client, after: str | None, befor
 
 
 async def test_resuming_from_subscribed_after_the_retention(client: Client) -> None:
-    """WebSocket: `recovered`: false when more came than is retained."""
+    """WebSocket: `recovered` is false if more came than is retained."""
     room = fresh_room()
     async with client.listen(room, v1=True) as listener:
         cursor = (await listener.subscribed())["cursor"]
@@ -103,13 +103,13 @@ async def test_resuming_from_subscribed_after_the_retention(client: Client) -> N
 
 
 async def test_an_ack_beyond_is_ignored(client: Client) -> None:
-    """WebSocket: a cursor beyond what the connection was handed is ignored."""
+    """WebSocket: a cursor beyond what was delivered on the connection is ignored."""
     room, other = fresh_room(), fresh_room()
     await client.fill(room, 2)
     async with client.listen(room, v1=True) as listener:
         await listener.take(2)
         await listener.subscribed()
-        # Published later, or of another log: what this connection was never handed.
+        # Published later, or of another log: never delivered on this connection.
         await listener.ack((await client.fill(other, 5))[-1])
     await client.publish(room, "n2")
     async with client.listen(room, v1=True) as listener:

@@ -64,7 +64,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("place", REFUSED, ids=[NAMES[place] for place in REFUSED])
 async def test_rejects_handshake_with_invalid_token(client: Client, place: int) -> None:
-    """Subscribing: a handshake whose credential does not count is refused; a page's gets 4501."""
+    """Subscribing: a handshake with an invalid credential is refused; a page's gets 4501."""
     token = _made(client, place)[1]
     other = client.showing(token)
     path = room_path(fresh_room(), "subscribe")
