@@ -42,11 +42,13 @@ class Unhurried(WebSocketProtocol):
 class Echo:
     """Says what it hears."""
 
-    def __init__(self, transport: asyncio.Transport, half_open: PendingConnections) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, pending_connections: PendingConnections
+    ) -> None:
         self.socket = Unhurried(
             transport,
             self,
-            half_open=half_open,
+            pending_connections=pending_connections,
             write_batch=WriteBatch(),
             pacer=Pacer(),
             max_message_bytes=MAX_MESSAGE_BYTES,
@@ -76,8 +78,8 @@ class Echo:
 class Handshake(asyncio.Protocol):
     """Reads one request, and answers it as if it were always the right one."""
 
-    def __init__(self, half_open: PendingConnections) -> None:
-        self._half_open = half_open
+    def __init__(self, pending_connections: PendingConnections) -> None:
+        self._pending_connections = pending_connections
         self._parser = httptools.HttpRequestParser(self)
         self._key = ""
         self._transport: asyncio.Transport
@@ -94,7 +96,7 @@ class Handshake(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._transport.write(_ANSWER.format(accept_key(self._key)).encode())
-            socket = Echo(self._transport, self._half_open).socket
+            socket = Echo(self._transport, self._pending_connections).socket
             self._transport.set_protocol(socket)
             if rest := data[upgrade.args[0] :]:
                 socket.data_received(rest)
@@ -103,9 +105,9 @@ class Handshake(asyncio.Protocol):
 
 
 async def serve(port: int) -> None:
-    half_open = PendingConnections(0)
+    pending_connections = PendingConnections(0)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Handshake(half_open), "127.0.0.1", port)
+    server = await loop.create_server(lambda: Handshake(pending_connections), "127.0.0.1", port)
     print(  # noqa: T201 - who started it waits for this line
         f"listening on ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True
     )

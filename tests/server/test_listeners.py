@@ -253,7 +253,7 @@ async def test_some_descriptors_are_left_to_the_store_and_the_key_file(
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     most = listener.fileno() + accepting.RESERVE
-    monkeypatch.setattr(accepting, "_most_descriptors", lambda: most)
+    monkeypatch.setattr(accepting, "_max_descriptors", lambda: most)
     with contextlib.ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(socket.create_connection(listener.getsockname()[:2]))

@@ -1,1 +1,1 @@
-"""The HTTP API: its routes, and publishing."""
+"""The HTTP API: the routes and publishing."""

@@ -1,4 +1,4 @@
-"""The routes of publishers: what they send is checked, kept, and handed to who listens.
+"""The publish routes: validate, authorize, store and broadcast notifications.
 
 See PROTOCOL.md, "HTTP".
 """
@@ -43,11 +43,11 @@ from ..stores.base import Publication, PublishResult, StoreUnavailableError
 from ..stores.measured import InstrumentedStore
 from ..wire import decode_batch, decode_notification
 
-_YIELD_EVERY = 100  # notifications of a batch that are checked without a pause
+_YIELD_EVERY = 100  # notifications of a batch that are validated without yielding
 
 
 class PublishService:
-    """What one node publishes."""
+    """Handles the publish routes of one node and tracks publishes in flight."""
 
     def __init__(
         self,
@@ -63,15 +63,16 @@ class PublishService:
         self._limits = limits
         self._metrics = metrics
         self._draining = False
-        self._in_flight = 0  # what is not answered yet
+        self._in_flight = 0  # operations that are not answered yet
         self._idle = asyncio.Event()
 
     @property
     def draining(self) -> bool:
+        """Whether new publishes are rejected."""
         return self._draining
 
     async def drain(self) -> None:
-        """Take nothing more, and wait until what was begun is answered."""
+        """Reject new publishes, and wait until those in flight are answered."""
         self._draining = True
         self._metrics.draining.set(1)
         while self._in_flight:
@@ -79,7 +80,8 @@ class PublishService:
             await self._idle.wait()
 
     def ensure_accepting(self) -> None:
-        """
+        """Check that the node is not draining.
+
         Raises:
             RequestError: 503.
         """
@@ -87,7 +89,7 @@ class PublishService:
             raise unavailable("the server is shutting down")
 
     def enter(self) -> None:
-        """Something begins that draining waits for.
+        """Start an operation that draining waits for. Call :meth:`exit` at its end.
 
         Raises:
             RequestError: 503.
@@ -96,12 +98,13 @@ class PublishService:
         self._in_flight += 1
 
     def exit(self) -> None:
+        """End an operation that draining waits for."""
         self._in_flight -= 1
         if self._draining:
             self._idle.set()
 
     async def broadcast(self, request: Request) -> Response:
-        """``POST /rooms/{room}/broadcast``."""
+        """Handle ``POST /rooms/{room}/broadcast``."""
         began_at = perf_counter()
         self.ensure_accepting()
         room = parse_room_param(request.path_segments[1])
@@ -112,11 +115,11 @@ class PublishService:
         id, text, span = validate_notification(value, traceparent, is_valid=is_valid)
         spans = () if span is NOOP_SPAN else (span,)
         publications = (Publication(room, id, text),)
-        (receipt,) = await self._publish(claims, publications, len(text), began_at, spans)
-        return Response(200, _encode_result(receipt))
+        (result,) = await self._publish(claims, publications, len(text), began_at, spans)
+        return Response(200, _encode_result(result))
 
     async def broadcast_batch(self, request: Request) -> Response:
-        """``POST /broadcast``."""
+        """Handle ``POST /broadcast``."""
         began_at = perf_counter()
         self.ensure_accepting()
         claims = await self._access.authenticate(request)
@@ -134,25 +137,25 @@ class PublishService:
         named = (room for each in rooms if not isinstance(each, RequestError) for room in each)
         verdicts = await self._access.authorize_many(claims, "broadcast", dict.fromkeys(named))
         traceparent = request.headers.get("traceparent")
-        checked: list[list[Publication] | RequestError] = []
+        validated: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
-        for number, (item, its_rooms) in enumerate(zip(items, rooms, strict=True), 1):
-            entry = validate_item(item, its_rooms, verdicts, traceparent, spans, is_valid=is_valid)
-            checked.append(entry)
+        for number, (item, item_rooms) in enumerate(zip(items, rooms, strict=True), 1):
+            entry = validate_item(item, item_rooms, verdicts, traceparent, spans, is_valid=is_valid)
+            validated.append(entry)
             if isinstance(entry, RequestError):
-                self._write_down(request, entry, its_rooms, verdicts)
+                self._log_rejected(request, entry, item_rooms, verdicts)
             if number % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)  # a large batch keeps nobody else waiting
-        return await self._publish_items(checked, claims, began_at, spans)
+                await asyncio.sleep(0)  # a large batch must not block the event loop
+        return await self._publish_items(validated, claims, began_at, spans)
 
-    def _write_down(
+    def _log_rejected(
         self,
         request: Request,
         problem: RequestError,
         rooms: list[Room] | RequestError,
         verdicts: Mapping[Room, RequestError | None],
     ) -> None:
-        """Log the refusal of one notification of a batch, with the room that it is about."""
+        """Log a rejected notification of a batch, with the room that the error is about."""
         named = [] if isinstance(rooms, RequestError) else rooms
         room = next((room for room in named if verdicts.get(room) is problem), None)
         if room is None and named:
@@ -166,38 +169,37 @@ class PublishService:
 
     async def _publish_items(
         self,
-        checked: Sequence[list[Publication] | RequestError],
+        validated: Sequence[list[Publication] | RequestError],
         claims: Claims,
         published_at: float,
         spans: Sequence[Span],
     ) -> Response:
-        good = [entry for entry in checked if not isinstance(entry, RequestError)]
+        good = [entry for entry in validated if not isinstance(entry, RequestError)]
         size = sum([len(each.text) for entry in good for each in entry])
         if size > MAX_BATCH_FANOUT_BYTES:
             for span in spans:
                 span.end("too large")
             raise payload_too_large(
                 f"a batch has at most {MAX_BATCH_FANOUT_BYTES} bytes, each notification counted "
-                "once for "
-                "each of its rooms"
+                "once for each of its rooms"
             )
-        self._metrics.published("rejected", len(checked) - len(good))
+        self._metrics.published("rejected", len(validated) - len(good))
         publications = [each for entry in good for each in entry]
         try:
-            receipts = iter(await self._publish(claims, publications, size, published_at, spans))
+            stored = iter(await self._publish(claims, publications, size, published_at, spans))
             failure = None
         except StoreUnavailableError as error:
             failure = unavailable(str(error))
         results = []
-        for entry in checked:
+        for entry in validated:
             problem = entry if isinstance(entry, RequestError) else failure
             if problem is not None:
                 failed = {"success": False, **problem.body}
                 results.append(json.dumps(failed))
             else:
-                assert not isinstance(entry, RequestError)  # noqa: S101 - else it is the problem
-                results.append(_encode_item_result([(each, next(receipts)) for each in entry]))
-        return _encode_results(results, success=failure is None and len(good) == len(checked))
+                assert not isinstance(entry, RequestError)  # noqa: S101 - else problem is set
+                results.append(_encode_item_result([(each, next(stored)) for each in entry]))
+        return _encode_results(results, success=failure is None and len(good) == len(validated))
 
     async def _publish(
         self,
@@ -207,24 +209,28 @@ class PublishService:
         published_at: float,
         spans: Sequence[Span],
     ) -> Sequence[PublishResult]:
-        """
+        """Store and broadcast publications.
+
         Args:
-            size: of all their texts.
-            spans: end with it.
+            claims: the publisher.
+            publications: the validated notifications.
+            size: bytes of all their texts.
+            published_at: ``time.perf_counter`` when the request arrived.
+            spans: ended when the publish has ended.
 
         Raises:
             RequestError: 429, or 503 while draining.
-            StoreUnavailableError: nothing was kept.
+            StoreUnavailableError: nothing was stored.
         """
         problem: str | None = "cancelled"
         count = len(publications)
-        self._in_flight += 1  # which draining waits for
+        self._in_flight += 1  # draining waits for it
         try:
             self.ensure_accepting()
             if self._limits.count_publishes:
                 self._limits.check_publish(claims, count, size)
             deliver = partial(self._hub.broadcast, published_at=published_at)
-            receipts = await self._store.publish(publications, deliver)
+            results = await self._store.publish(publications, deliver)
             problem = None
         except RequestError as error:
             problem = str(error)
@@ -240,17 +246,17 @@ class PublishService:
             self.exit()
             for span in spans:
                 span.end(problem)
-        self._metrics.accepted(receipts, size)
+        self._metrics.accepted(results, size)
         if events.debug_enabled():
             rooms = (publication.room for publication in publications)
-            kept = zip(rooms, receipts, strict=True)
+            kept = zip(rooms, results, strict=True)
             events.log_published(claims, kept, self._access.is_credential)
-        return receipts
+        return results
 
 
-def _encode_result(receipt: PublishResult) -> bytes:
-    """What became of one notification for one room. (A cursor holds no quote.)"""
-    id, (epoch, offset), count, duplicate = receipt
+def _encode_result(result: PublishResult) -> bytes:
+    """Encode the result of one notification for one room. (A cursor contains no quote.)"""
+    id, (epoch, offset), count, duplicate = result
     return (
         f'{{"success":true,"broadcastCount":{count},"message":"Notification broadcasted",'
         f'"id":{as_json(id)},"cursor":"{epoch}-{offset}",'
@@ -259,18 +265,21 @@ def _encode_result(receipt: PublishResult) -> bytes:
 
 
 def _encode_item_result(kept: Iterable[tuple[Publication, PublishResult]]) -> str:
-    """What became of one notification of a batch. (Neither a room nor a cursor holds a quote.)"""
-    in_all, rooms, name = 0, [], ""
+    """Encode the results of one notification of a batch, over its rooms.
+
+    (Neither a room nor a cursor contains a quote.)
+    """
+    total, rooms, name = 0, [], ""
     for (room, _, _), (id, (epoch, offset), count, duplicate) in kept:
-        in_all += count
+        total += count
         name = as_json(id)
         rooms.append(
             f'"{room}":{{"broadcastCount":{count},"cursor":"{epoch}-{offset}",'
             f'"duplicate":{"true" if duplicate else "false"}}}'
         )
-    return f'{{"success":true,"broadcastCount":{in_all},"id":{name},"rooms":{{{",".join(rooms)}}}}}'
+    return f'{{"success":true,"broadcastCount":{total},"id":{name},"rooms":{{{",".join(rooms)}}}}}'
 
 
 def _encode_results(results: Iterable[str], *, success: bool) -> Response:
-    said = "true" if success else "false"
-    return Response(200, f'{{"success":{said},"results":[{",".join(results)}]}}'.encode())
+    literal = "true" if success else "false"
+    return Response(200, f'{{"success":{literal},"results":[{",".join(results)}]}}'.encode())

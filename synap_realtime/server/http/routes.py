@@ -1,4 +1,4 @@
-"""Every HTTP route as a pure request -> response. See PROTOCOL.md, "HTTP"."""
+"""The HTTP routes, without I/O: each maps a request to a response. See PROTOCOL.md, "HTTP"."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from ..stores.base import Store, StoreUnavailableError
 from .publish import PublishService
 
 MAX_BODY_BYTES = MAX_BATCH_BYTES
-"""No route reads more."""
+"""Largest request body of any route."""
 
 HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
 MAX_HISTORY_BYTES = 1024 * 1024
-"""An answer ends with the notification that reaches it."""
+"""A history response ends with the notification that reaches this size."""
 
-_CHUNK_BYTES = 64 * 1024  # of an answer that is sent in parts
-_PAGE = 16  # entries read at once, where they are small
+_CHUNK_BYTES = 64 * 1024  # about the size of a chunk of a long response
+_PAGE = 16  # most entries that are read at a time
 
 
 _HEALTHY = json_response(200, {"status": "ok"})
@@ -78,7 +78,15 @@ class Router:
     ) -> None:
         """
         Args:
-            admin: answers what is asked below ``/admin``; None: there is no such page.
+            store: holds the logs.
+            hub: holds the subscribers.
+            presence: the users of each room.
+            access: authenticates and authorizes requests.
+            publishing: handles the publish routes.
+            revocations: revokes tokens and users.
+            limits: the rate limits.
+            metrics: counts requests and errors.
+            admin: handles the paths below ``/admin``; None disables them.
         """
         self._admin = admin
         self._store = store
@@ -93,7 +101,7 @@ class Router:
         self._closed = False
 
     async def handle(self, request: Request) -> Response:
-        """Answer a request. Never raises for what a client or the store can do."""
+        """Return the response to a request. Errors of the client or the store become responses."""
         try:
             method, route = self._route(request)
             if request.method != method and (request.method, method) != ("HEAD", "GET"):
@@ -106,7 +114,7 @@ class Router:
             return unavailable(str(error)).response
 
     async def close(self) -> None:
-        """Let go of the store; no route asks it any more."""
+        """Close the store. Routes that need it answer 503 from now on."""
         self._closed = True
         await self._store.close()
 
@@ -152,9 +160,7 @@ class Router:
     async def _metrics_endpoint(self, request: Request) -> Response:
         claims = await self._access.authenticate_counted(request)
         require_scope(claims, "metrics", "admin")
-        self._metrics.active_rooms.set(
-            len(self._hub) - 1
-        )  # revocations have one, and it is nobody's
+        self._metrics.active_rooms.set(len(self._hub) - 1)  # without the room of revocations
         content = self._metrics.render(await self._store.usage())
         return Response(200, content, content_type=CONTENT_TYPE)
 
@@ -207,7 +213,7 @@ class Router:
         count_read = partial(self._limits.count_read, claims, request.address)
         chunks = self._history_chunks(room, position, wanted, count_read)
         content, is_last = await anext(chunks)
-        if is_last:  # a short history is sent whole, with its length
+        if is_last:  # a short history is sent whole, with Content-Length
             await chunks.aclose()
             return Response(200, content)
         return Response(200, content, rest=_contents(chunks))
@@ -215,20 +221,20 @@ class Router:
     async def _history_chunks(
         self, room: Room, position: Cursor, wanted: int, count_read: Callable[[int], None]
     ) -> AsyncGenerator[tuple[bytes, bool]]:
-        """Produce the body in chunks of about ``_CHUNK_BYTES``, each with whether it is the last.
+        """Yield the body in chunks of about ``_CHUNK_BYTES``, each with whether it is the last.
 
-        Nothing but the chunk is held while the peer takes it: an answer that nobody reads would
-        otherwise pin a whole history.
+        Only one chunk is in memory while the peer reads it. Otherwise a peer that does not read its
+        response could pin a whole history.
         """
         head = await self._store.head(room)
         parts = [f'{{"room":"{room}","notifications":['.encode()]
         count, size, unsent, recovered, more = 0, 0, 0, True, True
-        asked = 1  # then as many as a chunk has room for
+        page_size = 1  # later adapted so that a page fits a chunk
         while more and count < wanted and size < MAX_HISTORY_BYTES:
-            page = await self._store.read(room, position, asked)
+            page = await self._store.read(room, position, page_size)
             if not page.recovered:
                 recovered, position = False, self._store.earliest()
-            more = len(page.entries) == asked
+            more = len(page.entries) == page_size
             count_read(sum([entry.size for entry in page.entries]))
             for entry in page.entries:
                 if count == wanted or size >= MAX_HISTORY_BYTES:
@@ -239,7 +245,7 @@ class Router:
                 size += entry.size
                 unsent += entry.size
                 position = entry.cursor
-            asked = max(1, min(_PAGE, _CHUNK_BYTES * count // max(size, 1)))
+            page_size = max(1, min(_PAGE, _CHUNK_BYTES * count // max(size, 1)))
             if unsent >= _CHUNK_BYTES:
                 chunk, parts, unsent = b"".join(parts), [], 0
                 del page
@@ -247,10 +253,10 @@ class Router:
                 del chunk
         if more:
             more = bool((await self._store.read(room, position, 1)).entries)
-        else:  # all up to the head was read; an empty room has a position, too
+        else:  # everything up to the head was read, which is also the position of an empty room
             position = max(position, head, key=lambda cursor: cursor.offset)
-        around = {"cursor": str(position), "recovered": recovered, "more": more}
-        parts.append(f"],{json.dumps(around, separators=(',', ':'))[1:]}".encode())
+        members = {"cursor": str(position), "recovered": recovered, "more": more}
+        parts.append(f"],{json.dumps(members, separators=(',', ':'))[1:]}".encode())
         yield b"".join(parts), True
 
     async def _revoke(self, request: Request) -> Response:
@@ -258,7 +264,7 @@ class Router:
         claims = await self._access.authenticate_counted(request)
         require_scope(claims, "admin")
         of, given = _revocation_in(decode_json(await read_json_body(request)))
-        if not self._access.keys():  # no token is looked at, so there is none to take back
+        if not self._access.keys():  # without keys, tokens are not checked
             return json_response(200, {"success": True, "revoked": False, "closed": 0})
         self._publishing.enter()
         try:
@@ -266,8 +272,8 @@ class Router:
             closed = await self._revocations.revoke("user" if of == "user" else "token", name)
         except TooManyRevocationsError:
             raise unavailable(
-                "too many revocations are remembered; remove the secret from the server's keys, "
-                "which takes back all tokens that it has signed"
+                "too many revocations are stored; remove the secret from the server's keys, which "
+                "revokes all tokens that it has signed"
             ) from None
         finally:
             self._publishing.exit()
@@ -275,10 +281,10 @@ class Router:
         return json_response(200, {"success": True, "revoked": True, "closed": closed})
 
     async def _name_to_revoke(self, of: _Revocable, given: str) -> str:
-        """The id of a user or a token.
+        """Return the id of the user or the token to revoke.
 
         Raises:
-            RequestError: 400; it shows nothing of what was given.
+            RequestError: 400. It does not repeat the given value, which may be a credential.
         """
         if of == "token":
             try:
@@ -302,7 +308,7 @@ _Revocable = Literal["user", "token", "jti"]
 
 
 def _revocation_in(body: object) -> tuple[_Revocable, str]:
-    """What the body of ``/revoke`` names.
+    """Return what the body of ``/revoke`` names: the kind and the value.
 
     Raises:
         RequestError: 400.
@@ -331,18 +337,24 @@ _DECORATED = re.compile(
 
 
 def _bare_token(text: str) -> str:
-    """A token without what was copied with it: white space, quotes, ``Bearer`` before it."""
+    """Return a token without whitespace, quotes and ``Bearer`` that were copied with it."""
     found = _DECORATED.fullmatch(text.strip())
     return found[1] if found else text
 
 
 async def _contents(chunks: AsyncGenerator[tuple[bytes, bool]]) -> AsyncGenerator[bytes]:
+    """Yield the chunks of :meth:`Router._history_chunks` without their flags."""
     async with contextlib.aclosing(chunks):
         async for content, _ in chunks:
             yield content
 
 
 def parse_limit(text: str | None) -> int:
+    """Parse the query parameter ``limit``.
+
+    Raises:
+        RequestError: 400.
+    """
     if text is None:
         return HISTORY_LIMIT
     if text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_HISTORY_LIMIT:

@@ -28,22 +28,22 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Acceptor:
     """Accepts connections of some listening sockets.
 
-    asyncio's own server logs nothing when descriptors run out, and libuv's closes the waiting
-    connections. Here they stay in the system's backlog until there are descriptors again.
+    asyncio's server logs nothing when file descriptors run out, and libuv's closes the queued
+    connections. This one leaves them in the kernel's accept queue until descriptors are free.
     """
 
     def __init__(
-        self, listeners: Sequence[socket.socket], take: Callable[[socket.socket], None]
+        self, listeners: Sequence[socket.socket], on_connection: Callable[[socket.socket], None]
     ) -> None:
         """
         Args:
-            listeners: listening sockets, which the acceptor closes.
-            take: called with each connection, a non-blocking socket.
+            listeners: listening sockets; the acceptor closes them.
+            on_connection: called with the non-blocking socket of each connection.
         """
         self._listeners = listeners
-        self._take = take
+        self._on_connection = on_connection
         self._loop = asyncio.get_running_loop()
-        self._most = _most_descriptors()
+        self._max_descriptors = _max_descriptors()
         self._retry: asyncio.TimerHandle | None = None
         self._logged_at = -LOG_EVERY_S
         for listener in listeners:
@@ -75,16 +75,16 @@ class Acceptor:
                 peer, _ = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError as error:  # also: the peer has closed already
+            except OSError as error:  # including a peer that has closed already
                 if error.errno in _EXHAUSTED:
                     self._pause(error.strerror or "out of resources")
                     return
                 continue
             peer.setblocking(False)
             number = peer.fileno()
-            self._take(peer)
-            if number >= self._most - RESERVE:
-                self._pause(f"{number} of {self._most} open files are in use")
+            self._on_connection(peer)
+            if number >= self._max_descriptors - RESERVE:
+                self._pause(f"{number} of {self._max_descriptors} open files are in use")
                 return
 
     def _pause(self, cause: str) -> None:
@@ -103,8 +103,8 @@ class Acceptor:
             )
 
 
-def _most_descriptors() -> int:
-    """Return this process's limit: every descriptor is below it."""
+def _max_descriptors() -> int:
+    """Return this process's limit of open files. Every descriptor is below it."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

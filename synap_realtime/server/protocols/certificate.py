@@ -1,4 +1,4 @@
-"""The certificate that ``serve`` shows, and its key: files that are renewed meanwhile."""
+"""The TLS certificate and key of ``serve``, reloaded when their files change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _CERT, _KEY = "--tls-cert (SYNAP_REALTIME_TLS_CERT)", "--tls-key (SYNAP_REALTIME
 
 
 class ReloadingCertificate:
-    """What is shown to those who come now.
+    """A certificate and its key, read again when their files change.
 
     Attributes:
-        ends: until when it is good.
+        not_after: when the certificate expires.
     """
 
     def __init__(
@@ -30,37 +30,39 @@ class ReloadingCertificate:
     ) -> None:
         """
         Args:
-            chain: PEM: the server's certificate first, then those between it and the root's.
-            key: PEM, not encrypted.
+            chain: PEM file with the server's certificate, followed by the intermediate ones.
+            key: PEM file with the private key, not encrypted.
+            clock: monotonic seconds.
 
         Raises:
-            ConfigurationError: names the file that cannot be used, or says that they do not fit.
+            ConfigurationError: a file cannot be used, or the key does not belong to the
+                certificate.
         """
         self._files = chain, key
         self._watched = FileWatcher(chain, key, clock=clock)
         self._context, self.not_after = _load(chain, key)
 
     def context(self) -> ssl.SSLContext:
-        """For a handshake that begins now. Connections that are there keep what they have.
+        """Return the TLS context for a new handshake, after reloading changed files.
 
-        Files that have become unreadable or wrong are said once, and their last good contents
-        count.
+        If changed files cannot be used, an error is logged once and the previous certificate stays
+        in use. Open connections are not affected.
         """
         if self._watched.have_changed():
             try:
                 self._context, self.not_after = _load(*self._files)
             except ConfigurationError as error:
-                logger.error("the certificate stays as it was: %s", error)
+                logger.error("certificate reload failed, keeping previous one: %s", error)
             else:
-                logger.info("%s has changed: good until %s", self._files[0], self.not_after)
+                logger.info("reloaded certificate %s, expires %s", self._files[0], self.not_after)
         return self._context
 
 
 def open_certificate(chain: Path | None, key: Path | None) -> ReloadingCertificate | None:
-    """The certificate of the settings; None: no TLS.
+    """Open the certificate of the settings. Return None if TLS is not configured.
 
     Raises:
-        ConfigurationError: it cannot be used, or there is only one of the two.
+        ConfigurationError: a file cannot be used, or only one of the two is configured.
     """
     if chain is None and key is None:
         return None
@@ -71,20 +73,20 @@ def open_certificate(chain: Path | None, key: Path | None) -> ReloadingCertifica
 
 
 def _load(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime]:
-    """A context for the server's side, and until when its certificate is good."""
-    ends = _end_of(chain, _read(_CERT, chain))
+    """Return a server-side TLS context and the expiry of its certificate."""
+    not_after = _expiry(chain, _read(_CERT, chain))
     if b"PRIVATE KEY-----" not in _read(_KEY, key):
         raise ConfigurationError(f"{_KEY}: {key}: expected a private key (PEM)")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996: the older ones are dead
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996 deprecates older versions
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(chain, key, _refuse_password)
     except _EncryptedError:
         raise ConfigurationError(
-            f"{_KEY}: {key} is encrypted, and nobody is there to type a password; "
-            "openssl pkey writes it without one, into a file that only the server may read"
+            f"{_KEY}: {key} is encrypted, and the server has no password for it; decrypt it with "
+            "openssl pkey into a file that only the server may read"
         ) from None
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -94,9 +96,9 @@ def _load(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime]:
         raise ConfigurationError(
             f"{_CERT}, {_KEY}: {chain} and {key} cannot be used ({error.reason or error})"
         ) from None
-    except OSError as error:  # one of them went away meanwhile
+    except OSError as error:  # a file was removed after it was read above
         raise ConfigurationError(f"{_CERT}, {_KEY}: {chain}, {key}: {error.strerror}") from None
-    return context, ends
+    return context, not_after
 
 
 def _read(option: str, file: Path) -> bytes:
@@ -106,7 +108,7 @@ def _read(option: str, file: Path) -> bytes:
         raise ConfigurationError(f"{option}: {file}: {error.strerror}") from None
 
 
-def _end_of(chain: Path, content: bytes) -> datetime:
+def _expiry(chain: Path, content: bytes) -> datetime:
     from cryptography import x509
 
     try:
@@ -116,7 +118,7 @@ def _end_of(chain: Path, content: bytes) -> datetime:
 
 
 class _EncryptedError(Exception):
-    """The key cannot be read without a password."""
+    """The private key is encrypted."""
 
 
 def _refuse_password() -> NoReturn:

@@ -1,6 +1,7 @@
-"""Sockets that are written to past their transport, while nothing waits in it.
+"""Direct access to the sockets of transports.
 
-This is what it would do, without its own part of it.
+While a transport has no pending data, its socket can be written to directly. That is what the
+transport itself would do, without its overhead.
 """
 
 from __future__ import annotations
@@ -18,45 +19,44 @@ if sys.platform == "linux":
     import termios
 
 MAX_UNSENT_BYTES = 64 * 1024
-"""About so much of what a peer does not take stays in the system's buffer; by default it is 4 MiB
-for each socket."""
+"""About how much unsent data the kernel buffers for each socket. Its default is up to 4 MiB."""
 
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 _NOTSENT_LOWAT = getattr(sockets, "TCP_NOTSENT_LOWAT", 0x201 if sys.platform == "darwin" else None)
 
 
 def bound_buffers(listener: sockets.socket) -> None:
-    """Bound what the system keeps for a peer that does not read; who is accepted inherits it.
+    """Bound the kernel memory that a peer that does not read can pin.
 
-    See tcp(7), ``TCP_NOTSENT_LOWAT``. What is on its way is not bounded by it, so a fast peer is
-    as fast as ever.
+    Accepted sockets inherit the option from their listener. See tcp(7), ``TCP_NOTSENT_LOWAT``. Data
+    in flight is not counted, so throughput does not suffer.
     """
     if _NOTSENT_LOWAT is not None:
-        with contextlib.suppress(OSError):  # an older kernel: memory is what it was
+        with contextlib.suppress(OSError):  # not supported by an older kernel
             listener.setsockopt(sockets.IPPROTO_TCP, _NOTSENT_LOWAT, MAX_UNSENT_BYTES)
 
 
 def unsent_bytes(transport: asyncio.Transport) -> int:
-    """What the system's buffer holds and the peer has not taken; 0 where the system does not say.
+    """Return the bytes in the kernel's send buffer that the peer has not acknowledged.
 
-    See tcp(7), ``SIOCOUTQ``.
+    See tcp(7), ``SIOCOUTQ``. Returns 0 where the system does not report them.
     """
     if sys.platform != "linux":
         return 0
     socket: Any = transport.get_extra_info("socket")
     try:
         held = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4))
-    except (AttributeError, OSError, ValueError):  # it is no socket, or closed
+    except (AttributeError, OSError, ValueError):  # not a socket, or closed
         return 0
     size: int = struct.unpack("i", held)[0]
     return size
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """End a connection now, with all that the system holds for it.
+    """Abort a connection and free its kernel buffers.
 
-    A socket that is closed with bytes unsent stays in the system for minutes, as long as its peer
-    does not take them: nobody would get that memory back. So such a one is reset.
+    A socket that is closed with unsent bytes stays in the kernel for minutes if its peer does not
+    read them. Such a connection is reset, so that a peer cannot pin that memory.
     """
     if not transport.is_closing() and unsent_bytes(transport):
         socket: Any = transport.get_extra_info("socket")
@@ -66,7 +66,10 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 def raw_fd(transport: asyncio.Transport) -> int | None:
-    """Of its socket, if what is written there is what the peer gets."""
+    """Return the descriptor of the transport's socket, if the peer receives what is written to it.
+
+    Returns None for TLS, and on systems other than POSIX.
+    """
     socket = transport.get_extra_info("socket")
     if socket is None or os.name != "posix" or transport.get_extra_info("ssl_object") is not None:
         return None
@@ -75,13 +78,15 @@ def raw_fd(transport: asyncio.Transport) -> int | None:
 
 
 def write_direct(transport: asyncio.Transport, descriptor: int, data: bytes) -> bool:
-    """Write as much as the peer takes now; the transport gets the rest.
+    """Write to the socket without blocking. The transport buffers the rest.
 
     Args:
-        transport: one that is not closing, in which nothing waits.
+        transport: not closing, and without pending data.
+        descriptor: the socket of the transport; see :func:`raw_fd`.
+        data: the bytes to write.
 
     Returns:
-        False: the peer has gone.
+        False if the connection is closed.
     """
     try:
         sent = os.write(descriptor, data)

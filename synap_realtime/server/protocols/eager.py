@@ -1,4 +1,4 @@
-"""Coroutines that mostly have nothing to wait for."""
+"""Run coroutines without a task for as long as they do not block."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any
 def run_eagerly(
     loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
 ) -> asyncio.Task[None] | None:
-    """Run it at once, up to where it has to wait for something; the rest is a task.
+    """Run a coroutine up to its first suspension, and the rest of it as a task.
 
-    Python 3.12 has ``eager_start`` for it. Here there is no current task before the first wait, so
-    what asks for one (``asyncio.timeout``) must come later, or be run as a task from the start.
+    Python 3.12 has ``eager_start`` for this. Here there is no current task before the first
+    suspension, so code that needs one (``asyncio.timeout``) must not run before it.
 
     Returns:
-        The task; None if all is done.
+        The task; None if the coroutine has finished.
     """
     try:
-        waits_for = work.send(None)
+        awaited = work.send(None)
     except StopIteration:
         return None
-    return loop.create_task(_finish(work, waits_for))
+    return loop.create_task(_finish(work, awaited))
 
 
-async def _finish(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
-    await _rest_of(work, waits_for)
+async def _finish(work: Coroutine[Any, Any, None], awaited: Any) -> None:
+    await _rest_of(work, awaited)
 
 
 @coroutine
-def _rest_of(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+def _rest_of(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
     while True:
         try:
             try:
-                value = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - it is for the work
-                waits_for = work.throw(error)
+                value = yield awaited
+            except BaseException as error:  # noqa: BLE001 - passed into the coroutine
+                awaited = work.throw(error)
             else:
-                waits_for = work.send(value)
+                awaited = work.send(value)
         except StopIteration:
             return

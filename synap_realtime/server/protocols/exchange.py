@@ -1,4 +1,4 @@
-"""A request on its way, and its answer."""
+"""The state of one HTTP request on a connection."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from ..messages import Request, RequestError
 
 
 class HttpRequest(Request):
-    """What has come of a request, and who waits for the rest.
+    """A request, as far as it has been received.
 
     Attributes:
-        problem: the answer, whatever it asks.
-        wanted: somebody waits for the rest of the body.
-        weight: about how many bytes of memory its head takes, and its body when that is complete.
+        error: answers the request instead of its route.
+        body: what was received of the body.
+        size: the bytes of the body that were received, including discarded ones.
+        is_complete: the body was received whole.
+        is_answered: the response was written; the rest of the body is discarded.
+        body_waiter: resolved when the body is complete, too large or will not be completed.
+        weight: about the bytes of memory that the head takes, and the body once it is complete.
     """
 
     __slots__ = (
@@ -48,6 +52,7 @@ class HttpRequest(Request):
         self.weight = 0
 
     def append_body(self, chunk: bytes) -> None:
+        """Add a part of the body. What is too large or no longer needed is dropped."""
         self.size += len(chunk)
         if self.is_answered:
             return
@@ -56,12 +61,13 @@ class HttpRequest(Request):
             self.notify()
         elif not self.body:
             self.body = chunk
-        else:  # of many small ones, each would weigh more than what is in it
+        else:  # in a list, many small chunks would take more memory than their bytes
             if isinstance(self.body, bytes):
                 self.body = bytearray(self.body)
             self.body += chunk
 
     def notify(self) -> None:
+        """Wake the reader of the body, if there is one."""
         if self.body_waiter is not None and not self.body_waiter.done():
             self.body_waiter.set_result(None)
 
@@ -70,8 +76,11 @@ _SLASH = ord("/")
 
 
 def parse_target(url: bytes) -> str:
-    """The path and the query; of an absolute target (RFC 9112, section 3.2.2) those parts."""
-    if url[0] == _SLASH and b"#" not in url:  # as most do
+    """Return the path and query of a request target.
+
+    Of a target in absolute form (RFC 9112, section 3.2.2), these parts are returned.
+    """
+    if url[0] == _SLASH and b"#" not in url:  # the common case
         return url.decode("latin-1")
     if url[0] != _SLASH:
         try:

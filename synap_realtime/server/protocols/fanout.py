@@ -1,4 +1,4 @@
-"""The subscriptions of one room to which nothing waits to be written: they are told in one go."""
+"""Fan-out groups of sockets: the subscriptions of a room that share one batched write."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from .writes import WriteBatch
 
 
 class SocketFanoutGroup:
-    """See :class:`hub.FanoutGroup`.
-
-    Attributes:
-        handed: the offset that all of them were handed last.
-    """
+    """Implements :class:`hub.FanoutGroup` for WebSockets without pending writes."""
 
     def __init__(self, ring: IoUring | None, write_batch: WriteBatch) -> None:
         self.last_offset = 0
-        self._furthest = 0  # where a log was read to, by one who has come since, may be further
+        # A member that joined after the last broadcast may have replayed the log beyond it.
+        self._highest_offset = 0
         self._write_batch = write_batch
-        self._fan: BatchWriter[WebSocketProtocol] = BatchWriter(ring)
+        self._writer: BatchWriter[WebSocketProtocol] = BatchWriter(ring)
         self._subscriptions: dict[WebSocketProtocol, Subscription] = {}
         self._unacknowledging: set[Subscription] = set()
 
@@ -31,27 +28,29 @@ class SocketFanoutGroup:
         return len(self._subscriptions)
 
     def add(self, socket: WebSocketProtocol, subscription: Subscription) -> None:
-        """
+        """Add a member.
+
         Args:
-            socket: one with a descriptor, on which nothing waits.
-            subscription: one whose mark, if it does not acknowledge, is the room's.
+            socket: a writable socket with a descriptor.
+            subscription: its subscription. One that does not acknowledge must have no device, so
+                that it shares the room's acknowledged position.
         """
-        assert socket.descriptor is not None  # noqa: S101 - what has none can not gather
-        self._furthest = max(self._furthest, subscription.last_offset)
+        assert socket.descriptor is not None  # noqa: S101 - see WebSocketSink.can_group
+        self._highest_offset = max(self._highest_offset, subscription.last_offset)
         self._subscriptions[socket] = subscription
         if not subscription.acknowledges:
             self._unacknowledging.add(subscription)
         socket.group = self
-        self._fan.add(socket, socket.descriptor)
+        self._writer.add(socket, socket.descriptor)
 
     def discard(self, socket: WebSocketProtocol) -> None:
-        """Take one out that is there."""
-        self._fan.discard(socket)
+        """Remove a member."""
+        self._writer.discard(socket)
         socket.group = None
         self._unacknowledging.discard(self._subscriptions.pop(socket))
 
     def on_pause(self, socket: WebSocketProtocol) -> None:
-        """See :class:`socket.Company`."""
+        """See :class:`websocket.WriteGroup`."""
         self._subscriptions[socket].on_write_blocked()
 
     def flush_pending(self) -> None:
@@ -59,20 +58,23 @@ class SocketFanoutGroup:
         self._write_batch.flush()
 
     def broadcast(self, entry: Entry) -> bool:
-        """See :class:`hub.FanoutGroup`: of each delivery there may have to be a span, and what one
-        of them has read in the log already is for the others alone."""
+        """See :class:`hub.FanoutGroup`.
+
+        Deliveries are not batched while tracing is on, since each has its own span, nor for an
+        entry that a member has already replayed from the log.
+        """
         offset = entry.cursor.offset
-        if offset <= self._furthest or is_enabled():
+        if offset <= self._highest_offset or is_enabled():
             return False
-        self.last_offset = self._furthest = offset
+        self.last_offset = self._highest_offset = offset
         frame = encode_entry_frame(entry)
-        for socket, taken in self._fan.write(frame):
+        for socket, written in self._writer.write(frame):
             subscription = self._subscriptions[socket]
-            socket.resume_write(frame, taken)
+            socket.resume_write(frame, written)
             subscription.on_partial_write(entry)
-        for subscription in self._unacknowledging:  # they have one mark, which is the room's
+        for subscription in self._unacknowledging:
             subscription.ack(entry.cursor)
-            break
+            break  # they share the room's acknowledged position: one of them is enough
         return True
 
     def disband(self) -> None:

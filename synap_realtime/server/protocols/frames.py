@@ -1,4 +1,4 @@
-"""A notification goes to many, one after the other: its frame is made once."""
+"""WebSocket frames of notifications, encoded once for all subscribers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _last = _Last()
 
 
 def encode_entry_frame(entry: Entry) -> bytes:
-    """The WebSocket frame of a notification."""
+    """Return the WebSocket frame of a notification. The last frame is cached."""
     if entry is not _last.entry:
         _last.entry, _last.frame = entry, text_frame(entry.text.encode())
     return _last.frame

@@ -1,7 +1,7 @@
 """HTTP/1.1 on a socket, parsed by httptools (llhttp). See RFC 9112.
 
-Requests of one connection are answered one after the other. Everything that waits for a peer is
-bounded in bytes and in time.
+The requests of a connection are served one at a time, in order. Everything that is held for a peer
+is bounded in bytes and in time.
 """
 
 from __future__ import annotations
@@ -47,37 +47,38 @@ from .write_stalls import WriteStallGuard
 from .writes import WriteBatch
 
 HEAD_TIMEOUT_S = 20.0
-"""A connection has so long to send the head of a request; half a head is not waited for."""
+"""Time for a client to send a whole request head."""
 
 IDLE_TIMEOUT_S = 75.0
-"""And so long for the next one after an answer. Longer than clients keep connections: the one who
-closes first should be the one who would send the next request."""
+"""How long a connection may be idle between two requests. Longer than clients keep connections in
+their pools: if the server closed first, it could close while a request is on its way."""
 
 BODY_TIMEOUT_S = 20.0
-"""So long may a request's body take."""
+"""Time for a client to send a whole request body."""
 
 MAX_HEAD_BYTES = 64 * 1024
-"""The head of a request has at most so many, beside those of its first packet."""
+"""Largest request head, not counting the bytes of its first packet."""
 
 MAX_HEADERS = 256
-"""And at most so many fields."""
+"""Most header fields of a request."""
 
 MAX_CHUNKS = 32 * 1024
-"""A body has at most so many chunks (RFC 9112, section 7.1). Each costs a call of the parser, so a
-body of single bytes would keep all others waiting."""
+"""Most chunks of a request body (RFC 9112, section 7.1). Each chunk costs a parser callback, so a
+body in chunks of one byte would block the event loop."""
 
 MAX_PIPELINED = 100
-"""So many requests of one connection wait for the answer before theirs."""
+"""Most queued requests of one connection."""
 
 MAX_UNREAD_BYTES = 8 * MAX_BODY_BYTES
-"""So much of a body that nobody wants is taken, so that its sender hears the answer; and so much a
-body may weigh on the wire, with the heads of its chunks and what follows them."""
+"""Most bytes of an unwanted body that are read and discarded, so that the client can receive the
+response. Also the most bytes that a body may take on the wire, with chunk headers and trailers."""
 
 LINGER_S = 10.0
-"""Who was told the last word has so long to hang up."""
+"""Time for a client to close the connection after the server's last response."""
 
 MAX_MESSAGE_BYTES = 16 * MAX_CLIENT_TEXT_BYTES
-"""Room for a clear close code (4540) where a client sends too much; 1009 where far too much."""
+"""Largest WebSocket message that is received. One over the protocol's own limit closes with 4540;
+one over this limit closes with 1009."""
 
 _NAMES = {
     spelled.encode(): name
@@ -88,19 +89,21 @@ _NAMES = {
     for spelled in (name, name.title())
 }  # fmt: skip
 
+_DISCONNECTED = "client disconnected before the body was complete"
+
 _MAX_BLANK_BYTES = 8 * 1024  # of empty lines before a request (RFC 9112, section 2.2)
-_REQUEST_WEIGHT = 2048  # of a request beside its bytes: the objects that it becomes
-_FIELD_WEIGHT = 200  # of a header field beside its bytes
-_IMMEDIATE_READ_BYTES = 1024  # so much is always read as it comes
-_SLICE_BYTES = 4096  # of what comes: some 150 small requests, or 700 chunks of one byte
-_AHEAD_BYTES = 64 * 1024  # of what nobody has asked for yet
+_REQUEST_WEIGHT = 2048  # memory of a request beside its bytes: its Python objects
+_FIELD_WEIGHT = 200  # memory of a header field beside its bytes
+_IMMEDIATE_READ_BYTES = 1024  # smaller reads are parsed without waiting for a share of the loop
+_SLICE_BYTES = 4096  # parsed in a row: about 150 small requests, or 700 chunks of one byte
+_AHEAD_BYTES = 64 * 1024  # received before it is needed; above this, reading pauses
 
 
 class ServerState(Protocol):
-    """What the connections of one server share."""
+    """The state that the connections of one server share."""
 
     node: Node
-    half_open: PendingConnections
+    pending_connections: PendingConnections
     request_bytes: ByteBudget
     answer_bytes: ByteBudget
     unread: Unread
@@ -113,7 +116,7 @@ class ServerState(Protocol):
 
 
 class Http1Protocol(asyncio.Protocol):
-    """One connection, until it becomes a WebSocket."""
+    """Serves HTTP/1.1 on one connection, until it is upgraded to a WebSocket."""
 
     __slots__ = (
         "_address",
@@ -123,8 +126,8 @@ class Http1Protocol(asyncio.Protocol):
         "_charged",
         "_chunks",
         "_current",
+        "_discarded_bytes",
         "_discarding",
-        "_dropped",
         "_field_bytes",
         "_fields",
         "_head_bytes",
@@ -132,8 +135,8 @@ class Http1Protocol(asyncio.Protocol):
         "_ignored",
         "_in_trailers",
         "_is_ended",
-        "_is_going_on",
         "_is_in_head",
+        "_is_processing",
         "_is_publisher",
         "_is_writable",
         "_loop",
@@ -144,7 +147,6 @@ class Http1Protocol(asyncio.Protocol):
         "_queued_bytes",
         "_read_paused",
         "_read_to",
-        "_reader",
         "_resumed",
         "_sent",
         "_stream",
@@ -154,6 +156,7 @@ class Http1Protocol(asyncio.Protocol):
         "_upgrade",
         "_url",
         "_wire_bytes",
+        "_write_stall",
     )  # fmt: skip
 
     def __init__(self, owner: ServerState) -> None:
@@ -167,47 +170,47 @@ class Http1Protocol(asyncio.Protocol):
         self._fields = 0
         self._field_bytes = 0
         self._head_bytes = 0
-        self._blank_bytes = 0  # of empty lines since the last request began
+        self._blank_bytes = 0  # empty lines since the last request head
         self._is_in_head = False
-        self._in_trailers = False  # where trailers are
-        self._wire_bytes = 0  # of a body, and what is around it
-        self._chunks = 0  # of a body
-        self._body: HttpRequest | None = None  # whose body comes now
+        self._in_trailers = False  # after a chunk header: trailers may follow
+        self._wire_bytes = 0  # of the body, with chunk headers and trailers
+        self._chunks = 0  # of the body
+        self._body: HttpRequest | None = None  # the request whose body is being received
         self._queue: deque[HttpRequest] = deque()
-        self._current: HttpRequest | None = None
+        self._current: HttpRequest | None = None  # the request that is being served
         self._upgrade: HttpRequest | None = None
-        self._ignored: HttpRequest | None = None  # whose upgrade is ignored, behind its head
+        self._ignored: HttpRequest | None = None  # see _read_past_upgrade
         self._stream: SseSink | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_writable = True
-        self._is_going_on = False
-        self._pipelined_bytes = 0  # bytes of requests that wait for the answer before theirs
-        self._read_paused = False  # what comes waits in the socket
-        self._unread = b""  # what was received and waits for its share of the loop
-        self._read_to = 0  # of it, what was read already
+        self._is_processing = False
+        self._pipelined_bytes = 0  # received while earlier requests were being served
+        self._read_paused = False
+        self._unread = b""  # received data that waits for its share of the event loop
+        self._read_to = 0  # how much of it was parsed
         self._is_publisher = False  # a publisher's key was accepted on this connection
-        self._discarding = False  # what comes means nothing
-        self._is_ended = False  # the last answer was written: nothing follows it
+        self._discarding = False  # received data is no longer parsed
+        self._is_ended = False  # the last response was written
         self._queued_bytes = 0  # weight of the requests in the queue
-        self._charged = 0  # bytes of requests that the budget knows of
+        self._charged = 0  # bytes of requests that are charged to the budget
         self._caller: Caller | None = None  # of the last request that was answered
-        self._resumed: asyncio.Future[None] | None = None  # while a long answer waits for its peer
-        self._dropped = 0
-        self._sent = 0  # since what is unread was measured
-        self._reader = WriteStallGuard()
+        self._resumed: asyncio.Future[None] | None = None  # while a chunked response is blocked
+        self._discarded_bytes = 0
+        self._sent = 0  # since the unread bytes were last measured
+        self._write_stall = WriteStallGuard()
 
-    # ---- the transport's calls
+    # ---- callbacks of the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        # Of an IPv4 peer of a socket for both families it begins so (RFC 4291, section 2.5.5.2).
+        # IPv4 peers of a dual-stack socket have a mapped address (RFC 4291, section 2.5.5.2).
         self._address = str(peer[0]).removeprefix("::ffff:") if peer else None
-        # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
+        # Pause as soon as the transport buffers anything. (With 0, TLS would pause without data.)
         is_tls = transport.get_extra_info("ssl_object") is not None
         transport.set_write_buffer_limits(high=1 if is_tls else 0)
         self._owner.connections.add(self)
-        self._owner.half_open.add(self, HEAD_TIMEOUT_S)
+        self._owner.pending_connections.add(self, HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._detach()
@@ -216,19 +219,19 @@ class Http1Protocol(asyncio.Protocol):
         if self._body is not None:
             self._body.notify()
         self._wake_writer()
-        # A request knows how to read its body: with those of a flood in reference cycles, their
-        # memory would stay until the collector runs, which on an idle server is hours later.
+        # A request refers to this connection. After a flood, the reference cycles would keep their
+        # memory until the garbage collector runs, which on an idle server is hours later.
         self._queue.clear()
         self._current = self._body = self._upgrade = self._ignored = self._stream = None
 
     def pause_writing(self) -> None:
         self._is_writable = False
-        self._reader.watch(self._transport, self.abort)
+        self._write_stall.watch(self._transport, self.abort)
         self._owner.unread.add(self)
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        self._reader.stop()
+        self._write_stall.stop()
         self._wake_writer()
         if self._stream is not None:
             self._stream.on_resume()
@@ -236,7 +239,7 @@ class Http1Protocol(asyncio.Protocol):
             self._resume()
 
     def data_received(self, data: bytes) -> None:
-        if self._unread:  # TLS gives what it has decrypted, although reading is paused
+        if self._unread:  # TLS delivers decrypted data even while reading is paused
             self._unread = self._unread[self._read_to :] + data
             self._read_to = 0
             return
@@ -247,7 +250,7 @@ class Http1Protocol(asyncio.Protocol):
             self._charge_requests()
 
     def _read_slices(self, data: bytes, start: int) -> None:
-        """Read at least one slice, and more as long as this loop iteration has time."""
+        """Parse at least one slice, and more while this loop iteration has time."""
         begin, size = start, len(data)
         while start < size:
             if self._discarding:
@@ -271,7 +274,7 @@ class Http1Protocol(asyncio.Protocol):
                 self._pause_reading()
 
     def _has_time(self) -> bool:
-        """Whether more may be done for this connection now; see :class:`Pacer`."""
+        """Return whether this connection may use more of the loop iteration; see :class:`Pacer`."""
         return self._is_publisher or self._owner.pacer.has_time()
 
     def _wait_to_read(self, data: bytes, start: int) -> None:
@@ -289,7 +292,7 @@ class Http1Protocol(asyncio.Protocol):
         self._read_slices(data, self._read_to)
 
     def _parse(self, data: bytes) -> bytes | None:
-        """Parse; returns what follows the head of a request to become a WebSocket."""
+        """Parse received data. Return what follows the head of a WebSocket handshake."""
         try:
             while True:
                 try:
@@ -306,7 +309,7 @@ class Http1Protocol(asyncio.Protocol):
             return None
         if self._is_in_head:
             if not self._head_bytes and self._current is None and not self._queue:
-                self._owner.half_open.add(self, HEAD_TIMEOUT_S)
+                self._owner.pending_connections.add(self, HEAD_TIMEOUT_S)
             self._head_bytes += len(data)
             if len(self._url) > MAX_TARGET_BYTES:
                 self._reject(target_too_long())
@@ -315,7 +318,7 @@ class Http1Protocol(asyncio.Protocol):
                 self._reject(RequestError(431, "payload_too_large", "Head too large", details))
         elif (body := self._body) is not None:
             self._wire_bytes += len(data)
-            if self._in_trailers:  # the parser puts each line together
+            if self._in_trailers:  # the parser buffers a whole line
                 self._head_bytes += len(data)
             if self._wire_bytes > MAX_UNREAD_BYTES or self._head_bytes > MAX_HEAD_BYTES:
                 self.abort()
@@ -330,15 +333,15 @@ class Http1Protocol(asyncio.Protocol):
         return None
 
     def _read_past_upgrade(self, exchange: HttpRequest) -> None:
-        """Go on behind the head of a request whose ``Upgrade`` is ignored (RFC 9110, section 7.8).
+        """Continue after the head of a request whose ``Upgrade`` is ignored (RFC 9110, 7.8).
 
-        The parser takes every request with ``Upgrade`` for the last one of its connection, and one
-        without a body. What follows would then be read as a request that a proxy has seen as a
-        body (request smuggling). So a new parser gets the fields that say where the body ends, and
-        nothing else of the head; those were checked by the one before.
+        The parser treats a request with ``Upgrade`` as the last one of its connection, without a
+        body. It would then parse as a request what a proxy has forwarded as a body (request
+        smuggling). So a new parser gets a head with nothing but the framing fields, which the first
+        parser has validated.
 
         Raises:
-            HttpParserError: they do not say where it ends.
+            HttpParserError: the framing is invalid.
         """
         framing = [
             f"{name}: {exchange.headers[name]}\r\n"
@@ -355,13 +358,13 @@ class Http1Protocol(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        """Somebody wants the body, or nobody ever will."""
+        """Resume reading: the body is needed now, or is to be discarded."""
         if self._read_paused:
             self._read_paused = False
             if not self._unread:
                 self._transport.resume_reading()
 
-    # ---- the parser's calls
+    # ---- callbacks of the parser
 
     def on_message_begin(self) -> None:
         if self._ignored is not None:
@@ -375,11 +378,11 @@ class Http1Protocol(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         if self._ignored is not None:
             return
-        if len(self._url) <= MAX_TARGET_BYTES:  # the first bytes are enough to refuse it
+        if len(self._url) <= MAX_TARGET_BYTES:  # more is not needed to reject it
             self._url += url[: MAX_TARGET_BYTES + 1]
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_in_head:  # else it is a trailer, which means nothing here
+        if self._is_in_head:  # else it is a trailer, which is ignored
             self._fields += 1
             self._field_bytes += len(name) + len(value)
             if self._fields > MAX_HEADERS:
@@ -432,7 +435,7 @@ class Http1Protocol(asyncio.Protocol):
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
-        self._in_trailers = True  # unless it is not the last one
+        self._in_trailers = True  # until the chunk turns out to have data
         self._head_bytes = 0
 
     def on_body(self, body: bytes) -> None:
@@ -441,7 +444,7 @@ class Http1Protocol(asyncio.Protocol):
             self._body.append_body(body)
 
     def on_message_complete(self) -> None:
-        if self._ignored is not None:  # its body is still to come
+        if self._ignored is not None:  # its body follows
             return
         exchange, self._body = self._body, None
         if exchange is not None:
@@ -454,16 +457,16 @@ class Http1Protocol(asyncio.Protocol):
             if exchange.is_answered:
                 self._end_exchange(exchange)
 
-    # ---- requests, one after the other
+    # ---- serving requests in order
 
     def _resume(self) -> None:
-        if self._is_going_on:  # an answer that did not have to wait: the loop below goes on
+        if self._is_processing:  # called by a response inside the loop, which continues anyway
             return
-        self._is_going_on = True
+        self._is_processing = True
         try:
             self._process_queue()
         finally:
-            self._is_going_on = False
+            self._is_processing = False
 
     def _process_queue(self) -> None:
         while (
@@ -487,13 +490,14 @@ class Http1Protocol(asyncio.Protocol):
                 else:
                     exchange.read = self._read_body
                 self._run_in_order(self._serve, exchange, is_quick=exchange.method == "POST")
-            if self._current is exchange and not exchange.is_answered:  # it waits for us
-                self._owner.half_open.remove(self)
+            if self._current is exchange and not exchange.is_answered:
+                # The peer waits for the server, so the deadline does not apply.
+                self._owner.pending_connections.remove(self)
 
     def _run_in_order(
         self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object, is_quick: bool
     ) -> None:
-        """Serve a request now, or behind those of other connections that came before."""
+        """Serve a request now, or after earlier requests of other connections."""
         if self._has_time():
             self._run(work(*arguments), is_quick=is_quick)
         else:
@@ -520,7 +524,7 @@ class Http1Protocol(asyncio.Protocol):
                 await self._answer_in_chunks(exchange, answer)
             elif not self._transport.is_closing():
                 self._answer(exchange, answer)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+        except Exception as error:  # noqa: BLE001 - logged
             self._fail(error)
 
     def _serve_stream(self, exchange: HttpRequest, opened: AcceptedSubscription) -> None:
@@ -529,13 +533,13 @@ class Http1Protocol(asyncio.Protocol):
             node.close_session(opened.session)
             return
         self._caller = caller_of(exchange.claims, exchange.address)
-        assert opened.head is not None  # noqa: S101 - of an event stream
+        assert opened.head is not None  # noqa: S101 - set for event streams
         chunked = not exchange.is_http_10
         head = encode_head(opened.head, None, keeps_alive=exchange.keeps_alive, chunked=chunked)
         self._transport.write(head)
         self._stream = stream = SseSink(
             self._transport, opened.session, node, chunked=chunked,
-            is_writable=lambda: self._is_writable, ended=lambda: self._end_stream(exchange),
+            is_writable=lambda: self._is_writable, on_end=lambda: self._end_stream(exchange),
         )  # fmt: skip
         stream.start(opened.after)
 
@@ -546,20 +550,21 @@ class Http1Protocol(asyncio.Protocol):
             self._end_exchange(exchange)
 
     async def _read_body(self) -> bytes:
-        """The body of the current request, whole.
+        """Return the whole body of the current request.
 
         Raises:
-            RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes too long.
+            RequestError: 413 above ``MAX_BODY_BYTES``, 408 after ``BODY_TIMEOUT_S``, 400 if the
+                client disconnects.
         """
         exchange = self._current
         if exchange is None or self._transport.is_closing():
-            raise bad_request("Incomplete body", "its sender has gone")
+            raise bad_request("Incomplete body", _DISCONNECTED)
         declared = exchange.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
             raise body_too_large(MAX_BODY_BYTES)
         if not exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
             expects = exchange.headers.get("expect", "").lower()
-            # RFC 9110, section 10.1.1: HTTP/1.0 does not know it.
+            # HTTP/1.0 has no Expect (RFC 9110, section 10.1.1).
             if expects == "100-continue" and not (exchange.size or exchange.is_http_10):
                 self._transport.write(CONTINUE)
             exchange.body_waiter = self._loop.create_future()
@@ -575,7 +580,7 @@ class Http1Protocol(asyncio.Protocol):
             raise exchange.error
         if not exchange.is_complete:
             if self._transport.is_closing():
-                raise bad_request("Incomplete body", "its sender has gone")
+                raise bad_request("Incomplete body", _DISCONNECTED)
             raise body_too_slow(BODY_TIMEOUT_S)
         return bytes(exchange.body)
 
@@ -587,16 +592,16 @@ class Http1Protocol(asyncio.Protocol):
         exchange.is_answered = True
         if exchange.is_complete:
             self._end_exchange(exchange)
-        else:  # the rest of what nobody wants is taken, so that the answer is heard
+        else:  # read and discard the rest of the body, so that the client receives the response
             exchange.body = b""
-            self._owner.half_open.add(self, BODY_TIMEOUT_S)
+            self._owner.pending_connections.add(self, BODY_TIMEOUT_S)
             self._resume_reading()
             self._charge_requests()
 
     async def _answer_in_chunks(self, exchange: HttpRequest, response: Response) -> None:
-        """Write a long answer as its peer takes it: what is held meanwhile is one chunk."""
+        """Write a long response as its peer reads it. Only one chunk is held in memory."""
         rest = response.rest
-        assert rest is not None  # noqa: S101 - else it is answered whole
+        assert rest is not None  # noqa: S101 - see _serve
         try:
             if self._transport.is_closing():
                 return
@@ -609,7 +614,7 @@ class Http1Protocol(asyncio.Protocol):
                 self._write(exchange, head + (encode_chunk(first) if is_chunked else first))
                 del first, response
                 while await self._accepts_more():
-                    # Only now: a chunk that waits for its peer would be held beside the one before.
+                    # Produce a chunk only when the previous one was written, to hold one at a time.
                     chunk = await anext(rest, None)
                     if self._transport.is_closing():
                         return
@@ -623,7 +628,7 @@ class Http1Protocol(asyncio.Protocol):
                 if is_chunked:
                     self._write(exchange, LAST_CHUNK)
         except StoreUnavailableError:
-            self.abort()  # the head has gone out: a body without its end says that it is not whole
+            self.abort()  # the head was sent, so only a truncated body can signal the failure
             return
         finally:
             await rest.aclose()
@@ -631,16 +636,16 @@ class Http1Protocol(asyncio.Protocol):
         if exchange.is_complete:
             self._end_exchange(exchange)
         else:
-            self._owner.half_open.add(self, BODY_TIMEOUT_S)
+            self._owner.pending_connections.add(self, BODY_TIMEOUT_S)
             self._resume_reading()
 
     async def _accepts_more(self) -> bool:
-        """Wait until the peer has taken what was written; False: it has gone."""
+        """Wait until the socket is writable. Return False if the connection is closed."""
         while not (self._is_writable or self._transport.is_closing()):
-            self._owner.half_open.add(self, IDLE_TIMEOUT_S)
+            self._owner.pending_connections.add(self, IDLE_TIMEOUT_S)
             self._resumed = self._loop.create_future()
             await self._resumed
-            self._owner.half_open.remove(self)
+            self._owner.pending_connections.remove(self)
         return not self._transport.is_closing()
 
     def _wake_writer(self) -> None:
@@ -649,7 +654,7 @@ class Http1Protocol(asyncio.Protocol):
             resumed.set_result(None)
 
     def _write(self, exchange: HttpRequest, data: bytes) -> None:
-        """Write part of an answer, and charge it to who asked if it may stay unread for long."""
+        """Write a part of a response. Charge it to the caller if it may stay unread for long."""
         claims = exchange.claims
         self._caller = caller_of(claims, exchange.address)
         self._is_publisher = claims is not None and claims.key_name is not None
@@ -659,7 +664,7 @@ class Http1Protocol(asyncio.Protocol):
             self._sent = 0
             self._owner.unread.add(self)
 
-    # ---- what is held for the peer
+    # ---- memory that is held for the peer
 
     def charge_unread(self) -> bool:
         """See :class:`unread.Writer`."""
@@ -672,7 +677,7 @@ class Http1Protocol(asyncio.Protocol):
         return size > 0
 
     def _charge_requests(self) -> None:
-        """Charge the peer for the requests, or parts of them, that are held for it."""
+        """Charge the caller for its requests that are held in memory, whole or in part."""
         size, body, current = self._queued_bytes, self._body, self._current
         if current is not None:
             size += current.weight
@@ -693,32 +698,34 @@ class Http1Protocol(asyncio.Protocol):
         self.abort()
 
     def _end_exchange(self, exchange: HttpRequest) -> None:
-        """The answer is written and the request is here whole: the next one can come."""
+        """Continue with the next request: this one was received and answered whole."""
         if self._current is not exchange or self._transport.is_closing():
             return
         self._current = None
-        if not exchange.keeps_alive:  # what was asked behind it is not answered
+        if not exchange.keeps_alive:  # later requests are not answered
             self._is_ended = True
             self._queue.clear()
             self._queued_bytes = 0
         self._charge_requests()
         within_s = HEAD_TIMEOUT_S if self._is_in_head else IDLE_TIMEOUT_S
-        self._owner.half_open.touch(self, within_s if exchange.keeps_alive else LINGER_S)
+        self._owner.pending_connections.touch(self, within_s if exchange.keeps_alive else LINGER_S)
         if exchange.keeps_alive:
             self._resume()
         elif self._discarding and self._transport.can_write_eof():
-            # With bytes unread, closing would reset the connection, and the peer might not hear
-            # why: what it goes on saying is dropped, until it hangs up.
+            # Closing a socket with unread data resets the connection, and the client may lose the
+            # response. So discard what it sends until it closes.
             self._transport.write_eof()
         else:
             self._transport.close()
 
     def _reject(self, error: RequestError) -> None:
-        """The last word on this connection, behind the answers that come before. What follows in
-        the stream means nothing."""
+        """Answer with an error after the earlier responses, then close.
+
+        The rest of the stream is discarded.
+        """
         self._discarding = True
         exchange, self._body = self._body, None
-        if exchange is not None and exchange.is_answered:  # it was told more than this
+        if exchange is not None and exchange.is_answered:  # keep that response
             exchange.keeps_alive = False
             exchange.is_complete = True
             self._end_exchange(exchange)
@@ -738,14 +745,18 @@ class Http1Protocol(asyncio.Protocol):
         self._resume()
 
     def _discard(self, size: int) -> None:
-        self._dropped += size
-        if self._dropped > MAX_UNREAD_BYTES:
+        self._discarded_bytes += size
+        if self._discarded_bytes > MAX_UNREAD_BYTES:
             self.abort()
 
-    # ---- to become a WebSocket
+    # ---- upgrading to a WebSocket
 
     def _start_upgrade(self, rest: bytes) -> None:
-        """The parser has come to its end."""
+        """Handle an upgrade request, after which the parser has stopped.
+
+        Args:
+            rest: the bytes that follow its head.
+        """
         exchange = self._upgrade
         if exchange is None or self._transport.is_closing():
             return
@@ -753,11 +764,11 @@ class Http1Protocol(asyncio.Protocol):
             self._discarding = True
             self._resume()
         elif self._current is not None or len(self._queue) != 1:
-            self.abort()  # answers would be written into the WebSocket
+            self.abort()  # responses to earlier requests would be written into the WebSocket
         else:
             self._queue.clear()
             self._current = exchange
-            self._owner.half_open.remove(self)
+            self._owner.pending_connections.remove(self)
             self._transport.pause_reading()
             self._run_in_order(self._upgrade_when_accepted, exchange, rest, is_quick=True)
 
@@ -774,18 +785,18 @@ class Http1Protocol(asyncio.Protocol):
         except CloseHandshakeError as error:
             if not self._transport.is_closing():
                 self._upgrade_to_websocket(NullHandler(), exchange).close(error.code, error.reason)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+        except Exception as error:  # noqa: BLE001 - logged
             self._fail(error)
         else:
             if self._transport.is_closing():
                 node.close_session(opened.session)
                 return
-            subscriber = WebSocketSink(
+            sink = WebSocketSink(
                 opened.session, node, self._owner.keepalive, self._owner.connections,
                 self._owner.create_group, supports_control_frames=exchange.supports_control_frames,
             )  # fmt: skip
-            subscriber.socket = socket = self._upgrade_to_websocket(subscriber, exchange)
-            subscriber.start(opened.after)
+            sink.socket = socket = self._upgrade_to_websocket(sink, exchange)
+            sink.start(opened.after)
             if rest:
                 socket.data_received(rest)
 
@@ -799,7 +810,7 @@ class Http1Protocol(asyncio.Protocol):
         socket = WebSocketProtocol(
             transport,
             handler,
-            half_open=self._owner.half_open,
+            pending_connections=self._owner.pending_connections,
             write_batch=self._owner.write_batch,
             pacer=self._owner.pacer,
             max_message_bytes=MAX_MESSAGE_BYTES,
@@ -808,19 +819,19 @@ class Http1Protocol(asyncio.Protocol):
         transport.resume_reading()
         return socket
 
-    # ---- ends
+    # ---- closing
 
     def _fail(self, error: Exception) -> None:
-        """A fault of ours: the log has it, and the peer is not left waiting."""
-        self._owner.node.fault("request failed; its connection is closed", error)
+        """Log an unexpected error and close the connection."""
+        self._owner.node.fault("unhandled error while serving request; closing connection", error)
         self.abort()
 
     def abort(self) -> None:
-        """Cut the connection at once."""
+        """Close immediately."""
         reset(self._transport)
 
     def shutdown(self) -> None:
-        """The server stops: close, behind the answer that is under way."""
+        """Close after the response in progress. The server stops."""
         if self._current is None:
             self._transport.close()
         else:
@@ -828,9 +839,9 @@ class Http1Protocol(asyncio.Protocol):
 
     def _detach(self) -> None:
         self._unread = b""
-        self._reader.stop()
-        self._parser = None  # it knows our methods: a circle, which would wait for the collector
-        self._owner.half_open.remove(self)
+        self._write_stall.stop()
+        self._parser = None  # break the reference cycle, to free memory without the collector
+        self._owner.pending_connections.remove(self)
         self._owner.request_bytes.release(self)
         self._owner.answer_bytes.release(self)
         self._owner.unread.discard(self)

@@ -7,11 +7,11 @@ from collections import OrderedDict
 from typing import Protocol
 
 CHECK_INTERVAL_S = 0.05
-"""Time between two checks of the connections. All that are due by then are handled together."""
+"""Shortest time between two checks. A check handles all connections whose time has passed."""
 
 MAX_PINGS_PER_CHECK = 200
-"""Connections that were opened together are quiet together. Their pings are spread, so that a
-publish never waits behind thousands of them."""
+"""Connections that were opened together become idle together. Their pings are spread over several
+checks, so that a publish never waits for thousands of pings."""
 
 
 class IdleListener(Protocol):
@@ -21,37 +21,34 @@ class IdleListener(Protocol):
         """Send a ping."""
 
     def on_idle(self) -> None:
-        """Close it: nothing came for the idle timeout."""
+        """Close the connection: the peer has sent nothing for the idle timeout."""
 
 
 class IdleTimeouts:
-    """Tracks when the last frame of each peer came, with one timer for all connections.
+    """Tracks the time of the last frame of each peer, with one timer for all connections.
 
-    A peer from which nothing has come for the ping interval is pinged once. A compliant peer
-    answers with a pong (RFC 6455, section 5.5.2), which is a frame like any other.
+    A peer that has sent nothing for the ping interval is pinged once. A compliant peer replies with
+    a pong (RFC 6455, section 5.5.2), which counts as a frame.
     """
 
     def __init__(self, idle_timeout_s: float, ping_interval_s: float) -> None:
         """
         Args:
-            idle_timeout_s: a peer from which nothing has come for this time is closed.
-            ping_interval_s: a peer from which nothing has come for this time is pinged, at the
-                latest after a third of the idle timeout; 0: never.
+            idle_timeout_s: a peer that has sent nothing for this time is closed.
+            ping_interval_s: a peer that has sent nothing for this time is pinged, and at the latest
+                after a third of the idle timeout. 0 disables pings.
         """
         self._idle_timeout_s = idle_timeout_s
         self._ping_after_s = min(ping_interval_s or idle_timeout_s, idle_timeout_s / 3)
         self._pings = ping_interval_s > 0
-        self._quiet: OrderedDict[IdleListener, float] = (
-            OrderedDict()
-        )  # by the time of the last frame
-        self._pinged: OrderedDict[IdleListener, float] = (
-            OrderedDict()
-        )  # since then; by the same time
+        # Both hold the time of the last frame of each peer, oldest first.
+        self._quiet: OrderedDict[IdleListener, float] = OrderedDict()  # not pinged since
+        self._pinged: OrderedDict[IdleListener, float] = OrderedDict()  # pinged since
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def touch(self, peer: IdleListener) -> None:
-        """Note a frame of a peer, or a new peer."""
+        """Record a frame of a peer, or add a new peer."""
         if self._pinged:
             self._pinged.pop(peer, None)
         self._quiet[peer] = self._loop.time()
@@ -74,16 +71,16 @@ class IdleTimeouts:
         for _ in range(MAX_PINGS_PER_CHECK):
             if not self._quiet:
                 break
-            peer, heard_at = next(iter(self._quiet.items()))
-            if heard_at + self._ping_after_s > now:
+            peer, received_at = next(iter(self._quiet.items()))
+            if received_at + self._ping_after_s > now:
                 break
             del self._quiet[peer]
-            self._pinged[peer] = heard_at
+            self._pinged[peer] = received_at
             if self._pings:
                 peer.ping()
         while self._pinged:
-            peer, heard_at = next(iter(self._pinged.items()))
-            if heard_at + self._idle_timeout_s > now:
+            peer, received_at = next(iter(self._pinged.items()))
+            if received_at + self._idle_timeout_s > now:
                 break
             del self._pinged[peer]
             peer.on_idle()

@@ -1,4 +1,4 @@
-"""Connections that wait for their peer: however many knock, so many stay, and not for long."""
+"""Bound the number and the age of connections that wait for their peer."""
 
 from __future__ import annotations
 
@@ -10,57 +10,70 @@ CHECK_INTERVAL_S = 1.0
 
 
 class Abortable(Protocol):
-    """What can be cut at once."""
+    """A connection that can be closed immediately."""
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """Close immediately, without sending pending data."""
 
 
 class Closable(Abortable, Protocol):
-    """And what can be asked to end by itself."""
+    """A connection that can be closed gracefully."""
 
     def shutdown(self) -> None:
-        """The server stops."""
+        """Close after the response that is in progress. The server stops."""
 
 
 class PendingConnections:
-    """Sockets that wait for the end of a TLS handshake, for a request, or for the rest of one, or
-    for a peer who takes its answer, or the server's close: strangers, as far as we know.
+    """Connections that wait for their peer, each with a deadline.
 
-    However many knock, so many stay. Who has waited for longest goes first: a client that means it
-    has sent its request long before. One look a second finds those whose time is up: a timer for
-    each would cost more than all the rest of a request.
+    A connection is pending until its peer has completed the TLS handshake, sent a whole request,
+    read the response or answered the server's close. None of these peers is authenticated, so their
+    number is limited: over the limit, the connection that has been pending for longest is aborted.
+    Flooding the server thus displaces the flood first, as a well-behaved client sends its request
+    soon after it has connected.
+
+    Deadlines are checked once a second. A timer per connection would cost more than the rest of a
+    request.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_connections: int) -> None:
         """
         Args:
-            most: 0 is no limit.
+            max_connections: the limit; 0 disables it.
         """
-        self._most = most
+        self._max_connections = max_connections
         self._waiting: OrderedDict[Abortable, float] = OrderedDict()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: Abortable, within_s: float) -> None:
-        """It waits from now on, for so long at most; it does not move up by beginning anew."""
+        """Abort a connection unless it is removed in time.
+
+        Adding it again sets a new deadline, but keeps its position in the order of eviction.
+
+        Args:
+            connection: the connection that waits for its peer.
+            within_s: the time until it is aborted, in seconds.
+        """
         self._waiting[connection] = self._loop.time() + within_s
-        if self._most and len(self._waiting) > self._most:
+        if self._max_connections and len(self._waiting) > self._max_connections:
             oldest, _ = self._waiting.popitem(last=False)
             oldest.abort()
         if self._timer is None:
             self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)
 
     def touch(self, connection: Abortable, within_s: float) -> None:
-        """It waits anew: who has done something has not waited for longest."""
+        """Set a new deadline and move a connection to the end of the order of eviction."""
         if connection in self._waiting:
             self._waiting.move_to_end(connection)
         self.add(connection, within_s)
 
     def remove(self, connection: Abortable) -> None:
+        """Wait for a connection no longer. An unknown one is ignored."""
         self._waiting.pop(connection, None)
 
     def close(self) -> None:
-        """The server has stopped: nobody is waited for any more."""
+        """Abort all pending connections and stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
         for connection in tuple(self._waiting):

@@ -1,4 +1,4 @@
-"""Who a request comes from, where a proxy stands between."""
+"""Find the address of a client behind trusted proxies."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from ...loopback import strip_port
 
 
 class TrustedProxies:
-    """The operator's own: what their ``X-Forwarded-For`` says is believed, and nobody else's."""
+    """The operator's proxies. ``X-Forwarded-For`` is trusted only if one of them has sent it."""
 
     def __init__(self, trusted: Iterable[str]) -> None:
         """
         Args:
-            trusted: addresses or networks.
+            trusted: addresses or networks of the proxies.
 
         Attributes:
-            are_trusted: whether there are any.
+            enabled: whether any proxy is trusted.
         """
         self._networks = [ipaddress.ip_network(name) for name in trusted]
         self.enabled = bool(self._networks)
 
     def client_address(self, peer: str | None, headers: Mapping[str, str]) -> str | None:
-        """Of the client: the last one in the list that is no proxy of ours."""
+        """Return the last address of ``X-Forwarded-For`` that is not a trusted proxy.
+
+        A client can send the header itself, so entries before that address are forgeable. If the
+        peer is not a trusted proxy, its own address is returned.
+        """
         if not self._trusts(peer):
             return peer
         given = headers.get("x-forwarded-for", "")

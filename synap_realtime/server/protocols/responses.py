@@ -1,4 +1,4 @@
-"""The heads of answers, as bytes. See RFC 9112, section 4."""
+"""Encode the heads and chunks of HTTP responses. See RFC 9112, sections 4 and 7.1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..messages import Response
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 LAST_CHUNK = b"0\r\n\r\n"
-"""The end of a body in chunks: RFC 9112, section 7.1."""
+"""Ends a chunked body: RFC 9112, section 7.1."""
 
 _STATUS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -26,17 +26,20 @@ _PLAIN = (
 def encode_head(
     response: Response, length: int | None, *, keeps_alive: bool = False, chunked: bool = False
 ) -> bytes:
-    """
+    """Return the status line and header fields of a response.
+
     Args:
-        length: of the body; None: it is not known yet.
-        chunked: the body comes in chunks; else, without a length, it ends with the connection.
+        response: the status and the header fields.
+        length: bytes of the body; None if it is not known yet.
+        keeps_alive: the connection stays open after the response.
+        chunked: the body is chunked. Otherwise, without a length, it ends with the connection.
     """
     if (
         keeps_alive
         and length is not None
         and response.status == 200
         and not (response.headers or response.content_type != "application/json")
-    ):  # as most are
+    ):  # the common case
         return b"%b%d\r\nDate: %b\r\n\r\n" % (_PLAIN, length, _date())
     fields = response.header_fields()
     if length is not None and response.status != 204:  # RFC 9110, section 8.6
@@ -50,7 +53,7 @@ def encode_head(
 
 
 def encode_switching_protocols(accept: str, subprotocol: str | None) -> bytes:
-    """The answer to a handshake: RFC 6455, section 4.2.2."""
+    """Return the response to a WebSocket handshake: RFC 6455, section 4.2.2."""
     chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
     return (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -59,7 +62,7 @@ def encode_switching_protocols(accept: str, subprotocol: str | None) -> bytes:
 
 
 def encode_chunk(data: bytes) -> bytes:
-    """A part of a body in chunks; ``data`` is not empty."""
+    """Return a chunk of a chunked body. ``data`` must not be empty."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
@@ -67,7 +70,7 @@ _now: tuple[int, bytes] = (0, b"")
 
 
 def _date() -> bytes:
-    """RFC 9110, section 6.6.1; made once a second."""
+    """Return the value of ``Date`` (RFC 9110, section 6.6.1), formatted once a second."""
     global _now
     second = int(time.time())
     if second != _now[0]:

@@ -1,4 +1,4 @@
-"""What the connections of one server share: from the first one taken to the last one gone."""
+"""Accept, serve and shut down the connections of one server."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from .writes import WriteBatch
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_GRACE_S = 3.0
-"""After draining, who does not read or sent half a request is cut after so long."""
+"""After draining, connections that do not read, or whose request is incomplete, are aborted after
+this time."""
 
 
 class ConnectionServer:
-    """The connections of one node."""
+    """Serves the connections of one node, and holds what they share."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         settings = node.settings
-        self.half_open = PendingConnections(settings.max_pending_connections)
+        self.pending_connections = PendingConnections(settings.max_pending_connections)
         self.request_bytes = node.budgets.requests
         self.answer_bytes = node.budgets.answers
         self.unread = Unread()
@@ -51,75 +52,80 @@ class ConnectionServer:
         self.create_group: Callable[[], SocketFanoutGroup] = partial(
             SocketFanoutGroup, None, self.write_batch
         )
-        self._taking: set[asyncio.Task[None]] = set()
-        self._stop_taking: Callable[[], None] = lambda: None
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._stop_accepting: Callable[[], None] = lambda: None
 
     def listen(
         self, listeners: Sequence[socket.socket], certificate: ReloadingCertificate | None = None
     ) -> None:
-        """Take connections from now on, of sockets that are bound: with a certificate, over TLS."""
+        """Accept connections.
+
+        Args:
+            listeners: bound sockets.
+            certificate: for TLS; None serves plain HTTP.
+        """
         self.node.monitor_event_loop()
         self.node.bound_loop_errors()
-        # TLS has to encrypt for each. A worker is a process of its own, and has a ring of its own.
+        # With TLS every socket has its own ciphertext, so a frame cannot be sent to many at once.
         if certificate is None and self.node.settings.io_uring:
             self._open_ring()
         for listener in listeners:
             bound_buffers(listener)
             listener.listen(BACKLOG)
         self._trimmer.start()
-        take = (
-            self._take
+        on_connection = (
+            self._accept
             if certificate is None
             else TlsAcceptor(self, certificate, self._connection).accept
         )
-        self._stop_taking = Acceptor(listeners, take).close
+        self._stop_accepting = Acceptor(listeners, on_connection).close
 
-    def _take(self, peer: socket.socket) -> None:
+    def _accept(self, peer: socket.socket) -> None:
         task = asyncio.get_running_loop().create_task(self._connect(peer))
-        self._taking.add(task)
-        task.add_done_callback(self._taking.discard)
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, peer: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(self._connection, peer)
-        except OSError as error:  # it has gone
+        except OSError as error:  # the peer has closed the connection
             peer.close()
-            logger.debug("a connection could not be taken: %s", error)
+            logger.debug("accepting a connection failed: %s", error)
 
     def _open_ring(self) -> None:
         try:
             self._ring = IoUring()
         except IoUringUnavailableError as error:
-            logger.debug("rooms with many listeners are told without io_uring: %s", error)
+            logger.debug("fan-out: io_uring unavailable: %s", error)
         else:
             self.create_group = partial(SocketFanoutGroup, self._ring, self.write_batch)
-            logger.debug("rooms with many listeners are told by io_uring")
+            logger.debug("fan-out: io_uring available")
 
     def _held_bytes(self) -> int:
-        """What peers make this process hold, about."""
+        """Return about how many bytes this process holds for its peers."""
         return self.node.budgets.total() + CONNECTION_BYTES * len(self.connections)
 
     def _connection(self) -> Http1Protocol:
         return Http1Protocol(self)
 
     async def stop(self) -> None:
-        """Drain; answer what was begun, then take nothing more and let go of the store."""
+        """Drain the node, finish the responses in progress, then close connections and store."""
         await self.node.drain()
-        self._stop_taking()
+        self._stop_accepting()
         self.write_batch.flush()
         for connection in tuple(self.connections):
             connection.shutdown()
         loop = asyncio.get_running_loop()
         end = loop.time() + SHUTDOWN_GRACE_S
-        while self.connections and loop.time() < end:  # noqa: ASYNC110 - a few looks
+        while self.connections and loop.time() < end:  # noqa: ASYNC110 - polls only during shutdown
             await asyncio.sleep(0.02)
         for connection in tuple(self.connections):
             connection.abort()
-        self.half_open.close()
+        self.pending_connections.close()
         self.unread.close()
         self._trimmer.close()
         self.keepalive.close()
-        await asyncio.sleep(0)  # their ends are heard
+        await asyncio.sleep(0)  # let connection_lost() run
         await self.node.close()
         if self._ring is not None:
             self._ring.close()

@@ -1,4 +1,4 @@
-"""Subscriptions on sockets: as WebSockets, and as event streams."""
+"""Sinks of subscriptions: WebSockets and event streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ...protocol.control import CloseCode, ControlFrame
 from ..node import Node
-from ..rooms.hub import FanoutGroup as AnyCompany
+from ..rooms.hub import FanoutGroup
 from ..rooms.sessions import Session
 from ..rooms.subscription import Subscription, UnbatchedSink
 from ..sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
@@ -25,7 +25,7 @@ PING = ping_frame()
 
 
 class WebSocketSink:
-    """The handler of a WebSocket, and the outlet of its subscription."""
+    """Handles a WebSocket and is the sink of its subscription."""
 
     __slots__ = (
         "_connections",
@@ -60,7 +60,7 @@ class WebSocketSink:
         self._connections = connections
         self._supports_control_frames = supports_control_frames
         self._start: asyncio.Task[None] | None = None
-        self._pending_answer: str | None = None  # to the last ping, while the peer does not read
+        self._pending_answer: str | None = None  # to a ping, until the socket is writable
         connections.add(self)
         keepalive.touch(self)
 
@@ -93,8 +93,8 @@ class WebSocketSink:
     def can_group(self) -> bool:
         return self.socket.descriptor is not None
 
-    def join_group(self, group: AnyCompany) -> None:
-        assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - one of this front's made it
+    def join_group(self, group: FanoutGroup) -> None:
+        assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - made by create_group
         group.add(self.socket, self._subscription)
 
     def leave_group(self) -> None:
@@ -112,7 +112,7 @@ class WebSocketSink:
         if self.socket.is_writable:
             self.socket.write(text_frame(answer.encode()))
         else:
-            # One answer to all pings of a peer that does not read, so that they fill no memory.
+            # One answer for all pings, so that a peer that does not read cannot fill memory.
             self._pending_answer = answer
 
     def on_pause(self) -> None:
@@ -134,7 +134,7 @@ class WebSocketSink:
         self._node.close_session(self._session)
 
     def ping(self) -> None:
-        # To a peer that does not read, it would only wait in memory.
+        # A blocked socket needs no ping: its slow-consumer timer is running.
         if self.socket.is_writable:
             self.socket.write(PING)
 
@@ -142,12 +142,12 @@ class WebSocketSink:
         self._subscription.close(CloseCode.IDLE_TIMEOUT)
 
     def shutdown(self) -> None:
-        """The server stops."""
+        """Close with ``DRAINING``. The server stops."""
         self._subscription.close(CloseCode.DRAINING)
 
 
 class SseSink(UnbatchedSink):
-    """The body of an answer that goes on, and the outlet of its subscription."""
+    """Writes an event stream, the body of an HTTP response."""
 
     def __init__(
         self,
@@ -157,18 +157,23 @@ class SseSink(UnbatchedSink):
         *,
         chunked: bool,
         is_writable: Callable[[], bool],
-        ended: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         """
         Args:
-            ended: called when the last byte was written.
+            transport: the connection, after the response's head was written.
+            session: the session of the subscriber.
+            node: closes the session.
+            chunked: the body is chunked; otherwise it ends with the connection.
+            is_writable: whether the transport is not paused.
+            on_end: called when the body was written to its end.
         """
         self._transport = transport
         self._session = session
         self._node = node
         self._chunked = chunked
         self._is_writable = is_writable
-        self._ended = ended
+        self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -197,15 +202,15 @@ class SseSink(UnbatchedSink):
         if is_writable and code is not CloseCode.SLOW_CONSUMER:
             if self._chunked and not self._transport.is_closing():
                 self._transport.write(b"0\r\n\r\n")
-            self._ended()
-        else:  # the end of the stream would wait behind what it does not take
+            self._on_end()
+        else:  # the peer does not read, so the end of the body would stay in the buffer
             reset(self._transport)
 
     def on_resume(self) -> None:
         self._session.subscription.on_writable()
 
     def on_disconnect(self) -> None:
-        """The connection is no more."""
+        """Stop: the connection has ended."""
         if self._task is not None:
             self._task.cancel()
         self._close()
@@ -216,7 +221,7 @@ class SseSink(UnbatchedSink):
         _close_session_soon(self._node, self._session)
 
     def _write(self, text: bytes) -> None:
-        # A loop closes a socket inside a write that fails, and says so later.
+        # After a failed write, the event loop closes a socket before it calls connection_lost().
         if not self._transport.is_closing():
             chunk = b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text
             self._transport.write(chunk)
@@ -231,15 +236,17 @@ class SseSink(UnbatchedSink):
 
 
 def _close_session_soon(node: Node, session: Session) -> None:
-    """It listens no more, however long its peer takes to hear so. Not now: its room may be just
-    being told something."""
+    """Unsubscribe without waiting for the peer to close the connection.
+
+    Not immediately, as a broadcast to the room may be in progress.
+    """
     asyncio.get_running_loop().call_soon(node.close_session, session)
 
 
 async def _start(
-    subscription: Subscription, after: str | None, outlet: WebSocketSink | SseSink
+    subscription: Subscription, after: str | None, sink: WebSocketSink | SseSink
 ) -> None:
     try:
-        await subscription.run(after, outlet)
+        await subscription.run(after, sink)
     except StoreUnavailableError:
         subscription.close(CloseCode.DRAINING)

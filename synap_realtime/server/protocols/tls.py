@@ -1,4 +1,4 @@
-"""Connections over TLS, until their handshake is done."""
+"""Accept TLS connections and bound their handshakes."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from .pending_connections import Closable, PendingConnections
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT_S = 10.0
-"""Who connects has so long to come to the end of the handshake."""
+"""Time for a client to complete the handshake."""
 
 SHUTDOWN_TIMEOUT_S = 5.0
-"""And so long to say goodbye, when the server has (RFC 8446, section 6.1)."""
+"""Time for a client to answer the server's closure alert (RFC 8446, section 6.1)."""
 
 
 class TlsServerState(Protocol):
-    """What the connections of one server share."""
+    """The part of the shared state of a server's connections that TLS needs."""
 
-    half_open: PendingConnections
+    pending_connections: PendingConnections
     connections: set[Closable]
 
 
 class TlsAcceptor:
-    """Takes connections, and hands on those that come through.
+    """Performs the TLS handshake of new connections.
 
-    The loop's own server would keep its peers to itself until they have shaken hands: none could be
-    cut to make room for another, and all would see the same certificate.
+    The event loop's own server hides connections until their handshake is complete, so that none
+    could be aborted to admit another, and it cannot replace its certificate.
     """
 
     def __init__(
         self,
         owner: TlsServerState,
         certificate: ReloadingCertificate,
-        then: Callable[[], asyncio.Protocol],
+        create_protocol: Callable[[], asyncio.Protocol],
     ) -> None:
         """
         Args:
-            then: makes the protocol of a connection; it is called when that has been taken.
+            owner: tracks the connections whose handshake is not complete.
+            certificate: the certificate for new handshakes.
+            create_protocol: called for each accepted connection.
         """
         self._owner = owner
         self._certificate = certificate
-        self._next = then
+        self._create_protocol = create_protocol
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, peer: socket.socket) -> None:
@@ -57,35 +59,35 @@ class TlsAcceptor:
         task.add_done_callback(self._tasks.discard)
 
     async def _handshake(self, peer: socket.socket) -> None:
-        stranger = _PendingTls(peer)
-        self._owner.connections.add(stranger)
-        self._owner.half_open.add(stranger, HANDSHAKE_TIMEOUT_S)
+        pending = _PendingTls(peer)
+        self._owner.connections.add(pending)
+        self._owner.pending_connections.add(pending, HANDSHAKE_TIMEOUT_S)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._next,
+                self._create_protocol,
                 peer,
                 ssl=self._certificate.context(),
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
             )
         except OSError as error:
-            logger.debug("a TLS handshake failed: %s", error)
+            logger.debug("TLS handshake failed: %s", error)
         finally:
-            self._owner.half_open.remove(stranger)
-            self._owner.connections.discard(stranger)
+            self._owner.pending_connections.remove(pending)
+            self._owner.connections.discard(pending)
 
 
 class _PendingTls:
-    """Who has connected, and no more than that."""
+    """A connection whose TLS handshake is not complete."""
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
 
     def abort(self) -> None:
-        """Cut the connection: its transport reads that it has ended, and lets go of it."""
-        with contextlib.suppress(OSError):  # it has gone
+        """Close immediately: the transport reads the end of the stream and closes the socket."""
+        with contextlib.suppress(OSError):  # closed already
             self._peer.shutdown(socket.SHUT_RDWR)
 
     def shutdown(self) -> None:
-        """The server stops: nothing was asked yet."""
+        """Close immediately, as no request was sent yet. The server stops."""
         self.abort()

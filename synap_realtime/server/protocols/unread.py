@@ -1,4 +1,4 @@
-"""Connections whose peers have not read all of their answers."""
+"""Measure the responses that peers have not read yet."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ CHECK_INTERVAL_S = 0.5
 
 
 class Writer(Protocol):
-    """A connection that writes answers."""
+    """A connection that writes responses."""
 
     def charge_unread(self) -> bool:
-        """Charge the bytes that its peer has not read yet. Return False if there are none."""
+        """Charge the bytes that the peer has not read yet. Return False if there are none."""
         ...
 
 
 class Unread:
-    """Measures repeatedly how much of the answers has not been read, until everything has.
+    """Polls how much of each connection's responses is unread, until everything was read.
 
-    No event says that the system's send buffer is empty, and a peer may leave an answer in it for
-    as long as a connection may be idle.
+    Polling is needed because no event reports that the kernel's send buffer has become empty. A
+    peer may leave a response in it for as long as a connection may be idle.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Unread:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, writer: Writer) -> None:
-        """Note that an answer was written to it, or that its peer has stopped reading."""
+        """Track a connection after it wrote a response, or after its peer stopped reading."""
         if writer.charge_unread():
             self._writers.add(writer)
             if self._timer is None:
@@ -36,6 +36,7 @@ class Unread:
                 self._timer = loop.call_later(CHECK_INTERVAL_S, self._check)
 
     def discard(self, writer: Writer) -> None:
+        """Track a connection no longer."""
         self._writers.discard(writer)
 
     def close(self) -> None:

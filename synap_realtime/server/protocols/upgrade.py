@@ -1,4 +1,4 @@
-"""What a request that wants another protocol must be. See RFC 6455, section 4.2.1."""
+"""Validate requests with ``Upgrade``. See RFC 6455, section 4.2.1."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
 
 def validate_upgrade(exchange: HttpRequest) -> bool:
-    """Check a request with ``Upgrade``.
+    """Validate a request with ``Upgrade``. An invalid one gets :attr:`HttpRequest.error`.
 
     Returns:
-        Whether nothing more is read from its connection as HTTP: it is a WebSocket handshake, or
-        ``CONNECT``. Every other upgrade is ignored (RFC 9110, section 7.8).
+        Whether HTTP ends on this connection after the request, because it is a WebSocket handshake
+        or ``CONNECT``. Every other upgrade is ignored (RFC 9110, section 7.8).
     """
     headers = exchange.headers
     if exchange.method == "CONNECT":
-        exchange.error = bad_request("Invalid method", "this is no proxy")
+        exchange.error = bad_request("Invalid method", "this server is not a proxy")
         return True
     offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
     if exchange.method != "GET" or "websocket" not in offered:
         return False
     if headers.get("content-length", "").strip(" 0") or "transfer-encoding" in headers:
-        exchange.error = bad_request("Invalid WebSocket handshake", "it has a body")
+        exchange.error = bad_request("Invalid WebSocket handshake", "the request has a body")
         return True
     protocols = headers.get("sec-websocket-protocol", "").split(",")
     exchange.subprotocols = [name for part in protocols if (name := part.strip())]

@@ -1,4 +1,4 @@
-"""A WebSocket after its handshake: one socket on one side, a handler on the other.
+"""The WebSocket protocol of one connection, after the handshake.
 
 See PROTOCOL.md, "WebSocket", and RFC 6455, sections 5 to 7.
 """
@@ -16,73 +16,76 @@ from .pending_connections import PendingConnections
 from .writes import WriteBatch
 
 CLOSE_HANDSHAKE_S = 10.0
-"""After its last word, a connection waits so long for the peer to take it, and to answer."""
+"""Time for the peer to read the server's close frame and to answer it."""
 
 MAX_FRAMES_PER_S = 1000
-"""Of one WebSocket, with pings, pongs and fragments, which are no messages."""
+"""Most frames per second that a client may send, including control frames and fragments."""
 
 MAX_DROPPED_BYTES = 1024 * 1024
-"""So much of what a peer goes on saying after it was failed is taken, so that it hears why."""
+"""Most bytes that are read and discarded after a protocol violation, so that the client can receive
+the close frame."""
 
-_IMMEDIATE_READ_BYTES = 256  # so much is always read as it comes
-_SLICE_BYTES = 1024  # some 170 frames: between slices it is seen whether there were too many
+_IMMEDIATE_READ_BYTES = 256  # smaller reads are handled without waiting for a share of the loop
+_SLICE_BYTES = 1024  # about 170 frames: the frame rate is checked after each slice
 
 
 class WebSocketHandler(Protocol):
-    """Who listens to one WebSocket. It is called from the loop, and must not wait."""
+    """Receives the events of one WebSocket. The event loop calls it, so it must not block."""
 
     def on_activity(self) -> None:
-        """A frame of any kind has begun; :meth:`on_message` follows if it completes a message."""
+        """A frame of any kind was received. :meth:`on_message` follows if it ends a message."""
 
     def on_message(self, message: str | bytes) -> None:
-        """A whole message: text is ``str``, binary is ``bytes``."""
+        """A whole message was received: text as ``str``, binary as ``bytes``."""
 
     def on_pause(self) -> None:
-        """The peer takes no more for now."""
+        """The socket is blocked."""
 
     def on_resume(self) -> None:
-        """The peer has taken enough: what waited may be written again."""
+        """The socket is writable again."""
 
     def on_close(self) -> None:
-        """The peer has said its last word, or was told ours for what it did: nothing is heard or
-        told any more, and :meth:`on_disconnect` will follow."""
+        """The closing handshake has begun, by the peer or by a protocol violation.
+
+        No message is received or sent any more. :meth:`on_disconnect` follows.
+        """
 
     def on_disconnect(self) -> None:
-        """The connection is no more: once, and nothing after it."""
+        """The connection has ended. Called once, after every other event."""
 
 
 class WriteGroup(Protocol):
-    """WebSockets that are written to together, past their transports."""
+    """WebSockets that share a batched write, which bypasses their transports."""
 
     def on_pause(self, socket: WebSocketProtocol) -> None:
-        """Nothing may be written past its transport any more: when this returns, it has left."""
+        """Remove a socket, which must not be written to directly any more."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
-    """Reads and writes one WebSocket, and brings hostile peers to an end.
+    """Reads and writes one WebSocket, and closes the connections of hostile peers.
 
-    An idle one has no timer, no task and no buffer.
+    An idle connection has no timer, no task and no buffer.
 
-    Who makes it has done the handshake: it has written the 101, and calls
-    ``transport.set_protocol(socket)`` and then ``socket.data_received(rest)`` with what came behind
-    the head.
+    The caller performs the handshake: it writes the 101 response, calls
+    ``transport.set_protocol(socket)``, and then ``socket.data_received(rest)`` with the bytes that
+    followed the request.
 
     Attributes:
-        descriptor: of its socket, if what is written there is what the peer gets. It is open until
-            :meth:`connection_lost` has returned.
-        company: as one of which it is written to; it is there only while :attr:`is_writable`.
-        place: the company's own.
+        descriptor: the socket's descriptor, if it can be written to directly; see :func:`raw_fd`.
+            It is open until :meth:`connection_lost` has returned.
+        group: the group whose writes it shares; None unless :attr:`is_writable`.
+        index: its position in the group, which sets it.
     """
 
     __slots__ = (
         "_decoder",
         "_dropped",
-        "_half_open",
         "_handler",
         "_has_failed",
         "_is_closing",
         "_is_paused",
         "_pacer",
+        "_pending_connections",
         "_pending_pong",
         "_read_to",
         "_second",
@@ -101,59 +104,62 @@ class WebSocketProtocol(asyncio.Protocol):
         transport: asyncio.Transport,
         handler: WebSocketHandler,
         *,
-        half_open: PendingConnections,
+        pending_connections: PendingConnections,
         write_batch: WriteBatch,
         pacer: Pacer,
         max_message_bytes: int,
     ) -> None:
         """
         Args:
-            pacer: divides the loop's time between all connections.
-            turn: what was written soon, of all sockets.
-            half_open: it is there from its last word until its peer has gone.
-            max_message_bytes: a longer one is answered with 1009.
+            transport: the connection.
+            handler: receives the events.
+            pending_connections: holds the connection from its close frame until the peer
+                has closed it.
+            write_batch: collects the frames of this event-loop iteration, of all sockets.
+            pacer: divides the event loop's time between all connections.
+            max_message_bytes: a longer message closes the connection with 1009.
         """
         self.descriptor = raw_fd(transport)
         self.group: WriteGroup | None = None
         self.index = -1
-        # Whatever waits in the transport is paused for. (With 0, TLS would pause at nothing.)
+        # Pause as soon as the transport buffers anything. (With 0, TLS would pause without data.)
         transport.set_write_buffer_limits(high=0 if self.descriptor is not None else 1)
         self._transport = transport
         self._handler = handler
-        self._half_open = half_open
+        self._pending_connections = pending_connections
         self._write_batch = write_batch
         self._pacer = pacer
-        self._pending_pong = b""  # for the latest ping that came while the peer did not read
-        self._unread = b""  # what was received and waits for its share of the loop
-        self._read_to = 0  # of it, what was read already
+        self._pending_pong = b""  # answers the latest ping that came while the socket was blocked
+        self._unread = b""  # received data that waits for its share of the event loop
+        self._read_to = 0  # how much of it was handled
         self._decoder = Decoder(max_message_bytes)
         self._second = 0
         self._dropped = 0
         self._is_paused = transport.get_write_buffer_size() > 0
-        self._is_closing = False  # a close frame was written, or it was cut
-        self._has_failed = False  # what the peer says is dropped
+        self._is_closing = False  # a close frame was written, or the connection was aborted
+        self._has_failed = False  # after a protocol violation: received data is discarded
 
     @property
     def is_writable(self) -> bool:
-        """False while the peer does not take what was written, and from the last word on."""
+        """Whether the socket is neither blocked nor closing."""
         return not (self._is_paused or self._is_closing)
 
     def write(self, frame: bytes) -> bool:
-        """Write a whole frame; the transport gets what the peer does not take at once.
+        """Write a frame after the pending ones. The transport buffers what the socket rejects.
 
-        What :attr:`is_writable` says is for the caller to look at: the frame is taken anyway. After
-        :meth:`close` it is dropped.
+        The frame is accepted even if the socket is not writable: the caller has to check
+        :attr:`is_writable`. After :meth:`close` it is dropped.
 
         Returns:
-            :attr:`is_writable`, after it.
+            :attr:`is_writable` afterwards.
         """
         self._write_batch.flush()
         return self.write_now(frame)
 
     def write_now(self, frame: bytes) -> bool:
-        """The same, before what was to be written soon: for the turn, and for :meth:`write`."""
+        """Write a frame before those of the write batch. For the batch and :meth:`write` only."""
         transport = self._transport
-        # A loop closes a socket inside a write that fails, and says so later.
+        # After a failed write, the event loop closes a socket before it calls connection_lost().
         if self._is_closing or transport.is_closing():
             return False
         if self.descriptor is None or self._is_paused:
@@ -164,12 +170,11 @@ class WebSocketProtocol(asyncio.Protocol):
         return self.is_writable
 
     def write_batched(self, frame: bytes) -> bool:
-        """Write a whole frame at the end of this turn of the loop, and before anything else that is
-        written meanwhile.
+        """Write a frame at the end of this event-loop iteration, or before the next :meth:`write`.
 
         Returns:
-            :attr:`is_writable`, as far as is known. If it is not any more after it, the handler
-            hears so.
+            :attr:`is_writable`, as far as it is known before the flush. If the flush blocks, the
+            handler's ``on_pause`` is called.
         """
         if self._is_paused or self._is_closing:
             return self.write(frame)
@@ -177,36 +182,38 @@ class WebSocketProtocol(asyncio.Protocol):
         return True
 
     def resume_write(self, frame: bytes, sent: int) -> None:
-        """Hand the transport what the company could not write.
+        """Write the rest of a frame that the group could not write whole.
 
         Args:
-            sent: so much of the frame was written; -1: the peer has gone.
+            frame: the whole frame.
+            sent: how many of its bytes were written; -1 if the connection is closed.
         """
         if sent < 0 or self._transport.is_closing():
             self.abort()
         else:
-            # Not a copy for each: the rest of one frame may wait for thousands.
+            # A view, not a copy: the rest of one frame may be pending for thousands of sockets.
             self._transport.write(memoryview(frame)[sent:])
 
     def close(self, code: int, reason: str = "") -> None:
-        """Say the last word, and wait for the peer's for at most ``CLOSE_HANDSHAKE_S``.
+        """Send a close frame, and wait at most ``CLOSE_HANDSHAKE_S`` for the peer's.
 
-        What was written before goes first. Nothing is heard any more.
+        Frames that were written before are sent first. Messages are not received any more.
 
         Args:
-            reason: is cut to the 123 bytes that a close frame has for it.
+            code: the close code.
+            reason: truncated to the 123 bytes that a close frame can hold.
         """
         if not self._is_closing and not self._transport.is_closing():
             self._send_close(code, reason)
 
     def abort(self) -> None:
-        """Cut the connection at once."""
+        """Close immediately, without a close frame."""
         self._is_closing = True
         self._leave_group()
         reset(self._transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._unread:  # TLS gives what it has decrypted, although reading is paused
+        if self._unread:  # TLS delivers decrypted data even while reading is paused
             self._unread = self._unread[self._read_to :] + data
             self._read_to = 0
         elif len(data) <= _IMMEDIATE_READ_BYTES or self._pacer.has_time():
@@ -215,7 +222,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._wait_to_read(data, 0)
 
     def _read_slices(self, data: bytes, start: int) -> None:
-        """Read at least one slice, and more as long as this loop iteration has time."""
+        """Handle at least one slice, and more while this loop iteration has time."""
         size = len(data)
         while not self._transport.is_closing():
             if self._has_failed:
@@ -261,9 +268,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._is_closing = True
         self._unread = b""
         self._leave_group()
-        self._half_open.remove(self)
-        # The handler knows this socket: a reference cycle would keep half a message in memory until
-        # the garbage collector runs.
+        self._pending_connections.remove(self)
+        # The handler refers to this socket. The reference cycle would keep the buffers in memory
+        # until the garbage collector runs.
         handler, self._handler = self._handler, NullHandler()
         handler.on_disconnect()
 
@@ -279,49 +286,49 @@ class WebSocketProtocol(asyncio.Protocol):
         if decoder.frames != frames and not self._is_closing:
             self._handler.on_activity()
         for event in events:
-            if self._transport.is_closing():  # a write failed, or the handler has cut it
+            if self._transport.is_closing():  # a write failed, or the handler aborted
                 return
             if isinstance(event, Ping):
                 pongs.append(pong_frame(event.payload))
-            elif not isinstance(event, Pong):  # which needs no answer
+            elif not isinstance(event, Pong):  # a pong needs no reply
                 self._answer_pings(pongs)
-                self._take(event)
+                self._handle_event(event)
         self._answer_pings(pongs)
         if decoder.frames > self.max_frames_per_s:
             self._fail(CloseCode.RATE_LIMITED, "too many frames")
 
     def _answer_pings(self, pongs: list[bytes]) -> None:
-        """In one write: for a flood of pings, a write for each would keep all others waiting."""
+        """Send the pongs in one write, so that a flood of pings does not block the event loop."""
         if pongs and self._is_paused:
-            # A peer that does not read must not fill memory with pongs. One answer to the latest
-            # ping is enough (RFC 6455, section 5.5.3).
+            # A peer that does not read must not fill memory with pongs. Answering the latest ping
+            # is enough (RFC 6455, section 5.5.3).
             self._pending_pong = pongs[-1]
         elif pongs:
             self.write(b"".join(pongs))
         pongs.clear()
 
-    def _take(self, event: str | bytes | Close | ProtocolFailure) -> None:
+    def _handle_event(self, event: str | bytes | Close | ProtocolFailure) -> None:
         if isinstance(event, (str, bytes)):
             if not self._is_closing:
                 self._handler.on_message(event)
         elif isinstance(event, Close):
-            self._answer(event)
+            self._finish_close(event)
         else:
             self._fail(event.code, event.reason)
 
-    def _answer(self, close: Close) -> None:
-        """Both sides have said their last word: the server closes first (section 7.1.1)."""
+    def _finish_close(self, close: Close) -> None:
+        """Answer the peer's close frame, then close: the server closes first (section 7.1.1)."""
         if not self._is_closing:
             self._send_close(close.code)
             self._handler.on_close()
         self._transport.close()
 
     def _fail(self, code: int, reason: str) -> None:
-        """Say why, and close (section 7.1.7).
+        """Send a close frame for a protocol violation, and close (section 7.1.7).
 
-        With bytes unread, closing would reset the connection, and the peer might not hear why. So
-        only the server's half is closed, and what comes is dropped until the peer has closed its
-        half (section 7.1.1).
+        Closing a socket with unread data resets the connection, and the peer may lose the close
+        frame. So only the server's half is closed, and received data is discarded until the peer
+        has closed its half (section 7.1.1).
         """
         if self._has_failed or self._transport.is_closing():
             return
@@ -331,7 +338,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._handler.on_close()
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        else:  # TLS knows no halves
+        else:  # TLS cannot close one half
             self._transport.close()
 
     def _drop(self, size: int) -> None:
@@ -344,7 +351,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._is_closing = True
         self._leave_group()
         self._transport.write(close_frame(code, reason))
-        self._half_open.add(self, CLOSE_HANDSHAKE_S)
+        self._pending_connections.add(self, CLOSE_HANDSHAKE_S)
 
     def _leave_group(self) -> None:
         if self.group is not None:
@@ -352,7 +359,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
 
 class NullHandler:
-    """The handler of a WebSocket that is closed at once."""
+    """Handles a WebSocket whose events are of no interest, since it is closed immediately."""
 
     def on_activity(self) -> None: ...
 

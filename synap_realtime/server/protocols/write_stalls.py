@@ -1,4 +1,4 @@
-"""Who asks and takes no answer would stay for ever, with all that waits for it."""
+"""Abort connections whose client stops reading a response, so that it cannot pin memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Callable
 
 READER_TIMEOUT_S = 20.0
+"""Time between two checks of a pending response."""
+
 MIN_READ_BYTES = 64 * 1024
-"""Of an answer that waits, a peer takes at least so much in each ``READER_TIMEOUT_S``."""
+"""A peer must read at least this much of a pending response in each ``READER_TIMEOUT_S``."""
 
 
 class WriteStallGuard:
-    """One peer, while its answer waits."""
+    """Watches the progress of one peer while a response is pending."""
 
     __slots__ = ("_left", "_timer")
 
@@ -19,23 +21,25 @@ class WriteStallGuard:
         self._timer: asyncio.TimerHandle | None = None
         self._left = 0
 
-    def watch(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
-        """
+    def watch(self, transport: asyncio.Transport, on_stall: Callable[[], None]) -> None:
+        """Start watching.
+
         Args:
-            end: called when it takes too little.
+            transport: the connection whose write buffer is watched.
+            on_stall: called once if the peer reads too slowly.
         """
         self._left = transport.get_write_buffer_size()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(READER_TIMEOUT_S, self._check, transport, end)
+        self._timer = loop.call_later(READER_TIMEOUT_S, self._check, transport, on_stall)
 
     def stop(self) -> None:
-        """It has taken enough, or has gone."""
+        """Stop watching: the response was read, or the connection has ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _check(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
+    def _check(self, transport: asyncio.Transport, on_stall: Callable[[], None]) -> None:
         if transport.get_write_buffer_size() > self._left - MIN_READ_BYTES:
-            end()
+            on_stall()
         else:
-            self.watch(transport, end)
+            self.watch(transport, on_stall)

@@ -1,6 +1,7 @@
-"""What is written in one turn of the event loop, together at its end: answers and notifications.
+"""Coalesce the writes of one event-loop iteration.
 
-Who reads falls asleep between two writes, and to wake it costs more than the write.
+Waking an idle reader costs more than the write itself, so the frames are flushed together at the
+end of the iteration.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from collections import deque
 from typing import Protocol
 
 MAX_BYTES = 256 * 1024
-"""More than this is not kept until the turn ends."""
+"""A larger batch is flushed before the iteration ends."""
 
 
 class Socket(Protocol):
+    """A socket whose writes are batched."""
+
     def write_now(self, data: bytes, /) -> object:
-        """Write before anything else; what the peer does not take now goes to the transport."""
+        """Write immediately. The transport buffers what the socket does not accept."""
 
 
 class WriteBatch:
-    """Frames of many sockets, each of which gets its own in their order."""
+    """Frames of many sockets. The frames of one socket keep their order."""
 
     def __init__(self) -> None:
         self._frames: deque[tuple[Socket, bytes]] = deque()
@@ -27,7 +30,7 @@ class WriteBatch:
         self._flush_scheduled = False
 
     def add(self, socket: Socket, frame: bytes) -> None:
-        """Write it soon: before the loop waits for anything."""
+        """Write a frame at the end of this event-loop iteration."""
         if not self._flush_scheduled:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
@@ -37,7 +40,7 @@ class WriteBatch:
             self.flush()
 
     def flush(self) -> None:
-        """Write all of it now: what is written next comes behind it."""
+        """Write all frames now, so that a later direct write follows them."""
         frames = self._frames
         self._flush_scheduled = False
         self._bytes = 0

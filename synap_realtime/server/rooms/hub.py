@@ -1,4 +1,4 @@
-"""Rooms and the listeners that they have on this node."""
+"""Fan-out: the rooms of this node and their live subscribers."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ _SMALL_ROOM_MAX = 4
 
 
 class Subscriber(Protocol):
-    """One connection's ear. Nothing here waits, and nothing raises."""
+    """One connection's interest in a room. Its methods never block and never raise."""
 
     def deliver(self, entry: Entry, published_at: float | None) -> bool:
-        """Take a live entry; False if the listener is on its way out.
+        """Accept a live entry. Return False if the subscriber is closing.
 
         Args:
-            began_at: when its publish arrived at this node, by ``time.perf_counter``.
+            entry: the notification, already in the room's log.
+            published_at: ``time.perf_counter`` when the publish arrived at this node; None if it
+                arrived at another node.
         """
         ...
 
     def join_group(self) -> None:
-        """Join those of its room who are told together, if it can be told so: there are many."""
+        """Join the room's fan-out group if this subscriber can share a write.
+
+        Called once the room is large enough for a group.
+        """
         ...
 
 
 class FanoutGroup(Protocol):
-    """Those of a room's listeners who are told together, in one go.
+    """Subscribers of a room that share one batched write.
 
-    Each came by :meth:`Hub.join_group`, and goes by :meth:`Hub.leave_group` as soon as something is
-    to be told to it alone before the next notification.
+    A subscriber joins by :meth:`Hub.join_group`. It leaves by :meth:`Hub.leave_group` whenever it
+    must receive something that the others do not: a replay, a control frame, or nothing because
+    its socket is blocked.
 
     Attributes:
-        handed: the offset of what they were told last.
+        last_offset: the offset of the last notification that was written to all members.
     """
 
     last_offset: int
@@ -43,53 +49,61 @@ class FanoutGroup(Protocol):
     def __len__(self) -> int: ...
 
     def flush_pending(self) -> None:
-        """Write what is still to be written to any of them: who takes that badly goes."""
+        """Write the frames that are still pending for any member.
+
+        A member whose socket blocks leaves the group.
+        """
         ...
 
     def broadcast(self, entry: Entry) -> bool:
-        """Tell all of them; False: nobody was told, for each has to be offered it alone.
+        """Write an entry to every member.
 
-        Who takes it badly may go while they are told. Nobody comes.
+        Members whose socket blocks may leave during the call; none joins.
+
+        Returns:
+            False if nothing was written and the entry has to be delivered to each member alone.
         """
         ...
 
     def disband(self) -> None:
-        """All go, by :meth:`Hub.leave_group`."""
+        """Remove every member, by :meth:`Hub.leave_group`."""
         ...
 
 
 class _LargeRoom:
-    """The listeners of one room."""
+    """The subscribers of a room that is large enough for a fan-out group."""
 
     __slots__ = ("group", "ungrouped")
 
-    def __init__(self, listeners: Iterable[Subscriber]) -> None:
-        self.ungrouped = set(listeners)
-        self.group: FanoutGroup | None = None  # of all others
+    def __init__(self, subscribers: Iterable[Subscriber]) -> None:
+        self.ungrouped = set(subscribers)
+        self.group: FanoutGroup | None = None  # the other subscribers
 
     def __len__(self) -> int:
         return len(self.ungrouped) + (0 if self.group is None else len(self.group))
 
 
 class Hub:
-    """Who listens to which room. A room exists here only while somebody listens."""
+    """Map each room to its live subscribers. Rooms without subscribers are not kept."""
 
     def __init__(self, observe: Callable[[float, int], None] = lambda _, __: None) -> None:
         """
         Args:
-            observe: told for each notification of a room how long after its publish's arrival it
-                was offered to all, in seconds, and to how many.
+            observe: called for each notification that was published at this node, with the
+                seconds from the arrival of the publish to the end of its fan-out, and with the
+                number of subscribers that accepted it.
         """
         self._rooms: dict[Room, tuple[Subscriber, ...] | _LargeRoom] = {}
         self._observe = observe
 
-    def subscribe(self, room: Room, listener: Subscriber) -> None:
-        listeners = self._rooms.get(room, ())
-        if isinstance(listeners, _LargeRoom):
-            listeners.ungrouped.add(listener)
-        elif listener not in listeners:
-            # Most rooms have one: a set takes four times the memory of a tuple.
-            more = (*listeners, listener)
+    def subscribe(self, room: Room, subscriber: Subscriber) -> None:
+        """Add a subscriber to a room. Adding it twice has no effect."""
+        subscribers = self._rooms.get(room, ())
+        if isinstance(subscribers, _LargeRoom):
+            subscribers.ungrouped.add(subscriber)
+        elif subscriber not in subscribers:
+            # A tuple takes a quarter of the memory of a set, and most rooms have one subscriber.
+            more = (*subscribers, subscriber)
             if len(more) <= _SMALL_ROOM_MAX:
                 self._rooms[room] = more
             else:
@@ -97,88 +111,89 @@ class Hub:
                 for each in more:
                     each.join_group()
 
-    def unsubscribe(self, room: Room, listener: Subscriber) -> None:
-        """Forget a listener, which is in no company; one that is not there is no error."""
-        listeners = self._rooms.get(room, ())
-        if isinstance(listeners, _LargeRoom):
-            listeners.ungrouped.discard(listener)
-            if len(listeners):
+    def unsubscribe(self, room: Room, subscriber: Subscriber) -> None:
+        """Remove a subscriber that is in no fan-out group. An unknown one is ignored."""
+        subscribers = self._rooms.get(room, ())
+        if isinstance(subscribers, _LargeRoom):
+            subscribers.ungrouped.discard(subscriber)
+            if len(subscribers):
                 return
-        elif len(listeners) > 1:
-            self._rooms[room] = tuple(each for each in listeners if each is not listener)
+        elif len(subscribers) > 1:
+            self._rooms[room] = tuple(each for each in subscribers if each is not subscriber)
             return
-        elif listener not in listeners:
+        elif subscriber not in subscribers:
             return
         del self._rooms[room]
 
     def join_group(
-        self, room: Room, listener: Subscriber, begin: Callable[[], FanoutGroup]
+        self, room: Room, subscriber: Subscriber, create_group: Callable[[], FanoutGroup]
     ) -> FanoutGroup | None:
-        """Count a listener of a room to those who are told together. It joins them itself.
+        """Move a subscriber to its room's fan-out group, which the caller then adds it to.
 
         Args:
-            begin: makes the company, if there is none yet.
+            create_group: called if the room has no group yet.
 
         Returns:
-            The company; None if the room is too small for one.
+            The group; None if the room is too small for one.
         """
-        listeners = self._rooms.get(room)
-        if not isinstance(listeners, _LargeRoom):
+        subscribers = self._rooms.get(room)
+        if not isinstance(subscribers, _LargeRoom):
             return None
-        if listeners.group is None:
-            listeners.group = begin()
-        listeners.ungrouped.discard(listener)
-        return listeners.group
+        if subscribers.group is None:
+            subscribers.group = create_group()
+        subscribers.ungrouped.discard(subscriber)
+        return subscribers.group
 
-    def leave_group(self, room: Room, listener: Subscriber) -> None:
-        """A listener has left its company: it is offered by itself from now on."""
-        listeners = self._rooms[room]
-        assert isinstance(listeners, _LargeRoom)  # noqa: S101 - it has a company
-        listeners.ungrouped.add(listener)
+    def leave_group(self, room: Room, subscriber: Subscriber) -> None:
+        """Deliver to a subscriber alone from now on. It has left its fan-out group."""
+        subscribers = self._rooms[room]
+        assert isinstance(subscribers, _LargeRoom)  # noqa: S101 - only large rooms have a group
+        subscribers.ungrouped.add(subscriber)
 
     def broadcast(self, room: Room, entry: Entry, published_at: float | None = None) -> int:
-        """Offer an entry to everyone in a room; returns how many took it."""
-        listeners = self._rooms.get(room)
-        if listeners is None:
+        """Deliver an entry to every subscriber of a room. Return how many accepted it."""
+        subscribers = self._rooms.get(room)
+        if subscribers is None:
             return 0
-        if isinstance(listeners, _LargeRoom):
-            count = self._broadcast_to_many(listeners, entry, published_at)
+        if isinstance(subscribers, _LargeRoom):
+            count = self._broadcast_to_many(subscribers, entry, published_at)
         else:
             count = 0
-            for listener in listeners:
-                if listener.deliver(entry, published_at):
+            for subscriber in subscribers:
+                if subscriber.deliver(entry, published_at):
                     count += 1
         if published_at is not None:
             self._observe(perf_counter() - published_at, count)
         return count
 
     def _broadcast_to_many(self, many: _LargeRoom, entry: Entry, published_at: float | None) -> int:
-        count, has_parted = 0, False
+        count, was_disbanded = 0, False
         if many.group is not None:
             many.group.flush_pending()
-        apart = tuple(many.ungrouped)  # not who takes it badly now
+        # Copied before the group's write: a member that leaves during it already has the entry.
+        ungrouped = tuple(many.ungrouped)
         if many.group is not None and (size := len(many.group)):
             if many.group.broadcast(entry):
                 count = size
             else:
                 many.group.disband()
-                has_parted = True
-                apart = tuple(many.ungrouped)
-        for listener in apart:
-            if listener.deliver(entry, published_at):
+                was_disbanded = True
+                ungrouped = tuple(many.ungrouped)
+        for subscriber in ungrouped:
+            if subscriber.deliver(entry, published_at):
                 count += 1
-        if has_parted:
-            for listener in apart:
-                listener.join_group()
+        if was_disbanded:
+            for subscriber in ungrouped:
+                subscriber.join_group()
         return count
 
     def subscriber_count(self, room: Room) -> int:
         return len(self._rooms.get(room, ()))
 
     def rooms(self) -> Iterator[tuple[Room, int]]:
-        """The rooms that have listeners, and how many."""
-        return ((room, len(listeners)) for room, listeners in self._rooms.items())
+        """Yield each active room with its number of subscribers."""
+        return ((room, len(subscribers)) for room, subscribers in self._rooms.items())
 
     def __len__(self) -> int:
-        """How many rooms have listeners."""
+        """Return the number of active rooms."""
         return len(self._rooms)

@@ -1,10 +1,11 @@
-"""Who is in a room now, over users and their devices. See PROTOCOL.md, "Presence".
+"""Presence: the users of each room and their devices. See PROTOCOL.md, "Presence".
 
-It knows this node's connections. A leave is told only after a grace: who reconnects has not left.
+Presence covers the connections of this node. A leave is sent only after a grace period, so that a
+reconnect does not show as a leave and a join.
 
-Changes are coalesced, so that a user whose devices come and go costs the same as one who stays: the
-watchers of a room share one picture of it (``_Watched.last_sent``), and a flush sends each user who
-differs from it once.
+Changes are coalesced, so that a flapping user costs no more than a steady one. The watchers of a
+room share the last state that was sent to them (``_Watched.last_sent``), and a flush sends each
+user whose state differs from it once.
 """
 
 from __future__ import annotations
@@ -19,33 +20,38 @@ from ...protocol.control import PRESENCE, ControlFrame
 from ...protocol.rooms import Room
 
 GRACE_S = 5.0
-"""Who comes back within so long was never away."""
+"""Time after a disconnect within which a reconnect is not reported as a leave."""
 
 UPDATE_INTERVAL_S = 0.2
-"""A user's changes within so long are told as one."""
+"""Shortest time between two flushes: a user's changes within it are sent as one."""
 
 MAX_FRAMES_PER_S = 5000
-"""So many frames a second are written to the watchers of one room; in a room with many of both,
-changes are told later."""
+"""Most frames per second that are written to the watchers of one room. In a room with many users
+and many watchers, changes are sent later."""
 
 MAX_DEVICES = 64
-"""So many of a user's devices are listed; of those without a connection, as many are kept for the
-grace."""
+"""Most devices that are listed for a user, and most that are kept for the grace period."""
 
-_SLICE = 500  # frames written before others get their turn
+_SLICE = 500  # frames written before the event loop runs other callbacks
 
 
 class Watcher(Protocol):
-    """A connection that asked to hear who comes and goes. ``send_control`` never waits and never
-    raises."""
+    """A connection that asked for presence frames.
+
+    ``send_control`` never blocks and never raises.
+    """
 
     def send_control(self, frame: ControlFrame) -> None: ...
 
 
 @dataclass(slots=True)
 class _User:
-    """By device, how many connections it has; those without a name are under None. One that has
-    none any more stays for the grace."""
+    """The connections of one user.
+
+    Attributes:
+        devices: the number of connections by device name; None counts those without a name. A
+            device without connections stays until its grace period ends.
+    """
 
     devices: dict[str | None, int] = field(default_factory=dict)
 
@@ -59,21 +65,21 @@ class _User:
 
 
 class _Watched:
-    """The watchers of a room, and what they know.
+    """The watchers of a room, and the state that was last sent to them.
 
     Attributes:
-        told: what all of them know, by user.
-        state: the frame that says it; None: not made yet.
-        changed: users who may differ from it, those who have waited for longest first.
-        sending: a frame that is being written, and to whom it still goes.
-        timer: runs until the next flush may come.
+        last_sent: the state that all watchers have, by user.
+        state: ``last_sent`` as a frame; None if it has to be encoded again.
+        changed: users whose state may differ from ``last_sent``, in the order of their changes.
+        sending: the frame that is being written, and the watchers that do not have it yet.
+        timer: set until the next flush is allowed.
     """
 
     __slots__ = ("changed", "last_sent", "sending", "state", "timer", "watchers")
 
-    def __init__(self, told: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, last_sent: dict[str, dict[str, Any]]) -> None:
         self.watchers: set[Watcher] = set()
-        self.last_sent = told
+        self.last_sent = last_sent
         self.state: ControlFrame | None = None
         self.changed: dict[str, None] = {}
         self.sending: tuple[ControlFrame, Iterator[Watcher]] | None = None
@@ -87,7 +93,7 @@ class _Room:
 
 
 class Presence:
-    """The rooms in which somebody is, or is watched for."""
+    """Tracks the users of each room and sends changes to the room's watchers."""
 
     def __init__(self, *, grace_s: float | None = None) -> None:
         self._grace_s = GRACE_S if grace_s is None else grace_s
@@ -96,30 +102,31 @@ class Presence:
         self._is_closed = False
 
     def join(self, room: Room, user: str, device: str | None) -> None:
-        """A connection of a user's begins; :meth:`leave` when it has ended."""
+        """Count a new connection of a user. Call :meth:`leave` when it has ended."""
         if timer := self._leaving.pop((room, user, device), None):
             timer.cancel()
-        there = self._rooms.get(room)
-        if there is None:
-            there = self._rooms[room] = _Room()
-        devices = there.users.setdefault(user, _User()).devices
+        tracked = self._rooms.get(room)
+        if tracked is None:
+            tracked = self._rooms[room] = _Room()
+        devices = tracked.users.setdefault(user, _User()).devices
         devices[device] = devices.get(device, 0) + 1
-        self._has_changed(there, user)
+        self._has_changed(tracked, user)
 
     def leave(self, room: Room, user: str, device: str | None) -> None:
+        """Count a connection as ended. The device is removed after the grace period."""
         if self._is_closed:
             return
-        there = self._rooms[room]
-        devices = there.users[user].devices
+        tracked = self._rooms[room]
+        devices = tracked.users[user].devices
         devices[device] -= 1
         if not devices[device]:
             self._begin_grace(room, user, device)
-        self._has_changed(there, user)
+        self._has_changed(tracked, user)
 
     def _begin_grace(self, room: Room, user: str, device: str | None) -> None:
         devices = self._rooms[room].users[user].devices
         if len(devices) > MAX_DEVICES:
-            # Devices that come and go must not pile up: the first one without a connection goes.
+            # Bound the devices of one user: remove the oldest one that has no connection.
             oldest = next(name for name, count in devices.items() if not count)
             del devices[oldest]
             if oldest == device:
@@ -130,97 +137,98 @@ class Presence:
         self._leaving[key] = loop.call_later(self._grace_s, self._expire, *key)
 
     def watch(self, room: Room, watcher: Watcher) -> ControlFrame:
-        """Tell a watcher who is there, then each change, until :meth:`unwatch`.
+        """Send a watcher the room's state, then each change until :meth:`unwatch`.
 
         Returns:
-            what it was told.
+            The frame with the state.
         """
-        there = self._rooms.setdefault(room, _Room())
-        watched = there.watched
+        tracked = self._rooms.setdefault(room, _Room())
+        watched = tracked.watched
         if watched is None:
-            told = {name: user.to_dict(name) for name, user in there.users.items()}
-            watched = there.watched = _Watched(told)
+            users = {name: user.to_dict(name) for name, user in tracked.users.items()}
+            watched = tracked.watched = _Watched(users)
         watched.watchers.add(watcher)
         if watched.state is None:
-            known = [told for _, told in sorted(watched.last_sent.items())]
-            watched.state = ControlFrame(PRESENCE, {"event": "state", "users": known})
+            sent = [user for _, user in sorted(watched.last_sent.items())]
+            watched.state = ControlFrame(PRESENCE, {"event": "state", "users": sent})
         watcher.send_control(watched.state)
         return watched.state
 
     def unwatch(self, room: Room, watcher: Watcher) -> None:
-        if (there := self._rooms.get(room)) is not None:  # else the server has stopped
-            if (watched := there.watched) is not None:
+        """Send a watcher nothing more."""
+        if (tracked := self._rooms.get(room)) is not None:  # else the server has stopped
+            if (watched := tracked.watched) is not None:
                 watched.watchers.discard(watcher)
                 if not watched.watchers:
-                    self._stop_notifying(there)
+                    self._stop_notifying(tracked)
             self._forget_if_empty(room)
 
     def users(self, room: Room) -> list[dict[str, Any]]:
-        """``[{"user":…,"connections":…,"devices":[…]}]``, sorted by the user's id."""
+        """Return ``[{"user":…,"connections":…,"devices":[…]}]``, sorted by the user's id."""
         found = self._rooms.get(room)
         if found is None:
             return []
         return [user.to_dict(name) for name, user in sorted(found.users.items())]
 
     def close(self) -> None:
-        """The server has stopped: nobody is told any more who leaves."""
+        """Stop all timers. No watcher receives anything more."""
         self._is_closed = True
         for timer in self._leaving.values():
             timer.cancel()
-        for there in self._rooms.values():
-            self._stop_notifying(there)
+        for tracked in self._rooms.values():
+            self._stop_notifying(tracked)
         self._leaving.clear()
         self._rooms.clear()
 
     def _expire(self, room: Room, name: str, device: str | None) -> None:
         del self._leaving[room, name, device]
-        there = self._rooms[room]
-        devices = there.users[name].devices
+        tracked = self._rooms[room]
+        devices = tracked.users[name].devices
         del devices[device]
         if not devices:
-            del there.users[name]
-        self._has_changed(there, name)
+            del tracked.users[name]
+        self._has_changed(tracked, name)
         self._forget_if_empty(room)
 
-    def _has_changed(self, there: _Room, name: str) -> None:
-        if (watched := there.watched) is not None:
+    def _has_changed(self, tracked: _Room, name: str) -> None:
+        if (watched := tracked.watched) is not None:
             watched.changed[name] = None
             if watched.timer is None:
-                self._flush(there)
+                self._flush(tracked)
 
-    def _flush(self, there: _Room) -> None:
-        """Tell watchers of what has changed: one slice of it, and the next after a pause."""
-        watched = there.watched
+    def _flush(self, tracked: _Room) -> None:
+        """Send the next slice of the changes to the watchers, and schedule the one after it."""
+        watched = tracked.watched
         if watched is None:
             return
         watched.timer = None
         written = 0
         while written < _SLICE:
             if watched.sending is None:
-                frame = self._next_frame(there, watched)
+                frame = self._next_frame(tracked, watched)
                 if frame is None:
                     break
                 watched.sending = frame, iter(tuple(watched.watchers))
             frame, rest = watched.sending
             recipients = tuple(islice(rest, _SLICE - written))
             for watcher in recipients:
-                if watcher in watched.watchers:  # one that is too slow goes while it is told
+                if watcher in watched.watchers:  # a slow consumer is removed by an earlier write
                     watcher.send_control(frame)
             if written + len(recipients) < _SLICE:
                 watched.sending = None
             written += len(recipients)
-        if written and watched is there.watched:
+        if written and watched is tracked.watched:
             pause_s = max(UPDATE_INTERVAL_S, written / MAX_FRAMES_PER_S)
             loop = asyncio.get_running_loop()
-            watched.timer = loop.call_later(pause_s, self._flush, there)
+            watched.timer = loop.call_later(pause_s, self._flush, tracked)
 
-    def _next_frame(self, there: _Room, watched: _Watched) -> ControlFrame | None:
-        """The next user who differs from what watchers know."""
+    def _next_frame(self, tracked: _Room, watched: _Watched) -> ControlFrame | None:
+        """Return the change of the next user whose state differs from what was last sent."""
         while watched.changed:
             name = next(iter(watched.changed))
             del watched.changed[name]
             watched.state = None
-            before, user = watched.last_sent.get(name), there.users.get(name)
+            before, user = watched.last_sent.get(name), tracked.users.get(name)
             if user is None:
                 if watched.last_sent.pop(name, None) is not None:
                     gone = _User().to_dict(name)
@@ -233,8 +241,8 @@ class Presence:
                 return ControlFrame(PRESENCE, {"event": "update", **now})
         return None
 
-    def _stop_notifying(self, there: _Room) -> None:
-        watched, there.watched = there.watched, None
+    def _stop_notifying(self, tracked: _Room) -> None:
+        watched, tracked.watched = tracked.watched, None
         if watched is not None and watched.timer is not None:
             watched.timer.cancel()
 

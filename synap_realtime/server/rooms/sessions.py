@@ -1,4 +1,7 @@
-"""The connections of this node: whose they are, and until when. See PROTOCOL.md, "Subscribing"."""
+"""Sessions: the identity and the token lifetime of each connection of this node.
+
+See PROTOCOL.md, "Subscribing".
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,21 @@ from .subscription import Subscription, ignore_token
 
 EXPIRY_WARNING_S = 30.0
 EXPIRY_WARNING_SHARE = 2 / 3
-"""A client is warned so long before its token ends, or when this share of what the token had left
-at its arrival is left, whichever is later. Else a token that lives for 30 s, or a cached one that
-arrives late, would be replaced as soon as it arrives, again and again."""
+"""A client is warned ``EXPIRY_WARNING_S`` before its token expires, or when this share of the
+lifetime that the token had left on arrival remains, whichever is later. Without the share, a client
+would renew a token that is valid for 30 s, or a cached one that arrives late, over and over."""
 
 
 class Session:
-    """One connection: a subscription, and what its token still allows."""
+    """One connection: its subscription, its claims and the expiry of its token."""
 
     __slots__ = (
         "_access",
-        "_alarms",
         "_clock",
         "_expiry_announced",
         "_next_timer_at",
         "_renewal",
+        "_timers",
         "_warns_at",
         "address",
         "began_at",
@@ -64,7 +67,7 @@ class Session:
         room: Room,
         claims: Claims,
         access: AccessControl,
-        alarms: TimerQueue,
+        timers: TimerQueue,
         *,
         slot: ConnectionSlot | None = None,
         user: str | None = None,
@@ -76,8 +79,10 @@ class Session:
     ) -> None:
         """
         Args:
-            place: what it holds of the limits.
-            user: who is present by it.
+            slot: the connection's share of the limits; None if no limit applies.
+            user: the user that the connection makes present; None if it makes none present.
+            wants_presence: the client asked for presence frames.
+            clock: seconds since 1970, as the claims' expiry is.
         """
         self.slot = slot
         self.user = user
@@ -90,28 +95,29 @@ class Session:
         self.began_at = clock()
         self.is_over = False
         self._access = access
-        self._alarms = alarms
+        self._timers = timers
         self.wants_presence = wants_presence
         self._clock = clock
-        self._next_timer_at = math.inf  # by the clock, when the next alarm that was set comes
-        self._expiry_announced = False  # that its token is about to end
-        self._warns_at = math.inf  # by the clock, when it is told so
+        self._next_timer_at = math.inf  # by the clock, when the next scheduled timer fires
+        self._expiry_announced = False
+        self._warns_at = math.inf  # by the clock, when the client is warned of the expiry
         self._renewal: asyncio.Task[None] | None = None
         subscription.on_token = self.reauthenticate
         self._schedule()
 
     def reauthenticate(self, token: str) -> None:
-        """Take a new token in place of the old one; a bad one ends the connection."""
+        """Replace the token. An invalid new token closes the connection."""
         if self._renewal is not None:
             self._renewal.cancel()
         self._renewal = asyncio.create_task(self._reauthenticate(token))
 
     def end(self) -> None:
-        """The connection is gone."""
-        self.subscription.on_token = ignore_token  # no circle that waits for the collector
+        """Cancel the timers and the renewal. The connection has ended."""
+        # Break the reference cycle, so that memory is freed without the garbage collector.
+        self.subscription.on_token = ignore_token
         self.is_over = True
         if self._next_timer_at != math.inf:
-            self._alarms.discard()
+            self._timers.discard()
         if self._renewal is not None:
             self._renewal.cancel()
 
@@ -128,7 +134,7 @@ class Session:
             details = error.body["details"]
             if error.response.status == 429:
                 close(CloseCode.RATE_LIMITED, details)
-            elif error.response.status != 503:  # nobody knows: the old one counts to its end
+            elif error.response.status != 503:  # not verifiable now: keep the old token
                 close(
                     CloseCode.FORBIDDEN if error.response.status == 403 else CloseCode.UNAUTHORIZED,
                     details,
@@ -136,17 +142,18 @@ class Session:
         except StoreUnavailableError:
             pass
         else:
-            if not self._access.is_still_valid(claims):  # while a rule was asked
+            # Revoked while the authorizer ran.
+            if not self._access.is_still_valid(claims):
                 return close(CloseCode.REVOKED)
             previous, self.claims = self.claims, claims
-            # A token that ends no later is no news: its client has none that is newer.
+            # Do not warn again for a token that expires no later: the client has no newer one.
             if _end_of(claims) > _end_of(previous):
                 self._schedule()
             else:
                 self._check_expiry()
 
     def on_timer(self) -> None:
-        """See :class:`alarms.Sleeper`."""
+        """See :class:`deadlines.TimerTarget`."""
         self._next_timer_at = math.inf
         self._check_expiry()
 
@@ -160,7 +167,7 @@ class Session:
         self._check_expiry()
 
     def _check_expiry(self) -> None:
-        """Say that the token is about to end, or that it has; else look again when it is time."""
+        """Warn before the token expires, close when it has expired, and schedule the next check."""
         ends_at = self.claims.expires_at
         if ends_at is None:
             return
@@ -173,10 +180,10 @@ class Session:
             when = format_timestamp(datetime.fromtimestamp(ends_at, UTC))
             self.subscription.send_control(ControlFrame(TOKEN_EXPIRING, {"expiresAt": when}))
         next_at = ends_at if self._expiry_announced else min(ends_at, self._warns_at)
-        # An alarm that comes before then looks again; it is not taken back.
+        # A timer that fires earlier checks again, so it is not cancelled.
         if next_at < self._next_timer_at:
             self._next_timer_at = next_at
-            self._alarms.schedule(next_at - now, self)
+            self._timers.schedule(next_at - now, self)
 
 
 def _end_of(claims: Claims) -> float:
@@ -184,7 +191,7 @@ def _end_of(claims: Claims) -> float:
 
 
 class SessionRegistry:
-    """All of them."""
+    """Opens, tracks and closes the sessions of this node."""
 
     def __init__(
         self,
@@ -205,7 +212,7 @@ class SessionRegistry:
         self._limits = limits
         self._backlogs = backlogs
         self._metrics = metrics
-        self._alarms = TimerQueue()
+        self._timers = TimerQueue()
         self._open: set[Session] = set()
         self._left = asyncio.Event()
         revocations.on_revoked = self._close_revoked
@@ -221,19 +228,20 @@ class SessionRegistry:
         acknowledges: bool,
         wants_presence: bool,
     ) -> Session:
-        """A session for a connection that was permitted; :meth:`close` when it has ended.
+        """Open a session for an authorized connection. Call :meth:`close` when it has ended.
 
         Args:
             transport: ``websocket`` or ``sse``.
-            device: what the client says that it is; what its token says counts more.
-            watches: it wants to hear who comes and goes.
+            device: the device that the client names; a device in the token overrides it.
+            acknowledges: the client acknowledges what it has received.
+            wants_presence: the client asked for presence frames.
 
         Raises:
-            RequestError: 429.
-            TooManyForUserError: the user has too many.
+            RequestError: 429, a connection limit is reached.
+            UserConnectionLimitError: the user has too many connections.
         """
         device = claims.device or device
-        place = self._limits.acquire(claims, room, address)
+        slot = self._limits.acquire(claims, room, address)
         self._metrics.connected(transport)
         subscription = Subscription(
             self._store,
@@ -248,14 +256,15 @@ class SessionRegistry:
             count_read=partial(self._limits.count_read, claims, address),
         )
         session = Session(
-            subscription, room, claims, self._access, self._alarms, slot=place,
-            # Without keys nobody says who they are: in a user's room it is that user.
+            subscription, room, claims, self._access, self._timers, slot=slot,
+            # Without keys there are no identities: a user's room stands for its user.
             user=room_owner(room) if claims is UNRESTRICTED else claims.user,
             address=address, device=device, transport=transport, wants_presence=wants_presence,
         )  # fmt: skip
         self._open.add(session)
         events.log_opened(room, claims, address, device, transport)
-        if not self._access.is_still_valid(claims):  # since it was looked at
+        # Revoked since the request was authorized.
+        if not self._access.is_still_valid(claims):
             subscription.close(CloseCode.REVOKED)
         if session.user is not None:
             self._presence.join(room, session.user, device)
@@ -265,7 +274,7 @@ class SessionRegistry:
         return session
 
     def close(self, session: Session) -> None:
-        """Its connection has gone; a second call changes nothing."""
+        """Release what a session holds. Its connection has ended; a second call has no effect."""
         if session not in self._open:
             return
         self._open.discard(session)
@@ -289,11 +298,11 @@ class SessionRegistry:
         self._left.set()
 
     def in_room(self, room: Room) -> list[Session]:
-        """Those of a room."""
+        """Return the sessions of a room."""
         return [session for session in self._open if session.room == room]
 
     def count(self) -> dict[str, int]:
-        """How many there are, by transport."""
+        """Return the number of sessions by transport."""
         found = {"websocket": 0, "sse": 0}
         for session in self._open:
             found[session.transport] += 1
@@ -303,10 +312,10 @@ class SessionRegistry:
         return [session.subscription for session in self._open]
 
     def close_untrusted(self) -> int:
-        """Close the connections whose key was removed; returns how many.
+        """Close the connections whose signing key was removed. Return how many.
 
-        With 4401, not 4504: the user was not revoked, and comes back with a token that another key
-        has signed.
+        The close code is 4401, not 4504: the user was not revoked, and can reconnect with a token
+        that another key has signed.
         """
         found = [each for each in self._open if not self._access.vouches_for(each.claims)]
         for session in found:
@@ -314,7 +323,11 @@ class SessionRegistry:
         return len(found)
 
     async def wait_drained(self, end: float) -> None:
-        """Wait until all have gone, at most to a moment of the loop's clock."""
+        """Wait until all sessions are closed.
+
+        Args:
+            end: stop waiting at this time of the event loop's clock.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(end):
                 while self._open:
@@ -322,8 +335,8 @@ class SessionRegistry:
                     await self._left.wait()
 
     def stop(self) -> None:
-        """The server has stopped."""
-        self._alarms.close()
+        """Stop the expiry timers."""
+        self._timers.close()
 
     def _close_revoked(self, revocation: Revocation) -> int:
         revoked = [session for session in self._open if revocation.matches(session.claims)]

@@ -1,4 +1,6 @@
-"""One subscriber's life, without sockets: the log first, then live, no gap and no double.
+"""The state machine of one subscription, without I/O: replay the log, then deliver live.
+
+Every notification is delivered once, without a gap.
 
 See PROTOCOL.md, "Subscribing".
 """
@@ -33,76 +35,85 @@ from ..stores.base import Entry, Store
 from .hub import FanoutGroup, Hub
 
 MAX_BACKLOG_BYTES = 1024 * 1024
-"""More than this unsent, and the subscriber is too slow."""
+"""A subscriber with a larger backlog is closed as a slow consumer."""
 
 SLOW_CONSUMER_TIMEOUT_S = 20.0
-"""A subscriber that takes nothing for so long is too slow, however little waits."""
+"""A subscriber whose socket stays blocked for this time is closed as a slow consumer, however
+small its backlog is."""
 
 MAX_BACKLOG_FRAMES = 1000
-"""More control frames than this unsent, and the subscriber is too slow, too."""
+"""A subscriber with more unsent control frames is closed as a slow consumer."""
 
 _CHARGE_BYTES = 16 * 1024
 
-_REPLAY_BYTES = 1024  # to write a notification costs as much as so many of its bytes
+_REPLAY_BYTES = 1024  # charged per replayed notification beside its size: the cost of a write
 
 UNKNOWN_POSITION = "lost"
-"""A position that no log has: everything that is retained, and ``recovered: false``."""
+"""A position that is in no log: replays everything that is retained, with ``recovered: false``."""
 
-# Entries read at once, which a reader who stalls holds on to: as many as are about so many bytes.
+# Entries read in one page. A stalled peer keeps a page in memory, so a page is bounded in bytes.
 _PAGE, _FIRST_PAGE, _PAGE_BYTES = 16, 4, 128 * 1024
 
 
 def ignore_token(_: str) -> None:
-    """Where nobody asks for tokens."""
+    """Ignore a token that a client sends. The default of :attr:`Subscription.on_token`."""
 
 
 class Sink(Protocol):
-    """One connection's way out. Nothing here waits, and nothing raises."""
+    """The writing side of one connection. Its methods never block and never raise."""
 
     @property
     def is_writable(self) -> bool:
-        """Whether the peer takes more now. When it does again, :meth:`Subscription.on_writable` is
-        called."""
+        """Whether the socket accepts more now.
+
+        When it becomes writable again, the sink calls :meth:`Subscription.on_writable`.
+        """
         ...
 
     def send(self, entry: Entry) -> bool:
-        """Hand it over; whether the peer takes more."""
+        """Write a notification. Return :attr:`is_writable` afterwards."""
         ...
 
     def send_batched(self, entry: Entry) -> bool:
-        """The same, with what others are told now: whether the peer takes more, as far as is known.
-        If it does not after all, :meth:`Subscription.on_write_blocked` is called."""
+        """Write a notification in the write batch of this event-loop iteration.
+
+        Returns:
+            :attr:`is_writable`, as far as it is known before the flush. If the flush blocks, the
+            sink calls :meth:`Subscription.on_write_blocked`.
+        """
         ...
 
     def send_control(self, frame: ControlFrame) -> None:
-        """Put a control frame, if this client asked for them."""
+        """Write a control frame, if the client asked for control frames."""
         ...
 
     def close(self, code: CloseCode) -> None:
-        """Close the connection, behind what was put."""
+        """Close the connection after the pending writes."""
         ...
 
     @property
     def can_group(self) -> bool:
-        """Whether it can be written to with others of its kind, in one go."""
+        """Whether the sink can join a fan-out group."""
         ...
 
     def create_group(self) -> FanoutGroup:
-        """For outlets of its kind; called only if it :attr:`can_group`."""
+        """Return a new fan-out group for sinks of this kind. Requires :attr:`can_group`."""
         ...
 
     def join_group(self, group: FanoutGroup) -> None:
-        """Be written to with the others of it, as long as it :attr:`is_writable`; before it is so
-        no more, :meth:`Subscription.on_write_blocked` is called."""
+        """Share the writes of a group while :attr:`is_writable`.
+
+        Before the sink blocks, it calls :meth:`Subscription.on_write_blocked`.
+        """
         ...
 
     def leave_group(self) -> None:
-        """Be written to alone again."""
+        """Stop sharing the writes of the group."""
         ...
 
 
 class UnbatchedSink:
-    """Of an outlet that is always written to alone."""
+    """Base of sinks that never join a fan-out group."""
 
     can_group = False
 
@@ -117,7 +128,7 @@ class UnbatchedSink:
 
 
 class _NullSink(UnbatchedSink):
-    """The outlet of a subscription that has not started."""
+    """The sink of a subscription that has not started or has ended."""
 
     is_writable = False
 
@@ -135,12 +146,12 @@ _NULL_SINK = _NullSink()
 
 
 class _Backlog:
-    """What waits for one subscriber: most have nothing, and so none of these."""
+    """What is not written to one subscriber yet. Created on demand: most subscribers have none."""
 
     __slots__ = ("bytes", "charged", "closing_frame", "entries", "frames")
 
     def __init__(self) -> None:
-        self.charged = 0  # bytes that the budget knows of
+        self.charged = 0  # bytes that are charged to the budget
         self.entries: deque[tuple[Entry, float | None]] = deque()
         self.bytes = 0
         self.frames: deque[ControlFrame] = deque()
@@ -148,19 +159,19 @@ class _Backlog:
 
 
 class Subscription:
-    """A listener to one room.
+    """A connection's subscription to one room.
 
-    It listens before it reads the log, so nothing falls between. While it reads, live entries need
-    no place to wait: they are in the log, and the reading goes on until it has caught up. From then
-    on no task runs for it: what is published is written at once by whoever publishes it, and waits
-    only for a peer who does not read. Where there are many in a room, all for whom nothing waits
-    are told in one go: its company.
+    It subscribes to the hub before it reads the log, so that no entry is missed in between. During
+    the replay, live entries are not buffered: they are in the log, and the replay continues until
+    it has reached the end. After the replay no task runs for the subscription: the publisher writes
+    each entry directly, and only a peer that does not read has a backlog. In a large room, the
+    subscriptions without a backlog share one write, as a fan-out group.
 
     Attributes:
-        acknowledges: the client says itself what it has received.
-        reason: why it was closed, in words; empty while it was not.
-        ignored: texts from the client that meant nothing.
-        on_token: called with a token that the client hands in.
+        acknowledges: the client acknowledges what it has received.
+        reason: why it was closed, as readable text; empty while it is open.
+        ignored: the number of client messages that were neither valid nor an error.
+        on_token: called with each token that the client sends.
     """
 
     __slots__ = (
@@ -209,12 +220,13 @@ class Subscription:
     ) -> None:
         """
         Args:
-            device: which of the user's devices listens: each has its own position.
-            acknowledges: the client says itself what it has received (``synap.v1``); otherwise what
-                it was handed counts.
-            takes_message: whether this subscription, by its ``id()``, may say one thing more now.
-            budget: bounds the backlogs of all subscribers; default: there is no bound.
-            caller: who is charged for this one's.
+            device: the user's device that subscribes: each device has its own position.
+            acknowledges: the client acknowledges what it has received (``synap.v1``). Otherwise
+                a notification is acknowledged when it is written.
+            allow_message: called with the ``id()`` of the subscription; returns whether its client
+                is within its rate limit.
+            budget: bounds the backlogs of all subscribers; default: unbounded.
+            caller: charged for the backlog of this subscription.
             count_read: called with the bytes of each page that is replayed.
         """
         self.ignored = 0
@@ -228,47 +240,47 @@ class Subscription:
         self._hub = hub
         self._room = room
         self._metrics = metrics
-        # Every listener to a request's room starts at its beginning: there is nothing to remember.
+        # Every subscriber of a request's room starts at the beginning, so no position is stored.
         self._device = None if is_request_room(room) else device
         self.acknowledges = acknowledges
         self._sink: Sink = _NULL_SINK
         self._backlog: _Backlog | None = None
         self._last_seen = 0
-        self._sent_offset = 0  # the furthest offset that the client was handed, but by its company
-        self._unacked: Cursor | None = None  # handed, but the peer has not taken it yet
-        self._live = False  # what is offered waits
-        self._is_following = False  # and is written: the log was read to its end
-        self._can_write = False  # what is offered can be written at once
+        self._sent_offset = 0  # the highest offset that was written outside of a fan-out group
+        self._unacked: Cursor | None = None  # written, but still in a send buffer
+        self._live = False  # live entries go to the backlog
+        self._is_following = False  # the replay is complete: the backlog is written
+        self._can_write = False  # a live entry can be written immediately
         self._group: FanoutGroup | None = None
         self._draining = False
         self._closing: CloseCode | None = None
-        self._writable_event: asyncio.Event | None = None  # while the log is read
-        self._ended: asyncio.Event | None = None  # while somebody waits for it
-        self._slow_timer: asyncio.TimerHandle | None = None  # while the peer takes nothing
+        self._writable_event: asyncio.Event | None = None  # during the replay
+        self._ended: asyncio.Event | None = None  # during wait_closed()
+        self._slow_timer: asyncio.TimerHandle | None = None  # while the socket is blocked
 
     @property
     def closing(self) -> CloseCode | None:
-        """Why it was closed; None while it was not."""
+        """The code that it was closed with; None while it is open."""
         return self._closing
 
     @property
     def last_offset(self) -> int:
-        """The furthest offset that the client was handed."""
+        """The highest offset that was written to the client."""
         group = self._group
         return self._sent_offset if group is None else max(self._sent_offset, group.last_offset)
 
     def deliver(self, entry: Entry, published_at: float | None) -> bool:
-        """See :class:`Listener`."""
+        """See :class:`hub.Subscriber`."""
         if self._can_write:
             offset = entry.cursor.offset
             if offset <= self._sent_offset:
                 return True
             if not self.acknowledges or is_enabled():
-                takes_more = self._send(entry)
+                is_writable = self._send(entry)
             else:
                 self._sent_offset = offset
-                takes_more = self._sink.send_batched(entry)
-            if not takes_more:
+                is_writable = self._sink.send_batched(entry)
+            if not is_writable:
                 self._flush_backlog()
             return True
         if self._closing is not None or self._draining:
@@ -283,14 +295,18 @@ class Subscription:
                 self.close(CloseCode.SLOW_CONSUMER)
                 return False
             if backlog.bytes > backlog.charged:
-                # In steps: most of what waits goes on within a turn of the loop or two.
+                # Charge in steps: most backlogs are written within one or two loop iterations.
                 backlog.charged = backlog.bytes + _CHARGE_BYTES
                 self._budget.charge(self, self._caller, backlog.charged)
                 return self._closing is None
         return True
 
     def join_group(self) -> None:
-        """See :class:`Listener`. Who has a mark of its own needs something done for each entry."""
+        """See :class:`hub.Subscriber`.
+
+        A subscription without acknowledgements that has a device stays ungrouped: its own position
+        has to be stored for each entry.
+        """
         if (
             self._can_write
             and self._group is None
@@ -304,7 +320,7 @@ class Subscription:
                 self._group = group
 
     def leave_group(self) -> None:
-        """Leave the company, if there is one."""
+        """Leave the fan-out group, if the subscription is in one."""
         if self._group is not None:
             self._sent_offset = self.last_offset
             self._group = None
@@ -312,14 +328,14 @@ class Subscription:
             self._hub.leave_group(self._room, self)
 
     def on_write_blocked(self) -> None:
-        """The peer takes no more for now, or never again."""
+        """Stop writing: the socket is blocked or closed."""
         if self._can_write:
             self._can_write = False
             self.leave_group()
             self._arm_slow_timer()
 
     def on_partial_write(self, entry: Entry) -> None:
-        """By its company, which could not write it whole at once."""
+        """Note that the fan-out group wrote only a part of an entry; the rest is buffered."""
         if not self.acknowledges:
             self._unacked = entry.cursor
             if self._can_write:
@@ -330,13 +346,14 @@ class Subscription:
         self.close(CloseCode.SLOW_CONSUMER)
 
     def ack(self, position: Cursor) -> None:
-        """The client was handed all up to there, and has taken it."""
+        """Store that the client has received everything up to a position."""
         self._store.ack(self._room, position, self._device)
 
     def on_client_message(self, message: str | bytes) -> str | None:
-        """Take what the client said; returns the answer, if there is one.
+        """Handle a message from the client. Return the reply, if there is one.
 
-        ``ping``, an action, or nothing; binary, over 4 KiB or too often ends the subscription.
+        Valid messages are ``ping`` and the actions; other texts are ignored. A binary message, one
+        over 4 KiB or one over the rate limit closes the subscription.
         """
         if isinstance(message, bytes) or len(message.encode()) > MAX_CLIENT_TEXT_BYTES:
             self.close(CloseCode.PROTOCOL_VIOLATION)
@@ -349,7 +366,7 @@ class Subscription:
         return None
 
     def send_control(self, frame: ControlFrame) -> None:
-        """Send a control frame soon, between notifications."""
+        """Send a control frame as soon as the socket is writable, between notifications."""
         if self._closing is None:
             frames = self._ensure_backlog().frames
             frames.append(frame)
@@ -359,7 +376,11 @@ class Subscription:
                 self._resume()
 
     def drain(self, reconnect_after_ms: int) -> None:
-        """Drain: take nothing new, say when to come back, send what is there, then close."""
+        """Accept no new entries, send a closing frame and the backlog, then close.
+
+        Args:
+            reconnect_after_ms: when the client should reconnect, in milliseconds.
+        """
         if self._closing is None and not self._draining:
             self._draining = True
             self._can_write = False
@@ -371,11 +392,12 @@ class Subscription:
             self._resume()
 
     def close(self, code: CloseCode, reason: str | None = None) -> None:
-        """End the subscription; the first code counts. What was put is not taken back.
+        """Close the subscription. The first code wins; pending writes are still sent.
 
         Args:
-            reason: for the client and the log; default: the code's own. It names the cause and
-                nothing secret.
+            code: the close code.
+            reason: sent to the client and logged; default: the code's own. It must not contain a
+                secret.
         """
         if self._closing is None:
             self._closing = code
@@ -391,38 +413,39 @@ class Subscription:
             self._sink.close(code)
 
     async def wait_closed(self) -> CloseCode:
-        """Wait until someone closes the subscription; returns why."""
+        """Wait until the subscription is closed. Return its close code."""
         if self._ended is None:
             self._ended = asyncio.Event()
         while self._closing is None:
             await self._ended.wait()
         return self._closing
 
-    async def run(self, after: str | None, outlet: Sink) -> None:
-        """Put the log from where ``after`` says, and what comes live from then on.
+    async def run(self, after: str | None, sink: Sink) -> None:
+        """Replay the log after a position, then deliver live.
 
-        Returns when the log was read to its end, or the subscription was closed meanwhile; call
-        :meth:`detach` when the connection has ended. A position that the log no longer has means
-        the whole of what is retained.
+        Returns when the replay is complete or the subscription was closed. Call :meth:`detach`
+        when the connection has ended. If the position is no longer in the log, everything that is
+        retained is replayed.
 
         Args:
             after: a cursor, ``earliest``, ``latest``, :data:`UNKNOWN_POSITION`, or None for the
-                room's own default.
+                default of the room.
+            sink: receives the notifications and control frames.
 
         Raises:
-            InvalidArgumentError: ``after`` is no position.
+            InvalidArgumentError: ``after`` is not a position.
             StoreUnavailableError: the log cannot be read now.
         """
-        if self._closing is not None:  # its token was revoked while a rule was asked
-            outlet.close(self._closing)
+        if self._closing is not None:  # revoked while the authorizer ran
+            sink.close(self._closing)
             return
-        self._sink = outlet
+        self._sink = sink
         self._hub.subscribe(self._room, self)
         self._writable_event = asyncio.Event()
         position = await self._start(after)
         if self._device is not None:
             head = await self._store.head(self._room)
-            # A position that nobody has reached yet is none: this one will be read from the start.
+            # A position beyond the log is unknown: the room is replayed from the start.
             known = position if position.offset <= head.offset else self._store.earliest()
             self._store.register_device(self._room, self._device, known)
         await self._replay(position, after == UNKNOWN_POSITION)
@@ -432,13 +455,13 @@ class Subscription:
             self._flush_backlog()
 
     def on_writable(self) -> None:
-        """The peer has taken what was put: it can have more."""
+        """Continue writing: the peer has read what was written."""
         self._ack_pending()
         self._cancel_slow_timer()
         self._resume()
 
     def detach(self) -> None:
-        """The connection has gone: nothing is put any more."""
+        """Unsubscribe and write nothing more. The connection has ended."""
         self._can_write = self._is_following = self._live = False
         self.leave_group()
         self._cancel_slow_timer()
@@ -461,8 +484,8 @@ class Subscription:
             return parse_cursor(after)
         if is_request_room(self._room):
             return self._store.earliest()
-        mark = await self._store.get_ack(self._room, self._device)
-        return mark or self._store.earliest()
+        acked = await self._store.get_ack(self._room, self._device)
+        return acked or self._store.earliest()
 
     async def _replay(self, position: Cursor, lost: bool) -> None:
         replayed = 0
@@ -474,7 +497,8 @@ class Subscription:
             if not page.recovered:
                 lost = True
                 position = self._store.earliest()
-            # A client that reconnects again and again must not read more than histories allow.
+            # Count replays like reads of the history: reconnecting in a loop must not get around
+            # the read limit.
             self._count_read(sum(entry.size + _REPLAY_BYTES for entry in page.entries))
             for number, entry in enumerate(page.entries):
                 if not await self._is_ready(page.entries, number):
@@ -488,14 +512,14 @@ class Subscription:
             if len(page.entries) == asked:
                 size = sum(entry.size for entry in page.entries)
                 asked = max(1, min(_PAGE, asked * _PAGE_BYTES // max(1, size)))
-                await asyncio.sleep(0)  # a long log keeps nobody else waiting
+                await asyncio.sleep(0)  # a long replay must not block the event loop
                 continue
-            # From here on what is offered waits. What was offered since the page was read is in the
-            # log: it takes one more look, however much goes on in the room.
+            # From here on live entries go to the backlog. Entries that were published since the
+            # page was read are in the log: one more page suffices, however busy the room is.
             was_live, self._live = self._live, True
             if not was_live and newest != self._last_seen:
                 continue
-            # All of the room up to the head was read; an empty room has a position, too.
+            # Everything up to the head was read. The head is also the position of an empty room.
             position = max(position, head, key=lambda cursor: cursor.offset)
             self._sent_offset = position.offset
             self._metrics.replay_finished(recovered=not lost)
@@ -513,12 +537,17 @@ class Subscription:
             return
 
     async def _is_ready(self, page: Sequence[Entry] = (), first: int = 0) -> bool:
-        """Wait until the peer takes more, and say what is to be said; False: it was closed.
+        """Send pending control frames and wait until the socket is writable.
 
         Args:
-            page: what was read in the log; from ``first`` on it is held meanwhile.
+            page: the page that is being replayed.
+            first: index of the first entry of the page that is not written yet. From there on the
+                entries are charged to the budget during the wait.
+
+        Returns:
+            False if the subscription was closed.
         """
-        assert self._writable_event is not None  # noqa: S101 - while the log is read
+        assert self._writable_event is not None  # noqa: S101 - set during the replay
         while self._closing is None:
             self._flush_control()
             if self._sink.is_writable:
@@ -538,19 +567,19 @@ class Subscription:
         return False
 
     def _flush_backlog(self) -> None:
-        """Put what waits, as far as the peer takes it."""
+        """Write the backlog until it is empty or the socket blocks."""
         while self._closing is None:
             self._flush_control()
             if not self._sink.is_writable:
                 break
             backlog = self._backlog
             if backlog is not None and backlog.entries:
-                entry, began_at = backlog.entries.popleft()
+                entry, published_at = backlog.entries.popleft()
                 backlog.bytes -= entry.size
                 self._budget.remove(entry)
                 if entry.cursor.offset > self._sent_offset:
                     self._send(entry)
-                    self._metrics.delivered_from_backlog(began_at)
+                    self._metrics.delivered_from_backlog(published_at)
             elif self._draining:
                 self.close(CloseCode.DRAINING)
             else:
@@ -578,19 +607,19 @@ class Subscription:
                 break
 
     def _send(self, entry: Entry) -> bool:
-        """Put it; whether the peer takes more."""
+        """Write an entry. Return whether the socket is still writable."""
         if is_enabled():
             span = start_delivery_span(self._room, entry)
-            takes_more = self._sink.send(entry)
+            is_writable = self._sink.send(entry)
             span.end()
         else:
-            takes_more = self._sink.send(entry)
+            is_writable = self._sink.send(entry)
         self._sent_offset = entry.cursor.offset
         if not self.acknowledges:
             self._unacked = entry.cursor
-            if takes_more:
+            if is_writable:
                 self._ack_pending()
-        return takes_more
+        return is_writable
 
     def _ack_pending(self) -> None:
         if self._unacked is not None:
@@ -611,7 +640,7 @@ class Subscription:
                 self._budget.charge(self, self._caller, 0)
 
     def _charge(self, held_bytes: int) -> None:
-        """Charge what is held beside the backlog."""
+        """Charge the bytes that are held besides the backlog."""
         charged = 0 if self._backlog is None else self._backlog.charged
         self._budget.charge(self, self._caller, held_bytes + charged)
 

@@ -1,4 +1,4 @@
-"""Where rooms keep their notifications. ``base.py`` is the contract."""
+"""Stores of rooms' notifications. ``base.py`` defines the contract."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _sqlite(path: str, retention: Retention) -> Store:
 
     if path == "/:memory:":
         raise ConfigurationError(
-            f"{OPTION}: sqlite needs a file; for a store in memory write memory://"
+            f"{OPTION}: sqlite needs a file; for a store in memory use memory://"
         )
     if not path.removeprefix("/"):
         raise ConfigurationError(
-            f"{OPTION}: sqlite needs a file: sqlite:///rooms.db in this directory, "
-            "sqlite:////var/lib/rooms.db anywhere"
+            f"{OPTION}: sqlite needs a file: sqlite:///rooms.db in this directory, or an absolute "
+            "path as in sqlite:////var/lib/rooms.db"
         )
     return SqliteStore(path.removeprefix("/"), retention)
 
@@ -38,18 +38,18 @@ _STORES: dict[str, Callable[[str, Retention], Store]] = {"memory": _memory, "sql
 
 
 def is_own(url: str) -> bool:
-    """Whether it names a store of somebody's own, ``module:function``."""
+    """Return whether a URL names a custom store, as ``module:function``."""
     return REFERENCE.fullmatch(url) is not None
 
 
-def _own(reference: str, retention: Retention) -> Store:
-    make = resolve(OPTION, reference)
-    if not callable(make):
+def _open_custom(reference: str, retention: Retention) -> Store:
+    open_custom = resolve(OPTION, reference)
+    if not callable(open_custom):
         raise ConfigurationError(
             f"{OPTION}: {redacted(reference)}: expected def open(retention) -> Store"
         )
     try:
-        store: Store = make(retention)
+        store: Store = open_custom(retention)
     except ConfigurationError:
         raise
     except Exception as error:
@@ -59,52 +59,55 @@ def _own(reference: str, retention: Retention) -> Store:
 
 
 def check_shared(url: str) -> None:
-    """
+    """Check that several workers can share the store of a URL.
+
     Raises:
-        ConfigurationError: servers cannot share such a store.
+        ConfigurationError: the store belongs to one process.
     """
     if (scheme := urlsplit(url).scheme) in _STORES:
         raise ConfigurationError(
-            "--workers (SYNAP_REALTIME_WORKERS): processes that serve together need a store that "
-            f"they share, and {scheme} is one server's own: what is "
-            "published at one worker would not reach who listens at another. Serve with one "
-            "worker, or give --store module:function a SharedStore of your own"
+            "--workers (SYNAP_REALTIME_WORKERS): several workers need a store that they share, and "
+            f"a {scheme} store belongs to one process: a notification published at one worker "
+            "would not reach the subscribers of another. Use one worker, or name a ClusterStore of "
+            "your own with --store module:function"
         )
 
 
 def open_store(url: str, retention: Retention) -> Store:
-    """The store that a URL names.
+    """Open the store that a URL names.
 
     Args:
-        url: ``memory://``; ``sqlite:///rooms.db`` (a path from here) or ``sqlite:////var/rooms.db``
-            (from the root), as SQLAlchemy writes them. Or ``module:function``: it is called with
-            the retention, and returns a :class:`Store`.
+        url: ``memory://``; ``sqlite:///rooms.db`` (a relative path) or ``sqlite:////var/rooms.db``
+            (an absolute path), as in SQLAlchemy. Or ``module:function``: a function that takes the
+            retention and returns a :class:`Store`.
+        retention: how long the store keeps notifications.
 
     Raises:
-        ConfigurationError: no such store, or it cannot be opened.
+        ConfigurationError: the URL is invalid, or the store cannot be opened.
     """
     if is_own(url):
-        return _own(url, retention)
+        return _open_custom(url, retention)
     expected = f"{OPTION}: expected memory://, sqlite:///path or module:function"
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ConfigurationError(f"{expected}; what was given is no URL") from None
+        raise ConfigurationError(f"{expected}; the value is not a URL") from None
     if "://" not in url:
-        # It is not shown: something without a scheme may be a password as well.
-        hint = "what was given has no scheme" if url else "what was given is empty"
+        # The value is not shown: without a scheme it may be a password.
+        hint = "the value has no scheme" if url else "the value is empty"
         raise ConfigurationError(f"{expected}; {hint}")
     if parts.scheme == "sqlite":
         if parts.query or parts.fragment or url.endswith(("?", "#")):
             raise ConfigurationError(
-                f"{expected}; there are no options after '?' or '#' (in a path: %3F, %23)"
+                f"{expected}; options after '?' or '#' are not supported (in a path, write %3F or "
+                "%23)"
             )
         if parts.netloc:
             raise ConfigurationError(
-                f"{expected}; before the path there are three slashes, or four for one from the "
-                "root: sqlite:///rooms.db, sqlite:////var/lib/rooms.db"
+                f"{expected}; write three slashes before a relative path, and four before an "
+                "absolute one: sqlite:///rooms.db, sqlite:////var/lib/rooms.db"
             )
     if parts.scheme not in _STORES or parts.netloc or parts.query or parts.fragment:
-        # Only the scheme is shown: another kind of URL may hold a password.
+        # Only the scheme is shown: another kind of URL may contain a password.
         raise ConfigurationError(f"{expected}, got {redacted(parts.scheme)}://…")
     return _STORES[parts.scheme](unquote(parts.path), retention)

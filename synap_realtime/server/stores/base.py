@@ -1,4 +1,4 @@
-"""What a store promises: the log of each room, the ids it has seen, the received marks."""
+"""The contract of a store: room logs, deduplication by id, and acknowledged cursors."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room, is_control_room, is_request_room
 
 OPTION = "--store (SYNAP_REALTIME_STORE)"
-"""What names the store, for errors."""
+"""The setting that names the store, for error messages."""
 
 
 class StoreUnavailableError(SynapRealtimeError):
-    """The store cannot keep or read now; the client hears 503 and tries again."""
+    """The store cannot write or read now. The client receives 503 and may retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long a room's log reaches back: so many notifications and so many seconds.
+    """How much of each room's log is kept.
 
-    ``max_memory_bytes`` is what all rooms of the memory store take together, about: over it, the
-    oldest notifications of all go first.
+    Control rooms (``synap_…``), such as the one of revocations, have limits of their own. No number
+    of notifications, and no setting for notifications, can make the server forget a revocation.
 
-    Control rooms (``synap_…``), such as the revocations', are exempt from all of these. They have
-    an age and a bound of their own, ``control_age_s`` and ``control_count``, so that no number of
-    notifications, and no setting for them, makes the server forget a revocation.
+    Attributes:
+        count: most notifications in a room's log.
+        max_age_s: age in seconds after which a notification is deleted.
+        request_max_age_s: the same for the rooms of requests.
+        dedupe_window_s: seconds within which an id is published once per room.
+        max_memory_bytes: about how many bytes all rooms of the memory store may take. Above it, the
+            oldest notifications of all rooms are evicted.
+        control_age_s: ``max_age_s`` of control rooms.
+        control_count: ``count`` of control rooms.
     """
 
     count: int = 1000
@@ -39,22 +45,24 @@ class Retention:
     control_count: int = 100_000
 
     def count_of(self, room: Room) -> int:
-        """How many notifications the room keeps."""
+        """Return the most notifications that the log of a room keeps."""
         return self.control_count if is_control_room(room) else self.count
 
     def age_s(self, room: Room) -> float:
-        """For how many seconds the room keeps a notification."""
+        """Return for how many seconds a room keeps a notification."""
         if is_control_room(room):
             return self.control_age_s
         return self.request_max_age_s if is_request_room(room) else self.max_age_s
 
 
 class Publication(NamedTuple):
-    """One notification for one room, on its way into the log.
+    """One notification for one room, before it is in the log.
 
     Attributes:
-        id: the notification's.
-        text: its JSON object, with at least one member, without ``room`` and ``cursor``.
+        room: the room.
+        id: the id of the notification.
+        text: the notification as a JSON object with at least one member, without ``room`` and
+            ``cursor``.
     """
 
     room: Room
@@ -66,10 +74,10 @@ class Entry(NamedTuple):
     """One notification in a room's log.
 
     Attributes:
-        cursor: its position; ``offset`` grows within a room, never reused in a store's life. It
-            tells a reader of the room nothing about other rooms: it is no count of theirs.
-        text: the JSON as every subscriber gets it, ``room`` and ``cursor`` included.
-        size: its bytes in UTF-8.
+        cursor: its position. Offsets grow within a room and are never reused. They do not count the
+            notifications of other rooms, so that they reveal nothing about them.
+        text: the JSON that every subscriber receives, with ``room`` and ``cursor``.
+        size: the length of ``text`` in bytes of UTF-8.
     """
 
     cursor: Cursor
@@ -78,13 +86,13 @@ class Entry(NamedTuple):
 
 
 def make_entry(room: Room, cursor: Cursor, text: str) -> Entry:
-    """A publication's text with its place in the log. (Neither part can hold a quote.)"""
+    """Add a cursor to the text of a publication. (Neither room nor cursor can contain a quote.)"""
     full = f'{text[:-1]},"room":"{room}","cursor":"{cursor.epoch}-{cursor.offset}"}}'
     return Entry(cursor, full, len(full) if full.isascii() else len(full.encode()))
 
 
 class PublishResult(NamedTuple):
-    """What a publish did. For a duplicate, what the first one did."""
+    """The result of a publish. For a duplicate, that of the first publish."""
 
     id: str
     cursor: Cursor
@@ -94,12 +102,13 @@ class PublishResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A stretch of a room's log, oldest first.
+    """Consecutive entries of a room's log, oldest first.
 
     Attributes:
-        entries: empty when nothing comes after the asked position.
-        recovered: False if something after the asked position may be gone, or the position is of
-            another log: then the page begins with the oldest that is retained. True is a promise.
+        entries: empty if the log ends at the requested position.
+        recovered: False if an entry after the requested position may have been deleted, or if the
+            position belongs to another log. The page then starts with the oldest retained entry.
+            True guarantees that nothing is missing.
     """
 
     entries: Sequence[Entry]
@@ -108,8 +117,13 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """What a store takes: bytes of memory or disk, rooms that it knows, and how many notifications
-    it has let go before their time, for want of room."""
+    """The size of a store.
+
+    Attributes:
+        bytes: memory or disk space that it takes.
+        rooms: rooms with a log.
+        evicted: notifications that were deleted early for lack of memory.
+    """
 
     bytes: int
     rooms: int
@@ -117,61 +131,71 @@ class StoreStats:
 
 
 MAX_DEVICES = 64
-"""A room knows the marks of so many; the one that has not come for longest is forgotten first."""
+"""Most devices of a room whose acknowledged cursors are kept. Above it, the device that has not
+connected for longest is removed."""
 
 DEVICE_AGE_S = 30 * 86_400.0
-"""A device that has not come for so long is a new one."""
+"""A device that has not connected for this time is removed."""
 
 DeliveryHandler = Callable[[Room, Entry], int]
-"""Hands an entry to a room's listeners, without waiting; returns to how many. Never raises."""
+"""Delivers an entry to a room's subscribers, without blocking. Returns how many accepted it. Never
+raises."""
 
 
 class Store(Protocol):
-    """Rooms' logs. One instance serves one room server, on one event loop.
+    """The logs of all rooms. One instance serves one room server, on one event loop.
 
-    *Atomic*: when a call fails, none of its publications was kept; each is numbered and remembered
-    by its id as it is kept. *Ordered*: offsets of a room grow in the order of the calls,
-    and ``deliver`` is called in that order, after the entry is kept: what a listener saw is in the
-    log. *Zero*: offset 0 comes before every entry and is the position of none; a room that nobody
-    has published to has an empty log, and no call creates it or fails on it.
+    A store guarantees:
 
-    A store logs when it goes away and when it is back, once each; its callers need not.
+    - *Atomicity*: if a publish fails, none of its publications is in a log. An entry, its offset
+      and its id are stored together.
+    - *Order*: the offsets of a room grow in the order of the publish calls, and ``deliver`` is
+      called in that order, after the entry was stored. What a subscriber has received is in the
+      log.
+    - *Offset 0* comes before every entry and is the position of none. A room without publications
+      has an empty log; reading it neither creates it nor fails.
+
+    A store logs once when it becomes unavailable and once when it recovers. Its callers do not.
     """
 
     @property
     def description(self) -> str:
-        """One line for the operator: which store, and what it means for a crash."""
+        """One line for the operator: the kind of store, and what survives a crash."""
         ...
 
     def earliest(self) -> Cursor:
-        """The position before everything: offset 0."""
+        """Return the position before every entry: offset 0."""
         ...
 
     async def head(self, room: Room) -> Cursor:
-        """A position that everything delivered so far is not after; never offset 0.
+        """Return a position that is not before any delivered entry of the room; never offset 0.
 
-        It says nothing of other rooms: neither how much is published there, nor when.
+        It must not reveal how much, or when, is published to other rooms.
 
         Raises:
-            StoreUnavailableError: it cannot be told now.
+            StoreUnavailableError: the log cannot be read now.
         """
         ...
 
     async def publish(
         self, publications: Sequence[Publication], deliver: DeliveryHandler
     ) -> Sequence[PublishResult]:
-        """Keep publications, then hand each to ``deliver`` once; one receipt for each, in order.
+        """Store publications, then deliver each once. Return one result for each, in order.
 
-        The same ``id`` in the same room within the dedupe window is kept and delivered once; later
-        calls answer with the first result and ``duplicate``. Cancelling the call undoes nothing.
+        Within the dedupe window, an ``id`` is stored and delivered once per room: later calls
+        return the first result with ``duplicate``. Cancelling the call does not undo it.
+
+        Args:
+            publications: the notifications to store.
+            deliver: called with each new entry.
 
         Raises:
-            StoreUnavailableError: nothing was kept and nothing delivered.
+            StoreUnavailableError: nothing was stored and nothing was delivered.
         """
         ...
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
-        """Up to ``limit`` entries after a position. ``limit`` is at least 1.
+        """Return up to ``limit`` entries after a position. ``limit`` is at least 1.
 
         Raises:
             StoreUnavailableError: the log cannot be read now.
@@ -179,63 +203,73 @@ class Store(Protocol):
         ...
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
-        """How far a device has come; of one that is not known, and without one, how far the room's
-        listeners have; None if nobody ever received anything.
+        """Return the acknowledged cursor of a device, or of the room.
+
+        Args:
+            room: the room.
+            device: None, and a device that is not registered, stand for the room: the furthest
+                cursor of all its subscribers.
+
+        Returns:
+            None if no subscriber has received anything.
 
         Raises:
-            StoreUnavailableError: it cannot be read now.
+            StoreUnavailableError: the cursor cannot be read now.
         """
         ...
 
     def register_device(self, room: Room, device: str, position: Cursor) -> None:
-        """Know a device from now on: it has what comes before a position.
+        """Register a device that has received everything up to a position.
 
-        Otherwise one that heard nothing would later start at the room's mark, and miss what another
-        device took. A room knows :data:`MAX_DEVICES`, and each for :data:`DEVICE_AGE_S`.
+        An unregistered device would later start at the room's acknowledged cursor and miss what
+        only another device has received. At most :data:`MAX_DEVICES` are registered per room, each
+        for :data:`DEVICE_AGE_S` after it last connected.
         """
         ...
 
     def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
-        """Move the room's mark forward, and the device's, without waiting; a position behind it
-        changes nothing.
+        """Advance the acknowledged cursors of the room and of a device, without blocking.
 
-        It counts at once and is kept a moment later: a crash may forget the last second's.
+        An earlier position than the present one has no effect. The cursors take effect immediately
+        but are stored later: a crash may lose those of the last second.
         """
         ...
 
     async def check(self) -> None:
-        """See whether a publish would be kept now.
+        """Check whether a publish would succeed now.
 
         Raises:
-            StoreUnavailableError: it would not.
+            StoreUnavailableError: it would fail.
         """
         ...
 
     async def usage(self) -> StoreStats:
-        """
+        """Return the size of the store.
+
         Raises:
-            StoreUnavailableError: it cannot be told now.
+            StoreUnavailableError: the size cannot be read now.
         """
         ...
 
     async def close(self) -> None:
-        """Finish what was begun and let go of what the store holds. No call follows."""
+        """Finish pending writes and release all resources. No call may follow."""
         ...
 
 
 @runtime_checkable
 class ClusterStore(Store, Protocol):
-    """A store that several servers share: what is published at one reaches the listeners of all.
+    """A store that several servers share. A publish at one reaches the subscribers of all.
 
-    Its epoch is the same everywhere. *Ordered* counts over all servers: each entry of a room
-    reaches each server once, in the order of offsets and without a gap: through the ``deliver`` of
-    the publish that brought it, or else through :meth:`subscribe`'s. A server that was cut off from
-    the store catches up. A receipt's ``broadcast_count`` is of the server that took the publish.
+    All servers see the same epoch. *Order* holds over all servers: each server receives each entry
+    of a room once, in the order of offsets and without a gap. It receives an entry from the
+    ``deliver`` of its own publish, or else from that of :meth:`subscribe`. A server that was
+    disconnected from the store receives what it has missed. ``PublishResult.broadcast_count``
+    counts only the subscribers of the server that accepted the publish.
     """
 
     def subscribe(self, deliver: DeliveryHandler) -> None:
-        """Hand on what other servers publish, from the first call of another method on.
+        """Deliver what other servers publish, once another method was called.
 
-        Called once, before any other, maybe outside of the event loop.
+        Called once, before any other method, possibly outside of the event loop.
         """
         ...

@@ -1,4 +1,4 @@
-"""The clock by which stores judge age: time that passed while this process ran."""
+"""The clock of the stores: time that has passed while this process was running."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import time
 from collections.abc import Callable
 
 MAX_STEP_S = 60.0
-"""The most that counts between two readings. A running server reads its clock every second: a
-longer step means that the clock was set, or that the machine slept."""
+"""The longest step between two readings. A running server reads its clock every second, so a longer
+step means that the clock was set or that the machine was suspended."""
 
 
 class RunningClock:
-    """Seconds of running time: it never goes back, and no jump of another clock moves it far.
+    """Seconds of running time. It never goes back and does not follow jumps of its source.
 
-    The wall clock may be set at any moment, by an operator, by NTP or by a broken battery. If age
-    were judged by it, one wrong reading would delete every room's log for good. Time in which the
-    process did not run, or the machine slept, does not count: logs are kept for longer then.
+    The wall clock may be set at any moment, by an operator, by NTP or by a failing battery. If
+    retention depended on it, one wrong reading would delete every log. Time in which the process
+    was stopped or the machine suspended does not count: logs are then kept for longer.
 
-    Any thread may call it.
+    The clock is thread-safe.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
         """
         Args:
-            source: seconds, from any origin. It may jump.
+            source: seconds from any origin; may jump.
         """
         self._source = source
         self._origin = source()  # moves with each jump of the source

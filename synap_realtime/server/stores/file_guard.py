@@ -1,4 +1,4 @@
-"""Notice changes that other programs make to a file that this process has open."""
+"""Detect changes that other programs make to a file that this process has open."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 HELD: set[tuple[int, int]] = set()
-"""Devices and inodes of the databases that this process has open: its own locks do not stop it."""
+"""Device and inode of the databases that this process has open. File locks do not exclude the
+process that holds them."""
 
 
 class Change(Enum):
@@ -33,16 +34,17 @@ class Change(Enum):
 
 
 class GuardedFile:
-    """A file that only this process writes.
+    """A file that only this process should write.
 
-    It holds a descriptor. POSIX locks of a process end when it closes *any* descriptor of the file,
-    so close a database's only after its connections.
+    It holds a descriptor. A process loses its POSIX locks on a file when it closes *any* descriptor
+    of it, so close this one only after the connections to the database.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """
         Args:
-            create: make the file if it is not there, for its owner only.
+            path: the file.
+            create: create the file if it does not exist, accessible for its owner only.
 
         Raises:
             OSError: it cannot be opened for reading and writing.
@@ -56,21 +58,21 @@ class GuardedFile:
         self.accept()
 
     def accept(self) -> None:
-        """Accept the present state of the file as correct."""
+        """Take the present state of the file as the expected one."""
         status = os.fstat(self._descriptor)
         self.size, self._modified_ns = status.st_size, status.st_mtime_ns
         self._head = self._read_head()
 
     def find_change(self, *, own_append: bool = False) -> Change | None:
-        """Return what another program did to the file since it was accepted.
+        """Return what another program has done to the file since :meth:`accept`.
+
+        A file with a new modification time that still begins with the same bytes is accepted.
 
         Args:
-            own_append: this process has written at the file's end since.
-
-        A touched file that still begins with the same bytes is accepted as it is.
+            own_append: this process has appended to the file since.
 
         Raises:
-            OSError: it cannot be told.
+            OSError: the file cannot be examined.
         """
         try:
             status = self._path.stat()
@@ -100,10 +102,10 @@ class GuardedFile:
 
 
 def describe_irregular(path: Path) -> str | None:
-    """Describe what is at a path, if it is anything but a regular file.
+    """Describe what is at a path. Return None for a regular file and for nothing.
 
     Raises:
-        OSError: it cannot be told.
+        OSError: the path cannot be examined.
     """
     try:
         mode = path.stat().st_mode
@@ -116,14 +118,18 @@ def describe_irregular(path: Path) -> str | None:
         stat.S_IFCHR: "a device",
         stat.S_IFBLK: "a device",
     }
-    return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "no regular file")
+    return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def find_network_file_system(path: Path, mounts: str | None = None) -> str | None:
-    """The kind of network file system that a path is on; None if it is on none, or not known.
+    """Return the type of the network file system that holds a path.
 
     Args:
+        path: the file.
         mounts: the content of Linux's ``/proc/self/mounts``, see proc_pid_mounts(5).
+
+    Returns:
+        None if the file system is local or unknown.
     """
     if mounts is None:
         try:
@@ -133,17 +139,20 @@ def find_network_file_system(path: Path, mounts: str | None = None) -> str | Non
     found, depth = None, -1
     for line in mounts.splitlines():
         _, place, kind, *_ = line.split(" ")
-        # Blanks are written as octal numbers.
+        # Spaces are escaped as octal numbers.
         point = Path(place.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
-        if path.is_relative_to(point) and len(point.parts) >= depth:  # the last one is on top
+        if (
+            path.is_relative_to(point) and len(point.parts) >= depth
+        ):  # later mounts cover earlier ones
             found, depth = kind, len(point.parts)
     return found if found in _NETWORK_FILE_SYSTEMS else None
 
 
 def find_user(path: Path) -> int | None:
-    """The id of a process that has a database open, by its lock; None if none has.
+    """Return the id of the process that holds the lock of a database.
 
-    0: one has, but its id is not known here (another container, another machine).
+    Returns:
+        None if no process holds it; 0 if the id is not known here (another container or machine).
 
     Raises:
         OSError: the file cannot be opened.
@@ -153,7 +162,7 @@ def find_user(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     if (status.st_dev, status.st_ino) in HELD:
-        return os.getpid()  # do not open it: closing it again would end the lock
+        return os.getpid()  # opening and closing it would release the lock
     return _find_lock_holder(path)
 
 
@@ -161,7 +170,7 @@ def _find_lock_holder(path: Path) -> int | None:
     if sys.platform == "win32":
         return None
     darwin = sys.platform == "darwin"
-    # struct flock: the order of its members is the platform's.
+    # struct flock: the order of the members depends on the platform.
     layout = "qqihh" if darwin else "hhqqi"
     asked = (0, 0, 0, fcntl.F_WRLCK, 0) if darwin else (fcntl.F_WRLCK, 0, 0, 0, 0)
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""A store whose calls are timed."""
+"""Measure the calls of a store."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _T = TypeVar("_T")
 
 
 class InstrumentedStore:
-    """Another store; what it does is counted."""
+    """Wraps a store and records the duration and the failures of its operations."""
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
         self._publishing = metrics.store_operation("publish")
-        # What never waits is not timed.
+        # Non-blocking methods are not measured.
         self.earliest = store.earliest
         self.register_device = store.register_device
         self.ack = store.ack

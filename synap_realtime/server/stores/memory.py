@@ -1,4 +1,4 @@
-"""The store in memory: fast, for one process, gone with it."""
+"""The in-memory store: fast, for one process, lost when it exits."""
 
 from __future__ import annotations
 
@@ -30,38 +30,39 @@ from .clock import RunningClock
 from .offsets import OffsetClock
 
 MAX_DEVICES_IN_ALL = 100_000
-"""Over all rooms; the one that has not come for longest is forgotten first."""
+"""Most devices over all rooms. Above it, the one that has not connected for longest is removed."""
 
-_SWEEP = 50  # rooms looked at after so many publishes: as many as they can add, so it keeps up
-_IDLE_SWEEP = 500  # and each second, so that memory is let go when nobody publishes
+# After this many publishes, as many rooms are swept: publishes cannot add rooms faster.
+_SWEEP = 50
+_IDLE_SWEEP = 500  # rooms swept each second, so that memory is freed without publishes
 
-# What an object takes beside its text, in bytes, measured: with its places in our tables.
+# Measured memory of an object beside its text, with its entries in the tables, in bytes.
 _ROOM_BYTES, _ENTRY_BYTES, _ID_BYTES = 1300, 450, 350
 
 
 @dataclass(slots=True)
 class _Log:
-    most: int  # notifications that it keeps
+    max_entries: int
     entries: deque[tuple[float, Entry]] = field(default_factory=deque)
     ids: OrderedDict[str, tuple[float, PublishResult]] = field(default_factory=OrderedDict)
-    trimmed: int = 0  # the highest offset that was in this log and is no longer
-    acked: int = 0  # 0: nobody ever received anything
-    # When each device last came, and its mark: the one that has not come for longest is first.
+    trimmed: int = 0  # the highest offset that was deleted from this log
+    acked: int = 0  # 0: no subscriber has received anything
+    # When each device last connected, and its acknowledged offset; least recent first.
     devices: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
-    next_expiry: float = math.inf  # before then nothing in it is too old
-    # By offset, whose entry or id is kept. All rooms share the store's, except for control rooms:
-    # what stands only in a room's own is never evicted.
+    next_expiry: float = math.inf  # nothing in the log expires before
+    # Room and id of each offset whose entry or id is kept. All rooms share the store's, except
+    # control rooms: what is only in a room's own is never evicted.
     kept: OrderedDict[int, tuple[Room, str]] = field(default_factory=OrderedDict)
 
 
 class MemoryStore:
-    """Logs in dictionaries. Offsets are unique in the whole store, so none is ever reused.
+    """Keeps logs in dictionaries. Offsets are unique in the whole store and never reused.
 
-    What goes before its time, because all of it takes too much, is told like everything that is no
-    longer retained: who resumes from before it is not recovered.
+    Entries that are evicted for lack of memory count like expired ones: resuming from before them
+    returns ``recovered: false``.
     """
 
-    description = "memory store: fast, for this process only; its rooms are lost when it ends"
+    description = "memory store: fast, for this process only; notifications are lost when it ends"
 
     def __init__(
         self,
@@ -73,17 +74,17 @@ class MemoryStore:
         self._clock = clock or RunningClock()
         self._bytes = 0
         self._evicted = 0
-        self._publishes_since_sweep = 0  # publishes since the last sweep
+        self._publishes_since_sweep = 0
         self._epoch = secrets.token_hex(6)
         self._offset_clock = OffsetClock()
-        self._offset = 1  # the highest issued; not 0, which is the position before everything
-        # The highest offset in any log that was dropped whole, for requests' rooms and for others:
-        # what is kept for an hour says nothing about what is kept for a day.
+        self._offset = 1  # the highest that was issued; 0 is the position before every entry
+        # The highest offset of any deleted log, separately for the rooms of requests (True) and
+        # others: logs that are kept for an hour do not limit those that are kept for a day.
         self._trimmed_by_kind = {True: 0, False: 0}
         self._logs: OrderedDict[Room, _Log] = OrderedDict()
-        # By offset, whose entry or id is kept: the oldest of all is first.
+        # Room and id of each offset whose entry or id is kept, oldest first.
         self._kept: OrderedDict[int, tuple[Room, str]] = OrderedDict()
-        self._devices: OrderedDict[tuple[Room, str], None] = OrderedDict()  # by when they came
+        self._devices: OrderedDict[tuple[Room, str], None] = OrderedDict()  # least recent first
         self._timer: asyncio.TimerHandle | None = None
 
     def earliest(self) -> Cursor:
@@ -104,7 +105,7 @@ class MemoryStore:
         receipts: list[PublishResult] = []
         for start in range(0, len(publications), _SWEEP):
             receipts += self._publish_few(publications[start : start + _SWEEP], deliver)
-            # However much one call publishes, subscribers read along and others are answered.
+            # A large call must not block subscribers and other requests.
             await asyncio.sleep(0)
         return receipts
 
@@ -113,7 +114,7 @@ class MemoryStore:
     ) -> Sequence[PublishResult]:
         self._start_ticking()
         now = self._clock()
-        most_bytes = self._retention.max_memory_bytes
+        max_bytes = self._retention.max_memory_bytes
         receipts = []
         for room, id, text in publications:
             log = self._logs.get(room) or self._log(room)
@@ -135,9 +136,9 @@ class MemoryStore:
             log.ids[id] = (now, receipt)
             receipts.append(receipt)
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
-            if len(log.entries) > log.most:
+            if len(log.entries) > log.max_entries:
                 self._remove_entry(log)
-            while self._bytes > most_bytes and len(self._kept) > 1:
+            while self._bytes > max_bytes and len(self._kept) > 1:
                 self._evict()
         self._publishes_since_sweep += len(publications)
         if self._publishes_since_sweep >= _SWEEP:
@@ -146,7 +147,7 @@ class MemoryStore:
         return receipts
 
     def _evict(self) -> None:
-        """Let the oldest notification of all go, and what is known of its id."""
+        """Delete the oldest notification of all rooms, with its id."""
         offset, (room, id) = next(iter(self._kept.items()))
         log = self._logs[room]
         if offset > log.trimmed:
@@ -156,7 +157,7 @@ class MemoryStore:
             self._remove_id(log, id)
 
     def _remove_entry(self, log: _Log) -> None:
-        """The oldest of a room."""
+        """Delete the oldest entry of a log."""
         _, entry = log.entries.popleft()
         log.trimmed = offset = entry.cursor.offset
         self._bytes -= _entry_bytes(entry)
@@ -167,7 +168,7 @@ class MemoryStore:
     def _remove_id(self, log: _Log, id: str) -> None:
         _, receipt = log.ids.pop(id)
         self._bytes -= _id_bytes(id)
-        if receipt.cursor.offset <= log.trimmed:  # so its entry has gone, too
+        if receipt.cursor.offset <= log.trimmed:  # its entry is deleted, too
             del log.kept[receipt.cursor.offset]
 
     def _remove_device(self, room: Room, device: str) -> None:
@@ -176,7 +177,7 @@ class MemoryStore:
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         log = self._logs.get(room)
-        # Compared with this moment, not with the last offset, which would tell of other rooms.
+        # Compared with the time, not with the last offset, which would reveal publishes to others.
         newest = max(self._offset, self._offset_clock.now())
         foreign = after.epoch != self._epoch or after.offset > newest
         if log is None:
@@ -201,9 +202,9 @@ class MemoryStore:
         if position.epoch == self._epoch:
             self._start_ticking()
             log = self._log(room)
-            _, mark = log.devices.pop(device, (0.0, 0))
+            _, acked = log.devices.pop(device, (0.0, 0))
             now = self._clock()
-            log.devices[device] = (now, max(mark, position.offset))
+            log.devices[device] = (now, max(acked, position.offset))
             log.next_expiry = min(log.next_expiry, now + DEVICE_AGE_S)
             self._devices[room, device] = None
             self._devices.move_to_end((room, device))
@@ -220,7 +221,7 @@ class MemoryStore:
                 self.register_device(room, device, position)
 
     async def check(self) -> None:
-        pass  # memory is always there
+        pass  # memory is always available
 
     async def usage(self) -> StoreStats:
         return StoreStats(self._bytes, len(self._logs), self._evicted)
@@ -246,7 +247,7 @@ class MemoryStore:
             self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
 
     def _trim(self, room: Room, log: _Log, now: float) -> None:
-        """Let go what is too old."""
+        """Delete what has expired."""
         if now < log.next_expiry:
             return
         age_s, dedupe_s = self._retention.age_s(room), self._retention.dedupe_window_s
@@ -272,11 +273,11 @@ class MemoryStore:
         if self._logs:
             self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
         else:
-            # An emptied table stays as large as it was at its largest time.
+            # An emptied dictionary keeps the size that it has grown to.
             self._logs, self._kept, self._devices = OrderedDict(), OrderedDict(), OrderedDict()
 
     def _sweep(self, now: float, rooms: int) -> None:
-        """Look at a few rooms and drop those that hold nothing any more."""
+        """Trim the logs of a few rooms and delete empty ones."""
         for room, log in list(islice(self._logs.items(), rooms)):
             if now >= log.next_expiry:
                 self._trim(room, log, now)

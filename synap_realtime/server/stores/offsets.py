@@ -1,4 +1,4 @@
-"""Offsets of a log that say nothing about other rooms. See PROTOCOL.md, "Terminology"."""
+"""Offsets that reveal nothing about other rooms. See PROTOCOL.md, "Terminology"."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 
 class OffsetClock:
-    """The offset of this moment: microseconds since 1970.
+    """Issues offsets from the time: microseconds since 1970.
 
-    A store numbers the notifications of all rooms in one sequence. If it counted them, two cursors
-    of any room would say how much was published in all others between them, so it takes the time
-    instead. The wall clock is read once; from then on a jump of it moves no offset.
+    A store numbers the notifications of all rooms in one sequence. If it counted, two cursors of a
+    room would reveal how much was published to the other rooms in between. The wall clock is read
+    once, so later jumps of it do not affect offsets.
     """
 
     __slots__ = ("_base", "_clock")
@@ -19,16 +19,17 @@ class OffsetClock:
     def __init__(self, last: int = 0, *, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         """
         Args:
-            last: the highest offset that was ever issued: all of this clock's come after it.
+            last: the highest offset that was ever issued. This clock issues higher ones.
             clock_ns: monotonic nanoseconds.
         """
         self._clock = clock_ns
         self._base = max(last + 1, time.time_ns() // 1000) - clock_ns() // 1000
 
     def now(self) -> int:
+        """Return the offset of the present time."""
         return self._base + self._clock() // 1000
 
     def next(self, last: int) -> int:
-        """An offset for a notification: after the last one, even in the same microsecond."""
+        """Return the offset of a new notification: higher than ``last``, and never before now."""
         now = self._base + self._clock() // 1000
         return now if now > last else last + 1

@@ -137,7 +137,7 @@ def test_logs_when_io_uring_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: object
 ) -> None:
     monkeypatch.setattr(rings, name, value)
-    with pytest.raises(rings.IoUringUnavailableError, match=r"none|not implemented"):
+    with pytest.raises(rings.IoUringUnavailableError, match=r"not supported|not implemented"):
         IoUring()
 
 
@@ -157,5 +157,5 @@ def test_kernel_with_other_behaviour_is_not_used(
 ) -> None:
     """As older ones do."""
     monkeypatch.setattr(rings, name, value)
-    with pytest.raises(rings.IoUringUnavailableError, match="it does not"):
+    with pytest.raises(rings.IoUringUnavailableError, match=r"sending fails|not reported"):
         IoUring()

@@ -75,11 +75,11 @@ class Server:
 
     def __init__(
         self,
-        most_half_open: int,
+        max_pending: int,
         kind: type[WebSocketProtocol],
         handler: Callable[[], RecordingHandler],
     ) -> None:
-        self.half_open = PendingConnections(most_half_open)
+        self.pending_connections = PendingConnections(max_pending)
         self.handler = handler
         self.made: asyncio.Queue[RecordingHandler] = asyncio.Queue()
         self.kind = kind
@@ -95,7 +95,7 @@ class Server:
                 recorder.socket = server.kind(
                     stream,
                     recorder,
-                    half_open=server.half_open,
+                    pending_connections=server.pending_connections,
                     write_batch=WriteBatch(),
                     pacer=Pacer(),
                     max_message_bytes=65536,
@@ -108,12 +108,12 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def serving(
-    most_half_open: int = 0,
+    max_pending: int = 0,
     kind: type[WebSocketProtocol] = WebSocketProtocol,
     handler: Callable[[], RecordingHandler] = RecordingHandler,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
-    server = Server(most_half_open, kind, handler)
+    server = Server(max_pending, kind, handler)
     loop = asyncio.get_running_loop()
     listening = await loop.create_server(server.accept, "127.0.0.1", 0, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]
@@ -256,7 +256,7 @@ def test_unanswered_closes_are_bounded(run: Run) -> None:
 
     async def test() -> None:
         async with (
-            serving(most_half_open=2) as server,
+            serving(max_pending=2) as server,
             connected(server) as (_, _, first),
             connected(server) as (_, _, second),
             connected(server) as (_, _, third),
@@ -272,7 +272,7 @@ def test_unanswered_closes_are_bounded(run: Run) -> None:
 
 def test_closed_connection_uses_no_pending_slot(run: Run) -> None:
     async def test() -> None:
-        async with serving(most_half_open=2) as server, connected(server) as (_, _, first):
+        async with serving(max_pending=2) as server, connected(server) as (_, _, first):
             first.socket.close(1000)
             for _ in range(3):
                 async with connected(server) as (reader, writer, recorder):
@@ -519,7 +519,7 @@ def test_idle_connection_has_no_timer_and_takes_some_hundred_bytes(run: Run) -> 
         async with serving() as server, connected(server) as (reader, writer, recorder):
             writer.write(frame(TEXT, b"ping") + frame(PING))
             await reader.readexactly(2)
-            assert not server.half_open._waiting
+            assert not server.pending_connections._waiting
             transport = recorder.socket._transport
             gc.collect()
             batch, pacer = WriteBatch(), Pacer()
@@ -528,7 +528,7 @@ def test_idle_connection_has_no_timer_and_takes_some_hundred_bytes(run: Run) -> 
                 WebSocketProtocol(
                     transport,
                     recorder,
-                    half_open=server.half_open,
+                    pending_connections=server.pending_connections,
                     write_batch=batch,
                     pacer=pacer,
                     max_message_bytes=65536,

@@ -425,7 +425,7 @@ def fill(folder: Path) -> Path:
 def test_full_disk_at_start_is_reported_with_a_remedy(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         fill(disk)
-        with pytest.raises(ConfigurationError, match=r"--store .*rooms\.db .* full; make room"):
+        with pytest.raises(ConfigurationError, match=r"--store .*rooms\.db .* full; free space"):
             SqliteStore(disk / "rooms.db")
 
 

@@ -1,1 +1,1 @@
-"""The store that keeps its log in a SQLite file."""
+"""The store that keeps the logs in a SQLite file."""

@@ -1,7 +1,7 @@
-"""The SQLite file behind ``SqliteStore``: its lock, its tables, what is written and read.
+"""The SQLite file of ``SqliteStore``: its lock, its schema, its writer and its reader.
 
-Plain blocking code. One :class:`LogWriter` and one :class:`LogReader` may work at the same time,
-each in its own thread: SQLite's write-ahead log keeps them apart.
+The code blocks. One :class:`LogWriter` and one :class:`LogReader` may work at the same time, each
+in its own thread: SQLite's write-ahead log isolates them.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ logger = logging.getLogger(__name__)
 _APPLICATION_ID = 0x53594E50  # "SYNP"
 _VERSION = 1
 _BUSY_TIMEOUT_S = 1.0
-_CHECKED_EVERY_S = 60.0  # of running time, a crash forgets no more
+_CHECKED_EVERY_S = 60.0  # a crash loses at most this much of the store's running time
 
-_ROWS = (64, 8, 1)  # of a statement: few sizes, so that SQLite knows each already
-_EXTRA_DELETES = 15  # deleted beside as many as have come
-_MAX_ROOMS = 16_384  # known at once
-_AMPLE = 8  # so many times what is to be written has to be free, or it is tried
+_ROWS = (64, 8, 1)  # rows per statement: few sizes, so that SQLite's statement cache has each
+_EXTRA_DELETES = 15  # surplus entries deleted beside as many as were inserted
+_MAX_ROOMS = 16_384  # rooms in the writer's cache
+_AMPLE = 8  # without this many times the size free on the disk, a trial write is made
 _CHECKPOINT_US = 10_000_000  # between two checkpoints
 
-# entry.offset: see OffsetClock. AUTOINCREMENT keeps the highest that was issued, also as a
-# checkpoint, so that none is ever used again. At each start it goes on from the clock's
-# microseconds: a copy of the file that was put back does not use those that were used after it was
-# made. jump: the offsets left out so, which no entry has; a cursor there is of a log that is
-# gone.
+# entry.offset: see OffsetClock. AUTOINCREMENT keeps the highest offset that was issued, even if it
+# was only a checkpoint, so that no offset is reused. At each start it continues from the clock's
+# microseconds, so that a restored copy of the file does not reuse offsets that were issued after
+# the copy was made. jump: the ranges of offsets that were skipped so. A cursor in such a range
+# belongs to a log that is lost.
 _TABLES = """
 CREATE TABLE room (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     size INTEGER NOT NULL DEFAULT 0,
-    forgotten INTEGER NOT NULL,       -- the highest offset that was in its log and is no longer
-    mark INTEGER NOT NULL DEFAULT 0   -- 0: nobody ever received anything
+    forgotten INTEGER NOT NULL,       -- the highest offset that was deleted from its log
+    mark INTEGER NOT NULL DEFAULT 0   -- acknowledged offset; 0: nothing was received
 );
 CREATE TABLE entry (
     offset INTEGER PRIMARY KEY AUTOINCREMENT,
     room INTEGER NOT NULL,
-    expires REAL NOT NULL,            -- by the store's clock: see LogFile.now
+    expires REAL NOT NULL,            -- by the store's clock: see Database.now
     text TEXT NOT NULL
 );
 CREATE INDEX entry_room ON entry (room);
@@ -74,7 +74,7 @@ CREATE TABLE seen (
     room INTEGER NOT NULL,
     id TEXT NOT NULL,
     expires REAL NOT NULL,
-    count INTEGER NOT NULL DEFAULT 0, -- connections that it was handed to
+    count INTEGER NOT NULL DEFAULT 0, -- subscribers that it was delivered to
     UNIQUE (room, id)
 );
 CREATE INDEX seen_expires ON seen (expires);
@@ -90,8 +90,8 @@ _DEVICES = """
 CREATE TABLE IF NOT EXISTS device (
     room TEXT NOT NULL,
     name TEXT NOT NULL,
-    mark INTEGER NOT NULL,            -- 0: it is known, and has received nothing
-    seen REAL NOT NULL,               -- by the store's clock
+    mark INTEGER NOT NULL,            -- acknowledged offset; 0: nothing was received
+    seen REAL NOT NULL,               -- when it last connected, by the store's clock
     PRIMARY KEY (room, name)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS device_seen ON device (seen)
@@ -99,7 +99,8 @@ CREATE INDEX IF NOT EXISTS device_seen ON device (seen)
 
 
 _CHECKPOINT_BYTES = 32 * 1024 * 1024
-"""A larger log is moved into the database file also while notifications are published."""
+"""A larger write-ahead log is moved into the database file even while notifications are
+published."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -107,12 +108,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 UNUSABLE = (sqlite3.Error, TypeError)
-"""What a file raises that SQLite cannot read; TypeError: a row that has to be there is not."""
+"""Raised for a file that SQLite cannot read. TypeError: a required row is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class InsertResult:
-    """Where a publication is in the log. For a duplicate: where the first one is."""
+    """The offset of a publication. For a duplicate, that of the first publish."""
 
     offset: int
     duplicate: bool
@@ -121,34 +122,35 @@ class InsertResult:
 
 @dataclass(frozen=True, slots=True)
 class PageRows:
-    """A page as it is in the file: offsets and texts."""
+    """The rows of a page: offsets and texts."""
 
     entries: Sequence[tuple[int, str]]
     recovered: bool
 
 
 class Database:
-    """The database file and its write-ahead log, held by one process.
+    """The database file and its write-ahead log, locked by one process.
 
-    SQLite's VFS ``unix-excl`` locks the file itself for as long as this process has it open. The
-    lock is on the inode, so no other process reads or writes the database, by whatever name it
-    opens it. The log's index is in memory, so there is no ``-shm`` file to lose.
+    SQLite's VFS ``unix-excl`` locks the file for as long as this process has it open. The lock is
+    on the inode, so no other process can open the database under any name. The index of the log is
+    in memory, so there is no ``-shm`` file that could be lost.
 
-    One thread writes and calls :meth:`require_intact`; another one may read under :attr:`reading`.
+    One thread writes and calls :meth:`require_intact`. Another one may read under :attr:`reading`.
 
     Attributes:
         reading: held while a connection of the reader is in use.
-        generation: grows when all connections were closed; then :meth:`connect` again.
+        generation: increases when all connections were closed. Call :meth:`connect` again then.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
-        """Take the file and make its tables if it is new. Only its owner may read it.
+        """Lock the file, and create its tables if it is new. Only its owner can read it.
 
         Args:
-            clock: seconds, from any origin, that passed while this process ran.
+            path: the database file.
+            clock: running time of this process in seconds, from any origin.
 
         Raises:
-            ConfigurationError: it cannot be had, or is something else.
+            ConfigurationError: the file cannot be opened or locked, or is not such a database.
         """
         self._clock = clock
         self._clock_origin = clock()
@@ -156,21 +158,21 @@ class Database:
         self.reading = threading.Lock()
         self.generation = 0
         self._connections: list[sqlite3.Connection] = []
-        self._log: GuardedFile | None = None  # None: there is no connection either
+        self._log: GuardedFile | None = None  # None while there is no connection
         self._broken: str | None = None
         self._is_away = False
-        # Through symbolic links: the log stands beside the file itself, whatever it is called.
+        # Resolve symbolic links: SQLite puts the log beside the file itself.
         try:
             self.path = path.resolve()
-        except (OSError, RuntimeError) as error:  # links in a circle: RuntimeError until 3.12
+        except (OSError, RuntimeError) as error:  # a loop of links: RuntimeError until 3.12
             raise ConfigurationError(
                 f"{OPTION}: {path} cannot be used: its symbolic links lead nowhere; "
                 "choose another path"
             ) from error
         if not self.path.parent.is_dir():
             raise ConfigurationError(
-                f"{OPTION}: there is no directory {self.path.parent}; make it first. "
-                "(A path from the root has four slashes: sqlite:////var/lib/rooms.db)"
+                f"{OPTION}: there is no directory {self.path.parent}; create it first. "
+                "(An absolute path has four slashes: sqlite:////var/lib/rooms.db)"
             )
         self._log_path = Path(f"{self.path}-wal")
         try:
@@ -187,20 +189,22 @@ class Database:
             raise
 
     def now(self) -> float:
-        """Seconds by the store's clock, which runs while a server runs with this file.
+        """Return the time of the store's clock in seconds. It runs while a server uses this file.
 
-        It starts with the file, at that time's Unix time, and goes on from the last write of the
-        server before. The wall clock is not read again: a wrong reading of it would delete the log.
+        The clock starts with the Unix time at which the file was created, and continues from the
+        last write of the previous server. The wall clock is not read again, since a wrong reading
+        would delete the log.
         """
         return self._began + self._clock() - self._clock_origin
 
     @property
     def log_bytes(self) -> int:
-        """What the write-ahead log holds that is not in the database file yet."""
+        """The size of the write-ahead log, which is not in the database file yet."""
         return self._log.size if self._log is not None else 0
 
     def connect(self) -> sqlite3.Connection:
-        """
+        """Open a connection.
+
         Raises:
             sqlite3.Error: the file cannot be opened.
         """
@@ -214,7 +218,7 @@ class Database:
         return db
 
     def disconnect(self, db: sqlite3.Connection) -> None:
-        """Close one connection, unless it was closed already."""
+        """Close a connection. A closed one is ignored."""
         if db not in self._connections:
             return
         self._connections.remove(db)
@@ -224,31 +228,32 @@ class Database:
             db.close()
 
     def require_intact(self, *, own_append: bool = False) -> None:
-        """See that what was acknowledged can still be found by who opens the path.
+        """Check that committed data is still in the files at the path.
 
         A log that was deleted or replaced still exists while this process has it open: its content
-        is moved into the database file, and a new log begun.
+        is moved into the database file, and a new log is created.
 
         Args:
             own_append: a transaction was committed since the last call.
 
         Raises:
-            sqlite3.Error: it cannot; the message says why and what to do.
+            sqlite3.Error: the data is not there. The message names the cause and the fix.
         """
         if self._broken is not None:
             raise sqlite3.OperationalError(self._broken)
         try:
             self._require_intact(own_append)
         except OSError as error:
-            raise sqlite3.OperationalError(f"the file cannot be reached: {error}") from error
-        except ConfigurationError as error:  # another program took the file meanwhile
+            raise sqlite3.OperationalError(f"the file cannot be examined: {error}") from error
+        except ConfigurationError as error:  # another program has locked the file
             raise sqlite3.OperationalError(str(error)) from error
 
     def _require_intact(self, own_append: bool) -> None:
         change = self._database.find_change()
         if change in (Change.DELETED, Change.REPLACED):
             if not self._is_away:
-                # Whole wherever it is now. And an old log beside a new file would damage that one.
+                # Complete the database file, wherever it is now. The old log must not stay, as it
+                # would corrupt a new file at the path.
                 self._empty_log()
                 self._is_away = True
             there = ", and another one is in its place" if change is Change.REPLACED else ""
@@ -256,7 +261,7 @@ class Database:
                 f"the file was moved or deleted{there}; put it back, or restart the server"
             )
         self._is_away = False
-        log = self._log or self._connect_first()  # to begin a new one may have failed
+        log = self._log or self._connect_first()  # creating a new log may have failed before
         if change is not None:
             self._break(
                 f"the file was {change.value} by another program; stop the server, restore a copy "
@@ -274,13 +279,13 @@ class Database:
             log.accept()
 
     def checkpoint(self) -> bool:
-        """Move what the log holds into the database file. Outside of a transaction.
+        """Move the content of the log into the database file. Call it outside of a transaction.
 
         Returns:
-            whether the log is empty now; False: a reader uses it.
+            Whether the log is empty now. False: a reader is using it.
 
         Raises:
-            sqlite3.Error: part of it is still in the log only.
+            sqlite3.Error: a part of it is still in the log only.
         """
         if self._log is None:
             raise sqlite3.OperationalError("the file is not open")
@@ -288,13 +293,13 @@ class Database:
             (is_busy, _, _) = (
                 self._connections[0].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             )
-        finally:  # part of it may have been moved
+        finally:  # even a failed checkpoint may have moved a part
             self._database.accept()
             self._log.accept()
         return not is_busy
 
     def close(self) -> None:
-        """Let go of the file. Connections that are still open are closed."""
+        """Close all connections and release the lock."""
         self._close_connections()
         HELD.discard(self._database.identity)
         self._database.close()
@@ -309,7 +314,7 @@ class Database:
         return GuardedFile(self.path, create=True)
 
     def _connect_first(self) -> GuardedFile:
-        """Take the lock, with a connection that holds it and makes the checkpoints."""
+        """Open the connection that holds the lock and runs the checkpoints."""
         db = self._open()
         try:
             if not self.generation:
@@ -337,13 +342,13 @@ class Database:
         return log
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        """Make what the file lacks, and learn where its clock stood."""
+        """Create missing tables, and read the time of the store's clock."""
         self._make_tables(db)
         if self._database.links > 1:
             raise ConfigurationError(
-                f"{OPTION}: {self.path} has another name (a hard link), and the log beside it only "
-                "one: after a crash, who opens the other name misses what the log holds. Remove "
-                "one of the names, or choose another path"
+                f"{OPTION}: {self.path} has another name (a hard link), but its log has only one: "
+                "after a crash, a program that opens the other name would miss the content of the "
+                "log. Remove one of the names, or choose another path"
             )
         self._skip_offsets(db)
         (_,) = db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
@@ -358,18 +363,18 @@ class Database:
     def _begin_new_log(self, change: Change) -> None:
         self._empty_log()
         with self.reading:
-            self._close_connections()  # SQLite deletes what stands in the old log's place now
+            self._close_connections()  # SQLite deletes the file that has replaced the old log
             self.generation += 1
             self._connect_first()
         logger.warning(
-            "%s was %s by another program: its notifications were saved into %s; a new log is used",
+            "%s was %s by another program: its notifications were saved into %s; using a new log",
             self._log_path,
             change.value,
             self.path.name,
         )
 
     def _break(self, problem: str) -> NoReturn:
-        """Refuse everything from now on: to go on could damage what is still whole."""
+        """Fail every operation from now on, as continuing could damage intact data."""
         self._broken = problem
         raise sqlite3.OperationalError(problem)
 
@@ -388,16 +393,16 @@ class Database:
         )
 
     def _configure(self, db: sqlite3.Connection) -> None:
-        # FULL: each commit is flushed to the disk, and on macOS through the disk's own cache. Hot
-        # pages stay in memory (32 MB for the writer, and for the reader). Only checkpoint() moves
-        # what the log holds, so that this process knows of each change of the database file.
+        # FULL flushes each commit to the disk; fullfsync flushes the disk's own cache on macOS. The
+        # page caches of writer and reader have 32 MB each. Automatic checkpoints are off, so that
+        # this process knows of each change of the database file.
         db.executescript(
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA fullfsync=ON;"
             "PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-32768;"
         )
 
     def _open(self) -> sqlite3.Connection:
-        # mode=rw: never make a new file in the place of one that went.
+        # mode=rw: never create a new file in place of a deleted one.
         vfs = "" if sys.platform == "win32" else "&vfs=unix-excl"
         return sqlite3.connect(
             f"{self.path.as_uri()}?mode=rw{vfs}",
@@ -408,14 +413,14 @@ class Database:
         )
 
     def to_config_error(self, error: Exception) -> ConfigurationError:
-        """Why the file cannot be used, and what to do."""
+        """Return an error that says why the file cannot be used, and what to do."""
         return ConfigurationError(f"{OPTION}: {self.path} {_problem(error)}")
 
     def _make_tables(self, db: sqlite3.Connection) -> None:
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if application == _APPLICATION_ID and version == _VERSION:
-            db.executescript(_DEVICES)  # a file of before they were known
+            db.executescript(_DEVICES)  # created by a version without devices
             return
         (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if application == _APPLICATION_ID and tables:
@@ -430,7 +435,7 @@ class Database:
             raise ConfigurationError(
                 f"{OPTION}: {self.path} is another program's database; choose another path"
             )
-        # An empty file that was there before is ours now; where that cannot be, it stays as it is.
+        # Restrict a file that existed empty, if this user owns it.
         with contextlib.suppress(PermissionError):
             self.path.chmod(0o600)
         epoch = secrets.token_hex(6)
@@ -450,11 +455,11 @@ class Database:
 
 
 class _Room:
-    """What the writer knows of a room.
+    """A room in the writer's cache.
 
     Attributes:
-        size: of its log.
-        grown: by so many since its size was last written.
+        size: the number of entries in its log.
+        pending_growth: entries that were inserted since the size was last written.
     """
 
     __slots__ = ("id", "name", "pending_growth", "size")
@@ -467,7 +472,7 @@ class _Room:
 
 
 class _Rooms:
-    """The rooms that were published to of late."""
+    """A cache of the rooms that were published to recently."""
 
     def __init__(self) -> None:
         self._by_name: dict[Room, _Room] = {}
@@ -477,7 +482,7 @@ class _Rooms:
         return len(self._by_id)
 
     def find(self, db: sqlite3.Connection, name: Room) -> _Room:
-        """A room of the file, made if it is new."""
+        """Return a room of the file. Create it if it is new."""
         room = self._by_name.get(name)
         if room is None:
             row = db.execute("SELECT id, size FROM room WHERE name = ?", (name,)).fetchone()
@@ -505,12 +510,12 @@ class _Rooms:
 
 
 class LogWriter:
-    """All that changes the file. For one thread."""
+    """Performs all writes to the file. Use it from one thread."""
 
     def __init__(self, file: Database, retention: Retention) -> None:
         self._file = file
         self._retention = retention
-        self._checked = file.now()  # as it stands in the file
+        self._checked = file.now()  # as stored in the file
         self._connected = False
         self._generation = 0
         self._connect()
@@ -518,24 +523,24 @@ class LogWriter:
         (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
         self._offsets = OffsetClock(_last_offset(self._db))
         self.checkpoint = _last_offset(self._db)
-        """A recent offset that comes after all that was committed before it: the position of a room
-        without a log. It is set every ten seconds at most, so that readers of a quiet room cannot
-        see when others publish."""
+        """A recent offset, higher than all that were committed before it: the head of a room
+        without a log. It changes at most every ten seconds, so that subscribers of a quiet room
+        cannot see when others publish."""
 
     def write(
         self,
         calls: Sequence[Sequence[Publication]],
-        marks: Mapping[tuple[Room, str | None], int],
+        acks: Mapping[tuple[Room, str | None], int],
         counts: Mapping[int, int],
         sweep: int,
     ) -> list[list[InsertResult]]:
-        """One transaction: keep publications, marks and counts, delete some of what is old.
+        """Write publications, acks and counts, and delete expired rows, in one transaction.
 
         Args:
-            calls: groups of publications; the answer has the same shape.
-            marks: how far rooms were received, by a device or, where that is None, by anyone.
-            counts: to how many connections the entry at an offset was handed.
-            sweep: at most so many old entries, and so many old ids, are deleted.
+            calls: groups of publications; the result has the same shape.
+            acks: acknowledged offsets by room and device; None stands for the whole room.
+            counts: number of subscribers that received the entry, by its offset.
+            sweep: most expired entries, and most expired ids, that are deleted.
 
         Raises:
             sqlite3.Error: nothing was written.
@@ -553,10 +558,10 @@ class LogWriter:
             kept = [list(islice(places, len(call))) for call in calls]
             self._db.executemany(
                 "UPDATE room SET mark = max(mark, ?) WHERE name = ?",
-                [(offset, room) for (room, device), offset in marks.items() if device is None],
+                [(offset, room) for (room, device), offset in acks.items() if device is None],
             )
-            self._keep_devices(
-                [(room, device, offset) for (room, device), offset in marks.items() if device]
+            self._store_devices(
+                [(room, device, offset) for (room, device), offset in acks.items() if device]
             )
             self._db.executemany(
                 "UPDATE seen SET count = ? WHERE offset = ?",
@@ -566,17 +571,18 @@ class LogWriter:
             checked = self._file.now()
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'checked'", (checked,))
         self._checked = checked
-        self.checkpoint = checkpoint  # now that it is in the file
+        self.checkpoint = checkpoint  # only once it is in the file
         return kept
 
     def try_writing(self, size: int, *, only_if_nearly_full: bool) -> None:
-        """See that the file would take so many bytes, by writing them and deleting them again.
+        """Check that the file is writable, by writing some bytes and deleting them.
 
         Args:
-            only_if_nearly_full: write nothing where the disk has space for many more.
+            size: how many bytes to write.
+            only_if_nearly_full: write nothing if the disk has ample space.
 
         Raises:
-            sqlite3.Error: it would not.
+            sqlite3.Error: the write failed.
         """
         if only_if_nearly_full:
             self._file.require_intact()
@@ -589,7 +595,7 @@ class LogWriter:
             self._db.execute("DELETE FROM meta WHERE name = 'trial'")
 
     def _next_checkpoint(self) -> int:
-        """The checkpoint, renewed and put into the file if it is old."""
+        """Return the checkpoint. Store a new one if it is old."""
         last, now = _last_offset(self._db), self._offsets.now()
         if now < self.checkpoint + _CHECKPOINT_US:
             return self.checkpoint
@@ -598,13 +604,13 @@ class LogWriter:
         return now
 
     def is_maintenance_due(self) -> bool:
-        """Whether a write without publications has something to do.
+        """Return whether a write without publications has anything to do.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
         """
         if not self._connected:
-            return True  # let a write find out whether it is there again
+            return True  # the write reconnects
         now = self._file.now()
         if now - self._checked >= _CHECKED_EVERY_S and self._holds_anything():
             return True
@@ -625,10 +631,10 @@ class LogWriter:
         return bool(answer)
 
     def idle(self) -> None:
-        """While nobody publishes: move the log into the database file, where it is safest.
+        """Move the log into the database file. Call it while nothing is published.
 
         Raises:
-            sqlite3.Error: the files are no longer those that were.
+            sqlite3.Error: another program has changed the files.
         """
         self._file.require_intact()
         self._checkpoint_over(0)
@@ -649,7 +655,7 @@ class LogWriter:
             self._db.execute("COMMIT")
             self._file.require_intact(own_append=True)
         except BaseException:
-            # Whatever it was, the next transaction starts with a connection that is known good.
+            # Whatever the error, the next transaction starts with a new connection.
             self._connected = False
             self._rooms.clear()
             with contextlib.suppress(sqlite3.Error):
@@ -662,7 +668,7 @@ class LogWriter:
 
     def _checkpoint_over(self, log_bytes: int) -> None:
         if self._file.log_bytes > log_bytes:
-            # What it holds is kept either way; the next call tries again.
+            # The log stays valid if this fails; the next call tries again.
             with contextlib.suppress(sqlite3.Error):
                 self._file.checkpoint()
 
@@ -672,7 +678,7 @@ class LogWriter:
         self._generation = self._file.generation
 
     def _insert(self, publications: Sequence[Publication]) -> list[InsertResult]:
-        """A few statements for many: in each the interpreter's lock changes hands."""
+        """Insert publications with few statements, as each one releases the interpreter's lock."""
         now = self._file.now()
         if len(self._rooms) > _MAX_ROOMS:
             self._rooms.clear()
@@ -702,10 +708,10 @@ class LogWriter:
     def _find_duplicates(
         self, keys: Sequence[tuple[int, str]], now: float
     ) -> dict[tuple[int, str], InsertResult]:
-        """Where those are that the file has already."""
+        """Return the keys that are in the file already, with the result of their first publish."""
         rows = self._execute_values(
             "SELECT seen.room, seen.id, offset, count, expires FROM (VALUES {}) AS asked"
-            # Not for the other way round: a scan of all that was seen.
+            # CROSS JOIN fixes the order: the reverse order would scan the whole table.
             " CROSS JOIN seen ON seen.room = asked.column1 AND seen.id = asked.column2",
             keys,
         )
@@ -724,7 +730,7 @@ class LogWriter:
         )
         for room in grown:
             room.size += room.pending_growth
-            # A few at a time: a retention that was lowered between two runs is no stall.
+            # A few at a time, so that a retention that was lowered does not cause a stall.
             surplus = min(
                 room.size - self._retention.count_of(room.name),
                 room.pending_growth + _EXTRA_DELETES,
@@ -734,10 +740,11 @@ class LogWriter:
                 self._delete_oldest(room, surplus)
 
     def _execute_values(self, sql: str, rows: Sequence[tuple[object, ...]]) -> list[Any]:
-        """A statement for many rows.
+        """Execute a statement for many rows.
 
         Args:
-            sql: ``{}`` stands where they go.
+            sql: a statement with ``{}`` in place of the row values.
+            rows: the values.
         """
         found, start = [], 0
         for size in _ROWS:
@@ -749,18 +756,18 @@ class LogWriter:
                 start += size
         return found
 
-    def _keep_devices(self, marks: Sequence[tuple[Room, str, int]]) -> None:
-        """Those that came last stand last: a microsecond tells them apart."""
+    def _store_devices(self, acks: Sequence[tuple[Room, str, int]]) -> None:
+        """Store the acks of devices. Times differ by a microsecond, to preserve their order."""
         now = self._file.now()
         self._db.executemany(
             "INSERT INTO device (room, name, mark, seen) VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET mark = max(mark, excluded.mark), seen = excluded.seen",
-            [(*mark, now + number * 1e-6) for number, mark in enumerate(marks)],
+            [(*ack, now + number * 1e-6) for number, ack in enumerate(acks)],
         )
         self._db.executemany(
             "DELETE FROM device WHERE room = ? AND name NOT IN"
             " (SELECT name FROM device WHERE room = ? ORDER BY seen DESC LIMIT ?)",
-            [(room, room, MAX_DEVICES) for room in {room for room, _, _ in marks}],
+            [(room, room, MAX_DEVICES) for room in {room for room, _, _ in acks}],
         )
 
     def _delete_oldest(self, room: _Room, count: int) -> None:
@@ -811,15 +818,15 @@ class LogWriter:
 
 
 class LogReader:
-    """All that only looks. For one thread."""
+    """Performs all queries of the file. Use it from one thread."""
 
     def __init__(self, file: Database) -> None:
         self._file = file
         self._path = file.path
         self._connect()
 
-    def run(self, ask: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
-        """Call one of the methods below, with a connection to the log as it is now.
+    def run(self, query: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
+        """Call one of the methods below, with a connection of the present generation.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
@@ -827,7 +834,7 @@ class LogReader:
         with self._file.reading:
             if self._generation != self._file.generation:
                 self._connect()
-            return ask(*arguments, **_)
+            return query(*arguments, **_)
 
     def _connect(self) -> None:
         self._db = self._file.connect()
@@ -835,10 +842,13 @@ class LogReader:
         self._db.execute("PRAGMA query_only=ON")
 
     def page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
-        """Up to ``limit`` entries after an offset, as they were at one moment.
+        """Return up to ``limit`` entries after an offset, from one snapshot.
 
         Args:
-            checkpoint: no cursor of a room without a log was issued after it.
+            room: the room.
+            after: the offset.
+            limit: most entries to return.
+            checkpoint: no higher cursor was issued for a room without a log.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
@@ -850,14 +860,15 @@ class LogReader:
             self._db.execute("ROLLBACK")
 
     def last_offset(self) -> int:
-        """
+        """Return the highest offset that was issued.
+
         Raises:
             sqlite3.Error: the file cannot be read now.
         """
         return _last_offset(self._db)
 
     def head(self, room: Room, checkpoint: int) -> int:
-        """The highest offset that was ever in a room's log; of a room without one, the checkpoint.
+        """Return the highest offset that was ever in a room's log, or the checkpoint without a log.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
@@ -869,11 +880,11 @@ class LogReader:
         ).fetchone()
         if row is not None and row[0]:
             return int(row[0])
-        # What was kept for a few seconds only may have been dropped after the checkpoint.
+        # An entry with a retention of seconds may have been deleted after the checkpoint.
         return max(checkpoint, self._dropped(room))
 
     def device_ack(self, room: Room, device: str) -> int | None:
-        """How far a device has come; None if it is not known.
+        """Return the acknowledged offset of a device; None if it is not registered.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
@@ -885,7 +896,7 @@ class LogReader:
         return int(row[0]) if row is not None else None
 
     def ack(self, room: Room) -> int:
-        """How far the room was received; 0 if never.
+        """Return the acknowledged offset of a room; 0 if nothing was received.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
@@ -894,7 +905,7 @@ class LogReader:
         return int(row[0]) if row is not None else 0
 
     def usage(self) -> StoreStats:
-        """What the file takes, and what SQLite has beside it.
+        """Return the size of the file, including SQLite's write-ahead log.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
@@ -909,7 +920,7 @@ class LogReader:
 
     def _page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
         execute = self._db.execute
-        # Not compared with the last offset of all rooms: the answer would tell of others.
+        # Not compared with the last offset of all rooms, which would reveal publishes to others.
         foreign = after > max(checkpoint, self.head(room, checkpoint)) or self._in_offset_gap(after)
         row = execute("SELECT id, forgotten FROM room WHERE name = ?", (room,)).fetchone()
         if row is None:
@@ -924,7 +935,7 @@ class LogReader:
         return PageRows(rows, recovered=not foreign and not 0 < start < gone)
 
     def _dropped(self, room: Room) -> int:
-        """The highest offset that was in a log of this kind that was dropped whole."""
+        """Return the highest offset of the deleted logs of this kind of room."""
         row = self._db.execute(
             "SELECT value FROM meta WHERE name = ?", (_dropped(room),)
         ).fetchone()
@@ -937,7 +948,7 @@ class LogReader:
         return row is not None and offset < row[0]
 
     def _expired(self, room: int) -> int:
-        """The highest offset that has expired and is not deleted yet; 0 if there is none."""
+        """Return the highest expired offset that is not deleted yet; 0 if there is none."""
         now, execute = self._file.now(), self._db.execute
         oldest = execute(
             "SELECT expires FROM entry WHERE room = ? ORDER BY offset LIMIT 1", (room,)
@@ -951,43 +962,44 @@ class LogReader:
 
 
 def _prevent_checkpoint(db: sqlite3.Connection) -> None:
-    """Close a connection in such a way that nothing of a damaged log reaches the database file."""
+    """Close a connection without moving a damaged log into the database file."""
     if sys.version_info >= (3, 12):
         db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         db.close()
-    else:  # it stays open until the process ends, even when the interpreter frees everything
+    else:  # leak it, so that it stays open until the process ends
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
 
 
 def _problem(error: Exception) -> str:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # without its extension
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # the primary result code
     match error:
         case IsADirectoryError():
             return "is a directory; choose another path: a file in it, such as rooms.db"
         case PermissionError():
-            return "may not be written by this user; choose another path, or change its mode"
+            return "is not writable for this user; choose another path, or change its mode"
         case OSError() if error.errno not in _NO_SPACE:
             return f"cannot be used ({error.strerror}); choose another path"
     if code == sqlite3.SQLITE_NOTADB:
-        return "is not a database of SQLite; choose another path"
+        return "is not a SQLite database; choose another path"
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR) or isinstance(error, TypeError):
         what = "a row is missing" if isinstance(error, TypeError) else error
         return f"is damaged ({what}); restore a copy of it, or choose another path"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return f"cannot be written ({error}), nor a file beside it; choose another path"
     if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in _NO_SPACE:
-        return "cannot be made: its disk, or the quota of this user, is full; make room"
+        return "cannot be created: its disk, or the quota of this user, is full; free space"
     if code == sqlite3.SQLITE_IOERR:
-        return f"cannot be used: its disk reports an error ({error}); look into the system's log"
+        return f"cannot be used: its disk reports an error ({error}); check the system's log"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "is locked by another program; end that program, or choose another path"
     return f"cannot be used ({error}); choose another path"
 
 
 def _dropped(room: str) -> str:
-    """Where the highest offset of logs that were dropped whole stands.
+    """Return the key in ``meta`` of the highest offset of deleted logs.
 
-    One for each age: what is kept for an hour says nothing about what is kept for a day.
+    There is one for each retention: logs that are kept for an hour do not limit those that are kept
+    for a day.
     """
     return "dropped_request" if is_request_room(Room(room)) else "dropped_other"
 

@@ -1,7 +1,7 @@
-"""The store in one SQLite file: what was answered 200 survives the process, and the power.
+"""The store in one SQLite file. Published notifications survive a crash and a power failure.
 
-One thread writes, one reads. All that waits to be written goes into one transaction (group commit),
-so that many publishers share one flush of the disk. The SQL is in ``sqlite_file.py``.
+One thread writes and one reads. Queued writes share a transaction (group commit), so that many
+publishers share one flush of the disk. The SQL is in ``database.py``.
 """
 
 from __future__ import annotations
@@ -37,22 +37,24 @@ from .database import UNUSABLE, Database, InsertResult, LogReader, LogWriter
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
-"""More than this not yet written, and publishes are refused until the disk has caught up."""
+"""Publishes are rejected while more than this is queued for writing."""
 
 CHECK_TIMEOUT_S = 2.0
+"""Time for a readiness check to write and read."""
+
 TRIAL_BYTES = 512 * 1024
-"""The file takes writes if it takes so much at once: the largest notification, and what is around
-it."""
+"""A trial write of this size shows that the file is writable: room for the largest notification."""
 
 MAINTENANCE_INTERVAL_S = 1.0
-"""How often marks and counts are written, and, when nobody publishes, what is old is deleted."""
+"""How often acknowledged cursors and counts are written, and how often expired entries are deleted
+while nothing is published."""
 
 _REST_S = 0.25
-"""After so long without a publication, the write-ahead log is moved into the database file."""
+"""After this time without a publication, the write-ahead log is moved into the database file."""
 
 _GROUP_BYTES = 4 * 1024 * 1024
-_SWEEP, _IDLE_SWEEP = 64, 2000  # old entries deleted in a transaction
-_YIELD_BYTES = 16 * 1024  # delivered in a row, before others get their turn
+_SWEEP, _IDLE_SWEEP = 64, 2000  # expired entries deleted per transaction
+_YIELD_BYTES = 16 * 1024  # delivered in a row, before the event loop runs other callbacks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +62,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class _WriteRequest:
-    """The publications of one call. None at all: only see whether the file takes a write."""
+    """The publications of one call. Without publications, it asks for a trial write."""
 
     publications: Sequence[Publication]
     deliver: DeliveryHandler
@@ -73,35 +75,39 @@ _Outcome = Sequence[Sequence[InsertResult]] | StoreUnavailableError
 
 @dataclass(slots=True, eq=False)
 class _WriteResult:
-    """What the writing thread did: jobs with their outcome, marks and counts now in the file."""
+    """The result of a transaction: its requests, and the acks and counts that are in the file."""
 
     jobs: Sequence[_WriteRequest]
     outcome: _Outcome
-    marks: dict[tuple[Room, str | None], int]
+    acks: dict[tuple[Room, str | None], int]
     counts: dict[int, int]
     stopping: bool
 
 
 class _Health:
-    """Logs once that an operation fails, and once that it works again."""
+    """Logs once that an operation fails, and once that it has recovered."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
         self.problem: str | None = None
 
     def report(self, problem: str | None) -> None:
         if problem is None and self.problem is not None:
-            logger.warning("%s works again", self._what)
+            logger.warning("store recovered: %s succeeded", self._operation)
         elif problem is not None and self.problem is None:
-            logger.error("%s failed: %s; answering 503 until it works again", self._what, problem)
+            logger.error(
+                "store unavailable: %s failed: %s; answering 503 until it recovers",
+                self._operation,
+                problem,
+            )
         self.problem = problem
 
 
 class SqliteStore:
-    """One file, for one server at a time.
+    """Keeps the logs in one file, for one server at a time.
 
-    Marks and broadcast counts are written once a second: after a crash a mark may be a second old,
-    and a repeated publish may be answered with a count of 0.
+    Acknowledged cursors and broadcast counts are written once a second. After a crash, a cursor may
+    be a second old, and a repeated publish may return a count of 0.
     """
 
     def __init__(
@@ -111,13 +117,16 @@ class SqliteStore:
         *,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Open the file, or make it.
+        """Open the file, or create it.
 
         Args:
-            clock: seconds, from any origin, by which age is judged; running time by default.
+            path: the database file.
+            retention: how long notifications are kept.
+            clock: seconds from any origin, which determine the age of entries; default: running
+                time.
 
         Raises:
-            ConfigurationError: it cannot be used; the message says why and what to do.
+            ConfigurationError: the file cannot be used. The message names the cause and the fix.
         """
         self._file = Database(Path(path), clock or RunningClock())
         try:
@@ -133,8 +142,8 @@ class SqliteStore:
         self._trial_bytes = TRIAL_BYTES
         self._next_trial_at = 0.0
         self._waiting_bytes = 0
-        # Not yet in the file. Changed by the event loop only; the writing thread takes copies.
-        self._marks: dict[tuple[Room, str | None], int] = {}
+        # Not yet in the file. Changed by the event loop only; the writing thread copies them.
+        self._acks: dict[tuple[Room, str | None], int] = {}
         self._counts: dict[int, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._done: deque[_WriteResult] = deque()
@@ -146,7 +155,7 @@ class SqliteStore:
     @property
     def description(self) -> str:
         return (
-            f"sqlite store in {self._file.path}: what was answered 200 survives a crash; "
+            f"sqlite store in {self._file.path}: notifications answered with 200 survive a crash; "
             "one server at a time"
         )
 
@@ -154,7 +163,7 @@ class SqliteStore:
         return Cursor(self._epoch, 0)
 
     async def head(self, room: Room) -> Cursor:
-        # The checkpoint is read first: what is committed afterwards comes after it.
+        # Read the checkpoint first: what is committed later comes after it.
         checkpoint = self._writer.checkpoint
         return Cursor(self._epoch, await self._read(self._reader.head, room, checkpoint))
 
@@ -164,7 +173,7 @@ class SqliteStore:
         loop = self._started()
         size = sum(len(publication.text) for publication in publications)
         if self._waiting_bytes and self._waiting_bytes + size > MAX_QUEUED_BYTES:
-            raise StoreUnavailableError("more waits to be written than the disk can take")
+            raise StoreUnavailableError("write queue full")
         self._waiting_bytes += size
         job = _WriteRequest(publications, deliver, loop.create_future(), size)
         self._jobs.put(job)
@@ -176,9 +185,9 @@ class SqliteStore:
                 await self.publish((), lambda _room, _entry: 0)
                 await self._read(self._reader.last_offset)
         except TimeoutError:
-            raise StoreUnavailableError("the file does not take a write in time") from None
+            raise StoreUnavailableError("writing the file timed out") from None
         if (problem := self._writes.problem) is not None:
-            raise StoreUnavailableError(f"the file takes no writes: {problem}")
+            raise StoreUnavailableError(f"writing the file failed: {problem}")
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         foreign = after.epoch != self._epoch
@@ -191,33 +200,33 @@ class SqliteStore:
         )
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
-        if device is not None and (mark := await self._device_ack(room, device)) is not None:
-            return Cursor(self._epoch, mark)
-        before = self._marks.get((room, None), 0)  # it may go into the file while we read
+        if device is not None and (acked := await self._device_ack(room, device)) is not None:
+            return Cursor(self._epoch, acked)
+        before = self._acks.get((room, None), 0)  # may move into the file during the read
         kept = await self._read(self._reader.ack, room)
-        mark = max(before, kept, self._marks.get((room, None), 0))
-        return Cursor(self._epoch, mark) if mark else None
+        acked = max(before, kept, self._acks.get((room, None), 0))
+        return Cursor(self._epoch, acked) if acked else None
 
     async def _device_ack(self, room: Room, device: str) -> int | None:
-        before = self._marks.get((room, device))
+        before = self._acks.get((room, device))
         kept = await self._read(self._reader.device_ack, room, device)
-        found = (before, kept, self._marks.get((room, device)))
-        return max((mark for mark in found if mark is not None), default=None)
+        found = (before, kept, self._acks.get((room, device)))
+        return max((acked for acked in found if acked is not None), default=None)
 
     def register_device(self, room: Room, device: str, position: Cursor) -> None:
         if position.epoch == self._epoch:
             self._started()
-            # The last one that came stands last: the file forgets them in this order.
-            mark = self._marks.pop((room, device), 0)
-            self._marks[room, device] = max(position.offset, mark)
+            # Move it to the end: the devices that connected first are the first to be removed.
+            acked = self._acks.pop((room, device), 0)
+            self._acks[room, device] = max(position.offset, acked)
 
     def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
         if position.epoch != self._epoch:
             return
-        for mark in {(room, None), (room, device)}:
-            if position.offset > self._marks.get(mark, 0):
-                self._marks.pop(mark, None)
-                self._marks[mark] = position.offset
+        for key in {(room, None), (room, device)}:
+            if position.offset > self._acks.get(key, 0):
+                self._acks.pop(key, None)
+                self._acks[key] = position.offset
 
     async def usage(self) -> StoreStats:
         return await self._read(self._reader.usage)
@@ -232,16 +241,16 @@ class SqliteStore:
         self._writer.close()
         self._file.close()
 
-    async def _read(self, ask: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
+    async def _read(self, query: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
         try:
-            answer = await self._started().run_in_executor(
-                self._reading, lambda: self._reader.run(ask, *arguments, **_)
+            result = await self._started().run_in_executor(
+                self._reading, lambda: self._reader.run(query, *arguments, **_)
             )
         except sqlite3.Error as error:
             self._reads.report(str(error))
-            raise StoreUnavailableError(f"the file cannot be read: {error}") from error
+            raise StoreUnavailableError(f"reading the file failed: {error}") from error
         self._reads.report(None)
-        return answer
+        return result
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -255,52 +264,53 @@ class SqliteStore:
     def _write(self) -> None:
         assert self._loop is not None  # noqa: S101 - set before the thread starts
         stopping = False
-        upkeep_at = 0.0
+        maintenance_at = 0.0
         while not stopping:
             jobs, stopping = self._next_group()
-            due = stopping or time.monotonic() >= upkeep_at
-            marks = self._marks.copy() if due else {}
+            due = stopping or time.monotonic() >= maintenance_at
+            acks = self._acks.copy() if due else {}
             counts = self._counts.copy() if due else {}
             sweep = 2 * sum(len(job.publications) for job in jobs) + _SWEEP if jobs else _IDLE_SWEEP
             size = sum(job.size for job in jobs)
             outcome: _Outcome = [()] * len(jobs)
             try:
-                if size or marks or counts or stopping or self._writer.is_maintenance_due():
+                if size or acks or counts or stopping or self._writer.is_maintenance_due():
                     calls = [job.publications for job in jobs]
-                    outcome = self._writer.write(calls, marks, counts, sweep)
+                    outcome = self._writer.write(calls, acks, counts, sweep)
                 if not size:
                     self._writer.idle()
-                self._try_writing(size, is_asked=any(not job.publications for job in jobs))
+                is_requested = any(not job.publications for job in jobs)
+                self._try_writing(size, is_requested=is_requested)
                 if due:
-                    upkeep_at = time.monotonic() + MAINTENANCE_INTERVAL_S
+                    maintenance_at = time.monotonic() + MAINTENANCE_INTERVAL_S
             except sqlite3.Error as error:
                 self._writes.report(str(error))
                 self._trial_bytes = max(self._trial_bytes, min(2 * size, _GROUP_BYTES))
-                outcome = StoreUnavailableError(f"the file takes no writes: {error}")
-                marks, counts = {}, {}
+                outcome = StoreUnavailableError(f"writing the file failed: {error}")
+                acks, counts = {}, {}
             except Exception as error:
-                logger.exception("the store's writing thread failed")
+                logger.exception("unhandled error in the store's writing thread; answering 503")
                 outcome = StoreUnavailableError(f"the store failed: {type(error).__name__}")
-                marks, counts = {}, {}
-            if jobs or marks or counts or stopping:
-                done = _WriteResult(jobs, outcome, marks, counts, stopping)
+                acks, counts = {}, {}
+            if jobs or acks or counts or stopping:
+                done = _WriteResult(jobs, outcome, acks, counts, stopping)
                 try:
                     self._loop.call_soon_threadsafe(self._on_written, done)
-                except RuntimeError:  # the event loop has gone: there is nobody to tell
+                except RuntimeError:  # the event loop is closed
                     return
 
-    def _try_writing(self, written: int, *, is_asked: bool) -> None:
-        """After a failure, and when it is asked, see whether the file takes what is published.
+    def _try_writing(self, written: int, *, is_requested: bool) -> None:
+        """Check with a trial write that the file is writable, after a failure or on request.
 
-        A full disk may still take a few bytes, so a failure is over only when as much was written
-        as failed. Without a failure nothing is written, as long as there is space.
+        A full disk may still accept a few bytes, so a failure ends only once as much was written as
+        had failed. Without a failure, nothing is written while the disk has space.
 
         Args:
-            written: bytes of publications that it has just taken.
-            is_asked: somebody wants to know.
+            written: bytes of publications that were just written.
+            is_requested: a readiness check asks for it.
         """
         failed = self._writes.problem is not None
-        if not (failed or is_asked):
+        if not (failed or is_requested):
             return
         if not (failed and written >= self._trial_bytes):
             now = time.monotonic()
@@ -316,7 +326,7 @@ class SqliteStore:
         self._trial_bytes = TRIAL_BYTES
 
     def _next_group(self) -> tuple[list[_WriteRequest], bool]:
-        """All jobs that wait, up to what one transaction should hold; whether it is the end."""
+        """Return the queued requests for one transaction, and whether the store is closing."""
         jobs: list[_WriteRequest] = []
         size = 0
         try:
@@ -340,16 +350,16 @@ class SqliteStore:
         self._arrived.set()
 
     async def _completion_loop(self) -> None:
-        """Deliver what was kept and answer who published it, in the order of the file."""
+        """Deliver written publications and answer their publishers, in the order of the file."""
         stopping = False
         while not stopping:
             while not self._done:
                 self._arrived.clear()
                 await self._arrived.wait()
             done = self._done.popleft()
-            for mark, offset in done.marks.items():
-                if self._marks.get(mark) == offset:
-                    del self._marks[mark]
+            for key, acked in done.acks.items():
+                if self._acks.get(key) == acked:
+                    del self._acks[key]
             for number, job in enumerate(done.jobs):
                 self._waiting_bytes -= job.size
                 if isinstance(done.outcome, StoreUnavailableError):
@@ -359,7 +369,7 @@ class SqliteStore:
                     receipts = await self._deliver(job, done.outcome[number])
                     if not job.answer.done():
                         job.answer.set_result(receipts)
-            # Now, not before: a duplicate in these jobs was read before its count was written.
+            # Only now: a duplicate in these requests was read before its count was written.
             for offset, count in done.counts.items():
                 if self._counts.get(offset) == count:
                     del self._counts[offset]
@@ -378,8 +388,8 @@ class SqliteStore:
                 entry = make_entry(publication.room, cursor, publication.text)
                 try:
                     count = job.deliver(publication.room, entry)
-                except Exception:  # it must not; but nobody else shall wait for ever
-                    logger.exception("could not deliver to %s", publication.room)
+                except Exception:  # a broken handler must not stop the completion loop
+                    logger.exception("delivery to room %s failed; continuing", publication.room)
                     count = 0
                 if count:
                     self._counts[place.offset] = count
