@@ -193,7 +193,7 @@ def _create_worker_app(settings: ServerSettings, share: WorkerContext) -> RoomSe
     if not isinstance(store, ClusterStore):
         raise ConfigurationError(
             f"--workers (SYNAP_REALTIME_WORKERS): the store of {settings.store} is not shared: it "
-            "has no method follow, see synap_realtime.server.stores.base.SharedStore"
+            "has no method subscribe, see synap_realtime.server.stores.base.ClusterStore"
         )
     return create_app(settings, store, worker=share.worker)
 

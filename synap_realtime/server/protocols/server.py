@@ -66,7 +66,7 @@ class ConnectionServer:
         """
         self.node.monitor_event_loop()
         self.node.bound_loop_errors()
-        # With TLS every socket has its own ciphertext, so a frame cannot be sent to many at once.
+        # With TLS every socket has its own ciphertext, so sockets cannot share a write.
         if certificate is None and self.node.settings.io_uring:
             self._open_ring()
         for listener in listeners:

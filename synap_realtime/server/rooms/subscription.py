@@ -489,11 +489,11 @@ class Subscription:
 
     async def _replay(self, position: Cursor, lost: bool) -> None:
         replayed = 0
-        asked = _FIRST_PAGE
+        page_size = _FIRST_PAGE
         while self._closing is None:
             newest = self._last_seen
             head = await self._store.head(self._room)
-            page = await self._store.read(self._room, position, asked)
+            page = await self._store.read(self._room, position, page_size)
             if not page.recovered:
                 lost = True
                 position = self._store.earliest()
@@ -509,9 +509,9 @@ class Subscription:
                 replayed += 1
             if not await self._is_ready():
                 return
-            if len(page.entries) == asked:
+            if len(page.entries) == page_size:
                 size = sum(entry.size for entry in page.entries)
-                asked = max(1, min(_PAGE, asked * _PAGE_BYTES // max(1, size)))
+                page_size = max(1, min(_PAGE, page_size * _PAGE_BYTES // max(1, size)))
                 await asyncio.sleep(0)  # a long replay must not block the event loop
                 continue
             # From here on live entries go to the backlog. Entries that were published since the

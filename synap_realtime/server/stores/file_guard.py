@@ -172,10 +172,10 @@ def _find_lock_holder(path: Path) -> int | None:
     darwin = sys.platform == "darwin"
     # struct flock: the order of the members depends on the platform.
     layout = "qqihh" if darwin else "hhqqi"
-    asked = (0, 0, 0, fcntl.F_WRLCK, 0) if darwin else (fcntl.F_WRLCK, 0, 0, 0, 0)
+    query = (0, 0, 0, fcntl.F_WRLCK, 0) if darwin else (fcntl.F_WRLCK, 0, 0, 0, 0)
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *asked))
+        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *query))
     finally:
         os.close(descriptor)
     found = struct.unpack(layout, answer)
