@@ -130,7 +130,7 @@ async def test_failing_delivery_handler_affects_nobody(
     (receipt,) = await store.publish([Publication(USER, "n0", '{"id":"n0"}')], deliver)
     assert receipt.broadcast_count == 0
     assert (await publish(store, "n1", count=1)).broadcast_count == 1
-    assert "could not deliver" in caplog.text
+    assert "delivery to room user_1 failed" in caplog.text
     await store.close()
 
 
