@@ -81,7 +81,7 @@ async def test_published_notification_is_printed_by_subscribe(rooms: str) -> Non
     )
 
 
-async def test_watching_marks_nothing_as_received(rooms: str) -> None:
+async def test_watching_advances_no_acknowledged_cursor(rooms: str) -> None:
     assert (await run("publish", "user_1", "a.completed", REALTIME_URL=rooms))[0] == 0
     for _ in range(2):
         code, out, _ = await run("subscribe", "user_1", "--count", "1", REALTIME_URL=rooms)
@@ -187,7 +187,7 @@ async def test_invalid_usage_is_a_one_line_error(
     assert len(errors.splitlines()) == 1
 
 
-async def test_a_wrong_address_is_no_room_server(rooms: str) -> None:
+async def test_wrong_path_is_a_one_line_error(rooms: str) -> None:
     code, _, errors = await run("subscribe", "user_1", "--url", f"{rooms}/nowhere")
     assert code == 1
     assert len(errors.splitlines()) == 1
@@ -272,7 +272,7 @@ WITH_KEYS = load_settings(api_keys=f"jobs={'k' * 43}", token_secrets="s" * 43)
 
 
 @pytest.mark.parametrize("key", ["", "w" * 43])
-async def test_a_refused_key_names_its_variable_and_does_not_ask_whether_the_server_runs(
+async def test_refused_key_names_its_variable_without_suggesting_a_stopped_server(
     key: str,
 ) -> None:
     async with running_server(create_app(WITH_KEYS)) as url:
@@ -285,7 +285,7 @@ async def test_a_refused_key_names_its_variable_and_does_not_ask_whether_the_ser
     assert "running" not in errors
 
 
-async def test_only_a_server_that_is_not_reached_is_asked_after() -> None:
+async def test_only_an_unreachable_server_is_suggested_to_be_stopped() -> None:
     _, _, errors = await run("publish", "user_1", "a", "--url", "http://127.0.0.1:1")
     assert "http://127.0.0.1:1 (--url) could not be reached: Connection refused" in errors
     assert "is the server running (synap-realtime serve)?" in errors

@@ -54,7 +54,7 @@ def test_another_argument_gets_the_usage(arguments: list[str]) -> None:
     assert "==>" not in done.stderr, "nothing was set up for it"
 
 
-async def test_an_address_without_a_room_server_is_one_line(rooms: str) -> None:
+async def test_address_without_a_room_server_is_a_one_line_error(rooms: str) -> None:
     for server, said in (
         (f"{rooms}/nowhere", "GET /health was answered 404"),
         ("http://127.0.0.1:1", "no room server answers"),

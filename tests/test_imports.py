@@ -41,7 +41,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
     assert loaded_by("import synap_realtime") - base == {"synap_realtime"}
 
 
-def test_pytest_plugin_loads_nothing_until_its_fixture_is_used() -> None:
+def test_pytest_plugin_imports_nothing_until_its_fixture_is_used() -> None:
     """It is imported in everybody's test runs, also where nothing else of ours is used."""
     base = loaded_by("import pytest")
     loaded = loaded_by("import pytest, synap_realtime.testing.plugin") - base
@@ -72,7 +72,7 @@ def test_broadcasting_imports_little_else() -> None:
     assert not roots & {"multiprocessing", "sqlite3", "unittest"}
 
 
-def test_each_public_name_is_there_when_it_is_asked_for() -> None:
+def test_each_public_name_can_be_imported() -> None:
     names = "['delta', 'mint_token', 'follow_job', 'NoteCreated']"
     loaded = loaded_by(f"import synap_realtime as s; [getattr(s, name) for name in {names}]")
     assert {"synap_realtime.jobs", "synap_realtime.tokens", "synap_realtime.subscriber"} <= loaded

@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "keys.toml"
 
 
-def test_makes_a_file_for_its_owner_alone(file: Path) -> None:
+def test_creates_a_file_readable_by_its_owner_only(file: Path) -> None:
     before = os.umask(0)
     printed = run("--out", file)
     os.umask(before)
@@ -60,7 +60,7 @@ def test_makes_a_file_for_its_owner_alone(file: Path) -> None:
     assert [each.name for each in file.parent.iterdir()] == ["keys.toml"]
 
 
-def test_the_applications_environment_stands_at_its_end(file: Path) -> None:
+def test_file_ends_with_the_application_environment(file: Path) -> None:
     run("--out", file)
     keys = keys_in(file)
     said = dict(line[2:].split("=", 1) for line in file.read_text().splitlines()[-2:])
@@ -167,7 +167,7 @@ def test_a_redirect_is_reported_of_the_option(file: Path) -> None:
     assert len(keys_in(file).token_secrets) == 1
 
 
-def test_a_reader_sees_a_whole_file_at_any_time(file: Path) -> None:
+def test_readers_never_see_a_partial_file(file: Path) -> None:
     keygen.create(file)
     stop = threading.Event()
     problems: list[Exception] = []

@@ -96,7 +96,7 @@ def test_a_character_that_the_locale_lacks_is_escaped() -> None:
         (r"""$C subscribe "$(printf 'user_\xff')" """, "ROOM: expected"),
     ],
 )
-def test_bytes_that_are_no_text_are_one_line(command: str, said: str) -> None:
+def test_undecodable_input_is_a_one_line_error(command: str, said: str) -> None:
     done = shell(command)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -112,7 +112,7 @@ def test_bytes_that_are_no_text_are_one_line(command: str, said: str) -> None:
         ("serve --port 0 --store sqlite:///x.db", 2),
     ],
 )
-def test_a_working_directory_that_was_removed_is_one_line(
+def test_removed_working_directory_is_a_one_line_error(
     command: str, code: int, tmp_path: Path
 ) -> None:
     folder = tmp_path / "gone"
@@ -146,7 +146,9 @@ def test_runs_without_a_home_and_without_any_variable() -> None:
         ("generate-types --out /nonexistent/x.ts", "--out: "),
     ],
 )
-def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments: str, said: str) -> None:
+def test_invalid_command_line_is_a_one_line_error_naming_the_option(
+    arguments: str, said: str
+) -> None:
     done = shell(f"$C {arguments}")
     text = done.stderr.decode()
     assert (done.returncode, done.stdout, len(text.splitlines())) == (2, b"", 1), text
@@ -154,7 +156,7 @@ def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments: str, 
     assert said in text
 
 
-def test_a_wrong_variable_is_named_and_not_an_option() -> None:
+def test_invalid_variable_is_named_instead_of_an_option() -> None:
     done = shell("$C publish user_1 a", {"REALTIME_URL": "127.0.0.1:8787"})
     assert done.stderr.startswith(b"synap-realtime: REALTIME_URL: expected http://")
 

@@ -59,7 +59,7 @@ def test_token_holds_user_scopes_and_expiry() -> None:
         ({"expires_in_s": float("inf")}, "expires_in_s"),
     ],
 )
-def test_a_wrong_argument_is_named(options: dict[str, Any], field: str) -> None:
+def test_invalid_argument_is_named(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         mint_token(**options, secret=SECRET)
     assert caught.value.field == field

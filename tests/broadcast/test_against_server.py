@@ -100,7 +100,7 @@ async def test_reports_an_unreachable_server_within_the_deadline() -> None:
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_a_server_that_never_answers_is_given_up(kind: str) -> None:
+async def test_gives_up_on_a_server_that_never_responds(kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         result = await asyncio.to_thread(_send_to_silence, url, kind)

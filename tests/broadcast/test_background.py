@@ -200,7 +200,7 @@ post(3)  # and the process ends
 
 
 @pytest.mark.parametrize("how", ["end", "fork"])
-async def test_a_process_and_its_forks_send_all_of_theirs_once(how: str) -> None:
+async def test_process_and_its_forks_send_everything_once(how: str) -> None:
     async with running_server(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", SCRIPT, how, cwd=ROOT,

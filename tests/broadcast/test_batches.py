@@ -151,7 +151,7 @@ async def test_a_batch_that_failed_is_sent_again_as_it_was(
     assert all(result.success and not result.duplicate for result in results)
 
 
-async def test_nothing_overtakes_an_earlier_one_in_its_room_and_other_rooms_do_not_wait(
+async def test_rooms_keep_their_order_and_do_not_block_each_other(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses = iter([1.5])
@@ -324,7 +324,7 @@ def parcel(id: str, user: str = "42") -> encoding.EncodedNotification:
 
 
 @pytest.mark.parametrize("at", ["queue", "request"])
-async def test_a_deadline_ends_one_call_and_no_other(gate: Gate, callers: Callers, at: str) -> None:
+async def test_deadline_ends_only_its_own_call(gate: Gate, callers: Callers, at: str) -> None:
     (first,) = await callers.calls("first")
     held = await gate.next()
     loop = asyncio.get_running_loop()
@@ -350,7 +350,7 @@ async def test_a_deadline_ends_one_call_and_no_other(gate: Gate, callers: Caller
 
 
 @pytest.mark.parametrize("who", ["lone", "waiting", "under way"])
-async def test_cancelling_one_caller_cancels_no_other(
+async def test_cancelling_one_caller_affects_no_other(
     gate: Gate, callers: Callers, who: str
 ) -> None:
     first, second, third = await callers.calls("a", "b", "c")
@@ -473,7 +473,7 @@ class Counting(httpx.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-async def test_a_room_of_a_real_server_has_them_in_the_order_of_the_calls(rooms: str) -> None:
+async def test_real_server_stores_notifications_in_call_order(rooms: str) -> None:
     counting = Counting()
     async with AsyncBroadcaster(rooms, transport=counting) as broadcaster:
         results = await asyncio.gather(
@@ -585,7 +585,7 @@ def test_full_queue_blocks_threads(
     assert all(each.result(10).success for each in calls)
 
 
-def test_a_deadline_ends_one_thread_and_no_other(
+def test_deadline_ends_only_its_own_thread(
     gate: Gate, sync: Broadcaster, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = call("a")

@@ -175,7 +175,7 @@ def test_a_200_that_is_no_room_servers_is_no_success(
 
 
 @respx.mock
-def test_a_bad_item_fails_with_its_reason(publish: Publish) -> None:
+def test_invalid_item_fails_with_its_reason(publish: Publish) -> None:
     item = {
         "success": False,
         "error": "Too large",
@@ -231,7 +231,7 @@ def test_another_application_is_named_by_its_address(publish: Publish, status: i
 
 
 @respx.mock
-def test_a_server_that_comes_in_the_place_of_another_application_is_noticed() -> None:
+def test_detects_a_server_that_replaces_another_application() -> None:
     from synap_realtime import Broadcaster
 
     batch = respx.post(f"{URL}/broadcast")
@@ -255,7 +255,7 @@ def test_that_the_route_is_missing_is_remembered() -> None:
 
 
 @respx.mock
-def test_one_room_of_two_is_no_success(publish: Publish) -> None:
+def test_partial_delivery_is_not_a_success(publish: Publish) -> None:
     respx.post(f"{URL}/broadcast").respond(404)
     respx.post(f"{URL}/rooms/user_42/broadcast").respond(json=OLD)
     respx.post(f"{URL}/rooms/request_r1/broadcast").respond(403, json={"error": "Forbidden"})
@@ -319,7 +319,7 @@ def test_invalid_url_raises_immediately(publish: Publish, url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://u:s3cret@x", "http://u:s3cret@x?y=1"])
-def test_a_password_in_a_wrong_url_is_not_shown(publish: Publish, url: str) -> None:
+def test_password_in_an_invalid_url_is_not_shown(publish: Publish, url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         publish("broadcast_success", "1", "a", {}, options={"url": url})
     assert "s3cret" not in str(caught.value)

@@ -87,7 +87,7 @@ async def test_loopback_ignores_proxy_variables(
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
-def test_elsewhere_a_wrong_environment_is_a_failed_result(
+def test_remote_broadcast_returns_a_failed_result_in_any_environment(
     publish: Publish, kind: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_all(monkeypatch, ENVIRONMENTS[kind])
@@ -174,13 +174,13 @@ def test_a_proxy_of_the_environment_is_used(
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8787", "ftp://x", "http://[::", "http://x?y"])
-def test_a_wrong_url_of_the_environment_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_url_variable_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REALTIME_URL", url)
     with pytest.raises(ConfigurationError, match=r"^REALTIME_URL: "):
         broadcast_success_sync("1", "a", {})
 
 
-def test_a_wrong_key_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_key_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REALTIME_API_KEY", "s3cret\n")
     with pytest.raises(ConfigurationError, match=r"^REALTIME_API_KEY: ") as caught:
         broadcast_success_sync("1", "a", {})

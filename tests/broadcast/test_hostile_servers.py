@@ -203,7 +203,7 @@ def test_deadline_holds_while_tls_is_not_answered(publish: Publish) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems queue without end")
-def test_deadline_holds_while_no_connection_is_taken(publish: Publish) -> None:
+def test_deadline_holds_while_no_connection_is_accepted(publish: Publish) -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1))
         for _ in range(3):  # all that the queue holds

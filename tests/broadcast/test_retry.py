@@ -56,7 +56,7 @@ def test_a_client_without_a_deadline_has_a_longest_pause() -> None:
     assert 0.1 <= wait(state_of(AWAY, 1)) <= 0.2
 
 
-def test_clients_that_were_refused_together_do_not_come_back_together(
+def test_refused_clients_retry_with_jitter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()

@@ -70,7 +70,9 @@ async def test_a_page_of_a_foreign_origin_receives_nothing(
 # ---- the server goes, and comes back ----
 
 
-async def test_kill_9_amid_a_stream(tab: Tab, server: Server, tmp_path: Path) -> None:
+async def test_recovers_from_kill_9_during_a_stream(
+    tab: Tab, server: Server, tmp_path: Path
+) -> None:
     """What the server has said that it keeps comes once, in order; also on the wire, for the
     client resumes."""
     wire: list[str] = []
@@ -218,7 +220,7 @@ async def test_detects_a_server_that_stops_responding(tab: Tab, url: str, job: P
         await tab.until_received(job.kept)
 
 
-async def test_five_attempts_then_the_end_until_it_is_woken(
+async def test_gives_up_after_five_attempts_until_revived(
     tab: Tab, context: BrowserContext, server: Server
 ) -> None:
     async with server.serving() as url:
@@ -256,7 +258,7 @@ async def test_five_attempts_then_the_end_until_it_is_woken(
 
 
 @pytest.mark.parametrize("how", ["refused", "swallowed"])
-async def test_where_websockets_are_blocked_it_comes_as_server_sent_events(
+async def test_falls_back_to_server_sent_events_when_websockets_are_blocked(
     tab: Tab, url: str, job: Publisher, how: Literal["refused", "swallowed"]
 ) -> None:
     async with Link(url) as link:
@@ -284,7 +286,9 @@ async def test_where_websockets_are_blocked_it_comes_as_server_sent_events(
         assert await tab.page.evaluate("recorded.gaps") == 0
 
 
-async def test_without_a_token_one_swallowed_websocket_is_enough(tab: Tab, server: Server) -> None:
+async def test_without_a_token_falls_back_after_one_failed_websocket(
+    tab: Tab, server: Server
+) -> None:
     """A report's server, which is tried too then, would have refused it and not kept silent."""
     async with server.serving(has_keys=False) as url, Link(url) as link:
         link.websockets = "swallowed"
@@ -297,7 +301,9 @@ async def test_without_a_token_one_swallowed_websocket_is_enough(tab: Tab, serve
         assert await tab.transports() == ["sse"]
 
 
-async def test_where_websockets_are_blocked_from_now_on(tab: Tab, url: str, job: Publisher) -> None:
+async def test_falls_back_when_websockets_become_blocked(
+    tab: Tab, url: str, job: Publisher
+) -> None:
     """The laptop has come into another network. One attempt that fails says nothing yet."""
     async with Link(url) as link:
         await tab.listen(link.url)
@@ -312,7 +318,7 @@ async def test_where_websockets_are_blocked_from_now_on(tab: Tab, url: str, job:
         assert attempts == [1, 2]
 
 
-async def test_one_refused_handshake_does_not_keep_it_from_websockets(
+async def test_single_refused_handshake_does_not_disable_websockets(
     tab: Tab, url: str, job: Publisher
 ) -> None:
     async with Link(url) as link:
@@ -385,7 +391,7 @@ async def test_stream_that_only_sends_retry_is_not_a_connection(tab: Tab) -> Non
 # ---- tokens ----
 
 
-async def test_the_token_is_asked_for_at_every_dial(tab: Tab, url: str, job: Publisher) -> None:
+async def test_requests_a_token_at_every_connect(tab: Tab, url: str, job: Publisher) -> None:
     given: list[str] = []
 
     def bring() -> str:
@@ -500,7 +506,7 @@ async def test_reports_an_unreachable_server(tab: Tab) -> None:
     assert "origin" not in message
 
 
-async def test_does_not_come_back_to_another_application(tab: Tab, origin: str) -> None:
+async def test_does_not_reconnect_to_another_application(tab: Tab, origin: str) -> None:
     """The page's own server: it has no such route, and may be read."""
     await tab.listen(origin)
     await tab.until("recorded.states.at(-1).status === 'closed'")
@@ -510,12 +516,12 @@ async def test_does_not_come_back_to_another_application(tab: Tab, origin: str) 
 
 
 @pytest.mark.parametrize("url", ["/realtime", "realtime", "", "ftp://rooms.example"])
-async def test_a_wrong_url_fails_at_the_call(tab: Tab, url: str) -> None:
+async def test_invalid_url_fails_at_the_call(tab: Tab, url: str) -> None:
     with pytest.raises(Error, match="url: expected https://HOST"):
         await tab.listen(url)
 
 
-async def test_a_polyfill_with_credentials_and_its_own_headers_is_let_in(
+async def test_admits_credentialed_requests_with_custom_headers(
     tab: Tab, url: str, job: Publisher
 ) -> None:
     await job.publish()
@@ -551,7 +557,7 @@ async def test_a_polyfill_with_credentials_and_its_own_headers_is_let_in(
 
 
 @pytest.mark.parametrize("meanwhile", ["it stays connected", "it is cut"])
-async def test_a_frozen_tab_has_missed_nothing(
+async def test_frozen_tab_misses_nothing(
     tab: Tab, context: BrowserContext, url: str, job: Publisher, meanwhile: str
 ) -> None:
     devtools = await context.new_cdp_session(tab.page)
@@ -630,7 +636,7 @@ async def test_tab_that_takes_over_resumes_from_its_cursor(
     assert link.accepted == 2
 
 
-async def test_a_tab_that_comes_later_sees_all_of_a_request(
+async def test_tab_opened_later_sees_the_whole_request(
     context: BrowserContext, origin: str, url: str, link: Link
 ) -> None:
     job = Publisher(url, "request_7")
@@ -649,7 +655,7 @@ async def test_a_tab_that_comes_later_sees_all_of_a_request(
     await job.close()
 
 
-async def test_a_tab_that_follows_can_revive_the_connection(
+async def test_follower_tab_can_revive_the_connection(
     context: BrowserContext, origin: str, server: Server
 ) -> None:
     """The one that leads has given up, and nobody looks at it."""

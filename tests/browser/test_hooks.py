@@ -226,7 +226,7 @@ def run_of(request: str, number: int) -> list[dict[str, object]]:
     ]
 
 
-async def test_a_jobs_life(tab: Tab, url: str, job: Publisher) -> None:
+async def test_shows_the_lifecycle_of_a_job(tab: Tab, url: str, job: Publisher) -> None:
     async def publish_words(word: str, status: str = "pending", **data: object) -> None:
         type_ = f"note.creation.{word}"
         rooms = ["request_7"]
@@ -265,7 +265,7 @@ PAGES, CONCURRENT_JOBS = 4, 10
 WAVES = {"python": 25, "worker": 5}  # each wave has all three; a thousand are enough once
 
 
-async def test_a_thousand_jobs_end_in_success_whenever_they_end(
+async def test_a_thousand_jobs_show_success_at_any_timing(
     context: BrowserContext, origin: str, server: Server
 ) -> None:
     """Done before anyone listens, while the connection is made, or after. With the Worker, 200."""

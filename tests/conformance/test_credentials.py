@@ -351,7 +351,7 @@ def _reason(listener: Listener) -> str:
 # --- a token's end
 
 
-async def test_a_connection_ends_with_its_token(client: Client, user: str) -> None:
+async def test_connection_closes_when_its_token_expires(client: Client, user: str) -> None:
     """WebSocket: `synap.token_expiring`: the token ends, and the connection with it (4401)."""
     async with (
         client.showing(client.keys.token(user, expires_in_s=2)).listen(
@@ -370,7 +370,7 @@ async def test_a_connection_ends_with_its_token(client: Client, user: str) -> No
         assert await old.closed() == 4401
 
 
-async def test_an_event_stream_ends_with_its_token(client: Client, user: str) -> None:
+async def test_event_stream_closes_when_its_token_expires(client: Client, user: str) -> None:
     """Server-Sent Events: the control frames as events; it ends where a WebSocket is closed."""
     mine = client.showing(client.keys.token(user, expires_in_s=2))
     response = await mine.get(room_path(f"user_{user}", "events"))
@@ -425,7 +425,7 @@ async def _renew(listener: Listener, token: str) -> None:
     await listener.send(Secret(json.dumps({"action": "authenticate", "token": token})))
 
 
-async def test_a_new_token_keeps_it_open(client: Client, user: str) -> None:
+async def test_new_token_keeps_the_connection_open(client: Client, user: str) -> None:
     """WebSocket: `authenticate` replaces the token."""
     short = client.showing(client.keys.token(user, expires_in_s=2))
     room = f"user_{user}"
@@ -448,7 +448,9 @@ async def test_a_new_token_keeps_it_open(client: Client, user: str) -> None:
         ("another-scope", 4503),
     ],
 )  # fmt: skip
-async def test_a_wrong_new_token_ends_it(client: Client, user: str, wrong: str, code: int) -> None:
+async def test_invalid_new_token_closes_the_connection(
+    client: Client, user: str, wrong: str, code: int
+) -> None:
     """WebSocket: of the same user, and allowing the room; otherwise 4501 or 4503."""
     keys, room = client.keys, f"user_{user}"
     good = keys.token(user)

@@ -54,7 +54,7 @@ async def test_connection_without_a_device_uses_the_rooms_cursor(client: Client)
     assert await _receive(client, room, "phone", 2) == ["n0", "n1"]
 
 
-async def test_an_old_client_is_a_device(client: Client) -> None:
+async def test_client_without_synap_v1_is_a_device(client: Client) -> None:
     """Devices: without `synap.v1`, every delivery counts as received."""
     room = fresh_room()
     for device in ("phone", "laptop"):

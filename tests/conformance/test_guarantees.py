@@ -70,7 +70,7 @@ async def test_duplicates_in_one_batch(client: Client) -> None:
     assert kept["data"] == {"n": 0}
 
 
-async def test_a_room_that_is_named_twice(client: Client) -> None:
+async def test_repeated_room_is_delivered_once(client: Client) -> None:
     """Guarantees: once to a room, even if it is named twice."""
     room = fresh_room()
     answer = await client.batch([note("a", rooms=[room, room])])
@@ -158,7 +158,7 @@ async def test_retention_is_per_room(client: Client) -> None:
     assert (ids_of(page["notifications"]), page["recovered"]) == (["n1"], True)
 
 
-async def test_an_id_is_remembered_longer_than_its_notification(client: Client) -> None:
+async def test_id_is_remembered_longer_than_its_notification(client: Client) -> None:
     """Guarantees: the same `id` within 5 minutes delivers nothing, also when it is not retained."""
     room = fresh_room()
     cursors = await client.fill(room, 1001)

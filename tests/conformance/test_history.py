@@ -88,7 +88,7 @@ async def test_more_is_false_at_the_end(client: Client, count: int) -> None:
     ["0", "-1", "1001", "1e2", "1.5", "ten", "9" * 5000, "\uff11", "0x10"],
     ids=lambda limit: ascii(limit[:6]),
 )
-async def test_a_wrong_limit(client: Client, limit: str) -> None:
+async def test_rejects_invalid_limit(client: Client, limit: str) -> None:
     """History: `?limit=` 1 to 1,000. Errors: 400 `invalid_request`."""
     response = await client.get(room_path(fresh_room(), "history", limit=limit))
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")

@@ -91,7 +91,7 @@ async def test_rooms_is_not_delivered(client: Client) -> None:
         (note(rooms=["user_1"], data={"x": "y" * 300_000}), "payload_too_large"),
     ],
 )
-async def test_a_bad_one_fails_alone(client: Client, bad: object, code: str) -> None:
+async def test_invalid_notification_fails_alone(client: Client, bad: object, code: str) -> None:
     """HTTP, batch: an invalid notification fails alone."""
     room = fresh_room()
     answer = await client.batch([note("a", rooms=[room]), bad, note("z", rooms=[room])])
@@ -104,7 +104,7 @@ async def test_a_bad_one_fails_alone(client: Client, bad: object, code: str) -> 
     assert ids_of((await client.history(room))["notifications"]) == ["a", "z"]
 
 
-async def test_a_bad_one_reaches_none_of_its_rooms(client: Client) -> None:
+async def test_invalid_notification_reaches_none_of_its_rooms(client: Client) -> None:
     """HTTP, batch: an invalid notification fails: it is in no room."""
     room = fresh_room()
     answer = await client.batch([note("a", rooms=[room, "nope"])])

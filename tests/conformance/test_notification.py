@@ -70,7 +70,7 @@ async def test_the_type(client: Client, type: str) -> None:
 
 
 @pytest.mark.parametrize("type", ["", "t" * 129, "synap.", "synap.closing", "synap.x"])
-async def test_a_wrong_type(client: Client, type: str) -> None:
+async def test_rejects_invalid_type(client: Client, type: str) -> None:
     """Notification: `type` is a string of 1 to 128. The prefix `synap.` is reserved."""
     await _refused(client, note(type=type))
 
@@ -165,7 +165,7 @@ async def test_a_missing_timestamp_is_filled_in(client: Client) -> None:
      "1769860800", "Sat, 31 Jan 2026 12:00:00 GMT", "20260131T120000Z",
      "2026-01-31T12:00:00+0100", "\uff12026-01-31T12:00:00Z"],
 )  # fmt: skip
-async def test_a_wrong_timestamp(client: Client, timestamp: str) -> None:
+async def test_rejects_invalid_timestamp(client: Client, timestamp: str) -> None:
     """Notification: `timestamp` is RFC 3339."""
     await _refused(client, note(timestamp=timestamp))
 

@@ -183,7 +183,7 @@ async def test_refuses_incomplete_or_foreign_token(
 
 @pytest.mark.parametrize("member", ["user", "jti"])
 @pytest.mark.parametrize("case", ["token", "Bearer", "no signature", "half of it", "key"])
-async def test_a_credential_in_the_wrong_member(
+async def test_credential_in_the_wrong_member_is_refused(
     client: Client, user: str, member: str, case: str
 ) -> None:
     """Revoking: a credential that is given as an id is 400, and repeated to nobody."""

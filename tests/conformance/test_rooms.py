@@ -84,7 +84,7 @@ async def test_encoded_and_plain_spell_the_same_room(client: Client) -> None:
     ],
     ids=lambda segment: segment if len(segment) < 40 else f"{segment[:8]}-{len(segment)}",
 )  # fmt: skip
-async def test_a_wrong_room_id(client: Client, segment: str) -> None:
+async def test_rejects_invalid_room_id(client: Client, segment: str) -> None:
     """Terminology: a room id is a kind, `_`, and a key. Errors: 400 when the room is wrong."""
     for method, route in ROUTES:
         path = f"/rooms/{segment}/{route}"
@@ -101,7 +101,7 @@ async def test_a_wrong_room_id(client: Client, segment: str) -> None:
      "user_" + "x" * 201],
     ids=lambda room: repr(room[:12]),
 )  # fmt: skip
-async def test_a_wrong_room_id_in_a_batch(client: Client, room: str) -> None:
+async def test_invalid_room_id_fails_alone_in_a_batch(client: Client, room: str) -> None:
     """Terminology: a room id is a kind, `_`, and a key; in a batch it is not encoded."""
     answer = await client.batch([note(rooms=[room])])
     assert answer["success"] is False

@@ -44,7 +44,7 @@ def test_each_panel_has_a_description(panel: dict[str, Any]) -> None:
         assert len(set(names)) == len(names) > 0
 
 
-def test_panels_have_ids_of_their_own_and_lie_beside_one_another() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     assert len({panel["id"] for panel in PANELS}) == len(PANELS)
 
     def apart(one: dict[str, int], other: dict[str, int]) -> bool:

@@ -115,7 +115,7 @@ def test_every_query_uses_exported_metrics(samples: list[Sample]) -> None:
         ("vector(1)", "no metric in"),
     ],
 )
-def test_a_wrong_query_is_found(query: str, said: str, samples: list[Sample]) -> None:
+def test_invalid_query_is_detected(query: str, said: str, samples: list[Sample]) -> None:
     (problem,) = problems("here", query, shown(samples))
     assert said in problem
 

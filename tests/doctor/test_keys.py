@@ -64,7 +64,7 @@ async def test_a_file_that_cannot_be_read(file: Path, text: str | None) -> None:
     assert (await diagnosis(keys_file=file))["keys"].level == "fail"
 
 
-async def test_a_file_that_never_answers_holds_nothing_up(tmp_path: Path) -> None:
+async def test_unresponsive_file_does_not_delay_other_checks(tmp_path: Path) -> None:
     pipe = tmp_path / "keys.toml"
     os.mkfifo(pipe)
     async with asyncio.timeout(TIMEOUT_S):
@@ -90,6 +90,6 @@ async def test_an_identity_providers_keys(
     assert (found.level, said in found.found) == (level, True), found
 
 
-async def test_an_identity_provider_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reports_an_unreachable_identity_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_JWKS_URLS", "http://127.0.0.1:9/jwks")
     assert (await diagnosis())["JWKS"].level == "fail"

@@ -15,7 +15,7 @@ from .conftest import diagnosis
 OTHERS = {"store", "health", "WebSocket", "clock"}
 
 
-async def test_one_that_breaks(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_check_that_raises_is_a_finding(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check(subject: CheckContext, say: Report) -> None:
         say(Finding("ok", "first", "found before"))
         raise ZeroDivisionError
@@ -27,7 +27,7 @@ async def test_one_that_breaks(rooms: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert found.keys() >= OTHERS
 
 
-async def test_one_that_hangs(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_check_that_hangs_is_a_finding(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check(subject: CheckContext, say: Report) -> None:
         await asyncio.Event().wait()
 

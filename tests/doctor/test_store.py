@@ -105,7 +105,7 @@ async def test_a_damaged_file(path: Path) -> None:
     assert (await said_of(path)).level == "fail"
 
 
-async def test_files_that_are_something_else(path: Path) -> None:
+async def test_reports_foreign_files(path: Path) -> None:
     path.write_text("no database, but long enough to be taken for one" * 100)
     assert (await said_of(path)).level == "fail"
     path.unlink()
@@ -118,7 +118,7 @@ async def test_files_that_are_something_else(path: Path) -> None:
     assert (await diagnosis(store=f"sqlite:///{path}"))["store"].level == "fail"
 
 
-async def test_a_directory_that_is_not_there(path: Path) -> None:
+async def test_reports_a_missing_directory(path: Path) -> None:
     found = await said_of(path.parent / "none" / "rooms.db")
     assert (found.level, "mkdir -p" in found.advice) == ("fail", True)
 

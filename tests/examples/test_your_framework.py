@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 CODE = (ROOT / "examples" / "your_framework.py").read_text()
 
 
-async def test_the_example_reports_a_jobs_life() -> None:
+async def test_example_reports_the_lifecycle_of_a_job() -> None:
     async with running_server(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
         process = await asyncio.create_subprocess_exec(
             sys.executable,

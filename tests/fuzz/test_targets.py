@@ -126,7 +126,7 @@ def test_websocket_target_notices_text_that_is_not_utf8(monkeypatch: pytest.Monk
     catches("websocket")
 
 
-def test_notification_target_notices_a_pass_that_checks_less(
+def test_notification_target_notices_a_weaker_validation_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     validated = wire._validated

@@ -83,7 +83,7 @@ async def test_a_note_is_uploaded_kept_and_reported(world: World) -> None:
     assert data["userId"] == "42"
 
 
-async def test_a_task_has_its_details_and_can_be_done_once(world: World) -> None:
+async def test_task_stores_its_details_and_completes_once(world: World) -> None:
     given = {"title": "Buy milk", "priority": "high", "dueDate": "2026-12-24", "projectId": "p1"}
     run = InProcessRun(given)
     task = await handle_task_creation(run, world.services)
@@ -96,7 +96,7 @@ async def test_a_task_has_its_details_and_can_be_done_once(world: World) -> None
     assert again.completed_at == done.completed_at
 
 
-async def test_a_project_has_its_time(world: World) -> None:
+async def test_project_stores_its_dates(world: World) -> None:
     given = {"title": "House", "description": "A", "startDate": "2026-01-01"}
     project = await handle_project_creation(InProcessRun(given), world.services)
     assert (project.title, project.start_date, project.end_date) == ("House", "2026-01-01", None)
@@ -199,12 +199,12 @@ async def test_task_of_another_user_is_not_found(world: World) -> None:
         await handle_task_completion(run, world.services)
 
 
-async def test_a_run_without_a_user_is_wrong_input(world: World) -> None:
+async def test_run_without_a_user_is_invalid_input(world: World) -> None:
     with pytest.raises(InvalidInputError, match="userId is missing"):
         await handle_note_creation(InProcessRun({"content": "x"}, user_id=None), world.services)
 
 
-async def test_a_users_id_cannot_lead_out_of_its_folder(world: World) -> None:
+async def test_user_id_cannot_escape_its_folder(world: World) -> None:
     run = InProcessRun({"content": "x"}, user_id="../../etc")
     note = await handle_note_creation(run, world.services)
     assert (world.folder / note.file_path).resolve().is_relative_to(world.folder.resolve())

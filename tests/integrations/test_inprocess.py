@@ -51,7 +51,7 @@ async def rooms() -> AsyncIterator[Rooms]:
         yield Rooms(url, broadcaster)
 
 
-async def test_a_job_reports_its_life(rooms: Rooms) -> None:
+async def test_job_reports_its_lifecycle(rooms: Rooms) -> None:
     async def work(run: JobRun) -> dict[str, Any]:
         progress(0.5, "Rendering")
         return {"title": run.data["title"], "url": await run.step("render", render)}

@@ -245,7 +245,7 @@ async def test_a_function_that_returns_an_awaitable_is_awaited(realtime: Realtim
     "options",
     [{"retries": -1}, {"stall_after_s": float("inf")}, {"stall_after_s": float("nan")}],
 )
-async def test_a_wrong_option_is_refused_before_the_job_begins(
+async def test_invalid_option_is_refused_before_the_job_starts(
     realtime: RealtimeRecorder, options: dict[str, Any]
 ) -> None:
     async def work(run: JobRun) -> None:
@@ -274,7 +274,7 @@ assert has_begun.wait(60)
 """
 
 
-async def test_a_run_that_ends_with_its_process_is_cancelled(rooms: str) -> None:
+async def test_run_is_cancelled_when_its_process_exits(rooms: str) -> None:
     """No exception is raised in its code then."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", ENDED_BY_THE_MAIN_THREAD, env={**os.environ, "REALTIME_URL": rooms}

@@ -126,7 +126,7 @@ WRONG: list[tuple[tuple[Any, Any, Any], Any, str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "published", "field"), WRONG)
-def test_leaves_out_a_wrong_argument_and_logs_it_once(
+def test_omits_an_invalid_argument_and_logs_it_once(
     caplog: pytest.LogCaptureFixture, arguments: tuple[Any, Any, Any], published: Any, field: str
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -147,7 +147,7 @@ def test_leaves_out_a_delta_that_is_no_text(caplog: pytest.LogCaptureFixture, te
 
 
 @pytest.mark.parametrize(("arguments", "published", "field"), WRONG)
-def test_a_wrong_argument_raises_in_strict_mode(
+def test_invalid_argument_raises_in_strict_mode(
     arguments: tuple[Any, Any, Any], published: Any, field: str
 ) -> None:
     with strict.strict(), pytest.raises(InvalidArgumentError, match=field):
@@ -155,6 +155,6 @@ def test_a_wrong_argument_raises_in_strict_mode(
 
 
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "60", None, True])
-def test_refuses_a_wrong_stall_after_s_where_it_is_defined(value: Any) -> None:
+def test_invalid_stall_after_s_raises_at_definition(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="stall_after_s"):
         check_stall_after_s(value)

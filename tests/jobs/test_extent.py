@@ -204,7 +204,7 @@ def test_a_finished_reporter_refuses_everything(
     assert len(realtime.sent()) == 2
 
 
-def test_after_retrying_was_announced_only_an_end_is_taken(
+def test_after_retrying_only_a_terminal_notification_is_accepted(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
     reporter = make()
@@ -442,7 +442,7 @@ async def test_bind_reporter_works_in_another_event_loop(
     assert labels(realtime) == ["other loop"]
 
 
-def test_where_no_job_runs_bind_reporter_changes_nothing() -> None:
+def test_bind_reporter_has_no_effect_outside_a_job() -> None:
     assert bind_reporter(say) is say
 
 
@@ -552,7 +552,7 @@ async def test_bound_function_may_bind_again(rooms: str, read_room: Callable[[st
         assert "".join(what for type, what in reported if type == "delta") == text_of(user_id)
 
 
-async def test_a_wrong_argument_in_a_pools_process_is_left_out(
+async def test_invalid_argument_in_a_pool_process_is_omitted(
     rooms: str, read_room: Callable[[str], Any]
 ) -> None:
     await run_program(rooms, "wrongly", "spawn")

@@ -54,7 +54,7 @@ def test_a_name_that_the_server_would_refuse_is_refused_at_definition(
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "60", None])
-def test_a_wrong_stall_after_s_is_refused_at_definition(seconds: Any) -> None:
+def test_invalid_stall_after_s_is_refused_at_definition(seconds: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="stall_after_s: "):
         RunNotifications(NOTE_CREATION, "run1", stall_after_s=seconds)
 
@@ -68,7 +68,7 @@ def test_an_error_that_cannot_be_read_is_neutral() -> None:
     assert data["error"] == "Something went wrong (run run1)."
 
 
-def test_a_groups_text_is_that_of_its_deciding_error() -> None:
+def test_exception_group_uses_the_text_of_its_deciding_error() -> None:
     inner = ExceptionGroup("h", [JobError("No paper.")])
     group = ExceptionGroup("g", [ValueError("secret"), inner])
     assert RunNotifications(NOTE_CREATION, "run1").failed(group).data["error"] == "No paper."

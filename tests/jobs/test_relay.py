@@ -125,7 +125,7 @@ def test_reports_go_to_no_program_that_does_not_know_the_key(tmp_path: Path) -> 
     assert received == [hello(ticket), b""]
 
 
-def test_the_relays_socket_is_its_users_alone(ticket: Ticket) -> None:
+def test_relay_socket_is_private_to_its_user(ticket: Ticket) -> None:
     mode = Path(str(ticket.address)).parent.stat().st_mode
     assert stat.S_IMODE(mode) == 0o700
 

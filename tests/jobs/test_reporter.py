@@ -36,7 +36,7 @@ def make(realtime: RealtimeRecorder) -> Make:
     return make
 
 
-def test_progress_is_coalesced_and_the_last_always_comes_before_the_end(
+def test_progress_is_coalesced_and_the_last_precedes_the_end(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
     reporter = make()
@@ -54,7 +54,7 @@ def test_progress_is_coalesced_and_the_last_always_comes_before_the_end(
     assert steps[-1] == 1
 
 
-def test_the_last_progress_comes_also_when_nothing_follows(
+def test_last_progress_is_published_when_nothing_follows(
     make: Make, realtime: RealtimeRecorder
 ) -> None:
     reporter = make()
@@ -64,7 +64,7 @@ def test_the_last_progress_comes_also_when_nothing_follows(
     assert sent in ([0, 0.2], [0.2]), "one that waited may go with the next"
 
 
-def test_deltas_are_whole_and_in_order(make: Make, realtime: RealtimeRecorder) -> None:
+def test_deltas_are_complete_and_in_order(make: Make, realtime: RealtimeRecorder) -> None:
     reporter = make()
     words = [f"{n} " for n in range(2000)]
     for word in words:
@@ -93,7 +93,7 @@ def test_later_attempt_restarts_its_text(make: Make, realtime: RealtimeRecorder)
     assert first.id != second.id
 
 
-def test_after_its_end_a_run_reports_nothing(make: Make, realtime: RealtimeRecorder) -> None:
+def test_finished_run_reports_nothing(make: Make, realtime: RealtimeRecorder) -> None:
     reporter = make()
     reporter.started()
     reporter.failed("No paper.")

@@ -116,7 +116,7 @@ WHOLE: list[tuple[object, Any]] = [
 
 
 @pytest.mark.parametrize(("result", "data"), WHOLE, ids=lambda each: type(each).__name__)
-def test_publishes_the_whole(result: object, data: Any) -> None:
+def test_publishes_the_whole_result(result: object, data: Any) -> None:
     with strict() as problems:
         assert truncate_result(result) == data
     assert problems == []

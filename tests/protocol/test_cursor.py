@@ -16,6 +16,6 @@ def test_a_cursor_is_read_as_it_was_written(epoch: str, offset: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "7", "a-", "-7", "a-7-8", "a--7", "a-7 ", "a-" + "9" * 19])
-def test_anything_else_is_no_cursor(text: str) -> None:
+def test_other_text_is_not_a_cursor(text: str) -> None:
     with pytest.raises(InvalidArgumentError, match="expected a cursor"):
         parse_cursor(text)

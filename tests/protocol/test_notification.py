@@ -42,14 +42,14 @@ def test_unknown_members_are_kept() -> None:
         ("timestamp", "2026-01-31T12:00:00"),
     ],
 )  # fmt: skip
-def test_a_wrong_member_is_named(field: str, value: object) -> None:
+def test_invalid_member_is_named(field: str, value: object) -> None:
     wire: dict[str, Any] = {"type": "a.b", "data": {}, field: value}
     with pytest.raises(InvalidArgumentError) as caught:
         parse_notification(wire)
     assert caught.value.field == field
 
 
-def test_a_missing_member_is_named() -> None:
+def test_missing_member_is_named() -> None:
     with pytest.raises(InvalidArgumentError, match=r"^data: Field required"):
         parse_notification({"type": "a.b"})
 

@@ -26,7 +26,7 @@ def test_a_room_is_a_kind_and_a_key(room: str) -> None:
     ["", "user", "user_", "_42", "User_42", "user_a/b", "user_a b", "user_\0", "user_é",
      "user_42\n", "user_" + "x" * 201, "x" * 10_000, "a" * 33 + "_1"],
 )  # fmt: skip
-def test_anything_else_is_refused_with_a_short_message(room: str) -> None:
+def test_other_values_are_refused_with_a_short_message(room: str) -> None:
     with pytest.raises(InvalidArgumentError, match="expected a kind") as caught:
         parse_room(room)
     assert caught.value.field == "room"
@@ -41,7 +41,7 @@ def test_users_and_requests_have_their_rooms() -> None:
 
 
 @pytest.mark.parametrize("user_id", ["", "a/b", True, 4.2, None, b"x"])
-def test_a_wrong_user_id_is_named(user_id: object) -> None:
+def test_invalid_user_id_is_named(user_id: object) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^user_id: expected") as caught:
         user_room(user_id)  # type: ignore[arg-type]
     assert caught.value.field == "user_id"

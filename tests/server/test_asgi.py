@@ -276,7 +276,7 @@ async def test_refuses_user_that_reads_no_responses() -> None:
             assert again.status_code == 200
 
 
-async def test_an_answer_is_held_until_its_peer_has_read_it() -> None:
+async def test_response_is_charged_until_its_peer_has_read_it() -> None:
     app = with_keys()
     async with by_uvicorn(app, bounded=True) as url:
         await filled(url, "1")
@@ -291,7 +291,7 @@ async def test_an_answer_is_held_until_its_peer_has_read_it() -> None:
         writer.close()
 
 
-async def test_answers_for_all_are_bounded_and_leave_room_for_one_more_user() -> None:
+async def test_responses_are_bounded_in_total_and_leave_capacity_for_another_user() -> None:
     most = 3 * MIB
     app = with_keys(max_answer_bytes=most, max_caller_bytes=0)
     async with by_uvicorn(app, bounded=True) as url:

@@ -247,7 +247,7 @@ async def test_foreign_origin_is_refused_with_any_credential(url: str) -> None:
             )
 
 
-async def test_a_connection_ends_with_its_token_and_receives_of_it(url: str) -> None:
+async def test_connection_is_warned_and_closed_when_its_token_expires(url: str) -> None:
     async with listening(url, "user_1", token(expires_in_s=2)) as ws:
         said = await frame(ws, "synap.token_expiring")
         assert said["data"]["expiresAt"].endswith("Z")
@@ -257,7 +257,7 @@ async def test_a_connection_ends_with_its_token_and_receives_of_it(url: str) -> 
     assert "event: synap.token_expiring" in text
 
 
-async def test_a_new_token_keeps_it_open(url: str) -> None:
+async def test_new_token_keeps_the_connection_open(url: str) -> None:
     async with listening(url, "user_1", token(expires_in_s=2)) as ws:
         await frame(ws, "synap.token_expiring")
         await ws.send(json.dumps({"action": "authenticate", "token": token()}))
@@ -277,7 +277,7 @@ async def test_a_new_token_keeps_it_open(url: str) -> None:
         (lambda: token(scope="broadcast"), 4503),
     ],
 )
-async def test_a_wrong_new_token_ends_it(url: str, make: Any, code: int) -> None:
+async def test_invalid_new_token_closes_the_connection(url: str, make: Any, code: int) -> None:
     async with listening(url, "user_1", token()) as ws:
         await ws.send(json.dumps({"action": "authenticate", "token": make()}))
         assert await closed_with(ws) == code

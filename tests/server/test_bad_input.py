@@ -380,7 +380,7 @@ SUBSCRIBE = b"GET /rooms/user_1/subscribe"
 UPGRADE = HANDSHAKE.rstrip().split(b"\r\n")
 
 
-async def test_half_a_body_ends_with_its_connection(rooms: str) -> None:
+async def test_incomplete_body_ends_with_its_connection(rooms: str) -> None:
     where = urlsplit(rooms)
     for sent in (http(POST, b"Content-Length: 100", body=b"{"), http(POST, CHUNKED, body=b"5\r\n")):
         _, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -782,7 +782,7 @@ async def test_frames_that_are_odd_but_right_are_read(rooms: str) -> None:
     await require_alive(rooms, "odd frames")
 
 
-async def test_a_flood_of_texts_is_not_read_to_its_end(rooms: str) -> None:
+async def test_stops_reading_a_flood_of_texts(rooms: str) -> None:
     closing = struct.pack("!H", 4029)
     assert closing in await spoken(rooms, frame(TEXT, b"x") * 1000, closing)
     await require_alive(rooms, "texts")
@@ -822,7 +822,7 @@ FRAMES = {
 }  # fmt: skip
 
 
-async def test_frames_that_break_the_protocol_get_its_close_code(own: str) -> None:
+async def test_protocol_violations_get_their_close_code(own: str) -> None:
     for name, (sent, code) in FRAMES.items():
         closing = b"" if code in (None, 1005) else struct.pack("!H", code)
         said = await spoken(own, sent, closing or b"\x88")
@@ -838,7 +838,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-async def test_a_flood_of_frames_is_not_read_to_its_end(own: str, kind: str) -> None:
+async def test_stops_reading_a_flood_of_frames(own: str, kind: str) -> None:
     """Each takes its time from everybody else, though it is no message."""
     begin, more = FLOODS[kind]
     closing = struct.pack("!H", 4029)

@@ -44,7 +44,7 @@ async def test_errors_of_the_server_are_bounded_lines(
     assert not [r for r in caplog.records if r.name == "asyncio"]
 
 
-def test_the_traceback_is_there_when_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_log_holds_the_traceback(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, faults.logger.name)
     try:
         raise LookupError

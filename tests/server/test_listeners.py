@@ -56,7 +56,9 @@ def reaches(address: str, port: int) -> bool:
         ("::1", False, True, "[::1]"),
     ],
 )  # fmt: skip
-async def test_a_host_serves_its_families(host: str, v4: bool, v6: bool, shown: str) -> None:
+async def test_host_name_is_served_on_all_its_address_families(
+    host: str, v4: bool, v6: bool, shown: str
+) -> None:
     keys = {"jobs": SecretStr("k" * 43)}
     async with running_server(create_app(load_settings(api_keys=keys)), host) as url:
         assert re.fullmatch(rf"http://{re.escape(shown)}:\d+", url)
@@ -91,7 +93,7 @@ async def test_without_keys_only_loopback_is_listened_on() -> None:
                 pass
 
 
-def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
+def test_port_in_use_is_an_error_that_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=rf"could not listen on 127\.0\.0\.1:{port}"):

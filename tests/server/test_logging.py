@@ -58,7 +58,7 @@ def test_json_is_one_object_a_line(tmp_path: Path) -> None:
         assert datetime.fromisoformat(entry["timestamp"]).tzinfo is not None
 
 
-def test_a_traceback_stays_on_its_line() -> None:
+def test_traceback_is_part_of_its_line() -> None:
     code = (
         "import logging; from synap_realtime.server.logging import configure;"
         "configure('info', 'json');"
@@ -265,7 +265,7 @@ def test_one_caller_cannot_suppress_lines_of_others() -> None:
     assert lines_of(limit, 1, code="forbidden", key="jobs") == 1
 
 
-def test_a_flood_of_one_kind_hides_no_other() -> None:
+def test_flood_of_one_kind_suppresses_no_other() -> None:
     limit = RateLimitFilter(50, 10, clock=lambda: 1.0)
     passed = sum(
         lines_of(limit, 1, code="unauthorized", address=f"2001:db8::{n:x}") for n in range(1000)

@@ -42,7 +42,7 @@ async def test_the_same_id_again_answers_with_the_first_result(rooms: str) -> No
     assert answers[0]["cursor"] == answers[1]["cursor"]
 
 
-async def test_a_batch_answers_for_each_in_order_and_a_bad_one_fails_alone(rooms: str) -> None:
+async def test_batch_returns_results_in_order_and_an_invalid_item_fails_alone(rooms: str) -> None:
     items = [
         {**NOTE, "rooms": ["user_1", "request_1"], "id": "a"},
         {**NOTE, "rooms": ["user/1"]},
@@ -121,7 +121,7 @@ async def test_batch_over_the_total_size_in_its_rooms_gets_a_413(rooms: str) -> 
         ("application/x-www-form-urlencoded", 415),
     ],
 )
-async def test_only_json_is_taken(rooms: str, content_type: str, status: int) -> None:
+async def test_only_json_is_accepted(rooms: str, content_type: str, status: int) -> None:
     headers = {"Content-Type": content_type}
     body = json.dumps(NOTE)
     response = await post(rooms, "/rooms/user_1/broadcast", content=body, headers=headers)

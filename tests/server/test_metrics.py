@@ -164,14 +164,14 @@ async def test_a_key_may_be_for_metrics_alone(front: Front, tmp_path: Path) -> N
         assert key not in (await ask(url, "GET", "/metrics", key)).text
 
 
-async def test_two_servers_in_one_process_count_apart(front: Front) -> None:
+async def test_two_servers_in_one_process_have_separate_metrics(front: Front) -> None:
     async with serving(front) as one, serving(front) as other:
         await publish(one, "n1")
         assert (await scraped(one))["publishes_total", "accepted"] == 1
         assert (await scraped(other))["publishes_total", "accepted"] == 0
 
 
-async def test_the_contract_lists_all_of_them(url: str) -> None:
+async def test_protocol_lists_all_metrics(url: str) -> None:
     contract = (Path(__file__).parents[2] / "PROTOCOL.md").read_text()
     section = contract.partition("\n## Metrics\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", section, re.MULTILINE)

@@ -97,7 +97,7 @@ def test_signal_drains_subscribers_and_stops_the_host(tmp_path: Path, number: in
     assert "Traceback" not in said
 
 
-async def test_the_handlers_that_were_there_are_called_after_draining_and_come_back() -> None:
+async def test_previous_signal_handlers_are_called_after_draining_and_restored() -> None:
     calls: list[str] = []
     free = asyncio.Event()
 

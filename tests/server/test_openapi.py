@@ -62,7 +62,7 @@ async def test_the_served_document_is_this_one(rooms: str) -> None:
         assert (await client.get("/openapi.json")).json() == document()
 
 
-def test_the_contract_lists_the_same_routes() -> None:
+def test_protocol_lists_the_same_routes() -> None:
     contract = (Path(__file__).parents[2] / "PROTOCOL.md").read_text()
     listed = re.findall(r"^\| `(GET|POST) (/\S+)` \|", contract, re.MULTILINE)
     paths: dict[str, Any] = document()["paths"]

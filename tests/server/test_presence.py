@@ -223,7 +223,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_burst_of_devices_is_reported_as_one_update() -> None:
+async def test_burst_of_devices_is_one_update() -> None:
     there, watchers = Presence(grace_s=60), [Recorder() for _ in range(45)]
     for watcher in watchers:
         there.watch(ROOM, watcher)

@@ -78,7 +78,7 @@ def test_serves_and_stops_on_sigterm() -> None:
         assert errors.splitlines()[-1].endswith(": stopped")
 
 
-def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
+def test_serves_tls_with_a_certificate(tmp_path: Path) -> None:
     certified = certify(tmp_path)
     files = ["--tls-cert", str(certified.chain), "--tls-key", str(certified.key)]
     with served(*files) as (process, url):
@@ -144,7 +144,7 @@ def test_invalid_setting_is_a_one_line_error(arguments: list[str], said: str) ->
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_wrong_variable_is_named() -> None:
+def test_invalid_variable_is_named() -> None:
     done = run("serve", SYNAP_REALTIME_PORT="many")
     assert done.returncode == 2
     assert "SYNAP_REALTIME_PORT" in done.stderr

@@ -137,7 +137,7 @@ async def subscribed(
     assert node.hub.subscriber_count(room) == 0
 
 
-async def test_a_late_subscriber_of_a_request_gets_its_result() -> None:
+async def test_late_subscriber_of_a_request_receives_its_result() -> None:
     node = Node()
     await node.publish(REQUEST)
     for _ in range(2):

@@ -230,7 +230,7 @@ async def test_full_batch_does_not_close_a_reading_subscriber(rooms: str) -> Non
         ("/", 404),
     ],
 )
-async def test_a_bad_handshake_is_refused_with_its_reason(
+async def test_invalid_handshake_is_refused_with_its_reason(
     rooms: str, path: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(websockets.InvalidStatus) as refused:
@@ -257,7 +257,7 @@ async def test_an_allowed_origin_can_listen(front: Front) -> None:
                 assert await ws.recv() == "pong"
 
 
-async def test_a_server_that_stops_asks_its_subscribers_to_come_back(front: Front) -> None:
+async def test_stopping_server_asks_subscribers_to_reconnect(front: Front) -> None:
     async with front(create_app()) as url:
         ws = await websockets.connect(url.replace("http", "ws") + "/rooms/user_1/subscribe")
     assert await closed_with(ws) == 4012

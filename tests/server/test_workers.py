@@ -268,7 +268,7 @@ async def test_revocation_at_one_worker_closes_connections_of_all(
         ("tests.support.replicated_store:PORT", "expected def open(retention) -> Store"),
     ],
 )
-def test_without_a_shared_store_there_is_one_worker(store: str, said: str) -> None:
+def test_without_a_shared_store_one_worker_is_allowed(store: str, said: str) -> None:
     done = run("serve", "--port", str(free_port()), "--workers", "2", "--store", store)
     assert done.returncode == 2
     assert said in done.stderr

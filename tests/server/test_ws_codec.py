@@ -290,7 +290,7 @@ def test_nothing_is_received_behind_a_close() -> None:
     assert read(inside) == [Close(None)]
 
 
-def test_text_fails_at_its_first_wrong_byte() -> None:
+def test_text_fails_at_its_first_invalid_byte() -> None:
     """Not at the end of its frame, nor of its message."""
     whole = frame(TEXT, b"\xce\xba\xf4\x90\x80\x80 and more")
     good, bad = whole[:-12], whole[-12:-11]
@@ -302,7 +302,7 @@ def test_text_fails_at_its_first_wrong_byte() -> None:
     assert failure.code == 1007
 
 
-def test_text_fails_as_soon_as_nothing_could_make_it_right() -> None:
+def test_text_fails_as_soon_as_it_cannot_become_valid() -> None:
     """All beginnings of a letter, of two bytes and of three."""
     # What 64 neighbours differ in is their last byte.
     codes = [code for code in range(0, 0x110000, 64) if not 0xD800 <= code < 0xE000]
@@ -406,7 +406,7 @@ def test_a_long_message_in_small_packets_takes_linear_time(opcode: int) -> None:
 
 @invented
 @given(st.integers(0, 20_000), masks)
-def test_masks_are_taken_off_in_blocks(size: int, mask: bytes) -> None:
+def test_unmasks_in_blocks(size: int, mask: bytes) -> None:
     """Around the ends of the blocks, and from any place in them."""
     payload = random.Random(size).randbytes(size)
     sent = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))

@@ -97,7 +97,7 @@ async def test_acknowledged_notifications_are_not_redelivered(listen: Listen, ro
             await receive()
 
 
-async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> None:
+async def test_reconnects_after_a_drain(listen: Listen) -> None:
     app = create_app()
     states: list[SubscriptionState] = []
     async with (
@@ -117,7 +117,7 @@ async def test_a_server_that_drains_is_left_and_found_again(listen: Listen) -> N
     assert "4012" in states[1].reason
 
 
-async def test_a_server_that_restarts_is_found_again_and_the_gap_is_reported(
+async def test_reconnects_after_a_restart_and_reports_the_gap(
     listen: Listen,
 ) -> None:
     """The new server knows nothing of the old one's cursors: what it has is still heard."""
@@ -141,7 +141,7 @@ async def test_a_server_that_restarts_is_found_again_and_the_gap_is_reported(
     assert gaps == ["request_7"]
 
 
-async def test_a_cable_that_was_pulled_is_noticed(
+async def test_detects_a_pulled_cable(
     listen: Listen, rooms: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)

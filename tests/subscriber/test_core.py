@@ -119,7 +119,7 @@ def test_ids_that_were_seen_are_dropped_and_forgotten_in_time() -> None:
     assert driver.received.count("n1") == 2
 
 
-def test_one_without_id_or_cursor_comes_through() -> None:
+def test_notification_without_id_or_cursor_is_delivered() -> None:
     driver = Driver()
     driver.connect(None)
     for _ in range(2):
@@ -200,7 +200,7 @@ def test_busy_consumer_is_not_a_dead_peer() -> None:
     assert not keepalive.is_dead
 
 
-def test_a_notification_is_acknowledged_once_the_next_is_asked_for() -> None:
+def test_notification_is_acknowledged_when_the_next_is_requested() -> None:
     driver = Driver()
     driver.connect()
     driver.step = driver.steps.send(note("n1", "c-1"))
@@ -259,7 +259,7 @@ def test_nothing_is_acknowledged_unless_both_want_it(subprotocol: str | None, wa
         ({"on_state_change": "x"}, "on_state_change"),
     ],
 )
-def test_a_wrong_argument_raises_at_the_call(
+def test_invalid_argument_raises_at_the_call(
     function: Any, arguments: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
@@ -285,7 +285,7 @@ def test_a_wrong_argument_raises_at_the_call(
         {"url": 5},
     ],
 )
-def test_a_wrong_setting_raises_at_the_call_and_shows_no_secret(
+def test_invalid_setting_raises_at_the_call_without_secrets(
     function: Any, arguments: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -302,7 +302,7 @@ def test_a_wrong_setting_raises_at_the_call_and_shows_no_secret(
         ("wss://u:p@h", "wss://u:p@h/rooms/user_a%3Ab/subscribe?after=c-1"),
     ],
 )
-def test_where_it_dials(url: str, uri: str) -> None:
+def test_connects_to_the_expected_url(url: str, uri: str) -> None:
     options = check(
         "user_a:b",
         url,

@@ -90,14 +90,14 @@ async def test_a_refusal_ends_it_and_the_token_is_not_shown(
     assert "secret" not in str(caught.value) + "".join(said)
 
 
-async def test_a_url_may_hold_a_password(listen: Listen, scripted: Scripted) -> None:
+async def test_accepts_password_in_the_url(listen: Listen, scripted: Scripted) -> None:
     play(scripted, says(note("n1")))
     async with listen("user_1", scripted.url.replace("//", "//me:pw@")) as receive:
         await receive()
     assert scripted.requests[0].headers["Authorization"] == "Basic bWU6cHc="
 
 
-async def test_503_and_its_retry_after_are_obeyed(listen: Listen, scripted: Scripted) -> None:
+async def test_obeys_503_with_retry_after(listen: Listen, scripted: Scripted) -> None:
     states: list[SubscriptionState] = []
     play(scripted, (503, {"Retry-After": "1"}), says(note("n1")))
     async with listen("user_1", scripted.url, on_state_change=states.append) as receive:
@@ -128,7 +128,7 @@ async def test_the_attempts_are_counted(listen: Listen, scripted: Scripted) -> N
     assert (caught.value.code, caught.value.retriable) == (503, True)
 
 
-async def test_a_server_that_is_not_there(listen: Listen, scripted: Scripted) -> None:
+async def test_reports_an_unreachable_server(listen: Listen, scripted: Scripted) -> None:
     async with listen("user_1", "http://me:secret@127.0.0.1:1", max_reconnects=0) as receive:
         with pytest.raises(SubscriptionError, match="could not be reached") as caught:
             await receive()
@@ -136,7 +136,9 @@ async def test_a_server_that_is_not_there(listen: Listen, scripted: Scripted) ->
     assert caught.value.code is None
 
 
-async def test_a_token_function_is_called_at_every_dial(listen: Listen, scripted: Scripted) -> None:
+async def test_calls_the_token_function_at_every_connect(
+    listen: Listen, scripted: Scripted
+) -> None:
     tokens = iter(["t1", "t2"])
     play(scripted, says(close=4000), says(note("n1")), (503, {}))
     async with listen("user_1", scripted.url, lambda: next(tokens)) as receive:
@@ -155,7 +157,7 @@ async def test_error_of_a_token_function_propagates(listen: Listen, scripted: Sc
     assert not scripted.requests
 
 
-async def test_a_token_function_is_asked_again_for_one_that_had_expired(
+async def test_calls_the_token_function_again_after_expiry(
     listen: Listen, scripted: Scripted
 ) -> None:
     """Whatever else is wrong with a token is final, and so is a fixed one that has expired."""
@@ -177,7 +179,7 @@ async def test_a_token_function_is_asked_again_for_one_that_had_expired(
             await receive()
 
 
-async def test_a_token_function_that_hangs_is_a_failed_dial(
+async def test_hanging_token_function_is_a_failed_connect(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.1)
@@ -200,7 +202,7 @@ async def test_a_token_function_that_hangs_is_a_failed_dial(
 
 
 @pytest.mark.parametrize("given", [5, True, b"t", {}])
-async def test_a_token_function_that_returns_no_text_fails_by_name(
+async def test_token_function_must_return_text(
     listen: Listen, scripted: Scripted, given: Any
 ) -> None:
     async with listen("user_1", scripted.url, lambda: given) as receive:
@@ -225,7 +227,7 @@ async def test_async_functions_are_awaited(scripted: Scripted) -> None:
     assert scripted.requests[0].headers["Authorization"] == "Bearer t1"
 
 
-async def test_garbage_is_passed_over(listen: Listen, scripted: Scripted) -> None:
+async def test_invalid_messages_are_skipped(listen: Listen, scripted: Scripted) -> None:
     garbage: list[str | bytes] = [
         "",
         "nonsense",
@@ -360,7 +362,7 @@ async def test_lost_acknowledgement_is_sent_again(
         assert (await waiting).id == "n2"
 
 
-async def test_leaving_amid_a_flood_is_quick(listen: Listen, scripted: Scripted) -> None:
+async def test_closing_during_a_flood_is_quick(listen: Listen, scripted: Scripted) -> None:
     async def flood(ws: ServerConnection) -> None:
         while True:
             await ws.send(note(None, None, data={"x": "y" * 10_000}))
@@ -372,7 +374,7 @@ async def test_leaving_amid_a_flood_is_quick(listen: Listen, scripted: Scripted)
     assert time.monotonic() - start < scaled(3)
 
 
-async def test_a_proxy_of_the_environment_is_not_asked_for_loopback(
+async def test_loopback_ignores_proxy_variables(
     listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "ws_proxy"):
@@ -424,7 +426,7 @@ async def test_cancelled_subscription_leaks_nothing(scripted: Scripted) -> None:
         await task
 
 
-async def test_unknown_members_come_through(listen: Listen, scripted: Scripted) -> None:
+async def test_unknown_members_are_delivered(listen: Listen, scripted: Scripted) -> None:
     play(scripted, says(note("n1", "c-1", colour="blue", status="success")))
     async with listen("user_1", scripted.url) as receive:
         notification = await receive()

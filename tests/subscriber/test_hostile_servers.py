@@ -84,7 +84,7 @@ HANDSHAKES = {
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 @pytest.mark.parametrize("kind", HANDSHAKES)
-async def test_a_handshake_ends_in_time(
+async def test_handshake_is_bounded_in_time(
     listen: Listen, kind: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.5)
@@ -162,7 +162,7 @@ async def test_a_message_of_endless_empty_fragments_is_a_lost_connection(
         assert [(await receive()).id, (await receive()).id] == ["n1", "n2"]
 
 
-async def test_a_message_in_fragments_arrives_whole(listen: Listen, scripted: Scripted) -> None:
+async def test_fragmented_message_is_reassembled(listen: Listen, scripted: Scripted) -> None:
     async def pieces(ws: ServerConnection) -> None:
         for n in range(50):
             await ws.send([note(f"n{n}")[:10], "", note(f"n{n}")[10:]])

@@ -50,7 +50,7 @@ def test_job_state_follows_its_notifications() -> None:
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
-def test_the_bad_ends(end: str) -> None:
+def test_failed_and_cancelled_are_errors(end: str) -> None:
     run = RunNotifications(REPORT, "r")
     terminal = run.failed("No paper.") if end == "failed" else run.cancelled("No paper.")
     view = JobTracker()
@@ -116,14 +116,14 @@ def test_shows_a_piece_once() -> None:
 
 
 @pytest.mark.parametrize("index", [None, "0", -1, 1.5, True, [], {}])
-def test_a_piece_without_a_place_is_no_piece(index: object) -> None:
+def test_delta_without_an_index_is_ignored(index: object) -> None:
     view = JobTracker()
     delta(view, 0, "a")
     assert delta(view, index, "b") == ("a", False)
 
 
 @pytest.mark.parametrize("name", ["response", "text", "result"])
-def test_the_end_brings_the_whole_text(name: str) -> None:
+def test_terminal_notification_holds_the_whole_text(name: str) -> None:
     view = JobTracker()
     delta(view, 3, "le")
     end = Notification(type="a.completed", status="success", data={name: "whole"})
@@ -138,7 +138,7 @@ def test_marks_text_incomplete_without_a_complete_result() -> None:
     assert view.gap() == view.state
 
 
-def test_a_good_end_is_all_of_its_progress() -> None:
+def test_completed_job_has_full_progress() -> None:
     run = RunNotifications(REPORT, "r")
     view = JobTracker()
     view.apply(run.progress("1", 0.5, None, None))
@@ -149,7 +149,7 @@ def test_a_good_end_is_all_of_its_progress() -> None:
 
 
 @pytest.mark.parametrize("request_id", [None, "", "a b", True, 1.5, "None", "undefined"])
-def test_rejects_a_wrong_request_id_at_the_call(request_id: Any) -> None:
+def test_invalid_request_id_raises_at_the_call(request_id: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"request_id|room"):
         follow_job(request_id)
 

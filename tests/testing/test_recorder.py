@@ -175,7 +175,7 @@ def test_the_order_is_asserted(realtime: RealtimeRecorder) -> None:
         realtime.assert_order(REPORT.completed, REPORT.started)
 
 
-def test_nothing_of_one_recording_shows_in_the_next(realtime: RealtimeRecorder) -> None:
+def test_recordings_are_isolated(realtime: RealtimeRecorder) -> None:
     broadcast_success_sync("1", "outer", {})
     with record() as inner:
         broadcast_success_sync("1", "inner", {})

@@ -60,7 +60,7 @@ def test_a_type_has_one_payload() -> None:
 
 
 @pytest.mark.parametrize("wrong", [Report, "report.creation", 3, None, [3]])
-def test_anything_else_is_refused(wrong: object) -> None:
+def test_other_values_are_refused(wrong: object) -> None:
     with pytest.raises(InvalidArgumentError, match="expected a JobType, a mapping"):
         build_catalog({"a": wrong})
 

@@ -99,7 +99,7 @@ def test_a_file_is_replaced_as_a_whole(app: Path) -> None:
         (["--out", "."], "--out: cannot write .: "),
     ],
 )
-def test_a_mistake_is_one_line(app: Path, arguments: list[str], said: str) -> None:
+def test_invalid_usage_is_a_one_line_error(app: Path, arguments: list[str], said: str) -> None:
     code, out, errors = run(*arguments, cwd=app)
     assert (code, out) == (2, "")
     last = errors.removeprefix("noise\n")

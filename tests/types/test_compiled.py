@@ -193,7 +193,7 @@ export function of(notification: SynapNotification): number | undefined {{
     assert errors_of(types=loose, uses=uses) != []
 
 
-def test_the_same_comes_each_time() -> None:
+def test_output_is_deterministic() -> None:
     assert own() == own()
 
 

@@ -82,12 +82,12 @@ def test_unrepresentable_type_is_an_error_with_its_location(schema: Any, problem
 
 
 @pytest.mark.parametrize("name", ["NotificationData", "any", "MaybeTruncated"])
-def test_a_name_that_is_taken_is_refused(name: str) -> None:
+def test_duplicate_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError, match="is already used or reserved in TypeScript"):
         Models({name: {"type": "object"}})
 
 
-def test_two_models_never_get_one_name() -> None:
+def test_colliding_model_names_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match=r"a-b: 'a_b' is already used"):
         Models({"a_b": {}, "a-b": {}})
 

@@ -32,7 +32,7 @@ def read(rooms: str, worker: Worker) -> Callable[..., Messages]:
     return partial(read_room, rooms)
 
 
-def test_a_task_reports_its_life(read: Callable[..., Messages]) -> None:
+def test_task_reports_its_lifecycle(read: Callable[..., Messages]) -> None:
     tasks.works.delay("Q3", user_id="1", request_id="r1")
     messages = read("user_1")
     assert words(messages) == ["started", "progress", "completed"]
@@ -132,7 +132,7 @@ def test_a_lost_process_is_a_failure(read: Callable[..., Messages], tmp_path: Pa
     assert words(read("user_5")) == ["started", "progress", "failed"]
 
 
-def test_a_task_that_runs_again_after_its_process_was_lost_is_one(
+def test_task_rerun_after_a_lost_process_is_one_run(
     read: Callable[..., Messages], tmp_path: Path
 ) -> None:
     tasks.is_lost_and_runs_again.delay(str(tmp_path / "marker"), user_id="6")

@@ -28,7 +28,7 @@ POOLS = {
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_tasks_reports_stay_in_its_room(
+def test_reports_of_a_task_stay_in_its_room(
     rooms: str, broker: str, tmp_path: Path, pool: str
 ) -> None:
     gate = str(tmp_path / "over")

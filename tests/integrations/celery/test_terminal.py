@@ -159,7 +159,7 @@ COLD = [
 
 
 @pytest.mark.parametrize(("pool", "how", "word"), COLD)
-def test_a_worker_that_is_stopped_cold_ends_its_runs(
+def test_cold_stopped_worker_ends_its_runs(
     rooms: str, broker: str, pool: str, how: str, word: str
 ) -> None:
     environment = {"BROKER_URL": broker, "REALTIME_URL": rooms, "STAYS_S": "3"}

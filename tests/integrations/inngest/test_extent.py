@@ -72,7 +72,7 @@ async def serving(stage: Stage, server: str, kind: str) -> AsyncIterator[str]:
         if (server, kind) != ("gunicorn gevent", "async")
     ],
 )
-async def test_a_functions_reports_stay_in_its_room(stage: Stage, server: str, kind: str) -> None:
+async def test_reports_of_a_function_stay_in_its_room(stage: Stage, server: str, kind: str) -> None:
     users = [f"u{n}" for n in range(6)]
     is_over = asyncio.Event()
 

@@ -171,7 +171,7 @@ async def test_a_steps_errors_reach_the_user_as_the_functions_do(
     assert said in (await stage.read_room("user_42"))[-1]["data"]["error"]
 
 
-async def test_failed_comes_once_when_inngest_has_given_up(stage: Stage, kind: str) -> None:
+async def test_failed_is_reported_once_after_the_last_attempt(stage: Stage, kind: str) -> None:
     def body(ctx: Any) -> None:
         raise RuntimeError("password=hunter2")
 
@@ -249,7 +249,7 @@ async def test_a_result_that_is_too_large_still_ends_the_job(stage: Stage, kind:
     assert (await stage.read_room("user_42"))[-1]["data"] == {"truncated": True, "omitted": ["x"]}
 
 
-async def test_a_room_server_that_is_away_fails_no_job(stage: Stage, kind: str) -> None:
+async def test_unavailable_room_server_fails_no_job(stage: Stage, kind: str) -> None:
     calls: list[int] = []
     stage.broadcaster = BackgroundBroadcaster("http://127.0.0.1:9")
     await stage.serve(function(stage, kind, lambda ctx: calls.append(ctx.attempt)))

@@ -71,7 +71,7 @@ async def test_parallel_steps(stage: Stage, body: Any) -> None:
     assert received[-1]["data"] == {"sum": 6}
 
 
-async def test_an_invoked_function_reports_its_own_life(stage: Stage) -> None:
+async def test_invoked_function_reports_its_own_lifecycle(stage: Stage) -> None:
     async def child(ctx: inngest.Context) -> str:
         return "done"
 

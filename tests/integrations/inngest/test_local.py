@@ -40,7 +40,7 @@ async def test_step_runs_once_and_its_result_is_memoized(stage: Stage) -> None:
     assert calls == ["body", "a", "body", "b", "body", "AB"]
 
 
-async def test_a_step_that_fails_is_tried_again_alone(stage: Stage) -> None:
+async def test_failed_step_is_retried_alone(stage: Stage) -> None:
     attempts: list[tuple[str, int]] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"), retries=2)
@@ -400,9 +400,7 @@ async def test_a_bad_event_gets_a_clear_400(stage: Stage, body: str) -> None:
         assert response.status_code == 400
 
 
-async def test_an_app_that_is_away_is_tried_again(
-    stage: Stage, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unavailable_app_is_retried(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """What answers is no SDK, then there is nobody: failed attempts, told as on the real server."""
     failures: list[Any] = []
 

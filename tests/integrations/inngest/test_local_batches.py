@@ -39,7 +39,7 @@ async def test_a_full_batch_is_one_run(stage: Stage) -> None:
     assert sorted(ran) == [[0, 1], [2, 3]]
 
 
-async def test_a_batch_that_does_not_fill_up_is_started_by_its_timeout(stage: Stage) -> None:
+async def test_incomplete_batch_starts_after_its_timeout(stage: Stage) -> None:
     ran: list[Any] = []
     await stage.serve(batching(stage, inngest.Batch(max_size=10, timeout=SHORT), ran))
     await stage.client.send(events({"n": 1}))

@@ -117,7 +117,7 @@ async def test_a_worker_that_goes_while_it_works_is_a_failed_attempt(stage: Stag
     assert [error["name"] for error in failures] == ["connect_worker_stopped_responding"]
 
 
-async def test_a_call_waits_until_a_worker_is_there(stage: Stage) -> None:
+async def test_call_waits_for_a_worker(stage: Stage) -> None:
     """Though the function has one attempt only. A run that is cancelled meanwhile is not called."""
     async with by_hand(stage) as socket:
         await send(socket, pb.GatewayMessageType.WORKER_PAUSE)
@@ -143,7 +143,7 @@ async def test_a_lease_is_extended(stage: Stage) -> None:
     assert answer.new_lease_id
 
 
-async def test_an_answer_may_come_by_http(stage: Stage) -> None:
+async def test_worker_may_respond_over_http(stage: Stage) -> None:
     async with by_hand(stage) as socket:
         await stage.send("go")
         asked = pb.GatewayExecutorRequestData.FromString((await receive(socket)).payload)

@@ -68,7 +68,7 @@ async def worker(request: pytest.FixtureRequest, rooms: str) -> AsyncIterator[An
         await broker.shutdown()
 
 
-async def test_a_tasks_reports_stay_in_its_room(worker: Any, rooms: str, tmp_path: Path) -> None:
+async def test_reports_of_a_task_stay_in_its_room(worker: Any, rooms: str, tmp_path: Path) -> None:
     pool, broker = worker
     gate = str(tmp_path / "over")
     docs = [f"u{n}" for n in range(6)]

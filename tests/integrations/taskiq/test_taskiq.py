@@ -89,7 +89,7 @@ ReadRoom = Callable[..., Awaitable[Messages]]
 
 
 @pytest.mark.parametrize("name", ["works", "works_sync"])
-async def test_a_task_reports_its_life(
+async def test_task_reports_its_lifecycle(
     broker: InMemoryBroker, read_room: ReadRoom, name: str
 ) -> None:
     request = {"request_id": "r1"} if name == "works" else {}

@@ -475,7 +475,7 @@ async def test_a_password_in_the_address_of_keys_is_not_logged(
         ({"jwks_urls": ["http://a.b/"]}, "--jwks-urls (SYNAP_REALTIME_JWKS_URLS, or jwks_urls in"),
     ],
 )
-def test_a_wrong_key_is_named_by_its_variable(given: dict[str, Any], said: str) -> None:
+def test_invalid_key_is_named_by_its_variable(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         KeyRing(**given)
     assert str(caught.value).startswith(said)

@@ -98,7 +98,7 @@ async def test_rejects_unknown_critical_header() -> None:
     await refused(raw({"alg": "HS256", "crit": ["exp"], "exp": 1}, {"exp": time.time() + 600}))
 
 
-async def test_a_token_has_to_end() -> None:
+async def test_token_without_expiry_is_rejected() -> None:
     error = await refused(raw({"alg": "HS256"}, {"sub": "1"}))
     assert "exp" in str(error)
 
@@ -164,7 +164,7 @@ async def test_rejects_payload_that_is_not_an_object(payload: object) -> None:
     await refused(raw({"alg": "HS256"}, payload))
 
 
-async def test_foreign_scopes_mean_nothing() -> None:
+async def test_unknown_scopes_grant_nothing() -> None:
     claims = await authenticator().authenticate(sign({"scope": "openid email presence"}))
     assert claims.scopes == {"presence"}
 

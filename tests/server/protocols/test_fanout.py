@@ -385,9 +385,7 @@ def test_reused_descriptor_receives_nothing_of_the_old_room(
     run(test())
 
 
-def test_a_room_grows_to_many_and_shrinks_to_few_and_to_none(
-    run: Run, settings: ServerSettings
-) -> None:
+def test_group_forms_and_dissolves_with_the_room_size(run: Run, settings: ServerSettings) -> None:
     async def test() -> None:
         async with serving(settings) as server:
             for _ in range(2):

@@ -115,7 +115,7 @@ def callers(*names: str) -> list[Caller]:
     return [Caller(name, is_bounded=True) for name in names]
 
 
-def test_budget_cuts_the_largest_of_the_heaviest_caller() -> None:
+def test_budget_closes_the_largest_connection_of_the_heaviest_caller() -> None:
     budget = ByteBudget(1000, 0)
     heavy, light = callers("heavy", "light")
     many = [Connection(budget) for _ in range(9)]
@@ -167,7 +167,7 @@ def test_budget_of_a_caller_is_for_users_and_tokens_wherever_they_are(
     assert one.is_cut is is_bounded
 
 
-def test_budget_cuts_none_of_a_light_caller_while_heavy_ones_are_left() -> None:
+def test_budget_spares_light_callers_while_heavy_ones_remain() -> None:
     budget = ByteBudget(1000, 0)
     heavy = [Connection(budget) for _ in range(8)]
     light = [Connection(budget) for _ in range(81)]
@@ -339,7 +339,7 @@ def test_trims_again_after_a_trim_in_the_middle_of_a_flood() -> None:
     assert (process.trims, process.freed) == (2, 0)
 
 
-def test_a_process_that_needs_its_memory_is_trimmed_in_vain_a_few_times() -> None:
+def test_ineffective_trims_are_bounded() -> None:
     process = Process()
     trimmer = Trimmer(lambda: 0, process)
     trimmer.look()
@@ -353,7 +353,7 @@ def test_a_process_that_needs_its_memory_is_trimmed_in_vain_a_few_times() -> Non
     assert process.freed == 0
 
 
-def test_a_process_that_does_other_work_is_trimmed_after_much_was_held_for_peers() -> None:
+def test_busy_process_is_trimmed_after_a_peak_of_held_memory() -> None:
     process, held = Process(), 0
     trimmer = Trimmer(lambda: held, process, is_alone=False)
     trimmer.look()

@@ -441,7 +441,7 @@ def test_refuses_requests_behind_many_empty_lines(run: Run) -> None:
     run(test())
 
 
-def test_a_body_that_breaks_after_its_answer_ends_the_connection(run: Run) -> None:
+def test_invalid_body_after_the_response_closes_the_connection(run: Run) -> None:
     async def test() -> None:
         async with running_server(with_keys()) as url, peer(url) as client:
             await client.say(http(POST, CHUNKED, bearer("no"), body=b"2\r\n{}\r\n"))

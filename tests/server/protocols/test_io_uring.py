@@ -119,7 +119,7 @@ def open_files(folder: Path) -> list[Path]:
 
 
 @with_io_uring
-def test_one_that_was_closed_sends_nothing() -> None:
+def test_closed_ring_sends_nothing() -> None:
     ring = IoUring()
     with pairs(1) as (ours, peers):
         block = block_of(ring, ours, 5)

@@ -133,7 +133,7 @@ async def test_every_frame_counts_as_life(frame: bytes) -> None:
         writer.close()
 
 
-async def test_does_not_close_a_connection_that_has_gone_after_its_ping() -> None:
+async def test_does_not_close_a_connection_that_closed_after_its_ping() -> None:
     watch, gone, here = IdleTimeouts(0.3, 0.1), Peer(), Peer()
     watch.touch(gone)
     watch.touch(here)
@@ -145,7 +145,7 @@ async def test_does_not_close_a_connection_that_has_gone_after_its_ping() -> Non
     watch.close()
 
 
-async def test_pings_a_quiet_peer_behind_one_that_never_is() -> None:
+async def test_pings_an_idle_peer_behind_a_busy_one() -> None:
     watch, busy, quiet = IdleTimeouts(60, 0.1), Peer(), Peer()
     watch.touch(busy)
     watch.touch(quiet)

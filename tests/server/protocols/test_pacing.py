@@ -180,7 +180,7 @@ def test_frames_of_a_flood_are_answered_in_order_and_beside_others(run: Run) -> 
 
 
 @one_by_one
-def test_a_frame_that_is_cut_by_the_share_is_read_whole(run: Run) -> None:
+def test_frame_split_by_the_share_is_read_completely(run: Run) -> None:
     async def test() -> None:
         async with running_server(rooms()) as url, peer(url) as client:
             await _joined(client)
@@ -195,7 +195,7 @@ def test_a_frame_that_is_cut_by_the_share_is_read_whole(run: Run) -> None:
 
 @one_by_one
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_body_in_many_chunks_is_read_whole(run: Run, size: int) -> None:
+def test_body_in_many_chunks_is_read_completely(run: Run, size: int) -> None:
     body = json.dumps({"type": "a", "data": {"x": "y" * 30_000}}).encode()
     parts = [body[at : at + size] for at in range(0, len(body), size)]
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"

@@ -209,7 +209,7 @@ async def test_lines_about_each_publish_are_written(caplog: pytest.LogCaptureFix
     assert (line.__dict__["key"], line.__dict__["room"]) == ("jobs", "user_1")
 
 
-async def test_a_trace_has_its_span() -> None:
+async def test_publish_has_a_span() -> None:
     kept, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
     before = trace._TRACER_PROVIDER

@@ -203,7 +203,7 @@ def test_unfinished_handshakes_make_room_for_others(
 
 
 @pytest.mark.parametrize("said", [b"", HALF_A_HELLO])
-def test_a_handshake_ends_in_time(
+def test_handshake_is_bounded_in_time(
     run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.2)

@@ -296,7 +296,7 @@ def test_closed_connection_uses_no_pending_slot(run: Run) -> None:
     ],
     ids=["pings", "pongs", "texts", "fragments"],
 )
-def test_a_flood_of_frames_is_not_read_to_its_end(run: Run, begin: bytes, more: bytes) -> None:
+def test_stops_reading_a_flood_of_frames(run: Run, begin: bytes, more: bytes) -> None:
     read: list[int] = []
 
     class Watched(WebSocketProtocol):
@@ -345,7 +345,7 @@ def test_answers_a_flood_of_pings_in_a_few_writes(run: Run) -> None:
     run(test())
 
 
-def test_the_frames_of_each_second_count_for_themselves(run: Run) -> None:
+def test_frame_rate_is_counted_per_second(run: Run) -> None:
     async def test() -> None:
         async with serving() as server, connected(server) as (reader, writer, recorder):
             loop = asyncio.get_running_loop()

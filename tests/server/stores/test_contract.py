@@ -148,7 +148,7 @@ async def test_an_id_is_remembered_for_the_window_only(open_store: OpenStore, cl
     assert (await publish(store, "same")).duplicate
 
 
-async def test_an_id_is_remembered_when_its_notification_is_no_longer_retained(
+async def test_id_outlives_its_notification(
     open_store: OpenStore,
 ) -> None:
     store = open_store(count=2)
@@ -303,9 +303,7 @@ async def test_each_device_has_its_own_acknowledged_cursor(open_store: OpenStore
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-async def test_a_room_knows_the_devices_that_came_last(
-    open_store: OpenStore, backwards: bool
-) -> None:
+async def test_room_keeps_its_most_recent_devices(open_store: OpenStore, backwards: bool) -> None:
     """By when they came, and not by their names, also where many come in the same second."""
     store = open_store()
     receipt = await publish(store, "n0")

@@ -162,7 +162,7 @@ async def test_a_file_that_was_truncated_is_refused(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("never_resting")
-async def test_a_file_that_was_moved_away_is_whole_where_it_is_now(path: Path) -> None:
+async def test_moved_file_stays_intact(path: Path) -> None:
     """Alone: what stood in the log beside it was moved into it."""
     store = SqliteStore(path)
     await publish(store, "n0")
@@ -278,7 +278,7 @@ async def test_file_locked_by_another_process_meanwhile_is_in_use(
     assert await process.wait() == 0
 
 
-def test_no_connection_makes_a_new_file_in_the_place_of_one_that_went(path: Path) -> None:
+def test_no_connection_recreates_a_removed_file(path: Path) -> None:
     file = Database(path, lambda: 0.0)
     path.unlink()
     with pytest.raises(sqlite3.Error, match="unable to open"):

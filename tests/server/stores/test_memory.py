@@ -24,7 +24,7 @@ async def publish(store: MemoryStore, *publications: Publication) -> None:
     await store.publish(publications, lambda _room, _entry: 0)
 
 
-async def test_over_its_size_the_oldest_of_all_rooms_goes_first_and_that_is_reported() -> None:
+async def test_over_its_size_drops_the_oldest_of_all_rooms_and_reports_gaps() -> None:
     store = MemoryStore(Retention(max_memory_bytes=MEBIBYTE))
     for number in range(20):
         await publish(store, notification(f"user_{number}", "n", 100_000))

@@ -58,7 +58,7 @@ async def test_guessed_cursor_does_not_reveal_publishes_of_other_rooms(
     assert await store.read(QUIET, guessed, 1) == before
 
 
-async def test_a_busy_room_does_not_move_the_head_of_another(open_store: OpenStore) -> None:
+async def test_busy_room_does_not_advance_the_head_of_another(open_store: OpenStore) -> None:
     store = open_store()
     mine = (await publish(store, "a", MINE)).cursor
     await publish_elsewhere(store, 3)

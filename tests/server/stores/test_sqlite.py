@@ -54,7 +54,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "rooms.db"
 
 
-async def test_everything_is_there_after_a_restart(path: Path) -> None:
+async def test_everything_survives_a_restart(path: Path) -> None:
     store = SqliteStore(path)
     receipts = [await publish(store, f"n{n}", count=2) for n in range(3)]
     store.ack(USER, receipts[1].cursor)
@@ -165,7 +165,7 @@ async def test_age_continues_across_restarts(path: Path) -> None:
     await store.close()
 
 
-async def test_a_crash_forgets_no_more_than_a_minute_of_age(
+async def test_crash_loses_at_most_a_minute_of_age(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
@@ -184,7 +184,7 @@ async def test_a_crash_forgets_no_more_than_a_minute_of_age(
     await store.close()
 
 
-async def test_a_restart_with_a_wrong_wall_clock_keeps_the_log(
+async def test_restart_with_a_wrong_wall_clock_retains_the_log(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SqliteStore(path)
@@ -365,9 +365,7 @@ async def test_only_its_owner_may_read_it(path: Path, was_there: bool) -> None:
         ),
     ],
 )
-def test_a_file_of_something_else_is_left_alone(
-    path: Path, content: bytes | str, said: str
-) -> None:
+def test_foreign_file_is_left_unchanged(path: Path, content: bytes | str, said: str) -> None:
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
@@ -429,7 +427,7 @@ def test_full_disk_at_start_is_reported_with_a_remedy(tmp_path: Path) -> None:
             SqliteStore(disk / "rooms.db")
 
 
-async def test_a_full_disk_loses_and_doubles_nothing(
+async def test_full_disk_loses_and_duplicates_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Calls are kept whole or not at all, and kept again when there is space again."""
