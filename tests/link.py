@@ -25,7 +25,7 @@ class Link:
         delay_s: each piece waits so long.
         chunk_bytes: the size of the pieces that the server's bytes are carried in.
         websockets: what becomes of a WebSocket's handshake; other requests are carried. A proxy
-            that has never heard of WebSockets refuses them, or swallows what is no HTTP to it.
+            that does not support WebSockets refuses them, or swallows what is no HTTP to it.
     """
 
     def __init__(self, server_url: str) -> None:
@@ -48,7 +48,7 @@ class Link:
         self._host, self._port = parts.hostname, parts.port
 
     def refuse(self) -> None:
-        """Close every new connection at once, until :meth:`restore`."""
+        """Close every new connection immediately, until :meth:`restore`."""
         self._refusing = True
 
     def restore(self) -> None:

@@ -40,7 +40,7 @@ class Unhurried(WebSocketProtocol):
 
 
 class Echo:
-    """Says what it hears."""
+    """Echo each message."""
 
     def __init__(
         self, transport: asyncio.Transport, pending_connections: PendingConnections

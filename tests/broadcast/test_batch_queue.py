@@ -150,7 +150,7 @@ class OutboxMachine(RuleBasedStateMachine):
         assert self.outbox._waiting_bytes == sum(len(item.encoded.body) for item in waiting)
 
     def teardown(self) -> None:
-        """When the server answers well again, everybody who still waits hears."""
+        """Every pending caller gets a result once the server recovers."""
         for _ in range(10_000):
             while self.requests:
                 self.end(self.requests.pop(), "ok")

@@ -141,7 +141,7 @@ async def test_a_batch_that_failed_is_sent_again_as_it_was(
     else:
         batch.refuse(int(trouble))
     ids: list[str] = []
-    while len(ids) < 4:  # after a 429 they go as fewer at once
+    while len(ids) < 4:  # after a 429, smaller batches are sent
         again = await gate.next()
         ids += again.ids
         again.accept()
@@ -227,7 +227,7 @@ async def test_full_queue_blocks_callers_in_order(
 async def test_notification_that_fails_a_whole_batch_fails_alone(
     gate: Gate, callers: Callers, status: int
 ) -> None:
-    """A proxy with a bound of its own, or a check that we do not know."""
+    """A proxy with its own limit, or an unknown check."""
     ids = [f"i{n}" for n in range(9)]
     calls = await callers.calls("first", *ids)
 

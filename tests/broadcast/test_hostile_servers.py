@@ -64,7 +64,7 @@ def raw(status: str, body: bytes, *headers: str) -> Callable[[socket.socket], No
 
 
 def dribbling(*parts: bytes) -> Callable[[socket.socket], None]:
-    """Say the first parts at once, and the last again and again, for ten seconds."""
+    """Send the first parts immediately, and repeat the last for ten seconds."""
 
     def answer(connection: socket.socket) -> None:
         *first, last = parts

@@ -65,7 +65,7 @@ def test_refused_clients_retry_with_jitter(
 
 @pytest.mark.parametrize("answer", [AWAY, ApiResponse(status=503, error="busy", retry_after_s=999)])
 def test_a_deadline_that_has_passed_leaves_the_last_answer(answer: ApiResponse) -> None:
-    """Whoever publishes gets a result and no exception of a library."""
+    """The caller gets a result instead of a library's exception."""
     found: ApiResponse = tenacity.Retrying(**retry.arguments(0))(lambda: answer)
     assert found == retry.as_final(answer)
     assert ("it asked to retry after 999 s" in str(found.error)) == (answer.retry_after_s > 0)

@@ -71,7 +71,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 def screenshots(tmp_path: Path) -> Path:
-    """Where pictures go; ``SCREENSHOTS`` keeps them for people."""
+    """The folder of screenshots; ``SCREENSHOTS`` keeps them for review."""
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

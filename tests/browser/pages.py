@@ -133,7 +133,7 @@ class Server:
 
     @property
     def says_goodbye(self) -> bool:
-        """Whether one that is told to stop drains: it says so, and when to come back."""
+        """Whether a stopping server drains and sends a reconnect delay."""
         return self.kind == "python"
 
     def _variables(self) -> dict[str, str]:
@@ -318,13 +318,13 @@ class Tab:
         return [state["transport"] for state in await self.states() if state["status"] == "open"]
 
     async def show(self, component: str, *, strict: bool = False, **properties: Any) -> None:
-        """Render it, or render it anew."""
+        """Render it, or render it again."""
         await self.page.evaluate(
             "([name, props, isStrict]) => show(name, props, isStrict)",
             [component, properties, strict],
         )
 
     async def calls(self) -> list[str]:
-        """What the component's callbacks were told."""
+        """The arguments of the component's callbacks."""
         found: list[str] = await self.page.evaluate("seen.calls")
         return found

@@ -179,7 +179,7 @@ async def test_online_event_reconnects_immediately(
 async def test_restarts_an_interrupted_replay_without_duplicates(
     tab: Tab, url: str, job: Publisher
 ) -> None:
-    """Only its end tells whether something is gone."""
+    """Only the end of the replay shows whether there is a gap."""
     async with Link(url) as link:
         await tab.listen(link.url)
         await job.publish()
@@ -195,7 +195,7 @@ async def test_restarts_an_interrupted_replay_without_duplicates(
 
 
 async def stall_while_listening(tab: Tab, link: Link, job: Publisher) -> None:
-    """With a stopped clock: two are heard, then nothing passes, and two more are published."""
+    """With a stopped clock: two are received, then nothing passes, and two more are published."""
     await tab.page.clock.install()
     await tab.stop_clock()
     await tab.listen(link.url)
@@ -206,7 +206,7 @@ async def stall_while_listening(tab: Tab, link: Link, job: Publisher) -> None:
 
 
 async def test_detects_a_server_that_stops_responding(tab: Tab, url: str, job: Publisher) -> None:
-    """Neither end is told of a pulled cable: 30 s to the next ping, 10 s for its answer."""
+    """Neither end notices a pulled cable: 30 s to the next ping, 10 s for its pong."""
     async with Link(url) as link:
         await stall_while_listening(tab, link, job)
         await tab.page.clock.run_for(39_000)
@@ -228,7 +228,7 @@ async def test_gives_up_after_five_attempts_until_revived(
         await tab.page.clock.install()
         await tab.listen(url)
         await tab.until_open()
-        # It was up for long enough: the count begins anew.
+        # It was up for long enough: the count restarts.
         await tab.page.clock.run_for(6_000)
         await tab.stop_clock()
     for attempt, least_ms in enumerate([1000, 2000, 4000, 8000, 16_000], 1):
@@ -416,7 +416,7 @@ async def test_requests_a_token_at_every_connect(tab: Tab, url: str, job: Publis
 async def test_a_new_token_in_time_keeps_the_connection(
     tab: Tab, context: BrowserContext, origin: str, server: Server
 ) -> None:
-    """Beside it a tab with the same first token, a string: it is let go, and stays away."""
+    """Beside it a tab with the same first token, a string: it is closed and does not reconnect."""
     first = token(expires_in_s=6)
     given: list[str] = []
 
@@ -587,7 +587,7 @@ async def test_page_restored_from_the_back_forward_cache_connects_immediately(
         await tab.page.goto(f"{origin}/away.html")
         await job.publish(3)
         await tab.page.go_back(wait_until="commit")
-        await tab.until_received(job.kept)  # of the same page: it has heard the first two before
+        await tab.until_received(job.kept)  # of the same page: it has received the first two before
 
 
 # ---- tabs that share ----

@@ -32,7 +32,7 @@ async def tab(context: BrowserContext, origin: str, react: str) -> Tab:
 async def test_strict_mode_opens_one_connection(
     tab: Tab, link: Link, job: Publisher, shared: bool
 ) -> None:
-    """It mounts everything twice. What a component is told ends with it."""
+    """It mounts everything twice. A component gets no callback after it unmounts."""
     options = {"userId": "1", "url": link.url, "token": token(), "shared": shared}
     await tab.show("Listener", strict=True, options=options)
     await tab.until("seen.hook?.isConnected")
@@ -205,7 +205,7 @@ async def test_a_server_of_the_original_report(tab: Tab) -> None:
 
 
 def run_of(request: str, number: int) -> list[dict[str, object]]:
-    """What a job tells from its start to its end."""
+    """The notifications of a job from its start to its end."""
     run = {"runId": request, "attempt": 1}
     lifecycle: list[tuple[str, str, dict[str, object]]] = [
         ("started", "pending", {**run, "stallAfterS": 60}),
@@ -251,7 +251,7 @@ async def test_shows_the_lifecycle_of_a_job(tab: Tab, url: str, job: Publisher) 
     await until(status="stalled")
     await publish_words(
         "progress", attempt=2, stallAfterS=60
-    )  # else it would be stalled again at once
+    )  # else it would stall again immediately
     await until(status="pending")
     await publish_words("delta", attempt=2, index=0, delta="Milk")
     await until(status="pending", text="Milk")

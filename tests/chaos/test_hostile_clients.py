@@ -50,7 +50,7 @@ HALVES = {
 
 @pytest.fixture(autouse=True)
 def _sockets() -> Iterator[None]:
-    """This process holds the strangers' ends."""
+    """This process holds the clients' ends."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = before
     wanted = PENDING_CLIENTS + 500
@@ -138,7 +138,7 @@ async def test_thousands_of_pending_connections_take_bounded_memory_and_delay_no
                 result = await broadcaster.broadcast_success("1", "a.completed", {})
                 most = max(most, time.monotonic() - began)
                 assert result.success, result.error
-            # All but those that are kept have heard of their end by now, or soon. (The publisher's
+            # All but those that are kept have received their end by now, or soon. (The publisher's
             # own may be one of them.)
             end = time.monotonic() + 60
             while cut[0] < PENDING_CLIENTS - KEPT - 1 and time.monotonic() < end:  # noqa: ASYNC110 - callbacks count

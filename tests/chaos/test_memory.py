@@ -25,7 +25,7 @@ HANDSHAKE = (
 
 
 async def come_and_go(url: str, room: str) -> None:
-    """A WebSocket that opens, hears one notification, and vanishes."""
+    """A WebSocket that opens, receives one notification, and vanishes."""
     where = urlsplit(url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(HANDSHAKE.format(room=room).encode())

@@ -89,7 +89,7 @@ def check_error(response: httpx.Response, status: int, code: str) -> None:
 
 
 class Listener:
-    """A WebSocket on a room. Pongs are told apart from messages."""
+    """A WebSocket on a room. Pongs are kept apart from messages."""
 
     def __init__(self, ws: ClientConnection) -> None:
         self.ws = ws
@@ -272,7 +272,7 @@ class Client:
         return self._given_keys
 
     def showing(self, credential: str | None) -> Client:
-        """The same server, to who shows this credential everywhere; None: to a stranger."""
+        """The same server with this credential in every request; None: without one."""
         other = Client(self.url, self._http, self._given_keys)
         other._credential_for = lambda _: credential
         return other
@@ -359,7 +359,7 @@ class Client:
         """Wait until a room has so many listeners: each look is a request, and 200 a second are
         allowed."""
         async with asyncio.timeout(TIMEOUT_S):
-            while await self.connections(room) != count:  # noqa: ASYNC110 - only asking tells
+            while await self.connections(room) != count:  # noqa: ASYNC110 - polling is the only way
                 await asyncio.sleep(0.02)
 
     @contextlib.asynccontextmanager
@@ -369,7 +369,7 @@ class Client:
         subprotocols: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Listener]:
-        """A WebSocket that takes whatever comes, at once and of any size."""
+        """A WebSocket that reads everything immediately, of any size."""
         async with connect(
             self.ws_url(path),
             subprotocols=[Subprotocol(name) for name in subprotocols] or None,
@@ -442,7 +442,7 @@ class Client:
 @contextlib.asynccontextmanager
 async def open_client(url: str, keys: Keys | None = None) -> AsyncIterator[Client]:
     # A server closes what is idle for some seconds, maybe just when it is used again (RFC 9112,
-    # section 9.3.1): a case that waits dials anew.
+    # section 9.3.1): a case that waits reconnects.
     limits = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
     async with httpx.AsyncClient(
         timeout=TIMEOUT_S, verify=_TLS, limits=limits, trust_env=False
@@ -521,7 +521,7 @@ def _exchange(sock: socket.socket, sent: bytes) -> bytes:
 
 
 class SlowListener:
-    """A WebSocket on a bare socket that takes nothing until it is told to read."""
+    """A WebSocket on a bare socket that reads only when the test calls for it."""
 
     def __init__(self, client: Client, room: str) -> None:
         path = room_path(room, "subscribe", after="earliest")

@@ -234,7 +234,7 @@ async def client(server: Server) -> AsyncIterator[Client]:
 
 
 def _variables(idle_timeout_s: float, keys: Keys | None) -> dict[str, str]:
-    """What a Worker is told; see docs/cloudflare.md."""
+    """The variables of a Worker; see docs/cloudflare.md."""
     variables = {"IDLE_TIMEOUT_S": str(idle_timeout_s)}
     if keys is not None:
         variables["API_KEYS"] = f"jobs={keys.api_key}"

@@ -15,7 +15,7 @@ import jwt
 API_KEY = "CONFORMANCE_API_KEY"
 TOKEN_SECRET = "CONFORMANCE_TOKEN_SECRET"
 ORIGIN = "https://app.example"
-"""A page's origin that a server with keys has on its list, unless told otherwise."""
+"""A page's origin that a server with keys has on its list, unless configured otherwise."""
 
 TOKEN_S = 900
 

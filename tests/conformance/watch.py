@@ -96,7 +96,7 @@ class Watch:
             listener.ws.protocol.send_frame = send_no_pong  # type: ignore[method-assign]
             async with asyncio.timeout(self.idle_timeout_s + TIMEOUT_S):
                 # The close frame counts. The end of the TCP connection may come some seconds later.
-                while listener.ws.state is State.OPEN:  # noqa: ASYNC110 - no event tells of it
+                while listener.ws.state is State.OPEN:  # noqa: ASYNC110 - no event reports it
                     await asyncio.sleep(0.02)
             received = listener.ws.protocol.close_rcvd
             listener.ws.transport.abort()  # else a run that ends before that leaves it open

@@ -110,7 +110,7 @@ class Workerd:
         if self._process is None:
             return None
         code = self._process.poll()
-        self.kill()  # told to end, it would wait until every client has gone
+        self.kill()  # on SIGTERM it would wait until every client has gone
         return code
 
 

@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     files = folder.iterdir() if folder.is_dir() else ()
-    # Not the index of the log: SQLite makes it anew from the log.
+    # Not the index of the log: SQLite rebuilds it from the log.
     return {file.name: file.read_bytes() for file in files if not file.name.endswith("-shm")}
 
 

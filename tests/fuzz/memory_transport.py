@@ -93,7 +93,7 @@ class MemoryTransport(asyncio.Transport):
         self._high = HIGH_WATER_BYTES
         self._low = HIGH_WATER_BYTES // 4
         self._is_paused = False  # our protocol reads nothing
-        self._is_blocked = False  # our protocol was told to stop writing
+        self._is_blocked = False  # our protocol was asked to pause writing
         self._is_closing = False
         self._has_eof = False
         self.output = bytearray()
@@ -112,7 +112,7 @@ class MemoryTransport(asyncio.Transport):
             self._deliver()
 
     def end_input(self) -> None:
-        """The peer closes its half. asyncio closes the transport then, unless it is told not to."""
+        """The peer closes its half. asyncio closes the transport unless the protocol keeps it."""
         if not self._is_closing and not self._protocol.eof_received():
             self.close()
 

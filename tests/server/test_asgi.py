@@ -105,7 +105,7 @@ async def test_a_refused_handshake_is_no_error() -> None:
 
 
 async def test_a_host_that_has_closed_a_websocket_has_no_error_either() -> None:
-    """uvicorn closes it when its client breaks the protocol, and tells us later."""
+    """uvicorn closes it when its client violates the protocol, and notifies the app later."""
     never = asyncio.Event()
     incoming = iter([{"type": "websocket.connect"}])
     sent: list[str] = []
@@ -162,7 +162,7 @@ async def test_request_head_is_checked_for_any_asgi_server(sent: bytes, status: 
 
 
 async def test_reports_a_body_that_the_asgi_server_dropped() -> None:
-    """uvicorn takes a request with Upgrade for one without a body, as httptools tells it."""
+    """uvicorn treats a request with Upgrade as one without a body, as httptools reports it."""
     body = b'{"type":"a","data":{}}'
     async with by_uvicorn(create_app()) as url:
         where = urlsplit(url)

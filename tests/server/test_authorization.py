@@ -436,7 +436,7 @@ async def test_too_many_connections_in_all(front: Front) -> None:
 
 
 async def test_too_many_rooms(front: Front) -> None:
-    """Who listens to a room that is there already takes no other."""
+    """Subscribing to an existing room uses no other slot."""
     async with serving(front, max_rooms=2) as url:
         everything = token(rooms=["*"])
         async with listening(url, "request_1", everything):
@@ -570,7 +570,7 @@ async def test_too_many_messages_of_a_client(front: Front) -> None:
 
 
 async def test_without_keys_a_remote_host_name_is_refused(front: Front) -> None:
-    """DNS rebinding; and a proxy that would let strangers in."""
+    """DNS rebinding; and a proxy that would admit remote clients."""
     async with front(create_app(load_settings())) as url:
         for headers in (
             {"Host": "evil.example"}, {"X-Forwarded-For": "203.0.113.7"},
@@ -685,7 +685,7 @@ async def test_each_device_has_its_own_position(url: str) -> None:
 
 
 async def test_refusal_names_the_kind_of_credential(url: str) -> None:
-    """A program with a key is not told about a token that it has never had."""
+    """The error for a program with a key does not mention a token."""
     for credential, kind in ((API_KEY, "key"), (token(scope="broadcast"), "token")):
         response = await ask(url, "GET", "/rooms/user_1/history", credential)
         assert response.status_code == 403

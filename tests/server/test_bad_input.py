@@ -251,7 +251,7 @@ async def test_rejects_body_with_content_encoding(rooms: str, coding: str) -> No
             headers = {"Content-Encoding": coding}
             response = await client.post(path, content=content, headers=headers)
             if path == "/revoke" and response.status_code == 403:
-                continue  # who may not is told so first
+                continue  # authorization is checked first
             answer = (response.status_code, response.json()["code"])
             assert answer == (415, "unsupported_media_type"), path
             assert response.headers["Accept-Encoding"] == "identity"
@@ -640,7 +640,7 @@ async def test_refuses_an_ignored_upgrade_whose_body_has_no_end(own: str) -> Non
 
 
 async def test_handshake_pipelined_behind_a_response_is_refused(own: str) -> None:
-    """The stream would go on beside the WebSocket, and not hear whether anybody reads it."""
+    """The stream would continue beside the WebSocket without noticing whether its client reads."""
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(http(b"GET /rooms/user_1/events") + http(SUBSCRIBE, *UPGRADE))
@@ -697,7 +697,7 @@ async def test_aborts_connection_that_reads_no_response(
 
 
 async def test_pipelined_requests_are_bounded(own: str) -> None:
-    """Each would take its turn from everybody else, and its place in memory until then."""
+    """Each would delay all others, and hold memory until then."""
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(http(b"GET /health") * (http1.MAX_PIPELINED + 200))

@@ -184,7 +184,7 @@ async def test_new_tokens_of_a_connection_are_limited(front: Front) -> None:
             with contextlib.suppress(websockets.ConnectionClosed):
                 for _ in range(3 * LIMIT):
                     await ws.send(f'{{"action":"authenticate","token":"{token()}"}}')
-                    await asyncio.sleep(0.01)  # a token that comes at once takes its place
+                    await asyncio.sleep(0.01)  # a token refilled immediately replaces it
             assert await closed_with(ws) == 4029
 
 

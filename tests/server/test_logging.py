@@ -189,7 +189,7 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
 
 
 def test_text_line_ends_with_its_fields(tmp_path: Path) -> None:
-    """Also where a user's name would like to be a line of its own."""
+    """Also when a user's name contains line breaks."""
     hostile = "1\u20282026-01-01 INFO x: all is well"  # a line separator
     with serving(tmp_path, "--log-level", "debug") as server:
         claims = {

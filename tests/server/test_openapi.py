@@ -101,7 +101,7 @@ async def test_head_answers_as_get_without_the_body(rooms: str) -> None:
 
 
 async def test_no_route_is_missing_in_the_document(rooms: str) -> None:
-    """PUT tells them apart: a route answers 405, and 404 is no route."""
+    """PUT distinguishes them: a route responds with 405, a missing one with 404."""
     documented = {filled(path) for path in document()["paths"]}
     words = {word for path in documented for word in path[1:].split("/")} | {"metrics", "docs"}
     tried = [

@@ -21,7 +21,7 @@ SECRET = ("token_secrets", "api_keys")
 
 
 async def attempt(**given: str) -> str:
-    """Start a server and stop it at once; what was wrong with its settings."""
+    """Start a server, stop it immediately, and return the error about its settings."""
     base = {"port": "0", "drain_timeout_s": "0", **given}
     try:
         await program.serve(load_settings(**base))

@@ -40,7 +40,7 @@ class Counted(MemoryStore):
 
 
 async def answers(readiness: Readiness, count: int) -> list[bool]:
-    """Of so many who ask at once, whether each hears that it is ready."""
+    """Send so many concurrent requests; return for each whether the server is ready."""
     found = await asyncio.gather(*(readiness.check() for _ in range(count)), return_exceptions=True)
     return [answer is None for answer in found]
 
@@ -74,7 +74,7 @@ async def test_cancelled_readiness_request_leaves_the_result_to_others() -> None
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own."""
+    """A small separate file system."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]

@@ -396,7 +396,7 @@ async def test_with_acks_only_acks_advance_the_cursor() -> None:
 
 
 async def test_unreached_position_does_not_become_a_devices_cursor() -> None:
-    """Else each time it comes it would hear everything anew, and that something is gone."""
+    """Else it would receive everything again, and a gap, at each connect."""
     node = Node()
     await node.publish(USER)
     ahead = f"{node.store.earliest().epoch}-{10**17}"

@@ -175,7 +175,7 @@ def decoded(content: bytes) -> tuple[object, bool]:
 
 
 def alike(text: str | None) -> str | None:
-    """Without what is made anew for each: the id and the moment."""
+    """Without the members generated for each: the id and the timestamp."""
     return None if text is None else MADE.sub('"_"', text)
 
 
@@ -183,7 +183,7 @@ MADE = re.compile(r'"[0-9a-f]{8}-[0-9a-f-]{27}"|"\d{4}-\d\d-\d\dT[\d:.]+Z"')
 
 
 def assert_alike(content: bytes) -> bool:
-    """The quick way comes to the same as the thorough one. Returns whether it was taken."""
+    """Check that the one-pass decoder agrees with the two-pass one. Return whether it was used."""
     value, is_valid = decoded(content)
     if is_valid:
         try:

@@ -132,7 +132,7 @@ def receive(ws: ClientConnection) -> dict[str, str]:
 
 
 def publish(url: str, id: str) -> None:
-    """On a connection of its own, to whichever worker."""
+    """On a separate connection, to any worker."""
     answer = httpx.post(f"{url}/rooms/user_1/broadcast", json={"type": "a", "data": {}, "id": id})
     assert answer.status_code == 200, answer.text
 
@@ -201,7 +201,7 @@ def test_publish_to_any_worker_reaches_subscribers_of_all(
 
 
 def test_workers_exit_with_their_supervisor(start: Callable[..., Workers], tmp_path: Path) -> None:
-    """Killed, it can tell them nothing. They speak TLS as one does."""
+    """A killed supervisor cannot signal its workers. They serve TLS, too."""
     certified = certify(tmp_path)
     files = ("--tls-cert", str(certified.chain), "--tls-key", str(certified.key))
     workers = start("--workers", "2", "--drain-timeout-s", "0", *files)

@@ -265,7 +265,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_violation_fails_at_its_position(what: str) -> None:
-    """What was said before is heard, and what comes after is not."""
+    """Frames before the violation are decoded, later ones are not."""
     sent, code = BROKEN[what]
     decoder = Decoder(LIMIT)
     before, *_, failure = decoder.feed(frame(TEXT, b"before") + sent + frame(TEXT, b"behind"))
@@ -386,7 +386,7 @@ def test_control_frames_are_counted() -> None:
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 def test_a_long_message_in_small_packets_takes_linear_time(opcode: int) -> None:
-    """16 times as long takes 16 times as long; were it copied anew for each packet, 256 times."""
+    """16 times as long takes 16 times as long; if it were copied for each packet, 256 times."""
 
     def seconds(size: int) -> float:
         packets = cut(frame(opcode, bytes(size)), range(1024, size + 1024, 1024))

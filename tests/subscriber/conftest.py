@@ -51,7 +51,7 @@ async def listen_sync(*args: Any, **options: Any) -> AsyncIterator[Receive]:
 
 @pytest.fixture(params=[listen_async, listen_sync], ids=["async", "sync"])
 def listen(request: pytest.FixtureRequest) -> Listen:
-    """Subscribe: ``async with listen(room, url, …) as heard: notification = await heard()``."""
+    """Subscribe: ``async with listen(room, url, …) as receive: notification = await receive()``."""
     chosen: Listen = request.param
     return chosen
 

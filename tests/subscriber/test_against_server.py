@@ -120,7 +120,7 @@ async def test_reconnects_after_a_drain(listen: Listen) -> None:
 async def test_reconnects_after_a_restart_and_reports_the_gap(
     listen: Listen,
 ) -> None:
-    """The new server knows nothing of the old one's cursors: what it has is still heard."""
+    """The new server does not know the old one's cursors: its log is still delivered."""
     gaps: list[str] = []
     async with (
         running_server(create_app()) as first,

@@ -27,7 +27,7 @@ class Clock:
 
 
 class Driver:
-    """Takes the steps of one subscription; what is heard stands in ``heard``."""
+    """Drives the steps of one subscription and records ids in ``received``."""
 
     def __init__(self, **options: Any) -> None:
         defaults = {"after": None, "max_reconnects": 5, "acknowledge": True, "on_gap": None,

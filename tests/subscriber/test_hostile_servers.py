@@ -80,7 +80,7 @@ HANDSHAKES = {
 }
 
 
-# The library's thread may fail to answer a server that has gone; the caller is told in time.
+# The library's thread may fail to answer a server that has gone; the caller gets an error in time.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 @pytest.mark.parametrize("kind", HANDSHAKES)

@@ -116,7 +116,7 @@ class ReplicatedStore:
     async def close(self) -> None:
         self._is_closed = True
         if self._task is not None:
-            await self._task  # not cancelled: the client might not hear of it in the middle
+            await self._task  # not cancelled: the client might miss the cancellation
         await self._redis.aclose()
         await self._memory.close()
 

@@ -39,7 +39,7 @@ def run_pytest(project: Path, *plugins: str) -> str:
     [(), ("-p", "anyio"), ("-p", "pytest_asyncio"), ("-p", "pytest_asyncio", "-p", "anyio")],
 )
 def test_page_snippet_works_in_a_fresh_project(tmp_path: Path, others: tuple[str, ...]) -> None:
-    """With no plugin for async tests, and with those that people have, in their default modes."""
+    """With no plugin for async tests, and with the common ones, in their default modes."""
     page = (ROOT / "docs" / "testing.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     (snippet,) = (each for each in blocks if "def test_the_user_gets_the_report" in each)

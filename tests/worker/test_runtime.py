@@ -8,7 +8,7 @@ from tests.conformance.workerd import run_node
 
 
 def test_in_the_workers_runtime() -> None:
-    """Sleep and wake, alarms, what is kept and when it is let go, tokens with a clock."""
+    """Sleep and wake, alarms, retention and expiry, tokens with a clock."""
     said = run_node("node_modules/vitest/vitest.mjs", "run", "--no-color")
     (summary,) = re.findall(r"^ +Tests +(.+)$", said, re.MULTILINE)
     assert re.fullmatch(r"(\d+) passed \(\1\)", summary), summary

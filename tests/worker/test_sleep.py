@@ -60,7 +60,7 @@ def is_awake(workerd: Workerd) -> bool:
 async def until_asleep(workerd: Workerd) -> None:
     """Until 10 s have gone in which it had nothing to do."""
     async with asyncio.timeout(WAIT_S):
-        while is_awake(workerd):  # noqa: ASYNC110 - only asking tells
+        while is_awake(workerd):  # noqa: ASYNC110 - polling is the only way
             await asyncio.sleep(0.1)
 
 

@@ -119,7 +119,7 @@ class WebSocketTarget(Target):
             self._check_failure(failure, data)
 
     def _check_failure(self, failure: ProtocolFailure, data: bytes) -> None:
-        """The reference comes to the same; it may need the rest of the frame to see it."""
+        """The reference agrees; it may need the rest of the frame to decide."""
         reference = Reference(data + _ENOUGH)
         if failure.code == NOT_UTF8 and reference.fragments is not None:
             try:

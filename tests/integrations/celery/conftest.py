@@ -66,7 +66,7 @@ class Worker:
         )
 
     def kill(self) -> None:
-        """The worker and its pool at once, as when a machine goes."""
+        """Kill the worker together with its pool, as when a machine fails."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(10)
 
@@ -91,7 +91,7 @@ def read_room(
     room: str,
     enough: Callable[[Messages], bool] = lambda messages: messages[-1]["status"] != "pending",
 ) -> Messages:
-    """What a room has heard, as soon as it holds what is waited for: by default, an end."""
+    """Return a room's history once ``enough`` holds: by default, a terminal notification."""
     end = time.monotonic() + LIMIT_S
     while time.monotonic() < end:
         answer = httpx.get(f"{rooms}/rooms/{room}/history", params={"limit": 1000}).json()
@@ -99,7 +99,7 @@ def read_room(
         if messages and enough(messages):
             return messages
         time.sleep(0.05)
-    raise AssertionError(f"{room} has heard only {words(messages)}")
+    raise AssertionError(f"{room} received only {words(messages)}")
 
 
 def words(messages: Messages) -> list[str]:

@@ -153,7 +153,7 @@ def looks_when_it_retries(self: Any, seen: str, *, user_id: str) -> dict[str, bo
 
 @signals.before_task_publish.connect  # type: ignore[untyped-decorator]
 def _look(sender: str, headers: Any, body: Any, **_: object) -> None:
-    """Keep what its user has heard when the next attempt goes to the broker."""
+    """Record what its user has received when the next attempt goes to the broker."""
     if headers.get("retries") and sender.endswith("looks_when_it_retries"):
         room = f"{os.environ['REALTIME_URL']}/rooms/user_{body[1]['user_id']}/history"
         types = [message["type"] for message in httpx.get(room).json()["notifications"]]

@@ -28,7 +28,7 @@ def worker(rooms: str, broker: str) -> Iterator[Worker]:
 
 @pytest.fixture
 def read(rooms: str, worker: Worker) -> Callable[..., Messages]:
-    """What a room has heard, as soon as it holds what is waited for: by default, an end."""
+    """Read a room's history once it holds enough: by default, a terminal notification."""
     return partial(read_room, rooms)
 
 
@@ -121,7 +121,7 @@ def test_task_runs_without_a_recipient(worker: Worker) -> None:
 
 
 def kill_child(read: Callable[..., Messages], room: str) -> None:
-    """Kill the process that runs the task, once the task has told its id."""
+    """Kill the process that runs the task, once the task has published its id."""
     reported = read(room, lambda messages: len(messages) > 1)[-1]
     os.kill(int(reported["data"]["label"]), signal.SIGKILL)
 

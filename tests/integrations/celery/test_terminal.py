@@ -25,7 +25,7 @@ TERMINAL = {"completed", "failed", "cancelled"}
 
 
 def ending(rooms: str, user_id: str) -> Messages:
-    """What a user has heard, once a run has ended; it must have ended once, and for good."""
+    """What a user received of an ended run, which must have exactly one terminal notification."""
     messages = read_room(
         rooms, f"user_{user_id}", lambda reported: bool(TERMINAL & set(words(reported)))
     )

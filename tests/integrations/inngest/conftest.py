@@ -82,7 +82,7 @@ class Stage:
         return messages
 
     async def reported(self, user_id: str) -> list[str]:
-        """The last words of the types that a user heard, in order."""
+        """The last words of the types that a user received, in order."""
         return [m["type"].rpartition(".")[2] for m in await self.read_room(f"user_{user_id}")]
 
 

@@ -401,7 +401,7 @@ async def test_a_bad_event_gets_a_clear_400(stage: Stage, body: str) -> None:
 
 
 async def test_unavailable_app_is_retried(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """What answers is no SDK, then there is nobody: failed attempts, told as on the real server."""
+    """First no SDK responds, then nothing does: failed attempts, reported as by the real server."""
     failures: list[Any] = []
 
     async def failed(ctx: inngest.Context) -> None:

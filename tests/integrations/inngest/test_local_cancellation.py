@@ -23,7 +23,7 @@ ENDINGS: list[inngest.TriggerCron | inngest.TriggerEvent] = [
 
 
 def listener(stage: Stage, received: list[Any]) -> inngest.Function[Any]:
-    """Hears every end. What it hears is what arrived, before the SDK has read it."""
+    """Record every end as it arrived, before the SDK has parsed it."""
 
     @stage.client.create_function(fn_id="listener", trigger=ENDINGS, retries=0)
     async def listener(ctx: inngest.Context) -> None:

@@ -168,7 +168,7 @@ async def test_invoking_an_unknown_function_is_a_step_error(stage: Stage) -> Non
 
 @pytest.mark.parametrize(("retries", "attempts"), [(None, 5), (0, 1), (2, 3)])
 async def test_request_holds_max_attempts(stage: Stage, retries: int | None, attempts: int) -> None:
-    """The SDK reads it, to tell a step's last failure from one that is tried again."""
+    """The SDK uses it to distinguish a step's last failure from one that is retried."""
     passed: list[Any] = []
 
     @stage.client.create_function(fn_id="f", trigger=on("go"), retries=retries)

@@ -33,7 +33,7 @@ Messages = list[dict[str, Any]]
 
 
 async def read_room(rooms: str, user_id: str) -> Messages:
-    """All that a room has heard, as soon as that holds an end."""
+    """Return a room's history once it holds a terminal notification."""
     async with asyncio.timeout(LIMIT_S), httpx.AsyncClient() as client:
         while True:
             answer = await client.get(

@@ -59,7 +59,7 @@ async def broker(rooms: str) -> AsyncIterator[InMemoryBroker]:
 
 @pytest.fixture
 def read_room(rooms: str) -> Callable[..., Awaitable[Messages]]:
-    """What a room has heard, as soon as it holds what is waited for: by default, an end."""
+    """Read a room's history once it holds enough: by default, a terminal notification."""
 
     async def until(
         room: str,
@@ -133,7 +133,7 @@ Make = Callable[..., InMemoryBroker]
 
 @pytest.fixture
 async def make(rooms: str) -> AsyncIterator[Make]:
-    """A broker with middlewares of the test's own, before the one that tells."""
+    """A broker with the test's middlewares before the reporting one."""
     brokers: list[InMemoryBroker] = []
     async with BackgroundBroadcaster(rooms) as broadcaster:
 

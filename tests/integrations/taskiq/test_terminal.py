@@ -41,7 +41,7 @@ LIMIT_S = 2 * TIMEOUT_S
 
 
 async def words_of(rooms: str, user_id: str, enough: str) -> list[str]:
-    """The last words of all types that a room has heard, as soon as it holds one of them."""
+    """The last words of all types in a room's history, once it holds one of them."""
     async with asyncio.timeout(LIMIT_S), httpx.AsyncClient() as client:
         while True:
             answer = await client.get(f"{rooms}/rooms/user_{user_id}/history")

@@ -328,7 +328,7 @@ async def test_keys_are_fetched_once_for_many(provider: Provider) -> None:
 async def test_unavailable_provider_is_not_an_invalid_token(
     provider: Provider, wrong: object
 ) -> None:
-    """Who cannot ask for the keys does not say that the token is bad."""
+    """When the keys cannot be fetched, the token is not reported as invalid."""
     if wrong == "status":
         provider.status = 500
     else:
@@ -452,7 +452,7 @@ async def test_a_password_in_the_address_of_keys_is_not_logged(
     for text in (caplog.text, str(caught.value)):
         assert "127.0.0.1:9" in text
         assert "hunter" not in text
-    for answers in (True, False):  # the HTTP client logs each address of its own accord
+    for answers in (True, False):  # the HTTP client logs each address itself
         if not answers:
             provider.document = {"keys": None}
         url = provider.url.replace("http://", "http://jwks:hunter2-hunter2@") + "?token=hunter3"

@@ -56,7 +56,7 @@ def test_delivers_frame_over_the_notification_limit(ring: IoUring | None) -> Non
 def test_member_receives_exactly_the_frames_written_while_it_was_in_the_group(
     ring: IoUring | None,
 ) -> None:
-    """Against the plain model; a descriptor is used again by the next one at once."""
+    """Against the plain model; the next member reuses a descriptor immediately."""
     rng = random.Random(7)
     fan: BatchWriter[Member] = BatchWriter(ring)
     live: dict[Member, tuple[socket.socket, socket.socket, bytearray]] = {}

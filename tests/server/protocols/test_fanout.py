@@ -95,7 +95,7 @@ async def serving(
 
 
 class Client:
-    """Reads when it is told to.
+    """A client that reads only when the test calls for it.
 
     Attributes:
         ids: of the notifications that came, in order; control: the other frames' texts, each with
@@ -223,7 +223,7 @@ def test_all_receive_all_in_order_while_members_join_and_leave(
 
     async def test() -> None:
         async with serving(settings) as server, contextlib.AsyncExitStack() as undo:
-            everyone: list[tuple[Client, int]] = []  # and how many its room had been told before
+            everyone: list[tuple[Client, int]] = []  # and how many its room had received before
             for n in range(400):
                 room = rng.choice([ROOM, OTHER])
                 match rng.choice(["come", "come", "go", "publish", "publish", "publish"]):
@@ -294,7 +294,7 @@ class Apart:
 def test_member_blocked_by_an_individual_write_misses_no_broadcast(
     run: Run, settings: ServerSettings
 ) -> None:
-    """In one turn of the loop: few are told, they become many, and all are told."""
+    """In one loop iteration: publish to few, let them become many, and publish to all."""
 
     async def test() -> None:
         async with (

@@ -406,7 +406,7 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
                         assert await each.status() == 200
                     assert held[0]() >= 2 * CONNECTION_BYTES
                 async with asyncio.timeout(TIMEOUT_S):
-                    while held[0]():  # noqa: ASYNC110 - the server hears of their ends
+                    while held[0]():  # noqa: ASYNC110 - the server notices their ends
                         await asyncio.sleep(0.01)
 
     run(test())

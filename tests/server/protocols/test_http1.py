@@ -644,7 +644,7 @@ def test_disconnect_in_mid_request_leaks_nothing(
                         await asyncio.sleep(pause_s)
                     if how == "reset":
                         await client.resets()
-            async with peer(url) as client:  # and meanwhile the room is told something
+            async with peer(url) as client:  # and meanwhile publish to the room
                 await client.say(publish(bearer(API_KEY), body=large))
                 assert await client.status() == 200
             await nothing_is_left(app, tasks)

@@ -164,7 +164,7 @@ def test_closes_slow_consumer_over_tls(run: Run, certified: Certified) -> None:
 
 
 async def silent(url: str, said: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A stranger who opens a connection and says no more than that."""
+    """A client that opens a connection and sends no more than that."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
     writer.write(said)
     return reader, writer
@@ -244,7 +244,7 @@ def test_closes_connection_that_speaks_no_tls(run: Run, certified: Certified) ->
 def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(
     run: Run, certified: Certified
 ) -> None:
-    """In one packet: the server hears it before it knows that the handshake is done."""
+    """In one packet: the server receives it before it knows that the handshake is done."""
 
     async def test() -> None:
         async with serving(certified) as url:

@@ -34,7 +34,7 @@ CLOSED = struct.pack("!H", 1000)
 
 
 class RecordingHandler:
-    """A handler that writes down what it is told."""
+    """A handler that records its callbacks."""
 
     def __init__(self) -> None:
         self.messages: list[str | bytes] = []
@@ -252,7 +252,7 @@ def test_aborts_client_that_stops_reading(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_unanswered_closes_are_bounded(run: Run) -> None:
-    """Who has waited for longest goes first."""
+    """The connection that has waited longest is closed first."""
 
     async def test() -> None:
         async with (

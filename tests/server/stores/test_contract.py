@@ -233,7 +233,7 @@ async def test_empty_rooms_are_dropped(open_store: OpenStore, clock: Clock) -> N
             [publication(f"m{n}", Room("request_new")) for n in range(start, start + 500)],
             lambda _room, _entry: 0,
         )
-    # A position from before the drop cannot be told to be complete.
+    # A position from before the drop cannot be reported as recovered.
     await publish(store, "back", Room("request_7"))
     page = await store.read(Room("request_7"), Cursor(old.epoch, 8), 10)
     assert not page.recovered

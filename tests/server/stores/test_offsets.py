@@ -21,7 +21,7 @@ MINE, QUIET = Room("user_mine"), Room("user_quiet")
 
 
 async def publish_elsewhere(store: Store, count: int) -> None:
-    """Each to a room of its own, as a busy server does."""
+    """Publish to a separate room each time, as a busy server does."""
     for n in range(count):
         await publish(store, f"n{n}", Room(f"user_other{n}"))
 
