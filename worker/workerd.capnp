@@ -1,4 +1,4 @@
-# The Worker on workerd alone, without Cloudflare: for the tests, and for a machine of one's own.
+# The Worker on workerd, without Cloudflare: for tests and self-hosting.
 #   workerd serve worker/workerd.capnp --socket-addr=http=127.0.0.1:8787 --directory-path=rooms=DIR
 # It needs worker/dist/index.js (npm --prefix worker run build). Settings come from the environment.
 

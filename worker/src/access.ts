@@ -1,4 +1,8 @@
-/** Who may do what: peers, origins, credentials, rooms. See PROTOCOL.md, "Who may". */
+/**
+ * Authentication and authorization: peers, origins, credentials, rooms.
+ *
+ * See PROTOCOL.md, "Authentication and authorization".
+ */
 
 import { ANYONE, allowsRoom, type Claims, type Scope } from "./auth/claims";
 import { KeysUnavailableError } from "./auth/jwks";
@@ -10,10 +14,10 @@ import { BEARER_SUBPROTOCOL } from "./protocol/control";
 import { hasKeys, isLoopback, type Env, type Settings } from "./settings";
 
 /**
- * Whether to talk to this caller at all.
+ * Reject pages of other origins, which browsers would otherwise let connect with the user's network access.
  *
- * @throws RequestError 403 for a page of another origin; without keys, also for everything that does
- *   not come from this machine.
+ * @throws RequestError 403 for a page of an origin that is not allowed; without keys, also for every client that
+ *   is not on this machine.
  */
 export function checkOrigin(request: Request, settings: Settings): void {
   if (!hasKeys(settings)) checkPeerWithoutKeys(request, settings);
@@ -35,9 +39,9 @@ export function checkOrigin(request: Request, settings: Settings): void {
 const NOT_ALLOWED = "Origin not allowed";
 
 /**
- * An image, a script, a frame, a form with GET, or `fetch()` with `no-cors` of a page of another
- * origin: browsers send no `Origin` with these, but `Sec-Fetch-Site`. A page that is allowed uses
- * CORS, a WebSocket or an EventSource, and then its `Origin` is there.
+ * Reject cross-site requests without `Origin`: images, scripts, frames, forms with GET, and `fetch()` with
+ * `no-cors`. Browsers mark them with `Sec-Fetch-Site` only. A page of an allowed origin is not affected, because
+ * CORS requests, WebSockets and EventSource send `Origin`.
  *
  * @throws RequestError 403.
  */
@@ -45,17 +49,17 @@ function rejectCrossSiteRequest(request: Request): void {
   const site = request.headers.get("Sec-Fetch-Site");
   if (site !== null && site !== "none" && site !== "same-origin") {
     const which = `(Sec-Fetch-Site: ${site.slice(0, 50)})`;
-    const what = `a page of another origin sent it without Origin ${which}`;
+    const what = `cross-site request without Origin ${which}`;
     throw forbidden(`${what}: add it to ALLOWED_ORIGINS`, NOT_ALLOWED);
   }
 }
 
 /**
- * What the credential says; without keys, everyone is {@link ANYONE}. Whether a token was revoked is
- * another question: {@link rejectRevoked}.
+ * Verify a credential and return its claims; without keys, return {@link ANYONE}. Revocations are checked by
+ * {@link rejectRevoked}.
  *
- * @param address whose limits count while there is no credential that does; undefined: nobody's.
- * @throws RequestError 401, 429, or 503 while the keys of others cannot be had.
+ * @param address the client's address, whose rate limit applies until a credential is valid; undefined: no limit.
+ * @throws RequestError 401, 429, or 503 while the signing keys of an identity provider are unavailable.
  */
 export async function authenticate(
   settings: Settings,
@@ -81,25 +85,25 @@ export async function authenticate(
       throw refused;
     }
     if (error instanceof KeysUnavailableError) {
-      throw unavailable("the keys that would check the token cannot be had now");
+      throw unavailable("signing keys temporarily unavailable");
     }
     throw error;
   }
 }
 
 /**
- * Ask whether a token was revoked. Of a key nobody is asked.
+ * Check whether a token was revoked. Keys cannot be revoked, so nothing is checked for them.
  *
- * @throws RequestError 401, or 503 when nobody can say.
+ * @throws RequestError 401, or 503 if the revocations cannot be read.
  */
 export async function rejectRevoked(env: Env, claims: Claims): Promise<void> {
   let verdicts: boolean[];
   try {
     verdicts = await Promise.all(
-      registriesOf(env, claims).map((holder) => holder.isRevoked(claims.issuedAt)),
+      registriesOf(env, claims).map((registry) => registry.isRevoked(claims.issuedAt)),
     );
   } catch {
-    throw unavailable("nobody can say now whether the token was revoked");
+    throw unavailable("revocations temporarily unavailable");
   }
   if (verdicts.some(Boolean)) throw revoked(claims);
 }
@@ -111,7 +115,7 @@ export function revoked(claims: Claims): Error {
 }
 
 /**
- * Whether these claims allow it in this room.
+ * Check that the claims allow an action in a room.
  *
  * @throws RequestError 403.
  */
@@ -120,9 +124,9 @@ export function authorize(claims: Claims, action: Scope, room: string): void {
   if (!allowsRoom(claims, room)) throw roomNotAllowed(claims);
 }
 
-/** The refusal of a room that the credential does not open. */
+/** The error for a room to which the credential does not grant access. */
 export function roomNotAllowed(claims: Claims): Error {
-  return forbidden(`the ${credentialKind(claims)} does not open this room`);
+  return forbidden(`the ${credentialKind(claims)} does not grant access to this room`);
 }
 
 function credentialKind(claims: Claims): string {
@@ -130,17 +134,17 @@ function credentialKind(claims: Claims): string {
 }
 
 /**
- * One of them.
+ * Check that the claims have one of the scopes.
  *
  * @throws RequestError 403.
  */
 export function requireScope(claims: Claims, ...scopes: [Scope, ...Scope[]]): void {
   if (!scopes.some((scope) => claims.scopes.includes(scope))) {
-    throw forbidden(`the ${credentialKind(claims)}'s scope does not hold '${scopes[0]}'`);
+    throw forbidden(`the ${credentialKind(claims)} lacks scope '${scopes[0]}'`);
   }
 }
 
-/** A key or a token: from `Authorization`, else the subprotocol, else the query. */
+/** Return the key or the token: from `Authorization`, else from the subprotocol, else from the query. */
 export function credentialOf(
   headers: Headers,
   query: Map<string, string>,
@@ -152,7 +156,7 @@ export function credentialOf(
   return offered === undefined ? query.get("token") : offered.slice(BEARER_SUBPROTOCOL.length);
 }
 
-/** Without keys, a Worker is for this machine only, whoever brings the request here. */
+/** Without keys, reject every client that is not on this machine, also behind proxies. */
 function checkPeerWithoutKeys(request: Request, settings: Settings): void {
   const { headers } = request;
   const forwarded = (headers.get("Forwarded") ?? "").matchAll(/(?:^|[;,\s])for\s*=\s*("[^"]*"?|[^;,\s]*)/gi); // RFC 7239
@@ -161,16 +165,16 @@ function checkPeerWithoutKeys(request: Request, settings: Settings): void {
     .concat([...forwarded].map(([, peer = ""]) => peer.replaceAll('"', "")))
     .map((peer) => withoutPort(peer.trim()));
   if (!peers.every((peer) => peer === "" || isLoopback(peer))) {
-    throw noKeysError("it answers loopback addresses only, until it has keys");
+    throw noKeysError("authentication not configured: only loopback clients are accepted");
   }
-  // A name that a stranger's page has turned to 127.0.0.1 (DNS rebinding).
+  // DNS rebinding: a page of an attacker may point its own host name to 127.0.0.1.
   const name = hostOf(`http://${headers.get("Host") ?? new URL(request.url).host}`);
   if (!isLoopback(name) && !settings.allowedOrigins.map(hostOf).includes(name)) {
-    throw noKeysError("it answers to names of this machine only, until it has keys");
+    throw noKeysError("authentication not configured: only loopback host names are accepted");
   }
 }
 
-/** Some proxies add the port to an address of `X-Forwarded-For`. */
+/** Remove the port, which some proxies add to addresses in `X-Forwarded-For`. */
 function withoutPort(peer: string): string {
   const [, v6, v4] = /^\[([0-9A-Fa-f:.]+)\](?::\d+)?$|^([0-9.]+):\d+$/.exec(peer) ?? [];
   return v6 ?? v4 ?? peer;
@@ -181,9 +185,10 @@ function noKeysError(details: string): Error {
 }
 
 /**
- * React Native has no pages and sends the server's own address as `Origin`, on iOS with a slash at its end.
- * DNS rebinding gains nothing: the page of a name that was pointed here has no credential, and without keys
- * the host was checked.
+ * Whether `Origin` is the server's own address, as React Native sends it, on iOS with a trailing slash.
+ *
+ * DNS rebinding cannot exploit this: a page whose host name points to this server has no credential, and without
+ * keys the host name was checked.
  */
 function namesOwnOrigin(origin: string, host: string): boolean {
   try {

@@ -1,10 +1,10 @@
-/** Age by two readings of the clock, because one may be wrong: deleting cannot be undone. */
+/** Confirm ages with two readings of the clock: a single reading may be wrong, and a deletion cannot be undone. */
 
-/** So long after something was found too old does a second reading have to agree. */
+/** The minimum time between the two readings. */
 export const CONFIRM_MS = 300_000;
 const FOUND_AT = "aged"; // the key of the first reading, in ms since 1970
 
-/** What an object has found too old. The first reading outlives the object's sleep. */
+/** The age check of one object. The first reading is stored, so it survives hibernation. */
 export class AgeCheck {
   readonly #kv: SyncKvStorage;
 
@@ -12,25 +12,25 @@ export class AgeCheck {
     this.#kv = kv;
   }
 
-  /** When to check again, in ms since 1970; undefined: nothing was found. */
+  /** When to take the second reading, in ms since 1970; undefined: nothing has expired. */
   get dueAt(): number | undefined {
     const foundAt = this.#kv.get<number>(FOUND_AT);
     return foundAt === undefined ? undefined : foundAt + CONFIRM_MS;
   }
 
   /**
-   * Read the clock and note whether anything is too old. A clock that has gone back since the first
-   * reading takes the note away.
+   * Read the clock. If anything has expired, store the reading, or confirm an earlier one. A reading that is now
+   * in the future is discarded, because the clock was wrong.
    *
-   * @param isAnythingOld at this time, in ms since 1970.
-   * @returns the time of the first reading, at least {@link CONFIRM_MS} ago: what was too old then may
-   *   be deleted. The note is gone then. Undefined: nothing may be deleted.
+   * @param hasExpired whether anything has expired at a time, in ms since 1970.
+   * @returns the first reading, at least {@link CONFIRM_MS} ago: what had expired then may be deleted. Undefined:
+   *   nothing may be deleted.
    */
-  confirm(isAnythingOld: (now: number) => boolean): number | undefined {
+  confirm(hasExpired: (now: number) => boolean): number | undefined {
     const now = Date.now();
     const foundAt = this.#kv.get<number>(FOUND_AT);
     if (foundAt === undefined || foundAt > now) {
-      if (isAnythingOld(now)) this.#kv.put(FOUND_AT, now);
+      if (hasExpired(now)) this.#kv.put(FOUND_AT, now);
       else if (foundAt !== undefined) this.#kv.delete(FOUND_AT);
       return undefined;
     }

@@ -1,4 +1,4 @@
-/** Every HTTP route. See PROTOCOL.md, "HTTP". */
+/** The HTTP routes. See PROTOCOL.md, "HTTP". */
 
 import { credentialOf, authenticate, roomNotAllowed, authorize, rejectRevoked, requireScope } from "./access";
 import { ANYONE, allowsRoom, type Claims } from "./auth/claims";
@@ -41,18 +41,18 @@ const HISTORY_LIMIT = 100;
 const MAX_HISTORY_LIMIT = 1000;
 const MAX_USER = 512;
 
-/** A request, and what its path and query ask for. */
+/** A request with its parsed path and query. */
 export interface RequestContext extends Target {
   request: Request;
   env: Env;
   settings: Settings;
-  /** What its credential says, as soon as it was found to count. */
+  /** The claims of the credential, after it was verified. */
   claims?: Claims;
 }
 
 type Route = (context: RequestContext, room: string) => Promise<Response>;
 
-/** @throws RequestError it gets an error answer. */
+/** Handle a request. @throws RequestError the error response. */
 export async function handle(context: RequestContext): Promise<Response> {
   const [method, route] = routeOf(context);
   const given = context.request.method;
@@ -74,7 +74,7 @@ function routeOf(context: RequestContext): [string, Route] {
   return found;
 }
 
-/** A request for which nobody wants a credential: it counts for its address. */
+/** Count a request that needs no credential, for its address. */
 export function checkAnonymous({ request, settings }: RequestContext): void {
   requestLimitsOf(settings).checkRequest(undefined, addressOf(request));
 }
@@ -104,23 +104,23 @@ export function roomStub(env: Env, room: string): DurableObjectStub<Notification
 }
 
 /**
- * Ask a room's object; once more, if it was just moved or replaced. What is asked has to bear that.
+ * Call a room's object. The call is retried once if the object was moved or replaced, so it must be idempotent.
  *
  * @throws RequestError 503.
  */
 export async function callRoom<Answer>(
   env: Env,
   room: string,
-  question: (stub: DurableObjectStub<NotificationRoom>) => Promise<Answer>,
+  call: (stub: DurableObjectStub<NotificationRoom>) => Promise<Answer>,
 ): Promise<Answer> {
   for (let attempt = 1; ; attempt++) {
     try {
-      return await question(roomStub(env, room));
+      return await call(roomStub(env, room));
     } catch (error) {
       const { retryable, overloaded } = error as { retryable?: boolean; overloaded?: boolean };
       if (retryable === true && overloaded !== true && attempt === 1) continue;
-      console.error(`a room's object could not be asked: ${String(error)}`);
-      throw unavailable("the room cannot be reached now");
+      console.error(`room unreachable: ${String(error)}`);
+      throw unavailable("room temporarily unreachable");
     }
   }
 }
@@ -141,7 +141,7 @@ async function showOpenApi(context: RequestContext): Promise<Response> {
   return jsonResponse(200, openapi);
 }
 
-/** What the request's credential says, if it counts. */
+/** Authenticate a request, and check that its token is not revoked. */
 async function authenticateRequest(context: RequestContext): Promise<Claims> {
   const { request, query, env, settings } = context;
   const address = addressOf(request);
@@ -158,14 +158,14 @@ async function authenticateRequest(context: RequestContext): Promise<Claims> {
   return claims;
 }
 
-/** A publisher's, unless too many of its requests were refused. */
+/** Authenticate a publish. @throws RequestError 429 if too many requests of the publisher were rejected. */
 async function authenticatePublisher(context: RequestContext): Promise<Claims> {
   const claims = await authenticateRequest(context);
   requestLimitsOf(context.settings).checkPublisher(claims);
   return claims;
 }
 
-/** The same for a request that is no publish: it counts for its caller. */
+/** Authenticate a request that is not a publish, and count it for its caller. */
 async function authenticateReader(context: RequestContext): Promise<Claims> {
   const claims = await authenticateRequest(context);
   requestLimitsOf(context.settings).checkRequest(claims, addressOf(context.request));
@@ -198,7 +198,7 @@ async function subscribeWithoutUpgrade(_: RequestContext, segment: string): Prom
     426,
     "upgrade_required",
     "Expected WebSocket upgrade",
-    "open this address as a WebSocket, ws:// or wss://",
+    "open this URL as a WebSocket, ws:// or wss://",
     { Upgrade: "websocket", Connection: "Upgrade" },
   );
 }
@@ -213,7 +213,7 @@ async function history(context: RequestContext, segment: string): Promise<Respon
   return readResponse(context, text);
 }
 
-/** What a caller reads counts by its bytes. */
+/** Return a JSON response, and count its bytes for the caller. */
 function readResponse({ request, settings, claims }: RequestContext, text: string): Response {
   const content = new TextEncoder().encode(text);
   requestLimitsOf(settings).countRead(claims ?? ANYONE, addressOf(request), content.length);
@@ -246,7 +246,7 @@ async function broadcastOne(context: RequestContext, segment: string): Promise<R
   });
 }
 
-/** One notification of a batch: its rooms, or what is wrong with it. */
+/** One notification of a batch with its rooms, or the error. */
 type Item = GoodItem | RequestError;
 
 interface GoodItem {
@@ -263,12 +263,12 @@ async function broadcastMany(context: RequestContext): Promise<Response> {
     throw badRequest("Invalid batch", "notifications: expected a list of at least one");
   }
   if (given.length > MAX_BATCH_NOTIFICATIONS) {
-    throw payloadTooLarge(`a batch has at most ${MAX_BATCH_NOTIFICATIONS} notifications`);
+    throw payloadTooLarge(`the batch exceeds ${MAX_BATCH_NOTIFICATIONS} notifications`);
   }
   const pairs = given.reduce((sum: number, item: unknown) => sum + (roomsIn(item)?.length ?? 0), 0);
   if (pairs > MAX_BATCH_NOTIFICATIONS) {
     throw payloadTooLarge(
-      `a batch goes to at most ${MAX_BATCH_NOTIFICATIONS} rooms, over all its notifications`,
+      `the batch exceeds ${MAX_BATCH_NOTIFICATIONS} rooms, summed over its notifications`,
     );
   }
   const items = given.map((item: unknown) => checkItem(item, claims));
@@ -276,7 +276,7 @@ async function broadcastMany(context: RequestContext): Promise<Response> {
   const fanoutBytes = good.reduce((sum, { rooms, checked }) => sum + rooms.length * checked.bytes, 0);
   if (fanoutBytes > MAX_BATCH_FANOUT_BYTES) {
     throw payloadTooLarge(
-      `a batch has at most ${MAX_BATCH_FANOUT_BYTES} bytes, each notification counted once for each of ` +
+      `the batch exceeds ${MAX_BATCH_FANOUT_BYTES} bytes, with each notification counted once for each of ` +
         "its rooms",
     );
   }
@@ -303,12 +303,12 @@ function byRoom(items: GoodItem[]): Map<string, Checked[]> {
   return found;
 }
 
-/** What each room did, or why it could not be asked. */
+/** The results of each room, or the error if it was unreachable. */
 type Published = Map<string, PublishResult[] | RequestError>;
 
 /**
- * Hand notifications to all rooms at once. A room that cannot be reached fails alone. Doing it twice
- * does nothing more: each notification has its id.
+ * Publish to all rooms concurrently. An unreachable room does not affect the others. The operation is idempotent,
+ * because each notification has an id.
  */
 async function publishAll(env: Env, given: Map<string, Publication[]>): Promise<Published> {
   const published: Published = new Map();
@@ -331,7 +331,7 @@ async function publishAll(env: Env, given: Map<string, Publication[]>): Promise<
       }
     }),
   );
-  // Once for all rooms: a request may write fewer data points than a batch has rooms.
+  // Counted once for all rooms, because a request may write only a limited number of data points.
   count(env, "publish", "duplicate", duplicates);
   count(env, "publish", "accepted", accepted, bytes);
   count(env, "publish", "unavailable", failed);
@@ -345,24 +345,24 @@ function publishResultsOf(published: Published, room: string): PublishResult[] {
   return found;
 }
 
-/** What became of each notification of a batch, in order. */
+/** Return the result of each notification of a batch, in order. */
 function resultsOf(items: Item[], published: Published): Result[] {
-  const place = new Map<string, number>(); // how many of a room's publishResults were given out
+  const place = new Map<string, number>(); // the number of results of each room that were used
   return items.map((item) => {
     if (item instanceof RequestError) return { success: false, ...item.body };
     const publishResults: [string, PublishResult][] = [];
     let failure: RequestError | undefined;
     for (const room of item.rooms) {
-      const handle = published.get(room)!;
-      if (handle instanceof RequestError) {
-        failure = handle;
+      const roomResults = published.get(room)!;
+      if (roomResults instanceof RequestError) {
+        failure = roomResults;
         continue;
       }
       const next = place.get(room) ?? 0;
       place.set(room, next + 1);
-      publishResults.push([room, handle[next]!]);
+      publishResults.push([room, roomResults[next]!]);
     }
-    // Its other rooms may have it: sent again, it is a duplicate there.
+    // Other rooms may have stored it. On a retry it is a duplicate there.
     return failure === undefined ? resultOf(publishResults) : { success: false, ...failure.body };
   });
 }
@@ -406,9 +406,9 @@ function roomsIn(item: unknown): unknown[] | undefined {
 }
 
 /**
- * A notification with what the server adds.
+ * Validate a notification, and add the missing `id` and `timestamp`.
  *
- * @throws RequestError it is none, or too large.
+ * @throws RequestError it is invalid or too large.
  */
 function check(value: unknown): Checked {
   let checked: Checked;
@@ -419,21 +419,21 @@ function check(value: unknown): Checked {
     throw badRequest("Invalid message format. Required: type, data", error.message);
   }
   if (checked.bytes > MAX_NOTIFICATION_BYTES) {
-    throw payloadTooLarge(`a notification has at most ${MAX_NOTIFICATION_BYTES} bytes`);
+    throw payloadTooLarge(`the notification exceeds ${MAX_NOTIFICATION_BYTES} bytes`);
   }
   return checked;
 }
 
 const limits = new WeakMap<Settings, PublishLimits>();
 
-function checkLimits({ env }: RequestContext, claims: Claims, many: number, bytes: number): void {
+function checkLimits({ env }: RequestContext, claims: Claims, notifications: number, bytes: number): void {
   const settings = settingsOf(env);
   let counted = limits.get(settings);
   if (counted === undefined) limits.set(settings, (counted = new PublishLimits(settings)));
   try {
-    counted.check(claims, many, bytes);
+    counted.check(claims, notifications, bytes);
   } catch (error) {
-    count(env, "publish", "rejected", many);
+    count(env, "publish", "rejected", notifications);
     throw error;
   }
 }
@@ -442,25 +442,25 @@ async function revokeTokens(context: RequestContext): Promise<Response> {
   requireScope(await authenticateReader(context), "admin");
   const { env, settings } = context;
   const [member, given] = parseRevocation(await readJsonBody(context.request));
-  // Without keys no token is looked at, so there is none to take back.
+  // Without keys no token is verified, so there is none to revoke.
   if (!hasKeys(settings)) return jsonResponse(200, { success: true, revoked: false, closed: 0 });
   const of = member === "user" ? "user" : "token";
   const name = await subjectToRevoke(settings, member, given);
-  // The clock of who issued a token may be ahead by the leeway.
+  // The clock of a token's issuer may be ahead by the leeway.
   const at = Date.now() / 1000 + settings.tokenLeewayS;
   try {
     const closed = await registryOf(env, of, name).revoke({ kind: of, subject: name, at });
     return jsonResponse(200, { success: true, revoked: true, closed });
   } catch (error) {
     console.error(`revoking failed: ${String(error)}`);
-    throw unavailable("it is not sure that the tokens were revoked: say it again");
+    throw unavailable("the revocation may be incomplete: retry it");
   }
 }
 
 const REVOCABLE = ["user", "token", "jti"] as const;
 type Revocable = (typeof REVOCABLE)[number];
 
-/** @throws RequestError 400: the body names nothing, or several. */
+/** Parse the body of `POST /revoke`. @throws RequestError 400 if it does not have exactly one member. */
 function parseRevocation(body: unknown): [Revocable, string] {
   const members = isObject(body) ? body : {};
   const named = REVOCABLE.filter((name) => Object.hasOwn(members, name));
@@ -477,9 +477,9 @@ const NOT_REVOKED = "Nothing was revoked";
 const MAX_GIVEN = MAX_TOKEN_BYTES + 100;
 
 /**
- * The id of a user or a token.
+ * Return the id of the user or the token to revoke.
  *
- * @throws RequestError 400; it shows nothing of what was given.
+ * @throws RequestError 400. The message does not contain the given text, which may be a credential.
  */
 async function subjectToRevoke(settings: Settings, member: Revocable, given: string): Promise<string> {
   if (member === "token") {
@@ -491,7 +491,7 @@ async function subjectToRevoke(settings: Settings, member: Revocable, given: str
       throw badRequest(NOT_REVOKED, `token: ${error.message}`);
     }
     if (id !== undefined) return id;
-    const problem = "no key of this server has signed it; was it copied whole?";
+    const problem = "not signed by a key of this server; check that it is complete";
     throw badRequest(NOT_REVOKED, `token: ${problem}`);
   }
   if (await isCredential(settings, given)) {
@@ -504,7 +504,7 @@ async function subjectToRevoke(settings: Settings, member: Revocable, given: str
 const DECORATED =
   /^["']?\s*(?:authorization\s*:\s*)?(?:bearer[\s.]\s*)?["']?([\w.=-]+)["']?\s*["']?$/i;
 
-/** A token without what was copied with it: white space, quotes, `Bearer` before it. */
+/** Remove white space, quotes and `Bearer` that were copied with a token. */
 function bareToken(text: string): string {
   return DECORATED.exec(text.trim())?.[1] ?? text;
 }

@@ -1,32 +1,32 @@
 /**
- * One WebSocket of a room, and what of it survives the object's sleep.
+ * One WebSocket of a room, and the state that survives hibernation of the object.
  *
- * An event stream is a WebSocket, too: the Worker holds it and writes what comes on it (events.ts).
+ * An event stream is a WebSocket between the Worker and the room: see sse.ts.
  */
 
 import type { Claims } from "./auth/claims";
 import type { Cursor } from "./protocol/cursor";
 
-/** What a subscriber asks for, from the Worker to the room, after it was looked at. */
+/** A validated subscribe request, from the Worker to the room. */
 export interface SubscribeRequest {
   transport: "websocket" | "sse";
-  /** A cursor, `earliest`, `latest`; undefined: the room's own default. */
+  /** A cursor, `earliest` or `latest`; undefined: the room's default. */
   after?: string;
-  /** The position is of no log: everything that is retained, and `recovered: false`. */
+  /** The position is not a cursor: replay everything that is retained, and report `recovered: false`. */
   isLost: boolean;
   device?: string;
-  /** It wants to hear who comes and goes. */
+  /** Send presence events. */
   wantsPresence: boolean;
-  /** It gets control frames. */
+  /** Send control frames. */
   controlFrames: boolean;
-  /** The subprotocol that it gets. */
+  /** The subprotocol to select. */
   subprotocol?: string;
-  /** Whose connection it is, for presence. */
+  /** The user of the connection, for presence. */
   presentAs?: string;
   claims: Claims;
 }
 
-/** What is kept with the socket. Times in ms since 1970, those of tokens in seconds. */
+/** The state stored with the socket. Times are in ms since 1970; those of tokens are in seconds. */
 export interface Attachment {
   id: string;
   transport: "websocket" | "sse";
@@ -39,14 +39,14 @@ export interface Attachment {
   voucher?: string;
   issuedAt?: number;
   expiresAt?: number;
-  /** When it is told that its token ends soon. */
+  /** When to send `synap.token_expiring`. */
   warnsAt?: number;
-  /** It was told that its token ends soon. */
+  /** `synap.token_expiring` was sent. */
   isWarned: boolean;
   lastReceivedAt: number;
-  /** How far the log was replayed; undefined: it is live. */
+  /** The progress of the replay; undefined: it is complete. */
   replaying?: Replaying;
-  /** The server has ended it. */
+  /** The server has closed the connection. */
   isEnded?: boolean;
 }
 
@@ -56,18 +56,18 @@ export interface Replaying {
   isLost: boolean;
 }
 
-/** More than this waits, and the subscriber is too slow. */
+/** The largest backlog of a subscriber; above it, it is a slow consumer. */
 const MAX_BACKLOG_BYTES = 1024 * 1024;
-/** Nothing was taken for so long: too slow, however little waits. */
+/** A subscriber that reads nothing of its backlog for this long is a slow consumer. */
 const STALL_MS = 20_000;
-/** What is heard is kept with the socket not more often than that. */
+/** The minimum time between two writes of `lastReceivedAt` to the attachment. */
 const SAVE_INTERVAL_MS = 5000;
 
-/** So much may wait for the connections of a room, and of one user there. An object has 128 MB. */
+/** The largest total backlog of a room, and of one user in it. An object has 128 MB of memory. */
 const MAX_ROOM_BACKLOG_BYTES = 32 * 1024 * 1024;
 const MAX_USER_BACKLOG_BYTES = 8 * 1024 * 1024;
 
-/** Who is too slow: each alone, and the largest backlogs where too much waits in all. */
+/** Return the slow consumers: those over their own limit, and the largest backlogs while a total is over its limit. */
 export function slowConsumers(connections: Iterable<Connection>, now: number): Connection[] {
   const found: Connection[] = [];
   const backlogged: Connection[] = [];
@@ -75,7 +75,8 @@ export function slowConsumers(connections: Iterable<Connection>, now: number): C
     if (connection.backlogBytes > MAX_BACKLOG_BYTES || connection.isStalled(now)) found.push(connection);
     else if (connection.backlogBytes > 0) backlogged.push(connection);
   }
-  backlogged.sort((one, other) => one.backlogBytes - other.backlogBytes); // the largest come last, and are over
+  // The largest come last, so they are the ones that exceed the totals.
+  backlogged.sort((one, other) => one.backlogBytes - other.backlogBytes);
   const byUser = new Map<string, number>();
   let sum = 0;
   for (const connection of backlogged) {
@@ -95,11 +96,11 @@ export function slowConsumers(connections: Iterable<Connection>, now: number): C
 export class Connection {
   readonly socket: WebSocket;
   readonly attachment: Attachment;
-  /** Counts the tokens that it handed in: the last one counts. */
+  /** The number of token renewals, because only the last one applies. */
   renewals = 0;
   #savedAt: number;
   #lastBacklogBytes = 0;
-  /** Since when nothing of what waits was taken. */
+  /** The time since which the client has read nothing of its backlog. */
   #stalledSince = Date.now();
 
   constructor(socket: WebSocket, attachment: Attachment) {
@@ -108,12 +109,12 @@ export class Connection {
     this.#savedAt = attachment.lastReceivedAt;
   }
 
-  /** A client with `synap.v1` says itself what it has received; else what it was handed counts. */
+  /** Whether the client acknowledges itself (`synap.v1`). Otherwise delivery counts as acknowledgement. */
   get acknowledges(): boolean {
     return this.attachment.transport === "websocket" && this.attachment.controlFrames;
   }
 
-  /** Bytes that wait for the client; 0 on a runtime that does not tell (before November 2026). */
+  /** The backlog; 0 on a runtime that does not report it (before November 2026). */
   get backlogBytes(): number {
     return (this.socket.bufferedAmount as number | undefined) ?? 0;
   }
@@ -135,18 +136,18 @@ export class Connection {
     try {
       this.socket.send(text);
     } catch {
-      // It is closing: its end is on the way here.
+      // The socket is closing: webSocketClose follows.
     }
     this.#lastBacklogBytes = this.backlogBytes;
   }
 
-  /** Whether nothing was taken for a while, of what waits. */
+  /** Whether the client has read nothing of its backlog for a while. */
   isStalled(now: number): boolean {
     this.#observeBacklog(now);
     return now - this.#stalledSince > STALL_MS;
   }
 
-  /** It has taken something if less waits than after the last send. */
+  /** Update the stall time: the client has read something if the backlog is smaller than after the last send. */
   #observeBacklog(now: number): void {
     const backlogBytes = this.backlogBytes;
     if (backlogBytes === 0 || backlogBytes < this.#lastBacklogBytes) this.#stalledSince = now;

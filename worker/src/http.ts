@@ -1,13 +1,16 @@
-/** HTTP requests, answers and errors. See PROTOCOL.md, "HTTP". */
+/** HTTP requests, responses and errors. See PROTOCOL.md, "HTTP". */
 
 import { parseCursor, type Cursor } from "./protocol/cursor";
 import { JsonError, parseJson } from "./protocol/json";
 import { MAX_BATCH_BYTES } from "./protocol/notification";
 import { isDevice, problemWithRoom } from "./protocol/rooms";
 
-/** No route takes more. */
+/** The largest request body of any route. */
 const MAX_BODY_BYTES = MAX_BATCH_BYTES;
-/** So much of one that is too large is passed over: who is cut while sending reads no answer. */
+/**
+ * A larger body is read and discarded up to this size, because a client that is cut off while sending cannot read
+ * the error.
+ */
 const MAX_PASSED_OVER_BYTES = 16 * MAX_BODY_BYTES;
 const BODY_TIMEOUT_S = 20;
 const RETRY_AFTER_S = 1;
@@ -18,10 +21,10 @@ export interface Problem {
   code: string;
 }
 
-/** A request that gets an error answer. See PROTOCOL.md, "Errors". */
+/** An error response to a request. See PROTOCOL.md, "Errors". */
 export class RequestError extends Error {
   readonly body: Problem;
-  /** The user of a token that a key of this server has signed and that does not count, for the log. */
+  /** The user of an invalid token with a valid signature, for the log. */
   rejectedUser?: string | undefined;
 
   constructor(
@@ -66,7 +69,7 @@ export function payloadTooLarge(details: string): RequestError {
   return new RequestError(413, "payload_too_large", "Too large", details);
 }
 
-/** @param waitS seconds after which it may be tried again. */
+/** @param waitS seconds until the request can be retried. */
 export function rateLimited(details: string, waitS: number): RequestError {
   return new RequestError(429, "rate_limited", "Too many", details, {
     "Retry-After": String(Math.max(1, Math.ceil(waitS))),
@@ -79,7 +82,7 @@ export function unavailable(details: string): RequestError {
   });
 }
 
-/** Only the operator can help: no `Retry-After`. See PROTOCOL.md, "Errors". */
+/** No `Retry-After`: only the operator can fix it. See PROTOCOL.md, "Errors". */
 export function misconfigured(details: string): RequestError {
   return new RequestError(500, "misconfigured", "The server's settings are wrong", details);
 }
@@ -118,25 +121,25 @@ export function textResponse(
   });
 }
 
-/** A path as it came, and its parameters: of a repeated one the last, and an empty one is none. */
+/** The decoded path segments, and the query parameters. The last of repeated ones wins; empty ones are dropped. */
 export interface Target {
   segments: string[];
   query: Map<string, string>;
 }
 
 /**
- * What a request asks for; `%2F` does not split.
+ * Parse the path and the query of a URL. `%2F` does not separate segments.
  *
- * @throws RequestError 400, if its percent-encoding is wrong.
+ * @throws RequestError 400 for an invalid percent-encoding; 414.
  */
 export function parseTarget(url: string): Target {
   const [, raw = "", search = ""] = /^[^:]+:\/\/[^/?#]*([^?#]*)\??([^#]*)/.exec(url) ?? [];
   if (raw.length + search.length >= MAX_TARGET_BYTES) {
-    const details = `a path and its query have at most ${MAX_TARGET_BYTES} bytes`;
+    const details = `path and query exceed ${MAX_TARGET_BYTES} bytes`;
     throw new RequestError(414, "payload_too_large", "URI too long", details);
   }
   if (search.split("&").length > MAX_QUERY_FIELDS) {
-    const details = `a query has at most ${MAX_QUERY_FIELDS} parameters`;
+    const details = `the query has more than ${MAX_QUERY_FIELDS} parameters`;
     throw badRequest("Invalid query", details);
   }
   const query = new Map<string, string>();
@@ -147,12 +150,12 @@ export function parseTarget(url: string): Target {
     const segments = raw.replace(/^\/+|\/+$/g, "").split("/").map(decodeURIComponent);
     return { segments, query };
   } catch {
-    throw badRequest("Invalid path", "its percent-encoding is not UTF-8");
+    throw badRequest("Invalid path", "expected percent-encoded UTF-8");
   }
 }
 
 /**
- * The room in a path.
+ * Parse the room in a path.
  *
  * @throws RequestError 400.
  */
@@ -163,9 +166,9 @@ export function parseRoomParam(segment: string): string {
 }
 
 /**
- * The cursor in a query.
+ * Parse the cursor in a query.
  *
- * @param words what else could be there, for the message.
+ * @param words the alternatives to a cursor, for the error message.
  * @throws RequestError 400.
  */
 export function parseCursorParam(text: string, words = "'earliest' or 'latest'"): Cursor {
@@ -175,7 +178,7 @@ export function parseCursorParam(text: string, words = "'earliest' or 'latest'")
 }
 
 /**
- * Which of the user's devices asks.
+ * Parse the name of the user's device.
  *
  * @throws RequestError 400.
  */
@@ -188,7 +191,7 @@ export function parseDeviceParam(query: Map<string, string>): string | undefined
 }
 
 /**
- * The JSON body: strict (no NaN, no lone surrogates, bounded depth).
+ * Read and parse a JSON body strictly: no NaN, no lone surrogates, bounded depth.
  *
  * @throws RequestError 400, 408, 413 or 415.
  */
@@ -231,8 +234,8 @@ async function readBody(request: Request): Promise<Uint8Array> {
   let timer: ReturnType<typeof setTimeout> | null = null;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
-      const details = `a body has to arrive within ${BODY_TIMEOUT_S} s`;
-      reject(new RequestError(408, "request_timeout", "Too slow", details));
+      const details = `the body was not complete within ${BODY_TIMEOUT_S} s`;
+      reject(new RequestError(408, "request_timeout", "Request timeout", details));
     }, BODY_TIMEOUT_S * 1000);
   });
   try {
@@ -241,7 +244,7 @@ async function readBody(request: Request): Promise<Uint8Array> {
     for (;;) {
       const { done, value } = await Promise.race([reader.read(), late]);
       if (done && size > MAX_BODY_BYTES) throw bodyTooLarge();
-      if (done) return joined(chunks, size);
+      if (done) return concatenate(chunks, size);
       size += value.length;
       if (size > MAX_PASSED_OVER_BYTES) throw bodyTooLarge();
       if (size <= MAX_BODY_BYTES) chunks.push(value);
@@ -251,7 +254,7 @@ async function readBody(request: Request): Promise<Uint8Array> {
   }
 }
 
-function joined(chunks: Uint8Array[], size: number): Uint8Array {
+function concatenate(chunks: Uint8Array[], size: number): Uint8Array {
   const whole = new Uint8Array(size);
   let place = 0;
   for (const chunk of chunks) {
@@ -262,5 +265,5 @@ function joined(chunks: Uint8Array[], size: number): Uint8Array {
 }
 
 function bodyTooLarge(): RequestError {
-  return payloadTooLarge(`a body has at most ${MAX_BODY_BYTES} bytes`);
+  return payloadTooLarge(`the body exceeds ${MAX_BODY_BYTES} bytes`);
 }

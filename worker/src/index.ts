@@ -36,7 +36,7 @@ export default {
       return withHeaders(await respond(context), cors);
     } catch (error) {
       const problem = toRequestError(error);
-      // Which pages may ask is one of the settings: what is wrong with them may be read by each, as by anybody.
+      // The allowed origins are unknown, and the message contains no secret, so every page may read it.
       if (error instanceof ConfigurationError) cors = corsHeaders(request);
       count(env, "error", problem.body.code);
       if (context?.claims !== undefined && problem.status !== 429 && problem.status !== 503) {
@@ -61,17 +61,18 @@ async function respond(context: RequestContext): Promise<Response> {
   return handle(context);
 }
 
-/** Whatever happened, as an error answer that shows nothing of the inside. */
+/** Convert any error to an error response that reveals no internals. */
 function toRequestError(error: unknown): RequestError {
   if (error instanceof RequestError) return error;
-  if (error instanceof ConfigurationError) return misconfigured(error.message); // the refusal's line names it
+  if (error instanceof ConfigurationError) return misconfigured(error.message); // logRefusal logs it
   console.error(error);
-  return unavailable("something went wrong; the Worker's log says what");
+  return unavailable("internal error: see the Worker's log");
 }
 
 /**
- * What lets a page of an allowed origin read the answer. It may ask for credentials, as `EventSource` polyfills
- * do (`withCredentials`): the server sets and reads no cookie, so that adds nothing to what the page can do.
+ * Return the CORS header fields that let a page of an allowed origin read the response. Credentials are allowed
+ * because `EventSource` polyfills send them (`withCredentials`). That grants nothing, since the server uses no
+ * cookies.
  */
 function corsHeaders(request: Request): Record<string, string> {
   const origin = request.headers.get("Origin");
@@ -80,13 +81,13 @@ function corsHeaders(request: Request): Record<string, string> {
     : { "Access-Control-Allow-Origin": origin, "Access-Control-Allow-Credentials": "true", Vary: "origin" };
 }
 
-/** Names of header fields with commas between (RFC 9110, section 5.6.2). */
+/** A comma-separated list of header field names (RFC 9110, section 5.6.2). */
 const FIELD_NAMES = /^[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*$/;
 const MAX_FIELD_NAMES = 1024;
 
 /**
- * What an allowed page may send: every header field that it asks for (Fetch standard, "CORS protocol").
- * Polyfills add `Cache-Control`, tracing adds `traceparent`; `*` would not cover `Authorization`.
+ * Return the preflight header fields, which allow every requested header field (Fetch standard, "CORS protocol").
+ * Polyfills add `Cache-Control`, and tracing adds `traceparent`; `*` would not include `Authorization`.
  */
 function preflightHeaders(request: Request): Record<string, string> {
   const names = request.headers.get("Access-Control-Request-Headers") ?? "";
@@ -94,13 +95,14 @@ function preflightHeaders(request: Request): Record<string, string> {
   return { ...PREFLIGHT, "Access-Control-Allow-Headers": names };
 }
 
-/** Whether a page opens a WebSocket. It cannot read the answer to a handshake, but the reason of a close. */
+/** Whether a page opens a WebSocket. A page cannot read the response to a handshake, but can read a close reason. */
 function isBrowserHandshake({ headers }: Request): boolean {
   return headers.has("Origin") && headers.get("Upgrade")?.toLowerCase() === "websocket";
 }
 
-const INTERNAL_ERROR = 1011; // RFC 6455, section 7.4.1: not final for a client, which comes back, ever more slowly
+const INTERNAL_ERROR = 1011; // RFC 6455, section 7.4.1. Clients reconnect, with increasing delays
 
+/** Accept a WebSocket only to close it, with the error as the close reason. */
 function acceptAndClose({ body }: RequestError): Response {
   const [client, server] = Object.values(new WebSocketPair()) as [WebSocket, WebSocket];
   server.accept();

@@ -1,17 +1,17 @@
 /**
- * How much one caller may have of a Worker. See PROTOCOL.md, "Limits".
+ * Rate limits for each caller. See PROTOCOL.md, "Limits".
  *
- * Each of Cloudflare's machines counts for itself.
+ * The counts are local to each of Cloudflare's machines.
  */
 
 import type { Claims } from "./auth/claims";
 import { rateLimited } from "./http";
 import { isLoopback, type Settings } from "./settings";
 
-/** So many are counted at once, for each rate; the one that is silent for longest goes first. */
+/** Callers that one rate counts; the one that was idle for longest is evicted first. */
 const MAX_CALLERS = 10_000;
 
-/** So many a second for each caller, and as many at once (GCRA). 0 is no limit. */
+/** A rate limit per second for each caller, with a burst of one second (GCRA). 0 is no limit. */
 export class Rate {
   readonly #perS: number;
   readonly #fullAt = new Map<string, number>(); // when, in ms, a caller has all of it again
@@ -20,11 +20,11 @@ export class Rate {
     this.#perS = perS;
   }
 
-  /** Take so many; 0, or for how many seconds to wait because they are too many. */
+  /** Consume the cost and return 0, or return the seconds to wait. */
   waitS(caller: string, cost: number, now = Date.now()): number {
     if (this.#perS === 0) return 0;
     const known = this.#fullAt.get(caller) ?? 0;
-    // It is never more than a second ahead, or the clock was set back.
+    // More than a second ahead means that the clock was set back.
     const fullAt = known > now + 1000 ? now : Math.max(known, now);
     const next = fullAt + (Math.min(cost, this.#perS) / this.#perS) * 1000;
     if (next - now > 1000) return (next - now - 1000) / 1000;
@@ -35,12 +35,12 @@ export class Rate {
   }
 }
 
-/** A debt is never longer than that: a clock that was set back must not refuse anybody for longer. */
+/** The longest debt, also after the clock was set back. */
 const MAX_DEBT_MS = 60_000;
 
 /**
- * So much a second for each caller, and as much at once; what costs more than is left is a debt that is
- * paid before the next. 0 is no limit.
+ * A budget per second for each caller, with a burst of one second. A cost above the remaining budget becomes a
+ * debt that delays the next request. 0 is no limit.
  */
 export class Budget {
   readonly #perS: number;
@@ -50,13 +50,13 @@ export class Budget {
     this.#perS = perS;
   }
 
-  /** For how many seconds there is nothing left; 0: there is something. */
+  /** Return the seconds until there is budget; 0 if there is some. */
   waitS(caller: string, now = Date.now()): number {
     if (this.#perS === 0) return 0;
     return Math.max(0, this.#owedMs(caller, now) - 1000) / 1000;
   }
 
-  /** Take so much, whether it is there or not. */
+  /** Consume the cost, even beyond the budget. */
   charge(caller: string, cost: number, now = Date.now()): void {
     if (this.#perS === 0) return;
     const owedMs = Math.min(this.#owedMs(caller, now) + (cost / this.#perS) * 1000, MAX_DEBT_MS);
@@ -71,29 +71,29 @@ export class Budget {
   }
 }
 
-/** Whose rates they are; undefined: there are no keys. */
+/** Return the key under which a caller is counted; undefined without keys. */
 function nameOf(claims: Claims): string | undefined {
   if (claims.key !== undefined) return `key ${claims.key}`;
-  if (claims.user !== undefined) return `user ${claims.user}`; // who may be called "key …"
+  if (claims.user !== undefined) return `user ${claims.user}`; // prefixed, because a user id may be "key …"
   return claims.tokenId === undefined ? undefined : `token ${claims.tokenId}`;
 }
 
-/** Who asks: a user, a key or a token, else an address. Undefined: nobody who has a limit. */
+/** Return the caller: a user, a key or a token, else an address. Undefined: no limit applies. */
 function callerOf(claims: Claims | undefined, address: string | undefined): string | undefined {
   const name = claims === undefined ? undefined : nameOf(claims);
   return name ?? (address === undefined ? undefined : `address ${address}`);
 }
 
 /**
- * The address that Cloudflare's edge has seen. Undefined for this machine, and on workerd alone: it has
- * no limit.
+ * Return the client's address, as reported by Cloudflare's edge. Undefined, and so without limits, for loopback
+ * addresses and in workerd without the edge.
  */
 export function addressOf(request: Request): string | undefined {
   const address = request.headers.get("CF-Connecting-IP") ?? "";
   return address === "" || isLoopback(address) ? undefined : address;
 }
 
-/** What callers have asked for, read, and tried in vain, beside publishes. */
+/** Limits of requests, bytes read and failed authentication. Publishes have limits of their own. */
 export class RequestLimits {
   readonly #settings: Settings;
   readonly #requests: Budget;
@@ -108,32 +108,32 @@ export class RequestLimits {
   }
 
   /**
-   * Count a request that is no publish, and see whether its caller may read more.
+   * Count a request that is not a publish, and check that its caller has budget left for reading.
    *
-   * @param claims of a credential that counts; undefined: there is none, and the address counts.
+   * @param claims of a valid credential; undefined without one: the address is counted.
    * @throws RequestError 429.
    */
   checkRequest(claims: Claims | undefined, address: string | undefined): void {
     const caller = callerOf(claims, address);
     if (caller === undefined) return;
     const { requestsPerS, readBytesPerS } = this.#settings;
-    const whose = "a second for a user, a key or an address";
+    const per = "per second for a user, a key or an address";
     const requestWaitS = this.#requests.waitS(caller);
-    if (requestWaitS > 0) throw rateLimited(`at most ${requestsPerS} requests ${whose}`, requestWaitS);
+    if (requestWaitS > 0) throw rateLimited(`rate limit exceeded: ${requestsPerS} requests ${per}`, requestWaitS);
     this.#requests.charge(caller, 1);
     const readWaitS = this.#read.waitS(caller);
-    if (readWaitS > 0) throw rateLimited(`at most ${readBytesPerS} bytes read ${whose}`, readWaitS);
+    if (readWaitS > 0) throw rateLimited(`rate limit exceeded: ${readBytesPerS} bytes read ${per}`, readWaitS);
   }
 
-  /** Bytes that are being answered. They may be more than are left: then the next request waits. */
+  /** Count the bytes of a response. If they exceed the budget, the next request is delayed. */
   countRead(claims: Claims, address: string | undefined, bytes: number): void {
     const caller = callerOf(claims, address);
     if (caller !== undefined) this.#read.charge(caller, bytes);
   }
 
   /**
-   * See whether an address may try a token: to verify one takes longer than anything else that a
-   * stranger can ask for.
+   * Check that an address may try another token. Verification is the most expensive operation that an
+   * unauthenticated client can cause.
    *
    * @throws RequestError 429.
    */
@@ -141,16 +141,16 @@ export class RequestLimits {
     const waitS = address === undefined ? 0 : this.#attempts.waitS(address);
     if (waitS === 0) return;
     const most = this.#settings.requestsPerS;
-    throw rateLimited(`at most ${most} failed attempts a second for an address`, waitS);
+    throw rateLimited(`rate limit exceeded: ${most} failed attempts per second for an address`, waitS);
   }
 
-  /** A token of this address did not count. */
+  /** Count an invalid token of an address. */
   countFailedAttempt(address: string | undefined): void {
     if (address !== undefined) this.#attempts.charge(address, 1);
   }
 
   /**
-   * See whether a publisher had too many requests refused. What is published has limits of its own.
+   * Check that not too many requests of a publisher were rejected. Publishes have limits of their own.
    *
    * @throws RequestError 429.
    */
@@ -159,10 +159,10 @@ export class RequestLimits {
     const waitS = caller === undefined ? 0 : this.#requests.waitS(caller);
     if (waitS === 0) return;
     const most = this.#settings.requestsPerS;
-    throw rateLimited(`at most ${most} refused requests a second for a user or a key`, waitS);
+    throw rateLimited(`rate limit exceeded: ${most} rejected requests per second for a user or a key`, waitS);
   }
 
-  /** A request with a credential was refused: to find that out took its time. */
+  /** Count a rejected request with a valid credential, because processing it had a cost, too. */
   countRefusal(claims: Claims, address: string | undefined): void {
     const caller = callerOf(claims, address);
     if (caller !== undefined) this.#requests.charge(caller, 1);
@@ -171,14 +171,14 @@ export class RequestLimits {
 
 const known = new WeakMap<Settings, RequestLimits>();
 
-/** What is counted on this machine. */
+/** Return the request limits of the settings, on this machine. */
 export function requestLimitsOf(settings: Settings): RequestLimits {
   let limits = known.get(settings);
   if (limits === undefined) known.set(settings, (limits = new RequestLimits(settings)));
   return limits;
 }
 
-/** What keys and tokens publish. */
+/** Limits of publishes, for each key and token. */
 export class PublishLimits {
   readonly #settings: Settings;
   readonly #publishes: Rate;
@@ -191,8 +191,7 @@ export class PublishLimits {
   }
 
   /**
-   * Count notifications and their bytes, each once for each of its rooms. Without keys there is no
-   * limit.
+   * Count notifications and their bytes, once for each of their rooms. Without keys there is no limit.
    *
    * @throws RequestError 429.
    */
@@ -205,7 +204,7 @@ export class PublishLimits {
       [this.#bytes, bytes, publishBytesPerS, "bytes"],
     ] as const) {
       const waitS = rate.waitS(caller, cost);
-      if (waitS > 0) throw rateLimited(`at most ${most} ${what} a second for a key`, waitS);
+      if (waitS > 0) throw rateLimited(`rate limit exceeded: ${most} ${what}/s per key`, waitS);
     }
   }
 }

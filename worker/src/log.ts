@@ -1,12 +1,12 @@
 /**
- * What a room keeps, in its object's SQLite: the log, the ids it has seen, the received marks. The log
- * is a table; the rest are keys, because a table has rows of its own to pay, in each room.
+ * The storage of a room, in its object's SQLite: the log, the ids for deduplication, the acknowledged cursors. The
+ * log is a table. The rest are keys, because each table has rows that are billed, in each room.
  *
- * An offset is a time, in microseconds since 1970, moved on where two would be equal. So it is never
- * used again, even after the whole storage was let go, and says itself how old its notification is.
+ * An offset is a time in microseconds since 1970, increased where two would be equal. So it is never reused, even
+ * after the storage was deleted, and it shows the age of its notification.
  *
- * Age is never judged by one reading of the clock: a notification, a device or an id goes only after
- * two alarms, minutes apart, have found it too old. Reading passes over nothing because of its age.
+ * A single reading of the clock never deletes anything: a notification, a device or an id is deleted only after two
+ * alarms, minutes apart, have found it expired. Reads do not filter by age.
  */
 
 import { AgeCheck } from "./age";
@@ -15,17 +15,17 @@ import { isRequestRoom } from "./protocol/rooms";
 import type { Settings } from "./settings";
 
 export const DEDUPE_S = 300;
-/** A room knows the marks of so many devices; the one that has not come for longest goes first. */
+/** The number of devices whose acknowledged cursors a room stores. The least recently seen is removed first. */
 const MAX_DEVICES = 64;
-/** A device that has not come for so long is a new one. */
+/** A device that was not seen for this long is forgotten. */
 export const DEVICE_AGE_S = 30 * 86_400;
-/** The position of an empty log is so far back that no clock of another machine is behind it. */
+/** The head of an empty log is this far in the past, so that no clock of another machine is behind it. */
 const HEAD_AGE_US = 60e6;
-/** A page ends with the notification that reaches it. */
+/** The size of a page. It ends with the notification that reaches it. */
 const PAGE_BYTES = 512 * 1024;
 const SCHEMA_VERSION = 1;
-const META = "log"; // the key of Meta
-const DEVICE = "device "; // and its name: the key of a Device
+const META = "log"; // the storage key of Meta
+const DEVICE = "device "; // the prefix of the storage key of a Device; followed by its name
 
 export interface Publication {
   id: string;
@@ -36,12 +36,12 @@ export interface Publication {
 
 export interface Entry {
   cursor: Cursor;
-  /** The JSON as every subscriber gets it. */
+  /** The JSON that every subscriber receives. */
   text: string;
   bytes: number;
 }
 
-/** What a publish did. For a duplicate, what the first one did. */
+/** The result of a publish. For a duplicate, the result of the first one. */
 export interface PublishResult {
   id: string;
   cursor: string;
@@ -49,37 +49,37 @@ export interface PublishResult {
   duplicate: boolean;
 }
 
-/** A stretch of the log, oldest first. `recovered` false: something after the position may be gone. */
+/** A page of the log, oldest first. `recovered` is false if there may be a gap after the position. */
 export interface Page {
   entries: Entry[];
   recovered: boolean;
   more: boolean;
 }
 
-/** What is kept of the log beside its entries. */
+/** The stored state of the log, besides its entries. */
 interface Meta {
   version: number;
-  /** The highest offset that was in the log and is no longer. */
+  /** The highest offset that was removed from the log. */
   forgotten: number;
-  /** 0: nobody ever received anything. What was received at once is with the entries. */
+  /** The room's acknowledged offset; 0: none. What was received on delivery is stored with the entries. */
   mark: number;
 }
 
-/** When a device came last, in ms since 1970, and how far it has received. */
+/** When a device was last seen, in ms since 1970, and its acknowledged offset. */
 interface Device {
   lastSeen: number;
   mark: number;
 }
 
-/** What is asked of a room's storage more often than it changes. */
+/** A cache of the stored state. */
 interface State {
   /** As in {@link Meta}. */
   forgotten: number;
-  /** The highest offset that was ever given. */
+  /** The highest offset that was ever assigned. */
   last: number;
-  /** 0: nobody ever received anything. */
+  /** The room's acknowledged offset; 0: none. */
   mark: number;
-  /** What the log holds: notifications and bytes. */
+  /** The size of the log: notifications and bytes. */
   held: number;
   bytes: number;
 }
@@ -94,7 +94,7 @@ export class Log {
   readonly #ageUs: number;
   #state: State | undefined;
 
-  /** @param epoch what all cursors of this room begin with. */
+  /** @param epoch the epoch of all cursors of this room. */
   constructor(storage: DurableObjectStorage, settings: Settings, room: string, epoch: string) {
     this.#storage = storage;
     this.#sql = storage.sql;
@@ -110,7 +110,7 @@ export class Log {
 
   readonly room: string;
 
-  /** Whether there is anything of it in the storage. */
+  /** Whether the storage contains a log. */
   get exists(): boolean {
     return this.#state !== undefined;
   }
@@ -119,16 +119,17 @@ export class Log {
     return this.#cursor(0);
   }
 
-  /** A position that everything so far is not after; never offset 0. */
+  /** Return the position after the last notification. Its offset is never 0. */
   head(): Cursor {
     return this.#cursor(this.#state?.last || nowUs() - HEAD_AGE_US);
   }
 
   /**
-   * Keep publications, all or none; tells of each that is new its entry.
+   * Store publications, all or none.
    *
-   * @param count how many connections each goes to.
-   * @param isReceived who is handed it has received it.
+   * @param count the number of connections to which each is delivered.
+   * @param isReceived whether delivery counts as acknowledgement.
+   * @returns the result of each publication, and the entries of the new ones.
    */
   publish(
     publications: Publication[],
@@ -144,14 +145,14 @@ export class Log {
     }
   }
 
-  /** Up to `limit` entries after a position. */
+  /** Return up to `limit` entries after a position. */
   read(after: Cursor, limit: number): Page {
     const now = nowUs();
     const last = this.#state?.last ?? 0;
     const isForeign = after.epoch !== this.#epoch || after.offset > Math.max(last, now) + HEAD_AGE_US;
     const start = isForeign ? 0 : after.offset;
     if (this.#state === undefined) {
-      // Nothing is here now: what was published since must be older than what is kept.
+      // The storage is empty: everything that was published has expired. So a position within the retention has no gap.
       return { entries: [], recovered: !isForeign && !(start > 0 && start < now - this.#ageUs), more: false };
     }
     const gone = this.#state.forgotten;
@@ -174,7 +175,7 @@ export class Log {
     return { entries, recovered: !isForeign && !(start > 0 && start < gone), more };
   }
 
-  /** How far a device has come; of one that is not known, and without one, how far the room has. */
+  /** Return the acknowledged cursor of a device; for an unknown device, and without one, the room's. */
   getAck(device: string | undefined): Cursor | undefined {
     if (this.#state === undefined) return undefined;
     if (device !== undefined) {
@@ -184,19 +185,20 @@ export class Log {
     return this.#state.mark > 0 ? this.#cursor(this.#state.mark) : undefined;
   }
 
-  /** Know a device from now on: it has what comes before a position. */
+  /** Register a device, with a position as its acknowledged cursor. */
   registerDevice(device: string, position: Cursor): void {
     if (position.epoch !== this.#epoch) return;
     const { last } = this.#create();
     const before = this.#kv.get<Device>(DEVICE + device)?.mark ?? 0;
-    const mark = Math.max(before, Math.min(position.offset, last)); // nobody has what does not exist
+    // A client cannot acknowledge what was not published.
+    const mark = Math.max(before, Math.min(position.offset, last));
     this.#kv.put<Device>(DEVICE + device, { lastSeen: Date.now(), mark });
     const others = this.#devices().filter(([key]) => key !== DEVICE + device);
     const excess = others.sort(([, one], [, other]) => other.lastSeen - one.lastSeen).slice(MAX_DEVICES - 1);
     for (const [key] of excess) this.#kv.delete(key);
   }
 
-  /** Move the room's mark forward, and the device's; a position behind it changes nothing. */
+  /** Advance the acknowledged cursors of the room and the device. An earlier position changes nothing. */
   ack(position: Cursor, device: string | undefined): void {
     if (this.#state === undefined || position.epoch !== this.#epoch) return;
     if (position.offset > this.#state.mark) {
@@ -210,9 +212,9 @@ export class Log {
   }
 
   /**
-   * Delete what two readings of the clock have found too old.
+   * Delete what two readings of the clock have found expired.
    *
-   * @returns when to look again, in ms since 1970; undefined: it is empty.
+   * @returns when to sweep again, in ms since 1970; undefined if the log is empty.
    */
   sweep(): number | undefined {
     if (this.#state === undefined) return undefined;
@@ -225,7 +227,7 @@ export class Log {
     return this.nextSweep();
   }
 
-  /** When something will be too old, in ms since 1970, and some time later; undefined: never. */
+  /** Return when to sweep, some time after the next expiry, in ms since 1970; undefined: never. */
   nextSweep(): number | undefined {
     if (this.#state === undefined) return undefined;
     const { dueAt } = this.#ages;
@@ -241,7 +243,7 @@ export class Log {
     return next < Infinity ? next : undefined;
   }
 
-  /** The whole storage was let go. */
+  /** Reset the cache after the storage was deleted. */
   reset(): void {
     this.#state = undefined;
   }
@@ -280,7 +282,7 @@ export class Log {
     return { publishResults, entries };
   }
 
-  /** Let the oldest go where there are too many. Their ids stay for as long as they count. */
+  /** Remove the oldest notifications above the limits. Their ids stay for the deduplication window. */
   #trim(state: State): void {
     const { retentionCount, maxRoomBytes } = this.#settings;
     if (state.held <= retentionCount && state.bytes <= maxRoomBytes) return;
@@ -312,12 +314,12 @@ export class Log {
     state.held -= n;
     state.bytes -= sum ?? 0;
     state.forgotten = offset;
-    this.#saveMeta(); // what was received with these rows has to outlive them
+    this.#saveMeta(); // the acknowledged offset of these rows must outlive them
     this.#deleteIds(Date.now());
     this.#sql.exec("UPDATE log SET text = '' WHERE offset > ? AND offset <= ?", from, offset);
   }
 
-  /** Delete what is no longer in the log, and whose id counts no more. */
+  /** Delete removed rows whose deduplication window is over. */
   #deleteIds(now: number): void {
     const until = Math.min(this.#state!.forgotten, (now - DEDUPE_S * 1000) * 1000);
     this.#sql.exec("DELETE FROM log WHERE offset <= ?", until);
@@ -332,7 +334,7 @@ export class Log {
     return [...this.#kv.list<Device>({ prefix: DEVICE })];
   }
 
-  /** Whether a reading of the clock (ms since 1970) finds something too old. */
+  /** Whether something has expired at a reading of the clock (ms since 1970). */
   #hasExpired(now: number): boolean {
     const [old] = this.#sql
       .exec("SELECT 1 FROM log WHERE offset <= ? LIMIT 1", now * 1000 - this.#ageUs)
@@ -340,7 +342,7 @@ export class Log {
     return old !== undefined || this.#devices().some(([, { lastSeen }]) => isExpired(lastSeen, now));
   }
 
-  /** The highest offset that is too old by a reading of the clock (ms since 1970), or no longer there. */
+  /** Return the highest offset that has expired at a reading of the clock (ms since 1970), or was removed. */
   #lastExpired(now: number): number {
     const [row] = this.#sql
       .exec<{ gone: number | null }>(
@@ -353,7 +355,7 @@ export class Log {
 
   #entry(offset: number, text: string, bytes: number): Entry {
     const cursor = this.#cursor(offset);
-    // Neither part can hold a quote, or what is not ASCII.
+    // Neither the room nor the cursor can contain a quote or a non-ASCII character.
     const full = `${text.slice(0, -1)},"room":"${this.room}","cursor":"${cursorText(cursor)}"}`;
     return { cursor, text: full, bytes: bytes + full.length - text.length };
   }
@@ -382,12 +384,12 @@ export class Log {
     };
   }
 
-  /** A room that nobody has published to has no table. */
+  /** Create the table with the first publish, so that other rooms have none. */
   #create(): State {
     if (this.#state !== undefined) return this.#state;
-    // What was here before, if something was, is too old by now.
+    // Anything that was published before has expired.
     const forgotten = Math.max(0, nowUs() - this.#ageUs);
-    // The text comes last: what stands behind it could be read only by reading through it.
+    // The text is the last column, because SQLite reads through it to reach later columns.
     this.#sql.exec(`
       CREATE TABLE log (
         offset INTEGER PRIMARY KEY, id TEXT NOT NULL, bytes INTEGER NOT NULL, count INTEGER NOT NULL,
@@ -401,7 +403,7 @@ export class Log {
   }
 }
 
-/** Whether a device that came then is a new one at a reading of the clock; both in ms since 1970. */
+/** Whether a device that was last seen at this time has expired; both times are in ms since 1970. */
 function isExpired(lastSeen: number, now: number): boolean {
   return lastSeen <= now - DEVICE_AGE_S * 1000;
 }

@@ -1,7 +1,7 @@
 /**
- * Counts, where the Worker has an analytics binding (`METRICS`). See docs/cloudflare.md.
+ * Metrics, if the Worker has an analytics binding (`METRICS`). See docs/cloudflare.md.
  *
- * A data point's blobs are what happened and how it went; its doubles are how many, and bytes.
+ * The blobs of a data point are the event and its outcome; its doubles are the count and the bytes.
  */
 
 import type { Env } from "./settings";
@@ -14,12 +14,12 @@ export type MetricEvent =
   | "opened" // websocket, sse
   | "disconnect"; // a close code
 
-export function count(env: Env, what: MetricEvent, how: string, many = 1, bytes = 0): void {
-  if (many === 0) return;
+export function count(env: Env, event: MetricEvent, outcome: string, n = 1, bytes = 0): void {
+  if (n === 0) return;
   try {
-    env.METRICS?.writeDataPoint({ indexes: [what], blobs: [what, how], doubles: [many, bytes] });
+    env.METRICS?.writeDataPoint({ indexes: [event], blobs: [event, outcome], doubles: [n, bytes] });
   } catch {
-    // One request may write so many; what is counted has happened all the same.
+    // A request may write a limited number of data points. A metric must not fail the request.
   }
 }
 

@@ -1,16 +1,16 @@
 /**
- * Who is in a room now, over users and their devices. See PROTOCOL.md, "Presence".
+ * Presence: the users in a room, and their devices. See PROTOCOL.md, "Presence".
  *
- * A leave is told only after a grace: who reconnects has not left. Changes are coalesced, so that a
- * user whose devices come and go costs the same as one who stays: the watchers share one picture of
- * the room, and each user who differs from it is told once.
+ * A leave is published after a grace period, so that a reconnect is not a leave. Changes are coalesced: all
+ * watchers have received the same state of the room, and each user who differs from it is published once per
+ * interval. So a user whose devices join and leave all the time costs no more than one change per interval.
  */
 
-/** Who comes back within so long was never away. */
+/** The grace period: a user who reconnects within it has not left. */
 export const GRACE_MS = 5000;
-/** A user's changes within so long are told as one. */
+/** The interval in which the changes of a user are coalesced. */
 export const UPDATE_INTERVAL_MS = 200;
-/** So many of a user's devices are listed; of those without a connection, as many are kept. */
+/** The devices of a user that are listed, and those without a connection that are remembered. */
 const MAX_DEVICES = 64;
 
 export interface User {
@@ -23,7 +23,7 @@ export interface Change extends User {
   event: "join" | "update" | "leave";
 }
 
-/** A user's device without a connection, until when it has not left yet (ms since 1970). */
+/** A user's device without a connection, and the end of its grace period (ms since 1970). */
 export interface Leaving {
   user: string;
   device?: string;
@@ -31,14 +31,14 @@ export interface Leaving {
 }
 
 export class Presence {
-  /** By device, how many connections a user has; those without a name are under undefined. */
+  /** The connections of each user by device; undefined is the device without a name. */
   readonly #users = new Map<string, Map<string | undefined, number>>();
   #leaving: Leaving[];
-  /** What all watchers know, and who may differ from it. */
+  /** The state that the watchers have received, and the users who may differ from it. */
   readonly #published = new Map<string, User>();
   readonly #changed = new Set<string>();
 
-  /** @param leaving from before the object slept. */
+  /** @param leaving the stored devices in their grace period. */
   constructor(leaving: Leaving[]) {
     this.#leaving = leaving;
     for (const { user, device } of leaving) this.#devicesOf(user).set(device, 0);
@@ -52,26 +52,26 @@ export class Presence {
     return [...this.#users.keys()].sort().map((user) => this.#describe(user));
   }
 
-  /** What all watchers know. */
+  /** Return the state that the watchers have received. */
   state(): User[] {
     return [...this.#published.keys()].sort().map((user) => this.#published.get(user)!);
   }
 
-  /** Nobody watches, or everybody who does knows how things are. */
+  /** Take the current state as published, because there is no watcher, or each has received it. */
   markPublished(): void {
     this.#changed.clear();
     this.#published.clear();
     for (const user of this.#users.keys()) this.#published.set(user, this.#describe(user));
   }
 
-  /** A connection from before the object slept: watchers know it. */
+  /** Add a connection from before hibernation, which watchers have received. */
   rejoin(user: string, device: string | undefined): void {
     this.join(user, device);
     this.#changed.delete(user);
     this.#published.set(user, this.#describe(user));
   }
 
-  /** What watchers do not know yet, one user after the other; undefined: they know all. */
+  /** Return the next change to publish; undefined: there is none. */
   nextChange(): Change | undefined {
     for (const name of this.#changed) {
       this.#changed.delete(name);
@@ -89,7 +89,7 @@ export class Presence {
     return undefined;
   }
 
-  /** A connection came. */
+  /** Add a connection. */
   join(user: string, device: string | undefined): void {
     this.#leaving = this.#leaving.filter((each) => each.user !== user || each.device !== device);
     const devices = this.#devicesOf(user);
@@ -97,7 +97,7 @@ export class Presence {
     this.#changed.add(user);
   }
 
-  /** A connection has ended; returns whether its device begins to leave. */
+  /** Remove a connection, and return whether its device's grace period begins. */
   leave(user: string, device: string | undefined, now: number): boolean {
     const devices = this.#devicesOf(user);
     const left = Math.max(0, (devices.get(device) ?? 0) - 1);
@@ -105,7 +105,7 @@ export class Presence {
     this.#changed.add(user);
     if (left > 0) return false;
     if (devices.size > MAX_DEVICES) {
-      // Devices that come and go must not pile up: the first one without a connection goes.
+      // Bound the memory of a user whose device names change: forget the oldest device without a connection.
       const [oldest] = [...devices].find(([, count]) => count === 0)!;
       devices.delete(oldest);
       this.#leaving = this.#leaving.filter((each) => each.user !== user || each.device !== oldest);
@@ -116,7 +116,7 @@ export class Presence {
     return true;
   }
 
-  /** Those whose grace is over have left; returns whether there were any. */
+  /** Remove the devices whose grace period is over, and return whether there were any. */
   sweep(now: number): boolean {
     const gone = this.#leaving.filter((each) => each.until <= now);
     if (gone.length === 0) return false;

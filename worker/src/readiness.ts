@@ -1,9 +1,9 @@
-/** Whether a publish would be kept, as far as one object can tell. See docs/cloudflare.md. */
+/** Readiness: whether the storage of Durable Objects works, checked with one object. See docs/cloudflare.md. */
 
 import { unavailable } from "./http";
 import type { Env } from "./settings";
 
-/** An answer counts for so long, however many ask. */
+/** The time for which a result is reused. */
 const FRESH_MS = 1000;
 
 export class Readiness {
@@ -16,14 +16,14 @@ export class Readiness {
     this.#env = env;
   }
 
-  /** A publish was not kept: reading is no longer enough to be ready. */
+  /** Report a publish that was not stored: the next check must also write. */
   suspect(): void {
     this.#isSuspect = true;
   }
 
   /**
-   * Ask one object, at most once a second: it has to be there, and its storage to be readable. After a
-   * publish that was not kept, the storage has to take a write, too.
+   * Check one object, at most once a second: it must respond, and its storage must be readable. After a publish
+   * that was not stored, the storage must be writable, too.
    *
    * @throws RequestError 503.
    */
@@ -32,7 +32,7 @@ export class Readiness {
     if (Math.abs(now - this.#askedAt) >= FRESH_MS) {
       this.#askedAt = now;
       this.#answer = this.#ask();
-      this.#answer.catch(() => undefined); // whoever waits for it hears of it
+      this.#answer.catch(() => undefined); // handled by the callers that await it
     }
     await this.#answer;
   }
@@ -43,9 +43,9 @@ export class Readiness {
     try {
       await CONNECTION_REGISTRY.get(CONNECTION_REGISTRY.idFromName("ready:")).check(isSuspect);
     } catch (error) {
-      console.error(`not ready: an object's storage cannot be had: ${String(error)}`);
+      console.error(`not ready: Durable Object storage unavailable: ${String(error)}`);
       this.#isSuspect = true;
-      throw unavailable("the storage of rooms cannot be had now");
+      throw unavailable("room storage temporarily unavailable");
     }
     if (isSuspect) this.#isSuspect = false;
   }

@@ -1,22 +1,22 @@
-/** One line in the Worker's log for each refusal, and not too many of them. See docs/cloudflare.md. */
+/** One log line for each rejected request, at a limited rate. See docs/cloudflare.md. */
 
 import type { Claims } from "./auth/claims";
 import { parseTarget, type Problem } from "./http";
 import { Rate } from "./limits";
 import { problemWithRoom, withoutCredentials } from "./protocol/rooms";
 
-/** Of one isolate: strangers could fill the log, which costs. */
+/** The limit of one isolate. Otherwise unauthenticated clients could fill the log, which costs money. */
 const MAX_LINES_PER_S = 10;
 const MAX_ORIGIN = 200;
 
 const lines = new Rate(MAX_LINES_PER_S);
 
 /**
- * Write down why a request or a handshake was refused: the cause, the room, the user and the page's
- * origin; never what is in a body, a key or a token.
+ * Log why a request or a handshake was rejected: the cause, the room, the user and the page's origin, but never the
+ * content of a body, a key or a token.
  *
- * @param of `room` where the path does not name it; `claims` of the credential, if it counts; `user` whose token it was, if it does not; `closeCode` of a
- *   handshake that was accepted and closed.
+ * @param of `room`: if the path does not contain it; `claims`: of a valid credential; `user`: of an invalid token;
+ *   `closeCode`: of a handshake that was accepted and closed.
  */
 export function logRefusal(
   request: Request,
@@ -29,7 +29,7 @@ export function logRefusal(
     ["key", of.claims?.key],
     ["room", shownRoom(of.room) ?? roomOf(request)],
     ["code", problem.code],
-    // What is malformed may be repeated in the details.
+    // The details of an invalid request may repeat its content.
     ["details", problem.code === "invalid_request" ? problem.error : problem.details],
     ["origin", originOf(request)],
     ["close_code", of.closeCode],
@@ -40,7 +40,7 @@ export function logRefusal(
   console.warn(`refused ${shown.join(" ")}`);
 }
 
-/** As it is, if it is what a browser sends (RFC 6454, section 6.2), so that it can be allowed. */
+/** Return a browser's origin (RFC 6454, section 6.2) unchanged, so that an operator can allow it. */
 function originOf(request: Request): string | undefined {
   const origin = request.headers.get("Origin")?.slice(0, MAX_ORIGIN);
   if (origin === undefined || /^(?:null|[a-z][a-z0-9+.-]*:\/\/[a-z0-9.:[\]-]+)$/.test(origin)) return origin;

@@ -1,9 +1,9 @@
 /**
- * Who holds connections, a user or a token: an object for each. See PROTOCOL.md, "Revoking".
+ * The connections of a user or a token: one Durable Object for each. See PROTOCOL.md, "Revoking".
  *
- * It knows in which rooms they are, so that revoking finds them without asking every room of the
- * world, and so that a user's connections can be counted over rooms. It is asked when a token comes,
- * never for a publisher's key: a publish has no hop more.
+ * It stores the rooms of the connections, so that a revocation can find them, and so that the connections of a user
+ * can be counted over all rooms. It is called for tokens only, never for API keys, so a publish needs no additional
+ * hop.
  */
 
 import { DurableObject } from "cloudflare:workers";
@@ -13,22 +13,22 @@ import type { Claims } from "./auth/claims";
 import { revocationRetentionMs } from "./auth/verify";
 import { settingsOf, type Env } from "./settings";
 
-/** So often does a holder ask whether its connections are still there: a room that fell over tells nobody. */
+/** The interval between checks for stale connections, which remain when a room fails without unregistering them. */
 const CHECK_INTERVAL_MS = 24 * 3600 * 1000;
-const CONNECTION = "connection "; // and its id: the key under which its room is kept
+const CONNECTION = "connection "; // prefix of the storage key of a connection; followed by its id
 const CHECKED = "checked";
-const REVOKED = "revoked"; // the key of the last revocation
+const REVOKED = "revoked"; // storage key of the last revocation
 
 export type Verdict = "ok" | "revoked" | "rate_limited";
 
-/** A user's tokens whose `iat` is until `at` (seconds since 1970), or one token. */
+/** The revocation of a user's tokens with an `iat` up to `at` (seconds since 1970), or of one token. */
 export interface Revocation {
   kind: "user" | "token";
   subject: string;
   at: number;
 }
 
-/** Whether a revocation means these claims. */
+/** Whether a revocation applies to these claims. */
 export function matches(revocation: Revocation, claims: Principal & { issuedAt?: number }): boolean {
   if (revocation.kind === "token") return claims.tokenId === revocation.subject;
   return claims.user === revocation.subject && (claims.issuedAt ?? 0) <= revocation.at;
@@ -43,7 +43,7 @@ export function registryOf(env: Env, of: "user" | "token", name: string): Durabl
   return env.CONNECTION_REGISTRY.get(env.CONNECTION_REGISTRY.idFromName(`${of}:${name}`));
 }
 
-/** The user's and the token's; none for a key, and without keys. */
+/** Return the registries of the user and of the token; none for a key, and without keys. */
 export function registriesOf(env: Env, { user, tokenId }: Principal): DurableObjectStub<ConnectionRegistry>[] {
   return [
     ...(user === undefined ? [] : [registryOf(env, "user", user)]),
@@ -52,10 +52,10 @@ export function registriesOf(env: Env, { user, tokenId }: Principal): DurableObj
 }
 
 /**
- * Hold a place for a connection, with everyone who holds it.
+ * Register a connection with its user and its token.
  *
- * @param id the connection's.
- * @param most connections that a user may have; 0 is no limit.
+ * @param id of the connection.
+ * @param most the connection limit of the user; 0 is no limit.
  */
 export async function registerConnection(
   env: Env,
@@ -72,7 +72,7 @@ export async function registerConnection(
   return verdicts.find((verdict) => verdict !== "ok") ?? "ok";
 }
 
-/** One user, or one token. What it keeps are keys, not tables: those have rows of their own to pay. */
+/** The registry of one user or one token. It uses keys instead of tables, whose rows are billed, too. */
 export class ConnectionRegistry extends DurableObject<Env> {
   readonly #kv: SyncKvStorage;
 
@@ -81,13 +81,14 @@ export class ConnectionRegistry extends DurableObject<Env> {
     this.#kv = ctx.storage.kv;
   }
 
-  /** Hold a place; `most` of 0 is no limit. */
+  /** Register a connection. A limit `most` of 0 is no limit. */
   async register(id: string, room: string, issuedAt: number | undefined, most: number): Promise<Verdict> {
     if (most > 0 && this.#connections().size >= most) {
       await this.#removeStale();
       if (this.#connections().size >= most) return this.isRevoked(issuedAt) ? "revoked" : "rate_limited";
     }
-    if (this.isRevoked(issuedAt)) return "revoked"; // asked last: nothing can come between it and the place
+    // Checked last, so that nothing can happen between the check and the write.
+    if (this.isRevoked(issuedAt)) return "revoked";
     this.#kv.put(CONNECTION + id, room);
     if ((await this.ctx.storage.getAlarm()) === null) {
       await this.ctx.storage.setAlarm(Date.now() + CHECK_INTERVAL_MS);
@@ -95,20 +96,20 @@ export class ConnectionRegistry extends DurableObject<Env> {
     return "ok";
   }
 
-  /** Connections that have ended, or never began. */
+  /** Remove connections that have ended, or were never opened. */
   async unregister(ids: string[]): Promise<void> {
     for (const id of ids) this.#kv.delete(CONNECTION + id);
     await this.#deleteIfEmpty();
   }
 
-  /** Whether a token that was issued then (seconds since 1970) counts no more. */
+  /** Whether a token issued at this time (seconds since 1970) is revoked. */
   isRevoked(issuedAt: number | undefined): boolean {
     const revocation = this.#kv.get<Revocation>(REVOKED);
     if (revocation === undefined) return false;
     return revocation.kind === "token" || (issuedAt ?? 0) <= revocation.at;
   }
 
-  /** Take the tokens back, or the token; returns how many connections that closed. */
+  /** Revoke the tokens, and return how many connections were closed. */
   async revoke(revocation: Revocation): Promise<number> {
     const before = this.#kv.get<Revocation>(REVOKED);
     if (before === undefined || before.at <= revocation.at) this.#kv.put(REVOKED, revocation);
@@ -121,9 +122,9 @@ export class ConnectionRegistry extends DurableObject<Env> {
   }
 
   /**
-   * Whether an object's storage can be had, for `/ready`.
+   * Check that the storage works, for `/ready`.
    *
-   * @param writes whether to write to it, too: the answer waits until that is kept.
+   * @param writes also write to it, and wait until the write is durable.
    */
   async check(writes: boolean): Promise<void> {
     this.#kv.get(CHECKED);
@@ -145,9 +146,9 @@ export class ConnectionRegistry extends DurableObject<Env> {
     await this.ctx.storage.setAlarm(Math.min(lookAt, ages.dueAt ?? Infinity));
   }
 
-  /** Ask the rooms who is there. Of one that cannot be asked now, nobody is forgotten. */
+  /** Remove the connections that their rooms no longer have. Those of unreachable rooms are kept. */
   async #removeStale(): Promise<void> {
-    const known = new Map<string, string[]>(); // ids by room; who comes meanwhile is not among them
+    const known = new Map<string, string[]>(); // ids by room, without those that are registered meanwhile
     for (const [id, room] of this.#connections()) known.set(room, [...(known.get(room) ?? []), id]);
     await Promise.allSettled(
       [...known].map(async ([room, ids]) => {
@@ -161,13 +162,13 @@ export class ConnectionRegistry extends DurableObject<Env> {
     return this.env.NOTIFICATION_ROOM.get(this.env.NOTIFICATION_ROOM.idFromName(room));
   }
 
-  /** The rooms of the connections, by their ids. */
+  /** Return the rooms of the connections, by connection id. */
   #connections(): Map<string, string> {
     const kept = this.#kv.list<string>({ prefix: CONNECTION });
     return new Map([...kept].map(([key, room]) => [key.slice(CONNECTION.length), room]));
   }
 
-  /** An object that holds nothing costs nothing. Returns whether it is one. */
+  /** Delete the storage if nothing is registered or revoked, to save its costs. Return whether it was deleted. */
   async #deleteIfEmpty(): Promise<boolean> {
     if (this.#kv.get(REVOKED) !== undefined || this.#connections().size > 0) return false;
     await this.ctx.storage.deleteAll(); // the alarm, too

@@ -1,8 +1,8 @@
 /**
  * `NotificationRoom`: one room as a Durable Object. See PROTOCOL.md, "Subscribing".
  *
- * It sleeps while nothing happens; its sockets stay, with what {@link Attachment} holds. Whatever has
- * to be done later is done in one alarm.
+ * The object hibernates while idle. Its sockets stay open, with their state in {@link Attachment}. All deferred work
+ * is done in one alarm.
  */
 
 import { DurableObject } from "cloudflare:workers";
@@ -32,36 +32,36 @@ import { cursorText, parseCursor, type Cursor } from "./protocol/cursor";
 import { isRequestRoom } from "./protocol/rooms";
 import { hasKeys, settingsOf, type Env, type Settings } from "./settings";
 
-/** The header with what a subscriber asks for ({@link SubscribeRequest}), from the Worker. */
+/** The header with the {@link SubscribeRequest}, from the Worker to the room. */
 export const SUBSCRIBE_REQUEST = "X-Synap-Subscribing";
-/** The header of a refusal for which a WebSocket gets a close code instead. */
+/** The header of an error response that a WebSocket client receives as a close code instead. */
 export const CLOSE_CODE = "X-Synap-Close-Code";
-/** After a page of the log: say it back for the next one. Only event streams hear it. */
+/** Sent to event streams after a page of the log. The Worker sends it back to request the next page. */
 export const MORE = "more";
 
-/** A replay goes on when no more than this waits. */
+/** A replay continues when the backlog is not above this. */
 const MAX_REPLAY_BACKLOG_BYTES = 256 * 1024;
 const REPLAY_PAUSE_MS = 20;
 const PAGE_SIZE = 256;
 const MAX_HISTORY_BYTES = 1024 * 1024;
 /**
- * A client is warned so long before its token ends, or when this share of what the token had left at its
- * arrival is left, whichever is later. Else a token that lives for 30 s, or a cached one that arrives late,
- * would be replaced as soon as it arrives, again and again.
+ * A client is warned this long before its token expires, or when this share of the lifetime that the token had left
+ * on arrival remains, whichever is later. Otherwise a token with a lifetime of 30 s, or a cached one that arrives
+ * late, would be renewed as soon as it arrives, in an endless loop.
  */
 const EXPIRING_S = 30;
 const EXPIRING_SHARE = 2 / 3;
-/** No alarm is set further ahead: the runtime ends in 2189, and a token may not. */
+/** The furthest alarm. The runtime supports times until 2189 only, and a token may expire later. */
 const MAX_ALARM_MS = 30 * 86_400_000;
-/** So long is a revocation remembered for those who were just about to come. */
+/** The time for which a revocation is remembered, for handshakes that are in progress. */
 const REVOCATION_MS = 60_000;
-/** So much later is it forgotten who left a room that nobody watched. */
+/** The additional time after which users who left are removed from a room without watchers. */
 const UNWATCHED_LEAVE_MS = 3_600_000;
-/** So many frames about presence are sent in a row, and in a second; in a larger room later. */
+/** The number of presence frames that are sent in a row, and per second. In a larger room they are delayed. */
 const PRESENCE_FRAMES = 500;
 const PRESENCE_FRAMES_PER_S = 5000;
-const LEAVING = "leaving"; // the name under which presence is kept
-/** Of so many who are about to leave does it remain known if the object is let go meanwhile. */
+const LEAVING = "leaving"; // the storage key of the devices in their grace period
+/** The number of devices in their grace period that are stored, so that they survive hibernation. */
 const MAX_LEAVING = 100;
 
 export class NotificationRoom extends DurableObject<Env> {
@@ -69,9 +69,9 @@ export class NotificationRoom extends DurableObject<Env> {
   readonly #room: string;
   readonly #log: Log;
   readonly #presence: Presence;
-  #isBroadcastPaused = false; // of presence: more of it waits
+  #isBroadcastPaused = false; // presence: the next batch of changes is scheduled
   readonly #connections = new Map<WebSocket, Connection>();
-  readonly #opening = new Set<string>(); // ids of those that wait for who holds them
+  readonly #opening = new Set<string>(); // ids of connections that are being registered
   readonly #messages: Rate;
   #revocations: { revocation: Revocation; until: number }[] = [];
   #alarmAt: number | undefined;
@@ -92,18 +92,18 @@ export class NotificationRoom extends DurableObject<Env> {
     });
   }
 
-  // --- what the Worker asks
+  // --- called by the Worker
 
-  /** Keep notifications, all or none, and hand each to everyone who listens. */
+  /** Store notifications, all or none, and deliver each to every subscriber. */
   async publish(publications: Publication[]): Promise<PublishResult[]> {
     for (const connection of slowConsumers(this.#liveConnections(), Date.now())) {
       this.#close(connection, CloseCode.SLOW_CONSUMER);
     }
     const live = this.#liveConnections();
     const received = live.filter((connection) => !connection.acknowledges);
-    const listeners = this.#connections.size;
-    const { publishResults, entries } = this.#log.publish(publications, listeners, received.length > 0);
-    // What is sent now leaves when it is stored: the object's output waits for its writes.
+    const subscribers = this.#connections.size;
+    const { publishResults, entries } = this.#log.publish(publications, subscribers, received.length > 0);
+    // These messages leave the object after the notifications are durable: the runtime delays its output until then.
     for (const connection of live) {
       for (const entry of entries) connection.send(entry.text);
     }
@@ -118,7 +118,7 @@ export class NotificationRoom extends DurableObject<Env> {
     return publishResults;
   }
 
-  /** `GET …/history`, as JSON. */
+  /** Return the response of `GET …/history`, as JSON. */
   async history(after: Cursor | undefined, limit: number): Promise<string> {
     let position = after ?? this.#log.earliest();
     const head = this.#log.head();
@@ -138,10 +138,10 @@ export class NotificationRoom extends DurableObject<Env> {
         position = entry.cursor;
       }
     }
-    // All up to the head was read; an empty room has a position, too.
+    // Everything up to the head was read. An empty room has a position, too.
     if (!more) position = furthest(position, head);
-    const around = JSON.stringify({ room: this.#room, cursor: cursorText(position), recovered, more });
-    return `${around.slice(0, -1)},"notifications":[${texts.join(",")}]}`;
+    const envelope = JSON.stringify({ room: this.#room, cursor: cursorText(position), recovered, more });
+    return `${envelope.slice(0, -1)},"notifications":[${texts.join(",")}]}`;
   }
 
   async connections(): Promise<number> {
@@ -153,7 +153,7 @@ export class NotificationRoom extends DurableObject<Env> {
     return { connections: this.#connections.size, users: this.#presence.users() };
   }
 
-  /** Close the connections that a revocation means; returns how many. */
+  /** Close the connections to which a revocation applies, and return how many. */
   async closeRevoked(revocation: Revocation): Promise<number> {
     const now = Date.now();
     this.#revocations = this.#revocations.filter((each) => each.until > now);
@@ -163,24 +163,24 @@ export class NotificationRoom extends DurableObject<Env> {
     return found.length;
   }
 
-  /** For who counts them: those that are open, and those that are about to be. */
+  /** Return the ids of the connections that are open or being opened, for the registries. */
   async connectionIds(): Promise<string[]> {
     return [...[...this.#connections.values()].map(({ attachment }) => attachment.id), ...this.#opening];
   }
 
-  /** A WebSocket that the Worker has let in: {@link SUBSCRIBE_REQUEST} says for whom. */
+  /** Open a WebSocket for the {@link SUBSCRIBE_REQUEST} that the Worker has validated. */
   override async fetch(request: Request): Promise<Response> {
     const header = request.headers.get(SUBSCRIBE_REQUEST) ?? "";
-    const asked = JSON.parse(decodeURIComponent(header)) as SubscribeRequest;
+    const subscribeRequest = JSON.parse(decodeURIComponent(header)) as SubscribeRequest;
     try {
-      return await this.#subscribe(asked);
+      return await this.#subscribe(subscribeRequest);
     } catch (error) {
       if (error instanceof RequestError) return error.response;
       throw error;
     }
   }
 
-  // --- what the sockets say
+  // --- events of sockets
 
   override async webSocketMessage(socket: WebSocket, message: string | ArrayBuffer): Promise<void> {
     const connection = this.#connectionOf(socket);
@@ -205,7 +205,7 @@ export class NotificationRoom extends DurableObject<Env> {
     try {
       socket.close(code === 1005 || code === 1006 ? 1000 : code);
     } catch {
-      // it was answered already
+      // it is already closed
     }
   }
 
@@ -213,7 +213,7 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#onDisconnect(socket);
   }
 
-  // --- what time brings
+  // --- alarms
 
   override async alarm(): Promise<void> {
     const now = Date.now();
@@ -231,7 +231,7 @@ export class NotificationRoom extends DurableObject<Env> {
     if (next < Infinity) this.#scheduleAlarm(next);
     this.#scheduleLeave();
     if (this.#alarmAt === undefined && this.#connections.size === 0 && this.#opening.size === 0) {
-      // Nothing is kept, and nobody is here: an object without storage costs nothing.
+      // No data and no connection: delete the storage, because an object without storage costs nothing.
       await this.ctx.blockConcurrencyWhile(async () => {
         await this.ctx.storage.deleteAll();
         this.#log.reset();
@@ -239,13 +239,13 @@ export class NotificationRoom extends DurableObject<Env> {
     }
   }
 
-  // --- a connection's life
+  // --- connections
 
   async #subscribe(request: SubscribeRequest): Promise<Response> {
     const { claims, transport } = request;
     const most = this.#settings.maxConnectionsPerRoom;
     if (most > 0 && this.#connections.size + this.#opening.size >= most) {
-      throw rateLimited(`at most ${most} connections in a room`, 10);
+      throw rateLimited(`connection limit reached: ${most} connections in a room`, 10);
     }
     const id = crypto.randomUUID();
     await this.#acquire(id, claims);
@@ -275,9 +275,9 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   /**
-   * Have a place with who holds connections.
+   * Register a connection with its user and its token.
    *
-   * @throws RequestError 401: the token was revoked; 429.
+   * @throws RequestError 401 if the token was revoked; 429 at the connection limit.
    */
   async #acquire(id: string, claims: Claims): Promise<void> {
     const most = this.#settings.maxConnectionsPerUser;
@@ -286,18 +286,18 @@ export class NotificationRoom extends DurableObject<Env> {
       const verdict = await registerConnection(this.env, claims, id, this.#room, most);
       if (verdict === "ok" && !this.#isRevoked(claims)) return;
       if (verdict !== "rate_limited") throw revoked(claims);
-      const error = rateLimited(`at most ${most} connections for a user`, 10);
+      const error = rateLimited(`connection limit reached: ${most} connections for a user`, 10);
       error.headers[CLOSE_CODE] = String(CloseCode.CONNECTION_LIMIT);
       throw error;
     } catch (error) {
-      this.#release(id, claims); // one of two may have given it a place
+      this.#release(id, claims); // one of the two registries may have registered it
       throw error;
     } finally {
       this.#opening.delete(id);
     }
   }
 
-  /** Whether it was revoked just now, since its holder was asked. */
+  /** Whether the token was revoked after the registry was called. */
   #isRevoked(claims: Claims): boolean {
     const now = Date.now();
     return this.#revocations.some(
@@ -306,11 +306,11 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   #release(id: string, held: { user?: string; tokenId?: string }): void {
-    const gone = registriesOf(this.env, held).map((holder) => holder.unregister([id]));
-    this.ctx.waitUntil(Promise.allSettled(gone)); // who is not told finds out by asking
+    const calls = registriesOf(this.env, held).map((registry) => registry.unregister([id]));
+    this.ctx.waitUntil(Promise.allSettled(calls)); // a registry that misses this removes it in its next check
   }
 
-  /** The position to start from. */
+  /** Return the position to start from, and register the device. */
   #startCursor({ after, isLost }: SubscribeRequest, device: string | undefined): Cursor {
     const log = this.#log;
     let position: Cursor;
@@ -327,7 +327,7 @@ export class NotificationRoom extends DurableObject<Env> {
     return position;
   }
 
-  /** Every listener to a request's room starts at its beginning: there is nothing to remember. */
+  /** Return the device whose acknowledgements are stored: none in a request's room, whose replays are complete. */
   #ackOf(device: string | undefined): string | undefined {
     return isRequestRoom(this.#room) ? undefined : device;
   }
@@ -351,15 +351,15 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#scheduleAlarm(this.#nextDeadline(connection));
   }
 
-  /** The connection of a socket. One whose end wakes the object is no longer among its sockets. */
+  /** Return the connection of a socket. A socket whose close wakes the object is not in getWebSockets() any more. */
   #connectionOf(socket: WebSocket): Connection | undefined {
     return this.#connections.get(socket) ?? this.#restore(socket);
   }
 
-  /** A socket from before the object slept. */
+  /** Restore the connection of a socket after hibernation. */
   #restore(socket: WebSocket): Connection | undefined {
     const attachment = socket.deserializeAttachment() as Attachment | null;
-    // One without an attachment is of a Worker that was here before this one.
+    // A socket without an attachment was opened by another Worker class, before this one was deployed.
     if (attachment === null || attachment.isEnded) return undefined;
     const connection = new Connection(socket, attachment);
     this.#connections.set(socket, connection);
@@ -369,8 +369,8 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   /**
-   * A deployment may have removed what vouched for connections, while the object slept and its sockets
-   * stayed.
+   * Close the connections whose secret or JWK set was removed by a deployment during hibernation, so that a leaked
+   * key cannot keep connections open.
    */
   async #closeUnvouched(): Promise<void> {
     if (this.#connections.size === 0 || !hasKeys(this.#settings)) return;
@@ -378,12 +378,12 @@ export class NotificationRoom extends DurableObject<Env> {
     for (const connection of [...this.#connections.values()]) {
       const { voucher } = connection.attachment;
       if (vouchers.has(voucher ?? "")) continue;
-      const reason = voucher === undefined ? "a token is needed now" : "the token's key was removed";
+      const reason = voucher === undefined ? "a token is now required" : "the token's key was removed";
       this.#close(connection, CloseCode.TOKEN_EXPIRED, reason);
     }
   }
 
-  /** End a connection from here. What was sent to it still comes, then the close. */
+  /** Close a connection. The client receives all earlier messages before the close frame. */
   #close(connection: Connection, code: CloseCode, reason = CLOSE_REASONS[code]): void {
     connection.attachment.isEnded = true;
     connection.save();
@@ -392,7 +392,7 @@ export class NotificationRoom extends DurableObject<Env> {
     count(this.env, "disconnect", String(code));
   }
 
-  /** The client has ended it. */
+  /** Handle a connection that was closed by the client or lost. */
   #onDisconnect(socket: WebSocket): void {
     const connection = this.#connectionOf(socket);
     if (connection === undefined) return;
@@ -412,21 +412,21 @@ export class NotificationRoom extends DurableObject<Env> {
       }
       this.#broadcastPresence();
     }
-    // What was kept while somebody was here goes with the last one.
+    // Expired data is kept while there are connections. Sweep it after the last one.
     if (this.#connections.size === 0 && this.#log.exists) this.#scheduleSweep(Date.now());
   }
 
-  // --- the log, then live
+  // --- delivery: replay, then live
 
   #liveConnections(): Connection[] {
     return [...this.#connections.values()].filter(({ attachment }) => attachment.replaying === undefined);
   }
 
   /**
-   * Send the next pages of the log, as long as the client takes them; then it is live.
+   * Send the next pages of the log, as long as the client reads them; then switch to live delivery.
    *
-   * What comes meanwhile needs no place to wait: it is in the log. The last page, and the turn to
-   * live, are one step in which nothing can be published.
+   * Notifications published meanwhile need no queue, because they are in the log. Reading the last page and
+   * switching to live delivery happen without an await, so nothing can be published in between.
    */
   #replay(connection: Connection): void {
     const { attachment } = connection;
@@ -458,7 +458,7 @@ export class NotificationRoom extends DurableObject<Env> {
         return;
       }
     }
-    // All of the room up to the head was read; an empty room has a position, too.
+    // Everything up to the head was read. An empty room has a position, too.
     const cursor = cursorText(furthest(at.position, this.#log.head()));
     delete attachment.replaying;
     connection.save();
@@ -478,7 +478,7 @@ export class NotificationRoom extends DurableObject<Env> {
     }, REPLAY_PAUSE_MS);
   }
 
-  // --- what a client asks for
+  // --- actions of clients
 
   async #handleAction(connection: Connection, text: string): Promise<void> {
     const action = parseAction(text);
@@ -493,7 +493,7 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#log.ack(cursor, this.#ackOf(attachment.device));
   }
 
-  /** Take a new token in place of the old one; a bad one ends the connection. */
+  /** Replace the token. An invalid one closes the connection. */
   async #renew(connection: Connection, token: string): Promise<void> {
     const { attachment } = connection;
     const renewal = ++connection.renewals;
@@ -507,7 +507,7 @@ export class NotificationRoom extends DurableObject<Env> {
       if (claims.user !== attachment.user) return end(CloseCode.FORBIDDEN, "the new token is another user's");
       authorize(claims, "subscribe", this.#room);
       if (attachment.wantsPresence) authorize(claims, "presence", this.#room);
-      // The user has a place already: it is the same one.
+      // The connection already counts for the user, so there is no limit.
       const verdict = await registerConnection(this.env, claims, attachment.id, this.#room, 0);
       if (verdict !== "ok") return end(CloseCode.UNAUTHORIZED, CLOSE_REASONS[CloseCode.REVOKED]);
       if (this.#isRevoked(claims)) return end(CloseCode.REVOKED);
@@ -516,7 +516,7 @@ export class NotificationRoom extends DurableObject<Env> {
         const left = registryOf(this.env, "token", attachment.tokenId).unregister([attachment.id]);
         this.ctx.waitUntil(left.catch(() => undefined));
       }
-      // A token that ends no later is no news: its client has none that is newer.
+      // If the token expires no later than the old one, the client has no newer one: do not warn again.
       const isNewer = (claims.expiresAt ?? Infinity) > (attachment.expiresAt ?? Infinity);
       const { warnsAt, isWarned } = attachment;
       const none = { issuedAt: undefined, expiresAt: undefined, warnsAt: undefined };
@@ -525,7 +525,7 @@ export class NotificationRoom extends DurableObject<Env> {
       this.#checkExpiry(connection);
       this.#scheduleAlarm(this.#nextDeadline(connection));
     } catch (error) {
-      // When nobody knows, the old one counts to its end.
+      // If the new token cannot be verified now, the old one is valid until it expires.
       if (!(error instanceof RequestError)) return;
       const { details } = error.body;
       if (error.status === 403) end(CloseCode.FORBIDDEN, details);
@@ -533,9 +533,9 @@ export class NotificationRoom extends DurableObject<Env> {
     }
   }
 
-  // --- what comes later
+  // --- deadlines
 
-  /** Say that the token ends soon, if it does. */
+  /** Warn the client if its token expires soon. */
   #checkExpiry(connection: Connection): void {
     const { attachment } = connection;
     if (attachment.expiresAt === undefined) return;
@@ -549,7 +549,7 @@ export class NotificationRoom extends DurableObject<Env> {
     }
   }
 
-  /** Why a connection has to end now; undefined: it has not. */
+  /** Return the close code of a connection whose deadline has passed; undefined: none has. */
   #expiredCode(connection: Connection, now: number): CloseCode | undefined {
     if (this.#idleDeadline(connection) <= now) return CloseCode.IDLE_TIMEOUT;
     this.#checkExpiry(connection);
@@ -558,21 +558,20 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 
   /**
-   * When a connection is silent for too long, in ms since 1970.
+   * Return the idle deadline of a connection, in ms since 1970.
    *
-   * An object cannot send a protocol ping, and the runtime answers those of a client without telling
-   * it. So only a client that sends text pings is expected to go on; whether another one lives, the
-   * runtime finds out by its own.
+   * An object can neither send protocol pings nor observe those of a client. So the idle timeout applies only to
+   * clients that send text pings; the runtime detects other dead connections.
    */
   #idleDeadline({ socket, attachment }: Connection): number {
     const { idleTimeoutS } = this.#settings;
-    // A ping is answered while the object sleeps.
+    // The runtime answers text pings during hibernation.
     const pingedAt = this.ctx.getWebSocketAutoResponseTimestamp(socket)?.getTime();
     if (idleTimeoutS === 0 || attachment.transport === "sse" || pingedAt === undefined) return Infinity;
     return Math.max(attachment.lastReceivedAt, pingedAt) + idleTimeoutS * 1000;
   }
 
-  /** When to look whether it is silent: also at one that has not pinged yet, once. */
+  /** Return when to check for the idle timeout. A client that has not sent a ping yet is checked once. */
   #nextIdleCheck(connection: Connection): number {
     const { lastReceivedAt, transport } = connection.attachment;
     const { idleTimeoutS } = this.#settings;
@@ -587,23 +586,23 @@ export class NotificationRoom extends DurableObject<Env> {
     return Math.min(this.#nextIdleCheck(connection), tokenS * 1000);
   }
 
-  /** @param otherwise when, if the log is empty. */
+  /** @param otherwise when to sweep if the log is empty, in ms since 1970. */
   #scheduleSweep(otherwise = Infinity): void {
-    // There is always an alarm while something is kept: the first one sees what came later.
+    // While the log has data, there is always an alarm. It schedules the sweep of later entries.
     if (this.#alarmAt === undefined) this.#scheduleAlarm(this.#log.nextSweep() ?? otherwise);
   }
 
   #scheduleAlarm(at: number): void {
-    // In whole milliseconds: an alarm that came before its time, and is set to the same one again, never comes.
+    // Whole milliseconds: an alarm that fires early, and is set to the same fractional time again, never fires.
     const next = Math.min(Math.ceil(at), Date.now() + MAX_ALARM_MS);
     if (at === Infinity || next >= (this.#alarmAt ?? Infinity)) return;
     this.#alarmAt = next;
     void this.ctx.storage.setAlarm(next);
   }
 
-  // --- who is here
+  // --- presence
 
-  /** Tell watchers of what has changed: some of it, and the rest after a pause. */
+  /** Send the changes to the watchers, in batches with pauses. */
   #broadcastPresence(): void {
     if (this.#isBroadcastPaused) return;
     const watchers = [...this.#connections.values()].filter(({ attachment }) => attachment.wantsPresence);
@@ -627,14 +626,14 @@ export class NotificationRoom extends DurableObject<Env> {
     );
   }
 
-  /** Those whose grace is over have left; who watches is told. */
+  /** Remove the devices whose grace period is over, and send the changes. */
   #sweepPresence(): void {
     if (!this.#presence.sweep(Date.now())) return;
     this.#savePresence();
     this.#broadcastPresence();
   }
 
-  /** Where nobody watches, it is soon enough when somebody asks. */
+  /** Schedule the end of the next grace period. Without watchers it is delayed, because requests sweep, too. */
   #scheduleLeave(): void {
     const [first] = this.#presence.leaving;
     if (first === undefined) return;
@@ -642,7 +641,7 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#scheduleAlarm(first.until + (isWatched ? 0 : UNWATCHED_LEAVE_MS));
   }
 
-  /** Only who is about to leave: the others are with their sockets. */
+  /** Store the devices in their grace period. The others are stored with their sockets. */
   #savePresence(): void {
     const { kv } = this.ctx.storage;
     const leaving = this.#presence.leaving.slice(-MAX_LEAVING);
@@ -651,7 +650,7 @@ export class NotificationRoom extends DurableObject<Env> {
   }
 }
 
-/** When to warn of a token that arrives now, in seconds since 1970. */
+/** Return when to warn of the expiry of a token that arrives now, in seconds since 1970. */
 function expiryWarningAt(expiresAt: number): number {
   const leftS = expiresAt - Date.now() / 1000;
   return expiresAt - Math.min(EXPIRING_S, leftS * EXPIRING_SHARE);

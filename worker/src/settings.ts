@@ -1,4 +1,4 @@
-/** What an operator can turn: the Worker's variables and secrets. See docs/cloudflare.md. */
+/** Settings: the Worker's variables and secrets. See docs/cloudflare.md. */
 
 import type { ConnectionRegistry } from "./registry";
 import type { NotificationRoom } from "./room";
@@ -11,25 +11,25 @@ export interface Env {
 }
 
 export interface Settings {
-  /** Of browsers' pages: `https://app.example.com`. */
+  /** Origins of pages that may use the server: `https://app.example.com`. */
   allowedOrigins: string[];
-  /** Sign tokens (HS256). */
+  /** Secrets for verifying tokens (HS256). */
   tokenSecrets: string[];
-  /** Publishers' keys by name. */
+  /** API keys by name. */
   apiKeys: Map<string, string>;
   jwksUrls: string[];
-  /** What a token's `iss` and `aud` must be. */
+  /** The required `iss` and `aud` of tokens. */
   tokenIssuer?: string;
   tokenAudience?: string;
   tokenLeewayS: number;
-  /** A token that lives longer, from its `iat`, else from now, is refused. Revocations are kept for as long. */
+  /** The maximum lifetime of a token, from its `iat`, else from now. Revocations are kept for at least as long. */
   tokenMaxLifetimeS: number;
-  /** Notifications that a room keeps, for how long, and how many bytes of them. */
+  /** The retention of a room: notifications, seconds and bytes. */
   retentionCount: number;
   retentionS: number;
   requestRetentionS: number;
   maxRoomBytes: number;
-  /** A WebSocket from which nothing has come for so long is closed; 0: a room never looks. */
+  /** A WebSocket from which nothing was received for this long is closed; 0: never. */
   idleTimeoutS: number;
   /** 0 is no limit, here and below. */
   maxConnectionsPerUser: number;
@@ -41,20 +41,20 @@ export interface Settings {
   messagesPerS: number;
 }
 
-/** A setting that is wrong. The message names it, and shows no secret. */
+/** An invalid setting. The message names it, and contains no secret. */
 export class ConfigurationError extends Error {}
 
-// What a browser sends: no path, no user, no upper case.
+// An origin as browsers send it: no path, no user, no upper case.
 const ORIGIN = /^[a-z][a-z0-9+.\-]*:\/\/(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?$/;
-/** RFC 7518, section 3.2: a key as long as the hash, at least. */
+/** RFC 7518, section 3.2: a key must be at least as long as the hash. */
 const MIN_SECRET_BYTES = 32;
 
 const known = new WeakMap<Env, Settings>();
 
 /**
- * The settings; read once.
+ * Return the settings. They are read once.
  *
- * @throws ConfigurationError names the first one that is wrong.
+ * @throws ConfigurationError it names the first invalid setting.
  */
 export function settingsOf(env: Env): Settings {
   let settings = known.get(env);
@@ -77,9 +77,9 @@ function read(env: Env): Settings {
   };
   const parts = (name: string): string[] =>
     (text(name) ?? "").split(",").map((part) => part.trim()).filter(Boolean);
-  const number = (name: string, usual: number, least = 0, most = Number.MAX_SAFE_INTEGER) => {
+  const number = (name: string, fallback: number, least = 0, most = Number.MAX_SAFE_INTEGER) => {
     const given = text(name);
-    const value = given === undefined ? usual : Number(given);
+    const value = given === undefined ? fallback : Number(given);
     if (!(value >= least && value <= most)) {
       throw new ConfigurationError(`${name}: expected a number of at least ${least}`);
     }
@@ -113,7 +113,7 @@ function read(env: Env): Settings {
   };
 }
 
-/** `name=key` each; one without a name is named by its place. */
+/** Parse API keys, `name=key` each. A key without a name is named by its index. */
 function readKeys(parts: string[]): Map<string, string> {
   const keys = new Map<string, string>();
   for (const [place, part] of parts.entries()) {
@@ -123,7 +123,7 @@ function readKeys(parts: string[]): Map<string, string> {
     const key = checkSecret(`API_KEYS: ${name}`, isNamed ? part.slice(at + 1) : part);
     if (!/^[!-~]+$/.test(key)) {
       throw new ConfigurationError(
-        `API_KEYS: ${name}: an HTTP header has to carry it: expected ASCII without spaces`,
+        `API_KEYS: ${name}: expected ASCII without spaces, because an HTTP header carries it`,
       );
     }
     keys.set(name, key);
@@ -141,7 +141,7 @@ function checkSecret(name: string, secret: string): string {
 }
 
 function checkOrigin(given: string): string {
-  // As browsers send it: in lower case, without a port that the scheme implies (RFC 6454, section 6.2).
+  // Normalize it as browsers do: in lower case, without a port that the scheme implies (RFC 6454, section 6.2).
   const origin = given
     .toLowerCase()
     .replace(/\/+$/, "")
@@ -159,15 +159,16 @@ function checkUrl(url: string): string {
   try {
     parts = new URL(url);
   } catch {
-    // said below
+    // reported below
   }
   const isGood =
     parts?.protocol === "https:" || (parts?.protocol === "http:" && isLoopback(parts.hostname));
-  if (!isGood) throw new ConfigurationError("JWKS_URLS: expected https://… for each"); // it may hold a secret
+  // The message does not contain the URL, which may contain a secret.
+  if (!isGood) throw new ConfigurationError("JWKS_URLS: expected https://… for each");
   return url;
 }
 
-/** Whether an address reaches this machine only. */
+/** Whether a host is a loopback address or name. */
 export function isLoopback(host: string): boolean {
   const address = host.replace(/^\[|\]$/g, "").toLowerCase();
   return (

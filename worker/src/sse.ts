@@ -1,26 +1,26 @@
 /**
  * Server-Sent Events. See PROTOCOL.md, "Server-Sent Events".
  *
- * The Worker holds the stream and listens to the room over a WebSocket, so that the room can sleep:
- * a Worker that waits costs nothing, an object that waits does.
+ * The Worker writes the stream, and subscribes to the room over a WebSocket. So the room can hibernate: a waiting
+ * Worker costs nothing, but a waiting Durable Object does.
  */
 
 import { CloseCode } from "./protocol/control";
 import { MORE } from "./room";
 
 /**
- * An event stream carries a comment line so often: proxies cut what is silent for longer, and a client
- * that has gone is found out by it, where the runtime does not tell.
+ * The interval of comment lines. Proxies close idle streams, and a write detects a disconnected client where the
+ * runtime does not report it.
  */
 const HEARTBEAT_MS = 10_000;
-/** When a browser comes back after a stream has ended. */
+/** The delay after which a browser reconnects. */
 const RETRY_MS = 1000;
 const MAX_BACKLOG_BYTES = 1024 * 1024;
 const STALL_MS = 20_000;
-/** So much may wait in all streams of an isolate, which has 128 MB: beyond it the largest is cut. */
+/** The total backlog of the streams of an isolate, which has 128 MB. Above it, the largest is aborted. */
 const MAX_BUFFERED_BYTES = 32 * 1024 * 1024;
 
-/** A stream that has not ended, and the bytes that wait in it. */
+/** An open stream, and its backlog in bytes. */
 interface OpenStream {
   bytes: number;
   cut(): void;
@@ -47,19 +47,19 @@ function release(stream: OpenStream): void {
 export const EVENT_STREAM_HEADERS = {
   "Content-Type": "text/event-stream; charset=utf-8",
   "Cache-Control": "no-store, no-transform",
-  "X-Accel-Buffering": "no", // nginx, and others that learned it from nginx
+  "X-Accel-Buffering": "no", // for nginx and compatible proxies
 };
 
 /**
- * What the room says, as an event stream, until one side ends it.
+ * Return the messages of a room as an event stream, until one side closes it.
  *
- * @param disconnected aborts when the client has gone.
+ * @param disconnected aborts when the client disconnects.
  */
 export function eventStream(room: WebSocket, disconnected: AbortSignal): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
   const queue: (Uint8Array | typeof MORE)[] = [encoder.encode(`retry: ${RETRY_MS}\n\n`)];
   let backlogBytes = 0;
-  let isLive = false; // until then the room sends a page only when the last one was taken
+  let isLive = false; // false during the replay, when the room sends a page only after the last one was read
   let isEnded = false;
   let takenAt = Date.now();
   let wake: () => void = () => undefined;
@@ -81,7 +81,7 @@ export function eventStream(room: WebSocket, disconnected: AbortSignal): Readabl
     release(stream);
     clearInterval(beat);
     room.close(code);
-    if (code === CloseCode.SLOW_CONSUMER) cut(); // who reads nothing would never come to the end
+    if (code === CloseCode.SLOW_CONSUMER) cut(); // a client that reads nothing would never receive a regular end
     wake();
   };
   const beat = setInterval(() => {
@@ -95,10 +95,10 @@ export function eventStream(room: WebSocket, disconnected: AbortSignal): Readabl
       wake();
       return;
     }
-    put(eventOf(data));
+    put(formatEvent(data));
     if (data.startsWith('{"type":"synap.subscribed"')) {
       isLive = true;
-      backlogBytes = 0; // of what comes live; what was replayed the client has asked for
+      backlogBytes = 0; // replayed pages do not count, only what is published from now on
     }
   });
   room.addEventListener("close", () => end(1000));
@@ -110,7 +110,7 @@ export function eventStream(room: WebSocket, disconnected: AbortSignal): Readabl
     start(controller) {
       cut = () => {
         queue.length = 0;
-        controller.error(new Error("the client is too slow"));
+        controller.error(new Error("slow consumer"));
       };
     },
     async pull(controller) {
@@ -138,14 +138,14 @@ export function eventStream(room: WebSocket, disconnected: AbortSignal): Readabl
   });
 }
 
-/** A notification, or a control frame, as an event. */
-function eventOf(text: string): string {
+/** Format a notification or a control frame as an event. */
+function formatEvent(text: string): string {
   if (text.startsWith('{"type":"synap.')) {
     const { type, data } = JSON.parse(text) as { type: string; data: { cursor?: string } };
     const id = data.cursor === undefined ? "" : `id: ${data.cursor}\n`;
     return `event: ${type}\n${id}data: ${JSON.stringify(data)}\n\n`;
   }
-  // The cursor is the last member, and holds no quote.
+  // The cursor is the last member, and contains no quote.
   const cursor = text.slice(text.lastIndexOf('"', text.length - 3) + 1, -2);
   return `id: ${cursor}\ndata: ${text}\n\n`;
 }

@@ -1,4 +1,4 @@
-/** From a handshake to a room's connection. See PROTOCOL.md, "Subscribing". */
+/** Handshakes of WebSockets and event streams. See PROTOCOL.md, "Subscribing". */
 
 import { credentialOf, authenticate, authorize, rejectRevoked } from "./access";
 import { roomStub, type RequestContext } from "./api";
@@ -6,7 +6,9 @@ import { ANYONE, type Claims } from "./auth/claims";
 import { isCredential } from "./auth/verify";
 import type { SubscribeRequest } from "./connection";
 import { eventStream, EVENT_STREAM_HEADERS } from "./sse";
-import { parseDeviceParam, badRequest, methodNotAllowed, parseCursorParam, RequestError, parseRoomParam, unavailable } from "./http";
+import {
+  badRequest, methodNotAllowed, parseCursorParam, parseDeviceParam, parseRoomParam, RequestError, unavailable,
+} from "./http";
 import { addressOf, requestLimitsOf } from "./limits";
 import { count } from "./metrics";
 import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protocol/control";
@@ -16,7 +18,7 @@ import { logRefusal } from "./refusals";
 import { CLOSE_CODE, SUBSCRIBE_REQUEST } from "./room";
 import { hasKeys, type Settings } from "./settings";
 
-/** What a subscriber asks for: the room, the position, the device, and whether to hear who comes. */
+/** The parameters of a handshake. */
 interface SubscribeParams {
   room: string;
   after?: string;
@@ -25,9 +27,9 @@ interface SubscribeParams {
 }
 
 /**
- * Open a WebSocket, or close it at once with a code.
+ * Open a WebSocket. For a page, a rejected one is accepted and closed with a code.
  *
- * @throws RequestError it is refused.
+ * @throws RequestError the handshake is rejected.
  */
 export async function openWebSocket(context: RequestContext): Promise<Response> {
   const { request, query } = context;
@@ -35,9 +37,9 @@ export async function openWebSocket(context: RequestContext): Promise<Response> 
   const params = parseSubscribeParams(context);
   const controlFrames = offered.includes(SUBPROTOCOL);
   if (params.wantsPresence && !controlFrames) {
-    throw badRequest("Nothing could be told", "presence: offer the subprotocol synap.v1");
+    throw badRequest("Presence requires subprotocol synap.v1", "presence: offer the subprotocol synap.v1");
   }
-  // Ours, else the one with the token, because a browser wants one of those that it has offered.
+  // A browser requires one of the subprotocols that it has offered: ours, else the one with the token.
   const bearer = offered.find((name) => name.startsWith(BEARER_SUBPROTOCOL));
   const subprotocol = controlFrames ? SUBPROTOCOL : bearer;
   try {
@@ -56,7 +58,7 @@ export async function openWebSocket(context: RequestContext): Promise<Response> 
     if (answer.status === 101) return answer;
     throw await parseRoomError(answer);
   } catch (error) {
-    // A page cannot read the answer to a handshake, but it can read a close code.
+    // A page cannot read the response to a handshake, but it can read a close code.
     const code = error instanceof RequestError ? CLOSE_CODES[error.status] : undefined;
     if (code === undefined || !request.headers.has("Origin")) throw error;
     const { body, rejectedUser } = error as RequestError;
@@ -73,14 +75,14 @@ const ERROR_CODES: Record<number, string> = {
 };
 
 /**
- * Answer with an event stream.
+ * Open an event stream.
  *
- * @throws RequestError it is refused.
+ * @throws RequestError the handshake is rejected.
  */
 export async function openEventStream(context: RequestContext): Promise<Response> {
   const { request, query } = context;
   if (request.method !== "GET" && request.method !== "HEAD") throw methodNotAllowed("GET");
-  // A browser cannot choose what it sends here, so junk is a lost position, not a 400.
+  // A browser sends the last id that it has received, so an invalid one is a lost position, not an error.
   const last = request.headers.get("Last-Event-ID") || undefined;
   const isLost = last !== undefined && parseCursor(last) === undefined;
   if (last !== undefined) query.set("after", isLost ? "earliest" : last);
@@ -97,7 +99,7 @@ export async function openEventStream(context: RequestContext): Promise<Response
   return new Response(eventStream(room, request.signal), { headers: EVENT_STREAM_HEADERS });
 }
 
-/** What the credential says, if it counts; the handshake counts for its caller. */
+/** Authenticate a handshake, and count it for its caller. */
 async function authenticateHandshake(context: RequestContext, credential: string | undefined): Promise<Claims> {
   const { request, settings } = context;
   const address = addressOf(request);
@@ -107,7 +109,7 @@ async function authenticateHandshake(context: RequestContext, credential: string
   return claims;
 }
 
-/** Ask the room, after everything that can be seen without it. */
+/** Open a WebSocket to the room, after all checks that do not need the room. */
 async function openRoomSocket(
   { env, settings }: RequestContext,
   claims: Claims,
@@ -118,9 +120,9 @@ async function openRoomSocket(
   const { room, ...rest } = params;
   await rejectCredential(settings, "room", room.slice(room.indexOf("_") + 1));
   await rejectCredential(settings, "device", params.device);
-  // Without keys nobody says who they are: in a user's room it is that user.
+  // Without keys nothing identifies the client: in a user's room it counts as that user.
   const presentAs = claims === ANYONE ? roomOwner(room) : claims.user;
-  // The room has no use for the other rooms that a token opens, and they may be many.
+  // Omit the patterns of the token: the room does not need them, and there may be many.
   const subscribeRequest: SubscribeRequest = {
     ...connection,
     ...rest,
@@ -132,20 +134,20 @@ async function openRoomSocket(
       headers: { Upgrade: "websocket", [SUBSCRIBE_REQUEST]: encodeURIComponent(JSON.stringify(subscribeRequest)) },
     });
   } catch (error) {
-    console.error(`a room's object could not be asked: ${String(error)}`);
-    throw unavailable("the room cannot be reached now");
+    console.error(`room unreachable: ${String(error)}`);
+    throw unavailable("room temporarily unreachable");
   }
 }
 
 /**
- * Refuse a room or a device that is a credential, which presence would show to others.
+ * Reject a credential in place of a room or a device, because presence would publish it.
  *
  * @throws RequestError 400.
  */
 async function rejectCredential(settings: Settings, name: string, text?: string): Promise<void> {
   if (text === undefined || !hasKeys(settings) || !(await isCredential(settings, text))) return;
   const details = `${name}: this is a credential; send it as Authorization: Bearer …`;
-  throw badRequest("A credential in a wrong place", details);
+  throw badRequest("Misplaced credential", details);
 }
 
 function authorizeAll(claims: Claims, { room, wantsPresence }: SubscribeParams): void {
@@ -195,7 +197,7 @@ function acceptAndClose(
   });
 }
 
-/** A room's refusal, as our own. */
+/** Convert a room's error response to a RequestError. */
 async function parseRoomError(answer: Response): Promise<RequestError> {
   const { code, error, details } = await answer.json<Record<"code" | "error" | "details", string>>();
   const headers: Record<string, string> = {};

@@ -1,2 +1,2 @@
-/** The package's version; tests/worker/test_source.py keeps it so. */
+/** The package's version; tests/worker/test_source.py checks it. */
 export const VERSION = "0.1.0";

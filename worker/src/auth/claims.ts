@@ -1,33 +1,33 @@
-/** What a key or a token says of who shows it. See PROTOCOL.md, "Who may". */
+/** The claims of a key or a token. See PROTOCOL.md, "Authentication and authorization". */
 
 import { matches, roomOwner } from "../protocol/rooms";
 
 export const SCOPES = ["subscribe", "broadcast", "presence", "metrics", "admin"] as const;
 export type Scope = (typeof SCOPES)[number];
 
-/** What a credential says, after it was found to be genuine. Times in seconds since 1970. */
+/** The claims of a verified credential. Times are in seconds since 1970. */
 export interface Claims {
-  /** The user's id (`sub`); undefined for a key, and for a token that names nobody. */
+  /** The user's id (`sub`); undefined for a key, and for a token without `sub`. */
   user?: string;
-  /** Patterns of the rooms that it opens, beside the user's own. */
+  /** Patterns of the rooms to which it grants access, besides the user's own. */
   rooms: string[];
   scopes: Scope[];
   device?: string;
-  /** The name of the publisher's key; undefined for a token. */
+  /** The name of the API key; undefined for a token. */
   key?: string;
-  /** `jti`, else a hash of the token: for revoking it. Undefined for a key. */
+  /** The id for revoking the token: `jti`, else a hash. Undefined for a key. */
   tokenId?: string;
-  /** Which of the server's secrets or JWK sets has vouched for the token. Undefined for a key. */
+  /** Identifies the secret or the JWK set that verified the token. Undefined for a key. */
   voucher?: string;
   issuedAt?: number;
-  /** Undefined: a key, which does not end. */
+  /** Undefined for a key, which does not expire. */
   expiresAt?: number;
 }
 
-/** On a Worker without keys, which answers this machine only: everyone may everything. */
+/** The claims of every client of a Worker without keys: all rooms and scopes. Only loopback clients get here. */
 export const ANYONE: Claims = { rooms: ["*"], scopes: [...SCOPES] };
 
-/** Whether the room is the user's own, or one of those that the credential names. */
+/** Whether the room is the user's own, or matches a pattern of the credential. */
 export function allowsRoom(claims: Claims, room: string): boolean {
   if (claims.user !== undefined && roomOwner(room) === claims.user) return true;
   return claims.rooms.some((pattern) => matches(pattern, room));

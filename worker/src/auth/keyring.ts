@@ -1,4 +1,4 @@
-/** The keys of the settings, in the form in which they are used. */
+/** The keys of the settings, imported for verification. */
 
 import type { Settings } from "../settings";
 
@@ -6,26 +6,26 @@ import type { Settings } from "../settings";
 export interface Candidate {
   key: CryptoKey;
   /**
-   * What a connection remembers of it, so that it is closed when a deployment has removed the secret, or
-   * the JWK set: a digest, which tells nothing of a secret of 32 bytes.
+   * A digest that a connection stores, so that it can be closed when a deployment removes the secret or the JWK
+   * set. It does not reveal the secret, which has at least 32 bytes.
    */
   voucher: string;
 }
 
 export interface KeyRing {
-  /** For HS256; the first ones may be on their way out. */
+  /** For HS256: several during a rotation. */
   secrets: Candidate[];
-  /** The vouchers of JWK sets, by address. */
+  /** The vouchers of JWK sets, by URL. */
   addresses: Map<string, string>;
-  /** All of them. */
+  /** The vouchers of all secrets and JWK sets. */
   vouchers: Set<string>;
-  /** The SHA-256 of each program's key, by name. */
+  /** The SHA-256 of each API key, by name. */
   digests: Map<string, ArrayBuffer>;
 }
 
 const known = new WeakMap<Settings, Promise<KeyRing>>();
 
-/** The key ring; made once. */
+/** Return the key ring of the settings. It is built once. */
 export function keyRingOf(settings: Settings): Promise<KeyRing> {
   let ring = known.get(settings);
   if (ring === undefined) {
@@ -35,7 +35,7 @@ export function keyRingOf(settings: Settings): Promise<KeyRing> {
   return ring;
 }
 
-/** Whose API key this is. It takes as long for a wrong one as for a right one. */
+/** Return the name of an API key. The comparison takes constant time, against timing attacks. */
 export async function nameOf(ring: KeyRing, credential: string): Promise<string | undefined> {
   const digest = await digestOf(credential);
   let found: string | undefined;

@@ -1,4 +1,4 @@
-/** From a credential to what it says, or to why it does not count. */
+/** Verification of credentials: from a key or a token to its claims, or to the reason why it is invalid. */
 
 import { compactVerify, decodeJwt, decodeProtectedHeader, errors, jwtVerify, type JWTPayload } from "jose";
 
@@ -10,26 +10,26 @@ import { digestOf, keyRingOf, nameOf, type Candidate } from "./keyring";
 
 export const MAX_TOKEN_BYTES = 8 * 1024;
 const MAX_PATTERNS = 1000;
-/** Characters of a user's id, and of a token's. */
+/** The maximum number of characters of a user's id, and of a token's. */
 export const MAX_TEXT = 512;
-/** A lone surrogate is no UTF-8: nothing that holds it could be sent to anybody. */
+/** Control characters, and lone surrogates, which cannot be encoded in UTF-8. */
 const UNPRINTABLE = /[\p{Cc}\p{Cs}]/u;
 
-/** What was given is no JWT, or a part of one. The message shows nothing of it. */
+/** The text is not a complete JWT. The message contains nothing of it. */
 export class MalformedTokenError extends Error {}
 
 /**
- * The credential is not valid. The message begins with the cause ("token expired", "invalid signature",
- * "audience mismatch") and holds nothing of the token but names of claims.
+ * The credential is invalid. The message starts with the cause ("token expired", "invalid signature", "audience
+ * mismatch") and contains nothing of the token but names of claims.
  */
 export class InvalidTokenError extends Error {
-  /** Whose it is, if a key of this server has signed it: for the log, it allows nothing. */
+  /** The user of a token with a valid signature. For the log only: it grants nothing. */
   user?: string | undefined;
 }
 
-const known = new Map<string, Jwks>(); // by address, for as long as the isolate lives
+const known = new Map<string, Jwks>(); // by URL, for the lifetime of the isolate
 
-/** What a publisher's key says; undefined: it is none of this server. */
+/** Return the claims of an API key; undefined if it is not a key of this server. */
 export async function claimsForKey(settings: Settings, text: string): Promise<Claims | undefined> {
   if (text.length > MAX_TOKEN_BYTES) return undefined;
   const name = await nameOf(await keyRingOf(settings), text);
@@ -37,10 +37,10 @@ export async function claimsForKey(settings: Settings, text: string): Promise<Cl
 }
 
 /**
- * What a token says.
+ * Verify a token and return its claims.
  *
- * @throws InvalidTokenError it does not count.
- * @throws KeysUnavailableError the keys that would say so cannot be had now.
+ * @throws InvalidTokenError the token is invalid.
+ * @throws KeysUnavailableError the signing keys cannot be fetched.
  */
 export async function authenticateToken(
   settings: Settings,
@@ -63,18 +63,18 @@ export async function authenticateToken(
   }
 }
 
-/** Say whose token it is, where its signature is good. */
+/** Add the user to the error. Call it only if the signature is valid. */
 function withUser(error: unknown, payload: JWTPayload): unknown {
   if (!(error instanceof InvalidTokenError)) return error;
   try {
     error.user = textOf(payload, "sub");
   } catch {
-    // it names nobody
+    // the token has no valid `sub`
   }
   return error;
 }
 
-/** Refuse what would outlive its revocation: see {@link revocationRetentionMs}. */
+/** Reject a token that would outlive its revocation: see {@link revocationRetentionMs}. */
 function checkLifetime(claims: Claims, settings: Settings, now: number): void {
   const most = settings.tokenMaxLifetimeS;
   const begins = claims.issuedAt ?? now / 1000 + settings.tokenLeewayS;
@@ -86,8 +86,8 @@ function checkLifetime(claims: Claims, settings: Settings, now: number): void {
 }
 
 /**
- * For how long a revocation is kept, so that no revoked token ever counts again: a token counts until
- * its end and the leeway, and the clock of who issued it may have been ahead by the leeway.
+ * Return how long a revocation must be kept so that no revoked token becomes valid again. A token is accepted
+ * until its expiry plus the leeway, and its issuer's clock may have been ahead by the leeway.
  */
 export function revocationRetentionMs(settings: Settings): number {
   return (settings.tokenMaxLifetimeS + 2 * settings.tokenLeewayS + 60) * 1000;
@@ -95,13 +95,13 @@ export function revocationRetentionMs(settings: Settings): number {
 
 const JWT = /(?<![\w-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}/g;
 
-/** An id may begin as a JWT does by chance; it does not go on as JSON. */
+/** Whether a text decodes to JSON. An id may start like a JWT by chance, but does not decode to JSON. */
 function beginsAsJson(encoded: string): boolean {
   const start = encoded.slice(0, 24).replaceAll("-", "+").replaceAll("_", "/");
   return /^[\t\n\r\x20-\x7e]*$/.test(atob(start.slice(0, start.length - (start.length % 4))));
 }
 
-/** Whether a text is one of this server's keys or secrets, or a JWT or a part of one. */
+/** Whether a text is a key or a secret of this server, or contains a JWT or a part of one. */
 export async function isCredential(settings: Settings, text: string): Promise<boolean> {
   const given = text.trim();
   if ([...given.matchAll(JWT)].some(([found]) => beginsAsJson(found))) return true;
@@ -110,12 +110,13 @@ export async function isCredential(settings: Settings, text: string): Promise<bo
 }
 
 /**
- * What a token is known by when it is revoked: its `jti`, else a hash of what was signed. The
- * signature has to be of a key of this server, where its keys can be had; the claims may be expired,
- * not good yet, or meant for somebody else.
+ * Return the id under which a token is revoked: its `jti`, else a hash of what was signed.
  *
- * @returns undefined: no key of this server has signed it, so it does not count anyway.
- * @throws MalformedTokenError it is no JWT.
+ * The signature must be valid, unless the signing keys cannot be fetched. The claims are not checked: the token
+ * may be expired, not valid yet, or meant for another audience.
+ *
+ * @returns undefined if no key of this server has signed the token, so that it is invalid anyway.
+ * @throws MalformedTokenError the text is not a JWT.
  */
 export async function tokenId(settings: Settings, token: string): Promise<string | undefined> {
   let header: Record<string, unknown>;
@@ -134,11 +135,12 @@ export async function tokenId(settings: Settings, token: string): Promise<string
         await compactVerify(token, key, { algorithms: [String(algorithm)] });
         return await idOf(payload, token);
       } catch {
-        // it is another key's
+        // try the next key
       }
     }
   } catch (error) {
-    if (error instanceof KeysUnavailableError) return idOf(payload, token); // it must not wait for others
+    // A revocation must not depend on the identity provider.
+    if (error instanceof KeysUnavailableError) return idOf(payload, token);
     if (!(error instanceof InvalidTokenError)) throw error;
   }
   return undefined;
@@ -148,17 +150,17 @@ async function idOf(payload: JWTPayload, token: string): Promise<string> {
   try {
     return textOf(payload, "jti") ?? (await hashOf(token));
   } catch {
-    return hashOf(token); // such a token does not count
+    return hashOf(token); // such a token is invalid
   }
 }
 
-/** The keys that may have signed a token with this header. */
+/** Return the keys that may have signed a token with this header. */
 async function candidatesOf(
   settings: Settings,
   header: Record<string, unknown>,
 ): Promise<Candidate[]> {
-  // The algorithm chooses the kind of key, and no key is ever used for another: a public key is no
-  // shared secret, whatever the header says (RFC 8725, section 3.1).
+  // Each key is used with one algorithm only, whatever the header says. Otherwise an attacker could sign with a
+  // public key as an HMAC secret (RFC 8725, section 3.1).
   const algorithm = header["alg"];
   if (algorithm === "HS256") return (await keyRingOf(settings)).secrets;
   if (typeof algorithm === "string" && Object.hasOwn(ALGORITHMS, algorithm)) {
@@ -203,7 +205,7 @@ async function verify(
       return { payload, voucher };
     } catch (error) {
       if (error instanceof errors.JWSSignatureVerificationFailed) continue;
-      // The library looks at the signature first: claims that it refuses are signed.
+      // The library checks the signature first, so the claims that it rejects are authentic.
       if (error instanceof errors.JWTExpired || error instanceof errors.JWTClaimValidationFailed) {
         throw withUser(new InvalidTokenError(reasonOf(error)), error.payload);
       }
@@ -213,7 +215,7 @@ async function verify(
   throw new InvalidTokenError("invalid signature: not signed by a key of this server");
 }
 
-/** What the library leaves to us. */
+/** Check the claims that the library does not check. */
 function checkMore(payload: JWTPayload, settings: Settings, now: number): void {
   const issuedAt = payload.iat;
   if (typeof issuedAt === "number" && issuedAt > now / 1000 + settings.tokenLeewayS) {
@@ -318,7 +320,7 @@ function patternsOf(value: unknown): string[] {
   });
 }
 
-/** RFC 8693, section 4.2: words with spaces between. Those of other servers mean nothing. */
+/** Parse space-separated scopes (RFC 8693, section 4.2). Unknown ones are ignored. */
 function scopesOf(value: unknown): Scope[] {
   if (value === undefined || value === null) return ["subscribe"];
   const words: unknown = typeof value === "string" ? value.split(/\s+/) : value;
@@ -328,7 +330,10 @@ function scopesOf(value: unknown): Scope[] {
   return SCOPES.filter((scope) => words.includes(scope));
 }
 
-/** Without its signature: of an ES256 one there is a second, which everybody can compute. */
+/**
+ * Hash the token without its signature. For each ES256 signature, anyone can compute a second valid one, which would
+ * give the token another hash and so evade a revocation.
+ */
 async function hashOf(token: string): Promise<string> {
   const digest = new Uint8Array(await digestOf(token.slice(0, token.lastIndexOf("."))));
   return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");

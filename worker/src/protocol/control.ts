@@ -1,5 +1,5 @@
 /**
- * What a connection says beside notifications: keepalive, control frames, close codes.
+ * Keepalive, control frames and close codes.
  *
  * See PROTOCOL.md, "Subscribing" and "Close codes".
  */
@@ -12,7 +12,7 @@ export const SUBSCRIBED = "synap.subscribed";
 export const PRESENCE = "synap.presence";
 export const TOKEN_EXPIRING = "synap.token_expiring";
 
-/** 4000 to 4499: come back with the last cursor. 4500 to 4999: don't. */
+/** 4000 to 4499: reconnect with the last cursor. 4500 to 4999: do not reconnect. */
 export const CloseCode = {
   SLOW_CONSUMER: 4008,
   IDLE_TIMEOUT: 4009,
@@ -27,7 +27,7 @@ export const CloseCode = {
 } as const;
 export type CloseCode = (typeof CloseCode)[keyof typeof CloseCode];
 
-/** What a close frame says where nothing more exact is known. */
+/** The default close reasons. */
 export const CLOSE_REASONS: Record<CloseCode, string> = {
   [CloseCode.SLOW_CONSUMER]: "slow consumer: the client does not read what it is sent",
   [CloseCode.IDLE_TIMEOUT]: "idle timeout: nothing was received",
@@ -43,14 +43,14 @@ export const CLOSE_REASONS: Record<CloseCode, string> = {
 
 const MAX_REASON_BYTES = 123;
 
-/** As much of a reason as fits into a close frame (RFC 6455, section 5.5). */
+/** Truncate a reason to the size of a close frame (RFC 6455, section 5.5). */
 export function cutReason(reason: string): string {
   const bytes = new TextEncoder().encode(reason);
   if (bytes.length <= MAX_REASON_BYTES) return reason;
   return new TextDecoder().decode(bytes.subarray(0, MAX_REASON_BYTES), { stream: true });
 }
 
-/** `{"type":…,"data":{…}}`, for clients that asked for it. */
+/** Format a control frame, `{"type":…,"data":{…}}`. */
 export function controlFrame(type: string, data: object): string {
   return JSON.stringify({ type, data });
 }
@@ -59,16 +59,16 @@ export type Action =
   | { action: "ack"; cursor: string }
   | { action: "authenticate"; token: string };
 
-/** What a client asks for; undefined for every other text. */
+/** Parse an action of a client; undefined for any other text. */
 export function parseAction(text: string): Action | undefined {
   if (!text.startsWith("{")) return undefined;
-  let said: { action?: unknown; cursor?: unknown; token?: unknown };
+  let message: { action?: unknown; cursor?: unknown; token?: unknown };
   try {
-    said = JSON.parse(text) as typeof said;
+    message = JSON.parse(text) as typeof message;
   } catch {
     return undefined;
   }
-  const { action, cursor, token } = said;
+  const { action, cursor, token } = message;
   if (action === "ack" && typeof cursor === "string") return { action, cursor };
   if (action === "authenticate" && typeof token === "string") return { action, token };
   return undefined;

@@ -1,9 +1,9 @@
-/** Positions in a room's log, opaque to clients. See PROTOCOL.md, "Words" and "Subscribing". */
+/** Cursors: positions in a room's log, opaque to clients. See PROTOCOL.md, "Terminology" and "Subscribing". */
 
 /**
- * A position: which log, and how far in it.
+ * A position: the log (`epoch`) and the offset in it.
  *
- * `offset` grows within a room; 0 is before the first notification.
+ * `offset` increases within a log; 0 is before the first notification.
  */
 export interface Cursor {
   epoch: string;
@@ -16,7 +16,7 @@ export function cursorText(cursor: Cursor): string {
   return `${cursor.epoch}-${cursor.offset}`;
 }
 
-/** What {@link cursorText} wrote; undefined: it was not written by a server of ours. */
+/** Parse the output of {@link cursorText}; undefined if the text is not a cursor. */
 export function parseCursor(text: string): Cursor | undefined {
   const match = CURSOR.exec(text);
   return match ? { epoch: match[1]!, offset: Number(match[2]) } : undefined;

@@ -1,4 +1,4 @@
-/** JSON, read strictly: UTF-8, no lone surrogates, bounded depth, no number that is lost. */
+/** A strict JSON parser: UTF-8, no lone surrogates, bounded depth, no loss of numbers. */
 
 const MAX_DEPTH = 200;
 
@@ -8,11 +8,11 @@ const BACKSLASH = 92;
 export class JsonError extends Error {}
 
 /**
- * The value of a JSON text.
+ * Parse a JSON text.
  *
- * An integer that a double cannot hold keeps its digits: it is only carried through.
+ * An integer that a double cannot represent keeps its digits, because it is only passed through.
  *
- * @throws JsonError it is none.
+ * @throws JsonError the text is not valid JSON.
  */
 export function parseJson(content: Uint8Array): unknown {
   let text: string;
@@ -23,7 +23,7 @@ export function parseJson(content: Uint8Array): unknown {
   }
   checkDepth(text);
   try {
-    // Only what may hold a number that a double cannot takes the slow way.
+    // Use the slow path only if there may be a number that a double cannot represent.
     const value: unknown = /[0-9]{16}|[eE]\+?[0-9]{3}/.test(text)
       ? JSON.parse(text, keepNumber)
       : JSON.parse(text);
@@ -33,11 +33,11 @@ export function parseJson(content: Uint8Array): unknown {
     return value;
   } catch (error) {
     if (error instanceof JsonError) throw error;
-    throw new JsonError("it is not JSON"); // the engine's own words repeat what was sent
+    throw new JsonError("it is not JSON"); // the engine's message would repeat the content
   }
 }
 
-/** Before it is parsed: no text makes the parser, or who writes it again, go deep. */
+/** Check the depth before parsing, so that no text causes deep recursion, in the parser or in JSON.stringify. */
 function checkDepth(text: string): void {
   let depth = 0;
   let inText = false;
@@ -56,7 +56,7 @@ function checkDepth(text: string): void {
   }
 }
 
-// TypeScript does not know them yet: the TC39 proposal "JSON.parse source text access".
+// Not in the types of TypeScript yet: the TC39 proposal "JSON.parse source text access".
 const { rawJSON } = JSON as unknown as { rawJSON(text: string): unknown };
 
 function keepNumber(_: string, value: unknown, context?: { source?: string }): unknown {
@@ -66,7 +66,7 @@ function keepNumber(_: string, value: unknown, context?: { source?: string }): u
   return source !== undefined && /^-?[0-9]+$/.test(source) ? rawJSON(source) : value;
 }
 
-/** `JSON.stringify` escapes a surrogate only when it stands alone. */
+/** Whether the output of `JSON.stringify` contains a lone surrogate: only those are escaped. */
 function hasLoneSurrogate(written: string): boolean {
   return /(?:^|[^\\])(?:\\\\)*\\ud[89a-f]/.test(written);
 }

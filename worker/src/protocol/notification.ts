@@ -1,16 +1,16 @@
-/** The notification: what is sent to rooms. See PROTOCOL.md, "Notification". */
+/** Validation of notifications. See PROTOCOL.md, "Notification". */
 
 export const MAX_NOTIFICATION_BYTES = 256 * 1024;
 export const MAX_BATCH_BYTES = 1024 * 1024;
 export const MAX_BATCH_NOTIFICATIONS = 1000;
-/** What a batch may come to, each notification counted once for each of its rooms. */
+/** The size limit of a batch, with each notification counted once for each of its rooms. */
 export const MAX_BATCH_FANOUT_BYTES = 16 * 1024 * 1024;
 
 const RFC_3339 =
   /^([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?([Zz]|[+-][0-9]{2}:[0-9]{2})$/;
 const STATUSES = ["pending", "success", "error"];
 
-/** What stands in a notification beside the members that we know, and is kept. */
+/** The known members of a notification. Others are kept, too. */
 const KNOWN = new Set(["type", "data", "id", "requestId", "status", "timestamp", "room", "cursor"]);
 
 export class InvalidNotificationError extends Error {
@@ -22,7 +22,7 @@ export class InvalidNotificationError extends Error {
   }
 }
 
-/** A notification that may be published. `text` is its JSON, without `room` and `cursor`. */
+/** A valid notification. `text` is its JSON, without `room` and `cursor`. */
 export interface Checked {
   id: string;
   text: string;
@@ -30,10 +30,10 @@ export interface Checked {
 }
 
 /**
- * Check a decoded JSON value, and add what the server adds.
+ * Validate a decoded JSON value, and add the missing `id` and `timestamp`.
  *
- * @param now milliseconds since 1970, for what has no `timestamp`.
- * @throws InvalidNotificationError names the first member that is wrong.
+ * @param now milliseconds since 1970, for the default `timestamp`.
+ * @throws InvalidNotificationError it names the first invalid member.
  */
 export function checkNotification(value: unknown, now: number): Checked {
   if (!isObject(value)) {
@@ -61,7 +61,7 @@ export function checkNotification(value: unknown, now: number): Checked {
     ["status", status],
     ["timestamp", timestamp === undefined ? new Date(now).toISOString() : toUtc(timestamp)],
   ];
-  // Entries, not assignments: a member may be called __proto__.
+  // Entries instead of assignments, because a member may be named __proto__.
   const unknown = Object.entries(value).filter(([name]) => !KNOWN.has(name));
   const members = [...known.filter(([, each]) => each !== undefined), ...unknown];
   const text = JSON.stringify(Object.fromEntries(members));
@@ -72,7 +72,7 @@ export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value) && !isRaw(value);
 }
 
-/** Any RFC 3339 time as UTC with milliseconds and `Z`. */
+/** Convert an RFC 3339 time to UTC with milliseconds and `Z`. */
 function toUtc(text: string): string {
   const wrong = () =>
     new InvalidNotificationError(
@@ -88,7 +88,7 @@ function toUtc(text: string): string {
   const moment = new Date(0);
   moment.setUTCFullYear(year, month - 1, day);
   moment.setUTCHours(hour, minute, second, milliseconds);
-  // A day or an hour that is none would have moved on to the next one.
+  // Date normalizes an invalid day or hour, such as February 30, to a later one.
   const isReal =
     year > 0 && moment.getUTCMonth() === month - 1 && moment.getUTCDate() === day &&
     hour < 24 && minute < 60 && second < 60;
@@ -118,12 +118,12 @@ function nameOf(value: Record<string, unknown>, name: string): string | undefine
   return found;
 }
 
-/** A number that the JSON reader kept as it was written. */
+/** Whether a value is a number that the JSON parser kept as text. */
 function isRaw(value: object): boolean {
   return (JSON as unknown as { isRawJSON(value: object): boolean }).isRawJSON(value);
 }
 
-/** RFC 9562, section 5.7. Those of one millisecond follow one another (section 6.2, method 1). */
+/** Return a UUIDv7 (RFC 9562, section 5.7). Ids of one millisecond are monotonic (section 6.2, method 1). */
 function uuid7(now: number): string {
   counter = now === counterOf ? counter + 1 : Math.floor(Math.random() * 2048);
   counterOf = now;

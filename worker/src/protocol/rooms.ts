@@ -1,4 +1,4 @@
-/** Room ids: who may hear a notification. See PROTOCOL.md, "Words". */
+/** Room ids and patterns. See PROTOCOL.md, "Terminology". */
 
 const CHARACTER = "[A-Za-z0-9._~:@|=+\\-]";
 const ROOM_PATTERN = `(?!synap_)[a-z][a-z0-9-]{0,31}_${CHARACTER}{1,200}`;
@@ -7,7 +7,7 @@ const PATTERN = new RegExp(`^(?:${ROOM_PATTERN}|${CHARACTER}{0,200}\\*)$`);
 const DEVICE = new RegExp(`^${CHARACTER}{1,64}$`);
 const ALLOWED = "1 to 200 of A-Z a-z 0-9 . _ ~ : @ | = + -";
 
-/** What is wrong with a room id; undefined: it is one. */
+/** Return the problem of a room id; undefined if it is valid. */
 export function problemWithRoom(text: string): string | undefined {
   if (ROOM.test(text)) return undefined;
   const [kind = "", key] = split(text);
@@ -19,17 +19,17 @@ export function problemWithRoom(text: string): string | undefined {
   return `expected a kind, '_' and a key of ${ALLOWED}, such as 'user_42'; got ${shown(text)}`;
 }
 
-/** Whether it is what a token may open: a room, or the beginning of some and a `*`. */
+/** Whether a text is a pattern of a token: a room, or a prefix followed by `*`. */
 export function isPattern(text: string): boolean {
   return PATTERN.test(text);
 }
 
-/** Whether a room is one of those that a pattern means; only a `*` at its end is special. */
+/** Whether a room matches a pattern. Only a trailing `*` is special. */
 export function matches(pattern: string, room: string): boolean {
   return pattern.endsWith("*") ? room.startsWith(pattern.slice(0, -1)) : room === pattern;
 }
 
-/** The id of the user whose room it is; undefined for a room of another kind. */
+/** Return the id of the user of a user's room; undefined for a room of another kind. */
 export function roomOwner(room: string): string | undefined {
   const [kind, key] = split(room);
   return kind === "user" ? key : undefined;
@@ -39,7 +39,7 @@ export function isRequestRoom(room: string): boolean {
   return room.startsWith("request_");
 }
 
-/** A device's name: 1 to 64 characters of `A-Z a-z 0-9 . _ ~ : @ | = + -`. */
+/** Whether a value is a device's name: 1 to 64 characters of `A-Z a-z 0-9 . _ ~ : @ | = + -`. */
 export function isDevice(name: unknown): name is string {
   return typeof name === "string" && DEVICE.test(name);
 }
@@ -51,18 +51,18 @@ function split(text: string): [string, string | undefined] {
 
 /** A JWT or a part of one. */
 const JWT = /(?<![A-Za-z0-9-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}(?:\.[\w-]*){0,4}/g;
-/** As long as a secret or a key, and longer than usual ids. */
+/** A text as long as a secret or a key, and longer than usual ids. */
 const LONG = /[\w+=~@-]{32,}/g;
 const UUID = /[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}/gi;
 
-/** Without a token or a key that was put in place of an id. */
+/** Replace tokens and keys that were sent in place of an id. */
 export function withoutCredentials(text: string): string {
   return text
     .replace(JWT, "…")
     .replace(LONG, (run) => (run.replace(UUID, "").length < 32 ? run : "…"));
 }
 
-/** Short enough for an error. */
+/** Quote a text, shortened for an error message. */
 function shown(text: string): string {
   const quoted = JSON.stringify(withoutCredentials(text));
   return quoted.length <= 60 ? quoted : `${quoted.slice(0, 57)}...`;
