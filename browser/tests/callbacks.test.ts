@@ -1,4 +1,4 @@
-/** What the application does when it is called is its own affair: the connection goes on. */
+/** Callbacks that throw, close or reconnect do not break the connection. */
 import { expect, test, vi } from "vitest";
 import type { Subscription } from "../src/subscription.js";
 import { connected, listen, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
@@ -8,7 +8,7 @@ useScriptedWorld();
 const callbacks = ["onNotification", "onStateChange", "onGap", "onPresence"] as const;
 type Callback = (typeof callbacks)[number];
 
-/** Everything that can be told, on one connection; `act` is what the named callback does. */
+/** Trigger all callbacks on one connection. The named one calls `act`. */
 async function triggerAll(name: Callback, act: (subscription: Subscription) => void) {
   const listener: ReturnType<typeof listen> = listen({
     after: "c0",
@@ -24,7 +24,7 @@ async function triggerAll(name: Callback, act: (subscription: Subscription) => v
   return listener;
 }
 
-test.each(callbacks)("%s that throws is reported, and nothing is lost", async (name) => {
+test.each(callbacks)("an error thrown by %s is reported, and no event is lost", async (name) => {
   const reports: unknown[] = [];
   const { setTimeout: later } = globalThis;
   vi.stubGlobal("setTimeout", (then: () => void, ms?: number) =>
@@ -48,7 +48,7 @@ test.each(callbacks)("%s that throws is reported, and nothing is lost", async (n
   expect(reports).toHaveLength(thrown);
 });
 
-test.each(callbacks)("%s may close, and nothing is called any more", async (name) => {
+test.each(callbacks)("%s may close the subscription, and no callback follows", async (name) => {
   let count = 0;
   const { subscription, ...recorded } = await triggerAll(name, (subscription) => {
     count++;
@@ -63,12 +63,12 @@ test.each(callbacks)("%s may close, and nothing is called any more", async (name
   expect(ScriptedSocket.all).toHaveLength(1 - Number(name === "onStateChange"));
 });
 
-test.each(callbacks)("%s may reconnect, and there is one connection then", async (name) => {
+test.each(callbacks)("%s may reconnect, which leaves one connection", async (name) => {
   let count = 0;
   await triggerAll(name, (subscription) => {
     if (++count === 1) subscription.reconnect();
   });
-  await pass(1000); // if what it dialled was ended
+  await pass(1000); // the delay, if its connection was closed
   const { length } = ScriptedSocket.all;
   for (const socket of ScriptedSocket.all.slice(0, -1)) expect(socket.isClosed).toBe(true);
   expect(ScriptedSocket.last.isClosed).toBe(false);
@@ -77,7 +77,7 @@ test.each(callbacks)("%s may reconnect, and there is one connection then", async
   expect(ScriptedSocket.all).toHaveLength(length);
 });
 
-/** A replay that was cut three times: a gap that the loss of the connection itself tells. */
+/** Interrupt three replays, so that the loss of the connection reports a gap. */
 async function cutReplays(act: (subscription: Subscription) => void) {
   const listener: ReturnType<typeof listen> = listen({ after: "c0", onGap: () => act(listener.subscription) });
   for (let cut = 1; cut <= 3; cut++) {
@@ -89,7 +89,7 @@ async function cutReplays(act: (subscription: Subscription) => void) {
   return listener;
 }
 
-test("who closes when a connection is lost is not connected again", async () => {
+test("closing in onGap prevents the reconnect", async () => {
   const { subscription, statuses } = await cutReplays((subscription) => subscription.close());
   const dialled = ScriptedSocket.all.length;
   await pass(60_000);
@@ -98,7 +98,7 @@ test("who closes when a connection is lost is not connected again", async () => 
   expect(statuses().at(-1)).toBe("open");
 });
 
-test("who reconnects when a connection is lost is connected once", async () => {
+test("reconnecting in onGap opens one connection", async () => {
   const { subscription } = await cutReplays((subscription) => subscription.reconnect());
   ScriptedSocket.last.accept();
   const dialled = ScriptedSocket.all.length;
@@ -107,7 +107,7 @@ test("who reconnects when a connection is lost is connected once", async () => {
   expect(subscription.state.status).toBe("open");
 });
 
-test("who reconnects when it is open has closed the old connection first", async () => {
+test("reconnect closes an open connection first", async () => {
   const { socket, subscription } = await connected();
   socket.notify("c1");
   subscription.reconnect();
@@ -116,7 +116,7 @@ test("who reconnects when it is open has closed the old connection first", async
   expect(ScriptedSocket.last.after).toBe("c1");
 });
 
-test("to close twice, or to reconnect after it, is nothing", async () => {
+test("closing twice, or reconnecting after close, does nothing", async () => {
   const { subscription } = await connected();
   subscription.close();
   subscription.close();

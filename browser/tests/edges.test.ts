@@ -1,9 +1,9 @@
-/** What a subscription keeps to itself, and what it does at its edges. */
+/** Secrets in errors, and edge cases of a subscription. */
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { subscribe, type State, type SubscribeOptions } from "../src/subscription.js";
 import { script, settle, Socket, Stream } from "./scripted.js";
 
-const SECRET = "se/cret="; // no subprotocol may hold it, so it goes into the address
+const SECRET = "se/cret="; // not a valid subprotocol, so it goes into the URL
 
 let close = () => {};
 
@@ -28,10 +28,10 @@ afterEach(async () => {
   vi.unstubAllGlobals();
 });
 
-test("an address that is none is told without what is in it", async () => {
+test("the error for an invalid URL does not contain the URL", async () => {
   expect(() => listen({ url: "http://user:password@no host", token: SECRET })).toThrow(/^url: .*"http:\/\/no host"/);
   vi.stubGlobal("WebSocket", function (url: string) {
-    throw new DOMException(`The URL '${url}' is invalid.`, "SyntaxError"); // as Chromium words it
+    throw new DOMException(`The URL '${url}' is invalid.`, "SyntaxError"); // as in Chromium
   });
   const { subscription } = listen({ url: "http://user:password@no%host", token: SECRET });
   await settle();
@@ -41,7 +41,7 @@ test("an address that is none is told without what is in it", async () => {
   for (const secret of [SECRET, encodeURIComponent(SECRET), "password"]) expect(error?.message).not.toContain(secret);
 });
 
-test("a request that cannot be made is told without its address", async () => {
+test("the error for a failed fetch does not contain the URL", async () => {
   vi.stubGlobal("WebSocket", undefined);
   vi.stubGlobal("fetch", (url: string) => Promise.reject(new TypeError(`'${url}' is a URL that includes credentials`)));
   const { subscription } = listen({ url: "http://user:password@rooms.test", token: SECRET });
@@ -50,7 +50,7 @@ test("a request that cannot be made is told without its address", async () => {
   expect(subscription.state.error?.message).not.toContain("password");
 });
 
-test("where there is no WebSocket at all, it listens to a stream", async () => {
+test("uses an event stream if the platform has no WebSocket", async () => {
   vi.stubGlobal("WebSocket", undefined);
   const { subscription } = listen({ token: SECRET });
   await settle();
@@ -61,7 +61,7 @@ test("where there is no WebSocket at all, it listens to a stream", async () => {
   expect(Stream.last.init.headers.Authorization).toBe(`Bearer ${SECRET}`);
 });
 
-test.each(["null", "[]", '"no"', "no JSON", '{"details":5}', ""])("a refusal is final whatever its body is: %j", async (body) => {
+test.each(["null", "[]", '"no"', "no JSON", '{"details":5}', ""])("a rejection is final whatever its body: %j", async (body) => {
   const { subscription } = listen({ token: "t" });
   await settle();
   Socket.last.end();
@@ -73,14 +73,14 @@ test.each(["null", "[]", '"no"', "no JSON", '{"details":5}', ""])("a refusal is 
   });
 });
 
-test("who closes when it begins to connect is asked for no token any more", async () => {
+test("closing while connecting does not call token()", async () => {
   const token = vi.fn(() => "t");
   const { subscription } = listen({ token, onStateChange: () => subscription.close() });
   await settle();
   expect([token.mock.calls.length, Socket.all.length]).toEqual([0, 0]);
 });
 
-test("who closes while its position is read is asked for no token any more", async () => {
+test("closing while the cursor is loaded does not call token()", async () => {
   const token = vi.fn(() => "t");
   let found = (_: string | null) => {};
   const persist = { getItem: () => new Promise<string | null>((resolve) => (found = resolve)), setItem: () => {} };

@@ -1,4 +1,4 @@
-/** To import it is to touch nothing: a bundle is the same in a page, on a server and in a worker. */
+/** Importing the modules accesses no global, so a bundle works in a page, on a server and in a worker. */
 import { runInNewContext } from "node:vm";
 import { build } from "esbuild";
 import { expect, test } from "vitest";
@@ -9,7 +9,7 @@ const GLOBALS = [
   "EventTarget", "fetch", "setTimeout", "clearTimeout", "queueMicrotask", "console",
 ];
 
-/** Only what the language itself has; whatever else is looked for, `asked` knows. */
+/** A global object with the language built-ins only. It records every other access in `asked`. */
 async function load(entry: string, asked: string[], globals: object = {}) {
   const { outputFiles } = await build({
     entryPoints: [`src/${entry}.ts`],
@@ -34,7 +34,7 @@ test.each([
   expect(Object.keys(exports).sort()).toEqual(names);
 });
 
-test("where there is only a WebSocket and a clock, it works", async () => {
+test("works with only a WebSocket and timers", async () => {
   const sockets: { url: string; onopen?: () => void; onmessage?: (event: object) => void }[] = [];
   class WebSocket {
     protocol = "synap.v1";

@@ -1,4 +1,4 @@
-/** How a job stands, from what was heard of it: as the Python client's view does. */
+/** The state of a job, derived from its notifications, as in the Python client. */
 import { describe, expect, test } from "vitest";
 import { JobTracker } from "../src/job.js";
 
@@ -9,7 +9,7 @@ const apply = (tracker: JobTracker, event: string, data: Record<string, unknown>
   return tracker.state;
 };
 
-test("a job's life is what was heard of it", () => {
+test("the state follows the notifications of a job", () => {
   const tracker = new JobTracker();
   expect(tracker.state).toEqual({ status: "idle", attempt: 1, text: "", isTextComplete: true });
   expect(apply(tracker, "started")).toMatchObject({ status: "pending", attempt: 1, maxAttempts: 4 });
@@ -18,7 +18,7 @@ test("a job's life is what was heard of it", () => {
   expect(tracker.stallAfterMs).toBe(120_000);
   const retrying = apply(tracker, "retrying", { ...RUN, attempt: 2, error: "No paper.", retryInS: 5 });
   expect(retrying).toMatchObject({ status: "retrying", attempt: 2, maxAttempts: 4, error: "No paper." });
-  expect([retrying.progress, retrying.label]).toEqual([undefined, undefined]); // they are void now
+  expect([retrying.progress, retrying.label]).toEqual([undefined, undefined]); // reset by the retry
   tracker.markStalled();
   expect(tracker.state.status).toBe("stalled");
   expect(apply(tracker, "progress", { ...RUN, attempt: 2, progress: 0 })).toMatchObject({ status: "pending", progress: 0 });
@@ -30,20 +30,20 @@ test("a job's life is what was heard of it", () => {
   expect(apply(tracker, "failed", { error: "late", runId: "r" }, "error")).toBe(end);
 });
 
-test.each(["failed", "cancelled"])("%s is a bad end", (event) => {
+test.each(["failed", "cancelled"])("%s ends the job with an error", (event) => {
   const tracker = new JobTracker();
   apply(tracker, "started");
   expect(apply(tracker, event, { error: "No paper.", runId: "r" }, "error")).toMatchObject({ status: "error", error: "No paper." });
   expect(tracker.isFinished).toBe(true);
 });
 
-test("an end is known by its status, whatever a family calls it", () => {
+test("a terminal notification is recognized by its status, whatever its type", () => {
   const tracker = new JobTracker();
   tracker.apply({ type: "conversation.response.generated", data: { response: "Hi" }, status: "success" });
   expect(tracker.state).toMatchObject({ status: "success", result: { response: "Hi" } });
 });
 
-test("what was written stays at the end, and what was shown of it", () => {
+test("the text and the progress are kept when the job fails", () => {
   const tracker = new JobTracker();
   apply(tracker, "progress", { ...RUN, progress: 0.5, label: "Writing" });
   apply(tracker, "delta", { ...RUN, index: 0, delta: "Hi" });
@@ -51,7 +51,7 @@ test("what was written stays at the end, and what was shown of it", () => {
 });
 
 describe("a text", () => {
-  test("grows, and begins anew with index 0", () => {
+  test("grows, and restarts with index 0", () => {
     const tracker = new JobTracker();
     apply(tracker, "delta", { ...RUN, index: 0, delta: "Hel" });
     expect(apply(tracker, "delta", { ...RUN, index: 1, delta: "lo" }).text).toBe("Hello");
@@ -62,7 +62,7 @@ describe("a text", () => {
     });
   });
 
-  test("a piece takes back that it seemed stalled", () => {
+  test("a piece clears the stalled state", () => {
     const tracker = new JobTracker();
     apply(tracker, "started");
     tracker.markStalled();
@@ -71,20 +71,20 @@ describe("a text", () => {
   });
 });
 
-describe("a text that lacks a piece", () => {
+describe("a text with a missing piece", () => {
   const delta = (tracker: JobTracker, index: unknown, piece: string, rest: object = {}) => {
     const { text, isTextComplete } = apply(tracker, "delta", { ...RUN, index, delta: piece, ...rest });
     return [text, isTextComplete];
   };
 
-  test("at its beginning is not shown", () => {
+  test("at its beginning is empty", () => {
     const tracker = new JobTracker();
     expect(delta(tracker, 3, "of the end")).toEqual(["", false]);
     expect(delta(tracker, 4, ".")).toEqual(["", false]);
     expect(delta(tracker, 0, "Anew", { attempt: 2 })).toEqual(["Anew", true]);
   });
 
-  test("in its middle is shown up to there, whatever follows", () => {
+  test("in its middle ends before the missing piece, whatever follows", () => {
     const tracker = new JobTracker();
     delta(tracker, 0, "a");
     expect(delta(tracker, 2, "c")).toEqual(["a", false]);
@@ -93,7 +93,7 @@ describe("a text that lacks a piece", () => {
     expect(delta(tracker, 0, "x")).toEqual(["x", true]);
   });
 
-  test("because something is gone may go on where it was", () => {
+  test("after a gap may continue where it was", () => {
     const tracker = new JobTracker();
     delta(tracker, 0, "a");
     tracker.gap();
@@ -103,7 +103,7 @@ describe("a text that lacks a piece", () => {
     expect(delta(tracker, 3, "d")).toEqual(["ab", false]);
   });
 
-  test("of another attempt or run is no part of this one", () => {
+  test("does not take pieces of another attempt or run", () => {
     const tracker = new JobTracker();
     delta(tracker, 0, "first");
     expect(delta(tracker, 1, "second", { attempt: 2 })).toEqual(["", false]);
@@ -113,26 +113,26 @@ describe("a text that lacks a piece", () => {
     expect(delta(tracker, 1, "other", { attempt: 2, runId: "s" })).toEqual(["", false]);
   });
 
-  test("comes twice: once", () => {
+  test("ignores a duplicate piece", () => {
     const tracker = new JobTracker();
     delta(tracker, 0, "a");
     delta(tracker, 1, "b");
     expect(delta(tracker, 1, "b")).toEqual(["ab", true]);
   });
 
-  test.each([undefined, "0", -1, 1.5, NaN, null, true])("whose place is no place is no piece: %j", (index) => {
+  test.each([undefined, "0", -1, 1.5, NaN, null, true])("ignores a piece with an invalid index: %j", (index) => {
     const tracker = new JobTracker();
     delta(tracker, 0, "a");
     expect(delta(tracker, index, "b")).toEqual(["a", false]);
   });
 
-  test.each([{ response: "whole" }, { result: "whole" }, { text: "whole" }])("is whole at the end that brings it: %j", (data) => {
+  test.each([{ response: "whole" }, { result: "whole" }, { text: "whole" }])("is replaced by the whole text of the result: %j", (data) => {
     const tracker = new JobTracker();
     delta(tracker, 3, "le");
     expect(apply(tracker, "completed", data, "success")).toMatchObject({ text: "whole", isTextComplete: true });
   });
 
-  test("stays so at an end that does not, and after it", () => {
+  test("stays incomplete if the result has no text", () => {
     const tracker = new JobTracker();
     delta(tracker, 3, "le");
     expect(apply(tracker, "completed", { pages: 3 }, "success")).toMatchObject({ text: "", isTextComplete: false });
@@ -140,14 +140,14 @@ describe("a text that lacks a piece", () => {
     expect(delta(tracker, 0, "late")).toEqual(["", false]);
   });
 
-  test("and one that lacks none is not exchanged", () => {
+  test("a complete text is not replaced", () => {
     const tracker = new JobTracker();
     delta(tracker, 0, "Hi");
     expect(apply(tracker, "completed", { response: "Hi." }, "success")).toMatchObject({ text: "Hi", isTextComplete: true });
   });
 });
 
-test("a good end is all of its progress, a bad one what there was", () => {
+test("success sets the progress to 1, and failure keeps it", () => {
   const tracker = new JobTracker();
   apply(tracker, "progress", { ...RUN, progress: 0.5 });
   expect(apply(tracker, "completed", {}, "success").progress).toBe(1);
@@ -156,7 +156,7 @@ test("a good end is all of its progress, a bad one what there was", () => {
   expect(apply(bad, "failed", { error: "x" }, "error").progress).toBe(0.5);
 });
 
-test("a wait without a limit never stalls", () => {
+test("a step without stallAfterS never stalls", () => {
   const tracker = new JobTracker();
   apply(tracker, "started");
   expect(tracker.stallAfterMs).toBe(60_000);
@@ -164,13 +164,13 @@ test("a wait without a limit never stalls", () => {
   expect(tracker.stallAfterMs).toBe(undefined);
 });
 
-test("nothing heard is not stalled", () => {
+test("a job without notifications is not stalled", () => {
   const tracker = new JobTracker();
   tracker.markStalled();
   expect(tracker.state.status).toBe("idle");
 });
 
-test.each(["x", -1, true, null, [], {}])("junk from others is no news: %j", (junk) => {
+test.each(["x", -1, true, null, [], {}])("invalid values are ignored: %j", (junk) => {
   const names = ["attempt", "maxAttempts", "progress", "label", "error", "stallAfterS", "index", "delta"];
   const data = Object.fromEntries(names.map((name) => [name, junk]));
   for (const event of ["started", "progress", "delta", "retrying"]) {
@@ -181,7 +181,7 @@ test.each(["x", -1, true, null, [], {}])("junk from others is no news: %j", (jun
   }
 });
 
-test("each state is a new object: who compares sees a change", () => {
+test("each state is a new object", () => {
   const tracker = new JobTracker();
   const before = tracker.state;
   expect(apply(tracker, "started")).not.toBe(before);

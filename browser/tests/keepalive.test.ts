@@ -1,10 +1,10 @@
-/** Whether the other side lives. PROTOCOL.md, "Clients". */
+/** Keepalive. PROTOCOL.md, "Clients". */
 import { expect, test, vi } from "vitest";
 import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
-test("it pings every 30 s", async () => {
+test("sends a ping every 30 s", async () => {
   const { socket, subscription } = await connected();
   for (let count = 1; count <= 5; count++) {
     await pass(29_999);
@@ -16,7 +16,7 @@ test("it pings every 30 s", async () => {
   expect(subscription.state.status).toBe("open");
 });
 
-test("no pong within 10 s means dead, whatever else comes", async () => {
+test("a missing pong within 10 s ends the connection, whatever else arrives", async () => {
   const { socket, subscription } = await connected();
   await pass(30_000);
   socket.notify("c1");
@@ -29,7 +29,7 @@ test("no pong within 10 s means dead, whatever else comes", async () => {
   expect(ScriptedSocket.last.after).toBe("c1");
 });
 
-test("what is dead says nothing any more", async () => {
+test("messages after a pong timeout are ignored", async () => {
   const { socket, notifications, statuses } = await connected();
   const onmessage = socket.onmessage;
   const close = socket.onclose;
@@ -40,7 +40,7 @@ test("what is dead says nothing any more", async () => {
   expect(statuses()).toEqual(["connecting", "open", "reconnecting"]);
 });
 
-test("a machine that slept asks first, before it takes silence for death", async () => {
+test("after the machine slept, a ping is sent before the connection is given up", async () => {
   const { socket, subscription } = await connected();
   await pass(30_000);
   expect(socket.pings).toBe(1);
@@ -48,12 +48,12 @@ test("a machine that slept asks first, before it takes silence for death", async
   await pass(10_000);
   expect(socket.pings).toBe(2);
   expect(subscription.state.status).toBe("open");
-  socket.text("pong"); // the connection has outlived the sleep
+  socket.text("pong"); // the connection has survived the sleep
   await pass(10_000);
   expect(subscription.state.status).toBe("open");
 });
 
-test("and when nothing answers, it comes back", async () => {
+test("and without a pong, it reconnects", async () => {
   const { subscription } = await connected();
   await pass(30_000);
   vi.setSystemTime(Date.now() + 3_600_000);
@@ -61,11 +61,11 @@ test("and when nothing answers, it comes back", async () => {
   expect(subscription.state.status).toBe("reconnecting");
 });
 
-test("a handshake that nothing answers is given up after 10 s for the next way", async () => {
+test("a handshake without a response is given up after 10 s for the next transport", async () => {
   listen();
   await settle();
   await pass(10_000);
-  // What swallows one WebSocket swallows the next: it is not tried without the subprotocol.
+  // A proxy that drops one handshake drops the next one, so it is not tried without the subprotocol.
   expect(ScriptedSocket.all.map(({ protocols }) => protocols)).toEqual([["synap.v1"]]);
   expect(ScriptedSocket.all[0]?.isClosed).toBe(true);
   expect(ScriptedStream.all).toHaveLength(1);
@@ -73,7 +73,7 @@ test("a handshake that nothing answers is given up after 10 s for the next way",
   expect(ScriptedStream.last.isAborted).toBe(true);
 });
 
-test("a stream is dead when not even a comment comes for 30 s", async () => {
+test("a stream without even a comment for 30 s is closed", async () => {
   ScriptedSocket.areBlocked = true;
   const { subscription } = listen({ token: "t" });
   await settle();
@@ -89,7 +89,7 @@ test("a stream is dead when not even a comment comes for 30 s", async () => {
   expect(stream.isAborted).toBe(true);
 });
 
-test("also one that has never said anything", async () => {
+test("also one that has never sent anything", async () => {
   ScriptedSocket.areBlocked = true;
   const { subscription } = listen({ token: "t" });
   await settle();

@@ -1,10 +1,10 @@
-/** Platforms that are no browser: the classes of React Native, and WebSockets that are not as they should be. */
+/** Platforms other than browsers: the classes of React Native, and non-conforming WebSockets. */
 import { describe, expect, test, vi } from "vitest";
 import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
-/** As React Native up to 0.78 has them. */
+/** URL and URLSearchParams as in React Native up to 0.78. */
 function withClassesOfReactNative(): void {
   class URLSearchParams {
     constructor(private readonly given: object) {}
@@ -32,7 +32,7 @@ function withClassesOfReactNative(): void {
 }
 
 describe("React Native", () => {
-  test("is told cursor, device and presence", async () => {
+  test("receives cursor, device and presence", async () => {
     withClassesOfReactNative();
     const { socket } = await connected({ after: "c0", device: "a@b|c", presence: true, token: "t" });
     const [path, query] = socket.url.split("?");
@@ -43,7 +43,7 @@ describe("React Native", () => {
     expect(ScriptedSocket.last.url).toContain("after=c0&");
   });
 
-  test("reads no event streams: they would never end", async () => {
+  test("does not use event streams, which would never end", async () => {
     withClassesOfReactNative();
     ScriptedSocket.areBlocked = true;
     const { states } = listen({ token: "t" });
@@ -53,7 +53,7 @@ describe("React Native", () => {
     expect(states.at(-1)).toMatchObject({ status: "closed", error: { message: "cannot reach the server" } });
   });
 
-  test("gives no code where no connection could be made", async () => {
+  test("gives no close code if the connection could not be opened", async () => {
     const { socket, subscription } = await connected({ token: "t" });
     socket.readyState = 3;
     socket.onerror?.();
@@ -67,7 +67,7 @@ describe("React Native", () => {
 });
 
 describe("a WebSocket that", () => {
-  /** What it does instead. */
+  /** Its deviation. */
   const polyfill = (members: object) => {
     vi.stubGlobal("WebSocket", class extends ScriptedSocket {
       constructor(url: string, protocols: string[]) {
@@ -92,7 +92,7 @@ describe("a WebSocket that", () => {
     subscription.close();
   });
 
-  test("throws when it is made is tried again where there is no stream either", async () => {
+  test("throws in its constructor is retried if there is no event stream", async () => {
     vi.stubGlobal("WebSocket", boom);
     ScriptedStream.areBlocked = true;
     const { subscription } = listen({ token: "t" });
@@ -104,7 +104,7 @@ describe("a WebSocket that", () => {
     expect(subscription.state.status).toBe("open");
   });
 
-  test("throws when it sends has ended", async () => {
+  test("throws in send() has ended", async () => {
     polyfill({ send: boom });
     const { subscription, socket, notifications } = await connected();
     socket.notify("c1");
@@ -117,7 +117,7 @@ describe("a WebSocket that", () => {
     subscription.close();
   });
 
-  test("throws when it is closed is left", async () => {
+  test("throws in close() is dropped", async () => {
     polyfill({ close: boom });
     const { subscription, statuses } = await connected();
     expect(() => subscription.reconnect()).not.toThrow();
@@ -127,7 +127,7 @@ describe("a WebSocket that", () => {
     expect(() => subscription.close()).not.toThrow();
   });
 
-  test("says `error` and never `close` has ended", async () => {
+  test("emits `error` and never `close` has ended", async () => {
     const { subscription, socket } = await connected();
     socket.onerror?.();
     await pass(1000);
@@ -138,7 +138,7 @@ describe("a WebSocket that", () => {
     expect(subscription.state.status).toBe("open");
   });
 
-  test("says `error` before it is open leaves the other ways", async () => {
+  test("emits `error` before it is open leaves the other transports", async () => {
     const { subscription } = listen({ token: "t" });
     await settle();
     ScriptedSocket.last.onerror?.();
@@ -148,7 +148,7 @@ describe("a WebSocket that", () => {
     expect(subscription.state.transport).toBe("sse");
   });
 
-  test("says `error` and then `close` has ended once", async () => {
+  test("emits `error` and then `close` has ended once", async () => {
     const { subscription, socket } = await connected();
     socket.onerror?.();
     socket.end(4401, "token expired");
@@ -157,7 +157,7 @@ describe("a WebSocket that", () => {
     expect(subscription.state).toMatchObject({ status: "reconnecting", attempt: 1, error: { code: 4401 } });
   });
 
-  test("speaks after it was left is not heard, and calls nothing that is not there", async () => {
+  test("sends messages after it was dropped is ignored, and its handlers stay callable", async () => {
     const { subscription, socket, notifications } = await connected();
     subscription.close();
     for (const name of ["onopen", "onmessage", "onerror", "onclose"] as const) (socket[name] as (event: object) => void)({ code: 1000 });
@@ -165,7 +165,7 @@ describe("a WebSocket that", () => {
     expect(notifications).toEqual([]);
   });
 
-  test.each([null, undefined, new ArrayBuffer(8), {}, 5])("brings what is no text is not believed: %s", async (data) => {
+  test.each([null, undefined, new ArrayBuffer(8), {}, 5])("returns a value that is not a string is rejected: %s", async (data) => {
     const { subscription, socket, notifications } = await connected();
     socket.text(data).notify("c1");
     expect([subscription.state.status, notifications]).toEqual(["open", ["c1"]]);

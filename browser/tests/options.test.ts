@@ -1,4 +1,4 @@
-/** What is wrong fails at the call, and says which option it is. */
+/** An invalid option throws at the call, and the error names it. */
 import { describe, expect, test } from "vitest";
 import { subscribe, subscribeShared } from "../src/index.js";
 import { ScriptedSocket, settle, useScriptedWorld } from "./world.js";
@@ -43,7 +43,7 @@ test.each([
   for (const each of [subscribe, subscribeShared]) expect(() => each(room as string)).toThrow(/^room: expected /);
 });
 
-test("what it says of a URL holds no password, and of a token nothing", () => {
+test("errors contain no password of a URL and nothing of a token", () => {
   const message = (options: object) => {
     try {
       subscribe("user_1", options);
@@ -55,7 +55,7 @@ test("what it says of a URL holds no password, and of a token nothing", () => {
   expect(message({ token: "secret\n" })).not.toContain("secret");
 });
 
-test("what a template makes of an address that is not there is named, too", async () => {
+test("a missing id in a template literal is rejected, too", async () => {
   const { vi } = await import("vitest");
   vi.stubEnv("NEXT_PUBLIC_REALTIME_URL", "rooms.example");
   expect(() => subscribe("user_1")).toThrow(/^NEXT_PUBLIC_REALTIME_URL: expected https:\/\//);

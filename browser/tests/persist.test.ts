@@ -1,4 +1,4 @@
-/** The cursor over reloads. */
+/** The cursor across reloads. */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import type { CursorStorage } from "../src/subscription.js";
 import { connected, listen, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
@@ -44,11 +44,11 @@ test("is kept in localStorage, and the next page begins there", async () => {
   expect(storage.kept).toEqual({ [KEY]: "c1" });
   const { socket: second, gaps } = await connected({ persist: true });
   expect(second.after).toBe("c1");
-  second.subscribed("c9", false); // who comes with a cursor may have missed something
+  second.subscribed("c9", false); // a subscriber with a cursor may have missed notifications
   expect(gaps).toEqual(["user_1"]);
 });
 
-test("each room and each server has its own", async () => {
+test("each room and each server has its own cursor", async () => {
   const persist = new Storage();
   for (const [room, url] of [["user_1", "https://a"], ["user_2", "https://a"], ["user_1", "https://b"]] as const) {
     const { socket, subscription } = await connected({ persist, url }, room);
@@ -59,7 +59,7 @@ test("each room and each server has its own", async () => {
   expect(Object.keys(persist.kept)).toHaveLength(3);
 });
 
-test("is written at most once a second, and what came last in the end", async () => {
+test("is written at most once a second, and finally with the last cursor", async () => {
   const persist = new Storage();
   const { socket } = await connected({ persist });
   for (let number = 0; number < 20; number++) {
@@ -71,7 +71,7 @@ test("is written at most once a second, and what came last in the end", async ()
   expect(persist.kept[KEY]).toBe("c19");
 });
 
-test("is written before the page goes", async () => {
+test("is written before the page is closed", async () => {
   const persist = new Storage();
   const page = new EventTarget();
   const tab = Object.assign(new EventTarget(), { visibilityState: "hidden" });
@@ -89,13 +89,13 @@ test("is written before the page goes", async () => {
   expect(persist.kept[KEY]).toBe("c3");
 });
 
-test("a start that is given counts more", async () => {
+test("an explicit start takes precedence", async () => {
   const persist = new Storage();
   persist.kept[KEY] = "c1";
   expect((await connected({ persist, after: "latest" })).socket.after).toBe("latest");
 });
 
-test("nothing is kept unless it is asked for", async () => {
+test("is not kept by default", async () => {
   const storage = new Storage();
   vi.stubGlobal("localStorage", storage);
   const { socket, subscription } = await connected();
@@ -105,7 +105,7 @@ test("nothing is kept unless it is asked for", async () => {
 });
 
 describe("a storage", () => {
-  test("that answers later, as React Native's, is waited for", async () => {
+  test("that is asynchronous, as React Native's, is awaited", async () => {
     let answer = (_: string | null) => {};
     const setItem = vi.fn(async () => {});
     const persist = { getItem: () => new Promise<string | null>((resolve) => (answer = resolve)), setItem };
@@ -141,7 +141,7 @@ describe("a storage", () => {
     expect(notifications).toEqual(["c1", "c2"]);
   });
 
-  test("that may not even be looked at, as where cookies are blocked, is none", async () => {
+  test("that throws on access, as with blocked cookies, is ignored", async () => {
     const { localStorage } = globalThis;
     Object.defineProperty(globalThis, "localStorage", {
       configurable: true,
@@ -158,7 +158,7 @@ describe("a storage", () => {
     }
   });
 
-  test("that is missing, as in Node, is none", async () => {
+  test("that is missing, as in Node, is ignored", async () => {
     vi.stubGlobal("localStorage", undefined);
     const { socket, notifications } = await connected({ persist: true });
     socket.notify("c1");

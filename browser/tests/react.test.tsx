@@ -1,4 +1,4 @@
-/** The hooks, on each version of React that they are for. */
+/** The hooks, with each supported version of React. */
 import { act, cleanup, render, renderHook } from "@testing-library/react";
 import * as React from "react";
 import { StrictMode, useLayoutEffect, version, type ReactNode } from "react";
@@ -22,7 +22,7 @@ afterEach(() => {
 const URL_ = "https://rooms.example";
 const acting = (what: () => unknown) => act(async () => void (await what()));
 
-/** The hook, mounted; what it gave in every render. */
+/** Mount the hook, and record the result of every render. */
 async function mount(options: Partial<RealtimeOptions> = {}, wrapper?: typeof StrictMode) {
   const initialProps: RealtimeOptions = { userId: "1", url: URL_, ...options };
   const hook = renderHook((props: RealtimeOptions) => useSynapRealtime(props), {
@@ -33,7 +33,7 @@ async function mount(options: Partial<RealtimeOptions> = {}, wrapper?: typeof St
   return { ...hook, now: () => hook.result.current, change: (props: Partial<RealtimeOptions>) => hook.rerender({ ...initialProps, ...props }) };
 }
 
-/** The same, connected. */
+/** Mount the hook, and accept its connection. */
 async function mountConnected(options: Partial<RealtimeOptions> = {}) {
   const hook = await mount(options);
   await acting(() => ScriptedSocket.last.accept());
@@ -41,7 +41,7 @@ async function mountConnected(options: Partial<RealtimeOptions> = {}) {
 }
 
 describe("useSynapRealtime", () => {
-  test("listens to the user's room, and shows what comes", async () => {
+  test("subscribes to the user's room, and shows its messages", async () => {
     const onMessage = vi.fn();
     const onConnect = vi.fn();
     const { now, socket } = await mount({ onMessage, onConnect }).then(async (hook) => {
@@ -58,7 +58,7 @@ describe("useSynapRealtime", () => {
     expect(onMessage.mock.calls.map(([message]) => (message as { id: string }).id)).toEqual(["c1", "c2"]);
   });
 
-  test("listens to the request's room where one is given", async () => {
+  test("subscribes to the request's room if there is one", async () => {
     await mount({ requestId: "r7" });
     expect(ScriptedSocket.last.url).toContain("/rooms/request_r7/subscribe");
   });
@@ -68,7 +68,7 @@ describe("useSynapRealtime", () => {
     expect(ScriptedSocket.last.url).toContain("wss://named.example/");
   });
 
-  test("keeps no more messages than it is asked to", async () => {
+  test("keeps at most maxMessages messages", async () => {
     const { now, socket } = await mountConnected({ maxMessages: 3 });
     await acting(() => socket.notify("c1", "c2", "c3", "c4", "c5"));
     expect(now().messages.map(({ id }) => id)).toEqual(["c3", "c4", "c5"]);
@@ -96,7 +96,7 @@ describe("useSynapRealtime", () => {
     expect(ScriptedSocket.last.isClosed).toBe(true);
   });
 
-  test("a new callback or token is used, and no reason to reconnect", async () => {
+  test("a new callback or token is used without a reconnect", async () => {
     const calls: string[] = [];
     const named = (name: string): Partial<RealtimeOptions> => ({
       onMessage: () => calls.push(`${name} message`),
@@ -175,7 +175,7 @@ describe("useSynapRealtime", () => {
     expect(ScriptedSocket.all.map(({ isClosed }) => isClosed)).toEqual([true, true, false]);
   });
 
-  test("waits for `connect` without `autoConnect`; `disconnect` ends it, and it can be had again", async () => {
+  test("waits for `connect` without `autoConnect`; `disconnect` ends the connection, and `connect` opens a new one", async () => {
     const onDisconnect = vi.fn();
     const { now } = await mount({ autoConnect: false, onDisconnect });
     expect(ScriptedSocket.all).toHaveLength(0);
@@ -183,7 +183,7 @@ describe("useSynapRealtime", () => {
     await acting(() => now().connect());
     expect(now().status).toBe("connecting");
     await acting(() => ScriptedSocket.last.accept().notify("c1"));
-    now().connect(); // it is
+    now().connect(); // it is connected
     await acting(settle);
     expect(ScriptedSocket.all).toHaveLength(1);
     await acting(() => now().disconnect());
@@ -196,7 +196,7 @@ describe("useSynapRealtime", () => {
     expect(now().isConnected).toBe(true);
   });
 
-  test("`connect` dials also after it was given up", async () => {
+  test("`connect` connects also after the last attempt has failed", async () => {
     const { now, socket } = await mountConnected({ maxReconnects: 0 });
     await acting(() => socket.end(1006));
     expect(now().status).toBe("closed");
@@ -205,7 +205,7 @@ describe("useSynapRealtime", () => {
     expect(ScriptedSocket.all).toHaveLength(2);
   });
 
-  test("`sendMessage` says it to the server; without a connection it is lost", async () => {
+  test("`sendMessage` sends to the server; without a connection the message is lost", async () => {
     const { now, socket } = await mountConnected();
     now().sendMessage("hello");
     expect(socket.sent).toEqual(["hello"]);
@@ -214,14 +214,14 @@ describe("useSynapRealtime", () => {
     expect(socket.sent).toEqual(["hello"]);
   });
 
-  test("what it gives to call stays the same", async () => {
+  test("the returned functions are stable", async () => {
     const { now, socket } = await mountConnected();
     const { connect, disconnect, sendMessage } = now();
     await acting(() => socket.notify("c1"));
     expect(now()).toMatchObject({ connect, disconnect, sendMessage });
   });
 
-  test("an error is an Event that says what is wrong, until it is connected again", async () => {
+  test("`error` is an Event with the cause, until the next connection is open", async () => {
     const onError = vi.fn();
     const { now, socket } = await mountConnected({ onError });
     await acting(() => socket.end(4401, "token expired"));
@@ -235,7 +235,7 @@ describe("useSynapRealtime", () => {
     expect(now().error).toBe(null);
   });
 
-  test("its end closes the connection and calls nothing but `onDisconnect`", async () => {
+  test("unmounting closes the connection and calls only `onDisconnect`", async () => {
     const onDisconnect = vi.fn();
     const { unmount, socket } = await mountConnected({ onDisconnect });
     unmount();
@@ -266,7 +266,7 @@ describe("useSynapRealtime", () => {
     expect(onDisconnect).toHaveBeenCalledOnce();
   });
 
-  /** The ids of what was shown, and of what `onMessage` was called with. */
+  /** Record the ids that were shown, and those passed to `onMessage`. */
   const recordMessages = () => {
     const received: (string | undefined)[] = [];
     return { received, onMessage: ({ id }: { id?: string }) => void received.push(id) };
@@ -285,7 +285,7 @@ describe("useSynapRealtime", () => {
     expect(received).toEqual(["c1", "c2", "c3"]);
   });
 
-  test("a replay that was cut is asked for from where it began, and shown once", async () => {
+  test("an interrupted replay is requested again from its start, and shown once", async () => {
     const { received, onMessage } = recordMessages();
     const onGap = vi.fn();
     const { now, socket } = await mountConnected({ requestId: "r", after: "c0", onMessage, onGap });
@@ -347,11 +347,11 @@ describe("useSynapRealtime", () => {
   ] as [string, object][])("fails at once where %s is wrong: %j", (name, wrong) => {
     const props = { userId: "1", url: URL_, ...wrong } as RealtimeOptions;
     expect(() => renderHook(() => useSynapRealtime(props))).toThrow(new RegExp(`^${name}: expected `));
-    complaints.length = 0; // React says so, too
+    complaints.length = 0; // React reports it, too
     expect(ScriptedSocket.all).toEqual([]);
   });
 
-  test("another fixed token is tried where the old one was refused", async () => {
+  test("a new fixed token is tried after the old one was rejected", async () => {
     const { now, socket, change } = await mountConnected({ token: "old" });
     await acting(() => socket.end(4501, "token expired"));
     expect(now().status).toBe("closed");
@@ -363,14 +363,14 @@ describe("useSynapRealtime", () => {
     expect(ScriptedSocket.last.token).toBe("new");
   });
 
-  test("a fixed token is not handed in again when the server warns of its end", async () => {
+  test("a fixed token is not sent again when the server warns of its expiry", async () => {
     const { socket } = await mountConnected({ token: "fixed" });
     await acting(() => socket.control("token_expiring", { expiresAt: new Date(Date.now() + 20_000).toISOString() }));
     await acting(settle);
     expect(socket.actions).toEqual([]);
   });
 
-  test("renders on a server, where it connects to nothing", async () => {
+  test("renders on a server without connecting", async () => {
     function Page() {
       const { status, lastMessage } = useSynapRealtime({ userId: "1" });
       return <p>{`${status} ${lastMessage}`}</p>;
@@ -400,7 +400,7 @@ describe("useJob", () => {
     expect(ScriptedSocket.all).toHaveLength(0);
   });
 
-  test("asks for all of the request, and follows it to its end", async () => {
+  test("replays the request's room, and follows the job until it is finished", async () => {
     const { now, socket } = await follow("r1");
     expect(socket.url).toBe("wss://rooms.example/rooms/request_r1/subscribe?after=earliest");
     await acting(() => socket.say(started));
@@ -412,13 +412,13 @@ describe("useJob", () => {
     expect(socket.isClosed).toBe(true);
   });
 
-  test("a job that was done before is told the same", async () => {
+  test("a job that finished earlier has the same state", async () => {
     const { now, socket } = await follow("r1");
     await acting(() => socket.say(started).say(delta(0, "Hi")).say(completed).subscribed("c9"));
     expect(now()).toMatchObject({ status: "success", text: "Hi", result: { pages: 3 } });
   });
 
-  test("a job that ends while the connection is lost is told the same, from where it had come", async () => {
+  test("a job that finishes while the connection is lost has the same state, from the last position", async () => {
     const { now, socket } = await follow("r1");
     await acting(() => socket.say(started).subscribed("c1").say(delta(0, "Hi")).end(1006));
     expect(now().status).toBe("pending");
@@ -428,7 +428,7 @@ describe("useJob", () => {
     expect(now()).toMatchObject({ status: "success", text: "Hi!" });
   });
 
-  test("is stalled after the silence that the job said is normal, until it speaks", async () => {
+  test("is stalled after stallAfterS without notifications, until the next one", async () => {
     const { now, socket } = await follow("r1");
     const short = notification("c1", { type: "a.progress", data: { runId: "r", attempt: 1, stallAfterS: 5 } });
     await acting(() => socket.say(short));
@@ -441,10 +441,10 @@ describe("useJob", () => {
     const wait = notification("c3", { type: "a.progress", data: { runId: "r", attempt: 1 } });
     await acting(() => socket.say(wait));
     await acting(() => pass(20_000));
-    expect(now().status).toBe("pending"); // it waits for something that may take any time
+    expect(now().status).toBe("pending"); // a step without stallAfterS
   });
 
-  test("never gives up, but takes a no", async () => {
+  test("retries without limit, except after a final error", async () => {
     const { now, socket } = await follow("r1");
     ScriptedSocket.areBlocked = ScriptedStream.areBlocked = true;
     await acting(() => socket.end(1006));
@@ -463,7 +463,7 @@ describe("useJob", () => {
     expect(now()).toMatchObject({ status: "success", connection: "closed", connectionError: null });
   });
 
-  test("trouble with the connection is none of the job", async () => {
+  test("connection errors do not change the state of the job", async () => {
     const { now, socket } = await follow("r1");
     const short = notification("c1", { type: "a.progress", data: { runId: "r", attempt: 1, progress: 0.5, stallAfterS: 5 } });
     await acting(() => socket.say(short).subscribed("c1"));
@@ -472,7 +472,7 @@ describe("useJob", () => {
       expect(now()).toMatchObject({ status: "pending", progress: 0.5, connection: "reconnecting", connectionError: { code } });
       expect(now().error).toBe(undefined);
       ScriptedSocket.areBlocked = ScriptedStream.areBlocked = true;
-      await acting(() => pass(60_000)); // the job is not silent: we are deaf
+      await acting(() => pass(60_000)); // the connection is lost, so the job does not stall
       expect(now().status).toBe("pending");
       ScriptedSocket.areBlocked = ScriptedStream.areBlocked = false;
       await acting(() => now().reconnect());
@@ -501,7 +501,7 @@ describe("useJob", () => {
     expect(hook.result.current).toMatchObject({ status: "success", progress: 1 });
   });
 
-  test("a text that lacks its beginning is not shown before the end brings it", async () => {
+  test("a text without its beginning is empty until the result contains it", async () => {
     const { now, socket } = await follow("r1");
     await acting(() => socket.say(delta(7, "lo")).say(delta(8, "!")));
     expect(now()).toMatchObject({ status: "pending", text: "", isTextComplete: false });
@@ -509,7 +509,7 @@ describe("useJob", () => {
     expect(now()).toMatchObject({ status: "success", text: "Hello!", isTextComplete: true });
   });
 
-  test("what is gone after an absence may be of the text", async () => {
+  test("a gap may have lost a part of the text", async () => {
     const { now, socket } = await follow("r1");
     await acting(() => socket.say(started).say(delta(0, "Hel")).subscribed("d0").end(1006));
     await acting(() => pass(1000));
@@ -558,7 +558,7 @@ describe("useJob", () => {
     expect(ScriptedSocket.last.isClosed).toBe(true);
   });
 
-  test("opens one connection in strict mode, and none is left", async () => {
+  test("opens one connection in strict mode, and closes it", async () => {
     const hook = renderHook(() => useJob("r1", { url: URL_ }), { wrapper: StrictMode });
     await acting(settle);
     expect(ScriptedSocket.all).toHaveLength(1);
@@ -569,7 +569,7 @@ describe("useJob", () => {
     expect(ScriptedSocket.last.isClosed).toBe(true);
   });
 
-  test("a new token function is used at the next dial, and no reason to reconnect", async () => {
+  test("a new token function is used for the next connection, without a reconnect", async () => {
     const hook = renderHook((token: string) => useJob("r1", { url: URL_, token: () => token }), { initialProps: "a" });
     await acting(settle);
     await acting(() => ScriptedSocket.last.accept());
@@ -589,6 +589,6 @@ describe("useJob", () => {
   });
 });
 
-test("this is the React that was asked for", ({ task }) => {
+test("the version of React is the project's", ({ task }) => {
   expect(`react${version.split(".")[0]}`).toBe(task.file.projectName);
 });

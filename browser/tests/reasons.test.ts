@@ -1,4 +1,4 @@
-/** Why there is no connection, as far as a page can tell. */
+/** The causes of connection errors, as far as a page can know them. */
 import { describe, expect, test, vi } from "vitest";
 import { listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
@@ -9,14 +9,14 @@ const RULES: [code: number, word: RegExp, isFinal: boolean][] = [
   [4504, /revoked/, true], [4529, /connection limit/, true], [4008, /slow consumer/, false], [4009, /idle/, false],
   [4012, /restarting/, false], [4029, /rate limit/, false],
 ];
-test.each(RULES)("%i says what it means where the server gives no reason", async (code, word, isFinal) => {
+test.each(RULES)("close code %i has a default reason", async (code, word, isFinal) => {
   const { subscription } = listen({ token: "t" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(code);
   expect(subscription.state.error).toMatchObject({ message: expect.stringMatching(word) as string, code, retriable: !isFinal });
 });
 
-test.each(["token expired", "invalid signature", "audience mismatch"])("the server's reason counts more: %s", async (reason) => {
+test.each(["token expired", "invalid signature", "audience mismatch"])("the server's reason takes precedence: %s", async (reason) => {
   const { subscription } = listen({ token: "t" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(4501, reason);
@@ -25,7 +25,7 @@ test.each(["token expired", "invalid signature", "audience mismatch"])("the serv
   expect(ScriptedSocket.all).toHaveLength(1);
 });
 
-test("a server whose settings are wrong says so, is asked less and less often, and not by another transport", async () => {
+test("a misconfigured server is reported, and retried with increasing delays over the same transport", async () => {
   const { subscription } = listen({ token: "t" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(1011, "The server's settings are wrong: TOKEN_SECRETS: expected at least 32 bytes");
@@ -50,39 +50,39 @@ describe("a page", () => {
     return { message: subscription.state.error?.message, subscription, probes };
   }
 
-  test("is told that nobody answers", async () => {
+  test("reports that the server is unreachable", async () => {
     const { message, subscription } = await failing(false);
     expect(message).toMatch(/^cannot reach https:\/\/rooms\.example\/base/);
     expect(message).not.toContain("secret");
     expect(subscription.state.status).toBe("reconnecting");
   });
 
-  test("is told that its origin may not be allowed, by name", async () => {
+  test("reports that its origin may not be allowed", async () => {
     const { message, probes } = await failing(true);
     expect(message).toMatch(/https:\/\/rooms\.example\/base.*does not allow origin https:\/\/app\.example \(--allowed-origins\)/);
     expect(message).not.toContain("secret");
     expect(probes.map(([, mode]) => mode)).toEqual([undefined, "no-cors"]);
   });
 
-  test("of the server's own origin asks nothing more", async () => {
+  test("of the server's own origin sends no probe", async () => {
     const { message, probes } = await failing(true, "https://app.example/base");
     expect(message).toMatch(/^cannot reach https:\/\/app\.example\/base/);
     expect(probes).toHaveLength(1);
   });
 
-  test("over https that was given http is told so, and does not come back", async () => {
+  test("over https with an http server reports it, and does not retry", async () => {
     const { message, subscription } = await failing(false, "http://rooms.example");
     expect(message).toMatch(/http:\/\/rooms\.example.*use https/);
     expect(subscription.state).toMatchObject({ status: "closed", error: { retriable: false } });
   });
 
-  test("over https may use this machine", async () => {
+  test("over https may use a loopback server", async () => {
     const { subscription } = await failing(false, "http://127.0.0.1:8787");
     expect(subscription.state.status).toBe("reconnecting");
   });
 });
 
-test("a page of another application is no stream, and is not asked for again", async () => {
+test("an HTML page instead of a stream is a final error", async () => {
   ScriptedSocket.areBlocked = true;
   vi.stubGlobal("fetch", async () => new Response("<!doctype html>", { headers: { "Content-Type": "text/html; charset=utf-8" } }));
   const { subscription } = listen({ token: "t", url: "https://www.example" });
@@ -92,7 +92,7 @@ test("a page of another application is no stream, and is not asked for again", a
   });
 });
 
-test("a stream that is cut says so, and not that it could not be had", async () => {
+test("an interrupted stream is reported as such, not as unreachable", async () => {
   ScriptedSocket.areBlocked = true;
   const { subscription } = listen({ token: "t" });
   await settle();

@@ -1,16 +1,16 @@
-/** When it comes back, from where, and when it does not. PROTOCOL.md, "Clients" and "Close codes". */
+/** Reconnecting: delays, positions and final errors. PROTOCOL.md, "Clients" and "Close codes". */
 import { describe, expect, test, vi } from "vitest";
 import { Backoff } from "../src/backoff.js";
 import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
-/** Nothing answers any more: each dial tries all ways at once. */
+/** Block all transports, so that each attempt fails immediately. */
 const cut = () => {
   ScriptedSocket.areBlocked = ScriptedStream.areBlocked = true;
 };
 
-test("a page that is let in only to hear no is never open", async () => {
+test("a handshake that is accepted and closed is never open", async () => {
   const { statuses, subscription } = listen({ token: "t" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(4501);
@@ -20,13 +20,13 @@ test("a page that is let in only to hear no is never open", async () => {
   expect(ScriptedStream.all).toHaveLength(0);
 });
 
-test("a token that never comes is waited for 10 s", async () => {
+test("token() times out after 10 s", async () => {
   const { states } = listen({ token: () => new Promise<string>(() => {}) });
   await pass(10_000);
   expect(states.at(-1)).toMatchObject({ status: "reconnecting", error: { message: "token() timed out" } });
 });
 
-test("a server that was away for a moment is not asked for a stream, as long as its WebSockets worked before", async () => {
+test("a short outage does not switch to a stream if WebSockets worked before", async () => {
   const { socket } = await connected();
   ScriptedSocket.areBlocked = true;
   socket.end(1006);
@@ -38,8 +38,8 @@ test("a server that was away for a moment is not asked for a stream, as long as 
   expect(ScriptedStream.all).toHaveLength(1);
 });
 
-describe("the pauses", () => {
-  test("are 1, 2, 4, 8 and 16 s, and then it is given up", async () => {
+describe("the delays", () => {
+  test("are 1, 2, 4, 8 and 16 s, then the subscription closes", async () => {
     const { socket, states, subscription } = await connected();
     cut();
     socket.end(1006);
@@ -54,7 +54,7 @@ describe("the pauses", () => {
     expect(ScriptedSocket.all.length).toBe(dialled);
   });
 
-  test("it dials when a pause is over and not before", async () => {
+  test("it reconnects after the delay, not earlier", async () => {
     const { socket } = await connected();
     socket.end(1006);
     await pass(999);
@@ -63,26 +63,26 @@ describe("the pauses", () => {
     expect(ScriptedSocket.all).toHaveLength(2);
   });
 
-  test("get up to a quarter longer by chance", () => {
+  test("have a random jitter of up to a quarter", () => {
     const failure = { reason: "" };
     expect(new Backoff(5, () => 1).nextDelay(failure, 0)).toBe(1250);
     const half = new Backoff(5, () => 0.5);
     expect([1, 2, 3, 4, 5].map(() => half.nextDelay(failure, 0))).toEqual([1125, 2250, 4500, 9000, 18_000]);
   });
 
-  test("without a limit it stays at 16 s", () => {
+  test("stay at 16 s without a limit", () => {
     const backoff = new Backoff(Infinity, () => 0);
     const pauses = Array.from({ length: 100 }, () => backoff.nextDelay({ reason: "" }, 0));
     expect(pauses.slice(4)).toEqual(Array<number>(96).fill(16_000));
   });
 
-  test("no maxReconnects: the first loss is the end", async () => {
+  test("maxReconnects of 0 closes at the first loss", async () => {
     const { socket, subscription } = await connected({ maxReconnects: 0 });
     socket.end(1006);
     expect(subscription.state.status).toBe("closed");
   });
 
-  test("begin anew only after a connection that was up for 5 s", async () => {
+  test("are reset only after a connection that was open for 5 s", async () => {
     const { socket, subscription } = await connected();
     socket.end(1006);
     expect(subscription.state.delayMs).toBe(1000);
@@ -98,7 +98,7 @@ describe("the pauses", () => {
     expect(subscription.state.delayMs).toBe(1000);
   });
 
-  test("are the server's while it drains, at most a minute", async () => {
+  test("are set by a draining server, up to a minute", async () => {
     const { socket, subscription } = await connected();
     for (const [asked, delay] of [[0, 0], [12_345, 12_345], [9e9, 60_000], [-1, 4000 * 2], ["soon", 16_000]]) {
       ScriptedSocket.last.readyState || ScriptedSocket.last.accept();
@@ -127,7 +127,7 @@ describe("a close code", () => {
     expect(subscription.state).toMatchObject({ status: "closed", error: { code, retriable: false } });
   });
 
-  test("but it does when it is told to", async () => {
+  test("but it does after reconnect()", async () => {
     const { socket, subscription } = await connected();
     socket.end(4501);
     subscription.reconnect();
@@ -145,7 +145,7 @@ describe("a token", () => {
     expect(ScriptedSocket.last.url).not.toContain("a.b-c_d");
   });
 
-  test("that no subprotocol may hold goes into the query", async () => {
+  test("with characters that no subprotocol may contain goes into the query", async () => {
     await connected({ token: "a b/ü" });
     expect(ScriptedSocket.last.protocols).toEqual(["synap.v1"]);
     expect(new URL(ScriptedSocket.last.url).searchParams.get("token")).toBe("a b/ü");
@@ -157,7 +157,7 @@ describe("a token", () => {
     expect(ScriptedSocket.last.url).toBe("wss://rooms.example/rooms/user_1/subscribe");
   });
 
-  test("is asked for at every dial", async () => {
+  test("is requested for every connection", async () => {
     let count = 0;
     const { socket } = await connected({ token: async () => `t${++count}` });
     expect(socket.token).toBe("t1");
@@ -166,7 +166,7 @@ describe("a token", () => {
     expect(ScriptedSocket.last.token).toBe("t2");
   });
 
-  test("that cannot be had is a failed attempt", async () => {
+  test("that cannot be fetched is a failed attempt", async () => {
     let count = 0;
     const { states } = listen({
       token: () => {
@@ -183,7 +183,7 @@ describe("a token", () => {
     expect(ScriptedSocket.all.map(({ token }) => token)).toEqual(["t"]);
   });
 
-  test("that comes after the end dials nothing", async () => {
+  test("that arrives after close() opens no connection", async () => {
     let bring = (_: string) => {};
     const { subscription } = listen({ token: () => new Promise((resolve) => (bring = resolve)) });
     await settle();
@@ -193,7 +193,7 @@ describe("a token", () => {
     expect(ScriptedSocket.all).toHaveLength(0);
   });
 
-  test("that fails too late, for a dial that is no more, is no failure", async () => {
+  test("that fails for an outdated attempt is ignored", async () => {
     const fail: ((error: Error) => void)[] = [];
     const { subscription } = listen({ token: () => new Promise((_, reject) => fail.push(reject)) });
     await settle();
@@ -204,7 +204,7 @@ describe("a token", () => {
     expect(subscription.state.status).toBe("connecting");
   });
 
-  test("that is about to expire is renewed on the same connection", async () => {
+  test("that expires soon is renewed on the same connection", async () => {
     let count = 0;
     const { socket } = await connected({ token: async () => `t${++count}` });
     socket.control("token_expiring", { expiresAt: "2030-01-01T00:00:00.000Z" });
@@ -213,7 +213,7 @@ describe("a token", () => {
     expect(ScriptedSocket.all).toHaveLength(1);
   });
 
-  test("a fixed one is not renewed, and one that cannot be had now is asked for at the next dial", async () => {
+  test("is not renewed if it is fixed, and is requested again for the next connection if token() fails", async () => {
     const fixed = await connected({ token: "t" });
     fixed.socket.control("token_expiring");
     await settle();
@@ -244,20 +244,20 @@ describe("the address", () => {
     expect(ScriptedSocket.last.url).toBe(`${base}/rooms/user_a%40b%7Cc/subscribe`);
   });
 
-  test("is NEXT_PUBLIC_REALTIME_URL where none is given", async () => {
+  test("is NEXT_PUBLIC_REALTIME_URL by default", async () => {
     vi.stubEnv("NEXT_PUBLIC_REALTIME_URL", "https://of.the.environment");
     listen({ url: undefined });
     await settle();
     expect(ScriptedSocket.last.url).toBe("wss://of.the.environment/rooms/user_1/subscribe");
   });
 
-  test("holds the start, the device and the wish for presence", async () => {
+  test("contains the start, the device and presence", async () => {
     listen({ after: "latest", device: "phone", presence: true });
     await settle();
     expect(new URL(ScriptedSocket.last.url).search).toBe("?after=latest&device=phone&presence=1");
   });
 
-  test("that is none will never be one", async () => {
+  test("that is invalid is a final error", async () => {
     vi.stubGlobal("WebSocket", function () {
       throw new DOMException("no such URL", "SyntaxError");
     });
@@ -267,7 +267,7 @@ describe("the address", () => {
   });
 });
 
-test("nothing is dialled before the caller has the subscription", async () => {
+test("the connection is opened after subscribe() has returned", async () => {
   const { subscription } = listen();
   expect(ScriptedSocket.all).toHaveLength(0);
   subscription.close();
@@ -275,13 +275,13 @@ test("nothing is dialled before the caller has the subscription", async () => {
   expect(ScriptedSocket.all).toHaveLength(0);
 });
 
-test("presence is told", async () => {
+test("presence events are delivered", async () => {
   const { socket, presence } = await connected({ presence: true });
   socket.control("presence", { event: "state", users: [] }).control("presence", { event: "join", user: "1" });
   expect(presence).toEqual([{ event: "state", users: [] }, { event: "join", user: "1" }]);
 });
 
-test("what is said reaches an open connection, and only that", async () => {
+test("send() reaches only an open connection", async () => {
   const { socket, subscription } = await connected();
   subscription.send("hello");
   socket.end(1006);

@@ -1,4 +1,4 @@
-/** Nothing lost, nothing doubled, and a gap is told. PROTOCOL.md, "Subscribing" and "Clients". */
+/** No loss, no duplicates, and reported gaps. PROTOCOL.md, "Subscribing" and "Clients". */
 import { describe, expect, test } from "vitest";
 import { Position } from "../src/position.js";
 import { connected, listen, notification, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
@@ -21,7 +21,7 @@ describe("it resumes", () => {
     expect(subscription.cursor).toBe("c3");
   });
 
-  test("from what the server said when the replay was over, if nothing came after it", async () => {
+  test("from the cursor at the end of the replay if nothing followed", async () => {
     const { socket } = await connected();
     socket.notify("c1").subscribed("c2");
     expect((await next()).after).toBe("c2");
@@ -32,7 +32,7 @@ describe("it resumes", () => {
     expect((await next()).after).toBe(after ?? null);
   });
 
-  test("a replay that was cut from where it began, because only its end tells of gaps", async () => {
+  test("an interrupted replay from its start, because only its end reports gaps", async () => {
     await connected({ after: "c0" });
     ScriptedSocket.last.notify("c1");
     const second = await next();
@@ -41,7 +41,7 @@ describe("it resumes", () => {
     expect((await next()).after).toBe("c2");
   });
 
-  test("and when it is cut time after time, from where it has come; that is told", async () => {
+  test("and after several interruptions from the last position, with a reported gap", async () => {
     const { gaps, notifications } = await connected({ after: "c0", maxReconnects: 9 });
     ScriptedSocket.last.notify("c1");
     (await next()).notify("c1", "c2");
@@ -53,14 +53,14 @@ describe("it resumes", () => {
     expect((await next()).after).toBe("c3"); // counted anew
   });
 
-  test("from where it was when a connection brings nothing, which is no gap", async () => {
+  test("from the same position after a connection without notifications, which is not a gap", async () => {
     const { socket, gaps } = await connected({ maxReconnects: 9 });
     socket.subscribed("c1");
     for (let count = 0; count < 5; count++) expect((await next()).after).toBe("c1");
     expect(gaps).toEqual([]);
   });
 
-  test("and counts only replays that were cut one after the other", async () => {
+  test("and counts only consecutive interruptions", async () => {
     const { socket, gaps } = await connected({ after: "c0", maxReconnects: 9 });
     socket.notify("c1");
     (await next()).notify("c2");
@@ -81,15 +81,15 @@ describe("it resumes", () => {
     expect(ScriptedSocket.last.after).toBe("c2");
   });
 
-  test.each(["", "ü", "a b", "x".repeat(65), 7, null])("and what is no cursor moves nothing: %j", async (cursor) => {
+  test.each(["", "ü", "a b", "x".repeat(65), 7, null])("and ignores an invalid cursor: %j", async (cursor) => {
     const { socket, subscription } = await connected();
     socket.notify("c1").say(notification("c2", { cursor })).control("subscribed", { cursor });
     expect(subscription.cursor).toBe("c1");
   });
 });
 
-describe("an id that was seen", () => {
-  test("is dropped, also on the next connection; the position moves on", async () => {
+describe("a duplicate id", () => {
+  test("is dropped, also on the next connection, and its cursor is used", async () => {
     const { socket, notifications, subscription } = await connected();
     socket.subscribed("c0").notify("c1", "c2", "c1").say(notification("c3", { id: "c2" }));
     expect(subscription.cursor).toBe("c3");
@@ -97,13 +97,13 @@ describe("an id that was seen", () => {
     expect(notifications).toEqual(["c1", "c2", "c4"]);
   });
 
-  test("none is always new", () => {
+  test("a notification without an id is always new", () => {
     const position = new Position(undefined);
     const nameless = { type: "a", data: {} };
     expect([position.isNew(nameless), position.isNew(nameless)]).toEqual([true, true]);
   });
 
-  test("is remembered for as long as 4,096 others have not come", () => {
+  test("is remembered for 4,096 ids", () => {
     const position = new Position(undefined);
     const isNew = (id: number) => position.isNew({ type: "a", data: {}, id: String(id) });
     for (let id = 0; id < 4096; id++) expect(isNew(id)).toBe(true);
@@ -115,7 +115,7 @@ describe("an id that was seen", () => {
 });
 
 describe("`recovered: false`", () => {
-  test("is told after a connection that was lost, and the listener goes on", async () => {
+  test("reports a gap after a lost connection, and the subscription continues", async () => {
     const { socket, gaps, notifications } = await connected();
     socket.subscribed("c1");
     (await next()).notify("c8").subscribed("c8", false).notify("c9");
@@ -123,19 +123,19 @@ describe("`recovered: false`", () => {
     expect(notifications).toEqual(["c8", "c9"]);
   });
 
-  test("is told to who came with a cursor", async () => {
+  test("reports a gap to a subscriber with a cursor", async () => {
     const { socket, gaps } = await connected({ after: "c1" });
     socket.subscribed("c9", false);
     expect(gaps).toEqual(["user_1"]);
   });
 
-  test.each([undefined, "earliest", "latest"])("is not told to a first listener: %s", async (after) => {
+  test.each([undefined, "earliest", "latest"])("does not report a gap to a first connection: %s", async (after) => {
     const { socket, gaps } = await connected({ after });
     socket.notify("c1").subscribed("c1", false);
     expect(gaps).toEqual([]);
   });
 
-  test("`true` is no news", async () => {
+  test("`true` reports nothing", async () => {
     const { gaps } = await connected({ after: "c1" });
     (await next()).subscribed("c9");
     expect(gaps).toEqual([]);
@@ -154,17 +154,17 @@ test.each([
   '{"type":7,"data":{}}',
   '{"type":"synap.of.the.future","data":{}}',
   new ArrayBuffer(8),
-])("what this version does not know is passed over: %s", async (message) => {
+])("an unknown message is skipped: %s", async (message) => {
   const { socket, notifications, subscription } = await connected();
   socket.text(message).notify("c1");
   expect(notifications).toEqual(["c1"]);
   expect(subscription.state.status).toBe("open");
 });
 
-describe("what was received is acknowledged", () => {
+describe("acknowledgements are sent", () => {
   const ack = (cursor: string) => ({ action: "ack", cursor });
 
-  test("at most every half second, the last of all", async () => {
+  test("at most every half second, with the last cursor", async () => {
     const { socket } = await connected();
     socket.notify("c1", "c2");
     await pass(499);
@@ -178,7 +178,7 @@ describe("what was received is acknowledged", () => {
     expect(socket.actions).toEqual([ack("c3"), ack("c4")]);
   });
 
-  test("at once when it closes, unless it was already", async () => {
+  test("immediately on close, unless already sent", async () => {
     const { socket, subscription } = await connected();
     socket.notify("c1");
     subscription.close();
@@ -200,7 +200,7 @@ describe("what was received is acknowledged", () => {
     expect(second.actions).toEqual([ack("c1")]);
   });
 
-  test("but nothing that was never handed over", async () => {
+  test("but not for notifications that were not delivered", async () => {
     const { socket, subscription } = await connected({ after: "latest" });
     socket.subscribed("c7");
     await pass(1000);
@@ -208,7 +208,7 @@ describe("what was received is acknowledged", () => {
     expect(socket.actions).toEqual([]);
   });
 
-  test("not if the application does it itself, and not to a server that knows no such thing", async () => {
+  test("not with acknowledge: false, and not to a server without synap.v1", async () => {
     const { socket, subscription } = await connected({ acknowledge: false });
     socket.notify("c1");
     await pass(1000);

@@ -1,9 +1,9 @@
-/** The only fakes: a WebSocket and a fetch that a test plays the server of. Everything else is real. */
+/** Fakes of WebSocket and fetch: the test plays the server. Everything else is real. */
 import { vi } from "vitest";
 
-/** What `POST …/broadcast` would have been given; a room fills the rest in. */
+/** The members of a notification that a test sets. A room adds the others. */
 export interface Note {
-  /** null: without one. */
+  /** null: no id. */
   id?: string | null;
   type?: string;
   data?: Record<string, unknown>;
@@ -11,10 +11,10 @@ export interface Note {
   cursor?: string;
 }
 
-/** A WebSocket; the test is its server. The newest is the last of `Socket.all`. */
+/** A fake WebSocket: the test is its server. The newest is the last of `Socket.all`. */
 export class Socket {
   static all: Socket[] = [];
-  /** Called for each new one: a server that answers by itself. */
+  /** Called for each new socket: a server that answers by itself. */
   static onDial: ((socket: Socket) => void) | undefined;
 
   onopen: (() => void) | null = null;
@@ -32,14 +32,14 @@ export class Socket {
     Socket.onDial?.(this);
   }
 
-  /** Those that are connecting or open. */
+  /** The sockets that are connecting or open. */
   static get live(): Socket[] {
     return Socket.all.filter(({ readyState }) => readyState < 2);
   }
 
   static get last(): Socket {
     const last = Socket.all.at(-1);
-    if (!last) throw new Error("nobody has dialled");
+    if (!last) throw new Error("no socket was opened");
     return last;
   }
 
@@ -51,18 +51,18 @@ export class Socket {
     return new URL(this.url).searchParams.get(name);
   }
 
-  /** What was sent but for pings. */
+  /** The messages sent to the server, without pings. */
   get said(): unknown[] {
     return this.sent.filter((text) => text !== "ping").map((text) => JSON.parse(text) as unknown);
   }
 
-  // ---- what the server does ----
+  // ---- the server ----
 
   accept(protocol: "synap.v1" | "" = "synap.v1"): this {
     this.protocol = protocol;
     this.readyState = 1;
     this.onopen?.();
-    if (protocol) this.text('{"type":"synap.hello","data":{}}'); // who may stay hears something at once
+    if (protocol) this.text('{"type":"synap.hello","data":{}}'); // an accepted client receives a message immediately
     return this;
   }
 
@@ -88,7 +88,7 @@ export class Socket {
     this.onclose?.({ code, reason });
   }
 
-  // ---- what the client does ----
+  // ---- the client ----
 
   send(text: string): void {
     if (this.readyState !== 1) throw new Error("not open");
@@ -100,7 +100,7 @@ export class Socket {
   }
 }
 
-/** A request for an event stream; the test is its server. */
+/** A fake request for an event stream: the test is its server. */
 export class Stream {
   static all: Stream[] = [];
   private readonly source: ReadableStream<Uint8Array>;
@@ -125,7 +125,7 @@ export class Stream {
       try {
         this.controller.error(error);
       } catch {
-        // It had ended.
+        // It has ended.
       }
     });
   }
@@ -146,7 +146,7 @@ export class Stream {
 
   accept(): this {
     this.respond(new Response(this.source, { headers: { "Content-Type": "text/event-stream" } }));
-    // As a server does that lets somebody listen: its first event says so.
+    // A server accepts a subscriber with this first event.
     this.controller.enqueue(new TextEncoder().encode("retry: 1000\n\nevent: synap.hello\ndata: {}\n\n"));
     return this;
   }
@@ -155,7 +155,7 @@ export class Stream {
     this.respond(new Response(body, { status }));
   }
 
-  /** No answer at all. */
+  /** Fail without a response. */
   lose(): void {
     this.fail(new TypeError("Failed to fetch"));
   }
@@ -173,7 +173,7 @@ export class Stream {
   }
 }
 
-/** A server that answers every dial of a room at once, keeps a log, and resumes: `room.publish({ id: "n1" })`. */
+/** A server that accepts every connection to a room, keeps a log, and replays: `room.publish({ id: "n1" })`. */
 export class Room {
   readonly log: string[] = [];
 
@@ -199,7 +199,7 @@ export class Room {
   }
 }
 
-/** Put them in place of the real ones; `vi.unstubAllGlobals()` takes them away. */
+/** Install the fakes. `vi.unstubAllGlobals()` removes them. */
 export function script(): void {
   Socket.all = [];
   Socket.onDial = undefined;
@@ -210,16 +210,16 @@ export function script(): void {
 
 const realTimeout = globalThis.setTimeout;
 
-/** Let everything happen that waits for no timer, messages between tabs and locks included. */
+/** Run everything that does not wait for a timer, including messages between tabs and locks. */
 export async function settle(rounds = 3): Promise<void> {
   for (let round = 0; round < rounds; round++) await new Promise<void>((resolve) => void realTimeout(resolve, 0));
 }
 
-/** Wait for an event, also while timers are false. */
+/** Wait until a condition holds, also with fake timers. */
 export async function until(isSo: () => boolean): Promise<void> {
   for (let round = 0; round < 5_000; round++) {
     if (isSo()) return;
     await settle(1);
   }
-  throw new Error(`it never came: ${isSo.toString()}`);
+  throw new Error(`condition not met: ${isSo.toString()}`);
 }

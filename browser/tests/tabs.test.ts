@@ -1,4 +1,4 @@
-/** One connection for several tabs. The locks and the channels are real: each `Tab` is one of its own. */
+/** One connection for several tabs. The locks and the channels are real. */
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { NotificationMessage } from "../src/message.js";
 import type { State, SubscribeOptions, Subscription } from "../src/subscription.js";
@@ -34,7 +34,7 @@ class Tab {
   }
 }
 
-/** A tab that is connected, itself or by another. */
+/** Open a tab, and wait until it is connected, itself or through the leader. */
 async function open(room?: string, options?: SubscribeOptions): Promise<Tab> {
   const tab = new Tab(room, options);
   await until(() => tab.status === "open");
@@ -55,7 +55,7 @@ afterEach(async () => {
   expect([held, pending]).toEqual([[], []]);
 });
 
-test("the first tab connects, and the others hear by it, each once", async () => {
+test("the first tab connects, and the others receive each notification through it once", async () => {
   const room = new Room();
   const several = [await open(), await open(), await open()];
   for (let n = 0; n < 5; n++) room.publish();
@@ -65,7 +65,7 @@ test("the first tab connects, and the others hear by it, each once", async () =>
   expect(Socket.all).toHaveLength(1);
 });
 
-test("rooms, devices and servers are told apart", async () => {
+test("rooms, devices and servers have separate connections", async () => {
   new Room();
   await open("user_1");
   await open("user_2");
@@ -74,13 +74,13 @@ test("rooms, devices and servers are told apart", async () => {
   expect(Socket.live).toHaveLength(4);
 });
 
-test("when the tab that leads goes, another resumes from where it has come: no loss, no double", async () => {
+test("when the leader closes, another tab resumes without loss or duplicates", async () => {
   const room = new Room();
   const [first, second, third] = [await open(), await open(), await open()];
   room.publish();
   await until(() => [first, second, third].every(({ received }) => received.length === 1));
   first.close();
-  room.publish(); // while nobody listens
+  room.publish(); // while no tab is connected
   await until(() => [second, third].every(({ received }) => received.length === 2));
   room.publish();
   await until(() => [second, third].every(({ received }) => received.length === 3));
@@ -91,18 +91,18 @@ test("when the tab that leads goes, another resumes from where it has come: no l
   expect(Socket.live).toHaveLength(1);
 });
 
-test("also one that has heard nothing yet resumes from where the other was", async () => {
+test("a tab without notifications resumes from the leader's position", async () => {
   const room = new Room();
   room.publish();
   const first = await open("user_1", { after: "latest" });
   const second = await open("user_1", { after: "latest" });
   first.close();
-  room.publish(); // while nobody listens
+  room.publish(); // while no tab is connected
   await until(() => second.received.length === 1);
   expect([second.received, Socket.last.asked("after")]).toEqual([["n2"], "c-1"]);
 });
 
-test("a hundred notifications while tabs come and go", async () => {
+test("a hundred notifications while tabs are opened and closed", async () => {
   const room = new Room();
   const always = await open();
   let passing = await open();
@@ -119,7 +119,7 @@ test("a hundred notifications while tabs come and go", async () => {
   expect(new Set(always.received).size).toBe(100);
 });
 
-test("the lead goes round, and the last tab has heard all", async () => {
+test("each tab leads in turn, and the last one has received everything", async () => {
   const room = new Room();
   const several = [await open(), await open(), await open(), await open()];
   const last = several.at(-1) as Tab;
@@ -133,7 +133,7 @@ test("the lead goes round, and the last tab has heard all", async () => {
   expect(Socket.live).toHaveLength(1);
 });
 
-test("a tab that comes later hears all of a request's room", async () => {
+test("a later tab receives all of a request's room", async () => {
   const room = new Room();
   room.publish();
   const first = await open("request_7");
@@ -146,7 +146,7 @@ test("a tab that comes later hears all of a request's room", async () => {
   expect(Socket.all).toHaveLength(1);
 });
 
-test("and of a user's room what comes from now on: what waited, the other tab has heard", async () => {
+test("a later tab receives only new notifications of a user's room", async () => {
   const room = new Room();
   room.publish();
   const first = await open();
@@ -157,10 +157,10 @@ test("and of a user's room what comes from now on: what waited, the other tab ha
   expect(late.received).toEqual(["n2"]);
 });
 
-test("a tab that wants more than the other has kept connects itself", async () => {
+test("a tab that needs more than the leader has kept opens its own connection", async () => {
   const room = new Room();
   const first = await open("request_7");
-  for (let n = 0; n < 501; n++) room.publish(); // one more than is kept
+  for (let n = 0; n < 501; n++) room.publish(); // one more than MAX_BUFFERED
   await until(() => first.received.length === 501);
   const late = await open("request_7");
   await until(() => late.received.length === 501);
@@ -171,17 +171,17 @@ test("a tab that wants more than the other has kept connects itself", async () =
   expect(late.received).toHaveLength(502);
 });
 
-test("what another has kept from its own beginning is not the room's", async () => {
+test("the leader's notifications since its start are not the whole room", async () => {
   const room = new Room(2);
   for (let n = 0; n < 3; n++) room.publish();
-  const first = await open(); // from the room's mark
+  const first = await open(); // from the acknowledged cursor
   expect(first.received).toEqual(["n3"]);
   const late = await open("user_1", { after: "earliest" });
   await until(() => late.received.length === 3);
   expect(late.received).toEqual(["n1", "n2", "n3"]);
 });
 
-test("a tab with a cursor hears what came after it", async () => {
+test("a tab with a cursor receives what follows it", async () => {
   const room = new Room();
   const first = await open();
   for (let n = 0; n < 4; n++) room.publish();
@@ -190,7 +190,7 @@ test("a tab with a cursor hears what came after it", async () => {
   expect([late.received, Socket.all.length]).toEqual([["n3", "n4"], 1]);
 });
 
-test("a tab with a cursor that the other does not know connects itself", async () => {
+test("a tab with a cursor unknown to the leader opens its own connection", async () => {
   const room = new Room();
   for (let n = 0; n < 3; n++) room.publish();
   await open("user_1", { after: "c-2" });
@@ -199,7 +199,7 @@ test("a tab with a cursor that the other does not know connects itself", async (
   expect([late.received, Socket.live.length]).toEqual([["n2", "n3"], 2]);
 });
 
-test("without ids, what comes while it asks comes once", async () => {
+test("without ids, a notification during the request to the leader is delivered once", async () => {
   const room = new Room();
   const types: string[] = [];
   await open("request_7");
@@ -211,7 +211,7 @@ test("without ids, what comes while it asks comes once", async () => {
   expect(types.filter((type) => type === "a.two")).toHaveLength(1);
 });
 
-/** Hold the lock that tabs take, as one that is frozen, until the function is called. */
+/** Hold the lock of the tabs, as a frozen tab does, until the returned function is called. */
 async function holdLock(): Promise<() => void> {
   const probe = await open();
   const [lock] = (await navigator.locks.query()).held ?? [];
@@ -227,7 +227,7 @@ async function holdLock(): Promise<() => void> {
   return release;
 }
 
-test("an answer that never comes is waited for 2 s", async () => {
+test("a leader that does not answer is given up after 2 s", async () => {
   const room = new Room();
   const release = await holdLock();
   const before = Socket.all.length;
@@ -239,7 +239,7 @@ test("an answer that never comes is waited for 2 s", async () => {
   expect(Socket.all).toHaveLength(before);
   vi.advanceTimersByTime(1);
   await until(() => tab.status === "open");
-  // Once the other is gone it leads, with the connection that it has.
+  // When the other tab closes, it becomes the leader, and keeps its connection.
   release();
   await settle();
   const late = await open();
@@ -248,7 +248,7 @@ test("an answer that never comes is waited for 2 s", async () => {
   expect(Socket.all).toHaveLength(before + 1);
 });
 
-test("when one that stood alone leads, the others get from it what only it has heard", async () => {
+test("when a tab with its own connection becomes the leader, the others receive what they have missed", async () => {
   const room = new Room();
   const release = await holdLock();
   vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
@@ -256,7 +256,7 @@ test("when one that stood alone leads, the others get from it what only it has h
   await settle();
   vi.advanceTimersByTime(2_000);
   await until(() => alone.status === "open");
-  // One that leads has answered this tab, but not the other, and tells nothing any more.
+  // A leader has answered this tab, but not the other, and then stops sending.
   const frozen = new BroadcastChannel(((await navigator.locks.query()).held ?? [])[0]?.name as string);
   let asked = "";
   frozen.onmessage = ({ data }: MessageEvent<{ hello?: string }>) => void (asked = data.hello ?? asked);
@@ -275,14 +275,14 @@ test("when one that stood alone leads, the others get from it what only it has h
   expect([alone.received, other.received]).toEqual([["n1", "n2", "n3", "n4"], ["n1", "n2", "n3", "n4"]]);
 });
 
-test("one that closes just when its turn comes lets the lock go", async () => {
+test("a tab that closes while it becomes the leader releases the lock", async () => {
   new Room();
   const first = await open();
   const { locks } = navigator;
   const given = new Promise<void>((resolve) => {
     const request = (name: string, options: LockOptions, callback: LockGrantedCallback<unknown>) =>
       locks.request(name, options, (lock) => {
-        if (lock) second.close(); // given, but not yet known
+        if (lock) second.close(); // granted, but not yet delivered
         const end = callback(lock);
         if (lock) resolve();
         return end;
@@ -299,7 +299,7 @@ test("one that closes just when its turn comes lets the lock go", async () => {
   expect([held, pending]).toEqual([[], []]);
 });
 
-test("one that leads and goes before it answers: what it told meanwhile is not lost", async () => {
+test("what a leader sends before it closes without an answer is not lost", async () => {
   const room = new Room();
   const release = await holdLock();
   const channelName = ((await navigator.locks.query()).held ?? [])[0]?.name as string;
@@ -307,7 +307,7 @@ test("one that leads and goes before it answers: what it told meanwhile is not l
   await settle();
   const frozen = new BroadcastChannel(channelName);
   room.publish();
-  // It has told, and acknowledged, and ends.
+  // It forwards and acknowledges a notification, then closes.
   frozen.postMessage({ notification: { id: "n1", type: "a.b", data: {}, cursor: "c-1" } });
   await settle();
   frozen.close();
@@ -318,7 +318,7 @@ test("one that leads and goes before it answers: what it told meanwhile is not l
   expect([tab.received, Socket.last.asked("after")]).toEqual([["n1", "n2"], "c-1"]);
 });
 
-test("states pass between tabs, and why there is no connection", async () => {
+test("states and errors are forwarded to all tabs", async () => {
   new Room();
   const [first, second] = [await open(), await open()];
   Socket.last.end(4503, "not this room");
@@ -327,7 +327,7 @@ test("states pass between tabs, and why there is no connection", async () => {
   expect(first.subscription.state.error).toMatchObject({ code: 4503 });
 });
 
-test("a tab that comes later is told why there is no connection", async () => {
+test("a later tab receives the error of the connection", async () => {
   new Room();
   await open();
   Socket.last.end(4503, "not this room");
@@ -336,7 +336,7 @@ test("a tab that comes later is told why there is no connection", async () => {
   expect(late.subscription.state.error).toMatchObject({ message: "not this room", code: 4503, retriable: false });
 });
 
-test("a gap is told in each tab", async () => {
+test("a gap is reported in each tab", async () => {
   Socket.onDial = undefined;
   const first = new Tab();
   await until(() => Socket.all.length === 1);
@@ -352,7 +352,7 @@ test("a gap is told in each tab", async () => {
   expect(first.gaps).toEqual(["user_1"]);
 });
 
-test("what any tab says goes over the one connection", async () => {
+test("send() of any tab uses the one connection", async () => {
   new Room();
   const [first, second] = [await open(), await open()];
   first.subscription.send('"one"');
@@ -361,7 +361,7 @@ test("what any tab says goes over the one connection", async () => {
   expect(Socket.last.said).toEqual(["one", "two"]);
 });
 
-test("any tab brings back what was given up", async () => {
+test("any tab can reconnect a closed connection", async () => {
   new Room();
   const [first, second] = [await open("user_1", { maxReconnects: 0 }), await open("user_1", { maxReconnects: 0 })];
   Socket.last.end();
@@ -380,7 +380,7 @@ test("the cursor is known in each tab", async () => {
   expect([first.subscription.cursor, second.subscription.cursor]).toEqual(["c-1", "c-1"]);
 });
 
-test("a callback that throws loses nothing in any tab, and is reported", async () => {
+test("an error thrown by a callback is reported, and loses nothing in any tab", async () => {
   const room = new Room();
   room.publish();
   const first = await open("request_7");
@@ -398,7 +398,7 @@ test("a callback that throws loses nothing in any tab, and is reported", async (
   expect(() => vi.advanceTimersByTime(0)).toThrow("of the application");
 });
 
-test("one that closes from inside a callback hears nothing more", async () => {
+test("a tab that closes in a callback receives nothing more", async () => {
   const room = new Room();
   for (let n = 0; n < 3; n++) room.publish();
   await open("request_7");
@@ -414,7 +414,7 @@ test("one that closes from inside a callback hears nothing more", async () => {
   expect(received).toEqual(["n1"]);
 });
 
-test("close is the end: nothing is called any more, and nothing is said", async () => {
+test("after close() no callback is called, and nothing is sent", async () => {
   const room = new Room();
   const [first, second] = [await open(), await open()];
   for (const tab of [second, first]) {
@@ -430,21 +430,21 @@ test("close is the end: nothing is called any more, and nothing is said", async 
   expect([first.received, second.received, Socket.live.length]).toEqual([[], [], 0]);
 });
 
-test("one that is closed before it has the lock never dials", async () => {
+test("a tab that is closed before it has the lock never connects", async () => {
   new Room();
   new Tab().close();
   await settle();
   expect(Socket.all).toHaveLength(0);
 });
 
-test("closed and opened again at once, as StrictMode does: one connection, without a wait", async () => {
+test("closing and reopening immediately, as StrictMode does, opens one connection without a delay", async () => {
   new Room();
   new Tab().close();
   await open();
   expect(Socket.all).toHaveLength(1);
 });
 
-test("who asks for presence has a connection of its own", async () => {
+test("a tab with presence has its own connection", async () => {
   new Room();
   await open("user_1", { presence: true });
   await open("user_1", { presence: true });
@@ -460,7 +460,7 @@ test.each(["locks", "BroadcastChannel"])("without %s each tab has its own connec
   vi.unstubAllGlobals();
 });
 
-test("in a page that may not have locks, too", async () => {
+test("also in a page that may not use locks", async () => {
   new Room();
   vi.stubGlobal("navigator", { locks: { request: () => Promise.reject(new DOMException("no", "SecurityError")) } });
   await open();
@@ -469,7 +469,7 @@ test("in a page that may not have locks, too", async () => {
   vi.unstubAllGlobals();
 });
 
-test("the tab that leads dials with the token that its options have by then", async () => {
+test("the leader connects with the current token of its options", async () => {
   new Room();
   let token = "first";
   const subscription = subscribeShared("user_1", {
@@ -486,17 +486,17 @@ test("the tab that leads dials with the token that its options have by then", as
   expect(Socket.all.map(({ protocols }) => protocols[1])).toEqual(["bearer.first", "bearer.second"]);
 });
 
-test("a tab that somebody looks at again has the one that leads dial again", async () => {
+test("a tab that becomes visible makes the leader reconnect", async () => {
   new Room();
   const leader = await open("user_1", { maxReconnects: 0 });
   const document = Object.assign(new EventTarget(), { visibilityState: "hidden" });
-  vi.stubGlobal("document", document); // of the other tab: the one that leads sees nothing of it
+  vi.stubGlobal("document", document); // of the other tab: the leader cannot observe it
   const other = await open("user_1", { maxReconnects: 0 });
   Socket.last.end(1006);
   await until(() => [leader, other].every(({ status }) => status === "closed"));
   document.dispatchEvent(new Event("visibilitychange"));
   await settle();
-  expect(Socket.all).toHaveLength(1); // it is hidden
+  expect(Socket.all).toHaveLength(1); // the tab is hidden
   document.visibilityState = "visible";
   document.dispatchEvent(new Event("visibilitychange"));
   await until(() => [leader, other].every(({ status }) => status === "open"));

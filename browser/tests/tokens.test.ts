@@ -1,4 +1,4 @@
-/** When a token is asked for. PROTOCOL.md, "WebSocket", `synap.token_expiring`. */
+/** When a token is requested. PROTOCOL.md, "WebSocket", `synap.token_expiring`. */
 import { describe, expect, test, vi } from "vitest";
 import { subscribe } from "../src/subscription.js";
 import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
@@ -8,7 +8,7 @@ useScriptedWorld();
 const inS = (seconds: number) => ({ expiresAt: new Date(Date.now() + seconds * 1000).toISOString() });
 const sent = (socket: ScriptedSocket) => (socket.actions as { token?: string }[]).flatMap(({ token }) => token ?? []);
 
-test("is asked for once for each warning, through hundreds of renewals", async () => {
+test("is requested once for each warning, through hundreds of renewals", async () => {
   const token = vi.fn(async () => `t${token.mock.calls.length}`);
   const { socket, subscription } = await connected({ token });
   for (let renewal = 1; renewal <= 300; renewal++) {
@@ -22,7 +22,7 @@ test("is asked for once for each warning, through hundreds of renewals", async (
   expect(ScriptedSocket.all).toHaveLength(1);
 });
 
-test("that is not newer is not handed in, and not asked for again before it ends", async () => {
+test("that is not newer is not sent, and not requested again before it expires", async () => {
   const token = vi.fn(() => "cached");
   const { socket } = await connected({ token });
   const end = inS(30);
@@ -36,10 +36,10 @@ test("that is not newer is not handed in, and not asked for again before it ends
   await pass(1000);
   ScriptedSocket.last.accept().control("token_expiring", end);
   await settle();
-  expect(token).toHaveBeenCalledTimes(3); // for the dial alone
+  expect(token).toHaveBeenCalledTimes(3); // only for connecting
 });
 
-test("a server that warns as soon as a token arrives does not make the client ask without end", async () => {
+test("a server that warns whenever a token arrives does not cause an endless loop", async () => {
   const token = vi.fn(async () => `t${token.mock.calls.length}`);
   const { socket } = await connected({ token });
   const answered = () => sent(socket).length;
@@ -52,7 +52,7 @@ test("a server that warns as soon as a token arrives does not make the client as
   expect(token.mock.calls.length).toBeLessThanOrEqual(3); // in 6 s
 });
 
-test("a fixed one is never asked for, and never handed in again", async () => {
+test("a fixed token is never requested, and never sent again", async () => {
   const { socket } = await connected({ token: "fixed" });
   for (let warning = 0; warning < 20; warning++) {
     socket.control("token_expiring", inS(20 + warning));
@@ -61,7 +61,7 @@ test("a fixed one is never asked for, and never handed in again", async () => {
   expect(socket.actions).toEqual([]);
 });
 
-test("a fixed one that was exchanged meanwhile is handed in", async () => {
+test("a fixed token that was replaced meanwhile is sent", async () => {
   const options = { token: "old" };
   subscribe("user_1", {
     get token() {
@@ -76,7 +76,7 @@ test("a fixed one that was exchanged meanwhile is handed in", async () => {
   expect(sent(socket)).toEqual(["new"]);
 });
 
-test("over a stream, which takes none, it is asked for at the dial alone", async () => {
+test("over a stream, which cannot renew it, it is requested only when connecting", async () => {
   ScriptedSocket.areBlocked = true;
   const token = vi.fn(async () => `t${token.mock.calls.length}`);
   const { subscription } = listen({ token });
@@ -96,7 +96,7 @@ test("over a stream, which takes none, it is asked for at the dial alone", async
   }
 });
 
-test("one of seconds that ends with its connection is no failed attempt", async () => {
+test("a short-lived token that ends its connection is not a failed attempt", async () => {
   const token = vi.fn(async () => `t${token.mock.calls.length}`);
   const { subscription } = listen({ token });
   for (let life = 1; life <= 20; life++) {
@@ -111,7 +111,7 @@ test("one of seconds that ends with its connection is no failed attempt", async 
 });
 
 describe("a function that", () => {
-  test("hangs is given up after 10 s, less and less often", async () => {
+  test("hangs is given up after 10 s, and retried with increasing delays", async () => {
     const token = vi.fn(() => new Promise<string>(() => {}));
     const { subscription } = listen({ token, maxReconnects: Infinity });
     await pass(300_000);
@@ -120,7 +120,7 @@ describe("a function that", () => {
     expect(subscription.state.status).not.toBe("open");
   });
 
-  test("hangs at a renewal is not asked again on that connection, and what it brings too late is not used", async () => {
+  test("hangs at a renewal is not called again on that connection, and its late result is not used", async () => {
     const bring: ((token: string) => void)[] = [];
     const token = vi.fn(() => (token.mock.calls.length === 1 ? "t1" : new Promise<string>((resolve) => bring.push(resolve))));
     const { socket } = await connected({ token });
@@ -140,7 +140,7 @@ describe("a function that", () => {
     expect(ScriptedSocket.last.actions).toEqual([]);
   });
 
-  test("throws at a renewal leaves the connection to the end of its token", async () => {
+  test("throws at a renewal leaves the connection open until its token expires", async () => {
     const token = vi.fn(() => {
       if (token.mock.calls.length === 2) throw new Error("signed out");
       return `t${token.mock.calls.length}`;
@@ -161,7 +161,7 @@ describe("a function that", () => {
     expect(subscription.state).toMatchObject({ status: "reconnecting", error: { message: expect.stringMatching(/^no token: /) as string } });
   });
 
-  test("brings an object is told so, and not that it is a page", async () => {
+  test("returns an object gets an error that names the type", async () => {
     const { subscription } = listen({ token: (() => ({ token: "t" })) as unknown as () => string });
     await settle();
     expect(subscription.state.error?.message).toBe("no token: token() returned object");
@@ -174,7 +174,7 @@ describe("a function that", () => {
     expect(subscription.state.error?.message).toMatch(/^no credential from token\(\): /);
   });
 
-  test("brought one that had expired is asked again; whatever else is wrong with it is final", async () => {
+  test("returned an expired token is called again; every other invalid token is final", async () => {
     const token = vi.fn(async () => `t${token.mock.calls.length}`);
     const { subscription } = listen({ token });
     await settle();
@@ -187,7 +187,7 @@ describe("a function that", () => {
   });
 });
 
-test("a fixed one that has expired is final: it will be no better", async () => {
+test("an expired fixed token is final", async () => {
   const { subscription } = listen({ token: "fixed" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(4501, "token expired");

@@ -1,4 +1,4 @@
-/** A WebSocket where there may be one, else Server-Sent Events. PROTOCOL.md, "Subscribing". */
+/** The choice of the transport, and event streams. PROTOCOL.md, "Subscribing". */
 import { describe, expect, test } from "vitest";
 import type { SubscribeOptions } from "../src/subscription.js";
 import { eventStream, webSocket, type TransportCallbacks } from "../src/transports.js";
@@ -6,7 +6,7 @@ import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScr
 
 useScriptedWorld();
 
-/** A listener that had to take the stream, which is open. */
+/** A subscription with an open event stream, because WebSockets are blocked. */
 async function streaming(options: SubscribeOptions = {}) {
   ScriptedSocket.areBlocked = true;
   const listener = listen({ token: "t", ...options });
@@ -18,8 +18,8 @@ async function streaming(options: SubscribeOptions = {}) {
 
 const offers = () => ScriptedSocket.all.map(({ protocols }) => protocols.join(" "));
 
-describe("the ways", () => {
-  test("without a token: our own protocol, then none, then a stream, in one attempt", async () => {
+describe("the transports", () => {
+  test("without a token: synap.v1, then no subprotocol, then a stream, in one attempt", async () => {
     ScriptedSocket.areBlocked = true;
     const { statuses, subscription } = listen();
     await settle();
@@ -31,22 +31,22 @@ describe("the ways", () => {
     expect(subscription.state.transport).toBe("sse");
   });
 
-  test("with a token, it is never shown to a server that does not speak our protocol", async () => {
+  test("a token is never sent to a server without synap.v1", async () => {
     await streaming();
     expect(offers()).toEqual(["synap.v1 bearer.t"]);
     expect(ScriptedStream.last.url).toBe("https://rooms.example/rooms/user_1/events");
     expect(ScriptedStream.last.init.headers).toEqual({ Accept: "text/event-stream", Authorization: "Bearer t" });
   });
 
-  test("who wants presence needs our protocol", async () => {
+  test("presence requires synap.v1", async () => {
     await streaming({ token: null, presence: true });
     expect(offers()).toEqual(["synap.v1"]);
   });
 
-  test("a report's server is spoken to in its way", async () => {
+  test("a server without subprotocols is supported", async () => {
     const { subscription, notifications } = listen();
     await settle();
-    ScriptedSocket.last.end(1006); // a browser refuses an answer without the subprotocol
+    ScriptedSocket.last.end(1006); // a browser rejects a response without the subprotocol
     await settle();
     ScriptedSocket.last.accept("").notify("c1");
     expect(subscription.state).toEqual({ status: "open", transport: "websocket" });
@@ -54,7 +54,7 @@ describe("the ways", () => {
     expect(ScriptedStream.all).toHaveLength(0);
   });
 
-  test("a connection that was open and is lost is no reason for another way", async () => {
+  test("losing an open connection does not change the transport", async () => {
     const { socket } = await connected();
     socket.end(1006);
     await settle();
@@ -62,7 +62,7 @@ describe("the ways", () => {
     expect(ScriptedStream.all).toHaveLength(0);
   });
 
-  test("what a stream answers is the last word", async () => {
+  test("the response of a stream is final", async () => {
     ScriptedSocket.areBlocked = true;
     const { subscription } = listen({ token: "t" });
     await settle();
@@ -95,7 +95,7 @@ describe("the ways", () => {
 });
 
 describe("what is remembered", () => {
-  test("where a WebSocket was swallowed, a stream is tried first, and a WebSocket if it fails", async () => {
+  test("after a WebSocket handshake without a response, a stream is tried first", async () => {
     listen({ token: "t" });
     await pass(10_000);
     const stream = ScriptedStream.last.accept();
@@ -113,7 +113,7 @@ describe("what is remembered", () => {
     expect(ScriptedStream.all).toHaveLength(2);
   });
 
-  test("our own protocol comes before none, also after a stream", async () => {
+  test("synap.v1 comes before no subprotocol, also after a stream", async () => {
     const { stream } = await streaming({ token: null });
     stream.end();
     await pass(1000);
@@ -122,7 +122,7 @@ describe("what is remembered", () => {
     expect(offers()).toEqual(["synap.v1", "", "synap.v1", ""]);
   });
 
-  test("when nothing works, nothing is", async () => {
+  test("is nothing when no transport works", async () => {
     const { stream } = await streaming();
     ScriptedStream.areBlocked = true;
     stream.end();
@@ -134,7 +134,7 @@ describe("what is remembered", () => {
     expect([ScriptedSocket.all.length, ScriptedStream.all.length]).toEqual([3, 2]);
   });
 
-  test("a server without our protocol is asked for it anew each time", async () => {
+  test("a server without synap.v1 is offered it each time", async () => {
     listen();
     await settle();
     ScriptedSocket.last.end(1006);
@@ -183,7 +183,7 @@ describe("a stream", () => {
     return check(how === "bytes" ? Array.from(changed, (byte) => Uint8Array.of(byte)) : [changed]);
   });
 
-  test("what is no event of ours is passed over", async () => {
+  test("an unknown event is skipped", async () => {
     const { stream, notifications, subscription } = await streaming();
     stream.write('data\n\nevent: x\ndata: {}\n\nevent: synap.new\n\ndata: {\n\n\n\n\nid: 7\n\nfoo: bar\ndata: []\n\n');
     stream.write('unknown: 1\nid: c1\ndata: {"type":"a","data":{},"cursor":"c1"}\n\n');
@@ -192,14 +192,14 @@ describe("a stream", () => {
     expect(subscription.state.status).toBe("open");
   });
 
-  test("an event that was cut off by the end is none", async () => {
+  test("an incomplete event at the end is ignored", async () => {
     const { stream, notifications } = await streaming();
     stream.write('data: {"type":"a","data":{},"cursor":"c1"}\n').end();
     await settle();
     expect(notifications).toEqual([]);
   });
 
-  test("that ends is asked for again, from its last notification", async () => {
+  test("that ends is reopened from its last notification", async () => {
     const { stream, subscription } = await streaming();
     stream.write('data: {"type":"a","data":{},"cursor":"c1"}\n\n').end();
     await settle();
@@ -208,14 +208,14 @@ describe("a stream", () => {
     expect(ScriptedStream.last.after).toBe("c1");
   });
 
-  test("that drains says when to come back", async () => {
+  test("that drains sets the delay of the reconnect", async () => {
     const { stream, subscription } = await streaming();
     stream.write('retry: 9999\n\nevent: synap.closing\nretry: 77\ndata: {"code":4012,"reconnectAfterMs":77}\n\n').end();
     await settle();
     expect(subscription.state.delayMs).toBe(77);
   });
 
-  test("one that drains says it before it is open, and nothing else", async () => {
+  test("that drains before it is open sets the delay, and nothing else", async () => {
     ScriptedSocket.areBlocked = true;
     const { subscription, statuses } = listen({ token: "t" });
     await settle();
@@ -225,14 +225,14 @@ describe("a stream", () => {
     expect(subscription.state.delayMs).toBe(1234);
   });
 
-  test("the `retry` of any other event is a browser's own affair", async () => {
+  test("ignores the `retry` of any other event", async () => {
     const { stream, subscription } = await streaming();
     stream.write("retry: 9999\n\n").end();
     await settle();
     expect(subscription.state.delayMs).toBe(1000);
   });
 
-  test("takes nothing and acknowledges nothing", async () => {
+  test("sends nothing and acknowledges nothing", async () => {
     const { stream, subscription } = await streaming();
     stream.write('data: {"type":"a","data":{},"cursor":"c1"}\n\n');
     subscription.send("hello");
@@ -241,7 +241,7 @@ describe("a stream", () => {
     expect(ScriptedSocket.all.flatMap(({ sent }) => sent)).toEqual([]);
   });
 
-  test("says nothing after the end", async () => {
+  test("calls nothing after its end", async () => {
     const listener = await streaming({ onNotification: () => listener.subscription.close() });
     const one = (cursor: string) => `data: {"type":"a","data":{},"cursor":"${cursor}"}\n\n`;
     listener.stream.write(one("c1") + one("c2"));
@@ -274,7 +274,7 @@ describe("a stream", () => {
     expect(notifications).toEqual([]);
   });
 
-  test("may have a great many events, and one of nearly 1 MiB", async () => {
+  test("may have many events, and one of nearly 1 MiB", async () => {
     const { stream, subscription, notifications } = await streaming();
     for (let n = 0; n < 10; n++) stream.write(":\n\n".repeat(50_000));
     stream.write(`data: {"type":"a","data":{"x":"${"x".repeat(MIB - 100)}"},"cursor":"c1"}\n\n`);
@@ -284,7 +284,7 @@ describe("a stream", () => {
   });
 });
 
-test("a WebSocket message of more than 1 MiB is not parsed, and the connection is left", async () => {
+test("a WebSocket message of more than 1 MiB is not parsed, and closes the connection", async () => {
   const { socket, subscription, notifications } = await connected();
   socket.text(`{"type":"a","cursor":"c9","data":{"x":"${"x".repeat(1024 * 1024)}"}}`);
   await settle();
@@ -295,7 +295,7 @@ test("a WebSocket message of more than 1 MiB is not parsed, and the connection i
   });
 });
 
-describe("a wire", () => {
+describe("a transport", () => {
   const target = { base: "https://rooms.example", room: "user_1", query: {} };
   const recorder = (events: string[], onOpen = () => {}): TransportCallbacks => ({
     onOpen: () => {
@@ -307,7 +307,7 @@ describe("a wire", () => {
     onEnd: ({ reason }) => events.push(reason),
   });
 
-  test("ends once, also if an error and a close say so", async () => {
+  test("ends once, also after both an error and a close", async () => {
     const events: string[] = [];
     webSocket(target, recorder(events), false);
     const socket = ScriptedSocket.last;
@@ -317,7 +317,7 @@ describe("a wire", () => {
     expect(events).toEqual(["the server is restarting"]);
   });
 
-  test("that was closed tells nothing more, also of an error that came before", async () => {
+  test("that was closed calls nothing, also for an earlier error", async () => {
     const events: string[] = [];
     const transport = webSocket(target, recorder(events), false);
     ScriptedSocket.last.onerror?.();
@@ -326,7 +326,7 @@ describe("a wire", () => {
     expect(events).toEqual([]);
   });
 
-  test("that is closed as soon as it is open tells nothing of what opened it", async () => {
+  test("that is closed in onOpen does not deliver the message that opened it", async () => {
     const events: string[] = [];
     const transport = eventStream(target, recorder(events, () => transport.close()));
     ScriptedStream.last.accept();

@@ -2,7 +2,7 @@
 import { subscribe, type NotificationMessage } from "../src/index.js";
 import { useJob, useSynapRealtime, type JobState, type RealtimeErrorEvent } from "../src/react.js";
 
-// ---- the report's own use of its hook, unchanged ----
+// ---- the original hook's usage, unchanged ----
 
 interface Props {
   userId: string;
@@ -36,16 +36,16 @@ export function Report({ userId, requestId }: Props) {
   );
 }
 
-// ---- to ask for the type is to know the data ----
+// ---- comparing the type narrows the data ----
 
 export function show(message: NotificationMessage): string {
   switch (message.type) {
     case "note.creation.started":
-      // @ts-expect-error: it has no such member, so what is there is unknown
+      // @ts-expect-error: a member that is not declared is unknown
       message.data.title.length;
       return message.data.stallAfterS.toFixed(message.data.attempt);
     case "note.creation.completed":
-      // @ts-expect-error: it may have been left out
+      // @ts-expect-error: it is optional
       message.data.title.length;
       return message.data.truncated ? message.data.omitted.join() : message.data.title + message.data.fileUrl;
     case "conversation.response.generated":
@@ -64,7 +64,7 @@ export function show(message: NotificationMessage): string {
 }
 
 export function untold(message: NotificationMessage): void {
-  // @ts-expect-error: nobody has asked for its type
+  // @ts-expect-error: its type was not compared
   message.data.title.length;
   // @ts-expect-error: a status is one of three
   void (message.status === "done");
@@ -84,12 +84,12 @@ subscribe("user_1", {
 subscribe("user_1", { token: "a" }).close();
 subscribe("user_1", { token: () => null, persist: true, after: undefined });
 subscribe("user_1", { token: async () => "a", persist: { getItem: async () => null, setItem: async () => {} } });
-// @ts-expect-error: a token is no number
+// @ts-expect-error: a token is not a number
 subscribe("user_1", { token: 7 });
 // @ts-expect-error: there is no such option
 subscribe("user_1", { reconnect: true });
 
-// ---- families of one's own ----
+// ---- custom job types ----
 
 interface ReportData {
   "report.creation.started": { runId: string; attempt: number };
@@ -101,17 +101,17 @@ export function Own() {
     userId: "1",
     onMessage: (message) => {
       if (message.type === "report.creation.completed") message.data.pages.toFixed();
-      // @ts-expect-error: not of these families
+      // @ts-expect-error: not of these job types
       if (message.type === "note.creation.completed") return;
     },
   });
   if (lastMessage?.type === "report.creation.started") lastMessage.data.runId.slice(1);
-  // @ts-expect-error: they are only to be read
+  // @ts-expect-error: the messages are read-only
   messages.push();
   return null;
 }
 
-// @ts-expect-error: whose?
+// @ts-expect-error: userId is required
 export const Nobody = () => useSynapRealtime({});
 
 // ---- a job ----
@@ -120,7 +120,7 @@ export function Job({ requestId }: { requestId: string | null }) {
   const any: JobState = useJob(requestId);
   const pages: unknown = any.result?.pages;
   const { status, progress, label, attempt, result, error, text } = useJob<{ pages: number }>(requestId, { token: "a" });
-  // @ts-expect-error: there is none before its end
+  // @ts-expect-error: the result may be undefined
   result.pages;
   // @ts-expect-error: there is no such status
   if (status === "done") return null;

@@ -1,4 +1,4 @@
-/** The machine, the network or the tab is back: it does not wait for its timers. */
+/** Reconnecting when the machine, the network or the tab is back, without waiting for timers. */
 import { beforeEach, expect, test, vi } from "vitest";
 import { connected, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
@@ -26,18 +26,18 @@ const block = (areBlocked: boolean) => {
   ScriptedSocket.areBlocked = ScriptedStream.areBlocked = areBlocked;
 };
 
-test.each(wakes)("%s: it dials at once", async (_, wake) => {
+test.each(wakes)("%s: reconnects immediately", async (_, wake) => {
   const { socket } = await connected();
   socket.notify("c1").end(1006);
   wake();
   await settle();
   expect(ScriptedSocket.all).toHaveLength(2);
   expect(ScriptedSocket.last.after).toBe("c1");
-  await pass(1000); // the timer that was set is gone
+  await pass(1000); // the timer was cleared
   expect(ScriptedSocket.all).toHaveLength(2);
 });
 
-test.each(wakes)("%s: also when it was given up, and the count begins anew", async (_, wake) => {
+test.each(wakes)("%s: reconnects a closed subscription, and resets the count", async (_, wake) => {
   const { socket, subscription } = await connected();
   block(true);
   socket.end(1006);
@@ -52,7 +52,7 @@ test.each(wakes)("%s: also when it was given up, and the count begins anew", asy
   expect(subscription.state.status).toBe("open");
 });
 
-test.each(wakes)("%s: never after the server said not to come back", async (_, wake) => {
+test.each(wakes)("%s: does not reconnect after a final error", async (_, wake) => {
   const { socket } = await connected();
   socket.end(4503);
   wake();
@@ -68,7 +68,7 @@ test.each(wakes)("%s: never after the end", async (_, wake) => {
   expect(ScriptedSocket.all).toHaveLength(1);
 });
 
-test.each(wakes)("%s: what seems open has 5 s to prove it", async (_, wake) => {
+test.each(wakes)("%s: an open connection must answer a ping within 5 s", async (_, wake) => {
   const { socket, subscription } = await connected();
   wake();
   expect(socket.pings).toBe(1);
@@ -80,7 +80,7 @@ test.each(wakes)("%s: what seems open has 5 s to prove it", async (_, wake) => {
   expect(subscription.state.status).toBe("reconnecting");
 });
 
-test("a page that comes back from the cache, whose socket is gone without a word, is connected anew", async () => {
+test("a page restored from the back/forward cache with a dead socket reconnects", async () => {
   const { socket } = await connected();
   socket.notify("c1");
   page.dispatchEvent(new Event("pagehide"));
@@ -91,7 +91,7 @@ test("a page that comes back from the cache, whose socket is gone without a word
   expect(ScriptedSocket.all).toHaveLength(2);
 });
 
-test("a tab that is hidden dials nothing, and loses nothing", async () => {
+test("a hidden tab does not connect, and loses nothing", async () => {
   const { socket, notifications } = await connected();
   show("hidden");
   await settle();
@@ -103,7 +103,7 @@ test("a tab that is hidden dials nothing, and loses nothing", async () => {
   expect(notifications).toEqual(["c1", "c2"]);
 });
 
-test("who is dialling is left alone", async () => {
+test("a connecting subscription is not interrupted", async () => {
   const { socket } = await connected();
   socket.end(1006);
   for (const [, wake] of wakes) wake();
@@ -113,7 +113,7 @@ test("who is dialling is left alone", async () => {
   expect(ScriptedSocket.all).toHaveLength(2);
 });
 
-test("its end takes every listener away", async () => {
+test("close() removes every event listener", async () => {
   const listeners = new Set<unknown>();
   for (const target of [page, tab]) {
     const { addEventListener: add, removeEventListener: remove } = target;
@@ -132,7 +132,7 @@ test("its end takes every listener away", async () => {
   expect(listeners.size).toBe(0);
 });
 
-test("a window that hears nothing, as in React Native, is no trouble", async () => {
+test("a window without addEventListener, as in React Native, is supported", async () => {
   vi.stubGlobal("window", {});
   vi.stubGlobal("document", undefined);
   const { subscription } = await connected();

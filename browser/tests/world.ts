@@ -1,30 +1,30 @@
-/** A world without a network: the test is the server, and its clock stands still until it is told to go. */
+/** Fakes of the network and the clock: the test is the server, and advances the time. */
 import { afterEach, beforeEach, vi } from "vitest";
 import { subscribe, type State, type SubscribeOptions } from "../src/subscription.js";
 
 const setImmediate = globalThis.setImmediate;
 
-/** Let everything happen that waits for no time. */
+/** Run everything that does not wait for a timer. */
 export async function settle(): Promise<void> {
   for (let round = 0; round < 10; round++) await new Promise<void>((resolve) => setImmediate(resolve));
 }
 
-/** Let so many milliseconds pass. */
+/** Advance the time. */
 export async function pass(ms: number): Promise<void> {
   await settle();
   await vi.advanceTimersByTimeAsync(ms);
   await settle();
 }
 
-/** What was dialled, in order; the last one is the present one. */
+/** A fake WebSocket. `all` has every socket in order; the last one is the current one. */
 export class ScriptedSocket {
   static all: ScriptedSocket[] = [];
-  /** Every handshake fails at once, as when something on the way lets no WebSocket through. */
+  /** Every handshake fails immediately, as with a proxy that blocks WebSockets. */
   static areBlocked = false;
 
   static get last(): ScriptedSocket {
     const found = this.all.at(-1);
-    if (!found) throw new Error("nothing was dialled");
+    if (!found) throw new Error("no socket was opened");
     return found;
   }
 
@@ -54,7 +54,7 @@ export class ScriptedSocket {
   get isClosed(): boolean {
     return this.readyState === 3;
   }
-  /** What was said to the server besides pings. */
+  /** The actions sent to the server. */
   get actions(): unknown[] {
     return this.sent.filter((text) => text.startsWith("{")).map((text) => JSON.parse(text) as unknown);
   }
@@ -72,17 +72,17 @@ export class ScriptedSocket {
     queueMicrotask(() => this.onclose?.({ code: 1005, reason: "" }));
   }
 
-  // ---- what the server does ----
+  // ---- the server ----
 
-  /** @param protocol the subprotocol that it picks. */
+  /** @param protocol the subprotocol that the server selects. */
   accept(protocol = "synap.v1"): this {
     this.readyState = 1;
     this.protocol = protocol;
     this.onopen?.();
-    // Who may stay hears something at once.
+    // An accepted client receives a message immediately.
     return protocol === "synap.v1" ? this.control("hello") : this;
   }
-  /** As a page's handshake whose credential does not count. */
+  /** Accept and close, as for a page with an invalid credential. */
   acceptAndRefuse(code: number, reason = ""): void {
     this.readyState = 1;
     this.protocol = "synap.v1";
@@ -102,7 +102,7 @@ export class ScriptedSocket {
   subscribed(cursor: string, recovered = true): this {
     return this.control("subscribed", { room: "user_1", cursor, replayed: 0, recovered });
   }
-  /** Notifications whose ids are their cursors. */
+  /** Send notifications with their cursors as ids. */
   notify(...cursors: string[]): this {
     for (const cursor of cursors) this.say(notification(cursor));
     return this;
@@ -123,10 +123,10 @@ export const notification = (cursor: string, rest: object = {}) => ({
   ...rest,
 });
 
-/** What was fetched, in order. */
+/** A fake request for an event stream. `all` has every request in order. */
 export class ScriptedStream {
   static all: ScriptedStream[] = [];
-  /** Every request fails at once. */
+  /** Every request fails immediately. */
   static areBlocked = false;
 
   static get last(): ScriptedStream {
@@ -163,13 +163,13 @@ export class ScriptedStream {
     this.reject(error);
     this.body?.error(error);
   }
-  /** As a server does that lets somebody listen: its first event says so. */
+  /** Accept the subscriber, with a first event. */
   accept(): this {
     const body = new ReadableStream<Uint8Array>({ start: (controller) => void (this.body = controller) });
     this.resolve(new Response(body));
     return this.write("retry: 1000\n\nevent: synap.hello\ndata: {}\n\n");
   }
-  /** As one does that drains: it says when to come back, and nothing else. */
+  /** Answer as a draining server: only with the delay of the reconnect. */
   drain(ms: number): void {
     this.resolve(new Response(`retry: ${ms}\n\n`));
   }
@@ -186,13 +186,13 @@ export class ScriptedStream {
   end(): void {
     this.body?.close();
   }
-  /** The network is gone. */
+  /** Lose the network. */
   fail(): void {
     this.body?.error(new TypeError("network error"));
   }
 }
 
-/** Put the scripted world in place of the real one, for every test of a file. */
+/** Install the fakes for every test of a file. */
 export function useScriptedWorld(): void {
   beforeEach(() => {
     vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"] });
@@ -211,7 +211,7 @@ export function useScriptedWorld(): void {
   });
 }
 
-/** A subscription, and all that it has told. */
+/** Subscribe, and record all callbacks. */
 export function listen(options: SubscribeOptions = {}, room = "user_1") {
   const recorded = {
     notifications: [] as string[],
@@ -242,7 +242,7 @@ export function listen(options: SubscribeOptions = {}, room = "user_1") {
   return { subscription, ...recorded, statuses: () => recorded.states.map(({ status }) => status) };
 }
 
-/** The same, connected. */
+/** Subscribe, and accept the connection. */
 export async function connected(options: SubscribeOptions = {}, room?: string) {
   const listener = listen(options, room);
   await settle();

@@ -1,4 +1,4 @@
-/** What the tests speak with: the Worker's own routes, in the process in which it runs. */
+/** A client of the Worker's routes, in the same process. */
 
 import { env, exports } from "cloudflare:workers";
 import { SignJWT } from "jose";
@@ -18,7 +18,7 @@ export function roomStub(room: string): DurableObjectStub<NotificationRoom> {
   return bindings.NOTIFICATION_ROOM.get(bindings.NOTIFICATION_ROOM.idFromName(room));
 }
 
-/** A room that no other test knows, of a user that has it. */
+/** Return a new user and their room. */
 export function freshUser(): { user: string; room: string } {
   const user = crypto.randomUUID();
   return { user, room: `user_${user}` };
@@ -48,7 +48,7 @@ export async function publish(room: string, id: string, members: Json = {}): Pro
   return (await response.json()) as Json;
 }
 
-/** `count` small notifications with the ids n0, n1, …; returns their cursors. */
+/** Publish `count` small notifications with the ids n0, n1, …, and return their cursors. */
 export async function fill(room: string, count: number, first = 0): Promise<string[]> {
   const notifications = Array.from({ length: count }, (_, n) => ({
     rooms: [room], id: `n${first + n}`, type: "note.creation.completed", data: {},
@@ -66,7 +66,7 @@ export async function history(room: string, credential: string, query = ""): Pro
   return (await (await request(`/rooms/${room}/history${query}`, credential)).json()) as Json;
 }
 
-/** A WebSocket on a room. */
+/** A subscriber over a WebSocket. */
 export class Listener {
   readonly #received: (string | number)[] = [];
   #wake: () => void = () => undefined;
@@ -99,7 +99,7 @@ export class Listener {
     return JSON.parse(await this.text()) as Json;
   }
 
-  /** The data of the next control frame of this type; others are passed over. */
+  /** Return the data of the next control frame of a type; skip other messages. */
   async control(type: string): Promise<Json> {
     for (;;) {
       const message = await this.json();
@@ -107,7 +107,7 @@ export class Listener {
     }
   }
 
-  /** Read to the end; returns the close code. */
+  /** Read until the close, and return its code. */
   async closed(): Promise<number> {
     for (;;) {
       const received = await this.#next();

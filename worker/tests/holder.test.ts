@@ -1,4 +1,4 @@
-/** Who holds connections, and what it forgets. PROTOCOL.md, "Revoking" and "Limits". */
+/** The connection registry. PROTOCOL.md, "Revoking" and "Limits". */
 
 import { env } from "cloudflare:workers";
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
@@ -21,7 +21,7 @@ function later(ms: number): void {
   vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
 }
 
-/** What a holder keeps: its keys, and its alarm. */
+/** The storage of a registry: its keys, and its alarm. */
 function kept(of: "user" | "token", name: string) {
   return runInDurableObject(registryOf(bindings, of, name), async (_, { storage }) => ({
     keys: [...storage.kv.list()].length,
@@ -38,7 +38,7 @@ async function revoke(what: object): Promise<unknown> {
   return answer.json();
 }
 
-test("a holder of nothing keeps nothing", async () => {
+test("an empty registry stores nothing", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user, jti: user }));
   await listener.control("synap.subscribed");
@@ -50,7 +50,7 @@ test("a holder of nothing keeps nothing", async () => {
   }
 });
 
-test("a room that fell over has told nobody: a day later it is asked", async () => {
+test("connections of a failed room are removed in the daily check", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user, jti: user }));
   await listener.control("synap.subscribed");
@@ -59,7 +59,7 @@ test("a room that fell over has told nobody: a day later it is asked", async () 
   await holder.register("of a room that nobody knows", `workspace_${user}`, undefined, 0);
   later(DAY);
   expect(await runDurableObjectAlarm(holder)).toBe(true);
-  expect((await kept("token", user)).keys).toBe(1); // who is there stays
+  expect((await kept("token", user)).keys).toBe(1); // the open connection stays
   expect((await kept("token", user)).alarm).not.toBe(null);
   expect(await revoke({ jti: user })).toEqual({ success: true, revoked: true, closed: 1 });
 });
@@ -80,7 +80,7 @@ test("a revocation is remembered for as long as the longest token lives, whoever
     expect((await kept("token", user)).keys).toBe(1);
   }
   later(DAY + 120_000);
-  expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401); // it has ended
+  expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401); // it has expired
   expect(await runDurableObjectAlarm(holder)).toBe(true);
   later(CONFIRM_MS);
   expect(await runDurableObjectAlarm(holder)).toBe(true);
@@ -102,7 +102,7 @@ test("a clock that is far ahead for a moment forgets no revocation", async () =>
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
 });
 
-test("a user who is revoked again meanwhile stays revoked", async () => {
+test("a second revocation of a user extends the first", async () => {
   const { user, room } = freshUser();
   await revoke({ user });
   const holder = registryOf(bindings, "user", user);
@@ -115,34 +115,34 @@ test("a user who is revoked again meanwhile stays revoked", async () => {
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
 });
 
-test("a token whose id is too long for an object's name", async () => {
+test("a token whose id is too long for an object's name is revoked", async () => {
   const { user, room } = freshUser();
-  const jti = "ж".repeat(512); // the runtime tells an object names of up to 1,024 bytes
-  // Its clock is ahead of ours, within the leeway: issued after it was revoked.
+  const jti = "ж".repeat(512); // the runtime limits names of objects to 1,024 bytes
+  // The issuer's clock is ahead, within the leeway, so `iat` is after the revocation.
   const credential = await token({ sub: user, jti, iat: Math.floor(Date.now() / 1000) + 5 });
   await revoke({ jti });
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
 });
 
-test("a token that was revoked while it was handed in", async () => {
+test("a token that is revoked during the handshake is rejected", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user }));
   await listener.control("synap.subscribed");
   const jti = crypto.randomUUID();
-  // The room hears of it before its holder has answered.
+  // The room receives the revocation before the registry has answered.
   await roomStub(room).closeRevoked({ kind: "token", subject: jti, at: Date.now() / 1000 });
   listener.send(JSON.stringify({ action: "authenticate", token: await token({ sub: user, jti }) }));
   expect(await listener.closed()).toBe(4504);
 });
 
-test("an older revocation takes nothing from a newer one", async () => {
+test("an older revocation does not shorten a newer one", async () => {
   const { user } = freshUser();
   const holder = registryOf(bindings, "user", user);
   for (const at of [1000, 500]) await holder.revoke({ kind: "user", subject: user, at });
   expect(await holder.isRevoked(800)).toBe(true);
 });
 
-test("a check that writes is good only when the write is kept", async () => {
+test("a check that writes succeeds only when the write is durable", async () => {
   const holder = registryOf(bindings, "user", freshUser().user);
   await runInDurableObject(holder, async (instance, { storage }) => {
     const sync = vi.spyOn(storage, "sync").mockRejectedValue(new Error("its storage is full"));

@@ -1,4 +1,4 @@
-/** What one caller, or one request, may take. PROTOCOL.md, "Limits". */
+/** Limits of callers and requests. PROTOCOL.md, "Limits". */
 
 import { env } from "cloudflare:workers";
 import { evictDurableObject, runInDurableObject } from "cloudflare:test";
@@ -17,7 +17,7 @@ afterEach(() => {
   vi.useRealTimers();
 });
 
-/** A dataset that takes so many data points, as Cloudflare's does of one request; then it throws. */
+/** A dataset that throws after a number of data points, as Cloudflare's does for one request. */
 function dataset(most: number) {
   const points: AnalyticsEngineDataPoint[] = [];
   const writeDataPoint = (point: AnalyticsEngineDataPoint = {}) => {
@@ -38,7 +38,7 @@ async function batch(rooms: string[], METRICS: AnalyticsEngineDataset): Promise<
   return (await answer.json()) as Json;
 }
 
-test("a batch for many rooms is few data points", async () => {
+test("a batch for many rooms writes few data points", async () => {
   const rooms = Array.from({ length: 30 }, () => `request_${crypto.randomUUID()}`);
   const { points, METRICS } = dataset(25);
   expect((await batch(rooms, METRICS))["success"]).toBe(true);
@@ -47,12 +47,12 @@ test("a batch for many rooms is few data points", async () => {
   ]);
 });
 
-test("what cannot be counted has happened all the same", async () => {
+test("a failing metric does not fail the request", async () => {
   const { METRICS } = dataset(0);
   expect((await batch([freshUser().room], METRICS))["success"]).toBe(true);
 });
 
-test("a user who is called like a key takes nothing of the key's rate", () => {
+test("a user with the name of a key does not use the key's rate", () => {
   const settings = settingsOf({ ...bindings, PUBLISHES_PER_S: "10" } as unknown as Env);
   const limits = new PublishLimits(settings);
   const claims = { rooms: [], scopes: [] };
@@ -86,12 +86,12 @@ test("reads and handshakes of a user are limited, those of another are not", asy
   expect(await statusOf(`${other.room}/history`, await token({ sub: other.user }))).toBe(200);
 });
 
-/** A Worker with counts of its own: they are kept with its settings. */
+/** A Worker with its own counts, which are stored with its settings. */
 function workerWith(settings: Record<string, string>): Env {
   return { ...bindings, ...settings } as unknown as Env;
 }
 
-/** Answers of a Worker to so many requests from an address. */
+/** Return the statuses of a number of requests from an address. */
 async function statuses(of: Env, count: number, address: string, path: string, init: RequestInit = {}) {
   const found: number[] = [];
   for (let n = 0; n < count; n++) {
@@ -120,10 +120,10 @@ for (const [path, method, status] of [
     vi.useFakeTimers({ toFake: ["Date"] });
     const limited = workerWith(LIMITED);
     const of = (address: string, count: number) => statuses(limited, count, address, path, { method });
-    // The last one owes less than what may be had at once.
+    // The debt of the last one is below the burst.
     expect(await of("203.0.113.1", 5)).toEqual([status, status, status, status, 429]);
     expect(await of("203.0.113.2", 1)).toEqual([status]);
-    expect(new Set(await of("127.0.0.1", 6))).toEqual(new Set([status])); // a proxy brings everybody
+    expect(new Set(await of("127.0.0.1", 6))).toEqual(new Set([status])); // a proxy on loopback has no limit
     vi.advanceTimersByTime(1000);
     expect(await of("203.0.113.1", 1)).toEqual([status]);
   });
@@ -181,24 +181,24 @@ test("refused publishes of a user count as requests", async () => {
   expect(found).toEqual([400, 400, 400, 400, 429]);
 });
 
-test("a clock that was set back refuses nobody for long", () => {
+test("a clock that was set back rejects no caller for long", () => {
   const budget = new Budget(10);
   budget.charge("one", 100, 1_000_000_000);
   expect(budget.waitS("one", 1_000_000_000)).toBe(9);
   expect(budget.waitS("one", 0)).toBe(0);
   budget.charge("one", 1e9, 0);
-  expect(budget.waitS("one", 0)).toBe(59); // a debt of a minute, of which a second may be had at once
+  expect(budget.waitS("one", 0)).toBe(59); // a debt of a minute, minus a burst of one second
   const rate = new Rate(1);
   expect(rate.waitS("one", 1, 1_000_000_000)).toBe(0);
   expect(rate.waitS("one", 1, 1_000_000_000)).toBe(1);
   expect(rate.waitS("one", 1, 0)).toBe(0);
 });
 
-test("callers without end take no memory without end", () => {
+test("the number of counted callers is bounded", () => {
   const budget = new Budget(1);
   budget.charge("first", 2, 0);
   for (let n = 0; n < 10_000; n++) budget.charge(`caller ${n}`, 2, 0);
-  expect(budget.waitS("first", 0)).toBe(0); // who is silent for longest was forgotten
+  expect(budget.waitS("first", 0)).toBe(0); // the caller that was idle for longest was evicted
   expect(budget.waitS("caller 9999", 0)).toBe(1);
 });
 
@@ -216,7 +216,7 @@ test("the largest backlogs of a user, and of a room, are closed first", () => {
   expect(found).not.toContain(honest);
   const many = Array.from({ length: 50 }, (_, n) => waits(`u${n}`, MIB));
   const ended = slowConsumers([...many, honest], Date.now());
-  expect(ended.length).toBe(50 - 31); // 31 MiB and what is honest are within 32
+  expect(ended.length).toBe(50 - 31); // 31 MiB and the honest connections are within 32
   expect(ended).not.toContain(honest);
   expect(slowConsumers([waits("one", MIB + 1)], Date.now()).length).toBe(1);
 });
@@ -235,7 +235,7 @@ test("streams that nobody reads hold bounded memory in all", async () => {
   const page = `{"type":"a.b.completed","data":"${"x".repeat(500_000)}","room":"user_1","cursor":"a-1"}`;
   const streams = Array.from({ length: 60 }, open);
   for (const room of rooms) for (let n = 0; n < 2; n++) room.send(page);
-  // 60 MB are too much: those that hold most go.
+  // 60 MB exceed the limit: the largest are aborted.
   await vi.waitFor(() => expect(closed.length).toBeGreaterThanOrEqual(26), { timeout: 5000 });
   expect(closed.length).toBeLessThan(40);
   gone.abort();
@@ -243,7 +243,7 @@ test("streams that nobody reads hold bounded memory in all", async () => {
   await Promise.allSettled(streams.map((stream) => stream.cancel()));
 });
 
-test("many who leave at once, and a room that works on", async () => {
+test("many concurrent disconnects do not stop the room", async () => {
   const { user, room } = freshUser();
   await runInDurableObject(roomStub(room), async (_, { storage }) => {
     const until = Date.now() + 5000;
@@ -264,7 +264,7 @@ test("many who leave at once, and a room that works on", async () => {
   expect(kept.at(-1)!["device"]).toBe("two");
 });
 
-test("a token that lives for long: the alarm is set no further ahead than 30 days", async () => {
+test("a long-lived token sets an alarm at most 30 days ahead", async () => {
   const { user, room } = freshUser();
   const stream = await request(`/rooms/${room}/events`, await token({ sub: user }, 90 * 86_400));
   expect(stream.status).toBe(200);
@@ -274,23 +274,23 @@ test("a token that lives for long: the alarm is set no further ahead than 30 day
   await stream.body!.cancel();
 });
 
-test("slow is who takes nothing for 20 s, not who takes it slowly", () => {
+test("a slow consumer is one that reads nothing for 20 s, not one that reads slowly", () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const socket = { bufferedAmount: 0, send: (text: string) => void (socket.bufferedAmount += text.length) };
   const connection = new Connection(socket as unknown as WebSocket, { lastReceivedAt: 0 } as Attachment);
   for (let second = 0; second < 60; second++) {
     expect(connection.isStalled(Date.now())).toBe(false);
     connection.send("x".repeat(1000));
-    socket.bufferedAmount -= 900; // more waits each time, and yet it takes
+    socket.bufferedAmount -= 900; // the backlog grows, but the client reads
     vi.advanceTimersByTime(1000);
   }
   for (let second = 0; second < 20; second++) vi.advanceTimersByTime(1000);
-  expect(connection.isStalled(Date.now())).toBe(false); // it had taken something until now
+  expect(connection.isStalled(Date.now())).toBe(false); // it has read something until now
   vi.advanceTimersByTime(21_000);
   expect(connection.isStalled(Date.now())).toBe(true);
 });
 
-test("a credential in place of a room or a device is refused, an id that looks like one is not", async () => {
+test("a credential in place of a room or a device is rejected, an id that looks like one is not", async () => {
   const jwt = await token({ sub: "1" });
   const scoped = await token({ rooms: ["*"] });
   const statusOf = async (path: string) => {

@@ -1,4 +1,4 @@
-/** Who goes while the room sleeps. PROTOCOL.md, "Presence". */
+/** Presence, also during hibernation. PROTOCOL.md, "Presence". */
 
 import { env } from "cloudflare:workers";
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
@@ -13,7 +13,7 @@ afterEach(() => {
   vi.useRealTimers();
 });
 
-test("who closes while the room sleeps has left, and nobody holds the connection any more", async () => {
+test("a client that closes during hibernation leaves, and is unregistered", async () => {
   const room = `workspace_${crypto.randomUUID()}`;
   const [stays, goes] = [crypto.randomUUID(), crypto.randomUUID()];
   const claims = { rooms: [room], scope: "subscribe presence" };
@@ -35,7 +35,7 @@ test("who closes while the room sleeps has left, and nobody holds the connection
   expect(await watcher.control("synap.presence")).toMatchObject({ event: "leave", user: goes });
 });
 
-test("a burst of devices is one change, with a bounded list", () => {
+test("a burst of devices causes one change, with a bounded list", () => {
   const presence = new Presence([]);
   presence.markPublished();
   for (let n = 0; n < 500; n++) {
@@ -46,7 +46,7 @@ test("a burst of devices is one change, with a bounded list", () => {
   expect(presence.nextChange()).toBeUndefined();
   expect(presence.state()[0]?.devices.length).toBe(64);
   expect(presence.leaving.length).toBe(64);
-  presence.join("one", undefined); // no device by name: nothing that watchers do not know
+  presence.join("one", undefined); // without a device name: the list of devices does not change
   expect(presence.nextChange()).toBeUndefined();
   presence.sweep(Date.now());
   expect(presence.nextChange()).toMatchObject({ event: "update", connections: 1, devices: [] });
@@ -55,11 +55,11 @@ test("a burst of devices is one change, with a bounded list", () => {
   presence.leave("two", "d", 0);
   presence.sweep(Date.now());
   expect(presence.nextChange()).toMatchObject({ event: "leave", user: "one" });
-  expect(presence.nextChange()).toBeUndefined(); // the other came and went unseen
+  expect(presence.nextChange()).toBeUndefined(); // the other joined and left within the interval
   expect(presence.users()).toEqual([]);
 });
 
-test("users and devices with names that mean something to a runtime or a log", async () => {
+test("users and devices may have names with a meaning in JavaScript or a log", async () => {
   const room = `workspace_${crypto.randomUUID()}`;
   const scope = "subscribe presence";
   const names = ["__proto__", "constructor", "a\"},{\"user\":\"b", "a, b", "\u2028\u2029", "\u202eevil", "😀", "ä".repeat(512), "key jobs"];

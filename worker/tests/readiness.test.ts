@@ -13,7 +13,7 @@ afterEach(() => {
   vi.useRealTimers();
 });
 
-test("ready while an object's storage can be had", async () => {
+test("ready while an object's storage is available", async () => {
   expect((await request("/ready", KEY)).status).toBe(200);
 });
 
@@ -51,7 +51,7 @@ test("an object is asked once a second at most, and writes only after a publish 
   expect(asked).toEqual([false, true, true, false]);
 });
 
-/** Whether `/ready` is, and which checks have been asked for; the storage may break. */
+/** A readiness check with a storage that can fail, and the recorded checks. */
 function storage() {
   const asked: boolean[] = [];
   const state = { asked, isBroken: false };
@@ -64,7 +64,7 @@ function storage() {
   return { state, status };
 }
 
-test("a storage that could not be read has to take a write before it is ready", async () => {
+test("a storage that could not be read must be writable before it is ready", async () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const { state, status } = storage();
   state.isBroken = true;
@@ -77,7 +77,7 @@ test("a storage that could not be read has to take a write before it is ready", 
   expect(state.asked).toEqual([false, true, false, false]);
 });
 
-test("a clock that was set back keeps no old answer", async () => {
+test("a clock that was set back does not extend an old result", async () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const { state, status } = storage();
   expect(await status()).toBe(200);

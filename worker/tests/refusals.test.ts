@@ -1,4 +1,4 @@
-/** What the Worker's log says of a refusal. */
+/** The log lines of rejected requests. */
 
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 
@@ -15,7 +15,7 @@ function lines(): string[] {
 
 beforeEach(() => {
   said = [];
-  now += 60_000; // of each case, its own second
+  now += 60_000; // each case has its own second
   vi.spyOn(Date, "now").mockImplementation(() => now);
   vi.spyOn(console, "warn").mockImplementation((line) => void said.push(String(line)));
 });
@@ -24,7 +24,7 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
-test("it names the cause, the room and the origin, and no token", () => {
+test("a log line contains the cause, the room and the origin, and no token", () => {
   const request = new Request("https://rooms.example/rooms/user_1/subscribe?token=SECRET", {
     headers: { Origin: "https://app.example" },
   });
@@ -35,7 +35,7 @@ test("it names the cause, the room and the origin, and no token", () => {
   ]);
 });
 
-test("of a notification of a batch it names the room and the publisher's key", () => {
+test("for a notification of a batch, it contains the room and the name of the API key", () => {
   const claims = { rooms: ["*"], scopes: [], key: "jobs" };
   const problem = { error: "Forbidden", code: "forbidden", details: "no" };
   const request = new Request("https://rooms.example/broadcast", { method: "POST" });
@@ -47,7 +47,7 @@ test("of a notification of a batch it names the room and the publisher's key", (
   ]);
 });
 
-test("a stranger's text makes no line of its own, and what is malformed is not repeated", () => {
+test("untrusted text cannot add a line, and invalid content is not repeated", () => {
   const request = new Request("https://rooms.example/rooms/no%0Aroom/history", {
     headers: { Origin: `https://${"x".repeat(500)}` },
   });
@@ -55,7 +55,7 @@ test("a stranger's text makes no line of its own, and what is malformed is not r
   expect(lines()[0]).toMatch(/^refused code="invalid_request" details="Invalid room id" origin="https:\/\/x{192}"$/);
 });
 
-test("strangers cannot fill the log", () => {
+test("unauthenticated clients cannot fill the log", () => {
   const request = new Request("https://rooms.example/");
   for (let n = 0; n < 1000; n++) logRefusal(request, PROBLEM);
   expect(lines().length).toBe(10);

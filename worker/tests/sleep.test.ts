@@ -1,4 +1,4 @@
-/** An object that sleeps, and what it knows when it wakes. PROTOCOL.md, "Subscribing". */
+/** Hibernation: the state of an object afterwards. PROTOCOL.md, "Subscribing". */
 
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
@@ -9,12 +9,12 @@ afterEach(() => {
   vi.useRealTimers();
 });
 
-/** Its clock stands still, so many ms later; what waits for I/O goes on. */
+/** Advance the clock, and stop it there. I/O continues. */
 function later(ms: number): void {
   vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
 }
 
-test("a connection stays, and hears what comes after the sleep", async () => {
+test("a connection survives hibernation, and receives later notifications", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user }));
   await listener.control("synap.subscribed");
@@ -25,17 +25,17 @@ test("a connection stays, and hears what comes after the sleep", async () => {
   expect((await listener.json())["id"]).toBe("n1");
 });
 
-test("a ping is answered while it sleeps", async () => {
+test("a ping is answered during hibernation", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user }));
   await listener.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   listener.send("ping");
   expect(await listener.text()).toBe("pong");
-  await expect(evictDurableObject(roomStub(room))).rejects.toThrow(); // it does not run
+  await expect(evictDurableObject(roomStub(room))).rejects.toThrow(); // the object is not running
 });
 
-test("whose connection it is, and which device", async () => {
+test("the user and the device survive hibernation", async () => {
   const { user, room } = freshUser();
   const scope = "subscribe presence";
   const one = await Listener.open(room, await token({ sub: user, scope, device: "phone" }), "?presence=1");
@@ -53,13 +53,13 @@ test("whose connection it is, and which device", async () => {
   });
   two.socket.close(1000);
   await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(1));
-  await evictDurableObject(roomStub(room)); // within the grace: it has not left yet
+  await evictDurableObject(roomStub(room)); // within the grace period
   later(6000);
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
   expect((await one.control("synap.presence"))["devices"]).toEqual(["phone"]);
 });
 
-test("what was acknowledged before and after", async () => {
+test("acknowledgements survive hibernation", async () => {
   const { user, room } = freshUser();
   const [first, second] = await fill(room, 3);
   const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
@@ -76,17 +76,17 @@ test("what was acknowledged before and after", async () => {
   }
 });
 
-test("a thousand connections", async () => {
+test("a thousand connections survive hibernation", async () => {
   const room = `workspace_${crypto.randomUUID()}`;
   const users = Array.from({ length: 25 }, (_, n) => `u${10 + n}`);
-  const brief = users.at(-1)!; // whose token ends before the others'
+  const brief = users.at(-1)!; // its token expires first
   const listeners: { user: string; listener: Listener }[] = [];
   for (const user of users) {
     const credential = await token({ sub: user, rooms: [room] }, user === brief ? 45 : 900);
     const opened = Array.from({ length: 40 }, () => Listener.open(room, credential, "", false));
     for (const listener of await Promise.all(opened)) listeners.push({ user, listener });
   }
-  /** Everyone hears it once: then comes the answer to a ping. */
+  /** Each subscriber receives it once, before the answer to a ping. */
   const publishTo = async (those: typeof listeners, id: string) => {
     expect((await publish(room, id))["broadcastCount"]).toBe(those.length);
     for (const { listener } of those) {
@@ -101,7 +101,7 @@ test("a thousand connections", async () => {
     listener.send("ping");
     expect(await listener.text()).toBe("pong");
   }
-  await expect(evictDurableObject(roomStub(room))).rejects.toThrow(); // nobody was woken
+  await expect(evictDurableObject(roomStub(room))).rejects.toThrow(); // the pings have not woken the object
   await publishTo(listeners, "n0");
 
   await evictDurableObject(roomStub(room));
@@ -114,7 +114,7 @@ test("a thousand connections", async () => {
   });
 
   await evictDurableObject(roomStub(room));
-  later(50_000); // they have pinged: nobody is silent yet
+  later(50_000); // they have sent pings, so none is idle
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
   for (const { user, listener } of listeners) {
     if (user === brief) expect(await listener.closed()).toBe(4401);
@@ -150,7 +150,7 @@ test("a connection whose key a deployment has removed is closed when the room wa
       const { voucher, ...kept } = socket.deserializeAttachment() as Json;
       expect(voucher).toMatch(/^.{16}$/);
       if (kept["user"] === "a") socket.serializeAttachment({ ...kept, voucher: "of another key" });
-      if (kept["user"] === "b") socket.serializeAttachment(kept); // from before there were keys
+      if (kept["user"] === "b") socket.serializeAttachment(kept); // as opened before keys were configured
     }
   });
   await evictDurableObject(roomStub(room));
@@ -160,13 +160,13 @@ test("a connection whose key a deployment has removed is closed when the room wa
   expect((await stays.json())["id"]).toBe("n0");
 });
 
-test("a token ends while it sleeps: said 30 s before, then 4401", async () => {
+test("a token that expires during hibernation: a warning 30 s before, then 4401", async () => {
   const { user, room } = freshUser();
   const listener = await Listener.open(room, await token({ sub: user }, 600));
   await listener.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   later(580_000);
-  listener.send("hello"); // else it is silent, too
+  listener.send("hello"); // otherwise the idle timeout would close it
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
   expect(Object.keys(await listener.control("synap.token_expiring"))).toEqual(["expiresAt"]);
   await evictDurableObject(roomStub(room));
@@ -176,7 +176,7 @@ test("a token ends while it sleeps: said 30 s before, then 4401", async () => {
   expect(await listener.closed()).toBe(4401);
 });
 
-test("a client that sends no text ping stays: the runtime looks after it", async () => {
+test("a client without text pings has no idle timeout", async () => {
   const { user, room } = freshUser();
   const quiet = await Listener.open(room, await token({ sub: user }));
   await quiet.control("synap.subscribed");
@@ -187,7 +187,7 @@ test("a client that sends no text ping stays: the runtime looks after it", async
   expect((await quiet.json())["id"]).toBe("n0");
 });
 
-test("silent for 75 s, though it sleeps: 4009; who pings stays", async () => {
+test("an idle client is closed after 75 s, also during hibernation: 4009", async () => {
   const { user, room } = freshUser();
   const silent = await Listener.open(room, await token({ sub: user }));
   const pings = await Listener.open(room, await token({ sub: user }));
@@ -206,13 +206,13 @@ test("silent for 75 s, though it sleeps: 4009; who pings stays", async () => {
   expect((await pings.json())["id"]).toBe("n0");
 });
 
-test("the log, the ids and the retention", async () => {
+test("the log, the ids and the retention survive hibernation", async () => {
   const { user, room } = freshUser();
   const credential = await token({ sub: user });
   const cursors = [...(await fill(room, 1000)), ...(await fill(room, 1, 1000))];
   await evictDurableObject(roomStub(room));
   const [again] = await fill(room, 1);
-  expect(again).toBe(cursors[0]); // though it is no longer in the log, its id counts for 5 minutes
+  expect(again).toBe(cursors[0]); // removed from the log, but within the deduplication window
   const page = await history(room, credential, `?after=${cursors[0]}&limit=1000`);
   expect(page["recovered"]).toBe(true);
   expect(page["notifications"].length).toBe(1000);

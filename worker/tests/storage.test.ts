@@ -1,4 +1,4 @@
-/** What an object keeps, and when it lets it go. PROTOCOL.md, "Guarantees". */
+/** What an object stores, and when it deletes it. PROTOCOL.md, "Guarantees". */
 
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
@@ -16,10 +16,10 @@ function later(ms: number): void {
   vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
 }
 
-/** Two alarms that agree. */
+/** Run two alarms, so that expired data is deleted. */
 async function sweep(room: string): Promise<void> {
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
-  await evictDurableObject(roomStub(room)); // the first reading is kept
+  await evictDurableObject(roomStub(room)); // the first reading survives
   later(CONFIRM_MS);
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
 }
@@ -30,7 +30,7 @@ function tables(room: string): Promise<unknown[]> {
   );
 }
 
-test("who only looks makes nothing", async () => {
+test("reading creates no storage", async () => {
   const { user, room } = freshUser();
   await history(room, await token({ sub: user }));
   const listener = await Listener.open(room, await token({ sub: user }));
@@ -38,7 +38,7 @@ test("who only looks makes nothing", async () => {
   expect(await tables(room)).toEqual([]);
 });
 
-test("an id counts for 5 minutes", async () => {
+test("an id is deduplicated for 5 minutes", async () => {
   const { room } = freshUser();
   const first = await publish(room, "n0");
   later(4 * 60_000);
@@ -49,7 +49,7 @@ test("an id counts for 5 minutes", async () => {
   expect(second["cursor"]).not.toBe(first["cursor"]);
 });
 
-test("a day later it is gone, and who resumes from before hears of it", async () => {
+test("a notification expires after a day, and a resume from before it reports a gap", async () => {
   const { user, room } = freshUser();
   const { cursor } = await publish(room, "n0");
   later(23 * HOUR);
@@ -64,7 +64,7 @@ test("a day later it is gone, and who resumes from before hears of it", async ()
   expect(await page()).toMatchObject({ recovered: false, notifications: [] });
 });
 
-test("a request's room keeps an hour", async () => {
+test("a request's room retains an hour", async () => {
   const room = `request_${crypto.randomUUID()}`;
   await publish(room, "n0");
   const page = async () => history(room, await token({ rooms: [room] }));
@@ -76,7 +76,7 @@ test("a request's room keeps an hour", async () => {
   expect((await page())["notifications"]).toEqual([]);
 });
 
-test("when all of it is too old, the alarm lets the whole storage go", async () => {
+test("when everything has expired, the alarm deletes the storage", async () => {
   const room = `request_${crypto.randomUUID()}`;
   const { cursor } = await publish(room, "n0");
   expect(await tables(room)).not.toEqual([]);
@@ -85,7 +85,7 @@ test("when all of it is too old, the alarm lets the whole storage go", async () 
   await sweep(room);
   expect(await tables(room)).toEqual([]);
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(false);
-  // What comes later is after everything that was there: no cursor means two things.
+  // Later offsets are higher than all earlier ones, so no cursor is reused.
   const page = await history(room, await token({ rooms: [room] }), `?after=${cursor}`);
   expect(page["recovered"]).toBe(false);
   const { cursor: next } = await publish(room, "n1");
@@ -111,7 +111,7 @@ for (const wrong of [3 * 24 * HOUR, 400 * 24 * HOUR]) {
     listener.socket.close(1000);
     await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
     vi.useRealTimers();
-    await runDurableObjectAlarm(roomStub(room)); // it has gone back: the first reading was wrong
+    await runDurableObjectAlarm(roomStub(room)); // the clock is right again: the first reading was wrong
     later(CONFIRM_MS + 1000);
     await runDurableObjectAlarm(roomStub(room));
     expect((await page(`?after=${first}`))["cursor"]).toBe(last);
@@ -133,7 +133,7 @@ test("a second reading deletes only what the first one found too old", async () 
   expect(page).toMatchObject({ notifications: [{ id: "n1" }] });
 });
 
-test("a device that has not come for 30 days is forgotten", async () => {
+test("a device that was not seen for 30 days is forgotten", async () => {
   const { user, room } = freshUser();
   const devices = () =>
     runInDurableObject(roomStub(room), (_, { storage }) => [...storage.kv.list({ prefix: "device " })].length);
@@ -150,10 +150,10 @@ test("a device that has not come for 30 days is forgotten", async () => {
   expect(await devices()).toBe(0);
 });
 
-test("of what a busy room has let go, an id stays for its 5 minutes and no longer", async () => {
+test("an id that was removed from the log is kept for 5 minutes and no longer", async () => {
   const { room } = freshUser();
   await fill(room, 1000);
-  await fill(room, 1000, 1000); // the first thousand are out of the log
+  await fill(room, 1000, 1000); // the first thousand are removed from the log
   later(301_000);
   await fill(room, 1, 2000);
   const { rows } = await runInDurableObject(roomStub(room), (_, { storage }) =>
@@ -162,14 +162,14 @@ test("of what a busy room has let go, an id stays for its 5 minutes and no longe
   expect(rows).toBe(1000); // what is in the log
 });
 
-test("what was kept goes with the last who listens", async () => {
+test("expired data is deleted after the last subscriber", async () => {
   const room = `workspace_${crypto.randomUUID()}`;
   const credential = await token({ rooms: [room] }, 7 * 86_400);
   await publish(room, "n0");
-  const stream = await request(`/rooms/${room}/events`, credential); // it is never silent
+  const stream = await request(`/rooms/${room}/events`, credential); // it has no idle timeout
   later(36 * HOUR);
   await sweep(room);
-  expect(await tables(room)).not.toEqual([]); // somebody is here
+  expect(await tables(room)).not.toEqual([]); // there is a subscriber
   await runInDurableObject(roomStub(room), (_, { storage }) => storage.deleteAlarm());
   await evictDurableObject(roomStub(room));
   await stream.body!.cancel();
@@ -178,7 +178,7 @@ test("what was kept goes with the last who listens", async () => {
   expect(await tables(room)).toEqual([]);
 });
 
-test("a device that was forgotten is known again when it acknowledges", async () => {
+test("a forgotten device is registered again when it acknowledges", async () => {
   const { user, room } = freshUser();
   const [first] = await fill(room, 2);
   const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
@@ -192,7 +192,7 @@ test("a device that was forgotten is known again when it acknowledges", async ()
   );
 });
 
-test("a device that claims to have what does not exist hears what comes", async () => {
+test("a device that acknowledges the future still receives notifications", async () => {
   const { user, room } = freshUser();
   const [cursor] = await fill(room, 1);
   const future = `${cursor!.split("-")[0]}-999999999999999999`;
@@ -205,7 +205,7 @@ test("a device that claims to have what does not exist hears what comes", async 
   expect(await listener.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
 });
 
-test("a mark that was received with what is gone still counts", async () => {
+test("an acknowledgement of removed notifications is kept", async () => {
   const { user, room } = freshUser();
   const { cursor } = await publish(room, "n0");
   const acknowledges = await Listener.open(room, await token({ sub: user }));
@@ -215,22 +215,22 @@ test("a mark that was received with what is gone still counts", async () => {
   await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
   const old = await Listener.open(room, await token({ sub: user }), "", false);
   await publish(room, "n1");
-  expect((await old.json())["id"]).toBe("n1"); // nobody acknowledges it: being handed counts
+  expect((await old.json())["id"]).toBe("n1"); // this client does not acknowledge, so delivery counts
   old.socket.close(1000);
   await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
   later(23 * HOUR);
   await publish(room, "n2");
   later(12 * HOUR);
-  await sweep(room); // n0 and n1 go
+  await sweep(room); // n0 and n1 are deleted
   await evictDurableObject(roomStub(room));
   const listener = await Listener.open(room, await token({ sub: user }));
   expect((await listener.json())["id"]).toBe("n2");
   expect(await listener.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
 });
 
-test("an object that the report's original class has used works on", async () => {
-  // It kept its sockets in memory alone: what may be there is others' keys, and a socket that it
-  // accepted in the way of sleeping objects has no attachment.
+test("an object that was used by another class keeps working", async () => {
+  // That class kept its sockets in memory only. There may be foreign keys, and hibernating sockets without an
+  // attachment.
   const { user, room } = freshUser();
   await runInDurableObject(roomStub(room), async (_, state) => {
     await state.storage.put("connections", 3);
@@ -242,7 +242,7 @@ test("an object that the report's original class has used works on", async () =>
   expect((await listener.json())["id"]).toBe("n0");
 });
 
-test("a second reading of the clock counts only minutes after the first", () => {
+test("a second reading of the clock counts only after five minutes", () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const ages = new AgeCheck(keys());
   const first = Date.now();
@@ -254,7 +254,7 @@ test("a second reading of the clock counts only minutes after the first", () => 
   expect(ages.dueAt).toBeUndefined();
 });
 
-test("a first reading that was ahead keeps nothing from being deleted in its time", () => {
+test("a first reading that was ahead does not delay later deletions", () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const ages = new AgeCheck(keys());
   const now = Date.now();
@@ -267,7 +267,7 @@ test("a first reading that was ahead keeps nothing from being deleted in its tim
   expect(ages.dueAt).toBe(now + CONFIRM_MS);
 });
 
-/** As an object keeps them. */
+/** A fake of the synchronous key-value storage. */
 function keys(): SyncKvStorage {
   const kept = new Map<string, unknown>();
   const put = (key: string, value: unknown) => void kept.set(key, value);

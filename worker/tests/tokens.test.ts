@@ -1,4 +1,4 @@
-/** The same tokens as on every other server: tests/conformance/tokens.json. PROTOCOL.md, "Authentication and authorization". */
+/** The tokens of all servers: tests/conformance/tokens.json. PROTOCOL.md, "Authentication and authorization". */
 
 import { afterEach, expect, test, vi } from "vitest";
 
@@ -47,7 +47,7 @@ test.each(vectors.tokens)("$name", async ({ token, expected }) => {
   }
 });
 
-test("a refused token of ours says whose it is, and a forged one does not", async () => {
+test("the error of an invalid token names its user only if the signature is valid", async () => {
   const token = named("sub opens the user's room and no other's");
   const userOf = (of: Settings, text: string, now: number): Promise<unknown> =>
     authenticateToken(of, text, now).then(() => "accepted", (error: InvalidTokenError) => error.user);
@@ -57,7 +57,7 @@ test("a refused token of ours says whose it is, and a forged one does not", asyn
   expect(await userOf(settings({ TOKEN_SECRETS: "x".repeat(32) }), token, NOW)).toBe(undefined);
 });
 
-test("a token without the iss or the aud that is asked for", async () => {
+test("a token without the required iss or aud is invalid", async () => {
   const token = named("sub opens the user's room and no other's");
   for (const more of [{ TOKEN_ISSUER: "https://id.example" }, { TOKEN_AUDIENCE: "rooms" }]) {
     await expect(authenticateToken(settings(more), token, NOW)).rejects.toThrow("missing claim");
@@ -69,7 +69,7 @@ test("a token without the iss or the aud that is asked for", async () => {
   await expect(authenticateToken(wrong, issued, NOW)).rejects.toThrow("issuer mismatch");
 });
 
-test("a key that is not there is looked for once in 10 s; old keys count for an hour", async () => {
+test("a missing key causes one fetch in 10 s; old keys are used for an hour", async () => {
   let now = 0;
   let isUp = true;
   let asked = 0;
@@ -94,7 +94,7 @@ test("a key that is not there is looked for once in 10 s; old keys count for an 
   await expect(jwks.find("RS256", "RS256")).rejects.toThrow(KeysUnavailableError);
 });
 
-test("keys that were fetched while the clock was ahead do not count for longer", async () => {
+test("keys that were fetched while the clock was ahead are not used for longer", async () => {
   let now = 3 * 86_400_000;
   let asked = 0;
   const jwks = new Jwks(
@@ -137,7 +137,7 @@ for (const [what, answer] of [
   });
 }
 
-test("a JWK set with a key for another use or algorithm, or a shared secret, gives no key for it", async () => {
+test("keys for another use or algorithm, and symmetric keys, are skipped", async () => {
   const [rsa] = vectors.jwks.keys.filter(({ kty }: { kty: string }) => kty === "RSA");
   const keys = [
     { ...rsa, use: "enc" },
@@ -168,7 +168,7 @@ test("a thousand tokens with kids that are not there fetch the keys once in 10 s
   expect(asked).toBe(2); // 20 s
 });
 
-test("many ask at once for a key that is not there: few look for it, the others come again", async () => {
+test("concurrent requests for a missing key cause few fetches; the others are retried", async () => {
   let now = 0;
   let asked = 0;
   let answer: () => void = () => undefined;
@@ -185,7 +185,7 @@ test("many ask at once for a key that is not there: few look for it, the others 
   now = 20_000;
   const all = Array.from({ length: 100 }, () => jwks.find("RS256", "gone"));
   const settled = Promise.allSettled(all);
-  expect((await jwks.find("RS256", "RS256")).length).toBe(1); // who has a key that is there waits for nobody
+  expect((await jwks.find("RS256", "RS256")).length).toBe(1); // a known key needs no fetch
   answer();
   const outcomes = await settled;
   expect(asked).toBe(1 + 4);
@@ -195,7 +195,7 @@ test("many ask at once for a key that is not there: few look for it, the others 
   }
 });
 
-test("a request that was let go while it looked holds up the others for 5 s at most", async () => {
+test("a request that is cancelled during a fetch delays the others by at most 5 s", async () => {
   let now = 0;
   let asked = 0;
   const jwks = new Jwks(
@@ -214,7 +214,7 @@ test("a request that was let go while it looked holds up the others for 5 s at m
   expect(await jwks.find("RS256", "gone")).toEqual([]);
 });
 
-test("what is wrong is not shown: it may be a secret that came into the wrong place", () => {
+test("errors do not contain the value, which may be a misplaced secret", () => {
   const given = { JWKS_URLS: "https://id.example/jwks,a-secret" } as unknown as Env;
   expect(() => settingsOf(given)).toThrow(/^((?!a-secret).)*$/);
 });
@@ -229,7 +229,7 @@ test.each([
   expect(() => settingsOf(given as unknown as Env)).toThrow(message);
 });
 
-test("a port that the scheme implies is not a part of an allowed origin", () => {
+test("the default port is not a part of an allowed origin", () => {
   const given = "https://a.example:443,http://b.example:80/,https://c.example:80";
   const env = { ALLOWED_ORIGINS: given } as unknown as Env;
   expect(settingsOf(env).allowedOrigins).toEqual([
