@@ -69,12 +69,12 @@ async def in_order(url: str, tag: str, count: int) -> bool:
     async with httpx.AsyncClient() as client:
         for n in range(CONVERSATIONS):
             room = f"{url}/rooms/request_{tag}-{n}/history?limit=1000"
-            heard = (await client.get(room)).json()["notifications"]
-            pieces = [m["data"] for m in heard if m["type"].endswith(".delta")]
+            notifications = (await client.get(room)).json()["notifications"]
+            pieces = [m["data"] for m in notifications if m["type"].endswith(".delta")]
             numbers = [int(word) for piece in pieces for word in piece["delta"].split()]
             if numbers != list(range(count))[-len(numbers) :] or numbers[-1] != count - 1:
                 return False
-            if heard[-1]["status"] != "success":
+            if notifications[-1]["status"] != "success":
                 return False
     return True
 

@@ -79,7 +79,7 @@ class Table:
         compared: those that are also shown as ratios.
     """
 
-    shape: str
+    scenario: str
     title: str
     columns: Mapping[str, str]
     compared: Sequence[str]

@@ -42,7 +42,7 @@ class MissingError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class Subscriber:
     """A subscriber and its room.
 
     Attributes:
@@ -56,14 +56,14 @@ class Listener:
     replay: bool = False
 
 
-def own_rooms(count: int, *, replay: bool = False) -> list[Listener]:
+def own_rooms(count: int, *, replay: bool = False) -> list[Subscriber]:
     """Return this number of users, each in its own room."""
-    return [Listener(str(n), f"user_{n}", replay) for n in range(count)]
+    return [Subscriber(str(n), f"user_{n}", replay) for n in range(count)]
 
 
-def one_room(count: int, room: str = "workspace_1") -> list[Listener]:
+def one_room(count: int, room: str = "workspace_1") -> list[Subscriber]:
     """Return this number of users in one room."""
-    return [Listener(str(n), room) for n in range(count)]
+    return [Subscriber(str(n), room) for n in range(count)]
 
 
 def notification() -> str:
@@ -105,8 +105,8 @@ class Server:
     def publish_port(self, port: int) -> int:
         return port
 
-    def client(self, listener: Listener) -> Client:
-        return Client(_handshake(f"/rooms/{listener.room}/subscribe"))
+    def client(self, subscriber: Subscriber) -> Client:
+        return Client(_handshake(f"/rooms/{subscriber.room}/subscribe"))
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a publish."""
@@ -182,13 +182,13 @@ class Ours(Server):
             **{f"SYNAP_REALTIME_{name}": "0" for name in (*limits, *rates)},
         }
 
-    def client(self, listener: Listener) -> Client:
-        rooms = [] if listener.room == f"user_{listener.user}" else [listener.room]
-        token = mint_token(listener.user, rooms=rooms, secret=self._secret)
-        after = "earliest" if listener.replay else "latest"
+    def client(self, subscriber: Subscriber) -> Client:
+        rooms = [] if subscriber.room == f"user_{subscriber.user}" else [subscriber.room]
+        token = mint_token(subscriber.user, rooms=rooms, secret=self._secret)
+        after = "earliest" if subscriber.replay else "latest"
         return Client(
             _handshake(
-                f"/rooms/{listener.room}/subscribe?after={after}",
+                f"/rooms/{subscriber.room}/subscribe?after={after}",
                 Authorization=f"Bearer {token}",
                 Sec_WebSocket_Protocol="synap.v1",
             )
@@ -230,9 +230,9 @@ class Nchan(Server):
         (at.folder / "nginx.conf").write_text(text)
         return [nginx, "-p", at.folder, "-e", "stderr", "-c", at.folder / "nginx.conf"]
 
-    def client(self, listener: Listener) -> Client:
-        route = "replay" if listener.replay else "subscribe"
-        return Client(_handshake(f"/rooms/{listener.room}/{route}"))
+    def client(self, subscriber: Subscriber) -> Client:
+        route = "replay" if subscriber.replay else "subscribe"
+        return Client(_handshake(f"/rooms/{subscriber.room}/{route}"))
 
 
 class Bun(Server):
@@ -282,8 +282,8 @@ class SocketIo(InPython):
 
     name, title, live = "socketio", "python-socketio on uvicorn", "430["
 
-    def client(self, listener: Listener) -> Client:
-        hello = ("40", "420" + json.dumps(["subscribe", listener.room], separators=(",", ":")))
+    def client(self, subscriber: Subscriber) -> Client:
+        hello = ("40", "420" + json.dumps(["subscribe", subscriber.room], separators=(",", ":")))
         return Client(_handshake("/socket.io/?EIO=4&transport=websocket"), hello)
 
 

@@ -1,4 +1,4 @@
-# A Worker with a Durable Object for each room, on workerd; nothing is kept on disk.
+# A Worker with a Durable Object for each room, on workerd; nothing is stored on disk.
 using Workerd = import "/workerd/workerd.capnp";
 
 const config :Workerd.Config = (

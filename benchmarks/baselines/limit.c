@@ -1,10 +1,10 @@
-/* The limit: rooms of WebSockets on epoll, and send(2) in a loop for each notification.
+/* The lower bound: rooms of WebSockets on epoll, and send(2) in a loop for each notification.
  *
  *   limit PORT
  *
- * It knows just enough of HTTP and RFC 6455 for the load generator: handshakes, POST
- * /rooms/{room}/broadcast with the body handed through, and POST /broadcast, whose notifications
- * begin with "rooms":["one"]. It believes what it is told, and reads no frames.
+ * It implements just enough of HTTP and RFC 6455 for the load generator: handshakes, POST
+ * /rooms/{room}/broadcast, which forwards the body, and POST /broadcast, whose notifications must
+ * begin with "rooms":["one"]. It validates nothing and ignores the clients' frames.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -33,7 +33,7 @@ typedef struct Room {
 } Room;
 
 typedef struct {
-    char *data; /* of a request that has come in part */
+    char *data; /* of an incomplete request */
     size_t length, room_for;
     Room *room; /* of a WebSocket */
     int place;
@@ -73,7 +73,7 @@ static void leave(int fd) {
     close(fd);
 }
 
-/* A slow reader is waited for: there is no queue. */
+/* Block on a slow reader: there is no queue. */
 static void send_all(int fd, const char *data, size_t length) {
     while (length) {
         ssize_t sent = send(fd, data, length, MSG_NOSIGNAL);
@@ -84,7 +84,7 @@ static void send_all(int fd, const char *data, size_t length) {
             struct pollfd wait = {fd, POLLOUT, 0};
             poll(&wait, 1, 1000);
         } else if (errno != EINTR) {
-            return; /* it has gone; epoll says so as well */
+            return; /* disconnected; epoll reports that, too */
         }
     }
 }
@@ -111,7 +111,7 @@ static int deliver(Room *room, const char *text, size_t length) {
     return room->count;
 }
 
-/* Each of {"notifications":[{"rooms":["…"],…},…]}: where it ends is found by its braces. */
+/* Each of {"notifications":[{"rooms":["…"],…},…]}: its end is found by counting braces. */
 static void deliver_batch(const char *body, const char *end) {
     static const char start[] = "{\"rooms\":[\"";
     static char text[MAX_BODY];
@@ -204,7 +204,7 @@ static void answer_json(int fd, const char *json) {
     send_all(fd, answer, (size_t)size);
 }
 
-/* One whole request; returns its length, 0: more is to come. */
+/* Process one request; return its length, or 0 if it is incomplete. */
 static size_t take_request(int fd, char *data, size_t length) {
     char *end = memmem(data, length, "\r\n\r\n", 4);
     if (!end) return 0;
@@ -253,7 +253,7 @@ static void serve(int fd) {
         if (got == 0 || (errno != EAGAIN && errno != EINTR)) leave(fd);
         return;
     }
-    if (connection->room) return; /* a client's frame: nothing that a limit would look at */
+    if (connection->room) return; /* ignore a client's frame */
     length += (size_t)got;
     char *at = buffer;
     size_t taken;

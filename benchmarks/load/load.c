@@ -1,22 +1,24 @@
-/* The load: thousands of WebSocket clients and some publishers in one thread, on epoll.
+/* The load generator: thousands of WebSocket clients and some publishers in one thread, on epoll.
  *
- * It reads commands, a line each, and answers each with one line of JSON:
+ * It reads one command per line, and responds to each with one line of JSON:
  *
- *   dial PORT FILE COUNT IN_FLIGHT EXPECTED TIMEOUT_S LIVE   open the next COUNT clients of FILE
- *   publish PORT FILE COUNT PUBLISHERS MODE RATE TIMEOUT_S   send COUNT requests of FILE, in turn
- *   redial IN_FLIGHT TIMEOUT_S      wait until the server has died and all clients are live again
- *   say TEXT                        each client says a text
+ *   dial PORT FILE COUNT IN_FLIGHT EXPECTED TIMEOUT_S LIVE   connect the next COUNT clients of FILE
+ *   publish PORT FILE COUNT PUBLISHERS MODE RATE TIMEOUT_S   send COUNT requests, cycling through FILE
+ *   redial IN_FLIGHT TIMEOUT_S      wait until the server was restarted and all clients are live
+ *   say TEXT                        send a text on each client
  *   hangup                          close all clients
  *
- * FILE of clients: records "REQUEST_BYTES HELLO_BYTES\n", the handshake, and the texts to say one by
- * one, each after a text from the server, with a line break between. A client is live when a text
- * holds LIVE, or with "-" at the 101. FILE of requests: records "REQUEST_BYTES DELIVERIES\n" and the
- * request. In it, each "id":"@@@@@@@@@@@@@@@@@@@" becomes the time when it was sent, CLOCK_MONOTONIC
- * in ns, by which each delivery is recognised, counted and timed.
+ * FILE of clients: records "REQUEST_BYTES HELLO_BYTES\n", the handshake, and the texts to send, each
+ * after a text from the server, separated by line breaks. A client is live when it receives a text
+ * that contains LIVE, or with "-" after the 101.
  *
- * MODE: "closed": a publisher's next request follows its answer. "paced": when, besides, all that
- * was to be delivered so far has come. "rate": RATE a second, whatever the server does; what is late
- * because no publisher was free counts from when it was due.
+ * FILE of requests: records "REQUEST_BYTES DELIVERIES\n" and the request. Each
+ * "id":"@@@@@@@@@@@@@@@@@@@" in it is replaced by the time of sending (CLOCK_MONOTONIC in ns), which
+ * identifies and times each delivery.
+ *
+ * MODE: "closed": a publisher sends its next request after the response. "paced": after the response
+ * and all expected deliveries. "rate": RATE requests a second, regardless of the server; the latency
+ * of a request that waited for a free publisher counts from its scheduled time.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -44,11 +46,11 @@
 #define PLACE MARK "@@@@@@@@@@@@@@@@@@@"
 
 enum { CLIENT, PUBLISHER, TIMER };
-enum { GONE, CONNECTING, SHAKING, GREETING, LIVE };
+enum { CLOSED, CONNECTING, SHAKING, GREETING, LIVE };
 
 typedef struct {
-    char *request, *hello, *said; /* said: the next of hello */
-    unsigned char *rest; /* of a frame that has come in part */
+    char *request, *hello, *said; /* said: the next text of hello */
+    unsigned char *rest; /* of an incomplete frame */
     uint32_t length, rest_length;
     int fd, state;
 } Client;
@@ -61,11 +63,11 @@ typedef struct {
 
 typedef struct {
     int fd, busy;
-    size_t sent, length; /* of the request under way */
+    size_t sent, length; /* of the request in flight */
     char *data;
-    char answer[4096]; /* how its answer begins */
-    char tail[5];      /* and how it ends */
-    size_t answered;   /* how much of it there is */
+    char answer[4096]; /* the start of the response */
+    char tail[5];      /* and its end */
+    size_t answered;   /* bytes received */
 } Publisher;
 
 static Client clients[MAX_CLIENTS];
@@ -75,7 +77,7 @@ static long request_count;
 static int client_count, port, poller, timer;
 static char live_mark[64];
 
-/* Of the command under way. */
+/* Counters of the current command. */
 static long live, dialling, failed, lost, delivered, expected, answered, refused, started, wanted;
 static uint64_t first_live, last_live, last_delivered, last_stamp;
 static uint32_t *samples; /* us */
@@ -118,14 +120,14 @@ static int dial(int to) {
 /* ---- clients ---- */
 
 static void drop(Client *client) {
-    if (client->state == GONE) return;
+    if (client->state == CLOSED) return;
     if (client->state == LIVE) live--, lost++;
     else dialling--, failed++;
     close(client->fd);
     free(client->rest);
     client->rest = NULL;
     client->rest_length = 0;
-    client->state = GONE;
+    client->state = CLOSED;
 }
 
 static void begin(int index) {
@@ -142,8 +144,8 @@ static void begin(int index) {
     watch(client->fd, CLIENT, index, EPOLLOUT | EPOLLIN, EPOLL_CTL_ADD);
 }
 
-/* RFC 6455, section 5.3, with a mask of zeros, which is one as well. */
-static void say(Client *client, int opcode, const char *text, size_t length) {
+/* RFC 6455, section 5.3, with a mask of zeros, which is valid. */
+static void send_text(Client *client, int opcode, const char *text, size_t length) {
     char frame[4096 + 8] = {(char)(0x80 | opcode)};
     size_t head = 2;
     if (length > 4096) return;
@@ -179,7 +181,7 @@ static void count(const char *stamp, const char *end, uint64_t now) {
     samples[sample_count++] = now > sent ? (uint32_t)((now - sent) / 1000) : 0;
 }
 
-static void hear(Client *client, const char *text, size_t length, uint64_t now) {
+static void on_text(Client *client, const char *text, size_t length, uint64_t now) {
     const char *found = memmem(text, length, MARK, sizeof MARK - 1);
     if (found) {
         count(found + sizeof MARK - 1, text + length, now);
@@ -192,17 +194,17 @@ static void hear(Client *client, const char *text, size_t length, uint64_t now) 
             size_t size = strcspn(client->said, "\n");
             const char *next = client->said;
             client->said += size + (next[size] == '\n');
-            say(client, 1, next, size);
+            send_text(client, 1, next, size);
         }
     } else if (length == 1 && *text == '2') {
-        say(client, 1, "3", 1); /* engine.io's ping */
+        send_text(client, 1, "3", 1); /* engine.io's ping */
     }
 }
 
-/* The whole frames of what has come; returns how much they were. */
+/* Process the complete frames; return their size. */
 static size_t take_frames(Client *client, unsigned char *data, size_t length, uint64_t now) {
     size_t at = 0;
-    while (length - at >= 2 && client->state != GONE) {
+    while (length - at >= 2 && client->state != CLOSED) {
         size_t head = 2, size = data[at + 1] & 127;
         if (size == 126) head = 4;
         if (size == 127) head = 10;
@@ -214,8 +216,8 @@ static size_t take_frames(Client *client, unsigned char *data, size_t length, ui
         if (length - at < head + size) break;
         char *text = (char *)data + at + head;
         int opcode = data[at] & 15;
-        if (opcode == 1) hear(client, text, size, now);
-        if (opcode == 9) say(client, 10, text, size);
+        if (opcode == 1) on_text(client, text, size, now);
+        if (opcode == 9) send_text(client, 10, text, size);
         if (opcode == 8) {
             drop(client);
             return length;
@@ -228,7 +230,7 @@ static size_t take_frames(Client *client, unsigned char *data, size_t length, ui
 static void on_client(int index, uint32_t events) {
     static unsigned char buffer[BUFFER];
     Client *client = &clients[index];
-    if (client->state == GONE) return;
+    if (client->state == CLOSED) return;
     if (client->state == CONNECTING) {
         if (events & (EPOLLERR | EPOLLHUP)) {
             if (redialling) dial_after = now_ns() + RETRY_NS;
@@ -253,7 +255,7 @@ static void on_client(int index, uint32_t events) {
         char *end = memmem(buffer, length, "\r\n\r\n", 4);
         if (end) {
             if (memcmp(buffer, "HTTP/1.1 101", 12)) {
-                if (!refused++) fprintf(stderr, "load: a handshake was refused: %.200s\n", buffer);
+                if (!refused++) fprintf(stderr, "load: a handshake was rejected: %.200s\n", buffer);
                 drop(client);
                 return;
             }
@@ -263,7 +265,7 @@ static void on_client(int index, uint32_t events) {
         }
     }
     if (client->state >= GREETING) at += take_frames(client, buffer + at, length - at, now_ns());
-    if (client->state == GONE) return;
+    if (client->state == CLOSED) return;
     size_t left = length - at;
     if (left) {
         if (left > client->rest_length || !client->rest) client->rest = realloc(client->rest, left);
@@ -290,7 +292,7 @@ static void push(int index) {
     }
 }
 
-/* Each stamp differs from all before: it is the notification's id. */
+/* Each stamp is unique, because it is the notification's id. */
 static void start(int index, uint64_t due) {
     Publisher *publisher = &publishers[index];
     Request *request = &requests[started++ % request_count];
@@ -314,7 +316,7 @@ static void start(int index, uint64_t due) {
     push(index);
 }
 
-/* Whether a whole answer is there. */
+/* Whether the response is complete. */
 static int is_answered(Publisher *publisher) {
     char *end = strstr(publisher->answer, "\r\n\r\n");
     if (!end) return 0;
@@ -366,7 +368,7 @@ static void on_publisher(int index, uint32_t events) {
     answered++;
     if (memcmp(publisher->answer, "HTTP/1.1 2", 10) ||
         strstr(publisher->answer, "\"success\":false") || strstr(publisher->answer, "\"duplicate\":true"))
-        if (!refused++) fprintf(stderr, "load: a publish was refused: %.300s\n", publisher->answer);
+        if (!refused++) fprintf(stderr, "load: a publish was rejected: %.300s\n", publisher->answer);
 }
 
 /* ---- the loop ---- */
@@ -480,10 +482,10 @@ static void run_redial(long in_flight, double timeout_s) {
     dial_after = 0;
     while (now_ns() < limit && !(lost >= client_count && live == client_count)) {
         uint64_t now = now_ns();
-        /* Until one is through again, one at a time knocks: the others wait for it. */
+        /* Until the first handshake succeeds, only one client tries at a time. */
         long most = first_live ? in_flight : 1;
         for (int tried = 0; lost && now >= dial_after && dialling < most && tried < client_count; tried++) {
-            if (clients[next].state == GONE) begin(next);
+            if (clients[next].state == CLOSED) begin(next);
             next = (next + 1) % client_count;
         }
         turn(2);
@@ -538,7 +540,7 @@ static void run_publish(int to, const char *path, long number, int publisher_cou
         turn(100);
     }
     double wall = (double)(now_ns() - begun) / 1e9, used = cpu_s() - cpu;
-    /* One delivery too many would be an error as well: what comes late is still counted. */
+    /* Count late deliveries, because one too many is an error, too. */
     for (uint64_t until = now_ns() + 20000000ull; now_ns() < until;) turn(5);
     for (int i = 0; i < publisher_count; i++)
         if (publishers[i].fd >= 0) close(publishers[i].fd);
@@ -570,7 +572,7 @@ int main(void) {
             run_redial(in_flight, timeout_s);
         } else if (!strncmp(line, "say ", 4)) {
             for (int i = 0; i < client_count; i++)
-                if (clients[i].state == LIVE) say(&clients[i], 1, line + 4, strcspn(line + 4, "\n"));
+                if (clients[i].state == LIVE) send_text(&clients[i], 1, line + 4, strcspn(line + 4, "\n"));
             report(0, 0);
         } else if (!strncmp(line, "hangup", 6)) {
             for (int i = 0; i < client_count; i++) {

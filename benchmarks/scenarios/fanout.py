@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ..rounds import SETTLE_S, Measure, Options, Session, Table, ceiling, compare, shares
 from ..servers import Ours, WithoutRing, one_room
 
-LISTENERS = 1000
+SUBSCRIBERS = 1000
 DELIVERIES = 30_000
 """Deliveries per round."""
 
@@ -21,30 +21,30 @@ COLUMNS = {
 
 
 def run(options: Options) -> list[Table]:
-    listeners = options.scaled(LISTENERS)
+    subscribers = options.scaled(SUBSCRIBERS)
 
     def prepare(session: Session) -> None:
-        connect(session, listeners)
+        connect(session, subscribers)
 
     without = [WithoutRing() for kind in options.kinds if type(kind) is Ours]
     kinds = [*options.kinds, *without]
-    rows = compare(options, prepare, measure(listeners, options), kinds=kinds)
-    title = f"One room, {listeners:,} subscribers, 200 bytes, sequential publishes"
+    rows = compare(options, prepare, measure(subscribers, options), kinds=kinds)
+    title = f"One room, {subscribers:,} subscribers, 200 bytes, sequential publishes"
     return [Table("fanout", title, COLUMNS, ["delivery_us"], rows, ceiling(rows[0], "delivery_us"))]
 
 
-def connect(session: Session, listeners: int) -> None:
-    clients = [session.kind.client(one) for one in one_room(listeners)]
+def connect(session: Session, subscribers: int) -> None:
+    clients = [session.kind.client(one) for one in one_room(subscribers)]
     session.load.dial(session.port, clients, live=session.kind.live)
     time.sleep(SETTLE_S)
 
 
-def measure(listeners: int, options: Options) -> Measure:
+def measure(subscribers: int, options: Options) -> Measure:
     """Run a round: publish the next when all subscribers have received the last."""
-    count = max(5, options.scaled(DELIVERIES, 100) // listeners)
+    count = max(5, options.scaled(DELIVERIES, 100) // subscribers)
 
     def round_of(session: Session) -> Mapping[str, float]:
-        publish = session.kind.publish("workspace_1", listeners)
+        publish = session.kind.publish("workspace_1", subscribers)
         with session.used() as used_us:
             report = session.load.publish(session.publish_port, [publish], count, mode="paced")
         return {

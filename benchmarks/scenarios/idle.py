@@ -10,7 +10,7 @@ from itertools import count as counting
 
 from .. import machine
 from ..rounds import Measure, Options, Session, Table, compare, shares
-from ..servers import Listener, Server
+from ..servers import Server, Subscriber
 
 CONNECTIONS = 10_000
 REST_S = 0.4
@@ -48,7 +48,7 @@ def measure(step: int, steps: int) -> Measure:
     def round_of(session: Session) -> Mapping[str, float]:
         count = session.kind.most(step * steps) // steps
         users = [str(numbers()) for _ in range(count)]
-        clients = [session.kind.client(Listener(user, f"user_{user}")) for user in users]
+        clients = [session.kind.client(Subscriber(user, f"user_{user}")) for user in users]
         before = machine.max_memory_bytes(session.server.pid)
         with session.used() as used_us:
             report = session.load.dial(session.port, clients, live=session.kind.live)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from .. import machine
 from ..load import LoadError
 from ..rounds import Measure, Options, Row, Session, Stat, Table, pair, print_progress, session
-from ..servers import Limit, Listener, MissingError, Server, one_room, own_rooms
+from ..servers import Limit, MissingError, Server, Subscriber, one_room, own_rooms
 from . import fanout, rooms
 from .idle import REST_S
 
@@ -60,8 +60,8 @@ def _grow(
         with session(Limit()) as limit, session(kind) as mine:
             before = 0
             for size, (limit_row, row) in zip(sizes, steps, strict=True):
-                listeners = (one_room if in_one_room else own_rooms)(size)[before:]
-                costs = [_connect(each, listeners) for each in (limit, mine)]
+                subscribers = (one_room if in_one_room else own_rooms)(size)[before:]
+                costs = [_connect(each, subscribers) for each in (limit, mine)]
                 before = size
                 ways: dict[str, tuple[str, Measure]]
                 if in_one_room:
@@ -82,8 +82,8 @@ def _grow(
                 print_progress(f"scaling, {'one room' if in_one_room else 'rooms'}, {size:,}")
 
 
-def _connect(mine: Session, listeners: Sequence[Listener]) -> dict[str, float]:
-    clients = [mine.kind.client(one) for one in listeners]
+def _connect(mine: Session, subscribers: Sequence[Subscriber]) -> dict[str, float]:
+    clients = [mine.kind.client(one) for one in subscribers]
     before = machine.max_memory_bytes(mine.server.pid)
     with mine.used() as used_us:
         mine.load.dial(mine.port, clients, live=mine.kind.live)

@@ -13,21 +13,21 @@ from .keys import check_mode
 from .timeouts import TIMEOUT_S, run_in_thread
 
 
-async def check(subject: CheckContext, say: Report) -> None:
+async def check(subject: CheckContext, report: Report) -> None:
     """Check the configured certificate. Report nothing without one: a proxy may terminate TLS."""
     settings = subject.settings
     if settings is None or (settings.tls_cert is None and settings.tls_key is None):
         return
     chain, key = settings.tls_cert, settings.tls_key
     if key is not None:
-        await check_mode("TLS key", key, say)
+        await check_mode("TLS key", key, report)
     try:
         found = await run_in_thread(lambda: open_certificate(chain, key))
     except ConfigurationError as error:
-        say(Finding("fail", "TLS files", str(error), "correct it, then run doctor again"))
+        report(Finding("fail", "TLS files", str(error), "correct it, then run doctor again"))
     except TimeoutError:
         unread = f"{chain} and {key} could not be read within {TIMEOUT_S:g} s"
-        say(Finding("fail", "TLS files", unread, "check their disk"))
+        report(Finding("fail", "TLS files", unread, "check their disk"))
     else:
         assert found is not None  # noqa: S101 - both are configured
-        say(check_expiry("TLS files", str(chain), found.not_after.timestamp() - time.time()))
+        report(check_expiry("TLS files", str(chain), found.not_after.timestamp() - time.time()))

@@ -8,15 +8,15 @@ from .finding import Finding, Report
 _RESOLUTION_S = 2.0  # a header has whole seconds, and servers may cache it for a second
 
 
-async def check(subject: CheckContext, say: Report) -> None:
+async def check(subject: CheckContext, report: Report) -> None:
     """Compare the clocks. With an offset above the leeway, tokens become valid too late or expire
     early.
     """
     if not subject.dates:
-        say(Finding("warn", "clock", "not compared: no server sent its time", _NTP))
+        report(Finding("warn", "clock", "not compared: no server sent its time", _NTP))
     worst = {dated.host: dated for dated in sorted(subject.dates, key=lambda d: abs(d.ahead_s))}
     for dated in worst.values():
-        say(compare(dated.host, dated.ahead_s, subject.token_leeway_s))
+        report(compare(dated.host, dated.ahead_s, subject.token_leeway_s))
 
 
 _NTP = "check that NTP runs (timedatectl; chronyc tracking)"

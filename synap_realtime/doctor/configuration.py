@@ -19,29 +19,29 @@ _SHOWN = ("httpx", "pydantic", "uvicorn", "uvloop", "websockets")
 _OTHER_FILES = 100  # as in server/serve.py: the store's, the log's, and a process's standard files
 
 
-async def check(subject: CheckContext, say: Report) -> None:
+async def check(subject: CheckContext, report: Report) -> None:
     """Check everything that needs neither a file nor the network."""
-    say(Finding("ok", "versions", _versions()))
+    report(Finding("ok", "versions", _versions()))
     if find_spec("websockets") is None:
-        say(_missing("websockets", "subscribing is not possible", "subscriber"))
+        report(_missing("websockets", "subscribing is not possible", "subscriber"))
     if not subject.has_server:
         none = f"no settings of serve here ({PREFIX}…); run doctor where the server runs"
-        say(Finding("ok", "configuration", none))
-        _check_installed(subject, say)
+        report(Finding("ok", "configuration", none))
+        _check_installed(subject, report)
         return
     if subject.missing:
         what = "not read, so a server's keys, certificate and store are not checked"
-        say(Finding("warn", "configuration", f"{what}: {subject.missing}"))
+        report(Finding("warn", "configuration", f"{what}: {subject.missing}"))
         return
-    _check_names(say)
-    _check_installed(subject, say)
-    say = of_server(say)
+    _check_names(report)
+    _check_installed(subject, report)
+    report = of_server(report)
     if subject.wrong is not None:
-        say(Finding("fail", "configuration", subject.wrong, "correct it, then run doctor again"))
+        report(Finding("fail", "configuration", subject.wrong, "correct it, then run doctor again"))
     else:
-        say(Finding("ok", "configuration", "valid"))
-    _check_host(subject, say)
-    _check_files(subject, say)
+        report(Finding("ok", "configuration", "valid"))
+    _check_host(subject, report)
+    _check_files(subject, report)
 
 
 def _versions() -> str:
@@ -54,7 +54,7 @@ def _versions() -> str:
     return ", ".join(found)
 
 
-def _check_names(say: Report) -> None:
+def _check_names(report: Report) -> None:
     from ..server.config import ServerSettings
 
     known = [PREFIX + name.upper() for name in ServerSettings.model_fields]
@@ -62,17 +62,17 @@ def _check_names(say: Report) -> None:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             close = difflib.get_close_matches(name.upper(), known, n=1)
             advice = f"did you mean {close[0]}?" if close else "see synap-realtime serve --help"
-            say(Finding("warn", "environment", f"unknown variable {name}", advice))
+            report(Finding("warn", "environment", f"unknown variable {name}", advice))
 
 
-def _check_host(subject: CheckContext, say: Report) -> None:
+def _check_host(subject: CheckContext, report: Report) -> None:
     from ..server.config import is_loopback
 
     settings, keys = subject.settings, subject.keys
     if settings is None or keys is None:  # without known keys: the keys check reports it
         return
     if not keys and not is_loopback(settings.host):
-        say(
+        report(
             Finding(
                 "fail",
                 "host",
@@ -84,9 +84,9 @@ def _check_host(subject: CheckContext, say: Report) -> None:
         )
     else:
         guarded = "with keys" if keys else "without keys, serve accepts this machine only"
-        say(Finding("ok", "host", f"{settings.host}, {guarded}"))
+        report(Finding("ok", "host", f"{settings.host}, {guarded}"))
     if keys and not settings.allowed_origins:
-        say(
+        report(
             Finding(
                 "warn",
                 "origins",
@@ -96,27 +96,27 @@ def _check_host(subject: CheckContext, say: Report) -> None:
             )
         )
     elif keys:
-        say(Finding("ok", "origins", f"pages of {', '.join(settings.allowed_origins)}"))
+        report(Finding("ok", "origins", f"pages of {', '.join(settings.allowed_origins)}"))
 
 
-def _check_installed(subject: CheckContext, say: Report) -> None:
+def _check_installed(subject: CheckContext, report: Report) -> None:
     keys = subject.keys
     wants_tokens = bool(os.environ.get("REALTIME_TOKEN_SECRET")) or bool(
         keys and (keys.token_secrets or keys.jwks_urls)
     )
     if wants_tokens and find_spec("jwt") is None:
-        say(_missing("PyJWT", "tokens are configured, but cannot be verified or minted", "auth"))
+        report(_missing("PyJWT", "tokens are configured, but cannot be verified or minted", "auth"))
     can_be = sys.platform != "win32" and sys.implementation.name == "cpython"
     if subject.has_server and can_be and find_spec("uvloop") is None:
         found = "uvloop is not installed: the server is slower"
-        say(Finding("warn", "packages", found, install("server")))
+        report(Finding("warn", "packages", found, install("server")))
 
 
 def _missing(package: str, meaning: str, extra: str) -> Finding:
     return Finding("fail", "packages", f"{package} is not installed: {meaning}", install(extra))
 
 
-def _check_files(subject: CheckContext, say: Report) -> None:
+def _check_files(subject: CheckContext, report: Report) -> None:
     """Check the limit of open files. serve raises the soft limit to the hard limit itself."""
     settings = subject.settings
     try:
@@ -126,7 +126,7 @@ def _check_files(subject: CheckContext, say: Report) -> None:
     if settings is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    say(
+    report(
         open_files(soft, None if hard == resource.RLIM_INFINITY else hard, settings.max_connections)
     )
 

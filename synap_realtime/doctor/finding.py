@@ -37,11 +37,13 @@ Report = Callable[[Finding], None]
 """Receives each finding immediately, so that a later failure of the check does not lose it."""
 
 
-def of_server(say: Report) -> Report:
+def of_server(report: Report) -> Report:
     """Label the findings about a local server's settings. The application may use another server,
     with other settings.
     """
-    return lambda finding: say(replace(finding, found=f"settings of serve here: {finding.found}"))
+    return lambda finding: report(
+        replace(finding, found=f"settings of serve here: {finding.found}")
+    )
 
 
 def redact(finding: Finding, secrets: Iterable[str]) -> Finding:

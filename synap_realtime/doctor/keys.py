@@ -27,25 +27,27 @@ from .timeouts import run_in_thread
 _OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP
 
 
-async def check(subject: CheckContext, say: Report) -> None:
+async def check(subject: CheckContext, report: Report) -> None:
     """Check the keys. Findings show nothing of a key, not even its length."""
     settings, keys = subject.settings, subject.keys
     if settings is not None and settings.keys_file is not None:
-        await check_mode("key file", settings.keys_file, say)
+        await check_mode("key file", settings.keys_file, report)
     if keys is None:
-        say(Finding("fail", "keys", subject.keys_problem or "they cannot be read", _CORRECT))
+        report(Finding("fail", "keys", subject.keys_problem or "they cannot be read", _CORRECT))
         return
     if not keys:
-        say(Finding("ok", "keys", "none: a server in this environment accepts this machine only"))
+        report(
+            Finding("ok", "keys", "none: a server in this environment accepts this machine only")
+        )
         return
     counts = (
         f"{_count(len(keys.token_secrets), 'token secret')}, "
         f"{_count(len(keys.api_keys), 'API key')}, {_count(len(keys.jwks_urls), 'JWKS address')}"
     )
-    say(Finding("ok", "keys", counts))
-    _compare_secret(keys, say)
-    _compare_key(keys, say)
-    await asyncio.gather(*(_check_jwks(subject, url, say) for url in keys.jwks_urls))
+    report(Finding("ok", "keys", counts))
+    _compare_secret(keys, report)
+    _compare_key(keys, report)
+    await asyncio.gather(*(_check_jwks(subject, url, report) for url in keys.jwks_urls))
 
 
 _CORRECT = "correct it, then run doctor again"
@@ -57,7 +59,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
-async def check_mode(check: str, file: Path, say: Report) -> None:
+async def check_mode(check: str, file: Path, report: Report) -> None:
     """Check that a file with a secret is not accessible to other users."""
     try:
         status = await run_in_thread(file.stat)
@@ -66,21 +68,21 @@ async def check_mode(check: str, file: Path, say: Report) -> None:
     if os.name == "posix" and status.st_mode & _OPEN:
         mode = stat.filemode(status.st_mode)
         found = f"{file} is accessible to other users of this machine ({mode})"
-        say(Finding("warn", check, found, f"chmod 600 {file}"))
+        report(Finding("warn", check, found, f"chmod 600 {file}"))
     else:
-        say(Finding("ok", check, f"{file} is not accessible to other users of this machine"))
+        report(Finding("ok", check, f"{file} is not accessible to other users of this machine"))
 
 
-def _compare_secret(keys: Keys, say: Report) -> None:
+def _compare_secret(keys: Keys, report: Report) -> None:
     secret = os.environ.get("REALTIME_TOKEN_SECRET", "").encode(errors="surrogatepass")
     if not secret:
         return
     # Compare with all of them, so that the time reveals nothing.
     found = [hmac.compare_digest(secret, known.encode()) for known in keys.token_secrets]
     if any(found):
-        say(Finding("ok", "token secret", "REALTIME_TOKEN_SECRET is one of the server's"))
+        report(Finding("ok", "token secret", "REALTIME_TOKEN_SECRET is one of the server's"))
     else:
-        say(
+        report(
             Finding(
                 "fail",
                 "token secret",
@@ -92,15 +94,15 @@ def _compare_secret(keys: Keys, say: Report) -> None:
         )
 
 
-def _compare_key(keys: Keys, say: Report) -> None:
+def _compare_key(keys: Keys, report: Report) -> None:
     key = os.environ.get("REALTIME_API_KEY", "")
     if not key:
         return
     claims = keys.claims_for_key(key)
     if claims is None and key.count(".") == 2:
-        say(Finding("ok", "API key", "REALTIME_API_KEY is a token; the round trip tests it"))
+        report(Finding("ok", "API key", "REALTIME_API_KEY is a token; the round trip tests it"))
     elif claims is None:
-        say(
+        report(
             Finding(
                 "fail",
                 "API key",
@@ -109,7 +111,7 @@ def _compare_key(keys: Keys, say: Report) -> None:
             )
         )
     elif "broadcast" not in claims.scopes:
-        say(
+        report(
             Finding(
                 "fail",
                 "API key",
@@ -119,38 +121,40 @@ def _compare_key(keys: Keys, say: Report) -> None:
             )
         )
     else:
-        say(Finding("ok", "API key", f"REALTIME_API_KEY is the server's key {claims.key_name!r}"))
+        report(
+            Finding("ok", "API key", f"REALTIME_API_KEY is the server's key {claims.key_name!r}")
+        )
 
 
-async def _check_jwks(subject: CheckContext, url: str, say: Report) -> None:
+async def _check_jwks(subject: CheckContext, url: str, report: Report) -> None:
     host = urlsplit(url).hostname or ""
     advice = f"check {host} in jwks_urls (SYNAP_REALTIME_JWKS_URLS), and the network path to it"
     try:
         answer = await probe(subject, ServerUrl(httpx.URL(url), host))
     except ProbeError as error:
-        say(Finding("fail", "JWKS", f"{host} {error}", advice))
+        report(Finding("fail", "JWKS", f"{host} {error}", advice))
         return
     if answer.status != 200:
-        say(Finding("fail", "JWKS", f"{host} answered {answer.status}", advice))
+        report(Finding("fail", "JWKS", f"{host} answered {answer.status}", advice))
         return
-    with _silent("synap_realtime.server.auth.jwks"):  # its log would contain the whole address
+    with _timed_out("synap_realtime.server.auth.jwks"):  # its log would contain the whole address
         jwks = Jwks(url)
         try:
             found = [key for name in ALGORITHMS for key in await jwks.find(name, None)]
         except KeysUnavailableError:
-            say(Finding("fail", "JWKS", f"the response of {host} is not a JWK set", advice))
+            report(Finding("fail", "JWKS", f"the response of {host} is not a JWK set", advice))
             return
         finally:
             jwks.cancel()
     if found:
-        say(Finding("ok", "JWKS", f"{host} has {_count(len(found), 'key')} for signatures"))
+        report(Finding("ok", "JWKS", f"{host} has {_count(len(found), 'key')} for signatures"))
     else:
         found_none = f"{host} has no key for {', '.join(ALGORITHMS)}: its tokens are invalid"
-        say(Finding("fail", "JWKS", found_none, advice))
+        report(Finding("fail", "JWKS", found_none, advice))
 
 
 @contextmanager
-def _silent(name: str) -> Generator[None]:
+def _timed_out(name: str) -> Generator[None]:
     logger = logging.getLogger(name)
     before, logger.disabled = logger.disabled, True
     try:

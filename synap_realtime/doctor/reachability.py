@@ -22,20 +22,20 @@ from .timeouts import TIMEOUT_S, run_in_thread
 _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # read as in jobs/accepted.py
 
 
-async def check(subject: CheckContext, say: Report) -> None:
+async def check(subject: CheckContext, report: Report) -> None:
     """Run the steps; each reports its result. After a failed step, the later ones are skipped."""
     address = subject.address
     if address is None:
-        say(Finding("fail", "address", subject.address_problem, "correct REALTIME_URL (--url)"))
-    elif await _check_way(address, say) and await _check_health(
-        subject, address, "health", "REALTIME_URL (--url)", say
+        report(Finding("fail", "address", subject.address_problem, "correct REALTIME_URL (--url)"))
+    elif await _check_way(address, report) and await _check_health(
+        subject, address, "health", "REALTIME_URL (--url)", report
     ):
         subject.reachable = True
-        await _check_ready(subject, address, say)
-    await _check_public(subject, say)
+        await _check_ready(subject, address, report)
+    await _check_public(subject, report)
 
 
-async def _check_way(address: ServerUrl, say: Report) -> bool:
+async def _check_way(address: ServerUrl, report: Report) -> bool:
     url = address.url
     host, is_secure = url.host, url.scheme in ("https", "wss")
     port = url.port or (443 if is_secure else 80)
@@ -44,16 +44,16 @@ async def _check_way(address: ServerUrl, say: Report) -> bool:
         context = tls_context(url)
     except ConfigurationError as error:
         found = f"{address.redacted} cannot be requested: {error}"
-        say(Finding("fail", "environment", found, "jobs run without notifications"))
+        report(Finding("fail", "environment", found, "jobs run without notifications"))
         return False
     if proxy:
-        say(Finding("ok", "network", f"{host}: through the proxy of {proxy.shown}"))
+        report(Finding("ok", "network", f"{host}: through the proxy of {proxy.shown}"))
         return True
     try:
         await run_in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError):  # TimeoutError is an OSError
         advice = "check the name in REALTIME_URL (--url), and this machine's DNS"
-        say(Finding("fail", "DNS", f"no address is known for {host}", advice))
+        report(Finding("fail", "DNS", f"no address is known for {host}", advice))
         return False
     try:
         await _connect(host, port, None)
@@ -63,14 +63,14 @@ async def _check_way(address: ServerUrl, say: Report) -> bool:
             "start it (synap-realtime serve), or correct REALTIME_URL (--url); a firewall may be "
             "between"
         )
-        say(
+        report(
             Finding(
                 "fail", "network", f"{host}:{port} does not accept connections ({reason})", advice
             )
         )
         return False
-    say(Finding("ok", "network", f"{host}:{port} accepts connections"))
-    return not is_secure or await _check_certificate(address, port, context, say)
+    report(Finding("ok", "network", f"{host}:{port} accepts connections"))
+    return not is_secure or await _check_certificate(address, port, context, report)
 
 
 async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
@@ -85,7 +85,7 @@ async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
 
 
 async def _check_certificate(
-    address: ServerUrl, port: int, context: ssl.SSLContext, say: Report
+    address: ServerUrl, port: int, context: ssl.SSLContext, report: Report
 ) -> bool:
     host = address.url.host
     try:
@@ -93,30 +93,30 @@ async def _check_certificate(
     except ssl.SSLCertVerificationError as error:
         found = f"{host}: {error.verify_message}"
         advice = "renew it, or install the whole chain; SSL_CERT_FILE= adds your own authority"
-        say(Finding("fail", "certificate", found, advice))
+        report(Finding("fail", "certificate", found, advice))
         return False
     except OSError as error:
         reason = getattr(error, "reason", None) or error.strerror or "no response in time"
         advice = "check that the server uses TLS there; otherwise use http://"
-        say(Finding("fail", "TLS", f"{host}:{port}: {reason}", advice))
+        report(Finding("fail", "TLS", f"{host}:{port}: {reason}", advice))
         return False
     left_s = ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()
-    say(check_expiry("certificate", f"of {host}", left_s))
+    report(check_expiry("certificate", f"of {host}", left_s))
     return True
 
 
 async def _check_health(
-    subject: CheckContext, address: ServerUrl, check: str, source: str, say: Report
+    subject: CheckContext, address: ServerUrl, check: str, source: str, report: Report
 ) -> bool:
     try:
         answer = await probe(subject, address, "/health")
     except ProbeError as error:
         advice = f"check {source}, and which server runs there"
-        say(Finding("fail", check, f"{address.redacted} {error}", advice))
+        report(Finding("fail", check, f"{address.redacted} {error}", advice))
         return False
     match answer:
         case ProbeResponse(200, _, {"status": "ok"}):
-            say(Finding("ok", check, f"a room server answers at {address.redacted}"))
+            report(Finding("ok", check, f"a room server answers at {address.redacted}"))
             return True
         case ProbeResponse(status=status) if 300 <= status < 400:
             to = answer.headers.get("location", "nowhere").partition("?")[0]
@@ -130,32 +130,32 @@ async def _check_health(
                 f"{address.redacted} is not a room server: it answered {answer.status} to /health"
             )
             advice = f"correct {source}; a server mounted at a path has that path in it"
-    say(Finding("fail", check, found, advice))
+    report(Finding("fail", check, found, advice))
     return False
 
 
-async def _check_ready(subject: CheckContext, address: ServerUrl, say: Report) -> None:
+async def _check_ready(subject: CheckContext, address: ServerUrl, report: Report) -> None:
     try:
         answer = await probe(subject, address, "/ready")
     except ProbeError as error:
-        say(Finding("fail", "ready", f"/ready {error}", "check the server's log"))
+        report(Finding("fail", "ready", f"/ready {error}", "check the server's log"))
         return
     if answer.status == 200:
-        say(Finding("ok", "ready", "it accepts notifications"))
+        report(Finding("ok", "ready", "it accepts notifications"))
         return
     details = answer.body.get("details", "") if isinstance(answer.body, dict) else ""
     found = f"it answered {answer.status}: it is draining, or its store is unavailable"
     advice = "wait if it restarts; otherwise check its log, its disk and its store"
-    say(Finding("fail", "ready", f"{found} ({details})" if details else found, advice))
+    report(Finding("fail", "ready", f"{found} ({details})" if details else found, advice))
 
 
-async def _check_public(subject: CheckContext, say: Report) -> None:
+async def _check_public(subject: CheckContext, report: Report) -> None:
     name = next((name for name in _PUBLIC if os.environ.get(name)), None)
     if name is None:
         return
     try:
         address = parse_server_url(None, SCHEMES, (name,))
     except ConfigurationError as error:
-        say(Finding("fail", "public URL", str(error), "correct it: browsers connect there"))
+        report(Finding("fail", "public URL", str(error), "correct it: browsers connect there"))
         return
-    await _check_health(subject, address, "public URL", name, say)
+    await _check_health(subject, address, "public URL", name, report)

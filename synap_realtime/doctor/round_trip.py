@@ -62,35 +62,35 @@ _Receive = Callable[[_Target, asyncio.Event], Coroutine[Any, Any, None]]
 """Sets the event when it is subscribed, and returns when the notification was received."""
 
 
-async def check(subject: CheckContext, say: Report) -> None:
+async def check(subject: CheckContext, report: Report) -> None:
     """Run the round trip in a new room, which the server removes after its retention time."""
     if subject.address is None or not subject.reachable:
-        say(Finding("warn", "round trip", "not tried: no room server was reached"))
+        report(Finding("warn", "round trip", "not tried: no room server was reached"))
         return
     room = request_room(f"doctor-{secrets.token_hex(8)}")
     try:
         token = _mint(subject, room)
     except ConfigurationError as error:
-        say(Finding("fail", "round trip", str(error), f"correct {_SECRET}"))
+        report(Finding("fail", "round trip", str(error), f"correct {_SECRET}"))
         token = ""
     target = _Target(subject.address, room, token, secrets.token_hex(8))
-    ears = [
+    probes = [
         _Probe("WebSocket", target, _receive_websocket, _UPGRADE),
         _Probe("event stream", target, _receive_sse, _BUFFERS),
     ]
     try:
-        for ear in ears:
-            await ear.until_open()
+        for each in probes:
+            await each.until_open()
         begun = time.perf_counter()
-        if await _publish(target, say):
-            for ear in ears:
-                say(await ear.wait_received(begun))
+        if await _publish(target, report):
+            for each in probes:
+                report(await each.wait_received(begun))
         else:
-            for ear in ears:
-                say(ear.opened())
+            for each in probes:
+                report(each.opened())
     finally:
-        for ear in ears:
-            await ear.close()
+        for each in probes:
+            await each.close()
 
 
 def _mint(subject: CheckContext, room: Room) -> str:
@@ -109,14 +109,14 @@ def _mint(subject: CheckContext, room: Room) -> str:
 class _Probe:
     """One way to subscribe, and its result."""
 
-    def __init__(self, name: str, target: _Target, hear: _Receive, advice: str) -> None:
+    def __init__(self, name: str, target: _Target, receive: _Receive, advice: str) -> None:
         self._name, self._target, self._advice = name, target, advice
         self._is_open = asyncio.Event()
-        self._task = asyncio.create_task(self._run(hear))
+        self._task = asyncio.create_task(self._run(receive))
         self._deadline = time.monotonic() + TIMEOUT_S
 
-    async def _run(self, hear: _Receive) -> float:
-        await hear(self._target, self._is_open)
+    async def _run(self, receive: _Receive) -> float:
+        await receive(self._target, self._is_open)
         return time.perf_counter()
 
     async def until_open(self) -> None:
@@ -131,21 +131,21 @@ class _Probe:
     def opened(self) -> Finding:
         """Report the subscription where nothing could be published."""
         if self._task.done() and (error := self._task.exception()) is not None:
-            return self._deaf(error)
+            return self._not_received(error)
         if self._is_open.is_set():
             return Finding("ok", self._name, "it opens")
-        return self._silent()
+        return self._timed_out()
 
     async def wait_received(self, begun: float) -> Finding:
-        """Report whether the notification that was published at ``began`` was received."""
+        """Report whether the notification that was published at ``begun`` was received."""
         if not self._is_open.is_set() and not self._task.done():
-            return self._silent()
+            return self._timed_out()
         done, _ = await asyncio.wait((self._task,), timeout=TIMEOUT_S)
         if not done:
             found = f"it opened, but the notification was not received within {TIMEOUT_S:g} s"
             return Finding("fail", self._name, found, self._advice)
         if (error := self._task.exception()) is not None:
-            return self._deaf(error)
+            return self._not_received(error)
         took_ms = (self._task.result() - begun) * 1000
         return Finding("ok", self._name, f"published and received in {took_ms:.0f} ms")
 
@@ -153,21 +153,21 @@ class _Probe:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def _silent(self) -> Finding:
+    def _timed_out(self) -> Finding:
         found = f"nothing was received within {TIMEOUT_S:g} s of opening it; a proxy may buffer it"
         return Finding("fail", self._name, found, self._advice)
 
-    def _deaf(self, error: BaseException) -> Finding:
+    def _not_received(self, error: BaseException) -> Finding:
         if not isinstance(error, _NotReceivedError):
             raise error
         if error.status in (401, 403):
-            return _refused(self._name, _SECRET, str(error), bool(self._target.token))
+            return _rejected(self._name, _SECRET, str(error), bool(self._target.token))
         if error.status == 429 or (error.status or 0) >= 500:
             return Finding("fail", self._name, str(error), "wait, or check the server's log")
         return Finding("fail", self._name, str(error), self._advice)
 
 
-def _refused(check: str, variable: str, reason: str, was_given: bool) -> Finding:
+def _rejected(check: str, variable: str, reason: str, was_given: bool) -> Finding:
     if not was_given:
         lacks = "cannot be used" if os.environ.get(variable) else "is not set"
         found = f"not tried: the server requires credentials, and {variable} {lacks}"
@@ -179,7 +179,7 @@ def _refused(check: str, variable: str, reason: str, was_given: bool) -> Finding
     return Finding("fail", check, f"rejected {variable}: {reason}", advice)
 
 
-async def _publish(target: _Target, say: Report) -> bool:
+async def _publish(target: _Target, report: Report) -> bool:
     message = {"type": "synap-realtime.doctor", "data": {}, "id": target.id}
     try:
         async with AsyncBroadcaster(
@@ -187,16 +187,16 @@ async def _publish(target: _Target, say: Report) -> bool:
         ) as broadcaster:
             result = await broadcaster.broadcast(target.room, message)
     except ConfigurationError as error:
-        say(Finding("fail", "publish", str(error), f"correct {_KEY}"))
+        report(Finding("fail", "publish", str(error), f"correct {_KEY}"))
         return False
     if result.success:
-        say(Finding("ok", "publish", f"the server accepted a notification for {target.room}"))
+        report(Finding("ok", "publish", f"the server accepted a notification for {target.room}"))
         return True
     reason = result.error or ""
     if "answered 401" in reason or "answered 403" in reason:
-        say(_refused("publish", _KEY, reason, bool(os.environ.get(_KEY))))
+        report(_rejected("publish", _KEY, reason, bool(os.environ.get(_KEY))))
     else:
-        say(Finding("fail", "publish", reason, "check the server's log, and /ready"))
+        report(Finding("fail", "publish", reason, "check the server's log, and /ready"))
     return False
 
 

@@ -45,8 +45,8 @@ async def _run(name: str, subject: CheckContext) -> list[Finding]:
         # Imported here because some need packages that may be missing.
         check = import_module(f".{name}", __package__).check
         async with asyncio.timeout(LIMIT_S):
-            say = of_server(found.append) if name in _OF_A_SERVER else found.append
-            await check(subject, say)
+            report = of_server(found.append) if name in _OF_A_SERVER else found.append
+            await check(subject, report)
     except TimeoutError:
         found.append(Finding("fail", shown, f"not finished after {LIMIT_S:g} s", "report it"))
     except ImportError as error:

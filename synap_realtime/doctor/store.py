@@ -28,31 +28,31 @@ TOO_FEW_BYTES = 64 * 1024**2
 _ELSEWHERE = "choose another path with --store (SYNAP_REALTIME_STORE)"
 
 
-async def check(subject: CheckContext, say: Report) -> None:
+async def check(subject: CheckContext, report: Report) -> None:
     """Check what a server would find if it started now."""
     if subject.settings is None:
         return
     if is_own(subject.settings.store):
         own = "a custom store is not checked; the round trip tests it"
-        say(Finding("ok", "store", f"{subject.settings.store}: {own}"))
+        report(Finding("ok", "store", f"{subject.settings.store}: {own}"))
         return
     try:
         if subject.settings.workers > 1:
             check_shared(subject.settings.store)
         path = _file_of(subject.settings.store)
     except (ConfigurationError, ValueError) as error:
-        say(Finding("fail", "store", str(error), "correct it, then run doctor again"))
+        report(Finding("fail", "store", str(error), "correct it, then run doctor again"))
         return
     if path is None:
-        say(
+        report(
             Finding("ok", "store", "memory: a restart of the server loses the rooms' notifications")
         )
         return
     try:
         for finding in await run_in_thread(lambda: _inspect(path)):
-            say(finding)
+            report(finding)
     except TimeoutError:
-        say(Finding("fail", "store", f"the disk of {path} does not respond", _ELSEWHERE))
+        report(Finding("fail", "store", f"the disk of {path} does not respond", _ELSEWHERE))
 
 
 def _file_of(url: str) -> Path | None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from ..errors import InvalidArgumentError
-from .strict import refuse
+from .strict import reject
 from .text import as_text
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def check_progress(
         _checked(_label, label, errors),
         _checked(_seconds, stall_after_s, errors),
     )
-    refuse(errors)
+    reject(errors)
     if errors and arguments == (None, None, None):
         return None
     return arguments
@@ -57,7 +57,7 @@ def check_delta(text: object) -> list[str]:
     """
     errors: list[InvalidArgumentError] = []
     piece = _checked(_piece, text, errors)
-    refuse(errors)
+    reject(errors)
     if piece is None:
         return []
     piece = piece.encode(errors="replace").decode()

@@ -38,7 +38,7 @@ def strict() -> Iterator[list[str]]:
         _collected.remove(problems)
 
 
-def refuse(errors: Sequence[InvalidArgumentError]) -> None:
+def reject(errors: Sequence[InvalidArgumentError]) -> None:
     """Handle ignored arguments: log them once for each call site of the application.
 
     Raises:

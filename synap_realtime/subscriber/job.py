@@ -185,7 +185,7 @@ def follow_job(
         as :func:`subscribe` does.
     """
     following = _Following()
-    heard = subscribe(
+    notifications = subscribe(
         request_room(request_id),
         url,
         token,
@@ -194,7 +194,7 @@ def follow_job(
         on_gap=following.on_gap,
         on_state_change=following.on_state_change,
     )
-    return following.states(heard)
+    return following.states(notifications)
 
 
 class _Following:
@@ -213,16 +213,18 @@ class _Following:
         self._is_connected = state.status == "connected"
         self._changed.set()
 
-    async def states(self, heard: AsyncGenerator[Notification, None]) -> AsyncGenerator[JobState]:
+    async def states(
+        self, notifications: AsyncGenerator[Notification, None]
+    ) -> AsyncGenerator[JobState]:
         running_loop("follow_job()", "iterate subscribe_sync() in a thread")
         view = self._view
-        async with aclosing(heard):
+        async with aclosing(notifications):
             coming: asyncio.Future[Notification] | None = None
             changed: asyncio.Future[bool] | None = None
             shown = view.state
             try:
                 while not view.state.is_finished:
-                    coming = coming or asyncio.ensure_future(anext(heard))
+                    coming = coming or asyncio.ensure_future(anext(notifications))
                     changed = changed or asyncio.ensure_future(self._changed.wait())
                     # Silence counts as the job's only while connected.
                     timeout = view.stall_after_s if self._is_connected else None

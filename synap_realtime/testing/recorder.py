@@ -209,8 +209,8 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
                 time.sleep(0.005)
 
     def _story(self) -> str:
-        told = [f"  {each.type}  {each.status}  {each.id}" for each in self.sent()]
-        return "arrived:\n" + ("\n".join(told) or "  nothing")
+        lines = [f"  {each.type}  {each.status}  {each.id}" for each in self.sent()]
+        return "received:\n" + ("\n".join(lines) or "  nothing")
 
 
 def _seconds(faults: list[_Fault]) -> float:

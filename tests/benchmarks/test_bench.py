@@ -57,9 +57,9 @@ def mine(request: pytest.FixtureRequest) -> Iterator[Session]:
         yield running
 
 
-@pytest.mark.parametrize("shape", sorted({*SCENARIOS} - {"abuse"}))
-def test_each_shape_is_measured(shape: str) -> None:
-    for each in SCENARIOS[shape](Options([Ours()], rounds=1, scale=FEW)):
+@pytest.mark.parametrize("scenario", sorted({*SCENARIOS} - {"abuse"}))
+def test_each_shape_is_measured(scenario: str) -> None:
+    for each in SCENARIOS[scenario](Options([Ours()], rounds=1, scale=FEW)):
         assert each.rows
         for row in each.rows:
             if row.note == "has none":  # the limit keeps nothing

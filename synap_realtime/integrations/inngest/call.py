@@ -63,21 +63,21 @@ class FunctionCall:
         self.reporter: Reporter | None = None
 
     @contextmanager
-    def running(self, told: ReportingOptions) -> Iterator[None]:
+    def running(self, options: ReportingOptions) -> Iterator[None]:
         """Run the function's code inside this block; a step leaves it with an exception."""
-        self._options = told
+        self._options = options
         self._events = self._ctx.events or [self._ctx.event]
         lifecycle = RunNotifications(
-            told.job_type,
+            options.job_type,
             self._ctx.run_id,
             attempt=self._ctx.attempt + 1,
-            max_attempts=_max_attempts(self._ctx) or told.max_attempts,
-            stall_after_s=told.stall_after_s,
+            max_attempts=_max_attempts(self._ctx) or options.max_attempts,
+            stall_after_s=options.stall_after_s,
         )
         self.reporter = Reporter(
             lifecycle,
             map(recipient_from_event, self._events),
-            told.broadcaster,
+            options.broadcaster,
             invocation_id=str(self._done_before),
             is_replay=lambda: self._steps.size > 0,
         )
@@ -104,17 +104,17 @@ class FunctionCall:
         else:
             self.reporter.completed_batch(_results_of(recipients, result))
 
-    def on_terminal_event(self, told: ReportingOptions) -> bool:
+    def on_terminal_event(self, options: ReportingOptions) -> bool:
         """Publish that Inngest has ended the run. Return whether it has failed."""
         failed = self._ctx.event.name != CANCELLED_EVENT
         if self._done_before == 0:
-            ending = parse_terminal_event(self._client, self._ctx, self._function)
-            lifecycle = RunNotifications(told.job_type, ending.run_id)
+            terminal = parse_terminal_event(self._client, self._ctx, self._function)
+            lifecycle = RunNotifications(options.job_type, terminal.run_id)
             self.reporter = Reporter(
-                lifecycle, map(recipient_from_event, ending.events), told.broadcaster
+                lifecycle, map(recipient_from_event, terminal.events), options.broadcaster
             )
             if failed:
-                self.reporter.failed(ending.error)
+                self.reporter.failed(terminal.error)
             else:
                 self.reporter.cancelled()
         self._has_ended = True

@@ -70,5 +70,5 @@ def _prepare(
     user_room(user_id)
     request_id = request_id or new_request_id()
     body = accepted_response(request_id, url=url)
-    told = {**data, "userId": user_id, "requestId": request_id}
-    return body, inngest.Event(id=request_id, name=event, data=told)
+    payload = {**data, "userId": user_id, "requestId": request_id}
+    return body, inngest.Event(id=request_id, name=event, data=payload)

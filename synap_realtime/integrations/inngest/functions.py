@@ -166,12 +166,12 @@ def _wrap_async(
         call.end(result)
         return result
 
-    async def ended(ctx: inngest.Context) -> Any:
+    async def on_terminal(ctx: inngest.Context) -> Any:
         if current_call.get().on_terminal_event(reporting) and on_failure is not None:
             return await on_failure(ctx)
         return None
 
-    return run, ended
+    return run, on_terminal
 
 
 def _wrap_sync(
@@ -185,9 +185,9 @@ def _wrap_sync(
         call.end(result)
         return result
 
-    def ended(ctx: inngest.ContextSync) -> Any:
+    def on_terminal(ctx: inngest.ContextSync) -> Any:
         if current_call.get().on_terminal_event(reporting) and on_failure is not None:
             return on_failure(ctx)
         return None
 
-    return run, ended
+    return run, on_terminal

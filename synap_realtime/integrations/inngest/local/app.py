@@ -146,11 +146,11 @@ class LocalInngest:
     async def register(self, url: str) -> None:
         """Request the app at this address to register its functions, until it has."""
         self._allow(url)
-        told = False
+        has_warned = False
         while (problem := await self._ask_to_register(url)) is not None:
-            if not told:
+            if not has_warned:
                 logger.info("waiting for the app at %s to register: %s", url, problem)
-            told = True
+            has_warned = True
             await asyncio.sleep(0.1)
 
     def _allow(self, url: str) -> None:

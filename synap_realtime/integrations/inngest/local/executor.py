@@ -100,15 +100,15 @@ class Executor:
             if not run.is_cancelled:
                 return  # this server stops
             logger.info("%s was cancelled", run)
-            told = lifecycle_events.cancelled(*about)
+            terminal_events = lifecycle_events.cancelled(*about)
         elif error := run.task.exception():
             failure = _as_failure(error)
             logger.warning("%s failed: %s", run, failure)
-            told = lifecycle_events.failed(*about, failure)
+            terminal_events = lifecycle_events.failed(*about, failure)
         else:
             logger.info("%s completed", run)
-            told = lifecycle_events.completed(*about, run.task.result())
-        for event in told:
+            terminal_events = lifecycle_events.completed(*about, run.task.result())
+        for event in terminal_events:
             self._publish(event)
 
 

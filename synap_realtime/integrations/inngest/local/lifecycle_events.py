@@ -90,7 +90,7 @@ def _terminal_events(
 
     A run that was triggered by a terminal event has none, because that could repeat forever.
     """
-    told: list[Event] = []
+    result: list[Event] = []
     for number, event in enumerate(events):
         id = correlation_id(event)
         if event["name"] in (FINISHED, FAILED) or (number > 0 and id is None):
@@ -104,11 +104,11 @@ def _terminal_events(
             **({"correlation_id": id} if id else {}),
             **outcome,
         }
-        told.append({"name": FINISHED, "data": data})
+        result.append({"name": FINISHED, "data": data})
         if also:
             # The run's own id, so that a repeated event triggers a function once.
-            told.append({"id": run_id, "name": also, "data": data})
-    return told
+            result.append({"id": run_id, "name": also, "data": data})
+    return result
 
 
 def _without_user(event: Event) -> Event:

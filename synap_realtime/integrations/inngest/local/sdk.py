@@ -110,9 +110,9 @@ def read(status: int, answer: Any, *, no_retry: bool, retry_after: str | None) -
         return Steps(answer, not no_retry)
     if status == 200:
         return Returned(answer)
-    told = answer if isinstance(answer, dict) else {"name": "Error", "message": str(answer)}
+    error = answer if isinstance(answer, dict) else {"name": "Error", "message": str(answer)}
     reason = "NonRetriableError" if no_retry else f"invalid status code: {status}"
-    return SdkFailure(told, not no_retry, _retry_at(retry_after), reason)
+    return SdkFailure(error, not no_retry, _retry_at(retry_after), reason)
 
 
 def failure(name: str, message: str) -> SdkFailure:
