@@ -238,7 +238,7 @@ async def query_fields(me: Attacker) -> None:
     await me.flood(8, lambda: request)
 
 
-async def partial_heads(me: Attacker) -> None:
+async def partial_requests(me: Attacker) -> None:
     """5,000 incomplete request heads of 62 KiB"""
     request = b"GET /health HTTP/1.1\r\nHost: a\r\n" + b"X-A: %b\r\n" % (b"a" * 6000) * 10 + b"X"
     await me.hold(me.scaled(5000), lambda _: request, reads=True)
@@ -354,7 +354,7 @@ async def many_requests(me: Attacker) -> None:
 ATTACKS = {
     each.__name__: each
     for each in (
-        none, unread_answers, long_targets, query_fields, partial_heads, byte_after_close, presence,
+        none, unread_answers, long_targets, query_fields, partial_requests, byte_after_close, presence,
         history, ready, revoke, failed_tokens, pipelined, slow_readers, frames, connects,
         many_requests,
     )

@@ -547,7 +547,7 @@ def _describe(endpoint: Endpoint, status: int, headers: Mapping[str, str], body:
         case str(text) if text.lstrip().startswith("<"):
             return (
                 f"{said} with an HTML page, which no room server sends; "
-                f"check {endpoint.url_setting}and any proxy in between"
+                f"check {endpoint.url_setting}, and any proxy in between"
             )
         case str(text) if text.strip():
             return f"{said}: {_bounded(text.strip())}"

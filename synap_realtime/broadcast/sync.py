@@ -194,7 +194,7 @@ class Broadcaster:
         item = QueuedNotification(parcel, time.monotonic() + self._deadline_s)
         try:
             self._enter(item)
-            while self._wait_for_turn(item):
+            while self._wait_for_result_or_lead(item):
                 self._send_batch(item)
         except BaseException:
             with self._changed:
@@ -219,7 +219,7 @@ class Broadcaster:
             else:
                 self._batch_queue.expire(item)
 
-    def _wait_for_turn(self, item: QueuedNotification) -> bool:
+    def _wait_for_result_or_lead(self, item: QueuedNotification) -> bool:
         """Wait until this caller has a result (return False) or must send a batch (return True)."""
         with self._changed:
             while True:

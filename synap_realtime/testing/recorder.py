@@ -20,7 +20,7 @@ from ..protocol.notification import Notification
 from ..protocol.rooms import request_room, user_room
 from .rooms import FakeRoomServer, SentNotification
 
-SETTLE_S = 5.0
+FLUSH_S = 5.0
 """Maximum seconds to wait for notifications sent in the background."""
 
 
@@ -65,7 +65,7 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
             type: only notifications of this type.
             user_id, request_id, room: only notifications to these rooms.
         """
-        self._settle()
+        self._flush()
         rooms = {room} if room is not None else set()
         rooms |= {user_room(user_id)} if user_id is not None else set()
         rooms |= {request_room(request_id)} if request_id is not None else set()
@@ -83,7 +83,7 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
     @property
     def received(self) -> list[Notification]:
         """All received notifications, including duplicates."""
-        self._settle()
+        self._flush()
         with self._lock:
             return list(self._rooms.arrivals)
 
@@ -121,7 +121,7 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def clear(self) -> None:
         """Discard what was received, and all faults."""
-        self._settle()
+        self._flush()
         with self._lock:
             self._rooms = FakeRoomServer()
             self._faults.clear()
@@ -201,8 +201,8 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
             raise httpx.ReadTimeout("response dropped by the test", request=request)
         return httpx.Response(status, json=content)
 
-    def _settle(self) -> None:
-        end = time.monotonic() + SETTLE_S
+    def _flush(self) -> None:
+        end = time.monotonic() + FLUSH_S
         for broadcaster in (background_broadcaster(), *self._broadcasters):
             while not broadcaster.flush() and time.monotonic() < end:
                 # After a fault, it counts as unavailable and flush() does not wait for it.

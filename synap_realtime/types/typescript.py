@@ -64,7 +64,7 @@ def to_typescript(catalog: Catalog, comment: str) -> str:
     for type, schema in described.data.items():
         data = models.type_of(schema, type)
         if catalog[type].is_result and catalog[type].payload is not None:
-            # If the payload has such a member itself, the member does not tell the two apart.
+            # A payload that declares such a member itself cannot be distinguished by it.
             own = described.declares(schema, "truncated")
             data = f"{data} | (Partial<{data}> & {part})" if own else f"MaybeTruncated<{data}>"
         lines.append(f"{json.dumps(type)}: {data};")
