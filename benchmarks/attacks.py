@@ -354,8 +354,8 @@ async def many_requests(me: Attacker) -> None:
 ATTACKS = {
     each.__name__: each
     for each in (
-        none, unread_answers, long_targets, query_fields, partial_requests, byte_after_close, presence,
-        history, ready, revoke, failed_tokens, pipelined, slow_readers, frames, connects,
+        none, unread_answers, long_targets, query_fields, partial_requests, byte_after_close,
+        presence, history, ready, revoke, failed_tokens, pipelined, slow_readers, frames, connects,
         many_requests,
     )
 }  # fmt: skip

@@ -137,9 +137,7 @@ class Load:
             for hello in ["\n".join(one.hello).encode()]
         ]
         file = self._write("clients", records)
-        self._command(
-            f"dial {port} {file} {len(records)} {in_flight} {expected} {timeout_s} {live}"
-        )
+        self._send(f"dial {port} {file} {len(records)} {in_flight} {expected} {timeout_s} {live}")
         report = self._answer()
         self.clients += len(records)
         if report.live != self.clients or report.delivered != expected:
@@ -170,7 +168,7 @@ class Load:
             b"%d %d\n%b" % (len(one.request), one.deliveries, one.request) for one in requests
         ]
         file = self._write("requests", records)
-        self._command(f"publish {port} {file} {count} {publishers} {mode} {rate} {timeout_s}")
+        self._send(f"publish {port} {file} {count} {publishers} {mode} {rate} {timeout_s}")
         report = self._answer()
         if (
             report.answered != count
@@ -187,7 +185,7 @@ class Load:
 
     def expect_restart(self, *, in_flight: int, timeout_s: float) -> None:
         """Reconnect when the server dies; :meth:`restarted` waits for the result."""
-        self._command(f"redial {in_flight} {timeout_s}")
+        self._send(f"redial {in_flight} {timeout_s}")
 
     def restarted(self) -> Report:
         """Wait until all clients have reconnected.
@@ -202,12 +200,12 @@ class Load:
 
     def say(self, text: str) -> None:
         """Send a text on each client."""
-        self._command(f"say {text}")
+        self._send(f"say {text}")
         self._answer()
 
     def hangup(self) -> None:
         """Close all clients."""
-        self._command("hangup")
+        self._send("hangup")
         self._answer()
         self.clients = 0
 
@@ -216,7 +214,7 @@ class Load:
         file.write_bytes(b"".join(records))
         return file
 
-    def _command(self, command: str) -> None:
+    def _send(self, command: str) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(command + "\n")

@@ -58,7 +58,7 @@ def mine(request: pytest.FixtureRequest) -> Iterator[Session]:
 
 
 @pytest.mark.parametrize("scenario", sorted({*SCENARIOS} - {"abuse"}))
-def test_each_shape_is_measured(scenario: str) -> None:
+def test_each_scenario_is_measured(scenario: str) -> None:
     for each in SCENARIOS[scenario](Options([Ours()], rounds=1, scale=FEW)):
         assert each.rows
         for row in each.rows:
