@@ -8,6 +8,7 @@ See PROTOCOL.md, "Subscribing".
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -50,6 +51,10 @@ _REPLAY_BYTES = 1024  # charged per replayed notification beside its size: the c
 
 UNKNOWN_POSITION = "lost"
 """A position that is in no log: replays everything that is retained, with ``recovered: false``."""
+
+# Rate limits identify a subscription by a number. Its id() is reused after it has ended, and the
+# next client would be closed for messages of the previous one.
+_numbers = itertools.count()
 
 # Entries read in one page. A stalled peer keeps a page in memory, so a page is bounded in bytes.
 _PAGE, _FIRST_PAGE, _PAGE_BYTES = 16, 4, 128 * 1024
@@ -191,6 +196,7 @@ class Subscription:
         "_last_seen",
         "_live",
         "_metrics",
+        "_number",
         "_room",
         "_sent_offset",
         "_sink",
@@ -223,7 +229,7 @@ class Subscription:
             device: the user's device that subscribes: each device has its own position.
             acknowledges: the client acknowledges what it has received (``synap.v1``). Otherwise
                 a notification is acknowledged when it is written.
-            allow_message: called with the ``id()`` of the subscription; returns whether its client
+            allow_message: called with the number of the subscription; returns whether its client
                 is within its rate limit.
             budget: bounds the backlogs of all subscribers; default: unbounded.
             caller: charged for the backlog of this subscription.
@@ -233,6 +239,7 @@ class Subscription:
         self.reason = ""
         self.on_token: Callable[[str], None] = ignore_token
         self._allow_message = allow_message
+        self._number = next(_numbers)
         self._budget = budget or BacklogBudget(0, 0)
         self._caller = caller
         self._count_read = count_read
@@ -357,7 +364,7 @@ class Subscription:
         """
         if isinstance(message, bytes) or len(message.encode()) > MAX_CLIENT_TEXT_BYTES:
             self.close(CloseCode.PROTOCOL_VIOLATION)
-        elif not self._allow_message(id(self)):
+        elif not self._allow_message(self._number):
             self.close(CloseCode.RATE_LIMITED)
         elif message == PING:
             return PONG
