@@ -23,7 +23,7 @@ type TabMessage =
 interface Answer {
   state: State;
   /** The leader's notifications, oldest first; all of the room's if `isAll`. */
-  kept: NotificationMessage[];
+  buffered: NotificationMessage[];
   isAll: boolean;
   cursor: string | undefined;
 }
@@ -44,7 +44,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   if (!locks || typeof BroadcastChannel === "undefined" || options.presence) return subscribe(room, options);
 
   const name = `synap:${options.url ?? ""}:${room}:${options.device ?? ""}`;
-  const me = Math.random().toString(36).slice(2);
+  const tabId = Math.random().toString(36).slice(2);
   const channel = new BroadcastChannel(name);
   const stop = new AbortController();
   // A request's room is read from its beginning. Another room is read from now on, because the leader has
@@ -54,7 +54,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   let inner: Subscription | undefined; // of the leader, or of a tab whose leader does not answer
   let isLeader = false;
   let state: State = { status: "connecting" };
-  let kept: NotificationMessage[] = [];
+  let buffered: NotificationMessage[] = [];
   let isAll = start === "earliest";
   let pending: NotificationMessage[] | undefined = []; // received before the answer to our hello
   let release = () => {};
@@ -70,9 +70,9 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     if (stop.signal.aborted) return;
     position.moveTo(notification.cursor);
     if (!position.isNew(notification as never)) return;
-    kept.push(notification);
-    if (kept.length > MAX_BUFFERED) {
-      kept.shift();
+    buffered.push(notification);
+    if (buffered.length > MAX_BUFFERED) {
+      buffered.shift();
       isAll = false;
     }
     call(options.onNotification, notification);
@@ -106,10 +106,10 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   };
 
   const applyAnswer = (answer: Answer) => {
-    const place = answer.kept.findIndex(({ cursor }) => cursor === start);
+    const place = answer.buffered.findIndex(({ cursor }) => cursor === start);
     if (start === "earliest" ? !answer.isAll : start !== "latest" && place < 0) return openConnection();
     // Notifications that arrived before this answer are also in `kept`.
-    const missed = start === "latest" ? pending : answer.kept.slice(place + 1);
+    const missed = start === "latest" ? pending : answer.buffered.slice(place + 1);
     pending = undefined;
     setState(answer.state);
     missed?.forEach(deliver);
@@ -119,12 +119,12 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   channel.onmessage = ({ data }: MessageEvent<TabMessage>) => {
     if (stop.signal.aborted) return;
     if (isLeader) {
-      if ("hello" in data) postToTabs({ to: data.hello, state: plain(state), kept, isAll, cursor: inner?.cursor });
+      if ("hello" in data) postToTabs({ to: data.hello, state: plain(state), buffered, isAll, cursor: inner?.cursor });
       else if ("say" in data) inner?.send(data.say);
       else if ("dial" in data) inner?.reconnect();
     } else if (!inner) {
       if ("to" in data) {
-        if (data.to === me && pending) applyAnswer(data);
+        if (data.to === tabId && pending) applyAnswer(data);
       } else if ("notification" in data) {
         if (pending) pending.push(data.notification);
         else deliver(data.notification);
@@ -148,7 +148,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   };
   const requestState = () => {
     if (stop.signal.aborted) return;
-    channel.postMessage({ hello: me });
+    channel.postMessage({ hello: tabId });
     setTimeout(() => pending && !isLeader && openConnection(), ANSWER_WITHIN_MS);
   };
   const wait = { signal: stop.signal };

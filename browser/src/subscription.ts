@@ -192,7 +192,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     isRenewing = false;
   };
 
-  const lost = (failure: Failure) => {
+  const connectionLost = (failure: Failure) => {
     const upMs = openedAt && Date.now() - openedAt;
     disconnect();
     const generation = dialled;
@@ -233,7 +233,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       schedule("pong", isStream ? PING_EVERY_MS : patienceMs, () => {
         // In a frozen tab the timer fires late, before the messages that arrived meanwhile are read.
         if (Date.now() - sentPing > 2 * PING_EVERY_MS) return ping();
-        lost({ reason: "pong timeout" });
+        connectionLost({ reason: "pong timeout" });
       });
   };
 
@@ -307,7 +307,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       // A close code of PROTOCOL.md, or 1011: the server was reached, so another transport would not help.
       if (openedAt || failure.isFinal || /^(4...|1011)$/.test(`${failure.code}`) || !others.length) {
         prefersSse = prefersSse && openedAt > 0;
-        return lost(failure);
+        return connectionLost(failure);
       }
       transport?.close();
       connect(target, others);
@@ -361,7 +361,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     disconnect();
     openedAt = 0;
     const generation = dialled;
-    schedule("open", OPEN_WITHIN_MS, () => lost({ reason: "token() timed out" }));
+    schedule("open", OPEN_WITHIN_MS, () => connectionLost({ reason: "token() timed out" }));
     setState({ status: "connecting" });
     void (async () => {
       await ready;
@@ -380,7 +380,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
       if (!token && !presence && !hadSocket) ways.splice(ways.indexOf("v1") + 1, 0, "plain");
       connect(target, ways);
     })().catch((error: unknown) => {
-      if (generation === dialled) lost({ reason: `no token: ${error instanceof Error ? error.message : String(error)}` });
+      if (generation === dialled) connectionLost({ reason: `no token: ${error instanceof Error ? error.message : String(error)}` });
     });
   };
 

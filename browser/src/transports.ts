@@ -73,13 +73,13 @@ export function webSocket(target: Target, callbacks: TransportCallbacks, plain: 
   };
   let isOver = false;
   /** Replace the handlers instead of removing them: a polyfill may call them without a check. */
-  const leave = () => {
+  const detach = () => {
     isOver = true;
     socket.onopen = socket.onmessage = socket.onerror = socket.onclose = () => undefined;
   };
   const end = (failure: Failure) => {
     if (isOver) return;
-    leave();
+    detach();
     callbacks.onEnd(failure);
   };
   const closed = (code: number, reason?: string) =>
@@ -118,7 +118,7 @@ export function webSocket(target: Target, callbacks: TransportCallbacks, plain: 
       }
     },
     close: () => {
-      leave();
+      detach();
       try {
         socket.close();
       } catch {
@@ -132,7 +132,7 @@ export function webSocket(target: Target, callbacks: TransportCallbacks, plain: 
 export const canStream = () => typeof TextDecoderStream !== "undefined";
 
 /** Find out why fetch failed. The browser hides the cause, so this is a guess. */
-async function unreached(base: string, signal: AbortSignal): Promise<Failure> {
+async function diagnose(base: string, signal: AbortSignal): Promise<Failure> {
   const { origin, protocol } = (globalThis.location ?? {}) as Partial<Location>;
   const url = shown(base);
   if (protocol === "https:" && /^http:/.test(base) && !/\/\/(localhost|127\.|\[::1\])/.test(url))
@@ -150,16 +150,16 @@ async function unreached(base: string, signal: AbortSignal): Promise<Failure> {
 
 export function eventStream(target: Target, callbacks: TransportCallbacks): Transport {
   const stop = new AbortController();
-  const ended = (failure: Failure) => {
+  const finish = (failure: Failure) => {
     if (!stop.signal.aborted) callbacks.onEnd(failure);
     stop.abort();
   };
   // The browser's error message may contain the URL with its token, so it is not shown.
-  void listen(target, callbacks, stop.signal).then(ended, () => ended({ reason: "the stream was interrupted" }));
+  void readStream(target, callbacks, stop.signal).then(finish, () => finish({ reason: "the stream was interrupted" }));
   return { kind: "sse", send: () => undefined, close: () => stop.abort() };
 }
 
-async function listen(target: Target, callbacks: TransportCallbacks, signal: AbortSignal): Promise<Failure> {
+async function readStream(target: Target, callbacks: TransportCallbacks, signal: AbortSignal): Promise<Failure> {
   const headers: Record<string, string> = { Accept: "text/event-stream" };
   if (target.token) headers.Authorization = `Bearer ${target.token}`;
   let response: Response;
@@ -171,7 +171,7 @@ async function listen(target: Target, callbacks: TransportCallbacks, signal: Abo
       redirect: "error", // a redirect could send the token to another host
     });
   } catch {
-    return unreached(target.base, signal);
+    return diagnose(target.base, signal);
   }
   const { status: code, ok, body } = response;
   // Most likely the fallback page of a single-page application.

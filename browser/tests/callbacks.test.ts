@@ -1,7 +1,7 @@
 /** Callbacks that throw, close or reconnect do not break the connection. */
 import { expect, test, vi } from "vitest";
 import type { Subscription } from "../src/subscription.js";
-import { connected, listen, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
+import { connected, recordSubscription, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -10,7 +10,7 @@ type Callback = (typeof callbacks)[number];
 
 /** Trigger all callbacks on one connection. The named one calls `act`. */
 async function triggerAll(name: Callback, act: (subscription: Subscription) => void) {
-  const listener: ReturnType<typeof listen> = listen({
+  const listener: ReturnType<typeof recordSubscription> = recordSubscription({
     after: "c0",
     persist: { getItem: () => null, setItem: () => {} },
     [name]: () => act(listener.subscription),
@@ -79,7 +79,7 @@ test.each(callbacks)("%s may reconnect, which leaves one connection", async (nam
 
 /** Interrupt three replays, so that the loss of the connection reports a gap. */
 async function cutReplays(act: (subscription: Subscription) => void) {
-  const listener: ReturnType<typeof listen> = listen({ after: "c0", onGap: () => act(listener.subscription) });
+  const listener: ReturnType<typeof recordSubscription> = recordSubscription({ after: "c0", onGap: () => act(listener.subscription) });
   for (let cut = 1; cut <= 3; cut++) {
     await pass(4000);
     ScriptedSocket.last.accept().notify(`c${cut}`).end(1006);

@@ -1,6 +1,6 @@
 /** Keepalive. PROTOCOL.md, "Clients". */
 import { expect, test, vi } from "vitest";
-import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+import { connected, recordSubscription, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -62,7 +62,7 @@ test("and without a pong, it reconnects", async () => {
 });
 
 test("a handshake without a response is given up after 10 s for the next transport", async () => {
-  listen();
+  recordSubscription();
   await settle();
   await pass(10_000);
   // A proxy that drops one handshake drops the next one, so it is not tried without the subprotocol.
@@ -75,7 +75,7 @@ test("a handshake without a response is given up after 10 s for the next transpo
 
 test("a stream without even a comment for 30 s is closed", async () => {
   ScriptedSocket.areBlocked = true;
-  const { subscription } = listen({ token: "t" });
+  const { subscription } = recordSubscription({ token: "t" });
   await settle();
   const stream = ScriptedStream.last.accept();
   for (let count = 0; count < 8; count++) {
@@ -91,7 +91,7 @@ test("a stream without even a comment for 30 s is closed", async () => {
 
 test("also one that has never sent anything", async () => {
   ScriptedSocket.areBlocked = true;
-  const { subscription } = listen({ token: "t" });
+  const { subscription } = recordSubscription({ token: "t" });
   await settle();
   ScriptedStream.last.accept();
   await pass(30_000);

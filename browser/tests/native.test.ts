@@ -1,6 +1,6 @@
 /** Platforms other than browsers: the classes of React Native, and non-conforming WebSockets. */
 import { describe, expect, test, vi } from "vitest";
-import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+import { connected, recordSubscription, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -46,7 +46,7 @@ describe("React Native", () => {
   test("does not use event streams, which would never end", async () => {
     withClassesOfReactNative();
     ScriptedSocket.areBlocked = true;
-    const { states } = listen({ token: "t" });
+    const { states } = recordSubscription({ token: "t" });
     await pass(60_000);
     expect(ScriptedStream.all).toEqual([]);
     expect(ScriptedSocket.all).toHaveLength(6);
@@ -84,7 +84,7 @@ describe("a WebSocket that", () => {
     vi.stubGlobal("WebSocket", function () {
       throw error;
     });
-    const { subscription } = listen({ token: "t" });
+    const { subscription } = recordSubscription({ token: "t" });
     await settle();
     ScriptedStream.last.accept();
     await settle();
@@ -95,7 +95,7 @@ describe("a WebSocket that", () => {
   test("throws in its constructor is retried if there is no event stream", async () => {
     vi.stubGlobal("WebSocket", boom);
     ScriptedStream.areBlocked = true;
-    const { subscription } = listen({ token: "t" });
+    const { subscription } = recordSubscription({ token: "t" });
     await settle();
     expect(subscription.state).toMatchObject({ status: "reconnecting", error: { retriable: true } });
     vi.stubGlobal("WebSocket", ScriptedSocket);
@@ -139,7 +139,7 @@ describe("a WebSocket that", () => {
   });
 
   test("emits `error` before it is open leaves the other transports", async () => {
-    const { subscription } = listen({ token: "t" });
+    const { subscription } = recordSubscription({ token: "t" });
     await settle();
     ScriptedSocket.last.onerror?.();
     await pass(1000);

@@ -1,7 +1,7 @@
 /** The cursor across reloads. */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import type { CursorStorage } from "../src/subscription.js";
-import { connected, listen, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
+import { connected, recordSubscription, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -109,7 +109,7 @@ describe("a storage", () => {
     let answer = (_: string | null) => {};
     const setItem = vi.fn(async () => {});
     const persist = { getItem: () => new Promise<string | null>((resolve) => (answer = resolve)), setItem };
-    listen({ persist });
+    recordSubscription({ persist });
     await settle();
     expect(ScriptedSocket.all).toHaveLength(0);
     answer("c1");

@@ -344,7 +344,7 @@ describe("useSynapRealtime", () => {
     ["url", { url: "/realtime" }], ["url", { url: "" }], ["realtimeUrl", { url: undefined, realtimeUrl: "/realtime" }],
     ["maxMessages", { maxMessages: NaN }], ["maxMessages", { maxMessages: "5" }], ["shared", { shared: "yes" }], ["autoConnect", { autoConnect: 0 }],
     ["maxReconnects", { maxReconnects: NaN }], ["onMessage", { onMessage: "f" }], ["token", { token: "" }],
-  ] as [string, object][])("fails at once where %s is wrong: %j", (name, wrong) => {
+  ] as [string, object][])("throws for an invalid %s: %j", (name, wrong) => {
     const props = { userId: "1", url: URL_, ...wrong } as RealtimeOptions;
     expect(() => renderHook(() => useSynapRealtime(props))).toThrow(new RegExp(`^${name}: expected `));
     complaints.length = 0; // React reports it, too
@@ -403,43 +403,43 @@ describe("useJob", () => {
   test("replays the request's room, and follows the job until it is finished", async () => {
     const { now, socket } = await follow("r1");
     expect(socket.url).toBe("wss://rooms.example/rooms/request_r1/subscribe?after=earliest");
-    await acting(() => socket.say(started));
+    await acting(() => socket.json(started));
     expect(now().status).toBe("pending");
-    await acting(() => socket.say(delta(0, "Hel")).say(delta(1, "lo")));
+    await acting(() => socket.json(delta(0, "Hel")).json(delta(1, "lo")));
     expect(now().text).toBe("Hello");
-    await acting(() => socket.say(completed));
+    await acting(() => socket.json(completed));
     expect(now()).toMatchObject({ status: "success", result: { pages: 3 }, text: "Hello" });
     expect(socket.isClosed).toBe(true);
   });
 
   test("a job that finished earlier has the same state", async () => {
     const { now, socket } = await follow("r1");
-    await acting(() => socket.say(started).say(delta(0, "Hi")).say(completed).subscribed("c9"));
+    await acting(() => socket.json(started).json(delta(0, "Hi")).json(completed).subscribed("c9"));
     expect(now()).toMatchObject({ status: "success", text: "Hi", result: { pages: 3 } });
   });
 
   test("a job that finishes while the connection is lost has the same state, from the last position", async () => {
     const { now, socket } = await follow("r1");
-    await acting(() => socket.say(started).subscribed("c1").say(delta(0, "Hi")).end(1006));
+    await acting(() => socket.json(started).subscribed("c1").json(delta(0, "Hi")).end(1006));
     expect(now().status).toBe("pending");
     await acting(() => pass(1000));
     expect(ScriptedSocket.last.after).toBe("d0");
-    await acting(() => ScriptedSocket.last.accept().say(delta(0, "Hi")).say(delta(1, "!")).say(completed));
+    await acting(() => ScriptedSocket.last.accept().json(delta(0, "Hi")).json(delta(1, "!")).json(completed));
     expect(now()).toMatchObject({ status: "success", text: "Hi!" });
   });
 
   test("is stalled after stallAfterS without notifications, until the next one", async () => {
     const { now, socket } = await follow("r1");
     const short = notification("c1", { type: "a.progress", data: { runId: "r", attempt: 1, stallAfterS: 5 } });
-    await acting(() => socket.say(short));
+    await acting(() => socket.json(short));
     await acting(() => pass(4999));
     expect(now().status).toBe("pending");
     await acting(() => pass(1));
     expect(now().status).toBe("stalled");
-    await acting(() => socket.say({ ...short, id: "c2" }));
+    await acting(() => socket.json({ ...short, id: "c2" }));
     expect(now().status).toBe("pending");
     const wait = notification("c3", { type: "a.progress", data: { runId: "r", attempt: 1 } });
-    await acting(() => socket.say(wait));
+    await acting(() => socket.json(wait));
     await acting(() => pass(20_000));
     expect(now().status).toBe("pending"); // a step without stallAfterS
   });
@@ -459,14 +459,14 @@ describe("useJob", () => {
       connectionError: { message: "not this room", code: 4503, retriable: false },
     });
     await acting(() => now().reconnect());
-    await acting(() => ScriptedSocket.last.accept().say(completed));
+    await acting(() => ScriptedSocket.last.accept().json(completed));
     expect(now()).toMatchObject({ status: "success", connection: "closed", connectionError: null });
   });
 
   test("connection errors do not change the state of the job", async () => {
     const { now, socket } = await follow("r1");
     const short = notification("c1", { type: "a.progress", data: { runId: "r", attempt: 1, progress: 0.5, stallAfterS: 5 } });
-    await acting(() => socket.say(short).subscribed("c1"));
+    await acting(() => socket.json(short).subscribed("c1"));
     for (const [code, reason] of [[4401, "token expired"], [1006, ""], [4012, ""]] as const) {
       await acting(() => ScriptedSocket.last.end(code, reason));
       expect(now()).toMatchObject({ status: "pending", progress: 0.5, connection: "reconnecting", connectionError: { code } });
@@ -487,35 +487,35 @@ describe("useJob", () => {
     let count = 0;
     const hook = renderHook(() => useJob("r1", { url: URL_, token: async () => `t${++count}` }));
     await acting(settle);
-    await acting(() => ScriptedSocket.last.accept().say(started).subscribed("c1"));
+    await acting(() => ScriptedSocket.last.accept().json(started).subscribed("c1"));
     for (let life = 1; life <= 60; life++) {
       await acting(() => ScriptedSocket.last.control("token_expiring", { expiresAt: new Date(Date.now() + 30_000).toISOString() }));
       for (let part = 0; part < 3; part++) {
         await acting(() => pass(9_000));
         ScriptedSocket.last.text("pong");
       }
-      await acting(() => ScriptedSocket.last.say(notification(`p${life}`, { type: "a.progress", data: { runId: "r", attempt: 1, progress: life / 60 } })));
+      await acting(() => ScriptedSocket.last.json(notification(`p${life}`, { type: "a.progress", data: { runId: "r", attempt: 1, progress: life / 60 } })));
     }
     expect([count, ScriptedSocket.all.length]).toEqual([61, 1]);
-    await acting(() => ScriptedSocket.last.say(completed));
+    await acting(() => ScriptedSocket.last.json(completed));
     expect(hook.result.current).toMatchObject({ status: "success", progress: 1 });
   });
 
   test("a text without its beginning is empty until the result contains it", async () => {
     const { now, socket } = await follow("r1");
-    await acting(() => socket.say(delta(7, "lo")).say(delta(8, "!")));
+    await acting(() => socket.json(delta(7, "lo")).json(delta(8, "!")));
     expect(now()).toMatchObject({ status: "pending", text: "", isTextComplete: false });
-    await acting(() => socket.say(notification("c9", { type: "a.completed", status: "success", data: { response: "Hello!" } })));
+    await acting(() => socket.json(notification("c9", { type: "a.completed", status: "success", data: { response: "Hello!" } })));
     expect(now()).toMatchObject({ status: "success", text: "Hello!", isTextComplete: true });
   });
 
   test("a gap may have lost a part of the text", async () => {
     const { now, socket } = await follow("r1");
-    await acting(() => socket.say(started).say(delta(0, "Hel")).subscribed("d0").end(1006));
+    await acting(() => socket.json(started).json(delta(0, "Hel")).subscribed("d0").end(1006));
     await acting(() => pass(1000));
     await acting(() => ScriptedSocket.last.accept().subscribed("c8", false));
     expect(now()).toMatchObject({ text: "Hel", isTextComplete: false });
-    await acting(() => ScriptedSocket.last.say(delta(5, "!")));
+    await acting(() => ScriptedSocket.last.json(delta(5, "!")));
     expect(now()).toMatchObject({ text: "Hel", isTextComplete: false });
   });
 
@@ -528,12 +528,12 @@ describe("useJob", () => {
     const shown = (mode: string) => <Activity mode={mode}><Page /></Activity>;
     const { container, rerender } = render(shown("visible"));
     await acting(settle);
-    await acting(() => ScriptedSocket.last.accept().say(started).say(delta(0, "Hi")).subscribed("d0"));
+    await acting(() => ScriptedSocket.last.accept().json(started).json(delta(0, "Hi")).subscribed("d0"));
     rerender(shown("hidden"));
     rerender(shown("visible"));
     await acting(settle);
     expect(ScriptedSocket.last.after).toBe("d0");
-    await acting(() => ScriptedSocket.last.accept().say(delta(0, "Hi")).say(delta(1, "!")).say(completed));
+    await acting(() => ScriptedSocket.last.accept().json(delta(0, "Hi")).json(delta(1, "!")).json(completed));
     expect(container.textContent).toBe("success Hi!");
     rerender(shown("hidden"));
     rerender(shown("visible"));
@@ -542,14 +542,14 @@ describe("useJob", () => {
     expect(container.textContent).toBe("success Hi!");
   });
 
-  test.each([NaN, 5, "undefined", "a b", {}, true])("fails at once where requestId is wrong: %j", (requestId) => {
+  test.each([NaN, 5, "undefined", "a b", {}, true])("throws for an invalid requestId: %j", (requestId) => {
     expect(() => renderHook(() => useJob(requestId as string, { url: URL_ }))).toThrow(/^requestId: expected /);
     complaints.length = 0;
   });
 
   test("another request is another job, in every frame", async () => {
     const { now, socket, rerender } = await follow("r1");
-    await acting(() => socket.say(completed));
+    await acting(() => socket.json(completed));
     rerender("r2");
     expect(now().status).toBe("idle");
     await acting(settle);
@@ -562,7 +562,7 @@ describe("useJob", () => {
     const hook = renderHook(() => useJob("r1", { url: URL_ }), { wrapper: StrictMode });
     await acting(settle);
     expect(ScriptedSocket.all).toHaveLength(1);
-    await acting(() => ScriptedSocket.last.accept().say(started));
+    await acting(() => ScriptedSocket.last.accept().json(started));
     hook.unmount();
     expect(vi.getTimerCount()).toBe(0);
     expect(ScriptedSocket.all).toHaveLength(1);

@@ -1,6 +1,6 @@
 /** The causes of connection errors, as far as a page can know them. */
 import { describe, expect, test, vi } from "vitest";
-import { listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+import { recordSubscription, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -10,14 +10,14 @@ const RULES: [code: number, word: RegExp, isFinal: boolean][] = [
   [4012, /restarting/, false], [4029, /rate limit/, false],
 ];
 test.each(RULES)("close code %i has a default reason", async (code, word, isFinal) => {
-  const { subscription } = listen({ token: "t" });
+  const { subscription } = recordSubscription({ token: "t" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(code);
   expect(subscription.state.error).toMatchObject({ message: expect.stringMatching(word) as string, code, retriable: !isFinal });
 });
 
 test.each(["token expired", "invalid signature", "audience mismatch"])("the server's reason takes precedence: %s", async (reason) => {
-  const { subscription } = listen({ token: "t" });
+  const { subscription } = recordSubscription({ token: "t" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(4501, reason);
   expect(subscription.state.error).toMatchObject({ message: reason, code: 4501, retriable: false });
@@ -26,7 +26,7 @@ test.each(["token expired", "invalid signature", "audience mismatch"])("the serv
 });
 
 test("a misconfigured server is reported, and retried with increasing delays over the same transport", async () => {
-  const { subscription } = listen({ token: "t" });
+  const { subscription } = recordSubscription({ token: "t" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(1011, "The server's settings are wrong: TOKEN_SECRETS: expected at least 32 bytes");
   await settle();
@@ -45,7 +45,7 @@ describe("a page", () => {
     });
     const probes: [string, string | undefined][] = [];
     ScriptedSocket.areBlocked = true;
-    const { subscription } = listen({ token: "t", url });
+    const { subscription } = recordSubscription({ token: "t", url });
     await settle();
     return { message: subscription.state.error?.message, subscription, probes };
   }
@@ -85,7 +85,7 @@ describe("a page", () => {
 test("an HTML page instead of a stream is a final error", async () => {
   ScriptedSocket.areBlocked = true;
   vi.stubGlobal("fetch", async () => new Response("<!doctype html>", { headers: { "Content-Type": "text/html; charset=utf-8" } }));
-  const { subscription } = listen({ token: "t", url: "https://www.example" });
+  const { subscription } = recordSubscription({ token: "t", url: "https://www.example" });
   await settle();
   expect(subscription.state).toMatchObject({
     status: "closed", error: { message: expect.stringContaining("is a room server at https://www.example?") as string, retriable: false },
@@ -94,7 +94,7 @@ test("an HTML page instead of a stream is a final error", async () => {
 
 test("an interrupted stream is reported as such, not as unreachable", async () => {
   ScriptedSocket.areBlocked = true;
-  const { subscription } = listen({ token: "t" });
+  const { subscription } = recordSubscription({ token: "t" });
   await settle();
   ScriptedStream.last.accept();
   await settle();

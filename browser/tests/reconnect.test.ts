@@ -1,7 +1,7 @@
 /** Reconnecting: delays, positions and final errors. PROTOCOL.md, "Clients" and "Close codes". */
 import { describe, expect, test, vi } from "vitest";
 import { Backoff } from "../src/backoff.js";
-import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+import { connected, recordSubscription, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -11,7 +11,7 @@ const cut = () => {
 };
 
 test("a handshake that is accepted and closed is never open", async () => {
-  const { statuses, subscription } = listen({ token: "t" });
+  const { statuses, subscription } = recordSubscription({ token: "t" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(4501);
   await pass(60_000);
@@ -21,7 +21,7 @@ test("a handshake that is accepted and closed is never open", async () => {
 });
 
 test("token() times out after 10 s", async () => {
-  const { states } = listen({ token: () => new Promise<string>(() => {}) });
+  const { states } = recordSubscription({ token: () => new Promise<string>(() => {}) });
   await pass(10_000);
   expect(states.at(-1)).toMatchObject({ status: "reconnecting", error: { message: "token() timed out" } });
 });
@@ -168,7 +168,7 @@ describe("a token", () => {
 
   test("that cannot be fetched is a failed attempt", async () => {
     let count = 0;
-    const { states } = listen({
+    const { states } = recordSubscription({
       token: () => {
         if (++count === 1) throw new Error("signed out");
         return count === 2 ? Promise.reject(new Error("no network")) : "t";
@@ -185,7 +185,7 @@ describe("a token", () => {
 
   test("that arrives after close() opens no connection", async () => {
     let bring = (_: string) => {};
-    const { subscription } = listen({ token: () => new Promise((resolve) => (bring = resolve)) });
+    const { subscription } = recordSubscription({ token: () => new Promise((resolve) => (bring = resolve)) });
     await settle();
     subscription.close();
     bring("t");
@@ -195,7 +195,7 @@ describe("a token", () => {
 
   test("that fails for an outdated attempt is ignored", async () => {
     const fail: ((error: Error) => void)[] = [];
-    const { subscription } = listen({ token: () => new Promise((_, reject) => fail.push(reject)) });
+    const { subscription } = recordSubscription({ token: () => new Promise((_, reject) => fail.push(reject)) });
     await settle();
     subscription.reconnect();
     await settle();
@@ -239,20 +239,20 @@ describe("the address", () => {
     ["wss://[::1]:8787/base", "wss://[::1]:8787/base"],
     [undefined, "ws://127.0.0.1:8787"],
   ])("%s", async (url, base) => {
-    listen({ url }, "user_a@b|c");
+    recordSubscription({ url }, "user_a@b|c");
     await settle();
     expect(ScriptedSocket.last.url).toBe(`${base}/rooms/user_a%40b%7Cc/subscribe`);
   });
 
   test("is NEXT_PUBLIC_REALTIME_URL by default", async () => {
     vi.stubEnv("NEXT_PUBLIC_REALTIME_URL", "https://of.the.environment");
-    listen({ url: undefined });
+    recordSubscription({ url: undefined });
     await settle();
     expect(ScriptedSocket.last.url).toBe("wss://of.the.environment/rooms/user_1/subscribe");
   });
 
   test("contains the start, the device and presence", async () => {
-    listen({ after: "latest", device: "phone", presence: true });
+    recordSubscription({ after: "latest", device: "phone", presence: true });
     await settle();
     expect(new URL(ScriptedSocket.last.url).search).toBe("?after=latest&device=phone&presence=1");
   });
@@ -261,14 +261,14 @@ describe("the address", () => {
     vi.stubGlobal("WebSocket", function () {
       throw new DOMException("no such URL", "SyntaxError");
     });
-    const { subscription } = listen({ url: "https://a%b" });
+    const { subscription } = recordSubscription({ url: "https://a%b" });
     await settle();
     expect(subscription.state).toMatchObject({ status: "closed", error: { retriable: false } });
   });
 });
 
 test("the connection is opened after subscribe() has returned", async () => {
-  const { subscription } = listen();
+  const { subscription } = recordSubscription();
   expect(ScriptedSocket.all).toHaveLength(0);
   subscription.close();
   await settle();

@@ -1,7 +1,7 @@
 /** No loss, no duplicates, and reported gaps. PROTOCOL.md, "Subscribing" and "Clients". */
 import { describe, expect, test } from "vitest";
 import { Position } from "../src/position.js";
-import { connected, listen, notification, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
+import { connected, recordSubscription, notification, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -50,7 +50,7 @@ describe("it resumes", () => {
     const fourth = await next();
     expect([fourth.after, gaps, notifications]).toEqual(["c3", ["user_1"], ["c1", "c2", "c3"]]);
     fourth.notify("c4");
-    expect((await next()).after).toBe("c3"); // counted anew
+    expect((await next()).after).toBe("c3"); // the count was reset
   });
 
   test("from the same position after a connection without notifications, which is not a gap", async () => {
@@ -72,7 +72,7 @@ describe("it resumes", () => {
   });
 
   test("from every notification, where the server says no more than these", async () => {
-    listen({ after: "c0" });
+    recordSubscription({ after: "c0" });
     await settle();
     ScriptedSocket.last.end(1006);
     await settle();
@@ -83,7 +83,7 @@ describe("it resumes", () => {
 
   test.each(["", "ü", "a b", "x".repeat(65), 7, null])("and ignores an invalid cursor: %j", async (cursor) => {
     const { socket, subscription } = await connected();
-    socket.notify("c1").say(notification("c2", { cursor })).control("subscribed", { cursor });
+    socket.notify("c1").json(notification("c2", { cursor })).control("subscribed", { cursor });
     expect(subscription.cursor).toBe("c1");
   });
 });
@@ -91,7 +91,7 @@ describe("it resumes", () => {
 describe("a duplicate id", () => {
   test("is dropped, also on the next connection, and its cursor is used", async () => {
     const { socket, notifications, subscription } = await connected();
-    socket.subscribed("c0").notify("c1", "c2", "c1").say(notification("c3", { id: "c2" }));
+    socket.subscribed("c0").notify("c1", "c2", "c1").json(notification("c3", { id: "c2" }));
     expect(subscription.cursor).toBe("c3");
     (await next()).notify("c2", "c4");
     expect(notifications).toEqual(["c1", "c2", "c4"]);

@@ -262,7 +262,7 @@ test("when a tab with its own connection becomes the leader, the others receive 
   frozen.onmessage = ({ data }: MessageEvent<{ hello?: string }>) => void (asked = data.hello ?? asked);
   const other = new Tab();
   await until(() => asked !== "");
-  frozen.postMessage({ to: asked, state: { status: "open" }, kept: [], isAll: false, cursor: "c-0" });
+  frozen.postMessage({ to: asked, state: { status: "open" }, buffered: [], isAll: false, cursor: "c-0" });
   await until(() => other.status === "open");
   frozen.close();
   for (let n = 0; n < 3; n++) room.publish();

@@ -1,7 +1,7 @@
 /** When a token is requested. PROTOCOL.md, "WebSocket", `synap.token_expiring`. */
 import { describe, expect, test, vi } from "vitest";
 import { subscribe } from "../src/subscription.js";
-import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+import { connected, recordSubscription, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
@@ -79,7 +79,7 @@ test("a fixed token that was replaced meanwhile is sent", async () => {
 test("over a stream, which cannot renew it, it is requested only when connecting", async () => {
   ScriptedSocket.areBlocked = true;
   const token = vi.fn(async () => `t${token.mock.calls.length}`);
-  const { subscription } = listen({ token });
+  const { subscription } = recordSubscription({ token });
   await settle();
   for (let life = 1; life <= 20; life++) {
     const stream = ScriptedStream.last.accept();
@@ -98,7 +98,7 @@ test("over a stream, which cannot renew it, it is requested only when connecting
 
 test("a short-lived token that ends its connection is not a failed attempt", async () => {
   const token = vi.fn(async () => `t${token.mock.calls.length}`);
-  const { subscription } = listen({ token });
+  const { subscription } = recordSubscription({ token });
   for (let life = 1; life <= 20; life++) {
     await settle();
     ScriptedSocket.last.accept();
@@ -113,7 +113,7 @@ test("a short-lived token that ends its connection is not a failed attempt", asy
 describe("a function that", () => {
   test("hangs is given up after 10 s, and retried with increasing delays", async () => {
     const token = vi.fn(() => new Promise<string>(() => {}));
-    const { subscription } = listen({ token, maxReconnects: Infinity });
+    const { subscription } = recordSubscription({ token, maxReconnects: Infinity });
     await pass(300_000);
     expect(token.mock.calls.length).toBeGreaterThan(8);
     expect(token.mock.calls.length).toBeLessThan(18);
@@ -155,20 +155,20 @@ describe("a function that", () => {
   });
 
   test.each([5, {}, true, "<!doctype html><title>502</title>", "two\nlines"])("brings %j fails as one that throws", async (brought) => {
-    const { subscription } = listen({ token: () => brought as string });
+    const { subscription } = recordSubscription({ token: () => brought as string });
     await settle();
     expect(ScriptedSocket.all).toEqual([]);
     expect(subscription.state).toMatchObject({ status: "reconnecting", error: { message: expect.stringMatching(/^no token: /) as string } });
   });
 
   test("returns an object gets an error that names the type", async () => {
-    const { subscription } = listen({ token: (() => ({ token: "t" })) as unknown as () => string });
+    const { subscription } = recordSubscription({ token: (() => ({ token: "t" })) as unknown as () => string });
     await settle();
     expect(subscription.state.error?.message).toBe("no token: token() returned object");
   });
 
   test.each(["", null, undefined])("brings %j is named where the server asks for one", async (brought) => {
-    const { subscription } = listen({ token: () => brought as string });
+    const { subscription } = recordSubscription({ token: () => brought as string });
     await settle();
     ScriptedSocket.last.acceptAndRefuse(4501, "no credential: send a token or a key as Authorization: Bearer …");
     expect(subscription.state.error?.message).toMatch(/^no credential from token\(\): /);
@@ -176,7 +176,7 @@ describe("a function that", () => {
 
   test("returned an expired token is called again; every other invalid token is final", async () => {
     const token = vi.fn(async () => `t${token.mock.calls.length}`);
-    const { subscription } = listen({ token });
+    const { subscription } = recordSubscription({ token });
     await settle();
     ScriptedSocket.last.acceptAndRefuse(4501, "token expired");
     expect(subscription.state).toMatchObject({ status: "reconnecting", error: { message: "token expired", code: 4501 } });
@@ -188,7 +188,7 @@ describe("a function that", () => {
 });
 
 test("an expired fixed token is final", async () => {
-  const { subscription } = listen({ token: "fixed" });
+  const { subscription } = recordSubscription({ token: "fixed" });
   await settle();
   ScriptedSocket.last.acceptAndRefuse(4501, "token expired");
   expect(subscription.state).toMatchObject({ status: "closed", error: { message: "token expired", retriable: false } });

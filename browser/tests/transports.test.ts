@@ -2,14 +2,14 @@
 import { describe, expect, test } from "vitest";
 import type { SubscribeOptions } from "../src/subscription.js";
 import { eventStream, webSocket, type TransportCallbacks } from "../src/transports.js";
-import { connected, listen, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
+import { connected, recordSubscription, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
 
 /** A subscription with an open event stream, because WebSockets are blocked. */
 async function streaming(options: SubscribeOptions = {}) {
   ScriptedSocket.areBlocked = true;
-  const listener = listen({ token: "t", ...options });
+  const listener = recordSubscription({ token: "t", ...options });
   await settle();
   const stream = ScriptedStream.last.accept();
   await settle();
@@ -21,7 +21,7 @@ const offers = () => ScriptedSocket.all.map(({ protocols }) => protocols.join(" 
 describe("the transports", () => {
   test("without a token: synap.v1, then no subprotocol, then a stream, in one attempt", async () => {
     ScriptedSocket.areBlocked = true;
-    const { statuses, subscription } = listen();
+    const { statuses, subscription } = recordSubscription();
     await settle();
     expect(offers()).toEqual(["synap.v1", ""]);
     expect(ScriptedStream.all).toHaveLength(1);
@@ -44,7 +44,7 @@ describe("the transports", () => {
   });
 
   test("a server without subprotocols is supported", async () => {
-    const { subscription, notifications } = listen();
+    const { subscription, notifications } = recordSubscription();
     await settle();
     ScriptedSocket.last.end(1006); // a browser rejects a response without the subprotocol
     await settle();
@@ -64,7 +64,7 @@ describe("the transports", () => {
 
   test("the response of a stream is final", async () => {
     ScriptedSocket.areBlocked = true;
-    const { subscription } = listen({ token: "t" });
+    const { subscription } = recordSubscription({ token: "t" });
     await settle();
     ScriptedStream.last.refuse(403, { error: "Forbidden", details: "not this room", code: "forbidden" });
     await settle();
@@ -76,7 +76,7 @@ describe("the transports", () => {
 
   test.each([400, 401, 404, 405, 413, 426])("%i is final", async (status) => {
     ScriptedSocket.areBlocked = true;
-    const { subscription } = listen({ token: "t" });
+    const { subscription } = recordSubscription({ token: "t" });
     await settle();
     ScriptedStream.last.refuse(status, "<html>");
     await settle();
@@ -86,7 +86,7 @@ describe("the transports", () => {
 
   test.each([408, 425, 429, 500, 502, 503])("%i is not", async (status) => {
     ScriptedSocket.areBlocked = true;
-    const { subscription } = listen({ token: "t" });
+    const { subscription } = recordSubscription({ token: "t" });
     await settle();
     ScriptedStream.last.refuse(status, { error: "x" });
     await settle();
@@ -96,7 +96,7 @@ describe("the transports", () => {
 
 describe("what is remembered", () => {
   test("after a WebSocket handshake without a response, a stream is tried first", async () => {
-    listen({ token: "t" });
+    recordSubscription({ token: "t" });
     await pass(10_000);
     const stream = ScriptedStream.last.accept();
     await settle();
@@ -135,7 +135,7 @@ describe("what is remembered", () => {
   });
 
   test("a server without synap.v1 is offered it each time", async () => {
-    listen();
+    recordSubscription();
     await settle();
     ScriptedSocket.last.end(1006);
     await settle();
@@ -217,7 +217,7 @@ describe("a stream", () => {
 
   test("that drains before it is open sets the delay, and nothing else", async () => {
     ScriptedSocket.areBlocked = true;
-    const { subscription, statuses } = listen({ token: "t" });
+    const { subscription, statuses } = recordSubscription({ token: "t" });
     await settle();
     ScriptedStream.last.drain(1234);
     await settle();
@@ -260,7 +260,7 @@ describe("a stream", () => {
     "an endless line": ["data: ", ...Array<string>(20).fill("x".repeat(MIB / 16))],
     "endless lines": Array<string>(20).fill("data: x\n".repeat(MIB / 128)),
     "endless comments": Array<string>(20).fill(":x\n".repeat(MIB / 32)),
-    "a huge line at once": [`data: ${"x".repeat(2 * MIB)}\n\n`],
+    "a huge line in one piece": [`data: ${"x".repeat(2 * MIB)}\n\n`],
   };
   test.each(Object.keys(endless))("is left if an event has %s", async (kind) => {
     const { stream, subscription, notifications } = await streaming();

@@ -93,18 +93,18 @@ export class ScriptedSocket {
     if (!this.isClosed) this.onmessage?.({ data });
     return this;
   }
-  say(value: unknown): this {
+  json(value: unknown): this {
     return this.text(JSON.stringify(value));
   }
   control(type: string, data: object = {}): this {
-    return this.say({ type: `synap.${type}`, data });
+    return this.json({ type: `synap.${type}`, data });
   }
   subscribed(cursor: string, recovered = true): this {
     return this.control("subscribed", { room: "user_1", cursor, replayed: 0, recovered });
   }
   /** Send notifications with their cursors as ids. */
   notify(...cursors: string[]): this {
-    for (const cursor of cursors) this.say(notification(cursor));
+    for (const cursor of cursors) this.json(notification(cursor));
     return this;
   }
   end(code: number, reason = ""): void {
@@ -212,7 +212,7 @@ export function useScriptedWorld(): void {
 }
 
 /** Subscribe, and record all callbacks. */
-export function listen(options: SubscribeOptions = {}, room = "user_1") {
+export function recordSubscription(options: SubscribeOptions = {}, room = "user_1") {
   const recorded = {
     notifications: [] as string[],
     states: [] as State[],
@@ -244,7 +244,7 @@ export function listen(options: SubscribeOptions = {}, room = "user_1") {
 
 /** Subscribe, and accept the connection. */
 export async function connected(options: SubscribeOptions = {}, room?: string) {
-  const listener = listen(options, room);
+  const listener = recordSubscription(options, room);
   await settle();
   const socket = ScriptedSocket.last.accept();
   await settle();

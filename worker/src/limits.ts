@@ -140,8 +140,8 @@ export class RequestLimits {
   checkAttempt(address: string | undefined): void {
     const waitS = address === undefined ? 0 : this.#attempts.waitS(address);
     if (waitS === 0) return;
-    const most = this.#settings.requestsPerS;
-    throw rateLimited(`rate limit exceeded: ${most} failed attempts per second for an address`, waitS);
+    const limit = this.#settings.requestsPerS;
+    throw rateLimited(`rate limit exceeded: ${limit} failed attempts per second for an address`, waitS);
   }
 
   /** Count an invalid token of an address. */
@@ -158,8 +158,8 @@ export class RequestLimits {
     const caller = nameOf(claims);
     const waitS = caller === undefined ? 0 : this.#requests.waitS(caller);
     if (waitS === 0) return;
-    const most = this.#settings.requestsPerS;
-    throw rateLimited(`rate limit exceeded: ${most} rejected requests per second for a user or a key`, waitS);
+    const limit = this.#settings.requestsPerS;
+    throw rateLimited(`rate limit exceeded: ${limit} rejected requests per second for a user or a key`, waitS);
   }
 
   /** Count a rejected request with a valid credential, because processing it had a cost, too. */
@@ -199,12 +199,12 @@ export class PublishLimits {
     const caller = nameOf(claims);
     if (caller === undefined) return;
     const { publishesPerS, publishBytesPerS } = this.#settings;
-    for (const [rate, cost, most, what] of [
+    for (const [rate, cost, limit, what] of [
       [this.#publishes, count, publishesPerS, "notifications"],
       [this.#bytes, bytes, publishBytesPerS, "bytes"],
     ] as const) {
       const waitS = rate.waitS(caller, cost);
-      if (waitS > 0) throw rateLimited(`rate limit exceeded: ${most} ${what}/s per key`, waitS);
+      if (waitS > 0) throw rateLimited(`rate limit exceeded: ${limit} ${what}/s per key`, waitS);
     }
   }
 }

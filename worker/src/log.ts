@@ -60,25 +60,25 @@ export interface Page {
 interface Meta {
   version: number;
   /** The highest offset that was removed from the log. */
-  forgotten: number;
+  trimmedUntil: number;
   /** The room's acknowledged offset; 0: none. What was received on delivery is stored with the entries. */
-  mark: number;
+  acknowledged: number;
 }
 
 /** When a device was last seen, in ms since 1970, and its acknowledged offset. */
 interface Device {
   lastSeen: number;
-  mark: number;
+  acknowledged: number;
 }
 
 /** A cache of the stored state. */
 interface State {
   /** As in {@link Meta}. */
-  forgotten: number;
+  trimmedUntil: number;
   /** The highest offset that was ever assigned. */
   last: number;
   /** The room's acknowledged offset; 0: none. */
-  mark: number;
+  acknowledged: number;
   /** The size of the log: notifications and bytes. */
   held: number;
   bytes: number;
@@ -155,13 +155,13 @@ export class Log {
       // The storage is empty: everything that was published has expired. So a position within the retention has no gap.
       return { entries: [], recovered: !isForeign && !(start > 0 && start < now - this.#ageUs), more: false };
     }
-    const gone = this.#state.forgotten;
+    const trimmed = this.#state.trimmedUntil;
     const entries: Entry[] = [];
     let bytes = 0;
     let more = false;
     for (const row of this.#sql.exec<{ offset: number; text: string; bytes: number }>(
       "SELECT offset, text, bytes FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
-      Math.max(start, gone),
+      Math.max(start, trimmed),
       limit + 1,
     )) {
       if (entries.length === limit || bytes >= PAGE_BYTES) {
@@ -172,7 +172,7 @@ export class Log {
       entries.push(entry);
       bytes += entry.bytes;
     }
-    return { entries, recovered: !isForeign && !(start > 0 && start < gone), more };
+    return { entries, recovered: !isForeign && !(start > 0 && start < trimmed), more };
   }
 
   /** Return the acknowledged cursor of a device; for an unknown device, and without one, the room's. */
@@ -180,19 +180,19 @@ export class Log {
     if (this.#state === undefined) return undefined;
     if (device !== undefined) {
       const known = this.#kv.get<Device>(DEVICE + device);
-      if (known !== undefined) return this.#cursor(known.mark);
+      if (known !== undefined) return this.#cursor(known.acknowledged);
     }
-    return this.#state.mark > 0 ? this.#cursor(this.#state.mark) : undefined;
+    return this.#state.acknowledged > 0 ? this.#cursor(this.#state.acknowledged) : undefined;
   }
 
   /** Register a device, with a position as its acknowledged cursor. */
   registerDevice(device: string, position: Cursor): void {
     if (position.epoch !== this.#epoch) return;
     const { last } = this.#create();
-    const before = this.#kv.get<Device>(DEVICE + device)?.mark ?? 0;
+    const before = this.#kv.get<Device>(DEVICE + device)?.acknowledged ?? 0;
     // A client cannot acknowledge what was not published.
-    const mark = Math.max(before, Math.min(position.offset, last));
-    this.#kv.put<Device>(DEVICE + device, { lastSeen: Date.now(), mark });
+    const acknowledged = Math.max(before, Math.min(position.offset, last));
+    this.#kv.put<Device>(DEVICE + device, { lastSeen: Date.now(), acknowledged });
     const others = this.#devices().filter(([key]) => key !== DEVICE + device);
     const excess = others.sort(([, one], [, other]) => other.lastSeen - one.lastSeen).slice(MAX_DEVICES - 1);
     for (const [key] of excess) this.#kv.delete(key);
@@ -201,13 +201,13 @@ export class Log {
   /** Advance the acknowledged cursors of the room and the device. An earlier position changes nothing. */
   ack(position: Cursor, device: string | undefined): void {
     if (this.#state === undefined || position.epoch !== this.#epoch) return;
-    if (position.offset > this.#state.mark) {
-      this.#state.mark = position.offset;
+    if (position.offset > this.#state.acknowledged) {
+      this.#state.acknowledged = position.offset;
       this.#saveMeta();
     }
     if (device !== undefined) {
       const known = this.#kv.get<Device>(DEVICE + device);
-      if ((known?.mark ?? 0) < position.offset) this.registerDevice(device, position);
+      if ((known?.acknowledged ?? 0) < position.offset) this.registerDevice(device, position);
     }
   }
 
@@ -271,7 +271,7 @@ export class Log {
         "INSERT INTO log (offset, id, text, bytes, count, received) VALUES (?, ?, ?, ?, ?, ?)",
         state.last, id, text, bytes, count, isReceived ? 1 : 0,
       );
-      if (isReceived) state.mark = state.last;
+      if (isReceived) state.acknowledged = state.last;
       state.held++;
       state.bytes += bytes;
       const entry = this.#entry(state.last, text, bytes);
@@ -287,10 +287,10 @@ export class Log {
     const { retentionCount, maxRoomBytes } = this.#settings;
     if (state.held <= retentionCount && state.bytes <= maxRoomBytes) return;
     let { held, bytes } = state;
-    let until = state.forgotten;
+    let until = state.trimmedUntil;
     for (const row of this.#sql.exec<{ offset: number; bytes: number }>(
       "SELECT offset, bytes FROM log WHERE offset > ? ORDER BY offset",
-      state.forgotten,
+      state.trimmedUntil,
     )) {
       if (held <= retentionCount && (bytes <= maxRoomBytes || held === 1)) break;
       until = row.offset;
@@ -302,18 +302,18 @@ export class Log {
 
   #trimUntil(offset: number): void {
     const state = this.#state!;
-    if (offset <= state.forgotten) return;
+    if (offset <= state.trimmedUntil) return;
     const { n, sum } = this.#sql
       .exec<{ n: number; sum: number | null }>(
         "SELECT count(*) AS n, sum(bytes) AS sum FROM log WHERE offset > ? AND offset <= ?",
-        state.forgotten,
+        state.trimmedUntil,
         offset,
       )
       .one();
-    const from = state.forgotten;
+    const from = state.trimmedUntil;
     state.held -= n;
     state.bytes -= sum ?? 0;
-    state.forgotten = offset;
+    state.trimmedUntil = offset;
     this.#saveMeta(); // the acknowledged offset of these rows must outlive them
     this.#deleteIds(Date.now());
     this.#sql.exec("UPDATE log SET text = '' WHERE offset > ? AND offset <= ?", from, offset);
@@ -321,13 +321,13 @@ export class Log {
 
   /** Delete removed rows whose deduplication window is over. */
   #deleteIds(now: number): void {
-    const until = Math.min(this.#state!.forgotten, (now - DEDUPE_S * 1000) * 1000);
+    const until = Math.min(this.#state!.trimmedUntil, (now - DEDUPE_S * 1000) * 1000);
     this.#sql.exec("DELETE FROM log WHERE offset <= ?", until);
   }
 
   #saveMeta(): void {
-    const { forgotten, mark } = this.#state!;
-    this.#kv.put<Meta>(META, { version: SCHEMA_VERSION, forgotten, mark });
+    const { trimmedUntil, acknowledged } = this.#state!;
+    this.#kv.put<Meta>(META, { version: SCHEMA_VERSION, trimmedUntil, acknowledged });
   }
 
   #devices(): [string, Device][] {
@@ -345,12 +345,12 @@ export class Log {
   /** Return the highest offset that has expired at a reading of the clock (ms since 1970), or was removed. */
   #lastExpired(now: number): number {
     const [row] = this.#sql
-      .exec<{ gone: number | null }>(
-        "SELECT max(offset) AS gone FROM log WHERE offset <= ?",
+      .exec<{ trimmed: number | null }>(
+        "SELECT max(offset) AS trimmed FROM log WHERE offset <= ?",
         now * 1000 - this.#ageUs,
       )
       .toArray();
-    return Math.max(this.#state!.forgotten, row?.gone ?? 0);
+    return Math.max(this.#state!.trimmedUntil, row?.trimmed ?? 0);
   }
 
   #entry(offset: number, text: string, bytes: number): Entry {
@@ -367,18 +367,18 @@ export class Log {
   #load(): State | undefined {
     const meta = this.#kv.get<Meta>(META);
     if (meta === undefined) return undefined;
-    const { forgotten } = meta;
+    const { trimmedUntil } = meta;
     const log = this.#sql
       .exec<{ last: number | null; held: number; bytes: number | null; received: number | null }>(
         `SELECT max(offset) AS last, count(*) AS held, sum(bytes) AS bytes,
          max(CASE WHEN received THEN offset END) AS received FROM log WHERE offset > ?`,
-        forgotten,
+        trimmedUntil,
       )
       .one();
     return {
-      forgotten,
-      last: Math.max(log.last ?? 0, forgotten),
-      mark: Math.max(meta.mark, log.received ?? 0),
+      trimmedUntil,
+      last: Math.max(log.last ?? 0, trimmedUntil),
+      acknowledged: Math.max(meta.acknowledged, log.received ?? 0),
       held: log.held,
       bytes: log.bytes ?? 0,
     };
@@ -388,7 +388,7 @@ export class Log {
   #create(): State {
     if (this.#state !== undefined) return this.#state;
     // Anything that was published before has expired.
-    const forgotten = Math.max(0, nowUs() - this.#ageUs);
+    const trimmedUntil = Math.max(0, nowUs() - this.#ageUs);
     // The text is the last column, because SQLite reads through it to reach later columns.
     this.#sql.exec(`
       CREATE TABLE log (
@@ -397,7 +397,7 @@ export class Log {
       );
       CREATE INDEX log_id ON log (id);
     `);
-    this.#state = { forgotten, last: forgotten, mark: 0, held: 0, bytes: 0 };
+    this.#state = { trimmedUntil, last: trimmedUntil, acknowledged: 0, held: 0, bytes: 0 };
     this.#saveMeta();
     return this.#state;
   }

@@ -34,10 +34,10 @@ export function logRefusal(
     ["origin", originOf(request)],
     ["close_code", of.closeCode],
   ];
-  const shown = members
+  const fields = members
     .filter(([, value]) => value !== undefined && value !== null)
     .map(([name, value]) => `${name}=${JSON.stringify(value)}`);
-  console.warn(`refused ${shown.join(" ")}`);
+  console.warn(`refused ${fields.join(" ")}`);
 }
 
 /** Return a browser's origin (RFC 6454, section 6.2) unchanged, so that an operator can allow it. */

@@ -55,18 +55,18 @@ export function registriesOf(env: Env, { user, tokenId }: Principal): DurableObj
  * Register a connection with its user and its token.
  *
  * @param id of the connection.
- * @param most the connection limit of the user; 0 is no limit.
+ * @param limit the connection limit of the user; 0 is no limit.
  */
 export async function registerConnection(
   env: Env,
   claims: Claims,
   id: string,
   room: string,
-  most: number,
+  limit: number,
 ): Promise<Verdict> {
   const { user, tokenId, issuedAt } = claims;
   const verdicts = await Promise.all([
-    ...(user === undefined ? [] : [registryOf(env, "user", user).register(id, room, issuedAt, most)]),
+    ...(user === undefined ? [] : [registryOf(env, "user", user).register(id, room, issuedAt, limit)]),
     ...(tokenId === undefined ? [] : [registryOf(env, "token", tokenId).register(id, room, issuedAt, 0)]),
   ]);
   return verdicts.find((verdict) => verdict !== "ok") ?? "ok";
@@ -81,11 +81,11 @@ export class ConnectionRegistry extends DurableObject<Env> {
     this.#kv = ctx.storage.kv;
   }
 
-  /** Register a connection. A limit `most` of 0 is no limit. */
-  async register(id: string, room: string, issuedAt: number | undefined, most: number): Promise<Verdict> {
-    if (most > 0 && this.#connections().size >= most) {
+  /** Register a connection. A `limit` of 0 is no limit. */
+  async register(id: string, room: string, issuedAt: number | undefined, limit: number): Promise<Verdict> {
+    if (limit > 0 && this.#connections().size >= limit) {
       await this.#removeStale();
-      if (this.#connections().size >= most) return this.isRevoked(issuedAt) ? "revoked" : "rate_limited";
+      if (this.#connections().size >= limit) return this.isRevoked(issuedAt) ? "revoked" : "rate_limited";
     }
     // Checked last, so that nothing can happen between the check and the write.
     if (this.isRevoked(issuedAt)) return "revoked";

@@ -243,9 +243,9 @@ export class NotificationRoom extends DurableObject<Env> {
 
   async #subscribe(request: SubscribeRequest): Promise<Response> {
     const { claims, transport } = request;
-    const most = this.#settings.maxConnectionsPerRoom;
-    if (most > 0 && this.#connections.size + this.#opening.size >= most) {
-      throw rateLimited(`connection limit reached: ${most} connections in a room`, 10);
+    const limit = this.#settings.maxConnectionsPerRoom;
+    if (limit > 0 && this.#connections.size + this.#opening.size >= limit) {
+      throw rateLimited(`connection limit reached: ${limit} connections in a room`, 10);
     }
     const id = crypto.randomUUID();
     await this.#acquire(id, claims);
@@ -280,13 +280,13 @@ export class NotificationRoom extends DurableObject<Env> {
    * @throws RequestError 401 if the token was revoked; 429 at the connection limit.
    */
   async #acquire(id: string, claims: Claims): Promise<void> {
-    const most = this.#settings.maxConnectionsPerUser;
+    const limit = this.#settings.maxConnectionsPerUser;
     this.#opening.add(id);
     try {
-      const verdict = await registerConnection(this.env, claims, id, this.#room, most);
+      const verdict = await registerConnection(this.env, claims, id, this.#room, limit);
       if (verdict === "ok" && !this.#isRevoked(claims)) return;
       if (verdict !== "rate_limited") throw revoked(claims);
-      const error = rateLimited(`connection limit reached: ${most} connections for a user`, 10);
+      const error = rateLimited(`connection limit reached: ${limit} connections for a user`, 10);
       error.headers[CLOSE_CODE] = String(CloseCode.CONNECTION_LIMIT);
       throw error;
     } catch (error) {
@@ -513,8 +513,8 @@ export class NotificationRoom extends DurableObject<Env> {
       if (this.#isRevoked(claims)) return end(CloseCode.REVOKED);
       if (!isCurrent()) return;
       if (attachment.tokenId !== undefined && attachment.tokenId !== claims.tokenId) {
-        const left = registryOf(this.env, "token", attachment.tokenId).unregister([attachment.id]);
-        this.ctx.waitUntil(left.catch(() => undefined));
+        const unregistered = registryOf(this.env, "token", attachment.tokenId).unregister([attachment.id]);
+        this.ctx.waitUntil(unregistered.catch(() => undefined));
       }
       // If the token expires no later than the old one, the client has no newer one: do not warn again.
       const isNewer = (claims.expiresAt ?? Infinity) > (attachment.expiresAt ?? Infinity);

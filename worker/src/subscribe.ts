@@ -46,17 +46,17 @@ export async function openWebSocket(context: RequestContext): Promise<Response> 
     const credential = credentialOf(request.headers, query, offered);
     const claims = await authenticateHandshake(context, credential);
     const connection = { transport: "websocket" as const, controlFrames, isLost: false };
-    const answer = await openRoomSocket(context, claims, {
+    const response = await openRoomSocket(context, claims, {
       ...connection,
       ...(subprotocol === undefined ? {} : { subprotocol }),
     }, params);
-    const closeCode = answer.headers.get(CLOSE_CODE);
+    const closeCode = response.headers.get(CLOSE_CODE);
     if (closeCode !== null) {
-      const { details } = (await parseRoomError(answer)).body;
+      const { details } = (await parseRoomError(response)).body;
       return acceptAndClose(context, Number(closeCode), details, subprotocol);
     }
-    if (answer.status === 101) return answer;
-    throw await parseRoomError(answer);
+    if (response.status === 101) return response;
+    throw await parseRoomError(response);
   } catch (error) {
     // A page cannot read the response to a handshake, but it can read a close code.
     const code = error instanceof RequestError ? CLOSE_CODES[error.status] : undefined;
@@ -93,9 +93,9 @@ export async function openEventStream(context: RequestContext): Promise<Response
     authorizeAll(claims, params);
     return new Response(null, { headers: EVENT_STREAM_HEADERS });
   }
-  const answer = await openRoomSocket(context, claims, { transport: "sse", controlFrames: true, isLost }, params);
-  const room = answer.webSocket;
-  if (room === null) throw await parseRoomError(answer);
+  const response = await openRoomSocket(context, claims, { transport: "sse", controlFrames: true, isLost }, params);
+  const room = response.webSocket;
+  if (room === null) throw await parseRoomError(response);
   return new Response(eventStream(room, request.signal), { headers: EVENT_STREAM_HEADERS });
 }
 
@@ -198,12 +198,12 @@ function acceptAndClose(
 }
 
 /** Convert a room's error response to a RequestError. */
-async function parseRoomError(answer: Response): Promise<RequestError> {
-  const { code, error, details } = await answer.json<Record<"code" | "error" | "details", string>>();
+async function parseRoomError(response: Response): Promise<RequestError> {
+  const { code, error, details } = await response.json<Record<"code" | "error" | "details", string>>();
   const headers: Record<string, string> = {};
   for (const name of ["Retry-After", "WWW-Authenticate"]) {
-    const value = answer.headers.get(name);
+    const value = response.headers.get(name);
     if (value !== null) headers[name] = value;
   }
-  return new RequestError(answer.status, code, error, details, headers);
+  return new RequestError(response.status, code, error, details, headers);
 }

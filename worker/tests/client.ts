@@ -67,7 +67,7 @@ export async function history(room: string, credential: string, query = ""): Pro
 }
 
 /** A subscriber over a WebSocket. */
-export class Listener {
+export class Subscriber {
   readonly #received: (string | number)[] = [];
   #wake: () => void = () => undefined;
 
@@ -77,11 +77,11 @@ export class Listener {
     socket.accept();
   }
 
-  static async open(room: string, credential: string, query = "", v1 = true): Promise<Listener> {
+  static async open(room: string, credential: string, query = "", v1 = true): Promise<Subscriber> {
     const headers = { Upgrade: "websocket", ...(v1 ? { "Sec-WebSocket-Protocol": V1 } : {}) };
     const response = await request(`/rooms/${room}/subscribe${query}`, credential, { headers });
     if (response.webSocket === null) throw new Error(`refused: ${response.status}`);
-    return new Listener(response.webSocket);
+    return new Subscriber(response.webSocket);
   }
 
   send(message: string): void {

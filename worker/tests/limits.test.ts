@@ -9,7 +9,7 @@ import { Connection, slowConsumers, type Attachment } from "../src/connection";
 import { eventStream } from "../src/sse";
 import { Budget, PublishLimits, Rate } from "../src/limits";
 import { settingsOf, type Env } from "../src/settings";
-import { fill, freshUser, KEY, Listener, request, roomStub, token, type Json } from "./client";
+import { fill, freshUser, KEY, Subscriber, request, roomStub, token, type Json } from "./client";
 
 const bindings = env as unknown as Env;
 
@@ -137,7 +137,7 @@ test("preflights of an address are limited", async () => {
   expect(found).toEqual([204, 204, 204, 204, 429]);
 });
 
-test("an address with many bad tokens may try no more, but publishes with a key", async () => {
+test("an address with many invalid tokens may try no more, but may publish with a key", async () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const { user, room } = freshUser();
   const address = "203.0.113.4";
@@ -157,7 +157,7 @@ test("an address with many bad tokens may try no more, but publishes with a key"
   expect(await ask(KEY, address, 1, `/rooms/${room}/broadcast`, json)).toEqual([200]);
 });
 
-test("what is read counts by its bytes, and is paid for before the next request", async () => {
+test("bytes read are counted, and delay the next request", async () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const { user, room } = freshUser();
   await fill(room, 20);
@@ -169,7 +169,7 @@ test("what is read counts by its bytes, and is paid for before the next request"
   expect(await ask(1)).toEqual([200]);
 });
 
-test("refused publishes of a user count as requests", async () => {
+test("rejected publishes of a user count as requests", async () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const { user, room } = freshUser();
   const headers = {
@@ -221,7 +221,7 @@ test("the largest backlogs of a user, and of a room, are closed first", () => {
   expect(slowConsumers([waits("one", MIB + 1)], Date.now()).length).toBe(1);
 });
 
-test("streams that nobody reads hold bounded memory in all", async () => {
+test("the total backlog of unread streams is bounded", async () => {
   const gone = new AbortController();
   const rooms: WebSocket[] = [];
   const closed: number[] = [];
@@ -252,9 +252,9 @@ test("many concurrent disconnects do not stop the room", async () => {
   });
   await evictDurableObject(roomStub(room));
   for (const device of ["one", "two"]) {
-    const listener = await Listener.open(room, await token({ sub: user }), `?device=${device}`);
-    await listener.control("synap.subscribed");
-    listener.socket.close(1000);
+    const subscriber = await Subscriber.open(room, await token({ sub: user }), `?device=${device}`);
+    await subscriber.control("synap.subscribed");
+    subscriber.socket.close(1000);
     await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
   }
   const kept = await runInDurableObject(roomStub(room), (_, { storage }) =>

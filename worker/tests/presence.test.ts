@@ -7,7 +7,7 @@ import { afterEach, expect, test, vi } from "vitest";
 import { registryOf } from "../src/registry";
 import { Presence } from "../src/presence";
 import type { Env } from "../src/settings";
-import { Listener, request, roomStub, token, type Json } from "./client";
+import { Subscriber, request, roomStub, token, type Json } from "./client";
 
 afterEach(() => {
   vi.useRealTimers();
@@ -17,16 +17,16 @@ test("a client that closes during hibernation leaves, and is unregistered", asyn
   const room = `workspace_${crypto.randomUUID()}`;
   const [stays, goes] = [crypto.randomUUID(), crypto.randomUUID()];
   const claims = { rooms: [room], scope: "subscribe presence" };
-  const watcher = await Listener.open(room, await token({ ...claims, sub: stays }), "?presence=1");
+  const watcher = await Subscriber.open(room, await token({ ...claims, sub: stays }), "?presence=1");
   await watcher.control("synap.subscribed");
-  const other = await Listener.open(room, await token({ ...claims, sub: goes }));
+  const other = await Subscriber.open(room, await token({ ...claims, sub: goes }));
   expect(await watcher.control("synap.presence")).toMatchObject({ event: "join", user: goes });
   await evictDurableObject(roomStub(room));
   other.socket.close(1000);
-  const holder = registryOf(env as unknown as Env, "user", goes);
+  const registry = registryOf(env as unknown as Env, "user", goes);
   await vi.waitFor(async () =>
     expect(
-      await runInDurableObject(holder, (_, { storage }) => [...storage.kv.list()].length),
+      await runInDurableObject(registry, (_, { storage }) => [...storage.kv.list()].length),
     ).toBe(0),
   );
   expect((await roomStub(room).presence()).users).toContainEqual({ user: goes, connections: 0, devices: [] });
@@ -63,11 +63,11 @@ test("users and devices may have names with a meaning in JavaScript or a log", a
   const room = `workspace_${crypto.randomUUID()}`;
   const scope = "subscribe presence";
   const names = ["__proto__", "constructor", "a\"},{\"user\":\"b", "a, b", "\u2028\u2029", "\u202eevil", "😀", "ä".repeat(512), "key jobs"];
-  const watcher = await Listener.open(room, await token({ rooms: [room], scope }), "?presence=1");
+  const watcher = await Subscriber.open(room, await token({ rooms: [room], scope }), "?presence=1");
   await watcher.control("synap.presence");
   for (const sub of names) {
-    const listener = await Listener.open(room, await token({ sub, rooms: [room], device: "__proto__" }));
-    await listener.control("synap.subscribed");
+    const subscriber = await Subscriber.open(room, await token({ sub, rooms: [room], device: "__proto__" }));
+    await subscriber.control("synap.subscribed");
     expect(await watcher.control("synap.presence")).toEqual({ event: "join", user: sub, connections: 1, devices: ["__proto__"] });
   }
   await evictDurableObject(roomStub(room));
@@ -83,7 +83,7 @@ for (const [what, claims] of [
   ["a jti with a lone surrogate", { sub: "1", jti: "\udfff" }],
   ["a room with a lone surrogate", { sub: "1", rooms: ["user_\ud800"] }],
 ] as const) {
-  test(`a signed token with ${what} is refused, and presence goes on`, async () => {
+  test(`a signed token with ${what} is rejected, and presence continues`, async () => {
     const room = `workspace_${crypto.randomUUID()}`;
     const rooms: readonly string[] = "rooms" in claims ? claims.rooms : [];
     const bad = await token({ ...claims, rooms: [room, ...rooms], scope: "subscribe presence" });

@@ -17,7 +17,7 @@ test("ready while an object's storage is available", async () => {
   expect((await request("/ready", KEY)).status).toBe(200);
 });
 
-test("an object is asked once a second at most, and writes only after a publish was not kept", async () => {
+test("an object is checked once a second at most, and writes only after a publish was not stored", async () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const asked: boolean[] = [];
   let isBroken = false;

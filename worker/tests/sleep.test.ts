@@ -3,7 +3,7 @@
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { fill, freshUser, history, Listener, publish, request, roomStub, token, type Json } from "./client";
+import { fill, freshUser, history, Subscriber, publish, request, roomStub, token, type Json } from "./client";
 
 afterEach(() => {
   vi.useRealTimers();
@@ -16,32 +16,32 @@ function later(ms: number): void {
 
 test("a connection survives hibernation, and receives later notifications", async () => {
   const { user, room } = freshUser();
-  const listener = await Listener.open(room, await token({ sub: user }));
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, await token({ sub: user }));
+  await subscriber.control("synap.subscribed");
   await publish(room, "n0");
-  expect((await listener.json())["id"]).toBe("n0");
+  expect((await subscriber.json())["id"]).toBe("n0");
   await evictDurableObject(roomStub(room));
   expect((await publish(room, "n1"))["broadcastCount"]).toBe(1);
-  expect((await listener.json())["id"]).toBe("n1");
+  expect((await subscriber.json())["id"]).toBe("n1");
 });
 
 test("a ping is answered during hibernation", async () => {
   const { user, room } = freshUser();
-  const listener = await Listener.open(room, await token({ sub: user }));
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, await token({ sub: user }));
+  await subscriber.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
-  listener.send("ping");
-  expect(await listener.text()).toBe("pong");
+  subscriber.send("ping");
+  expect(await subscriber.text()).toBe("pong");
   await expect(evictDurableObject(roomStub(room))).rejects.toThrow(); // the object is not running
 });
 
 test("the user and the device survive hibernation", async () => {
   const { user, room } = freshUser();
   const scope = "subscribe presence";
-  const one = await Listener.open(room, await token({ sub: user, scope, device: "phone" }), "?presence=1");
+  const one = await Subscriber.open(room, await token({ sub: user, scope, device: "phone" }), "?presence=1");
   await one.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
-  const two = await Listener.open(room, await token({ sub: user, device: "laptop" }));
+  const two = await Subscriber.open(room, await token({ sub: user, device: "laptop" }));
   const update = await one.control("synap.presence");
   expect(update).toEqual({ event: "update", user, connections: 2, devices: ["laptop", "phone"] });
   await evictDurableObject(roomStub(room));
@@ -62,12 +62,12 @@ test("the user and the device survive hibernation", async () => {
 test("acknowledgements survive hibernation", async () => {
   const { user, room } = freshUser();
   const [first, second] = await fill(room, 3);
-  const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, await token({ sub: user }), "?device=phone");
+  await subscriber.control("synap.subscribed");
   for (const cursor of [first, second]) {
-    listener.send(JSON.stringify({ action: "ack", cursor }));
+    subscriber.send(JSON.stringify({ action: "ack", cursor }));
     await vi.waitFor(async () => {
-      const another = await Listener.open(room, await token({ sub: user }), "?device=phone");
+      const another = await Subscriber.open(room, await token({ sub: user }), "?device=phone");
       const replayed = (await another.control("synap.subscribed"))["replayed"];
       another.socket.close(1000);
       expect(replayed).toBe(cursor === first ? 2 : 1);
@@ -80,26 +80,26 @@ test("a thousand connections survive hibernation", async () => {
   const room = `workspace_${crypto.randomUUID()}`;
   const users = Array.from({ length: 25 }, (_, n) => `u${10 + n}`);
   const brief = users.at(-1)!; // its token expires first
-  const listeners: { user: string; listener: Listener }[] = [];
+  const listeners: { user: string; subscriber: Subscriber }[] = [];
   for (const user of users) {
     const credential = await token({ sub: user, rooms: [room] }, user === brief ? 45 : 900);
-    const opened = Array.from({ length: 40 }, () => Listener.open(room, credential, "", false));
-    for (const listener of await Promise.all(opened)) listeners.push({ user, listener });
+    const opened = Array.from({ length: 40 }, () => Subscriber.open(room, credential, "", false));
+    for (const subscriber of await Promise.all(opened)) listeners.push({ user, subscriber });
   }
   /** Each subscriber receives it once, before the answer to a ping. */
   const publishTo = async (those: typeof listeners, id: string) => {
     expect((await publish(room, id))["broadcastCount"]).toBe(those.length);
-    for (const { listener } of those) {
-      expect((await listener.json())["id"]).toBe(id);
-      listener.send("ping");
-      expect(await listener.text()).toBe("pong");
+    for (const { subscriber } of those) {
+      expect((await subscriber.json())["id"]).toBe(id);
+      subscriber.send("ping");
+      expect(await subscriber.text()).toBe("pong");
     }
   };
 
   await evictDurableObject(roomStub(room));
-  for (const { listener } of listeners) {
-    listener.send("ping");
-    expect(await listener.text()).toBe("pong");
+  for (const { subscriber } of listeners) {
+    subscriber.send("ping");
+    expect(await subscriber.text()).toBe("pong");
   }
   await expect(evictDurableObject(roomStub(room))).rejects.toThrow(); // the pings have not woken the object
   await publishTo(listeners, "n0");
@@ -116,8 +116,8 @@ test("a thousand connections survive hibernation", async () => {
   await evictDurableObject(roomStub(room));
   later(50_000); // they have sent pings, so none is idle
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
-  for (const { user, listener } of listeners) {
-    if (user === brief) expect(await listener.closed()).toBe(4401);
+  for (const { user, subscriber } of listeners) {
+    if (user === brief) expect(await subscriber.closed()).toBe(4401);
   }
   await publishTo(listeners.filter(({ user }) => user !== brief), "n1");
 }, 60_000);
@@ -125,8 +125,8 @@ test("a thousand connections survive hibernation", async () => {
 test("a sleeping connection is closed when its token is revoked: 4504", async () => {
   const { user, room } = freshUser();
   const credential = await token({ sub: user });
-  const listener = await Listener.open(room, credential);
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, credential);
+  await subscriber.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   const answer = await request("/revoke", await token({ scope: "admin" }), {
     method: "POST",
@@ -134,16 +134,16 @@ test("a sleeping connection is closed when its token is revoked: 4504", async ()
     headers: { "Content-Type": "application/json" },
   });
   expect(await answer.json()).toEqual({ success: true, revoked: true, closed: 1 });
-  expect(await listener.closed()).toBe(4504);
+  expect(await subscriber.closed()).toBe(4504);
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
 });
 
-test("a connection whose key a deployment has removed is closed when the room wakes: 4401", async () => {
+test("a connection whose key was removed by a deployment is closed when the room wakes: 4401", async () => {
   const room = `workspace_${crypto.randomUUID()}`;
   const claims = { rooms: [room] };
-  const removed = await Listener.open(room, await token({ ...claims, sub: "a" }));
-  const without = await Listener.open(room, await token({ ...claims, sub: "b" }));
-  const stays = await Listener.open(room, await token({ ...claims, sub: "c" }));
+  const removed = await Subscriber.open(room, await token({ ...claims, sub: "a" }));
+  const without = await Subscriber.open(room, await token({ ...claims, sub: "b" }));
+  const stays = await Subscriber.open(room, await token({ ...claims, sub: "c" }));
   for (const each of [removed, without, stays]) await each.control("synap.subscribed");
   await runInDurableObject(roomStub(room), (_, state) => {
     for (const socket of state.getWebSockets()) {
@@ -162,23 +162,23 @@ test("a connection whose key a deployment has removed is closed when the room wa
 
 test("a token that expires during hibernation: a warning 30 s before, then 4401", async () => {
   const { user, room } = freshUser();
-  const listener = await Listener.open(room, await token({ sub: user }, 600));
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, await token({ sub: user }, 600));
+  await subscriber.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   later(580_000);
-  listener.send("hello"); // otherwise the idle timeout would close it
+  subscriber.send("hello"); // otherwise the idle timeout would close it
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
-  expect(Object.keys(await listener.control("synap.token_expiring"))).toEqual(["expiresAt"]);
+  expect(Object.keys(await subscriber.control("synap.token_expiring"))).toEqual(["expiresAt"]);
   await evictDurableObject(roomStub(room));
   later(30_000);
-  listener.send("hello");
+  subscriber.send("hello");
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
-  expect(await listener.closed()).toBe(4401);
+  expect(await subscriber.closed()).toBe(4401);
 });
 
 test("a client without text pings has no idle timeout", async () => {
   const { user, room } = freshUser();
-  const quiet = await Listener.open(room, await token({ sub: user }));
+  const quiet = await Subscriber.open(room, await token({ sub: user }));
   await quiet.control("synap.subscribed");
   await evictDurableObject(roomStub(room));
   later(80_000);
@@ -189,12 +189,12 @@ test("a client without text pings has no idle timeout", async () => {
 
 test("an idle client is closed after 75 s, also during hibernation: 4009", async () => {
   const { user, room } = freshUser();
-  const silent = await Listener.open(room, await token({ sub: user }));
-  const pings = await Listener.open(room, await token({ sub: user }));
-  for (const listener of [silent, pings]) {
-    await listener.control("synap.subscribed");
-    listener.send("ping");
-    expect(await listener.text()).toBe("pong");
+  const silent = await Subscriber.open(room, await token({ sub: user }));
+  const pings = await Subscriber.open(room, await token({ sub: user }));
+  for (const subscriber of [silent, pings]) {
+    await subscriber.control("synap.subscribed");
+    subscriber.send("ping");
+    expect(await subscriber.text()).toBe("pong");
   }
   await evictDurableObject(roomStub(room));
   later(80_000);

@@ -4,7 +4,7 @@ import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "c
 import { afterEach, expect, test, vi } from "vitest";
 
 import { AgeCheck, CONFIRM_MS } from "../src/age";
-import { fill, freshUser, history, Listener, publish, request, roomStub, token } from "./client";
+import { fill, freshUser, history, Subscriber, publish, request, roomStub, token } from "./client";
 
 const HOUR = 3_600_000;
 
@@ -33,8 +33,8 @@ function tables(room: string): Promise<unknown[]> {
 test("reading creates no storage", async () => {
   const { user, room } = freshUser();
   await history(room, await token({ sub: user }));
-  const listener = await Listener.open(room, await token({ sub: user }));
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, await token({ sub: user }));
+  await subscriber.control("synap.subscribed");
   expect(await tables(room)).toEqual([]);
 });
 
@@ -96,7 +96,7 @@ for (const wrong of [3 * 24 * HOUR, 400 * 24 * HOUR]) {
   test(`a clock that is ${wrong / HOUR} h ahead for a moment deletes and hides nothing`, async () => {
     const { user, room } = freshUser();
     const [first, last] = await fill(room, 2);
-    const phone = await Listener.open(room, await token({ sub: user }), `?device=phone&after=${first}`);
+    const phone = await Subscriber.open(room, await token({ sub: user }), `?device=phone&after=${first}`);
     await phone.control("synap.subscribed");
     phone.socket.close(1000);
     await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
@@ -106,9 +106,9 @@ for (const wrong of [3 * 24 * HOUR, 400 * 24 * HOUR]) {
     const page = async (query: string) => history(room, await token({ sub: user }), query);
     expect(await page("")).toMatchObject({ recovered: true, notifications: [{}, {}] });
     expect(await page(`?after=${first}`)).toMatchObject({ recovered: true, notifications: [{}] });
-    const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-    expect(await listener.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
-    listener.socket.close(1000);
+    const subscriber = await Subscriber.open(room, await token({ sub: user }), "?device=phone");
+    expect(await subscriber.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
+    subscriber.socket.close(1000);
     await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
     vi.useRealTimers();
     await runDurableObjectAlarm(roomStub(room)); // the clock is right again: the first reading was wrong
@@ -120,7 +120,7 @@ for (const wrong of [3 * 24 * HOUR, 400 * 24 * HOUR]) {
   });
 }
 
-test("a second reading deletes only what the first one found too old", async () => {
+test("a second reading deletes only what the first one found expired", async () => {
   const room = `request_${crypto.randomUUID()}`;
   await publish(room, "n0");
   later(30 * 60_000);
@@ -138,9 +138,9 @@ test("a device that was not seen for 30 days is forgotten", async () => {
   const devices = () =>
     runInDurableObject(roomStub(room), (_, { storage }) => [...storage.kv.list({ prefix: "device " })].length);
   await publish(room, "n0");
-  const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-  await listener.control("synap.subscribed");
-  listener.socket.close(1000);
+  const subscriber = await Subscriber.open(room, await token({ sub: user }), "?device=phone");
+  await subscriber.control("synap.subscribed");
+  subscriber.socket.close(1000);
   await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
   later(29 * 24 * HOUR);
   await sweep(room);
@@ -181,14 +181,14 @@ test("expired data is deleted after the last subscriber", async () => {
 test("a forgotten device is registered again when it acknowledges", async () => {
   const { user, room } = freshUser();
   const [first] = await fill(room, 2);
-  const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, await token({ sub: user }), "?device=phone");
+  await subscriber.control("synap.subscribed");
   await runInDurableObject(roomStub(room), (_, { storage }) => void storage.kv.delete("device phone"));
-  listener.send(JSON.stringify({ action: "ack", cursor: first }));
+  subscriber.send(JSON.stringify({ action: "ack", cursor: first }));
   await vi.waitFor(async () =>
     expect(
       await runInDurableObject(roomStub(room), (_, { storage }) => storage.kv.get("device phone")),
-    ).toMatchObject({ mark: Number(first!.split("-")[1]) }),
+    ).toMatchObject({ acknowledged: Number(first!.split("-")[1]) }),
   );
 });
 
@@ -196,24 +196,24 @@ test("a device that acknowledges the future still receives notifications", async
   const { user, room } = freshUser();
   const [cursor] = await fill(room, 1);
   const future = `${cursor!.split("-")[0]}-999999999999999999`;
-  const claims = await Listener.open(room, await token({ sub: user }), `?device=phone&after=${future}`);
+  const claims = await Subscriber.open(room, await token({ sub: user }), `?device=phone&after=${future}`);
   expect(await claims.control("synap.subscribed")).toMatchObject({ recovered: false });
   claims.socket.close(1000);
   await fill(room, 1, 1);
-  const listener = await Listener.open(room, await token({ sub: user }), "?device=phone");
-  expect((await listener.json())["id"]).toBe("n1");
-  expect(await listener.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
+  const subscriber = await Subscriber.open(room, await token({ sub: user }), "?device=phone");
+  expect((await subscriber.json())["id"]).toBe("n1");
+  expect(await subscriber.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
 });
 
 test("an acknowledgement of removed notifications is kept", async () => {
   const { user, room } = freshUser();
   const { cursor } = await publish(room, "n0");
-  const acknowledges = await Listener.open(room, await token({ sub: user }));
+  const acknowledges = await Subscriber.open(room, await token({ sub: user }));
   await acknowledges.control("synap.subscribed");
   acknowledges.send(JSON.stringify({ action: "ack", cursor }));
   acknowledges.socket.close(1000);
   await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(0));
-  const old = await Listener.open(room, await token({ sub: user }), "", false);
+  const old = await Subscriber.open(room, await token({ sub: user }), "", false);
   await publish(room, "n1");
   expect((await old.json())["id"]).toBe("n1"); // this client does not acknowledge, so delivery counts
   old.socket.close(1000);
@@ -223,9 +223,9 @@ test("an acknowledgement of removed notifications is kept", async () => {
   later(12 * HOUR);
   await sweep(room); // n0 and n1 are deleted
   await evictDurableObject(roomStub(room));
-  const listener = await Listener.open(room, await token({ sub: user }));
-  expect((await listener.json())["id"]).toBe("n2");
-  expect(await listener.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
+  const subscriber = await Subscriber.open(room, await token({ sub: user }));
+  expect((await subscriber.json())["id"]).toBe("n2");
+  expect(await subscriber.control("synap.subscribed")).toMatchObject({ replayed: 1, recovered: true });
 });
 
 test("an object that was used by another class keeps working", async () => {
@@ -238,8 +238,8 @@ test("an object that was used by another class keeps working", async () => {
   });
   await evictDurableObject(roomStub(room));
   expect((await publish(room, "n0"))["broadcastCount"]).toBe(0);
-  const listener = await Listener.open(room, await token({ sub: user }));
-  expect((await listener.json())["id"]).toBe("n0");
+  const subscriber = await Subscriber.open(room, await token({ sub: user }));
+  expect((await subscriber.json())["id"]).toBe("n0");
 });
 
 test("a second reading of the clock counts only after five minutes", () => {

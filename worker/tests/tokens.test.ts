@@ -153,7 +153,7 @@ test("keys for another use or algorithm, and symmetric keys, are skipped", async
   }
 });
 
-test("a thousand tokens with kids that are not there fetch the keys once in 10 s", async () => {
+test("a thousand tokens with unknown kids fetch the keys once in 10 s", async () => {
   let now = 0;
   let asked = 0;
   const fetcher = async () => {

@@ -7,7 +7,7 @@ import { afterEach, expect, test, vi } from "vitest";
 import { CONFIRM_MS } from "../src/age";
 import { registryOf } from "../src/registry";
 import type { Env } from "../src/settings";
-import { freshUser, Listener, request, roomStub, token } from "./client";
+import { freshUser, Subscriber, request, roomStub, token } from "./client";
 
 const DAY = 24 * 3_600_000;
 
@@ -40,11 +40,11 @@ async function revoke(what: object): Promise<unknown> {
 
 test("an empty registry stores nothing", async () => {
   const { user, room } = freshUser();
-  const listener = await Listener.open(room, await token({ sub: user, jti: user }));
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, await token({ sub: user, jti: user }));
+  await subscriber.control("synap.subscribed");
   expect((await kept("user", user)).keys).toBe(1);
   expect((await kept("token", user)).keys).toBe(1);
-  listener.socket.close(1000);
+  subscriber.socket.close(1000);
   for (const of of ["user", "token"] as const) {
     await vi.waitFor(async () => expect(await kept(of, user)).toEqual({ keys: 0, alarm: null }));
   }
@@ -52,66 +52,66 @@ test("an empty registry stores nothing", async () => {
 
 test("connections of a failed room are removed in the daily check", async () => {
   const { user, room } = freshUser();
-  const listener = await Listener.open(room, await token({ sub: user, jti: user }));
-  await listener.control("synap.subscribed");
-  const holder = registryOf(bindings, "token", user);
-  await holder.register("one that is not there", room, undefined, 0);
-  await holder.register("of a room that nobody knows", `workspace_${user}`, undefined, 0);
+  const subscriber = await Subscriber.open(room, await token({ sub: user, jti: user }));
+  await subscriber.control("synap.subscribed");
+  const registry = registryOf(bindings, "token", user);
+  await registry.register("one that is not there", room, undefined, 0);
+  await registry.register("of a room that nobody knows", `workspace_${user}`, undefined, 0);
   later(DAY);
-  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect(await runDurableObjectAlarm(registry)).toBe(true);
   expect((await kept("token", user)).keys).toBe(1); // the open connection stays
   expect((await kept("token", user)).alarm).not.toBe(null);
   expect(await revoke({ jti: user })).toEqual({ success: true, revoked: true, closed: 1 });
 });
 
-test("a revocation is remembered for as long as the longest token lives, whoever leaves", async () => {
+test("a revocation is kept for the maximum token lifetime", async () => {
   const { user, room } = freshUser();
   const credential = await token({ sub: user, jti: user }, 90 * 86_400);
-  const listener = await Listener.open(room, credential);
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, credential);
+  await subscriber.control("synap.subscribed");
   expect(await revoke({ jti: user })).toEqual({ success: true, revoked: true, closed: 1 });
-  expect(await listener.closed()).toBe(4504);
-  const holder = registryOf(bindings, "token", user);
-  await evictDurableObject(holder);
+  expect(await subscriber.closed()).toBe(4504);
+  const registry = registryOf(bindings, "token", user);
+  await evictDurableObject(registry);
   for (const days of [1, 88]) {
     later(days * DAY);
-    expect(await runDurableObjectAlarm(holder)).toBe(true);
+    expect(await runDurableObjectAlarm(registry)).toBe(true);
     expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
     expect((await kept("token", user)).keys).toBe(1);
   }
   later(DAY + 120_000);
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401); // it has expired
-  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect(await runDurableObjectAlarm(registry)).toBe(true);
   later(CONFIRM_MS);
-  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect(await runDurableObjectAlarm(registry)).toBe(true);
   expect(await kept("token", user)).toEqual({ keys: 0, alarm: null });
 });
 
-test("a clock that is far ahead for a moment forgets no revocation", async () => {
+test("a clock that is briefly far ahead deletes no revocation", async () => {
   const { user, room } = freshUser();
   const credential = await token({ sub: user }, 90 * 86_400);
   expect(await revoke({ user })).toEqual({ success: true, revoked: true, closed: 0 });
-  const holder = registryOf(bindings, "user", user);
+  const registry = registryOf(bindings, "user", user);
   later(400 * DAY);
-  expect(await runDurableObjectAlarm(holder)).toBe(true);
-  await evictDurableObject(holder);
+  expect(await runDurableObjectAlarm(registry)).toBe(true);
+  await evictDurableObject(registry);
   vi.useRealTimers();
-  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect(await runDurableObjectAlarm(registry)).toBe(true);
   later(CONFIRM_MS);
-  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect(await runDurableObjectAlarm(registry)).toBe(true);
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
 });
 
 test("a second revocation of a user extends the first", async () => {
   const { user, room } = freshUser();
   await revoke({ user });
-  const holder = registryOf(bindings, "user", user);
+  const registry = registryOf(bindings, "user", user);
   later(91 * DAY);
-  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect(await runDurableObjectAlarm(registry)).toBe(true);
   const credential = await token({ sub: user });
   await revoke({ user });
   later(CONFIRM_MS);
-  expect(await runDurableObjectAlarm(holder)).toBe(true);
+  expect(await runDurableObjectAlarm(registry)).toBe(true);
   expect((await request(`/rooms/${room}/history`, credential)).status).toBe(401);
 });
 
@@ -126,25 +126,25 @@ test("a token whose id is too long for an object's name is revoked", async () =>
 
 test("a token that is revoked during the handshake is rejected", async () => {
   const { user, room } = freshUser();
-  const listener = await Listener.open(room, await token({ sub: user }));
-  await listener.control("synap.subscribed");
+  const subscriber = await Subscriber.open(room, await token({ sub: user }));
+  await subscriber.control("synap.subscribed");
   const jti = crypto.randomUUID();
   // The room receives the revocation before the registry has answered.
   await roomStub(room).closeRevoked({ kind: "token", subject: jti, at: Date.now() / 1000 });
-  listener.send(JSON.stringify({ action: "authenticate", token: await token({ sub: user, jti }) }));
-  expect(await listener.closed()).toBe(4504);
+  subscriber.send(JSON.stringify({ action: "authenticate", token: await token({ sub: user, jti }) }));
+  expect(await subscriber.closed()).toBe(4504);
 });
 
 test("an older revocation does not shorten a newer one", async () => {
   const { user } = freshUser();
-  const holder = registryOf(bindings, "user", user);
-  for (const at of [1000, 500]) await holder.revoke({ kind: "user", subject: user, at });
-  expect(await holder.isRevoked(800)).toBe(true);
+  const registry = registryOf(bindings, "user", user);
+  for (const at of [1000, 500]) await registry.revoke({ kind: "user", subject: user, at });
+  expect(await registry.isRevoked(800)).toBe(true);
 });
 
 test("a check that writes succeeds only when the write is durable", async () => {
-  const holder = registryOf(bindings, "user", freshUser().user);
-  await runInDurableObject(holder, async (instance, { storage }) => {
+  const registry = registryOf(bindings, "user", freshUser().user);
+  await runInDurableObject(registry, async (instance, { storage }) => {
     const sync = vi.spyOn(storage, "sync").mockRejectedValue(new Error("its storage is full"));
     await instance.check(false);
     await expect(instance.check(true)).rejects.toThrow("full");
