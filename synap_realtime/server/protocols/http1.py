@@ -333,12 +333,12 @@ class Http1Protocol(asyncio.Protocol):
         return None
 
     def _read_past_upgrade(self, exchange: HttpRequest) -> None:
-        """Continue after the head of a request whose ``Upgrade`` is ignored (RFC 9110, 7.8).
+        """Continue after the head of a request whose ``Upgrade`` is ignored.
 
-        The parser treats a request with ``Upgrade`` as the last one of its connection, without a
-        body. It would then parse as a request what a proxy has forwarded as a body (request
-        smuggling). So a new parser gets a head with nothing but the framing fields, which the first
-        parser has validated.
+        See RFC 9110, section 7.8. The parser treats a request with ``Upgrade`` as the last one of
+        its connection, without a body. It would then parse as a request what a proxy has forwarded
+        as a body (request smuggling). So a new parser gets a head with nothing but the framing
+        fields, which the first parser has validated.
 
         Raises:
             HttpParserError: the framing is invalid.
