@@ -160,4 +160,4 @@ async def test_skips_a_custom_store(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_workers_need_a_store_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_WORKERS", "2")
     found = (await diagnosis())["store"]
-    assert (found.level, "memory is one server's own" in found.found) == ("fail", True)
+    assert (found.level, "a memory store belongs to one process" in found.found) == ("fail", True)

@@ -258,8 +258,11 @@ async def test_revocation_at_one_worker_closes_connections_of_all(
 @pytest.mark.parametrize(
     ("store", "said"),
     [
-        ("memory://", "memory is one server's own: what is published at one worker"),
-        ("sqlite:///rooms.db", "sqlite is one server's own"),
+        (
+            "memory://",
+            "a memory store belongs to one process: a notification published at one worker",
+        ),
+        ("sqlite:///rooms.db", "a sqlite store belongs to one process"),
         (
             "tests.support.replicated_store:alone",
             "the store of tests.support.replicated_store:alone is not shared",
