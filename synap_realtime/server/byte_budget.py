@@ -1,6 +1,6 @@
-"""Bytes that the server holds for its peers, bounded in all and for each caller.
+"""Bound the bytes that the server holds for its peers, in total and for each caller.
 
-A bound on the number of connections does not bound memory: the server may hold 2 KiB for one peer
+A limit on the number of connections does not bound memory: the server may hold 2 KiB for one peer
 and 1 MiB for another. See PROTOCOL.md, "Limits".
 """
 
@@ -16,23 +16,23 @@ from .metrics import Metrics
 from .stores.base import Entry
 
 MIN_UNREAD_BYTES = 16 * 1024
-"""An answer that is as long or longer is charged to its caller until the peer has taken it: as far
-as the front can see."""
+"""An answer of at least this size is charged to its caller until the peer has read it, as far as
+the server can observe that."""
 
 
 class Holder(Protocol):
-    """A connection for which bytes are held."""
+    """A connection that the server holds bytes for."""
 
     def over_budget(self) -> None:
-        """End the connection, now or soon. Its bytes are no longer counted."""
+        """Abort the connection, now or soon. Its bytes are no longer counted."""
 
 
 class Caller(NamedTuple):
-    """Whose connections are counted together.
+    """The user, token, key or address whose connections are counted together.
 
     Attributes:
-        is_bounded: whether the bound for each caller applies. It does not for a publisher's key,
-            which is trusted, nor for a loopback address, where a proxy brings everybody.
+        is_bounded: whether the bound for each caller applies. It does not apply to an API key,
+            which is trusted, nor to a loopback address, where a proxy forwards all clients.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Caller(NamedTuple):
 
 
 class NoRoomError(Exception):
-    """Nothing more can be held for a connection now.
+    """A byte budget is exhausted.
 
     Attributes:
         max_bytes: the bound that is reached.
-        is_of_caller: whether it is the caller's own; else it is the one for all.
+        is_of_caller: whether it is the bound of the caller; else it is the bound of the total.
     """
 
     def __init__(self, max_bytes: int, *, is_of_caller: bool) -> None:
@@ -54,11 +54,11 @@ class NoRoomError(Exception):
 
 
 NO_CALLER = Caller("", is_bounded=False)
-"""For connections that are charged to no budget."""
+"""The caller of connections that are charged to no budget."""
 
 
 def caller_of(claims: Claims | None, address: str | None) -> Caller:
-    """Return who is charged: the key, the user or the token of a credential, else the address."""
+    """Return the caller to charge: the key, user or token of a credential, else the address."""
     if claims is not None:
         if claims.key_name is not None:
             return Caller(f"key {claims.key_name}", is_bounded=False)
@@ -71,8 +71,8 @@ def caller_of(claims: Claims | None, address: str | None) -> Caller:
 
 @lru_cache(4096)
 def _caller_at(address: str | None) -> Caller:
-    is_elsewhere = address is not None and not is_loopback(address)
-    return Caller(f"address {address}", is_bounded=is_elsewhere)
+    is_remote = address is not None and not is_loopback(address)
+    return Caller(f"address {address}", is_bounded=is_remote)
 
 
 class _Account:
@@ -84,14 +84,14 @@ class _Account:
 
 
 class ByteBudget:
-    """Bytes of one kind that are held for all connections.
+    """The bytes of one kind that are held for all connections.
 
-    Over the bound, connections are ended until an eighth of it is free again: of the callers that
-    hold most, the connections that hold most. So a connection that holds little is not ended
-    because of others that hold much.
+    Over the bound, the largest connections of the largest callers are aborted until an eighth of
+    the budget is free again. So a connection that holds little is not aborted because of others
+    that hold much.
 
     Attributes:
-        bytes: held now.
+        bytes: how many bytes are held now.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class ByteBudget:
     ) -> None:
         """
         Args:
-            max_bytes: for all callers together; 0 is no limit.
-            max_caller_bytes: for each caller; 0 is no limit.
-            on_cut: called for each connection that is ended.
+            max_bytes: the bound for all callers together; 0 is no limit.
+            max_caller_bytes: the bound for each caller; 0 is no limit.
+            on_cut: called for each connection that is aborted.
         """
         self.bytes = 0
         self._max_bytes = max_bytes
@@ -113,7 +113,7 @@ class ByteBudget:
     def hold(self, holder: Holder, caller: Caller, size: int) -> None:
         """Set how many bytes are held for a connection; 0 removes it.
 
-        The connection may be ended before this returns.
+        The connection may be aborted before this returns.
         """
         more = self._set(holder, caller, size)
         if more > 0:
@@ -124,15 +124,15 @@ class ByteBudget:
                 self.cut_heaviest(self._excess)
 
     def reserve(self, holder: Holder, caller: Caller, size: int) -> None:
-        """Set how many bytes are held for a connection, if there is room; nobody is ended.
+        """Set how many bytes are held for a connection, without aborting any.
 
-        For a front that cannot end connections. A caller gets at most as much as would still be
-        free for all: so however many take as much as they can, there is something left for one
-        more ("Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", Choudhury and
+        This is for a mounted app, which cannot abort connections. A caller gets at most as many
+        bytes as would remain free for all others. So there is always something left for one more
+        caller ("Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", Choudhury and
         Hahne, 1998).
 
         Raises:
-            NoRoomError: what was held before is still held.
+            NoRoomError: the budget is exhausted, and nothing was changed.
         """
         account = self._accounts.get(caller)
         own = 0 if account is None else account.sizes.get(holder, 0)
@@ -149,7 +149,7 @@ class ByteBudget:
             self._set(holder, caller, size)
 
     def _set(self, holder: Holder, caller: Caller, size: int) -> int:
-        """Return how many bytes more are held for it."""
+        """Set the bytes of a connection, and return the difference to before."""
         if self._callers.get(holder, caller) != caller:
             self.release(holder)
         if size <= 0:
@@ -166,7 +166,7 @@ class ByteBudget:
         return more
 
     def release(self, holder: Holder) -> None:
-        """Remove a connection, if it is there."""
+        """Remove a connection, if it is counted."""
         caller = self._callers.pop(holder, None)
         if caller is None:
             return
@@ -178,13 +178,13 @@ class ByteBudget:
             del self._accounts[caller]
 
     def cut_heaviest(self, excess: Callable[[], int]) -> None:
-        """End connections of the callers that hold most.
+        """Abort connections of the callers that hold most.
 
         Args:
-            excess: returns how many bytes are too many; called again after each caller.
+            excess: returns how many bytes are over the bound; called again after each caller.
         """
         while self._accounts and (left := excess()) > 0:
-            # A quarter of each that is about as heavy as the heaviest, until there is room.
+            # Free a quarter of each caller that holds about as much as the largest one.
             accounts = sorted(self._accounts.values(), key=_bytes_of, reverse=True)
             least = accounts[0].bytes * 3 // 4
             for account in accounts:
@@ -218,17 +218,17 @@ def _is_over(size: int, most: int) -> bool:
     return bool(most) and size > most
 
 
-_PLACE_BYTES = 100  # of an entry in one backlog, beside the entry
+_REFERENCE_BYTES = 100  # the overhead of an entry in one backlog
 
 
 class BacklogBudget:
-    """Notifications that wait for slow consumers.
+    """The notifications in the backlogs of slow consumers.
 
-    A notification that waits for many is held once, and counts once in the total. Each caller is
+    A notification in several backlogs is stored once, and counts once in the total. Each caller is
     charged for its own backlogs in full.
 
     Attributes:
-        bytes: held now, for all.
+        bytes: how many bytes are held now, in total.
     """
 
     def __init__(
@@ -236,33 +236,33 @@ class BacklogBudget:
     ) -> None:
         """
         Args:
-            max_bytes: for all subscribers together; 0 is no limit.
-            max_caller_bytes: for each caller; 0 is no limit.
+            max_bytes: the bound for all subscribers together; 0 is no limit.
+            max_caller_bytes: the bound for each caller; 0 is no limit.
             on_cut: called for each subscriber that is closed.
         """
         self.bytes = 0
         self._max_bytes = max_bytes
         self._budget = ByteBudget(0, max_caller_bytes, on_cut)
-        self._counts: dict[int, int] = {}  # by the entry's id(): in so many backlogs
+        self._counts: dict[int, int] = {}  # in how many backlogs an entry is, by its id()
 
     def add(self, entry: Entry) -> None:
         """Count an entry in one more backlog. Call :meth:`remove` once for each call."""
         key = id(entry)
         count = self._counts.get(key, 0)
         self._counts[key] = count + 1
-        self.bytes += _PLACE_BYTES if count else _PLACE_BYTES + entry.size
+        self.bytes += _REFERENCE_BYTES if count else _REFERENCE_BYTES + entry.size
 
     def remove(self, entry: Entry) -> None:
         key = id(entry)
         count = self._counts.pop(key) - 1
         if count:
             self._counts[key] = count
-            self.bytes -= _PLACE_BYTES
+            self.bytes -= _REFERENCE_BYTES
         else:
-            self.bytes -= _PLACE_BYTES + entry.size
+            self.bytes -= _REFERENCE_BYTES + entry.size
 
     def charge(self, subscriber: Holder, caller: Caller, size: int) -> None:
-        """Set the size of a subscriber's backlog; 0 removes it. Subscribers may be ended."""
+        """Set the size of a subscriber's backlog; 0 removes it. Subscribers may be closed."""
         self._budget.hold(subscriber, caller, size)
         if _is_over(self.bytes, self._max_bytes):
             self._budget.cut_heaviest(self._excess)
@@ -275,9 +275,9 @@ class Budgets:
     """The budgets of one server.
 
     Attributes:
-        requests: heads and bodies, until they are answered.
-        answers: until the peer has read them.
-        backlogs: notifications, until the subscriber has read them.
+        requests: request heads and bodies that are not answered yet.
+        answers: answers that the peer has not read yet.
+        backlogs: notifications that the subscriber has not read yet.
     """
 
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
@@ -297,5 +297,5 @@ class Budgets:
             metrics.watch_bytes(kind, limit, partial(getattr, budget, "bytes"))
 
     def total(self) -> int:
-        """How many bytes are held now, of all kinds."""
+        """Return how many bytes of all kinds are held now."""
         return self.requests.bytes + self.answers.bytes + self.backlogs.bytes

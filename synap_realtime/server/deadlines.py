@@ -1,4 +1,7 @@
-"""Many moments, one timer: a timer for each connection would be a tenth of its memory."""
+"""Schedule many deadlines with one timer.
+
+A timer for each connection would take a tenth of the connection's memory.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +10,46 @@ import heapq
 import itertools
 from typing import Protocol
 
-_MAX_DELAY_S = 86_400.0  # a timer may not be set for years ahead; a day on, it looks again
+_MAX_DELAY_S = 86_400.0  # event loops reject timers years ahead; the queue checks again after a day
 
 
 class TimerTarget(Protocol):
-    """Somebody who is to be woken, once for each alarm that was set."""
+    """An object whose :meth:`on_timer` is called once for each deadline that was scheduled."""
 
     is_over: bool
-    """It is not to be woken any more."""
+    """Whether the target is finished. Its deadlines are then ignored."""
 
     def on_timer(self) -> None: ...
 
 
 class TimerQueue:
-    """Those of one server."""
+    """The deadlines of one server."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, TimerTarget]] = []
-        self._order = itertools.count()  # among those of one moment
+        self._order = itertools.count()  # breaks ties of equal times
         self._cancelled = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def schedule(self, delay_s: float, sleeper: TimerTarget) -> None:
-        """Ring it so much later."""
+    def schedule(self, delay_s: float, target: TimerTarget) -> None:
+        """Call ``target.on_timer()`` after a delay, in seconds."""
         loop = asyncio.get_running_loop()
         when = loop.time() + max(0.0, delay_s)
         is_next = not self._heap or when < self._heap[0][0]
-        heapq.heappush(self._heap, (when, next(self._order), sleeper))
+        heapq.heappush(self._heap, (when, next(self._order), target))
         if is_next:
             self._wait(loop)
 
     def discard(self) -> None:
-        """A sleeper is over: when half of them are, they are forgotten."""
+        """Note that a target is finished. Remove the finished targets once they are half of all."""
         self._cancelled += 1
         if self._cancelled > len(self._heap) // 2:
             self._cancelled = 0
-            self._heap = [alarm for alarm in self._heap if not alarm[2].is_over]
+            self._heap = [entry for entry in self._heap if not entry[2].is_over]
             heapq.heapify(self._heap)
 
     def close(self) -> None:
-        """The server has stopped."""
+        """Cancel the timer, because the server has stopped."""
         if self._timer is not None:
             self._timer.cancel()
         self._heap.clear()
@@ -64,8 +67,8 @@ class TimerQueue:
         due = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heapq.heappop(self._heap)[2])
-        for sleeper in due:
-            if not sleeper.is_over:
-                sleeper.on_timer()
+        for target in due:
+            if not target.is_over:
+                target.on_timer()
         if self._heap:
             self._wait(loop)

@@ -1,7 +1,7 @@
-"""Lines about single connections, publishes and refusals. See README.md, "Watch it".
+"""Log single connections, publishes and errors. See docs/operations.md, "Logs".
 
-They hold ids as members of their own (``extra``): room, user, device, the name of a key, a
-notification's id; never what is in a notification, a key, a token or an address' query.
+The records have ids as fields (``extra``): room, user, device, the name of a key, the id of a
+notification. They never contain a payload, a key, a token or the query of a URL.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .stores.base import PublishResult
 logger = logging.getLogger(__name__)
 
 MAX_LINES_PER_S = 50
-"""More of a kind at ``info`` are left out, so that strangers cannot fill a disk; a line says how
-many. What is asked for with ``--log-level debug`` is not counted."""
+"""The maximum rate of one kind of line at ``info``, so that an unauthenticated client cannot fill
+the disk. A line says how many were left out. Lines at ``debug`` are not limited."""
 
 MAX_LINES_PER_CALLER_S = 10
-"""The same for one user, key or address, so that nobody can hide others' lines behind theirs."""
+"""The same for one user, key or address, so that one client cannot suppress the lines of others."""
 
-_MAX_KINDS_S = 4  # so many kinds may have all their lines in one second
+_MAX_KINDS_S = 4  # how many kinds may use their full rate in one second
 _MAX_KINDS = 50
 _OTHERS = ("other lines", None)
 _CALLER = ("user", "key", "address")
@@ -38,11 +38,11 @@ _ROUTINE = {CloseCode.DRAINING, CloseCode.IDLE_TIMEOUT, CloseCode.TOKEN_EXPIRED}
 
 
 class RateLimitFilter(logging.Filter):
-    """Lets so many records of a kind a second through, and fewer of one caller.
+    """Limit the rate of records of each kind, and of each caller.
 
-    A kind is a message with its ``code``, so that a flood of one does not hide another, and one
-    caller's flood does not hide others'. The next record of the kind, or a line of its own when
-    none comes within a second, has ``left_out``: how many there were beside.
+    A kind is a message with its ``code``. So a flood of one kind does not hide another, and the
+    flood of one caller does not hide the records of others. The field ``left_out`` counts the
+    records that were left out. The next record of the kind has it, or a summary a second later.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class RateLimitFilter(logging.Filter):
     ) -> None:
         """
         Args:
-            per_s: records of a kind, a second.
-            per_caller_s: of those, with the same user, key or address; None: as many.
-            clock: seconds.
+            per_s: the maximum of each kind, in records a second.
+            per_caller_s: the maximum of those with the same user, key or address; None: ``per_s``.
+            clock: returns seconds.
         """
         super().__init__()
         self._per_s = per_s
         self._per_caller_s = per_s if per_caller_s is None else per_caller_s
         self._clock = clock
         self._second = 0
-        self._kinds: dict[tuple[str, object], int] = {}  # passed in this second
+        self._kinds: dict[tuple[str, object], int] = {}  # counts of this second
         self._callers: Counter[tuple[object, ...]] = Counter()
         self._left_out: dict[tuple[str, object], tuple[str, int]] = {}
         self._is_summarizing = False
@@ -98,7 +98,7 @@ class RateLimitFilter(logging.Filter):
         return True
 
     def _summarize_later(self) -> None:
-        """Where no loop runs, the next record of the kind says it."""
+        """Schedule the summary. Without a loop, the next record of the kind has the count."""
         if self._timer is None:
             with contextlib.suppress(RuntimeError):
                 self._timer = asyncio.get_running_loop().call_later(1.0, self._summarize)
@@ -133,18 +133,18 @@ def log_rejected(
     user: str | None = None,
     close_code: CloseCode | None = None,
 ) -> None:
-    """A request, a handshake or a notification of a batch that got an error.
+    """Log a request, a handshake or a notification of a batch that was rejected.
 
     Args:
-        problem: the body of the error; of a page, which can read a close code and no answer, the
-            code's name and the cause.
-        claims: whose it was, if that is known.
-        origin: of the page that has sent it.
-        user: whose token it was, if that is not valid any more.
-        close_code: of a handshake that was accepted and closed.
+        problem: the body of the error. For a handshake that was accepted and closed: the name of
+            the close code, and the cause.
+        claims: the claims of the client, if it was authenticated.
+        origin: the origin of the page that sent the request.
+        user: the user of a token that is no longer valid.
+        close_code: the code with which an accepted handshake was closed.
     """
     if logger.isEnabledFor(logging.INFO):
-        # What is malformed may be repeated in the details.
+        # The details of an invalid request may repeat its content.
         details = problem["error" if problem["code"] == "invalid_request" else "details"]
         _write(
             logging.INFO, "refused", claims,
@@ -158,7 +158,7 @@ def log_rejected(
 def log_opened(
     room: Room, claims: Claims, address: str | None, device: str | None, kind: str
 ) -> None:
-    """A connection began."""
+    """Log that a connection was accepted."""
     if logger.isEnabledFor(logging.DEBUG):
         _write(
             logging.DEBUG, "connected", claims,
@@ -175,7 +175,13 @@ def log_closed(
     details: str,
     lasted_s: float,
 ) -> None:
-    """A connection ended; ``code``: the server ended it; ``details``: why, in words."""
+    """Log that a connection has ended.
+
+    Args:
+        code: the close code, if the server ended the connection.
+        details: the cause in words; may be empty.
+        lasted_s: the duration of the connection, in seconds.
+    """
     level = logging.DEBUG if code is None or code in _ROUTINE else logging.INFO
     if logger.isEnabledFor(level):
         _write(
@@ -187,7 +193,7 @@ def log_closed(
 
 
 def debug_enabled() -> bool:
-    """Whether there are lines about each connection and publish."""
+    """Return whether each connection and publish is logged."""
     return logger.isEnabledFor(logging.DEBUG)
 
 
@@ -196,8 +202,10 @@ def log_published(
     receipts: Iterable[tuple[Room, PublishResult]],
     is_credential: Callable[[str], bool],
 ) -> None:
-    """Notifications were kept; one line for each room. A room or an id in which a credential was
-    put by mistake is not shown."""
+    """Log accepted notifications, one line for each room.
+
+    A room or an id is not shown if it contains a credential by mistake.
+    """
     for room, receipt in receipts:
         _write(
             logging.DEBUG, "published", claims,
@@ -208,8 +216,7 @@ def log_published(
 
 
 def log_revoked(claims: Claims, of: str, name: str, count: int) -> None:
-    """Somebody's tokens were taken back: which is always written. Of a token's id a digest: the id
-    itself may be a secret of another system."""
+    """Log a revocation. A token id is logged as a digest: it may be a secret elsewhere."""
     shown = name if of == "user" else sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
     kind = "user" if of == "user" else "token"
     _write(logging.INFO, "revoked", claims, **{f"revoked_{kind}": shown}, closed=count)

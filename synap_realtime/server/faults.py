@@ -1,7 +1,7 @@
-"""Log errors of the server itself, in bounded lines.
+"""Log internal errors of the server as single lines, at a bounded rate.
 
-With a traceback for each, a peer that has found a fault could fill the disk: 70 bytes of a request
-would write 2 KB. So each is one line with its place, and their rate is bounded.
+With a traceback for each error, a client that triggers a fault could fill the disk: a request of
+70 bytes would write 2 KB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from .events import RateLimitFilter
 logger = logging.getLogger(__name__)
 
 MAX_LINES_PER_S = 5
-"""More are left out; the next line says how many. The traceback is written at ``debug``."""
+"""The maximum rate of lines. The next line counts those that were left out. Tracebacks are logged
+at ``debug``."""
 
 _SHOWN_FRAMES = 3
 
@@ -36,7 +37,7 @@ def report(what: str, error: BaseException | None) -> None:
         return
     frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
     where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
-    # The error's own text is left out: it may repeat what a peer has sent.
+    # The text of the error is left out: it may repeat what a client has sent.
     logger.error("%s: %s at %s", what, type(error).__name__, where or "?")
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s", what, exc_info=error)

@@ -1,7 +1,8 @@
-"""How much one caller may have of the server. See PROTOCOL.md, "Limits".
+"""Limit connections and rates per caller. See PROTOCOL.md, "Limits".
 
-The rates are counted by throttled-py (GCRA: no windows whose edges let twice as much through), in a
-table of bounded size: however many strangers knock, the longest silent one is forgotten first.
+throttled-py counts the rates by GCRA, which has no windows whose edges let twice the rate through.
+Its tables have a bounded size: unauthenticated clients cannot fill the memory, because the least
+recently used entry is evicted first.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from .config import ServerSettings, is_loopback
 from .messages import RequestError
 
 MAX_TRACKED_KEYS = 100_000
-"""So many are counted at once, for each rate."""
+"""The maximum number of callers that each rate counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserConnectionLimitError(Exception):
-    """A user has as many connections as one may have."""
+    """A user has the maximum number of connections."""
 
     limit: int
 
 
 class ConnectionSlot(NamedTuple):
-    """What one connection takes of the limits."""
+    """The counters that one connection occupies."""
 
     user: str | None
     room: Room
@@ -41,7 +42,7 @@ class ConnectionSlot(NamedTuple):
 
 
 class Limits:
-    """The counts of one node."""
+    """The counters of one node."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
@@ -59,8 +60,9 @@ class Limits:
         self._by_address: Counter[str] = Counter()
 
     def check_publish(self, claims: Claims, count: int, size: int) -> None:
-        """Count notifications and their bytes, each once for each of its rooms; of what is refused
-        nothing counts. Without keys there is no limit.
+        """Count notifications and their bytes, each once for each of its rooms.
+
+        A rejected request counts nothing. Without keys there is no limit.
 
         Raises:
             RequestError: 429.
@@ -75,13 +77,13 @@ class Limits:
             most, what = self._settings.publish_bytes_per_s, "bytes"
         else:
             return
-        raise rate_limited(f"at most {most} {what} a second for a key", wait_s)
+        raise rate_limited(f"rate limit exceeded: {most} {what}/s per key", wait_s)
 
     def check_request(self, claims: Claims | None, address: str | None) -> None:
-        """Count a request that is no publish, for who sends it, and see whether they may read more.
+        """Count a request other than a publish, and check that its caller may read more.
 
         Args:
-            claims: of a credential that counts; None: there is none, and the address counts.
+            claims: of a valid credential; None counts the request for the address.
 
         Raises:
             RequestError: 429.
@@ -92,23 +94,24 @@ class Limits:
         if wait_s := self._requests.spend(who, 1):
             most, what = self._settings.requests_per_s, "requests"
         elif wait_s := self._read.try_acquire(who):
-            most, what = self._settings.read_bytes_per_s, "bytes read"
+            most, what = self._settings.read_bytes_per_s, "read bytes"
         else:
             return
-        raise rate_limited(
-            f"at most {most} {what} a second for a user, a key or an address", wait_s
-        )
+        raise rate_limited(f"rate limit exceeded: {most} {what}/s per user, key or address", wait_s)
 
     def count_read(self, claims: Claims, address: str | None, size: int) -> None:
-        """Bytes that are being answered. They may be more than are left: then the next request
-        waits for longer."""
+        """Count the bytes of an answer.
+
+        They may exceed the limit. Then the next requests are rejected until the excess is made up.
+        """
         who = _caller(claims, address)
         if who is not None:
             self._read.charge(who, size)
 
     def check_attempt(self, address: str | None) -> None:
-        """See whether an address may try a token: to verify one takes longer than anything else
-        that a stranger can ask for.
+        """Check that an address may try another token.
+
+        Verifying a token costs more than anything else that an unauthenticated client can request.
 
         Raises:
             RequestError: 429.
@@ -116,12 +119,12 @@ class Limits:
         who = _limited_address(address)
         if who is not None and (wait_s := self._attempts.try_acquire(who)):
             most = self._settings.requests_per_s
-            raise rate_limited(f"at most {most} failed attempts a second for an address", wait_s)
+            raise rate_limited(f"rate limit exceeded: {most} failed attempts/s per address", wait_s)
 
     def check_publisher(self, claims: Claims) -> None:
-        """See whether a publisher had too many requests refused.
+        """Check that a publisher has not had too many rejected requests.
 
-        What is published has limits of its own.
+        Accepted publishes have their own limits.
 
         Raises:
             RequestError: 429.
@@ -130,83 +133,83 @@ class Limits:
         if who is not None and (wait_s := self._requests.try_acquire(who)):
             most = self._settings.requests_per_s
             raise rate_limited(
-                f"at most {most} refused requests a second for a user or a key", wait_s
+                f"rate limit exceeded: {most} rejected requests/s per user or key", wait_s
             )
 
     def count_failed_attempt(self, address: str | None) -> None:
-        """A token of this address did not count."""
+        """Count an invalid token of this address."""
         if (who := _limited_address(address)) is not None:
             self._attempts.charge(who, 1)
 
     def count_refusal(self, claims: Claims, address: str | None) -> None:
-        """A request with a credential was refused: to find that out took its time."""
+        """Count a rejected request of an authenticated client, because rejecting it has a cost."""
         if (who := _caller(claims, address)) is not None:
             self._requests.charge(who, 1)
 
     def allow_message(self, connection: int) -> bool:
-        """Whether a client may say something more."""
+        """Count a message of a connection. Return False if it is over the limit."""
         return not self._messages.try_acquire(str(connection), 1)
 
     def acquire(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
-        """A place for a connection; :meth:`release` when it has ended.
+        """Count a connection. Call :meth:`release` when it has ended.
 
         Raises:
-            RequestError: 429: too many in all, of rooms, in this room, or of this address.
-            TooManyForUserError: this user's are too many.
+            RequestError: 429, over the limit in total, of rooms, of this room, or of this address.
+            UserConnectionLimitError: over the limit of this user.
         """
         settings = self._settings
         source = _limited_address(address)
         if source is not None:
             if wait_s := self._connects.try_acquire(source, 1):
                 raise rate_limited(
-                    f"at most {settings.new_connections_per_s:g} new connections a second for an "
-                    "address",
+                    f"rate limit exceeded: {settings.new_connections_per_s} new connections/s "
+                    "per address",
                     wait_s,
                 )
             if _at_limit(self._by_address[source], settings.max_connections_per_address):
                 most = settings.max_connections_per_address
-                raise rate_limited(f"at most {most} connections for an address", 10)
+                raise rate_limited(f"connection limit ({most}) per address reached", 10)
         if _at_limit(self._connections, settings.max_connections):
-            raise rate_limited(f"at most {settings.max_connections} connections", 10)
+            raise rate_limited(f"connection limit ({settings.max_connections}) reached", 10)
         if room not in self._by_room and _at_limit(len(self._by_room), settings.max_rooms):
-            raise rate_limited(f"at most {settings.max_rooms} rooms that somebody listens to", 10)
+            raise rate_limited(f"active room limit ({settings.max_rooms}) reached", 10)
         if _at_limit(self._by_room[room], settings.max_connections_per_room):
             most = settings.max_connections_per_room
-            raise rate_limited(f"at most {most} connections in a room", 10)
+            raise rate_limited(f"connection limit ({most}) of the room reached", 10)
         user = claims.user
         if user is not None and _at_limit(self._by_user[user], settings.max_connections_per_user):
             raise UserConnectionLimitError(settings.max_connections_per_user)
-        place = ConnectionSlot(user, room, source)
+        slot = ConnectionSlot(user, room, source)
         self._connections += 1
-        for counter, name in self._counters(place):
+        for counter, name in self._counters(slot):
             counter[name] += 1
-        return place
+        return slot
 
-    def release(self, place: ConnectionSlot) -> None:
+    def release(self, slot: ConnectionSlot) -> None:
         self._connections -= 1
-        for counter, name in self._counters(place):
+        for counter, name in self._counters(slot):
             counter[name] -= 1
             if not counter[name]:
                 del counter[name]
 
-    def _counters(self, place: ConnectionSlot) -> Iterator[tuple[Counter[str], str]]:
-        if place.user is not None:
-            yield self._by_user, place.user
-        yield self._by_room, place.room
-        if place.address is not None:
-            yield self._by_address, place.address
+    def _counters(self, slot: ConnectionSlot) -> Iterator[tuple[Counter[str], str]]:
+        if slot.user is not None:
+            yield self._by_user, slot.user
+        yield self._by_room, slot.room
+        if slot.address is not None:
+            yield self._by_address, slot.address
 
 
 def rate_limited(details: str, wait_s: float) -> RequestError:
     headers = {"Retry-After": str(max(1, math.ceil(wait_s)))}
-    return RequestError(429, "rate_limited", "Too many", details, headers)
+    return RequestError(429, "rate_limited", "Too many requests", details, headers)
 
 
 def _name_of(claims: Claims) -> str | None:
-    """What a caller's rates are counted by; None: there are no keys."""
+    """Return the name by which the rates of a caller are counted; None without keys."""
     if claims.key_name is not None:
         return f"key {claims.key_name}"
-    if claims.user is not None:  # who may be called "key …"
+    if claims.user is not None:  # the prefix separates a user whose id is the name of a key
         return f"user {claims.user}"
     return None if claims.token_id is None else f"token {claims.token_id}"
 
@@ -219,43 +222,45 @@ def _caller(claims: Claims | None, address: str | None) -> str | None:
 
 
 def _limited_address(address: str | None) -> str | None:
-    """None: it has no limit of its own. A loopback peer is a developer or a proxy, and a proxy's
-    connections are everybody's."""
+    """Return the address, or None if it has no limit.
+
+    A loopback peer is a developer, or a proxy that forwards the requests of all clients.
+    """
     return None if address is None or is_loopback(address) else address
 
 
 class _Budget:
-    """So much a second for each caller, and as much at once; what costs more than is left is a debt
-    that is paid before the next.
+    """A token bucket for each caller, with a burst of one second's amount, that allows debt.
 
-    For each caller it is known when all is there again. Of too many, the one who was silent for
-    longest is forgotten first.
+    A cost over the remaining amount is a debt, and the caller is limited until it is repaid. Each
+    caller is stored as the time when its bucket is full again. Over the maximum number of callers,
+    the least recently charged one is evicted.
     """
 
     def __init__(self, per_s: int) -> None:
         """
         Args:
-            per_s: 0 is no limit.
+            per_s: the refill rate; 0 is no limit.
         """
         self._per_s = per_s
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
     def try_acquire(self, who: str) -> float:
-        """For how long there is nothing left; 0: there is something."""
+        """Return how long the bucket stays empty, in seconds; 0 if something is left."""
         if not self._per_s:
             return 0.0
         now = time.monotonic()
         return max(0.0, self._full_at.get(who, now) - now - 1.0)
 
     def spend(self, who: str, cost: float) -> float:
-        """Take so much, if there is anything left; 0, or how long to wait."""
+        """Take ``cost`` if anything is left. Return 0, or how long to wait, in seconds."""
         wait_s = self.try_acquire(who)
         if not wait_s:
             self.charge(who, cost)
         return wait_s
 
     def charge(self, who: str, cost: float) -> None:
-        """Take so much, whether it is there or not."""
+        """Take ``cost``, even if less is left."""
         if not self._per_s:
             return
         now = time.monotonic()
@@ -266,10 +271,10 @@ class _Budget:
 
 
 class _Rate:
-    """So many a second for each caller, and as many at once.
+    """A rate for each caller, with a burst of one second's amount.
 
-    To ask the library for each of 10,000 notifications a second would take a third of their time,
-    so a caller takes a hundredth of a second's share at once, and uses it up.
+    Calling the library for each of 10,000 notifications a second would take a third of the time of
+    publishing them. So each caller leases a hundredth of the rate and uses it up.
     """
 
     def __init__(self, per_s: int) -> None:
@@ -283,7 +288,7 @@ class _Rate:
         )
 
     def try_acquire(self, who: str, cost: int) -> float:
-        """Take so many; 0, or how long to wait because they are too many."""
+        """Take ``cost``. Return 0, or how long to wait, in seconds, if it is over the rate."""
         left = self._leased.get(who, 0)
         if cost <= left:
             self._leased[who] = left - cost
@@ -297,7 +302,7 @@ class _Rate:
         return self._consume(who, min(cost, self._burst))
 
     def release(self, who: str, cost: int) -> None:
-        """Who has taken so many does not use them after all."""
+        """Give back a cost that was acquired and not used."""
         cost = min(cost, self._burst)
         self._leased[who] = min(self._leased.get(who, 0) + cost, self._burst)
         if len(self._leased) > MAX_TRACKED_KEYS:
@@ -320,5 +325,5 @@ def _rate(per_s: int) -> _Rate | _Unlimited:
 
 
 def _at_limit(count: int, most: int) -> bool:
-    """0 is no limit."""
+    """Return whether a count has reached a limit; 0 is no limit."""
     return bool(most) and count >= most

@@ -1,4 +1,4 @@
-"""The sockets that a server listens on. See ``serve --help``, ``--host``."""
+"""Bind the sockets that a server listens on. See ``serve --help``, ``--host``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def bind(host: str, port: int, *, shares_port: bool = False) -> list[socket.sock
     """Bind sockets to an address; call ``listen()`` on each.
 
     Args:
-        host: ``::`` or nothing is every address of IPv6 and IPv4 by one socket, or of IPv4 alone
-            where the system has no IPv6; ``0.0.0.0`` is every address of IPv4 alone; ``localhost``
-            is 127.0.0.1 and, where there is one, ::1. Everything else is one address, or a name
-            that stands for one.
-        port: 0 takes a free one, the same for both families.
-        shares_port: other processes that say so, too, may bind there as well.
+        host: ``::`` or an empty string is every address of IPv6 and IPv4 by one socket, or of IPv4
+            alone where the system has no IPv6. ``0.0.0.0`` is every address of IPv4 alone.
+            ``localhost`` is 127.0.0.1 and, if the machine has it, ::1. Everything else is one
+            address, or a name that resolves to one.
+        port: 0 takes a free port, the same for both families.
+        shares_port: other processes that set it, too, may bind the same port (SO_REUSEPORT).
 
     Raises:
         ConfigurationError: names the address and the reason.
@@ -47,7 +47,7 @@ def bind(host: str, port: int, *, shares_port: bool = False) -> list[socket.sock
         except OSError as error:
             for each in sockets:
                 each.close()
-            # The free port of one family was taken in the other one.
+            # Retry: the free port of one family was taken in the other one.
             if port or error.errno != errno.EADDRINUSE or not left:
                 raise ConfigurationError(
                     f"{_OPTIONS}: could not listen on {authority(host, port)} "
@@ -64,22 +64,22 @@ def port_of(sockets: list[socket.socket]) -> int:
 
 
 def authority(host: str, port: int) -> str:
-    """As in a URL (RFC 3986, section 3.2)."""
+    """Return host and port as in a URL (RFC 3986, section 3.2)."""
     host = host or "::"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @contextlib.contextmanager
 def holding(host: str, port: int) -> Iterator[int]:
-    """Hold a port that several processes share, also while none of them lives.
+    """Reserve a port that several processes share, even while none of them runs.
 
     Yields:
         The port.
 
     Raises:
-        ConfigurationError: it cannot be had.
+        ConfigurationError: the port cannot be bound.
     """
-    # Not shared: a server that is there already is an error, not a companion.
+    # First without sharing: another server on this port must be an error.
     first = bind(host, port)
     try:
         for each in first:
@@ -133,8 +133,8 @@ def _bind_one(
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shares_port:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # asyncio sets it only where it made the socket; without it an answer in two parts waits
-        # 40 ms for the peer's delayed acknowledgement.
+        # asyncio sets it only on sockets that it creates. Without it, an answer in two writes is
+        # delayed by 40 ms, by Nagle's algorithm and the delayed acknowledgement of the peer.
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound.bind((host, port))
     except OSError as error:

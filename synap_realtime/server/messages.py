@@ -1,4 +1,4 @@
-"""HTTP requests, answers and errors, apart from any web framework."""
+"""HTTP requests, responses and errors, independent of the HTTP server."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MAX_TARGET_BYTES = 8 * 1024
 """The longest request target, path and query together (RFC 9112, section 3)."""
 
 MAX_QUERY_FIELDS = 32
-"""The most parameters in a query; the routes know six."""
+"""The maximum number of parameters in a query. The routes know six."""
 
-_MAX_SEGMENTS = 32  # of a path: the routes have three, and a mounted app some before them
+_MAX_SEGMENTS = 32  # of a path: the routes have three, and the mount path adds some
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")  # RFC 9110, section 7.2, without a comma
 
 Read = Callable[[], Awaitable[bytes]]
@@ -37,26 +37,27 @@ async def _no_body() -> bytes:
 
 
 class Request:
-    """An HTTP request, from whichever front.
+    """An HTTP request, from the built-in server or from an ASGI server.
 
     Attributes:
-        path: as it came, percent-encoded, without the query.
-        mounted: the path below which the server answers, when it is a part of an app.
-        headers: by names in lower case; one that comes twice as one, with a comma between (RFC
-            9110, section 5.3): of two hosts, two origins or two credentials none counts, and of two
-            ``X-Forwarded-For`` each.
-        address: the peer's; None where it is not known.
-        subprotocols: what a WebSocket's client offers.
-        content: the body, where all of it has come with the head; else ``read`` brings it: a route
-            asks for it when it knows who sends it.
-        segments: after :meth:`parse_target`, the path below where the server is mounted, split at
-            ``/`` and then percent-decoded.
-        query: after it, the parameters; of a repeated one the last, and an empty one is none.
-        credential: after it, a publisher's key or a token: from ``Authorization``, else the
-            subprotocol, else the query.
-        claims: what it says, after it was looked at.
-        rejected_user: the user of a token that is signed by a key of this server and not valid any
-            more, for the log; it allows nothing.
+        path: as received, percent-encoded, without the query.
+        root_path: the path that the server is mounted at, when it is a part of an app.
+        headers: by names in lower case. Repeated fields are joined with a comma (RFC 9110, section
+            5.3). So two hosts, two origins or two credentials are invalid, and each of two
+            ``X-Forwarded-For`` counts.
+        address: the address of the peer; None where it is unknown.
+        subprotocols: the subprotocols that a WebSocket client offers.
+        content: the body, if it arrived together with the head; else ``read`` returns it. A route
+            reads the body after authentication.
+        path_segments: after :meth:`parse_target`, the path below the mount path, split at ``/`` and
+            then percent-decoded.
+        query: after :meth:`parse_target`, the parameters: the last of a repeated one, without empty
+            ones.
+        credential: after :meth:`parse_target`, an API key or a token: from ``Authorization``, else
+            the subprotocol, else the query.
+        claims: the claims of the credential, after authentication.
+        rejected_user: for the log, the user of a token that is signed by a key of this server and
+            no longer valid. It allows nothing.
     """
 
     __slots__ = (
@@ -103,7 +104,7 @@ class Request:
         self.rejected_user: str | None = None
 
     def parse_target(self) -> None:
-        """Take apart what it asks for.
+        """Parse the path, the query and the credential.
 
         Raises:
             RequestError: 400.
@@ -119,7 +120,7 @@ class Request:
         self.credential = self._find_credential()
 
     def room(self) -> Room | None:
-        """The room in the path, if there is one."""
+        """Return the room in the path, if there is one."""
         try:
             match self._split():
                 case ("rooms", segment, *_):
@@ -130,13 +131,15 @@ class Request:
 
     @property
     def supports_control_frames(self) -> bool:
-        """Whether the client offered ``synap.v1``."""
+        """Return whether the client offered ``synap.v1``."""
         return SUBPROTOCOL in self.subprotocols
 
     @property
     def chosen_subprotocol(self) -> str | None:
-        """Ours, else the one with the token, because a browser wants one of those that it has
-        offered."""
+        """Return ``synap.v1``, else the one with the token.
+
+        A browser fails the handshake unless the server selects a subprotocol that it offered.
+        """
         if self.supports_control_frames:
             return SUBPROTOCOL
         return next((n for n in self.subprotocols if n.startswith(BEARER_SUBPROTOCOL)), None)
@@ -145,7 +148,7 @@ class Request:
         segments = split_path(self.path)
         if self.root_path:
             mounted = tuple(part for part in self.root_path.split("/") if part)
-            for start in range(len(mounted)):  # a proxy may have taken a first part of it away
+            for start in range(len(mounted)):  # a proxy may have removed the first part of it
                 prefix = mounted[start:]
                 if segments[: len(prefix)] == prefix:
                     return segments[len(prefix) :]
@@ -165,12 +168,12 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Response(NamedTuple):
-    """An HTTP answer.
+    """An HTTP response.
 
     Attributes:
-        problem: what an error's body says.
-        rest: produces what follows ``body`` of a long body, a chunk at a time; None: ``body``
-            is the whole. Closed by the front, whatever becomes of the connection.
+        error: the content of the body of an error.
+        rest: yields the chunks of a long body after ``body``; None if ``body`` is complete. The
+            HTTP server closes it in every case.
     """
 
     status: int
@@ -184,9 +187,9 @@ class Response(NamedTuple):
         return self._replace(headers={**self.headers, **headers})
 
     def header_fields(self) -> dict[str, str]:
-        """All headers but those about how the body is sent."""
+        """Return all header fields except those about the transfer of the body."""
         fields = {"Cache-Control": "no-store", **self.headers}
-        if self.status != 204:  # which has no body, and may not say what it is
+        if self.status != 204:  # a 204 has no body, hence no content type
             fields["Content-Type"] = self.content_type
         return fields
 
@@ -196,10 +199,10 @@ def json_response(status: int, body: object) -> Response:
 
 
 class RequestError(Exception):
-    """A request that gets an error answer. See PROTOCOL.md, "Errors".
+    """An error that answers a request. See PROTOCOL.md, "Errors".
 
     Attributes:
-        is_about_credential: who sends it may not have this.
+        is_auth_error: authentication or authorization failed.
         rejected_user: see :class:`Request`.
     """
 
@@ -225,31 +228,31 @@ def head_error(
     headers: Mapping[str, str],
     versions: Collection[str] = ("1.0", "1.1"),
 ) -> RequestError | None:
-    """Return the refusal of a head that no route may see; None: it is well formed.
+    """Check a request head before it is routed. Return the error, or None if it is well formed.
 
     Args:
         target_bytes: length of the request target.
         version: of HTTP, as ``1.1``.
         headers: as in :class:`Request`; several ``Host`` fields are one with commas.
-        versions: those that are spoken. Others come where somebody tries to be understood
-            differently by a proxy and by this server (RFC 9112, section 2.3).
+        versions: the supported ones. A request with another version may be an attempt to have it
+            parsed differently by a proxy and by this server (RFC 9112, section 2.3).
     """
     if target_bytes > MAX_TARGET_BYTES:
         return target_too_long()
     if version not in versions:
-        return bad_request("Invalid HTTP request", "it is not HTTP/1.1")
+        return bad_request("Invalid HTTP request", "expected HTTP/1.1")
     host = headers.get("host")
-    # RFC 9112, section 3.2: a proxy that routes by another Host than this server reads could be
-    # made to reach rooms that it should not.
+    # RFC 9112, section 3.2: if a proxy routes by a different Host than this server reads, a client
+    # can reach rooms that the proxy blocks.
     if host is None:
         if version == "1.1":
-            return bad_request("Invalid Host", "a request has one Host field; there is none")
+            return bad_request("Invalid Host", "expected one Host field, got none")
     elif not _HOST.fullmatch(host):
-        return bad_request("Invalid Host", "a request has one Host field: host or host:port")
+        return bad_request("Invalid Host", "expected one Host field with host or host:port")
     coding = headers.get("transfer-encoding")
     if coding is not None and coding.strip().lower() != "chunked":
-        # RFC 9112, section 6.1: of another coding, or of a list with empty members, a proxy may
-        # read another body than this server.
+        # RFC 9112, section 6.1: with another coding, or a list with empty members, a proxy and
+        # this server may disagree about the end of the body (request smuggling).
         return bad_request("Invalid Transfer-Encoding", "expected chunked alone")
     return None
 
@@ -289,11 +292,11 @@ def method_not_allowed(right: str) -> RequestError:
     )  # fmt: skip
 
 
-_parse_room = lru_cache(1024)(parse_room)  # those that are published to are mostly the same
+_parse_room = lru_cache(1024)(parse_room)  # publishes go to the same rooms again and again
 
 
 def parse_room_param(segment: str) -> Room:
-    """The room in a path.
+    """Parse the room in a path.
 
     Raises:
         RequestError: 400.
@@ -310,29 +313,29 @@ def _split_short(raw: str) -> tuple[str, ...]:
 
 
 def _parts_of(raw: str) -> list[str]:
-    """The raw segments; what follows the last that a route could have is one segment."""
+    """Split a path into raw segments. Segments beyond those of any route are not split."""
     return raw.strip("/").split("/", _MAX_SEGMENTS)
 
 
 def split_path(raw: str) -> tuple[str, ...]:
-    """A path as it came, as decoded segments; ``%2F`` does not split.
+    """Split a raw path into decoded segments. ``%2F`` does not split.
 
     Raises:
-        RequestError: 400, if it is not UTF-8 under its percent-encoding.
+        RequestError: 400, if the decoded bytes are not UTF-8.
     """
     if "%" not in raw and len(raw) < 256:
         return _split_short(raw)
     try:
         return tuple(unquote(part, errors="strict") for part in _parts_of(raw))
     except UnicodeDecodeError:
-        raise bad_request("Invalid path", "its percent-encoding is not UTF-8") from None
+        raise bad_request("Invalid path", "the percent-encoded bytes are not UTF-8") from None
 
 
 def parse_cursor_param(text: str, words: str = "'earliest' or 'latest'") -> Cursor:
-    """The cursor in a query.
+    """Parse the cursor in a query.
 
     Args:
-        words: what else could be there, for the message.
+        words: the other values that the parameter accepts, for the message.
 
     Raises:
         RequestError: 400.
@@ -344,7 +347,7 @@ def parse_cursor_param(text: str, words: str = "'earliest' or 'latest'") -> Curs
 
 
 def parse_device_param(query: Mapping[str, str]) -> str | None:
-    """Which of the user's devices asks.
+    """Parse the device in a query.
 
     Raises:
         RequestError: 400.
@@ -358,7 +361,7 @@ def parse_device_param(query: Mapping[str, str]) -> str | None:
 
 
 async def read_json_body(request: Request) -> bytes:
-    """The body, whose sender says that it is JSON.
+    """Read the body, after a check that its headers say that it is JSON.
 
     Raises:
         RequestError: 408, 413 or 415.
@@ -389,7 +392,7 @@ async def read_json_body(request: Request) -> bytes:
 
 
 def decode_json(content: bytes) -> object:
-    """What a body holds: strict (no NaN, no lone surrogates, bounded depth).
+    """Decode a JSON body, strictly: no NaN, no lone surrogates, bounded depth.
 
     Raises:
         RequestError: 400.

@@ -1,6 +1,6 @@
-"""What a room server counts, for Prometheus. See PROTOCOL.md, "Metrics".
+"""Metrics for Prometheus. See PROTOCOL.md, "Metrics".
 
-Each server has a registry of its own, so that two in one process do not add up.
+Each server has a separate registry, so that the counts of two servers in one process do not add up.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from .tallies import Histogram, HistogramVec
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 LAG_INTERVAL_S = 0.5
-"""How often it is looked whether the event loop comes late."""
+"""The interval at which the lag of the event loop is measured."""
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 class Metrics:
-    """The counts of one server; ``render()`` is what ``/metrics`` answers."""
+    """The metrics of one server. ``/metrics`` answers with :meth:`render`."""
 
     def __init__(self, version: str, max_connections: int, worker: int | None = None) -> None:
         """
         Args:
-            worker: a label of everything: whichever process is asked answers for itself.
+            worker: the number of this process, a label of each metric. A scrape reaches one
+                process, which reports its own metrics.
         """
         self._registry = registry = (
             CollectorRegistry() if worker is None else _LabelledRegistry(worker)
         )
-        # What only some programs have (Linux' /proc) is left out elsewhere, as everywhere.
+        # They leave out what a system does not have (/proc exists on Linux only).
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
@@ -53,56 +54,72 @@ class Metrics:
             return Gauge(f"synap_realtime_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, label: str | None = None) -> HistogramVec:
-            tallies = HistogramVec(f"synap_realtime_{name}_seconds", text, _FAST, label)
-            registry.register(tallies)
-            return tallies
+            histograms = HistogramVec(f"synap_realtime_{name}_seconds", text, _FAST, label)
+            registry.register(histograms)
+            return histograms
 
-        gauge("build_info", "1, with the version.", "version").labels(version).set(1)
-        gauge("max_connections", "The most connections; 0: no limit.").set(max_connections)
-        self._limits = gauge("limit", "The value of a limit's option; 0: no limit.", "option")
-        self.active_rooms = gauge("active_rooms", "Rooms that somebody listens to here.")
-        self.draining = gauge("draining", "1 while the server lets its subscribers go.")
+        gauge("build_info", "Always 1, with the version as a label.", "version").labels(
+            version
+        ).set(1)
+        gauge("max_connections", "The maximum number of connections; 0 is no limit.").set(
+            max_connections
+        )
+        self._limits = gauge("limit", "The value of each limit option; 0 is no limit.", "option")
+        self.active_rooms = gauge(
+            "active_rooms", "Rooms with at least one subscriber on this node."
+        )
+        self.draining = gauge("draining", "1 while the server drains, else 0.")
         self._connections = gauge("connections", "Open connections.", "transport")
-        self._opened = counter("connections_accepted", "Connections that began.", "transport")
-        self._held_bytes = gauge("held_bytes", "Bytes that are held for peers.", "kind")
-        self._held_limits = gauge("held_bytes_limit", "The most; 0: no limit.", "kind")
+        self._opened = counter(
+            "connections_accepted", "Connections that were accepted.", "transport"
+        )
+        self._held_bytes = gauge("held_bytes", "Bytes held for peers.", "kind")
+        self._held_limits = gauge(
+            "held_bytes_limit", "The maximum of held bytes; 0 is no limit.", "kind"
+        )
         self._cuts = counter(
-            "held_bytes_cuts", "Connections that were ended because too much was held.", "kind"
+            "held_bytes_cuts", "Connections aborted because of a limit of held bytes.", "kind"
         )
         self.internal_errors = counter(
-            "internal_errors", "Errors of the server's own, each of which ended a connection."
+            "internal_errors", "Internal errors of the server, most of which end a connection."
         )
         self._server_disconnects = counter(
-            "server_disconnects", "Connections that the server ended, and why.", "reason"
+            "server_disconnects", "Connections that the server ended, by reason.", "reason"
         )
-        self._errors = counter("errors", "Requests and handshakes that got an error.", "code")
+        self._errors = counter(
+            "errors", "Requests and handshakes answered with an error, by code.", "code"
+        )
         self._publishes = counter(
-            "publishes", "Notifications that were published, once for each room.", "outcome"
+            "publishes", "Published notifications, once for each room, by outcome.", "outcome"
         )
-        self._bytes = counter("publish_bytes", "Bytes of those that were accepted.")
-        self._accepted = self._accepted_bytes = 0  # since the last look
+        self._bytes = counter("publish_bytes", "Bytes of accepted notifications.")
+        self._accepted = self._accepted_bytes = 0  # since the last flush
         self._deliveries = counter("deliveries", "Notifications written to connections.", "kind")
         self._live = self._deliveries.labels("live")
-        self._written = 0  # live, since the last look: too many to take a lock for each
+        self._written = 0  # live, since the last flush: too many to take a lock for each
         self.replayed = self._deliveries.labels("replay")
         self._recoveries = counter(
-            "recoveries", "Subscriptions that caught up; gap: something was gone.", "outcome"
+            "recoveries",
+            "Subscriptions that finished a replay; gap: a part was no longer retained.",
+            "outcome",
         )
-        self._store = histogram("store_operation_duration", "How long the store took.", "operation")
-        self._store_errors = counter("store_errors", "Calls that the store refused.", "operation")
-        self._store_bytes = gauge("store_bytes", "What the store takes.")
-        self._store_rooms = gauge("store_rooms", "Rooms that the store knows.")
+        self._store = histogram(
+            "store_operation_duration", "Duration of store operations.", "operation"
+        )
+        self._store_errors = counter("store_errors", "Store operations that failed.", "operation")
+        self._store_bytes = gauge("store_bytes", "Size of the store.")
+        self._store_rooms = gauge("store_rooms", "Rooms in the store.")
         self._store_evictions = counter(
-            "store_evictions", "Notifications that went before their time, for want of room."
+            "store_evictions", "Notifications deleted before the end of their retention."
         )
         self._evicted = 0
         self.delivery_latency = histogram(
             "delivery_latency",
-            "From a publish's arrival until all in a room have it, and each who had to wait.",
+            "From the arrival of a publish until it is written to the subscribers of a room.",
         ).labels()
-        self._lag = histogram("event_loop_lag", "How late the event loop comes.").labels()
+        self._lag = histogram("event_loop_lag", "Delay of the event loop.").labels()
         self._timer: asyncio.TimerHandle | None = None
-        # A series that is there from the start can be told from one that is missing.
+        # Create each series at the start, so that 0 can be distinguished from a missing series.
         self._by_transport = {
             transport: (self._opened.labels(transport), self._connections.labels(transport))
             for transport in ("websocket", "sse")
@@ -115,7 +132,7 @@ class Metrics:
             self._recoveries.labels(outcome)
 
     def totals(self) -> dict[str, float]:
-        """What has been counted since the start, over all labels; without a count of its own."""
+        """Return the totals since the start over all labels, for the admin page."""
         self._flush_counters()
         counters = {
             "published": self._publishes, "delivered": self._deliveries, "refused": self._errors,
@@ -136,7 +153,7 @@ class Metrics:
             self._outcomes[outcome].inc(count)
 
     def accepted(self, receipts: Sequence[PublishResult], size: int) -> None:
-        """Notifications were kept, or are known: so many bytes."""
+        """Count accepted notifications, including duplicates, and their bytes."""
         duplicates = sum([receipt.duplicate for receipt in receipts])
         self._accepted += len(receipts) - duplicates
         self._accepted_bytes += size
@@ -144,17 +161,17 @@ class Metrics:
             self.published("duplicate", duplicates)
 
     def budget_cuts(self, kind: str) -> Callable[[], None]:
-        """What counts a connection that is ended for the bytes of a kind."""
+        """Return a function that counts a connection aborted because of held bytes of a kind."""
         cuts = self._cuts.labels(kind)
         return lambda: cuts.inc()
 
     def show_limits(self, limits: Mapping[str, float]) -> None:
-        """Show the limits, each by the name of its option."""
+        """Export the limits, each by the name of its option."""
         for option, limit in limits.items():
             self._limits.labels(option).set(limit)
 
     def watch_bytes(self, kind: str, limit: int, held: Callable[[], float]) -> None:
-        """Show how many bytes of a kind are held, asked whenever the metrics are."""
+        """Export the held bytes of a kind, as ``held`` returns them at each scrape."""
         self._held_limits.labels(kind).set(limit)
         self._held_bytes.labels(kind).set_function(held)
 
@@ -168,13 +185,15 @@ class Metrics:
         self._recoveries.labels("recovered" if recovered else "gap").inc()
 
     def delivered(self, after_s: float, count: int) -> None:
-        """A live notification was written to so many of a room; it waits for those who do not
-        read."""
+        """Count a live notification that was written to ``count`` subscribers of a room.
+
+        Subscribers with a backlog are counted by :meth:`delivered_from_backlog`.
+        """
         self._written += count
         self.delivery_latency.observe(after_s)
 
     def delivered_from_backlog(self, published_at: float | None) -> None:
-        """It was written to one who had to wait for it."""
+        """Observe the latency of a notification that was written from a backlog."""
         if published_at is not None:
             self.delivery_latency.observe(perf_counter() - published_at)
 
@@ -187,15 +206,15 @@ class Metrics:
         self._by_transport[transport][1].dec()
 
     def store_operation(self, name: str) -> Histogram:
-        """How long a call of the store took."""
+        """Return the duration histogram of a store operation."""
         return self._store.labels(name)
 
     def store_failed(self, name: str) -> None:
-        """A call that raised."""
+        """Count a store operation that raised."""
         self._store_errors.labels(name).inc()
 
     def render(self, usage: StoreStats) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         self._flush_counters()
         self._store_bytes.set(usage.bytes)
         self._store_rooms.set(usage.rooms)
@@ -210,27 +229,27 @@ class Metrics:
         self._written = self._accepted = self._accepted_bytes = 0
 
     def monitor_loop(self) -> None:
-        """Look at the running event loop from now on; to call it again changes nothing."""
+        """Start to measure the lag of the running event loop. Further calls do nothing."""
         if self._timer is None:
             self._schedule_lag_probe(asyncio.get_running_loop())
 
     def close(self) -> None:
-        """Look at the event loop no more."""
+        """Stop to measure the lag."""
         if self._timer is not None:
             self._timer.cancel()
 
     def _schedule_lag_probe(self, loop: asyncio.AbstractEventLoop) -> None:
         due = loop.time() + LAG_INTERVAL_S
 
-        def look() -> None:
+        def measure() -> None:
             self._lag.observe(max(0.0, loop.time() - due))
             self._schedule_lag_probe(loop)
 
-        self._timer = loop.call_at(due, look)
+        self._timer = loop.call_at(due, measure)
 
 
 class _LabelledRegistry(CollectorRegistry):
-    """What is collected, with the number of the worker."""
+    """A registry that labels each sample with the number of the worker."""
 
     def __init__(self, worker: int) -> None:
         super().__init__()

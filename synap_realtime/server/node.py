@@ -1,7 +1,7 @@
-"""One node: its store and its listeners, whichever front moves the bytes.
+"""One node of the room server, independent of the HTTP server that moves the bytes.
 
-``api.py`` answers requests, ``subscription.py`` decides what a subscriber gets; here it is decided
-who is let in.
+``http/routes.py`` answers requests, and ``rooms/subscription.py`` decides what a subscriber
+receives. This module composes them, and admits subscribers.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ from .watched import CHECK_INTERVAL_S
 logger = logging.getLogger(__name__)
 
 SSE_RETRY_MS = 1000
-"""When a browser comes back after an event stream has ended."""
+"""The delay after which a browser reconnects when an event stream has ended, in milliseconds."""
 
 CLOSE_TIMEOUT_S = 2.0
-"""How long a peer that does not read may delay its own end."""
+"""How long the server waits to close a connection whose peer does not read."""
 
-_DRAIN_BATCH = 100  # fewer are let go at once
-_MAX_SPREAD_MS = 10_000  # over which clients are asked to come back
+_DRAIN_BATCH = 100  # the smallest batch of subscribers that are drained together
+_MAX_SPREAD_MS = 10_000  # the longest period over which the reconnects are spread
 
 _EVENT_STREAM = "text/event-stream; charset=utf-8"
 _EVENT_STREAM_HEADERS = {
     "Cache-Control": "no-store, no-transform",
-    "X-Accel-Buffering": "no",  # nginx, and others that learned it from nginx
+    "X-Accel-Buffering": "no",  # read by nginx and other proxies
 }
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
@@ -74,18 +74,18 @@ _PREFLIGHT = {
     "Access-Control-Max-Age": "600",
 }
 _FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
-"""Names of header fields with commas between (RFC 9110, section 5.6.2)."""
+"""Comma-separated names of header fields (RFC 9110, section 5.6.2)."""
 _MAX_FIELD_NAMES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedSubscription:
-    """A subscriber that was let in.
+    """A subscriber that was admitted.
 
     Attributes:
-        session: to be given back to :meth:`Node.close_session`.
-        after: where it starts.
-        head: of an event stream, what its answer begins with.
+        session: pass it to :meth:`Node.close_session` when the connection has ended.
+        after: the position where it starts.
+        head: the status and the headers of an event stream; None for a WebSocket.
     """
 
     session: Session
@@ -94,8 +94,11 @@ class AcceptedSubscription:
 
 
 class CloseHandshakeError(Exception):
-    """A handshake that is accepted and closed: a page cannot read a refusal, but it can read a
-    close code, which says whether to come back."""
+    """A handshake that has to be accepted and then closed with a code.
+
+    A page cannot read the response to a rejected handshake. It can read a close code, which says
+    whether to reconnect.
+    """
 
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(code)
@@ -104,7 +107,7 @@ class CloseHandshakeError(Exception):
 
 
 class Node:
-    """One instance is one node, with its own store and its own listeners."""
+    """A node, with its own store and its own subscribers."""
 
     def __init__(
         self,
@@ -158,11 +161,11 @@ class Node:
 
     @property
     def description(self) -> str:
-        """Which store it runs on, and what that means for a crash."""
+        """The description of the store, including what a crash loses."""
         return self._store.description
 
     def summary(self) -> dict[str, object]:
-        """What is set, for the log: numbers and names, and never a secret."""
+        """Return the main settings for the log: numbers and names, never a secret."""
         settings, keys = self._settings, self._access.keys()
         return {
             "api_keys": len(keys.api_keys),
@@ -179,7 +182,7 @@ class Node:
 
     @property
     def has_keys(self) -> bool:
-        """Without, it answers this machine only."""
+        """Whether the server authenticates. Without keys, it accepts only loopback clients."""
         return bool(self._access.keys())
 
     def may_block(self) -> bool:
@@ -187,22 +190,21 @@ class Node:
         return self._store_needs_tasks or self._access.may_block()
 
     def monitor_event_loop(self) -> None:
-        """Look at the running event loop, and at the keys, from now on; to call it again changes
-        nothing."""
+        """Start to monitor the running event loop and the keys. Further calls do nothing."""
         self._metrics.monitor_loop()
         if self._keys_timer is None:
             self._watch_keys(asyncio.get_running_loop())
 
     def _watch_keys(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A key that was removed stops counting within a second, whoever asks meanwhile."""
+        """Close the connections of a removed key within a second, without waiting for a request."""
         self._keys_timer = loop.call_later(CHECK_INTERVAL_S, self._watch_keys, loop)
         if self._access.refresh_keys() and (closed := self._sessions.close_untrusted()):
-            logger.warning("connections closed: their key was removed; connections=%d", closed)
+            logger.warning("key removed: closed its connections; connections=%d", closed)
 
     async def handle(self, request: Request) -> Response | AcceptedSubscription:
-        """Answer a request; what is asked below ``/rooms/{room}/events`` is let in as a stream.
+        """Answer a request, or accept an event stream for ``/rooms/{room}/events``.
 
-        What ``request.read`` raises is the answer, if it is a :class:`RequestError`.
+        A :class:`RequestError` that ``request.read`` raises becomes the answer.
         """
         cors: dict[str, str] = {}
         try:
@@ -231,24 +233,24 @@ class Node:
         return response.with_headers(cors) if cors else response
 
     def admit_answer(self, request: Request, response: Response) -> None:
-        """Do nothing: a front that cannot end connections overrides this.
+        """Check that an answer can be held for its peer. The mounted app overrides this.
 
         Raises:
-            RequestError: the answer is too large for what can be held for its peer now.
+            RequestError: the answer exceeds a byte budget.
         """
 
     async def accept_websocket(self, request: Request) -> AcceptedSubscription:
-        """Let a WebSocket in.
+        """Accept a WebSocket.
 
         Raises:
-            RequestError: the handshake is refused; the answer was counted and written down.
-            ClosedAtOnceError: it is accepted, and closed with this code.
+            RequestError: reject the handshake. The error was counted and logged.
+            CloseHandshakeError: accept the handshake, then close it with this code.
         """
         try:
             return await self._open_websocket(request)
         except UserConnectionLimitError as error:
             code = CloseCode.CONNECTION_LIMIT
-            cause = f"connection limit: at most {error.limit} connections of a user"
+            cause = f"connection limit: at most {error.limit} connections per user"
         except RequestError as error:
             codes = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
             status = error.response.status
@@ -260,26 +262,26 @@ class Node:
             raise self._record_error(request, unavailable(str(error))) from None
         reason = code.name.lower()
         self._metrics.disconnected_by_server(reason)
-        self._write_down(request, {"code": reason, "details": cause}, code)
+        self._log_rejected(request, {"code": reason, "details": cause}, code)
         raise CloseHandshakeError(code, cause)
 
     def close_session(self, session: Session) -> None:
-        """The connection of a session has gone; a second call changes nothing."""
+        """Remove a session whose connection has ended. A second call does nothing."""
         self._sessions.close(session)
 
     def record_error(self, request: Request, response: Response) -> None:
-        """Count an error, and write it down."""
+        """Count and log an error."""
         if response.error is not None:
             if request.claims is not None and response.status not in (429, 503):
                 self._limits.count_refusal(request.claims, request.address)
             self._metrics.errored(response.error["code"])
-            self._write_down(request, response.error)
+            self._log_rejected(request, response.error)
 
     def _record_error(self, request: Request, error: RequestError) -> RequestError:
         self.record_error(request, error.response)
         return error
 
-    def _write_down(
+    def _log_rejected(
         self, request: Request, problem: Mapping[str, str], code: CloseCode | None = None
     ) -> None:
         room = request.room()
@@ -291,31 +293,33 @@ class Node:
         )  # fmt: skip
 
     def fault(self, what: str, error: BaseException) -> None:
-        """Count an error of the server's own, and write it down in one line."""
+        """Count an internal error, and log it in one line."""
         self._metrics.internal_errors.inc()
         faults.report(what, error)
 
     def bound_loop_errors(self) -> None:
-        """Let errors in callbacks and tasks of the running loop be counted, and be one line each.
+        """Count errors in callbacks and tasks of the running loop, and log each in one line.
 
-        An exception handler that somebody else has set stays.
+        An exception handler of the application stays.
         """
         loop = asyncio.get_running_loop()
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(faults.handler(self._metrics.internal_errors.inc))
 
     async def drain(self) -> None:
-        """Take no more publishes and let every subscriber go. See PROTOCOL.md, "Draining"."""
+        """Reject publishes, then close every subscriber. See PROTOCOL.md, "Draining"."""
         if self._publishing.draining:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await self._publishing.drain()
-        going = self._sessions.subscriptions()
-        spread_ms = min(_MAX_SPREAD_MS, 10 * len(going))
-        size = max(_DRAIN_BATCH, len(going) // 20)
-        batches = [going[start : start + size] for start in range(0, len(going), size)]
-        # Half of the time to let go, the other half for those who read slowly.
+        subscriptions = self._sessions.subscriptions()
+        spread_ms = min(_MAX_SPREAD_MS, 10 * len(subscriptions))
+        size = max(_DRAIN_BATCH, len(subscriptions) // 20)
+        batches = [
+            subscriptions[start : start + size] for start in range(0, len(subscriptions), size)
+        ]
+        # Half of the time for starting the closes, the other half for slow consumers.
         pause_s = self._settings.drain_timeout_s / 2 / max(1, len(batches))
         end = asyncio.get_running_loop().time() + self._settings.drain_timeout_s
         for number, batch in enumerate(batches):
@@ -329,7 +333,7 @@ class Node:
         await self._sessions.wait_drained(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
 
     async def close(self) -> None:
-        """Drain, then let go of the store."""
+        """Drain, then close the store."""
         await self.drain()
         self._presence.close()
         self._sessions.stop()
@@ -347,7 +351,8 @@ class Node:
                 target = parse_subscribe_params(segment, request.query)
                 if target.wants_presence and not request.supports_control_frames:
                     raise bad_request(
-                        "Nothing could be told", "presence: offer the subprotocol synap.v1"
+                        "Presence requires subprotocol synap.v1",
+                        "presence: offer the subprotocol synap.v1",
                     )
                 self._publishing.ensure_accepting()
             case _:
@@ -375,12 +380,13 @@ class Node:
     async def _open_event_stream(
         self, request: Request, segment: str, cors: dict[str, str]
     ) -> Response | AcceptedSubscription:
-        """
+        """Accept an event stream.
+
         Raises:
-            RequestError: the stream cannot be.
+            RequestError: it is rejected.
         """
         if last := request.headers.get("last-event-id"):
-            # A browser cannot choose what it sends here, so junk is a lost position, not a 400.
+            # A page cannot choose this header. So an invalid one is a lost position, not a 400.
             request.query["after"] = last if is_cursor(last) else "earliest"
         target = parse_subscribe_params(segment, request.query)
         after = UNKNOWN_POSITION if last and not is_cursor(last) else target.after
@@ -388,11 +394,11 @@ class Node:
         claims = await self._access.authenticate_counted(request)
         await self._authorize(claims, target)
         self._refuse_credential(target)
-        short = b"" if request.method == "HEAD" else None
-        if short is None and self._publishing.draining:  # after a 503 a browser never comes back
-            short = f"retry: {SSE_RETRY_MS + secrets.randbelow(SSE_RETRY_MS)}\n\n".encode()
-        answer = Response(200, short or b"", headers, _EVENT_STREAM)
-        if short is not None:
+        body = b"" if request.method == "HEAD" else None
+        if body is None and self._publishing.draining:  # a browser does not reconnect after a 503
+            body = f"retry: {SSE_RETRY_MS + secrets.randbelow(SSE_RETRY_MS)}\n\n".encode()
+        answer = Response(200, body or b"", headers, _EVENT_STREAM)
+        if body is not None:
             return answer
         try:
             session = self._sessions.open(
@@ -405,11 +411,11 @@ class Node:
                 wants_presence=target.wants_presence,
             )
         except UserConnectionLimitError as error:
-            raise rate_limited(f"at most {error.limit} connections for a user", 10) from None
+            raise rate_limited(f"connection limit ({error.limit}) per user reached", 10) from None
         return AcceptedSubscription(session, after, answer)
 
     def _refuse_credential(self, target: SubscribeParams) -> None:
-        """Refuse a room or a device that is a credential, which the log would show.
+        """Reject a room or a device that is a credential, which the log would show.
 
         Raises:
             RequestError: 400.
@@ -417,7 +423,7 @@ class Node:
         for name, text in (("room", key_of(target.room)), ("device", target.device)):
             if text is not None and self._access.is_credential(text):
                 details = f"{name}: this is a credential; send it as Authorization: Bearer …"
-                raise bad_request("A credential in a wrong place", details)
+                raise bad_request("Credential in the wrong place", details)
 
     async def _authorize(self, claims: Claims, target: SubscribeParams) -> None:
         await self._access.authorize(claims, "subscribe", target.room)
@@ -427,8 +433,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class SubscribeParams:
-    """What a subscriber asks for: the room, the position, as which device, and whether it wants to
-    hear who comes and goes."""
+    """The parameters of a subscription: room, position, device, and whether it wants presence."""
 
     room: Room
     after: str | None
@@ -437,9 +442,10 @@ class SubscribeParams:
 
 
 def parse_subscribe_params(segment: str, query: dict[str, str]) -> SubscribeParams:
-    """
+    """Parse the parameters of a subscription.
+
     Raises:
-        RequestError: it cannot have it.
+        RequestError: a parameter is invalid.
     """
     room = parse_room_param(segment)
     after = query.get("after")
@@ -451,10 +457,10 @@ def parse_subscribe_params(segment: str, query: dict[str, str]) -> SubscribePara
 
 
 def _cors(origin: str) -> dict[str, str]:
-    """What lets a page of an allowed origin read the answer.
+    """Return the headers that let a page of an allowed origin read the response.
 
-    It may ask for credentials, as ``EventSource`` polyfills do (``withCredentials``). The server
-    sets and reads no cookie, so that adds nothing to what the page can do.
+    They allow credentials, because ``EventSource`` polyfills send them (``withCredentials``). That
+    grants the page nothing, because the server neither sets nor reads cookies.
     """
     return {
         "Access-Control-Allow-Origin": origin,
@@ -464,13 +470,15 @@ def _cors(origin: str) -> dict[str, str]:
 
 
 def _preflight(request: Request) -> dict[str, str]:
-    """What an allowed page may send: every header field that it asks for (Fetch standard, "CORS
-    protocol"). Polyfills add ``Cache-Control``, tracing adds ``traceparent``; ``*`` would not cover
-    ``Authorization``."""
-    asked = request.headers.get("access-control-request-headers", "")
-    if len(asked) > _MAX_FIELD_NAMES or not _FIELD_NAMES.fullmatch(asked):
+    """Return the headers that answer a CORS preflight (Fetch standard, "CORS protocol").
+
+    Every requested header field is allowed: polyfills add ``Cache-Control``, and tracing adds
+    ``traceparent``. ``*`` would not include ``Authorization``.
+    """
+    requested = request.headers.get("access-control-request-headers", "")
+    if len(requested) > _MAX_FIELD_NAMES or not _FIELD_NAMES.fullmatch(requested):
         return _PREFLIGHT
-    return {**_PREFLIGHT, "Access-Control-Allow-Headers": asked}
+    return {**_PREFLIGHT, "Access-Control-Allow-Headers": requested}
 
 
 def peer_info(request: Request) -> PeerInfo:
@@ -481,6 +489,6 @@ def peer_info(request: Request) -> PeerInfo:
         origin=headers.get("origin"),
         forwarded_for=forwarded_for(headers),
         fetch_site=headers.get("sec-fetch-site"),
-        # The operator's page is a document that does nothing until its user does.
+        # Opening the admin page changes nothing, so other sites may link to it.
         is_visit=request.path.endswith("/admin") and is_visit(request.method, headers),
     )

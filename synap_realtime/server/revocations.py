@@ -1,4 +1,4 @@
-"""Tokens that count no more, though they have not expired. See PROTOCOL.md, "Revoking"."""
+"""Revoke tokens that have not expired. See PROTOCOL.md, "Revoking"."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from .stores.base import Entry, Publication, Retention, Store
 logger = logging.getLogger(__name__)
 
 ROOM = Room("synap_revocations")
-"""Kept in the log like everything else: it survives what the store survives, and reaches every node
-that the store reaches. No request can name it."""
+"""The room whose log holds the revocations, so that they are as durable as notifications and reach
+every node of the store. No request can name it."""
 
 _PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """
+    """One revocation.
+
     Attributes:
-        of: what ``subject`` is: a user's id or a token's.
-        at: seconds since 1970; a user's tokens whose ``iat`` is until then are revoked.
+        kind: what ``subject`` is: the id of a user or of a token.
+        at: seconds since 1970. Tokens of the user with an ``iat`` up to then are revoked.
     """
 
     kind: Literal["user", "token"]
@@ -46,12 +47,15 @@ class Revocation:
 
 
 class TooManyRevocationsError(Exception):
-    """No more can be remembered: to take one more would mean to forget one that still matters."""
+    """The maximum number of revocations is reached. One more would displace one that is needed."""
 
 
 class Revocations:
-    """Those that count now. They are kept by running time, of this process and in the store: no
-    reading of the wall clock makes the server forget one."""
+    """The revocations that are in force.
+
+    Their age is measured by the monotonic clock, here and in the store, so that a change of the
+    wall clock cannot expire one.
+    """
 
     def __init__(
         self,
@@ -66,12 +70,12 @@ class Revocations:
     ) -> None:
         """
         Args:
-            leeway_s: by so much may the clocks of those who issue tokens be ahead.
-            kept_s: for so long the store keeps a revocation; see
+            leeway_s: how far the clocks of token issuers may be ahead.
+            kept_s: how long the store keeps a revocation; see
                 :meth:`ServerSettings.revocation_retention_s`.
-            most: so many are remembered.
-            clock: seconds since 1970.
-            running: seconds that never go back.
+            most: the maximum number of revocations.
+            clock: returns seconds since 1970.
+            running: returns monotonic seconds.
         """
         self._store = store
         self._hub = hub
@@ -82,20 +86,22 @@ class Revocations:
         self._running = running
         self._began = clock() - running()
         self._known: dict[tuple[str, str], Revocation] = {}
-        self._order: deque[tuple[float, Revocation]] = deque()  # as they came, by running time
+        self._order: deque[tuple[float, Revocation]] = (
+            deque()
+        )  # in order of arrival, with the monotonic time
         self.loaded = False
         self._loading = asyncio.Lock()
         self._position = store.earliest()
         self.on_revoked: Callable[[Revocation], int] = lambda _: 0
-        """Called with each, as it comes; returns how many connections it closed here."""
+        """Called with each revocation. Returns how many connections it closed on this node."""
         self._closed = 0
         hub.subscribe(ROOM, self)
 
     async def load(self) -> None:
-        """Learn of those from before this server's start, once.
+        """Read the revocations from before the start of this server, once.
 
         Raises:
-            StoreUnavailableError: nobody can say now what was revoked.
+            StoreUnavailableError: the revocations cannot be read now.
         """
         if self.loaded:
             return
@@ -108,23 +114,23 @@ class Revocations:
                 self.loaded = len(page.entries) < _PAGE
 
     def matches(self, claims: Claims) -> bool:
-        """Whether these claims were taken back, of what is known by now."""
+        """Return whether these claims are revoked by a revocation that has arrived."""
         keys = [("user", claims.user), ("token", claims.token_id)]
         found = [self._known[key] for key in keys if key[1] is not None and key in self._known]
         return any(revocation.matches(claims) for revocation in found)
 
     async def revoke(self, of: Literal["user", "token"], name: str) -> int:
-        """Take back a user's tokens, or one; returns how many connections that closed here.
+        """Revoke the tokens of a user, or one token. Return how many connections that closed here.
 
         Raises:
-            StoreUnavailableError: it was not kept, and nothing was closed.
+            StoreUnavailableError: the revocation was not stored, and nothing was closed.
             TooManyRevocationsError: the same.
         """
-        await self.load()  # what is there counts towards the bound
+        await self.load()  # earlier revocations count towards the maximum
         self._forget_old()
         if len(self._order) >= self._most:
             raise TooManyRevocationsError
-        # A wall clock that was set back must not spare tokens that were issued before.
+        # Without the monotonic clock, setting the wall clock back would spare recent tokens.
         now = max(self._clock(), self._began + self._running())
         text = json.dumps({"of": of, "name": name, "at": now + self._leeway_s})
         closed = 0
@@ -140,13 +146,13 @@ class Revocations:
         await self._store.publish([publication], deliver)
         return closed
 
-    def deliver(self, entry: Entry, published_at: float | None) -> bool:  # noqa: ARG002 - it has no hurry
-        """See :class:`Listener`."""
+    def deliver(self, entry: Entry, published_at: float | None) -> bool:  # noqa: ARG002 - latency is not measured
+        """See :class:`~.rooms.hub.Subscriber`."""
         self._closed += self.on_revoked(self._remember(entry))
         return True
 
     def join_group(self) -> None:
-        """See :class:`Listener`: it is always offered by itself."""
+        """See :class:`~.rooms.hub.Subscriber`. Revocations never share a batched write."""
 
     def _remember(self, entry: Entry) -> Revocation:
         members = json.loads(entry.text)
