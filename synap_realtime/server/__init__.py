@@ -1,7 +1,7 @@
 """The room server: rooms, their logs, and their subscribers.
 
-``create_app`` makes an ASGI application to mount; ``open_store`` opens a store by its URL. The
-other names are what a store or an authorizer of your own is written with.
+``create_app`` returns an ASGI application to mount, and ``open_store`` opens a store by its URL.
+The other names are for writing your own store or authorizer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Front 1: the room server as an ASGI app, to mount in FastAPI, Starlette or Django.
+"""The room server as an ASGI app, to mount in FastAPI, Starlette or Django.
 
-It only moves bytes: ``node.py`` decides.
+This module moves bytes. The rules are in :mod:`.node`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from .stores.base import Store, StoreUnavailableError
 from .trim import Trimmer
 
 BODY_TIMEOUT_S = 20.0
-"""So long may a request's body take."""
+"""The timeout for receiving the body of a request."""
 
 
 _INCOMPLETE = (
@@ -57,21 +57,21 @@ _INCOMPLETE = (
 
 
 _SMALL_BYTES = 4096
-"""A body of at most so many is not charged: a host takes as much for each connection, and a small
-publish is not refused because of large ones."""
+"""The size up to which a body is not charged. A host takes as much for each connection, and large
+requests must not cause small publishes to be rejected."""
 
 
 class _Exchange(Request):
-    """A request of a mounted app, and what is held for its peer.
+    """A request of a mounted app, and the bytes that are held for its peer.
 
-    An app cannot end a connection, so it refuses what it has no room for, and what it has begun
-    is held until the host has passed it on or the peer has gone.
+    An app cannot abort a connection. So it rejects requests that exceed a byte budget, and holds an
+    answer that it has started until the host has passed it on or the peer has disconnected.
     """
 
     __slots__ = ("_budgets",)
 
     def begin(self, budgets: Budgets) -> None:
-        """Charge what is held from now on, until :meth:`end`."""
+        """Charge the bytes that are held from now on, until :meth:`end`."""
         self._budgets = budgets
 
     def end(self) -> None:
@@ -79,34 +79,36 @@ class _Exchange(Request):
         self._budgets.answers.release(self)
 
     def hold_request(self, size: int) -> None:
-        """
+        """Charge the bytes of the request.
+
         Raises:
             RequestError: 429 or 503.
         """
-        self._reserve(self._budgets.requests, size, "requests that are not answered yet")
+        self._reserve(self._budgets.requests, size, "unanswered requests")
 
     def hold_answer(self, size: int) -> None:
-        """
+        """Charge the bytes of the answer.
+
         Raises:
             RequestError: 429 or 503.
         """
-        self._reserve(self._budgets.answers, size, "answers that are not read yet")
+        self._reserve(self._budgets.answers, size, "unread answers")
 
     def adjust_answer(self, size: int) -> None:
-        """Change how much of an answer is held, in the middle of it."""
+        """Change the charged size of an answer that is being sent."""
         self._budgets.answers.adjust(self, size)
 
     def over_budget(self) -> None:
-        """See :class:`byte_budget.Holder`: only :meth:`ByteBudget.hold` ends connections."""
+        """See :class:`byte_budget.Holder`. Only :meth:`ByteBudget.hold` aborts connections."""
 
     def _reserve(self, budget: ByteBudget, size: int, what: str) -> None:
         try:
             budget.reserve(self, caller_of(self.claims, self.address), size)
         except NoRoomError as error:
             if error.is_of_caller:
-                details = f"at most {error.max_bytes} bytes of {what} for a user or an address"
+                details = f"byte limit ({error.max_bytes}) of {what} per user or address reached"
                 raise rate_limited(details, RETRY_AFTER_S) from None
-            raise unavailable(f"too many bytes of {what}") from None
+            raise unavailable(f"byte limit of {what} reached") from None
 
 
 class RoomServer(Node):
@@ -127,16 +129,16 @@ class RoomServer(Node):
                 case "lifespan":
                     await self._lifespan(receive, send)
                 case other:
-                    raise RuntimeError(f"the room server does not speak {other!r}")
+                    raise RuntimeError(f"unsupported ASGI scope type {other!r}")
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncGenerator[None]:
-        """For a server that is mounted: open this around the ``yield`` of your app's lifespan.
+        """Run a mounted server: enter this around the ``yield`` of your app's lifespan.
 
-        A mounted app does not hear that its host stops, and the host (uvicorn) ends its own
-        lifespan only when every connection has closed: one open stream would hold it for ever. So
-        SIGTERM and SIGINT first drain this server; then they go on to who handled them before. A
-        second signal goes on at once. At the end the store is let go.
+        A mounted app is not notified when its host stops, and the host (uvicorn) ends its lifespan
+        only when every connection has closed: one open stream would block it for ever. So SIGTERM
+        and SIGINT first drain this server, and are then passed to the previous handler. A second
+        signal is passed immediately. At the end, the store is closed.
         """
         try:
             async with drain_on_signal(self.drain):
@@ -160,7 +162,7 @@ class RoomServer(Node):
         request.begin(self.budgets)
         try:
             if request.method != "POST":
-                await self._turn(TASK_S)
+                await self._wait_for_share(TASK_S)
             request.read = partial(_read_body, request, receive)
             answer = await self.handle(request)
             if isinstance(answer, Response):
@@ -178,12 +180,12 @@ class RoomServer(Node):
         """See :meth:`Node.admit_answer`."""
         size = len(response.body)
         if response.rest is not None:
-            size *= 2  # the next chunk, while the host holds the one before
+            size *= 2  # the next chunk, while the host holds the previous one
         if size >= MIN_UNREAD_BYTES and isinstance(request, _Exchange):
             request.hold_answer(size)
 
     async def _respond(self, request: _Exchange, send: Send, response: Response) -> None:
-        """Answer, and return when the host has passed on what it does not buffer."""
+        """Send a response, and return when the host has passed on what it does not buffer."""
         rest = response.rest
         is_head = request.method == "HEAD"
         if rest is None:
@@ -199,9 +201,9 @@ class RoomServer(Node):
                         request.adjust_answer(before + len(chunk))
                         await send(_part(chunk))
                         before = len(chunk)
-                        await self._turn(SHARE_S)  # the next chunk may cost as much
+                        await self._wait_for_share(SHARE_S)  # the next chunk may cost as much
                 except StoreUnavailableError:
-                    return  # the host cuts it: a body without its end says that it is not whole
+                    return  # the host aborts the connection, so the client sees an incomplete body
             await send({"type": "http.response.body", "body": b""})
 
     def _watch_memory(self) -> None:
@@ -215,15 +217,15 @@ class RoomServer(Node):
             self._trimmer.close()
         await super().close()
 
-    async def _turn(self, cost_s: float) -> None:
+    async def _wait_for_share(self, cost_s: float) -> None:
         """See :class:`Pacer`."""
         if self._pacer is None or not self._pacer.is_of_running_loop():
             self._pacer = Pacer()
-        await self._pacer.turn(cost_s)
+        await self._pacer.acquire(cost_s)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
-        await self._turn(TASK_S)
+        await self._wait_for_share(TASK_S)
         request = _request(scope)
         opened: AcceptedSubscription | None = None
         try:
@@ -242,13 +244,13 @@ class RoomServer(Node):
                 self.close_session(opened.session)
 
     async def _deny(self, scope: Scope, receive: Receive, send: Send, response: Response) -> None:
-        """Refuse a handshake, with the reason where the server can send one."""
+        """Reject a handshake, with the reason if the host supports that."""
         if "websocket.http.response" not in scope.get("extensions", {}):
             await send({"type": "websocket.close", "code": 1008})
             return
         await _respond(send, response, kind="websocket.http.response")
-        # Until the connection has gone, uvicorn calls it an error to return: there was no
-        # handshake. It says that it goes, and then that it has gone.
+        # uvicorn logs an error if the app returns before the connection has closed. It sends one
+        # message when it closes, and one when it has closed.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await receive()
@@ -258,11 +260,11 @@ class RoomServer(Node):
 async def _respond(
     send: Send, response: Response, kind: str = "http.response", *, waits: bool = False
 ) -> None:
-    """Answer with a body that is here whole.
+    """Send a response whose body is complete.
 
     Args:
-        waits: return when the host has passed on a long one: an ASGI server waits with the next
-            part for a peer that does not read, but not after the last.
+        waits: return when the host has passed on a long body. An ASGI server waits for a peer that
+            does not read before it accepts the next part, but not after the last one.
     """
     content = response.body
     await _start(send, response, None if response.status == 204 else len(content), kind)
@@ -289,12 +291,12 @@ def _part(content: bytes) -> Message:
 
 
 async def _read_body(request: _Exchange, receive: Receive) -> bytes:
-    """The body, whole.
+    """Receive the whole body.
 
     Raises:
         RequestError: 413 above ``MAX_BODY_BYTES``, 408 if it takes longer than ``BODY_TIMEOUT_S``,
-            429 or 503 if there is no room for it.
-        DisconnectedError: the peer went away before its end.
+            429 or 503 if it exceeds a byte budget.
+        DisconnectedError: the peer disconnected before its end.
     """
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -308,7 +310,7 @@ async def _read_chunks(request: _Exchange, receive: Receive) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise body_too_large(MAX_BODY_BYTES)
-    body = bytearray()  # of many small parts, each would weigh more than what is in it
+    body = bytearray()  # a list of many small parts would take more memory
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -326,7 +328,7 @@ async def _read_chunks(request: _Exchange, receive: Receive) -> bytes:
 
 
 def _problem_of(scope: Scope, request: Request) -> RequestError | None:
-    """See :func:`http.head_error`; a host may have read the head less strictly."""
+    """Check the head again, because a host may parse it less strictly; see :func:`head_error`."""
     target_bytes = len(request.path) + len(request.query_string)
     version = scope.get("http_version", "1.1")
     return head_error(target_bytes, version, request.headers, ("1.0", "1.1", "2", "3"))
@@ -344,7 +346,7 @@ def _request(scope: Scope) -> _Exchange:
     client = scope.get("client")
     query_string = scope["query_string"].decode("latin-1")
     if "=" in query_string:
-        # The host's access log is written from the scope later on: it must not hold the token.
+        # The host writes its access log from the scope, which must not contain the token.
         scope["query_string"] = _VALUE.sub(b"=***", scope["query_string"])
     return _Exchange(
         method=scope.get("method", "GET"),
@@ -364,7 +366,7 @@ def create_app(
     authorize: Authorizer | None = None,
     worker: int | None = None,
 ) -> RoomServer:
-    """The room server as an ASGI app.
+    """Create the room server as an ASGI app.
 
     ::
 
@@ -378,29 +380,29 @@ def create_app(
         app = FastAPI(lifespan=lifespan)
         app.mount("/realtime", rooms)
 
-    Without keys it answers peers on loopback addresses only, and pages of loopback origins or of
+    Without keys it accepts only loopback clients, and pages of loopback origins or of
     ``allowed_origins``.
 
     Args:
         settings: default: from ``SYNAP_REALTIME_…`` in the environment.
-        store: default: the one that the settings name. A mounted app does not hear that its host
-            stops: open :meth:`RoomServer.lifespan` in the lifespan of yours.
-        may: a rule of your own, ``async def may(action, room, claims) -> bool``, asked when ours
-            have said yes; default: the one that the settings name.
-        worker: its number, where several processes serve on one port: a label of its metrics.
+        store: default: the one that the settings name. A mounted app is not notified when its host
+            stops, so enter :meth:`RoomServer.lifespan` in the lifespan of your app to close it.
+        authorize: your own authorizer, ``async def authorize(action, room, claims) -> bool``,
+            called for requests that the server allows; default: the one that the settings name.
+        worker: the number of this process, if several serve on one port; a label of its metrics.
 
     Raises:
-        ConfigurationError: names the setting that is wrong.
+        ConfigurationError: names the setting that is invalid.
     """
     settings = settings or load_settings()
-    rule = authorize or (
+    authorizer = authorize or (
         None if settings.authorizer is None else load_authorizer(settings.authorizer)
     )
     return RoomServer(
         settings,
         store or open_store(settings.store, settings.retention()),
-        _authenticator(settings, keep_raw_claims=rule is not None),
-        rule,
+        _authenticator(settings, keep_raw_claims=authorizer is not None),
+        authorizer,
         worker,
     )
 

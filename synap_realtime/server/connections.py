@@ -1,4 +1,4 @@
-"""One WebSocket or event stream: ASGI messages on one side, a ``Subscription`` on the other.
+"""Connect ASGI messages of a WebSocket or an event stream to a ``Subscription``.
 
 See PROTOCOL.md, "WebSocket" and "Server-Sent Events".
 """
@@ -30,18 +30,18 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class DisconnectedError(Exception):
-    """The peer has gone: there is nobody to answer."""
+    """The peer has disconnected."""
 
 
 _GONE = ("handler is closed", "after sending 'websocket.close'")
 
 
 def translate_disconnects(send: Send) -> Send:
-    """``send``, but a peer that has just gone is a :class:`DisconnectedError`.
+    """Return ``send`` with errors of a disconnected peer as :class:`DisconnectedError`.
 
     uvloop closes a socket inside the write that fails, and raises RuntimeError at the next write,
-    before the ASGI server has heard of the end. And uvicorn closes a WebSocket whose client breaks
-    the protocol, and raises RuntimeError at what is sent before we hear of it.
+    before the ASGI server has noticed the end. And uvicorn closes a WebSocket whose client violates
+    the protocol, and raises RuntimeError for messages that are sent before the app is notified.
     """
 
     async def send_or_end(message: Message) -> None:
@@ -50,14 +50,14 @@ def translate_disconnects(send: Send) -> Send:
         except RuntimeError as error:
             if not any(text in str(error) for text in _GONE):
                 raise
-            await asyncio.sleep(0)  # now the ASGI server hears of it, too
+            await asyncio.sleep(0)  # let the ASGI server notice it, too
             raise DisconnectedError from error
 
     return send_or_end
 
 
 class _QueueSink(UnbatchedSink):
-    """The outlet of a subscription whose words are awaited, one after the other."""
+    """A sink that queues what a subscription sends, and awaits each send in order."""
 
     def __init__(self) -> None:
         self._queue: deque[Entry | ControlFrame] = deque()
@@ -80,12 +80,12 @@ class _QueueSink(UnbatchedSink):
         self._not_empty.set()
 
     def close(self, code: CloseCode) -> None:
-        """Who runs the connection waits for it."""
+        """Do nothing: :func:`_run_until_closed` waits for the end of the subscription."""
 
     async def run(
         self, subscription: Subscription, send: Callable[[Entry | ControlFrame], Awaitable[None]]
     ) -> None:
-        """Send what is put, for ever."""
+        """Send the queued frames until cancelled."""
         while True:
             self._is_sending = False
             if not self._queue:
@@ -107,19 +107,22 @@ async def run_subscription(
     after: str | None,
     send: Callable[[Entry | ControlFrame], Awaitable[None]],
 ) -> CloseCode:
-    """Send the log from where ``after`` says, then what comes live, until closed; says why.
+    """Replay the log from ``after``, then send live notifications until the subscription is closed.
 
     Args:
-        send: puts one entry or control frame on the wire; what it raises ends it.
+        send: writes one entry or control frame; an error that it raises ends the connection.
+
+    Returns:
+        The close code.
 
     Raises:
-        InvalidArgumentError: ``after`` is no position.
+        InvalidArgumentError: ``after`` is not a position.
         StoreUnavailableError: the log cannot be read now.
     """
-    outlet = _QueueSink()
+    sink = _QueueSink()
     try:
         return await _run_until_closed(
-            subscription, outlet.run(subscription, send), subscription.run(after, outlet)
+            subscription, sink.run(subscription, send), subscription.run(after, sink)
         )
     finally:
         subscription.detach()
@@ -143,8 +146,8 @@ async def run_websocket(
             await send({"type": "websocket.send", "text": message.encoded()})
 
     async def listen() -> None:
-        # An app sees no pings and pongs: whether the peer lives, the ASGI server finds out by its
-        # own. A client that sends text pings is expected to go on.
+        # An app receives no ping and pong frames, so the ASGI server checks whether the peer is
+        # alive. A client that has sent a text ping is expected to send more of them.
         limit_s: float | None = None
         while True:
             try:
@@ -154,10 +157,10 @@ async def run_websocket(
                 return subscription.close(CloseCode.IDLE_TIMEOUT)
             if message["type"] == "websocket.disconnect":
                 raise DisconnectedError
-            heard = message["bytes"] if message.get("text") is None else message["text"]
-            if heard == PING:
+            received = message["bytes"] if message.get("text") is None else message["text"]
+            if received == PING:
                 limit_s = idle_timeout_s
-            if (answer := subscription.on_client_message(heard)) is not None:
+            if (answer := subscription.on_client_message(received)) is not None:
                 try:
                     async with asyncio.timeout(SLOW_CONSUMER_TIMEOUT_S):
                         await send({"type": "websocket.send", "text": answer})
@@ -172,11 +175,11 @@ async def run_websocket(
             reason = cut_reason(subscription.reason)
             await send({"type": "websocket.close", "code": int(code), "reason": reason})
     except (DisconnectedError, OSError, TimeoutError):
-        logger.debug("a subscriber went away")
+        logger.debug("subscriber disconnected")
 
 
 async def close_handshake(request: Request, send: Send, code: CloseCode, reason: str) -> None:
-    """Accept a WebSocket to close it with a code and a reason: a page cannot read a refusal."""
+    """Accept a WebSocket, then close it with a code that a page can read."""
     await send({"type": "websocket.accept", "subprotocol": request.chosen_subprotocol})
     with contextlib.suppress(DisconnectedError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -190,7 +193,7 @@ async def run_event_stream(
     """Answer with an event stream until one side ends it.
 
     Args:
-        leave: called when it listens no more, however long its peer takes to hear so.
+        leave: called when the subscription has ended, before the peer has received the rest.
     """
     subscription, head = opened.session.subscription, opened.head
     assert head is not None  # noqa: S101 - of an event stream
@@ -208,7 +211,7 @@ async def run_event_stream(
             async with asyncio.timeout(SLOW_CONSUMER_TIMEOUT_S):
                 await begin()
                 await put(encode_retry())
-        except TimeoutError:  # what it asked for before, on this connection, it does not read
+        except TimeoutError:  # the peer does not read an earlier response
             subscription.close(CloseCode.SLOW_CONSUMER)
             return
         started.set()
@@ -231,13 +234,13 @@ async def run_event_stream(
     try:
         await _run_until_closed(subscription, listen(), beat(), start())
         leave()
-        # An app can cut nothing. To return before the end would be an error in the host's log, and
-        # the socket of a peer that does not read would stay all the same.
+        # An app cannot abort a connection. Returning before the end would log an error in the host,
+        # and the socket of a peer that does not read would stay open anyway.
         if not has_begun:
             await begin()
         await send({"type": "http.response.body", "body": b""})
     except (DisconnectedError, OSError):
-        logger.debug("a subscriber went away")
+        logger.debug("subscriber disconnected")
 
 
 async def _follow(
@@ -257,7 +260,7 @@ async def _run_until_closed(
     """Run the parts of a connection until the subscription is closed.
 
     Raises:
-        DisconnectedError, OSError, SynapRealtimeError: what ended it before.
+        DisconnectedError, OSError, SynapRealtimeError: the error that ended it before.
     """
     try:
         async with asyncio.TaskGroup() as group:

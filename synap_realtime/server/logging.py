@@ -1,5 +1,7 @@
-"""How a room server logs: lines for people, or JSON for programs. Ids, and never what is in a
-notification, a key or a token."""
+"""Configure the log of the server: text or JSON.
+
+Records contain ids, and never a payload, a key or a token.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ Format = Literal["text", "json"]
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _UNTRUSTED_LOGGERS = ("uvicorn.error", "synap_realtime.server.authorization")
-"""Who else writes a line for what a single request is: bounded as those of ``events`` are."""
+"""Other loggers that write a line for a single request. Their rate is limited as in ``events``."""
 _PLAIN = re.compile(r"[\w.:+*|@/-]+", re.ASCII)
 _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class _TextFormatter(logging.Formatter):
-    """A line, and behind it what a record has more: ``published room=user_1 listeners=2``."""
+    """Append the extra fields of a record to its line: ``published room=user_1 listeners=2``."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         members = vars(record).items()
@@ -31,7 +33,7 @@ class _TextFormatter(logging.Formatter):
 
 
 def _quote(value: object) -> str:
-    """In quotes where it could be taken for something else: nobody writes lines of their own."""
+    """Quote a value that is not a plain word, so that a client cannot forge fields or lines."""
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
 
@@ -40,10 +42,11 @@ def configure(level: str, style: Format, worker: int | None = None) -> None:
     """Log to stderr from now on.
 
     Args:
-        worker: its number, for each line, where several processes write to one log.
+        worker: the number of this process, which each line shows, if several processes write to
+            one log.
 
     Raises:
-        ConfigurationError: python-json-logger is wanted and not installed.
+        ConfigurationError: JSON needs python-json-logger, which is not installed.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_json_formatter() if style == "json" else _TextFormatter(_TEXT))
@@ -55,7 +58,7 @@ def configure(level: str, style: Format, worker: int | None = None) -> None:
 
 
 class WorkerIdFilter(logging.Filter):
-    """Lets all through, with the worker's number."""
+    """Add the worker's number to each record."""
 
     def __init__(self, worker: int) -> None:
         super().__init__()
@@ -67,8 +70,11 @@ class WorkerIdFilter(logging.Filter):
 
 
 def _json_formatter() -> logging.Formatter:
-    """One object a line: ``timestamp`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, and
-    ``exc_info`` where there is one."""
+    """Return a formatter that writes one object a line.
+
+    Its members are ``timestamp`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, and
+    ``exc_info`` if there is one.
+    """
     try:
         from pythonjsonlogger.json import JsonFormatter
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Fair shares of the event loop.
+"""Share the event loop fairly between connections.
 
-Everything that arrives in one iteration of the loop would otherwise be handled before any socket is
-looked at again: 50 WebSockets with 900 ping frames each would keep a publisher waiting for 60 ms.
+Without this, all data of one loop iteration is handled before any socket is polled again: 50
+WebSockets with 900 ping frames each would delay a publisher by 60 ms.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Callable
 from time import monotonic
 
 SHARE_S = 0.002
-"""Work that can wait gets this much of each loop iteration. The rest follows in the next one, after
-the sockets have been polled."""
+"""The time of each loop iteration for work that can wait. The rest is done in the next iteration,
+after the sockets have been polled."""
 
 TASK_S = 0.00025
-"""What starting a task is charged: it runs in the next iteration, where nobody measures it."""
+"""The charge for starting a task, which runs in the next iteration and is not measured."""
 
 MAX_WAITING_BYTES = 128 * 1024 * 1024
-"""Received data that waits for its share. With more, data is read as it comes, so that pacing
-itself cannot take memory. By default the budget of ``--max-request-bytes`` ends connections long
-before: 65 connections that send 256 KiB at once must not make all others wait."""
+"""The maximum of received data that waits for its share. Beyond it, data is handled on arrival, so
+that pacing itself cannot exhaust memory. By default, the budget of ``--max-request-bytes`` aborts
+connections long before: 65 connections that send 256 KiB each must not delay all others."""
 
 
 class Pacer:
-    """Divide the loop's time between connections that send more than a little.
+    """Divide the loop's time between connections that send much.
 
     Publishes on connections of a known publisher do not wait here, nor do short WebSocket messages.
     """
@@ -33,7 +33,7 @@ class Pacer:
     def __init__(self, share_s: float = SHARE_S, *, clock: Callable[[], float] = monotonic) -> None:
         """
         Args:
-            clock: monotonic seconds.
+            clock: returns monotonic seconds.
         """
         self._share_s = share_s
         self._clock = clock
@@ -41,8 +41,8 @@ class Pacer:
         self._waiting: deque[tuple[Callable[[], None], int]] = deque()
         self._waiting_bytes = 0
         self._deadline = 0.0
-        self._has_begun = False  # an iteration, whose share is counted
-        self._is_running = False  # what waited
+        self._has_begun = False  # whether the share of an iteration is being counted
+        self._is_running = False  # whether waiting work is being run
 
     def is_of_running_loop(self) -> bool:
         """Return whether it divides the time of the loop that runs now."""
@@ -65,18 +65,18 @@ class Pacer:
         self._deadline -= cost_s
 
     def add(self, work: Callable[[], None], size: int = 0) -> None:
-        """Do this in a later loop iteration, after everything that waits already.
+        """Run work in a later loop iteration, after all work that already waits.
 
         Args:
             work: takes a short time, and adds itself again if there is more to do.
-            size: bytes that it holds.
+            size: how many bytes it holds.
         """
         self._waiting.append((work, size))
         self._waiting_bytes += size
         if not self._has_begun:
             self._begin()
 
-    async def turn(self, cost_s: float) -> None:
+    async def acquire(self, cost_s: float) -> None:
         """Wait until there is time for work of about this cost, and charge it."""
         if not self.has_time():
             granted = self._loop.create_future()

@@ -1,4 +1,7 @@
-"""From what a publisher sent to what a store keeps. See PROTOCOL.md, "Notification"."""
+"""Validate published notifications and encode them for the store.
+
+See PROTOCOL.md, "Notification".
+"""
 
 from __future__ import annotations
 
@@ -22,22 +25,25 @@ from .spans import start_publish_span
 from .stores.base import Publication
 from .wire import validate_wire
 
-_SERVER_FIELDS = ("room", "cursor")  # members that mean nothing in a notification that is sent
+_SERVER_FIELDS = ("room", "cursor")  # members that a publisher cannot set
 
 
 def validate_notification(
     value: Any, traceparent: str | None, *, is_valid: bool
 ) -> tuple[str, str, Span]:
-    """The id and the JSON of a notification, with what the server adds; its span has begun.
+    """Validate a notification, fill in its defaults, and start its span.
 
     Args:
         is_valid: see :func:`decode_notification`.
 
+    Returns:
+        The id, the JSON and the span.
+
     Raises:
-        RequestError: it is none, or too large.
+        RequestError: the notification is invalid or too large.
     """
     try:
-        if isinstance(value, dict):  # what a sender wrote there is replaced, whatever it is
+        if isinstance(value, dict):  # values of the publisher are replaced on delivery
             for name in _SERVER_FIELDS:
                 value.pop(name, None)
         is_known = is_valid and not value["type"].startswith(RESERVED_PREFIX)
@@ -72,7 +78,7 @@ def validate_item(
     *,
     is_valid: bool,
 ) -> list[Publication] | RequestError:
-    """One notification of a batch, once for each of its rooms, or what is wrong with it."""
+    """Return one notification of a batch for each of its rooms, or the error."""
     if isinstance(rooms, RequestError):
         return rooms
     for room in rooms:
@@ -89,12 +95,12 @@ def validate_item(
 
 
 def has_room_list(item: object) -> bool:
-    """Whether a notification of a batch names where it goes."""
+    """Return whether a notification of a batch has a list of rooms."""
     return isinstance(item, dict) and isinstance(item.get("rooms"), list) and bool(item["rooms"])
 
 
 def parse_item_rooms(item: object) -> list[Room] | RequestError:
-    """The rooms of one notification of a batch, each once, or what is wrong with them."""
+    """Return the rooms of one notification of a batch, each once, or the error."""
     try:
         if not isinstance(item, dict):
             raise bad_request("Invalid notification", "expected a JSON object")

@@ -1,4 +1,4 @@
-"""Things of one's own that a setting names: ``module:name``."""
+"""Resolve references to application code: ``module:name``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ REFERENCE = re.compile(r"[\w.]+:\w+")
 
 
 def resolve(option: str, reference: str) -> object:
-    """What a reference leads to; the current folder's modules, too.
+    """Return the object that a reference names. Modules of the current folder are found, too.
 
     Args:
-        option: for the error, ``--authorizer (SYNAP_REALTIME_AUTHORIZER)``.
+        option: for the error, such as ``--authorizer (SYNAP_REALTIME_AUTHORIZER)``.
 
     Raises:
-        ConfigurationError: there is no such thing, or its module cannot be imported.
+        ConfigurationError: the module cannot be imported, or has no such name.
     """
     module, _, attribute = reference.partition(":")
     sys.path.insert(0, "")

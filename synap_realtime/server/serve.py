@@ -1,4 +1,4 @@
-"""Front 2: the room server as a program of its own."""
+"""Run the room server as a program."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .stores.base import ClusterStore
 logger = logging.getLogger(__name__)
 
 LINGER_S = 0.5
-"""After draining, publishers on open connections still hear 503 for so long, not a reset."""
+"""After draining, publishers on open connections are answered 503 for this time, not reset."""
 
-_RESERVED_FDS = 100  # the store's, the log's, and what the process has anyway
+_RESERVED_FDS = 100  # of the store, the log, and the interpreter
 
 GRACE_S = 5
-"""Of an app beside the room server, uvicorn ends what is still there after so long."""
+"""The time after which uvicorn aborts the remaining connections of another ASGI app, in seconds."""
 
 
 @contextlib.asynccontextmanager
@@ -45,31 +45,32 @@ async def running_server(
     *,
     shares_port: bool = False,
 ) -> AsyncGenerator[str]:
-    """Serve inside this event loop: a room server, or an ASGI app that stands beside it.
+    """Serve a room server, or another ASGI app, inside this event loop.
 
     Args:
-        certificate: of a room server that speaks TLS; others do not.
-        shares_port: other processes that say so, too, may listen there as well.
+        certificate: makes a room server speak TLS; ignored for other apps.
+        shares_port: other processes that set it, too, may listen on the same port.
 
     Yields:
-        Its address, ``http://127.0.0.1:8787`` or ``https://…``. Requests are taken from then on,
-        and answered as soon as the app has started.
+        The URL, such as ``http://127.0.0.1:8787``. Connections are accepted from then on, and
+        requests are answered as soon as the app has started.
 
     Raises:
-        ConfigurationError: the address cannot be had, or is open to others.
+        ConfigurationError: the address cannot be bound, or it is not a loopback address and the
+            server has no keys.
     """
     if not is_loopback(host) and not (isinstance(app, Node) and app.has_keys):
         raise ConfigurationError(
             f"--host (SYNAP_REALTIME_HOST): {host} would let every machine that reaches this one "
-            f"publish and listen: this server has no keys. Make some with: "
-            f"{KEYGEN_COMMAND} --out keys.toml, and give it --keys-file keys.toml; or use 127.0.0.1"
+            "publish and subscribe, because authentication is not configured. Create keys with: "
+            f"{KEYGEN_COMMAND} --out keys.toml, and add --keys-file keys.toml; or use 127.0.0.1"
         )
     sockets = bind(host, port, shares_port=shares_port)
     scheme = "http" if certificate is None else "https"
     url = f"{scheme}://{authority(host, port_of(sockets))}"
     if not isinstance(app, Node):
         for each in sockets:
-            each.listen(BACKLOG)  # connections wait there until the app has started
+            each.listen(BACKLOG)  # the kernel queues connections until the app has started
         async with _serve_with_uvicorn(app, sockets):
             yield url
         return
@@ -83,13 +84,13 @@ async def running_server(
 
 @contextlib.asynccontextmanager
 async def _serve_with_uvicorn(app: Any, sockets: list[socket.socket]) -> AsyncGenerator[None]:
-    """An app that is none of ours, by uvicorn."""
+    """Serve another ASGI app by uvicorn."""
     import uvicorn
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Generator[None]:
-            yield  # who runs it says when it stops
+            yield  # the caller decides when it stops
 
     server = Server(
         uvicorn.Config(
@@ -126,13 +127,13 @@ async def until_stopped() -> None:
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """This process's part where several serve together.
+    """The context of one of several worker processes.
 
     Attributes:
         worker: its number, from 1.
-        port: that all of them listen on.
-        ready: called when connections are taken.
-        until_stopped: waits until the process is to end.
+        port: the port that all workers share.
+        ready: called when the worker accepts connections.
+        until_stopped: waits until the worker has to stop.
     """
 
     worker: int
@@ -141,30 +142,32 @@ class WorkerContext:
     until_stopped: Callable[[], Coroutine[Any, Any, None]]
 
 
-async def serve(settings: ServerSettings, share: WorkerContext | None = None) -> None:
+async def serve(settings: ServerSettings, context: WorkerContext | None = None) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        ConfigurationError: the settings cannot work, or the port is taken.
+        ConfigurationError: the settings are invalid, or the port is in use.
     """
     certificate = open_certificate(settings.tls_cert, settings.tls_key)
-    if share is None:
+    if context is None:
         app, port, wait = create_app(settings), settings.port, until_stopped
     else:
-        app, port, wait = _create_worker_app(settings, share), share.port, share.until_stopped
+        app, port, wait = _create_worker_app(settings, context), context.port, context.until_stopped
     _raise_nofile_limit(settings)
-    shares_port = share is not None
+    shares_port = context is not None
     async with running_server(
         app, settings.host, port, certificate, shares_port=shares_port
     ) as url:
         stopped = asyncio.create_task(wait())
-        await asyncio.sleep(0)  # it hears signals now: who reads the next lines may stop us
+        await asyncio.sleep(
+            0
+        )  # install the signal handlers before the log says that the server listens
         logger.info("%s", app.description)
         logger.info("listening on %s", url)
-        if share is None or share.worker == 1:
+        if context is None or context.worker == 1:
             _summarize(app, url)
-        if share is not None:
-            share.ready()
+        if context is not None:
+            context.ready()
         await stopped
         logger.info("stopping")
         await app.drain()
@@ -173,33 +176,34 @@ async def serve(settings: ServerSettings, share: WorkerContext | None = None) ->
 
 
 def _summarize(app: RoomServer, url: str) -> None:
-    """What an operator would look for first when something is refused."""
+    """Log what an operator needs first when a request is rejected."""
     logger.info("settings", extra=app.summary())
     if app.settings.admin:
-        logger.info("operator's page: %s/admin", url)
+        logger.info("admin page: %s/admin", url)
     if app.has_keys and not app.settings.allowed_origins:
         logger.warning(
-            "no browser origins are allowed: pages of other origins get 403; name them with "
+            "no browser origins are allowed: pages of other origins get 403; allow them with "
             "--allowed-origins https://app.example.com (SYNAP_REALTIME_ALLOWED_ORIGINS)"
         )
 
 
-def _create_worker_app(settings: ServerSettings, share: WorkerContext) -> RoomServer:
-    """
+def _create_worker_app(settings: ServerSettings, context: WorkerContext) -> RoomServer:
+    """Create the app of a worker.
+
     Raises:
-        ConfigurationError: the store is not shared.
+        ConfigurationError: processes cannot share the store.
     """
     store = open_store(settings.store, settings.retention())
     if not isinstance(store, ClusterStore):
         raise ConfigurationError(
-            f"--workers (SYNAP_REALTIME_WORKERS): the store of {settings.store} is not shared: it "
-            "has no method subscribe, see synap_realtime.server.stores.base.ClusterStore"
+            f"--workers (SYNAP_REALTIME_WORKERS): workers cannot share the store {settings.store}: "
+            "it has no method subscribe, see synap_realtime.server.ClusterStore"
         )
-    return create_app(settings, store, worker=share.worker)
+    return create_app(settings, store, worker=context.worker)
 
 
 def _raise_nofile_limit(settings: ServerSettings) -> None:
-    """Take as many descriptors as the system gives: each connection is one."""
+    """Raise the limit of open files as far as needed: each connection is a descriptor."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -214,23 +218,23 @@ def _raise_nofile_limit(settings: ServerSettings) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != unlimited and soft < settings.max_connections:
         logger.warning(
-            "this process may have %d open files, and --max-connections is %d: raise the one "
-            "(ulimit -n, LimitNOFILE=) or lower the other",
+            "open file limit (%d) is below --max-connections (%d): raise the limit (ulimit -n, "
+            "LimitNOFILE=), or lower --max-connections",
             soft,
             settings.max_connections,
         )
 
 
-def run(settings: ServerSettings, share: WorkerContext | None = None) -> None:
-    """:func:`serve`, with logging and, where there is one, uvloop.
+def run(settings: ServerSettings, context: WorkerContext | None = None) -> None:
+    """Configure logging and run :func:`serve`, on uvloop if it is installed.
 
-    Of several workers, this is the process that starts them, or with a ``share`` one of them.
+    With several workers, this process starts them. With a ``context``, it is one of them.
     """
-    if settings.workers > 1 and share is None:
+    if settings.workers > 1 and context is None:
         check_shared(settings.store)
         workers.run(settings)
         return
-    configure(settings.log_level, settings.log_format, None if share is None else share.worker)
+    configure(settings.log_level, settings.log_format, None if context is None else context.worker)
     try:
         import uvloop
 
@@ -239,16 +243,16 @@ def run(settings: ServerSettings, share: WorkerContext | None = None) -> None:
         runner = asyncio.Runner()
     with runner:
         _tune_gc()
-        runner.run(serve(settings, share))
+        runner.run(serve(settings, context))
 
 
 def _tune_gc() -> None:
-    """What lives as long as the server is not looked at again and again: with many notifications
-    kept that would be a tenth of the time.
+    """Configure the garbage collector for long-lived objects and short pauses.
 
-    The youngest generation is small, because the event loop stands still while it is collected:
-    3 ms for 2,000 objects that are all garbage, and 60 ms for 40,000. The older ones are collected
-    after a million and after 100 million objects.
+    Objects from the start are frozen, and older generations are collected rarely: after a million
+    and after 100 million objects. Scanning many retained notifications would take a tenth of the
+    CPU time. The youngest generation is small, because its collection blocks the event loop: 3 ms
+    for 2,000 objects that are all garbage, and 60 ms for 40,000.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT for a server that is mounted: it drains before its host hears them."""
+"""Drain a mounted server on SIGTERM and SIGINT, before its host handles them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.asynccontextmanager
 async def drain_on_signal(drain: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
-    """At the first signal drain, then call the handler that was there; at a second call it at once.
+    """Drain at the first signal, then call the previous handler. At a second, call it immediately.
 
-    The host has to wait: uvicorn closes WebSockets with a code of its own within 0.1 s. Where
-    signals cannot be had (another thread) or nobody handles them, nothing is changed.
+    The host has to wait, because uvicorn closes WebSockets with another code within 0.1 s. Nothing
+    is changed outside of the main thread, or if no handler is installed.
     """
     chain = _Chain(drain)
     if threading.current_thread() is threading.main_thread():
@@ -37,7 +37,7 @@ class _Chain:
         self._drain = drain
         self._loop = asyncio.get_running_loop()
         self._previous: dict[int, Handler] = {}
-        self._pending_signal: int | None = None  # the signal that is handed on after draining
+        self._pending_signal: int | None = None  # the signal that is passed on after draining
         self._received = False
         self._draining: asyncio.Task[None] | None = None
 
@@ -49,7 +49,9 @@ class _Chain:
 
     def restore(self) -> None:
         for number, previous in self._previous.items():
-            if signal.getsignal(number) == self._on_signal:  # else someone else is before us
+            if (
+                signal.getsignal(number) == self._on_signal
+            ):  # else another handler was installed later
                 signal.signal(number, previous)
 
     async def until_drained(self) -> None:
@@ -59,7 +61,7 @@ class _Chain:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._received:
             self._received = True
-            with contextlib.suppress(RuntimeError):  # the loop has gone
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._start)
                 self._pending_signal = number
                 return

@@ -1,4 +1,4 @@
-"""The server's spans: a publish, and each delivery of it. See PROTOCOL.md, "Tracing"."""
+"""Trace publishes and deliveries. See PROTOCOL.md, "Tracing"."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ SYSTEM = "synap_realtime"
 
 
 def start_publish_span(wire: MutableMapping[str, Any], header: str | None) -> Span:
-    """The span of one notification's publish, below what its sender says. From here on the
-    notification says that what comes is below this span.
+    """Start the span of a publish, as a child of the sender's span.
+
+    The ``traceparent`` of the notification is replaced by that of this span, so that the deliveries
+    are its children.
 
     Args:
         wire: the notification, with its id.
-        header: the request's ``traceparent``, for a sender that puts none into the notification.
+        header: the ``traceparent`` of the request, for a notification without one.
     """
     span = start_span(
         "publish",
@@ -36,7 +38,7 @@ def start_publish_span(wire: MutableMapping[str, Any], header: str | None) -> Sp
 
 
 def start_delivery_span(room: Room, entry: Entry) -> Span:
-    """The span of handing one notification to one connection."""
+    """Start the span of the delivery of one notification to one connection."""
     if not is_enabled():
         return NOOP_SPAN
     id, traceparent = _read(entry.text)
@@ -51,7 +53,7 @@ def start_delivery_span(room: Room, entry: Entry) -> Span:
     )
 
 
-@lru_cache(256)  # a notification goes to many connections
+@lru_cache(256)  # one notification is delivered to many connections
 def _read(text: str) -> tuple[str, object]:
     wire = json.loads(text)
     return str(wire["id"]), wire.get(TRACEPARENT)

@@ -1,4 +1,4 @@
-"""Server-Sent Events, as text. See PROTOCOL.md, "Server-Sent Events"."""
+"""Encode Server-Sent Events. See PROTOCOL.md, "Server-Sent Events"."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .node import SSE_RETRY_MS
 from .stores.base import Entry
 
 HEARTBEAT_S = 15.0
-"""An event stream carries a comment line so often: proxies cut what is silent for longer."""
+"""The interval of comment lines. Proxies close a stream that is idle for longer."""
 
 COMMENT = b":\n\n"
 
 
 def encode_retry() -> bytes:
-    """What a stream begins with."""
+    """Return the beginning of a stream, which sets the reconnect delay of browsers."""
     return f"retry: {SSE_RETRY_MS}\n\n".encode()
 
 
 def encode_event(message: Entry | ControlFrame) -> bytes:
-    """One event."""
+    """Encode a notification or a control frame as one event."""
     if isinstance(message, Entry):
         return f"id: {message.cursor}\ndata: {message.text}\n\n".encode()
     fields = ""

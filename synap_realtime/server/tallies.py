@@ -1,6 +1,7 @@
-"""Histograms that cost next to nothing to add to: of some things there are 100,000 a second.
+"""Histograms for up to 100,000 observations a second.
 
-prometheus-client takes locks for each observation, for programs with threads; here there is one.
+Those of prometheus-client take locks for each observation, which a single-threaded server does not
+need.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from prometheus_client.registry import Collector
 
 
 class Histogram:
-    """How many observations were at most so large."""
+    """Counts of observations by their upper bounds."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -35,27 +36,27 @@ class Histogram:
 
 
 class HistogramVec(Collector):
-    """One histogram, with a tally for each value of its label."""
+    """A histogram for each value of a label."""
 
     def __init__(self, name: str, text: str, bounds: Sequence[float], label: str | None = None):
         """
         Args:
-            label: its name; None: there is one tally, whose label is empty.
+            label: its name; None: there is one histogram without a label.
         """
         self._name = name
         self._text = text
         self._bounds = [float(bound) for bound in bounds]
         self._label = label
-        self._tallies: dict[str, Histogram] = {}
+        self._histograms: dict[str, Histogram] = {}
 
     def labels(self, value: str = "") -> Histogram:
-        if value not in self._tallies:
-            self._tallies[value] = Histogram(self._bounds)
-        return self._tallies[value]
+        if value not in self._histograms:
+            self._histograms[value] = Histogram(self._bounds)
+        return self._histograms[value]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         names = [] if self._label is None else [self._label]
         family = HistogramMetricFamily(self._name, self._text, labels=names)
-        for value, tally in self._tallies.items():
-            tally.add_to(family, [] if self._label is None else [value])
+        for value, histogram in self._histograms.items():
+            histogram.add_to(family, [] if self._label is None else [value])
         yield family

@@ -1,7 +1,7 @@
 """Return freed memory to the system.
 
 The C library keeps a freed block between two blocks that are in use. After a flood of requests it
-would keep most of what the flood took, for as long as the process lives.
+would keep most of that memory until the process exits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
-LOOK_EVERY_S = 0.5
+CHECK_INTERVAL_S = 0.5
 
 CONNECTION_BYTES = 8 * 1024
 """Estimate of what an open connection takes: its parser, its transport, its entries in tables."""
@@ -38,7 +38,7 @@ class Memory(Protocol):
     """The memory of this process."""
 
     def resident(self) -> int | None:
-        """Return how many bytes are in physical memory; None if it cannot be told now."""
+        """Return how many bytes are in physical memory; None if that is unknown now."""
         ...
 
     def trim(self) -> None:
@@ -76,13 +76,12 @@ def _memory() -> Memory | None:
 class Trimmer:
     """Trims when the process has grown by more than what peers hold, or peers hold much less.
 
-    Neither alone is enough. What peers hold between two looks may be many times as much as at
-    either; and what is held for them is estimated, so that a process may seem to have grown in the
-    middle of a flood, when there is little to trim. It is then trimmed again, after longer and
-    longer pauses.
+    Neither alone is enough. Peers may hold many times as much between two checks as at either. And
+    what is held for them is an estimate, so that a process may seem to have grown in the middle of
+    a flood, when there is little to trim. It is then trimmed again, after increasing pauses.
 
-    A trim takes the event loop some 3 ms for 35 MB. In a thread it would take no less, because the
-    C library locks the memory that it looks through.
+    A trim blocks the event loop for about 3 ms per 35 MB. A thread would not help, because the C
+    library locks the memory that it scans.
     """
 
     def __init__(
@@ -96,10 +95,10 @@ class Trimmer:
         """
         Args:
             held: returns how many bytes are held for peers now.
-            memory: default: the C library's; nothing is trimmed where that cannot trim.
-            is_alone: False: the process does other work, too, and may grow because of that. It is
-                trimmed only after much was held for peers.
-            clock: monotonic seconds.
+            memory: default: the C library's; nothing is trimmed if it has no such function.
+            is_alone: False if the process does other work, too, and may grow because of that. It is
+                then trimmed only after much was held for peers.
+            clock: returns monotonic seconds.
         """
         self._held = held
         self._memory = memory or _memory()
@@ -111,9 +110,9 @@ class Trimmer:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Look from now on, until :meth:`close`."""
+        """Check periodically until :meth:`close`."""
         if self._memory is not None:
-            self._wait(LOOK_EVERY_S)
+            self._wait(CHECK_INTERVAL_S)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -121,31 +120,31 @@ class Trimmer:
 
     def _wait(self, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(delay_s, self._look)
+        self._timer = loop.call_later(delay_s, self._run)
 
-    def _look(self) -> None:
-        self._wait(self.look())
+    def _run(self) -> None:
+        self._wait(self.check())
 
-    def look(self) -> float:
-        """Trim if that is worth while. Return the pause until the next look, in seconds."""
+    def check(self) -> float:
+        """Trim if that is worthwhile. Return the pause until the next check, in seconds."""
         memory = self._memory
         resident = None if memory is None else memory.resident()
         if memory is None or resident is None:
-            return LOOK_EVERY_S
+            return CHECK_INTERVAL_S
         held = self._held()
         self._peak = max(self._peak, held)
         has_ended = self._peak >= MIN_HELD_BYTES and held < self._peak // 2
         has_grown = self._has_grown(resident, held) and (self._is_alone or self._attempts > 0)
         if not (has_grown or has_ended):
             self._attempts = 0
-            return LOOK_EVERY_S
+            return CHECK_INTERVAL_S
         began = self._clock()
         memory.trim()
         took_s = self._clock() - began
         self._peak = held
         resident = memory.resident() or resident
         self._attempts = self._attempts + 1 if self._has_grown(resident, held) else 0
-        pause_s: float = LOOK_EVERY_S * 2**self._attempts
+        pause_s: float = CHECK_INTERVAL_S * 2**self._attempts
         if self._attempts == ATTEMPTS:
             self._base, self._attempts = resident - held, 0
         return max(pause_s, took_s / MAX_SHARE)

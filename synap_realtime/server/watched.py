@@ -1,4 +1,4 @@
-"""Files that may change while the server runs."""
+"""Watch files that may change while the server runs."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 CHECK_INTERVAL_S = 0.25
-"""How often files are looked at, at most."""
+"""The shortest time between two checks of the files."""
 
 _State = tuple[tuple[int, ...] | None, ...]
 
 
 class FileWatcher:
-    """Some files, read together: whether one of them is another than it was."""
+    """Notice changes of a group of files that are read together."""
 
     def __init__(
         self, *files: Path, settles: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """
         Args:
-            settles: a change counts when two looks in a row found the same, so that a file that is
-                still being written is not read half. Somebody has to ask again and again.
+            settles: report a change only after two consecutive checks with the same result, so that
+                a file is not read while it is being written. This needs periodic calls.
         """
         self._files = files
         self._settles = settles
         self._clock = clock
-        self._looked_at = clock()
+        self._checked_at = clock()
         self._state = self._seen = self._check()
 
     def have_changed(self) -> bool:
-        """Whether they differ from what was last told of them: once for each change."""
-        if not self._files or self._clock() - self._looked_at < CHECK_INTERVAL_S:
+        """Return whether the files differ from the last report: True once for each change."""
+        if not self._files or self._clock() - self._checked_at < CHECK_INTERVAL_S:
             return False
-        self._looked_at = self._clock()
+        self._checked_at = self._clock()
         before, self._seen = self._seen, self._check()
         if self._seen == self._state or (self._settles and self._seen != before):
             return False
@@ -42,12 +42,12 @@ class FileWatcher:
         return True
 
     def report_again(self) -> None:
-        """Report the present state once more, as soon as somebody asks."""
+        """Let the next call of :meth:`have_changed` report the current state again."""
         self._state = ()
 
     @property
     def state(self) -> object:
-        """Of the files, as they were last seen: equal as long as nothing changes."""
+        """The state at the last check, for comparison: equal as long as no file changes."""
         return self._seen
 
     def _check(self) -> _State:
@@ -56,8 +56,8 @@ class FileWatcher:
 
 def _state_of(file: Path) -> tuple[int, ...] | None:
     try:
-        found = os.stat(file)  # noqa: PTH116 - follows a link that is turned to another
+        found = os.stat(file)  # noqa: PTH116 - follows a link whose target changes
     except (OSError, ValueError):
         return None
-    # The change time, too: a file that was made unreadable, or put back with its old times.
+    # The change time also notices changed permissions, and a restored modification time.
     return found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino, found.st_size

@@ -21,7 +21,7 @@ from .messages import bad_request, decode_json
 
 
 class _RawWire(TypedDict, total=False):
-    """What :class:`Notification` holds, as it travels; its type may be a reserved one."""
+    """A :class:`Notification` on the wire, whose type may be a reserved one."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
@@ -36,7 +36,7 @@ class _RawWire(TypedDict, total=False):
 
 
 class _Wire(_RawWire, total=False):
-    """The same, checked."""
+    """The same, without reserved types."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
@@ -47,15 +47,16 @@ _check_wire = TypeAdapter(_Wire).validator.validate_python
 
 
 def validate_wire(value: object) -> dict[str, Any]:
-    """Check a decoded JSON value, and write it as it travels: ``parse_notification(…).to_wire()``
-    in a third of the time.
+    """Validate a decoded JSON value, and return its wire form.
+
+    The result is that of ``parse_notification(…).to_wire()``, in a third of the time.
 
     Raises:
-        InvalidArgumentError: names the first member that is wrong.
+        InvalidArgumentError: names the first member that is invalid.
     """
     try:
         wire: dict[str, Any] = _check_wire(value)
-    except pydantic.ValidationError:  # or a member is null, which is as if it were not there
+    except pydantic.ValidationError:  # or a member is null, which counts as absent
         return parse_notification(value).to_wire()
     return wire
 
@@ -71,7 +72,7 @@ class _Batch(TypedDict):
 
 
 def _reader(kind: type) -> Callable[[bytes], Any]:
-    # Ids come once: a table of the strings that were read would only take memory.
+    # Caching keys only: values such as ids are unique, and a cache of them would waste memory.
     schema = TypeAdapter(kind).core_schema
     return SchemaValidator(schema, CoreConfig(cache_strings="keys")).validate_json
 
@@ -84,22 +85,25 @@ def decode_notification(content: bytes) -> tuple[object, bool]:
 
     Returns:
         The JSON value, and whether it is known to be a notification: decoded and validated in one
-        pass. Its type may still be a reserved one. If it is not known, :func:`validate_wire` tells
-        what is wrong, or accepts it after all (a member that is null counts as absent).
+        pass. Its type may still be a reserved one. If it is not known, :func:`validate_wire`
+        reports the error, or accepts it (a member that is null counts as absent).
 
     Raises:
-        RequestError: 400, it is not JSON.
+        RequestError: 400, the body is not JSON.
     """
     wire = _validated(_read_notification, content)
     return (decode_json(content), False) if wire is None else (wire, True)
 
 
 def decode_batch(content: bytes) -> tuple[list[Any], bool]:
-    """Decode the body of a batch: the same for each of its notifications. Their ``rooms`` are lists
-    of strings if they are known to be notifications, else anything.
+    """Decode the body of a batch.
+
+    Returns:
+        The JSON values, and whether all of them are known to be notifications, as for
+        :func:`decode_notification`. Then their ``rooms`` are lists of strings, else anything.
 
     Raises:
-        RequestError: 400, it is not a list of notifications, or empty.
+        RequestError: 400, the body is not a list of notifications, or the list is empty.
     """
     batch = _validated(_read_batch, content)
     if batch is not None:

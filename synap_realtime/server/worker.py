@@ -1,7 +1,8 @@
-"""One of the processes of ``serve --workers``: ``supervisor.py`` starts it, and it ends with that.
+"""Run one worker of ``serve --workers``; ``workers.py`` starts it.
 
-Stdin brings what to do, and comes to its end when the supervisor wants this process to end, or has
-died. Stdout is told when connections are taken.
+The supervisor writes the configuration to stdin, and closes stdin to stop the worker. Stdin also
+ends when the supervisor dies, so that no worker outlives it. The worker writes a byte to stdout
+when it accepts connections.
 """
 
 from __future__ import annotations
@@ -17,27 +18,30 @@ from .workers import WorkerConfig
 
 
 def main() -> None:
-    job: WorkerConfig = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that has started this
-    told = os.dup(1)
-    os.dup2(2, 1)  # what somebody's own code prints is no message to the supervisor
+    config: WorkerConfig = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
+    supervisor = os.dup(1)
+    os.dup2(2, 1)  # output of application code must not reach the supervisor
 
     def notify_ready() -> None:
-        os.write(told, b"+")
-        os.close(told)
+        os.write(supervisor, b"+")
+        os.close(supervisor)
 
     try:
-        run(job.settings, WorkerContext(job.number, job.port, notify_ready, _until_ended))
+        run(
+            config.settings,
+            WorkerContext(config.number, config.port, notify_ready, _until_stopped),
+        )
     except SynapRealtimeError as error:
-        print(f"synap-realtime: {error}", file=sys.stderr)  # noqa: T201 - as the command does
+        print(f"synap-realtime: {error}", file=sys.stderr)  # noqa: T201 - like the command
         raise SystemExit(2) from None
 
 
-async def _until_ended() -> None:
-    """Until the supervisor ends this, or somebody sends a signal."""
+async def _until_stopped() -> None:
+    """Wait until the supervisor closes stdin, or for SIGINT or SIGTERM."""
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(0, ended.set)
-    waiting = [loop.create_task(ended.wait()), loop.create_task(until_stopped())]
+    closed = asyncio.Event()
+    loop.add_reader(0, closed.set)
+    waiting = [loop.create_task(closed.wait()), loop.create_task(until_stopped())]
     try:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -1,6 +1,7 @@
-"""``serve --workers N``: processes that share a port and a store. This one serves nobody itself.
+"""Supervise the workers of ``serve --workers N``, which share a port and a store.
 
-Each worker binds the port anew (SO_REUSEPORT), and the kernel spreads connections over them.
+The supervisor serves no requests. Each worker binds the port (SO_REUSEPORT), and the kernel
+distributes connections over them.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ logger = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 30.0
-"""A worker that has died is started again after so long: each time twice as long as before."""
+"""The delays before a worker that has exited is restarted. Each is twice the previous one."""
 
 HEALTHY_AFTER_S = 10.0
-"""One that has lived for so long has died of something new: its delay begins anew."""
+"""The delay starts from the beginning for a worker that has run for this time."""
 
 MAX_FAILED_STARTS = 5
-"""So often in a row a worker may die before it takes connections; then all end."""
+"""How many consecutive starts of a worker may fail. Then the supervisor shuts down."""
 
 EXIT_GRACE_S = 30.0
-"""Beside draining (twice ``drain_s`` at most), a worker has so long to end."""
+"""How long a worker may take to exit, in addition to draining (twice ``drain_timeout_s``)."""
 
-_BAD_SETTINGS = 2  # a worker's exit code, as the command has it
+_BAD_SETTINGS = 2  # the exit code of a worker, the same as of the command
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker is told."""
+    """What a worker receives on stdin."""
 
     settings: ServerSettings
     number: int
@@ -51,13 +52,13 @@ def run(settings: ServerSettings) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        ConfigurationError: the port is taken, or cannot be shared on this system.
-        SystemExit: the workers cannot serve; it has been said why.
+        ConfigurationError: the port is in use, or cannot be shared on this system.
+        SystemExit: the workers failed, and the cause was logged.
     """
     configure(settings.log_level, settings.log_format)
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigurationError(
-            "--workers (SYNAP_REALTIME_WORKERS): on this system processes cannot share a port"
+            "--workers (SYNAP_REALTIME_WORKERS): this system cannot share a port; use 1"
         )
     with holding(settings.host, settings.port) as port:
         code = asyncio.run(_Supervisor(settings, port).run())
@@ -66,7 +67,7 @@ def run(settings: ServerSettings) -> None:
 
 
 class _WorkerFailedError(Exception):
-    """A worker cannot be kept alive."""
+    """The starts of a worker keep failing."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -83,29 +84,29 @@ class _Supervisor:
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
-        """Keep the workers until a signal; the exit code."""
+        """Run the workers until a signal. Return the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        keepers = [
+        supervisors = [
             loop.create_task(self._supervise(number))
             for number in range(1, self._settings.workers + 1)
         ]
         stop = loop.create_task(self._stop.wait())
-        await asyncio.wait([stop, *keepers], return_when=asyncio.FIRST_COMPLETED)
-        for task in (stop, *keepers):
+        await asyncio.wait([stop, *supervisors], return_when=asyncio.FIRST_COMPLETED)
+        for task in (stop, *supervisors):
             task.cancel()
-        ends = await asyncio.gather(*keepers, return_exceptions=True)
+        ends = await asyncio.gather(*supervisors, return_exceptions=True)
         for end in ends:
             if isinstance(end, _WorkerFailedError):
                 return end.code
             if isinstance(end, Exception):
                 raise end
-        logger.info("all workers have stopped")
+        logger.info("all workers stopped")
         return 0
 
     def _on_signal(self) -> None:
-        """The first signal lets all drain, the second waits for nobody."""
+        """Drain the workers at the first signal, and kill them at the second."""
         if self._stop.is_set():
             for process in self._processes.values():
                 with contextlib.suppress(ProcessLookupError):
@@ -113,12 +114,12 @@ class _Supervisor:
         self._stop.set()
 
     async def _supervise(self, number: int) -> None:
-        """Have this worker running, until this is cancelled.
+        """Keep a worker running until cancelled.
 
         Raises:
-            _GaveUpError: it dies at each start, or its settings are wrong.
+            _WorkerFailedError: its starts keep failing, or its settings are invalid.
         """
-        if number > 1:  # what is wrong with the settings is said once
+        if number > 1:  # one worker reports invalid settings, not each
             await self._one_is_ready.wait()
         loop = asyncio.get_running_loop()
         delay_s, failed = FIRST_DELAY_S, 0
@@ -128,31 +129,33 @@ class _Supervisor:
             failed = 0 if has_served else failed + 1
             if code == _BAD_SETTINGS and not self._one_is_ready.is_set():
                 raise _WorkerFailedError(code)
-            died = f"signal {-code}" if code < 0 else f"exit code {code}"
+            cause = f"signal {-code}" if code < 0 else f"exit code {code}"
             if failed == MAX_FAILED_STARTS:
                 logger.error(
-                    "worker %d has died at each of %d starts (%s): all end", number, failed, died
+                    "worker %d failed %d consecutive starts (%s); shutting down",
+                    number,
+                    failed,
+                    cause,
                 )
                 raise _WorkerFailedError(1)
             if loop.time() - began >= HEALTHY_AFTER_S:
                 delay_s = FIRST_DELAY_S
-            logger.error(
-                "worker %d has died (%s); it is started again in %g s", number, died, delay_s
-            )
+            logger.error("worker %d exited (%s); restarting in %g s", number, cause, delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, MAX_DELAY_S)
 
     async def _run_once(self, number: int) -> tuple[bool, int]:
-        """One life of a worker: whether it took connections, and its exit code.
+        """Run a worker until it exits. When cancelled, drain it and wait for its exit.
 
-        Cancelled, it lets the worker drain and waits for its end.
+        Returns:
+            Whether it accepted connections, and its exit code.
         """
-        # In a session of its own: Ctrl-C is for this process, which tells the workers.
+        # A separate session, so that Ctrl-C reaches only this process, which stops the workers.
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "synap_realtime.server.worker",
             stdin=PIPE, stdout=PIPE, start_new_session=True,
         )  # fmt: skip
-        assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+        assert process.stdin is not None  # noqa: S101 - it is a pipe
         assert process.stdout is not None  # noqa: S101
         self._processes[number] = process
         try:
@@ -167,11 +170,11 @@ class _Supervisor:
             del self._processes[number]
 
     def _on_ready(self, number: int, pid: int) -> None:
-        logger.info("worker %d takes connections: process %d", number, pid)
+        logger.info("worker %d ready, pid %d", number, pid)
         self._one_is_ready.set()
         self._ready.add(number)
         if len(self._ready) == self._settings.workers:
-            logger.info("all %d workers take connections", self._settings.workers)
+            logger.info("all %d workers ready", self._settings.workers)
 
     async def _end(self, process: Process) -> None:
         assert process.stdin is not None  # noqa: S101
@@ -180,6 +183,6 @@ class _Supervisor:
             async with asyncio.timeout(2 * self._settings.drain_timeout_s + EXIT_GRACE_S):
                 await process.wait()
         except TimeoutError:
-            logger.error("process %d does not end, and is killed", process.pid)
+            logger.error("worker pid %d did not exit in time; killing", process.pid)
             process.kill()
             await process.wait()

@@ -73,7 +73,7 @@ class Workers:
         while True:
             line = self.lines.get(timeout=TIMEOUT_S)
             self.said.append(line)
-            if found := re.search(r"worker (\d+) takes connections: process (\d+)", line):
+            if found := re.search(r"worker (\d+) ready, pid (\d+)", line):
                 self.pids[int(found[1])] = int(found[2])
             if found := re.search(pattern, line):
                 return found
@@ -153,7 +153,7 @@ def test_publish_to_any_worker_reaches_subscribers_of_all(
 ) -> None:
     workers = start("--workers", "3", "--drain-timeout-s", "2")
     url = workers.until(r"listening on (\S+) worker=1")[1]
-    workers.until("all 3 workers take connections")
+    workers.until("all 3 workers ready")
     assert len(set(workers.pids.values())) == 3
     listeners = [dial(url) for _ in range(40)]
     spread = connections(url)
@@ -171,9 +171,9 @@ def test_publish_to_any_worker_reaches_subscribers_of_all(
     assert len(set(positions)) == 1
 
     os.kill(workers.pids[2], signal.SIGKILL)
-    assert "signal 9" in workers.until("worker 2 has died").string
+    assert "signal 9" in workers.until("worker 2 exited").string
     publish(url, "meanwhile")
-    workers.until("all 3 workers take connections")
+    workers.until("all 3 workers ready")
     lost = 0
     for place, ws in enumerate(listeners):
         try:
@@ -195,7 +195,7 @@ def test_publish_to_any_worker_reaches_subscribers_of_all(
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4012
     assert workers.process.wait(TIMEOUT_S) == 0
-    workers.until("all workers have stopped")
+    workers.until("all workers stopped")
     assert not any("Traceback" in line for line in workers.said)
     socket.create_server(("127.0.0.1", urlsplit(url).port or 0)).close()
 
@@ -206,7 +206,7 @@ def test_workers_exit_with_their_supervisor(start: Callable[..., Workers], tmp_p
     files = ("--tls-cert", str(certified.chain), "--tls-key", str(certified.key))
     workers = start("--workers", "2", "--drain-timeout-s", "0", *files)
     url = workers.until(r"listening on (https://\S+)")[1]
-    workers.until("all 2 workers take connections")
+    workers.until("all 2 workers ready")
     assert httpx.get(f"{url}/health", verify=certified.client()).status_code == 200
     workers.process.kill()
     assert {workers.until("serve: stopped worker=(.)")[1] for _ in range(2)} == {"1", "2"}
@@ -217,7 +217,7 @@ def test_workers_exit_with_their_supervisor(start: Callable[..., Workers], tmp_p
 def test_second_signal_stops_immediately(start: Callable[..., Workers], dial: Dial) -> None:
     workers = start("--workers", "2", "--drain-timeout-s", "600")
     url = workers.until(r"listening on (\S+)")[1]
-    workers.until("all 2 workers take connections")
+    workers.until("all 2 workers ready")
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as slow:
         ws = dial(url)
         slow.sendall(b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
@@ -265,7 +265,7 @@ async def test_revocation_at_one_worker_closes_connections_of_all(
         ("sqlite:///rooms.db", "a sqlite store belongs to one process"),
         (
             "tests.support.replicated_store:alone",
-            "the store of tests.support.replicated_store:alone is not shared",
+            "workers cannot share the store tests.support.replicated_store:alone",
         ),
         ("tests.support.replicated_store:nothing", "has no attribute 'nothing'"),
         ("tests.support.replicated_store:PORT", "expected def open(retention) -> Store"),
@@ -284,8 +284,8 @@ def test_a_worker_that_never_starts_ends_all() -> None:
         "serve", "--port", "0", "--workers", "2", "--store", "tests.support.replicated_store:dying"
     )
     assert done.returncode == 1
-    assert "worker 1 has died (exit code 3); it is started again in 0.1 s" in done.stderr
-    assert "worker 1 has died at each of 5 starts (exit code 3): all end" in done.stderr
+    assert "worker 1 exited (exit code 3); restarting in 0.1 s" in done.stderr
+    assert "worker 1 failed 5 consecutive starts (exit code 3); shutting down" in done.stderr
 
 
 def test_custom_store_works_with_one_server() -> None:

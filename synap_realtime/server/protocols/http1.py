@@ -622,7 +622,7 @@ class Http1Protocol(asyncio.Protocol):
                         break
                     self._write(exchange, encode_chunk(chunk) if is_chunked else chunk)
                     del chunk
-                    await self._owner.pacer.turn(SHARE_S)  # the next chunk may cost as much
+                    await self._owner.pacer.acquire(SHARE_S)  # the next chunk may cost as much
                 else:
                     return
                 if is_chunked:

@@ -32,8 +32,8 @@ from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.base import Entry
 from synap_realtime.server.trim import (
     ATTEMPTS,
+    CHECK_INTERVAL_S,
     CONNECTION_BYTES,
-    LOOK_EVERY_S,
     MAX_SHARE,
     MIN_BYTES,
     MIN_HELD_BYTES,
@@ -304,12 +304,12 @@ def test_trims_freed_memory_after_any_load() -> None:
     """A flood may come and go between two looks."""
     process, held = Process(), 0
     trimmer = Trimmer(lambda: held, process)
-    trimmer.look()
+    trimmer.check()
     process.freed = 2 * MIN_BYTES
-    trimmer.look()
+    trimmer.check()
     assert (process.trims, process.freed) == (1, 0)
     process.freed = MIN_BYTES // 2
-    trimmer.look()
+    trimmer.check()
     assert process.trims == 1, "too little to be worth while"
 
 
@@ -319,10 +319,10 @@ def test_does_not_trim_for_memory_held_for_peers() -> None:
     for size in (0, 2 * MIN_BYTES, 4 * MIN_BYTES):
         process.taken += size - held
         held = size
-        trimmer.look()
+        trimmer.check()
         assert process.trims == 0
     process.taken, process.freed, held = process.taken - held, held, 0
-    trimmer.look()
+    trimmer.check()
     assert (process.trims, process.freed) == (1, 0)
 
 
@@ -330,60 +330,60 @@ def test_trims_again_after_a_trim_in_the_middle_of_a_flood() -> None:
     """Peers have taken much more than is known."""
     process, held, taken = Process(), MIB, 15 * MIB
     trimmer = Trimmer(lambda: held, process)
-    trimmer.look()
+    trimmer.check()
     process.taken += taken
-    trimmer.look()
+    trimmer.check()
     assert process.trims == 1
     process.taken, process.freed, held = process.taken - taken, taken, 0
-    trimmer.look()
+    trimmer.check()
     assert (process.trims, process.freed) == (2, 0)
 
 
 def test_ineffective_trims_are_bounded() -> None:
     process = Process()
     trimmer = Trimmer(lambda: 0, process)
-    trimmer.look()
+    trimmer.check()
     process.taken += 5 * MIN_BYTES
-    pauses = [trimmer.look() for _ in range(20)]
+    pauses = [trimmer.check() for _ in range(20)]
     assert process.trims == ATTEMPTS
-    assert pauses[:3] == [2 * LOOK_EVERY_S, 4 * LOOK_EVERY_S, 8 * LOOK_EVERY_S]
-    assert pauses[-1] == LOOK_EVERY_S
+    assert pauses[:3] == [2 * CHECK_INTERVAL_S, 4 * CHECK_INTERVAL_S, 8 * CHECK_INTERVAL_S]
+    assert pauses[-1] == CHECK_INTERVAL_S
     process.freed = 3 * MIN_BYTES
-    trimmer.look()
+    trimmer.check()
     assert process.freed == 0
 
 
 def test_busy_process_is_trimmed_after_a_peak_of_held_memory() -> None:
     process, held = Process(), 0
     trimmer = Trimmer(lambda: held, process, is_alone=False)
-    trimmer.look()
+    trimmer.check()
     process.freed = 5 * MIN_BYTES
-    trimmer.look()
+    trimmer.check()
     assert process.trims == 0
     held = MIN_HELD_BYTES
-    trimmer.look()
+    trimmer.check()
     held = 0
-    trimmer.look()
+    trimmer.check()
     assert (process.trims, process.freed) == (1, 0)
 
 
 def test_trims_take_a_bounded_share_of_the_loop() -> None:
     process, times = Process(), iter([0.0, 0.08])
     trimmer = Trimmer(lambda: 0, process, clock=lambda: next(times))
-    trimmer.look()
+    trimmer.check()
     process.freed = 2 * MIN_BYTES
-    assert trimmer.look() == pytest.approx(0.08 / MAX_SHARE)
+    assert trimmer.check() == pytest.approx(0.08 / MAX_SHARE)
 
 
 def test_does_not_trim_while_the_size_of_the_process_is_unknown() -> None:
     process = Process()
     trimmer = Trimmer(lambda: 0, process)
-    trimmer.look()
+    trimmer.check()
     process.is_known, process.freed = False, 100 * MIB
-    trimmer.look()
+    trimmer.check()
     assert process.trims == 0
     process.is_known = True
-    trimmer.look()
+    trimmer.check()
     assert process.trims == 1
 
 

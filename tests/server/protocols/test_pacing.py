@@ -109,7 +109,7 @@ def test_cancelled_waiter_delays_nobody(run: Run) -> None:
         pacer = Pacer(clock=Clock())
         assert pacer.has_time()
         pacer.add(lambda: pacer.charge(1))  # all of the next iteration
-        waits = asyncio.ensure_future(pacer.turn(0))
+        waits = asyncio.ensure_future(pacer.acquire(0))
         await asyncio.sleep(0)
         waits.cancel()
         done = asyncio.Event()
