@@ -135,8 +135,8 @@ _LAZY_IMPORTS = {
     ".subscriber": ["JobState", "SubscriptionState", "follow_job", "subscribe", "subscribe_sync"],
     ".tokens": ["mint_token"],
 }
-"""Names by module. A module is imported when one of its names is first used (PEP 562): every pytest
-run of an environment imports this package, for the plugin."""
+"""The public names by module. A module is imported when one of its names is first used (PEP 562),
+because every pytest run of an environment imports this package for the plugin."""
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Load the program and run it; see :func:`synap_realtime.cli.main`."""
-    # A shell lets background processes ignore Ctrl-C, and a parent may have blocked it: leave that.
+    # A shell lets background processes ignore Ctrl-C, and a parent may have blocked it: keep that.
     handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if handles:
         signal.signal(signal.SIGINT, _exit)
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _exit(*_: object) -> None:
-    """End at once: nothing was begun, or everything is done."""
+    """Exit immediately: no work was started, or all of it is finished."""
     os._exit(INTERRUPTED)
 
 

@@ -22,7 +22,7 @@ except ImportError as error:
 
 app = typer.Typer(
     name="synap-realtime",
-    help="Realtime notifications of background jobs.",
+    help="Push realtime notifications of background jobs to the users who requested them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

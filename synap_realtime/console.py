@@ -14,26 +14,25 @@ from contextlib import contextmanager, suppress
 from .errors import InvalidArgumentError
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+"""The exit code after Ctrl-C, as in shells."""
 
 UNWRITABLE = 74
 """The exit code when stdout cannot be written (a full disk): EX_IOERR of ``sysexits.h``."""
 
 
 class UnwritableError(Exception):
-    """Stdout cannot be written: the disk is full, or the like."""
+    """Stdout cannot be written, for example because the disk is full."""
 
 
 class ReaderGoneError(Exception):
-    """The reader of stdout has closed it, as ``| head -1`` does: a reason to end, not a failure."""
+    """The reader of stdout has closed it, as ``| head -1`` does. This is not a failure."""
 
 
 def prepare() -> None:
-    """Make stdin, stdout and stderr usable, whatever this process was started with.
+    """Make stdin, stdout and stderr usable, even if the process was started with them closed.
 
-    Open a closed one as the null device: otherwise the next file or socket gets its number, and
-    ``print()`` writes to stdout what is meant for a closed stderr. Escape characters that the
-    locale's encoding lacks.
+    Open a closed one as the null device. Otherwise the next file or socket gets its descriptor, and
+    receives what is printed. Escape characters that the locale's encoding lacks.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
@@ -44,7 +43,7 @@ def prepare() -> None:
                 if descriptor != number:
                     os.dup2(descriptor, number)
                     os.close(descriptor)
-                opened = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process
+                opened = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 - open for the life of the process
                 setattr(sys, name, opened)
         elif number and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -54,7 +53,7 @@ def read_stdin(field: str) -> str:
     """Return all of stdin.
 
     Raises:
-        InvalidArgumentError: it is not text, for the argument of this name.
+        InvalidArgumentError: stdin is not text, or cannot be read; names ``field``.
     """
     try:
         return sys.stdin.read()
@@ -69,7 +68,7 @@ def show(text: str) -> None:
 
     Raises:
         ReaderGoneError: the reader has closed it.
-        UnwritableError: the disk is full, or the like.
+        UnwritableError: it cannot be written.
     """
     with _translated():
         print(text, flush=True)
@@ -86,7 +85,7 @@ def flush() -> None:
 
     Raises:
         ReaderGoneError: the reader has closed it.
-        UnwritableError: the disk is full, or the like.
+        UnwritableError: it cannot be written.
     """
     with _translated():
         sys.stdout.flush()
@@ -106,5 +105,5 @@ def _translated() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Escape what could move the cursor, change colours or turn the text around."""
+    """Escape control characters, which could move the cursor, change colours or reverse text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,6 @@
-"""The room server's address, the key for it, and when it wants to be asked again: what a publisher
-and a listener both need.
+"""The URL, the credential and the ``Retry-After`` of a room server, for publishers and subscribers.
 
-Address and key may hold a secret, so neither is ever shown as it is.
+URL and credential may contain a secret, so messages show them redacted only.
 """
 
 from __future__ import annotations
@@ -18,39 +17,38 @@ from .network import names_this_machine
 from .redaction import redacted
 
 DEFAULT_URL = "http://127.0.0.1:8787"
-"""Where ``synap-realtime serve`` listens unless told otherwise."""
+"""Where ``synap-realtime serve`` listens by default."""
 
 SCHEMES = ("http", "https", "ws", "wss")
-"""What a listener's URL may begin with: it is the same server either way."""
+"""The schemes of a subscriber's URL. ``http`` and ``ws`` name the same server."""
 
 
 class ServerUrl(NamedTuple):
-    """A room server's base URL, with the path that it is mounted at, without a slash at the end."""
+    """The base URL of a room server, with its mount path, without a slash at the end."""
 
     url: httpx.URL
     redacted: str
-    """The same without user and password, for messages."""
+    """The URL without user and password, for messages."""
 
     source: str = ""
-    """What it was read from: ``url``, an environment variable; empty: it is the default."""
+    """Where it was read from: ``url`` or an environment variable; empty for the default."""
 
     def __str__(self) -> str:
         return str(self.url).rstrip("/")
 
     @property
     def named(self) -> str:
-        """The address with what has to be changed to change it, for messages."""
-        return f"{self.redacted} ({self.setting or 'the default; REALTIME_URL names another'})"
+        """The URL, and the setting that changes it, for messages."""
+        return f"{self.redacted} ({self.setting or 'the default; set REALTIME_URL to change it'})"
 
     @property
     def setting(self) -> str:
-        """What has to be changed to change it: ``url=`` or an environment variable; may be empty,
-        see :attr:`source`."""
+        """The setting that changes it: ``url=`` or an environment variable; may be empty."""
         return "url=" if self.source == "url" else self.source
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine, which no proxy of the environment leads to."""
+        """Whether the server is on this machine, where no proxy of the environment is used."""
         return names_this_machine(self.url.host)
 
 
@@ -59,10 +57,10 @@ def parse_server_url(
     schemes: tuple[str, ...] = ("http", "https"),
     variables: tuple[str, ...] = ("REALTIME_URL",),
 ) -> ServerUrl:
-    """Take the argument, else the first of the variables that is set, else :data:`DEFAULT_URL`.
+    """Parse the argument, else the first of the variables that is set, else :data:`DEFAULT_URL`.
 
     Raises:
-        ConfigurationError: it is no URL with one of the schemes and a host.
+        ConfigurationError: it is not a URL with one of the schemes and a host.
     """
     source, text = "url", url
     for name in variables if not text else ():
@@ -86,10 +84,10 @@ def parse_server_url(
 
 
 def authorization_header(source: str, key: object) -> str:
-    """A key or a token as the value of ``Authorization``.
+    """Return the value of ``Authorization`` for a key or a token.
 
     Raises:
-        ConfigurationError: no HTTP header can carry it. The message does not show it.
+        ConfigurationError: an HTTP header cannot carry it. The message does not show it.
     """
     if not (isinstance(key, str) and key.isascii() and key.isprintable()):
         raise ConfigurationError(
@@ -100,7 +98,7 @@ def authorization_header(source: str, key: object) -> str:
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Seconds to wait, from either form of ``Retry-After`` (RFC 9110, section 10.2.3)."""
+    """Parse either form of ``Retry-After`` into seconds (RFC 9110, section 10.2.3)."""
     if not value:
         return None
     if value.isascii() and value.strip().isdigit():

@@ -1,14 +1,14 @@
-"""The errors that callers of this package can meet.
+"""The errors that this package raises.
 
 ::
 
     SynapRealtimeError
     ├── InvalidArgumentError   a wrong argument; names the field. Also a ValueError
-    ├── ConfigurationError     the settings cannot work; says which to change
+    ├── ConfigurationError     a setting is invalid; names the setting to change
     ├── BroadcastError         BroadcastResult.raise_for_status() on a failed broadcast
-    ├── SubscriptionError      a subscription ended for good: refused, or too many attempts
+    ├── SubscriptionError      a subscription ended: rejected, or too many attempts
     └── JobError               a job failed, and its message is meant for the user
-        └── InvalidInputError  the job's input is wrong: no retry can mend it
+        └── InvalidInputError  the job's input is wrong, so a retry cannot help
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ E = TypeVar("E", bound=Exception)
 
 
 class SynapRealtimeError(Exception):
-    """The root: everything that this package raises on purpose.
+    """The base class of all errors that this package raises deliberately.
 
-    It and its subclasses, also those of an application, can be pickled and copied whatever
-    arguments they are made with.
+    It and its subclasses, including those of an application, can be pickled and copied, whatever
+    the arguments of their constructors are.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is by default rebuilt by a call with its message alone. A pool whose process
-        # sends one that cannot be rebuilt is broken for all later calls.
+        # By default, unpickling calls the class with the message alone. A process pool breaks for
+        # all later calls when it receives an exception that cannot be unpickled.
         return _rebuild, (type(self), self.args), dict(self.__dict__)
 
 
@@ -38,7 +38,7 @@ def _rebuild(kind: type[E], args: tuple[Any, ...]) -> E:
 
 
 class InvalidArgumentError(SynapRealtimeError, ValueError):
-    """A caller's argument is wrong. Retrying cannot help.
+    """An argument is invalid. A retry cannot help.
 
     Attributes:
         field: the argument's name, as the caller writes it (``"user_id"``, ``"data"``).
@@ -51,21 +51,21 @@ class InvalidArgumentError(SynapRealtimeError, ValueError):
 
 
 class ConfigurationError(SynapRealtimeError):
-    """The settings, or the way that parts were put together, cannot work."""
+    """A setting, or a combination of settings, is invalid."""
 
 
 class BroadcastError(SynapRealtimeError):
-    """A notification was not accepted. The message says by whom and why."""
+    """A notification was not accepted. The message names the server and the cause."""
 
 
 class SubscriptionError(SynapRealtimeError):
-    """A subscription has ended for good. The message says why, and what to do.
+    """A subscription has ended. The message names the cause and the fix.
 
     Attributes:
-        code: what ended it: the HTTP status of a refused handshake (400 to 599) or the close code
-            of a connection (1000 to 4999); None if the server was not reached or fell silent.
+        code: the HTTP status of a rejected handshake (400 to 599), or the close code of a
+            connection (1000 to 4999); None if the server was unreachable or timed out.
         retriable: True if the attempts are used up, and the same call may succeed later; False if
-            the server said not to come back.
+            the server told the client not to reconnect.
 
     See PROTOCOL.md, "Close codes" and "Clients".
     """
@@ -77,23 +77,23 @@ class SubscriptionError(SynapRealtimeError):
 
 
 class JobError(SynapRealtimeError):
-    """A job's attempt failed, and the message may be shown to the user.
+    """An attempt of a job failed, and the message may be shown to the user.
 
-    The framework may try again; only when it gives up does the user read the message. Any other
-    exception reaches the user as "Something went wrong", never with its own text.
+    The framework may retry. The user sees the message only after the last attempt. Any other
+    exception is shown to the user as "Something went wrong", never with its own text.
     """
 
 
 class InvalidInputError(JobError):
-    """The job's input is wrong. No retry can mend it: the job fails at once."""
+    """The input of the job is wrong. A retry cannot help, so the job fails immediately."""
 
 
 def deciding_error(error: BaseException) -> BaseException:
-    """Return the exception of a group, nested groups included, that decides what becomes of a job.
+    """Return the exception of a group, including nested groups, that decides the outcome of a job.
 
-    That is the first :class:`InvalidInputError`, since no retry can mend it whatever failed beside
-    it; else the first :class:`JobError`, since it has a text for the user; else ``error`` itself,
-    as for an exception that is no group.
+    That is the first :class:`InvalidInputError`, since a retry cannot help whatever else failed;
+    else the first :class:`JobError`, since it has a text for the user; else ``error`` itself, as
+    for an exception that is not a group.
     """
     members = [error]
     for each in members:

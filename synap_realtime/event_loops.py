@@ -1,4 +1,4 @@
-"""The event loop that the asynchronous functions need."""
+"""Find the event loop that the asynchronous functions need."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def running_loop(feature: str, instead: str) -> asyncio.AbstractEventLoop:
     """Return the running event loop of asyncio.
 
     Args:
-        feature: what needs it, as the subject of a sentence.
-        instead: what to call where there is none.
+        feature: the name of what needs the loop, for the message.
+        instead: the function to call without a loop.
 
     Raises:
-        ConfigurationError: none is running: another library (trio, curio) runs the code, or it is
-            a child that was forked inside of a running loop.
+        ConfigurationError: no loop is running: another library (trio, curio) runs the code, or the
+            process was forked inside of a running loop.
     """
     try:
         return asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Optional dependencies: what to install where one is missing, in the same words everywhere."""
+"""Report a missing optional dependency, with the command that installs it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 
 def install(*extras: str) -> str:
-    """The command that installs extras of this package, quoted so that every shell takes it."""
+    """Return the command that installs extras of this package, quoted for any shell."""
     return f'pip install "synap-realtime[{",".join(extras)}]"'
 
 
 def lacks(feature: str, error: ImportError, *extras: str) -> str:
-    """Why a feature cannot be used, and the command that installs what it needs.
+    """Return the cause why a feature is unavailable, and the command that installs what it needs.
 
     Args:
-        feature: what needs the package, as the subject of a sentence: ``"the Celery integration"``.
-        error: of importing the package: it is missing, or is of a version that does not fit.
+        feature: what needs the package, for the message: ``"the Celery integration"``.
+        error: the error of the import: the package is missing, or its version is incompatible.
         extras: the extras of this package that install it.
     """
     if isinstance(error, ModuleNotFoundError):
@@ -26,10 +26,10 @@ def lacks(feature: str, error: ImportError, *extras: str) -> str:
 
 @contextmanager
 def needed_by(feature: str, *extras: str) -> Iterator[None]:
-    """Import inside this block what extras install; see :func:`lacks`.
+    """Translate import errors inside this block; see :func:`lacks`.
 
     Raises:
-        ImportError: a package is missing or does not fit. The message has the ``pip install`` line.
+        ImportError: a package is missing or incompatible. The message has the ``pip install`` line.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""The key file of a room server: create it, rotate its keys, replace it atomically.
+"""Create the key file of a room server, and rotate its keys.
 
-See README.md, "Keys". The file itself is described by :class:`server.auth.keyring.KeyFile`.
+See docs/server.md, "Keys and tokens". :class:`server.auth.keys.KeyFile` describes the file.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .errors import ConfigurationError
 from .redaction import redacted
 
 _PREVIOUS = re.compile(r"-previous(-[0-9]+)?$")
-"""What the name of an API key ends with after a rotation, until it is pruned."""
+"""The suffix of the name of an API key after a rotation, until it is pruned."""
 
-_BARE = re.compile(r"[A-Za-z0-9_-]+")  # a key of TOML that needs no quotes
+_BARE = re.compile(r"[A-Za-z0-9_-]+")  # a TOML key without quotes
 
 ApiKey = str | Mapping[str, str]
-"""A key, or a key and its scope."""
+"""A key, or a mapping with the key and its scope."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """What a key file holds. Its repr shows no key.
+    """The content of a key file. The repr shows no key.
 
     Attributes:
-        token_secrets: newest first.
-        jwks_urls: of identity providers.
-        api_keys: by name.
+        token_secrets: the token secrets, newest first.
+        jwks_urls: the JWK sets of identity providers.
+        api_keys: the API keys by name.
     """
 
     token_secrets: tuple[str, ...] = field(repr=False)
@@ -46,7 +46,7 @@ class KeySet:
 
 
 def new_keys() -> KeySet:
-    """A secret for tokens, and an API key ``jobs`` that may broadcast."""
+    """Return a new token secret, and a new API key ``jobs`` with the scope ``broadcast``."""
     return KeySet((_new(),), (), {"jobs": _new()})
 
 
@@ -84,8 +84,8 @@ def to_toml(keys: KeySet) -> str:
         "# Keys of the room server (serve --keys-file keys.toml). Keep them secret: the holder of",
         "# a token secret can impersonate every user.",
         "# To rotate: synap-realtime generate-keys --out keys.toml --rotate; give applications the",
-        "# new ones (at the end); then synap-realtime generate-keys --out keys.toml --prune. The",
-        "# server reads this file again when it changes.",
+        "# new keys (below); then synap-realtime generate-keys --out keys.toml --prune. The",
+        "# server reloads this file when it changes.",
         f"token_secrets = {_list(keys.token_secrets)}",
         f"jwks_urls = {_list(keys.jwks_urls)}"
         if keys.jwks_urls
@@ -96,7 +96,7 @@ def to_toml(keys: KeySet) -> str:
     ]
     if "prometheus" not in keys.api_keys:
         lines.append('# prometheus = { key = "…", scope = "metrics" }')
-    lines += ["", "# Of your application:"]
+    lines += ["", "# Environment of your application:"]
     if keys.token_secrets:
         lines.append(f"# REALTIME_TOKEN_SECRET={_remark(keys.token_secrets[0])}")
     lines += [
@@ -112,7 +112,7 @@ def create(file: Path) -> None:
     """Write new keys to a file that does not exist yet.
 
     Raises:
-        ConfigurationError: it exists, or cannot be written.
+        ConfigurationError: the file exists, or cannot be written.
     """
     if os.path.lexists(file):
         raise ConfigurationError(
@@ -125,12 +125,12 @@ def create(file: Path) -> None:
 def change(file: Path, transform: Callable[[KeySet], KeySet]) -> tuple[KeySet, KeySet]:
     """Replace the keys of a file. Return the keys before and after.
 
-    Comments of the file are not kept: they may repeat old keys.
+    Comments of the file are not kept, because they may repeat old keys.
 
     Raises:
-        ConfigurationError: it is not a key file, or cannot be written. It is unchanged then.
+        ConfigurationError: it is not a key file, or cannot be written. It is then unchanged.
     """
-    target = Path(os.path.realpath(file))  # a link stays a link
+    target = Path(os.path.realpath(file))  # do not replace a symbolic link
     try:
         status = target.stat()
         before = _parse(target.read_text("utf-8"))
@@ -139,16 +139,19 @@ def change(file: Path, transform: Callable[[KeySet], KeySet]) -> tuple[KeySet, K
             f"--out {_shown(file)}: {error.strerror}; create it without --rotate and --prune"
         ) from None
     except (ValueError, TypeError, RecursionError):
-        raise ConfigurationError(f"--out {_shown(file)}: no key file; it was not changed") from None
+        raise ConfigurationError(
+            f"--out {_shown(file)}: not a key file; it was not changed"
+        ) from None
     after = transform(before)
     _write(target, to_toml(after), status)
     return before, after
 
 
 def _parse(text: str) -> KeySet:
-    """
+    """Parse a key file.
+
     Raises:
-        ValueError: it is no key file.
+        ValueError: it is not a key file.
     """
     document: dict[str, Any] = tomllib.loads(text)
     keys = KeySet(
@@ -160,37 +163,37 @@ def _parse(text: str) -> KeySet:
     for each in keys.api_keys.values():
         values += [each] if isinstance(each, str) else [each["key"], each.get("scope", "")]
         if not isinstance(each, str) and not set(each) <= {"key", "scope"}:
-            raise ValueError("an API key has members that are not known")
+            raise ValueError("an API key has unknown members")
     if document or not all(isinstance(value, str) for value in values) or not values:
-        raise ValueError("it has other members, or none")
+        raise ValueError("unknown members, or no keys")
     return keys
 
 
 def _write(file: Path, text: str, status: os.stat_result | None) -> None:
-    """Replace a file atomically: a server that reads it meanwhile sees the old or the new content.
+    """Replace a file atomically, so that a concurrent reader sees the old or the new content.
 
-    Only its owner may read it, and its group if the group could read the old file.
+    The owner can read the new file, and the group if it could read the old file.
 
     Args:
-        status: of the file that it replaces; None: there must be none.
+        status: the status of the file that it replaces; None if the file must not exist.
 
     Raises:
-        ConfigurationError: it cannot be written, or was created meanwhile.
+        ConfigurationError: it cannot be written, or was created concurrently.
     """
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".keys-")  # mode 0600
         with open(descriptor, "w", encoding="utf-8") as opened:  # noqa: PTH123 - a descriptor
             if status is not None and os.name == "posix":
-                mine = os.fstat(descriptor)
-                if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
+                new = os.fstat(descriptor)
+                if (new.st_uid, new.st_gid) != (status.st_uid, status.st_gid):
                     os.fchown(descriptor, status.st_uid, status.st_gid)
                 os.fchmod(descriptor, 0o600 | (status.st_mode & stat.S_IRGRP))
             opened.write(text)
             opened.flush()
             os.fsync(descriptor)
         if status is None:
-            os.link(temporary, file)  # fails if another was faster
+            os.link(temporary, file)  # fails if the file was created concurrently
         else:
             os.replace(temporary, file)  # noqa: PTH105
             temporary = None
@@ -245,7 +248,7 @@ def _name(name: str) -> str:
 
 
 def _text(value: str) -> str:
-    """A basic string of TOML: JSON's, but for the one control character that only JSON allows."""
+    """Encode a basic string of TOML: as JSON, except for DEL, which only JSON allows unescaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

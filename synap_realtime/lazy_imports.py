@@ -1,16 +1,16 @@
-"""Imports at first use that a fork in another thread cannot cut in half.
+"""Protect imports at first use against a concurrent fork.
 
 A child of ``fork`` has only the thread that forked. A module that another thread was importing
-stays half imported in the child, and its lock stays taken: the child's own import of it never
-returns. So each import of this package that is not made at import time runs inside of
-:func:`importing`, and a fork waits for that block to end.
+remains half imported in the child, and its lock remains held, so that an import of it blocks for
+ever. So each import of this package that is not made at import time runs inside of
+:func:`importing`, and a fork waits for the end of that block.
 """
 
 from __future__ import annotations
 
-# The two of the standard library that take a lock before a fork. Hooks run in the reverse order of
-# their registration: those of modules that are imported here first run after the hook below, so a
-# fork never holds what the importing thread needs while it waits for that thread.
+# These two modules of the standard library acquire a lock before a fork. Hooks run in the reverse
+# order of their registration. Importing the modules here makes their hooks run after the one below,
+# so that a fork never holds a lock that the importing thread needs while it waits for that thread.
 import concurrent.futures.thread  # noqa: F401
 import logging  # noqa: F401
 import os
@@ -19,17 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 WAIT_S = 5.0
-"""How long a fork waits at most: the importing thread may itself wait for a module's lock that the
-forking thread holds."""
+"""The longest time that a fork waits. Without the limit it could deadlock, when the importing
+thread waits for a module lock that the forking thread holds."""
 
 _lock = threading.RLock()
 _forking: set[int] = set()
-"""Threads that hold the lock because they fork."""
+"""The threads that hold the lock during a fork."""
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Let no other thread fork while the block imports."""
+    """Delay forks of other threads while the block imports."""
     with _lock:
         yield
 

@@ -1,8 +1,8 @@
-"""Admission for servers that run on a developer's machine and do not authenticate.
+"""Admit requests to servers that run on a developer's machine and do not authenticate.
 
 Such a server trusts its machine, and the machine runs a browser, which runs pages of any site.
-Every page can make the browser send requests to ``127.0.0.1``. Three properties of a request tell
-them apart, and none of them can be set by a page:
+Every page can make the browser send requests to ``127.0.0.1``. Three properties distinguish these
+requests, and a page can set none of them:
 
 - ``Host`` names the site that the browser believes it talks to. A page that has pointed its own
   name at ``127.0.0.1`` (DNS rebinding) cannot hide that name.
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
 _AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:@\s]+)(?::\d{0,5})?")
-"""``host`` and ``host:port``. Python's parser finds a loopback address in ``evil.example[::1]``."""
+"""``host`` and ``host:port``. Python's URL parser takes ``evil.example[::1]`` for a loopback
+address."""
 _FORWARDED_FOR = re.compile(
     r"(?i)(?:^|[;,\s])for\s*=\s*(\"[^\"]*\"?|[^;,\s]*)"
 )  # RFC 7239, section 4
@@ -46,7 +47,7 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
 class AdmissionError(Exception):
-    """The request is refused; the message says why and names the header field."""
+    """The request is rejected. The message names the cause and the header field."""
 
 
 class NotLocalError(AdmissionError):
@@ -58,7 +59,7 @@ class ForeignPageError(AdmissionError):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address reaches this machine only.
+    """Return whether an address reaches this machine only.
 
     Args:
         host: ``localhost`` or an IP address, IPv6 with or without brackets. Every other name is
@@ -76,8 +77,10 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL or an origin, in lower case; empty if there is none, or if the authority is
-    anything but a host and a port."""
+    """Return the host of a URL or an origin, in lower case.
+
+    It is empty if there is none, or if the authority is anything but a host and a port.
+    """
     try:
         parts = urlsplit(url)
         return (parts.hostname or "") if _AUTHORITY.fullmatch(parts.netloc) else ""
@@ -86,22 +89,23 @@ def host_of(url: str) -> str:
 
 
 def normalize_origin(origin: str) -> str:
-    """An origin as browsers send it: in lower case, no slash at its end, and no port that its
-    scheme implies (RFC 6454, section 6.2)."""
+    """Return an origin as browsers send it: in lower case, without a slash at its end, and without
+    the default port of its scheme (RFC 6454, section 6.2)."""
     origin = origin.rstrip("/").lower()
     scheme = origin.partition("://")[0]
     return origin.removesuffix(_IMPLIED_PORTS.get(scheme, ""))
 
 
 def strip_port(address: str) -> str:
-    """An address of ``X-Forwarded-For`` without the port that some proxies add."""
+    """Remove the port that some proxies add to an address of ``X-Forwarded-For``."""
     found = _WITH_PORT.fullmatch(address)
     return address if found is None else found[1] or found[2]
 
 
 def forwarded_for(headers: Mapping[str, str]) -> str | None:
-    """The addresses that proxies have forwarded a request for, with commas between; None if no
-    proxy says so.
+    """Return the addresses that a request was forwarded for, separated by commas.
+
+    Return None if no header field says that it was forwarded.
 
     Args:
         headers: by names in lower case.
@@ -123,13 +127,14 @@ def require_local(
     forwarded_for: str | None,
     known_hosts: Collection[str] = (),
 ) -> None:
-    """Refuse requests that do not come from this machine.
+    """Reject requests that do not come from this machine.
 
     Args:
-        address: of the peer; None where it is not known, such as over a Unix socket.
+        address: the address of the peer; None where it is unknown, such as over a Unix socket.
         host: the ``Host`` field.
-        forwarded_for: see :func:`forwarded_for`: a proxy on this machine may admit others.
-        known_hosts: names, without a port, that are allowed beside those of this machine.
+        forwarded_for: see :func:`forwarded_for`. A proxy on this machine may forward requests of
+            other machines.
+        known_hosts: names, without a port, that are allowed in addition to those of this machine.
 
     Raises:
         NotLocalError: the peer, an address it is forwarded for, or the host is another machine's.
@@ -151,12 +156,12 @@ def require_allowed_page(
     allows: Callable[[str], bool],
     is_visit: bool = False,
 ) -> None:
-    """Refuse requests of pages whose origin is not allowed, whether the browser names it or not.
+    """Reject requests of pages whose origin is not allowed, even if the browser does not name it.
 
     Args:
         origin: the ``Origin`` field.
         fetch_site: the ``Sec-Fetch-Site`` field.
-        allows: whether pages of an origin are allowed.
+        allows: returns whether pages of an origin are allowed.
         is_visit: the user opens a page that other sites may link to; see :func:`is_visit`.
 
     Raises:
@@ -166,8 +171,8 @@ def require_allowed_page(
         if not allows(origin):
             raise ForeignPageError(f"origin {redacted_origin(origin)!r} is not allowed")
     elif fetch_site not in _NO_OTHER_PAGE and not is_visit:
-        # An image, a script, a frame, a form with GET, or fetch() with no-cors. A page that is
-        # allowed uses CORS, a WebSocket or an EventSource, and then its Origin is here.
+        # This is an image, a script, a frame, a form with GET, or fetch() with no-cors. A page that
+        # is allowed uses CORS, a WebSocket or an EventSource, which send its Origin.
         raise ForeignPageError(
             "a page of another origin sent it without Origin "
             f"(Sec-Fetch-Site: {redacted(fetch_site)[:50]})"
@@ -175,9 +180,9 @@ def require_allowed_page(
 
 
 def is_visit(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether a browser opens the address as a page of its own, in a tab and not in a frame.
+    """Return whether a browser opens the URL as a page in a tab, not in a frame.
 
-    Only a page that does nothing by being opened may be exempted for this.
+    Exempt only pages that change nothing when they are opened.
     """
     return (
         method == "GET"
@@ -187,10 +192,11 @@ def is_visit(method: str, headers: Mapping[str, str]) -> bool:
 
 
 def names_own_origin(origin: str, host: str | None) -> bool:
-    """Whether a page was loaded from the server that it now sends a request to.
+    """Return whether a page was loaded from the server that it sends a request to.
 
     React Native has no pages and sends the server's own address as ``Origin``, on iOS with a slash
-    at its end. This proves nothing unless the host was checked: a page can point its own name here.
+    at its end. This proves nothing unless the host was checked: a page can point its name at this
+    server.
     """
     scheme, separator, _ = origin.lower().partition("://")
     if host is None or not separator or scheme not in _IMPLIED_PORTS:
@@ -199,10 +205,10 @@ def names_own_origin(origin: str, host: str | None) -> bool:
 
 
 class LocalOnly:
-    """ASGI middleware: admits requests of this machine's programs and of the app's own pages.
+    """ASGI middleware that admits requests of local programs and of the app's own pages.
 
-    Everything else is answered 403 before the app sees it; a WebSocket is refused. For apps on a
-    developer's machine that do not authenticate.
+    Other requests are answered 403 before they reach the app; a WebSocket is rejected. Use it for
+    apps on a developer's machine that do not authenticate.
     """
 
     def __init__(
@@ -215,10 +221,10 @@ class LocalOnly:
     ) -> None:
         """
         Args:
-            app: what is protected.
-            name: of the app, for the log.
-            allowed_origins: pages that may send requests beside the app's own, such as
-                ``http://127.0.0.1:3000``. Their hosts are also allowed in ``Host``.
+            app: the app to protect.
+            name: the name of the app, for the log.
+            allowed_origins: origins of pages that may send requests in addition to the app's own,
+                such as ``http://127.0.0.1:3000``. Their hosts are also allowed in ``Host``.
             pages: paths that other sites may link to. Opening one must not change anything.
         """
         self._app = app
@@ -255,16 +261,19 @@ class LocalOnly:
         )
 
     def _log(self, reason: str) -> None:
-        """Write at most one line a second: a page can send requests without end."""
+        """Log at most one line a second, because a page can send any number of requests."""
         now = time.monotonic()
         if self._logged_at < 0 or now - self._logged_at >= 1:
             self._logged_at = now
-            logger.warning("%s refused a request: %s", self._name, reason)
+            logger.warning("%s: rejected a request: %s", self._name, reason)
 
 
 def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Header fields by name. Repeated ones are joined with a comma (RFC 9110, section 5.3), so that
-    of two hosts or two origins none is allowed."""
+    """Return header fields by name.
+
+    Repeated fields are joined with a comma (RFC 9110, section 5.3), so that two hosts or two
+    origins are rejected.
+    """
     joined: dict[str, str] = {}
     for raw_name, raw_value in fields:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")

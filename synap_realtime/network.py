@@ -1,7 +1,7 @@
-"""Connections from whatever environment a program runs in: addresses, proxies, authorities, time.
+"""Connect from any environment: addresses, proxies, certificate authorities, deadlines.
 
-An environment variable can be wrong in many ways. It never raises anything but
-:class:`~synap_realtime.ConfigurationError`, whose message names the variable.
+An invalid environment variable raises :class:`~synap_realtime.ConfigurationError`, whose message
+names the variable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 @contextmanager
 def deadline(end: float) -> Iterator[None]:
-    """Bound all network operations of a block by ``end``, a time of the monotonic clock."""
+    """Bound all network operations of a block by ``end``, in seconds of the monotonic clock."""
     before = _deadline.set(end)
     try:
         yield
@@ -43,9 +43,9 @@ def deadline(end: float) -> Iterator[None]:
 
 
 def left_s(timeout_s: float | None = None) -> float:
-    """Seconds until this block's :func:`deadline`, at most ``timeout_s``; 0 or less after it."""
+    """Return the seconds until the :func:`deadline`, at most ``timeout_s``; 0 or less after it."""
     left = _deadline.get() - time.monotonic()
-    return min(left, 86400.0 if timeout_s is None else timeout_s)  # a socket takes no infinity
+    return min(left, 86400.0 if timeout_s is None else timeout_s)  # sockets reject infinity
 
 
 class Proxy(NamedTuple):
@@ -63,7 +63,7 @@ class Proxy(NamedTuple):
 
 
 def names_this_machine(host: str) -> bool:
-    """Whether connecting to a host reaches this machine, so that no proxy leads there.
+    """Return whether a host is this machine, which is never connected to by a proxy.
 
     ``localhost`` and names below it, ``127.0.0.0/8``, ``::1``, the unspecified address, and their
     short and IPv4-mapped forms, such as ``127.1`` and ``::ffff:127.0.0.1``. Do not use it to admit
@@ -77,7 +77,7 @@ def names_this_machine(host: str) -> bool:
 
 
 def find_proxy(url: httpx.URL, socks_library: str) -> Proxy | None:
-    """The proxy of the environment for a server; None to connect directly.
+    """Return the proxy of the environment for a server; None to connect directly.
 
     Args:
         socks_library: the module that a SOCKS proxy needs.
@@ -121,7 +121,7 @@ def tls_context(url: httpx.URL) -> ssl.SSLContext:
     """Return the context that verifies a server, with the authorities of ``SSL_CERT_FILE`` or
     ``SSL_CERT_DIR``, else those of certifi.
 
-    For a URL without TLS the context trusts nobody, and no authority is loaded.
+    For a URL without TLS, the context trusts no authority, and none is loaded.
 
     Raises:
         ConfigurationError: names the variable whose file or folder cannot be used.
@@ -148,13 +148,13 @@ _NO_TLS = (
     "UNSUPPORTED_PROTOCOL",
     "WRONG_VERSION_NUMBER",
 )
-"""What OpenSSL says of a peer that answers with anything but TLS, or with a version too old."""
+"""The reasons that OpenSSL gives for a peer that does not speak TLS, or an old version of it."""
 
 
 def tls_problem(error: BaseException | None) -> str | None:
-    """What is wrong with a server's TLS, as a predicate of the server, and what to do.
+    """Return the problem of a server's TLS, as a predicate of the server, and the fix.
 
-    None if the error, and those that led to it, are of another kind. A retry helps with neither.
+    Return None if neither the error nor its causes are about TLS. A retry cannot help with these.
     """
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -171,9 +171,9 @@ def tls_problem(error: BaseException | None) -> str | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in words why no connection could be made, and what to do where that is clear.
+    """Return the cause of a failed connection in words, and the fix if it is known.
 
-    A library's own text, such as "All connection attempts failed", says less.
+    The text of a library, such as "All connection attempts failed", is less specific.
     """
     found: BaseException | None = error
     while found is not None:
@@ -194,7 +194,7 @@ def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
     """Return a client for a few requests to one server. It refuses encodings and redirects.
 
     Args:
-        timeout_s: of each read and write; the caller bounds the whole.
+        timeout_s: the timeout of each read and write. The caller bounds the whole request.
 
     Raises:
         ConfigurationError: names the environment variable that cannot be used.
@@ -213,9 +213,9 @@ def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
 
 
 class _Transport(httpx.AsyncHTTPTransport):
-    """Sends requests, and leaves no credential in what httpx logs of them.
+    """Send requests without leaving a credential in the log of httpx.
 
-    httpx logs each URL at INFO, with the password and the query, after the transport has answered.
+    httpx logs each URL at INFO, with the password and the query, after the transport has returned.
     """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -226,9 +226,10 @@ class _Transport(httpx.AsyncHTTPTransport):
 
 
 class BoundedBody:
-    """The body of a response, up to a size.
+    """Collect the body of a response, up to a maximum size.
 
-    It refuses encodings, which were not requested: a few compressed bytes could fill the memory.
+    Content encodings were not requested and are rejected, because a few compressed bytes could
+    expand to any size.
     """
 
     def __init__(self, response: httpx.Response, max_bytes: int) -> None:
@@ -236,7 +237,7 @@ class BoundedBody:
         self._content = bytearray()
         encoding = response.headers.get("Content-Encoding", "").strip()
         self.encoding = "" if encoding.lower() == "identity" else encoding[:40]
-        """Of the body; if there is one, do not read the body."""
+        """The ``Content-Encoding``. If there is one, do not read the body."""
 
     @property
     def content(self) -> bytes:
@@ -249,7 +250,7 @@ class BoundedBody:
 
 
 async def read_body(response: httpx.Response, max_bytes: int) -> bytes:
-    """The body of a response that is being streamed.
+    """Read the body of a streamed response.
 
     Raises:
         ValueError: it is larger, or has a ``Content-Encoding``.
@@ -274,17 +275,17 @@ def connect(
 ) -> T:
     """Call ``attempt(address, timeout_s)`` for each address of a host until one succeeds.
 
-    Every address gets its share of the time that is left, so that an address that drops packets
-    does not use up the time of the others.
+    Each address gets a share of the remaining time, so that an address that drops packets does not
+    use up the time of the others.
 
     Args:
-        end: when to give up, by the monotonic clock. Looking up the name counts.
-        failures: what an attempt raises that leads to the next address.
+        end: the deadline, in seconds of the monotonic clock; it includes the name look-up.
+        failures: the exceptions of an attempt that lead to the next address.
 
     Raises:
-        TimeoutError: the time is over.
+        TimeoutError: the deadline has passed.
         OSError: the name has no address.
-        Exception: what the last attempt raised.
+        Exception: the exception of the last attempt.
     """
     addresses = _resolve(host, port, end)
     for n, address in enumerate(addresses):
@@ -300,7 +301,7 @@ def connect(
 
 
 def _resolve(host: str, port: int, end: float) -> list[str]:
-    """Return the addresses of a host. Ask in a thread, because a look-up has no timeout."""
+    """Return the addresses of a host, looked up in a thread because a look-up has no timeout."""
     if _ip_of(host) is not None or "%" in host:
         return [host]
     answer: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
@@ -309,12 +310,12 @@ def _resolve(host: str, port: int, end: float) -> list[str]:
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             answer.put(list(dict.fromkeys(str(info[4][0]) for info in infos)))
-        except Exception as error:  # noqa: BLE001 - raised by whoever asked
+        except Exception as error:  # noqa: BLE001 - raised in the calling thread
             answer.put(error)
 
     try:
         threading.Thread(target=look_up, name="synap-resolver", daemon=True).start()
-    except RuntimeError:  # the interpreter shuts down, or has no more threads
+    except RuntimeError:  # the interpreter shuts down, or no thread can be started
         look_up()
     try:
         found = answer.get(timeout=max(0.0, end - time.monotonic()))
@@ -326,11 +327,11 @@ def _resolve(host: str, port: int, end: float) -> list[str]:
 
 
 def _ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is, if it is one and not a name."""
+    """Return the address if the host is one; None if it is a name."""
     try:
         ip = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        try:  # the forms that only the C library reads: 127.1, 0x7f.0.0.1
+        try:  # forms that only the C library parses: 127.1, 0x7f.0.0.1
             return ipaddress.ip_address(socket.inet_aton(host)) if host[:1].isdigit() else None
         except (OSError, ValueError):
             return None
@@ -360,7 +361,7 @@ def _is_bypassed(url: httpx.URL, no_proxy: str) -> bool:
         entry = entry.removeprefix("*").strip(".")
         if entry and (host == entry or host.endswith(f".{entry}")):
             return True
-    # macOS and Windows have a list of their own, which counts without proxies in the environment.
+    # macOS and Windows have a system list, which applies if the environment names no proxies.
     try:
         return not urllib.request.getproxies_environment() and urllib.request.proxy_bypass(host)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Keep credentials out of messages: a value in a wrong place may be a secret.
+"""Remove credentials from messages.
 
-An option, a variable or a path that is wrong is often wrong because a key, a token or a password
-was put there. Errors and log lines that echo such a value pass it through :func:`redacted`.
+An invalid option, variable or path may contain a key, a token or a password that was put there by
+mistake. Errors and log lines that repeat such a value pass it through :func:`redacted`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 
 _MASK = "…"
 MAX_SHOWN = 1000
-"""Characters of a text that are examined; the rest is cut off. No error is as long."""
+"""The maximum length of a text, in characters; the rest is cut off. No error is as long."""
 
 _USERINFO = re.compile(r"//\S*@")
 """User and password of a URL (RFC 3986, section 3.2.1), also where the password holds a slash."""
@@ -27,23 +27,22 @@ _JWT = re.compile(r"(?<![A-Za-z0-9_-])e(?:y[A-L]|w[k-r0-3])[\w-]{5,}(?:\.[\w-]*)
 """A JWT or a part of one: ``{`` and a quote or white space, in base64."""
 
 _RUN = re.compile(r"[\w+=~@$%^*!-]{24,}")
-"""Longer than any word."""
+"""A run of characters that is longer than a word."""
 _PIECE = re.compile(r"[A-Za-z0-9+=]{8,}")
-"""A piece of a base64 text between slashes, if it has capitals, small letters and digits."""
+"""A piece of a base64 text between slashes. It is redacted if it has upper case, lower case and
+digits."""
 
 _UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])", re.I)
 _SNAKE = re.compile(r"(?:--)?[a-z]+(?:[_-][a-z]{1,15})+[_-]?[0-9]{0,4}|[A-Z]+(?:_[A-Z]{1,15})+")
-"""Words with underscores or hyphens between them: the name of an option or of a file."""
+"""Words separated by underscores or hyphens: the name of an option or of a file."""
 
 
 def redacted(text: str) -> str:
     """Return the text without anything that may be a credential.
 
     That is: passwords and query values of URLs, JWTs, bearer credentials, and runs of characters
-    that are as long as a key.
-
-    A UUID stays, and so do words with underscores or hyphens between them: ids and names are
-    needed to find a mistake.
+    that are as long as a key. UUIDs and words with underscores or hyphens remain, because ids and
+    names are needed to find a mistake.
     """
     if len(text) > MAX_SHOWN:
         text = text[:MAX_SHOWN] + _MASK
@@ -61,16 +60,19 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d
 
 
 def redacted_origin(origin: str) -> str:
-    """An ``Origin`` field for a message: as it is, if it is what a browser sends (RFC 6454, section
-    6.2), so that an operator can allow it; else without what may be a credential."""
+    """Return an ``Origin`` field for a message.
+
+    It is unchanged if a browser could have sent it (RFC 6454, section 6.2), so that an operator can
+    allow it; else redacted.
+    """
     shown = origin[:_MAX_ORIGIN]
     return shown if _ORIGIN.fullmatch(shown) else redacted(shown)
 
 
 def holds_token(text: str) -> bool:
-    """Whether a JWT, or a part of one, is in the text.
+    """Return whether the text contains a JWT, or a part of one.
 
-    An id may begin as one does by chance; it does not go on as JSON.
+    An id may start like a JWT by chance, but it does not decode to the beginning of JSON.
     """
     return any(_begins_as_json(found[0]) for found in _JWT.finditer(text[:MAX_SHOWN]))
 

@@ -17,13 +17,13 @@ from .extras import lacks
 from .protocol.rooms import UserId, id_text, parse_pattern, user_room
 
 SCOPES = ("subscribe", "broadcast", "presence", "metrics", "admin")
-"""What a token may be good for. Without a ``scope``: ``subscribe``."""
+"""The scopes of a token. Without a ``scope`` claim it is ``subscribe``."""
 
 DEFAULT_TTL_S = 900
-"""Seconds for which a token is good unless told otherwise."""
+"""The default lifetime of a token, in seconds."""
 
 MIN_SECRET_BYTES = 32
-"""RFC 7518, section 3.2: a key as long as the hash, at least."""
+"""A key must be at least as long as the hash (RFC 7518, section 3.2)."""
 
 KEYGEN_COMMAND = "synap-realtime generate-keys"
 _DEVICE = re.compile(r"[A-Za-z0-9._~:@|=+\-]{1,64}")
@@ -40,25 +40,25 @@ def mint_token(
     issuer: str | None = None,
     audience: str | None = None,
 ) -> str:
-    """A token for one user, or for some rooms, signed with a secret that the server knows (HS256).
+    """Mint a token for a user, or for rooms, signed with a secret of the server (HS256).
 
     ::
 
         token = mint_token(str(user.id), rooms=["request_*"])
 
     Args:
-        user_id: opens this user's room.
-        rooms: opens these as well; a ``*`` at the end of one stands for any rest.
-        scope: some of ``subscribe``, ``broadcast``, ``presence``, ``metrics``, ``admin``, with
-            spaces between.
-        device: tells this device from the user's others: it has its own place in the log.
-        expires_in_s: how long it is good. Every token ends.
+        user_id: grants access to the room of this user.
+        rooms: further rooms that it grants access to. A ``*`` at the end matches any rest.
+        scope: some of ``subscribe``, ``broadcast``, ``presence``, ``metrics``, ``admin``,
+            separated by spaces.
+        device: the name of the user's device. Each device has a separate acknowledged cursor.
+        expires_in_s: the lifetime in seconds. Every token expires.
         secret: default ``REALTIME_TOKEN_SECRET``.
-        issuer, audience: where the server asks for them.
+        issuer, audience: the ``iss`` and ``aud``, if the server expects them.
 
     Raises:
-        InvalidArgumentError: names the argument that is wrong.
-        ConfigurationError: there is no secret, or it is too short, or PyJWT is not installed.
+        InvalidArgumentError: names the argument that is invalid.
+        ConfigurationError: the secret is missing or too short, or PyJWT is not installed.
     """
     claims: dict[str, Any] = {}
     if user_id is not None:
@@ -74,24 +74,26 @@ def mint_token(
     if audience is not None:
         claims["aud"] = audience
     if not 0 < expires_in_s < 10**9:
-        raise InvalidArgumentError("expires_in_s", f"expected some seconds, got {expires_in_s!r}")
+        raise InvalidArgumentError(
+            "expires_in_s", f"expected more than 0 s and less than 10^9 s, got {expires_in_s!r}"
+        )
     now = time.time()
     claims |= {"iat": int(now), "exp": int(now + expires_in_s), "jti": str(uuid.uuid4())}
     return _sign(claims, secret or os.environ.get("REALTIME_TOKEN_SECRET", ""))
 
 
 def inspect_token(token: str, secret: str | None) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a token, and what it says.
+    """Return the problem of a token, and its claims. The problem is None if it is valid.
 
-    Without a secret, its signature is not checked, and that is the first thing wrong with it.
+    Without a secret, the signature is not verified, and the problem says so.
     """
     jwt = _pyjwt()
     try:
         claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
-        return f"it is no JWT ({error})", {}
+        return f"not a JWT ({error})", {}
     if not secret:
-        return "its signature was not checked: set REALTIME_TOKEN_SECRET", claims
+        return "the signature was not verified: set REALTIME_TOKEN_SECRET", claims
     try:
         options = {"require": ["exp"], "verify_aud": False}
         jwt.decode(token, secret, algorithms=["HS256"], options=options)
@@ -101,9 +103,10 @@ def inspect_token(token: str, secret: str | None) -> tuple[str | None, dict[str,
 
 
 def parse_scopes(text: str) -> list[str]:
-    """
+    """Parse scopes that are separated by spaces.
+
     Raises:
-        InvalidArgumentError: one of them is none.
+        InvalidArgumentError: one of them is unknown, or there are none.
     """
     names = str(text).split()
     if not names or not set(names) <= set(SCOPES):
@@ -112,10 +115,10 @@ def parse_scopes(text: str) -> list[str]:
 
 
 def parse_device(text: object) -> str:
-    """A device's name: 1 to 64 characters of ``A-Z a-z 0-9 . _ ~ : @ | = + -``.
+    """Check the name of a device: 1 to 64 characters of ``A-Z a-z 0-9 . _ ~ : @ | = + -``.
 
     Raises:
-        InvalidArgumentError: it is none.
+        InvalidArgumentError: it is not one.
     """
     if not isinstance(text, str) or not _DEVICE.fullmatch(text):
         raise InvalidArgumentError("device", "expected 1 to 64 of A-Z a-z 0-9 . _ ~ : @ | = + -")
@@ -136,17 +139,16 @@ def _pyjwt() -> Any:
 
 
 def check_secret(name: str, secret: str) -> None:
-    """
+    """Check that a secret is long enough.
+
     Raises:
-        ConfigurationError: it is no text, or too short. The message does not show it.
+        ConfigurationError: it is not text, or too short. The message does not show it.
     """
     try:
         size = len(secret.encode())
     except UnicodeEncodeError:
-        raise ConfigurationError(
-            f"{name}: expected text; it has bytes that are not UTF-8"
-        ) from None
+        raise ConfigurationError(f"{name}: expected UTF-8 text") from None
     if size < MIN_SECRET_BYTES:
         raise ConfigurationError(
-            f"{name}: expected at least {MIN_SECRET_BYTES} bytes; make one with: {KEYGEN_COMMAND}"
+            f"{name}: expected at least {MIN_SECRET_BYTES} bytes; create one with: {KEYGEN_COMMAND}"
         )

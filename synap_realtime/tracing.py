@@ -1,9 +1,8 @@
-"""Spans from the job through the publish to the delivery, where the process is traced.
+"""Trace a notification from the job through the publish to the delivery with OpenTelemetry.
 
-The notification carries the context (``traceparent``, W3C Trace Context), so a span in another
-process finds its parent. Whether anything is traced is the application's choice: it sets up the
-OpenTelemetry SDK (or runs under ``opentelemetry-instrument``). Where it does not, nothing is loaded
-and nothing is done.
+The notification carries the context (``traceparent``, W3C Trace Context), so that a span in another
+process finds its parent. The application enables tracing by setting up the OpenTelemetry SDK, or by
+running under ``opentelemetry-instrument``. Otherwise OpenTelemetry is not even imported.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span as OtelSpan
 
 TRACEPARENT = "traceparent"
-"""The member of a notification."""
+"""The member of a notification that carries the trace context."""
 
 Kind = Literal["internal", "producer", "server", "consumer"]
 
 
 class Span:
-    """One thing that takes time; without tracing it is nothing.
+    """A span, which does nothing if tracing is disabled.
 
     Attributes:
-        traceparent: the context for what comes of it; None where nothing is traced.
+        traceparent: the context for child spans; None if tracing is disabled.
     """
 
     def __init__(self, span: OtelSpan | None = None) -> None:
@@ -36,10 +35,10 @@ class Span:
         self.traceparent = None if span is None else _traceparent_of(span)
 
     def end(self, error: str | None = None) -> None:
-        """It is over; a second call changes nothing.
+        """End the span. A second call does nothing.
 
         Args:
-            error: what went wrong, without anything that is not for an operator's eyes.
+            error: the cause of a failure. Operators read it, so it must not contain user data.
         """
         if self._span is not None:
             if error is not None:
@@ -51,7 +50,7 @@ class Span:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """What begins inside is part of it. Does not end it."""
+        """Make this span the parent of spans that start inside the block."""
         if self._span is None:
             yield
         else:
@@ -65,38 +64,37 @@ NOOP_SPAN = Span()
 
 
 CHECK_INTERVAL_S = 1.0
-"""How often it is looked whether somebody has set up tracing, until somebody has: to ask costs as
-much as all the rest of a publish."""
+"""The interval at which the process checks whether tracing was set up, until it was. A check costs
+as much as the rest of a publish."""
 
 _is_enabled = False
-_looked_at = -math.inf
+_checked_at = -math.inf
 
 
 def is_enabled() -> bool:
-    """Whether somebody has set up tracing in this process, at the last look."""
-    global _is_enabled, _looked_at
-    if not _is_enabled and (now := perf_counter()) - _looked_at >= CHECK_INTERVAL_S:
-        _looked_at = now
+    """Return whether tracing was set up in this process, as of the last check."""
+    global _is_enabled, _checked_at
+    if not _is_enabled and (now := perf_counter()) - _checked_at >= CHECK_INTERVAL_S:
+        _checked_at = now
         _is_enabled = _detect()
     return _is_enabled
 
 
 def _detect() -> bool:
-    # Who has set it up has loaded it, so whoever has not pays nothing, not even the import.
+    # Setting up tracing imports this module, so without it there is nothing to import or check.
     if (api := sys.modules.get("opentelemetry.trace")) is None:
         return False
-    nobody = api.ProxyTracerProvider | api.NoOpTracerProvider
-    return not isinstance(api.get_tracer_provider(), nobody)
+    unset = api.ProxyTracerProvider | api.NoOpTracerProvider
+    return not isinstance(api.get_tracer_provider(), unset)
 
 
 def start_span(name: str, kind: Kind, parent: object = None, **attributes: str | int) -> Span:
-    """Begin a span.
+    """Start a span.
 
     Args:
-        name: of few kinds; ids belong into the attributes.
-        parent: a ``traceparent``; what is none is passed over, and without one it is part of what
-            goes on here.
-        attributes: with ``__`` for each dot.
+        name: a name without ids, which belong into the attributes.
+        parent: a ``traceparent``. If it is invalid or None, the parent is the current span.
+        attributes: attributes by name, with ``__`` for each dot.
     """
     if not is_enabled():
         return NOOP_SPAN
@@ -118,7 +116,7 @@ def start_span(name: str, kind: Kind, parent: object = None, **attributes: str |
 
 
 def current_traceparent() -> str | None:
-    """Of the span that goes on here."""
+    """Return the ``traceparent`` of the current span; None if tracing is disabled."""
     if not is_enabled():
         return None
     from opentelemetry import trace

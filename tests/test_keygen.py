@@ -147,7 +147,7 @@ def test_a_file_that_is_no_key_file_stays(file: Path, text: str) -> None:
     content = text.encode(errors="surrogateescape")
     file.write_bytes(content)
     for option in ("--rotate", "--prune"):
-        assert "no key file" in run("--out", file, option, code=2)
+        assert "not a key file" in run("--out", file, option, code=2)
         assert file.read_bytes() == content
 
 

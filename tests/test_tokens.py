@@ -104,10 +104,10 @@ def test_command_mints_and_inspects_a_token() -> None:
     ("token", "secret", "said"),
     [
         (None, "x" * 32, "Signature verification failed"),
-        (None, "", "its signature was not checked"),
+        (None, "", "the signature was not verified"),
         (jwt.encode({"exp": 1}, SECRET), SECRET, "Signature has expired"),
         (jwt.encode({"sub": "1"}, SECRET), SECRET, 'missing the "exp" claim'),
-        ("a.b.c", SECRET, "it is no JWT"),
+        ("a.b.c", SECRET, "not a JWT"),
     ],
 )
 def test_problem_of_a_token_is_reported(token: str | None, secret: str, said: str) -> None:

@@ -40,7 +40,7 @@ def exporter() -> Iterator[InMemorySpanExporter]:
     provider.add_span_processor(SimpleSpanProcessor(kept))
     before = trace._TRACER_PROVIDER
     trace._TRACER_PROVIDER = provider
-    tracing._looked_at = -math.inf  # else it may have looked a moment ago
+    tracing._checked_at = -math.inf  # else it may have looked a moment ago
     yield kept
     trace._TRACER_PROVIDER = before
     tracing._is_enabled = False

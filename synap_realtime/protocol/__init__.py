@@ -1,1 +1,1 @@
-"""The wire contract, shared by both wings: pure data, no I/O, no clock. See ``PROTOCOL.md``."""
+"""The wire protocol, shared by server and clients: pure data, without I/O. See PROTOCOL.md."""

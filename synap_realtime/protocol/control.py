@@ -1,4 +1,4 @@
-"""What a connection says beside notifications: keepalive, control frames, close codes.
+"""The frames of a connection other than notifications: keepalive, control frames, close codes.
 
 See PROTOCOL.md, "Subscribing" and "Close codes".
 """
@@ -16,21 +16,21 @@ SUBPROTOCOL = "synap.v1"
 """The WebSocket subprotocol of clients that want control frames."""
 
 BEARER_SUBPROTOCOL = "bearer."
-"""Offered with a token behind it, by clients that cannot set a header."""
+"""The prefix of a subprotocol that carries a token, for clients that cannot set a header."""
 
 PING = "ping"
 PONG = "pong"
 IDLE_TIMEOUT_S = 75.0
-"""A connection from which nothing has come for so long is closed."""
+"""The server closes a connection from which nothing has arrived for this time."""
 
 PING_QUIET_S = 25.0
-"""The server pings a connection from which nothing has come for so long."""
+"""The server pings a connection from which nothing has arrived for this time."""
 
 PING_INTERVAL_S = 30.0
-"""How often a client says ``ping``."""
+"""The interval at which a client sends ``ping``."""
 
 PONG_TIMEOUT_S = 10.0
-"""A server that does not answer a ``ping`` for so long is dead."""
+"""A client reconnects if a ``ping`` is not answered within this time."""
 
 MAX_CLIENT_TEXT_BYTES = 4 * 1024
 """The longest text that a client may send."""
@@ -42,7 +42,7 @@ CLOSING = "synap.closing"
 
 
 class CloseCode(IntEnum):
-    """4000 to 4499: come back with the last cursor. 4500 to 4999: don't."""
+    """The close codes. A client reconnects after 4000 to 4499, and does not after 4500 to 4999."""
 
     SLOW_CONSUMER = 4008
     IDLE_TIMEOUT = 4009
@@ -57,7 +57,7 @@ class CloseCode(IntEnum):
 
     @property
     def reason(self) -> str:
-        """What the close frame says where nothing more exact is known."""
+        """The default reason in the close frame."""
         return _REASONS[self]
 
 
@@ -77,7 +77,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class ControlFrame:
-    """``{"type":…,"data":{…}}``, for clients that asked for it."""
+    """``{"type":…,"data":{…}}``, for clients that offered :data:`SUBPROTOCOL`."""
 
     type: str
     data: Mapping[str, Any]
@@ -87,13 +87,13 @@ class ControlFrame:
 
     @cached_property
     def _text(self) -> str:
-        """Encoded once, however many connections the frame goes to."""
+        """The JSON, encoded once for all connections that receive the frame."""
         return json.dumps({"type": self.type, "data": self.data}, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """``{"action":"ack","cursor":…}``: the client has received everything up to there."""
+    """``{"action":"ack","cursor":…}``: the client has received everything up to the cursor."""
 
     cursor: str
 
@@ -109,7 +109,7 @@ class Authenticate:
 
 
 def parse_action(text: str) -> Ack | Authenticate | None:
-    """What a client asks for; None for every other text."""
+    """Parse the action in a client's message; None for every other text."""
     if not text.startswith("{"):
         return None
     try:

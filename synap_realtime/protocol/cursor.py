@@ -11,10 +11,10 @@ _CURSOR = re.compile(r"([A-Za-z0-9]{1,32})-([0-9]{1,18})")
 
 
 class Cursor(NamedTuple):
-    """A position: which log, and how far in it.
+    """A position in a room's log.
 
-    ``epoch`` names one life of a store, so that a cursor from a log that is gone is recognised.
-    ``offset`` grows within a room; 0 is before the first notification.
+    ``epoch`` identifies the store's log, so that a cursor of a lost log is recognised. ``offset``
+    grows within a room; 0 is before the first notification.
     """
 
     epoch: str
@@ -25,10 +25,10 @@ class Cursor(NamedTuple):
 
 
 def parse_cursor(text: str) -> Cursor:
-    """Read a cursor that :meth:`Cursor.__str__` wrote.
+    """Parse a cursor that :meth:`Cursor.__str__` returned.
 
     Raises:
-        InvalidArgumentError: it was not written by a server of ours.
+        InvalidArgumentError: it is not a cursor.
     """
     match = _CURSOR.fullmatch(text)
     if match is None:

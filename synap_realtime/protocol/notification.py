@@ -1,4 +1,4 @@
-"""The notification: what is sent to rooms. See PROTOCOL.md, "Notification"."""
+"""The notification, which is published to rooms. See PROTOCOL.md, "Notification"."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MAX_NOTIFICATION_BYTES = 256 * 1024
 MAX_BATCH_BYTES = 1024 * 1024
 MAX_BATCH_NOTIFICATIONS = 1000
 MAX_BATCH_FANOUT_BYTES = 16 * 1024 * 1024
-"""What a batch may come to, each notification counted once for each of its rooms."""
+"""The largest batch, with each notification counted once for each of its rooms."""
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 Status = Literal["pending", "success", "error"]
-"""How the job stands: progress and retries are ``pending``."""
+"""The state of the job. Progress and retries are ``pending``."""
 
 
 RESERVED_PREFIX = "synap."
-"""Types that begin so are the server's."""
+"""The prefix of types that only the server publishes."""
 
 
 def not_reserved(value: str) -> str:
@@ -42,7 +42,7 @@ def not_reserved(value: str) -> str:
 
 
 def to_utc_timestamp(value: str) -> str:
-    """Any RFC 3339 time as UTC with milliseconds and ``Z``, as ``PROTOCOL.md`` has it.
+    """Convert an RFC 3339 time to UTC with milliseconds and ``Z``.
 
     Raises:
         ValueError: it is not an RFC 3339 date and time with an offset.
@@ -56,12 +56,12 @@ def to_utc_timestamp(value: str) -> str:
 
 
 def format_timestamp(moment: datetime) -> str:
-    """An aware datetime as ``2026-01-31T12:00:00.000Z``."""
+    """Format an aware datetime as ``2026-01-31T12:00:00.000Z``."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def now_as_timestamp() -> str:
-    """:func:`format_timestamp` of now, many times a second."""
+    """Return the current time as :func:`format_timestamp` does, cached for speed."""
     return _timestamp(time.time_ns() // 1_000_000)
 
 
@@ -76,7 +76,7 @@ def _second(seconds: int) -> str:
 
 
 def _is_unicode(value: str) -> str:
-    """Refuse a lone surrogate: JSON can spell it, UTF-8 cannot carry it."""
+    """Reject lone surrogates, which JSON can escape but UTF-8 cannot encode."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -85,7 +85,7 @@ def _is_unicode(value: str) -> str:
 
 
 NAME = StringConstraints(min_length=1, max_length=128)
-"""Of a type, or of an id."""
+"""The constraints of a type and of an id."""
 
 _Name = Annotated[str, NAME, AfterValidator(_is_unicode)]
 
@@ -97,16 +97,16 @@ class WireModel(BaseModel):
 
 
 class Notification(WireModel):
-    """One thing that happened, for everyone in a room.
+    """A notification for the subscribers of a room.
 
     Unknown members are kept and delivered (``notification.model_extra``).
 
     Attributes:
         type: 1 to 128 characters, dotted: ``note.creation.completed``.
-        data: the payload, a JSON object. One notification is at most 256 KiB encoded.
-        id: 1 to 128 characters. The same id is the same notification, however often it is sent;
-            the SDK makes a UUIDv7 when there is none.
-        request_id: the request that this answers.
+        data: the payload, a JSON object. A notification is at most 256 KiB encoded.
+        id: 1 to 128 characters. Publishing the same id again delivers nothing new. The SDK
+            generates a UUIDv7 by default.
+        request_id: the request that this notification answers.
         status: ``pending``, ``success`` or ``error``.
         timestamp: RFC 3339 in UTC with milliseconds; the server fills it in.
         room, cursor: added by the server on delivery.
@@ -124,7 +124,7 @@ class Notification(WireModel):
     cursor: str | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON object: camelCase, without the members that are not set."""
+        """Return the JSON object: camelCase, without the members that are not set."""
         known = {
             wire: value for name, wire in _WIRE_NAMES if (value := getattr(self, name)) is not None
         }
@@ -135,10 +135,10 @@ _WIRE_NAMES = [(name, to_camel(name)) for name in Notification.model_fields]
 
 
 def parse_notification(value: object) -> Notification:
-    """Check a decoded JSON value.
+    """Validate a decoded JSON value.
 
     Raises:
-        InvalidArgumentError: names the first member that is wrong, by its wire name.
+        InvalidArgumentError: names the first invalid member, by its wire name.
     """
     if not isinstance(value, Mapping):
         raise InvalidArgumentError("notification", "expected a JSON object")
@@ -152,10 +152,10 @@ def parse_notification(value: object) -> Notification:
 
 
 def to_json_object(field: str, value: object) -> dict[str, Any]:
-    """A mapping or a model as plain JSON data (dates, UUIDs and the like become strings).
+    """Convert a mapping or a model to plain JSON data. Dates, UUIDs and the like become strings.
 
     Raises:
-        InvalidArgumentError: it is neither, or something in it has no JSON form.
+        InvalidArgumentError: it is neither, or a value in it has no JSON form.
     """
     if not isinstance(value, Mapping | BaseModel):
         raise InvalidArgumentError(
@@ -167,17 +167,21 @@ def to_json_object(field: str, value: object) -> dict[str, Any]:
         plain = pydantic_core.to_jsonable_python(
             dict(value), by_alias=True, inf_nan_mode="constants"
         )
-    except (ValueError, TypeError, RecursionError) as error:  # pydantic's own is a ValueError
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # PydanticSerializationError is a ValueError
         raise InvalidArgumentError(field, f"cannot be JSON: {error}") from error
     assert isinstance(plain, dict)  # noqa: S101 - a mapping in, a mapping out
     return plain
 
 
 def encode_json(field: str, value: object) -> bytes:
-    """UTF-8 JSON, strictly: no NaN, no lone surrogates.
+    """Encode strict UTF-8 JSON: no NaN, no lone surrogates.
 
     Raises:
-        InvalidArgumentError: the value has no such form.
+        InvalidArgumentError: the value cannot be encoded.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

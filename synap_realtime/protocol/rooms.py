@@ -1,4 +1,4 @@
-"""Room ids: who may hear a notification. See PROTOCOL.md, "Terminology"."""
+"""Validate room ids. See PROTOCOL.md, "Terminology"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import InvalidArgumentError
 from ..redaction import redacted
 
 Room = NewType("Room", str)
-"""A checked room id: ``user_42``, ``request_7f3a``, ``workspace_7``."""
+"""A validated room id: ``user_42``, ``request_7f3a``, ``workspace_7``."""
 
 _CHARACTER = r"[A-Za-z0-9._~:@|=+\-]"
 _KEY = rf"{_CHARACTER}{{1,200}}"
@@ -21,10 +21,10 @@ _ALLOWED = "1 to 200 of A-Z a-z 0-9 . _ ~ : @ | = + -"
 
 
 def parse_room(text: str) -> Room:
-    """Check a room id.
+    """Validate a room id: a kind, ``_`` and a key.
 
     Raises:
-        InvalidArgumentError: it is not a kind, ``_`` and a key.
+        InvalidArgumentError: it is not one.
     """
     _require_text("room", text)
     if not _ROOM.fullmatch(text):
@@ -35,7 +35,7 @@ def parse_room(text: str) -> Room:
                 "room", f"the kind 'synap' is reserved; got {_abbreviate(text)}"
             )
         if _ROOM.fullmatch(f"{lower}_{key}"):
-            # The kind is not repeated: of a key that was given as a room, it would be a part.
+            # The corrected kind is not shown: it would be a part of an API key given by mistake.
             raise InvalidArgumentError(
                 "room", f"expected a kind in lowercase before '_'; got {_abbreviate(text)}"
             )
@@ -48,7 +48,7 @@ def parse_room(text: str) -> Room:
 
 
 def parse_pattern(text: str) -> str:
-    """Check what a token opens: a room, or the beginning of some and a ``*``.
+    """Validate a pattern of rooms: a room id, or the beginning of one and a ``*``.
 
     Raises:
         InvalidArgumentError: it is neither.
@@ -64,25 +64,25 @@ def parse_pattern(text: str) -> str:
 
 
 def matches(pattern: str, room: Room) -> bool:
-    """Whether a room is one of those that a pattern means; only a ``*`` at its end is special."""
+    """Return whether a room matches a pattern. Only a ``*`` at its end is special."""
     if pattern.endswith("*"):
         return room.startswith(pattern[:-1])
     return room == pattern
 
 
 UserId = str | int | UUID
-"""An id as applications have it: a primary key is often a number or a UUID."""
+"""The types of ids in applications. A primary key is often a number or a UUID."""
 
 
 def id_text(field: str, value: object) -> str:
-    """An id as text: a string as it is, an ``int`` or a UUID by ``str()``.
+    """Convert an id to text: a string is unchanged, an ``int`` or a UUID is passed to ``str()``.
 
     Raises:
-        InvalidArgumentError: it is of another type. ``bool`` is one: ``True`` is nobody's id.
+        InvalidArgumentError: it has another type, such as ``bool``.
     """
     if isinstance(value, str):
         return value
-    # Drivers and libraries have UUID classes of their own.
+    # Database drivers and libraries define further UUID classes.
     is_uuid = isinstance(value, UUID) or type(value).__name__ == "UUID"
     if is_uuid or (isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
@@ -92,23 +92,23 @@ def id_text(field: str, value: object) -> str:
 
 
 def user_room(user_id: UserId) -> Room:
-    """The room of everything that concerns one user."""
+    """Return the room of a user."""
     return _room_of("user", "user_id", user_id)
 
 
 def request_room(request_id: UserId) -> Room:
-    """The room of one request: it replays from its start to whoever comes late."""
+    """Return the room of a request, whose log a late subscriber replays from the start."""
     return _room_of("request", "request_id", request_id)
 
 
 def room_owner(room: Room) -> str | None:
-    """The id of the user whose room it is; None for a room of another kind."""
+    """Return the id of the user whose room it is; None for a room of another kind."""
     kind, _, key = room.partition("_")
     return key if kind == "user" else None
 
 
 def key_of(room: Room) -> str:
-    """What follows the kind."""
+    """Return the key, which follows the kind."""
     return room.partition("_")[2]
 
 
@@ -117,8 +117,10 @@ def is_request_room(room: Room) -> bool:
 
 
 def is_control_room(room: Room) -> bool:
-    """Whether the server itself publishes to the room. No client can name one: see
-    :func:`parse_room`."""
+    """Return whether only the server publishes to the room.
+
+    No client can name such a room: see :func:`parse_room`.
+    """
     return room.startswith("synap_")
 
 
@@ -135,6 +137,6 @@ def _require_text(field: str, value: object) -> None:
 
 
 def _abbreviate(value: object) -> str:
-    """A value short enough for an error message, without a token that was given in its place."""
+    """Return a value for an error message: short, and without credentials."""
     text = redacted(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

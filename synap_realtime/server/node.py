@@ -147,7 +147,12 @@ class Node:
         admin = None
         if settings.admin:
             admin = Admin(
-                hub, self._sessions, access, metrics, version=own_version, promise=store.description
+                hub,
+                self._sessions,
+                access,
+                metrics,
+                version=own_version,
+                description=store.description,
             ).handle
         self._publishing = publishing = PublishService(store, hub, access, limits, metrics)
         self._api = Router(

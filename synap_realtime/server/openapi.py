@@ -1,4 +1,4 @@
-"""The HTTP routes as an OpenAPI 3.1 document, served at ``/openapi.json``."""
+"""Describe the HTTP routes as an OpenAPI 3.1 document, served at ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -27,17 +27,24 @@ def _ref(name: str) -> dict[str, str]:
 _NOTIFICATION = _object(
     "type",
     "data",
-    id={**_NAME, "description": "The same id is the same notification. Default: a UUIDv7."},
-    type={**_NAME, "pattern": "^(?!synap\\.)", "description": "Dotted; synap. is reserved."},
+    id={
+        **_NAME,
+        "description": "Publishing the same id again delivers nothing new. Default: a UUIDv7.",
+    },
+    type={
+        **_NAME,
+        "pattern": "^(?!synap\\.)",
+        "description": "Dotted. The prefix synap. is reserved.",
+    },
     data={"type": "object"},
     requestId={"type": ["string", "null"]},
     status={"enum": ["pending", "success", "error", None]},
     timestamp={"type": ["string", "null"], "format": "date-time"},
 )
 _NOTIFICATION["properties"]["id"]["type"] = ["string", "null"]
-_NOTIFICATION["description"] = "Members that are not named here are kept and delivered."
+_NOTIFICATION["description"] = "Unknown members are kept and delivered."
 _NOTIFICATION["properties"] |= {
-    name: {"description": "Set by the server on delivery; what is sent here is replaced."}
+    name: {"description": "Set by the server on delivery. A published value is replaced."}
     for name in ("room", "cursor")
 }
 
@@ -77,7 +84,7 @@ _SCHEMAS: dict[str, Any] = {
             "type": "array",
             "minItems": 1,
             "maxItems": MAX_BATCH_NOTIFICATIONS,
-            "description": "Each is checked alone: a bad one fails alone, in the answer.",
+            "description": "Each is validated alone. An invalid one fails alone, in the response.",
             "items": {"anyOf": [_ref("BatchItem"), {}]},
         },
     ),
@@ -158,24 +165,24 @@ _ROOM = {
 
 
 def _query(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """An empty one is none."""
+    """Return a query parameter. An empty value counts as absent."""
     parameter = {"name": name, "in": "query", "description": text, "schema": schema}
     return {**parameter, "allowEmptyValue": True}
 
 
 def _position(*names: str) -> dict[str, Any]:
-    """``names`` beside a cursor; an empty one is none."""
+    """Return the parameter for a position: a cursor or one of ``names``."""
     return _query("after", "Where to start.", {"anyOf": [_CURSOR, {"enum": [*names, ""]}]})
 
 
 _DEVICE = _query(
     "device",
-    "Which of the user's devices this is; an empty one is none.",
+    "The name of the user's device. An empty value counts as absent.",
     {"type": "string", "pattern": "^[A-Za-z0-9._~:@|=+-]{0,64}$"},
 )
 
 _PRESENCE = _query(
-    "presence", "1: tell who comes and goes; wants the scope presence.", {"enum": ["", "0", "1"]}
+    "presence", "1 sends presence frames. Requires the scope presence.", {"enum": ["", "0", "1"]}
 )
 
 
@@ -196,7 +203,7 @@ def _error(status: int) -> dict[str, Any]:
 
 
 def _operation(id: str, text: str, answers: dict[str, Any], *errors: int) -> dict[str, Any]:
-    """``answers`` by status; each error is the same object (PROTOCOL.md, "Errors")."""
+    """Return an operation. All errors have the same schema (PROTOCOL.md, "Errors")."""
     wrong = {str(status): _error(status) for status in errors}
     return {"operationId": id, "summary": text, "responses": {**answers, **wrong}}
 
@@ -206,38 +213,46 @@ def _json_body(name: str) -> dict[str, Any]:
 
 
 def _ok(name: str) -> dict[str, Any]:
-    return {"200": _answer("Done.", _ref(name))}
+    return {"200": _answer("Success.", _ref(name))}
 
 
-def _yes(status: str) -> dict[str, Any]:
-    return {"200": _answer("Yes.", _object("status", status={"const": status}))}
+def _status(status: str) -> dict[str, Any]:
+    return {"200": _answer("Success.", _object("status", status={"const": status}))}
 
 
 @cache
 def document() -> dict[str, Any]:
-    """OpenAPI 3.1.0. The WebSocket route is in it as what it is without an upgrade: a 426."""
+    """Return the OpenAPI 3.1.0 document. The WebSocket route is in it as an HTTP route (426)."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "synap-realtime room server",
             "version": "1",
-            "description": "The HTTP part of the wire contract; PROTOCOL.md is the whole.",
+            "description": "The HTTP routes. PROTOCOL.md describes the whole protocol.",
         },
         "paths": {
-            "/health": {"get": _operation("health", "Does the process live?", _yes("ok"), 403)},
+            "/health": {
+                "get": _operation(
+                    "health", "Check that the process is alive.", _status("ok"), 403,
+                ),
+            },
             "/ready": {
-                "get": _operation("ready", "May it have traffic?", _yes("ready"), 403, 503),
+                "get": _operation(
+                    "ready", "Check that the server can accept traffic.", _status("ready"),
+                    403, 503,
+                ),
             },
             "/openapi.json": {
                 "get": _operation(
-                    "openapi", "This document.", {"200": _answer("It.", {"type": "object"})}, 403
+                    "openapi", "Return this document.",
+                    {"200": _answer("The document.", {"type": "object"})}, 403,
                 )
             },
             "/metrics": {
                 "get": _operation(
-                    "metrics", "Counts for Prometheus, in its text format.",
+                    "metrics", "Return metrics in Prometheus' text format.",
                     {"200": {
-                        "description": "They.", "content": {"text/plain": {"schema": _TEXT}},
+                        "description": "The metrics.", "content": {"text/plain": {"schema": _TEXT}},
                     }},
                     401, 403, 503,
                 )
@@ -245,7 +260,7 @@ def document() -> dict[str, Any]:
             "/broadcast": {
                 "post": {
                     **_operation(
-                        "broadcastMany", "Many notifications, each to its rooms.",
+                        "broadcastMany", "Publish notifications, each to its rooms.",
                         _ok("BatchReceipt"), 400, 401, 403, 408, 413, 415, 429, 503,
                     ),
                     "requestBody": _json_body("Batch"),
@@ -254,7 +269,7 @@ def document() -> dict[str, Any]:
             "/revoke": {
                 "post": {
                     **_operation(
-                        "revoke", "A user's tokens, or one, count no more.",
+                        "revoke", "Revoke the tokens of a user, or one token.",
                         _ok("Revoked"), 400, 401, 403, 408, 413, 415, 503,
                     ),
                     "requestBody": _json_body("Revocation"),
@@ -264,7 +279,7 @@ def document() -> dict[str, Any]:
                 "parameters": [_ROOM],
                 "post": {
                     **_operation(
-                        "broadcast", "One notification to one room.",
+                        "broadcast", "Publish a notification to a room.",
                         _ok("Receipt"), 400, 401, 403, 408, 413, 415, 429, 503,
                     ),
                     "requestBody": _json_body("Notification"),
@@ -274,8 +289,8 @@ def document() -> dict[str, Any]:
                 "parameters": [_ROOM],
                 "get": {
                     **_operation(
-                        "subscribe", "A WebSocket.",
-                        {"101": {"description": "The WebSocket, for a request with an upgrade."}},
+                        "subscribe", "Subscribe by WebSocket.",
+                        {"101": {"description": "The handshake, for a request with an upgrade."}},
                         400, 401, 403, 426, 429, 503,
                     ),
                     "parameters": [_position("earliest", "latest"), _DEVICE, _PRESENCE],
@@ -285,9 +300,9 @@ def document() -> dict[str, Any]:
                 "parameters": [_ROOM],
                 "get": {
                     **_operation(
-                        "events", "The same as Server-Sent Events; ends when the server does.",
+                        "events", "Subscribe by Server-Sent Events, until the server stops.",
                         {"200": {
-                            "description": "Events.",
+                            "description": "The event stream.",
                             "content": {"text/event-stream": {"schema": _TEXT}},
                         }},
                         400, 401, 403, 429, 503,
@@ -298,7 +313,7 @@ def document() -> dict[str, Any]:
                         _PRESENCE,
                         {
                             "name": "Last-Event-ID", "in": "header", "schema": _TEXT,
-                            "description": "Resumes after this cursor; wins over after.",
+                            "description": "Resumes after this cursor. Overrides after.",
                         },
                     ],
                 },
@@ -307,12 +322,12 @@ def document() -> dict[str, Any]:
                 "parameters": [_ROOM],
                 "get": {
                     **_operation(
-                        "history", "The retained log, oldest first.", _ok("History"),
+                        "history", "Return the retained log, oldest first.", _ok("History"),
                         400, 401, 403, 503,
                     ),
                     "parameters": [
                         _position("earliest"),
-                        _query("limit", "At most so many; default 100.",
+                        _query("limit", "The maximum number of notifications. Default: 100.",
                                {"type": "integer", "minimum": 1, "maximum": 1000}),
                     ],
                 },
@@ -320,14 +335,15 @@ def document() -> dict[str, Any]:
             "/rooms/{room}/health": {
                 "parameters": [_ROOM],
                 "get": _operation(
-                    "roomHealth", "How many connections a room has.", _ok("RoomHealth"),
+                    "roomHealth", "Return the number of connections of a room.", _ok("RoomHealth"),
                     400, 401, 403, 503,
                 ),
             },
             "/rooms/{room}/presence": {
                 "parameters": [_ROOM],
                 "get": _operation(
-                    "roomPresence", "Who is in a room.", _ok("RoomPresence"), 400, 401, 403, 503,
+                    "roomPresence", "Return the users who are connected to a room.",
+                    _ok("RoomPresence"), 400, 401, 403, 503,
                 ),
             },
         },
@@ -341,6 +357,6 @@ def document() -> dict[str, Any]:
                 "query": {"type": "apiKey", "in": "query", "name": "token"},
             },
         },
-        # The last: a server without keys wants none, and neither do the routes about its health.
+        # The empty one: health routes, and a server without keys, need no credential.
         "security": [{"credential": []}, {"query": []}, {}],
     }  # fmt: skip

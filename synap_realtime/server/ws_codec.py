@@ -1,7 +1,7 @@
-"""RFC 6455, the server's side: frames to bytes, and bytes to what a client says. No I/O, no clock.
+"""Encode and decode WebSocket frames for a server (RFC 6455), without I/O.
 
-Server and client frames differ in one thing: a client masks each of its frames, a server none.
-No extension is spoken, so the reserved bits are always 0.
+A client masks each of its frames, and a server none. No extension is supported, so the reserved
+bits must be 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NoReturn
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-_LAST = 0x80  # of its message: the bit FIN
+_LAST = 0x80  # the bit FIN: the last frame of a message
 _RESERVED = 0x70
 _CONTROL = 0x08
 _MASKED = 0x80
@@ -33,17 +33,17 @@ _HEAD_64 = Struct("!BBQ").pack
 _SHORT_TEXT = tuple(bytes((_LAST | _TEXT, size)) for size in range(126))
 
 _BLOCK_BYTES = 4096
-"""XOR of long integers is quickest in blocks that stay in the processor's nearest cache."""
+"""The block size for unmasking. XOR of long integers is fastest in blocks that fit the L1 cache."""
 
 
 def accept_key(key: str) -> str:
-    """``Sec-WebSocket-Accept`` for a ``Sec-WebSocket-Key``: RFC 6455, section 4.2.2."""
+    """Return ``Sec-WebSocket-Accept`` for a ``Sec-WebSocket-Key`` (RFC 6455, section 4.2.2)."""
     digest = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()
     return base64.b64encode(digest).decode()
 
 
 def text_frame(payload: bytes) -> bytes:
-    """A whole text message. The same bytes may go to any number of clients.
+    """Encode a text message. The same bytes can be sent to any number of clients.
 
     Args:
         payload: UTF-8.
@@ -57,7 +57,7 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def binary_frame(payload: bytes) -> bytes:
-    """A whole binary message."""
+    """Encode a binary message."""
     size = len(payload)
     if size < 126:
         return bytes((_LAST | _BINARY, size)) + payload
@@ -67,7 +67,8 @@ def binary_frame(payload: bytes) -> bytes:
 
 
 def ping_frame(payload: bytes = b"") -> bytes:
-    """
+    """Encode a ping.
+
     Args:
         payload: at most 125 bytes.
     """
@@ -75,18 +76,20 @@ def ping_frame(payload: bytes = b"") -> bytes:
 
 
 def pong_frame(payload: bytes = b"") -> bytes:
-    """
+    """Encode a pong.
+
     Args:
-        payload: the ping's; at most 125 bytes.
+        payload: the payload of the ping; at most 125 bytes.
     """
     return _control(_PONG, payload)
 
 
 def close_frame(code: int | None, reason: str = "") -> bytes:
-    """
+    """Encode a close frame.
+
     Args:
-        code: ``None`` says nothing, and then there is no reason either.
-        reason: cut where it is longer than the 123 bytes that a close frame has for it.
+        code: ``None`` sends neither a code nor a reason.
+        reason: truncated to the 123 bytes that a close frame has for it.
     """
     if code is None:
         return _control(_CLOSE, b"")
@@ -94,7 +97,7 @@ def close_frame(code: int | None, reason: str = "") -> bytes:
 
 
 def cut_reason(reason: str) -> str:
-    """As much of it as fits into a close frame: 123 bytes, and no half character."""
+    """Truncate a reason to the 123 bytes of a close frame, without splitting a character."""
     return reason.encode(errors="replace")[:_MAX_REASON_BYTES].decode(errors="ignore")
 
 
@@ -116,7 +119,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The peer's last word.
+    """A close frame of the peer.
 
     Attributes:
         code: ``None`` where the peer gave none.
@@ -128,11 +131,11 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolFailure:
-    """The peer broke the protocol, or a limit: the connection is to be failed (section 7.1.7).
+    """The peer violated the protocol or a limit. Fail the connection (section 7.1.7).
 
     Attributes:
-        code: for the close frame.
-        reason: says what was wrong, and repeats nothing that the peer sent.
+        code: the code for the close frame.
+        reason: the violation, without data of the peer.
     """
 
     code: int
@@ -151,15 +154,15 @@ class _ProtocolError(Exception):
 
 
 class _Message:
-    """One that has come in part.
+    """A message that has arrived in part.
 
     Attributes:
-        is_text: and then what has come is UTF-8, but for a character that is cut at its end.
-        payload: unmasked.
-        checked: so many of its bytes are whole characters.
-        left: of the frame that is being read, so many bytes are still to come; 0 between frames.
-        mask: for the next four of them.
-        is_last: no frame follows that one.
+        is_text: whether it is a text message. Its payload is then validated as UTF-8 on arrival.
+        payload: the unmasked payload so far.
+        checked: how many bytes of it are complete characters.
+        left: how many bytes of the current frame are still to arrive; 0 between frames.
+        mask: the mask, rotated to the next byte.
+        is_last: whether the current frame is the last one of the message.
     """
 
     __slots__ = ("checked", "is_last", "is_text", "left", "mask", "payload")
@@ -180,8 +183,8 @@ class _Message:
     def add(self, masked: bytes) -> None:
         self.payload += _unmasked(masked, self.mask)
         self.left -= len(masked)
-        turned = len(masked) % 4
-        self.mask = self.mask[turned:] + self.mask[:turned]
+        shift = len(masked) % 4
+        self.mask = self.mask[shift:] + self.mask[:shift]
         if self.is_text and not self.is_whole:
             self._check()
 
@@ -198,21 +201,21 @@ class _Message:
             _, size = utf_8_decode(unchecked, "strict", False)
         except UnicodeDecodeError:
             _fail_text()
-        # Python waits for the third byte of a surrogate, which can only be wrong.
+        # Python waits for the third byte of an encoded surrogate, which is always invalid.
         if len(unchecked) - size == 2 and unchecked[size] == 0xED and unchecked[-1] >= 0xA0:
             _fail_text()
         self.checked += size
 
 
 class Decoder:
-    """What one client says, from what its socket gives.
+    """Decode the frames of one client.
 
-    Between messages it holds nothing. Of a message that has come in part it holds what has come,
-    and never more than ``max_message_bytes``.
+    It holds the received part of an incomplete message, at most ``max_message_bytes``, and nothing
+    between messages.
 
     Attributes:
-        frames: how many frames have begun, with pings, pongs and fragments, which are no messages.
-            Who counts by the second sets it back to 0.
+        frames: how many frames have started, including pings, pongs and fragments. A caller that
+            counts frames per second resets it to 0.
     """
 
     __slots__ = ("_has_ended", "_max_message_bytes", "_message", "_rest", "frames")
@@ -220,24 +223,24 @@ class Decoder:
     def __init__(self, max_message_bytes: int) -> None:
         """
         Args:
-            max_message_bytes: a longer message is a :class:`ProtocolFailure` as soon as a frame's
-                head, or the sum of the fragments so far, says so.
+            max_message_bytes: a longer message is a :class:`ProtocolFailure` as soon as a frame
+                header, or the sum of the fragments, exceeds it.
         """
         self._max_message_bytes = max_message_bytes
         self._message: _Message | None = None
-        self._rest = b""  # a head, or a control frame, that has come in part
+        self._rest = b""  # an incomplete frame header or control frame
         self._has_ended = False
         self.frames = 0
 
     def feed(self, data: bytes) -> list[Event]:
-        """Read on.
+        """Decode more data.
 
         Args:
-            data: from the socket, however it was cut.
+            data: data from the socket, split anywhere.
 
         Returns:
-            What is complete now, in order. Behind a :class:`Close` or a :class:`ProtocolFailure`
-            nothing follows, and whatever is fed then is ignored.
+            The events that are complete now, in order. A :class:`Close` or a
+            :class:`ProtocolFailure` is the last event, and all further data is ignored.
         """
         events: list[Event] = []
         if self._has_ended:
@@ -286,7 +289,7 @@ class Decoder:
                     break
                 events.append(self._control(opcode, _unmasked(data[begin:end], mask)))
                 at = end
-            elif message is None and is_last and end <= size:  # most of them
+            elif message is None and is_last and end <= size:  # the common case
                 payload = _unmasked(data[begin:end], mask)
                 events.append(_decoded(payload) if opcode == _TEXT else payload)
                 at = end
@@ -303,11 +306,11 @@ class Decoder:
             self._rest = data[at:]
 
     def _check_order(self, opcode: int, length: int) -> None:
-        """Section 5.4, and the limit."""
+        """Check the order of fragments (section 5.4), and the size limit."""
         message = self._message
         if message is None:
             if opcode == _CONTINUATION:
-                _fail_protocol("a continuation of nothing")
+                _fail_protocol("a continuation without a message")
             so_far = 0
         else:
             if opcode != _CONTINUATION:
@@ -331,7 +334,7 @@ class Decoder:
 
 
 def _parse_head(first: int, second: int) -> tuple[int, int]:
-    """Section 5.2: the opcode, and the length or what stands in its place (126, 127)."""
+    """Parse the first two bytes (section 5.2): the opcode, and the length or 126 or 127."""
     opcode = first & 0x0F
     length = second & 0x7F
     if first & _RESERVED:
@@ -342,7 +345,7 @@ def _parse_head(first: int, second: int) -> tuple[int, int]:
         _fail_protocol("a frame without a mask")
     if opcode >= _CONTROL:
         if first < _LAST:
-            _fail_protocol("a control frame in fragments")
+            _fail_protocol("a fragmented control frame")
         if length > _MAX_CONTROL_BYTES:
             _fail_protocol(f"a control frame of more than {_MAX_CONTROL_BYTES} bytes")
     return opcode, length
@@ -351,27 +354,29 @@ def _parse_head(first: int, second: int) -> tuple[int, int]:
 def _long_length(data: bytes) -> int:
     length = int.from_bytes(data, "big")
     if length < (126 if len(data) == 2 else 65536):
-        _fail_protocol("a length that is not in its shortest form")
+        _fail_protocol("a length that is not encoded in the shortest form")
     if length >= 2**63:
         _fail_protocol("a length of 2^63 or more")
     return length
 
 
 def _closed(payload: bytes) -> Close:
-    """Sections 5.5.1 and 7.4."""
+    """Decode the payload of a close frame (sections 5.5.1 and 7.4)."""
     if not payload:
         return Close(None)
     if len(payload) == 1:
-        _fail_protocol("half a close code")
+        _fail_protocol("an incomplete close code")
     code = int.from_bytes(payload[:2], "big")
     if not is_close_code(code):
-        _fail_protocol("a close code that nobody may send")
+        _fail_protocol("an invalid close code")
     return Close(code, _decoded(payload[2:]))
 
 
 def is_close_code(code: int) -> bool:
-    """Whether a close frame may have it: section 7.4, and the codes registered since (1012 to 1014,
-    IANA's "WebSocket Close Code Number Registry")."""
+    """Return whether a close frame may have this code.
+
+    See section 7.4, and 1012 to 1014 in IANA's "WebSocket Close Code Number Registry".
+    """
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
@@ -383,7 +388,7 @@ def _decoded(payload: bytes | bytearray) -> str:
 
 
 def _unmasked(data: bytes, mask: bytes) -> bytes:
-    """Section 5.3. Linear: about 2 ns a byte."""
+    """Unmask a payload (section 5.3), at about 2 ns a byte."""
     size = len(data)
     if size <= _BLOCK_BYTES:
         key = (mask * (size // 4 + 1))[:size]

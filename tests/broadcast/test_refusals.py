@@ -140,7 +140,7 @@ def test_an_unknown_name_is_not_a_server_that_does_not_run(publish: Publish) -> 
 
 def test_the_default_address_is_called_so() -> None:
     assert encoding.Endpoint(None, None).named == (
-        "http://127.0.0.1:8787 (the default; REALTIME_URL names another)"
+        "http://127.0.0.1:8787 (the default; set REALTIME_URL to change it)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The operator's page in Chromium, against a real server; no network but loopback."""
+"""The admin page in Chromium, against a real server; no network but loopback."""
 
 from __future__ import annotations
 
@@ -101,20 +101,20 @@ async def test_rooms_connections_a_live_log_and_a_test_notification(
         await expect(connections.last).to_contain_text("phonewebsocket127.0.0.1")
         log = page.locator("#log summary")
         await expect(log).to_have_count(1)  # what was published before
-        await expect(page.locator("#log")).to_contain_text("1 from the log")
+        await expect(page.locator("#log")).to_contain_text("1 replayed from the log")
         await publish(url, type="note.creation.failed", status="error")
         await expect(log.first).to_contain_text("note.creation.failederror")
 
         await page.get_by_text("Send a test notification").click()
         await page.get_by_role("button", name="Send").click()
-        await expect(page.locator("#test-result")).to_contain_text("to 2 connections")
+        await expect(page.locator("#test-result")).to_contain_text("to 2 subscribers")
         await expect(log.first).to_contain_text("test.notification")
         received = [json.loads(await user.recv())["type"] for _ in range(2)]
         assert received == ["note.creation.failed", "test.notification"]
 
         await page.get_by_label("Data (JSON)").fill("{")
         await page.get_by_role("button", name="Send").click()
-        await expect(page.locator("#test-result")).to_contain_text("Data is no JSON")
+        await expect(page.locator("#test-result")).to_contain_text("Data is not JSON")
 
         await log.last.click()
         await expect(page.locator("#log pre").last).to_contain_text(HOSTILE)
@@ -135,9 +135,9 @@ async def test_queues_notifications_while_paused(page: Page, url: str) -> None:
     await expect(page.locator("#room-state")).to_have_text("live")
     await page.get_by_role("button", name="Pause").click()
     await publish(url)
-    await expect(page.get_by_role("button", name="Go on (1)")).to_be_visible()
+    await expect(page.get_by_role("button", name="Resume (1)")).to_be_visible()
     await expect(page.locator("#log summary")).to_have_count(0)
-    await page.get_by_role("button", name="Go on (1)").click()
+    await page.get_by_role("button", name="Resume (1)").click()
     await expect(page.locator("#log summary")).to_have_count(1)
 
 
@@ -157,7 +157,7 @@ async def test_viewing_a_log_moves_no_acknowledged_cursor(page: Page, url: str) 
     ("make_token", "said"),
     [
         (lambda: "wrong", "not a JWT"),
-        (lambda: mint_token("1", secret=SECRET), "does not hold 'admin'"),
+        (lambda: mint_token("1", secret=SECRET), "lacks scope 'admin'"),
         (lambda: mint_token("1", secret="x" * 32, scope="admin"), "invalid signature"),
     ],
     ids=["junk", "a user's", "forged"],
@@ -175,7 +175,7 @@ async def test_a_token_that_may_not_read_is_reported_so(page: Page, url: str) ->
     await sign_in(page, url, operator("admin"))
     await page.get_by_label("Find or open").fill("user_1")
     await page.get_by_role("button", name="Open", exact=True).click()
-    await expect(page.locator("#room-state")).to_contain_text("wants the scope subscribe")
+    await expect(page.locator("#room-state")).to_contain_text("needs the scope subscribe")
 
 
 async def test_reconnects_when_the_server_returns(page: Page, screenshots: Path) -> None:
@@ -185,7 +185,7 @@ async def test_reconnects_when_the_server_returns(page: Page, screenshots: Path)
         await page.get_by_role("button", name="Open", exact=True).click()
         await expect(page.locator("#room-state")).to_have_text("live")
     light = page.get_by_role("status").first
-    await expect(light).to_have_text("the server cannot be reached")
+    await expect(light).to_have_text("server unreachable")
     await page.screenshot(path=screenshots / "admin-away.png", full_page=True)
     async with serving(urlsplit(url).port or 0):
         await expect(light).to_have_text("live")

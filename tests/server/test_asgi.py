@@ -264,7 +264,7 @@ async def test_refuses_user_that_reads_no_responses() -> None:
             )
             assert refused.status_code == 429
             assert refused.json()["code"] == "rate_limited"
-            assert "bytes of answers" in refused.json()["details"]
+            assert "of unread answers" in refused.json()["details"]
             assert refused.headers["retry-after"]
             assert refused.headers["access-control-allow-origin"] == url
             short = await client.get("/rooms/user_1/health", headers=own)

@@ -132,8 +132,8 @@ def test_each_option_is_also_in_the_environment() -> None:
         (["--allowed-origins", "*"], "expected scheme://host[:port]"),
         (["--tls-cert", "chain.pem"], "needs --tls-key (SYNAP_REALTIME_TLS_KEY)"),
         (["--tls-cert", "none.pem", "--tls-key", "key.pem"], "none.pem: No such file"),
-        (["--host", "0.0.0.0"], "this server has no keys"),
-        (["--host", "::"], "this server has no keys"),
+        (["--host", "0.0.0.0"], "authentication is not configured"),
+        (["--host", "::"], "authentication is not configured"),
     ],
 )
 def test_invalid_setting_is_a_one_line_error(arguments: list[str], said: str) -> None:

@@ -1,4 +1,4 @@
-"""The operator's page, and what it asks. See README.md, "The operator's page"."""
+"""The admin page and its API. See docs/operations.md, "The admin page"."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 "use strict";
-// The operator's page. What comes from the server is put in as text, never as HTML; the token stays in this
-// tab and travels in headers, never in an address.
+// The admin page. Data from the server is inserted as text, never as HTML, so that a notification cannot run a
+// script. The token stays in this tab and is sent in headers, never in a URL.
 
 const POLL_MS = 2000;
 const POINTS = 60; // of a curve: two minutes
 const MAX_SHOWN = 200; // notifications of a log
-const LAST_CODE_TO_COME_BACK = 4499; // PROTOCOL.md, "Close codes"
+const LAST_RECONNECT_CODE = 4499; // PROTOCOL.md, "Close codes"
 
-// "//admin" is this page, too, and would make addresses that begin with another host.
+// "//admin" is this page, too. Without the replacement, its URLs would start with another host.
 const base = location.pathname.replace(/^\/+/, "/").replace(/\/admin\/?$/, "");
 const $ = (id) => document.getElementById(id);
 let token = sessionStorage.getItem("synap-admin-token") ?? "";
@@ -29,16 +29,16 @@ async function ask(path, options = {}) {
   return body;
 }
 
-// ---- Now: tiles with a number and a curve ----
+// ---- Tiles with a number and a curve ----
 
 const since = (name) => (now, before, seconds) => (now.totals[name] - before.totals[name]) / seconds;
 const TILES = [
   { name: "connections", value: (now) => now.connections.websocket + now.connections.sse },
-  { name: "rooms with listeners", value: (now) => now.roomCount },
+  { name: "rooms with subscribers", value: (now) => now.roomCount },
   { name: "published / s", rate: since("published") },
   { name: "delivered / s", rate: since("delivered") },
-  { name: "refused / s", rate: since("refused"), isBad: true },
-  { name: "ended by the server / s", rate: since("dropped"), isBad: true },
+  { name: "errors / s", rate: since("refused"), isBad: true },
+  { name: "server disconnects / s", rate: since("dropped"), isBad: true },
 ];
 let last = null;
 
@@ -79,7 +79,7 @@ function showTiles(now) {
     tile.number.textContent = shown(value);
     const most = Math.max(...tile.points, 1);
     const first = POINTS - tile.points.length;
-    const points = tile.points.map((point, place) => `${first + place},${(19 - (point / most) * 18).toFixed(2)}`);
+    const points = tile.points.map((point, index) => `${first + index},${(19 - (point / most) * 18).toFixed(2)}`);
     tile.line.setAttribute("points", points.join(" "));
     tile.element.classList.toggle("bad", Boolean(tile.isBad) && value > 0);
   }
@@ -111,10 +111,10 @@ function time(text) {
 }
 
 async function showConnections() {
-  const mine = open;
+  const current = open;
   try {
-    const found = await ask(`/admin/rooms/${encodeURIComponent(mine.room)}`);
-    if (open !== mine) return;
+    const found = await ask(`/admin/rooms/${encodeURIComponent(current.room)}`);
+    if (open !== current) return;
     const rows = found.connections.map((one) => {
       const row = make("tr");
       for (const text of [one.user ?? "–", one.device ?? "–", one.transport, one.address ?? "–", time(one.since),
@@ -125,7 +125,7 @@ async function showConnections() {
     const more = found.total > rows.length ? ` of ${found.total}` : "";
     $("connection-count").textContent = `${rows.length}${more}`;
   } catch (error) {
-    if (open === mine) $("connection-count").textContent = error.message;
+    if (open === current) $("connection-count").textContent = error.message;
   }
 }
 
@@ -137,7 +137,7 @@ class Log {
     this.cursor = "earliest";
     this.attempt = 0;
     this.seen = new Set();
-    this.waiting = []; // while it is paused
+    this.pending = []; // while it is paused
     this.isPaused = false;
     this.connect();
   }
@@ -148,34 +148,34 @@ class Log {
     url.searchParams.set("after", this.cursor);
     const socket = new WebSocket(url, token ? ["synap.v1", `bearer.${token}`] : ["synap.v1"]);
     this.socket = socket;
-    this.say("connecting …");
+    this.showState("connecting …");
     socket.onopen = () => {
       this.pings = setInterval(() => socket.send("ping"), 30_000);
     };
-    socket.onmessage = ({ data }) => data !== "pong" && this.hear(JSON.parse(data));
+    socket.onmessage = ({ data }) => data !== "pong" && this.onFrame(JSON.parse(data));
     socket.onclose = ({ code, reason }) => {
       clearInterval(this.pings);
       if (this.isClosed) return;
-      if (code > LAST_CODE_TO_COME_BACK) {
+      if (code > LAST_RECONNECT_CODE) {
         const why = code === 4503
-          ? "this token may not read the room: it wants the scope subscribe, and the room or *"
-          : `the server ended it: ${code} ${reason}`;
-        this.say(why, true);
+          ? "the token does not grant access to this room: it needs the scope subscribe, and the room or *"
+          : `closed by the server: ${code} ${reason}`;
+        this.showState(why, true);
         return;
       }
       const seconds = Math.min(16, 2 ** this.attempt++);
-      this.say(`not connected; again in ${seconds} s`, true);
+      this.showState(`disconnected; reconnecting in ${seconds} s`, true);
       this.timer = setTimeout(() => this.connect(), seconds * 1000);
     };
   }
 
-  hear(frame) {
+  onFrame(frame) {
     if (frame.type === "synap.subscribed") {
       this.attempt = 0;
       this.cursor = frame.data.cursor;
-      this.say("live");
-      if (!frame.data.recovered) this.add(make("li", "older ones are gone", { class: "mark" }));
-      if (frame.data.replayed) this.add(make("li", `${frame.data.replayed} from the log`, { class: "mark" }));
+      this.showState("live");
+      if (!frame.data.recovered) this.add(make("li", "earlier notifications are no longer retained", { class: "mark" }));
+      if (frame.data.replayed) this.add(make("li", `${frame.data.replayed} replayed from the log`, { class: "mark" }));
     } else if (!frame.type.startsWith("synap.")) {
       this.cursor = frame.cursor;
       if (this.seen.has(frame.id)) return;
@@ -187,9 +187,9 @@ class Log {
 
   add(entry) {
     if (this.isPaused) {
-      this.waiting.push(entry);
-      this.waiting = this.waiting.slice(-MAX_SHOWN);
-      $("pause").textContent = `Go on (${this.waiting.length})`;
+      this.pending.push(entry);
+      this.pending = this.pending.slice(-MAX_SHOWN);
+      $("pause").textContent = `Resume (${this.pending.length})`;
       return;
     }
     $("log").prepend(entry);
@@ -200,11 +200,11 @@ class Log {
   pause(isPaused) {
     this.isPaused = isPaused;
     $("pause").setAttribute("aria-pressed", String(isPaused));
-    $("pause").textContent = isPaused ? "Go on" : "Pause";
-    if (!isPaused) this.waiting.splice(0).forEach((entry) => this.add(entry));
+    $("pause").textContent = isPaused ? "Resume" : "Pause";
+    if (!isPaused) this.pending.splice(0).forEach((entry) => this.add(entry));
   }
 
-  say(text, isBad = false) {
+  showState(text, isBad = false) {
     $("room-state").textContent = text;
     $("room-state").classList.toggle("bad-news", isBad);
   }
@@ -261,14 +261,14 @@ async function sendTest(event) {
     const headers = { "Content-Type": "application/json" };
     const path = `/rooms/${encodeURIComponent(open.room)}/broadcast`;
     const sent = await ask(path, { method: "POST", headers, body });
-    result.textContent = `sent ${sent.id} to ${sent.broadcastCount} connections`;
+    result.textContent = `published ${sent.id}: delivered to ${sent.broadcastCount} subscriber${sent.broadcastCount === 1 ? "" : "s"}`;
   } catch (error) {
     result.classList.add("bad-news");
-    result.textContent = error instanceof SyntaxError ? `Data is no JSON: ${error.message}` : error.message;
+    result.textContent = error instanceof SyntaxError ? `Data is not JSON: ${error.message}` : error.message;
   }
 }
 
-// ---- Signing in, and asking again and again ----
+// ---- Sign-in and polling ----
 
 function light(state, text) {
   $("light").dataset.state = state;
@@ -303,9 +303,9 @@ async function poll() {
       signOut(refusal);
       return;
     }
-    light("bad", error.status ? error.message : "the server cannot be reached");
+    light("bad", error.status ? error.message : "server unreachable");
   }
-  clearTimeout(timer); // of another call that was under way
+  clearTimeout(timer); // set by a concurrent call
   timer = setTimeout(poll, POLL_MS);
 }
 

@@ -1,4 +1,4 @@
-"""The page at ``/admin``: one HTML document that loads nothing from anywhere."""
+"""The page at ``/admin``: one HTML document without external resources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..messages import Response
 
 @cache
 def page() -> Response:
-    """The page, with its style and script inside, and a policy that allows these two alone."""
+    """Return the page with its style and script inline, and a policy that allows only these two."""
     folder = files(__package__)
     html = folder.joinpath("admin.html").read_text("utf-8")
     hashes = {}

@@ -1,4 +1,4 @@
-"""What the operator's page asks: what there is now, on this node."""
+"""The API of the admin page: the current state of this node."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..rooms.sessions import Session, SessionRegistry
 from .page import page
 
 MAX_ROOMS = 200
-"""So many rooms are told, those with the most connections."""
+"""The maximum number of rooms in a response: those with the most connections."""
 
 MAX_CONNECTIONS = 200
-"""So many connections of a room are told, the newest."""
+"""The maximum number of connections of a room in a response: the newest ones."""
 
 
 class Admin:
-    """The routes under ``/admin``. All but the page itself want the scope ``admin``."""
+    """The routes under ``/admin``. All except the page itself require the scope ``admin``."""
 
     def __init__(
         self,
@@ -34,22 +34,23 @@ class Admin:
         metrics: Metrics,
         *,
         version: str,
-        promise: str,
+        description: str,
     ) -> None:
         """
         Args:
-            promise: which store there is, for people.
+            description: the description of the store, for display.
         """
         self._hub = hub
         self._sessions = sessions
         self._access = access
         self._metrics = metrics
         self._version = version
-        self._promise = promise
+        self._description = description
         self._started_at = _timestamp(datetime.now(UTC).timestamp())
 
     async def handle(self, request: Request) -> Response:
-        """
+        """Answer a request.
+
         Raises:
             RequestError: 401, 403, 404.
         """
@@ -61,19 +62,20 @@ class Admin:
                 return json_response(200, self._state(request.query.get("room", "")))
             case ("admin", "rooms", segment):
                 return json_response(200, self._room(parse_room_param(segment)))
-        raise RequestError(404, "not_found", "Not found", "see /admin")
+        raise RequestError(404, "not_found", "Not found", "the page is at /admin")
 
     def _state(self, part: str) -> dict[str, Any]:
-        """
+        """Return the totals and the largest rooms.
+
         Args:
-            part: of the names of the rooms that are told.
+            part: filters the rooms whose name contains it.
         """
         rooms = [(count, room) for room, count in self._hub.rooms() if room != REVOCATIONS]
         found = [each for each in rooms if part in each[1]]
         largest = heapq.nsmallest(MAX_ROOMS, found, key=lambda each: (-each[0], each[1]))
         return {
             "version": self._version,
-            "store": self._promise,
+            "store": self._description,
             "startedAt": self._started_at,
             "connections": self._sessions.count(),
             "roomCount": len(rooms),
@@ -84,10 +86,10 @@ class Admin:
     def _room(self, room: Room) -> dict[str, Any]:
         here = self._sessions.in_room(room)
         newest = heapq.nlargest(MAX_CONNECTIONS, here, key=lambda session: session.began_at)
-        return {"total": len(here), "connections": [_described(session) for session in newest]}
+        return {"total": len(here), "connections": [_to_json(session) for session in newest]}
 
 
-def _described(session: Session) -> dict[str, str | None]:
+def _to_json(session: Session) -> dict[str, str | None]:
     ends_at = session.claims.expires_at
     return {
         "user": session.claims.user or session.claims.key_name,

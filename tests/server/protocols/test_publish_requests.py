@@ -214,7 +214,7 @@ async def test_publish_has_a_span() -> None:
     provider.add_span_processor(SimpleSpanProcessor(kept))
     before = trace._TRACER_PROVIDER
     async with running_server(with_keys()) as url, peer(url) as client:
-        trace._TRACER_PROVIDER, tracing._looked_at = provider, -math.inf
+        trace._TRACER_PROVIDER, tracing._checked_at = provider, -math.inf
         try:
             await client.say(PUBLISH)
             assert await client.status() == 200
