@@ -37,7 +37,7 @@ _FORWARDED_FOR = re.compile(
 _IMPLIED_PORTS = {"http": ":80", "https": ":443"}
 _NO_OTHER_PAGE = (None, "none", "same-origin")
 """Values of ``Sec-Fetch-Site`` for programs, typed addresses and the server's own pages. Every
-other value, also one of a later specification, is refused."""
+other value, including those of later specifications, is rejected."""
 
 
 _Scope = MutableMapping[str, Any]

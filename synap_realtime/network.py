@@ -191,7 +191,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
-    """Return a client for a few requests to one server. It refuses encodings and redirects.
+    """Return a client for a few requests to one server. It rejects encodings and redirects.
 
     Args:
         timeout_s: the timeout of each read and write. The caller bounds the whole request.

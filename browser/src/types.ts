@@ -1,77 +1,77 @@
 // The payload types of synap-realtime notifications. Generated; regenerate with:
 //   synap-realtime generate-types --out FILE
 
-/** `….cancelled`: it was ended from outside. */
+/** `….cancelled`: the run was cancelled. */
 export interface JobCancelled {
-  /** Written for the user. */
+  /** An error message for the user. */
   error: string;
   /** The same on every attempt. */
   runId: string;
 }
 
-/** `….delta`: a piece of a text, while the job writes it. */
+/** `….delta`: a part of a text that the job is generating. */
 export interface JobDelta {
   /** The same on every attempt. */
   runId: string;
   /** Counted from 1. */
   attempt: number;
-  /** How many there are; absent if unknown. */
+  /** The maximum number of attempts; absent if unknown. */
   maxAttempts?: number;
-  /** Counts the pieces. 0 begins the text anew. */
+  /** Counts the parts. 0 restarts the text. */
   index: number;
-  /** The text that comes next. */
+  /** The next part of the text. */
   delta: string;
 }
 
-/** `….failed`: it ended badly, and no attempt will follow. */
+/** `….failed`: the run failed, and no attempt will follow. */
 export interface JobFailed {
-  /** Written for the user. */
+  /** An error message for the user. */
   error: string;
   /** The same on every attempt. */
   runId: string;
 }
 
-/** `….progress`: how far the job has come, or that it waits. */
+/** `….progress`: the progress of the run, or that it is suspended. */
 export interface JobProgress {
   /** The same on every attempt. */
   runId: string;
   /** Counted from 1. */
   attempt: number;
-  /** How many there are; absent if unknown. */
+  /** The maximum number of attempts; absent if unknown. */
   maxAttempts?: number;
   /** From 0 to 1. */
   progress?: number;
-  /** What it does now, in the user's words. */
+  /** The current activity, written for the user. */
   label?: string;
-  /** As when it started; absent if it may wait for any time. */
+  /** As in started; absent if the run may be suspended for any time. */
   stallAfterS?: number;
 }
 
-/** `….retrying`: an attempt failed, and `attempt` is the one that will come. */
+/** `….retrying`: an attempt failed, and `attempt` is the number of the next one. */
 export interface JobRetrying {
   /** The same on every attempt. */
   runId: string;
   /** Counted from 1. */
   attempt: number;
-  /** How many there are; absent if unknown. */
+  /** The maximum number of attempts; absent if unknown. */
   maxAttempts?: number;
-  /** Written for the user. */
+  /** An error message for the user. */
   error: string;
-  /** Seconds until it comes, if known. */
+  /** Seconds until the next attempt, if known. */
   retryInS?: number;
-  /** Seconds of silence that are normal; after them it is stalled. */
+  /** Seconds without a notification after which the run counts as stalled. */
   stallAfterS: number;
 }
 
-/** `….started`: the run begins. */
+/** `….started`: the run has started. */
 export interface JobStarted {
   /** The same on every attempt. */
   runId: string;
   /** Counted from 1. */
   attempt: number;
-  /** How many there are; absent if unknown. */
+  /** The maximum number of attempts; absent if unknown. */
   maxAttempts?: number;
-  /** Seconds of silence that are normal; after them it is stalled. */
+  /** Seconds without a notification after which the run counts as stalled. */
   stallAfterS: number;
 }
 
@@ -101,7 +101,7 @@ export interface ResponseGenerated {
   userMessageId: string;
   assistantMessageId: string;
   response: string;
-  /** True if no reply could be had; `response` is the stand-in. */
+  /** True if no reply was available; `response` is the fallback. */
   fallback: boolean;
 }
 
@@ -124,7 +124,7 @@ export interface TaskCreated {
   projectId?: string;
 }
 
-/** Of a result that did not fit into a notification as a whole. */
+/** The markers in a result that was truncated to fit into a notification. */
 export interface Truncated {
   truncated: true;
   /** The members that were left out. */

@@ -1,6 +1,6 @@
-"""What ``data`` holds: of any job on its way, and of the five families when they have ended well.
+"""Define the payloads of lifecycle notifications, and the results of the built-in job types.
 
-The names on the wire (camelCase) are those of the mission's report. See PROTOCOL.md, "Jobs".
+See PROTOCOL.md, "Jobs". The names on the wire are camelCase.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from .notification import WireModel
 
 
 def _absent_not_null(schema: dict[str, Any]) -> None:
-    """A member that is None is left out on the wire: its schema says so, and knows no null."""
+    """Describe optional members in the schema as absent, not null, as they are on the wire."""
     for name, member in schema.get("properties", {}).items():
         if member.get("default", ...) is None and "anyOf" in member:
             del member["default"]
             options = [option for option in member.pop("anyOf") if option != {"type": "null"}]
             member.update(options[0] if len(options) == 1 else {"anyOf": options})
-            if name in schema.get("required", ()):  # it is, of what is sent
+            if name in schema.get("required", ()):  # pydantic lists members with defaults, too
                 schema["required"].remove(name)
 
 
 class Payload(WireModel):
-    """What every payload of ours keeps to: a member is absent, never null."""
+    """The base class of payloads. An unset member is absent on the wire, never null."""
 
     model_config = ConfigDict(
         json_schema_extra=_absent_not_null,
@@ -34,11 +34,16 @@ class Payload(WireModel):
 
 RunId = Annotated[str, Field(description="The same on every attempt.")]
 Date = Annotated[str, Field(description="ISO 8601, a date or a time.")]
-Error = Annotated[str, Field(description="Written for the user.")]
+Error = Annotated[str, Field(description="An error message for the user.")]
 Attempt = Annotated[int, Field(ge=1, description="Counted from 1.")]
-MaxAttempts = Annotated[int, Field(ge=1, description="How many there are; absent if unknown.")]
+MaxAttempts = Annotated[
+    int, Field(ge=1, description="The maximum number of attempts; absent if unknown.")
+]
 StallAfterS = Annotated[
-    float, Field(gt=0, description="Seconds of silence that are normal; after them it is stalled.")
+    float,
+    Field(
+        gt=0, description="Seconds without a notification after which the run counts as stalled."
+    ),
 ]
 
 
@@ -89,12 +94,12 @@ class ResponseGenerated(Payload):
     assistant_message_id: str
     response: str
     fallback: Annotated[
-        bool, Field(description="True if no reply could be had; ``response`` is the stand-in.")
+        bool, Field(description="True if no reply was available; ``response`` is the fallback.")
     ] = False
 
 
 class JobStarted(Payload):
-    """``….started``: the run begins."""
+    """``….started``: the run has started."""
 
     run_id: RunId
     attempt: Attempt
@@ -103,61 +108,66 @@ class JobStarted(Payload):
 
 
 class JobProgress(Payload):
-    """``….progress``: how far the job has come, or that it waits."""
+    """``….progress``: the progress of the run, or that it is suspended."""
 
     run_id: RunId
     attempt: Attempt
     max_attempts: MaxAttempts | None = None
     progress: Annotated[float, Field(ge=0, le=1, description="From 0 to 1.")] | None = None
-    label: Annotated[str, Field(description="What it does now, in the user's words.")] | None = None
+    label: (
+        Annotated[str, Field(description="The current activity, written for the user.")] | None
+    ) = None
     stall_after_s: (
         Annotated[
             float,
-            Field(gt=0, description="As when it started; absent if it may wait for any time."),
+            Field(
+                gt=0, description="As in started; absent if the run may be suspended for any time."
+            ),
         ]
         | None
     ) = None
 
 
 class JobDelta(Payload):
-    """``….delta``: a piece of a text, while the job writes it."""
+    """``….delta``: a part of a text that the job is generating."""
 
     run_id: RunId
     attempt: Attempt
     max_attempts: MaxAttempts | None = None
-    index: Annotated[int, Field(ge=0, description="Counts the pieces. 0 begins the text anew.")]
-    delta: Annotated[str, Field(description="The text that comes next.")]
+    index: Annotated[int, Field(ge=0, description="Counts the parts. 0 restarts the text.")]
+    delta: Annotated[str, Field(description="The next part of the text.")]
 
 
 class JobRetrying(Payload):
-    """``….retrying``: an attempt failed, and ``attempt`` is the one that will come."""
+    """``….retrying``: an attempt failed, and ``attempt`` is the number of the next one."""
 
     run_id: RunId
     attempt: Attempt
     max_attempts: MaxAttempts | None = None
     error: Error
     retry_in_s: (
-        Annotated[float, Field(ge=0, description="Seconds until it comes, if known.")] | None
+        Annotated[float, Field(ge=0, description="Seconds until the next attempt, if known.")]
+        | None
     ) = None
     stall_after_s: StallAfterS
 
 
 class JobFailed(Payload):
-    """``….failed``: it ended badly, and no attempt will follow."""
+    """``….failed``: the run failed, and no attempt will follow."""
 
     error: Error
     run_id: RunId
 
 
 class JobCancelled(Payload):
-    """``….cancelled``: it was ended from outside."""
+    """``….cancelled``: the run was cancelled."""
 
     error: Error
     run_id: RunId
 
 
 class Truncated(Payload):
-    """Of a result that did not fit into a notification as a whole."""
+    """The markers in a result that was truncated to fit into a notification."""
 
     truncated: Literal[True]
     omitted: Annotated[list[str], Field(description="The members that were left out.")]

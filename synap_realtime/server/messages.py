@@ -361,7 +361,7 @@ def parse_device_param(query: Mapping[str, str]) -> str | None:
 
 
 async def read_json_body(request: Request) -> bytes:
-    """Read the body, after a check that its headers say that it is JSON.
+    """Check the content headers, and read the body.
 
     Raises:
         RequestError: 408, 413 or 415.

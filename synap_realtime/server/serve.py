@@ -159,9 +159,7 @@ async def serve(settings: ServerSettings, context: WorkerContext | None = None) 
         app, settings.host, port, certificate, shares_port=shares_port
     ) as url:
         stopped = asyncio.create_task(wait())
-        await asyncio.sleep(
-            0
-        )  # install the signal handlers before the log says that the server listens
+        await asyncio.sleep(0)  # install the signal handlers before readiness is logged
         logger.info("%s", app.description)
         logger.info("listening on %s", url)
         if context is None or context.worker == 1:
