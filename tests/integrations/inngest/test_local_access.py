@@ -332,7 +332,7 @@ async def test_reads_only_so_much_of_an_answer(
     monkeypatch.setattr(bodies, "MAX_REPLY_BYTES", 1000)
     sdk = {"x-inngest-sdk": "py:v0"}
     async with called(lambda _: Response(b'"' + b"a" * 2000 + b'"', headers=sdk), caplog):
-        assert "the app's answer has more than 1000 bytes" in caplog.text
+        assert "the app's response has more than 1000 bytes" in caplog.text
 
 
 async def test_refuses_compressed_answer(caplog: pytest.LogCaptureFixture) -> None:
@@ -340,4 +340,4 @@ async def test_refuses_compressed_answer(caplog: pytest.LogCaptureFixture) -> No
     content = zlib.compress(b'"' + b"a" * 10_000_000 + b'"')
     headers = {"x-inngest-sdk": "py:v0", "content-encoding": "deflate"}
     async with called(lambda _: Response(content, headers=headers), caplog):
-        assert "the app's answer is compressed" in caplog.text
+        assert "the app's response is compressed" in caplog.text
