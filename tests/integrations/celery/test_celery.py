@@ -162,7 +162,7 @@ def test_task_without_a_job_type_is_refused_at_definition() -> None:
     @app.task(base=RealtimeTask, shared=False)  # type: ignore[untyped-decorator]
     def wrong() -> None: ...
 
-    with pytest.raises(ConfigurationError, match="family="):
+    with pytest.raises(ConfigurationError, match="job_type="):
         app.finalize()
 
 
