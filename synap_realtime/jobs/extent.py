@@ -25,7 +25,7 @@ class Ticket:
     key: str
 
 
-class Sink(Protocol):
+class ReportSink(Protocol):
     """The destination of an extent's progress and deltas."""
 
     def progress(
@@ -52,7 +52,7 @@ class Extent:
 
     def __init__(
         self,
-        sink: Sink | None,
+        sink: ReportSink | None,
         *,
         is_replay: bool | None = None,
         within: Extent | None = None,
@@ -106,7 +106,7 @@ shared_extents: weakref.WeakSet[Extent] = weakref.WeakSet()
 
 
 @contextmanager
-def extent_of(sink: Sink | None) -> Iterator[Extent]:
+def extent_of(sink: ReportSink | None) -> Iterator[Extent]:
     """Make ``sink`` the current reporter for the code inside the block only.
 
     Args:

@@ -117,7 +117,7 @@ def connection_class(name: str) -> Any:
 
     if name.startswith("asyncio"):
 
-        class Connection(_Bounds, base):  # type: ignore[misc, valid-type]
+        class AsyncConnection(_Bounds, base):  # type: ignore[misc, valid-type]
             async def handshake(self, *args: Any, **kwargs: Any) -> None:
                 try:
                     await super().handshake(*args, **kwargs)
@@ -130,23 +130,23 @@ def connection_class(name: str) -> Any:
             def _cut(self) -> None:
                 self.transport.abort()
 
-    else:
+        return AsyncConnection
 
-        class Connection(_Bounds, base):  # type: ignore[misc, valid-type, no-redef]
-            def handshake(self, *args: Any, **kwargs: Any) -> None:
-                try:
-                    super().handshake(*args, **kwargs)
-                except status as error:
-                    raise RefusedError(error.response) from None
-                except AssertionError:
-                    # The library asserts that the connection is open when it sends its request; a
-                    # hostile server can close it before.
-                    raise ConnectionResetError("the server ended the handshake") from None
+    class SyncConnection(_Bounds, base):  # type: ignore[misc, valid-type]
+        def handshake(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                super().handshake(*args, **kwargs)
+            except status as error:
+                raise RefusedError(error.response) from None
+            except AssertionError:
+                # The library asserts that the connection is open when it sends its request; a
+                # hostile server can close it before.
+                raise ConnectionResetError("the server ended the handshake") from None
 
-            def _cut(self) -> None:
-                self.close_socket()
+        def _cut(self) -> None:
+            self.close_socket()
 
-    return Connection
+    return SyncConnection
 
 
 def dial_arguments(

@@ -16,7 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InvalidArgumentError
-from ..protocol.control import CLOSING, PONG, PONG_TIMEOUT_S, SUBPROTOCOL, SUBSCRIBED
+from ..protocol.control import (
+    CLOSING,
+    PONG,
+    PONG_TIMEOUT_S,
+    SUBPROTOCOL,
+    SUBSCRIBED,
+    ControlFrame,
+)
 from ..protocol.notification import Notification, parse_notification
 from .keepalive import Keepalive
 from .options import Options, SubscriptionState
@@ -84,14 +91,6 @@ class Notify:
 Step = Connect | StartKeepalive | Receive | Deliver | WakeKeepalive | Disconnect | Sleep | Notify
 EffectResult = str | bytes | Failure | None
 Steps = Generator[Step, EffectResult, None]
-
-
-@dataclass(frozen=True, slots=True)
-class ControlFrame:
-    """A control frame: ``{"type":"synap.…","data":{…}}``."""
-
-    type: str
-    data: dict[str, Any]
 
 
 def read(message: str | bytes) -> Notification | ControlFrame | None:
