@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import synap_realtime
 
 
@@ -51,3 +54,9 @@ def test_the_public_names_are_these() -> None:
     }
     for name in synap_realtime.__all__:
         assert hasattr(synap_realtime, name)
+
+
+def test_the_npm_package_has_the_same_version() -> None:
+    browser = Path(__file__).parents[1] / "browser"
+    for name in ("package.json", "package-lock.json"):
+        assert json.loads((browser / name).read_text())["version"] == synap_realtime.__version__
