@@ -136,7 +136,7 @@ def listen(url: str, tokens: Tokens, received: Received) -> None:
     """``subscribe_sync``, in a thread."""
 
     def on_state_change(state: Any) -> None:
-        received.reconnects += state.name == "reconnecting"
+        received.reconnects += state.status == "reconnecting"
 
     room = f"request_{REQUEST}"
 
@@ -223,7 +223,7 @@ def faults_of(
 
 async def run(plan: Plan, folder: Path) -> list[str]:
     """Run the scenario; what was wrong."""
-    bundle("../faults/long_job.tsx", folder / "page")
+    bundle("../chaos/long_job.tsx", folder / "page")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     log = folder / "server.log"
