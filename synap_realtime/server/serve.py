@@ -61,7 +61,7 @@ async def running_server(
     """
     if not is_loopback(host) and not (isinstance(app, Node) and app.has_keys):
         raise ConfigurationError(
-            f"--host (SYNAP_REALTIME_HOST): {host} would let every machine that reaches this one "
+            f"--host (SYNAP_REALTIME_HOST): {host!r} would let every machine that reaches this one "
             "publish and subscribe, because authentication is not configured. Create keys with: "
             f"{KEYGEN_COMMAND} --out keys.toml, and add --keys-file keys.toml; or use 127.0.0.1"
         )

@@ -78,7 +78,8 @@ class Trimmer:
 
     Neither alone is enough. Peers may hold many times as much between two checks as at either. And
     what is held for them is an estimate, so that a process may seem to have grown in the middle of
-    a flood, when there is little to trim. It is then trimmed again, after increasing pauses.
+    a flood, when there is little to trim. It is then trimmed again, after increasing pauses, and as
+    soon as peers hold much less.
 
     A trim blocks the event loop for about 3 ms per 35 MB. A thread would not help, because the C
     library locks the memory that it scans.
@@ -107,23 +108,31 @@ class Trimmer:
         self._base: int | None = None  # least size, without what is held
         self._attempts = 0  # to get back there
         self._peak = 0  # of what is held, since the last trim
+        self._pause_s = 0.0  # until the next check
+        self._rest_s = 0.0  # without any trim
+        self._waited_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Check periodically until :meth:`close`."""
         if self._memory is not None:
-            self._wait(CHECK_INTERVAL_S)
+            self._wait()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _wait(self, delay_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(delay_s, self._run)
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self.on_timer)
 
-    def _run(self) -> None:
-        self._wait(self.check())
+    def on_timer(self) -> None:
+        """Check, if a pause is over or peers hold much less than before it."""
+        self._waited_s += CHECK_INTERVAL_S
+        may_trim = self._waited_s >= self._rest_s
+        if self._waited_s >= self._pause_s or (may_trim and self._has_ended(self._held())):
+            self._pause_s = self.check()
+            self._waited_s = 0.0
+        self._wait()
 
     def check(self) -> float:
         """Trim if that is worthwhile. Return the pause until the next check, in seconds."""
@@ -132,22 +141,27 @@ class Trimmer:
         if memory is None or resident is None:
             return CHECK_INTERVAL_S
         held = self._held()
-        self._peak = max(self._peak, held)
-        has_ended = self._peak >= MIN_HELD_BYTES and held < self._peak // 2
+        has_ended = self._has_ended(held)
         has_grown = self._has_grown(resident, held) and (self._is_alone or self._attempts > 0)
         if not (has_grown or has_ended):
             self._attempts = 0
             return CHECK_INTERVAL_S
+        if has_ended:
+            self._attempts = 0  # those in the middle of the flood do not count
         began = self._clock()
         memory.trim()
-        took_s = self._clock() - began
+        self._rest_s = (self._clock() - began) / MAX_SHARE
         self._peak = held
         resident = memory.resident() or resident
         self._attempts = self._attempts + 1 if self._has_grown(resident, held) else 0
         pause_s: float = CHECK_INTERVAL_S * 2**self._attempts
         if self._attempts == ATTEMPTS:
             self._base, self._attempts = resident - held, 0
-        return max(pause_s, took_s / MAX_SHARE)
+        return max(pause_s, self._rest_s)
+
+    def _has_ended(self, held: int) -> bool:
+        self._peak = max(self._peak, held)
+        return self._peak >= MIN_HELD_BYTES and held < self._peak // 2
 
     def _has_grown(self, resident: int, held: int) -> bool:
         size = resident - held

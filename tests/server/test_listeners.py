@@ -88,7 +88,7 @@ async def test_without_keys_only_loopback_is_listened_on() -> None:
     async with running_server(create_app(), "localhost") as url:
         assert await asyncio.to_thread(reaches, "127.0.0.1", urlsplit(url).port or 0)
     for host in ("", "::", "0.0.0.0"):
-        with pytest.raises(ConfigurationError, match="has no keys"):
+        with pytest.raises(ConfigurationError, match="authentication is not configured"):
             async with running_server(create_app(), host):
                 pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -17,6 +18,12 @@ from websockets.typing import Origin
 from synap_realtime import mint_token
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
+from synap_realtime.server.events import (
+    MAX_LINES_PER_CALLER_S,
+    MAX_LINES_PER_S,
+    RateLimitFilter,
+)
+from tests.timeouts import TIMEOUT_S
 
 from .servers import Front
 
@@ -59,6 +66,13 @@ CASES = {
         "forbidden", "origin ", {}, user="1", origin="https://evil.example"
     ),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate of lines is limited for each address, and all tests have the same one."""
+    fresh = [RateLimitFilter(MAX_LINES_PER_S, MAX_LINES_PER_CALLER_S)]
+    monkeypatch.setattr(logging.getLogger("synap_realtime.server.events"), "filters", fresh)
 
 
 @pytest.fixture
@@ -115,6 +129,10 @@ async def test_the_log_names_cause_room_user_and_origin(
 ) -> None:
     caplog.set_level(logging.INFO, "synap_realtime.server.events")
     await ask(url, transport, headers_of(case))
+    # The client may have the response before the line is written.
+    async with asyncio.timeout(TIMEOUT_S):
+        while not refusals(caplog):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     (line,) = refusals(caplog)
     assert str(line["details"]).startswith(case.details)
     assert (line["room"], line["address"]) == ("user_1", "127.0.0.1")

@@ -339,6 +339,22 @@ def test_trims_again_after_a_trim_in_the_middle_of_a_flood() -> None:
     assert (process.trims, process.freed) == (2, 0)
 
 
+async def test_trims_after_a_flood_without_waiting_for_the_next_attempt() -> None:
+    process, held = Process(), 0
+    trimmer = Trimmer(lambda: held, process)
+    trimmer.on_timer()
+    held = MIN_HELD_BYTES
+    process.taken += 10 * MIN_BYTES  # much more than is known
+    for _ in range(10):
+        trimmer.on_timer()
+    attempts = process.trims
+    assert attempts < ATTEMPTS, "a pause has begun"
+    process.taken, process.freed, held = process.taken - 10 * MIN_BYTES, 10 * MIN_BYTES, 0
+    trimmer.on_timer()
+    assert (process.trims, process.freed) == (attempts + 1, 0)
+    trimmer.close()
+
+
 def test_ineffective_trims_are_bounded() -> None:
     process = Process()
     trimmer = Trimmer(lambda: 0, process)

@@ -181,7 +181,7 @@ async def test_refused_size_uses_no_notification_quota() -> None:
         for _ in range(10):  # over the rate of notifications, if they counted
             await client.say(publish(KEY, body=large))
             status, answer, content = await client.answer()
-            assert (status, b"bytes a second" in content) == (429, True)
+            assert (status, b"bytes/s per key" in content) == (429, True)
             assert int(answer["retry-after"]) >= 1
         await client.say(publish(KEY, body=small))
         assert await client.status() == 200
