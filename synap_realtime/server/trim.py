@@ -114,8 +114,12 @@ class Trimmer:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Check periodically until :meth:`close`."""
+        """Check now, and then periodically until :meth:`close`.
+
+        A flood may come before the first periodic check, and would be taken for the usual size.
+        """
         if self._memory is not None:
+            self.check()
             self._wait()
 
     def close(self) -> None:

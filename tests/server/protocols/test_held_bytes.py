@@ -339,6 +339,16 @@ def test_trims_again_after_a_trim_in_the_middle_of_a_flood() -> None:
     assert (process.trims, process.freed) == (2, 0)
 
 
+async def test_remembers_the_size_before_an_early_flood() -> None:
+    process = Process()
+    trimmer = Trimmer(lambda: 0, process)
+    trimmer.start()
+    process.freed = 2 * MIN_BYTES
+    trimmer.on_timer()
+    assert (process.trims, process.freed) == (1, 0)
+    trimmer.close()
+
+
 async def test_trims_after_a_flood_without_waiting_for_the_next_attempt() -> None:
     process, held = Process(), 0
     trimmer = Trimmer(lambda: held, process)
