@@ -177,7 +177,7 @@ async def test_a_result_without_a_json_form_fails_a_test_that_records() -> None:
     async def returns(run: JobRun) -> Any:
         return object()
 
-    with pytest.raises(InvalidArgumentError, match="no JSON form"), record():
+    with pytest.raises(InvalidArgumentError, match="not JSON-serializable"), record():
         await job(returns)
 
 
