@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .claims import UNRESTRICTED, Claims
 from .jwks import KeysUnavailableError
-from .keys import KeyRing, Keys, digest_of
+from .keys import KeyRing, Keys
 from .tokens import (
     LEEWAY_S,
     MAX_LIFETIME_S,
@@ -31,5 +31,4 @@ __all__ = [
     "Keys",
     "KeysUnavailableError",
     "MalformedTokenError",
-    "digest_of",
 ]  # fmt: skip
