@@ -314,6 +314,38 @@ async def test_children_forked_right_after_the_first_notification_lose_nothing(u
         assert received == sorted([*range(-1, 24)] * (1 if address == url else 2))
 
 
+FORKED_IDS = """
+import os
+from synap_realtime.broadcast import encoding
+def random_bits():
+    notification = encoding.normalize({"type": "a", "data": {}}, None)
+    return notification.id[14:]  # without the time, which would hide a repetition
+random_bits()
+readable, writable = os.pipe()
+children = []
+for _ in range(50):
+    if (child := os.fork()) == 0:
+        os.write(writable, f"{random_bits()}\\n".encode())
+        os._exit(0)
+    children.append(child)
+for child in children:
+    os.waitpid(child, 0)
+os.close(writable)
+ids = os.fdopen(readable).read().split()
+print(len(ids), len(set(ids)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+async def test_forked_children_do_not_repeat_ids() -> None:
+    """The server drops a notification with the id of another one as a duplicate."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FORKED_IDS, cwd=ROOT, stdout=subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert output.decode().strip() == "50 50"
+
+
 FIRST_USES = {
     "sync, by a name of the package": """
 import synap_realtime
