@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 from ..errors import ConfigurationError
 from ..server.stores import check_shared, is_own, open_store
 from ..server.stores.base import Retention
-from ..server.stores.file_guard import find_user
-from ..server.stores.sqlite.database import UNUSABLE
+from ..server.stores.sqlite.errors import UNUSABLE
+from ..server.stores.sqlite.file_guard import find_user
 from .context import CheckContext
 from .finding import Finding, Report
 from .timeouts import TIMEOUT_S, run_in_thread

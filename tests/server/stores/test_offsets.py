@@ -11,7 +11,7 @@ from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Store
 from synap_realtime.server.stores.offsets import OffsetClock
-from synap_realtime.server.stores.sqlite import database
+from synap_realtime.server.stores.sqlite import writer
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 
 from .conftest import OpenStore
@@ -70,7 +70,7 @@ async def test_the_head_of_an_empty_room_resumes_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_us: int
 ) -> None:
     """Also over restarts: what was issued before is never taken for another log's."""
-    monkeypatch.setattr(database, "_CHECKPOINT_US", checkpoint_us)
+    monkeypatch.setattr(writer, "_CHECKPOINT_US", checkpoint_us)
     latest: list[tuple[Room, Cursor]] = []
     for life in range(3):
         store = SqliteStore(tmp_path / "rooms.db")
@@ -90,7 +90,7 @@ async def test_the_head_of_an_empty_room_resumes_completely(
 async def test_head_precedes_uncommitted_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_CHECKPOINT_US", 0)
+    monkeypatch.setattr(writer, "_CHECKPOINT_US", 0)
     store = SqliteStore(tmp_path / "rooms.db")
     for n in range(50):
         room = Room(f"user_{n}")

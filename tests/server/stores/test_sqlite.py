@@ -30,8 +30,8 @@ from synap_realtime.server.stores.base import (
     Store,
     StoreUnavailableError,
 )
-from synap_realtime.server.stores.file_guard import find_network_file_system
 from synap_realtime.server.stores.sqlite import store as sqlite
+from synap_realtime.server.stores.sqlite.file_guard import find_network_file_system
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.timeouts import TIMEOUT_S
 

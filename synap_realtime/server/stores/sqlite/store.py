@@ -1,7 +1,8 @@
 """The store in one SQLite file. Published notifications survive a crash and a power failure.
 
 One thread writes and one reads. Queued writes share a transaction (group commit), so that many
-publishers share one flush of the disk. The SQL is in ``database.py``.
+publishers share one flush of the disk. The SQL is in ``writer.py`` and
+``reader.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from ..base import (
     make_entry,
 )
 from ..clock import RunningClock
-from .database import UNUSABLE, Database, InsertResult, LogReader, LogWriter
+from .database import Database
+from .errors import UNUSABLE
+from .reader import LogReader
+from .writer import InsertResult, LogWriter
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,168 @@
+"""All queries of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from ....protocol.rooms import Room
+from ..base import DEVICE_AGE_S, StoreStats
+from .database import Database
+from .schema import last_offset, trimmed_key
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PageRows:
+    """The rows of a page: offsets and texts."""
+
+    entries: Sequence[tuple[int, str]]
+    recovered: bool
+
+
+class LogReader:
+    """Performs all queries of the file. Use it from one thread."""
+
+    def __init__(self, file: Database) -> None:
+        self._file = file
+        self._path = file.path
+        self._connect()
+
+    def run(self, query: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
+        """Call one of the methods below, with a connection of the present generation.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        with self._file.reading:
+            if self._generation != self._file.generation:
+                self._connect()
+            return query(*arguments, **_)
+
+    def _connect(self) -> None:
+        self._db = self._file.connect()
+        self._generation = self._file.generation
+        self._db.execute("PRAGMA query_only=ON")
+
+    def page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
+        """Return up to ``limit`` entries after an offset, from one snapshot.
+
+        Args:
+            room: the room.
+            after: the offset.
+            limit: most entries to return.
+            checkpoint: no higher cursor was issued for a room without a log.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        self._db.execute("BEGIN")
+        try:
+            return self._page(room, after, limit, checkpoint)
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def last_offset(self) -> int:
+        """Return the highest offset that was issued.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        return last_offset(self._db)
+
+    def head(self, room: Room, checkpoint: int) -> int:
+        """Return the highest offset that was ever in a room's log, or the checkpoint without a log.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        row = self._db.execute(
+            "SELECT max(forgotten, ifnull((SELECT max(offset) FROM entry WHERE room = room.id), 0))"
+            " FROM room WHERE name = ?",
+            (room,),
+        ).fetchone()
+        if row is not None and row[0]:
+            return int(row[0])
+        # An entry with a retention of seconds may have been deleted after the checkpoint.
+        return max(checkpoint, self._dropped(room))
+
+    def device_ack(self, room: Room, device: str) -> int | None:
+        """Return the acknowledged offset of a device; None if it is not registered.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        row = self._db.execute(
+            "SELECT mark FROM device WHERE room = ? AND name = ? AND seen > ?",
+            (room, device, self._file.now() - DEVICE_AGE_S),
+        ).fetchone()
+        return int(row[0]) if row is not None else None
+
+    def ack(self, room: Room) -> int:
+        """Return the acknowledged offset of a room; 0 if nothing was received.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        row = self._db.execute("SELECT mark FROM room WHERE name = ?", (room,)).fetchone()
+        return int(row[0]) if row is not None else 0
+
+    def usage(self) -> StoreStats:
+        """Return the size of the file, including SQLite's write-ahead log.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        (rooms,) = self._db.execute("SELECT count(*) FROM room").fetchone()
+        path = self._path
+        sizes = [each.stat().st_size for each in (path, Path(f"{path}-wal")) if each.exists()]
+        return StoreStats(sum(sizes), rooms)
+
+    def close(self) -> None:
+        self._file.disconnect(self._db)
+
+    def _page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
+        execute = self._db.execute
+        # Not compared with the last offset of all rooms, which would reveal publishes to others.
+        foreign = after > max(checkpoint, self.head(room, checkpoint)) or self._in_offset_gap(after)
+        row = execute("SELECT id, forgotten FROM room WHERE name = ?", (room,)).fetchone()
+        if row is None:
+            return PageRows((), recovered=not foreign and not 0 < after < self._dropped(room))
+        id, forgotten = row
+        start = 0 if foreign else after
+        gone = max(forgotten, self._expired(id))
+        rows = execute(
+            "SELECT offset, text FROM entry WHERE room = ? AND offset > ? ORDER BY offset LIMIT ?",
+            (id, max(start, gone), limit),
+        ).fetchall()
+        return PageRows(rows, recovered=not foreign and not 0 < start < gone)
+
+    def _dropped(self, room: Room) -> int:
+        """Return the highest offset of the deleted logs of this kind of room."""
+        row = self._db.execute(
+            "SELECT value FROM meta WHERE name = ?", (trimmed_key(room),)
+        ).fetchone()
+        return int(row[0])
+
+    def _in_offset_gap(self, offset: int) -> bool:
+        row = self._db.execute(
+            "SELECT until FROM jump WHERE after < ? ORDER BY after DESC LIMIT 1", (offset,)
+        ).fetchone()
+        return row is not None and offset < row[0]
+
+    def _expired(self, room: int) -> int:
+        """Return the highest expired offset that is not deleted yet; 0 if there is none."""
+        now, execute = self._file.now(), self._db.execute
+        oldest = execute(
+            "SELECT expires FROM entry WHERE room = ? ORDER BY offset LIMIT 1", (room,)
+        ).fetchone()
+        if oldest is None or oldest[0] > now:
+            return 0
+        (expired,) = execute(
+            "SELECT max(offset) FROM entry WHERE room = ? AND expires <= ?", (room, now)
+        ).fetchone()
+        return int(expired or 0)

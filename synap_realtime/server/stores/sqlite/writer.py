@@ -1,0 +1,402 @@
+"""All writes to the database: publications, acknowledged cursors, and the deletion of old rows."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ....errors import ConfigurationError
+from ....protocol.rooms import Room
+from ..base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
+from ..offsets import OffsetClock
+from .database import Database
+from .schema import last_offset, trimmed_key
+
+_CHECKED_EVERY_S = 60.0  # a crash loses at most this much of the store's running time
+
+_ROWS = (64, 8, 1)  # rows per statement: few sizes, so that SQLite's statement cache has each
+_EXTRA_DELETES = 15  # surplus entries deleted beside as many as were inserted
+_MAX_ROOMS = 16_384  # rooms in the writer's cache
+_AMPLE = 8  # without this many times the size free on the disk, a trial write is made
+_CHECKPOINT_US = 10_000_000  # between two checkpoints
+
+_CHECKPOINT_BYTES = 32 * 1024 * 1024
+"""A larger write-ahead log is moved into the database file even while notifications are
+published."""
+
+
+@dataclass(frozen=True, slots=True)
+class InsertResult:
+    """The offset of a publication. For a duplicate, that of the first publish."""
+
+    offset: int
+    duplicate: bool
+    count: int
+
+
+class _Room:
+    """A room in the writer's cache.
+
+    Attributes:
+        size: the number of entries in its log.
+        pending_growth: entries that were inserted since the size was last written.
+    """
+
+    __slots__ = ("id", "name", "pending_growth", "size")
+
+    def __init__(self, id: int, name: Room, size: int) -> None:
+        self.id = id
+        self.name = name
+        self.size = size
+        self.pending_growth = 0
+
+
+class _Rooms:
+    """A cache of the rooms that were published to recently."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[Room, _Room] = {}
+        self._by_id: dict[int, _Room] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def find(self, db: sqlite3.Connection, name: Room) -> _Room:
+        """Return a room of the file. Create it if it is new."""
+        room = self._by_name.get(name)
+        if room is None:
+            row = db.execute("SELECT id, size FROM room WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                row = db.execute(
+                    "INSERT INTO room (name, forgotten)"
+                    " SELECT ?, value FROM meta WHERE name = ? RETURNING id, size",
+                    (name, trimmed_key(name)),
+                ).fetchone()
+            room = _Room(row[0], name, row[1])
+            self._by_name[name] = self._by_id[room.id] = room
+        return room
+
+    def shrink(self, id: int) -> None:
+        if (room := self._by_id.get(id)) is not None:
+            room.size -= 1
+
+    def forget(self, id: int) -> None:
+        if (room := self._by_id.pop(id, None)) is not None:
+            del self._by_name[room.name]
+
+    def clear(self) -> None:
+        self._by_name.clear()
+        self._by_id.clear()
+
+
+class LogWriter:
+    """Performs all writes to the file. Use it from one thread."""
+
+    def __init__(self, file: Database, retention: Retention) -> None:
+        self._file = file
+        self._retention = retention
+        self._checked = file.now()  # as stored in the file
+        self._connected = False
+        self._generation = 0
+        self._connect()
+        self._rooms = _Rooms()
+        (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
+        self._offsets = OffsetClock(last_offset(self._db))
+        self.checkpoint = last_offset(self._db)
+        """A recent offset, higher than all that were committed before it: the head of a room
+        without a log. It changes at most every ten seconds, so that subscribers of a quiet room
+        cannot see when others publish."""
+
+    def write(
+        self,
+        calls: Sequence[Sequence[Publication]],
+        acks: Mapping[tuple[Room, str | None], int],
+        counts: Mapping[int, int],
+        sweep: int,
+    ) -> list[list[InsertResult]]:
+        """Write publications, acks and counts, and delete expired rows, in one transaction.
+
+        Args:
+            calls: groups of publications; the result has the same shape.
+            acks: acknowledged offsets by room and device; None stands for the whole room.
+            counts: number of subscribers that received the entry, by its offset.
+            sweep: most expired entries, and most expired ids, that are deleted.
+
+        Raises:
+            sqlite3.Error: nothing was written.
+        """
+        with self._transaction():
+            checkpoint = self._next_checkpoint()
+            publications = [publication for call in calls for publication in call]
+            places = iter(
+                [
+                    place
+                    for start in range(0, len(publications), _ROWS[0])
+                    for place in self._insert(publications[start : start + _ROWS[0]])
+                ]
+            )
+            kept = [list(islice(places, len(call))) for call in calls]
+            self._db.executemany(
+                "UPDATE room SET mark = max(mark, ?) WHERE name = ?",
+                [(offset, room) for (room, device), offset in acks.items() if device is None],
+            )
+            self._store_devices(
+                [(room, device, offset) for (room, device), offset in acks.items() if device]
+            )
+            self._db.executemany(
+                "UPDATE seen SET count = ? WHERE offset = ?",
+                [(count, offset) for offset, count in counts.items()],
+            )
+            self._sweep(sweep)
+            checked = self._file.now()
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'checked'", (checked,))
+        self._checked = checked
+        self.checkpoint = checkpoint  # only once it is in the file
+        return kept
+
+    def try_writing(self, size: int, *, only_if_nearly_full: bool) -> None:
+        """Check that the file is writable, by writing some bytes and deleting them.
+
+        Args:
+            size: how many bytes to write.
+            only_if_nearly_full: write nothing if the disk has ample space.
+
+        Raises:
+            sqlite3.Error: the write failed.
+        """
+        if only_if_nearly_full:
+            self._file.require_intact()
+            with contextlib.suppress(OSError):
+                if shutil.disk_usage(self._file.path.parent).free > _AMPLE * size:
+                    return
+        with self._transaction():
+            self._db.execute("REPLACE INTO meta VALUES ('trial', zeroblob(?))", (size,))
+        with self._transaction():
+            self._db.execute("DELETE FROM meta WHERE name = 'trial'")
+
+    def _next_checkpoint(self) -> int:
+        """Return the checkpoint. Store a new one if it is old."""
+        last, now = last_offset(self._db), self._offsets.now()
+        if now < self.checkpoint + _CHECKPOINT_US:
+            return self.checkpoint
+        now = max(now, last)
+        self._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'entry'", (now,))
+        return now
+
+    def is_maintenance_due(self) -> bool:
+        """Return whether a write without publications has anything to do.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        if not self._connected:
+            return True  # the write reconnects
+        now = self._file.now()
+        if now - self._checked >= _CHECKED_EVERY_S and self._holds_anything():
+            return True
+        for query in (
+            "SELECT expires FROM entry ORDER BY expires LIMIT 1",
+            "SELECT expires FROM seen ORDER BY expires LIMIT 1",
+        ):
+            oldest = self._db.execute(query).fetchone()
+            if oldest is not None and oldest[0] <= now:
+                return True
+        return False
+
+    def _holds_anything(self) -> bool:
+        (answer,) = self._db.execute(
+            "SELECT EXISTS (SELECT 1 FROM entry) OR EXISTS (SELECT 1 FROM seen)"
+            " OR EXISTS (SELECT 1 FROM device)"
+        ).fetchone()
+        return bool(answer)
+
+    def idle(self) -> None:
+        """Move the log into the database file. Call it while nothing is published.
+
+        Raises:
+            sqlite3.Error: another program has changed the files.
+        """
+        self._file.require_intact()
+        self._checkpoint_over(0)
+
+    def close(self) -> None:
+        self._file.disconnect(self._db)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        has_begun = False
+        try:
+            self._file.require_intact()
+            if not self._connected or self._generation != self._file.generation:
+                self._connect()
+            self._db.execute("BEGIN IMMEDIATE")
+            has_begun = True
+            yield
+            self._db.execute("COMMIT")
+            self._file.require_intact(own_append=True)
+        except BaseException:
+            # Whatever the error, the next transaction starts with a new connection.
+            self._connected = False
+            self._rooms.clear()
+            with contextlib.suppress(sqlite3.Error):
+                self._file.disconnect(self._db)
+            if has_begun:
+                with contextlib.suppress(sqlite3.Error, ConfigurationError):
+                    self._file.require_intact(own_append=True)
+            raise
+        self._checkpoint_over(_CHECKPOINT_BYTES)
+
+    def _checkpoint_over(self, log_bytes: int) -> None:
+        if self._file.log_bytes > log_bytes:
+            # The log stays valid if this fails; the next call tries again.
+            with contextlib.suppress(sqlite3.Error):
+                self._file.checkpoint()
+
+    def _connect(self) -> None:
+        self._db = self._file.connect()
+        self._connected = True
+        self._generation = self._file.generation
+
+    def _insert(self, publications: Sequence[Publication]) -> list[InsertResult]:
+        """Insert publications with few statements, as each one releases the interpreter's lock."""
+        now = self._file.now()
+        if len(self._rooms) > _MAX_ROOMS:
+            self._rooms.clear()
+        rooms = [self._rooms.find(self._db, publication.room) for publication in publications]
+        keys = [(room.id, each.id) for room, each in zip(rooms, publications, strict=True)]
+        first = self._find_duplicates(keys, now)
+        kept, entries, seen = [], [], []
+        offset = last_offset(self._db)
+        for room, key, (_, id, text) in zip(rooms, keys, publications, strict=True):
+            before = first.get(key)
+            if before is not None:
+                kept.append(before)
+                continue
+            offset = self._offsets.next(offset)
+            entries.append((offset, room.id, now + self._retention.age_s(room.name), text))
+            seen.append((offset, room.id, id, now + self._retention.dedupe_window_s))
+            room.pending_growth += 1
+            kept.append(InsertResult(offset, duplicate=False, count=0))
+            first[key] = InsertResult(offset, duplicate=True, count=0)
+        self._execute_values("INSERT INTO entry (offset, room, expires, text) VALUES {}", entries)
+        self._execute_values(
+            "INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES {}", seen
+        )
+        self._write_sizes(rooms)
+        return kept
+
+    def _find_duplicates(
+        self, keys: Sequence[tuple[int, str]], now: float
+    ) -> dict[tuple[int, str], InsertResult]:
+        """Return the keys that are in the file already, with the result of their first publish."""
+        rows = self._execute_values(
+            "SELECT seen.room, seen.id, offset, count, expires FROM (VALUES {}) AS asked"
+            # CROSS JOIN fixes the order: the reverse order would scan the whole table.
+            " CROSS JOIN seen ON seen.room = asked.column1 AND seen.id = asked.column2",
+            keys,
+        )
+        return {
+            (room, id): InsertResult(offset, duplicate=True, count=count)
+            for room, id, offset, count, expires in rows
+            if expires > now
+        }
+
+    def _write_sizes(self, rooms: Iterable[_Room]) -> None:
+        grown = [room for room in dict.fromkeys(rooms) if room.pending_growth]
+        self._execute_values(
+            "UPDATE room SET size = size + more.column2"
+            " FROM (VALUES {}) AS more WHERE id = more.column1",
+            [(room.id, room.pending_growth) for room in grown],
+        )
+        for room in grown:
+            room.size += room.pending_growth
+            # A few at a time, so that a retention that was lowered does not cause a stall.
+            surplus = min(
+                room.size - self._retention.count_of(room.name),
+                room.pending_growth + _EXTRA_DELETES,
+            )
+            room.pending_growth = 0
+            if surplus > 0:
+                self._delete_oldest(room, surplus)
+
+    def _execute_values(self, sql: str, rows: Sequence[tuple[object, ...]]) -> list[Any]:
+        """Execute a statement for many rows.
+
+        Args:
+            sql: a statement with ``{}`` in place of the row values.
+            rows: the values.
+        """
+        found, start = [], 0
+        for size in _ROWS:
+            while len(rows) - start >= size:
+                part = rows[start : start + size]
+                row = f"({', '.join('?' * len(part[0]))})"
+                values = [value for each in part for value in each]
+                found += self._db.execute(sql.format(", ".join([row] * size)), values).fetchall()
+                start += size
+        return found
+
+    def _store_devices(self, acks: Sequence[tuple[Room, str, int]]) -> None:
+        """Store the acks of devices. Times differ by a microsecond, to preserve their order."""
+        now = self._file.now()
+        self._db.executemany(
+            "INSERT INTO device (room, name, mark, seen) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET mark = max(mark, excluded.mark), seen = excluded.seen",
+            [(*ack, now + number * 1e-6) for number, ack in enumerate(acks)],
+        )
+        self._db.executemany(
+            "DELETE FROM device WHERE room = ? AND name NOT IN"
+            " (SELECT name FROM device WHERE room = ? ORDER BY seen DESC LIMIT ?)",
+            [(room, room, MAX_DEVICES) for room in {room for room, _, _ in acks}],
+        )
+
+    def _delete_oldest(self, room: _Room, count: int) -> None:
+        oldest = self._db.execute(
+            "SELECT offset FROM entry WHERE room = ? ORDER BY offset LIMIT ?", (room.id, count)
+        ).fetchall()
+        self._delete([(offset, room.id) for (offset,) in oldest])
+
+    def _delete(self, entries: Sequence[tuple[int, int]]) -> None:
+        self._db.executemany("DELETE FROM entry WHERE offset = ?", [(e[0],) for e in entries])
+        self._db.executemany(
+            "UPDATE room SET size = size - 1, forgotten = max(forgotten, ?) WHERE id = ?", entries
+        )
+        for _, id in entries:
+            self._rooms.shrink(id)
+
+    def _sweep(self, limit: int) -> None:
+        now, execute = self._file.now(), self._db.execute
+        entries = execute(
+            "SELECT offset, room FROM entry WHERE expires <= ? ORDER BY expires LIMIT ?",
+            (now, limit),
+        ).fetchall()
+        self._delete(entries)
+        ids = execute(
+            "SELECT offset, room FROM seen WHERE expires <= ? ORDER BY expires LIMIT ?",
+            (now, limit),
+        ).fetchall()
+        self._db.executemany("DELETE FROM seen WHERE offset = ?", [(i[0],) for i in ids])
+        execute(
+            "DELETE FROM device WHERE (room, name) IN"
+            " (SELECT room, name FROM device WHERE seen <= ? ORDER BY seen LIMIT ?)",
+            (now - DEVICE_AGE_S, limit),
+        )
+        for room in {room for _, room in (*entries, *ids)}:
+            dropped = execute(
+                "DELETE FROM room WHERE id = ? AND size = 0"
+                " AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.room = room.id)"
+                " RETURNING forgotten, name",
+                (room,),
+            ).fetchone()
+            if dropped is not None:
+                forgotten, name = dropped
+                self._rooms.forget(room)
+                execute(
+                    "UPDATE meta SET value = max(value, ?) WHERE name = ?",
+                    (forgotten, trimmed_key(name)),
+                )
