@@ -17,8 +17,7 @@ import pytest
 from synap_realtime import ConfigurationError
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Publication, StoreUnavailableError
-from synap_realtime.server.stores.sqlite import database
-from synap_realtime.server.stores.sqlite import store as sqlite
+from synap_realtime.server.stores.sqlite import database, write_queue
 from synap_realtime.server.stores.sqlite.database import Database
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.timeouts import TIMEOUT_S
@@ -35,8 +34,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def never_resting(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is published stays in the write-ahead log."""
-    monkeypatch.setattr(sqlite, "_REST_S", 60.0)
-    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 60.0)
+    monkeypatch.setattr(write_queue, "_REST_S", 60.0)
+    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 60.0)
 
 
 async def publish(store: SqliteStore, id: str) -> None:
@@ -105,7 +104,7 @@ async def test_replaced_log_loses_nothing(
 async def test_deleted_log_is_noticed_without_publishes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.01)
     store = SqliteStore(path)
     await publish(store, "n0")
     before = log_of(path).stat().st_ino

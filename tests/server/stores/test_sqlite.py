@@ -30,7 +30,7 @@ from synap_realtime.server.stores.base import (
     Store,
     StoreUnavailableError,
 )
-from synap_realtime.server.stores.sqlite import store as sqlite
+from synap_realtime.server.stores.sqlite import write_queue
 from synap_realtime.server.stores.sqlite.file_guard import find_network_file_system
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.timeouts import TIMEOUT_S
@@ -110,7 +110,7 @@ async def test_a_copy_that_was_put_back_hides_nothing(path: Path) -> None:
 async def test_duplicate_returns_the_first_count_during_a_write(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.0)
     store = SqliteStore(path)
     for n in range(40):
         await publish(store, f"n{n}", count=3)
@@ -137,7 +137,7 @@ async def test_failing_delivery_handler_affects_nobody(
 async def test_single_call_may_exceed_the_queue_limit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAX_QUEUED_BYTES", 1000)
+    monkeypatch.setattr(write_queue, "MAX_QUEUED_BYTES", 1000)
     store = SqliteStore(path)
     await publish(store, "n0", size=5000)
     assert await ids(store) == ["n0"]
@@ -168,7 +168,7 @@ async def test_age_continues_across_restarts(path: Path) -> None:
 async def test_crash_loses_at_most_a_minute_of_age(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.01)
     now = 0.0
     store = SqliteStore(path, Retention(max_age_s=1000), clock=lambda: now)
     await publish(store, "n0")
@@ -202,7 +202,7 @@ async def test_restart_with_a_wrong_wall_clock_retains_the_log(
 async def test_expired_entries_are_deleted_without_publishes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAINTENANCE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.01)
     now = 1000.0
     store = SqliteStore(path, clock=lambda: now)
     await publish(store, "n0")
@@ -297,7 +297,7 @@ async def test_moved_file_refuses_publishes_until_restored(path: Path) -> None:
 async def test_full_write_queue_is_refused_immediately(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAX_QUEUED_BYTES", 1000)
+    monkeypatch.setattr(write_queue, "MAX_QUEUED_BYTES", 1000)
     store = SqliteStore(path)
     first = asyncio.create_task(publish(store, "n0", size=900))
     await asyncio.sleep(0)
