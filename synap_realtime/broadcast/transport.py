@@ -29,7 +29,8 @@ _WRITE_BYTES = 16 * 1024
 timeout.
 """
 
-_ANYIO = (
+_LAZY_IMPORTS = (
+    "sniffio",
     "anyio.streams.tls",
     "anyio.to_thread",
     "anyio._backends._asyncio",
@@ -38,8 +39,8 @@ _ANYIO = (
     "anyio._core._synchronization",
     "anyio._core._tasks",
 )
-"""Modules that httpcore makes anyio import at the first request, when another thread may fork: see
-:mod:`synap_realtime.lazy_imports`.
+"""Modules that httpcore and anyio import during a request, when another thread may fork: see
+:mod:`synap_realtime.lazy_imports`. httpcore looks for sniffio, if it is absent, in each request.
 """
 
 _FAILURES = (
@@ -199,7 +200,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         Raises:
             ConfigurationError: an environment variable is invalid; names it.
         """
-        for name in _ANYIO:
+        for name in _LAZY_IMPORTS:
             with contextlib.suppress(ImportError):  # other versions of httpx
                 importlib.import_module(name)
         self._backend = _AsyncBackend()

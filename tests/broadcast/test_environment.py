@@ -280,6 +280,40 @@ async def test_the_thread_that_sends_imports_nothing(url: str) -> None:
         assert said.decode().strip() == "[]"
 
 
+LOOKED_UP = """
+import asyncio, sys
+import synap_realtime
+from synap_realtime.broadcast import AsyncBroadcaster, Broadcaster
+names = []
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        names.append(name)
+message = {"type": "a", "data": {}}
+async def publish():
+    async with AsyncBroadcaster() as broadcaster:
+        await broadcaster.broadcast_notification(user_id="1", message=message)
+        sys.meta_path.insert(0, Finder())
+        await broadcaster.broadcast_notification(user_id="1", message=message)
+        sys.meta_path.pop(0)
+asyncio.run(publish())
+with Broadcaster() as broadcaster:
+    broadcaster.broadcast_notification(user_id="1", message=message)
+    sys.meta_path.insert(0, Finder())
+    broadcaster.broadcast_notification(user_id="1", message=message)
+print(names)
+"""
+
+
+async def test_a_request_looks_up_no_module(url: str) -> None:
+    """The lookup of an absent module holds its lock, which a fork copies into the child."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LOOKED_UP, cwd=ROOT,
+        env={**os.environ, "REALTIME_URL": url}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    assert output.decode().strip() == "[]"
+
+
 FORKS = """
 import os, sys
 from synap_realtime.broadcast import background_broadcaster
