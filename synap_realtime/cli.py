@@ -60,7 +60,7 @@ class _SettingsCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         with suppress(ImportError):  # without the extra "server" the help has no defaults
-            from .server.config import default_text
+            from .server.config.settings import default_text
 
             for parameter in self.params:
                 text = getattr(parameter, "help", None) or ""
@@ -475,7 +475,7 @@ def serve(
     SYNAP_REALTIME_API_KEYS.
     """
     with needed_by("synap-realtime serve", "server"):
-        from .server.config import load_settings
+        from .server.config.settings import load_settings
         from .server.serve import run
 
     run(

@@ -23,7 +23,7 @@ from synap_realtime import AsyncBroadcaster, Notification
 from synap_realtime.commands import format_line
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
 from tests.timeouts import TIMEOUT_S, scaled
 

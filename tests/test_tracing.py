@@ -26,7 +26,7 @@ from synap_realtime.broadcast import BackgroundBroadcaster
 from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
 from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S

@@ -55,7 +55,7 @@ def _versions() -> str:
 
 
 def _check_names(report: Report) -> None:
-    from ..server.config import ServerSettings
+    from ..server.config.settings import ServerSettings
 
     known = [PREFIX + name.upper() for name in ServerSettings.model_fields]
     for name in sorted(os.environ):
@@ -66,7 +66,7 @@ def _check_names(report: Report) -> None:
 
 
 def _check_host(subject: CheckContext, report: Report) -> None:
-    from ..server.config import is_loopback
+    from ..server.config.settings import is_loopback
 
     settings, keys = subject.settings, subject.keys
     if settings is None or keys is None:  # without known keys: the keys check reports it

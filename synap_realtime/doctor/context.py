@@ -15,7 +15,7 @@ from ..extras import needed_by
 
 if TYPE_CHECKING:
     from ..server.auth.keys import Keys
-    from ..server.config import ServerSettings
+    from ..server.config.settings import ServerSettings
     from .probe import ClockOffset
 
 PREFIX = "SYNAP_REALTIME_"
@@ -93,7 +93,7 @@ def load_server_config(subject: CheckContext, given: Mapping[str, Any]) -> None:
 
 def _load_server_config(subject: CheckContext, given: dict[str, Any]) -> None:
     with needed_by("the room server", "server"):
-        from ..server.config import load_settings
+        from ..server.config.settings import load_settings
 
     try:
         subject.settings = settings = load_settings(**given)
@@ -102,7 +102,7 @@ def _load_server_config(subject: CheckContext, given: dict[str, Any]) -> None:
         subject.settings = settings = _without_wrong(given)
     from ..server.auth import KeyRing
 
-    # As in the server: see server/asgi.py.
+    # As in the server: see server/asgi/adapter.py.
     secrets = [secret.get_secret_value() for secret in settings.token_secrets]
     api_keys = {name: key.get_secret_value() for name, key in settings.api_keys.items()}
     try:
@@ -122,7 +122,7 @@ def _without_wrong(given: dict[str, Any]) -> ServerSettings:
     """Return the settings with defaults in place of the invalid ones."""
     import pydantic
 
-    from ..server.config import ServerSettings
+    from ..server.config.settings import ServerSettings
 
     fields = ServerSettings.model_fields
     try:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from ..extras import needed_by
 
 with needed_by("the room server", "server"):
-    from .asgi import RoomServer, create_app
-    from .authorization import Authorizer
+    from .asgi.adapter import RoomServer, create_app
+    from .auth.authorization import Authorizer
     from .stores import open_store
     from .stores.base import (
         ClusterStore,

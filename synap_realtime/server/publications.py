@@ -21,8 +21,8 @@ from ..protocol.notification import (
 from ..protocol.rooms import Room
 from ..tracing import NOOP_SPAN, Span, is_enabled
 from .messages import RequestError, bad_request, parse_room_param, payload_too_large
-from .spans import start_publish_span
 from .stores.base import Publication
+from .tracing import start_publish_span
 from .wire import validate_wire
 
 _SERVER_FIELDS = ("room", "cursor")  # members that a publisher cannot set

@@ -15,11 +15,11 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..tokens import KEYGEN_COMMAND
 from . import workers
-from .asgi import RoomServer, create_app
-from .config import ServerSettings, is_loopback
+from .app import Node
+from .asgi.adapter import RoomServer, create_app
+from .config.settings import ServerSettings, is_loopback
 from .listeners import BACKLOG, authority, bind, port_of
-from .logging import configure
-from .node import Node
+from .logging.setup import configure
 from .protocols.certificate import ReloadingCertificate, open_certificate
 from .protocols.server import ConnectionServer
 from .stores import check_shared, open_store

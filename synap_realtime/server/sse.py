@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ..protocol.control import ControlFrame
-from .node import SSE_RETRY_MS
+from .app import SSE_RETRY_MS
 from .stores.base import Entry
 
 HEARTBEAT_S = 15.0

@@ -17,9 +17,9 @@ from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
 
 from ..errors import ConfigurationError
-from .config import ServerSettings
+from .config.settings import ServerSettings
 from .listeners import holding
-from .logging import configure
+from .logging.setup import configure
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import pytest
 
 from synap_realtime.doctor import Finding, run_checks
 
-from ..server.test_authorization import API_KEY, SECRET
+from ..server.auth.test_authorization import API_KEY, SECRET
 
 WRONG_KEY, WRONG_SECRET = "w" * 43, "z" * 43
 

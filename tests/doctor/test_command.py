@@ -7,7 +7,7 @@ from pathlib import Path
 
 from synap_realtime.server.serve import running_server
 
-from ..server.test_authorization import API_KEY, SECRET, serving
+from ..server.auth.test_authorization import API_KEY, SECRET, serving
 from ..test_cli import run
 from .conftest import WRONG_KEY, WRONG_SECRET
 

@@ -9,7 +9,7 @@ import pytest
 from synap_realtime.doctor.configuration import open_files
 from synap_realtime.server.serve import running_server
 
-from ..server.test_authorization import API_KEY, ORIGIN, SECRET, serving
+from ..server.auth.test_authorization import API_KEY, ORIGIN, SECRET, serving
 from .conftest import diagnosis, findings
 
 

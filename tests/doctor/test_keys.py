@@ -11,8 +11,8 @@ import pytest
 
 from tests.timeouts import TIMEOUT_S
 
+from ..server.auth.test_authorization import API_KEY, SECRET
 from ..server.auth.test_tokens import DOCUMENT
-from ..server.test_authorization import API_KEY, SECRET
 from .conftest import WRONG_KEY, WRONG_SECRET, answering, diagnosis
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from synap_realtime.server.serve import running_server
 
-from ..server.test_authorization import API_KEY, SECRET, serving
+from ..server.auth.test_authorization import API_KEY, SECRET, serving
 from .conftest import WRONG_KEY, WRONG_SECRET, diagnosis, proxy
 
 CHECKS = ("publish", "WebSocket", "event stream")

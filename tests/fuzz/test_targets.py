@@ -15,9 +15,9 @@ import pytest
 
 from synap_realtime.broadcast import encoding
 from synap_realtime.server import wire, ws_codec
+from synap_realtime.server.app import Node
 from synap_realtime.server.auth import jwks
 from synap_realtime.server.messages import Response
-from synap_realtime.server.node import Node
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.subscriber import core
 

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import throttled.utils
 
-from synap_realtime.server import create_app, limits
+from synap_realtime.server import create_app
+from synap_realtime.server.auth import limits
 
 from .servers import FRONTS, Front
 

@@ -23,7 +23,7 @@ from websockets.typing import Subprotocol
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import http1, pending_connections, server
 from synap_realtime.server.protocols import write_stalls as readers
 from synap_realtime.server.protocols.http1 import Http1Protocol

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from synap_realtime.server import create_app, wire
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.http import publish
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.listeners import authority, bind, holding, port_of
 from synap_realtime.server.protocols import accepting
 from synap_realtime.server.serve import running_server
@@ -73,7 +73,7 @@ async def test_an_ipv4_peer_of_both_families_has_its_ipv4_address(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Limits, trusted proxies and the log know it by one address."""
-    caplog.set_level("INFO", "synap_realtime.server.events")
+    caplog.set_level("INFO", "synap_realtime.server.logging.events")
     keys = {"jobs": SecretStr("k" * 43)}
     async with (
         running_server(create_app(load_settings(api_keys=keys)), "::") as url,

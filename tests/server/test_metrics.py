@@ -13,9 +13,8 @@ import websockets
 from prometheus_client.parser import text_string_to_metric_families
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
-from tests.server.servers import Front
-from tests.server.test_authorization import (
+from synap_realtime.server.config.settings import load_settings
+from tests.server.auth.test_authorization import (
     API_KEY,
     ask,
     closed_with,
@@ -24,6 +23,7 @@ from tests.server.test_authorization import (
     serving,
     token,
 )
+from tests.server.servers import Front
 from tests.timeouts import TIMEOUT_S, scaled
 
 PREFIX = "synap_realtime_"

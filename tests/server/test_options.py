@@ -9,7 +9,7 @@ import pytest
 
 from synap_realtime.errors import ConfigurationError
 from synap_realtime.server import serve as program
-from synap_realtime.server.config import ServerSettings, load_settings
+from synap_realtime.server.config.settings import ServerSettings, load_settings
 
 VALUES = (
     "", " ", "x", "-1", "99999999999999999999999", "1e300", "nan", "inf", "é☃", "a\nb", "\udcff",

@@ -16,11 +16,10 @@ import websockets
 from synap_realtime.protocol.control import ControlFrame
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.rooms import presence
 from synap_realtime.server.rooms.presence import Presence
-from tests.server.servers import Front
-from tests.server.test_authorization import (
+from tests.server.auth.test_authorization import (
     ask,
     bearer,
     closed_with,
@@ -29,6 +28,7 @@ from tests.server.test_authorization import (
     serving,
     token,
 )
+from tests.server.servers import Front
 from tests.timeouts import TIMEOUT_S
 
 GRACE_S = 0.2

@@ -21,7 +21,7 @@ import pytest
 from websockets.sync.client import connect
 
 from synap_realtime import ConfigurationError, __version__
-from synap_realtime.server.config import (
+from synap_realtime.server.config.settings import (
     ServerSettings,
     default_text,
     is_loopback,

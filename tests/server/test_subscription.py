@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.connections import run_subscription
+from synap_realtime.server.asgi.subscriptions import run_subscription
 from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.rooms.hub import Hub
 from synap_realtime.server.rooms.subscription import (

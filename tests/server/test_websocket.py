@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import http1
 from synap_realtime.server.protocols.websocket import WebSocketProtocol
 from synap_realtime.server.serve import running_server

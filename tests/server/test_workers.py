@@ -31,7 +31,7 @@ from tests.timeouts import TIMEOUT_S
 from ..certificates import certify
 from ..program import free_port
 from ..support.replicated_store import PORT, ReplicatedStore
-from .test_authorization import ask, closed_with, frame, listening, serving, token
+from .auth.test_authorization import ask, closed_with, frame, listening, serving, token
 from .test_serve import COMMAND, run
 
 

@@ -6,11 +6,11 @@ import json
 import re
 
 import synap_realtime
-from synap_realtime.server.openapi import document
+from synap_realtime.server.http.openapi import document
 from tests.conformance.workerd import WORKER
 
 MAKE_ANEW = (
-    "python -c 'import json; from synap_realtime.server.openapi import document; "
+    "python -c 'import json; from synap_realtime.server.http.openapi import document; "
     "print(json.dumps(document(), indent=1, ensure_ascii=False))' > worker/src/openapi.json"
 )
 

@@ -24,7 +24,7 @@ class Claims:
             key.
         issued_at, expires_at: seconds since 1970; None if the token has no such claim, and for a
             key.
-        raw_claims: all claims of the token, for an :data:`~..authorization.Authorizer`.
+        raw_claims: all claims of the token, for an :data:`~.authorization.Authorizer`.
         anchor: the trust anchor: the digest of the API key, or of the secret or public key that
             verified the token. None on a server without keys.
     """

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ...errors import ConfigurationError
 from ...redaction import redacted
-from ..config import is_loopback
+from ..config.settings import is_loopback
 
 if TYPE_CHECKING:
     import jwt

@@ -18,10 +18,10 @@ from ...protocol.notification import (
 )
 from ...protocol.rooms import Room, key_of
 from ...tracing import NOOP_SPAN, Span
-from .. import events
 from ..auth import Claims
-from ..authorization import AccessControl, require_scope
-from ..limits import Limits
+from ..auth.authorization import AccessControl, require_scope
+from ..auth.limits import Limits
+from ..logging import events
 from ..messages import (
     Request,
     RequestError,

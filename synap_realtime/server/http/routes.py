@@ -12,10 +12,11 @@ from typing import Literal
 from ...protocol.cursor import Cursor
 from ...protocol.notification import MAX_BATCH_BYTES
 from ...protocol.rooms import Room
-from .. import events
 from ..auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
-from ..authorization import AccessControl, require_scope, room_not_allowed
-from ..limits import Limits
+from ..auth.authorization import AccessControl, require_scope, room_not_allowed
+from ..auth.limits import Limits
+from ..auth.revocations import Revocations, TooManyRevocationsError
+from ..logging import events
 from ..messages import (
     Request,
     RequestError,
@@ -30,12 +31,11 @@ from ..messages import (
     unavailable,
 )
 from ..metrics import CONTENT_TYPE, Metrics
-from ..openapi import document
-from ..readiness import Readiness
-from ..revocations import Revocations, TooManyRevocationsError
 from ..rooms.hub import Hub
 from ..rooms.presence import Presence
 from ..stores.base import Store, StoreUnavailableError
+from .health import Readiness
+from .openapi import document
 from .publish import PublishService
 
 MAX_BODY_BYTES = MAX_BATCH_BYTES

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...errors import ConfigurationError
-from ..watched import FileWatcher
+from ..config.file_watcher import FileWatcher
 
 logger = logging.getLogger(__name__)
 

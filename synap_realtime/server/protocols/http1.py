@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import httptools
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES
-from ..byte_budget import MIN_UNREAD_BYTES, ByteBudget, Caller, caller_of
+from ..app import AcceptedSubscription, CloseHandshakeError, Node
 from ..http.routes import MAX_BODY_BYTES
 from ..messages import (
     MAX_TARGET_BYTES,
@@ -27,8 +27,8 @@ from ..messages import (
     payload_too_large,
     target_too_long,
 )
-from ..node import AcceptedSubscription, CloseHandshakeError, Node
-from ..pacing import SHARE_S, TASK_S, Pacer
+from ..resources.byte_budget import MIN_UNREAD_BYTES, ByteBudget, Caller, caller_of
+from ..resources.pacing import SHARE_S, TASK_S, Pacer
 from ..stores.base import StoreUnavailableError
 from ..ws_codec import accept_key
 from .descriptors import reset, unsent_bytes
@@ -694,7 +694,7 @@ class Http1Protocol(asyncio.Protocol):
             self._owner.request_bytes.hold(self, caller_of(claims, address), size)
 
     def over_budget(self) -> None:
-        """See :class:`byte_budget.Holder`."""
+        """See :class:`~.byte_budget.Holder`."""
         self.abort()
 
     def _end_exchange(self, exchange: HttpRequest) -> None:

@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from ..app import Node
 from ..listeners import BACKLOG
-from ..node import Node
-from ..pacing import Pacer
-from ..trim import CONNECTION_BYTES, Trimmer
+from ..resources.pacing import Pacer
+from ..resources.trim import CONNECTION_BYTES, Trimmer
 from .accepting import Acceptor
 from .certificate import ReloadingCertificate
 from .descriptors import bound_buffers

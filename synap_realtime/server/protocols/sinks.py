@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from ...protocol.control import CloseCode, ControlFrame
-from ..node import Node
+from ..app import Node
 from ..rooms.hub import FanoutGroup
 from ..rooms.sessions import Session
 from ..rooms.subscription import Subscription, UnbatchedSink

@@ -9,7 +9,7 @@ import asyncio
 from typing import ClassVar, Protocol
 
 from ...protocol.control import CloseCode
-from ..pacing import Pacer
+from ..resources.pacing import Pacer
 from ..ws_codec import Close, Decoder, Ping, Pong, ProtocolFailure, close_frame, pong_frame
 from .descriptors import raw_fd, reset, write_direct
 from .pending_connections import PendingConnections

@@ -16,15 +16,15 @@ from functools import partial
 from ...protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
 from ...protocol.notification import format_timestamp
 from ...protocol.rooms import Room, room_owner
-from .. import events
 from ..auth import UNRESTRICTED, Claims
-from ..authorization import AccessControl
-from ..byte_budget import BacklogBudget, caller_of
+from ..auth.authorization import AccessControl
+from ..auth.limits import ConnectionSlot, Limits
+from ..auth.revocations import Revocation, Revocations
 from ..deadlines import TimerQueue
-from ..limits import ConnectionSlot, Limits
+from ..logging import events
 from ..messages import RequestError
 from ..metrics import Metrics
-from ..revocations import Revocation, Revocations
+from ..resources.byte_budget import BacklogBudget, caller_of
 from ..stores.base import Store, StoreUnavailableError
 from .hub import Hub
 from .presence import Presence

@@ -29,10 +29,10 @@ from ...protocol.control import (
 from ...protocol.cursor import Cursor, parse_cursor
 from ...protocol.rooms import Room, is_request_room
 from ...tracing import is_enabled
-from ..byte_budget import NO_CALLER, BacklogBudget, Caller
 from ..metrics import Metrics
-from ..spans import start_delivery_span
+from ..resources.byte_budget import NO_CALLER, BacklogBudget, Caller
 from ..stores.base import Entry, Store
+from ..tracing import start_delivery_span
 from .hub import FanoutGroup, Hub
 
 MAX_BACKLOG_BYTES = 1024 * 1024
@@ -349,7 +349,7 @@ class Subscription:
                 self._ack_pending()
 
     def over_budget(self) -> None:
-        """See :class:`byte_budget.Holder`."""
+        """See :class:`~.byte_budget.Holder`."""
         self.close(CloseCode.SLOW_CONSUMER)
 
     def ack(self, position: Cursor) -> None:

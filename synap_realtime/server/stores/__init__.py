@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from ...errors import ConfigurationError
 from ...redaction import redacted
-from ..references import REFERENCE, resolve
+from ..config.references import REFERENCE, resolve
 from .base import OPTION, Retention, Store
 
 

@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from synap_realtime.protocol.rooms import parse_room
 from synap_realtime.server.auth import Authenticator, KeyRing
-from synap_realtime.server.authorization import AccessControl, Action, require_scope
-from synap_realtime.server.config import load_settings
-from synap_realtime.server.limits import Limits
+from synap_realtime.server.auth.authorization import AccessControl, Action, require_scope
+from synap_realtime.server.auth.limits import Limits
+from synap_realtime.server.auth.revocations import Revocations
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.messages import RequestError
-from synap_realtime.server.revocations import Revocations
 from synap_realtime.server.rooms.hub import Hub
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.conformance import vectors

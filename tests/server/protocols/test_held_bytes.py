@@ -19,18 +19,16 @@ import pytest
 
 from synap_realtime.server import RoomServer
 from synap_realtime.server.auth import Claims
-from synap_realtime.server.byte_budget import (
+from synap_realtime.server.messages import Request, RequestError
+from synap_realtime.server.protocols import server
+from synap_realtime.server.resources.byte_budget import (
     BacklogBudget,
     ByteBudget,
     Caller,
     NoRoomError,
     caller_of,
 )
-from synap_realtime.server.messages import Request, RequestError
-from synap_realtime.server.protocols import server
-from synap_realtime.server.serve import running_server
-from synap_realtime.server.stores.base import Entry
-from synap_realtime.server.trim import (
+from synap_realtime.server.resources.trim import (
     ATTEMPTS,
     CHECK_INTERVAL_S,
     CONNECTION_BYTES,
@@ -39,6 +37,8 @@ from synap_realtime.server.trim import (
     MIN_HELD_BYTES,
     Trimmer,
 )
+from synap_realtime.server.serve import running_server
+from synap_realtime.server.stores.base import Entry
 from synap_realtime.tokens import mint_token
 from tests.timeouts import TIMEOUT_S
 

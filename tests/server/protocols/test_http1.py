@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import http1, pending_connections
 from synap_realtime.server.protocols import write_stalls as reader
 from synap_realtime.server.serve import running_server

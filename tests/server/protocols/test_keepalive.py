@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import keepalive
 from synap_realtime.server.protocols.keepalive import IdleTimeouts
 from synap_realtime.server.serve import running_server

@@ -202,7 +202,7 @@ async def test_too_many_notifications_are_reported_so() -> None:
 
 async def test_lines_about_each_publish_are_written(caplog: pytest.LogCaptureFixture) -> None:
     async with running_server(with_keys()) as url, peer(url) as client:
-        with caplog.at_level(logging.DEBUG, "synap_realtime.server.events"):
+        with caplog.at_level(logging.DEBUG, "synap_realtime.server.logging.events"):
             await client.say(PUBLISH)
             assert await client.status() == 200
     (line,) = [record for record in caplog.records if record.message == "published"]

@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import tls as handshake
 from synap_realtime.server.protocols import write_stalls as reader
 from synap_realtime.server.protocols.certificate import ReloadingCertificate

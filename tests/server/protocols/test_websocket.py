@@ -15,7 +15,6 @@ from typing import cast
 
 import pytest
 
-from synap_realtime.server.pacing import Pacer
 from synap_realtime.server.protocols import websocket as front
 from synap_realtime.server.protocols.pending_connections import PendingConnections
 from synap_realtime.server.protocols.websocket import (
@@ -24,6 +23,7 @@ from synap_realtime.server.protocols.websocket import (
     WebSocketProtocol,
 )
 from synap_realtime.server.protocols.writes import WriteBatch
+from synap_realtime.server.resources.pacing import Pacer
 from synap_realtime.server.ws_codec import text_frame
 
 from ...certificates import certify

@@ -1,0 +1,1 @@
+"""The room server as an ASGI app."""

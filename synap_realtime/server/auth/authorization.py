@@ -1,0 +1,354 @@
+"""Authorize requests: peers, origins, credentials, rooms.
+
+See PROTOCOL.md, "Authentication and authorization".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from ...errors import ConfigurationError
+from ...loopback import (
+    ForeignPageError,
+    NotLocalError,
+    host_of,
+    is_loopback,
+    names_own_origin,
+    require_allowed_page,
+    require_local,
+)
+from ...protocol.rooms import Room
+from ...redaction import holds_token, redacted
+from ..config.references import resolve
+from ..messages import Request, RequestError, unavailable
+from . import UNRESTRICTED, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
+from .limits import Limits
+from .revocations import Revocations
+
+logger = logging.getLogger(__name__)
+
+Action = Literal["subscribe", "broadcast", "presence", "metrics", "admin"]
+"""What a request does. ``subscribe`` stands for every kind of reading."""
+
+Authorizer = Callable[[str, str, Mapping[str, object]], Awaitable[bool]]
+"""A rule of the application: ``async def authorize(action, room, claims) -> bool``.
+
+``claims`` are the claims of the token; for an API key ``{"key": name}``. The authorizer is called
+after the server has allowed the request, so it can only deny.
+"""
+
+_SEPARATORS = re.compile(r"[\s=:,;\"']+")
+
+AUTHORIZER_TIMEOUT_S = 2.0
+"""An authorizer that takes longer denies the request."""
+
+AUTHORIZER_CONCURRENCY = 20
+"""For how many rooms of a batch an authorizer is called concurrently."""
+
+AUTHORIZER_BATCH_TIMEOUT_S = 8.0
+"""The timeout for all rooms of a batch. It is shorter than a publisher's own timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """What a request reveals about its sender.
+
+    Attributes:
+        address: the address of the peer; None where it is unknown (a Unix socket).
+        host: the ``Host`` header.
+        origin: the ``Origin`` header, by which a browser names the page.
+        forwarded_for: the addresses in ``X-Forwarded-For``, ``Forwarded`` and ``X-Real-IP``.
+        fetch_site: the ``Sec-Fetch-Site`` header: how the page relates to this server.
+        is_visit: a browser opens the admin page, possibly by a link on another site.
+    """
+
+    address: str | None = None
+    host: str | None = None
+    origin: str | None = None
+    forwarded_for: str | None = None
+    fetch_site: str | None = None
+    is_visit: bool = False
+
+
+class AccessControl:
+    """The authentication and authorization rules of one server."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        revocations: Revocations,
+        limits: Limits,
+        *,
+        allowed_origins: tuple[str, ...] = (),
+        authorizer: Authorizer | None = None,
+    ) -> None:
+        self._authenticator = authenticator
+        self.keys = authenticator.keys
+        """The current keys; false if there are none."""
+        self.id_of_token = authenticator.id_of
+        self.refresh_keys = authenticator.refresh
+        self.vouches_for = authenticator.vouches_for
+        self._revocations = revocations
+        self._limits = limits
+        self._allowed_origins = allowed_origins
+        self._allowed_hosts = frozenset(filter(None, map(host_of, allowed_origins)))
+        self._authorizer = authorizer
+
+    def may_block(self) -> bool:
+        """Return whether a check may wait for an authorizer or an identity provider."""
+        return self._authorizer is not None or bool(self.keys().jwks_urls)
+
+    def check_peer(self, caller: PeerInfo) -> None:
+        """Check that the server may answer this peer at all.
+
+        Raises:
+            RequestError: 403 for a page of an origin that is not allowed; without keys, also for
+                every request from another machine.
+        """
+        try:
+            if not self.keys():
+                require_local(
+                    address=caller.address,
+                    host=caller.host,
+                    forwarded_for=caller.forwarded_for,
+                    known_hosts=self._allowed_hosts,
+                )
+            require_allowed_page(
+                origin=caller.origin,
+                fetch_site=caller.fetch_site,
+                allows=lambda origin: self._allows(origin, caller.host),
+                is_visit=caller.is_visit,
+            )
+        except NotLocalError as error:
+            details = f"{error} (no keys are configured: --keys-file)"
+            raise RequestError(403, "forbidden", "Authentication not configured", details) from None
+        except ForeignPageError as error:
+            details = f"{error}: add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)"
+            raise RequestError(403, "forbidden", "Origin not allowed", details) from None
+
+    async def authenticate(self, request: Request) -> Claims:
+        """Authenticate a publisher, and keep the claims in the request.
+
+        On a server without keys, the claims of every client are :data:`UNRESTRICTED`.
+
+        Raises:
+            RequestError: 401; 429 for an address with too many invalid tokens; 503 while the
+                signing keys are unavailable.
+        """
+        claims = await self._authenticate(request)
+        self._limits.check_publisher(claims)
+        return claims
+
+    async def authenticate_counted(self, request: Request) -> Claims:
+        """Authenticate a request other than a publish, and count it for its caller.
+
+        Raises:
+            RequestError: 401, 429, 503.
+        """
+        claims = await self._authenticate(request)
+        self._limits.check_request(claims, request.address)
+        return claims
+
+    async def authenticate_renewed(self, token: str, before: Claims, address: str | None) -> Claims:
+        """Authenticate the new token of a connection, and count it for the owner of the connection.
+
+        Raises:
+            RequestError: 401, 429, 503.
+        """
+        self._limits.check_request(before, address)
+        return await self.authenticate_credential(token, address)
+
+    async def _authenticate(self, request: Request) -> Claims:
+        try:
+            claims = await self.authenticate_credential(request.credential, request.address)
+        except RequestError as error:
+            request.rejected_user = error.rejected_user
+            raise
+        request.claims = claims
+        return claims
+
+    async def authenticate_credential(self, credential: str | None, address: str | None) -> Claims:
+        """Do the same as :meth:`authenticate`, without a request."""
+        keys = self.keys()
+        if not keys:
+            return UNRESTRICTED
+        if not credential:
+            self._limits.check_request(None, address)
+            raise unauthorized("no credential: send a token or a key as Authorization: Bearer …")
+        return keys.claims_for_key(credential) or await self._authenticate_token(
+            credential, address
+        )
+
+    async def _authenticate_token(self, token: str, address: str | None) -> Claims:
+        self._limits.check_attempt(address)
+        try:
+            claims = await self._authenticator.authenticate(token)
+        except InvalidTokenError as error:
+            self._limits.count_failed_attempt(address)
+            raise _rejected(str(error), error.user) from None
+        except KeysUnavailableError:
+            raise unavailable("signing keys temporarily unavailable") from None
+        if not self._revocations.loaded:
+            await self._revocations.load()
+        if self._revocations.matches(claims):
+            self._limits.count_failed_attempt(address)
+            raise _rejected("token revoked", claims.user)
+        return claims
+
+    def is_still_valid(self, claims: Claims) -> bool:
+        """Return whether claims that :meth:`authenticate` accepted are still valid.
+
+        They are not if they were revoked, or if the key that verified them was removed.
+        """
+        return self.vouches_for(claims) and not self._revocations.matches(claims)
+
+    def is_credential(self, text: str) -> bool:
+        """Return whether a text contains a key or secret of this server, or a part of a JWT.
+
+        A credential in a wrong place must not appear in a log line or an answer.
+        """
+        keys = self.keys()
+        return holds_token(text) or any(
+            keys.claims_for_key(part) is not None or part in keys.token_secrets
+            for part in {text.strip(), *_SEPARATORS.split(text)}
+        )
+
+    async def authorize(self, claims: Claims, action: Action, room: Room) -> None:
+        """Check that these claims allow an action in a room.
+
+        Raises:
+            RequestError: 403.
+        """
+        require_scope(claims, action)
+        if not claims.allows_room(room):
+            raise room_not_allowed(claims)
+        if self._authorizer is not None:
+            await self._call_authorizer(self._authorizer, claims, action, room)
+
+    async def authorize_many(
+        self, claims: Claims, action: Action, rooms: Iterable[Room]
+    ) -> dict[Room, RequestError | None]:
+        """Return for each room None, or the 403.
+
+        An authorizer is called for several rooms concurrently. When it takes longer than
+        ``AUTHORIZER_BATCH_TIMEOUT_S`` for all of them, the remaining rooms are denied.
+        """
+        if self._authorizer is None:
+            require_scope(claims, action)
+            denied = room_not_allowed(claims)
+            return {room: None if claims.allows_room(room) else denied for room in rooms}
+        if not (rooms := tuple(rooms)):  # no item of the batch names a valid room
+            return {}
+        late = forbidden("authorizer timed out")
+        verdicts: dict[Room, RequestError | None] = dict.fromkeys(rooms, late)
+        semaphore = asyncio.Semaphore(AUTHORIZER_CONCURRENCY)
+
+        async def authorize_one(room: Room) -> None:
+            try:
+                async with semaphore:
+                    await self.authorize(claims, action, room)
+                verdicts[room] = None
+            except RequestError as error:
+                verdicts[room] = error
+
+        tasks = [asyncio.create_task(authorize_one(room)) for room in verdicts]
+        try:
+            await asyncio.wait(tasks, timeout=AUTHORIZER_BATCH_TIMEOUT_S)
+            return dict(verdicts)  # later verdicts are ignored
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _call_authorizer(
+        self, authorizer: Authorizer, claims: Claims, action: Action, room: Room
+    ) -> None:
+        members = {"key": claims.key_name} if claims.key_name is not None else claims.raw_claims
+        try:
+            async with asyncio.timeout(AUTHORIZER_TIMEOUT_S) as limit:
+                if await authorizer(action, room, members) is True and not limit.expired():
+                    return
+        except TimeoutError:
+            logger.error(
+                "authorizer timed out after %g s, denying %r on %r",
+                AUTHORIZER_TIMEOUT_S,
+                action,
+                room,
+            )
+        except Exception as error:  # noqa: BLE001 - an authorizer that fails denies
+            # Only the type is logged, because the text may contain a secret.
+            kind = type(error).__name__
+            logger.error("authorizer raised %s, denying %r on %r", kind, action, room)
+        raise forbidden("denied by authorizer")
+
+    def _allows(self, origin: str, host: str | None) -> bool:
+        if origin in self._allowed_origins:
+            return True
+        if names_own_origin(origin, host):
+            # The admin page, and React Native. DNS rebinding gains nothing: a page whose name was
+            # pointed at this server has no credential, and without keys the Host was checked.
+            return True
+        return not self.keys() and is_loopback(host_of(origin))
+
+
+def _rejected(details: str, user: str | None) -> RequestError:
+    """Return the error for a token that is not accepted.
+
+    The error is created here because an error in a local variable of the raising function is part
+    of a reference cycle. A flood of forged tokens would leave them to the garbage collector, which
+    blocks the event loop for 60 ms at a time.
+    """
+    error = unauthorized(details, invalid=True)
+    error.rejected_user = user
+    return error
+
+
+def require_scope(claims: Claims, *scopes: Action) -> None:
+    """Check that the claims have at least one of the scopes.
+
+    Raises:
+        RequestError: 403.
+    """
+    if claims.scopes.isdisjoint(scopes):
+        raise forbidden(f"the {_kind(claims)} lacks scope {scopes[0]!r}")
+
+
+def room_not_allowed(claims: Claims) -> RequestError:
+    """Return the 403 for a room that the credential does not grant access to."""
+    return forbidden(f"the {_kind(claims)} does not grant access to this room")
+
+
+def _kind(claims: Claims) -> str:
+    return "token" if claims.key_name is None else "key"
+
+
+def load_authorizer(name: str) -> Authorizer:
+    """Load the authorizer of ``--authorizer``: ``module:function``, also from the current folder.
+
+    Raises:
+        ConfigurationError: it cannot be imported, or is not an async function.
+    """
+    rule = resolve("--authorizer (SYNAP_REALTIME_AUTHORIZER)", name)
+    if not inspect.iscoroutinefunction(rule):
+        raise ConfigurationError(
+            f"--authorizer (SYNAP_REALTIME_AUTHORIZER): {redacted(name)}: "
+            "expected async def authorize(action, room, claims)"
+        )
+    return cast(Authorizer, rule)
+
+
+def unauthorized(details: str, *, invalid: bool = False) -> RequestError:
+    """Return the 401 with the challenge of RFC 6750, section 3."""
+    challenge = 'Bearer error="invalid_token"' if invalid else "Bearer"
+    headers = {"WWW-Authenticate": challenge}
+    return RequestError(401, "unauthorized", "Unauthorized", details, headers)
+
+
+def forbidden(details: str) -> RequestError:
+    return RequestError(403, "forbidden", "Forbidden", details)

@@ -1,0 +1,329 @@
+"""Limit connections and rates per caller. See PROTOCOL.md, "Limits".
+
+throttled-py counts the rates by GCRA, which has no windows whose edges let twice the rate through.
+Its tables have a bounded size: unauthenticated clients cannot fill the memory, because the least
+recently used entry is evicted first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from throttled import Throttled, per_sec
+from throttled.store import MemoryStore
+
+from ...protocol.rooms import Room
+from ..config.settings import ServerSettings, is_loopback
+from ..messages import RequestError
+from . import Claims
+
+MAX_TRACKED_KEYS = 100_000
+"""The maximum number of callers that each rate counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserConnectionLimitError(Exception):
+    """A user has the maximum number of connections."""
+
+    limit: int
+
+
+class ConnectionSlot(NamedTuple):
+    """The counters that one connection occupies."""
+
+    user: str | None
+    room: Room
+    address: str | None
+
+
+class Limits:
+    """The counters of one node."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._connects = _rate(settings.new_connections_per_s)
+        self._publishes = _rate(settings.publishes_per_s)
+        self._bytes = _rate(settings.publish_bytes_per_s)
+        self._messages = _rate(settings.client_messages_per_s)
+        self._requests = _Budget(settings.requests_per_s)
+        self._attempts = _Budget(settings.requests_per_s)
+        self._read = _Budget(settings.read_bytes_per_s)
+        self.count_publishes = bool(settings.publishes_per_s or settings.publish_bytes_per_s)
+        self._connections = 0
+        self._by_user: Counter[str] = Counter()
+        self._by_room: Counter[str] = Counter()
+        self._by_address: Counter[str] = Counter()
+
+    def check_publish(self, claims: Claims, count: int, size: int) -> None:
+        """Count notifications and their bytes, each once for each of its rooms.
+
+        A rejected request counts nothing. Without keys there is no limit.
+
+        Raises:
+            RequestError: 429.
+        """
+        who = _name_of(claims)
+        if who is None:
+            return
+        if wait_s := self._publishes.try_acquire(who, count):
+            most, what = self._settings.publishes_per_s, "notifications"
+        elif wait_s := self._bytes.try_acquire(who, size):
+            self._publishes.release(who, count)
+            most, what = self._settings.publish_bytes_per_s, "bytes"
+        else:
+            return
+        raise rate_limited(f"rate limit exceeded: {most} {what}/s per key", wait_s)
+
+    def check_request(self, claims: Claims | None, address: str | None) -> None:
+        """Count a request other than a publish, and check that its caller may read more.
+
+        Args:
+            claims: of a valid credential; None counts the request for the address.
+
+        Raises:
+            RequestError: 429.
+        """
+        who = _caller(claims, address)
+        if who is None:
+            return
+        if wait_s := self._requests.spend(who, 1):
+            most, what = self._settings.requests_per_s, "requests"
+        elif wait_s := self._read.try_acquire(who):
+            most, what = self._settings.read_bytes_per_s, "read bytes"
+        else:
+            return
+        raise rate_limited(f"rate limit exceeded: {most} {what}/s per user, key or address", wait_s)
+
+    def count_read(self, claims: Claims, address: str | None, size: int) -> None:
+        """Count the bytes of an answer.
+
+        They may exceed the limit. Then the next requests are rejected until the excess is made up.
+        """
+        who = _caller(claims, address)
+        if who is not None:
+            self._read.charge(who, size)
+
+    def check_attempt(self, address: str | None) -> None:
+        """Check that an address may try another token.
+
+        Verifying a token costs more than anything else that an unauthenticated client can request.
+
+        Raises:
+            RequestError: 429.
+        """
+        who = _limited_address(address)
+        if who is not None and (wait_s := self._attempts.try_acquire(who)):
+            most = self._settings.requests_per_s
+            raise rate_limited(f"rate limit exceeded: {most} failed attempts/s per address", wait_s)
+
+    def check_publisher(self, claims: Claims) -> None:
+        """Check that a publisher has not had too many rejected requests.
+
+        Accepted publishes have their own limits.
+
+        Raises:
+            RequestError: 429.
+        """
+        who = _name_of(claims)
+        if who is not None and (wait_s := self._requests.try_acquire(who)):
+            most = self._settings.requests_per_s
+            raise rate_limited(
+                f"rate limit exceeded: {most} rejected requests/s per user or key", wait_s
+            )
+
+    def count_failed_attempt(self, address: str | None) -> None:
+        """Count an invalid token of this address."""
+        if (who := _limited_address(address)) is not None:
+            self._attempts.charge(who, 1)
+
+    def count_refusal(self, claims: Claims, address: str | None) -> None:
+        """Count a rejected request of an authenticated client, because rejecting it has a cost."""
+        if (who := _caller(claims, address)) is not None:
+            self._requests.charge(who, 1)
+
+    def allow_message(self, connection: int) -> bool:
+        """Count a message of a connection. Return False if it is over the limit."""
+        return not self._messages.try_acquire(str(connection), 1)
+
+    def acquire(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
+        """Count a connection. Call :meth:`release` when it has ended.
+
+        Raises:
+            RequestError: 429, over the limit in total, of rooms, of this room, or of this address.
+            UserConnectionLimitError: over the limit of this user.
+        """
+        settings = self._settings
+        source = _limited_address(address)
+        if source is not None:
+            if wait_s := self._connects.try_acquire(source, 1):
+                raise rate_limited(
+                    f"rate limit exceeded: {settings.new_connections_per_s} new connections/s "
+                    "per address",
+                    wait_s,
+                )
+            if _at_limit(self._by_address[source], settings.max_connections_per_address):
+                most = settings.max_connections_per_address
+                raise rate_limited(f"connection limit ({most}) per address reached", 10)
+        if _at_limit(self._connections, settings.max_connections):
+            raise rate_limited(f"connection limit ({settings.max_connections}) reached", 10)
+        if room not in self._by_room and _at_limit(len(self._by_room), settings.max_rooms):
+            raise rate_limited(f"active room limit ({settings.max_rooms}) reached", 10)
+        if _at_limit(self._by_room[room], settings.max_connections_per_room):
+            most = settings.max_connections_per_room
+            raise rate_limited(f"connection limit ({most}) of the room reached", 10)
+        user = claims.user
+        if user is not None and _at_limit(self._by_user[user], settings.max_connections_per_user):
+            raise UserConnectionLimitError(settings.max_connections_per_user)
+        slot = ConnectionSlot(user, room, source)
+        self._connections += 1
+        for counter, name in self._counters(slot):
+            counter[name] += 1
+        return slot
+
+    def release(self, slot: ConnectionSlot) -> None:
+        self._connections -= 1
+        for counter, name in self._counters(slot):
+            counter[name] -= 1
+            if not counter[name]:
+                del counter[name]
+
+    def _counters(self, slot: ConnectionSlot) -> Iterator[tuple[Counter[str], str]]:
+        if slot.user is not None:
+            yield self._by_user, slot.user
+        yield self._by_room, slot.room
+        if slot.address is not None:
+            yield self._by_address, slot.address
+
+
+def rate_limited(details: str, wait_s: float) -> RequestError:
+    headers = {"Retry-After": str(max(1, math.ceil(wait_s)))}
+    return RequestError(429, "rate_limited", "Too many requests", details, headers)
+
+
+def _name_of(claims: Claims) -> str | None:
+    """Return the name by which the rates of a caller are counted; None without keys."""
+    if claims.key_name is not None:
+        return f"key {claims.key_name}"
+    if claims.user is not None:  # the prefix separates a user whose id is the name of a key
+        return f"user {claims.user}"
+    return None if claims.token_id is None else f"token {claims.token_id}"
+
+
+def _caller(claims: Claims | None, address: str | None) -> str | None:
+    who = None if claims is None else _name_of(claims)
+    if who is None and (source := _limited_address(address)) is not None:
+        who = f"address {source}"
+    return who
+
+
+def _limited_address(address: str | None) -> str | None:
+    """Return the address, or None if it has no limit.
+
+    A loopback peer is a developer, or a proxy that forwards the requests of all clients.
+    """
+    return None if address is None or is_loopback(address) else address
+
+
+class _Budget:
+    """A token bucket for each caller, with a burst of one second's amount, that allows debt.
+
+    A cost over the remaining amount is a debt, and the caller is limited until it is repaid. Each
+    caller is stored as the time when its bucket is full again. Over the maximum number of callers,
+    the least recently charged one is evicted.
+    """
+
+    def __init__(self, per_s: int) -> None:
+        """
+        Args:
+            per_s: the refill rate; 0 is no limit.
+        """
+        self._per_s = per_s
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+
+    def try_acquire(self, who: str) -> float:
+        """Return how long the bucket stays empty, in seconds; 0 if something is left."""
+        if not self._per_s:
+            return 0.0
+        now = time.monotonic()
+        return max(0.0, self._full_at.get(who, now) - now - 1.0)
+
+    def spend(self, who: str, cost: float) -> float:
+        """Take ``cost`` if anything is left. Return 0, or how long to wait, in seconds."""
+        wait_s = self.try_acquire(who)
+        if not wait_s:
+            self.charge(who, cost)
+        return wait_s
+
+    def charge(self, who: str, cost: float) -> None:
+        """Take ``cost``, even if less is left."""
+        if not self._per_s:
+            return
+        now = time.monotonic()
+        full_at = max(self._full_at.pop(who, now), now) + cost / self._per_s
+        self._full_at[who] = full_at
+        if len(self._full_at) > MAX_TRACKED_KEYS:
+            self._full_at.popitem(last=False)
+
+
+class _Rate:
+    """A rate for each caller, with a burst of one second's amount.
+
+    Calling the library for each of 10,000 notifications a second would take a third of the time of
+    publishing them. So each caller leases a hundredth of the rate and uses it up.
+    """
+
+    def __init__(self, per_s: int) -> None:
+        self._burst = per_s
+        self._lease = per_s // 100
+        self._leased: OrderedDict[str, int] = OrderedDict()
+        self._throttled = Throttled(
+            using="gcra",
+            quota=per_sec(per_s, burst=per_s),
+            store=MemoryStore(options={"MAX_SIZE": MAX_TRACKED_KEYS}),
+        )
+
+    def try_acquire(self, who: str, cost: int) -> float:
+        """Take ``cost``. Return 0, or how long to wait, in seconds, if it is over the rate."""
+        left = self._leased.get(who, 0)
+        if cost <= left:
+            self._leased[who] = left - cost
+            return 0.0
+        lease = self._lease
+        if cost < lease and not self._consume(who, lease):
+            self._leased[who] = left + lease - cost
+            if len(self._leased) > MAX_TRACKED_KEYS:
+                self._leased.popitem(last=False)
+            return 0.0
+        return self._consume(who, min(cost, self._burst))
+
+    def release(self, who: str, cost: int) -> None:
+        """Give back a cost that was acquired and not used."""
+        cost = min(cost, self._burst)
+        self._leased[who] = min(self._leased.get(who, 0) + cost, self._burst)
+        if len(self._leased) > MAX_TRACKED_KEYS:
+            self._leased.popitem(last=False)
+
+    def _consume(self, who: str, cost: int) -> float:
+        result = self._throttled.limit(who, cost)
+        return max(float(result.state.retry_after), 0.001) if result.limited else 0.0
+
+
+class _Unlimited:
+    def try_acquire(self, who: str, cost: int) -> float:  # noqa: ARG002
+        return 0.0
+
+    def release(self, who: str, cost: int) -> None: ...
+
+
+def _rate(per_s: int) -> _Rate | _Unlimited:
+    return _Rate(per_s) if per_s else _Unlimited()
+
+
+def _at_limit(count: int, most: int) -> bool:
+    """Return whether a count has reached a limit; 0 is no limit."""
+    return bool(most) and count >= most

@@ -1,0 +1,171 @@
+"""Revoke tokens that have not expired. See PROTOCOL.md, "Revoking"."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import uuid_utils
+
+from ...protocol.rooms import Room
+from ..rooms.hub import Hub
+from ..stores.base import Entry, Publication, Retention, Store
+from . import LEEWAY_S, Claims
+
+logger = logging.getLogger(__name__)
+
+ROOM = Room("synap_revocations")
+"""The room whose log holds the revocations, so that they are as durable as notifications and reach
+every node of the store. No request can name it."""
+
+_PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """One revocation.
+
+    Attributes:
+        kind: what ``subject`` is: the id of a user or of a token.
+        at: seconds since 1970. Tokens of the user with an ``iat`` up to then are revoked.
+    """
+
+    kind: Literal["user", "token"]
+    subject: str
+    at: float
+
+    def matches(self, claims: Claims) -> bool:
+        if self.kind == "token":
+            return claims.token_id == self.subject
+        return claims.user == self.subject and (claims.issued_at or 0.0) <= self.at
+
+
+class TooManyRevocationsError(Exception):
+    """The maximum number of revocations is reached. One more would displace one that is needed."""
+
+
+class Revocations:
+    """The revocations that are in force.
+
+    Their age is measured by the monotonic clock, here and in the store, so that a change of the
+    wall clock cannot expire one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        *,
+        leeway_s: float = LEEWAY_S,
+        kept_s: float | None = None,
+        most: int = Retention().control_count,
+        clock: Callable[[], float] = time.time,
+        running: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            leeway_s: how far the clocks of token issuers may be ahead.
+            kept_s: how long the store keeps a revocation; see
+                :meth:`ServerSettings.revocation_retention_s`.
+            most: the maximum number of revocations.
+            clock: returns seconds since 1970.
+            running: returns monotonic seconds.
+        """
+        self._store = store
+        self._hub = hub
+        self._leeway_s = leeway_s
+        self._retention_s = Retention().control_age_s if kept_s is None else kept_s
+        self._most = most
+        self._clock = clock
+        self._running = running
+        self._began = clock() - running()
+        self._known: dict[tuple[str, str], Revocation] = {}
+        self._order: deque[tuple[float, Revocation]] = (
+            deque()
+        )  # in order of arrival, with the monotonic time
+        self.loaded = False
+        self._loading = asyncio.Lock()
+        self._position = store.earliest()
+        self.on_revoked: Callable[[Revocation], int] = lambda _: 0
+        """Called with each revocation. Returns how many connections it closed on this node."""
+        self._closed = 0
+        hub.subscribe(ROOM, self)
+
+    async def load(self) -> None:
+        """Read the revocations from before the start of this server, once.
+
+        Raises:
+            StoreUnavailableError: the revocations cannot be read now.
+        """
+        if self.loaded:
+            return
+        async with self._loading:
+            while not self.loaded:
+                page = await self._store.read(ROOM, self._position, _PAGE)
+                for entry in page.entries:
+                    self._remember(entry)
+                    self._position = entry.cursor
+                self.loaded = len(page.entries) < _PAGE
+
+    def matches(self, claims: Claims) -> bool:
+        """Return whether these claims are revoked by a revocation that has arrived."""
+        keys = [("user", claims.user), ("token", claims.token_id)]
+        found = [self._known[key] for key in keys if key[1] is not None and key in self._known]
+        return any(revocation.matches(claims) for revocation in found)
+
+    async def revoke(self, of: Literal["user", "token"], name: str) -> int:
+        """Revoke the tokens of a user, or one token. Return how many connections that closed here.
+
+        Raises:
+            StoreUnavailableError: the revocation was not stored, and nothing was closed.
+            TooManyRevocationsError: the same.
+        """
+        await self.load()  # earlier revocations count towards the maximum
+        self._forget_old()
+        if len(self._order) >= self._most:
+            raise TooManyRevocationsError
+        # Without the monotonic clock, setting the wall clock back would spare recent tokens.
+        now = max(self._clock(), self._began + self._running())
+        text = json.dumps({"of": of, "name": name, "at": now + self._leeway_s})
+        closed = 0
+
+        def deliver(room: Room, entry: Entry) -> int:
+            nonlocal closed
+            self._closed = 0
+            count = self._hub.broadcast(room, entry)
+            closed = self._closed
+            return count
+
+        publication = Publication(ROOM, str(uuid_utils.uuid7()), text)
+        await self._store.publish([publication], deliver)
+        return closed
+
+    def deliver(self, entry: Entry, published_at: float | None) -> bool:  # noqa: ARG002 - latency is not measured
+        """See :class:`~.rooms.hub.Subscriber`."""
+        self._closed += self.on_revoked(self._remember(entry))
+        return True
+
+    def join_group(self) -> None:
+        """See :class:`~.rooms.hub.Subscriber`. Revocations never share a batched write."""
+
+    def _remember(self, entry: Entry) -> Revocation:
+        members = json.loads(entry.text)
+        found = Revocation(members["of"], members["name"], members["at"])
+        known = self._known.get((found.kind, found.subject))
+        if known is None or known.at <= found.at:
+            self._known[found.kind, found.subject] = found
+        self._order.append((self._running(), found))
+        return found
+
+    def _forget_old(self) -> None:
+        oldest = self._running() - self._retention_s
+        while self._order and self._order[0][0] < oldest:
+            _, found = self._order.popleft()
+            if self._known.get((found.kind, found.subject)) is found:
+                del self._known[found.kind, found.subject]

@@ -1,0 +1,1 @@
+"""The configuration: settings, references to application code, and watched files."""

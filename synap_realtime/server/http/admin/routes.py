@@ -1,0 +1,105 @@
+"""The API of the admin page: the current state of this node."""
+
+from __future__ import annotations
+
+import heapq
+from datetime import UTC, datetime
+from typing import Any
+
+from ....protocol.notification import format_timestamp
+from ....protocol.rooms import Room
+from ...auth.authorization import AccessControl, require_scope
+from ...auth.revocations import ROOM as REVOCATIONS
+from ...messages import Request, RequestError, Response, json_response, parse_room_param
+from ...metrics import Metrics
+from ...rooms.hub import Hub
+from ...rooms.sessions import Session, SessionRegistry
+from .page import page
+
+MAX_ROOMS = 200
+"""The maximum number of rooms in a response: those with the most connections."""
+
+MAX_CONNECTIONS = 200
+"""The maximum number of connections of a room in a response: the newest ones."""
+
+
+class Admin:
+    """The routes under ``/admin``. All except the page itself require the scope ``admin``."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        sessions: SessionRegistry,
+        access: AccessControl,
+        metrics: Metrics,
+        *,
+        version: str,
+        description: str,
+    ) -> None:
+        """
+        Args:
+            description: the description of the store, for display.
+        """
+        self._hub = hub
+        self._sessions = sessions
+        self._access = access
+        self._metrics = metrics
+        self._version = version
+        self._description = description
+        self._started_at = _timestamp(datetime.now(UTC).timestamp())
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a request.
+
+        Raises:
+            RequestError: 401, 403, 404.
+        """
+        if request.path_segments == ("admin",):
+            return page()
+        require_scope(await self._access.authenticate_counted(request), "admin")
+        match request.path_segments:
+            case ("admin", "state"):
+                return json_response(200, self._state(request.query.get("room", "")))
+            case ("admin", "rooms", segment):
+                return json_response(200, self._room(parse_room_param(segment)))
+        raise RequestError(404, "not_found", "Not found", "the page is at /admin")
+
+    def _state(self, part: str) -> dict[str, Any]:
+        """Return the totals and the largest rooms.
+
+        Args:
+            part: filters the rooms whose name contains it.
+        """
+        rooms = [(count, room) for room, count in self._hub.rooms() if room != REVOCATIONS]
+        found = [each for each in rooms if part in each[1]]
+        largest = heapq.nsmallest(MAX_ROOMS, found, key=lambda each: (-each[0], each[1]))
+        return {
+            "version": self._version,
+            "store": self._description,
+            "startedAt": self._started_at,
+            "connections": self._sessions.count(),
+            "roomCount": len(rooms),
+            "rooms": [{"room": room, "connections": count} for count, room in largest],
+            "totals": self._metrics.totals(),
+        }
+
+    def _room(self, room: Room) -> dict[str, Any]:
+        here = self._sessions.in_room(room)
+        newest = heapq.nlargest(MAX_CONNECTIONS, here, key=lambda session: session.began_at)
+        return {"total": len(here), "connections": [_to_json(session) for session in newest]}
+
+
+def _to_json(session: Session) -> dict[str, str | None]:
+    ends_at = session.claims.expires_at
+    return {
+        "user": session.claims.user or session.claims.key_name,
+        "device": session.device,
+        "transport": session.transport,
+        "address": session.address,
+        "since": _timestamp(session.began_at),
+        "expiresAt": None if ends_at is None else _timestamp(ends_at),
+    }
+
+
+def _timestamp(seconds: float) -> str:
+    return format_timestamp(datetime.fromtimestamp(seconds, UTC))

@@ -1,0 +1,362 @@
+"""Describe the HTTP routes as an OpenAPI 3.1 document, served at ``/openapi.json``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from ...protocol.notification import MAX_BATCH_NOTIFICATIONS
+from ...protocol.rooms import ROOM_PATTERN
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+_FLAG: dict[str, Any] = {"type": "boolean"}
+_CURSOR: dict[str, Any] = {"type": "string", "pattern": "^[A-Za-z0-9]{1,32}-[0-9]{1,18}$"}
+_ROOM_ID: dict[str, Any] = {"type": "string", "pattern": f"^{ROOM_PATTERN}$"}
+_NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 128}
+
+
+def _object(*required: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_NOTIFICATION = _object(
+    "type",
+    "data",
+    id={
+        **_NAME,
+        "description": "Publishing the same id again delivers nothing new. Default: a UUIDv7.",
+    },
+    type={
+        **_NAME,
+        "pattern": "^(?!synap\\.)",
+        "description": "Dotted. The prefix synap. is reserved.",
+    },
+    data={"type": "object"},
+    requestId={"type": ["string", "null"]},
+    status={"enum": ["pending", "success", "error", None]},
+    timestamp={"type": ["string", "null"], "format": "date-time"},
+)
+_NOTIFICATION["properties"]["id"]["type"] = ["string", "null"]
+_NOTIFICATION["description"] = "Unknown members are kept and delivered."
+_NOTIFICATION["properties"] |= {
+    name: {"description": "Set by the server on delivery. A published value is replaced."}
+    for name in ("room", "cursor")
+}
+
+_DELIVERED = _object(
+    "type", "data", "id", "timestamp", "room", "cursor",
+    type=_NAME, data={"type": "object"}, id=_NAME, requestId=_TEXT,
+    status={"enum": ["pending", "success", "error"]},
+    timestamp={"type": "string", "format": "date-time", "pattern": "\\.[0-9]{3}Z$"},
+    room=_TEXT, cursor=_CURSOR,
+)  # fmt: skip
+
+_CODE = {
+    "enum": [
+        "invalid_request",
+        "unauthorized",
+        "forbidden",
+        "not_found",
+        "method_not_allowed",
+        "payload_too_large",
+        "unsupported_media_type",
+        "upgrade_required",
+        "request_timeout",
+        "rate_limited",
+        "unavailable",
+        "misconfigured",
+    ],
+}
+
+_RECEIPT = {"broadcastCount": _COUNT, "cursor": _CURSOR, "duplicate": _FLAG}
+
+_SCHEMAS: dict[str, Any] = {
+    "Notification": _NOTIFICATION,
+    "DeliveredNotification": _DELIVERED,
+    "Batch": _object(
+        "notifications",
+        notifications={
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_BATCH_NOTIFICATIONS,
+            "description": "Each is validated alone. An invalid one fails alone, in the response.",
+            "items": {"anyOf": [_ref("BatchItem"), {}]},
+        },
+    ),
+    "BatchItem": {
+        "allOf": [
+            _ref("Notification"),
+            _object("rooms", rooms={"type": "array", "minItems": 1, "items": _ROOM_ID}),
+        ],
+    },
+    "Receipt": _object(
+        "success", "broadcastCount", "message", "id", "cursor", "duplicate",
+        success={"const": True}, message=_TEXT, id=_TEXT, **_RECEIPT,
+    ),
+    "BatchReceipt": _object(
+        "success", "results",
+        success=_FLAG,
+        results={
+            "type": "array",
+            "items": {
+                "oneOf": [
+                    _object(
+                        "success", "id", "broadcastCount", "rooms",
+                        success={"const": True}, id=_TEXT, broadcastCount=_COUNT,
+                        rooms={
+                            "type": "object",
+                            "additionalProperties": _object(*_RECEIPT, **_RECEIPT),
+                        },
+                    ),
+                    _object(
+                        "success", "error", "details", "code",
+                        success={"const": False}, error=_TEXT, details=_TEXT, code=_CODE,
+                    ),
+                ]
+            },
+        },
+    ),
+    "History": _object(
+        "room", "notifications", "cursor", "recovered", "more",
+        room=_TEXT, cursor=_CURSOR, recovered=_FLAG, more=_FLAG,
+        notifications={"type": "array", "items": _ref("DeliveredNotification")},
+    ),
+    "RoomHealth": _object(
+        "status", "connections", "roomId",
+        status={"const": "ok"}, connections=_COUNT, roomId=_TEXT,
+    ),
+    "RoomPresence": _object(
+        "room", "connections", "users",
+        room=_TEXT, connections=_COUNT,
+        users={
+            "type": "array",
+            "items": _object(
+                "user", "connections", "devices",
+                user=_TEXT, connections=_COUNT, devices={"type": "array", "items": _TEXT},
+            ),
+        },
+    ),
+    "Revocation": {
+        "anyOf": [
+            _object("user", user={**_TEXT, "minLength": 1, "maxLength": 512}),
+            _object("token", token={**_TEXT, "minLength": 1, "maxLength": 8292}),
+            _object("jti", jti={**_TEXT, "minLength": 1, "maxLength": 512}),
+        ]
+    },
+    "Revoked": _object(
+        "success", "revoked", "closed",
+        success={"const": True}, revoked={"type": "boolean"}, closed=_COUNT,
+    ),
+    "Error": _object("error", "details", "code", error=_TEXT, details=_TEXT, code=_CODE),
+}  # fmt: skip
+
+_ROOM = {
+    "name": "room",
+    "in": "path",
+    "required": True,
+    "schema": _ROOM_ID,
+    "example": "user_42",
+}
+
+
+def _query(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a query parameter. An empty value counts as absent."""
+    parameter = {"name": name, "in": "query", "description": text, "schema": schema}
+    return {**parameter, "allowEmptyValue": True}
+
+
+def _position(*names: str) -> dict[str, Any]:
+    """Return the parameter for a position: a cursor or one of ``names``."""
+    return _query("after", "Where to start.", {"anyOf": [_CURSOR, {"enum": [*names, ""]}]})
+
+
+_DEVICE = _query(
+    "device",
+    "The name of the user's device. An empty value counts as absent.",
+    {"type": "string", "pattern": "^[A-Za-z0-9._~:@|=+-]{0,64}$"},
+)
+
+_PRESENCE = _query(
+    "presence", "1 sends presence frames. Requires the scope presence.", {"enum": ["", "0", "1"]}
+)
+
+
+def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _error(status: int) -> dict[str, Any]:
+    answer = _answer("See PROTOCOL.md, Errors.", _ref("Error"))
+    if status == 426:
+        answer["headers"] = {"Upgrade": {"required": True, "schema": {"const": "websocket"}}}
+    if status == 401:
+        answer["headers"] = {"WWW-Authenticate": {"required": True, "schema": _TEXT}}
+    if status in (429, 503):
+        seconds = {"type": "integer", "minimum": 1}
+        answer["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
+    return answer
+
+
+def _operation(id: str, text: str, answers: dict[str, Any], *errors: int) -> dict[str, Any]:
+    """Return an operation. All errors have the same schema (PROTOCOL.md, "Errors")."""
+    wrong = {str(status): _error(status) for status in errors}
+    return {"operationId": id, "summary": text, "responses": {**answers, **wrong}}
+
+
+def _json_body(name: str) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": _ref(name)}}}
+
+
+def _ok(name: str) -> dict[str, Any]:
+    return {"200": _answer("Success.", _ref(name))}
+
+
+def _status(status: str) -> dict[str, Any]:
+    return {"200": _answer("Success.", _object("status", status={"const": status}))}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """Return the OpenAPI 3.1.0 document. The WebSocket route is in it as an HTTP route (426)."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "synap-realtime room server",
+            "version": "1",
+            "description": "The HTTP routes. PROTOCOL.md describes the whole protocol.",
+        },
+        "paths": {
+            "/health": {
+                "get": _operation(
+                    "health", "Check that the process is alive.", _status("ok"), 403,
+                ),
+            },
+            "/ready": {
+                "get": _operation(
+                    "ready", "Check that the server can accept traffic.", _status("ready"),
+                    403, 503,
+                ),
+            },
+            "/openapi.json": {
+                "get": _operation(
+                    "openapi", "Return this document.",
+                    {"200": _answer("The document.", {"type": "object"})}, 403,
+                )
+            },
+            "/metrics": {
+                "get": _operation(
+                    "metrics", "Return metrics in Prometheus' text format.",
+                    {"200": {
+                        "description": "The metrics.", "content": {"text/plain": {"schema": _TEXT}},
+                    }},
+                    401, 403, 503,
+                )
+            },
+            "/broadcast": {
+                "post": {
+                    **_operation(
+                        "broadcastMany", "Publish notifications, each to its rooms.",
+                        _ok("BatchReceipt"), 400, 401, 403, 408, 413, 415, 429, 503,
+                    ),
+                    "requestBody": _json_body("Batch"),
+                }
+            },
+            "/revoke": {
+                "post": {
+                    **_operation(
+                        "revoke", "Revoke the tokens of a user, or one token.",
+                        _ok("Revoked"), 400, 401, 403, 408, 413, 415, 503,
+                    ),
+                    "requestBody": _json_body("Revocation"),
+                }
+            },
+            "/rooms/{room}/broadcast": {
+                "parameters": [_ROOM],
+                "post": {
+                    **_operation(
+                        "broadcast", "Publish a notification to a room.",
+                        _ok("Receipt"), 400, 401, 403, 408, 413, 415, 429, 503,
+                    ),
+                    "requestBody": _json_body("Notification"),
+                },
+            },
+            "/rooms/{room}/subscribe": {
+                "parameters": [_ROOM],
+                "get": {
+                    **_operation(
+                        "subscribe", "Subscribe by WebSocket.",
+                        {"101": {"description": "The handshake, for a request with an upgrade."}},
+                        400, 401, 403, 426, 429, 503,
+                    ),
+                    "parameters": [_position("earliest", "latest"), _DEVICE, _PRESENCE],
+                },
+            },
+            "/rooms/{room}/events": {
+                "parameters": [_ROOM],
+                "get": {
+                    **_operation(
+                        "events", "Subscribe by Server-Sent Events, until the server stops.",
+                        {"200": {
+                            "description": "The event stream.",
+                            "content": {"text/event-stream": {"schema": _TEXT}},
+                        }},
+                        400, 401, 403, 429, 503,
+                    ),
+                    "parameters": [
+                        _position("earliest", "latest"),
+                        _DEVICE,
+                        _PRESENCE,
+                        {
+                            "name": "Last-Event-ID", "in": "header", "schema": _TEXT,
+                            "description": "Resumes after this cursor. Overrides after.",
+                        },
+                    ],
+                },
+            },
+            "/rooms/{room}/history": {
+                "parameters": [_ROOM],
+                "get": {
+                    **_operation(
+                        "history", "Return the retained log, oldest first.", _ok("History"),
+                        400, 401, 403, 503,
+                    ),
+                    "parameters": [
+                        _position("earliest"),
+                        _query("limit", "The maximum number of notifications. Default: 100.",
+                               {"type": "integer", "minimum": 1, "maximum": 1000}),
+                    ],
+                },
+            },
+            "/rooms/{room}/health": {
+                "parameters": [_ROOM],
+                "get": _operation(
+                    "roomHealth", "Return the number of connections of a room.", _ok("RoomHealth"),
+                    400, 401, 403, 503,
+                ),
+            },
+            "/rooms/{room}/presence": {
+                "parameters": [_ROOM],
+                "get": _operation(
+                    "roomPresence", "Return the users who are connected to a room.",
+                    _ok("RoomPresence"), 400, 401, 403, 503,
+                ),
+            },
+        },
+        "components": {
+            "schemas": _SCHEMAS,
+            "securitySchemes": {
+                "credential": {
+                    "type": "http", "scheme": "bearer",
+                    "description": "A publisher's key, or a JWT. See PROTOCOL.md.",
+                },
+                "query": {"type": "apiKey", "in": "query", "name": "token"},
+            },
+        },
+        # The empty one: health routes, and a server without keys, need no credential.
+        "security": [{"credential": []}, {"query": []}, {}],
+    }  # fmt: skip

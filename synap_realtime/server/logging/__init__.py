@@ -1,0 +1,1 @@
+"""The log of the server: its format, its records, and internal errors."""

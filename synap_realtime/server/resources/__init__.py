@@ -1,0 +1,1 @@
+"""Memory and event-loop time that clients share."""
