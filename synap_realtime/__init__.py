@@ -140,7 +140,7 @@ because every pytest run of an environment imports this package for the plugin."
 
 
 def __getattr__(name: str) -> Any:
-    from .lazy_imports import importing
+    from .forks import importing
 
     for module, names in _LAZY_IMPORTS.items():
         if name in names:

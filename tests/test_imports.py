@@ -59,7 +59,7 @@ def test_broadcasting_imports_little_else() -> None:
         "endpoint",
         "errors",
         "event_loops",
-        "lazy_imports",
+        "forks",
         "network",
         "protocol",
         "redaction",

@@ -16,9 +16,10 @@ from ..errors import ConfigurationError
 from ..event_loops import running_loop
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
-from . import encoding, retry
+from . import encoding, responses, retry
 from .batch_queue import QueuedNotification
 from .dispatcher import Sender
+from .endpoint import Endpoint, check_seconds
 from .result import BroadcastResult
 
 _INSTEAD = "call broadcast_notification_sync() or another …_sync function, in a thread"
@@ -70,9 +71,9 @@ class AsyncBroadcaster:
         Raises:
             ConfigurationError: the URL is not an ``http`` or ``https`` URL.
         """
-        self._endpoint = encoding.Endpoint(url, api_key)
-        self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
-        self._deadline_s = encoding.check_seconds("deadline_s", deadline_s)
+        self._endpoint = Endpoint(url, api_key)
+        self._timeout_s = check_seconds("timeout_s", timeout_s)
+        self._deadline_s = check_seconds("deadline_s", deadline_s)
         self._transport = transport
         # A connection pool belongs to one event loop, and some frameworks run several.
         self._pools: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
@@ -175,7 +176,7 @@ class AsyncBroadcaster:
         try:
             loop = running_loop("an asynchronous broadcast", _INSTEAD)
         except ConfigurationError as error:
-            return encoding.failure_result(parcel, 0, str(error))
+            return responses.failure_result(parcel, 0, str(error))
         pool = self._pools.get(loop) or await self._open(loop)
         return await pool.sender.send(QueuedNotification(parcel, deadline))
 

@@ -19,11 +19,13 @@ from typing import Any, Self
 
 import httpx
 
+from ..forks import renew_in_child
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId
-from . import encoding, forks, retry
+from . import encoding, per_room, responses, retry
+from .endpoint import Endpoint, check_seconds
+from .http_client import HttpClient
 from .result import BroadcastResult
-from .sync import HttpClient
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +94,13 @@ class BackgroundBroadcaster:
         Raises:
             ConfigurationError: the URL is not an ``http`` or ``https`` URL.
         """
-        self._endpoint = encoding.Endpoint(url, api_key)
-        self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
+        self._endpoint = Endpoint(url, api_key)
+        self._timeout_s = check_seconds("timeout_s", timeout_s)
         self._max_pending = max_pending
         self._poster = HttpClient(self._endpoint, transport)
         self._reset()
         _instances.add(self)
-        forks.renew_in_child(self)
+        renew_in_child(self)
 
     def renew(self) -> None:
         """Reset the client in a forked child; the parent owns the queue and the connections."""
@@ -313,7 +315,7 @@ class BackgroundBroadcaster:
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():
             return
-        # Import and read here what the thread needs: see encoding.Endpoint. A configuration error
+        # Import and read here what the thread needs: see Endpoint. A configuration error
         # becomes the result of each notification and is logged as such.
         with contextlib.suppress(Exception):
             self._poster.open()
@@ -367,7 +369,7 @@ class BackgroundBroadcaster:
         return self._in_flight
 
     def _deliver(self, batch: list[PendingNotification]) -> None:
-        steps = encoding.delivery(self._endpoint, [posted.encoded for posted in batch])
+        steps = per_room.delivery(self._endpoint, [posted.encoded for posted in batch])
         try:
             results = self._answered(steps)
         except Exception:  # the thread must survive any error of a custom transport
@@ -382,7 +384,7 @@ class BackgroundBroadcaster:
                     self._log_refusal(posted.encoded.rooms, result)
             self._changed.notify_all()
 
-    def _answered(self, steps: encoding.Delivery) -> list[BroadcastResult]:
+    def _answered(self, steps: per_room.Delivery) -> list[BroadcastResult]:
         call = next(steps)
         while True:
             answer = self._call(call)
@@ -392,18 +394,18 @@ class BackgroundBroadcaster:
                 results: list[BroadcastResult] = done.value
                 return results
 
-    def _call(self, call: encoding.ApiRequest) -> encoding.ApiResponse:
+    def _call(self, call: encoding.ApiRequest) -> responses.ApiResponse:
         """Send until the response is final or the broadcaster is closed."""
         from tenacity import Retrying, retry_if_result, stop_never
 
-        answer = encoding.ApiResponse()
+        answer = responses.ApiResponse()
 
-        def may_come_back(answer: encoding.ApiResponse) -> bool:
+        def may_come_back(answer: responses.ApiResponse) -> bool:
             # No caller waits here, so retry a misconfigured server, too, until its operator has
             # fixed it.
             return retry.is_retriable(answer) or answer.is_misconfigured
 
-        def attempt() -> encoding.ApiResponse:
+        def attempt() -> responses.ApiResponse:
             nonlocal answer
             answer = self._poster.post(call, self._timeout_s)
             if may_come_back(answer):
@@ -427,7 +429,7 @@ class BackgroundBroadcaster:
             retrying(attempt)
         return retry.with_attempts(answer, retrying.statistics["attempt_number"])
 
-    def _on_unavailable(self, answer: encoding.ApiResponse) -> None:
+    def _on_unavailable(self, answer: responses.ApiResponse) -> None:
         with self._changed:
             if self._away:
                 return

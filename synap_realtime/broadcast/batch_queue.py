@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..protocol.notification import MAX_BATCH_NOTIFICATIONS
-from . import encoding, retry
+from . import encoding, responses, retry
+from .endpoint import Endpoint
 from .result import BroadcastResult
 
 MAX_CONCURRENT_SINGLES = 32
@@ -87,7 +88,7 @@ class QueuedNotification:
 class BatchQueue:
     """The queue of one client to one server."""
 
-    def __init__(self, endpoint: encoding.Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._waiting: deque[QueuedNotification] = deque()
         self._waiting_bytes = 0
@@ -154,19 +155,19 @@ class BatchQueue:
 
     def expire(self, item: QueuedNotification) -> None:
         """Fail a notification at its deadline, with its last failure or with a timeout."""
-        silence = encoding.response_from_error(self._endpoint, TimeoutError()).error
+        silence = responses.response_from_error(self._endpoint, TimeoutError()).error
         error = silence if item.failure is None else item.failure.error
         attempts = item.attempts + (item in self._in_flight)
-        item.resolve(encoding.failure_result(item.encoded, attempts, error))
+        item.resolve(responses.failure_result(item.encoded, attempts, error))
         self.cancel(item)
 
     def apply_response(
-        self, items: Sequence[QueuedNotification], answer: encoding.ApiResponse, now: float
+        self, items: Sequence[QueuedNotification], answer: responses.ApiResponse, now: float
     ) -> None:
         """Apply the response to a ``POST /broadcast``; return members to retry to the queue."""
         for item in items:
             item.attempts += 1
-        if encoding.lacks_batch_route(answer):
+        if responses.lacks_batch_route(answer):
             self._endpoint.has_batch_route = False
             return
         if answer.error is None:
@@ -178,11 +179,11 @@ class BatchQueue:
             self._max_batch = len(items) // 2
             if not answer.retriable:
                 return
-        results = encoding.read_batch(self._endpoint, answer, [item.encoded for item in items])
+        results = responses.read_batch(self._endpoint, answer, [item.encoded for item in items])
         attempts = max(item.attempts for item in items)
         for n, (item, result) in enumerate(zip(items, results, strict=True)):
             outcome = replace(result, attempts=item.attempts)
-            if not encoding.is_item_retryable(answer, n):
+            if not responses.is_item_retryable(answer, n):
                 item.resolve(outcome)
             elif (
                 pause_s := retry.retry_delay_s(answer, attempts, item.deadline - now)
@@ -206,7 +207,7 @@ class BatchQueue:
         """Fail all queued notifications; nothing is sent any more."""
         while self._waiting:
             item = self._waiting.popleft()
-            item.resolve(encoding.failure_result(item.encoded, item.attempts, why))
+            item.resolve(responses.failure_result(item.encoded, item.attempts, why))
         self._waiting_bytes = 0
 
 

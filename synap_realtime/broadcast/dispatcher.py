@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import httpx
 
 from ..errors import ConfigurationError
-from ..lazy_imports import importing
+from ..forks import importing
 from ..network import BoundedBody
-from . import encoding, retry
+from . import encoding, http_client, per_room, responses, retry
 from .batch_queue import BatchQueue, QueuedNotification
+from .endpoint import Endpoint
 from .result import BroadcastResult
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Sender:
 
     def __init__(
         self,
-        endpoint: encoding.Endpoint,
+        endpoint: Endpoint,
         transport: httpx.AsyncBaseTransport | None,
         timeout_s: float,
     ) -> None:
@@ -137,7 +138,7 @@ class Sender:
         except Exception as error:  # noqa: BLE001 - re-raised to its callers
             for item in items:
                 if self._given is None:
-                    item.resolve(encoding.unsent(self._endpoint, item.encoded, error))
+                    item.resolve(responses.unsent(self._endpoint, item.encoded, error))
                 else:
                     item.fail(error)
         finally:
@@ -145,7 +146,7 @@ class Sender:
             self._ensure_flushing()
 
     async def _one_by_one(self, item: QueuedNotification) -> BroadcastResult:
-        steps = encoding.publish_per_room(self._endpoint, item.encoded, item.attempts)
+        steps = per_room.publish_per_room(self._endpoint, item.encoded, item.attempts)
         call = next(steps)
         while True:
             answer = await self._send_with_retry(call, item.deadline)
@@ -157,15 +158,15 @@ class Sender:
 
     async def _send_with_retry(
         self, call: encoding.ApiRequest, deadline: float
-    ) -> encoding.ApiResponse:
+    ) -> responses.ApiResponse:
         """Send until the response is final."""
         from tenacity import AsyncRetrying
 
         retrying = AsyncRetrying(**retry.arguments(deadline - time.monotonic()))
-        answer: encoding.ApiResponse = await retrying(self._post, call, deadline)
+        answer: responses.ApiResponse = await retrying(self._post, call, deadline)
         return retry.with_attempts(answer, retrying.statistics["attempt_number"])
 
-    async def _post(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
+    async def _post(self, call: encoding.ApiRequest, deadline: float) -> responses.ApiResponse:
         """Make one attempt. Never raises for a failure of the network, the server or the
         environment.
         """
@@ -173,19 +174,19 @@ class Sender:
         try:
             async with asyncio.timeout(budget):
                 return await self._exchange(call)
-        except (TimeoutError, ConfigurationError, *encoding.TRANSPORT_ERRORS) as error:
-            return encoding.response_from_error(self._endpoint, error)
+        except (TimeoutError, ConfigurationError, *http_client.TRANSPORT_ERRORS) as error:
+            return responses.response_from_error(self._endpoint, error)
         except Exception as error:
             if self._given is not None:
                 raise
-            return encoding.response_from_error(self._endpoint, error)
+            return responses.response_from_error(self._endpoint, error)
 
-    async def _exchange(self, call: encoding.ApiRequest) -> encoding.ApiResponse:
+    async def _exchange(self, call: encoding.ApiRequest) -> responses.ApiResponse:
         transport = self._open()
-        request = encoding.build_request(self._endpoint, call)
+        request = http_client.build_request(self._endpoint, call)
         response = await transport.handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
-        body = BoundedBody(response, encoding.MAX_ANSWER_BYTES)
+        body = BoundedBody(response, http_client.MAX_ANSWER_BYTES)
         try:
             if not body.encoding:
                 async for chunk in response.stream:
@@ -193,7 +194,7 @@ class Sender:
                         break
         finally:
             await response.stream.aclose()
-        return encoding.read_body(self._endpoint, response, body)
+        return responses.read_body(self._endpoint, response, body)
 
     def _open(self) -> httpx.AsyncBaseTransport:
         if self._given is not None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from .encoding import ApiResponse
+from .responses import ApiResponse
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

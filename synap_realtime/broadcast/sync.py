@@ -6,97 +6,19 @@ import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import httpx
 from pydantic import BaseModel
 
-from ..errors import ConfigurationError
-from ..lazy_imports import importing
-from ..network import BoundedBody, deadline
+from ..forks import renew_in_child
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
-from . import encoding, forks, retry
+from . import encoding, per_room, responses, retry
 from .batch_queue import BatchQueue, QueuedNotification
+from .endpoint import Endpoint, check_seconds
+from .http_client import HttpClient
 from .result import BroadcastResult
-
-if TYPE_CHECKING:
-    from .transport import DeadlineTransport
-
-
-class HttpClient:
-    """Connections to one room server, and single requests over them."""
-
-    def __init__(self, endpoint: encoding.Endpoint, transport: httpx.BaseTransport | None) -> None:
-        """Create a client; it connects and reads the environment at the first request."""
-        self._endpoint = endpoint
-        self._given = transport
-        self._own: DeadlineTransport | None = None
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the package's own transport is in use, not a custom one."""
-        return self._given is None
-
-    def open(self) -> httpx.BaseTransport:
-        """Read the environment and import the dependencies of a request.
-
-        Raises:
-            ConfigurationError: an environment variable is invalid; names it.
-        """
-        if self._given is not None:
-            return self._given
-        if self._own is None:
-            with importing():
-                # Imported with httpcore, only by publishers.
-                from .transport import DeadlineTransport
-
-                retry.load()
-                self._own = DeadlineTransport(self._endpoint.address)
-        return self._own
-
-    def post(self, call: encoding.ApiRequest, budget_s: float) -> encoding.ApiResponse:
-        """Make one attempt. Never raises for a failure of the network, the server or the
-        environment.
-        """
-        try:
-            return self._post(call, budget_s)
-        except (TimeoutError, ConfigurationError, *encoding.TRANSPORT_ERRORS) as error:
-            return encoding.response_from_error(self._endpoint, error)
-        except Exception as error:
-            if self._given is not None:
-                raise
-            return encoding.response_from_error(self._endpoint, error)
-
-    def close(self) -> None:
-        for transport in (self._given, self._own):
-            if transport is not None:
-                transport.close()
-        self._own = None
-
-    def renewed(self) -> HttpClient:
-        """Return a copy for a forked child; the parent keeps using the connections."""
-        if self._own is not None:
-            self._own.abandon()
-        return HttpClient(self._endpoint, self._given)
-
-    def _post(self, call: encoding.ApiRequest, budget_s: float) -> encoding.ApiResponse:
-        end = time.monotonic() + budget_s
-        transport = self.open()
-        request = encoding.build_request(self._endpoint, call, budget_s)
-        with deadline(end):
-            response = transport.handle_request(request)
-            assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - as in httpx
-            body = BoundedBody(response, encoding.MAX_ANSWER_BYTES)
-            try:
-                for chunk in () if body.encoding else response.stream:
-                    if time.monotonic() > end:  # for a custom transport
-                        raise TimeoutError
-                    if not body.add(chunk):
-                        break
-            finally:
-                response.stream.close()
-        return encoding.read_body(self._endpoint, response, body)
 
 
 class Broadcaster:
@@ -115,12 +37,12 @@ class Broadcaster:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Create a client; the arguments are those of :class:`AsyncBroadcaster`."""
-        self._endpoint = encoding.Endpoint(url, api_key)
-        self._timeout_s = encoding.check_seconds("timeout_s", timeout_s)
-        self._deadline_s = encoding.check_seconds("deadline_s", deadline_s)
+        self._endpoint = Endpoint(url, api_key)
+        self._timeout_s = check_seconds("timeout_s", timeout_s)
+        self._deadline_s = check_seconds("deadline_s", deadline_s)
         self._poster = HttpClient(self._endpoint, transport)
         self._reset()
-        forks.renew_in_child(self)
+        renew_in_child(self)
 
     def broadcast_notification(
         self,
@@ -259,7 +181,7 @@ class Broadcaster:
             with self._changed:
                 for each in item.batch:
                     if self._poster.is_own:
-                        each.resolve(encoding.unsent(self._endpoint, each.encoded, error))
+                        each.resolve(responses.unsent(self._endpoint, each.encoded, error))
                     else:
                         each.fail(error)
         finally:
@@ -267,7 +189,7 @@ class Broadcaster:
                 self._leave(item)
 
     def _one_by_one(self, item: QueuedNotification) -> BroadcastResult:
-        steps = encoding.publish_per_room(self._endpoint, item.encoded, item.attempts)
+        steps = per_room.publish_per_room(self._endpoint, item.encoded, item.attempts)
         call = next(steps)
         while True:
             answer = self._send_with_retry(call, item.deadline)
@@ -277,14 +199,14 @@ class Broadcaster:
                 result: BroadcastResult = done.value
                 return result
 
-    def _send_with_retry(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
+    def _send_with_retry(self, call: encoding.ApiRequest, deadline: float) -> responses.ApiResponse:
         """Send until the response is final."""
         from tenacity import Retrying
 
         retrying = Retrying(**retry.arguments(deadline - time.monotonic()))
-        answer: encoding.ApiResponse = retrying(self._post, call, deadline)
+        answer: responses.ApiResponse = retrying(self._post, call, deadline)
         return retry.with_attempts(answer, retrying.statistics["attempt_number"])
 
-    def _post(self, call: encoding.ApiRequest, deadline: float) -> encoding.ApiResponse:
+    def _post(self, call: encoding.ApiRequest, deadline: float) -> responses.ApiResponse:
         budget_s = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
         return self._poster.post(call, budget_s)

@@ -40,7 +40,7 @@ _LAZY_IMPORTS = (
     "anyio._core._tasks",
 )
 """Modules that httpcore and anyio import during a request, when another thread may fork: see
-:mod:`synap_realtime.lazy_imports`. httpcore looks for sniffio, if it is absent, in each request.
+:mod:`synap_realtime.forks`. httpcore looks for sniffio, if it is absent, in each request.
 """
 
 _FAILURES = (

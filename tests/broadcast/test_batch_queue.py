@@ -13,7 +13,9 @@ from synap_realtime.broadcast.batch_queue import (
     BatchQueue,
     QueuedNotification,
 )
-from synap_realtime.broadcast.encoding import ApiResponse, EncodedNotification, Endpoint, read_batch
+from synap_realtime.broadcast.encoding import EncodedNotification
+from synap_realtime.broadcast.endpoint import Endpoint
+from synap_realtime.broadcast.responses import ApiResponse, read_batch
 from synap_realtime.protocol.notification import MAX_BATCH_BYTES
 from synap_realtime.protocol.rooms import Room
 

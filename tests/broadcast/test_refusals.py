@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from synap_realtime.broadcast import encoding, retry
+from synap_realtime.broadcast import retry
+from synap_realtime.broadcast.endpoint import Endpoint
+from synap_realtime.broadcast.responses import ApiResponse
 
 from .conftest import Publish
 from .test_hostile_servers import answering, raw
@@ -139,7 +141,7 @@ def test_an_unknown_name_is_not_a_server_that_does_not_run(publish: Publish) -> 
 
 
 def test_the_default_address_is_called_so() -> None:
-    assert encoding.Endpoint(None, None).named == (
+    assert Endpoint(None, None).named == (
         "http://127.0.0.1:8787 (the default; set REALTIME_URL to change it)"
     )
 
@@ -148,4 +150,4 @@ def test_the_default_address_is_called_so() -> None:
     ("status", "helps"), [(500, True), (501, False), (503, True), (505, False)]
 )
 def test_a_server_of_another_kind_is_not_asked_again(status: int, helps: bool) -> None:
-    assert retry.is_retriable(encoding.ApiResponse(status=status)) == helps
+    assert retry.is_retriable(ApiResponse(status=status)) == helps

@@ -6,7 +6,7 @@ import pytest
 import tenacity
 
 from synap_realtime.broadcast import retry
-from synap_realtime.broadcast.encoding import ApiResponse
+from synap_realtime.broadcast.responses import ApiResponse
 
 AWAY = ApiResponse(error="away")
 

@@ -13,7 +13,7 @@ from typing import Any
 import jwt
 import pytest
 
-from synap_realtime.broadcast import encoding
+from synap_realtime.broadcast import responses
 from synap_realtime.server import wire, ws_codec
 from synap_realtime.server.app import Node
 from synap_realtime.server.auth import jwks
@@ -157,7 +157,7 @@ def test_jwks_target_notices_a_shared_secret(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_answer_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_describe", lambda *given: given[-1]["error"])
+    monkeypatch.setattr(responses, "_describe", lambda *given: given[-1]["error"])
     catches("answer")
 
 

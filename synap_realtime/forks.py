@@ -1,9 +1,12 @@
-"""Protect imports at first use against a concurrent fork.
+"""Keep clients and imports usable in a forked child.
 
-A child of ``fork`` has only the thread that forked. A module that another thread was importing
-remains half imported in the child, and its lock remains held, so that an import of it blocks for
-ever. So each import of this package that is not made at import time runs inside of
-:func:`importing`, and a fork waits for the end of that block.
+A child of ``fork`` has only the thread that forked.
+
+- The connections, threads and locks of a client belong to the parent. :func:`renew_in_child` resets
+  the client in the child.
+- A module that another thread was importing remains half imported in the child, and its lock
+  remains held, so that an import of it blocks forever. So each import of this package that is not
+  made at import time runs inside of :func:`importing`, and a fork waits for the end of that block.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import concurrent.futures.thread  # noqa: F401
 import logging  # noqa: F401
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 WAIT_S = 5.0
 """The longest time that a fork waits. Without the limit it could deadlock, when the importing
@@ -25,6 +30,22 @@ thread waits for a module lock that the forking thread holds."""
 _lock = threading.RLock()
 _forking: set[int] = set()
 """The threads that hold the lock during a fork."""
+
+
+class _Renewable(Protocol):
+    def renew(self) -> None: ...
+
+
+_clients: weakref.WeakSet[_Renewable] = weakref.WeakSet()
+
+
+def renew_in_child(client: _Renewable) -> None:
+    """Call ``client.renew()`` in each child that this process forks, before any other use.
+
+    ``renew()`` runs inside ``fork``. It must not connect or take a lock, because a thread that does
+    not exist in the child could hold the lock.
+    """
+    _clients.add(client)
 
 
 @contextmanager
@@ -49,6 +70,8 @@ def _after_in_child() -> None:
     global _lock
     _lock = threading.RLock()
     _forking.clear()
+    for client in list(_clients):
+        client.renew()
 
 
 if hasattr(os, "register_at_fork"):

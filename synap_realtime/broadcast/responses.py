@@ -1,0 +1,267 @@
+"""Parse responses into results, and describe their errors. Pure; shared by all clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import httpx
+
+from ..endpoint import retry_after_s
+from ..errors import ConfigurationError
+from ..network import BoundedBody, find_proxy, reason_of, tls_problem
+from ..protocol.rooms import Room
+from ..redaction import redacted
+from .encoding import EncodedNotification
+from .endpoint import Endpoint
+from .result import BroadcastResult
+
+_NOT_IMPLEMENTED = (501, 505)
+"""Statuses of a server that never supports this method or this HTTP version."""
+
+MAX_REASON_CHARACTERS = 500
+"""Maximum length of a server's error text in results and logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiResponse:
+    """The response to a request: a status and a body, or the reason why there is none.
+
+    ``retry_after_s`` is the delay that the server asked for, or 0.
+    """
+
+    attempts: int = 1
+    status: int | None = None
+    body: object = None
+    error: str | None = None
+    retry_after_s: float = 0.0
+    is_permanent: bool = False
+
+    @property
+    def retriable(self) -> bool:
+        """Whether a retry may succeed.
+
+        Retriable are connection errors, timeouts, 429, and 5xx except 501 and 505. Other 4xx are
+        not, and neither are failures that need a configuration change (``is_permanent``,
+        ``is_misconfigured``).
+
+        A batch that the server stored partially or not at all is retriable, too: recipients that
+        have a notification drop the duplicate by its id.
+        """
+        if self.is_permanent or self.is_misconfigured:
+            return False
+        match self.body:
+            case {"results": list(results)}:
+                if any(_is_unavailable(result) for result in results):
+                    return True
+        if self.status in _NOT_IMPLEMENTED:
+            return False
+        return self.status is None or self.status == 429 or self.status >= 500
+
+    @property
+    def is_misconfigured(self) -> bool:
+        """Whether the server's own configuration is invalid; only its operator can fix it."""
+        return isinstance(self.body, dict) and self.body.get("code") == "misconfigured"
+
+
+def read_body(endpoint: Endpoint, response: httpx.Response, body: BoundedBody) -> ApiResponse:
+    """Convert a response and its body to an :class:`ApiResponse`."""
+    answer = parse_response(endpoint, response.status_code, response.headers, body.content)
+    if not body.encoding:
+        return answer
+    error = (
+        f"{endpoint.named} answered {answer.status} with Content-Encoding {body.encoding!r}, "
+        "which the client did not accept; check for a proxy that compresses responses"
+    )
+    return replace(answer, error=error)
+
+
+def parse_response(
+    endpoint: Endpoint, status: int, headers: Mapping[str, str], content: bytes
+) -> ApiResponse:
+    """Parse a response; a body that is not JSON stays text."""
+    try:
+        body: object = json.loads(content)
+    except (ValueError, RecursionError):
+        body = content[:200].decode(errors="replace")
+    return ApiResponse(
+        status=status,
+        body=body,
+        error=None if 200 <= status < 300 else _describe(endpoint, status, headers, body),
+        retry_after_s=retry_after_s(headers.get("Retry-After")) or 0.0,
+    )
+
+
+def response_from_error(endpoint: Endpoint, error: Exception) -> ApiResponse:
+    """Convert a transport error to an :class:`ApiResponse` with the reason."""
+    if isinstance(error, ConfigurationError):
+        return ApiResponse(error=str(error), is_permanent=True)
+    if (problem := tls_problem(error)) is not None:
+        return ApiResponse(error=f"{endpoint.named} {problem}", is_permanent=True)
+    way = _way(endpoint)
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return ApiResponse(error=f"{endpoint.named} did not answer in time{way}")
+    reason = _bounded(reason_of(error))
+    if way:
+        reason = reason.partition(";")[0]  # the text names the server, not the proxy
+    return ApiResponse(error=f"{endpoint.named} could not be reached{way}: {reason}")
+
+
+def _way(endpoint: Endpoint) -> str:
+    """Return the environment's proxy in use, if any: the proxy may be the part that is down."""
+    try:
+        proxy = find_proxy(endpoint.address, socks_library="socksio")
+    except ConfigurationError:
+        return ""
+    return f" through {proxy.shown}" if proxy else ""
+
+
+def lacks_batch_route(answer: ApiResponse) -> bool:
+    """Whether the server has no ``POST /broadcast``."""
+    if answer.status == 400:
+        return not (isinstance(answer.body, dict) and "code" in answer.body)
+    return answer.status in (404, 405)
+
+
+def read_batch(
+    endpoint: Endpoint, answer: ApiResponse, parcels: Sequence[EncodedNotification]
+) -> list[BroadcastResult]:
+    """Return the result of each notification, in order, from the response to a batch."""
+    match answer.body:
+        case {"results": list(results)} if len(results) == len(parcels):
+            pass
+        case _:
+            results = [None] * len(parcels)
+    return [
+        _read_result(endpoint, answer, result, parcel)
+        for result, parcel in zip(results, parcels, strict=True)
+    ]
+
+
+def is_item_retryable(answer: ApiResponse, n: int) -> bool:
+    """Whether a retry may succeed for the nth member of a batch."""
+    if answer.error is not None:
+        return answer.retriable
+    match answer.body:
+        case {"results": list(results)} if n < len(results):
+            return _is_unavailable(results[n])
+    return False
+
+
+def failure_result(
+    parcel: EncodedNotification, attempts: int, error: str | None
+) -> BroadcastResult:
+    """Return the result of a notification that no room has."""
+    return BroadcastResult(False, 0, parcel.id, (), attempts, error)
+
+
+def unsent(endpoint: Endpoint, parcel: EncodedNotification, error: Exception) -> BroadcastResult:
+    """Return the result of a notification that could not be sent for a non-network reason."""
+    reason = _bounded(str(error) or type(error).__name__)
+    return failure_result(parcel, 1, f"nothing could be sent to {endpoint.redacted}: {reason}")
+
+
+def _is_unavailable(result: object) -> bool:
+    return isinstance(result, dict) and result.get("code") == "unavailable"
+
+
+def _read_result(
+    endpoint: Endpoint, answer: ApiResponse, result: object, parcel: EncodedNotification
+) -> BroadcastResult:
+    error = answer.error
+    if error is None:
+        match result:
+            case {"success": True}:
+                return BroadcastResult(
+                    success=True,
+                    broadcast_count=delivery_count(result),
+                    id=parcel.id,
+                    rooms=parcel.rooms,
+                    attempts=answer.attempts,
+                    duplicate=_are_duplicates(result, parcel.rooms),
+                )
+            case {"error": str()}:
+                error = f"{endpoint.named} rejected the notification{_reason(endpoint, result)}"
+            case _:
+                error = unexpected_response(endpoint, answer)
+    return failure_result(parcel, answer.attempts, error)
+
+
+def read_single(endpoint: Endpoint, answer: ApiResponse) -> str | None:
+    if answer.error is not None:
+        return answer.error
+    match answer.body:
+        case {"success": True}:
+            return None
+        case {"success": False, "error": str()}:
+            return f"{endpoint.named} rejected the notification{_reason(endpoint, answer.body)}"
+        case _:
+            return unexpected_response(endpoint, answer)
+
+
+def unexpected_response(endpoint: Endpoint, answer: ApiResponse) -> str:
+    return (
+        f"{endpoint.named} is not a room server (HTTP {answer.status}); "
+        f"check the URL ({endpoint.url_setting}), and the path where the rooms are mounted"
+    )
+
+
+def delivery_count(body: object) -> int:
+    count = body.get("broadcastCount") if isinstance(body, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else 0
+
+
+def is_duplicate(body: object) -> bool:
+    return isinstance(body, dict) and body.get("duplicate") is True
+
+
+def _are_duplicates(result: object, rooms: Sequence[Room]) -> bool:
+    match result:
+        case {"rooms": dict(answers)}:
+            return all(is_duplicate(answers.get(room)) for room in rooms)
+    return False
+
+
+def _bounded(reason: str) -> str:
+    if len(reason) <= MAX_REASON_CHARACTERS:
+        return reason
+    return reason[:MAX_REASON_CHARACTERS] + "…"
+
+
+def _describe(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: object) -> str:
+    """Describe an error response: which server, why, and what to change."""
+    said = f"{endpoint.named} answered {status}"
+    if 300 <= status < 400 and (location := headers.get("Location")):
+        to = redacted(location).partition("?")[0]
+        return f"{said} and redirects to {_bounded(to)}; set {endpoint.url_setting} to the server"
+    match body:
+        case str(text) if text.lstrip().startswith("<"):
+            return (
+                f"{said} with an HTML page, which no room server sends; "
+                f"check {endpoint.url_setting}, and any proxy in between"
+            )
+        case str(text) if text.strip():
+            return f"{said}: {_bounded(text.strip())}"
+    hint = _key_hint(endpoint) if status == 401 else ""
+    return f"{said}{_reason(endpoint, body)}{hint}"
+
+
+def _reason(endpoint: Endpoint, body: object) -> str:
+    """Return a room server's own reason for a rejection, after a colon."""
+    match body:
+        case {"error": str(error), "details": str(details)}:
+            reason = _bounded(f"{error}: {details}")
+        case {"error": str(error)}:
+            reason = _bounded(error)
+        case _:
+            return ""
+    # Rejections of an origin, of an address or by the authorizer do not concern the key.
+    is_about_key = reason.startswith(("Forbidden: the key", "Forbidden: the token"))
+    return f": {reason}; check {endpoint.key_setting}" if is_about_key else f": {reason}"
+
+
+def _key_hint(endpoint: Endpoint) -> str:
+    if endpoint.key_setting == "api_key=":
+        return "; give api_key= one of the server's API keys"
+    return "; set REALTIME_API_KEY to one of the server's API keys"
