@@ -14,7 +14,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from time import perf_counter
 
 from ..loopback import forwarded_for, is_visit
 from ..protocol.control import CloseCode
@@ -23,6 +22,7 @@ from ..protocol.rooms import Room, key_of
 from .auth import Authenticator, Claims
 from .auth.authorization import AccessControl, Authorizer, PeerInfo
 from .auth.limits import Limits, UserConnectionLimitError, rate_limited
+from .auth.revocations import ROOM as REVOCATIONS_ROOM
 from .auth.revocations import Revocations
 from .config.file_watcher import CHECK_INTERVAL_S
 from .config.settings import ServerSettings
@@ -47,7 +47,7 @@ from .rooms.hub import Hub
 from .rooms.presence import Presence
 from .rooms.sessions import Session, SessionRegistry
 from .rooms.subscription import UNKNOWN_POSITION
-from .stores.base import ClusterStore, Store, StoreUnavailableError
+from .stores.base import Entry, Store, StoreUnavailableError
 from .stores.measured import InstrumentedStore
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
@@ -120,17 +120,16 @@ class Node:
         own_version = version("synap-realtime")
         self._metrics = metrics = Metrics(own_version, settings.max_connections, worker)
         metrics.show_limits(settings.limits())
-        hub = Hub(metrics.delivered)
-        if isinstance(store, ClusterStore):
-            store.subscribe(lambda room, entry: hub.broadcast(room, entry, perf_counter()))
+        self._hub = hub = Hub(metrics.delivered)
+        store.subscribe(self._deliver)
         # A store of another author may use asyncio.timeout(), which needs a current task.
         self._store_needs_tasks = type(store) not in (MemoryStore, SqliteStore)
         self._store = store = InstrumentedStore(store, metrics)
         self._presence = presence = Presence()
         self._limits = limits = Limits(settings)
         self.budgets = budgets = Budgets(settings, metrics)
-        revocations = Revocations(
-            store, hub, leeway_s=settings.token_leeway_s, kept_s=settings.revocation_retention_s()
+        self._revocations = revocations = Revocations(
+            store, leeway_s=settings.token_leeway_s, kept_s=settings.revocation_retention_s()
         )
         self._settings = settings
         self._authenticator = authenticator
@@ -154,11 +153,17 @@ class Node:
                 version=own_version,
                 description=store.description,
             ).handle
-        self._publishing = publishing = PublishService(store, hub, access, limits, metrics)
+        self._publishing = publishing = PublishService(store, access, limits, metrics)
         self._api = Router(
             store, hub, presence, access, publishing, revocations, limits, metrics, admin
         )
         self._keys_timer: asyncio.TimerHandle | None = None
+
+    def _deliver(self, room: Room, entry: Entry, published_at: float | None) -> int:
+        """Deliver an entry of the store's log: the one handler of all publishes."""
+        if room == REVOCATIONS_ROOM:
+            return self._revocations.apply(entry)
+        return self._hub.broadcast(room, entry, published_at)
 
     @property
     def settings(self) -> ServerSettings:

@@ -192,10 +192,9 @@ class Metrics:
         self._written += count
         self.delivery_latency.observe(after_s)
 
-    def delivered_from_backlog(self, published_at: float | None) -> None:
+    def delivered_from_backlog(self, published_at: float) -> None:
         """Observe the latency of a notification that was written from a backlog."""
-        if published_at is not None:
-            self.delivery_latency.observe(perf_counter() - published_at)
+        self.delivery_latency.observe(perf_counter() - published_at)
 
     def connected(self, transport: str) -> None:
         opened, connections = self._by_transport[transport]

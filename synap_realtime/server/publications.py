@@ -77,6 +77,7 @@ def validate_item(
     spans: list[Span],
     *,
     is_valid: bool,
+    published_at: float,
 ) -> list[Publication] | RequestError:
     """Return one notification of a batch for each of its rooms, or the error."""
     if isinstance(rooms, RequestError):
@@ -91,7 +92,7 @@ def validate_item(
         return error
     if span is not NOOP_SPAN:
         spans.append(span)
-    return [Publication(room, id, text) for room in rooms]
+    return [Publication(room, id, text, published_at) for room in rooms]
 
 
 def has_room_list(item: object) -> bool:

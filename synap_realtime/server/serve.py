@@ -195,7 +195,7 @@ def _create_worker_app(settings: ServerSettings, context: WorkerContext) -> Room
     if not isinstance(store, ClusterStore):
         raise ConfigurationError(
             f"--workers (SYNAP_REALTIME_WORKERS): workers cannot share the store {settings.store}: "
-            "it has no method subscribe, see synap_realtime.server.ClusterStore"
+            "it has no attribute is_shared, see synap_realtime.server.ClusterStore"
         )
     return create_app(settings, store, worker=context.worker)
 

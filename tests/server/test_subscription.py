@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -27,7 +27,6 @@ from synap_realtime.server.stores.base import (
     Entry,
     Page,
     Publication,
-    PublishResult,
     Retention,
 )
 from synap_realtime.server.stores.memory import MemoryStore
@@ -51,22 +50,20 @@ class LateStore(MemoryStore):
     def __init__(self, retention: Retention | None = None) -> None:
         super().__init__(retention)
         self.late: list[tuple[Room, Entry]] = []
-        self.deliver: DeliveryHandler = lambda _room, _entry: 0
+        self.handler: DeliveryHandler
 
-    async def publish(
-        self, publications: Sequence[Publication], deliver: DeliveryHandler
-    ) -> Sequence[PublishResult]:
-        self.deliver = deliver
-        return await super().publish(publications, self._later)
+    def subscribe(self, handler: DeliveryHandler) -> None:
+        self.handler = handler
+        super().subscribe(self._later)
 
-    def _later(self, room: Room, entry: Entry) -> int:
+    def _later(self, room: Room, entry: Entry, published_at: float | None) -> int:
         self.late.append((room, entry))
         return 1
 
     def release(self) -> None:
         late, self.late = self.late, []
         for room, entry in late:
-            self.deliver(room, entry)
+            self.handler(room, entry, None)
 
 
 class Node:
@@ -75,6 +72,7 @@ class Node:
     def __init__(self, store: MemoryStore | None = None) -> None:
         self.store = store or MemoryStore()
         self.hub = Hub()
+        self.store.subscribe(self.hub.broadcast)
         self.metrics = Metrics("test", 0)
         self.count = 0
 
@@ -83,7 +81,7 @@ class Node:
         id = f"n{self.count}"
         wire = {"type": "a", "data": {"x": "x" * size}, "id": id}
         publication = Publication(room, id, json.dumps(wire))
-        (receipt,) = await self.store.publish([publication], self.hub.broadcast)
+        (receipt,) = await self.store.publish([publication])
         return str(receipt.cursor)
 
 
@@ -427,9 +425,9 @@ def test_ping_is_answered_and_a_protocol_violation_closes() -> None:
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
     assert subscription.on_client_message("ping") == "pong"
     assert subscription.on_client_message("x" * 4096) is None
-    assert subscription.deliver(Entry(node.store.earliest(), "{}", 2), None)
+    assert subscription.deliver(Entry(node.store.earliest(), "{}", 2), 0.0)
     subscription.on_client_message(b"ping")
-    assert not subscription.deliver(Entry(node.store.earliest(), "{}", 2), None)
+    assert not subscription.deliver(Entry(node.store.earliest(), "{}", 2), 0.0)
 
 
 async def test_drained_client_receives_earlier_publishes_first() -> None:

@@ -19,7 +19,6 @@ from redis.asyncio import Redis
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import (
-    DeliveryHandler,
     Page,
     Publication,
     PublishResult,
@@ -60,34 +59,30 @@ class ReplicatedStore:
     """See the module. (What was received is known to each server for itself.)"""
 
     description = _Replica.description
+    is_shared = True
 
     def __init__(self, port: int, retention: Retention) -> None:
         self._memory = _Replica(retention)
         self._redis: Any = Redis(port=port, decode_responses=True)
         self._name = secrets.token_hex(8)
         self._numbers = itertools.count()
-        self._waiting: dict[str, tuple[DeliveryHandler, asyncio.Future[PublishResult]]] = {}
-        self._deliver: DeliveryHandler
+        self._waiting: dict[str, tuple[float | None, asyncio.Future[PublishResult]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_current = asyncio.Event()
         self._is_closed = False
+        self.subscribe = self._memory.subscribe
         self.earliest = self._memory.earliest
         self.register_device = self._memory.register_device
         self.ack = self._memory.ack
 
-    def subscribe(self, deliver: DeliveryHandler) -> None:
-        self._deliver = deliver
-
-    async def publish(
-        self, publications: Sequence[Publication], deliver: DeliveryHandler
-    ) -> Sequence[PublishResult]:
+    async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         await self._until_current()
         receipts: list[asyncio.Future[PublishResult]] = []
         async with self._redis.pipeline() as pipeline:
-            for room, id, text in publications:
+            for room, id, text, published_at in publications:
                 name = f"{self._name}-{next(self._numbers)}"
                 receipt: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
-                self._waiting[name] = deliver, receipt
+                self._waiting[name] = published_at, receipt
                 receipts.append(receipt)
                 pipeline.xadd(_STREAM, {"name": name, "room": room, "id": id, "text": text})
             try:
@@ -138,9 +133,9 @@ class ReplicatedStore:
                     await self._apply(fields)
 
     async def _apply(self, fields: dict[str, str]) -> None:
-        deliver, waiting = self._waiting.pop(fields["name"], (self._deliver, None))
-        publication = Publication(Room(fields["room"]), fields["id"], fields["text"])
-        (receipt,) = await self._memory.publish([publication], deliver)
+        published_at, waiting = self._waiting.pop(fields["name"], (None, None))
+        publication = Publication(Room(fields["room"]), fields["id"], fields["text"], published_at)
+        (receipt,) = await self._memory.publish([publication])
         if waiting is not None and not waiting.done():
             waiting.set_result(receipt)
 

@@ -14,7 +14,6 @@ from typing import Literal
 import uuid_utils
 
 from ...protocol.rooms import Room
-from ..rooms.hub import Hub
 from ..stores.base import Entry, Publication, Retention, Store
 from . import LEEWAY_S, Claims
 
@@ -60,7 +59,6 @@ class Revocations:
     def __init__(
         self,
         store: Store,
-        hub: Hub,
         *,
         leeway_s: float = LEEWAY_S,
         kept_s: float | None = None,
@@ -78,7 +76,6 @@ class Revocations:
             running: returns monotonic seconds.
         """
         self._store = store
-        self._hub = hub
         self._leeway_s = leeway_s
         self._retention_s = Retention().control_age_s if kept_s is None else kept_s
         self._most = most
@@ -94,8 +91,6 @@ class Revocations:
         self._position = store.earliest()
         self.on_revoked: Callable[[Revocation], int] = lambda _: 0
         """Called with each revocation. Returns how many connections it closed on this node."""
-        self._closed = 0
-        hub.subscribe(ROOM, self)
 
     async def load(self) -> None:
         """Read the revocations from before the start of this server, once.
@@ -133,26 +128,13 @@ class Revocations:
         # Without the monotonic clock, setting the wall clock back would spare recent tokens.
         now = max(self._clock(), self._began + self._running())
         text = json.dumps({"of": of, "name": name, "at": now + self._leeway_s})
-        closed = 0
-
-        def deliver(room: Room, entry: Entry) -> int:
-            nonlocal closed
-            self._closed = 0
-            count = self._hub.broadcast(room, entry)
-            closed = self._closed
-            return count
-
         publication = Publication(ROOM, str(uuid_utils.uuid7()), text)
-        await self._store.publish([publication], deliver)
-        return closed
+        (result,) = await self._store.publish([publication])
+        return result.broadcast_count
 
-    def deliver(self, entry: Entry, published_at: float | None) -> bool:  # noqa: ARG002 - latency is not measured
-        """See :class:`~.rooms.hub.Subscriber`."""
-        self._closed += self.on_revoked(self._remember(entry))
-        return True
-
-    def join_group(self) -> None:
-        """See :class:`~.rooms.hub.Subscriber`. Revocations never share a batched write."""
+    def apply(self, entry: Entry) -> int:
+        """Put a delivered entry of :data:`ROOM` in force. Return how many connections it closed."""
+        return self.on_revoked(self._remember(entry))
 
     def _remember(self, entry: Entry) -> Revocation:
         members = json.loads(entry.text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from json.encoder import encode_basestring_ascii as as_json
 from time import perf_counter
 
@@ -38,7 +37,6 @@ from ..publications import (
     validate_item,
     validate_notification,
 )
-from ..rooms.hub import Hub
 from ..stores.base import Publication, PublishResult, StoreUnavailableError
 from ..stores.measured import InstrumentedStore
 from ..wire import decode_batch, decode_notification
@@ -52,13 +50,11 @@ class PublishService:
     def __init__(
         self,
         store: InstrumentedStore,
-        hub: Hub,
         access: AccessControl,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._hub = hub
         self._access = access
         self._limits = limits
         self._metrics = metrics
@@ -114,8 +110,8 @@ class PublishService:
         value, is_valid = decode_notification(await read_json_body(request))
         id, text, span = validate_notification(value, traceparent, is_valid=is_valid)
         spans = () if span is NOOP_SPAN else (span,)
-        publications = (Publication(room, id, text),)
-        (result,) = await self._publish(claims, publications, len(text), began_at, spans)
+        publications = (Publication(room, id, text, began_at),)
+        (result,) = await self._publish(claims, publications, len(text), spans)
         return Response(200, _encode_result(result))
 
     async def broadcast_batch(self, request: Request) -> Response:
@@ -140,13 +136,16 @@ class PublishService:
         validated: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
         for number, (item, item_rooms) in enumerate(zip(items, rooms, strict=True), 1):
-            entry = validate_item(item, item_rooms, verdicts, traceparent, spans, is_valid=is_valid)
+            entry = validate_item(
+                item, item_rooms, verdicts, traceparent, spans,
+                is_valid=is_valid, published_at=began_at,
+            )  # fmt: skip
             validated.append(entry)
             if isinstance(entry, RequestError):
                 self._log_rejected(request, entry, item_rooms, verdicts)
             if number % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # a large batch must not block the event loop
-        return await self._publish_items(validated, claims, began_at, spans)
+        return await self._publish_items(validated, claims, spans)
 
     def _log_rejected(
         self,
@@ -171,7 +170,6 @@ class PublishService:
         self,
         validated: Sequence[list[Publication] | RequestError],
         claims: Claims,
-        published_at: float,
         spans: Sequence[Span],
     ) -> Response:
         good = [entry for entry in validated if not isinstance(entry, RequestError)]
@@ -186,7 +184,7 @@ class PublishService:
         self._metrics.published("rejected", len(validated) - len(good))
         publications = [each for entry in good for each in entry]
         try:
-            stored = iter(await self._publish(claims, publications, size, published_at, spans))
+            stored = iter(await self._publish(claims, publications, size, spans))
             failure = None
         except StoreUnavailableError as error:
             failure = unavailable(str(error))
@@ -206,7 +204,6 @@ class PublishService:
         claims: Claims,
         publications: Sequence[Publication],
         size: int,
-        published_at: float,
         spans: Sequence[Span],
     ) -> Sequence[PublishResult]:
         """Store and broadcast publications.
@@ -215,7 +212,6 @@ class PublishService:
             claims: the publisher.
             publications: the validated notifications.
             size: bytes of all their texts.
-            published_at: ``time.perf_counter`` when the request arrived.
             spans: ended when the publish has ended.
 
         Raises:
@@ -229,8 +225,7 @@ class PublishService:
             self.ensure_accepting()
             if self._limits.count_publishes:
                 self._limits.check_publish(claims, count, size)
-            deliver = partial(self._hub.broadcast, published_at=published_at)
-            results = await self._store.publish(publications, deliver)
+            results = await self._store.publish(publications)
             problem = None
         except RequestError as error:
             problem = str(error)
@@ -270,7 +265,7 @@ def _encode_item_result(kept: Iterable[tuple[Publication, PublishResult]]) -> st
     (Neither a room nor a cursor contains a quote.)
     """
     total, rooms, name = 0, [], ""
-    for (room, _, _), (id, (epoch, offset), count, duplicate) in kept:
+    for (room, _, _, _), (id, (epoch, offset), count, duplicate) in kept:
         total += count
         name = as_json(id)
         rooms.append(

@@ -160,7 +160,7 @@ class Router:
     async def _metrics_endpoint(self, request: Request) -> Response:
         claims = await self._access.authenticate_counted(request)
         require_scope(claims, "metrics", "admin")
-        self._metrics.active_rooms.set(len(self._hub) - 1)  # without the room of revocations
+        self._metrics.active_rooms.set(len(self._hub))
         content = self._metrics.render(await self._store.usage())
         return Response(200, content, content_type=CONTENT_TYPE)
 

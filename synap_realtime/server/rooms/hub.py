@@ -15,13 +15,12 @@ _SMALL_ROOM_MAX = 4
 class Subscriber(Protocol):
     """One connection's interest in a room. Its methods never block and never raise."""
 
-    def deliver(self, entry: Entry, published_at: float | None) -> bool:
+    def deliver(self, entry: Entry, published_at: float) -> bool:
         """Accept a live entry. Return False if the subscriber is closing.
 
         Args:
             entry: the notification, already in the room's log.
-            published_at: ``time.perf_counter`` when the publish arrived at this node; None if it
-                arrived at another node.
+            published_at: ``time.perf_counter`` when the publish arrived at this node.
         """
         ...
 
@@ -89,9 +88,9 @@ class Hub:
     def __init__(self, observe: Callable[[float, int], None] = lambda _, __: None) -> None:
         """
         Args:
-            observe: called for each notification that was published at this node, with the
-                seconds from the arrival of the publish to the end of its fan-out, and with the
-                number of subscribers that accepted it.
+            observe: called for each notification that has subscribers, with the seconds from the
+                arrival of the publish at this node to the end of its fan-out, and with the number
+                of subscribers that accepted it.
         """
         self._rooms: dict[Room, tuple[Subscriber, ...] | _LargeRoom] = {}
         self._observe = observe
@@ -150,11 +149,18 @@ class Hub:
         assert isinstance(subscribers, _LargeRoom)  # noqa: S101 - only large rooms have a group
         subscribers.ungrouped.add(subscriber)
 
-    def broadcast(self, room: Room, entry: Entry, published_at: float | None = None) -> int:
-        """Deliver an entry to every subscriber of a room. Return how many accepted it."""
+    def broadcast(self, room: Room, entry: Entry, published_at: float | None) -> int:
+        """Deliver an entry to every subscriber of a room. Return how many accepted it.
+
+        Args:
+            published_at: ``time.perf_counter`` when the publish arrived at this node; None if
+                another node accepted it, and it arrives here now.
+        """
         subscribers = self._rooms.get(room)
         if subscribers is None:
             return 0
+        if published_at is None:
+            published_at = perf_counter()
         if isinstance(subscribers, _LargeRoom):
             count = self._broadcast_to_many(subscribers, entry, published_at)
         else:
@@ -162,11 +168,10 @@ class Hub:
             for subscriber in subscribers:
                 if subscriber.deliver(entry, published_at):
                     count += 1
-        if published_at is not None:
-            self._observe(perf_counter() - published_at, count)
+        self._observe(perf_counter() - published_at, count)
         return count
 
-    def _broadcast_to_many(self, many: _LargeRoom, entry: Entry, published_at: float | None) -> int:
+    def _broadcast_to_many(self, many: _LargeRoom, entry: Entry, published_at: float) -> int:
         count, was_disbanded = 0, False
         if many.group is not None:
             many.group.flush_pending()

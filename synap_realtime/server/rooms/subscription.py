@@ -157,7 +157,7 @@ class _Backlog:
 
     def __init__(self) -> None:
         self.charged = 0  # bytes that are charged to the budget
-        self.entries: deque[tuple[Entry, float | None]] = deque()
+        self.entries: deque[tuple[Entry, float]] = deque()
         self.bytes = 0
         self.frames: deque[ControlFrame] = deque()
         self.closing_frame: ControlFrame | None = None
@@ -276,7 +276,7 @@ class Subscription:
         group = self._group
         return self._sent_offset if group is None else max(self._sent_offset, group.last_offset)
 
-    def deliver(self, entry: Entry, published_at: float | None) -> bool:
+    def deliver(self, entry: Entry, published_at: float) -> bool:
         """See :class:`hub.Subscriber`."""
         if self._can_write:
             offset = entry.cursor.offset

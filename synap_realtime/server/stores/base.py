@@ -63,11 +63,14 @@ class Publication(NamedTuple):
         id: the id of the notification.
         text: the notification as a JSON object with at least one member, without ``room`` and
             ``cursor``.
+        published_at: ``time.perf_counter`` when the publish arrived at this server; not stored. The
+            delivery latency is measured from there; None: from the delivery.
     """
 
     room: Room
     id: str
     text: str
+    published_at: float | None = None
 
 
 class Entry(NamedTuple):
@@ -137,9 +140,15 @@ connected for longest is removed."""
 DEVICE_AGE_S = 30 * 86_400.0
 """A device that has not connected for this time is removed."""
 
-DeliveryHandler = Callable[[Room, Entry], int]
+DeliveryHandler = Callable[[Room, Entry, float | None], int]
 """Delivers an entry to a room's subscribers, without blocking. Returns how many accepted it. Never
-raises."""
+raises. The third argument is :attr:`Publication.published_at`; None if another server of a
+:class:`ClusterStore` accepted the publish."""
+
+
+def deliver_to_nobody(room: Room, entry: Entry, published_at: float | None) -> int:  # noqa: ARG001 - a handler's
+    """Handle the deliveries of a store that no server has subscribed to."""
+    return 0
 
 
 class Store(Protocol):
@@ -149,9 +158,9 @@ class Store(Protocol):
 
     - *Atomicity*: if a publish fails, none of its publications is in a log. An entry, its offset
       and its id are stored together.
-    - *Order*: the offsets of a room grow in the order of the publish calls, and ``deliver`` is
-      called in that order, after the entry was stored. What a subscriber has received is in the
-      log.
+    - *Order*: the offsets of a room grow in the order of the publish calls, and the delivery
+      handler is called in that order, after the entry was stored. What a subscriber has received is
+      in the log.
     - *Offset 0* comes before every entry and is the position of none. A room without publications
       has an empty log; reading it neither creates it nor fails.
 
@@ -161,6 +170,14 @@ class Store(Protocol):
     @property
     def description(self) -> str:
         """One line for the operator: the kind of store, and what survives a crash."""
+        ...
+
+    def subscribe(self, handler: DeliveryHandler) -> None:
+        """Call a handler with each new entry of every room, once.
+
+        Called at most once, before any other method, possibly outside of the event loop. Without a
+        handler, entries are stored and delivered to nobody.
+        """
         ...
 
     def earliest(self) -> Cursor:
@@ -177,17 +194,11 @@ class Store(Protocol):
         """
         ...
 
-    async def publish(
-        self, publications: Sequence[Publication], deliver: DeliveryHandler
-    ) -> Sequence[PublishResult]:
+    async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         """Store publications, then deliver each once. Return one result for each, in order.
 
         Within the dedupe window, an ``id`` is stored and delivered once per room: later calls
         return the first result with ``duplicate``. Cancelling the call does not undo it.
-
-        Args:
-            publications: the notifications to store.
-            deliver: called with each new entry.
 
         Raises:
             StoreUnavailableError: nothing was stored and nothing was delivered.
@@ -260,16 +271,14 @@ class Store(Protocol):
 class ClusterStore(Store, Protocol):
     """A store that several servers share. A publish at one reaches the subscribers of all.
 
-    All servers see the same epoch. *Order* holds over all servers: each server receives each entry
-    of a room once, in the order of offsets and without a gap. It receives an entry from the
-    ``deliver`` of its own publish, or else from that of :meth:`subscribe`. A server that was
-    disconnected from the store receives what it has missed. ``PublishResult.broadcast_count``
-    counts only the subscribers of the server that accepted the publish.
+    All servers see the same epoch. *Order* holds over all servers: the delivery handler of each
+    server is called with each entry of a room once, in the order of offsets and without a gap,
+    whichever server accepted the publish. A server that was disconnected from the store receives
+    what it has missed. ``PublishResult.broadcast_count`` counts only the subscribers of the server
+    that accepted the publish.
     """
 
-    def subscribe(self, deliver: DeliveryHandler) -> None:
-        """Deliver what other servers publish, once another method was called.
-
-        Called once, before any other method, possibly outside of the event loop.
-        """
+    @property
+    def is_shared(self) -> bool:
+        """Always True: it distinguishes the store from those that serve one server."""
         ...

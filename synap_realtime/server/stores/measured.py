@@ -9,7 +9,7 @@ from typing import TypeVar
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from ..metrics import Metrics
-from .base import DeliveryHandler, Page, Publication, PublishResult, Store, StoreStats
+from .base import Page, Publication, PublishResult, Store, StoreStats
 
 _T = TypeVar("_T")
 
@@ -22,6 +22,7 @@ class InstrumentedStore:
         self._metrics = metrics
         self._publishing = metrics.store_operation("publish")
         # Non-blocking methods are not measured.
+        self.subscribe = store.subscribe
         self.earliest = store.earliest
         self.register_device = store.register_device
         self.ack = store.ack
@@ -31,12 +32,10 @@ class InstrumentedStore:
     def description(self) -> str:
         return self._store.description
 
-    async def publish(
-        self, publications: Sequence[Publication], deliver: DeliveryHandler
-    ) -> Sequence[PublishResult]:
+    async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         began_at = perf_counter()
         try:
-            return await self._store.publish(publications, deliver)
+            return await self._store.publish(publications)
         except Exception:
             self._metrics.store_failed("publish")
             raise

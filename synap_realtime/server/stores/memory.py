@@ -24,6 +24,7 @@ from .base import (
     PublishResult,
     Retention,
     StoreStats,
+    deliver_to_nobody,
     make_entry,
 )
 from .clock import RunningClock
@@ -86,6 +87,10 @@ class MemoryStore:
         self._kept: OrderedDict[int, tuple[Room, str]] = OrderedDict()
         self._devices: OrderedDict[tuple[Room, str], None] = OrderedDict()  # least recent first
         self._timer: asyncio.TimerHandle | None = None
+        self._deliver: DeliveryHandler = deliver_to_nobody
+
+    def subscribe(self, handler: DeliveryHandler) -> None:
+        self._deliver = handler
 
     def earliest(self) -> Cursor:
         return Cursor(self._epoch, 0)
@@ -97,26 +102,22 @@ class MemoryStore:
         self._offset = self._offset_clock.next(self._offset)
         return Cursor(self._epoch, self._offset)
 
-    async def publish(
-        self, publications: Sequence[Publication], deliver: DeliveryHandler
-    ) -> Sequence[PublishResult]:
+    async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         if len(publications) <= _SWEEP:
-            return self._publish_few(publications, deliver)
+            return self._publish_few(publications)
         receipts: list[PublishResult] = []
         for start in range(0, len(publications), _SWEEP):
-            receipts += self._publish_few(publications[start : start + _SWEEP], deliver)
+            receipts += self._publish_few(publications[start : start + _SWEEP])
             # A large call must not block subscribers and other requests.
             await asyncio.sleep(0)
         return receipts
 
-    def _publish_few(
-        self, publications: Sequence[Publication], deliver: DeliveryHandler
-    ) -> Sequence[PublishResult]:
+    def _publish_few(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         self._start_ticking()
         now = self._clock()
         max_bytes = self._retention.max_memory_bytes
         receipts = []
-        for room, id, text in publications:
+        for room, id, text, published_at in publications:
             log = self._logs.get(room) or self._log(room)
             if now >= log.next_expiry:
                 self._trim(room, log, now)
@@ -132,7 +133,7 @@ class MemoryStore:
                 keep_s = min(self._retention.age_s(room), self._retention.dedupe_window_s)
                 log.next_expiry = min(log.next_expiry, now + keep_s)
             log.kept[offset] = (room, id)
-            receipt = PublishResult(id, cursor, deliver(room, entry), False)
+            receipt = PublishResult(id, cursor, self._deliver(room, entry, published_at), False)
             log.ids[id] = (now, receipt)
             receipts.append(receipt)
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES

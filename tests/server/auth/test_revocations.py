@@ -14,7 +14,6 @@ from synap_realtime.server import create_app
 from synap_realtime.server.auth import Claims
 from synap_realtime.server.auth.revocations import Revocations, TooManyRevocationsError
 from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.rooms.hub import Hub
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.tokens import mint_token
@@ -50,7 +49,9 @@ def store(running: Clock) -> MemoryStore:
 
 def revocations(store: MemoryStore, wall: Clock, running: Clock, **options: Any) -> Revocations:
     options = {"kept_s": 100 * DAY_S, **options}
-    return Revocations(store, Hub(), clock=wall, running=running, **options)
+    subject = Revocations(store, clock=wall, running=running, **options)
+    store.subscribe(lambda _room, entry, _published_at: subject.apply(entry))
+    return subject
 
 
 def issued(at: float, user: str = "1") -> Claims:

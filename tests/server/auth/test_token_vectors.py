@@ -30,7 +30,6 @@ from synap_realtime.server.auth.limits import Limits
 from synap_realtime.server.auth.revocations import Revocations
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.messages import RequestError
-from synap_realtime.server.rooms.hub import Hub
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.conformance import vectors
 
@@ -151,7 +150,7 @@ async def access(jwks_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     leeway_s = DOCUMENT["leewaySeconds"]
     authenticator = Authenticator(ring, leeway_s=leeway_s, clock=lambda: vectors.NOW)
     store = MemoryStore()
-    yield AccessControl(authenticator, Revocations(store, Hub()), Limits(load_settings()))
+    yield AccessControl(authenticator, Revocations(store), Limits(load_settings()))
     await authenticator.close()
     await store.close()
 

@@ -74,7 +74,7 @@ async def test_brief_clock_error_deletes_nothing(kind: str, jump_s: float, tmp_p
 
     async def publish(id: str) -> bool:
         text = f'{{"id":"{id}"}}'
-        (receipt,) = await store.publish([Publication(room, id, text)], lambda _room, _entry: 0)
+        (receipt,) = await store.publish([Publication(room, id, text)])
         return receipt.duplicate
 
     async def count() -> int:

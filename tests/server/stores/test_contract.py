@@ -22,9 +22,11 @@ class Listeners:
 
     def __init__(self) -> None:
         self.taken: list[tuple[Room, Entry]] = []
+        self.published_at: list[float | None] = []
 
-    def __call__(self, room: Room, entry: Entry) -> int:
+    def __call__(self, room: Room, entry: Entry, published_at: float | None) -> int:
         self.taken.append((room, entry))
+        self.published_at.append(published_at)
         return 3
 
     def offsets(self, room: Room = USER) -> list[int]:
@@ -36,7 +38,7 @@ def publication(id: str, room: Room = USER) -> Publication:
 
 
 async def publish(store: Store, id: str, room: Room = USER) -> PublishResult:
-    (receipt,) = await store.publish([publication(id, room)], lambda _room, _entry: 0)
+    (receipt,) = await store.publish([publication(id, room)])
     return receipt
 
 
@@ -61,8 +63,9 @@ async def test_reads_publishes_in_order_with_room_and_cursor(
 
 async def test_batch_returns_a_result_for_each(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
+    store.subscribe(listeners)
     publications = [publication(f"n{n}", room) for n in range(300) for room in (USER, REQUEST)]
-    receipts = await store.publish([*publications, publications[0]], listeners)
+    receipts = await store.publish([*publications, publications[0]])
     assert [receipt.id for receipt in receipts[:-1]] == [each.id for each in publications]
     assert receipts[-1] == PublishResult("n0", receipts[0].cursor, 3, duplicate=True)
     for room in (USER, REQUEST):
@@ -78,11 +81,11 @@ async def test_batch_has_the_same_result_as_single_publishes(open_store: OpenSto
         publication(f"n{n if n % 7 else n // 3}", rooms[n % len(rooms)]) for n in range(300)
     ]
     together, alone = open_store(count=50), open_store(count=50)
-    batched = await together.publish(publications[:10], lambda _room, _entry: 2)
-    batched = [*batched, *await together.publish(publications[10:], lambda _room, _entry: 2)]
-    one_by_one = [
-        (await alone.publish([each], lambda _room, _entry: 2))[0] for each in publications
-    ]
+    for store in (together, alone):
+        store.subscribe(lambda _room, _entry, _published_at: 2)
+    batched = await together.publish(publications[:10])
+    batched = [*batched, *await together.publish(publications[10:])]
+    one_by_one = [(await alone.publish([each]))[0] for each in publications]
     for receipts in (batched, one_by_one):
         assert len({receipt.cursor for receipt in receipts if not receipt.duplicate}) == sum(
             not receipt.duplicate for receipt in receipts
@@ -99,20 +102,30 @@ async def test_batch_has_the_same_result_as_single_publishes(open_store: OpenSto
 
 async def test_the_order_of_delivery_is_the_order_of_the_log(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
-    await asyncio.gather(*(store.publish([publication(f"n{n}")], listeners) for n in range(200)))
+    store.subscribe(listeners)
+    await asyncio.gather(*(store.publish([publication(f"n{n}")]) for n in range(200)))
     page = await store.read(USER, store.earliest(), 1000)
     assert [entry for _, entry in listeners.taken] == list(page.entries)
+
+
+async def test_delivery_says_when_the_publish_arrived(open_store: OpenStore) -> None:
+    store, listeners = open_store(), Listeners()
+    store.subscribe(listeners)
+    measured = publication("n1")._replace(published_at=7.5)
+    await store.publish([measured, publication("n2")])
+    assert listeners.published_at == [7.5, None]
 
 
 async def test_delivered_notification_is_in_the_log(open_store: OpenStore) -> None:
     store = open_store()
     asked: list[asyncio.Task[list[str]]] = []
 
-    def deliver(room: Room, entry: Entry) -> int:
+    def deliver(room: Room, _entry: Entry, _published_at: float | None) -> int:
         asked.append(asyncio.create_task(ids(store, room)))
         return 1
 
-    await store.publish([publication("n1")], deliver)
+    store.subscribe(deliver)
+    await store.publish([publication("n1")])
     assert await asked[0] == ["n1"]
 
 
@@ -120,9 +133,10 @@ async def test_the_same_id_is_kept_and_delivered_once_and_answers_with_the_first
     open_store: OpenStore,
 ) -> None:
     store, listeners = open_store(), Listeners()
-    (first,) = await store.publish([publication("same")], listeners)
-    (again,) = await store.publish([publication("same")], listeners)
-    (elsewhere,) = await store.publish([publication("same", REQUEST)], listeners)
+    store.subscribe(listeners)
+    (first,) = await store.publish([publication("same")])
+    (again,) = await store.publish([publication("same")])
+    (elsewhere,) = await store.publish([publication("same", REQUEST)])
     assert (first.broadcast_count, first.duplicate) == (3, False)
     assert again == PublishResult("same", first.cursor, 3, duplicate=True)
     assert not elsewhere.duplicate
@@ -131,7 +145,8 @@ async def test_the_same_id_is_kept_and_delivered_once_and_answers_with_the_first
 
 async def test_one_of_many_concurrent_duplicates_is_the_first(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
-    calls = (store.publish([publication("same")], listeners) for _ in range(50))
+    store.subscribe(listeners)
+    calls = (store.publish([publication("same")]) for _ in range(50))
     receipts = [receipt for (receipt,) in await asyncio.gather(*calls)]
     assert [receipt.duplicate for receipt in receipts].count(False) == 1
     assert len({(receipt.cursor, receipt.broadcast_count) for receipt in receipts}) == 1
@@ -223,15 +238,12 @@ async def test_an_empty_room_is_no_error(open_store: OpenStore) -> None:
 
 async def test_empty_rooms_are_dropped(open_store: OpenStore, clock: Clock) -> None:
     store = open_store()
-    await store.publish(
-        [publication("n", Room(f"request_{n}")) for n in range(5000)], lambda _room, _entry: 0
-    )
+    await store.publish([publication("n", Room(f"request_{n}")) for n in range(5000)])
     old = await store.head(USER)
     clock.now += 3700
     for start in range(0, 4000, 500):
         await store.publish(
             [publication(f"m{n}", Room("request_new")) for n in range(start, start + 500)],
-            lambda _room, _entry: 0,
         )
     # A position from before the drop cannot be reported as recovered.
     await publish(store, "back", Room("request_7"))
@@ -272,13 +284,15 @@ async def test_acknowledged_cursor_only_moves_forward(open_store: OpenStore) -> 
 
 async def test_cancelled_publish_is_stored(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
-    task = asyncio.create_task(store.publish([publication("n1")], listeners))
+    store.subscribe(listeners)
+    task = asyncio.create_task(store.publish([publication("n1")]))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await publish(store, "n2")
     assert await ids(store, USER) == ["n1", "n2"]
-    assert len(listeners.taken) == 1
+    delivered = [json.loads(entry.text)["id"] for _, entry in listeners.taken]
+    assert delivered == ["n1", "n2"]
 
 
 async def test_each_device_has_its_own_acknowledged_cursor(open_store: OpenStore) -> None:
@@ -286,8 +300,8 @@ async def test_each_device_has_its_own_acknowledged_cursor(open_store: OpenStore
     store.register_device(USER, "phone", store.earliest())
     note = Publication(USER, "d1", '{"id":"d1"}')
     ((first,), (second,)) = (
-        await store.publish([note], lambda _room, _entry: 0),
-        await store.publish([Publication(USER, "d2", '{"id":"d2"}')], lambda _room, _entry: 0),
+        await store.publish([note]),
+        await store.publish([Publication(USER, "d2", '{"id":"d2"}')]),
     )
     store.ack(USER, second.cursor, "tab")
     store.ack(USER, first.cursor, "tab")

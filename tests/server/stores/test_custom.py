@@ -11,7 +11,7 @@ import pytest
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import create_app
-from synap_realtime.server.stores.base import DeliveryHandler, Page, Publication, PublishResult
+from synap_realtime.server.stores.base import Page, Publication, PublishResult
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.timeouts import TIMEOUT_S
 
@@ -21,11 +21,9 @@ from ..servers import Front
 class TimedStore(MemoryStore):
     """Uses ``asyncio.timeout`` before its first wait, which needs a current task."""
 
-    async def publish(
-        self, publications: Sequence[Publication], deliver: DeliveryHandler
-    ) -> Sequence[PublishResult]:
+    async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         async with asyncio.timeout(TIMEOUT_S):
-            return await super().publish(publications, deliver)
+            return await super().publish(publications)
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         async with asyncio.timeout(TIMEOUT_S):

@@ -40,7 +40,7 @@ def never_resting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def publish(store: SqliteStore, id: str) -> None:
     text = json.dumps({"id": id})
-    (receipt,) = await store.publish([Publication(USER, id, text)], lambda _room, _entry: 1)
+    (receipt,) = await store.publish([Publication(USER, id, text)])
     assert not receipt.duplicate
 
 

@@ -21,7 +21,7 @@ def notification(room: str, id: str, size: int = 0) -> Publication:
 
 
 async def publish(store: MemoryStore, *publications: Publication) -> None:
-    await store.publish(publications, lambda _room, _entry: 0)
+    await store.publish(publications)
 
 
 async def test_over_its_size_drops_the_oldest_of_all_rooms_and_reports_gaps() -> None:
@@ -44,8 +44,8 @@ async def test_over_its_size_drops_the_oldest_of_all_rooms_and_reports_gaps() ->
 async def test_resuming_before_the_dropped_entries_is_not_recovered() -> None:
     store = MemoryStore(Retention(max_memory_bytes=MEBIBYTE))
     room = Room("user_1")
-    (first,) = await store.publish([notification(room, "n0")], lambda _room, _entry: 0)
-    (second,) = await store.publish([notification(room, "n1")], lambda _room, _entry: 0)
+    (first,) = await store.publish([notification(room, "n0")])
+    (second,) = await store.publish([notification(room, "n1")])
     assert (await store.read(room, first.cursor, 10)).recovered
     for number in range(12):
         await publish(store, notification("user_2", f"n{number}", 100_000))
@@ -102,7 +102,7 @@ async def test_id_expires_after_the_dedupe_window() -> None:
         await publish(store, notification(room, "n"))
     for now in (20.0, 22.0):
         for room in (device, older):
-            (receipt,) = await store.publish([notification(room, "n")], lambda _room, _entry: 0)
+            (receipt,) = await store.publish([notification(room, "n")])
             assert receipt.duplicate == (now < 21), (room, now)
     await store.close()
 

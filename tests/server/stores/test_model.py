@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores.base import Publication, Retention, Store
+from synap_realtime.server.stores.base import Entry, Publication, Retention, Store
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 
@@ -101,15 +101,14 @@ async def act(store: Store, model: Model, action: str, what: object) -> None:
         assert isinstance(what, list)
         delivered: list[Cursor] = []
 
-        def deliver(_room: Room, entry: object) -> int:
-            delivered.append(entry.cursor)  # type: ignore[attr-defined]
+        def deliver(_room: Room, entry: Entry, _published_at: float | None) -> int:
+            delivered.append(entry.cursor)
             return 1
 
+        store.subscribe(deliver)
         publications = [Publication(room, id, json.dumps({"id": id})) for room, id in what]
         new = []
-        for (room, id), receipt in zip(
-            what, await store.publish(publications, deliver), strict=True
-        ):
+        for (room, id), receipt in zip(what, await store.publish(publications), strict=True):
             assert receipt.duplicate == model.is_duplicate(room, id)
             if receipt.duplicate:
                 assert receipt.cursor == model.first[room, id][1]

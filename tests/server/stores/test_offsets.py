@@ -94,7 +94,7 @@ async def test_head_precedes_uncommitted_entries(
     store = SqliteStore(tmp_path / "rooms.db")
     for n in range(50):
         room = Room(f"user_{n}")
-        publishing = asyncio.ensure_future(store.publish([publication("n", room)], lambda *_: 0))
+        publishing = asyncio.ensure_future(store.publish([publication("n", room)]))
         await asyncio.sleep(0)
         head = await store.head(room)
         (receipt,) = await publishing

@@ -40,7 +40,8 @@ USER = Room("user_1")
 
 async def publish(store: Store, id: str, size: int = 0, count: int = 0) -> PublishResult:
     text = json.dumps({"id": id, "data": {"x": "x" * size}})
-    (receipt,) = await store.publish([Publication(USER, id, text)], lambda _room, _entry: count)
+    store.subscribe(lambda _room, _entry, _published_at: count)
+    (receipt,) = await store.publish([Publication(USER, id, text)])
     return receipt
 
 
@@ -124,10 +125,11 @@ async def test_failing_delivery_handler_affects_nobody(
 ) -> None:
     store = SqliteStore(path)
 
-    def deliver(_room: Room, _entry: Entry) -> int:
+    def deliver(_room: Room, _entry: Entry, _published_at: float | None) -> int:
         raise ValueError("a defect")
 
-    (receipt,) = await store.publish([Publication(USER, "n0", '{"id":"n0"}')], deliver)
+    store.subscribe(deliver)
+    (receipt,) = await store.publish([Publication(USER, "n0", '{"id":"n0"}')])
     assert receipt.broadcast_count == 0
     assert (await publish(store, "n1", count=1)).broadcast_count == 1
     assert "delivery to room user_1 failed" in caplog.text
@@ -245,11 +247,12 @@ async def test_locked_file_is_logged_once_and_publishes_resume(
         other.execute("ROLLBACK")
     delivered: list[Entry] = []
 
-    def deliver(_room: Room, entry: Entry) -> int:
+    def deliver(_room: Room, entry: Entry, _published_at: float | None) -> int:
         delivered.append(entry)
         return 1
 
-    await store.publish([Publication(USER, "n1", '{"id":"n1"}')], deliver)
+    store.subscribe(deliver)
+    await store.publish([Publication(USER, "n1", '{"id":"n1"}')])
     await store.check()
     assert await ids(store) == ["n0", "n1"]
     assert len(delivered) == 1, "what was refused was not delivered"
@@ -443,7 +446,7 @@ async def test_full_disk_loses_and_duplicates_nothing(
                 for part in range(20)
             ]
             try:
-                await store.publish(batch, lambda _room, _entry: 0)
+                await store.publish(batch)
             except StoreUnavailableError:
                 refused.append(batch)
             else:
@@ -456,7 +459,7 @@ async def test_full_disk_loses_and_duplicates_nothing(
         assert await ids(store) == kept
         ballast.unlink()
         for batch in refused:
-            receipts = await store.publish(batch, lambda _room, _entry: 0)
+            receipts = await store.publish(batch)
             assert not any(receipt.duplicate for receipt in receipts)
             kept += [each.id for each in batch]
         assert await ids(store) == kept

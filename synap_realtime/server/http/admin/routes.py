@@ -9,7 +9,6 @@ from typing import Any
 from ....protocol.notification import format_timestamp
 from ....protocol.rooms import Room
 from ...auth.authorization import AccessControl, require_scope
-from ...auth.revocations import ROOM as REVOCATIONS
 from ...messages import Request, RequestError, Response, json_response, parse_room_param
 from ...metrics import Metrics
 from ...rooms.hub import Hub
@@ -70,7 +69,7 @@ class Admin:
         Args:
             part: filters the rooms whose name contains it.
         """
-        rooms = [(count, room) for room, count in self._hub.rooms() if room != REVOCATIONS]
+        rooms = [(count, room) for room, count in self._hub.rooms()]
         found = [each for each in rooms if part in each[1]]
         largest = heapq.nsmallest(MAX_ROOMS, found, key=lambda each: (-each[0], each[1]))
         return {

@@ -24,6 +24,7 @@ from ..base import (
     Retention,
     StoreStats,
     StoreUnavailableError,
+    deliver_to_nobody,
     make_entry,
 )
 from ..clock import RunningClock
@@ -83,6 +84,7 @@ class SqliteStore:
         self._counts: dict[int, int] = {}
         self._queue = WriteQueue(self._file, self._writer, self._acks, self._counts)
         self._reads = Health(f"reading {self._file.path}")
+        self._handler: DeliveryHandler = deliver_to_nobody
         self._loop: asyncio.AbstractEventLoop | None = None
         self._completing: asyncio.Task[None] | None = None
         self._reading = ThreadPoolExecutor(1, "synap-read")
@@ -94,6 +96,9 @@ class SqliteStore:
             "one server at a time"
         )
 
+    def subscribe(self, handler: DeliveryHandler) -> None:
+        self._handler = handler
+
     def earliest(self) -> Cursor:
         return Cursor(self._epoch, 0)
 
@@ -102,19 +107,17 @@ class SqliteStore:
         checkpoint = self._writer.checkpoint
         return Cursor(self._epoch, await self._read(self._reader.head, room, checkpoint))
 
-    async def publish(
-        self, publications: Sequence[Publication], deliver: DeliveryHandler
-    ) -> Sequence[PublishResult]:
+    async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         loop = self._started()
         size = sum(len(publication.text) for publication in publications)
-        request = WriteRequest(publications, deliver, loop.create_future(), size)
+        request = WriteRequest(publications, loop.create_future(), size)
         self._queue.put(request)
         return await request.answer
 
     async def check(self) -> None:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                await self.publish((), lambda _room, _entry: 0)
+                await self.publish(())
                 await self._read(self._reader.last_offset)
         except TimeoutError:
             raise StoreUnavailableError("writing the file timed out") from None
@@ -225,7 +228,7 @@ class SqliteStore:
             else:
                 entry = make_entry(publication.room, cursor, publication.text)
                 try:
-                    count = request.deliver(publication.room, entry)
+                    count = self._handler(publication.room, entry, publication.published_at)
                 except Exception:  # a broken handler must not stop the completion loop
                     logger.exception("delivery to room %s failed; continuing", publication.room)
                     count = 0

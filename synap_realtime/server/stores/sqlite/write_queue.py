@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ....protocol.rooms import Room
-from ..base import DeliveryHandler, Publication, PublishResult, StoreUnavailableError
+from ..base import Publication, PublishResult, StoreUnavailableError
 from .database import Database
 from .health import Health
 from .writer import InsertResult, LogWriter
@@ -46,7 +46,6 @@ class WriteRequest:
     """The publications of one call. Without publications, it asks for a trial write."""
 
     publications: Sequence[Publication]
-    deliver: DeliveryHandler
     answer: asyncio.Future[Sequence[PublishResult]]
     size: int
 

@@ -272,7 +272,7 @@ class LogWriter:
         first = self._find_duplicates(keys, now)
         kept, entries, seen = [], [], []
         offset = last_offset(self._db)
-        for room, key, (_, id, text) in zip(rooms, keys, publications, strict=True):
+        for room, key, (_, id, text, _) in zip(rooms, keys, publications, strict=True):
             before = first.get(key)
             if before is not None:
                 kept.append(before)
