@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from synap_realtime import AsyncBroadcaster, Notification
-from synap_realtime.commands import format_line
+from synap_realtime.cli.subscribe import format_line
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from synap_realtime import ConfigurationError, keygen
-from synap_realtime.cli import main
+from synap_realtime import ConfigurationError
+from synap_realtime.cli import key_file, main
 from synap_realtime.server.auth import KeyRing, Keys
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
@@ -168,7 +168,7 @@ def test_a_redirect_is_reported_of_the_option(file: Path) -> None:
 
 
 def test_readers_never_see_a_partial_file(file: Path) -> None:
-    keygen.create(file)
+    key_file.create(file)
     stop = threading.Event()
     problems: list[Exception] = []
 
@@ -182,8 +182,8 @@ def test_readers_never_see_a_partial_file(file: Path) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     for _ in range(30):
-        keygen.change(file, keygen.rotated)
-        keygen.change(file, keygen.pruned)
+        key_file.change(file, key_file.rotated)
+        key_file.change(file, key_file.pruned)
     stop.set()
     reader.join()
     assert problems == []
@@ -192,7 +192,7 @@ def test_readers_never_see_a_partial_file(file: Path) -> None:
 def test_a_failed_write_leaves_the_file_and_nothing_else(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keygen.create(file)
+    key_file.create(file)
     before = file.read_bytes()
 
     def fail(_: int) -> None:
@@ -200,15 +200,15 @@ def test_a_failed_write_leaves_the_file_and_nothing_else(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(ConfigurationError, match="No space left"):
-        keygen.change(file, keygen.rotated)
+        key_file.change(file, key_file.rotated)
     assert file.read_bytes() == before
     assert [each.name for each in file.parent.iterdir()] == ["keys.toml"]
 
 
 def test_names_and_values_survive(file: Path) -> None:
-    keys = keygen.KeySet(
+    keys = key_file.KeySet(
         ('"quoted" \\ back\u00e9 \x7f\n[x]' + "x" * 32,), (), {"a.b": "k" * 32, "": "l" * 32}
     )
-    file.write_text(keygen.to_toml(keys))
-    assert keygen.change(file, lambda same: same)[0] == keys
-    assert keygen.change(file, lambda same: same)[1] == keys
+    file.write_text(key_file.to_toml(keys))
+    assert key_file.change(file, lambda same: same)[0] == keys
+    assert key_file.change(file, lambda same: same)[1] == keys

@@ -21,12 +21,8 @@ import pytest
 from websockets.sync.client import connect
 
 from synap_realtime import ConfigurationError, __version__
-from synap_realtime.server.config.settings import (
-    ServerSettings,
-    default_text,
-    is_loopback,
-    load_settings,
-)
+from synap_realtime.cli.serve import default_text
+from synap_realtime.server.config.settings import ServerSettings, is_loopback, load_settings
 from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify
@@ -172,7 +168,7 @@ def test_help_shows_the_default_of_each_setting() -> None:
         elif field.default in (None, ()):
             assert f". {variable}" in text
         else:
-            assert f" Default: {default_text(name)}. {variable}" in text
+            assert f" Default: {default_text(name, field.default)}. {variable}" in text
     assert " Default: 50. [env: SYNAP_REALTIME_MAX_CONNECTIONS_PER_USER]" in text
     assert " Default: 67108864 (64 MiB). [env: SYNAP_REALTIME_MAX_REQUEST_BYTES]" in text
     assert " Default: 7776000 (90 days). [env: SYNAP_REALTIME_TOKEN_MAX_LIFETIME_S]" in text

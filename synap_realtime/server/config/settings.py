@@ -1,4 +1,4 @@
-"""The settings of the server: arguments, else ``SYNAP_REALTIME_…`` in the environment."""
+"""The settings of the server, and the environment variables and options that set them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from ..stores.base import Retention
 # An Origin as browsers send it: no path, no user, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?")
 
-_SECRET = ("token_secrets", "api_keys")
+ENV_PREFIX = "SYNAP_REALTIME_"
+"""The prefix of the environment variables of the settings."""
+
+SECRETS = ("token_secrets", "api_keys")
+"""The settings without an option, because other users of the machine can read command lines."""
 
 _Limit = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -31,112 +35,165 @@ _Seconds = Annotated[float, Field(gt=0, le=10 * 366 * 86_400)]
 
 
 class ServerSettings(BaseSettings):
-    """The settings of the room server. Each can be set by its ``SYNAP_REALTIME_`` variable.
+    """The settings of the room server.
 
-    Attributes:
-        host, port: the address that ``serve`` listens on; see :func:`listeners.bind`. Port 0 takes
-            a free port.
-        tls_cert, tls_key: PEM files with the certificate chain and its private key; ``serve`` then
-            speaks TLS. They are reloaded when they change; see
-            :class:`protocols.certificate.ReloadingCertificate`.
-        workers: the number of processes that ``serve`` on one port, with a store that they share.
-            Each has its own limits and rates; see :mod:`workers`.
-        io_uring: write to rooms with many subscribers by io_uring, where the system allows it.
-        allowed_origins: browser origins that are allowed in addition to loopback ones, such as
-            ``https://app.example.com``. Separated by commas in the environment.
-        store: ``memory://``, ``sqlite:///path``, or ``module:function``; see
-            :func:`stores.open_store`.
-        drain_timeout_s: the longest time for draining subscribers when the server stops.
-        idle_timeout_s: a WebSocket from which no frame has arrived for this time is closed.
-        ping_interval_s: a WebSocket from which no frame has arrived for this time is sent a ping,
-            after a third of ``idle_timeout_s`` at the latest; 0 sends none. In a mounted app, the
-            ASGI server pings (uvicorn: ``ws_ping_interval``).
-        max_memory_bytes: the approximate maximum of the memory store. The oldest notifications are
-            evicted first.
-        retention_count: how many notifications a room keeps.
-        retention_s: how long a room keeps them; ``request_retention_s``: a request's room.
-        log_level: ``debug``, ``info``, ``warning`` or ``error``; log_format: ``text`` or ``json``.
-        keys_file: a file with keys (TOML), which is reloaded when it changes; see
-            :class:`auth.keys.KeyFile`.
-        token_secrets: the secrets that verify tokens (HS256). Separated by commas in the
-            environment.
-        api_keys: API keys by name. In the environment ``name=key``, separated by commas.
-        jwks_urls: where identity providers publish their keys. Separated by commas in the
-            environment.
-        token_issuer, token_audience: the ``iss`` and ``aud`` that tokens must have.
-        token_leeway_s: the difference between two clocks that is tolerated.
-        token_max_lifetime_s: a token that is valid for longer, from ``iat`` to ``exp``, is
-            rejected. Revocations are kept for as long.
-        admin: serve the admin page at ``/admin``.
-        authorizer: ``module:function``; see :data:`auth.authorization.Authorizer`.
-        trusted_proxies: addresses or networks whose ``X-Forwarded-For`` is trusted.
-        max_connections, max_connections_per_user, max_connections_per_room,
-            max_connections_per_address: 0 is no limit, here and below. Loopback addresses have
-            no limit.
-        max_rooms: rooms with at least one subscriber.
-        max_pending_connections: sockets that have not completed a TLS handshake or a request.
-        max_request_bytes: unanswered requests, in total: heads, targets, bodies, and the pipelined
-            requests behind them.
-        max_answer_bytes: answers that their peers have not read yet, in total.
-        max_backlog_bytes: notifications that slow consumers have not read yet, in total.
-        max_caller_bytes: each of these three for one caller: a user, a token, or an address.
-        new_connections_per_s: new connections of an address.
-        publishes_per_s: notifications of a key, each counted once for each of its rooms;
-            ``publish_bytes_per_s``: their bytes.
-        requests_per_s: requests of a user or a key other than publishes, including handshakes; of
-            an address, those without a credential, and invalid tokens. ``read_bytes_per_s``: bytes
-            of histories, replays and presence that a user or a key reads.
-        client_messages_per_s: messages of one client.
+    The field ``port`` is also the variable ``SYNAP_REALTIME_PORT`` and, except for secrets, the
+    option ``--port`` of ``serve``; its docstring is the option's help.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SYNAP_REALTIME_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
+    # See listeners.bind.
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8787
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    workers: Annotated[int, Field(ge=1, le=256)] = 1
-    io_uring: bool = True
-    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    store: str = "memory://"
-    drain_timeout_s: Annotated[float, Field(ge=0, le=600)] = 5.0
-    idle_timeout_s: _Seconds = IDLE_TIMEOUT_S
-    ping_interval_s: Annotated[float, Field(ge=0, le=86_400)] = PING_QUIET_S
-    max_memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().max_memory_bytes
-    retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    retention_s: _Seconds = 24 * 3600.0
-    request_retention_s: _Seconds = 3600.0
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
-    log_format: Literal["text", "json"] = "text"
+    """The address to listen on: an IP address or a name. localhost is 127.0.0.1 and ::1; :: is
+    every address of IPv6 and IPv4. Addresses other than loopback need keys."""
 
+    port: Annotated[int, Field(ge=0, le=65535)] = 8787
+    """The TCP port to listen on. 0 takes a free port."""
+
+    # Both files are reloaded when they change; see protocols.certificate.ReloadingCertificate.
+    tls_cert: Path | None = None
+    """A PEM file with the certificate chain. The server then speaks TLS."""
+
+    tls_key: Path | None = None
+    """A PEM file with the certificate's private key."""
+
+    # Each worker has its own limits and rates; see workers.
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """The number of worker processes. More than one needs a store that processes can share."""
+
+    io_uring: bool = True
+    """Write to large rooms with io_uring where the kernel has it."""
+
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Browser origins that may connect beside loopback ones, separated by commas:
+    https://app.example.com."""
+
+    # See stores.open_store.
+    store: str = "memory://"
+    """Where rooms keep their logs: memory://, sqlite:///path or module:function."""
+
+    drain_timeout_s: Annotated[float, Field(ge=0, le=600)] = 5.0
+    """How long the server waits for publishes and subscribers to finish when it stops, in
+    seconds."""
+
+    idle_timeout_s: _Seconds = IDLE_TIMEOUT_S
+    """Close a WebSocket after this time without a frame from its client, in seconds."""
+
+    # After a third of idle_timeout_s at the latest. In a mounted app, the ASGI server pings
+    # (uvicorn: ws_ping_interval).
+    ping_interval_s: Annotated[float, Field(ge=0, le=86_400)] = PING_QUIET_S
+    """Ping a WebSocket after this time without a frame from its client, in seconds. 0 sends no
+    pings."""
+
+    max_memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().max_memory_bytes
+    """The approximate maximum size of the memory store, in bytes. The oldest notifications are
+    evicted first."""
+
+    retention_count: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """The maximum number of notifications that a room keeps."""
+
+    retention_s: _Seconds = 24 * 3600.0
+    """How long a room keeps a notification, in seconds."""
+
+    request_retention_s: _Seconds = 3600.0
+    """How long a request's room keeps a notification, in seconds."""
+
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    """The least severe level that is logged: debug, info, warning or error."""
+
+    log_format: Literal["text", "json"] = "text"
+    """The format of the log: text or json."""
+
+    # See auth.keys.KeyFile.
     keys_file: Path | None = None
+    """A TOML file with keys, as generate-keys writes it. It is reloaded when it changes."""
+
     token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """The secrets that verify tokens (HS256), separated by commas."""
+
     api_keys: Annotated[Mapping[str, SecretStr], NoDecode] = Field(default_factory=dict)
+    """API keys by name, as name=key, separated by commas."""
+
     jwks_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    """Where identity providers publish their JWK sets: https:// URLs, separated by commas."""
+
     token_issuer: Annotated[str | None, Field(min_length=1)] = None
+    """The iss claim that tokens must have."""
+
     token_audience: Annotated[str | None, Field(min_length=1)] = None
+    """The aud claim that tokens must have."""
+
     token_leeway_s: Annotated[float, Field(ge=0, le=300)] = 10.0
+    """The clock difference that is tolerated when a token is validated, in seconds."""
+
+    # From iat to exp. Revocations are kept for as long.
     token_max_lifetime_s: _Seconds = 90 * 86_400.0
-    admin: bool = False
+    """Reject tokens that are valid for longer than this, in seconds."""
+
+    # See auth.authorization.Authorizer.
     authorizer: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
+    """Your own authorizer, as module:function. It can only deny what the server allows."""
+
+    admin: bool = False
+    """Serve the admin page at /admin."""
+
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses or networks of proxies whose X-Forwarded-For is trusted, separated by commas."""
 
     max_connections: _Limit = 20_000
+    """The maximum number of open connections. 0 is no limit, here and below."""
+
     max_connections_per_user: _Limit = 50
+    """The maximum number of open connections per user."""
+
     max_connections_per_room: _Limit = 10_000
+    """The maximum number of open connections per room."""
+
     max_rooms: _Limit = 20_000
-    max_connections_per_address: _Limit = 1000
+    """The maximum number of rooms that have subscribers."""
+
     max_pending_connections: _Limit = 5000
+    """The maximum number of sockets that have not sent a whole request yet."""
+
+    # Heads, targets, bodies, and the pipelined requests behind them.
     max_request_bytes: _Limit = 64 * 1024 * 1024
+    """The maximum size of all unanswered requests together, in bytes."""
+
     max_answer_bytes: _Limit = 64 * 1024 * 1024
+    """The maximum size of all responses that clients have not read yet, in bytes."""
+
     max_backlog_bytes: _Limit = 256 * 1024 * 1024
+    """The maximum size of all notifications that slow consumers have not read yet, in bytes."""
+
     max_caller_bytes: _Limit = 16 * 1024 * 1024
+    """The maximum of each of the three sizes above for one user, token or address, in bytes."""
+
+    # Loopback addresses have no limit.
+    max_connections_per_address: _Limit = 1000
+    """The maximum number of open connections per address."""
+
     new_connections_per_s: _Limit = 50
+    """The rate limit of new connections per address, per second."""
+
+    # Each notification counts once for each of its rooms.
     publishes_per_s: _Limit = 10_000
+    """The rate limit of notifications per key, per second."""
+
     publish_bytes_per_s: _Limit = 20 * 1024 * 1024
+    """The rate limit of published bytes per key, per second."""
+
+    # Including handshakes. Of an address: those without a credential, and invalid tokens.
     requests_per_s: _Limit = 200
+    """The rate limit of requests other than publishes per user, key or address, per second."""
+
     read_bytes_per_s: _Limit = 20 * 1024 * 1024
+    """The rate limit of bytes read (history, replay, presence) per user or key, per second."""
+
     client_messages_per_s: _Limit = 100
+    """The rate limit of messages that one client sends, per second."""
 
     @pydantic.field_validator(
         "allowed_origins", "token_secrets", "jwks_urls", "trusted_proxies", mode="before"
@@ -230,33 +287,13 @@ def load_settings(**given: Any) -> ServerSettings:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
-        variable = f"SYNAP_REALTIME_{name.upper()}"
-        if name in _SECRET:  # there is no option, and the value is secret
+        variable = ENV_PREFIX + name.upper()
+        if name in SECRETS:
             raise ConfigurationError(f"{variable}: {first['msg']}") from None
         raise ConfigurationError(
             f"--{name.replace('_', '-')} ({variable}): {first['msg']}, "
             f"got {redacted(repr(first['input']))}"
         ) from None
-
-
-def default_text(name: str) -> str | None:
-    """Return the default of a setting as ``--help`` shows it; None if it has none."""
-    field = ServerSettings.model_fields.get(name)
-    value = None if field is None else field.default
-    match value:
-        case bool():
-            return "on" if value else "off"
-        case int() if "_bytes" in name:
-            return f"{value} ({value // 2**20} MiB)"
-        case int() | float() if value >= 86_400 and value % 86_400 == 0:
-            days = int(value) // 86_400
-            return f"{value:.15g} ({days} {'day' if days == 1 else 'days'})"
-        case int() | float():
-            return f"{value:.15g}"
-        case str():
-            return value
-        case _:
-            return None
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .errors import InvalidArgumentError
+from ..errors import InvalidArgumentError
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as in shells."""
@@ -107,3 +107,8 @@ def _translated() -> Iterator[None]:
 def printable(text: str) -> str:
     """Escape control characters, which could move the cursor, change colours or reverse text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 key`` or ``2 keys``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigurationError
-from .redaction import redacted
+from ..errors import ConfigurationError
+from ..redaction import redacted
 
 _PREVIOUS = re.compile(r"-previous(-[0-9]+)?$")
 """The suffix of the name of an API key after a rotation, until it is pruned."""
